@@ -1,0 +1,1 @@
+//! The graph as Kiln sees it.

@@ -1,0 +1,213 @@
+//! Verified bytes in sealed memory.
+//!
+//! Invariant: a [`Blob`] that exists hashes to its digest, and nobody, not even
+//! a client that was handed its descriptor, can change a byte of it: the memory
+//! is sealed against writing, growing and shrinking.
+
+use std::{
+    fmt, io,
+    ops::Deref,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    sync::Arc,
+};
+
+use kiln_proto::{Digest, Hasher};
+use memmap2::{Mmap, MmapMut, MmapOptions};
+use rustix::fs::{MemfdFlags, SealFlags};
+
+/// Inputs at least this long are hashed by several threads.
+const HASH_IN_PARALLEL: usize = 1 << 20;
+
+/// Immutable bytes, named by their digest; cheap to clone, mappable by others.
+#[derive(Clone)]
+pub struct Blob(Arc<Sealed>);
+
+struct Sealed {
+    digest: Digest,
+    memory: OwnedFd,
+    /// `None` for the empty blob: nothing to map.
+    map: Option<Mmap>,
+}
+
+/// Memory that is being filled, hashed on the way in.
+pub struct BlobWriter {
+    memory: OwnedFd,
+    map: Option<MmapMut>,
+    filled: usize,
+    size: usize,
+    hasher: Hasher,
+}
+
+/// Why bytes did not become a blob.
+#[derive(Debug, thiserror::Error)]
+pub enum BlobError {
+    /// The bytes are not what they were said to be: discard this copy, ask another.
+    #[error("the bytes hash to {found}, not {wanted}")]
+    Corrupt {
+        /// The digest asked for.
+        wanted: Digest,
+        /// The digest found.
+        found: Digest,
+    },
+    /// More or fewer bytes than announced.
+    #[error("{found} bytes of {wanted}")]
+    Length {
+        /// The size announced.
+        wanted: u64,
+        /// The bytes that came.
+        found: u64,
+    },
+    /// The system has no more memory or descriptors.
+    #[error("allocate sealed memory: {0}")]
+    Memory(#[from] io::Error),
+}
+
+impl Blob {
+    /// Copies `bytes` into sealed memory.
+    pub fn copy_of(bytes: &[u8]) -> Result<Self, BlobError> {
+        let mut writer = BlobWriter::with_size(bytes.len() as u64)?;
+        writer.write(bytes)?;
+        writer.finish()
+    }
+
+    /// The name of these bytes.
+    pub fn digest(&self) -> Digest {
+        self.0.digest
+    }
+
+    /// Bytes.
+    pub fn size(&self) -> u64 {
+        self.len() as u64
+    }
+}
+
+impl Deref for Blob {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        self.0.map.as_deref().unwrap_or_default()
+    }
+}
+
+impl AsFd for Blob {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.memory.as_fd()
+    }
+}
+
+impl fmt::Debug for Blob {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Blob({}, {} bytes)", self.0.digest.short(), self.len())
+    }
+}
+
+impl BlobWriter {
+    /// Memory for exactly `size` bytes.
+    pub fn with_size(size: u64) -> Result<Self, BlobError> {
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+        let memory = rustix::fs::memfd_create("kiln-blob", flags).map_err(io::Error::from)?;
+        rustix::fs::ftruncate(&memory, size).map_err(io::Error::from)?;
+        let size = usize::try_from(size).map_err(io::Error::other)?;
+        // SAFETY: the memfd is ours alone until it is sealed: no one truncates it.
+        let map = match size {
+            0 => None,
+            _ => Some(unsafe { MmapOptions::new().len(size).map_mut(&memory)? }),
+        };
+        Ok(Self { memory, map, filled: 0, size, hasher: Hasher::new() })
+    }
+
+    /// Appends `bytes`; more than announced is an error.
+    pub fn write(&mut self, bytes: &[u8]) -> Result<(), BlobError> {
+        let room = self.spare();
+        if bytes.len() > room.len() {
+            let found = (self.filled + bytes.len()) as u64;
+            return Err(BlobError::Length { wanted: self.size as u64, found });
+        }
+        room[..bytes.len()].copy_from_slice(bytes);
+        self.advance(bytes.len());
+        Ok(())
+    }
+
+    /// Where the next bytes go: read into it, then [`advance`](Self::advance).
+    pub fn spare(&mut self) -> &mut [u8] {
+        self.map.as_deref_mut().map_or(&mut [], |map| &mut map[self.filled..])
+    }
+
+    /// Counts the first `n` bytes of [`spare`](Self::spare) in and hashes them.
+    pub fn advance(&mut self, n: usize) {
+        let Some(map) = &self.map else { return };
+        let fresh = &map[self.filled..self.filled + n];
+        if n >= HASH_IN_PARALLEL {
+            self.hasher.update_rayon(fresh);
+        } else {
+            self.hasher.update(fresh);
+        }
+        self.filled += n;
+    }
+
+    /// Bytes so far: where a broken transfer resumes.
+    pub fn filled(&self) -> u64 {
+        self.filled as u64
+    }
+
+    /// Seals the memory under the digest of what was written.
+    pub fn finish(self) -> Result<Blob, BlobError> {
+        if self.filled != self.size {
+            return Err(BlobError::Length { wanted: self.size as u64, found: self.filled() });
+        }
+        let digest = self.hasher.finalize().into();
+        // A writable mapping must be gone before its memory can be sealed.
+        drop(self.map);
+        let seals = SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL;
+        rustix::fs::fcntl_add_seals(&self.memory, seals).map_err(io::Error::from)?;
+        let map = match self.size {
+            0 => None,
+            // SAFETY: sealed: no one can write or truncate it any more.
+            size => Some(unsafe { MmapOptions::new().len(size).map_copy_read_only(&self.memory)? }),
+        };
+        Ok(Blob(Arc::new(Sealed { digest, memory: self.memory, map })))
+    }
+
+    /// Seals the memory if it hashes to `wanted`.
+    pub fn finish_as(self, wanted: Digest) -> Result<Blob, BlobError> {
+        let blob = self.finish()?;
+        match blob.digest() {
+            found if found == wanted => Ok(blob),
+            found => Err(BlobError::Corrupt { wanted, found }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_come_back_under_their_digest() {
+        for size in [0, 1, 4096, 3 << 20] {
+            let bytes = vec![7u8; size];
+            let blob = Blob::copy_of(&bytes).unwrap();
+            assert_eq!((&*blob, blob.digest()), (bytes.as_slice(), Digest::of(&bytes)));
+        }
+    }
+
+    #[test]
+    fn sealed_memory_cannot_be_written() {
+        let blob = Blob::copy_of(b"kiln").unwrap();
+        let refused = rustix::io::pwrite(&blob, b"x", 0).unwrap_err();
+        assert_eq!(refused, rustix::io::Errno::PERM);
+        assert!(rustix::fs::ftruncate(&blob, 0).is_err());
+    }
+
+    #[test]
+    fn wrong_bytes_do_not_become_a_blob() {
+        let mut writer = BlobWriter::with_size(4).unwrap();
+        writer.write(b"kiln").unwrap();
+        let refused = writer.finish_as(Digest::of(b"kilt")).unwrap_err();
+        assert!(matches!(refused, BlobError::Corrupt { .. }));
+        let mut writer = BlobWriter::with_size(4).unwrap();
+        assert!(matches!(writer.write(b"kilns"), Err(BlobError::Length { .. })));
+        writer.write(b"ki").unwrap();
+        assert!(matches!(writer.finish(), Err(BlobError::Length { wanted: 4, found: 2 })));
+    }
+}

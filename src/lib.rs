@@ -1,0 +1,5 @@
+//! Kiln: a cluster-wide cache of compiled GPU code.
+
+pub mod cache;
+pub mod compiler;
+pub mod transfer;
