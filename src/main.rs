@@ -1,1 +1,7 @@
-fn main() {}
+//! The `kiln` binary: daemon and command line.
+
+mod cli;
+
+fn main() -> std::process::ExitCode {
+    cli::main()
+}
