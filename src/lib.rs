@@ -3,4 +3,5 @@
 pub mod artifact;
 pub mod cache;
 pub mod compiler;
+pub mod config;
 pub mod transfer;

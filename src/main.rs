@@ -1,8 +1,11 @@
-//! The `kiln` executable.
+//! The `kiln` binary: daemon, command line, and the workers that it starts.
+
+mod cli;
 
 fn main() -> std::process::ExitCode {
+    // A worker is a child that loads a compiler: it starts nothing else.
     match std::env::args().nth(1).as_deref() {
         Some("worker") => kiln::compiler::worker_main(),
-        _ => std::process::ExitCode::SUCCESS,
+        _ => cli::main(),
     }
 }

@@ -1,0 +1,126 @@
+//! Reaching a node.
+//!
+//! Invariant: endpoints are tried in the order given; a call moves on to the
+//! next only where this one cannot be reached or cannot serve now.
+
+use std::time::Duration;
+
+use kiln_proto::pb::kiln_client::KilnClient;
+use tonic::transport::{Channel, Endpoint};
+
+use super::CliError;
+
+pub(crate) const DEFAULT_ENDPOINT: &str = "http://127.0.0.1:7400";
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// A node that died without a word is noticed after this and the next time-out.
+const KEEP_ALIVE: Duration = Duration::from_secs(5);
+/// Sources and answers are bounded by the node; this only guards the client.
+const LARGEST_MESSAGE: usize = 256 << 20;
+
+/// The nodes that the command line names.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct Endpoints {
+    /// Nodes to ask, in this order, separated by commas.
+    #[arg(
+        long = "endpoint",
+        value_name = "URL",
+        env = "KILN_ENDPOINT",
+        default_value = DEFAULT_ENDPOINT,
+        value_delimiter = ',',
+        value_parser = parse_endpoint,
+        global = true
+    )]
+    endpoints: Vec<Endpoint>,
+}
+
+/// A connected client.
+pub(crate) type Client = KilnClient<Channel>;
+
+fn parse_endpoint(text: &str) -> Result<Endpoint, String> {
+    let text = text.trim();
+    let url = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
+    let parsed = url::Url::parse(&url).map_err(|e| e.to_string())?;
+    if parsed.scheme() != "http" || parsed.host_str().is_none() {
+        return Err("an endpoint is http://HOST:PORT".into());
+    }
+    let endpoint = Endpoint::from_shared(url).map_err(|e| e.to_string())?;
+    Ok(endpoint
+        .connect_timeout(CONNECT_TIMEOUT)
+        .http2_keep_alive_interval(KEEP_ALIVE)
+        .keep_alive_timeout(KEEP_ALIVE)
+        .tcp_nodelay(true))
+}
+
+impl Endpoints {
+    /// The first node that can be reached. For calls that must not run twice.
+    pub(crate) async fn connect(&self) -> Result<Client, CliError> {
+        self.attempt(async |client| Ok(client)).await
+    }
+
+    /// Runs `call` on the first node that can serve it. `call` may run on
+    /// several nodes in turn, so it must do no harm when repeated.
+    pub(crate) async fn attempt<T>(
+        &self,
+        call: impl AsyncFn(Client) -> Result<T, CliError>,
+    ) -> Result<T, CliError> {
+        let mut tried = Vec::new();
+        for endpoint in &self.endpoints {
+            match Self::reach(endpoint).await {
+                Ok(client) => match call(client).await {
+                    Err(CliError::Unreachable(why)) => tried.push((endpoint, why)),
+                    settled => return settled,
+                },
+                Err(why) => tried.push((endpoint, why)),
+            }
+        }
+        let all: Vec<_> = tried.iter().map(|(at, why)| format!("{}: {why}", at.uri())).collect();
+        Err(CliError::Unreachable(format!(
+            "no node can serve this ({}); is `kiln serve` or `kiln dev` running, and is \
+             --endpoint or KILN_ENDPOINT right?",
+            all.join("; ")
+        )))
+    }
+
+    async fn reach(endpoint: &Endpoint) -> Result<Client, String> {
+        let channel = endpoint.connect().await.map_err(|e| innermost(&e))?;
+        Ok(KilnClient::new(channel)
+            .max_decoding_message_size(LARGEST_MESSAGE)
+            .max_encoding_message_size(LARGEST_MESSAGE))
+    }
+}
+
+/// "connection refused" rather than the library's "transport error".
+fn innermost(error: &dyn std::error::Error) -> String {
+    let mut at = error;
+    while let Some(source) = at.source() {
+        at = source;
+    }
+    at.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn endpoints_are_plain_http_with_a_host() {
+        for good in ["http://127.0.0.1:7400", "127.0.0.1:7400", " kiln-0.kiln:7400"] {
+            assert!(parse_endpoint(good).is_ok(), "{good}");
+        }
+        for bad in ["ftp://a", "http://", "", "https://a:1"] {
+            assert!(parse_endpoint(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[tokio::test]
+    async fn every_endpoint_tried_is_named() {
+        let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = closed.local_addr().unwrap();
+        drop(closed);
+        let endpoint = parse_endpoint(&address.to_string()).unwrap();
+        let endpoints = Endpoints { endpoints: vec![endpoint.clone(), endpoint] };
+        let error = endpoints.connect().await.unwrap_err();
+        assert_eq!(error.exit_code(), 3);
+        assert_eq!(error.to_string().matches(&address.to_string()).count(), 2, "{error}");
+    }
+}

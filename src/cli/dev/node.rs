@@ -1,0 +1,221 @@
+//! One child process of `kiln dev`.
+//!
+//! Invariant: a child that was started is waited for; it gets a moment to stop
+//! by itself, then it is killed.
+
+use std::{
+    fmt, fs,
+    path::{Path, PathBuf},
+    process::{ExitStatus, Stdio},
+    time::Duration,
+};
+
+use anyhow::Context;
+use rustix::process::{Pid, Signal as UnixSignal};
+use serde::Serialize;
+use tokio::{
+    io::{AsyncBufReadExt, BufReader},
+    process::{Child, ChildStdout, Command},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::plan::Plan;
+use crate::cli::{CliError, serve::Ready};
+
+/// How much of a log is shown where its node did not start.
+const TAIL_LINES: usize = 5;
+
+/// A node as the ready line tells it.
+#[derive(Debug, Serialize)]
+pub(super) struct NodeView {
+    id: u64,
+    grpc: String,
+    http: String,
+    transfer: String,
+    socket: Option<PathBuf>,
+    pid: u32,
+    data: PathBuf,
+    config: PathBuf,
+    log: PathBuf,
+}
+
+/// A running child.
+pub(super) struct Node {
+    number: usize,
+    config_file: PathBuf,
+    child: Child,
+}
+
+/// Tells when its node is ready.
+pub(super) struct Signal {
+    plan: Plan,
+    pid: u32,
+    stdout: ChildStdout,
+}
+
+/// How a node ended.
+pub(super) struct Ended {
+    number: usize,
+    config_file: PathBuf,
+    status: std::io::Result<ExitStatus>,
+}
+
+impl Node {
+    /// Starts `kiln serve` with the planned configuration.
+    pub(super) fn spawn(plan: Plan) -> Result<(Self, Signal), CliError> {
+        let log = log_file(&plan.folder);
+        let stderr = fs::OpenOptions::new().create(true).append(true).open(&log);
+        let stderr = stderr.with_context(|| format!("open {}", log.display()))?;
+        let program = std::env::current_exe().context("find the kiln program")?;
+        let mut command = Command::new(program);
+        command.arg("serve").arg("--config").arg(&plan.config_file);
+        // The file says all: this shell's variables are in it already.
+        for name in kiln::config::environment_names().iter().map(String::as_str) {
+            command.env_remove(name);
+        }
+        command.env_remove("KILN_CONFIG");
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(stderr);
+        // A group of its own: ctrl-C is ours to pass on. Killed where we are killed.
+        command.process_group(0).kill_on_drop(true);
+        die_with_parent(&mut command);
+        let mut child = command.spawn().context("start kiln serve")?;
+        let (Some(pid), Some(stdout)) = (child.id(), child.stdout.take()) else {
+            return Err(anyhow::anyhow!("kiln serve ended at once").into());
+        };
+        let node = Self { number: plan.number, config_file: plan.config_file.clone(), child };
+        Ok((node, Signal { plan, pid, stdout }))
+    }
+
+    /// Waits until the node ends, or ends it when `stop` says so.
+    pub(super) async fn watch(mut self, stop: CancellationToken, grace: Duration) -> Ended {
+        let status = tokio::select! {
+            status = self.child.wait() => status,
+            () = stop.cancelled() => self.end(grace).await,
+        };
+        Ended { number: self.number, config_file: self.config_file, status }
+    }
+
+    async fn end(&mut self, grace: Duration) -> std::io::Result<ExitStatus> {
+        // While the child is not waited for, its pid is no one else's.
+        let pid = self.child.id().and_then(|pid| Pid::from_raw(pid.cast_signed()));
+        if let Some(pid) = pid {
+            rustix::process::kill_process(pid, UnixSignal::TERM)?;
+        }
+        match tokio::time::timeout(grace, self.child.wait()).await {
+            Ok(status) => status,
+            Err(_) => {
+                eprintln!("node {} did not stop within {grace:?}: killed", self.number);
+                self.child.kill().await?;
+                self.child.wait().await
+            }
+        }
+    }
+}
+
+impl Signal {
+    /// Waits for the node's ready line.
+    pub(super) async fn ready(self) -> Result<NodeView, CliError> {
+        let Self { plan, pid, stdout } = self;
+        let log = log_file(&plan.folder);
+        let line = BufReader::new(stdout).lines().next_line().await?;
+        let Some(line) = line else {
+            return Err(
+                anyhow::anyhow!("node {} did not start:\n{}", plan.number, tail(&log)).into()
+            );
+        };
+        let ready: Ready =
+            serde_json::from_str(&line).with_context(|| format!("node {}", plan.number))?;
+        Ok(NodeView {
+            id: ready.id,
+            grpc: ready.grpc,
+            http: ready.http,
+            transfer: ready.transfer,
+            socket: ready.socket,
+            pid,
+            data: plan.config.data_dir,
+            config: plan.config_file,
+            log,
+        })
+    }
+}
+
+impl fmt::Display for Ended {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let config = self.config_file.display();
+        match &self.status {
+            Ok(status) => write!(f, "node {} ended ({status})", self.number)?,
+            Err(e) => write!(f, "node {} cannot be waited for ({e})", self.number)?,
+        }
+        write!(f, "; start it again with: kiln serve --config {config}")
+    }
+}
+
+fn log_file(folder: &Path) -> PathBuf {
+    folder.join("log")
+}
+
+fn tail(log: &Path) -> String {
+    let text = fs::read_to_string(log).unwrap_or_else(|e| format!("{}: {e}", log.display()));
+    let lines: Vec<_> = text.lines().collect();
+    lines[lines.len().saturating_sub(TAIL_LINES)..].join("\n")
+}
+
+/// Has the kernel kill the child when the thread that started it ends.
+fn die_with_parent(command: &mut Command) {
+    let parent = std::process::id().cast_signed();
+    let before_exec = move || {
+        rustix::process::set_parent_process_death_signal(Some(UnixSignal::KILL))?;
+        // The parent may have ended before the line above.
+        match rustix::process::getppid().map(Pid::as_raw_pid) {
+            Some(pid) if pid == parent => Ok(()),
+            _ => Err(std::io::ErrorKind::NotConnected.into()),
+        }
+    };
+    // SAFETY: between fork and exec it makes two plain system calls and
+    // allocates nothing.
+    unsafe { command.pre_exec(before_exec) };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_json_shape_holds() {
+        let view = NodeView {
+            id: 1,
+            grpc: "127.0.0.1:1".into(),
+            http: "127.0.0.1:2".into(),
+            transfer: "127.0.0.1:3".into(),
+            socket: None,
+            pid: 4,
+            data: "/d/node-1/data".into(),
+            config: "/d/node-1/config.toml".into(),
+            log: "/d/node-1/log".into(),
+        };
+        let json = serde_json::to_value(&view).unwrap();
+        let fields: Vec<_> = json.as_object().unwrap().keys().map(String::as_str).collect();
+        assert_eq!(
+            fields,
+            ["id", "grpc", "http", "transfer", "socket", "pid", "data", "config", "log"]
+        );
+    }
+
+    #[tokio::test]
+    async fn a_child_that_does_not_listen_is_killed_in_time() {
+        let mut command = Command::new("sh");
+        command.args(["-c", "trap '' TERM; echo ready; while :; do :; done"]);
+        command.stdout(Stdio::piped()).process_group(0).kill_on_drop(true);
+        die_with_parent(&mut command);
+        let mut child = command.spawn().unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        assert_eq!(lines.next_line().await.unwrap().as_deref(), Some("ready"));
+        let node = Node { number: 1, config_file: PathBuf::new(), child };
+        let stop = CancellationToken::new();
+        stop.cancel();
+        let ended = node.watch(stop, Duration::from_millis(50)).await;
+        let status = ended.status.as_ref().unwrap();
+        assert_eq!(std::os::unix::process::ExitStatusExt::signal(status), Some(9));
+        assert!(ended.to_string().contains("node 1 ended"));
+    }
+}

@@ -1,0 +1,212 @@
+//! Which nodes a folder has, and each node's configuration file.
+//!
+//! Invariant: what a node was given once (ports, folders, founding peers) is
+//! read back from its file; only flags change it.
+
+use std::{
+    fs,
+    net::{Ipv4Addr, SocketAddr, TcpListener},
+    path::{Path, PathBuf},
+};
+
+use anyhow::Context;
+use kiln::config::{Config, Layers};
+
+use crate::cli::CliError;
+
+/// Founders of a new cluster where no number is given.
+const NODES: usize = 3;
+const MOST_NODES: usize = 64;
+/// Ports for one node: gRPC, HTTP, transfer.
+const PORTS: usize = 3;
+/// A unix socket's path has at most this many bytes.
+const LONGEST_SOCKET_PATH: usize = 107;
+
+/// One node of the folder.
+#[derive(Debug)]
+pub(super) struct Plan {
+    /// 1, 2, … as in `node-1`; its id in the cluster is the cluster's to give.
+    pub(super) number: usize,
+    pub(super) folder: PathBuf,
+    pub(super) config_file: PathBuf,
+    pub(super) config: Config,
+}
+
+/// The nodes of `dir`, with new ones up to `wanted`; writes their files.
+pub(super) fn plan(
+    dir: &Path,
+    wanted: Option<usize>,
+    base: &Layers,
+) -> Result<Vec<Plan>, CliError> {
+    let known = (1..).take_while(|n| config_file(dir, *n).is_file()).count();
+    let wanted = wanted.unwrap_or(if known > 0 { known } else { NODES });
+    if wanted < known.max(1) || wanted > MOST_NODES {
+        return Err(CliError::Usage(format!(
+            "{wanted} nodes: {} has {known}, and there can be up to {MOST_NODES}; take another \
+             --dir for fewer",
+            dir.display()
+        )));
+    }
+    let mut plans = Vec::new();
+    for number in 1..=known {
+        let file = config_file(dir, number);
+        let layers =
+            Layers { file: Some(file), environment: Vec::new(), flags: base.flags.clone() };
+        plans.push(Plan::new(dir, number, layers.load()?));
+    }
+    plans.extend(fresh(dir, known, wanted, base, &plans)?);
+    for plan in &plans {
+        plan.write()?;
+    }
+    Ok(plans)
+}
+
+fn fresh(
+    dir: &Path,
+    known: usize,
+    wanted: usize,
+    base: &Layers,
+    old: &[Plan],
+) -> Result<Vec<Plan>, CliError> {
+    let ports = free_ports((wanted - known) * PORTS)?;
+    let addresses: Vec<_> = ports.chunks(PORTS).collect();
+    // The largest number of voters that these nodes allow.
+    let founders = [5, 3, 1].into_iter().find(|n| *n <= wanted).unwrap_or(1);
+    let grpc = old.iter().map(|plan| plan.config.grpc_listen);
+    let grpc: Vec<_> = grpc.chain(addresses.iter().map(|a| a[0])).map(|a| a.to_string()).collect();
+    let mut plans = Vec::new();
+    for (number, address) in (known + 1..).zip(&addresses) {
+        let founds = known == 0 && number <= founders;
+        let (expect, peers, join) = match founds {
+            true => (founders, grpc[..founders].join(","), String::new()),
+            false => (1, String::new(), grpc[..known.max(founders)].join(",")),
+        };
+        let folder = folder(dir, number);
+        let own = [
+            ("data_dir", folder.join("data").display().to_string()),
+            ("grpc_listen", address[0].to_string()),
+            ("http_listen", address[1].to_string()),
+            ("transfer_listen", address[2].to_string()),
+            ("advertise", address[0].ip().to_string()),
+            ("start.expect", expect.to_string()),
+            ("start.peers", peers),
+            ("start.join", join),
+        ];
+        let mut layers = base.clone();
+        layers.flags.extend(own.map(|(key, value)| (key.to_owned(), value)));
+        let mut config = layers.load()?;
+        let socket = folder.join("kiln.sock");
+        // A folder too deep for a socket's address only costs the short cut.
+        config.socket = (socket.as_os_str().len() <= LONGEST_SOCKET_PATH).then_some(socket);
+        plans.push(Plan::new(dir, number, config));
+    }
+    Ok(plans)
+}
+
+impl Plan {
+    fn new(dir: &Path, number: usize, config: Config) -> Self {
+        Self { number, folder: folder(dir, number), config_file: config_file(dir, number), config }
+    }
+
+    fn write(&self) -> Result<(), CliError> {
+        let wrote = || format!("write {}", self.config_file.display());
+        fs::create_dir_all(&self.folder).with_context(wrote)?;
+        let text = format!("# Written by kiln dev; flags change it.\n{}", self.config.to_toml());
+        fs::write(&self.config_file, text).with_context(wrote)?;
+        Ok(())
+    }
+}
+
+fn folder(dir: &Path, number: usize) -> PathBuf {
+    dir.join(format!("node-{number}"))
+}
+
+fn config_file(dir: &Path, number: usize) -> PathBuf {
+    folder(dir, number).join("config.toml")
+}
+
+/// Loopback addresses that nobody listens on, below the range from which the
+/// kernel takes ports for outgoing connections: nothing else takes one between
+/// this look and the node's own bind.
+fn free_ports(count: usize) -> Result<Vec<SocketAddr>, CliError> {
+    const LOWEST: u16 = 10_000;
+    const TRIES: usize = 4096;
+    let outgoing = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").ok();
+    let outgoing = outgoing.and_then(|range| range.split_whitespace().next()?.parse::<u16>().ok());
+    let end = outgoing.filter(|first| *first > LOWEST + 1000).unwrap_or(32_768);
+    let mut held = Vec::new();
+    for _ in 0..TRIES {
+        if held.len() == count {
+            break;
+        }
+        let random = getrandom::u32().map_err(|e| anyhow::anyhow!("random port: {e}"))?;
+        let port = LOWEST + (random % u32::from(end - LOWEST)) as u16;
+        held.extend(TcpListener::bind((Ipv4Addr::LOCALHOST, port)));
+    }
+    if held.len() < count {
+        return Err(anyhow::anyhow!("no {count} free ports between {LOWEST} and {end}").into());
+    }
+    Ok(held.iter().map(TcpListener::local_addr).collect::<Result<_, _>>()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn planned(dir: &Path, wanted: Option<usize>, flags: &[(&str, &str)]) -> Vec<Plan> {
+        let flags = flags.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect();
+        plan(dir, wanted, &Layers { flags, ..Layers::default() }).unwrap()
+    }
+
+    #[test]
+    fn three_nodes_found_one_cluster() {
+        let dir = tempfile::tempdir().unwrap();
+        let plans = planned(dir.path(), None, &[("object.url", "file:///tmp/l3")]);
+        assert_eq!(plans.len(), 3);
+        let mut ports: Vec<_> = plans
+            .iter()
+            .flat_map(|p| [p.config.grpc_listen, p.config.http_listen, p.config.transfer_listen])
+            .collect();
+        ports.sort();
+        ports.dedup();
+        assert_eq!(ports.len(), 9, "each listener has its own port");
+        for plan in &plans {
+            assert_eq!(plan.config.start.expect, 3);
+            assert_eq!(plan.config.start.peers, plans[0].config.start.peers);
+            assert_eq!(plan.config.object.url.as_deref(), Some("file:///tmp/l3"));
+            assert!(plan.config.grpc_listen.ip().is_loopback());
+        }
+    }
+
+    #[test]
+    fn the_same_folder_gives_the_same_nodes() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = planned(dir.path(), Some(3), &[("memory.bytes", "64MiB")]);
+        let again = planned(dir.path(), None, &[("object.url", "file:///tmp/l3")]);
+        for (first, again) in first.iter().zip(&again) {
+            let mut expected = first.config.clone();
+            expected.object.url = Some("file:///tmp/l3".into());
+            assert_eq!(again.config, expected, "remembered, and changed by the flag alone");
+        }
+    }
+
+    #[test]
+    fn more_nodes_join() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = planned(dir.path(), Some(3), &[]);
+        let more = planned(dir.path(), Some(4), &[]);
+        assert_eq!(more[3].config.start.expect, 1);
+        assert_eq!(more[3].config.start.join, first[0].config.start.peers);
+        let refused = plan(dir.path(), Some(2), &Layers::default()).unwrap_err();
+        assert_eq!(refused.exit_code(), 2, "{refused}");
+    }
+
+    #[test]
+    fn an_even_number_has_an_odd_number_of_founders() {
+        let dir = tempfile::tempdir().unwrap();
+        let plans = planned(dir.path(), Some(4), &[]);
+        let founding: Vec<_> = plans.iter().map(|p| p.config.start.expect).collect();
+        assert_eq!(founding, [3, 3, 3, 1]);
+        assert_eq!(plans[3].config.start.join, plans[0].config.start.peers);
+    }
+}

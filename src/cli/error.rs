@@ -1,0 +1,214 @@
+//! What can go wrong on the command line, and the exit code of each.
+//!
+//! Invariant: the one place where errors become exit codes; `EXIT_CODES` is what
+//! the help prints and what a test compares with the mapping.
+
+use kiln_proto::FailureKind;
+use serde::Serialize;
+use tonic::{Code, Status};
+
+/// Shown by `kiln --help`.
+pub(crate) const EXIT_CODES: &str = "\
+Exit codes:
+   0  done
+   1  a local error: a file that cannot be read or written, a process that ended
+   2  usage: flags, arguments, configuration
+   3  no node reachable, or the cluster cannot serve this now: try again later
+  11  C001  compilation failed, or the source is invalid or unsupported
+  12  C002  a cache entry is corrupt
+  13  C003  incompatible configuration
+  14  C004  time-out
+  15  C005  compiler not available: toolchain missing, out of memory, crashed
+  20  not found
+  21  refused in the present state";
+
+/// An error that ends the command.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CliError {
+    /// The command line or the configuration is wrong.
+    #[error("{0}")]
+    Usage(String),
+    /// No endpoint answered, or none can serve now.
+    #[error("{0}")]
+    Unreachable(String),
+    /// A failure with a stable code.
+    #[error("{message}")]
+    Failed { code: String, kind: String, message: String },
+    /// There is no such key, node or namespace.
+    #[error("{0}")]
+    NotFound(String),
+    /// It cannot be done in the present state.
+    #[error("{0}")]
+    Refused(String),
+    /// Anything on this machine.
+    #[error("{0:#}")]
+    Local(#[from] anyhow::Error),
+}
+
+/// The JSON form: `{"error":{"code","kind","message"}}`.
+#[derive(Debug, Serialize)]
+pub(crate) struct ErrorView<'a> {
+    error: ErrorFields<'a>,
+}
+
+#[derive(Debug, Serialize)]
+struct ErrorFields<'a> {
+    code: Option<&'a str>,
+    kind: &'a str,
+    message: String,
+}
+
+impl CliError {
+    /// A failure that this side found: its code and exit code are the node's.
+    pub(crate) fn failed(kind: FailureKind, message: impl Into<String>) -> Self {
+        Self::Failed { code: kind.code().into(), kind: kind.name().into(), message: message.into() }
+    }
+
+    /// What a node answered.
+    pub(crate) fn from_status(status: &Status) -> Self {
+        let message = status.message().to_owned();
+        let text = |name| status.metadata().get(name).and_then(|value| value.to_str().ok());
+        if let Some(code) = text("kiln-code") {
+            let kind = text("kiln-kind").unwrap_or("unknown");
+            return Self::Failed { code: code.into(), kind: kind.into(), message };
+        }
+        match status.code() {
+            Code::NotFound => Self::NotFound(message),
+            Code::InvalidArgument | Code::OutOfRange | Code::Unimplemented => Self::Usage(message),
+            Code::Unavailable | Code::ResourceExhausted | Code::Aborted => {
+                Self::Unreachable(message)
+            }
+            Code::DeadlineExceeded => Self::failed(FailureKind::Timeout, message),
+            Code::DataLoss => Self::failed(FailureKind::Corrupt, message),
+            Code::FailedPrecondition | Code::AlreadyExists | Code::PermissionDenied => {
+                Self::Refused(message)
+            }
+            code => Self::Local(anyhow::anyhow!("the node answered {code:?}: {message}")),
+        }
+    }
+
+    /// See [`EXIT_CODES`].
+    pub(crate) fn exit_code(&self) -> u8 {
+        match self {
+            Self::Local(_) => 1,
+            Self::Usage(_) => 2,
+            Self::Unreachable(_) => 3,
+            Self::Failed { code, .. } => {
+                code.strip_prefix('C').and_then(|n| n.parse::<u8>().ok()).map_or(1, |n| 10 + n)
+            }
+            Self::NotFound(_) => 20,
+            Self::Refused(_) => 21,
+        }
+    }
+
+    fn code(&self) -> Option<&str> {
+        match self {
+            Self::Failed { code, .. } => Some(code),
+            _ => None,
+        }
+    }
+
+    fn kind(&self) -> &str {
+        match self {
+            Self::Local(_) => "local",
+            Self::Usage(_) => "usage",
+            Self::Unreachable(_) => "unreachable",
+            Self::Failed { kind, .. } => kind,
+            Self::NotFound(_) => "not_found",
+            Self::Refused(_) => "refused",
+        }
+    }
+
+    /// For stderr: `C001 compile_error: …`, or the message alone.
+    pub(crate) fn for_people(&self) -> String {
+        match self.code() {
+            Some(code) => format!("{code} {}: {self}", self.kind()),
+            None => self.to_string(),
+        }
+    }
+
+    /// For `--json`.
+    pub(crate) fn view(&self) -> ErrorView<'_> {
+        let message = self.to_string();
+        ErrorView { error: ErrorFields { code: self.code(), kind: self.kind(), message } }
+    }
+}
+
+impl From<std::io::Error> for CliError {
+    fn from(e: std::io::Error) -> Self {
+        Self::Local(e.into())
+    }
+}
+
+impl From<kiln::config::ConfigError> for CliError {
+    fn from(e: kiln::config::ConfigError) -> Self {
+        Self::Usage(e.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn coded(code: &'static str, kind: &'static str) -> Status {
+        let mut status = Status::invalid_argument("why");
+        status.metadata_mut().insert("kiln-code", code.parse().unwrap());
+        status.metadata_mut().insert("kiln-kind", kind.parse().unwrap());
+        status
+    }
+
+    #[test]
+    fn each_stable_code_has_its_documented_exit_code() {
+        use FailureKind::*;
+        let kinds = [
+            CompileError,
+            UnsupportedOp,
+            InvalidInput,
+            Corrupt,
+            Incompatible,
+            Timeout,
+            ToolchainMissing,
+            OutOfMemory,
+            Crashed,
+        ];
+        for kind in kinds {
+            let error = CliError::from_status(&coded(kind.code(), kind.name()));
+            assert_eq!(error.exit_code(), CliError::failed(kind, "").exit_code());
+            let documented = format!("  {}  {}", error.exit_code(), kind.code());
+            assert!(EXIT_CODES.contains(&documented), "{documented}");
+            assert_eq!(error.for_people(), format!("{} {}: why", kind.code(), kind.name()));
+        }
+    }
+
+    #[test]
+    fn statuses_without_a_code_map_by_what_the_caller_should_do() {
+        let cases = [
+            (Status::not_found("x"), 20),
+            (Status::invalid_argument("x"), 2),
+            (Status::unavailable("x"), 3),
+            (Status::deadline_exceeded("x"), 14),
+            (Status::data_loss("x"), 12),
+            (Status::failed_precondition("x"), 21),
+            (Status::internal("x"), 1),
+        ];
+        for (status, exit_code) in cases {
+            let error = CliError::from_status(&status);
+            assert_eq!(error.exit_code(), exit_code, "{status}");
+            assert!(EXIT_CODES.contains(&format!("{exit_code:>4}  ")), "{exit_code}");
+        }
+    }
+
+    #[test]
+    fn the_json_form_has_code_kind_and_message() {
+        let error = CliError::from_status(&coded("C005", "toolchain_missing"));
+        assert_eq!(
+            serde_json::to_string(&error.view()).unwrap(),
+            r#"{"error":{"code":"C005","kind":"toolchain_missing","message":"why"}}"#
+        );
+        let error = CliError::NotFound("no".into());
+        assert_eq!(
+            serde_json::to_string(&error.view()).unwrap(),
+            r#"{"error":{"code":null,"kind":"not_found","message":"no"}}"#
+        );
+    }
+}

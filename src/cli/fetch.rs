@@ -1,0 +1,158 @@
+//! Fetching an artifact and writing its files.
+//!
+//! Invariant: no file is written before all bytes were checked against the
+//! manifest, and none outside the folder asked for.
+
+use std::{
+    fs,
+    io::Write,
+    path::{Path, PathBuf},
+};
+
+use anyhow::Context;
+use kiln::cache::{Blob, BlobWriter};
+use kiln_proto::{ArtifactKey, Digest, FailureKind, Manifest, SignedManifest, pb};
+use pb::fetch_chunk::Chunk;
+
+use super::{CliError, client::Client};
+
+/// An artifact whose bytes are what its manifest says.
+#[derive(Debug)]
+pub(crate) struct Fetched {
+    pub(crate) manifest: Manifest,
+    pub(crate) pack: Blob,
+    pub(crate) tier: pb::Tier,
+}
+
+/// Reads a manifest. Its signature was the node's to check: clients have no
+/// member's key.
+pub(crate) fn manifest(wire: pb::SignedManifest) -> Result<Manifest, CliError> {
+    SignedManifest::from(wire).read_unverified().map_err(corrupt)
+}
+
+/// Streams the artifact of `key`.
+pub(crate) async fn fetch(
+    client: &mut Client,
+    key: &ArtifactKey,
+    namespace: &str,
+) -> Result<Fetched, CliError> {
+    let request =
+        pb::FetchRequest { key: key.as_bytes().to_vec().into(), namespace: namespace.to_owned() };
+    let answer = client.fetch(request).await.map_err(|e| CliError::from_status(&e))?;
+    let mut chunks = answer.into_inner();
+    let mut next = async || {
+        let message = chunks.message().await.map_err(|e| CliError::from_status(&e))?;
+        Ok::<_, CliError>(message.and_then(|message| message.chunk))
+    };
+    let Some(Chunk::Header(header)) = next().await? else {
+        return Err(corrupt("the node sent no manifest"));
+    };
+    let tier = header.tier();
+    let manifest = manifest(header.manifest.unwrap_or_default())?;
+    if manifest.key != *key {
+        return Err(corrupt(format!("the node sent key {} for {key}", manifest.key)));
+    }
+    let mut writer = BlobWriter::with_size(manifest.pack_size).map_err(anyhow::Error::from)?;
+    while let Some(chunk) = next().await? {
+        match chunk {
+            Chunk::Data(bytes) => writer.write(&bytes).map_err(corrupt)?,
+            Chunk::Header(_) => return Err(corrupt("the node sent a second manifest")),
+        }
+    }
+    let pack = writer.finish_as(manifest.pack_digest).map_err(corrupt)?;
+    Ok(Fetched { manifest, pack, tier })
+}
+
+#[allow(clippy::needless_pass_by_value)] // the shape that map_err wants
+fn corrupt(why: impl ToString) -> CliError {
+    CliError::failed(FailureKind::Corrupt, why.to_string())
+}
+
+/// Writes the files below `folder`, each complete or not at all.
+pub(crate) fn write_files(
+    folder: &Path,
+    manifest: &Manifest,
+    pack: &[u8],
+) -> Result<PathBuf, CliError> {
+    let mut checked = Vec::with_capacity(manifest.files.len());
+    for file in &manifest.files {
+        let range = file.offset as usize..(file.offset + file.size) as usize;
+        let bytes = pack.get(range).filter(|bytes| Digest::of(bytes) == file.digest);
+        let bytes =
+            bytes.ok_or_else(|| corrupt(format!("{} is not what was signed", file.path)))?;
+        checked.push((folder.join(&file.path), bytes));
+    }
+    for (path, bytes) in checked {
+        let parent = path.parent().unwrap_or(folder);
+        fs::create_dir_all(parent).with_context(|| format!("create {}", parent.display()))?;
+        let mut temp = tempfile::NamedTempFile::new_in(parent)
+            .with_context(|| format!("write into {}", parent.display()))?;
+        temp.write_all(bytes).with_context(|| format!("write {}", path.display()))?;
+        let file = temp.persist(&path).with_context(|| format!("write {}", path.display()))?;
+        readable_by_all(&file)?;
+    }
+    Ok(folder.to_path_buf())
+}
+
+/// A temporary file is private; what is left in a build folder is not.
+fn readable_by_all(file: &fs::File) -> Result<(), CliError> {
+    use std::os::unix::fs::PermissionsExt;
+    Ok(file.set_permissions(fs::Permissions::from_mode(0o644))?)
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use kiln_proto::{Component, Components, FileEntry, Fingerprint, KeyField, Target};
+
+    use super::*;
+
+    pub(crate) fn artifact(files: &[(&str, &[u8])]) -> (Manifest, Vec<u8>) {
+        let components =
+            Components::new(vec![Component::new("graph", vec![KeyField::new("structure", "g")])]);
+        let mut pack = Vec::new();
+        let mut entries = Vec::new();
+        for (path, bytes) in files {
+            entries.push(FileEntry {
+                path: (*path).into(),
+                offset: pack.len() as u64,
+                size: bytes.len() as u64,
+                digest: Digest::of(bytes),
+            });
+            pack.extend_from_slice(bytes);
+        }
+        let manifest = Manifest {
+            key: components.key(),
+            namespace: "default".into(),
+            components,
+            fingerprint: Fingerprint::new("cuda", [("nvrtc", "13.0")]),
+            target: Target::cubin(90),
+            files: entries,
+            pack_digest: Digest::of(&pack),
+            pack_size: pack.len() as u64,
+            producer: 1,
+            compile_seconds: 0.5,
+            created_unix_ms: 0,
+            label: "k.cu".into(),
+        };
+        (manifest, pack)
+    }
+
+    #[test]
+    fn files_come_out_as_they_went_in() {
+        let dir = tempfile::tempdir().unwrap();
+        let (manifest, pack) = artifact(&[("a/b.txt", b"one"), ("module.cubin", b"two")]);
+        write_files(dir.path(), &manifest, &pack).unwrap();
+        assert_eq!(fs::read(dir.path().join("a/b.txt")).unwrap(), b"one");
+        assert_eq!(fs::read(dir.path().join("module.cubin")).unwrap(), b"two");
+    }
+
+    #[test]
+    fn nothing_is_written_where_one_byte_is_wrong() {
+        let dir = tempfile::tempdir().unwrap();
+        let (manifest, mut pack) = artifact(&[("a", b"one"), ("b", b"two")]);
+        pack[4] ^= 1;
+        let refused = write_files(dir.path(), &manifest, &pack).unwrap_err();
+        assert_eq!(refused.exit_code(), 12);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+}

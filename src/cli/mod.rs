@@ -1,0 +1,155 @@
+//! The command line: one file for each command, all of them clients of the
+//! gRPC API but `serve` and `dev`.
+//!
+//! Invariant: results go to stdout, everything else to stderr; with `--json`
+//! stdout has JSON objects only, one a line, an error among them.
+
+mod client;
+mod cluster;
+mod compile;
+mod dev;
+mod error;
+mod fetch;
+mod get;
+mod includes;
+mod keys;
+mod ls;
+mod output;
+mod pin;
+mod rm;
+mod serve;
+mod source;
+mod status;
+mod view;
+mod why;
+
+use std::{future::Future, process::ExitCode};
+
+use clap::{Args, Parser, Subcommand};
+
+pub(crate) use error::CliError;
+
+/// A cluster-wide cache of compiled GPU code.
+///
+/// What one node compiled once, every other node fetches, checks and runs.
+#[derive(Debug, Parser)]
+#[command(name = "kiln", version, after_help = error::EXIT_CODES, propagate_version = true)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Serve(Box<serve::Serve>),
+    Dev(dev::Dev),
+    Compile(compile::Compile),
+    Get(get::Get),
+    Ls(ls::Ls),
+    Why(why::Why),
+    Pin(pin::Pin),
+    Unpin(pin::Unpin),
+    Rm(rm::Rm),
+    Status(status::Status),
+    Cluster(cluster::ClusterArgs),
+}
+
+/// What every client command takes.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ClientArgs {
+    #[command(flatten)]
+    endpoints: client::Endpoints,
+    /// Print JSON, one object a line; errors too.
+    #[arg(long, global = true)]
+    json: bool,
+}
+
+/// The tenant whose keys a command is about.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct NamespaceArgs {
+    /// Namespace of the keys; the node's default where none is given.
+    #[arg(long, value_name = "NAME", env = "KILN_NAMESPACE", default_value = "")]
+    namespace: String,
+}
+
+/// Parses the command line, runs it and settles the exit code.
+pub(crate) fn main() -> ExitCode {
+    let command = Cli::parse().command;
+    let json = command.json();
+    match command.run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            if !(json && output::json(&error.view()).is_ok()) {
+                eprintln!("error: {}", error.for_people());
+            }
+            ExitCode::from(error.exit_code())
+        }
+    }
+}
+
+impl Command {
+    fn run(self) -> Result<(), CliError> {
+        match self {
+            Self::Serve(command) => command.run(),
+            Self::Dev(command) => command.run(),
+            Self::Compile(command) => client(command.run()),
+            Self::Get(command) => client(command.run()),
+            Self::Ls(command) => client(command.run()),
+            Self::Why(command) => client(command.run()),
+            Self::Pin(command) => client(command.run()),
+            Self::Unpin(command) => client(command.run()),
+            Self::Rm(command) => client(command.run()),
+            Self::Status(command) => client(command.run()),
+            Self::Cluster(command) => client(command.run()),
+        }
+    }
+
+    fn json(&self) -> bool {
+        match self {
+            Self::Serve(_) | Self::Dev(_) => false,
+            Self::Compile(command) => command.client.json,
+            Self::Get(command) => command.client.json,
+            Self::Ls(command) => command.client.json,
+            Self::Why(command) => command.client.json,
+            Self::Pin(command) => command.client.json,
+            Self::Unpin(command) => command.client.json,
+            Self::Rm(command) => command.client.json,
+            Self::Status(command) => command.client.json,
+            Self::Cluster(command) => command.client.json,
+        }
+    }
+}
+
+/// A client needs one thread; a daemon's runtime is its own affair.
+fn client(command: impl Future<Output = Result<(), CliError>>) -> Result<(), CliError> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(command)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_has_help_with_an_example() {
+        for command in Cli::command().get_subcommands() {
+            let examples = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            assert!(examples.contains("kiln "), "{} shows no example", command.get_name());
+            assert!(command.get_about().is_some(), "{}", command.get_name());
+        }
+    }
+
+    #[test]
+    fn json_is_known_before_a_command_runs() {
+        let parse = |line: &str| Cli::try_parse_from(line.split(' ')).unwrap().command.json();
+        assert!(parse("kiln status --json"));
+        assert!(parse("kiln cluster remove 3 --json"));
+        assert!(!parse("kiln compile a.cu"));
+    }
+}

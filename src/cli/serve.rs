@@ -1,0 +1,262 @@
+//! `kiln serve`: one node.
+//!
+//! Invariant: stdout has nothing but one JSON line, written when the node is
+//! ready; the log goes to stderr.
+
+use std::{
+    io::Write,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
+
+use anyhow::Context;
+use clap::Args;
+use kiln::config::{Config, Layers, LogFormat};
+use serde::{Deserialize, Serialize};
+use tokio_util::sync::CancellationToken;
+
+use super::{CliError, output};
+
+const EXAMPLES: &str = "\
+Examples:
+  kiln serve --data-dir /var/lib/kiln
+  kiln serve --config /etc/kiln.toml --set memory.bytes=4GiB
+  kiln serve --expect 3 --peer dns:kiln.default.svc:7400 --advertise kiln-0.kiln
+  kiln serve --join 10.0.0.1:7400 --data-dir /var/lib/kiln
+  kiln serve --config /etc/kiln.toml --print-config
+
+Every key of the configuration is also an environment variable: memory.bytes is
+KILN_MEMORY_BYTES. Flags override the environment, and that overrides the file.";
+
+/// Run one node of a cluster.
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Serve {
+    /// TOML file with the configuration.
+    #[arg(long, value_name = "FILE", env = "KILN_CONFIG")]
+    config: Option<PathBuf>,
+    /// Folder for the node's identity, log, index and disk tier.
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+    /// Address of the gRPC port; port 0 takes a free one.
+    #[arg(long, value_name = "ADDR")]
+    grpc_listen: Option<SocketAddr>,
+    /// Address of the HTTP port: /metrics, /healthz, /readyz.
+    #[arg(long, value_name = "ADDR")]
+    http_listen: Option<SocketAddr>,
+    /// Address of the port that moves artifacts between nodes.
+    #[arg(long, value_name = "ADDR")]
+    transfer_listen: Option<SocketAddr>,
+    /// Unix socket for clients on this machine.
+    #[arg(long, value_name = "PATH")]
+    socket: Option<PathBuf>,
+    /// Host under which other nodes reach this one.
+    #[arg(long, value_name = "HOST")]
+    advertise: Option<String>,
+    /// Found a cluster of this many voters with the --peer nodes.
+    #[arg(long, alias = "bootstrap-expect", value_name = "N")]
+    expect: Option<usize>,
+    /// A founding voter: HOST:PORT, or dns:NAME:PORT. May be repeated.
+    #[arg(long = "peer", value_name = "ADDR", value_delimiter = ',')]
+    peers: Vec<String>,
+    /// Join the cluster of this node. May be repeated.
+    #[arg(long, value_name = "ADDR", value_delimiter = ',', conflicts_with = "expect")]
+    join: Vec<String>,
+    /// Object tier: s3://BUCKET/PREFIX or file:///FOLDER.
+    #[arg(long, value_name = "URL")]
+    object: Option<String>,
+    /// Log level, or directives such as info,kiln=debug.
+    #[arg(long, value_name = "LEVEL")]
+    log_level: Option<String>,
+    /// Any other key of the configuration. May be repeated.
+    #[arg(long = "set", value_name = "KEY=VALUE", value_parser = setting)]
+    settings: Vec<(String, String)>,
+    /// Print the merged configuration as TOML, and stop.
+    #[arg(long)]
+    print_config: bool,
+    /// Write the ready line into this file as well, once it is complete.
+    #[arg(long, value_name = "FILE")]
+    ready_file: Option<PathBuf>,
+}
+
+/// What a node tells when it is ready: its real addresses.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Ready {
+    pub(crate) id: u64,
+    pub(crate) grpc: String,
+    pub(crate) http: String,
+    pub(crate) transfer: String,
+    pub(crate) socket: Option<PathBuf>,
+}
+
+pub(crate) fn setting(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err("write KEY=VALUE, such as memory.bytes=4GiB".into()),
+    }
+}
+
+impl Serve {
+    /// Runs a node until it is told to stop.
+    pub(crate) fn run(self) -> Result<(), CliError> {
+        let config = self.layers(std::env::vars().collect()).load()?;
+        if self.print_config {
+            return output::line(config.to_toml().trim_end());
+        }
+        start_log(&config)?;
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+        runtime.block_on(self.serve(config))
+    }
+
+    fn layers(&self, environment: Vec<(String, String)>) -> Layers {
+        let path = |path: &Option<PathBuf>| path.as_ref().map(|p| p.display().to_string());
+        let address = |address: Option<SocketAddr>| address.map(|a| a.to_string());
+        let list = |list: &[String]| (!list.is_empty()).then(|| list.join(","));
+        let named = [
+            ("data_dir", path(&self.data_dir)),
+            ("grpc_listen", address(self.grpc_listen)),
+            ("http_listen", address(self.http_listen)),
+            ("transfer_listen", address(self.transfer_listen)),
+            ("socket", path(&self.socket)),
+            ("advertise", self.advertise.clone()),
+            ("start.expect", self.expect.map(|n| n.to_string())),
+            ("start.peers", list(&self.peers)),
+            ("start.join", list(&self.join)),
+            ("object.url", self.object.clone()),
+            ("log.level", self.log_level.clone()),
+        ];
+        let named = named.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?)));
+        let flags = self.settings.iter().cloned().chain(named).collect();
+        Layers { file: self.config.clone(), environment, flags }
+    }
+
+    async fn serve(self, config: Config) -> Result<(), CliError> {
+        let stop = CancellationToken::new();
+        let signals = stop_on_signal(stop.clone())?;
+        let ready_file = self.ready_file;
+        let served = run_node(config, stop, |ready| {
+            if let Some(path) = &ready_file {
+                write_whole(path, &ready).with_context(|| format!("write {}", path.display()))?;
+            }
+            output::json(&ready).map_err(anyhow::Error::from)
+        });
+        let served = served.await;
+        signals.abort();
+        Ok(served?)
+    }
+}
+
+/// Starts the node, tells that it is ready, and runs it until `stop`.
+async fn run_node(
+    config: Config,
+    stop: CancellationToken,
+    announce: impl FnOnce(Ready) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let _ = (config, stop, announce);
+    anyhow::bail!("connected when kiln::node is merged")
+}
+
+/// The first SIGINT or SIGTERM stops in order; a second ends the process.
+pub(crate) fn stop_on_signal(
+    stop: CancellationToken,
+) -> std::io::Result<tokio::task::JoinHandle<()>> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    Ok(tokio::spawn(async move {
+        for last in [false, true] {
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+            }
+            if last {
+                std::process::exit(130);
+            }
+            stop.cancel();
+        }
+    }))
+}
+
+/// A reader of the file sees nothing or all of it.
+fn write_whole(path: &Path, ready: &Ready) -> anyhow::Result<()> {
+    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut temp = tempfile::NamedTempFile::new_in(folder)?;
+    serde_json::to_writer(&mut temp, ready)?;
+    writeln!(temp)?;
+    temp.persist(path)?;
+    Ok(())
+}
+
+fn start_log(config: &Config) -> anyhow::Result<()> {
+    let filter = tracing_subscriber::EnvFilter::try_new(&config.log.level)?;
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match config.log.format {
+        LogFormat::Text => {
+            log.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init()
+        }
+        LogFormat::Json => log.json().init(),
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Probe {
+        #[command(flatten)]
+        serve: Serve,
+    }
+
+    fn config(line: &str, environment: &[(&str, &str)]) -> Config {
+        let serve = Probe::try_parse_from(line.split(' ')).unwrap().serve;
+        let environment = environment.iter().map(|(k, v)| (k.to_string(), v.to_string()));
+        serve.layers(environment.collect()).load().unwrap()
+    }
+
+    #[test]
+    fn flags_override_the_environment() {
+        let environment =
+            [("KILN_GRPC_LISTEN", "127.0.0.1:1"), ("KILN_HTTP_LISTEN", "127.0.0.1:2")];
+        let config = config(
+            "probe --grpc-listen 127.0.0.1:0 --set memory.bytes=4GiB --set start.peers=x:1 \
+             --expect 3 --peer a:1,b:2 --peer c:3 --object file:///l3",
+            &environment,
+        );
+        assert_eq!((config.grpc_listen.port(), config.http_listen.port()), (0, 2));
+        assert_eq!(config.memory.bytes, 4 << 30);
+        assert_eq!(config.start.peers, ["a:1", "b:2", "c:3"], "a named flag beats --set");
+        assert_eq!(config.object.url.as_deref(), Some("file:///l3"));
+    }
+
+    #[test]
+    fn founding_and_joining_exclude_each_other() {
+        assert!(Probe::try_parse_from(["probe", "--expect", "3", "--join", "a:1"]).is_err());
+        assert_eq!(config("probe --join a:1", &[]).start.join, ["a:1"]);
+        assert_eq!(config("probe --bootstrap-expect 1", &[]).start.expect, 1);
+    }
+
+    #[test]
+    fn the_ready_line_holds_its_shape() {
+        let ready = Ready {
+            id: 3,
+            grpc: "127.0.0.1:1".into(),
+            http: "127.0.0.1:2".into(),
+            transfer: "127.0.0.1:3".into(),
+            socket: None,
+        };
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("ready.json");
+        write_whole(&file, &ready).unwrap();
+        let text = std::fs::read_to_string(&file).unwrap();
+        assert_eq!(
+            text,
+            "{\"id\":3,\"grpc\":\"127.0.0.1:1\",\"http\":\"127.0.0.1:2\",\
+             \"transfer\":\"127.0.0.1:3\",\"socket\":null}\n"
+        );
+        assert_eq!(serde_json::from_str::<Ready>(&text).unwrap(), ready);
+    }
+}

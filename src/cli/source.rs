@@ -1,0 +1,222 @@
+//! What is to be compiled, as the command line says it.
+//!
+//! Invariant: no path of this machine goes into a request, so that the same
+//! source gives the same key wherever it lies.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use clap::{Args, ValueEnum};
+use kiln_proto::{Target, pb};
+
+use super::{CliError, NamespaceArgs, includes};
+
+/// Every zip archive, so every torch.export archive, starts with this.
+const ZIP_MAGIC: &[u8] = b"PK\x03\x04";
+
+/// Options that decide a key.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct SourceArgs {
+    /// What the output runs on: sm_90 or sm_90a for machine code, compute_90
+    /// for PTX. May be given several times; each target is a key of its own.
+    #[arg(
+        long = "target",
+        value_name = "ARCH",
+        env = "KILN_TARGET",
+        default_value = "sm_90",
+        value_delimiter = ','
+    )]
+    targets: Vec<Target>,
+    /// Which compiler; auto takes `cuda` for CUDA C++ and `native` for a .pt2.
+    #[arg(long, value_enum, default_value_t = Backend::Auto)]
+    backend: Backend,
+    /// An option of the backend, by name.
+    #[arg(long = "option", value_name = "KEY=VALUE", value_parser = key_value)]
+    options: Vec<(String, String)>,
+    /// Folder whose headers the source includes; they are sent along.
+    #[arg(short = 'I', value_name = "DIR")]
+    include: Vec<PathBuf>,
+    /// Define a macro.
+    #[arg(short = 'D', value_name = "NAME[=VALUE]")]
+    define: Vec<String>,
+    /// Instantiate this template and record its lowered name (CUDA only).
+    #[arg(long = "name-expression", value_name = "EXPR")]
+    name_expressions: Vec<String>,
+    #[command(flatten)]
+    pub(crate) namespace: NamespaceArgs,
+    /// NVRTC's own options: `-- -use_fast_math --maxrregcount=64`.
+    #[arg(last = true, value_name = "NVRTC_OPTION")]
+    compiler_options: Vec<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Backend {
+    Auto,
+    Cuda,
+    Native,
+}
+
+impl Backend {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Cuda => "cuda",
+            Self::Native => "native",
+        }
+    }
+}
+
+fn key_value(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err("write KEY=VALUE".into()),
+    }
+}
+
+impl SourceArgs {
+    /// How many answers a request gets.
+    pub(crate) fn targets(&self) -> usize {
+        self.targets.len()
+    }
+
+    /// Reads `file` and all that it includes.
+    pub(crate) fn request(&self, file: &Path) -> Result<pb::CompileRequest, CliError> {
+        let bytes = std::fs::read(file).with_context(|| format!("read {}", file.display()))?;
+        let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let source = match bytes.starts_with(ZIP_MAGIC) {
+            true => self.program(name, bytes)?,
+            false => self.cuda(name, bytes, file)?,
+        };
+        let options = self.options.iter().cloned();
+        Ok(pb::CompileRequest {
+            targets: self.targets.iter().map(|target| (*target).into()).collect(),
+            backend: self.backend.name().into(),
+            options: options.map(|(name, value)| pb::Field { name, value }).collect(),
+            namespace: self.namespace.namespace.clone(),
+            disable_cache: false,
+            deadline_ms: 0,
+            source: Some(source),
+        })
+    }
+
+    fn program(
+        &self,
+        name: String,
+        archive: Vec<u8>,
+    ) -> Result<pb::compile_request::Source, CliError> {
+        let only_cuda = [
+            ("-D", self.define.is_empty()),
+            ("-I", self.include.is_empty()),
+            ("--name-expression", self.name_expressions.is_empty()),
+            ("options after --", self.compiler_options.is_empty()),
+        ];
+        if let Some((flag, _)) = only_cuda.iter().find(|(_, absent)| !absent) {
+            return Err(CliError::Usage(format!(
+                "{name} is an exported program, and {flag} is for CUDA sources; use --option KEY=VALUE"
+            )));
+        }
+        Ok(pb::compile_request::Source::Program(pb::ExportedProgram {
+            name,
+            archive: archive.into(),
+        }))
+    }
+
+    fn cuda(
+        &self,
+        name: String,
+        bytes: Vec<u8>,
+        file: &Path,
+    ) -> Result<pb::compile_request::Source, CliError> {
+        let text = std::str::from_utf8(&bytes).map_err(|e| {
+            CliError::Usage(format!("{name} is neither a .pt2 archive nor CUDA C++ text: {e}"))
+        })?;
+        if let Some(path) = self.compiler_options.iter().find(|o| names_a_folder(o)) {
+            return Err(CliError::Usage(format!(
+                "{path} would be a folder of the node; give it before `--`, and what the source \
+                 includes from it is sent along"
+            )));
+        }
+        let headers = includes::collect(file, text, &self.include)?;
+        let defines = self.define.iter().map(|define| format!("-D{define}"));
+        Ok(pb::compile_request::Source::Cuda(pb::CudaSource {
+            headers: headers.into_iter().map(|(name, bytes)| (name, bytes.into())).collect(),
+            options: defines.chain(self.compiler_options.iter().cloned()).collect(),
+            name_expressions: self.name_expressions.clone(),
+            name,
+            source: bytes.into(),
+        }))
+    }
+}
+
+fn names_a_folder(option: &str) -> bool {
+    option.starts_with("-I") || option.starts_with("--include-path")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use clap::Parser;
+    use kiln_proto::convert;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Probe {
+        #[command(flatten)]
+        source: SourceArgs,
+    }
+
+    fn parse(line: &str) -> SourceArgs {
+        Probe::try_parse_from(line.split(' ')).unwrap().source
+    }
+
+    #[test]
+    fn a_cuda_source_goes_with_its_headers_and_without_paths() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("inc")).unwrap();
+        fs::write(dir.path().join("inc/a.h"), "int a;").unwrap();
+        fs::write(dir.path().join("k.cu"), "#include \"a.h\"\n").unwrap();
+        let line = format!(
+            "probe --target sm_90 --target compute_80 -DN=4 -I {0}/inc --option x=y=z -- -use_fast_math",
+            dir.path().display()
+        );
+        let request = parse(&line).request(&dir.path().join("k.cu")).unwrap();
+        let targets: Vec<_> =
+            request.targets.iter().map(|t| convert::target(t).unwrap().to_string()).collect();
+        assert_eq!(targets, ["sm_90", "compute_80"]);
+        assert_eq!(request.options[0].value, "y=z");
+        let Some(pb::compile_request::Source::Cuda(cuda)) = &request.source else { panic!() };
+        assert_eq!((cuda.name.as_str(), &*cuda.headers["a.h"]), ("k.cu", &b"int a;"[..]));
+        assert_eq!(cuda.options, ["-DN=4", "-use_fast_math"]);
+        let said = format!("{request:?}");
+        assert!(!said.contains(&dir.path().display().to_string()), "{said}");
+    }
+
+    #[test]
+    fn an_archive_is_known_by_its_bytes() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("block.bin");
+        fs::write(&file, [ZIP_MAGIC, b"rest"].concat()).unwrap();
+        let request = parse("probe").request(&file).unwrap();
+        assert!(matches!(request.source, Some(pb::compile_request::Source::Program(_))));
+        let refused = parse("probe -DX").request(&file).unwrap_err();
+        assert_eq!(refused.exit_code(), 2, "{refused}");
+    }
+
+    #[test]
+    fn a_folder_of_the_node_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("k.cu");
+        fs::write(&file, "").unwrap();
+        let refused = parse("probe -- -I/usr/include").request(&file).unwrap_err();
+        assert!(refused.to_string().contains("before `--`"), "{refused}");
+    }
+
+    #[test]
+    fn nonsense_is_refused_when_parsing() {
+        for line in ["probe --target gpu", "probe --backend gcc", "probe --option x"] {
+            assert!(Probe::try_parse_from(line.split(' ')).is_err(), "{line}");
+        }
+    }
+}

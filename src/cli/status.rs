@@ -1,0 +1,130 @@
+//! `kiln status`: the node and the cluster as the node sees them.
+
+use clap::Args;
+use kiln_proto::pb;
+
+use super::{
+    CliError, ClientArgs,
+    output::{self, size, table},
+    view::{NodeView, StatusView, TierView},
+};
+
+const EXAMPLES: &str = "\
+Examples:
+  kiln status
+  kiln status --endpoint http://10.0.0.2:7400 --json";
+
+/// Show the node and the cluster as the node sees them.
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Status {
+    #[command(flatten)]
+    pub(crate) client: ClientArgs,
+}
+
+impl Status {
+    pub(crate) async fn run(self) -> Result<(), CliError> {
+        let status = self.client.endpoints.attempt(async |mut client| {
+            client.status(pb::StatusRequest {}).await.map_err(|e| CliError::from_status(&e))
+        });
+        let view = StatusView::from(status.await?.into_inner());
+        match self.client.json {
+            true => output::json(&view),
+            false => output::line(for_people(&view)),
+        }
+    }
+}
+
+fn for_people(view: &StatusView) -> String {
+    let leader = view.leader.map_or("none known".to_owned(), |id| format!("node {id}"));
+    let quorum = if view.quorum { "" } else { "; NO QUORUM: reads only" };
+    let mut parts = vec![format!(
+        "node {} ({}, kiln {})\nleader: {leader}, term {}, applied {}{quorum}\nentries: {}",
+        view.node, view.role, view.version, view.term, view.applied, view.entries
+    )];
+    let node = |node: &NodeView| {
+        let compilers: Vec<_> = node.compilers.iter().map(|c| c.compiler.clone()).collect();
+        [
+            node.id.to_string(),
+            node.grpc.clone(),
+            if node.voter { "voter" } else { "learner" }.to_owned(),
+            if node.reachable { "up" } else { "DOWN" }.to_owned(),
+            compilers.join(","),
+        ]
+    };
+    let rows: Vec<_> = view.nodes.iter().map(node).collect();
+    parts.push(table(["NODE", "GRPC", "ROLE", "STATE", "COMPILERS"], &rows));
+    let tier = |tier: &TierView| {
+        [
+            tier.name.clone(),
+            size(tier.bytes),
+            if tier.capacity_bytes == 0 { "-".to_owned() } else { size(tier.capacity_bytes) },
+            tier.entries.to_string(),
+            if tier.healthy { "ok" } else { "FAILING" }.to_owned(),
+        ]
+    };
+    let rows: Vec<_> = view.tiers.iter().map(tier).collect();
+    parts.push(table(["TIER", "USED", "OF", "ENTRIES", "STATE"], &rows));
+    parts.join("\n\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status() -> pb::StatusResponse {
+        pb::StatusResponse {
+            node: 1,
+            version: "0.1.0".into(),
+            role: "follower".into(),
+            leader: 0,
+            term: 4,
+            applied: 17,
+            quorum: false,
+            entries: 2,
+            nodes: vec![pb::NodeStatus {
+                id: 1,
+                grpc: "127.0.0.1:7400".into(),
+                transfer: "127.0.0.1:7402".into(),
+                voter: true,
+                reachable: true,
+                compilers: Vec::new(),
+            }],
+            tiers: vec![pb::TierStatus {
+                name: "memory".into(),
+                bytes: 5,
+                entries: 1,
+                capacity_bytes: 10,
+                healthy: true,
+            }],
+            compilers: vec![pb::Fingerprint {
+                compiler: "cuda".into(),
+                versions: vec![pb::Field { name: "nvrtc".into(), value: "13.0".into() }],
+            }],
+            counters: vec![pb::Counter { name: "compiles".into(), value: 3 }],
+        }
+    }
+
+    #[test]
+    fn the_json_shape_holds() {
+        assert_eq!(
+            serde_json::to_value(StatusView::from(status())).unwrap(),
+            serde_json::json!({
+                "node": 1, "version": "0.1.0", "role": "follower", "leader": null, "term": 4,
+                "applied": 17, "quorum": false, "entries": 2,
+                "nodes": [{"id": 1, "grpc": "127.0.0.1:7400", "transfer": "127.0.0.1:7402",
+                    "voter": true, "reachable": true, "compilers": []}],
+                "tiers": [{"name": "memory", "bytes": 5, "entries": 1, "capacity_bytes": 10,
+                    "healthy": true}],
+                "compilers": [{"compiler": "cuda", "versions": {"nvrtc": "13.0"}}],
+                "counters": {"compiles": 3},
+            })
+        );
+    }
+
+    #[test]
+    fn a_lost_quorum_is_plain_to_see() {
+        let text = for_people(&StatusView::from(status()));
+        assert!(text.contains("NO QUORUM") && text.contains("none known"), "{text}");
+    }
+}

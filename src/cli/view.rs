@@ -1,0 +1,238 @@
+//! What `--json` prints: the stable shapes of the command line.
+//!
+//! Invariant: a field printed once is never renamed or dropped; tests hold the
+//! shapes down.
+
+use kiln_proto::{Component, Difference, FileEntry, Manifest, pb};
+use serde::Serialize;
+
+/// `kiln compile --json`: one for each target.
+#[derive(Debug, Serialize)]
+pub(crate) struct CompileView {
+    pub(crate) key: String,
+    /// `compiled`, `hit` or `coalesced`.
+    pub(crate) outcome: &'static str,
+    /// `memory`, `disk`, `peer`, `object`, or null when compiled.
+    pub(crate) tier: Option<&'static str>,
+    /// The node that answered.
+    pub(crate) node: u64,
+    pub(crate) target: String,
+    /// blake3 of the artifact's bytes, its name in every tier.
+    pub(crate) artifact: String,
+    pub(crate) bytes: u64,
+    pub(crate) files: Vec<FileView>,
+    /// What the compile took when it ran, wherever that was.
+    pub(crate) compile_seconds: f64,
+    /// What this answer took at the node.
+    pub(crate) elapsed_seconds: f64,
+    /// The folder written to, or null without `-o`.
+    pub(crate) directory: Option<String>,
+}
+
+/// One file of an artifact.
+#[derive(Debug, Serialize)]
+pub(crate) struct FileView {
+    pub(crate) path: String,
+    pub(crate) bytes: u64,
+    pub(crate) digest: String,
+}
+
+/// `kiln get --json`.
+#[derive(Debug, Serialize)]
+pub(crate) struct FetchView {
+    pub(crate) key: String,
+    pub(crate) tier: Option<&'static str>,
+    pub(crate) artifact: String,
+    pub(crate) bytes: u64,
+    pub(crate) files: Vec<FileView>,
+    pub(crate) directory: String,
+}
+
+/// `kiln ls --json`: one for each entry.
+#[derive(Debug, Serialize)]
+pub(crate) struct EntryView {
+    pub(crate) key: String,
+    pub(crate) label: String,
+    pub(crate) target: String,
+    pub(crate) compiler: String,
+    pub(crate) namespace: String,
+    pub(crate) artifact: String,
+    pub(crate) bytes: u64,
+    pub(crate) compile_seconds: f64,
+    pub(crate) epoch: u64,
+    pub(crate) stored: bool,
+    pub(crate) pinned: bool,
+    pub(crate) hits: u64,
+    pub(crate) producer: u64,
+    pub(crate) holders: Vec<u64>,
+}
+
+/// `kiln why --json`.
+#[derive(Debug, Serialize)]
+pub(crate) struct WhyView {
+    pub(crate) key: String,
+    pub(crate) stored: bool,
+    /// The nearest other entry.
+    pub(crate) nearest: Option<String>,
+    pub(crate) differences: Vec<Difference>,
+    pub(crate) components: Vec<Component>,
+}
+
+/// `kiln status --json`.
+#[derive(Debug, Serialize)]
+pub(crate) struct StatusView {
+    pub(crate) node: u64,
+    pub(crate) version: String,
+    pub(crate) role: String,
+    /// Null while no leader is known.
+    pub(crate) leader: Option<u64>,
+    pub(crate) term: u64,
+    pub(crate) applied: u64,
+    pub(crate) quorum: bool,
+    pub(crate) entries: u64,
+    pub(crate) nodes: Vec<NodeView>,
+    pub(crate) tiers: Vec<TierView>,
+    pub(crate) compilers: Vec<FingerprintView>,
+    pub(crate) counters: serde_json::Map<String, serde_json::Value>,
+}
+
+/// One member.
+#[derive(Debug, Serialize)]
+pub(crate) struct NodeView {
+    pub(crate) id: u64,
+    pub(crate) grpc: String,
+    pub(crate) transfer: String,
+    pub(crate) voter: bool,
+    pub(crate) reachable: bool,
+    pub(crate) compilers: Vec<FingerprintView>,
+}
+
+/// One tier of the node asked.
+#[derive(Debug, Serialize)]
+pub(crate) struct TierView {
+    pub(crate) name: String,
+    pub(crate) bytes: u64,
+    pub(crate) entries: u64,
+    pub(crate) capacity_bytes: u64,
+    pub(crate) healthy: bool,
+}
+
+/// One compiler with the versions that its output depends on.
+#[derive(Debug, Serialize)]
+pub(crate) struct FingerprintView {
+    pub(crate) compiler: String,
+    pub(crate) versions: serde_json::Map<String, serde_json::Value>,
+}
+
+/// The name of an outcome.
+pub(crate) fn outcome(outcome: pb::Outcome) -> &'static str {
+    match outcome {
+        pb::Outcome::Compiled => "compiled",
+        pb::Outcome::Coalesced => "coalesced",
+        pb::Outcome::Hit => "hit",
+        pb::Outcome::Unspecified => "unknown",
+    }
+}
+
+/// The name of a tier.
+pub(crate) fn tier(tier: pb::Tier) -> Option<&'static str> {
+    match tier {
+        pb::Tier::Memory => Some("memory"),
+        pb::Tier::Disk => Some("disk"),
+        pb::Tier::Peer => Some("peer"),
+        pb::Tier::Object => Some("object"),
+        pb::Tier::Unspecified => None,
+    }
+}
+
+/// The files of a manifest.
+pub(crate) fn files(manifest: &Manifest) -> Vec<FileView> {
+    let view = |file: &FileEntry| FileView {
+        path: file.path.clone(),
+        bytes: file.size,
+        digest: file.digest.to_string(),
+    };
+    manifest.files.iter().map(view).collect()
+}
+
+impl CompileView {
+    /// What a node answered for one target.
+    pub(crate) fn new(done: &pb::Done, manifest: &Manifest) -> Self {
+        Self {
+            key: manifest.key.to_string(),
+            outcome: outcome(done.outcome()),
+            tier: tier(done.tier()),
+            node: done.node,
+            target: manifest.target.to_string(),
+            artifact: manifest.pack_digest.to_string(),
+            bytes: manifest.pack_size,
+            files: files(manifest),
+            compile_seconds: manifest.compile_seconds,
+            elapsed_seconds: done.elapsed_seconds,
+            directory: None,
+        }
+    }
+}
+
+impl EntryView {
+    /// One entry of a listing.
+    pub(crate) fn new(entry: &pb::Entry, manifest: &Manifest) -> Self {
+        Self {
+            key: manifest.key.to_string(),
+            label: manifest.label.clone(),
+            target: manifest.target.to_string(),
+            compiler: manifest.fingerprint.to_string(),
+            namespace: manifest.namespace.clone(),
+            artifact: manifest.pack_digest.to_string(),
+            bytes: manifest.pack_size,
+            compile_seconds: manifest.compile_seconds,
+            epoch: entry.epoch,
+            stored: entry.stored,
+            pinned: entry.pinned,
+            hits: entry.hits,
+            producer: manifest.producer,
+            holders: entry.holders.clone(),
+        }
+    }
+}
+
+impl From<pb::Fingerprint> for FingerprintView {
+    fn from(wire: pb::Fingerprint) -> Self {
+        let versions = wire.versions.into_iter().map(|f| (f.name, f.value.into()));
+        Self { compiler: wire.compiler, versions: versions.collect() }
+    }
+}
+
+impl From<pb::StatusResponse> for StatusView {
+    fn from(status: pb::StatusResponse) -> Self {
+        let node = |node: pb::NodeStatus| NodeView {
+            id: node.id,
+            grpc: node.grpc,
+            transfer: node.transfer,
+            voter: node.voter,
+            reachable: node.reachable,
+            compilers: node.compilers.into_iter().map(Into::into).collect(),
+        };
+        let tier = |tier: pb::TierStatus| TierView {
+            name: tier.name,
+            bytes: tier.bytes,
+            entries: tier.entries,
+            capacity_bytes: tier.capacity_bytes,
+            healthy: tier.healthy,
+        };
+        Self {
+            node: status.node,
+            version: status.version,
+            role: status.role,
+            leader: (status.leader != 0).then_some(status.leader),
+            term: status.term,
+            applied: status.applied,
+            quorum: status.quorum,
+            entries: status.entries,
+            nodes: status.nodes.into_iter().map(node).collect(),
+            tiers: status.tiers.into_iter().map(tier).collect(),
+            compilers: status.compilers.into_iter().map(Into::into).collect(),
+            counters: status.counters.into_iter().map(|c| (c.name, c.value.into())).collect(),
+        }
+    }
+}

@@ -1,0 +1,329 @@
+//! What a node can be told: plain serde with documented defaults.
+//!
+//! Invariant: a [`Config`] from [`Layers::load`] was validated, and each of its
+//! values came from the last of defaults, file, environment and flags that set
+//! it. A key that does not exist is an error wherever it is written.
+
+mod load;
+mod units;
+mod validate;
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use serde::{Deserialize, Serialize};
+
+pub use load::{ConfigError, Layers, environment_names};
+
+/// Everything that `kiln serve` is told.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Where this node keeps its identity, log, index and disk tier.
+    /// An empty folder makes a new node. Default: `kiln-data`.
+    pub data_dir: PathBuf,
+    /// Public API and cluster traffic. Default: `127.0.0.1:7400`.
+    pub grpc_listen: SocketAddr,
+    /// `/metrics`, `/healthz`, `/readyz`. Default: `127.0.0.1:7401`.
+    pub http_listen: SocketAddr,
+    /// Artifact bytes between nodes. Default: `127.0.0.1:7402`.
+    pub transfer_listen: SocketAddr,
+    /// Unix socket on which clients of this machine get descriptors of sealed
+    /// memory. Default: none.
+    pub socket: Option<PathBuf>,
+    /// Host under which other nodes reach this one. Default: the listen
+    /// addresses' own, which must then not be a wildcard.
+    pub advertise: Option<String>,
+    /// How an empty node finds its cluster.
+    pub start: StartConfig,
+    /// Cluster timings.
+    pub cluster: ClusterConfig,
+    /// L1.
+    pub memory: MemoryConfig,
+    /// L2.
+    pub disk: DiskConfig,
+    /// L3.
+    pub object: ObjectConfig,
+    /// Compilers.
+    pub compile: CompileConfig,
+    /// What a request that names no namespace gets.
+    pub namespace: NamespaceConfig,
+    /// The daemon's own log, on stderr.
+    pub log: LogConfig,
+}
+
+/// How an empty node finds its cluster; ignored once it has an identity.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct StartConfig {
+    /// Found a cluster of this many voters: 1, 3 or 5. Default: 1.
+    pub expect: usize,
+    /// gRPC addresses of the founding voters, this node's own may be among
+    /// them: `host:port`, or `dns:NAME:PORT` for all addresses of a name.
+    pub peers: Vec<String>,
+    /// Instead: join the cluster that one of these belongs to.
+    pub join: Vec<String>,
+}
+
+/// Cluster timings.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ClusterConfig {
+    /// Between two heartbeats of the leader. Default: 250 ms.
+    #[serde(with = "humantime_serde")]
+    pub heartbeat: Duration,
+    /// A follower that hears nothing stands for election after at least this. Default: 1 s.
+    #[serde(with = "humantime_serde")]
+    pub election_min: Duration,
+    /// And after at most this. Default: 2 s.
+    #[serde(with = "humantime_serde")]
+    pub election_max: Duration,
+    /// A compile lease whose holder is silent for this long expires. Default: 10 s.
+    #[serde(with = "humantime_serde")]
+    pub lease_ttl: Duration,
+}
+
+/// L1: verified bytes in sealed memory.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct MemoryConfig {
+    /// Most bytes. Default: 1 GiB.
+    #[serde(with = "units::bytes")]
+    pub bytes: u64,
+    /// Most entries; each holds a file descriptor. Default: 4096.
+    pub entries: usize,
+}
+
+/// L2: content-addressed files.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DiskConfig {
+    /// Most bytes. Default: 20 GiB.
+    #[serde(with = "units::bytes")]
+    pub bytes: u64,
+    /// What is evicted first. Default: `cost`.
+    pub policy: EvictionPolicy,
+    /// Default: `tier` below `data_dir`.
+    pub path: Option<PathBuf>,
+}
+
+/// What a full disk tier gives up first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum EvictionPolicy {
+    /// What saves the fewest compile seconds per byte, decayed by time since use.
+    Cost,
+    /// What was used longest ago.
+    Lru,
+}
+
+/// L3: an object store that all nodes share.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ObjectConfig {
+    /// `s3://BUCKET/PREFIX` or `file:///FOLDER`. Default: no object tier.
+    pub url: Option<String>,
+    /// Of an S3 that is not AWS: `http://127.0.0.1:8333`.
+    pub endpoint: Option<String>,
+    /// S3 region. Default: `us-east-1`.
+    pub region: String,
+    /// Profile of the AWS shared credentials file. Default: the environment's
+    /// `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_SESSION_TOKEN`.
+    pub profile: Option<String>,
+    /// Uploads that may wait while the store is away. Default: 10,000.
+    pub queue_entries: usize,
+    /// Uploads that run at once. Default: 4.
+    pub uploads: usize,
+}
+
+/// Limits and libraries of compiles, each of which is a child process.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct CompileConfig {
+    /// A compile that runs longer is stopped: C004. Default: 10 min.
+    #[serde(with = "humantime_serde")]
+    pub time_limit: Duration,
+    /// Address space of a compile; one that asks for more fails: C005. Default: 8 GiB.
+    #[serde(with = "units::bytes")]
+    pub memory_limit: u64,
+    /// Compiles at once; 0: one for each core. Default: 0.
+    pub concurrency: usize,
+    /// NVRTC: the library or its folder. Default: looked for in `LD_LIBRARY_PATH`,
+    /// CUDA's usual folders and those of its PyPI wheel.
+    pub nvrtc: Option<PathBuf>,
+    /// Bound on a request that names none. Default: 15 min.
+    #[serde(with = "humantime_serde")]
+    pub default_deadline: Duration,
+}
+
+/// What a request that names no namespace gets.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct NamespaceConfig {
+    /// Its namespace. Default: `default`.
+    pub default: String,
+}
+
+/// The daemon's own log, on stderr.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LogConfig {
+    /// A level, or directives: `info,kiln=debug`. Default: `info`.
+    pub level: String,
+    /// For people or for machines. Default: `text`.
+    pub format: LogFormat,
+}
+
+/// The form of a log line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+const MIB: u64 = 1 << 20;
+const GIB: u64 = 1 << 30;
+
+impl Default for Config {
+    fn default() -> Self {
+        let loopback = |port| SocketAddr::from(([127, 0, 0, 1], port));
+        Self {
+            data_dir: "kiln-data".into(),
+            grpc_listen: loopback(7400),
+            http_listen: loopback(7401),
+            transfer_listen: loopback(7402),
+            socket: None,
+            advertise: None,
+            start: StartConfig::default(),
+            cluster: ClusterConfig::default(),
+            memory: MemoryConfig::default(),
+            disk: DiskConfig::default(),
+            object: ObjectConfig::default(),
+            compile: CompileConfig::default(),
+            namespace: NamespaceConfig::default(),
+            log: LogConfig::default(),
+        }
+    }
+}
+
+impl Default for StartConfig {
+    fn default() -> Self {
+        Self { expect: 1, peers: Vec::new(), join: Vec::new() }
+    }
+}
+
+impl Default for ClusterConfig {
+    fn default() -> Self {
+        Self {
+            heartbeat: Duration::from_millis(250),
+            election_min: Duration::from_secs(1),
+            election_max: Duration::from_secs(2),
+            lease_ttl: Duration::from_secs(10),
+        }
+    }
+}
+
+impl Default for MemoryConfig {
+    fn default() -> Self {
+        Self { bytes: GIB, entries: 4096 }
+    }
+}
+
+impl Default for DiskConfig {
+    fn default() -> Self {
+        Self { bytes: 20 * GIB, policy: EvictionPolicy::Cost, path: None }
+    }
+}
+
+impl Default for ObjectConfig {
+    fn default() -> Self {
+        Self {
+            url: None,
+            endpoint: None,
+            region: "us-east-1".into(),
+            profile: None,
+            queue_entries: 10_000,
+            uploads: 4,
+        }
+    }
+}
+
+impl Default for CompileConfig {
+    fn default() -> Self {
+        Self {
+            time_limit: Duration::from_secs(600),
+            memory_limit: 8 * GIB,
+            concurrency: 0,
+            nvrtc: None,
+            default_deadline: Duration::from_secs(900),
+        }
+    }
+}
+
+impl Default for NamespaceConfig {
+    fn default() -> Self {
+        Self { default: "default".into() }
+    }
+}
+
+impl Default for LogConfig {
+    fn default() -> Self {
+        Self { level: "info".into(), format: LogFormat::Text }
+    }
+}
+
+impl Config {
+    /// The folder of the disk tier.
+    pub fn disk_path(&self) -> PathBuf {
+        self.disk.path.clone().unwrap_or_else(|| self.data_dir.join("tier"))
+    }
+
+    /// `bound`, a listener's real address, as other nodes reach it.
+    pub fn advertised(&self, bound: SocketAddr) -> String {
+        match &self.advertise {
+            Some(host) if host.contains(':') => format!("[{host}]:{}", bound.port()),
+            Some(host) => format!("{host}:{}", bound.port()),
+            None => bound.to_string(),
+        }
+    }
+
+    /// Compiles at once, with 0 resolved to the number of cores.
+    pub fn concurrency(&self) -> usize {
+        match self.compile.concurrency {
+            0 => std::thread::available_parallelism().map_or(1, usize::from),
+            n => n,
+        }
+    }
+
+    /// The whole configuration as a file that [`Layers::load`] reads back as it is.
+    pub fn to_toml(&self) -> String {
+        toml::to_string_pretty(self).unwrap_or_else(|e| format!("# cannot be written: {e}\n"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn advertised_addresses_keep_the_real_port() {
+        let bound: SocketAddr = "10.0.0.5:4711".parse().unwrap();
+        let with = |advertise: Option<&str>| {
+            Config { advertise: advertise.map(str::to_owned), ..Config::default() }
+                .advertised(bound)
+        };
+        assert_eq!(with(None), "10.0.0.5:4711");
+        assert_eq!(with(Some("kiln-0.kiln")), "kiln-0.kiln:4711");
+        assert_eq!(with(Some("fd00::5")), "[fd00::5]:4711");
+    }
+
+    #[test]
+    fn the_disk_tier_lives_with_the_data_unless_told_otherwise() {
+        let mut config = Config { data_dir: "/var/lib/kiln".into(), ..Config::default() };
+        assert_eq!(config.disk_path(), PathBuf::from("/var/lib/kiln/tier"));
+        config.disk.path = Some("/nvme".into());
+        assert_eq!(config.disk_path(), PathBuf::from("/nvme"));
+    }
+}

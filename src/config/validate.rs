@@ -1,0 +1,219 @@
+//! What must hold between the values of a configuration.
+//!
+//! Invariant: all problems are told at once, each with what to do about it.
+
+use std::{net::SocketAddr, path::Path, time::Duration};
+
+use super::{Config, ConfigError, MIB};
+
+/// A unix socket's address has 108 bytes, the last of them zero.
+const LONGEST_SOCKET_PATH: usize = 107;
+
+impl Config {
+    /// Refuses what cannot work.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        let mut wrong = Vec::new();
+        self.check_addresses(&mut wrong);
+        self.check_start(&mut wrong);
+        self.check_timings(&mut wrong);
+        self.check_limits(&mut wrong);
+        self.check_object(&mut wrong);
+        if let Err(e) = tracing_subscriber::EnvFilter::try_new(&self.log.level) {
+            wrong.push(format!("log.level: {e}; write info, or info,kiln=debug"));
+        }
+        if wrong.is_empty() { Ok(()) } else { Err(ConfigError::Invalid(wrong)) }
+    }
+
+    fn check_addresses(&self, wrong: &mut Vec<String>) {
+        let listeners = [
+            ("grpc_listen", self.grpc_listen),
+            ("http_listen", self.http_listen),
+            ("transfer_listen", self.transfer_listen),
+        ];
+        for (at, (name, address)) in listeners.iter().enumerate() {
+            let same = |other: &&(&str, SocketAddr)| address.port() != 0 && other.1 == *address;
+            if let Some((other, _)) = listeners[at + 1..].iter().find(same) {
+                wrong
+                    .push(format!("{name} and {other} are both {address}: give each its own port"));
+            }
+        }
+        let reached_by_peers = [self.grpc_listen, self.transfer_listen];
+        if self.advertise.is_none() && reached_by_peers.iter().any(|a| a.ip().is_unspecified()) {
+            wrong.push(
+                "a listen address is a wildcard: set `advertise` to the host under which other \
+                 nodes reach this one"
+                    .into(),
+            );
+        }
+        if self.advertise.as_deref().is_some_and(|host| host.is_empty() || host.contains('/')) {
+            wrong.push("advertise is a host name or an IP address, without scheme or path".into());
+        }
+        if let Some(path) = &self.socket {
+            let length = path.as_os_str().len();
+            if length > LONGEST_SOCKET_PATH {
+                wrong.push(format!(
+                    "socket: {length} bytes are too long for a unix socket's path; use one of at \
+                     most {LONGEST_SOCKET_PATH}"
+                ));
+            }
+        }
+    }
+
+    fn check_start(&self, wrong: &mut Vec<String>) {
+        let start = &self.start;
+        if !matches!(start.expect, 1 | 3 | 5) {
+            wrong.push(format!("start.expect is {}: a cluster has 1, 3 or 5 voters", start.expect));
+        }
+        if start.expect > 1 && !start.join.is_empty() {
+            wrong.push("start.expect founds a cluster, start.join joins one: set only one".into());
+        }
+        let resolved_later = start.peers.iter().any(|peer| peer.starts_with("dns:"));
+        if start.expect > 1 && !resolved_later && start.peers.len() + 1 < start.expect {
+            wrong.push(format!(
+                "start.expect is {0}, start.peers names {1}: name the gRPC addresses of all {0}, \
+                 or a DNS name as dns:NAME:PORT",
+                start.expect,
+                start.peers.len()
+            ));
+        }
+        for peer in start.peers.iter().chain(&start.join) {
+            let address = peer.strip_prefix("dns:").unwrap_or(peer);
+            let port = address.rsplit_once(':').filter(|(host, _)| !host.is_empty());
+            if port.and_then(|(_, port)| port.parse::<u16>().ok()).is_none() {
+                wrong.push(format!("{peer:?} is no peer: write HOST:PORT or dns:NAME:PORT"));
+            }
+        }
+    }
+
+    fn check_timings(&self, wrong: &mut Vec<String>) {
+        let cluster = &self.cluster;
+        if cluster.heartbeat < Duration::from_millis(10) {
+            wrong.push("cluster.heartbeat is below 10ms".into());
+        }
+        if cluster.election_min < cluster.heartbeat * 2 {
+            wrong.push("cluster.election_min is less than two heartbeats: raise it".into());
+        }
+        if cluster.election_max <= cluster.election_min {
+            wrong.push("cluster.election_max must be above cluster.election_min".into());
+        }
+        if cluster.lease_ttl <= cluster.election_max {
+            wrong.push(
+                "cluster.lease_ttl must be above cluster.election_max: a change of leader would \
+                 cost every lease"
+                    .into(),
+            );
+        }
+    }
+
+    fn check_limits(&self, wrong: &mut Vec<String>) {
+        let compile = &self.compile;
+        let positive = [
+            ("memory.bytes", self.memory.bytes),
+            ("memory.entries", self.memory.entries as u64),
+            ("disk.bytes", self.disk.bytes),
+            ("object.queue_entries", self.object.queue_entries as u64),
+            ("object.uploads", self.object.uploads as u64),
+            ("compile.time_limit", compile.time_limit.as_millis() as u64),
+            ("compile.default_deadline", compile.default_deadline.as_millis() as u64),
+        ];
+        for (name, _) in positive.iter().filter(|(_, value)| *value == 0) {
+            wrong.push(format!("{name} is 0: give it a positive value"));
+        }
+        if compile.memory_limit < 256 * MIB {
+            wrong.push("compile.memory_limit is below 256 MiB, in which NVRTC cannot start".into());
+        }
+        if self.namespace.default.is_empty() {
+            wrong.push("namespace.default is empty: name one, such as \"default\"".into());
+        }
+        if self.data_dir.as_os_str().is_empty() {
+            wrong.push("data_dir is empty: name a folder".into());
+        }
+    }
+
+    fn check_object(&self, wrong: &mut Vec<String>) {
+        let object = &self.object;
+        match object.url.as_deref().map(url::Url::parse) {
+            None if object.endpoint.is_some() => {
+                wrong.push("object.endpoint without object.url: set url = \"s3://BUCKET\"".into());
+            }
+            None => {}
+            Some(Err(e)) => {
+                wrong.push(format!("object.url: {e}; write s3://BUCKET/PREFIX or file:///FOLDER"))
+            }
+            Some(Ok(url)) => match url.scheme() {
+                "s3" if url.host_str().is_some_and(|bucket| !bucket.is_empty()) => {}
+                "file" if Path::new(url.path()).parent().is_some() => {}
+                _ => wrong.push(format!(
+                    "object.url is {url}; write s3://BUCKET/PREFIX or file:///FOLDER"
+                )),
+            },
+        }
+        if let Some(endpoint) = &object.endpoint {
+            let plain = url::Url::parse(endpoint);
+            if !plain.is_ok_and(|url| matches!(url.scheme(), "http" | "https")) {
+                wrong.push(format!("object.endpoint {endpoint:?} is no http:// or https:// URL"));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(change: impl FnOnce(&mut Config)) -> String {
+        let mut config = Config::default();
+        change(&mut config);
+        config.validate().unwrap_err().to_string()
+    }
+
+    #[test]
+    fn what_cannot_work_is_refused_with_what_to_do() {
+        type Change = fn(&mut Config);
+        let cases: [(Change, &str); 14] = [
+            (|c| c.http_listen = c.grpc_listen, "its own port"),
+            (|c| c.grpc_listen = ([0, 0, 0, 0], 7400).into(), "set `advertise`"),
+            (|c| c.advertise = Some("http://a".into()), "without scheme"),
+            (|c| c.socket = Some("x".repeat(108).into()), "too long"),
+            (|c| c.start.expect = 2, "1, 3 or 5"),
+            (|c| c.start.expect = 3, "start.peers names 0"),
+            (|c| c.start.join = vec!["nowhere".into()], "HOST:PORT"),
+            (|c| c.cluster.election_min = c.cluster.heartbeat, "two heartbeats"),
+            (|c| c.cluster.lease_ttl = c.cluster.election_max, "lease_ttl"),
+            (|c| c.memory.bytes = 0, "memory.bytes is 0"),
+            (|c| c.compile.memory_limit = 1, "256 MiB"),
+            (|c| c.object.url = Some("http://bucket".into()), "s3://BUCKET"),
+            (|c| c.object.endpoint = Some("http://127.0.0.1:1".into()), "without object.url"),
+            (|c| c.log.level = "a=b=c".into(), "log.level"),
+        ];
+        for (change, told) in cases {
+            let error = refused(change);
+            assert!(error.contains(told), "{told}: {error}");
+        }
+    }
+
+    #[test]
+    fn all_problems_are_told_at_once() {
+        let error = refused(|c| {
+            c.memory.bytes = 0;
+            c.start.expect = 4;
+        });
+        assert!(error.contains("memory.bytes") && error.contains("start.expect"), "{error}");
+    }
+
+    #[test]
+    fn real_clusters_pass() {
+        let mut config = Config::default();
+        config.start.expect = 3;
+        config.start.peers = vec!["dns:kiln.default.svc:7400".into()];
+        config.grpc_listen = ([0, 0, 0, 0], 7400).into();
+        config.transfer_listen = ([0, 0, 0, 0], 7402).into();
+        config.advertise = Some("kiln-0.kiln".into());
+        config.object.url = Some("s3://bucket/prefix".into());
+        config.object.endpoint = Some("http://127.0.0.1:8333".into());
+        config.validate().unwrap();
+        config.object = Default::default();
+        config.object.url = Some("file:///tmp/l3".into());
+        config.validate().unwrap();
+    }
+}
