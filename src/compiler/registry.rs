@@ -30,7 +30,7 @@ pub struct CompilerSettings {
 
 /// Every compiler of this node.
 pub struct Compilers {
-    all: Vec<Box<dyn Compiler>>,
+    all: Vec<Arc<dyn Compiler>>,
     engine: Arc<Engine>,
 }
 
@@ -58,22 +58,22 @@ impl Compilers {
             Err(failure) => tracing::warn!("this node cannot compile: {failure}"),
         }
         let engine = Arc::new(Engine(started));
-        let all: Vec<Box<dyn Compiler>> = vec![Box::new(CudaCompiler::new(Arc::clone(&engine)))];
+        let all: Vec<Arc<dyn Compiler>> = vec![Box::new(CudaCompiler::new(Arc::clone(&engine)))];
         Self { all, engine }
     }
 
     /// The compiler for a request's `backend` (`auto` or a name) and source.
-    pub fn select(&self, backend: &str, source: &Source) -> Result<&dyn Compiler, Failure> {
+    pub fn select(&self, backend: &str, source: &Source) -> Result<Arc<dyn Compiler>, Failure> {
         let refuse = |why: String| Err(Failure::new(FailureKind::Incompatible, why));
         let names = || self.all.iter().map(|c| c.name()).collect::<Vec<_>>().join(", ");
         if matches!(backend, "" | "auto") {
             return match self.all.iter().find(|compiler| compiler.accepts(source)) {
-                Some(compiler) => Ok(compiler.as_ref()),
+                Some(compiler) => Ok(Arc::clone(compiler)),
                 None => refuse(format!("no compiler here takes an {}", source.form())),
             };
         }
         match self.all.iter().find(|compiler| compiler.name() == backend) {
-            Some(compiler) if compiler.accepts(source) => Ok(compiler.as_ref()),
+            Some(compiler) if compiler.accepts(source) => Ok(Arc::clone(compiler)),
             Some(_) => refuse(format!("backend {backend:?} takes no {}", source.form())),
             None => refuse(format!("no backend {backend:?}; there are auto, {}", names())),
         }
