@@ -97,3 +97,44 @@ async fn saxpy_for_several_targets() {
         assert!(text.contains(&format!(".target {sm}")) && text.contains("saxpy"), "{text}");
     }
 }
+
+#[tokio::test]
+async fn a_source_cannot_read_the_host() {
+    let node = Node::start().await;
+    let refused = node.compile(&cuda("#include \"/etc/hostname\"\n", "sm_90")).await.unwrap_err();
+    assert_eq!(refused.kind, FailureKind::Incompatible, "{refused}");
+    if !node.compilers.toolchain().unwrap().confined {
+        return; // A kernel without Landlock: only what is spelled plainly is refused.
+    }
+    let hidden = "#define FILE \"/etc/hostname\"\n#include FILE\n";
+    let refused = node.compile(&cuda(hidden, "sm_90")).await.unwrap_err();
+    assert_eq!(refused.kind, FailureKind::CompileError, "{refused}");
+    assert!(refused.message.contains("cannot open source file"), "{refused}");
+}
+
+const HALF: &str = r#"
+#include <cuda_fp16.h>
+#include <cuda_bf16.h>
+#include <mma.h>
+using namespace nvcuda;
+__device__ __half twice(__half x) { return __hadd(x, x); }
+__device__ __nv_bfloat16 twice(__nv_bfloat16 x) { return __hadd(x, x); }
+extern "C" __global__ void tile(const half* a, const half* b, float* c, __nv_bfloat16* d) {
+    wmma::fragment<wmma::matrix_a, 16, 16, 16, half, wmma::row_major> x;
+    wmma::fragment<wmma::matrix_b, 16, 16, 16, half, wmma::col_major> y;
+    wmma::fragment<wmma::accumulator, 16, 16, 16, float> z;
+    wmma::fill_fragment(z, __half2float(twice(a[0])));
+    wmma::load_matrix_sync(x, a, 16);
+    wmma::load_matrix_sync(y, b, 16);
+    wmma::mma_sync(z, x, y, z);
+    wmma::store_matrix_sync(c, z, 16, wmma::mem_row_major);
+    d[threadIdx.x] = twice(d[threadIdx.x]);
+}
+"#;
+
+#[tokio::test]
+async fn half_precision_and_tensor_cores() {
+    let node = Node::start().await;
+    let output = node.compile(&cuda(HALF, "sm_90")).await.unwrap();
+    assert!(output.files[0].1.starts_with(b"\x7fELF"));
+}
