@@ -53,6 +53,7 @@ impl Compilers {
                 nvrtc = toolchain.version,
                 library = %toolchain.library.display(),
                 headers = ?toolchain.headers,
+                confined = toolchain.confined,
                 "found NVRTC"
             ),
             Err(failure) => tracing::warn!("this node cannot compile: {failure}"),

@@ -42,6 +42,8 @@ pub struct Toolchain {
     pub headers: Headers,
     /// Folders of those.
     pub include: Vec<String>,
+    /// Whether the kernel keeps sources from reading other files (Landlock).
+    pub confined: bool,
 }
 
 /// Headers beyond those of the request.
@@ -120,8 +122,14 @@ impl Toolchain {
                 (Headers::Toolkit(hashed.headers.unwrap_or_default()), folders)
             }
         };
-        let (version, architectures) = (ready.version, ready.architectures);
-        Ok(Self { library: setup.library, version, architectures, headers, include })
+        Ok(Self {
+            library: setup.library,
+            version: ready.version,
+            architectures: ready.architectures,
+            headers,
+            include,
+            confined: ready.confined,
+        })
     }
 
     /// What a worker is told.

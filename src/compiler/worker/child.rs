@@ -20,6 +20,7 @@ use kiln_proto::{BinaryKind, Digest, Failure, FailureKind, Hasher, Target};
 use rustix::process::{Resource, Rlimit, Signal};
 
 use super::{
+    confine::confine,
     nvrtc::Nvrtc,
     protocol::{self, Answer, Bundled, Octets, Program, Ready, Setup},
 };
@@ -117,7 +118,8 @@ fn load(setup: &Setup) -> Answer<(Nvrtc, Ready)> {
         true => Some(headers(&setup.include)?),
         false => None,
     };
-    Ok((nvrtc, Ready { version, architectures, bundled, headers }))
+    let confined = confine(&setup.library, &setup.include)?;
+    Ok((nvrtc, Ready { version, architectures, bundled, headers, confined }))
 }
 
 /// Version and digest of a toolkit's headers: `13.0-<12 digits>`. Equal digests

@@ -7,6 +7,7 @@
 //! it is ready, gets one job, answers, and is killed with all that it started.
 
 mod child;
+mod confine;
 mod nvrtc;
 mod pool;
 mod process;

@@ -111,10 +111,26 @@ impl Worker {
 
     /// Waits for the answer.
     pub(super) async fn receive<M: DeserializeOwned>(&mut self) -> Result<Answer<M>, Lost> {
-        match protocol::receive(&mut self.stdout).await {
+        match self.read().await {
             Ok(answer) => Ok(answer),
             Err(e) if e.kind() == std::io::ErrorKind::UnexpectedEof => Err(self.autopsy().await),
             Err(e) => Err(Lost::Garbage(e.to_string())),
+        }
+    }
+
+    async fn read<M: DeserializeOwned>(&mut self) -> std::io::Result<Answer<M>> {
+        let Self { child, group, ended, stdout, .. } = self;
+        let answer = protocol::receive(stdout);
+        tokio::pin!(answer);
+        tokio::select! {
+            biased;
+            answer = &mut answer => answer,
+            // What it started may hold the pipe open: only after their end is what
+            // the pipe still has all there is.
+            _ = ended.readable() => {
+                kill(child, *group);
+                answer.await
+            }
         }
     }
 
@@ -125,23 +141,15 @@ impl Worker {
 
     /// Kills the group and reaps the leader.
     pub(super) async fn end(mut self) {
-        self.kill();
+        kill(&self.child, self.group);
         if let Err(e) = self.child.wait().await {
             tracing::warn!(worker = ?self.group, "reap a worker: {e}");
         }
     }
 
-    fn kill(&self) {
-        // No id: it has been reaped, and the group may be somebody else's by now.
-        if self.child.id().is_some() {
-            // The only error is that nobody is left in it.
-            let _ = rustix::process::kill_process_group(self.group, Signal::KILL);
-        }
-    }
-
     async fn autopsy(&mut self) -> Lost {
         let by_itself = timeout(GRACE, self.ended.readable()).await.is_ok();
-        self.kill();
+        kill(&self.child, self.group);
         if !by_itself {
             return Lost::Garbage("it closed its stdout and went on".into());
         }
@@ -157,9 +165,18 @@ impl Worker {
     }
 }
 
+/// Kills the group of a leader that has not been reaped.
+fn kill(leader: &Child, group: Pid) {
+    // No id: it has been reaped, and the group may be somebody else's by now.
+    if leader.id().is_some() {
+        // The only error is that nobody is left in it.
+        let _ = rustix::process::kill_process_group(group, Signal::KILL);
+    }
+}
+
 impl Drop for Worker {
     fn drop(&mut self) {
-        self.kill();
+        kill(&self.child, self.group);
     }
 }
 

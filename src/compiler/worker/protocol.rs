@@ -41,6 +41,8 @@ pub(crate) struct Ready {
     pub(crate) bundled: Bundled,
     /// Version and digest of the headers in `include`, where asked for.
     pub(crate) headers: Option<String>,
+    /// Whether the kernel keeps sources from reading files of the host.
+    pub(crate) confined: bool,
 }
 
 /// The library's own headers.
