@@ -199,7 +199,7 @@ impl Manager {
         if let Some(found) = self.find(&key, &request.input.namespace).await? {
             return Ok(found);
         }
-        if let Some(failure) = self.index.failure(&key) {
+        if let Some(failure) = self.index.failure(&key)? {
             return Err(failure.into());
         }
         // A node that cannot compile this takes no lease that others would wait for.

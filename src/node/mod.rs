@@ -4,63 +4,38 @@
 //! Invariant: the ready line is told only when every port listens and this
 //! node is a member; a node that stops leaves no child, socket or lock behind.
 
-use std::{io, path::PathBuf, sync::Arc, time::Duration};
+mod bytes;
+mod error;
+mod follow;
+mod lock;
+mod parts;
 
-use kiln_cluster::{Cluster, ClusterError, IndexEvent, NodeFacts};
-use kiln_proto::{ArtifactKey, Digest, SignedManifest, pb, pb::kiln_server::KilnServer};
+use std::{fs::File, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+
+use kiln_cluster::{Cluster, NodeFacts};
+use kiln_proto::{pb, pb::kiln_server::KilnServer};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
-use tokio::{net::TcpListener, sync::broadcast, task::JoinSet};
+use tokio::{net::TcpListener, task::JoinSet};
 use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
 
+pub use self::error::NodeError;
 use crate::{
-    cache::{Blob, Change, TierError, Tiers},
-    compiler::Compilers,
     config::Config,
-    error::Error,
-    identity::{self, IdentityError},
+    identity,
     manager::{Fetcher, Manager, Reporter},
     service::{self, api, http},
-    transfer::{self, PeerClient, Provider, Refusal},
+    transfer::{self, ClientSettings, PeerClient, Provider, ServerSettings, SocketFile},
     warmup,
 };
 
+/// The unix socket is for the user that runs the node, and nobody else.
+const SOCKET_MODE: u32 = 0o600;
 /// How long a stopping node waits for calls in progress.
 const DRAIN: Duration = Duration::from_secs(10);
 
-/// Why a node does not start.
-#[derive(Debug, thiserror::Error)]
-pub enum NodeError {
-    /// A port or folder is not to be had.
-    #[error("{doing}: {source}")]
-    Io {
-        /// The action.
-        doing: String,
-        /// What the system said.
-        source: io::Error,
-    },
-    /// Another process uses the data folder: stop it, or choose another folder.
-    #[error("the data folder {0} is in use by another process")]
-    Locked(PathBuf),
-    /// No usable signing key.
-    #[error(transparent)]
-    Identity(#[from] IdentityError),
-    /// L1, L2 or L3 cannot be opened.
-    #[error("open the cache tiers: {0}")]
-    Tier(#[from] TierError),
-    /// The index cannot be opened or joined.
-    #[error("open the index: {0}")]
-    Cluster(#[from] ClusterError),
-    /// Two nodes in one process share one metrics recorder, which cannot be.
-    #[error("install the metrics recorder: {0}")]
-    Metrics(String),
-    /// The configuration cannot be.
-    #[error("configuration: {0}")]
-    Config(String),
-}
-
 /// Where a ready node listens.
-#[derive(Debug, Clone, serde::Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct ReadyInfo {
     /// Minted by the cluster.
     pub id: u64,
@@ -81,8 +56,10 @@ pub struct Node {
     manager: Arc<Manager>,
     stop: CancellationToken,
     tasks: JoinSet<()>,
+    /// Removed with the node.
+    _socket: Option<SocketFile>,
     /// Held while the node runs: one process a data folder.
-    _lock: std::fs::File,
+    _lock: File,
 }
 
 impl Node {
@@ -91,11 +68,11 @@ impl Node {
         let io = |doing: String| move |source| NodeError::Io { doing, source };
         let data = config.data_dir.clone();
         std::fs::create_dir_all(&data).map_err(io(format!("make {}", data.display())))?;
-        let lock = lock(&data)?;
+        let lock = lock::lock(&data)?;
         let signing = identity::load_or_create(&data)?;
 
         // Ports first: a port that is taken should fail before anything is opened.
-        let bind = async |address: std::net::SocketAddr| {
+        let bind = async |address: SocketAddr| {
             TcpListener::bind(address).await.map_err(io(format!("listen on {address}")))
         };
         let grpc = bind(config.grpc_listen).await?;
@@ -119,10 +96,10 @@ impl Node {
         };
 
         let stop = CancellationToken::new();
-        let tiers = config.open_tiers().await?;
-        let compilers = config.open_compilers().await?;
+        let tiers = parts::tiers(&config).await?;
+        let compilers = parts::compilers(&config).await?;
         let facts = facts_of(&compilers)?;
-        let (cluster, routes) = Cluster::open(config.cluster_settings(facts.clone()), signing)?;
+        let (cluster, routes) = Cluster::open(parts::cluster(&config, facts.clone()), signing)?;
         let cluster = Arc::new(cluster);
 
         let api = api::Api::default();
@@ -166,9 +143,9 @@ impl Node {
             node,
             index: index.clone(),
             tiers: tiers.clone(),
-            peers: PeerClient::default(),
+            peers: Arc::new(PeerClient::new(ClientSettings::default())),
         };
-        let settings = config.manager_settings();
+        let settings = parts::manager(&config);
         let manager = Arc::new(Manager::new(
             settings,
             identity,
@@ -178,27 +155,30 @@ impl Node {
             stop.clone(),
         ));
         let provider: Arc<dyn Provider> =
-            Arc::new(NodeBytes { tiers: tiers.clone(), manager: manager.clone() });
+            Arc::new(bytes::NodeBytes {
+            tiers: tiers.clone(),
+            manager: manager.clone(),
+            namespace: config.namespace.default.clone(),
+        });
         tasks.spawn(transfer::serve_peers(
             transfer_port,
             provider.clone(),
-            Default::default(),
+            ServerSettings::default(),
             stop.clone(),
         ));
+        let mut socket = None;
         if let Some(path) = &config.socket {
-            let listener = transfer::bind_socket(path)
+            let (listener, file) = transfer::bind_socket(path, SOCKET_MODE)
                 .map_err(io(format!("listen on {}", path.display())))?;
-            tasks.spawn(transfer::serve_socket(
-                listener,
-                provider,
-                Default::default(),
-                stop.clone(),
-            ));
+            socket = Some(file);
+            let settings = ServerSettings::default();
+            tasks.spawn(transfer::serve_socket(listener, provider, settings, stop.clone()));
         }
         tasks.spawn(reporter.clone().run(index.clone(), stop.clone()));
-        tasks.spawn(follow_index(index.clone(), tiers.clone(), stop.clone()));
+        tasks.spawn(follow::index(index.events(), tiers.clone(), stop.clone()));
+        tasks.spawn(follow::tiers(tiers.clone(), reporter, stop.clone()));
         let warm = (manager.clone(), index.clone(), stop.clone());
-        let budget = config.memory.bytes.as_u64() / 2;
+        let budget = config.memory.bytes / 2;
         tasks.spawn(async move { warmup::warm_up(&warm.0, warm.1, budget, warm.2).await });
 
         api.open(api::Parts {
@@ -208,6 +188,7 @@ impl Node {
             cluster: cluster.clone(),
             tiers,
             default_deadline: config.compile.default_deadline,
+            default_namespace: config.namespace.default.clone(),
         });
         health.set_serving::<KilnServer<api::Api>>().await;
         let ready = ReadyInfo {
@@ -218,7 +199,7 @@ impl Node {
             socket: config.socket.clone(),
         };
         tracing::info!(node, grpc = %ready.grpc, "ready");
-        Ok(Self { ready, cluster, manager, stop, tasks, _lock: lock })
+        Ok(Self { ready, cluster, manager, stop, tasks, _socket: socket, _lock: lock })
     }
 
     /// Where it listens.
@@ -242,81 +223,8 @@ impl Node {
     }
 }
 
-/// Takes the data folder for this process.
-fn lock(data: &std::path::Path) -> Result<std::fs::File, NodeError> {
-    let path = data.join("LOCK");
-    let doing = || format!("lock {}", path.display());
-    let file = std::fs::File::create(&path)
-        .map_err(|source| NodeError::Io { doing: doing(), source })?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(std::fs::TryLockError::WouldBlock) => Err(NodeError::Locked(data.to_owned())),
-        Err(std::fs::TryLockError::Error(source)) => Err(NodeError::Io { doing: doing(), source }),
-    }
-}
-
 /// Makes the recorder behind `/metrics`; once a process.
 pub fn install_metrics() -> Result<PrometheusHandle, NodeError> {
     PrometheusBuilder::new().install_recorder().map_err(|e| NodeError::Metrics(e.to_string()))
 }
 
-/// The node as its byte paths see it.
-struct NodeBytes {
-    tiers: Tiers,
-    manager: Arc<Manager>,
-    namespace: String,
-}
-
-#[tonic::async_trait]
-impl Provider for NodeBytes {
-    async fn blob(&self, digest: &Digest) -> Result<Option<Blob>, Refusal> {
-        match self.tiers.get_local(digest).await {
-            Ok(found) => Ok(found.map(|(blob, _)| blob)),
-            // A bad copy is none: the peer asks the next holder.
-            Err(TierError::Corrupt { .. }) => Ok(None),
-            Err(e) => Err(Refusal::Failed(e.to_string())),
-        }
-    }
-
-    async fn artifact(
-        &self,
-        key: &ArtifactKey,
-    ) -> Result<(SignedManifest, Blob, pb::Tier), Refusal> {
-        match self.manager.load(key, &self.namespace).await {
-            Ok(found) => {
-                let origin = found.origin.unwrap_or_default();
-                Ok((SignedManifest::clone(&found.signed), found.pack, origin))
-            }
-            Err(Error::NotFound(_)) => Err(Refusal::NotFound),
-            Err(Error::Invalid(why)) => Err(Refusal::BadRequest(why)),
-            Err(e) => Err(Refusal::Failed(e.to_string())),
-        }
-    }
-}
-
-/// Does locally what the index decided for the fleet.
-async fn follow_index(
-    mut events: broadcast::Receiver<IndexEvent>,
-    tiers: Tiers,
-    stop: CancellationToken,
-) {
-    loop {
-        let event = tokio::select! {
-            event = events.recv() => event,
-            () = stop.cancelled() => return,
-        };
-        match event {
-            Ok(IndexEvent::Tombstoned { pack, .. }) => {
-                if let Err(e) = tiers.remove(&pack).await {
-                    tracing::warn!(%pack, error = %e, "a tombstoned pack stays on this disk");
-                }
-            }
-            Ok(_) => {}
-            // What was missed is only clean-up: lookups never see a tombstoned entry.
-            Err(broadcast::error::RecvError::Lagged(missed)) => {
-                tracing::debug!(missed, "index events were missed");
-            }
-            Err(broadcast::error::RecvError::Closed) => return,
-        }
-    }
-}
