@@ -1,0 +1,55 @@
+# Every goal installs or builds what it needs first: see deploy/toolchain.sh.
+# One profile (dev) for all of them: what `make demo` compiled, `make test` reuses.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help build demo test check bench lint helm python
+
+# `make check CHECK_TESTS=0` leaves the tests out, for callers that run
+# `make test` beside it, as .ci/run does.
+CHECK_TESTS ?= 1
+
+PYTHON_FILES = tests deploy
+# $(call toolchain,GOAL) && COMMAND: with the environment that GOAL needs.
+toolchain = environment=$$(deploy/toolchain.sh $(1)) && eval "$$environment"
+binary = "$${CARGO_TARGET_DIR:-target}/debug/kiln"
+
+help: ## this list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
+
+build: ## compile everything
+	$(call toolchain,build) && cargo build --locked --workspace
+
+demo: ## three nodes, real CUDA compiles, failures: a table of claims, checked
+	@$(call toolchain,demo) && cargo build --locked --workspace && \
+	python3 tests/demo.py --kiln $(binary)
+
+test: ## all tests, those with real processes, NVRTC and S3 among them
+	$(call toolchain,test) && cargo nextest run --locked --workspace
+
+check: lint helm python ## everything that must hold before a commit: lints, then the tests
+ifneq ($(CHECK_TESTS),0)
+	$(MAKE) test
+endif
+
+lint:
+	cargo fmt --all --check
+	$(call toolchain,check) && \
+	shellcheck .ci/run deploy/*.sh && \
+	cargo deny --log-level error check licenses bans sources && \
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+
+helm:
+	$(call toolchain,check) && \
+	helm lint --strict helm/kiln && \
+	helm template kiln helm/kiln >/dev/null
+
+python:
+	$(call toolchain,check) && \
+	ruff check $(PYTHON_FILES) && \
+	ruff format --check $(PYTHON_FILES) && \
+	pyrefly check $$(git ls-files '*.py')
+
+bench: ## measure; ratios against rivals in one run
+	$(call toolchain,test) && cargo bench --locked --workspace

