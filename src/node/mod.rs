@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use self::error::NodeError;
 use crate::{
+    compiler::Compilers,
     config::Config,
     identity,
     manager::{Fetcher, Manager, Reporter},

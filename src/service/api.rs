@@ -17,7 +17,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::{CHUNK_BYTES, explain, leases, publish, wire};
 use crate::{
-    cache::{Blob, Tiers},
+    cache::{Blob, Health, Tiers},
     error::Error,
     manager::{Manager, Stage},
 };
@@ -258,27 +258,25 @@ impl Kiln for Api {
             compilers: node.facts.compilers.iter().map(Into::into).collect(),
         });
         let counters = parts.manager.counters().snapshot().into_iter();
-        let tiers = parts.tiers.usage();
+        let health = parts.tiers.health();
+        let tiers = parts.tiers.usage().into_iter().map(|(name, usage)| pb::TierStatus {
+            name: name.to_string(),
+            bytes: usage.bytes,
+            entries: usage.entries,
+            capacity_bytes: usage.capacity_bytes.unwrap_or_default(),
+            healthy: health.contains(&(name, Health::Up)),
+        });
         Ok(Response::new(pb::StatusResponse {
-            node: status.node,
+            node: parts.node,
             version: env!("CARGO_PKG_VERSION").into(),
-            role: status.role.to_string(),
+            role: wire::role(status.role).into(),
             leader: status.leader.unwrap_or_default(),
             term: status.term,
             applied: status.applied,
             quorum: status.quorum,
             entries: status.entries,
             nodes: nodes.collect(),
-            tiers: tiers
-                .into_iter()
-                .map(|(name, usage, healthy)| pb::TierStatus {
-                    name: name.to_string(),
-                    bytes: usage.bytes,
-                    entries: usage.entries,
-                    capacity_bytes: usage.capacity_bytes,
-                    healthy,
-                })
-                .collect(),
+            tiers: tiers.collect(),
             compilers: parts.manager.compilers().fingerprints().iter().map(Into::into).collect(),
             counters: counters
                 .map(|(name, value)| pb::Counter { name: name.into(), value })

@@ -42,10 +42,10 @@ async fn metrics_page(State(http): State<Arc<Http>>) -> String {
 async fn ready(State(http): State<Arc<Http>>) -> (StatusCode, Json<Value>) {
     let status = http.cluster.status();
     let body = json!({
-        "node": status.node, "role": status.role.to_string(), "leader": status.leader,
+        "node": status.node, "role": super::wire::role(status.role), "leader": status.leader,
         "quorum": status.quorum, "applied": status.applied,
     });
     // Without quorum the node still answers from what it has: ready for reads.
-    let code = if status.node == 0 { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK };
+    let code = if status.node.is_none() { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK };
     (code, Json(body))
 }

@@ -5,11 +5,11 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use kiln_cluster::Entry;
+use kiln_cluster::{Entry, Role};
 use kiln_proto::{convert, pb};
 
 use crate::{
-    compiler::{CompileInput, Source},
+    compiler::{CompileInput, CudaSource, Source},
     error::Error,
     manager::{Answer, Outcome, Request},
 };
@@ -29,13 +29,13 @@ pub(super) fn requests(
         return Err(invalid("targets", "give 1 to 32 targets"));
     }
     let source = match wire.source.ok_or_else(|| invalid("source", "missing"))? {
-        pb::compile_request::Source::Cuda(cuda) => Source::Cuda {
+        pb::compile_request::Source::Cuda(cuda) => Source::Cuda(CudaSource {
             name: cuda.name,
             source: cuda.source,
             headers: cuda.headers.into_iter().collect(),
             options: cuda.options,
             name_expressions: cuda.name_expressions,
-        },
+        }),
         pb::compile_request::Source::Program(program) => {
             Source::Program { name: program.name, archive: program.archive }
         }
@@ -116,5 +116,17 @@ pub(super) fn entry(entry: &Entry) -> pb::Entry {
         pinned: entry.pinned,
         holders: entry.holders.clone(),
         hits: entry.hits,
+    }
+}
+
+/// A node's role, as `kiln status` and `/readyz` show it.
+pub(super) const fn role(role: Role) -> &'static str {
+    match role {
+        Role::Leader => "leader",
+        Role::Follower => "follower",
+        Role::Candidate => "candidate",
+        Role::Learner => "learner",
+        Role::Waiting => "waiting",
+        Role::Stopped => "stopped",
     }
 }
