@@ -12,7 +12,10 @@ use std::{
 };
 
 use futures::future::join_all;
-use openraft::{BasicNode, errors::{InitializeError, RaftError}};
+use openraft::{
+    BasicNode,
+    errors::{InitializeError, RaftError},
+};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -232,7 +235,9 @@ impl Core {
             match self.write(Command::Found { cluster: me.cluster, nodes }).await {
                 Ok((_, Response::Done | Response::Refused(_))) => break,
                 Ok((_, other)) => {
-                    return Err(ClusterError::invalid(format!("an answer out of place: {other:?}")));
+                    return Err(ClusterError::invalid(format!(
+                        "an answer out of place: {other:?}"
+                    )));
                 }
                 Err(ClusterError::Unavailable(why)) => {
                     tracing::debug!(why, "the new cluster has no leader yet");

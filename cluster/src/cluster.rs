@@ -87,10 +87,7 @@ pub struct Cluster {
 impl Cluster {
     /// Opens the data folder. The routes are to be served at `facts.grpc` before
     /// [`Cluster::start`] is called; local reads work at once.
-    pub fn open(
-        settings: Settings,
-        signing: SigningKey,
-    ) -> Result<(Self, Routes), ClusterError> {
+    pub fn open(settings: Settings, signing: SigningKey) -> Result<(Self, Routes), ClusterError> {
         let start = settings.start.clone();
         let core = Core::open(settings, signing)?;
         let service = PeerServer::new(Service { core: Arc::clone(&core) })

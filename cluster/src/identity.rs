@@ -77,8 +77,12 @@ impl Identity {
             text += &format!("cluster {cluster:016x}\nnode {node}\n");
         }
         let temporary = dir.join("identity.new");
-        let mut file =
-            OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&temporary)?;
         file.write_all(text.as_bytes())?;
         file.sync_all()?;
         fs::rename(&temporary, dir.join(NAME))?;
@@ -87,9 +91,8 @@ impl Identity {
 }
 
 fn parse(text: &str) -> Option<Identity> {
-    let field = |name: &str| {
-        text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '))
-    };
+    let field =
+        |name: &str| text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
     let mut candidate = Candidate::default();
     hex::decode_to_slice(field("candidate")?, &mut candidate).ok()?;
     let owner = match (field("cluster"), field("node")) {

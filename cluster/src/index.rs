@@ -230,11 +230,7 @@ impl Index {
     }
 
     /// Removes the wrong artifact of `key` from the whole fleet; false when it has none.
-    pub async fn tombstone(
-        &self,
-        key: &ArtifactKey,
-        reason: String,
-    ) -> Result<bool, ClusterError> {
+    pub async fn tombstone(&self, key: &ArtifactKey, reason: String) -> Result<bool, ClusterError> {
         self.changed(Command::Tombstone { key: *key, reason }).await
     }
 

@@ -112,8 +112,7 @@ impl Core {
             known.iter().copied().filter(|id| nodes.get(id).is_none_or(|n| n.left)).collect();
         let counters: Counters = table::read(&*self.store, ())?.unwrap_or_default();
         let wanted = usize::try_from(counters.voters).unwrap_or(usize::MAX);
-        if let Some(next) =
-            plan(&voters, &learners, &left, wanted, |id| health(self, &metrics, id))
+        if let Some(next) = plan(&voters, &learners, &left, wanted, |id| health(self, &metrics, id))
         {
             return change(ChangeMembers::ReplaceAllVoters(next), true).await;
         }

@@ -53,10 +53,7 @@ impl Peer for Service {
     type AppendStream = Frames;
     type AcquireStream = Frames;
 
-    async fn append(
-        &self,
-        request: Request<Streaming<Frame>>,
-    ) -> Result<Response<Frames>, Status> {
+    async fn append(&self, request: Request<Streaming<Frame>>) -> Result<Response<Frames>, Status> {
         let raft = self.member(&request)?.raft.clone();
         let core = Arc::clone(&self.core);
         // A frame that cannot be read ends the stream; the leader opens another.

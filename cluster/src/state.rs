@@ -47,9 +47,12 @@ pub(crate) fn apply<V: View>(
         Command::Join(node) => join(txn, node, events),
         Command::Leave(node) => leave(txn, node, events),
         Command::Facts { node, facts } => set_facts(txn, node, facts, events),
-        Command::Acquire { key, node, request } => {
-            acquire(txn, key, LeaseRecord { token: Token(index), node, request, pack: None }, events)
-        }
+        Command::Acquire { key, node, request } => acquire(
+            txn,
+            key,
+            LeaseRecord { token: Token(index), node, request, pack: None },
+            events,
+        ),
         Command::Publish(publication) => publish(txn, publication, events),
         Command::Expire { key, token } => match live(txn, key, token)? {
             Some(lease) => {

@@ -146,11 +146,7 @@ impl RaftLogStorage<Types> for LogStore {
         let mut batch = WriteBatch::default();
         let end = (upto.index + 1).to_be_bytes();
         batch.delete_range_cf(self.store.cf(LOG), 0u64.to_be_bytes(), end);
-        batch.put_cf(
-            self.store.cf(META),
-            meta::PURGED,
-            codec::encode(&upto).map_err(io_error)?,
-        );
+        batch.put_cf(self.store.cf(META), meta::PURGED, codec::encode(&upto).map_err(io_error)?);
         self.store.db.write(batch).map_err(io_error)
     }
 }

@@ -22,12 +22,12 @@ use rocksdb::{
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
+use self::sync::Syncer;
 pub(crate) use self::{
     log::LogStore,
     machine::Machine,
     snapshot::{SnapshotData, Staging},
 };
-use self::sync::Syncer;
 use crate::{
     codec,
     command::NewNode,

@@ -62,7 +62,9 @@ impl Drop for Staged {
 }
 
 /// The state as it is now, in a view that later commands do not change.
-pub(super) async fn of_now(store: Arc<Store>) -> io::Result<alias::SnapshotOf<Types, SnapshotData>> {
+pub(super) async fn of_now(
+    store: Arc<Store>,
+) -> io::Result<alias::SnapshotOf<Types, SnapshotData>> {
     let (tell_meta, meta) = oneshot::channel();
     let (chunks, data) = mpsc::channel(4);
     tokio::task::spawn_blocking(move || {
@@ -198,7 +200,10 @@ impl Staging {
 
 /// Reads a staged file's chunks in order, the meta data first; the end is
 /// reached only if the whole file is as it was written.
-fn read_chunks(path: &Path, mut take: impl FnMut(usize, &[u8]) -> io::Result<()>) -> io::Result<()> {
+fn read_chunks(
+    path: &Path,
+    mut take: impl FnMut(usize, &[u8]) -> io::Result<()>,
+) -> io::Result<()> {
     let mut file = BufReader::new(File::open(path)?);
     let mut hasher = kiln_proto::Hasher::new();
     let mut chunk = Vec::new();

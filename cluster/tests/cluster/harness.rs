@@ -14,8 +14,8 @@ use kiln_cluster::{
     Acquired, Cluster, ClusterError, Index, Lease, NodeFacts, Published, Settings, Start, Timings,
 };
 use kiln_proto::{
-    ArtifactKey, Component, Components, Digest, FileEntry, Fingerprint, KeyField, Manifest,
-    NodeId, NodeIdentity, SignedManifest, Target,
+    ArtifactKey, Component, Components, Digest, FileEntry, Fingerprint, KeyField, Manifest, NodeId,
+    NodeIdentity, SignedManifest, Target,
 };
 use tempfile::TempDir;
 use tokio::{net::TcpListener, task::JoinHandle, time::Instant};
@@ -77,7 +77,8 @@ impl Seat {
 
     /// A seat at a known port: one that a stopped node had.
     pub async fn at(dir: &Path, address: SocketAddr) -> Self {
-        let listener = wait_for("a free port", async || TcpListener::bind(address).await.ok()).await;
+        let listener =
+            wait_for("a free port", async || TcpListener::bind(address).await.ok()).await;
         let address = listener.local_addr().unwrap();
         Self { listener, address, dir: dir.to_owned() }
     }
@@ -85,8 +86,7 @@ impl Seat {
     /// Opens and serves a member without starting it.
     pub fn open(self, start: Start) -> Opened {
         let facts = NodeFacts { grpc: self.address.to_string(), ..NodeFacts::default() };
-        let settings =
-            Settings { data_dir: self.dir.clone(), start, facts, timings: timings() };
+        let settings = Settings { data_dir: self.dir.clone(), start, facts, timings: timings() };
         let (cluster, routes) = Cluster::open(settings, signing_key(&self.dir)).unwrap();
         let stop = CancellationToken::new();
         let incoming = TcpIncoming::from(self.listener).with_nodelay(Some(true));
@@ -212,12 +212,7 @@ pub fn manifest(name: &str, pack: &[u8]) -> (ArtifactKey, Manifest) {
     let graph = Component::new("graph", vec![KeyField::new("name", name)]);
     let components = Components::new(vec![graph]);
     let size = pack.len() as u64;
-    let file = FileEntry {
-        path: "module.cubin".into(),
-        offset: 0,
-        size,
-        digest: Digest::of(pack),
-    };
+    let file = FileEntry { path: "module.cubin".into(), offset: 0, size, digest: Digest::of(pack) };
     let manifest = Manifest {
         key: components.key(),
         namespace: String::new(),

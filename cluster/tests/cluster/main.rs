@@ -2,7 +2,7 @@
 //!
 //! Every test ends with the state machines compared at the same applied index.
 
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, unreachable_pub, missing_docs)]
 
 mod harness;
 mod thin;
