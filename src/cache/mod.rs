@@ -9,6 +9,7 @@ mod disk;
 mod eviction;
 mod memory;
 mod meter;
+mod object;
 mod tier;
 mod tiered;
 
@@ -20,5 +21,6 @@ pub use clock::{Clock, SystemClock};
 pub use disk::{Change, DiskCounters, DiskSettings, DiskTier, Swept};
 pub use eviction::{Candidate, CostAware, EvictionSettings, Lru, Policy, Rank};
 pub use memory::{MemorySettings, MemoryTier};
+pub use object::{ObjectSettings, ObjectTier, StoredPack};
 pub use tier::{Health, Hints, Priority, Tier, TierError, TierName, Usage};
 pub use tiered::{Kept, Tiers, TiersSettings};

@@ -20,7 +20,7 @@ use crate::cache::{
 };
 
 struct Folder {
-    dir: TempDir,
+    _dir: TempDir,
     clock: Arc<ManualClock>,
     settings: DiskSettings,
 }
@@ -34,7 +34,7 @@ impl Folder {
             keep_free: ByteSize(0),
             ..DiskSettings::default()
         };
-        Self { dir, clock: Arc::default(), settings }
+        Self { _dir: dir, clock: Arc::default(), settings }
     }
 
     fn open(&self) -> DiskTier {
