@@ -360,7 +360,7 @@ async fn classes_pins_and_only_copies_are_respected() {
     let of = |priority| Hints { priority, ..normal() };
     tier.put(&blobs[0], Hints { pinned: true, ..of(Priority::Low) }).await.unwrap();
     tier.put(&blobs[1], of(Priority::Low)).await.unwrap();
-    tier.queue_upload(&blobs[1].digest(), Upload { attempts: 0, due_ms: 0 }).await.unwrap();
+    tier.queue_upload(&blobs[1].digest()).await.unwrap();
     tier.put(&blobs[2], of(Priority::High)).await.unwrap();
     tier.put(&blobs[3], of(Priority::Low)).await.unwrap();
     tier.put(&blobs[4], of(Priority::Normal)).await.unwrap();
