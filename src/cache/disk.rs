@@ -29,7 +29,6 @@ use kiln_proto::Digest;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Semaphore, broadcast, watch};
 
-pub(super) use self::index::Upload;
 pub use self::sweep::Swept;
 use self::{
     catalog::{Catalog, Limits},
@@ -123,7 +122,7 @@ impl DiskTier {
         let (index, index_rebuilt) = index::Index::open(&files.index())?;
         let (mut swept, strays) = sweep::sweep(&files, &index, &mut catalog)?;
         swept.index_rebuilt = index_rebuilt;
-        for (digest, _) in index.uploads()? {
+        for digest in index.uploads()? {
             catalog.set_only_copy(&digest, true);
         }
         let excess = catalog.shrink();
@@ -207,18 +206,14 @@ impl DiskTier {
     }
 
     /// Uploads that were queued and not finished, also before a restart.
-    pub(super) async fn uploads(&self) -> Result<Vec<(Digest, Upload)>, TierError> {
+    pub(super) async fn uploads(&self) -> Result<Vec<Digest>, TierError> {
         self.run(|store| store.index.uploads()).await
     }
 
     /// Remembers an upload; until it is finished the blob is evicted last.
-    pub(super) async fn queue_upload(
-        &self,
-        digest: &Digest,
-        upload: Upload,
-    ) -> Result<(), TierError> {
+    pub(super) async fn queue_upload(&self, digest: &Digest) -> Result<(), TierError> {
         let digest = *digest;
-        self.run(move |store| store.queue_upload(&digest, upload)).await
+        self.run(move |store| store.queue_upload(&digest)).await
     }
 
     pub(super) async fn finish_upload(&self, digest: &Digest) -> Result<(), TierError> {

@@ -128,6 +128,11 @@ impl MemoryTier {
         found
     }
 
+    /// The blob, if it is here; neither a use nor a hit.
+    pub(super) fn peek(&self, digest: &Digest) -> Option<Blob> {
+        self.cache.peek(digest).map(|resident| resident.blob)
+    }
+
     /// Whether it is here; no use.
     pub fn holds(&self, digest: &Digest) -> bool {
         self.cache.contains_key(digest)

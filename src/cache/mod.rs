@@ -5,20 +5,26 @@
 
 mod blob;
 mod clock;
+mod collect;
 mod disk;
 mod eviction;
 mod memory;
 mod meter;
+mod object;
 mod tier;
 mod tiered;
+mod uploads;
 
 #[cfg(test)]
 mod conformance;
 
 pub use blob::{Blob, BlobError, BlobWriter};
 pub use clock::{Clock, SystemClock};
+pub use collect::{CollectSettings, Collected, Collector, IndexError, PackIndex, Standing};
 pub use disk::{Change, DiskCounters, DiskSettings, DiskTier, Swept};
 pub use eviction::{Candidate, CostAware, EvictionSettings, Lru, Policy, Rank};
 pub use memory::{MemorySettings, MemoryTier};
+pub use object::{ObjectSettings, ObjectTier, StoredPack};
 pub use tier::{Health, Hints, Priority, Tier, TierError, TierName, Usage};
 pub use tiered::{Kept, Tiers, TiersSettings};
+pub use uploads::StoredSink;

@@ -11,8 +11,8 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{Mutex, broadcast};
 
 use super::{
-    Blob, Change, Clock, DiskSettings, DiskTier, Health, Hints, MemorySettings, MemoryTier, Tier,
-    TierError, TierName, Usage, meter,
+    Blob, Change, Clock, DiskSettings, DiskTier, Health, Hints, MemorySettings, MemoryTier,
+    ObjectSettings, ObjectTier, Tier, TierError, TierName, Usage, meter, uploads::Uploads,
 };
 
 /// One lock for each of so many groups of digests.
@@ -26,6 +26,8 @@ pub struct TiersSettings {
     pub memory: MemorySettings,
     /// L2.
     pub disk: DiskSettings,
+    /// L3.
+    pub object: ObjectSettings,
 }
 
 /// Where a blob is kept now.
@@ -43,6 +45,8 @@ pub enum Kept {
 pub struct Tiers {
     memory: MemoryTier,
     disk: DiskTier,
+    object: Option<ObjectTier>,
+    pub(super) uploads: Uploads,
     /// Many requests for one blob read it from the disk once.
     lanes: [Mutex<()>; LANES],
     /// Changes of what is in memory alone; those of the disk come from it.
@@ -53,12 +57,16 @@ impl Tiers {
     /// Opens all tiers.
     pub async fn open(settings: TiersSettings, clock: Arc<dyn Clock>) -> Result<Self, TierError> {
         let memory = MemoryTier::new(&settings.memory)?;
+        let object = &settings.object;
+        let object =
+            object.url.as_ref().map(|url| ObjectTier::from_url(url, object)).transpose()?;
         let opened =
             tokio::task::spawn_blocking(move || DiskTier::open(&settings.disk, clock)).await;
         let disk = opened
             .map_err(|e| TierError::Unavailable { tier: TierName::Disk, why: e.to_string() })??;
-        let changes = disk.sender();
-        Ok(Self { memory, disk, lanes: [const { Mutex::const_new(()) }; LANES], changes })
+        let uploads = Uploads::with(disk.uploads().await?);
+        let (lanes, changes) = ([const { Mutex::const_new(()) }; LANES], disk.sender());
+        Ok(Self { memory, disk, object, uploads, lanes, changes })
     }
 
     /// The blob from memory or disk, and from which. [`TierError::Corrupt`] is a
@@ -69,9 +77,7 @@ impl Tiers {
         }
         let _lane = self.lanes[usize::from(digest.as_bytes()[0]) % LANES].lock().await;
         // Somebody who asked before may have brought it up.
-        if self.memory.holds(digest)
-            && let Some(blob) = self.memory.lookup(digest)
-        {
+        if let Some(blob) = self.memory.peek(digest) {
             return Ok(Some((blob, TierName::Memory)));
         }
         let Some(blob) = self.disk.get(digest).await? else { return Ok(None) };
@@ -136,14 +142,23 @@ impl Tiers {
         &self.disk
     }
 
+    /// L3, where there is one.
+    pub fn object(&self) -> Option<&ObjectTier> {
+        self.object.as_ref()
+    }
+
     /// How full each tier is.
     pub fn usage(&self) -> Vec<(TierName, Usage)> {
-        vec![(TierName::Memory, self.memory.usage()), (TierName::Disk, self.disk.usage())]
+        let local = [(TierName::Memory, self.memory.usage()), (TierName::Disk, self.disk.usage())];
+        let object = self.object.as_ref().map(|object| (TierName::Object, object.usage()));
+        local.into_iter().chain(object).collect()
     }
 
     /// Whether each tier works. Memory always does.
     pub fn health(&self) -> Vec<(TierName, Health)> {
-        vec![(TierName::Memory, Health::Up), (TierName::Disk, self.disk.health())]
+        let local = [(TierName::Memory, Health::Up), (TierName::Disk, self.disk.health())];
+        let object = self.object.as_ref().map(|object| (TierName::Object, object.health()));
+        local.into_iter().chain(object).collect()
     }
 
     /// Best effort: what does not fit in memory is read from the disk again.
@@ -168,3 +183,6 @@ impl Tiers {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -15,7 +15,7 @@ use rocksdb::{
     BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, IteratorMode, Options,
     WriteBatch, WriteOptions,
 };
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde::{Serialize, de::DeserializeOwned};
 
 use super::catalog::Record;
 use crate::cache::TierError;
@@ -28,15 +28,6 @@ const OPEN_FILES: i32 = 32;
 const WRITE_BUFFER: usize = 4 << 20;
 const BLOCK_CACHE: usize = 8 << 20;
 const LOG_BYTES: usize = 1 << 20;
-
-/// When an upload is due.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub(in crate::cache) struct Upload {
-    /// Attempts that failed.
-    pub(in crate::cache) attempts: u32,
-    /// Not before, milliseconds since the Unix epoch.
-    pub(in crate::cache) due_ms: u64,
-}
 
 pub(super) struct Index {
     db: DB,
@@ -91,8 +82,9 @@ impl Index {
     }
 
     /// All uploads that wait.
-    pub(super) fn uploads(&self) -> Result<Vec<(Digest, Upload)>, TierError> {
-        self.rows(UPLOADS)
+    pub(super) fn uploads(&self) -> Result<Vec<Digest>, TierError> {
+        let rows: Vec<(Digest, ())> = self.rows(UPLOADS)?;
+        Ok(rows.into_iter().map(|(digest, ())| digest).collect())
     }
 
     fn rows<T: DeserializeOwned>(&self, name: &str) -> Result<Vec<(Digest, T)>, TierError> {
@@ -128,10 +120,9 @@ impl Index {
     }
 
     /// Remembers an upload, durably: it is a promise.
-    pub(super) fn put_upload(&self, digest: &Digest, upload: Upload) -> Result<(), TierError> {
-        let value = encode(&upload)?;
+    pub(super) fn put_upload(&self, digest: &Digest) -> Result<(), TierError> {
         self.db
-            .put_cf_opt(self.family(UPLOADS), digest.as_bytes(), value, &durable())
+            .put_cf_opt(self.family(UPLOADS), digest.as_bytes(), [], &durable())
             .map_err(|e| failed("queue upload", e))
     }
 

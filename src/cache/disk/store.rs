@@ -18,7 +18,7 @@ use tokio::sync::broadcast;
 use super::{
     catalog::{Catalog, Record},
     files::{Files, ReadError},
-    index::{Index, Upload},
+    index::Index,
 };
 use crate::cache::{Blob, Change, Clock, Health, Hints, TierError, TierName, Usage, meter};
 
@@ -157,9 +157,9 @@ impl Store {
         self.catalog.lock().usage()
     }
 
-    pub(super) fn queue_upload(&self, digest: &Digest, upload: Upload) -> Result<(), TierError> {
+    pub(super) fn queue_upload(&self, digest: &Digest) -> Result<(), TierError> {
         self.catalog.lock().set_only_copy(digest, true);
-        self.index.put_upload(digest, upload)
+        self.index.put_upload(digest)
     }
 
     pub(super) fn finish_upload(&self, digest: &Digest) -> Result<(), TierError> {

@@ -20,7 +20,7 @@ use crate::cache::{
 };
 
 struct Folder {
-    dir: TempDir,
+    _dir: TempDir,
     clock: Arc<ManualClock>,
     settings: DiskSettings,
 }
@@ -34,7 +34,7 @@ impl Folder {
             keep_free: ByteSize(0),
             ..DiskSettings::default()
         };
-        Self { dir, clock: Arc::default(), settings }
+        Self { _dir: dir, clock: Arc::default(), settings }
     }
 
     fn open(&self) -> DiskTier {
@@ -360,7 +360,7 @@ async fn classes_pins_and_only_copies_are_respected() {
     let of = |priority| Hints { priority, ..normal() };
     tier.put(&blobs[0], Hints { pinned: true, ..of(Priority::Low) }).await.unwrap();
     tier.put(&blobs[1], of(Priority::Low)).await.unwrap();
-    tier.queue_upload(&blobs[1].digest(), Upload { attempts: 0, due_ms: 0 }).await.unwrap();
+    tier.queue_upload(&blobs[1].digest()).await.unwrap();
     tier.put(&blobs[2], of(Priority::High)).await.unwrap();
     tier.put(&blobs[3], of(Priority::Low)).await.unwrap();
     tier.put(&blobs[4], of(Priority::Normal)).await.unwrap();
