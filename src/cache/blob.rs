@@ -108,9 +108,9 @@ impl BlobWriter {
         let memory = rustix::fs::memfd_create("kiln-blob", flags).map_err(io::Error::from)?;
         rustix::fs::ftruncate(&memory, size).map_err(io::Error::from)?;
         let size = usize::try_from(size).map_err(io::Error::other)?;
-        // SAFETY: the memfd is ours alone until it is sealed: no one truncates it.
         let map = match size {
             0 => None,
+            // SAFETY: the memfd is ours alone until it is sealed: no one truncates it.
             _ => Some(unsafe { MmapOptions::new().len(size).map_mut(&memory)? }),
         };
         Ok(Self { memory, map, filled: 0, size, hasher: Hasher::new() })
@@ -179,6 +179,7 @@ impl BlobWriter {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 
