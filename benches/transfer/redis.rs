@@ -1,20 +1,17 @@
 //! A real `redis-server`, and the fastest client that a socket allows.
 
 use std::{
-    io::{Read, Write},
+    io::{BufRead, BufReader, Read, Write},
     net::{TcpListener, TcpStream},
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::table::Sample;
-
-/// How long the server may take to start.
-const START: Duration = Duration::from_secs(20);
 
 /// A running server without persistence; it is killed when this is dropped.
 pub(crate) struct Redis {
@@ -31,16 +28,18 @@ impl Redis {
         let mut command = Command::new("redis-server");
         command.args(["--bind", "127.0.0.1", "--port", &port.to_string(), "--save", ""]);
         command.args(["--appendonly", "no", "--dir"]).arg(dir).arg("--unixsocket").arg(&socket);
-        let process = command.stdout(Stdio::null()).spawn();
+        let process = command.stdout(Stdio::piped()).spawn();
         let process =
             process.context("start redis-server (Debian: apt-get install redis-server)")?;
-        let redis = Self { process, port, socket };
-        let deadline = Instant::now() + START;
-        while redis.unix().and_then(|mut c| c.command(b"PING\r\n", b"+PONG\r\n")).is_err() {
-            ensure!(Instant::now() < deadline, "redis-server does not answer");
-            std::thread::sleep(Duration::from_millis(10));
+        let mut redis = Self { process, port, socket };
+        let log = BufReader::new(redis.process.stdout.take().context("the log of redis-server")?);
+        let mut lines = log.lines();
+        for line in &mut lines {
+            if line?.contains("Ready to accept connections") {
+                return Ok(redis);
+            }
         }
-        Ok(redis)
+        bail!("redis-server ended before it was ready")
     }
 
     pub(crate) fn tcp(&self) -> Result<Client<TcpStream>> {
