@@ -1,5 +1,6 @@
 //! Kiln: a cluster-wide cache of compiled GPU code.
 
+pub mod artifact;
 pub mod cache;
 pub mod compiler;
 pub mod config;

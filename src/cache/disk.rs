@@ -1,0 +1,297 @@
+//! L2: blobs as files of this node, named by their digest.
+//!
+//! Invariant: what `put` acknowledged survives power loss; what `get` returns
+//! was hashed after it left the disk; capacity, entries, open files and memory
+//! are bounded whatever is stored.
+//!
+//! `catalog` knows what is here and who goes first, `index` remembers it across
+//! restarts, `files` reads and writes, `sweep` makes the three agree at start,
+//! and `store` keeps them in step. This file is their asynchronous face: all of
+//! it runs on tokio's blocking threads, `parallelism` jobs at a time.
+
+mod catalog;
+mod files;
+mod index;
+mod store;
+mod sweep;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    path::PathBuf,
+    sync::{Arc, atomic::Ordering},
+    thread::JoinHandle,
+};
+
+use async_trait::async_trait;
+use bytesize::ByteSize;
+use kiln_proto::Digest;
+use serde::{Deserialize, Serialize};
+use tokio::sync::{Semaphore, broadcast, watch};
+
+pub(super) use self::index::Upload;
+pub use self::sweep::Swept;
+use self::{
+    catalog::{Catalog, Limits},
+    files::{Files, QuarantineLimits},
+    store::Store,
+};
+use super::{
+    Blob, Clock, EvictionSettings, Health, Hints, Tier, TierError, TierName, Usage, meter,
+};
+
+/// Changes that a slow listener may be behind before it misses some.
+const CHANGES: usize = 4096;
+
+/// A digest that this node's disk has, or has no more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Change {
+    /// It is here now.
+    Gained(Digest),
+    /// It is gone: evicted, removed, corrupt or missing.
+    Lost(Digest),
+}
+
+/// Where and how much.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DiskSettings {
+    /// The folder, which nothing else writes to.
+    pub path: PathBuf,
+    /// Most bytes of blobs. Beside them: the quarantine and a small index.
+    pub capacity: ByteSize,
+    /// Most blobs; each costs about 200 bytes of memory.
+    pub max_entries: u64,
+    /// Left free on the device for others, by evicting if need be.
+    pub keep_free: ByteSize,
+    /// Most bytes of corrupt files that are kept for a look at them.
+    pub quarantine: ByteSize,
+    /// File operations at a time, and so descriptors.
+    pub parallelism: usize,
+    /// Who goes first.
+    pub eviction: EvictionSettings,
+}
+
+impl Default for DiskSettings {
+    fn default() -> Self {
+        Self {
+            path: "cache".into(),
+            capacity: ByteSize::gib(64),
+            max_entries: 200_000,
+            keep_free: ByteSize::mib(256),
+            quarantine: ByteSize::mib(256),
+            parallelism: 8,
+            eviction: EvictionSettings::default(),
+        }
+    }
+}
+
+/// Most files in quarantine.
+const QUARANTINED: usize = 16;
+
+/// What happened on this disk since the start.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct DiskCounters {
+    /// Files that were not what their name says, or could not be read.
+    pub corrupt: u64,
+    /// Blobs that made room for others.
+    pub evicted: u64,
+    /// Files that were gone when they were wanted.
+    pub lost: u64,
+    /// Writes to the index.
+    pub index_writes: u64,
+}
+
+/// The disk tier.
+pub struct DiskTier {
+    store: Arc<Store>,
+    permits: Arc<Semaphore>,
+    swept: watch::Receiver<Option<Swept>>,
+    adopter: Option<JoinHandle<()>>,
+}
+
+impl DiskTier {
+    /// Opens the tier and sweeps its folder; blocks. Files that the index does
+    /// not know are verified in the background: see [`swept`](Self::swept).
+    pub fn open(settings: &DiskSettings, clock: Arc<dyn Clock>) -> Result<Self, TierError> {
+        let quarantine =
+            QuarantineLimits { files: QUARANTINED, bytes: settings.quarantine.as_u64() };
+        let files = Files::open(&settings.path, quarantine)
+            .map_err(|e| TierError::disk("open folder", 0, e))?;
+        let limits = Limits { bytes: settings.capacity.as_u64(), entries: settings.max_entries };
+        let mut catalog = Catalog::new(limits, settings.eviction.policy());
+        let (index, index_rebuilt) = index::Index::open(&files.index())?;
+        let (mut swept, strays) = sweep::sweep(&files, &index, &mut catalog)?;
+        swept.index_rebuilt = index_rebuilt;
+        for (digest, _) in index.uploads()? {
+            catalog.set_only_copy(&digest, true);
+        }
+        let excess = catalog.shrink();
+        let changes = broadcast::Sender::new(CHANGES);
+        let keep_free = settings.keep_free.as_u64();
+        let store = Arc::new(Store::new(files, index, catalog, keep_free, clock, changes));
+        store.discard(&excess);
+        meter::usage(TierName::Disk, store.usage());
+        let (done, swept_later) = watch::channel(None);
+        let adopt = {
+            let store = Arc::clone(&store);
+            move || {
+                sweep::adopt_all(&store, strays, &mut swept);
+                done.send_replace(Some(swept));
+            }
+        };
+        let adopter = std::thread::Builder::new().name("kiln-adopt".into()).spawn(adopt);
+        Ok(Self {
+            store,
+            permits: Arc::new(Semaphore::new(settings.parallelism.max(1))),
+            swept: swept_later,
+            adopter: Some(adopter.map_err(|e| TierError::disk("start sweep", 0, e))?),
+        })
+    }
+
+    /// What the sweep did, once the last unknown file was verified.
+    pub async fn swept(&self) -> Swept {
+        let mut swept = self.swept.clone();
+        match swept.wait_for(Option::is_some).await {
+            Ok(report) => report.unwrap_or_default(),
+            // The sweep ended without a report: it was stopped.
+            Err(_) => Swept::default(),
+        }
+    }
+
+    /// Pins a blob or takes the pin back; whether it is here.
+    pub async fn set_pinned(&self, digest: &Digest, pinned: bool) -> Result<bool, TierError> {
+        let digest = *digest;
+        self.run(move |store| store.set_pinned(&digest, pinned)).await
+    }
+
+    /// What is here, in no order.
+    pub fn digests(&self) -> Vec<Digest> {
+        self.store.catalog.lock().digests()
+    }
+
+    /// Whether it is here, as far as is known without reading it; no use.
+    pub fn holds(&self, digest: &Digest) -> bool {
+        self.store.catalog.lock().get(digest).is_some()
+    }
+
+    pub(super) fn is_pinned(&self, digest: &Digest) -> bool {
+        self.store.catalog.lock().get(digest).is_some_and(|record| record.pinned)
+    }
+
+    /// Where others report what they keep beside the disk.
+    pub(super) fn sender(&self) -> broadcast::Sender<Change> {
+        self.store.changes.clone()
+    }
+
+    /// Digests that come and go from now on.
+    pub fn changes(&self) -> broadcast::Receiver<Change> {
+        self.store.changes.subscribe()
+    }
+
+    /// What happened since the start.
+    pub fn counters(&self) -> DiskCounters {
+        let read = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
+        let counters = &self.store.counters;
+        DiskCounters {
+            corrupt: read(&counters.corrupt),
+            evicted: read(&counters.evicted),
+            lost: read(&counters.lost),
+            index_writes: read(&counters.index_writes),
+        }
+    }
+
+    /// Whether the device works and has room.
+    pub fn health(&self) -> Health {
+        self.store.health()
+    }
+
+    /// Uploads that were queued and not finished, also before a restart.
+    pub(super) async fn uploads(&self) -> Result<Vec<(Digest, Upload)>, TierError> {
+        self.run(|store| store.index.uploads()).await
+    }
+
+    /// Remembers an upload; until it is finished the blob is evicted last.
+    pub(super) async fn queue_upload(
+        &self,
+        digest: &Digest,
+        upload: Upload,
+    ) -> Result<(), TierError> {
+        let digest = *digest;
+        self.run(move |store| store.queue_upload(&digest, upload)).await
+    }
+
+    pub(super) async fn finish_upload(&self, digest: &Digest) -> Result<(), TierError> {
+        let digest = *digest;
+        self.run(move |store| store.finish_upload(&digest)).await
+    }
+
+    async fn run<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Store) -> Result<T, TierError> + Send + 'static,
+    ) -> Result<T, TierError> {
+        let closed = |_| TierError::Unavailable { tier: TierName::Disk, why: "closed".into() };
+        let permit = Arc::clone(&self.permits).acquire_owned().await.map_err(closed)?;
+        let store = Arc::clone(&self.store);
+        let done = tokio::task::spawn_blocking(move || {
+            let result = work(&store);
+            store.judge(&result);
+            drop(permit);
+            result
+        });
+        done.await.unwrap_or_else(|e| {
+            Err(TierError::Unavailable { tier: TierName::Disk, why: e.to_string() })
+        })
+    }
+}
+
+#[async_trait]
+impl Tier for DiskTier {
+    fn name(&self) -> TierName {
+        TierName::Disk
+    }
+
+    async fn get(&self, digest: &Digest) -> Result<Option<Blob>, TierError> {
+        if !self.holds(digest) {
+            meter::miss(TierName::Disk);
+            return Ok(None);
+        }
+        let digest = *digest;
+        let found = self.run(move |store| store.get(&digest)).await?;
+        match found {
+            Some(_) => meter::hit(TierName::Disk),
+            None => meter::miss(TierName::Disk),
+        }
+        Ok(found)
+    }
+
+    async fn put(&self, blob: &Blob, hints: Hints) -> Result<(), TierError> {
+        let blob = blob.clone();
+        self.run(move |store| store.put(&blob, hints)).await
+    }
+
+    async fn remove(&self, digest: &Digest) -> Result<bool, TierError> {
+        let digest = *digest;
+        self.run(move |store| store.remove(&digest)).await
+    }
+
+    async fn contains(&self, digest: &Digest) -> Result<bool, TierError> {
+        Ok(self.holds(digest))
+    }
+
+    fn usage(&self) -> Usage {
+        self.store.usage()
+    }
+}
+
+impl Drop for DiskTier {
+    fn drop(&mut self) {
+        self.store.stop.store(true, Ordering::Relaxed);
+        if let Some(adopter) = self.adopter.take()
+            && adopter.join().is_err()
+        {
+            tracing::error!("the sweep of the disk tier panicked");
+        }
+        self.store.flush();
+    }
+}

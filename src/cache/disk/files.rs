@@ -1,0 +1,306 @@
+//! The files themselves: where they lie, how they are written and read.
+//!
+//! Invariant: a file below `blobs/` was complete and synced under another name
+//! before it got that name; and no byte of it becomes a [`Blob`] unhashed.
+//!
+//! ```text
+//! blobs/ab/cdef…     the blob abcdef…
+//! tmp/               files that are being written; emptied at start
+//! quarantine/        the last few files that were not what they said
+//! index/             RocksDB
+//! ```
+
+use std::{
+    ffi::OsStr,
+    fs::{self, File},
+    io::{self, ErrorKind, Read, Write},
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+use kiln_proto::Digest;
+use parking_lot::{Mutex, MutexGuard};
+
+use crate::cache::{Blob, BlobError, BlobWriter, TierError, TierName};
+
+/// Read at once: large enough for the parallel hash, small enough that what was
+/// read is still in the processor's cache when it is hashed.
+const CHUNK: usize = 4 << 20;
+
+pub(super) struct Files {
+    root: PathBuf,
+    /// One lock a folder: a name appears or disappears together with its entry
+    /// in the catalog.
+    folders: [Mutex<()>; 256],
+    /// Makes names of temporary and quarantined files unique.
+    sequence: AtomicU64,
+    quarantine: QuarantineLimits,
+    #[cfg(test)]
+    pub(super) faults: Faults,
+}
+
+/// How much of what was corrupt is kept for people to look at.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct QuarantineLimits {
+    pub(super) files: usize,
+    pub(super) bytes: u64,
+}
+
+/// A complete, synced file without its name; removed unless it is placed.
+pub(super) struct Temporary {
+    path: PathBuf,
+    placed: bool,
+}
+
+/// Why a file did not become a blob.
+pub(super) enum ReadError {
+    Missing,
+    Corrupt(String),
+    Io(io::Error),
+    Memory(BlobError),
+}
+
+#[cfg(test)]
+#[derive(Default)]
+pub(super) struct Faults {
+    /// The next sync fails, as on a dying disk.
+    pub(super) sync: std::sync::atomic::AtomicBool,
+    /// Files and folders that were synced.
+    pub(super) synced: Mutex<Vec<PathBuf>>,
+}
+
+impl Files {
+    pub(super) fn open(root: &Path, quarantine: QuarantineLimits) -> io::Result<Self> {
+        for folder in ["blobs", "tmp", "quarantine"] {
+            fs::create_dir_all(root.join(folder))?;
+        }
+        let files = Self {
+            root: root.to_owned(),
+            folders: [const { Mutex::new(()) }; 256],
+            sequence: AtomicU64::new(0),
+            quarantine,
+            #[cfg(test)]
+            faults: Faults::default(),
+        };
+        files.sync(root)?;
+        Ok(files)
+    }
+
+    pub(super) fn index(&self) -> PathBuf {
+        self.root.join("index")
+    }
+
+    pub(super) fn lock_folder(&self, digest: &Digest) -> MutexGuard<'_, ()> {
+        self.folders[usize::from(digest.as_bytes()[0])].lock()
+    }
+
+    pub(super) fn path(&self, digest: &Digest) -> PathBuf {
+        let name = digest.to_string();
+        self.root.join("blobs").join(&name[..2]).join(&name[2..])
+    }
+
+    /// Bytes that the device has left for us.
+    pub(super) fn free_bytes(&self) -> io::Result<u64> {
+        let stat = rustix::fs::statvfs(&self.root)?;
+        Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+    }
+
+    /// Writes and syncs `blob` under a temporary name.
+    pub(super) fn write(&self, blob: &Blob) -> io::Result<Temporary> {
+        let path = self.root.join("tmp").join(self.unique(&blob.digest()));
+        let mut file = File::create_new(&path)?;
+        // From here on the file is removed, also when the sync fails: a sync
+        // that failed once says nothing when it succeeds the second time.
+        let temporary = Temporary { path, placed: false };
+        file.write_all(blob)?;
+        self.sync_file(&file, &temporary.path)?;
+        Ok(temporary)
+    }
+
+    /// Gives the file its name, durably. The caller holds the folder's lock.
+    pub(super) fn place(&self, mut temporary: Temporary, digest: &Digest) -> io::Result<()> {
+        let path = self.path(digest);
+        let folder = path.parent().ok_or(ErrorKind::InvalidInput)?;
+        if let Err(e) = fs::rename(&temporary.path, &path) {
+            if e.kind() != ErrorKind::NotFound {
+                return Err(e);
+            }
+            fs::create_dir_all(folder)?;
+            self.sync(&self.root.join("blobs"))?;
+            fs::rename(&temporary.path, &path)?;
+        }
+        temporary.placed = true;
+        self.sync(folder).inspect_err(|_| {
+            // Whether the name survives a power loss is unknown: rather none.
+            if let Err(e) = fs::remove_file(&path) {
+                tracing::warn!(path = %path.display(), error = %e, "remove unsynced file");
+            }
+        })
+    }
+
+    /// Reads and verifies a file of `size` bytes.
+    pub(super) fn read(&self, digest: &Digest, size: u64) -> Result<Blob, ReadError> {
+        let mut file = match File::open(self.path(digest)) {
+            Err(e) if e.kind() == ErrorKind::NotFound => return Err(ReadError::Missing),
+            opened => opened.map_err(ReadError::Io)?,
+        };
+        let found = file.metadata().map_err(ReadError::Io)?.len();
+        if found != size {
+            return Err(ReadError::Corrupt(format!("{found} bytes on disk, {size} expected")));
+        }
+        let mut writer = BlobWriter::with_size(size).map_err(ReadError::Memory)?;
+        loop {
+            let spare = writer.spare();
+            if spare.is_empty() {
+                break;
+            }
+            let room = spare.len().min(CHUNK);
+            let n = read_up_to(&mut file, &mut spare[..room]).map_err(ReadError::Io)?;
+            if n == 0 {
+                break;
+            }
+            writer.advance(n);
+        }
+        writer.finish_as(*digest).map_err(|e| match e {
+            BlobError::Memory(_) => ReadError::Memory(e),
+            BlobError::Corrupt { .. } | BlobError::Length { .. } => {
+                ReadError::Corrupt(e.to_string())
+            }
+        })
+    }
+
+    /// Removes a file; whether it was there. The caller holds the folder's lock.
+    pub(super) fn remove(&self, digest: &Digest) -> io::Result<bool> {
+        found(fs::remove_file(self.path(digest)))
+    }
+
+    /// Moves a file out of the way, and the oldest out of quarantine.
+    /// The caller holds the folder's lock.
+    pub(super) fn quarantine(&self, digest: &Digest) -> io::Result<bool> {
+        let folder = self.root.join("quarantine");
+        let kept = folder.join(self.unique(digest));
+        let moved = found(fs::rename(self.path(digest), kept))?;
+        let mut files = Vec::new();
+        for file in fs::read_dir(&folder)? {
+            let file = file?;
+            let meta = file.metadata()?;
+            files.push((meta.modified()?, meta.len(), file.path()));
+        }
+        files.sort();
+        let mut bytes: u64 = files.iter().map(|f| f.1).sum();
+        let mut count = files.len();
+        for (_, size, path) in files {
+            if count <= self.quarantine.files && bytes <= self.quarantine.bytes {
+                break;
+            }
+            found(fs::remove_file(path))?;
+            (count, bytes) = (count - 1, bytes - size);
+        }
+        Ok(moved)
+    }
+
+    /// Removes what a crash left half-written; how many.
+    pub(super) fn clear_temporaries(&self) -> io::Result<u64> {
+        let mut removed = 0;
+        for file in fs::read_dir(self.root.join("tmp"))? {
+            removed += u64::from(found(fs::remove_file(file?.path()))?);
+        }
+        Ok(removed)
+    }
+
+    /// Calls `each` for every file below `blobs/`: its digest, if its name is
+    /// one, its size and its path.
+    pub(super) fn walk(
+        &self,
+        mut each: impl FnMut(Option<Digest>, u64, &Path) -> Result<(), TierError>,
+    ) -> Result<(), TierError> {
+        let failed = |e| TierError::disk("list files", 0, e);
+        for folder in fs::read_dir(self.root.join("blobs")).map_err(failed)? {
+            let folder = folder.map_err(failed)?;
+            if !folder.file_type().map_err(failed)?.is_dir() {
+                each(None, 0, &folder.path())?;
+                continue;
+            }
+            for file in fs::read_dir(folder.path()).map_err(failed)? {
+                let file = file.map_err(failed)?;
+                let meta = file.metadata().map_err(failed)?;
+                let digest =
+                    meta.is_file().then(|| named(&folder.file_name(), &file.file_name())).flatten();
+                each(digest, meta.len(), &file.path())?;
+            }
+        }
+        Ok(())
+    }
+
+    fn unique(&self, digest: &Digest) -> String {
+        let n = self.sequence.fetch_add(1, Ordering::Relaxed);
+        format!("{digest}.{}.{n}", std::process::id())
+    }
+
+    fn sync(&self, folder: &Path) -> io::Result<()> {
+        self.sync_file(&File::open(folder)?, folder)
+    }
+
+    #[cfg_attr(not(test), allow(unused_variables))]
+    fn sync_file(&self, file: &File, path: &Path) -> io::Result<()> {
+        #[cfg(test)]
+        {
+            self.faults.synced.lock().push(path.to_owned());
+            if self.faults.sync.swap(false, Ordering::SeqCst) {
+                return Err(rustix::io::Errno::IO.into());
+            }
+        }
+        file.sync_all()
+    }
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        if self.placed {
+            return;
+        }
+        if let Err(e) = fs::remove_file(&self.path) {
+            tracing::warn!(path = %self.path.display(), error = %e, "remove temporary file");
+        }
+    }
+}
+
+impl ReadError {
+    /// As the tier reports it; a missing file is no error.
+    pub(super) fn report(self, digest: &Digest) -> Option<TierError> {
+        let (tier, digest) = (TierName::Disk, *digest);
+        match self {
+            Self::Missing => None,
+            Self::Corrupt(why) => Some(TierError::Corrupt { tier, digest, why }),
+            Self::Io(e) => Some(TierError::disk("read file", 0, e)),
+            Self::Memory(source) => Some(TierError::Memory { tier, source }),
+        }
+    }
+}
+
+fn named(folder: &OsStr, file: &OsStr) -> Option<Digest> {
+    let (folder, file) = (folder.to_str()?, file.to_str()?);
+    (folder.len() == 2).then(|| format!("{folder}{file}").parse().ok()).flatten()
+}
+
+/// Whether the thing that was removed or moved was there.
+fn found(result: io::Result<()>) -> io::Result<bool> {
+    match result {
+        Ok(()) => Ok(true),
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(false),
+        Err(e) => Err(e),
+    }
+}
+
+fn read_up_to(file: &mut File, buffer: &mut [u8]) -> io::Result<usize> {
+    let mut filled = 0;
+    while filled < buffer.len() {
+        match file.read(&mut buffer[filled..]) {
+            Ok(0) => break,
+            Ok(n) => filled += n,
+            Err(e) if e.kind() == ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(filled)
+}

@@ -1,0 +1,521 @@
+//! The disk tier: durability, damage, bounds and order of eviction.
+
+#![allow(clippy::unwrap_used)]
+
+use std::{
+    fs,
+    io::{Read, Seek, SeekFrom, Write},
+    path::Path,
+    time::Duration,
+};
+
+use proptest::prelude::*;
+use tempfile::TempDir;
+
+use super::*;
+use crate::cache::{
+    Priority,
+    clock::ManualClock,
+    conformance::{self, blob},
+};
+
+struct Folder {
+    dir: TempDir,
+    clock: Arc<ManualClock>,
+    settings: DiskSettings,
+}
+
+impl Folder {
+    fn new(capacity: u64) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let settings = DiskSettings {
+            path: dir.path().join("cache"),
+            capacity: ByteSize(capacity),
+            keep_free: ByteSize(0),
+            ..DiskSettings::default()
+        };
+        Self { dir, clock: Arc::default(), settings }
+    }
+
+    fn open(&self) -> DiskTier {
+        DiskTier::open(&self.settings, self.clock.clone()).unwrap()
+    }
+
+    fn file(&self, blob: &Blob) -> PathBuf {
+        let name = blob.digest().to_string();
+        self.settings.path.join("blobs").join(&name[..2]).join(&name[2..])
+    }
+
+    fn count(&self, folder: &str) -> usize {
+        fs::read_dir(self.settings.path.join(folder)).unwrap().count()
+    }
+
+    /// Bytes of all files below `blobs/`.
+    fn bytes_on_disk(&self) -> u64 {
+        let folders = fs::read_dir(self.settings.path.join("blobs")).unwrap();
+        let files = folders.flat_map(|f| fs::read_dir(f.unwrap().path()).unwrap());
+        files.map(|f| f.unwrap().metadata().unwrap().len()).sum()
+    }
+}
+
+fn flip_a_byte(path: &Path) {
+    let mut file = fs::File::options().read(true).write(true).open(path).unwrap();
+    let at = file.metadata().unwrap().len() / 2;
+    let mut byte = [0];
+    file.seek(SeekFrom::Start(at)).unwrap();
+    file.read_exact(&mut byte).unwrap();
+    file.seek(SeekFrom::Start(at)).unwrap();
+    file.write_all(&[byte[0] ^ 1]).unwrap();
+}
+
+fn normal() -> Hints {
+    Hints { compile_seconds: 1.0, ..Hints::default() }
+}
+
+#[tokio::test]
+async fn conforms() {
+    let folder = Folder::new(64 << 20);
+    conformance::suite(&folder.open()).await;
+    assert_eq!((folder.bytes_on_disk(), folder.count("tmp")), (0, 0));
+}
+
+#[tokio::test]
+async fn blobs_and_hints_survive_a_restart() {
+    let folder = Folder::new(1 << 20);
+    let (first, second) = (blob(1, 1000), blob(2, 2000));
+    let tier = folder.open();
+    tier.put(&first, Hints { pinned: true, ..normal() }).await.unwrap();
+    tier.put(&second, normal()).await.unwrap();
+    drop(tier);
+    let tier = folder.open();
+    assert_eq!(tier.swept().await, Swept::default());
+    assert!(tier.is_pinned(&first.digest()) && !tier.is_pinned(&second.digest()));
+    assert_eq!(&*tier.get(&second.digest()).await.unwrap().unwrap(), &*second);
+    assert_eq!(tier.usage().bytes, 3000);
+}
+
+/// Invariant 3, where it is most likely to be needed.
+#[tokio::test]
+async fn a_flipped_byte_is_quarantined_and_counted() {
+    let folder = Folder::new(16 << 20);
+    let tier = folder.open();
+    let mut changes = tier.changes();
+    for (n, size) in [1, 5000, 5 << 20].into_iter().enumerate() {
+        let blob = blob(n as u64, size);
+        tier.put(&blob, normal()).await.unwrap();
+        assert_eq!(changes.recv().await.unwrap(), Change::Gained(blob.digest()));
+        flip_a_byte(&folder.file(&blob));
+        let refused = tier.get(&blob.digest()).await.unwrap_err();
+        assert!(
+            matches!(refused, TierError::Corrupt { digest, .. } if digest == blob.digest()),
+            "{refused}"
+        );
+        assert_eq!(changes.recv().await.unwrap(), Change::Lost(blob.digest()));
+        assert_eq!(tier.counters().corrupt, n as u64 + 1);
+        assert_eq!(folder.count("quarantine"), n + 1);
+        // No longer offered, and a good copy takes its place.
+        assert!(tier.get(&blob.digest()).await.unwrap().is_none());
+        tier.put(&blob, normal()).await.unwrap();
+        assert_eq!(changes.recv().await.unwrap(), Change::Gained(blob.digest()));
+        assert_eq!(&*tier.get(&blob.digest()).await.unwrap().unwrap(), &*blob);
+    }
+}
+
+#[tokio::test]
+async fn a_truncated_file_is_corrupt() {
+    let folder = Folder::new(1 << 20);
+    let tier = folder.open();
+    let blob = blob(1, 5000);
+    tier.put(&blob, normal()).await.unwrap();
+    fs::File::options().write(true).open(folder.file(&blob)).unwrap().set_len(4999).unwrap();
+    assert!(matches!(tier.get(&blob.digest()).await, Err(TierError::Corrupt { .. })));
+    assert_eq!(tier.usage(), Usage { capacity_bytes: Some(1 << 20), ..Usage::default() });
+}
+
+#[tokio::test]
+async fn the_quarantine_is_bounded() {
+    let mut folder = Folder::new(1 << 20);
+    folder.settings.quarantine = ByteSize(10_000);
+    let tier = folder.open();
+    for n in 0..40 {
+        let blob = blob(n, if n < 20 { 100 } else { 3000 });
+        tier.put(&blob, normal()).await.unwrap();
+        flip_a_byte(&folder.file(&blob));
+        assert!(tier.get(&blob.digest()).await.is_err());
+        assert!(folder.count("quarantine") <= QUARANTINED);
+    }
+    assert_eq!(folder.count("quarantine"), 3, "3 of 3000 bytes fit in 10000");
+}
+
+#[tokio::test]
+async fn a_missing_file_is_a_miss() {
+    let folder = Folder::new(1 << 20);
+    let tier = folder.open();
+    let blob = blob(1, 5000);
+    tier.put(&blob, normal()).await.unwrap();
+    fs::remove_file(folder.file(&blob)).unwrap();
+    assert!(tier.get(&blob.digest()).await.unwrap().is_none());
+    assert_eq!((tier.counters().lost, tier.usage().entries), (1, 0));
+    tier.put(&blob, normal()).await.unwrap();
+    assert!(tier.get(&blob.digest()).await.unwrap().is_some());
+}
+
+#[tokio::test]
+async fn a_wiped_folder_is_filled_again() {
+    let folder = Folder::new(1 << 20);
+    let tier = folder.open();
+    let blob = blob(1, 5000);
+    tier.put(&blob, normal()).await.unwrap();
+    fs::remove_dir_all(folder.settings.path.join("blobs")).unwrap();
+    fs::create_dir(folder.settings.path.join("blobs")).unwrap();
+    assert!(tier.get(&blob.digest()).await.unwrap().is_none());
+    tier.put(&blob, normal()).await.unwrap();
+    assert!(tier.get(&blob.digest()).await.unwrap().is_some());
+}
+
+#[tokio::test]
+async fn leftovers_of_a_crash_are_swept() {
+    let folder = Folder::new(1 << 20);
+    let tier = folder.open();
+    let [kept, gone, torn] = [1, 2, 3].map(|n| blob(n, 5000));
+    for blob in [&kept, &gone, &torn] {
+        tier.put(blob, normal()).await.unwrap();
+    }
+    drop(tier);
+    // Half-written; never written; written without its bytes; not ours.
+    fs::write(folder.settings.path.join("tmp/half"), b"half").unwrap();
+    fs::remove_file(folder.file(&gone)).unwrap();
+    fs::File::options().write(true).open(folder.file(&torn)).unwrap().set_len(0).unwrap();
+    fs::write(folder.file(&kept).with_file_name("stranger"), b"?").unwrap();
+    fs::write(folder.settings.path.join("blobs/stranger"), b"?").unwrap();
+    // Complete, but the index never heard of them: one is good, one is not.
+    let [good, bad] = [4, 5].map(|n| blob(n, 6000));
+    for blob in [&good, &bad] {
+        fs::create_dir_all(folder.file(blob).parent().unwrap()).unwrap();
+        fs::write(folder.file(blob), &**blob).unwrap();
+    }
+    flip_a_byte(&folder.file(&bad));
+
+    let tier = folder.open();
+    let swept = Swept {
+        temporaries: 1,
+        strangers: 2,
+        dropped: 2,
+        adopted: 1,
+        rejected: 2,
+        index_rebuilt: false,
+    };
+    assert_eq!(tier.swept().await, swept);
+    for here in [&kept, &good] {
+        assert_eq!(&*tier.get(&here.digest()).await.unwrap().unwrap(), &**here);
+    }
+    for not_here in [&gone, &torn, &bad] {
+        assert!(tier.get(&not_here.digest()).await.unwrap().is_none());
+    }
+    assert_eq!((tier.usage().bytes, folder.bytes_on_disk()), (11_000, 11_000));
+    assert_eq!(folder.count("tmp"), 0);
+    drop(tier);
+    assert_eq!(folder.open().swept().await, Swept::default(), "the second start finds order");
+}
+
+#[tokio::test]
+async fn a_torn_index_is_built_anew_from_the_files() {
+    for tear in [
+        (|path: &Path| fs::write(path.join("CURRENT"), b"MANIFEST-999999\n")) as fn(&Path) -> _,
+        |path| fs::write(path.join("CURRENT"), b""),
+        |path| {
+            let is_manifest = |name: &std::ffi::OsStr| name.to_string_lossy().contains("MANIFEST");
+            let names = fs::read_dir(path)?.map(|f| f.unwrap());
+            let manifest = names.filter(|f| is_manifest(&f.file_name())).last().unwrap();
+            fs::write(manifest.path(), [0xff; 100])
+        },
+    ] {
+        let folder = Folder::new(1 << 20);
+        let tier = folder.open();
+        let blobs: Vec<_> = (0..5).map(|n| blob(n, 1000)).collect();
+        for blob in &blobs {
+            tier.put(blob, normal()).await.unwrap();
+        }
+        drop(tier);
+        tear(&folder.settings.path.join("index")).unwrap();
+        let tier = folder.open();
+        let swept = tier.swept().await;
+        assert_eq!(swept, Swept { adopted: 5, index_rebuilt: true, ..Swept::default() });
+        for blob in &blobs {
+            assert!(tier.get(&blob.digest()).await.unwrap().is_some());
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_smaller_capacity_is_kept_from_the_start() {
+    let mut folder = Folder::new(10_000);
+    let tier = folder.open();
+    for n in 0..10 {
+        tier.put(&blob(n, 1000), normal()).await.unwrap();
+        folder.clock.advance(Duration::from_secs(1));
+    }
+    drop(tier);
+    folder.settings.capacity = ByteSize(3500);
+    let tier = folder.open();
+    assert_eq!((tier.usage().bytes, folder.bytes_on_disk()), (3000, 3000));
+    assert!(tier.holds(&blob(9, 1000).digest()), "the last used ones stay");
+    // Without the index there is no room for more either.
+    drop(tier);
+    fs::remove_dir_all(folder.settings.path.join("index")).unwrap();
+    folder.settings.capacity = ByteSize(2500);
+    let tier = folder.open();
+    assert_eq!(tier.swept().await, Swept { adopted: 2, rejected: 1, ..Swept::default() });
+    assert_eq!((tier.usage().bytes, folder.bytes_on_disk()), (2000, 2000));
+}
+
+/// A sync that failed is not tried again on the same file (ATC'20): the file
+/// goes, and the next attempt is a new one.
+#[tokio::test]
+async fn a_failed_sync_costs_the_file() {
+    let folder = Folder::new(1 << 20);
+    let tier = folder.open();
+    let blob = blob(1, 5000);
+    let faults = &tier.store.files.faults;
+    for attempt in 0..2 {
+        faults.synced.lock().clear();
+        faults.sync.store(true, Ordering::SeqCst);
+        let refused = tier.put(&blob, normal()).await.unwrap_err();
+        assert!(matches!(refused, TierError::Io { .. }), "attempt {attempt}: {refused}");
+        assert_eq!(faults.synced.lock().len(), 1, "one sync, not repeated");
+        assert_eq!((folder.count("tmp"), tier.usage().entries), (0, 0));
+        assert!(!folder.file(&blob).exists());
+        assert!(matches!(tier.health(), Health::Down { .. }));
+    }
+    tier.put(&blob, normal()).await.unwrap();
+    assert_eq!(tier.health(), Health::Up);
+    let synced = faults.synced.lock().clone();
+    let mut unique = synced.clone();
+    unique.sort();
+    unique.dedup();
+    assert_eq!(unique.len(), synced.len(), "no path is synced twice: {synced:?}");
+    assert_eq!(tier.store.catalog.lock().reserved_bytes(), 0, "the room was given back");
+}
+
+#[tokio::test]
+async fn uses_are_written_in_batches() {
+    let folder = Folder::new(1 << 20);
+    let tier = folder.open();
+    let blobs: Vec<_> = (0..10).map(|n| blob(n, 10)).collect();
+    for blob in &blobs {
+        tier.put(blob, normal()).await.unwrap();
+    }
+    let before = tier.counters().index_writes;
+    folder.clock.advance(Duration::from_secs(60));
+    for _ in 0..100 {
+        for blob in &blobs[..5] {
+            tier.get(&blob.digest()).await.unwrap();
+        }
+    }
+    assert_eq!(tier.counters().index_writes, before, "500 hits, no write");
+    drop(tier);
+    let tier = folder.open();
+    let used = |n: usize| tier.store.catalog.lock().get(&blobs[n].digest()).unwrap().last_used_ms;
+    assert_eq!((used(0), used(9)), (60_000, 0), "closing writes them");
+}
+
+#[tokio::test]
+async fn the_cheapest_to_recompile_goes_first() {
+    let folder = Folder::new(10_000);
+    let tier = folder.open();
+    let cheap = blob(1, 4000);
+    let dear = blob(2, 4000);
+    let cost = |compile_seconds| Hints { compile_seconds, ..Hints::default() };
+    tier.put(&dear, cost(30.0)).await.unwrap();
+    folder.clock.advance(Duration::from_secs(1));
+    tier.put(&cheap, cost(1.0)).await.unwrap();
+    tier.put(&blob(3, 4000), cost(10.0)).await.unwrap();
+    assert!(!tier.holds(&cheap.digest()) && tier.holds(&dear.digest()));
+    assert_eq!(tier.counters().evicted, 1);
+    // After six unused days the dear one is worth half a second.
+    folder.clock.advance(Duration::from_secs(6 * 24 * 3600));
+    tier.get(&blob(3, 4000).digest()).await.unwrap();
+    tier.put(&cheap, cost(1.0)).await.unwrap();
+    assert!(!tier.holds(&dear.digest()) && tier.holds(&cheap.digest()));
+}
+
+#[tokio::test]
+async fn lru_looks_at_the_last_use_alone() {
+    let mut folder = Folder::new(10_000);
+    folder.settings.eviction = EvictionSettings::Lru;
+    let tier = folder.open();
+    let [dear, cheap] = [1, 2].map(|n| blob(n, 4000));
+    tier.put(&dear, Hints { compile_seconds: 1e6, ..Hints::default() }).await.unwrap();
+    folder.clock.advance(Duration::from_secs(1));
+    tier.put(&cheap, normal()).await.unwrap();
+    tier.put(&blob(3, 4000), normal()).await.unwrap();
+    assert!(!tier.holds(&dear.digest()) && tier.holds(&cheap.digest()));
+}
+
+#[tokio::test]
+async fn classes_pins_and_only_copies_are_respected() {
+    let folder = Folder::new(5000);
+    let tier = folder.open();
+    let blobs: Vec<_> = (0..5).map(|n| blob(n, 1000)).collect();
+    let of = |priority| Hints { priority, ..normal() };
+    tier.put(&blobs[0], Hints { pinned: true, ..of(Priority::Low) }).await.unwrap();
+    tier.put(&blobs[1], of(Priority::Low)).await.unwrap();
+    tier.queue_upload(&blobs[1].digest(), Upload { attempts: 0, due_ms: 0 }).await.unwrap();
+    tier.put(&blobs[2], of(Priority::High)).await.unwrap();
+    tier.put(&blobs[3], of(Priority::Low)).await.unwrap();
+    tier.put(&blobs[4], of(Priority::Normal)).await.unwrap();
+    let mut left = vec![3, 4, 2, 1];
+    for n in 0..4u64 {
+        // Pinned newcomers, so that they do not become victims themselves.
+        tier.put(&blob(10 + n, 1000), Hints { pinned: true, ..normal() }).await.unwrap();
+        let gone = left.remove(0);
+        assert!(!tier.holds(&blobs[gone].digest()), "{gone} goes now");
+        assert!(left.iter().all(|n| tier.holds(&blobs[*n].digest())));
+    }
+    // Nothing is left but pins: no room, and no pin is broken to make some.
+    let refused = tier.put(&blob(20, 1000), normal()).await.unwrap_err();
+    assert!(matches!(refused, TierError::Full { .. }), "{refused}");
+    assert!(tier.holds(&blobs[0].digest()));
+    assert!(tier.set_pinned(&blobs[0].digest(), false).await.unwrap());
+    tier.put(&blob(20, 1000), normal()).await.unwrap();
+    assert!(!tier.holds(&blobs[0].digest()));
+}
+
+/// A small file system of its own; `None`, and said so, where that is not allowed.
+struct Tmpfs(TempDir);
+
+impl Tmpfs {
+    fn mount(size: &str) -> Option<Self> {
+        let dir = tempfile::tempdir().unwrap();
+        let mut mount = std::process::Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", &format!("size={size}"), "kiln-test"]).arg(dir.path());
+        match mount.status() {
+            Ok(status) if status.success() => Some(Self(dir)),
+            outcome => {
+                eprintln!("SKIPPED: a full disk needs the right to mount a tmpfs ({outcome:?})");
+                None
+            }
+        }
+    }
+}
+
+impl Drop for Tmpfs {
+    fn drop(&mut self) {
+        let unmounted = std::process::Command::new("umount").arg("-l").arg(self.0.path()).status();
+        assert!(unmounted.unwrap().success());
+    }
+}
+
+#[tokio::test]
+async fn a_full_device_is_typed_and_costs_nothing_that_is_here() {
+    let Some(device) = Tmpfs::mount("24m") else { return };
+    let mut folder = Folder::new(1 << 30);
+    folder.settings.path = device.0.path().join("cache");
+    let tier = folder.open();
+    let pinned = blob(1, 1 << 20);
+    tier.put(&pinned, Hints { pinned: true, ..normal() }).await.unwrap();
+    // The cache alone fills the device: it gives way to itself.
+    for n in 10..30 {
+        tier.put(&blob(n, 2 << 20), normal()).await.unwrap();
+    }
+    assert!(tier.counters().evicted > 0);
+    // Others fill it: what is not pinned makes room for them, then it is full.
+    let used = tier.usage().bytes;
+    let mut hog = fs::File::create(device.0.path().join("hog")).unwrap();
+    while hog.write_all(&[1; 1 << 16]).is_ok() {}
+    tier.put(&blob(50, 2 << 20), normal()).await.unwrap();
+    assert!(tier.usage().bytes <= used);
+    let refused = tier.put(&blob(51, 23 << 20), normal()).await.unwrap_err();
+    assert!(matches!(refused, TierError::Full { .. }), "{refused}");
+    assert_eq!(folder.count("tmp"), 0);
+    assert!(matches!(tier.health(), Health::Down { .. }));
+    assert_eq!(&*tier.get(&pinned.digest()).await.unwrap().unwrap(), &*pinned);
+    assert!(tier.get(&blob(50, 2 << 20).digest()).await.unwrap().is_some());
+}
+
+#[derive(Debug, Clone)]
+enum Op {
+    Put { n: u64, size: usize, pinned: bool, priority: Priority },
+    Get { n: u64, size: usize },
+    Remove { n: u64, size: usize },
+    Pin { n: u64, size: usize, pinned: bool },
+    Corrupt { n: u64, size: usize },
+    Reopen,
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    let size = prop_oneof![Just(0usize), 1..200usize, 200..3000usize, Just(4999), Just(6000)];
+    let priority = prop_oneof![Just(Priority::Low), Just(Priority::Normal), Just(Priority::High)];
+    (0..12u64, size, any::<bool>(), priority, 0..20u8).prop_map(
+        |(n, size, flag, priority, kind)| match kind {
+            0..10 => Op::Put { n, size, pinned: flag && n % 4 == 0, priority },
+            10..14 => Op::Get { n, size },
+            14..16 => Op::Remove { n, size },
+            16..18 => Op::Pin { n, size, pinned: flag },
+            18 => Op::Corrupt { n, size },
+            _ => Op::Reopen,
+        },
+    )
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+
+    /// Invariant 10 for the disk, and invariant 3 on the side.
+    #[test]
+    fn caps_hold_for_any_input(ops in prop::collection::vec(op(), 1..60)) {
+        const CAPACITY: u64 = 5000;
+        const ENTRIES: u64 = 7;
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let mut folder = Folder::new(CAPACITY);
+        folder.settings.max_entries = ENTRIES;
+        folder.settings.quarantine = ByteSize(4000);
+        let mut tier = Some(folder.open());
+        runtime.block_on(async {
+            for op in ops {
+                let open = tier.as_ref().unwrap();
+                match op {
+                    Op::Put { n, size, pinned, priority } => {
+                        let hints = Hints { pinned, priority, ..normal() };
+                        match open.put(&blob(n, size), hints).await {
+                            Ok(()) | Err(TierError::Full { .. }) => {}
+                            Err(e) => panic!("{e}"),
+                        }
+                    }
+                    Op::Get { n, size } => {
+                        let wanted = blob(n, size);
+                        match open.get(&wanted.digest()).await {
+                            Ok(Some(found)) => assert_eq!(&*found, &*wanted),
+                            Ok(None) | Err(TierError::Corrupt { .. }) => {}
+                            Err(e) => panic!("{e}"),
+                        }
+                    }
+                    Op::Remove { n, size } => {
+                        let digest = blob(n, size).digest();
+                        open.remove(&digest).await.unwrap();
+                        assert!(!open.holds(&digest));
+                    }
+                    Op::Pin { n, size, pinned } => {
+                        open.set_pinned(&blob(n, size).digest(), pinned).await.unwrap();
+                    }
+                    Op::Corrupt { n, size } => {
+                        let file = folder.file(&blob(n, size));
+                        if size > 0 && file.exists() {
+                            flip_a_byte(&file);
+                        }
+                    }
+                    Op::Reopen => {
+                        drop(tier.take());
+                        tier = Some(folder.open());
+                    }
+                }
+                folder.clock.advance(Duration::from_secs(60));
+                let usage = tier.as_ref().unwrap().usage();
+                assert!(usage.bytes <= CAPACITY && usage.entries <= ENTRIES, "{usage:?}");
+                assert_eq!(folder.bytes_on_disk(), usage.bytes);
+                assert_eq!(folder.count("tmp"), 0);
+                assert!(folder.count("quarantine") <= QUARANTINED);
+            }
+        });
+    }
+}

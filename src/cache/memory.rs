@@ -1,0 +1,300 @@
+//! L1: verified blobs in sealed memory.
+//!
+//! Invariant: bytes and blobs stay within the settings, pins included; a blob
+//! here is one descriptor and one mapping, so the number of blobs is a limit of
+//! its own.
+//!
+//! The order of leaving is quick_cache's (S3-FIFO's kin): recency and frequency.
+//! What is evicted here lies on the disk still, so the cost of a compile does
+//! not enter: a miss in L1 costs a read, not a compile.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, AtomicU64, Ordering},
+};
+
+use async_trait::async_trait;
+use bytesize::ByteSize;
+use kiln_proto::Digest;
+use parking_lot::Mutex;
+use quick_cache::{DefaultHashBuilder, Lifecycle, OptionsBuilder, Weighter, sync::Cache};
+use serde::{Deserialize, Serialize};
+
+use super::{Blob, Hints, Tier, TierError, TierName, Usage, meter};
+
+/// How much.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct MemorySettings {
+    /// Most bytes.
+    pub capacity: ByteSize,
+    /// Most blobs: each holds a descriptor open, so keep it well below the
+    /// process's limit.
+    pub max_entries: u64,
+}
+
+impl Default for MemorySettings {
+    fn default() -> Self {
+        Self { capacity: ByteSize::gib(1), max_entries: 4096 }
+    }
+}
+
+#[derive(Clone)]
+struct Resident {
+    blob: Blob,
+    pinned: Arc<AtomicBool>,
+}
+
+/// Charges every blob at least an even share of the capacity: then one weight
+/// bounds bytes and entries both.
+#[derive(Clone)]
+struct Charge {
+    least: u64,
+}
+
+impl Charge {
+    fn of(&self, size: u64) -> u64 {
+        size.max(self.least)
+    }
+}
+
+impl Weighter<Digest, Resident> for Charge {
+    fn weight(&self, _: &Digest, resident: &Resident) -> u64 {
+        self.of(resident.blob.size())
+    }
+}
+
+#[derive(Clone)]
+struct Pins;
+
+impl Lifecycle<Digest, Resident> for Pins {
+    type RequestState = Vec<Blob>;
+
+    fn is_pinned(&self, _: &Digest, resident: &Resident) -> bool {
+        resident.pinned.load(Ordering::Relaxed)
+    }
+
+    fn on_evict(&self, evicted: &mut Vec<Blob>, _: Digest, resident: Resident) {
+        evicted.push(resident.blob);
+    }
+}
+
+/// The memory tier.
+pub struct MemoryTier {
+    cache: Cache<Digest, Resident, Charge, DefaultHashBuilder, Pins>,
+    charge: Charge,
+    capacity: u64,
+    bytes: AtomicU64,
+    /// What pins are charged. Held by every writer: a pin and an insertion must
+    /// not both take the last room. Readers do not need it.
+    pinned: Mutex<u64>,
+}
+
+/// quick_cache admits nothing larger than this part of its capacity.
+const LARGEST: f64 = 0.97;
+
+impl MemoryTier {
+    /// An empty tier.
+    pub fn new(settings: &MemorySettings) -> Result<Self, TierError> {
+        let refused = |why: String| TierError::Settings { tier: TierName::Memory, why };
+        if settings.max_entries == 0 {
+            return Err(refused(
+                "max_entries is 0; to do without L1, give it a small capacity".into(),
+            ));
+        }
+        let capacity = settings.capacity.as_u64();
+        let charge = Charge { least: capacity.div_ceil(settings.max_entries).max(1) };
+        let options = OptionsBuilder::new()
+            // Shards would divide the capacity, and a large blob fit in none.
+            .shards(1)
+            .hot_allocation(LARGEST)
+            .estimated_items_capacity(settings.max_entries as usize)
+            .weight_capacity(capacity)
+            .build()
+            .map_err(|e| refused(e.to_string()))?;
+        let hasher = DefaultHashBuilder::default();
+        let cache = Cache::with_options(options, charge.clone(), hasher, Pins);
+        let (bytes, pinned) = (AtomicU64::new(0), Mutex::new(0));
+        Ok(Self { cache, charge, capacity, bytes, pinned })
+    }
+
+    /// The blob, if it is here. Counts as a use.
+    pub fn lookup(&self, digest: &Digest) -> Option<Blob> {
+        let found = self.cache.get(digest).map(|resident| resident.blob);
+        match found {
+            Some(_) => meter::hit(TierName::Memory),
+            None => meter::miss(TierName::Memory),
+        }
+        found
+    }
+
+    /// Whether it is here; no use.
+    pub fn holds(&self, digest: &Digest) -> bool {
+        self.cache.contains_key(digest)
+    }
+
+    /// Keeps `blob`; returns what made room for it.
+    pub fn admit(&self, blob: &Blob, pin: bool) -> Result<Vec<Digest>, TierError> {
+        let (digest, charge) = (blob.digest(), self.charge.of(blob.size()));
+        let mut pinned = self.pinned.lock();
+        if let Some(known) = self.cache.peek(&digest) {
+            if pin && !known.pinned.swap(true, Ordering::Relaxed) {
+                *pinned += charge;
+            }
+            return Ok(Vec::new());
+        }
+        let largest = (self.capacity as f64 * LARGEST) as u64;
+        if charge > largest || charge > self.capacity - *pinned {
+            let why = format!("{} of {} bytes are pinned", *pinned, self.capacity);
+            return Err(TierError::Full { tier: TierName::Memory, bytes: blob.size(), why });
+        }
+        let resident = Resident { blob: blob.clone(), pinned: Arc::new(AtomicBool::new(pin)) };
+        let mut evicted = Vec::new();
+        self.cache.insert_with_lifecycle(digest, resident, &mut evicted);
+        if pin {
+            *pinned += charge;
+        }
+        self.bytes.fetch_add(blob.size(), Ordering::Relaxed);
+        let freed = evicted.iter().map(Blob::size).sum();
+        self.bytes.fetch_sub(freed, Ordering::Relaxed);
+        drop(pinned);
+        meter::evicted(TierName::Memory, evicted.len() as u64);
+        meter::usage(TierName::Memory, self.usage());
+        Ok(evicted.iter().map(Blob::digest).collect())
+    }
+
+    /// Pins a blob or takes the pin back; whether it is here.
+    pub fn set_pinned(&self, digest: &Digest, pin: bool) -> bool {
+        let mut pinned = self.pinned.lock();
+        let Some(known) = self.cache.peek(digest) else { return false };
+        let charge = self.charge.of(known.blob.size());
+        match (known.pinned.swap(pin, Ordering::Relaxed), pin) {
+            (false, true) => *pinned += charge,
+            (true, false) => *pinned -= charge,
+            _ => {}
+        }
+        true
+    }
+
+    /// Forgets a blob; whether it was here. Who holds it keeps it.
+    pub fn forget(&self, digest: &Digest) -> bool {
+        let mut pinned = self.pinned.lock();
+        let Some((_, known)) = self.cache.remove(digest) else { return false };
+        if known.pinned.load(Ordering::Relaxed) {
+            *pinned -= self.charge.of(known.blob.size());
+        }
+        self.bytes.fetch_sub(known.blob.size(), Ordering::Relaxed);
+        drop(pinned);
+        meter::usage(TierName::Memory, self.usage());
+        true
+    }
+}
+
+#[async_trait]
+impl Tier for MemoryTier {
+    fn name(&self) -> TierName {
+        TierName::Memory
+    }
+
+    async fn get(&self, digest: &Digest) -> Result<Option<Blob>, TierError> {
+        Ok(self.lookup(digest))
+    }
+
+    async fn put(&self, blob: &Blob, hints: Hints) -> Result<(), TierError> {
+        self.admit(blob, hints.pinned).map(|_| ())
+    }
+
+    async fn remove(&self, digest: &Digest) -> Result<bool, TierError> {
+        Ok(self.forget(digest))
+    }
+
+    async fn contains(&self, digest: &Digest) -> Result<bool, TierError> {
+        Ok(self.holds(digest))
+    }
+
+    fn usage(&self) -> Usage {
+        let bytes = self.bytes.load(Ordering::Relaxed);
+        let entries = self.cache.len() as u64;
+        Usage { bytes, entries, capacity_bytes: Some(self.capacity) }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::cache::conformance::{self, blob};
+
+    fn tier(capacity: u64, max_entries: u64) -> MemoryTier {
+        MemoryTier::new(&MemorySettings { capacity: ByteSize(capacity), max_entries }).unwrap()
+    }
+
+    #[tokio::test]
+    async fn conforms() {
+        conformance::suite(&tier(64 << 20, 64)).await;
+    }
+
+    #[test]
+    fn pins_are_never_evicted_and_never_exceed_the_capacity() {
+        let tier = tier(10_000, 10);
+        let pinned: Vec<_> = (0..9).map(|n| blob(n, 500)).collect();
+        for blob in &pinned {
+            tier.admit(blob, true).unwrap();
+        }
+        for n in 100..200 {
+            tier.admit(&blob(n, 1000), false).unwrap();
+            assert!(pinned.iter().all(|p| tier.holds(&p.digest())));
+        }
+        tier.admit(&blob(9, 500), true).unwrap();
+        let refused = tier.admit(&blob(10, 1), false).unwrap_err();
+        assert!(matches!(refused, TierError::Full { .. }), "{refused}");
+        assert!(tier.set_pinned(&pinned[0].digest(), false));
+        assert_eq!(tier.admit(&blob(10, 1), false).unwrap(), [pinned[0].digest()]);
+    }
+
+    #[test]
+    fn evicted_memory_stays_valid_for_who_holds_it() {
+        let tier = tier(1000, 10);
+        let first = blob(1, 900);
+        tier.admit(&first, false).unwrap();
+        let held = tier.lookup(&first.digest()).unwrap();
+        assert_eq!(tier.admit(&blob(2, 900), false).unwrap(), [first.digest()]);
+        assert_eq!(&*held, &*blob(1, 900));
+    }
+
+    proptest! {
+        /// Invariant 10 for memory.
+        #[test]
+        fn caps_hold_for_any_input(
+            ops in prop::collection::vec((0..20u64, 0..1200usize, 0..8u8), 1..200),
+        ) {
+            let tier = tier(4000, 8);
+            let mut here = std::collections::HashMap::new();
+            for (n, size, kind) in ops {
+                let blob = blob(n, size);
+                match kind {
+                    0..5 => if let Ok(evicted) = tier.admit(&blob, kind == 0) {
+                        here.insert(blob.digest(), blob.size());
+                        for digest in evicted {
+                            here.remove(&digest);
+                        }
+                    },
+                    5 => {
+                        tier.forget(&blob.digest());
+                        here.remove(&blob.digest());
+                    }
+                    6 => { tier.set_pinned(&blob.digest(), size % 2 == 0); }
+                    _ => if let Some(found) = tier.lookup(&blob.digest()) {
+                        prop_assert_eq!(&*found, &*blob);
+                    },
+                }
+                let usage = tier.usage();
+                prop_assert!(usage.bytes <= 4000 && usage.entries <= 8, "{:?}", usage);
+                prop_assert_eq!(usage.bytes, here.values().sum::<u64>());
+                prop_assert_eq!(usage.entries, here.len() as u64);
+            }
+        }
+    }
+}

@@ -1,0 +1,154 @@
+//! The client of peers: bytes over TCP into sealed memory.
+//!
+//! Invariant: whatever a peer sends, the writer holds at most the bytes it was
+//! made for, all of them hashed; [`BlobWriter::finish_as`] then judges them.
+
+use std::io;
+
+use kiln_proto::{Digest, pb};
+use tokio::{io::AsyncReadExt, net::TcpStream};
+
+use super::{
+    ClientSettings, TransferError,
+    error::{NoAnswer, accepted},
+    frame,
+    pool::Pool,
+    progress::Progress,
+};
+use crate::cache::BlobWriter;
+
+/// Fetches blobs from other nodes, over connections that it keeps.
+pub struct PeerClient {
+    pool: Pool,
+    settings: ClientSettings,
+}
+
+impl PeerClient {
+    /// A client without connections.
+    pub fn new(settings: ClientSettings) -> Self {
+        Self { pool: Pool::new(settings.clone()), settings }
+    }
+
+    /// Fetches the blob `digest` from the peer at `address` (`host:port`) into
+    /// `writer`, from the byte on that `writer` lacks.
+    ///
+    /// After [`TransferError::Broken`] the same writer resumes at any peer.
+    /// The bytes are what the peer sent: only `writer.finish_as(digest)` says
+    /// that they are right.
+    pub async fn fetch_into(
+        &self,
+        address: &str,
+        digest: &Digest,
+        writer: &mut BlobWriter,
+    ) -> Result<(), TransferError> {
+        let request = pb::TransferRequest {
+            subject: Some(pb::transfer_request::Subject::Digest(digest.as_bytes().to_vec().into())),
+            offset: writer.filled(),
+        };
+        let (mut stream, response) = self.ask(address, &request).await?;
+        let outcome = match accepted(response) {
+            Ok(header) => {
+                let mut buffer = self.pool.take_buffer();
+                let received =
+                    receive(&mut stream, &header, writer, &mut buffer, &self.settings).await;
+                self.pool.give_buffer(buffer);
+                received
+            }
+            Err(refusal) => Err(refusal),
+        };
+        // After anything else, bytes of unknown meaning may be on their way.
+        use TransferError::{Busy, Failed, NotFound};
+        if matches!(outcome, Ok(()) | Err(NotFound | Busy | Failed(_))) {
+            self.pool.give(address, stream);
+        }
+        outcome
+    }
+
+    #[cfg(test)]
+    pub(super) fn idle(&self) -> usize {
+        self.pool.len()
+    }
+
+    /// Sends `request` on an idle connection, or a new one. A peer closes idle
+    /// connections as it likes, so losing one of these proves nothing.
+    async fn ask(
+        &self,
+        address: &str,
+        request: &pb::TransferRequest,
+    ) -> Result<(TcpStream, pb::TransferResponse), TransferError> {
+        if let Some(mut stream) = self.pool.take(address) {
+            match exchange(&mut stream, request, &self.settings).await {
+                Ok(response) => return Ok((stream, response)),
+                Err(NoAnswer::Lost(e)) if e.kind() != io::ErrorKind::TimedOut => {
+                    tracing::trace!(address, error = %e, "an idle connection had ended");
+                }
+                Err(no_answer) => return Err(no_answer.at(request.offset)),
+            }
+        }
+        let unreachable =
+            |source| TransferError::Unreachable { address: address.to_owned(), source };
+        let mut stream = self.pool.connect(address).await.map_err(unreachable)?;
+        match exchange(&mut stream, request, &self.settings).await {
+            Ok(response) => Ok((stream, response)),
+            Err(no_answer) => Err(no_answer.at(request.offset)),
+        }
+    }
+}
+
+async fn exchange(
+    stream: &mut TcpStream,
+    request: &pb::TransferRequest,
+    settings: &ClientSettings,
+) -> Result<pb::TransferResponse, NoAnswer> {
+    frame::write(stream, request, frame::MAX_REQUEST, settings.progress).await?;
+    let response = frame::read(stream, frame::MAX_RESPONSE, settings.patience()).await?;
+    response.ok_or(NoAnswer::Lost(io::ErrorKind::UnexpectedEof.into()))
+}
+
+async fn receive(
+    stream: &mut TcpStream,
+    header: &pb::TransferResponse,
+    writer: &mut BlobWriter,
+    buffer: &mut [u8],
+    settings: &ClientSettings,
+) -> Result<(), TransferError> {
+    let missing = writer.size() - writer.filled();
+    if (header.size, header.length) != (writer.size(), missing) {
+        return Err(TransferError::Protocol(format!(
+            "{} of {} bytes offered, {missing} of {} wanted",
+            header.length,
+            header.size,
+            writer.size()
+        )));
+    }
+    let mut progress = Progress::new(settings.progress);
+    let mut missing = missing as usize;
+    while missing > 0 {
+        let size = missing.min(buffer.len());
+        let (came, ended) = fill(stream, &mut buffer[..size], &mut progress).await;
+        // What came before an end counts: it need not come again.
+        writer.write(&buffer[..came])?;
+        missing -= came;
+        if let Err(source) = ended {
+            return Err(TransferError::Broken { at: writer.filled(), source });
+        }
+    }
+    Ok(())
+}
+
+/// Reads until `chunk` is full or the connection ends, and says how far it came.
+async fn fill(
+    stream: &mut TcpStream,
+    chunk: &mut [u8],
+    progress: &mut Progress,
+) -> (usize, io::Result<()>) {
+    let mut came = 0;
+    while came < chunk.len() {
+        match progress.step(stream.read(&mut chunk[came..])).await {
+            Ok(0) => return (came, Err(io::ErrorKind::UnexpectedEof.into())),
+            Ok(n) => came += n,
+            Err(error) => return (came, Err(error)),
+        }
+    }
+    (came, Ok(()))
+}

@@ -1,0 +1,108 @@
+//! Why bytes did not come.
+
+use std::io;
+
+use kiln_proto::pb::{self, TransferCode};
+
+use super::frame::FrameError;
+use crate::cache::BlobError;
+
+/// Why a fetch did not give its bytes, by what the caller should do.
+#[derive(Debug, thiserror::Error)]
+pub enum TransferError {
+    /// The other end does not have it: ask another, and forget that it had it.
+    #[error("not found")]
+    NotFound,
+    /// The other end has too much to do: ask another, or later.
+    #[error("busy")]
+    Busy,
+    /// The other end has it and cannot give it: ask another.
+    #[error("the other end failed: {0}")]
+    Failed(String),
+    /// Nobody answers at the address: ask another, and this one not for a while.
+    #[error("{address} is unreachable")]
+    Unreachable {
+        /// Where.
+        address: String,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// The connection ended in the middle: ask anybody for the rest.
+    #[error("broken after {at} bytes")]
+    Broken {
+        /// Bytes that came, counted from the blob's first: where to resume.
+        at: u64,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// The other end speaks something else, or offers something else than was
+    /// asked for: do not ask it again.
+    #[error("not understood: {0}")]
+    Protocol(String),
+    /// This process has no memory for the bytes, or cannot map them.
+    #[error("memory for the bytes: {0}")]
+    Memory(io::Error),
+}
+
+impl From<BlobError> for TransferError {
+    fn from(error: BlobError) -> Self {
+        match error {
+            BlobError::Memory(source) => Self::Memory(source),
+            BlobError::Corrupt { .. } | BlobError::Length { .. } => {
+                Self::Protocol(error.to_string())
+            }
+        }
+    }
+}
+
+/// What became of a request whose answer did not come.
+pub(super) enum NoAnswer {
+    /// The connection ended or stayed silent before the answer was whole.
+    Lost(io::Error),
+    /// What came is no answer.
+    Nonsense(String),
+}
+
+impl From<FrameError> for NoAnswer {
+    fn from(error: FrameError) -> Self {
+        match error {
+            FrameError::Connection(source) => Self::Lost(source),
+            FrameError::Silent(_) => Self::Lost(io::ErrorKind::TimedOut.into()),
+            FrameError::TooLong { .. } | FrameError::Malformed(_) => {
+                Self::Nonsense(error.to_string())
+            }
+        }
+    }
+}
+
+impl From<io::Error> for NoAnswer {
+    fn from(error: io::Error) -> Self {
+        Self::Lost(error)
+    }
+}
+
+impl NoAnswer {
+    /// For a transfer that would have started at byte `at`.
+    pub(super) fn at(self, at: u64) -> TransferError {
+        match self {
+            Self::Lost(source) => TransferError::Broken { at, source },
+            Self::Nonsense(why) => TransferError::Protocol(why),
+        }
+    }
+}
+
+/// The answer, if it is one that bytes follow.
+pub(super) fn accepted(
+    response: pb::TransferResponse,
+) -> Result<pb::TransferResponse, TransferError> {
+    match response.code() {
+        TransferCode::Ok => Ok(response),
+        TransferCode::NotFound => Err(TransferError::NotFound),
+        TransferCode::Busy => Err(TransferError::Busy),
+        TransferCode::Failed => Err(TransferError::Failed(response.message)),
+        TransferCode::BadRequest => Err(TransferError::Protocol(response.message)),
+        TransferCode::Unspecified => {
+            Err(TransferError::Protocol(format!("answer code {}", response.code)))
+        }
+    }
+}

@@ -1,0 +1,108 @@
+//! The server for peers: bytes over TCP.
+//!
+//! Invariant: bytes go from sealed memory to the socket by `sendfile`, so a
+//! reader, slow or fast, costs this node a socket buffer and nothing else.
+
+use std::{io, sync::Arc};
+
+use kiln_proto::pb;
+use rustix::net::SendFlags;
+use tokio::{
+    io::Interest,
+    net::{TcpListener, TcpStream},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    ServerSettings,
+    frame::{self, FrameError},
+    progress::Progress,
+    provider::{Provider, Refusal},
+    server::{Asked, Door, Subject, refuse, serve},
+};
+use crate::cache::Blob;
+
+/// Bytes handed to the kernel at once: bounds how long a worker is held.
+const SEND_AT_ONCE: u64 = 1 << 20;
+
+/// Answers peers on `listener` until `stop`; returns when all have ended.
+///
+/// A transfer that `stop` cuts is resumed by its client from another node.
+pub async fn serve_peers(
+    listener: TcpListener,
+    provider: Arc<dyn Provider>,
+    settings: ServerSettings,
+    stop: CancellationToken,
+) {
+    serve(Peers(listener), provider, settings, stop).await;
+}
+
+struct Peers(TcpListener);
+
+impl Door for Peers {
+    type Stream = TcpStream;
+
+    async fn accept(&self) -> io::Result<TcpStream> {
+        let (stream, _) = self.0.accept().await?;
+        stream.set_nodelay(true)?;
+        Ok(stream)
+    }
+
+    async fn answer(
+        &self,
+        stream: &mut TcpStream,
+        asked: Asked,
+        provider: &dyn Provider,
+        settings: &ServerSettings,
+    ) -> Result<(), FrameError> {
+        match find(asked, provider).await {
+            Ok(blob) => send(stream, &blob, asked.offset, settings).await,
+            Err(refusal) => refuse(stream, refusal, settings).await,
+        }
+    }
+}
+
+async fn find(asked: Asked, provider: &dyn Provider) -> Result<Blob, Refusal> {
+    let Subject::Blob(digest) = asked.subject else {
+        return Err(Refusal::BadRequest("keys are answered on the unix socket".into()));
+    };
+    let blob = provider.blob(&digest).await?.ok_or(Refusal::NotFound)?;
+    if asked.offset > blob.size() {
+        return Err(Refusal::BadRequest(format!("offset {} of {}", asked.offset, blob.size())));
+    }
+    Ok(blob)
+}
+
+/// Sends the header, then the bytes of `blob` from `offset` on.
+async fn send(
+    stream: &TcpStream,
+    blob: &Blob,
+    offset: u64,
+    settings: &ServerSettings,
+) -> Result<(), FrameError> {
+    let length = blob.size() - offset;
+    let header = pb::TransferResponse {
+        code: pb::TransferCode::Ok.into(),
+        size: blob.size(),
+        length,
+        ..Default::default()
+    };
+    let header = frame::encode(&header, frame::MAX_RESPONSE)?;
+    // MORE: the header leaves in one segment with the first bytes.
+    let more = if length > 0 { SendFlags::MORE } else { SendFlags::empty() };
+    let flags = more | SendFlags::NOSIGNAL;
+    let mut progress = Progress::new(settings.progress);
+    let mut sent = 0;
+    while sent < header.len() {
+        let rest = &header[sent..];
+        let step = || Ok(rustix::net::send(stream, rest, flags)?);
+        sent += progress.step(stream.async_io(Interest::WRITABLE, step)).await?;
+    }
+    let mut at = offset;
+    while at < blob.size() {
+        let count = (blob.size() - at).min(SEND_AT_ONCE) as usize;
+        let step = || Ok(rustix::fs::sendfile(stream, blob, Some(&mut at), count)?);
+        progress.step(stream.async_io(Interest::WRITABLE, step)).await?;
+    }
+    Ok(())
+}

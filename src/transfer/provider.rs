@@ -1,0 +1,57 @@
+//! What the servers ask of the node that they serve.
+//!
+//! Invariant: a server sends only what a [`Provider`] gave it, and a provider
+//! gives only verified [`Blob`]s.
+
+use async_trait::async_trait;
+use kiln_proto::{ArtifactKey, Digest, SignedManifest, pb};
+
+use crate::cache::Blob;
+
+/// The node behind the byte paths.
+#[async_trait]
+pub trait Provider: Send + Sync {
+    /// A blob that this node has itself, or `None`; never asks another node.
+    async fn blob(&self, digest: &Digest) -> Result<Option<Blob>, Refusal>;
+
+    /// An artifact, from wherever this node can get it without compiling, and
+    /// where it came from.
+    async fn artifact(
+        &self,
+        key: &ArtifactKey,
+    ) -> Result<(SignedManifest, Blob, pb::Tier), Refusal>;
+}
+
+/// Why a node does not give what it was asked for.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// It has no such thing: ask another.
+    #[error("not found")]
+    NotFound,
+    /// It has too much to do: ask another, or later.
+    #[error("busy")]
+    Busy,
+    /// It will never answer this request.
+    #[error("bad request: {0}")]
+    BadRequest(String),
+    /// It could not: a disk that fails, no memory. Ask another.
+    #[error("failed: {0}")]
+    Failed(String),
+}
+
+/// Longest explanation that travels, in bytes.
+const LONGEST_MESSAGE: usize = 4096;
+
+impl From<Refusal> for pb::TransferResponse {
+    fn from(refusal: Refusal) -> Self {
+        use pb::TransferCode as Code;
+        let (code, mut message) = match refusal {
+            Refusal::NotFound => (Code::NotFound, String::new()),
+            Refusal::Busy => (Code::Busy, String::new()),
+            Refusal::BadRequest(why) => (Code::BadRequest, why),
+            Refusal::Failed(why) => (Code::Failed, why),
+        };
+        message.truncate(message.floor_char_boundary(LONGEST_MESSAGE));
+        Self { code: code.into(), message, ..Self::default() }
+    }
+}

@@ -1,0 +1,121 @@
+//! The server for clients on the same node: descriptors over a unix socket.
+//!
+//! Invariant: a client is handed sealed memory that was verified; it can read
+//! it for as long as it likes and change nothing.
+
+use std::{
+    io::{self, IoSlice},
+    mem::MaybeUninit,
+    os::fd::AsFd,
+    sync::Arc,
+};
+
+use kiln_proto::pb;
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
+use tokio::{
+    io::Interest,
+    net::{UnixListener, UnixStream},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    ServerSettings,
+    frame::{self, FrameError},
+    progress::Progress,
+    provider::{Provider, Refusal},
+    server::{Asked, Door, Subject, refuse, serve},
+};
+use crate::cache::Blob;
+
+/// Answers clients on `listener` until `stop`; returns when all have ended.
+pub async fn serve_socket(
+    listener: UnixListener,
+    provider: Arc<dyn Provider>,
+    settings: ServerSettings,
+    stop: CancellationToken,
+) {
+    serve(Local(listener), provider, settings, stop).await;
+}
+
+struct Local(UnixListener);
+
+impl Door for Local {
+    type Stream = UnixStream;
+
+    async fn accept(&self) -> io::Result<UnixStream> {
+        Ok(self.0.accept().await?.0)
+    }
+
+    async fn answer(
+        &self,
+        stream: &mut UnixStream,
+        asked: Asked,
+        provider: &dyn Provider,
+        settings: &ServerSettings,
+    ) -> Result<(), FrameError> {
+        let (header, blob) = match find(asked, provider).await {
+            Ok(found) => found,
+            Err(refusal) => return refuse(stream, refusal, settings).await,
+        };
+        match frame::encode(&header, frame::MAX_RESPONSE) {
+            Ok(frame) => send(stream, &frame, &blob, settings).await,
+            Err(too_long) => {
+                refuse(stream, Refusal::Failed(format!("the manifest: {too_long}")), settings).await
+            }
+        }
+    }
+}
+
+async fn find(
+    asked: Asked,
+    provider: &dyn Provider,
+) -> Result<(pb::TransferResponse, Blob), Refusal> {
+    if asked.offset != 0 {
+        return Err(Refusal::BadRequest("a descriptor has no offset".into()));
+    }
+    let (manifest, blob, tier) = match asked.subject {
+        Subject::Artifact(key) => {
+            let (manifest, blob, tier) = provider.artifact(&key).await?;
+            (Some((&manifest).into()), blob, tier)
+        }
+        Subject::Blob(digest) => {
+            let blob = provider.blob(&digest).await?.ok_or(Refusal::NotFound)?;
+            (None, blob, pb::Tier::Unspecified)
+        }
+    };
+    let header = pb::TransferResponse {
+        code: pb::TransferCode::Ok.into(),
+        size: blob.size(),
+        length: blob.size(),
+        manifest,
+        tier: tier.into(),
+        ..Default::default()
+    };
+    Ok((header, blob))
+}
+
+/// Sends the frame; the descriptor comes along with its first byte.
+async fn send(
+    stream: &UnixStream,
+    frame: &[u8],
+    blob: &Blob,
+    settings: &ServerSettings,
+) -> Result<(), FrameError> {
+    let mut progress = Progress::new(settings.progress);
+    let mut sent = 0;
+    while sent < frame.len() {
+        let step = || {
+            let memory = [blob.as_fd()];
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+            let mut control = SendAncillaryBuffer::new(&mut space);
+            if sent == 0 {
+                let fits = control.push(SendAncillaryMessage::ScmRights(&memory));
+                debug_assert!(fits, "the buffer is made for one descriptor");
+            }
+            let rest = [IoSlice::new(&frame[sent..])];
+            Ok(rustix::net::sendmsg(stream, &rest, &mut control, SendFlags::NOSIGNAL)?)
+        };
+        sent += progress.step(stream.async_io(Interest::WRITABLE, step)).await?;
+    }
+    Ok(())
+}
