@@ -11,7 +11,7 @@ use kiln_proto::{ArtifactKey, FailureKind, convert, pb};
 use pb::compile_event::Event;
 
 use super::{
-    CliError, ClientArgs,
+    CliError, ClientArgs, SocketArgs,
     client::Client,
     fetch,
     output::{self, seconds, size},
@@ -53,6 +53,8 @@ pub(crate) struct Compile {
     /// terminal, nothing elsewhere.
     #[arg(long, value_enum, default_value_t = ProgressStyle::Auto, value_name = "STYLE")]
     progress: ProgressStyle,
+    #[command(flatten)]
+    socket: SocketArgs,
     #[command(flatten)]
     pub(crate) client: ClientArgs,
 }
@@ -142,8 +144,13 @@ impl Compile {
                 1 => output.clone(),
                 _ => output.join(&view.target),
             };
-            let namespace = &self.source.namespace.namespace;
-            let fetched = fetch::fetch(client, &manifest.key, namespace).await?;
+            let fetched = match &self.socket.socket {
+                Some(socket) => fetch::fetch_local(socket, &manifest.key).await?,
+                None => {
+                    let namespace = &self.source.namespace.namespace;
+                    fetch::fetch(client, &manifest.key, namespace).await?
+                }
+            };
             let folder = fetch::write_files(&folder, &fetched.manifest, &fetched.pack)?;
             view.directory = Some(folder.display().to_string());
         }
