@@ -1,7 +1,32 @@
 //! Kiln: a cluster-wide cache of compiled GPU code.
+//!
+//! A map of the code, in the order in which a newcomer reads it. Layers point
+//! one way: what stands higher here uses what stands lower, never the reverse.
+//!
+//! | module | what it is |
+//! |---|---|
+//! | [`node`] | everything that exists in a node, in the order it is built |
+//! | [`service`] | gRPC and HTTP: translate, bound, ask the manager |
+//! | [`manager`] | lookup, lease, compile, publish: the one place that joins the rest |
+//! | [`transfer`] | bytes between nodes, descriptors to clients of this machine |
+//! | [`compiler`] | sources to files, in child processes |
+//! | [`cache`] | memory, disk and object tier |
+//! | [`artifact`] | files to packs and back |
+//! | `kiln_cluster` | the Raft-replicated index, leases, membership |
+//! | `kiln_proto` | the shared vocabulary and the wire format |
+//!
+//! Architecture invariants: `cache` and `compiler` never import each other, nor
+//! the cluster; the daemon never loads CUDA; only `main` and the command line
+//! use `anyhow`.
 
 pub mod artifact;
 pub mod cache;
 pub mod compiler;
 pub mod config;
+pub mod error;
+pub mod identity;
+pub mod manager;
+pub mod node;
+pub mod service;
 pub mod transfer;
+pub mod warmup;

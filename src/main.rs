@@ -1,7 +1,11 @@
-//! The `kiln` binary: daemon and command line.
+//! The `kiln` binary: daemon, command line, and the workers that it starts.
 
 mod cli;
 
 fn main() -> std::process::ExitCode {
-    cli::main()
+    // A worker is a child that loads a compiler: it starts nothing else.
+    match std::env::args().nth(1).as_deref() {
+        Some("worker") => kiln::compiler::worker_main(),
+        _ => cli::main(),
+    }
 }

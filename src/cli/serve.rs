@@ -11,8 +11,10 @@ use std::{
 
 use anyhow::Context;
 use clap::Args;
-use kiln::config::{Config, Layers, LogFormat};
-use serde::{Deserialize, Serialize};
+use kiln::{
+    config::{Config, Layers, LogFormat},
+    node::{Node, ReadyInfo as Ready},
+};
 use tokio_util::sync::CancellationToken;
 
 use super::{CliError, output};
@@ -79,16 +81,6 @@ pub(crate) struct Serve {
     ready_file: Option<PathBuf>,
 }
 
-/// What a node tells when it is ready: its real addresses.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Ready {
-    pub(crate) id: u64,
-    pub(crate) grpc: String,
-    pub(crate) http: String,
-    pub(crate) transfer: String,
-    pub(crate) socket: Option<PathBuf>,
-}
-
 pub(crate) fn setting(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
@@ -152,8 +144,15 @@ async fn run_node(
     stop: CancellationToken,
     announce: impl FnOnce(Ready) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
-    let _ = (config, stop, announce);
-    anyhow::bail!("connected when kiln::node is merged")
+    let metrics = kiln::node::install_metrics()?;
+    let node = tokio::select! {
+        node = Node::start(config, metrics) => node?,
+        // Told to stop while it still waited for the other nodes.
+        () = stop.cancelled() => return Ok(()),
+    };
+    announce(node.ready().clone())?;
+    node.run_until(stop).await;
+    Ok(())
 }
 
 /// The first SIGINT or SIGTERM stops in order; a second ends the process.

@@ -48,7 +48,12 @@ fn for_people(view: &StatusView) -> String {
             node.id.to_string(),
             node.grpc.clone(),
             if node.voter { "voter" } else { "learner" }.to_owned(),
-            if node.reachable { "up" } else { "DOWN" }.to_owned(),
+            match node.reachable {
+                Some(true) => "up",
+                Some(false) => "DOWN",
+                None => "?",
+            }
+            .to_owned(),
             compilers.join(","),
         ]
     };
@@ -87,7 +92,7 @@ mod tests {
                 grpc: "127.0.0.1:7400".into(),
                 transfer: "127.0.0.1:7402".into(),
                 voter: true,
-                reachable: true,
+                reachable: Some(true),
                 compilers: Vec::new(),
             }],
             tiers: vec![pb::TierStatus {

@@ -103,7 +103,7 @@ pub(crate) struct NodeView {
     pub(crate) grpc: String,
     pub(crate) transfer: String,
     pub(crate) voter: bool,
-    pub(crate) reachable: bool,
+    pub(crate) reachable: Option<bool>,
     pub(crate) compilers: Vec<FingerprintView>,
 }
 

@@ -11,6 +11,7 @@ use std::{
 };
 
 use anyhow::Context;
+use kiln::node::ReadyInfo as Ready;
 use rustix::process::{Pid, Signal as UnixSignal};
 use serde::Serialize;
 use tokio::{
@@ -20,7 +21,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::plan::Plan;
-use crate::cli::{CliError, serve::Ready};
+use crate::cli::CliError;
 
 /// How much of a log is shown where its node did not start.
 const TAIL_LINES: usize = 5;

@@ -1,0 +1,59 @@
+//! What can go wrong, by what the caller should do about it.
+
+use kiln_proto::Digest;
+use serde::{Deserialize, Serialize};
+
+/// The outcome of anything asked of the cluster, when it is not the wanted one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+pub enum ClusterError {
+    /// No leader, no quorum or no connection: serve from what is here, retry later.
+    #[error("the cluster cannot be reached: {0}")]
+    Unavailable(String),
+    /// The caller's deadline passed. Nothing is known about the outcome.
+    #[error("the deadline passed")]
+    Deadline,
+    /// The lease ended: drop the result, or acquire again.
+    #[error("the lease is no longer held")]
+    StaleToken,
+    /// These bytes are being deleted from the object store: serve them without
+    /// publishing, and publish again once they are forgotten.
+    #[error("pack {0} is condemned")]
+    Condemned(Digest),
+    /// The request can never succeed: fix it.
+    #[error("refused: {0}")]
+    Invalid(String),
+    /// This node's disk failed or its data is damaged: stop the node.
+    #[error("the index's storage failed: {0}")]
+    Storage(String),
+}
+
+impl ClusterError {
+    /// Whether the same call may succeed later with nothing else changed.
+    pub fn retryable(&self) -> bool {
+        matches!(self, Self::Unavailable(_) | Self::Deadline | Self::Condemned(_))
+    }
+
+    pub(crate) fn unavailable(why: impl ToString) -> Self {
+        Self::Unavailable(why.to_string())
+    }
+
+    pub(crate) fn invalid(why: impl ToString) -> Self {
+        Self::Invalid(why.to_string())
+    }
+
+    pub(crate) fn storage(why: impl ToString) -> Self {
+        Self::Storage(why.to_string())
+    }
+}
+
+impl From<crate::codec::Malformed> for ClusterError {
+    fn from(e: crate::codec::Malformed) -> Self {
+        Self::storage(e)
+    }
+}
+
+impl From<crate::table::StateError> for ClusterError {
+    fn from(e: crate::table::StateError) -> Self {
+        Self::storage(e)
+    }
+}

@@ -1,0 +1,326 @@
+//! The handle on the index: local reads, and writes through the leader.
+//!
+//! Invariant: a read answers from this node's replica without any hop. An entry
+//! is immutable within its epoch, so a stale hit is right and a stale miss only
+//! costs an acquire.
+
+use std::{pin::pin, sync::Arc};
+
+use kiln_proto::{ArtifactKey, Digest, Failure, NodeId, SignedManifest, Token};
+use tokio::{sync::broadcast, time::Instant};
+
+use crate::{
+    command::{AccessReport, Command, Publication, Response},
+    core::Core,
+    entry::{Acquired, BlobState, Entry, Published},
+    error::ClusterError,
+    held::Lease,
+    leader::{AcquireRequest, Answer, Outcome, Reply, Request},
+    peers::{frame, to_target, unframe},
+    store::Owner,
+    table::Table,
+    watch::{IndexEvent, NodeInfo},
+};
+
+/// Most entries of one scan.
+const MOST_SCANNED: usize = 10_000;
+
+/// The handle that the rest of the node holds.
+#[derive(Clone)]
+pub struct Index {
+    core: Arc<Core>,
+}
+
+impl Index {
+    pub(crate) fn new(core: Arc<Core>) -> Self {
+        Self { core }
+    }
+
+    /// The artifact of `key` in the local replica.
+    pub fn lookup(&self, key: &ArtifactKey) -> Result<Option<Entry>, ClusterError> {
+        self.core.entry(key)
+    }
+
+    /// The artifact of `key`, after every publication acknowledged before this call.
+    pub async fn lookup_linearizable(
+        &self,
+        key: &ArtifactKey,
+    ) -> Result<Option<Entry>, ClusterError> {
+        let Reply::ReadIndex(index) = self.core.ask(Request::ReadIndex).await? else {
+            return Err(out_of_place());
+        };
+        if !self.core.wait_applied(index, Instant::now() + self.core.timings.patience).await {
+            return Err(ClusterError::unavailable("this node's replica is far behind"));
+        }
+        self.lookup(key)
+    }
+
+    /// The live negative entry of `key` in the local replica.
+    pub fn failure(&self, key: &ArtifactKey) -> Result<Option<Failure>, ClusterError> {
+        self.core.failure(key)
+    }
+
+    /// The artifact, the failure, or the right to compile `key`. Waits while
+    /// another node compiles it, until `deadline`; `on_waiting` tells that once.
+    pub async fn acquire(
+        &self,
+        key: &ArtifactKey,
+        deadline: Instant,
+        on_waiting: impl FnOnce() + Send,
+    ) -> Result<Acquired, ClusterError> {
+        let node = self.core.member()?.owner.node;
+        let mut request = [0; 8];
+        getrandom::fill(&mut request).map_err(ClusterError::unavailable)?;
+        let request = u64::from_le_bytes(request);
+        let mut on_waiting = Some(on_waiting);
+        let mut waiting = || {
+            if let Some(tell) = on_waiting.take() {
+                tell();
+            }
+        };
+        let waiter = self.core.watch.waiter(*key);
+        let mut last = ClusterError::unavailable("no leader is known");
+        loop {
+            let mut woken = pin!(waiter.notified());
+            woken.as_mut().enable();
+            if let Some(entry) = self.core.entry(key)? {
+                return Ok(Acquired::Ready(entry));
+            }
+            if let Some(failure) = self.core.failure(key)? {
+                return Ok(Acquired::Failed(failure));
+            }
+            let wait_ms = deadline.saturating_duration_since(Instant::now()).as_millis();
+            let wait_ms = u64::try_from(wait_ms).unwrap_or(u64::MAX);
+            let asked = AcquireRequest { key: *key, node, request, wait_ms };
+            let answer = match self.core.leader() {
+                None => Answer::NotLeader,
+                // The local replica may hear of the artifact before the leader's answer is here.
+                Some(leader) => tokio::select! {
+                    answer = self.acquire_at(leader, &asked, deadline, &mut waiting) => answer,
+                    () = woken => continue,
+                    () = self.core.leader_changes(leader) => Answer::NotLeader,
+                    () = tokio::time::sleep_until(deadline) => return Err(ClusterError::Deadline),
+                },
+            };
+            match answer {
+                Answer::Done(Outcome::Ready(entry)) => return Ok(Acquired::Ready(*entry)),
+                Answer::Done(Outcome::Failed(failure)) => return Ok(Acquired::Failed(failure)),
+                Answer::Done(Outcome::Granted(token)) => {
+                    return Ok(Acquired::Granted(self.core.hold(*key, token)));
+                }
+                Answer::NotLeader => {}
+                Answer::Refused(e @ ClusterError::Unavailable(_)) => last = e,
+                Answer::Refused(e) => return Err(e),
+            }
+            let now = Instant::now();
+            if now >= deadline {
+                return Err(ClusterError::Deadline);
+            }
+            if now >= self.core.give_up_at() - self.core.timings.heartbeat {
+                return Err(last);
+            }
+            self.core.pause().await?;
+        }
+    }
+
+    async fn acquire_at(
+        &self,
+        leader: NodeId,
+        asked: &AcquireRequest,
+        deadline: Instant,
+        mut waiting: impl FnMut() + Send,
+    ) -> Answer<Outcome> {
+        let me = match self.core.member() {
+            Ok(member) => member.owner,
+            Err(e) => return Answer::Refused(e),
+        };
+        if leader == me.node {
+            return self.core.lead_acquire(asked, deadline, waiting).await;
+        }
+        let asking = async {
+            let target = Owner { node: leader, ..me };
+            let mut client = self.core.peers.at(&self.core.address_of(leader)?)?;
+            let mut events = client.acquire(to_target(frame(asked)?, target)).await?.into_inner();
+            while let Some(event) = events.message().await? {
+                match unframe::<Option<Answer<Outcome>>>(&event)? {
+                    Some(answer) => return Ok(answer),
+                    None => waiting(),
+                }
+            }
+            Err(tonic::Status::unavailable("the leader ended the call"))
+        };
+        match asking.await {
+            Ok(answer) => answer,
+            Err(status) => Answer::Refused(ClusterError::unavailable(status.message())),
+        }
+    }
+
+    /// Commits an artifact under `lease`, whose pack is durable on this node. The
+    /// first commit of an epoch wins. Ends the lease unless an error is returned.
+    pub async fn publish(
+        &self,
+        lease: &Lease,
+        manifest: SignedManifest,
+    ) -> Result<Published, ClusterError> {
+        let (key, token) = (*lease.key(), lease.token());
+        let node = self.core.member()?.owner.node;
+        let signed = manifest.read_unverified().map_err(ClusterError::invalid)?;
+        let publication = Publication {
+            key,
+            token,
+            node,
+            pack: signed.pack_digest,
+            pack_size: signed.pack_size,
+            compile_seconds: signed.compile_seconds,
+            manifest: Arc::new(manifest),
+        };
+        let pack = publication.pack;
+        let (index, response) = self.core.write(Command::Publish(publication)).await?;
+        let committed = match response {
+            Response::Committed => true,
+            Response::Existing => false,
+            Response::Stale => {
+                self.core.lease_is_over(lease);
+                return Err(ClusterError::StaleToken);
+            }
+            Response::Condemned => return Err(ClusterError::Condemned(pack)),
+            _ => return Err(out_of_place()),
+        };
+        self.core.lease_is_over(lease);
+        // Whoever published here finds it here.
+        if !self.core.wait_applied(index, Instant::now() + self.core.timings.patience).await {
+            return Err(ClusterError::unavailable("committed, and not yet in this replica"));
+        }
+        let entry = self.lookup(&key)?;
+        let entry = entry.ok_or_else(|| ClusterError::invalid("removed right after its commit"))?;
+        Ok(if committed { Published::Committed(entry) } else { Published::Existing(entry) })
+    }
+
+    /// Ends `lease` with a failure. One that follows from the request is told to
+    /// all waiters and remembered; after another one the next waiter is granted.
+    pub async fn fail(&self, lease: &Lease, failure: Failure) -> Result<(), ClusterError> {
+        let (key, token) = (*lease.key(), lease.token());
+        let reply = self.core.ask(Request::Fail { key, token, failure }).await?;
+        self.core.lease_is_over(lease);
+        match reply {
+            Reply::Written { response: Response::Done | Response::Changed(_), .. } => Ok(()),
+            Reply::Written { response: Response::Stale, .. } => Err(ClusterError::StaleToken),
+            _ => Err(out_of_place()),
+        }
+    }
+
+    /// Notes that the object store has `pack`.
+    pub async fn mark_stored(&self, pack: &Digest) -> Result<(), ClusterError> {
+        self.changed(Command::MarkStored { pack: *pack }).await.map(drop)
+    }
+
+    /// Reports what this node used, gained and lost since the last report. Hints:
+    /// counts may be doubled when a leader changes.
+    pub async fn report(&self, report: AccessReport) -> Result<(), ClusterError> {
+        if report == AccessReport::default() {
+            return Ok(());
+        }
+        let node = self.core.member()?.owner.node;
+        self.core.write(Command::Report { node, report }).await.map(drop)
+    }
+
+    /// Pins or unpins `key`; false when it has no artifact.
+    pub async fn set_pinned(&self, key: &ArtifactKey, pinned: bool) -> Result<bool, ClusterError> {
+        self.changed(Command::SetPinned { key: *key, pinned }).await
+    }
+
+    /// Removes the wrong artifact of `key` from the whole fleet; false when it has none.
+    pub async fn tombstone(
+        &self,
+        key: &ArtifactKey,
+        reason: String,
+    ) -> Result<bool, ClusterError> {
+        self.changed(Command::Tombstone { key: *key, reason }).await
+    }
+
+    /// Announces that `pack` will be deleted from the object store; false while an
+    /// entry or an open lease refers to it.
+    pub async fn condemn(&self, pack: &Digest) -> Result<bool, ClusterError> {
+        self.changed(Command::Condemn { pack: *pack }).await
+    }
+
+    /// Notes that a condemned pack is deleted.
+    pub async fn forget(&self, pack: &Digest) -> Result<(), ClusterError> {
+        self.changed(Command::Forget { pack: *pack }).await.map(drop)
+    }
+
+    /// What the local replica knows of a pack.
+    pub fn blob(&self, pack: &Digest) -> Result<Option<BlobState>, ClusterError> {
+        self.core.blob(pack)
+    }
+
+    /// Up to `limit` entries in key order, strictly after `after`, whose key
+    /// starts with the hex digits `prefix`.
+    pub fn scan(
+        &self,
+        after: Option<&ArtifactKey>,
+        prefix: &str,
+        limit: usize,
+    ) -> Result<Vec<Entry>, ClusterError> {
+        let digits = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
+        if prefix.len() > 64 || !prefix.bytes().all(digits) {
+            return Err(ClusterError::invalid("a prefix is up to 64 lower-case hex digits"));
+        }
+        let mut first = [0; 32];
+        hex::decode_to_slice(format!("{prefix:0<64}"), &mut first)
+            .map_err(ClusterError::invalid)?;
+        let mut start = first.to_vec();
+        if let Some(after) = after {
+            // The least key after it.
+            start = start.max([&after.as_bytes()[..], &[0]].concat());
+        }
+        let pairs = self.core.store.scan(Table::Entries, &start, limit.min(MOST_SCANNED))?;
+        let entries = pairs.into_iter().map(|(key, value)| {
+            let key = ArtifactKey::try_from(key.as_slice()).map_err(ClusterError::storage)?;
+            self.core.complete(key, crate::codec::decode(&value)?)
+        });
+        let within = |entry: &Result<Entry, ClusterError>| {
+            entry.as_ref().map_or(true, |entry| entry.key.to_string().starts_with(prefix))
+        };
+        entries.take_while(within).collect()
+    }
+
+    /// A node, also one that left: its manifests stay verifiable.
+    pub fn node(&self, id: NodeId) -> Option<NodeInfo> {
+        self.core.watch.nodes().get(&id).cloned()
+    }
+
+    /// All nodes that did not leave.
+    pub fn nodes(&self) -> Vec<(NodeId, NodeInfo)> {
+        let nodes = self.core.watch.nodes();
+        let present = nodes.iter().filter(|(_, node)| !node.left);
+        present.map(|(id, node)| (*id, node.clone())).collect()
+    }
+
+    /// The log index up to which the local replica has applied.
+    pub fn applied(&self) -> u64 {
+        *self.core.watch.progress().borrow()
+    }
+
+    /// Whether `token` is the live one of `key` in the local replica.
+    pub fn is_live(&self, key: &ArtifactKey, token: Token) -> bool {
+        self.core.watch.deadlines.is_live(key, token)
+    }
+
+    /// Changes as the local replica applies them. A subscriber that falls behind
+    /// is told so by the channel, and looks again.
+    pub fn events(&self) -> broadcast::Receiver<IndexEvent> {
+        self.core.watch.events()
+    }
+
+    async fn changed(&self, command: Command) -> Result<bool, ClusterError> {
+        match self.core.write(command).await?.1 {
+            Response::Changed(changed) => Ok(changed),
+            _ => Err(out_of_place()),
+        }
+    }
+}
+
+fn out_of_place() -> ClusterError {
+    ClusterError::invalid("the leader gave an answer out of place: is it of another version?")
+}

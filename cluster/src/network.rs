@@ -1,0 +1,209 @@
+//! Raft's messages over gRPC.
+//!
+//! Invariant: a response stream carries the answers in the order of the requests;
+//! a peer that cannot be reached is an error, never a granted vote.
+
+use std::{future::Future, sync::Arc};
+
+use futures::StreamExt;
+use openraft::{
+    BasicNode, OptionalSend, RPCTypes, RaftNetworkFactory,
+    alias::{SnapshotOf, VoteOf},
+    base::{BoxFuture, BoxStream},
+    errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Timeout, Unreachable},
+    network::{
+        Backoff, NetBackoff, NetSnapshot, NetStreamAppend, NetTransferLeader, NetVote, RPCOption,
+    },
+    raft::{
+        AppendEntriesRequest, SnapshotResponse, StreamAppendResult, TransferLeaderRequest,
+        TransferLeaderResponse, VoteRequest, VoteResponse,
+    },
+};
+use serde::{Serialize, de::DeserializeOwned};
+use tonic::{Status, transport::Channel};
+
+use crate::{
+    pb::{Frame, peer_client::PeerClient},
+    peers::{Peers, frame, to_target, unframe},
+    raft::{SnapshotMeta, Types, Vote},
+    store::{Owner, SnapshotData},
+};
+
+type Rpc<T> = Result<T, RPCError<Types>>;
+
+/// Makes connections for the library.
+pub(crate) struct Network {
+    pub peers: Arc<Peers>,
+    pub me: Owner,
+}
+
+/// One peer, as the library sees it.
+pub(crate) struct Connection {
+    peers: Arc<Peers>,
+    me: Owner,
+    target: Owner,
+    /// Where the membership says that the node is; the address book knows better.
+    address: String,
+}
+
+impl RaftNetworkFactory<Types> for Network {
+    type Network = Connection;
+
+    async fn new_client(&mut self, target: u64, node: &BasicNode) -> Connection {
+        Connection {
+            peers: Arc::clone(&self.peers),
+            me: self.me,
+            target: Owner { node: target, ..self.me },
+            address: node.addr.clone(),
+        }
+    }
+}
+
+fn unreachable(status: &Status) -> RPCError<Types> {
+    RPCError::Unreachable(Unreachable::from_string(status.message()))
+}
+
+impl Connection {
+    fn client(&self) -> Rpc<PeerClient<Channel>> {
+        let address = self.peers.address(self.target.node);
+        self.peers.at(address.as_ref().unwrap_or(&self.address)).map_err(|e| unreachable(&e))
+    }
+
+    /// One request and its answer within `option`'s time.
+    async fn call<Q: Serialize, A: DeserializeOwned>(
+        &self,
+        kind: RPCTypes,
+        option: &RPCOption,
+        request: &Q,
+        send: impl AsyncFnOnce(
+            PeerClient<Channel>,
+            tonic::Request<Frame>,
+        ) -> Result<tonic::Response<Frame>, Status>,
+    ) -> Rpc<A> {
+        let client = self.client()?;
+        let request = to_target(frame(request).map_err(|e| unreachable(&e))?, self.target);
+        let timeout = option.hard_ttl();
+        match tokio::time::timeout(timeout, send(client, request)).await {
+            Ok(Ok(answer)) => unframe(answer.get_ref()).map_err(|e| unreachable(&e)),
+            Ok(Err(status)) => Err(unreachable(&status)),
+            Err(_) => Err(RPCError::Timeout(Timeout {
+                action: kind,
+                id: self.me.node,
+                target: self.target.node,
+                timeout,
+            })),
+        }
+    }
+}
+
+impl NetBackoff<Types> for Connection {
+    fn backoff(&self) -> Option<Backoff> {
+        None
+    }
+}
+
+impl NetStreamAppend<Types> for Connection {
+    /// One HTTP/2 stream for as long as the library appends to this peer: no
+    /// set-up per request, and requests do not wait for answers.
+    fn stream_append<'s, S>(
+        &'s mut self,
+        input: S,
+        option: RPCOption,
+    ) -> BoxFuture<'s, Rpc<BoxStream<'s, Rpc<StreamAppendResult<Types>>>>>
+    where
+        S: futures::Stream<Item = AppendEntriesRequest<Types>> + OptionalSend + Unpin + 'static,
+    {
+        Box::pin(async move {
+            let mut client = self.client()?;
+            // A request that cannot be encoded ends the stream; the library retries.
+            let requests = input.map(|request| frame(&request).ok());
+            let requests = requests.take_while(|frame| std::future::ready(frame.is_some()));
+            let requests = to_target(requests.filter_map(std::future::ready), self.target);
+            let opening = tokio::time::timeout(option.hard_ttl() * 4, client.append(requests));
+            let answers = match opening.await {
+                Ok(answers) => answers.map_err(|e| unreachable(&e))?.into_inner(),
+                Err(_) => {
+                    return Err(RPCError::Unreachable(Unreachable::from_string("no answer")));
+                }
+            };
+            let answers = answers.map(|answer| {
+                answer.and_then(|frame| unframe(&frame)).map_err(|status| {
+                    RPCError::Network(NetworkError::from_string(status.message()))
+                })
+            });
+            let answers: BoxStream<'s, _> = Box::pin(answers);
+            Ok(answers)
+        })
+    }
+}
+
+impl NetVote<Types> for Connection {
+    async fn vote(
+        &mut self,
+        request: VoteRequest<Types>,
+        option: RPCOption,
+    ) -> Rpc<VoteResponse<Types>> {
+        let send = async |mut client: PeerClient<Channel>, request| client.vote(request).await;
+        self.call(RPCTypes::Vote, &option, &request, send).await
+    }
+
+    async fn pre_vote(
+        &mut self,
+        request: VoteRequest<Types>,
+        option: RPCOption,
+    ) -> Rpc<VoteResponse<Types>> {
+        let send = async |mut client: PeerClient<Channel>, request| client.pre_vote(request).await;
+        self.call(RPCTypes::Vote, &option, &request, send).await
+    }
+}
+
+impl NetSnapshot<Types> for Connection {
+    type SnapshotData = SnapshotData;
+
+    async fn full_snapshot(
+        &mut self,
+        vote: VoteOf<Types>,
+        snapshot: SnapshotOf<Types, SnapshotData>,
+        cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
+        _option: RPCOption,
+    ) -> Result<SnapshotResponse<Types>, StreamingError<Types>> {
+        let down = |status: Status| {
+            StreamingError::Unreachable(Unreachable::from_string(status.message()))
+        };
+        let SnapshotData::Live(chunks) = snapshot.snapshot else {
+            return Err(down(Status::internal("a received snapshot is not sent on")));
+        };
+        let header: (Vote, SnapshotMeta) = (vote, snapshot.meta);
+        let header = frame(&header).map_err(down)?;
+        // An empty body marks the end. A read that failed ends the stream without it.
+        let chunks = futures::stream::unfold(Some(chunks), async |chunks| {
+            let mut chunks = chunks?;
+            match chunks.recv().await {
+                Some(chunk) => Some((Frame { body: chunk.ok()?.into() }, Some(chunks))),
+                None => Some((Frame::default(), None)),
+            }
+        });
+        let frames = futures::stream::iter([header]).chain(chunks);
+        let mut client = self.client().map_err(StreamingError::from)?;
+        let request = to_target(Box::pin(frames), self.target);
+        tokio::select! {
+            closed = cancel => Err(StreamingError::Closed(closed)),
+            answer = client.snapshot(request) => {
+                let answer = answer.map_err(down)?;
+                unframe(answer.get_ref()).map_err(down)
+            }
+        }
+    }
+}
+
+impl NetTransferLeader<Types> for Connection {
+    async fn transfer_leader(
+        &mut self,
+        request: TransferLeaderRequest<Types>,
+        option: RPCOption,
+    ) -> Rpc<TransferLeaderResponse<Types>> {
+        let send =
+            async |mut client: PeerClient<Channel>, request| client.transfer_leader(request).await;
+        self.call(RPCTypes::TransferLeader, &option, &request, send).await
+    }
+}

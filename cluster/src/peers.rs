@@ -1,0 +1,106 @@
+//! Connections to the other nodes: one channel a peer, and where each node is.
+//!
+//! Invariant: a request for a node that another node answers by now is refused
+//! by the receiver: it names its cluster and its target.
+
+use std::{collections::HashMap, time::Duration};
+
+use bytes::Bytes;
+use kiln_proto::NodeId;
+use parking_lot::Mutex;
+use serde::{Serialize, de::DeserializeOwned};
+use tonic::{
+    Request, Status,
+    metadata::{Ascii, MetadataMap, MetadataValue},
+    transport::{Channel, Endpoint},
+};
+
+use crate::{
+    codec,
+    pb::{Frame, peer_client::PeerClient},
+    store::Owner,
+};
+
+/// Largest message between nodes, in bytes.
+pub(crate) const MOST_MESSAGE: usize = 80 << 20;
+const CONNECT: Duration = Duration::from_secs(1);
+/// A silent connection is probed, and given up when the probe is not answered.
+const PROBE: Duration = Duration::from_secs(2);
+
+const CLUSTER: &str = "kiln-cluster";
+const TARGET: &str = "kiln-node";
+
+/// The address book and the channels.
+#[derive(Default)]
+pub(crate) struct Peers {
+    channels: Mutex<HashMap<String, Channel>>,
+    addresses: Mutex<HashMap<NodeId, String>>,
+}
+
+impl Peers {
+    /// Notes where a node is.
+    pub(crate) fn set_address(&self, node: NodeId, address: &str) {
+        self.addresses.lock().insert(node, address.to_owned());
+    }
+
+    /// Where a node is, if that is known.
+    pub(crate) fn address(&self, node: NodeId) -> Option<String> {
+        self.addresses.lock().get(&node).cloned()
+    }
+
+    /// The client for whoever is at `address`; connects when used.
+    pub(crate) fn at(&self, address: &str) -> Result<PeerClient<Channel>, Status> {
+        let mut channels = self.channels.lock();
+        let channel = match channels.get(address) {
+            Some(channel) => channel.clone(),
+            None => {
+                let endpoint = Endpoint::from_shared(format!("http://{address}"))
+                    .map_err(|e| Status::invalid_argument(format!("address {address:?}: {e}")))?
+                    .connect_timeout(CONNECT)
+                    .tcp_nodelay(true)
+                    .http2_keep_alive_interval(PROBE)
+                    .keep_alive_timeout(PROBE)
+                    .keep_alive_while_idle(true);
+                let channel = endpoint.connect_lazy();
+                channels.insert(address.to_owned(), channel.clone());
+                channel
+            }
+        };
+        Ok(PeerClient::new(channel)
+            .max_decoding_message_size(MOST_MESSAGE)
+            .max_encoding_message_size(MOST_MESSAGE))
+    }
+}
+
+/// A message body.
+pub(crate) fn frame<T: Serialize>(value: &T) -> Result<Frame, Status> {
+    let body = codec::encode(value).map_err(|e| Status::internal(e.to_string()))?;
+    Ok(Frame { body: Bytes::from(body) })
+}
+
+/// What a message body says.
+pub(crate) fn unframe<T: DeserializeOwned>(frame: &Frame) -> Result<T, Status> {
+    codec::decode(&frame.body).map_err(|e| Status::invalid_argument(e.to_string()))
+}
+
+/// A request to the very node `target`.
+pub(crate) fn to_target<T>(body: T, target: Owner) -> Request<T> {
+    let mut request = Request::new(body);
+    let number = |n: u64| -> MetadataValue<Ascii> { MetadataValue::from(n) };
+    request.metadata_mut().insert(CLUSTER, number(target.cluster));
+    request.metadata_mut().insert(TARGET, number(target.node));
+    request
+}
+
+/// Refuses a request that is meant for another node than `me`.
+pub(crate) fn check_target(metadata: &MetadataMap, me: Owner) -> Result<(), Status> {
+    let number = |name| metadata.get(name)?.to_str().ok()?.parse::<u64>().ok();
+    let (cluster, node) = (number(CLUSTER), number(TARGET));
+    if cluster == Some(me.cluster) && node == Some(me.node) {
+        return Ok(());
+    }
+    Err(Status::failed_precondition(format!(
+        "this is node {} of cluster {:x}, not the one meant",
+        me.node, me.cluster
+    )))
+}

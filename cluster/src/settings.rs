@@ -1,0 +1,92 @@
+//! What a member is started with.
+
+use std::{path::PathBuf, time::Duration};
+
+use crate::{command::NodeFacts, leases::Lifetimes};
+
+/// Everything that [`crate::Cluster::open`] needs.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Holds the index and the identity; an empty folder makes a new node.
+    pub data_dir: PathBuf,
+    /// How a new node finds its cluster. Ignored by a node that has one, but for
+    /// `peers`, which help it to find nodes whose addresses changed.
+    pub start: Start,
+    /// What the node tells about itself; `grpc` must reach the served routes.
+    pub facts: NodeFacts,
+    /// Time-outs.
+    pub timings: Timings,
+}
+
+/// How a new node finds its cluster. A peer is `host:port`, or `dns:NAME:PORT`
+/// for every address that the name resolves to.
+#[derive(Debug, Clone)]
+pub enum Start {
+    /// Found a cluster once `voters` candidates see each other, or join the one
+    /// that a peer belongs to. `voters` must be over half of the peers.
+    Expect {
+        /// Nodes that found the cluster together.
+        voters: usize,
+        /// Where they are; this node may be among them.
+        peers: Vec<String>,
+    },
+    /// Join the cluster of any of these.
+    Join {
+        /// Members.
+        peers: Vec<String>,
+    },
+}
+
+impl Start {
+    pub(crate) fn peers(&self) -> &[String] {
+        match self {
+            Self::Expect { peers, .. } | Self::Join { peers } => peers,
+        }
+    }
+}
+
+/// Time-outs of a member. All members should have the same.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Timings {
+    /// Between two heartbeats of the leader.
+    pub heartbeat: Duration,
+    /// Least time without a leader before an election.
+    pub election_min: Duration,
+    /// Most time without a leader before an election; also the leader's lease.
+    pub election_max: Duration,
+    /// A compile lease whose holder is silent for this long ends.
+    pub lease_ttl: Duration,
+    /// How long a failure that follows from the request is remembered.
+    pub failure_ttl: Duration,
+    /// The same for failures for want of time or memory.
+    pub resource_failure_ttl: Duration,
+    /// A voter that is silent for this long is replaced by a learner.
+    pub dead_after: Duration,
+    /// How long a call waits for a leader, counted from the last contact with one.
+    pub patience: Duration,
+}
+
+impl Default for Timings {
+    fn default() -> Self {
+        Self {
+            heartbeat: Duration::from_millis(250),
+            election_min: Duration::from_millis(1000),
+            election_max: Duration::from_millis(2000),
+            lease_ttl: Duration::from_secs(10),
+            failure_ttl: Duration::from_secs(600),
+            resource_failure_ttl: Duration::from_secs(120),
+            dead_after: Duration::from_secs(30),
+            patience: Duration::from_secs(8),
+        }
+    }
+}
+
+impl Timings {
+    pub(crate) fn lifetimes(&self) -> Lifetimes {
+        Lifetimes {
+            lease: self.lease_ttl,
+            failure: self.failure_ttl,
+            resource_failure: self.resource_failure_ttl,
+        }
+    }
+}

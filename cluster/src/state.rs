@@ -1,0 +1,388 @@
+//! `apply`: the meaning of every command.
+//!
+//! Invariant: pure. The answer and the changes follow from the state, the
+//! command and its log index alone, so that state machines at the same applied
+//! index are equal. No clock, no randomness, no I/O but reads of the state.
+
+use kiln_proto::{ArtifactKey, Digest, NodeId, Token};
+
+use crate::{
+    command::{AccessReport, Command, NewNode, NodeFacts, Publication, Response},
+    table::{
+        BlobRecord, Counters, EntryRecord, EpochRecord, FailureRecord, LeaseRecord, NodeRecord,
+        StateError, Txn, UsageRecord, View,
+    },
+};
+
+/// Most holders remembered for one pack: more would not find it any sooner.
+const MOST_HOLDERS: usize = 32;
+/// Voters to strive for in a cluster that was founded with fewer.
+const LEAST_VOTERS: u64 = 3;
+
+/// What `apply` did, for those who wait for it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Event {
+    Published { key: ArtifactKey, pack: Digest },
+    Tombstoned { key: ArtifactKey, pack: Digest },
+    Pinned { key: ArtifactKey, pinned: bool },
+    Stored { pack: Digest },
+    Condemned { pack: Digest },
+    Forgotten { pack: Digest },
+    LeaseGranted { key: ArtifactKey, token: Token, node: NodeId },
+    LeaseEnded { key: ArtifactKey, token: Token },
+    Failed { key: ArtifactKey, token: Token, until_unix_ms: u64 },
+    Lifted { key: ArtifactKey, token: Token },
+    NodesChanged,
+}
+
+/// Applies `command`, committed at `index`, to `txn`.
+pub(crate) fn apply<V: View>(
+    txn: &mut Txn<'_, V>,
+    index: u64,
+    command: Command,
+    events: &mut Vec<Event>,
+) -> Result<Response, StateError> {
+    match command {
+        Command::Found { cluster, nodes } => found(txn, cluster, nodes, events),
+        Command::Join(node) => join(txn, node, events),
+        Command::Leave(node) => leave(txn, node, events),
+        Command::Facts { node, facts } => set_facts(txn, node, facts, events),
+        Command::Acquire { key, node, request } => {
+            acquire(txn, key, LeaseRecord { token: Token(index), node, request, pack: None }, events)
+        }
+        Command::Publish(publication) => publish(txn, publication, events),
+        Command::Expire { key, token } => match live(txn, key, token)? {
+            Some(lease) => {
+                end_lease(txn, key, &lease, events)?;
+                Ok(Response::Changed(true))
+            }
+            None => Ok(Response::Changed(false)),
+        },
+        Command::Fail { key, token, failure, until_unix_ms } => {
+            let record = FailureRecord { token, failure, until_unix_ms };
+            fail(txn, key, record, events)
+        }
+        Command::Lift { key, token } => {
+            let found = txn.get::<FailureRecord>(key)?.is_some_and(|f| f.token == token);
+            if found {
+                txn.remove::<FailureRecord>(key);
+                events.push(Event::Lifted { key, token });
+            }
+            Ok(Response::Changed(found))
+        }
+        Command::MarkStored { pack } => mark_stored(txn, pack, events),
+        Command::Report { node, report } => take_report(txn, node, report),
+        Command::SetPinned { key, pinned } => {
+            let Some(entry) = txn.get::<EntryRecord>(key)? else {
+                return Ok(Response::Changed(false));
+            };
+            txn.put(key, &EntryRecord { pinned, ..entry })?;
+            events.push(Event::Pinned { key, pinned });
+            Ok(Response::Changed(true))
+        }
+        Command::Tombstone { key, reason } => tombstone(txn, key, reason, events),
+        Command::Condemn { pack } => condemn(txn, pack, events),
+        Command::Forget { pack } => {
+            let condemned = txn.get::<BlobRecord>(pack)?.is_some_and(|b| b.condemned);
+            if condemned {
+                txn.remove::<BlobRecord>(pack);
+                events.push(Event::Forgotten { pack });
+            }
+            Ok(Response::Changed(condemned))
+        }
+    }
+}
+
+fn counters<V: View>(txn: &Txn<'_, V>) -> Result<Counters, StateError> {
+    Ok(txn.get(())?.unwrap_or_default())
+}
+
+fn found<V: View>(
+    txn: &mut Txn<'_, V>,
+    cluster: u64,
+    nodes: Vec<NewNode>,
+    events: &mut Vec<Event>,
+) -> Result<Response, StateError> {
+    let mut counters = counters(txn)?;
+    if counters.cluster != 0 {
+        return Ok(Response::Refused("the cluster exists already".into()));
+    }
+    counters.cluster = cluster;
+    counters.voters = LEAST_VOTERS.max(nodes.len() as u64);
+    counters.next_node = 1;
+    for node in nodes {
+        register(txn, &mut counters, node)?;
+    }
+    txn.put((), &counters)?;
+    events.push(Event::NodesChanged);
+    Ok(Response::Done)
+}
+
+fn register<V: View>(
+    txn: &mut Txn<'_, V>,
+    counters: &mut Counters,
+    node: NewNode,
+) -> Result<NodeId, StateError> {
+    let id = counters.next_node;
+    counters.next_node += 1;
+    let NewNode { candidate, facts, key } = node;
+    txn.put(id, &NodeRecord { candidate, facts, key, left: false })?;
+    Ok(id)
+}
+
+fn join<V: View>(
+    txn: &mut Txn<'_, V>,
+    node: NewNode,
+    events: &mut Vec<Event>,
+) -> Result<Response, StateError> {
+    let mut counters = counters(txn)?;
+    if counters.cluster == 0 {
+        return Ok(Response::Refused("the cluster is not founded yet".into()));
+    }
+    let known = txn.nodes()?.into_iter().find(|(_, n)| n.candidate == node.candidate);
+    match known {
+        Some((_, known)) if known.left => {
+            return Ok(Response::Refused("this disk belongs to a node that left".into()));
+        }
+        Some((_, known)) if known.key != node.key => {
+            return Ok(Response::Refused("this disk joined with another signing key".into()));
+        }
+        Some((id, _)) => return Ok(Response::Node(id)),
+        None => {}
+    }
+    let id = register(txn, &mut counters, node)?;
+    txn.put((), &counters)?;
+    events.push(Event::NodesChanged);
+    Ok(Response::Node(id))
+}
+
+fn leave<V: View>(
+    txn: &mut Txn<'_, V>,
+    id: NodeId,
+    events: &mut Vec<Event>,
+) -> Result<Response, StateError> {
+    let Some(node) = txn.get::<NodeRecord>(id)?.filter(|n| !n.left) else {
+        return Ok(Response::Changed(false));
+    };
+    txn.put(id, &NodeRecord { left: true, ..node })?;
+    events.push(Event::NodesChanged);
+    Ok(Response::Changed(true))
+}
+
+fn set_facts<V: View>(
+    txn: &mut Txn<'_, V>,
+    id: NodeId,
+    facts: NodeFacts,
+    events: &mut Vec<Event>,
+) -> Result<Response, StateError> {
+    let Some(node) = txn.get::<NodeRecord>(id)?.filter(|n| !n.left) else {
+        return Ok(Response::Changed(false));
+    };
+    txn.put(id, &NodeRecord { facts, ..node })?;
+    events.push(Event::NodesChanged);
+    Ok(Response::Changed(true))
+}
+
+fn acquire<V: View>(
+    txn: &mut Txn<'_, V>,
+    key: ArtifactKey,
+    lease: LeaseRecord,
+    events: &mut Vec<Event>,
+) -> Result<Response, StateError> {
+    if txn.get::<EntryRecord>(key)?.is_some() {
+        return Ok(Response::Ready);
+    }
+    if txn.get::<FailureRecord>(key)?.is_some() {
+        return Ok(Response::Failed);
+    }
+    if let Some(held) = txn.get::<LeaseRecord>(key)? {
+        let ours = held.node == lease.node && held.request == lease.request;
+        return Ok(if ours { Response::Granted(held.token) } else { Response::Held });
+    }
+    let (token, node) = (lease.token, lease.node);
+    let pack = txn.get::<EpochRecord>(key)?.map(|e| e.pack);
+    let pack = match pack {
+        Some(pack) => match txn.get::<BlobRecord>(pack)?.filter(|b| !b.condemned) {
+            Some(blob) => {
+                txn.put(pack, &BlobRecord { leases: blob.leases + 1, ..blob })?;
+                Some(pack)
+            }
+            None => None,
+        },
+        None => None,
+    };
+    txn.put(key, &LeaseRecord { pack, ..lease })?;
+    events.push(Event::LeaseGranted { key, token, node });
+    Ok(Response::Granted(token))
+}
+
+/// The lease of `key` if `token` is the live one.
+fn live<V: View>(
+    txn: &Txn<'_, V>,
+    key: ArtifactKey,
+    token: Token,
+) -> Result<Option<LeaseRecord>, StateError> {
+    Ok(txn.get::<LeaseRecord>(key)?.filter(|lease| lease.token == token))
+}
+
+fn end_lease<V: View>(
+    txn: &mut Txn<'_, V>,
+    key: ArtifactKey,
+    lease: &LeaseRecord,
+    events: &mut Vec<Event>,
+) -> Result<(), StateError> {
+    txn.remove::<LeaseRecord>(key);
+    if let Some(pack) = lease.pack
+        && let Some(blob) = txn.get::<BlobRecord>(pack)?
+    {
+        txn.put(pack, &BlobRecord { leases: blob.leases.saturating_sub(1), ..blob })?;
+    }
+    events.push(Event::LeaseEnded { key, token: lease.token });
+    Ok(())
+}
+
+fn publish<V: View>(
+    txn: &mut Txn<'_, V>,
+    publication: Publication,
+    events: &mut Vec<Event>,
+) -> Result<Response, StateError> {
+    let Publication { key, token, node, pack, pack_size, compile_seconds, manifest } = publication;
+    if let Some(entry) = txn.get::<EntryRecord>(key)? {
+        if entry.token == token {
+            return Ok(Response::Committed); // a retry of the publication that won
+        }
+        if entry.pack != pack {
+            let usage = txn.get::<UsageRecord>(key)?.unwrap_or_default();
+            txn.put(key, &UsageRecord { differing: usage.differing + 1, ..usage })?;
+            let counters = counters(txn)?;
+            txn.put((), &Counters { differing: counters.differing + 1, ..counters })?;
+        }
+        return Ok(Response::Existing);
+    }
+    let Some(lease) = live(txn, key, token)? else {
+        return Ok(Response::Stale);
+    };
+    if txn.get::<BlobRecord>(pack)?.is_some_and(|b| b.condemned) {
+        return Ok(Response::Condemned);
+    }
+    end_lease(txn, key, &lease, events)?;
+    let mut blob = txn.get::<BlobRecord>(pack)?.unwrap_or_default();
+    blob.entries += 1;
+    add_holder(&mut blob, node);
+    txn.put(pack, &blob)?;
+    let epoch = txn.get::<EpochRecord>(key)?.map_or(1, |e| e.epoch + 1);
+    let entry =
+        EntryRecord { epoch, token, pinned: false, pack, pack_size, compile_seconds, manifest };
+    txn.put(key, &entry)?;
+    let counters = counters(txn)?;
+    txn.put((), &Counters { entries: counters.entries + 1, ..counters })?;
+    events.push(Event::Published { key, pack });
+    Ok(Response::Committed)
+}
+
+fn fail<V: View>(
+    txn: &mut Txn<'_, V>,
+    key: ArtifactKey,
+    record: FailureRecord,
+    events: &mut Vec<Event>,
+) -> Result<Response, StateError> {
+    let token = record.token;
+    if let Some(lease) = live(txn, key, token)? {
+        end_lease(txn, key, &lease, events)?;
+        txn.put(key, &record)?;
+        events.push(Event::Failed { key, token, until_unix_ms: record.until_unix_ms });
+        return Ok(Response::Done);
+    }
+    let retried = txn.get::<FailureRecord>(key)?.is_some_and(|f| f.token == token);
+    Ok(if retried { Response::Done } else { Response::Stale })
+}
+
+fn mark_stored<V: View>(
+    txn: &mut Txn<'_, V>,
+    pack: Digest,
+    events: &mut Vec<Event>,
+) -> Result<Response, StateError> {
+    let known = txn.get::<BlobRecord>(pack)?.filter(|b| !b.condemned && !b.stored);
+    let Some(blob) = known else {
+        return Ok(Response::Changed(false));
+    };
+    txn.put(pack, &BlobRecord { stored: true, ..blob })?;
+    events.push(Event::Stored { pack });
+    Ok(Response::Changed(true))
+}
+
+fn take_report<V: View>(
+    txn: &mut Txn<'_, V>,
+    node: NodeId,
+    report: AccessReport,
+) -> Result<Response, StateError> {
+    for (key, hits) in report.hits {
+        if txn.get::<EntryRecord>(key)?.is_some() {
+            let usage = txn.get::<UsageRecord>(key)?.unwrap_or_default();
+            let hits = usage.hits.saturating_add(hits.into());
+            txn.put(key, &UsageRecord { hits, ..usage })?;
+        }
+    }
+    for pack in report.gained {
+        if let Some(mut blob) = txn.get::<BlobRecord>(pack)? {
+            add_holder(&mut blob, node);
+            txn.put(pack, &blob)?;
+        }
+    }
+    for pack in report.lost {
+        if let Some(mut blob) = txn.get::<BlobRecord>(pack)? {
+            blob.holders.retain(|holder| *holder != node);
+            txn.put(pack, &blob)?;
+        }
+    }
+    Ok(Response::Done)
+}
+
+fn add_holder(blob: &mut BlobRecord, node: NodeId) {
+    if blob.holders.len() < MOST_HOLDERS
+        && let Err(at) = blob.holders.binary_search(&node)
+    {
+        blob.holders.insert(at, node);
+    }
+}
+
+fn tombstone<V: View>(
+    txn: &mut Txn<'_, V>,
+    key: ArtifactKey,
+    reason: String,
+    events: &mut Vec<Event>,
+) -> Result<Response, StateError> {
+    let Some(entry) = txn.get::<EntryRecord>(key)? else {
+        return Ok(Response::Changed(false));
+    };
+    let pack = entry.pack;
+    txn.remove::<EntryRecord>(key);
+    txn.remove::<UsageRecord>(key);
+    txn.put(key, &EpochRecord { epoch: entry.epoch, pack, reason })?;
+    if let Some(blob) = txn.get::<BlobRecord>(pack)? {
+        txn.put(pack, &BlobRecord { entries: blob.entries.saturating_sub(1), ..blob })?;
+    }
+    let counters = counters(txn)?;
+    txn.put((), &Counters { entries: counters.entries.saturating_sub(1), ..counters })?;
+    events.push(Event::Tombstoned { key, pack });
+    Ok(Response::Changed(true))
+}
+
+fn condemn<V: View>(
+    txn: &mut Txn<'_, V>,
+    pack: Digest,
+    events: &mut Vec<Event>,
+) -> Result<Response, StateError> {
+    let blob = txn.get::<BlobRecord>(pack)?.unwrap_or_default();
+    if blob.entries > 0 || blob.leases > 0 {
+        return Ok(Response::Changed(false));
+    }
+    if !blob.condemned {
+        txn.put(pack, &BlobRecord { condemned: true, ..blob })?;
+        events.push(Event::Condemned { pack });
+    }
+    Ok(Response::Changed(true))
+}
+
+#[cfg(test)]
+mod tests;

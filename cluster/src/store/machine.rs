@@ -1,0 +1,154 @@
+//! The state machine on disk.
+//!
+//! Invariant: the changes of a batch of commands and the log id of its last one
+//! are written in one piece; answers and wake-ups follow the write.
+
+use std::{io, sync::Arc};
+
+use futures::{Stream, StreamExt};
+use openraft::{
+    EntryPayload, OptionalSend, RaftSnapshotBuilder, alias,
+    entry::RaftEntry,
+    storage::{ApplyResponder, EntryResponder, RaftStateMachine},
+};
+use rocksdb::WriteBatch;
+use serde::{Deserialize, Serialize};
+
+use super::{SnapshotData, Store, meta, snapshot};
+use crate::{
+    command::Response,
+    raft::{Membership, RaftLogId, SnapshotMeta, Types, io_error},
+    state::{self, Event},
+    table::Txn,
+    watch::Watch,
+};
+
+/// Most commands in one write.
+const MOST_COMMANDS: usize = 256;
+
+type Snapshot = alias::SnapshotOf<Types, SnapshotData>;
+
+/// How far the state has come.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Applied {
+    pub last: Option<RaftLogId>,
+    pub membership: Membership,
+}
+
+/// Raft's view of the store: the state.
+pub(crate) struct Machine {
+    store: Arc<Store>,
+    watch: Arc<Watch>,
+    applied: Applied,
+}
+
+impl Machine {
+    /// The state machine of `store`, which tells `watch` what it did.
+    pub(crate) fn new(store: Arc<Store>, watch: Arc<Watch>) -> io::Result<Self> {
+        let applied = store.applied().map_err(io_error)?;
+        Ok(Self { store, watch, applied })
+    }
+
+    /// Applies entries up to the first gap in the stream or [`MOST_COMMANDS`].
+    fn apply_batch(
+        &mut self,
+        entries: Vec<EntryResponder<Types>>,
+    ) -> io::Result<Vec<(ApplyResponder<Types>, Response)>> {
+        let mut txn = Txn::new(&*self.store);
+        let mut events: Vec<Event> = Vec::new();
+        let mut answers = Vec::new();
+        let mut applied = self.applied.clone();
+        for (entry, responder) in entries {
+            let log_id = entry.log_id();
+            applied.last = Some(log_id);
+            let response = match entry.payload {
+                EntryPayload::Blank => Response::Done,
+                EntryPayload::Normal(command) => {
+                    state::apply(&mut txn, log_id.index, command, &mut events).map_err(io_error)?
+                }
+                EntryPayload::Membership(membership) => {
+                    applied.membership = Membership::new(Some(log_id), membership);
+                    Response::Done
+                }
+            };
+            answers.extend(responder.map(|responder| (responder, response)));
+        }
+        let mut batch = WriteBatch::default();
+        self.store.put_changes(&mut batch, &txn.into_changes());
+        self.store.put_meta(&mut batch, meta::APPLIED, &applied).map_err(io_error)?;
+        self.store.db.write(batch).map_err(io_error)?;
+        let index = applied.last.map_or(0, |id| id.index);
+        self.applied = applied;
+        self.watch.applied(&*self.store, index, &events).map_err(io_error)?;
+        Ok(answers)
+    }
+}
+
+impl Store {
+    pub(crate) fn applied(&self) -> Result<Applied, crate::table::StateError> {
+        Ok(self.meta(meta::APPLIED)?.unwrap_or_default())
+    }
+}
+
+impl RaftStateMachine<Types> for Machine {
+    type SnapshotData = SnapshotData;
+    type SnapshotBuilder = Builder;
+
+    async fn applied_state(&mut self) -> io::Result<(Option<RaftLogId>, Membership)> {
+        Ok((self.applied.last, self.applied.membership.clone()))
+    }
+
+    async fn apply<Strm>(&mut self, entries: Strm) -> io::Result<()>
+    where
+        Strm: Stream<Item = Result<EntryResponder<Types>, io::Error>> + Unpin + OptionalSend,
+    {
+        let mut ready = entries.ready_chunks(MOST_COMMANDS);
+        while let Some(chunk) = ready.next().await {
+            let chunk = chunk.into_iter().collect::<io::Result<Vec<_>>>()?;
+            for (responder, response) in self.apply_batch(chunk)? {
+                responder.send(response);
+            }
+        }
+        Ok(())
+    }
+
+    async fn get_snapshot_builder(&mut self) -> Builder {
+        Builder { store: Arc::clone(&self.store) }
+    }
+
+    async fn install_snapshot(
+        &mut self,
+        meta: &SnapshotMeta,
+        data: SnapshotData,
+    ) -> io::Result<()> {
+        let staged = data.stage(&self.store, meta).await?;
+        let store = Arc::clone(&self.store);
+        tokio::task::spawn_blocking(move || snapshot::install(&store, &staged))
+            .await
+            .map_err(io_error)??;
+        self.applied = self.store.applied().map_err(io_error)?;
+        let index = self.applied.last.map_or(0, |id| id.index);
+        self.watch.installed(&*self.store, index).map_err(io_error)
+    }
+
+    async fn get_current_snapshot(&mut self) -> io::Result<Option<Snapshot>> {
+        if self.applied.last.is_none() {
+            return Ok(None);
+        }
+        snapshot::of_now(Arc::clone(&self.store)).await.map(Some)
+    }
+}
+
+/// Makes "snapshots" that cost nothing: the state on disk is its own snapshot,
+/// and is read in one consistent view when a node asks for it.
+pub(crate) struct Builder {
+    store: Arc<Store>,
+}
+
+impl RaftSnapshotBuilder<Types> for Builder {
+    type SnapshotData = SnapshotData;
+
+    async fn build_snapshot(&mut self) -> io::Result<Snapshot> {
+        snapshot::of_now(Arc::clone(&self.store)).await
+    }
+}

@@ -1,0 +1,78 @@
+//! One thread that makes the write-ahead log durable, for all writers at once.
+//!
+//! Invariant: a completion is called with `Ok` only after an fsync that started
+//! after its write. A failed fsync is final: every later one fails as well,
+//! because the kernel may have dropped the pages that it could not write.
+
+use std::{
+    io,
+    sync::{
+        Arc,
+        mpsc::{Receiver, Sender, channel},
+    },
+    thread::JoinHandle,
+};
+
+use rocksdb::DB;
+
+type Completion = Box<dyn FnOnce(Result<(), io::Error>) + Send>;
+
+/// The handle; dropping it ends the thread after what is queued.
+pub(super) struct Syncer {
+    queue: Option<Sender<Completion>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Syncer {
+    pub(super) fn spawn(db: Arc<DB>) -> io::Result<Self> {
+        let (queue, requests) = channel();
+        let thread = std::thread::Builder::new()
+            .name("kiln-wal-sync".into())
+            .spawn(move || run(&db, &requests))?;
+        Ok(Self { queue: Some(queue), thread: Some(thread) })
+    }
+
+    /// Calls `done` once everything written before this call is durable.
+    pub(super) fn after_sync(&self, done: Completion) {
+        let gone = || io::Error::other("the store is closed");
+        match &self.queue {
+            None => done(Err(gone())),
+            Some(queue) => {
+                if let Err(refused) = queue.send(done) {
+                    (refused.0)(Err(gone()));
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Syncer {
+    fn drop(&mut self) {
+        self.queue = None;
+        if let Some(thread) = self.thread.take()
+            && thread.thread().id() != std::thread::current().id()
+            && thread.join().is_err()
+        {
+            tracing::error!("the thread that syncs the index panicked");
+        }
+    }
+}
+
+fn run(db: &DB, requests: &Receiver<Completion>) {
+    let mut broken: Option<String> = None;
+    while let Ok(first) = requests.recv() {
+        let waiting: Vec<Completion> = std::iter::once(first).chain(requests.try_iter()).collect();
+        if broken.is_none()
+            && let Err(e) = db.flush_wal(true)
+        {
+            tracing::error!(error = %e, "fsync of the index failed: this node must stop");
+            broken = Some(e.to_string());
+        }
+        for done in waiting {
+            done(match &broken {
+                None => Ok(()),
+                Some(why) => Err(io::Error::other(why.clone())),
+            });
+        }
+    }
+}

@@ -1,0 +1,222 @@
+//! Whoever waits for a command to be applied is woken here.
+//!
+//! Invariant: the state is on disk before anyone is told of it, and a waiter that
+//! registered before it looked at the state misses nothing that came after.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
+
+use arc_swap::ArcSwap;
+use ed25519_dalek::VerifyingKey;
+use kiln_proto::{ArtifactKey, Digest, NodeId};
+use parking_lot::Mutex;
+use tokio::sync::{Notify, broadcast, watch};
+
+use crate::{
+    command::NodeFacts,
+    leases::Deadlines,
+    state::Event,
+    table::{self, StateError, View},
+};
+
+/// Events kept for a subscriber that is behind.
+const EVENTS: usize = 4096;
+
+/// A change of the index, as this node's replica applied it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum IndexEvent {
+    /// A key has an artifact.
+    Published {
+        /// The key.
+        key: ArtifactKey,
+        /// Its pack.
+        pack: Digest,
+    },
+    /// A key's artifact was wrong and is gone: drop it everywhere.
+    Tombstoned {
+        /// The key.
+        key: ArtifactKey,
+        /// The pack that it had.
+        pack: Digest,
+    },
+    /// A key was pinned or unpinned.
+    Pinned {
+        /// The key.
+        key: ArtifactKey,
+        /// Whether it is pinned now.
+        pinned: bool,
+    },
+    /// A pack's bytes are in the object store.
+    Stored {
+        /// The pack.
+        pack: Digest,
+    },
+    /// A pack will be deleted from the object store.
+    Condemned {
+        /// The pack.
+        pack: Digest,
+    },
+    /// A condemned pack is deleted.
+    Forgotten {
+        /// The pack.
+        pack: Digest,
+    },
+    /// The membership or a node's facts changed.
+    NodesChanged,
+    /// The replica took over a whole state: anything may have changed.
+    Reset,
+}
+
+/// A node as the index knows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NodeInfo {
+    /// Its addresses and compilers.
+    pub facts: NodeFacts,
+    /// The key with which it signs manifests.
+    pub key: VerifyingKey,
+    /// Whether it left: its manifests remain verifiable.
+    pub left: bool,
+}
+
+pub(crate) type Nodes = BTreeMap<NodeId, NodeInfo>;
+
+/// What `apply` tells the rest of the node.
+pub(crate) struct Watch {
+    keys: Arc<Mutex<HashMap<ArtifactKey, Arc<Notify>>>>,
+    events: broadcast::Sender<IndexEvent>,
+    applied: watch::Sender<u64>,
+    nodes: ArcSwap<Nodes>,
+    /// The live leases; a leader counts their time.
+    pub deadlines: Deadlines,
+}
+
+/// Wakes when something about its key was applied. Dropped, it is forgotten.
+pub(crate) struct Waiter {
+    key: ArtifactKey,
+    notify: Arc<Notify>,
+    keys: Arc<Mutex<HashMap<ArtifactKey, Arc<Notify>>>>,
+}
+
+impl Waiter {
+    /// The next wake-up; enable it before looking at the state.
+    pub(crate) fn notified(&self) -> tokio::sync::futures::Notified<'_> {
+        self.notify.notified()
+    }
+}
+
+impl Drop for Waiter {
+    fn drop(&mut self) {
+        let mut keys = self.keys.lock();
+        // This waiter's and the map's: nobody else is left.
+        if Arc::strong_count(&self.notify) == 2 {
+            keys.remove(&self.key);
+        }
+    }
+}
+
+impl Watch {
+    /// A watch over the state in `view`.
+    pub(crate) fn new(
+        view: &impl View,
+        applied: u64,
+        deadlines: Deadlines,
+    ) -> Result<Self, StateError> {
+        let watch = Self {
+            keys: Arc::default(),
+            events: broadcast::channel(EVENTS).0,
+            applied: watch::Sender::new(applied),
+            nodes: ArcSwap::default(),
+            deadlines,
+        };
+        watch.nodes.store(Arc::new(read_nodes(view)?));
+        watch.deadlines.reload(view)?;
+        Ok(watch)
+    }
+
+    /// Registers for `key`.
+    pub(crate) fn waiter(&self, key: ArtifactKey) -> Waiter {
+        let notify = Arc::clone(self.keys.lock().entry(key).or_default());
+        Waiter { key, notify, keys: Arc::clone(&self.keys) }
+    }
+
+    /// Wakes everyone who waits for `key`.
+    pub(crate) fn wake(&self, key: &ArtifactKey) {
+        if let Some(notify) = self.keys.lock().get(key) {
+            notify.notify_waiters();
+        }
+    }
+
+    pub(crate) fn events(&self) -> broadcast::Receiver<IndexEvent> {
+        self.events.subscribe()
+    }
+
+    /// The index of the last applied log entry, as it moves.
+    pub(crate) fn progress(&self) -> watch::Receiver<u64> {
+        self.applied.subscribe()
+    }
+
+    pub(crate) fn nodes(&self) -> Arc<Nodes> {
+        self.nodes.load_full()
+    }
+
+    /// Tells of commands whose changes are on disk.
+    pub(crate) fn applied(
+        &self,
+        view: &impl View,
+        index: u64,
+        events: &[Event],
+    ) -> Result<(), StateError> {
+        for event in events {
+            self.deadlines.take(event);
+            match *event {
+                Event::Published { key, pack } => {
+                    self.tell(IndexEvent::Published { key, pack });
+                    self.wake(&key);
+                }
+                Event::Tombstoned { key, pack } => self.tell(IndexEvent::Tombstoned { key, pack }),
+                Event::Pinned { key, pinned } => self.tell(IndexEvent::Pinned { key, pinned }),
+                Event::Stored { pack } => self.tell(IndexEvent::Stored { pack }),
+                Event::Condemned { pack } => self.tell(IndexEvent::Condemned { pack }),
+                Event::Forgotten { pack } => self.tell(IndexEvent::Forgotten { pack }),
+                Event::LeaseGranted { .. } => {}
+                Event::LeaseEnded { key, .. }
+                | Event::Failed { key, .. }
+                | Event::Lifted { key, .. } => self.wake(&key),
+                Event::NodesChanged => {
+                    self.nodes.store(Arc::new(read_nodes(view)?));
+                    self.tell(IndexEvent::NodesChanged);
+                }
+            }
+        }
+        self.applied.send_replace(index);
+        Ok(())
+    }
+
+    /// Tells that a snapshot replaced the state.
+    pub(crate) fn installed(&self, view: &impl View, index: u64) -> Result<(), StateError> {
+        self.nodes.store(Arc::new(read_nodes(view)?));
+        self.deadlines.reload(view)?;
+        for notify in self.keys.lock().values() {
+            notify.notify_waiters();
+        }
+        self.tell(IndexEvent::Reset);
+        self.applied.send_replace(index);
+        Ok(())
+    }
+
+    fn tell(&self, event: IndexEvent) {
+        // An error means that nobody listens.
+        drop(self.events.send(event));
+    }
+}
+
+/// The registered nodes whose keys can be read; a node cannot join with another.
+fn read_nodes(view: &impl View) -> Result<Nodes, StateError> {
+    let nodes = table::nodes(view)?.into_iter().filter_map(|(id, record)| {
+        let key = VerifyingKey::from_bytes(&record.key).ok()?;
+        Some((id, NodeInfo { facts: record.facts, key, left: record.left }))
+    });
+    Ok(nodes.collect())
+}

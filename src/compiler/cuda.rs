@@ -1,0 +1,111 @@
+//! `cuda`: CUDA C++ to PTX or CUBIN.
+//!
+//! Invariant: NVRTC sees what is in the key and nothing else; the source's name
+//! is put back into messages afterwards.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use kiln_proto::{Components, Failure, FailureKind, Fingerprint};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    CompileInput, Compiler, CudaSource, Job, Limits, Output, Prepared, Source,
+    registry::Engine,
+    request::common_components,
+    worker::{Compiled, Octets, Program, SOURCE_NAME, module_file},
+};
+
+/// Compiles CUDA C++ with NVRTC.
+#[derive(Debug)]
+pub struct CudaCompiler {
+    engine: Arc<Engine>,
+}
+
+impl CudaCompiler {
+    pub(super) fn new(engine: Arc<Engine>) -> Self {
+        Self { engine }
+    }
+}
+
+#[async_trait]
+impl Compiler for CudaCompiler {
+    fn name(&self) -> &'static str {
+        "cuda"
+    }
+
+    fn accepts(&self, source: &Source) -> bool {
+        matches!(source, Source::Cuda(_))
+    }
+
+    fn fingerprint(&self) -> Result<Fingerprint, Failure> {
+        let toolchain = self.engine.toolchain().map_err(Failure::clone)?;
+        Ok(Fingerprint::new(self.name(), toolchain.versions()))
+    }
+
+    fn prepare(
+        &self,
+        input: &CompileInput,
+        fingerprint: &Fingerprint,
+    ) -> Result<Prepared, Failure> {
+        input.validate()?;
+        let refuse = |why: String| Err(Failure::new(FailureKind::Incompatible, why));
+        let Source::Cuda(cuda) = &input.source else {
+            return refuse(format!("the cuda compiler takes no {}", input.source.form()));
+        };
+        if let Some(option) = input.options.keys().next() {
+            return refuse(format!(
+                "the cuda compiler has no option {option:?}: NVRTC's options come with the source"
+            ));
+        }
+        let options = cuda.nvrtc_options()?;
+        let mut components = vec![cuda.graph(), CudaSource::inputs(), options.component()];
+        components.extend(common_components(input, fingerprint, None));
+        let program = Program {
+            source: Octets(cuda.source.clone()),
+            headers: cuda.headers.iter().map(|(n, t)| (n.clone(), Octets(t.clone()))).collect(),
+            options: options.arguments(),
+            name_expressions: cuda.name_expressions.clone(),
+            target: input.target,
+            memory_bytes: 0,
+            cpu_seconds: 0,
+        };
+        Ok(Prepared {
+            components: Components::new(components),
+            fingerprint: fingerprint.clone(),
+            target: input.target,
+            label: cuda.name.clone(),
+            namespace: input.namespace.clone(),
+            job: Job { program, extra: Vec::new() },
+        })
+    }
+
+    async fn compile(
+        &self,
+        prepared: &Prepared,
+        limits: &Limits,
+        stop: CancellationToken,
+    ) -> Result<Output, Failure> {
+        let named = |text: String| match prepared.label.as_str() {
+            "" => text,
+            label => text.replace(SOURCE_NAME, label),
+        };
+        let done = self.engine.run(&self.fingerprint()?, prepared, limits, stop).await;
+        let done = done.map_err(|f| Failure::new(f.kind, named(f.message)))?;
+        let Compiled { module, lowered, log, seconds } = done;
+        let mut files = vec![(module_file(prepared.target.kind).to_owned(), module.0)];
+        if !lowered.is_empty() {
+            files.push(("names.json".to_owned(), names_json(lowered)));
+        }
+        files.extend(prepared.job.extra.iter().cloned());
+        files.sort();
+        Ok(Output { files, compile_seconds: seconds, log: named(log) })
+    }
+}
+
+/// `{"scale<float>": "_Z5scaleIfEvPT_"}`, in the order asked.
+fn names_json(lowered: Vec<(String, String)>) -> Bytes {
+    let names = lowered.into_iter().map(|(expression, name)| (expression, name.into()));
+    serde_json::Value::Object(names.collect()).to_string().into()
+}

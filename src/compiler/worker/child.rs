@@ -1,0 +1,186 @@
+//! `kiln worker`: the process in which a compiler runs.
+//!
+//! Invariant: it ends when its daemon does. A thread waits for the end of stdin
+//! and then kills the process group. (`PR_SET_PDEATHSIG` would follow the
+//! daemon's *thread* that forked, which an async runtime may end at any time.)
+
+use std::{
+    fs::File,
+    io::{self, Read},
+    mem::ManuallyDrop,
+    os::fd::{AsFd, FromRawFd, OwnedFd},
+    path::{Path, PathBuf},
+    process::ExitCode,
+    sync::mpsc,
+    thread,
+};
+
+use bytes::Bytes;
+use kiln_proto::{BinaryKind, Digest, Failure, FailureKind, Hasher, Target};
+use rustix::process::{Resource, Rlimit, Signal};
+
+use super::{
+    confine::confine,
+    nvrtc::Nvrtc,
+    protocol::{self, Answer, Bundled, Octets, Program, Ready, Setup},
+};
+
+/// Compiled once before the first job: it makes NVRTC load and link all it has.
+const WARM_UP: &[u8] = b"extern \"C\" __global__ void kiln() {}\n";
+
+/// Runs one worker on this process's stdin and stdout. Call it from `main`
+/// before anything else has been started.
+pub fn worker_main() -> ExitCode {
+    match serve() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("kiln worker: {e}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn serve() -> io::Result<()> {
+    limit(Resource::Core, 0)?;
+    let mut answers = take_stdout()?;
+    let mut requests = io::stdin().lock();
+    let setup: Setup = protocol::read(&mut requests)?;
+    drop(requests);
+    // From here on this thread may be inside NVRTC for long: another one listens.
+    let (sender, jobs) = mpsc::channel();
+    thread::Builder::new().name("kiln-stdin".into()).spawn(move || listen(&sender))?;
+
+    let loaded = load(&setup);
+    let answer: Answer<&Ready> = match &loaded {
+        Ok((_, ready)) => Ok(ready),
+        Err(failure) => Err(failure.clone()),
+    };
+    protocol::write(&mut answers, &answer)?;
+    let Ok((nvrtc, _)) = loaded else { return Ok(()) };
+
+    let Ok(job) = jobs.recv() else { return Ok(()) };
+    limit(Resource::Data, job.memory_bytes)?;
+    limit(Resource::Cpu, job.cpu_seconds)?;
+    let answer = nvrtc.compile(&job, &setup.include);
+    protocol::write(&mut answers, &answer)
+}
+
+/// Passes the job on, and ends the process group when the daemon is gone.
+fn listen(jobs: &mpsc::Sender<Program>) {
+    let mut requests = io::stdin().lock();
+    if let Ok(job) = protocol::read(&mut requests) {
+        // The other thread waits for exactly one.
+        let _ = jobs.send(job);
+        let _ = io::copy(&mut requests, &mut io::sink());
+    }
+    end();
+}
+
+/// At once: no destructors run under the feet of the compiling thread.
+fn end() -> ! {
+    let me = rustix::process::getpid();
+    if rustix::process::getpgrp() == me {
+        let _ = rustix::process::kill_current_process_group(Signal::KILL);
+    }
+    std::process::abort()
+}
+
+fn load(setup: &Setup) -> Answer<(Nvrtc, Ready)> {
+    let nvrtc = Nvrtc::load(&setup.library)?;
+    let architectures = nvrtc.architectures()?;
+    let target = Target {
+        compute: architectures.iter().copied().max().unwrap_or(90),
+        arch_specific: false,
+        kind: BinaryKind::Ptx,
+        min_driver: 0,
+    };
+    let warm_up = Program {
+        source: Octets(Bytes::from_static(WARM_UP)),
+        headers: Default::default(),
+        options: Vec::new(),
+        name_expressions: Vec::new(),
+        target,
+        memory_bytes: 0,
+        cpu_seconds: 0,
+    };
+    let ptx = nvrtc.compile(&warm_up, &[])?.module;
+    let version = nvrtc.version(&ptx.0)?;
+    // The machine code generator starts up separately.
+    nvrtc.compile(
+        &Program { target: Target { kind: BinaryKind::Cubin, ..target }, ..warm_up },
+        &[],
+    )?;
+    let bundled = match &setup.install_headers {
+        Some(folder) if nvrtc.install_headers(folder)? => Bundled::Installed,
+        _ => Bundled::None,
+    };
+    let headers = match setup.hash_headers {
+        true => Some(headers(&setup.include)?),
+        false => None,
+    };
+    let confined = confine(&setup.library, &setup.include)?;
+    Ok((nvrtc, Ready { version, architectures, bundled, headers, confined }))
+}
+
+/// Version and digest of a toolkit's headers: `13.0-<12 digits>`. Equal digests
+/// mean equal files under equal names, wherever they lie.
+fn headers(folders: &[String]) -> Answer<String> {
+    let unreadable = |e: io::Error| {
+        Failure::new(FailureKind::ToolchainMissing, format!("read CUDA's headers: {e}"))
+    };
+    let mut hasher = Hasher::new();
+    let mut version = None;
+    for folder in folders {
+        let mut files = Vec::new();
+        collect(Path::new(folder), Path::new(""), &mut files).map_err(unreadable)?;
+        files.sort();
+        for file in files {
+            let mut bytes = Vec::new();
+            File::open(Path::new(folder).join(&file))
+                .and_then(|mut f| f.read_to_end(&mut bytes))
+                .map_err(unreadable)?;
+            if file == Path::new("cuda.h") {
+                version = cuda_version(&bytes);
+            }
+            hasher.update(&Digest::of(file.as_os_str().as_encoded_bytes()).as_bytes()[..]);
+            hasher.update(&Digest::of(&bytes).as_bytes()[..]);
+        }
+    }
+    let digest = Digest::from(hasher.finalize()).to_string();
+    Ok(format!("{}-{}", version.as_deref().unwrap_or("unversioned"), &digest[..12]))
+}
+
+fn collect(root: &Path, below: &Path, files: &mut Vec<PathBuf>) -> io::Result<()> {
+    for entry in std::fs::read_dir(root.join(below))? {
+        let path = below.join(entry?.file_name());
+        match std::fs::metadata(root.join(&path)) {
+            Ok(meta) if meta.is_dir() => collect(root, &path, files)?,
+            Ok(meta) if meta.is_file() => files.push(path),
+            // A dangling link or a device is no header.
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// `#define CUDA_VERSION 13000` -> `13.0`.
+fn cuda_version(header: &[u8]) -> Option<String> {
+    let text = String::from_utf8_lossy(header);
+    let line = text.lines().find_map(|line| line.trim().strip_prefix("#define CUDA_VERSION "))?;
+    let number: u32 = line.trim().parse().ok()?;
+    Some(format!("{}.{}", number / 1000, number % 1000 / 10))
+}
+
+fn limit(resource: Resource, most: u64) -> io::Result<()> {
+    let most = Some(most);
+    Ok(rustix::process::setrlimit(resource, Rlimit { current: most, maximum: most })?)
+}
+
+/// Our stdout for answers alone: what a library prints goes to stderr.
+fn take_stdout() -> io::Result<File> {
+    let answers = io::stdout().as_fd().try_clone_to_owned()?;
+    // SAFETY: descriptor 1 is open, and is not closed here: it becomes a copy of 2.
+    let mut one = ManuallyDrop::new(unsafe { OwnedFd::from_raw_fd(1) });
+    rustix::io::dup2(io::stderr(), &mut one)?;
+    Ok(answers.into())
+}

@@ -1,0 +1,233 @@
+//! One child process as the daemon sees it.
+//!
+//! Invariant: the group is killed while its leader is still unreaped, so that
+//! no other process can have got its id; and whoever drops a [`Worker`] ends it.
+
+use std::{
+    fmt,
+    os::{fd::OwnedFd, unix::process::ExitStatusExt},
+    path::Path,
+    process::{ExitStatus, Stdio},
+    sync::Arc,
+    time::Duration,
+};
+
+use kiln_proto::{Failure, FailureKind};
+use parking_lot::Mutex;
+use rustix::process::{Pid, PidfdFlags, Signal};
+use serde::{Serialize, de::DeserializeOwned};
+use tokio::{
+    io::{AsyncReadExt, BufReader, unix::AsyncFd},
+    process::{Child, ChildStderr, ChildStdin, ChildStdout, Command},
+    time::timeout,
+};
+use tokio_util::task::AbortOnDropHandle;
+
+use super::protocol::{self, Answer};
+
+/// How much of a worker's stderr is kept.
+const STDERR_KEPT: usize = 16 << 10;
+/// A worker that closed its stdout should be gone at once.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// A running worker.
+pub(super) struct Worker {
+    child: Child,
+    group: Pid,
+    /// Readable once the leader has ended, before it is reaped.
+    ended: AsyncFd<OwnedFd>,
+    stdin: ChildStdin,
+    stdout: BufReader<ChildStdout>,
+    stderr: Arc<Mutex<Vec<u8>>>,
+    reader: AbortOnDropHandle<()>,
+}
+
+/// Why there is no answer.
+#[derive(Debug)]
+pub(super) enum Lost {
+    /// The process ended.
+    Ended(ExitStatus, String),
+    /// It said something that is no answer.
+    Garbage(String),
+}
+
+/// Where and how to start workers.
+#[derive(Debug, Clone)]
+pub(super) struct Launch {
+    /// The `kiln` executable.
+    pub(super) program: std::path::PathBuf,
+    /// Working folder: empty but for what Kiln put there.
+    pub(super) folder: std::path::PathBuf,
+    /// `LD_LIBRARY_PATH`.
+    pub(super) libraries: std::ffi::OsString,
+}
+
+impl Worker {
+    /// Starts a worker in a process group of its own, with none of our environment.
+    pub(super) fn start(launch: &Launch) -> Result<Self, Failure> {
+        Self::spawn(launch).map_err(|e| {
+            let program = launch.program.display();
+            Failure::new(FailureKind::Crashed, format!("start `{program} worker`: {e}"))
+        })
+    }
+
+    fn spawn(launch: &Launch) -> std::io::Result<Self> {
+        let mut child = Command::new(&launch.program)
+            .arg("worker")
+            .current_dir(&launch.folder)
+            .env_clear()
+            .env("LD_LIBRARY_PATH", &launch.libraries)
+            .env("TMPDIR", &launch.folder)
+            .env("CUDA_CACHE_DISABLE", "1")
+            .env("LC_ALL", "C")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .process_group(0)
+            // Reaps in the background where a worker is dropped.
+            .kill_on_drop(true)
+            .spawn()?;
+        let gone = || std::io::Error::other("it ended at once");
+        let pid = child.id().and_then(|id| i32::try_from(id).ok());
+        let group = pid.and_then(Pid::from_raw).ok_or_else(gone)?;
+        let ended = rustix::process::pidfd_open(group, PidfdFlags::NONBLOCK)?;
+        let stdin = child.stdin.take().ok_or_else(gone)?;
+        let stdout = BufReader::new(child.stdout.take().ok_or_else(gone)?);
+        let kept = Arc::new(Mutex::new(Vec::new()));
+        let reader = child.stderr.take().ok_or_else(gone)?;
+        let reader = AbortOnDropHandle::new(tokio::spawn(keep_tail(reader, Arc::clone(&kept))));
+        // SAFETY: the descriptor is owned, and stays open and unchanged until deregistered.
+        let ended = unsafe { AsyncFd::register(ended) }?;
+        Ok(Self { child, group, ended, stdin, stdout, stderr: kept, reader })
+    }
+
+    /// Sends a message. Where that fails the worker has ended: ask
+    /// [`receive`](Self::receive) why.
+    pub(super) async fn send(&mut self, message: &impl Serialize) {
+        if let Err(e) = protocol::send(&mut self.stdin, message).await {
+            tracing::debug!(worker = ?self.group, "send to the worker: {e}");
+        }
+    }
+
+    /// Waits for the answer.
+    pub(super) async fn receive<M: DeserializeOwned>(&mut self) -> Result<Answer<M>, Lost> {
+        match self.read().await {
+            Ok(answer) => Ok(answer),
+            Err(e) if e.kind() == std::io::ErrorKind::UnexpectedEof => Err(self.autopsy().await),
+            Err(e) => Err(Lost::Garbage(e.to_string())),
+        }
+    }
+
+    async fn read<M: DeserializeOwned>(&mut self) -> std::io::Result<Answer<M>> {
+        let Self { child, group, ended, stdout, .. } = self;
+        let answer = protocol::receive(stdout);
+        tokio::pin!(answer);
+        tokio::select! {
+            biased;
+            answer = &mut answer => answer,
+            // What it started may hold the pipe open: only after their end is what
+            // the pipe still has all there is.
+            _ = ended.readable() => {
+                kill(child, *group);
+                answer.await
+            }
+        }
+    }
+
+    /// Whether it still runs: a spare may have died while it waited.
+    pub(super) fn is_alive(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
+    }
+
+    /// Kills the group and reaps the leader.
+    pub(super) async fn end(mut self) {
+        kill(&self.child, self.group);
+        if let Err(e) = self.child.wait().await {
+            tracing::warn!(worker = ?self.group, "reap a worker: {e}");
+        }
+    }
+
+    async fn autopsy(&mut self) -> Lost {
+        let by_itself = timeout(GRACE, self.ended.readable()).await.is_ok();
+        kill(&self.child, self.group);
+        if !by_itself {
+            return Lost::Garbage("it closed its stdout and went on".into());
+        }
+        match self.child.wait().await {
+            Ok(status) => {
+                // The writers are dead, so the tail is complete in a moment.
+                let _ = timeout(GRACE, &mut self.reader).await;
+                let stderr = String::from_utf8_lossy(&self.stderr.lock()).trim().to_owned();
+                Lost::Ended(status, stderr)
+            }
+            Err(e) => Lost::Garbage(format!("reap it: {e}")),
+        }
+    }
+}
+
+/// Kills the group of a leader that has not been reaped.
+fn kill(leader: &Child, group: Pid) {
+    // No id: it has been reaped, and the group may be somebody else's by now.
+    if leader.id().is_some() {
+        // The only error is that nobody is left in it.
+        let _ = rustix::process::kill_process_group(group, Signal::KILL);
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        kill(&self.child, self.group);
+    }
+}
+
+impl Lost {
+    /// What that means for the compile.
+    pub(super) fn into_failure(self) -> Failure {
+        let (status, stderr) = match self {
+            Self::Garbage(why) => {
+                let why = format!("the compiler process did not answer sensibly: {why}");
+                return Failure::new(FailureKind::Crashed, why);
+            }
+            Self::Ended(status, stderr) => (status, stderr),
+        };
+        // What NVRTC's back end, C++ and Rust say when memory is refused.
+        let exhausted = ["out of memory", "bad_alloc", "memory allocation of"];
+        let exhausted = exhausted.iter().any(|words| stderr.contains(words));
+        let kind = match status.signal() {
+            _ if exhausted => FailureKind::OutOfMemory,
+            Some(signal) if signal == Signal::XCPU.as_raw() => FailureKind::Timeout,
+            _ => FailureKind::Crashed,
+        };
+        let colon = if stderr.is_empty() { "" } else { ": " };
+        Failure::new(kind, format!("the compiler process ended by {status}{colon}{stderr}"))
+    }
+}
+
+impl fmt::Debug for Worker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Worker({:?})", self.group)
+    }
+}
+
+async fn keep_tail(mut from: ChildStderr, kept: Arc<Mutex<Vec<u8>>>) {
+    let mut chunk = [0; 4096];
+    while let Ok(read @ 1..) = from.read(&mut chunk).await {
+        let mut kept = kept.lock();
+        kept.extend_from_slice(&chunk[..read]);
+        let surplus = kept.len().saturating_sub(STDERR_KEPT);
+        kept.drain(..surplus);
+    }
+}
+
+/// A link `libnvrtc.so` in `folder`, and the search path that makes it the only
+/// one found: cudarc opens that bare name, and some NVRTC find their builtins
+/// by the search path alone.
+pub(super) fn library_view(folder: &Path, library: &Path) -> std::io::Result<std::ffi::OsString> {
+    let link = folder.join("libnvrtc.so");
+    match std::fs::remove_file(&link) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e),
+        _ => std::os::unix::fs::symlink(library, &link)?,
+    }
+    let beside = library.parent().unwrap_or(Path::new("/"));
+    std::env::join_paths([folder, beside]).map_err(std::io::Error::other)
+}

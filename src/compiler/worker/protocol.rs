@@ -1,0 +1,186 @@
+//! What daemon and worker say to each other over the worker's stdin and stdout.
+//!
+//! Invariant: each message is its length as four bytes, big-endian, and that
+//! many bytes of postcard; a length beyond [`MAX_FRAME`] is never allocated.
+
+use std::{
+    collections::BTreeMap,
+    io::{self, Read, Write},
+    path::PathBuf,
+};
+
+use bytes::Bytes;
+use kiln_proto::{BinaryKind, Failure, Target};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+
+/// Largest message in bytes.
+pub(crate) const MAX_FRAME: usize = 1 << 30;
+
+/// First message to a worker: the toolchain it is to load.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Setup {
+    /// Absolute path of the NVRTC library.
+    pub(crate) library: PathBuf,
+    /// Folders to search for CUDA's headers, after those of the request.
+    pub(crate) include: Vec<String>,
+    /// Write the library's own headers here first, if it has any.
+    pub(crate) install_headers: Option<PathBuf>,
+    /// Hash the headers in `include`: only a probe wants that.
+    pub(crate) hash_headers: bool,
+}
+
+/// First answer: the library is loaded and has compiled something.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Ready {
+    /// Full version: `13.5.37`.
+    pub(crate) version: String,
+    /// Compute capabilities times ten that it compiles for.
+    pub(crate) architectures: Vec<u32>,
+    /// What became of `install_headers`.
+    pub(crate) bundled: Bundled,
+    /// Version and digest of the headers in `include`, where asked for.
+    pub(crate) headers: Option<String>,
+    /// Whether the kernel keeps sources from reading files of the host.
+    pub(crate) confined: bool,
+}
+
+/// The library's own headers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Bundled {
+    /// It brings none, or nobody asked.
+    None,
+    /// They are where they were asked for.
+    Installed,
+}
+
+/// Second message: one CUDA C++ program for one target.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Program {
+    /// The text, without NUL bytes.
+    pub(crate) source: Octets,
+    /// Headers by the name that the source includes.
+    pub(crate) headers: BTreeMap<String, Octets>,
+    /// NVRTC options, without target and folders.
+    pub(crate) options: Vec<String>,
+    /// Names to lower.
+    pub(crate) name_expressions: Vec<String>,
+    /// What it runs on.
+    pub(crate) target: Target,
+    /// Bounds that the worker sets on itself.
+    pub(crate) memory_bytes: u64,
+    /// Backstop for the daemon's wall clock, in seconds of processor time.
+    pub(crate) cpu_seconds: u64,
+}
+
+/// Second answer.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Compiled {
+    /// CUBIN, or PTX text.
+    pub(crate) module: Octets,
+    /// Lowered name by expression, in the order asked.
+    pub(crate) lowered: Vec<(String, String)>,
+    /// Warnings.
+    pub(crate) log: String,
+    /// Seconds within the compiler.
+    pub(crate) seconds: f64,
+}
+
+/// Bytes that travel as one run, not one by one.
+#[derive(Debug, Clone)]
+pub(crate) struct Octets(pub(crate) Bytes);
+
+impl Serialize for Octets {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_bytes(&self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for Octets {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        struct Run;
+        impl de::Visitor<'_> for Run {
+            type Value = Octets;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("bytes")
+            }
+
+            fn visit_bytes<E: de::Error>(self, bytes: &[u8]) -> Result<Octets, E> {
+                Ok(Octets(Bytes::copy_from_slice(bytes)))
+            }
+        }
+        from.deserialize_bytes(Run)
+    }
+}
+
+/// Either answer is this.
+pub(crate) type Answer<T> = Result<T, Failure>;
+
+/// File name of a module of this kind.
+pub(crate) const fn module_file(kind: BinaryKind) -> &'static str {
+    match kind {
+        BinaryKind::Ptx => "module.ptx",
+        BinaryKind::Cubin => "module.cubin",
+    }
+}
+
+/// Writes one message.
+pub(crate) fn write(to: &mut impl Write, message: &impl Serialize) -> io::Result<()> {
+    to.write_all(&frame(message)?)?;
+    to.flush()
+}
+
+/// Reads one message; end of input before its first byte is `UnexpectedEof` too.
+pub(crate) fn read<M: de::DeserializeOwned>(from: &mut impl Read) -> io::Result<M> {
+    let mut length = [0; 4];
+    from.read_exact(&mut length)?;
+    let mut body = vec![0; checked(length)?];
+    from.read_exact(&mut body)?;
+    postcard::from_bytes(&body).map_err(io::Error::other)
+}
+
+/// Writes one message.
+pub(crate) async fn send(
+    to: &mut (impl AsyncWrite + Unpin),
+    message: &impl Serialize,
+) -> io::Result<()> {
+    to.write_all(&frame(message)?).await?;
+    to.flush().await
+}
+
+/// Reads one message. Memory grows with what arrives, not with what is announced.
+pub(crate) async fn receive<M: de::DeserializeOwned>(
+    from: &mut (impl AsyncRead + Unpin),
+) -> io::Result<M> {
+    let mut length = [0; 4];
+    from.read_exact(&mut length).await?;
+    let length = checked(length)?;
+    let mut body = Vec::new();
+    from.take(length as u64).read_to_end(&mut body).await?;
+    if body.len() < length {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    postcard::from_bytes(&body)
+        .map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e.to_string()))
+}
+
+fn frame(message: &impl Serialize) -> io::Result<Vec<u8>> {
+    let mut bytes = postcard::to_extend(message, vec![0; 4]).map_err(io::Error::other)?;
+    let length = u32::try_from(bytes.len() - 4).map_err(io::Error::other)?;
+    if length as usize > MAX_FRAME {
+        return Err(io::Error::other(format!("a message of {length} bytes")));
+    }
+    bytes[..4].copy_from_slice(&length.to_be_bytes());
+    Ok(bytes)
+}
+
+fn checked(length: [u8; 4]) -> io::Result<usize> {
+    match u32::from_be_bytes(length) as usize {
+        length if length <= MAX_FRAME => Ok(length),
+        length => {
+            let why = format!("a message of {length} bytes, at most {MAX_FRAME}");
+            Err(io::Error::new(io::ErrorKind::InvalidData, why))
+        }
+    }
+}

@@ -1,0 +1,156 @@
+//! What the manager tells its callers, and the one place where that becomes a
+//! gRPC status.
+//!
+//! Invariant: a variant answers "what should the caller do?"; a failure keeps
+//! its code C001 to C005 all the way to the client, in the metadata
+//! [`CODE`] and [`KIND`].
+
+use kiln_cluster::ClusterError;
+use kiln_proto::{ArtifactKey, Failure, FailureKind, ManifestError, convert::InvalidField};
+use tonic::{Code, Status};
+
+use crate::cache::{BlobError, TierError};
+
+/// Metadata key of the stable code.
+pub const CODE: &str = "kiln-code";
+/// Metadata key of the failure's kind.
+pub const KIND: &str = "kiln-kind";
+
+/// Why a request has no answer.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum Error {
+    /// The compile failed, or cannot be: mend the request or the node named.
+    #[error("{0}")]
+    Failed(#[from] Failure),
+    /// Nothing is stored under this key.
+    #[error("no artifact is stored under {0}")]
+    NotFound(ArtifactKey),
+    /// The request itself is malformed: mend it.
+    #[error("invalid request: {0}")]
+    Invalid(String),
+    /// The lease behind this token is over: acquire again.
+    #[error("the lease is over: its token is stale; acquire the key again")]
+    StaleToken,
+    /// No quorum or no leader: retry later, hits are still served.
+    #[error("the cluster cannot commit now ({0}); what is stored is still served, retry later")]
+    Unavailable(String),
+    /// The node's own storage failed: look at its log.
+    #[error("the node's storage failed: {0}")]
+    Storage(String),
+}
+
+impl Error {
+    /// The caller's deadline passed while `doing`.
+    pub fn deadline(doing: &str) -> Self {
+        Failure::new(FailureKind::Timeout, format!("the deadline passed while {doing}")).into()
+    }
+}
+
+impl From<ClusterError> for Error {
+    fn from(e: ClusterError) -> Self {
+        match e {
+            ClusterError::Deadline => Self::deadline("waiting for the cluster"),
+            ClusterError::StaleToken => Self::StaleToken,
+            ClusterError::Invalid(why) => Self::Invalid(why.to_string()),
+            ClusterError::Unavailable(why) => Self::Unavailable(why.to_string()),
+            other => Self::Storage(other.to_string()),
+        }
+    }
+}
+
+impl From<InvalidField> for Error {
+    fn from(e: InvalidField) -> Self {
+        Self::Invalid(e.to_string())
+    }
+}
+
+impl From<ManifestError> for Error {
+    fn from(e: ManifestError) -> Self {
+        Failure::new(FailureKind::Corrupt, e.to_string()).into()
+    }
+}
+
+impl From<BlobError> for Error {
+    fn from(e: BlobError) -> Self {
+        match e {
+            BlobError::Memory(e) => Self::Storage(e.to_string()),
+            other => Failure::new(FailureKind::Corrupt, other.to_string()).into(),
+        }
+    }
+}
+
+impl From<TierError> for Error {
+    fn from(e: TierError) -> Self {
+        Self::Storage(e.to_string())
+    }
+}
+
+impl From<Error> for Status {
+    fn from(e: Error) -> Self {
+        let code = match &e {
+            Error::Failed(failure) => grpc_code(failure.kind),
+            Error::NotFound(_) => Code::NotFound,
+            Error::Invalid(_) => Code::InvalidArgument,
+            Error::StaleToken => Code::FailedPrecondition,
+            Error::Unavailable(_) => Code::Unavailable,
+            Error::Storage(_) => Code::Internal,
+        };
+        let mut status = Status::new(code, bounded(e.to_string()));
+        if let Error::Failed(failure) = &e {
+            let put = |status: &mut Status, name, text: &'static str| {
+                status.metadata_mut().insert(name, tonic::metadata::MetadataValue::from_static(text));
+            };
+            put(&mut status, CODE, failure.kind.code());
+            put(&mut status, KIND, failure.kind.name());
+        }
+        status
+    }
+}
+
+const fn grpc_code(kind: FailureKind) -> Code {
+    match kind {
+        FailureKind::CompileError | FailureKind::InvalidInput => Code::InvalidArgument,
+        FailureKind::UnsupportedOp => Code::Unimplemented,
+        FailureKind::Corrupt => Code::DataLoss,
+        FailureKind::Incompatible | FailureKind::ToolchainMissing => Code::FailedPrecondition,
+        FailureKind::Timeout => Code::DeadlineExceeded,
+        FailureKind::OutOfMemory => Code::ResourceExhausted,
+        FailureKind::Crashed => Code::Aborted,
+    }
+}
+
+/// A status travels in HTTP/2 headers, which peers bound: a compiler's log must fit.
+fn bounded(mut text: String) -> String {
+    const MOST: usize = 4096;
+    if text.len() > MOST {
+        let end = (0..=MOST).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
+        text.truncate(end);
+        text.push_str(" … (cut)");
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_failure_keeps_its_code() {
+        use FailureKind::*;
+        let kinds = [
+            CompileError, UnsupportedOp, InvalidInput, Corrupt, Incompatible, Timeout,
+            ToolchainMissing, OutOfMemory, Crashed,
+        ];
+        for kind in kinds {
+            let status = Status::from(Error::from(Failure::new(kind, "x")));
+            assert_eq!(status.metadata().get(CODE).unwrap(), kind.code());
+            assert_eq!(status.metadata().get(KIND).unwrap(), kind.name());
+        }
+    }
+
+    #[test]
+    fn a_long_log_is_cut_at_a_character() {
+        let failure = Failure::new(FailureKind::CompileError, "ü".repeat(9000));
+        assert!(Status::from(Error::from(failure)).message().len() < 4200);
+    }
+}

@@ -1,0 +1,122 @@
+//! What the manager did, counted once, for `kiln status` and `/metrics` alike.
+//!
+//! Invariant: counters only rise; each request adds to exactly one outcome.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::{Answer, Origin, Outcome};
+use crate::error::Error;
+
+/// Counts since the node started.
+#[derive(Debug, Default)]
+pub struct Counters {
+    hits_memory: AtomicU64,
+    hits_disk: AtomicU64,
+    hits_peer: AtomicU64,
+    hits_object: AtomicU64,
+    coalesced: AtomicU64,
+    compiled: AtomicU64,
+    failed: AtomicU64,
+    compiler_runs: AtomicU64,
+    corrupt: AtomicU64,
+    lost: AtomicU64,
+    unpublished: AtomicU64,
+    retired_manifests: AtomicU64,
+}
+
+fn add(counter: &AtomicU64) {
+    counter.fetch_add(1, Ordering::Relaxed);
+}
+
+impl Counters {
+    /// Counts how a request ended.
+    pub fn ended(&self, result: &Result<Answer, Error>) {
+        let (outcome, tier) = match result {
+            Ok(answer) => (answer.outcome.name(), answer.origin.map_or("none", origin_name)),
+            Err(_) => ("failed", "none"),
+        };
+        metrics::counter!("kiln_requests_total", "outcome" => outcome, "tier" => tier).increment(1);
+        match result {
+            Ok(Answer { outcome: Outcome::Compiled, .. }) => add(&self.compiled),
+            Ok(Answer { outcome: Outcome::Coalesced, .. }) => add(&self.coalesced),
+            Ok(Answer { origin, .. }) => match origin {
+                Some(Origin::Disk) => add(&self.hits_disk),
+                Some(Origin::Peer) => add(&self.hits_peer),
+                Some(Origin::Object) => add(&self.hits_object),
+                _ => add(&self.hits_memory),
+            },
+            Err(e) => {
+                add(&self.failed);
+                if let Error::Failed(f) = e {
+                    let (code, kind) = (f.kind.code(), f.kind.name());
+                    metrics::counter!("kiln_failures_total", "code" => code, "kind" => kind)
+                        .increment(1);
+                }
+            }
+        }
+    }
+
+    /// A compiler ran here; `seconds` is what a hit saves.
+    pub fn ran(&self, compiler: &'static str, seconds: Option<f64>) {
+        add(&self.compiler_runs);
+        let ok = if seconds.is_some() { "true" } else { "false" };
+        metrics::counter!("kiln_compiler_runs_total", "compiler" => compiler, "ok" => ok)
+            .increment(1);
+        if let Some(seconds) = seconds {
+            metrics::histogram!("kiln_compile_seconds", "compiler" => compiler).record(seconds);
+        }
+    }
+
+    /// A copy did not match its digest (C002) and another source was asked.
+    pub fn corrupt(&self) {
+        add(&self.corrupt);
+        metrics::counter!("kiln_corrupt_copies_total").increment(1);
+    }
+
+    /// An entry's bytes could be had nowhere: a miss.
+    pub fn lost(&self) {
+        add(&self.lost);
+        metrics::counter!("kiln_lost_packs_total").increment(1);
+    }
+
+    /// A compile was answered but could not be published.
+    pub fn unpublished(&self) {
+        add(&self.unpublished);
+        metrics::counter!("kiln_unpublished_compiles_total").increment(1);
+    }
+
+    /// A manifest in the index failed its checks.
+    pub fn bad_manifest(&self) {
+        add(&self.retired_manifests);
+        metrics::counter!("kiln_bad_manifests_total").increment(1);
+    }
+
+    /// Name and value of each counter.
+    pub fn snapshot(&self) -> Vec<(&'static str, u64)> {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        vec![
+            ("hits_memory", read(&self.hits_memory)),
+            ("hits_disk", read(&self.hits_disk)),
+            ("hits_peer", read(&self.hits_peer)),
+            ("hits_object", read(&self.hits_object)),
+            ("coalesced", read(&self.coalesced)),
+            ("compiled", read(&self.compiled)),
+            ("failed", read(&self.failed)),
+            ("compiler_runs", read(&self.compiler_runs)),
+            ("corrupt_copies", read(&self.corrupt)),
+            ("lost_packs", read(&self.lost)),
+            ("unpublished_compiles", read(&self.unpublished)),
+            ("bad_manifests", read(&self.retired_manifests)),
+        ]
+    }
+}
+
+fn origin_name(origin: Origin) -> &'static str {
+    match origin {
+        Origin::Memory => "memory",
+        Origin::Disk => "disk",
+        Origin::Peer => "peer",
+        Origin::Object => "object",
+        Origin::Unspecified => "none",
+    }
+}

@@ -1,0 +1,519 @@
+//! The compiler manager: lookup, lease, compile, publish.
+//!
+//! The flow of a request, in the fewest hops:
+//!
+//! 1. [`Manager::compile`] prepares the key and asks the local replica.
+//! 2. A hit is brought from L1, L2, a holder or L3 by the [`Fetcher`], verified.
+//! 3. A miss boards this node's flight of the key ([`Flights`]), which acquires
+//!    the key at the leader: `Ready`, `Failed`, or `Granted` with a token.
+//! 4. Granted: compile in a child, pack, make durable in L2, publish under the
+//!    token, answer; the upload to L3 happens behind the answer.
+//!
+//! Invariant: nothing is answered that was not checked against a manifest whose
+//! signer the index knows; nothing is published without a live token.
+
+mod counters;
+mod fetch;
+mod flight;
+mod report;
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant, SystemTime},
+};
+
+use kiln_cluster::{Acquired, Entry, Index, Lease, Published};
+use kiln_proto::{
+    ArtifactKey, Failure, FailureKind, Fingerprint, Manifest, NodeIdentity, SignedManifest,
+};
+use tokio::{sync::watch, time::timeout_at};
+use tokio_util::sync::CancellationToken;
+
+pub use self::{
+    counters::Counters,
+    fetch::{Fetcher, Origin},
+    flight::{Flights, Stage},
+    report::Reporter,
+};
+use crate::{
+    artifact,
+    cache::{Blob, Hints, Priority, Tiers},
+    compiler::{CompileInput, Compiler, Compilers, Limits, Output, Prepared},
+    error::Error,
+};
+
+/// Verified manifests kept so that a hit costs no signature check.
+const VERIFIED_MANIFESTS: usize = 16_384;
+/// How often a flight starts over when its entry's bytes or its lease are lost.
+const ATTEMPTS: usize = 4;
+
+/// How a request was answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// It was stored.
+    Hit,
+    /// This request's flight compiled it.
+    Compiled,
+    /// It waited for a compile that somebody else had begun.
+    Coalesced,
+}
+
+impl Outcome {
+    /// The name in JSON and metrics.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Hit => "hit",
+            Self::Compiled => "compiled",
+            Self::Coalesced => "coalesced",
+        }
+    }
+}
+
+/// An artifact, verified, with how it was had.
+#[derive(Debug, Clone)]
+pub struct Answer {
+    /// As signed: what clients get.
+    pub signed: Arc<SignedManifest>,
+    /// As read.
+    pub manifest: Arc<Manifest>,
+    /// The bytes.
+    pub pack: Blob,
+    /// Hit, compiled or coalesced.
+    pub outcome: Outcome,
+    /// Where the bytes came from; `None` when they were compiled here.
+    pub origin: Option<Origin>,
+}
+
+/// One target's request.
+#[derive(Debug, Clone)]
+pub struct Request {
+    /// What to compile, for what.
+    pub input: CompileInput,
+    /// `auto` or a compiler's name.
+    pub backend: String,
+    /// Compile even where it is stored, and publish nothing.
+    pub disable_cache: bool,
+    /// When the caller stops waiting.
+    pub deadline: tokio::time::Instant,
+}
+
+/// Settings of the manager.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Limits of one compile.
+    pub limits: Limits,
+    /// Longest that a flight may take, its wait for other nodes included.
+    pub flight_limit: Duration,
+}
+
+/// Joins index, tiers and compilers; they never meet otherwise.
+pub struct Manager {
+    settings: Settings,
+    identity: NodeIdentity,
+    index: Index,
+    tiers: Arc<Tiers>,
+    fetcher: Fetcher,
+    compilers: Compilers,
+    flights: Flights,
+    reporter: Reporter,
+    counters: Counters,
+    verified: quick_cache::sync::Cache<(ArtifactKey, u64), Arc<Manifest>>,
+    stop: CancellationToken,
+}
+
+impl Manager {
+    /// A manager over its parts; `stop` ends compiles in progress.
+    pub fn new(
+        settings: Settings,
+        identity: NodeIdentity,
+        fetcher: Fetcher,
+        compilers: Compilers,
+        reporter: Reporter,
+        stop: CancellationToken,
+    ) -> Self {
+        Self {
+            settings,
+            identity,
+            index: fetcher.index.clone(),
+            tiers: fetcher.tiers.clone(),
+            fetcher,
+            compilers,
+            flights: Flights::default(),
+            reporter,
+            counters: Counters::default(),
+            verified: quick_cache::sync::Cache::new(VERIFIED_MANIFESTS),
+            stop,
+        }
+    }
+
+    /// What happened so far.
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// The compilers of this node.
+    pub fn compilers(&self) -> &Compilers {
+        &self.compilers
+    }
+
+    /// Keys that are being compiled or waited for.
+    pub fn in_flight(&self) -> usize {
+        self.flights.len()
+    }
+
+    /// The key and all that decides it, without compiling.
+    pub async fn prepare(&self, request: &Request) -> Result<Arc<Prepared>, Error> {
+        Ok(self.select(request).await?.1)
+    }
+
+    /// Answers a request from the cache or by compiling. `tell` hears the key
+    /// first and then each stage.
+    pub async fn compile(
+        self: &Arc<Self>,
+        request: Request,
+        mut tell: impl FnMut(ArtifactKey, &Stage) + Send,
+    ) -> Result<Answer, Error> {
+        let result = self.compile_uncounted(&request, &mut tell).await;
+        self.counters.ended(&result);
+        result
+    }
+
+    async fn compile_uncounted(
+        self: &Arc<Self>,
+        request: &Request,
+        tell: &mut (impl FnMut(ArtifactKey, &Stage) + Send),
+    ) -> Result<Answer, Error> {
+        let (compiler, prepared) = self.select(request).await?;
+        let key = prepared.components.key();
+        tell(key, &Stage::Acquiring);
+        if request.disable_cache {
+            let output = timeout_at(request.deadline, self.run(&*compiler, &prepared))
+                .await
+                .map_err(|_| Error::deadline("compiling"))??;
+            let (signed, manifest, pack) = self.sign(&prepared, output)?;
+            return Ok(Answer { signed, manifest, pack, outcome: Outcome::Compiled, origin: None });
+        }
+        if let Some(found) = self.find(&key, &request.input.namespace).await? {
+            return Ok(found);
+        }
+        if let Some(failure) = self.index.failure(&key)? {
+            return Err(failure.into());
+        }
+        // A node that cannot compile this takes no lease that others would wait for.
+        if compiler.fingerprint()? != prepared.fingerprint {
+            let why = format!("this node has no {}", prepared.fingerprint);
+            return Err(Failure::new(FailureKind::ToolchainMissing, why).into());
+        }
+        let manager = self.clone();
+        let (flight, started) = self.flights.board(key, |progress| async move {
+            let limit = tokio::time::Instant::now() + manager.settings.flight_limit;
+            let flight = manager.fly(compiler, prepared, progress, limit);
+            timeout_at(limit, flight).await.unwrap_or_else(|_| Err(Error::deadline("compiling")))
+        });
+        let landed = timeout_at(request.deadline, watch_flight(key, flight, tell))
+            .await
+            .map_err(|_| Error::deadline("waiting for the artifact"))??;
+        match landed.outcome {
+            Outcome::Compiled if !started => Ok(Answer { outcome: Outcome::Coalesced, ..landed }),
+            _ => Ok(landed),
+        }
+    }
+
+    /// A stored artifact with its bytes.
+    pub async fn load(&self, key: &ArtifactKey, namespace: &str) -> Result<Answer, Error> {
+        let result = match self.find(key, namespace).await {
+            Ok(found) => found.ok_or(Error::NotFound(*key)),
+            Err(e) => Err(e),
+        };
+        self.counters.ended(&result);
+        result
+    }
+
+    /// Brings an entry's bytes into the local tiers, uncounted. False: had already.
+    pub async fn warm(&self, entry: &Entry) -> Result<bool, Error> {
+        let manifest = self.verify(entry)?;
+        if self.fetcher.local(&manifest.pack_digest).await?.is_some() {
+            return Ok(false);
+        }
+        let Some((pack, _)) = self.fetcher.remote(entry, &manifest).await? else {
+            return Ok(false);
+        };
+        self.tiers.insert(&pack, hints(&manifest, entry.pinned)).await;
+        Ok(true)
+    }
+
+    /// Publishes an artifact that a client compiled under `lease`: durable here
+    /// first, then committed. The manifest's producer becomes this node.
+    pub async fn save(
+        &self,
+        lease: &Lease,
+        manifest: Manifest,
+        pack: Blob,
+    ) -> Result<(bool, Arc<SignedManifest>), Error> {
+        if manifest.key != *lease.key() {
+            return Err(Error::Invalid("the manifest is for another key than the lease".into()));
+        }
+        let refuse = |e: kiln_proto::ManifestError| Error::Invalid(e.to_string());
+        let signed = self.identity.sign(manifest).map_err(refuse)?;
+        let manifest = signed.read_unverified().map_err(refuse)?;
+        artifact::verify_files(&manifest, &pack).map_err(|e| Error::Invalid(e.to_string()))?;
+        let published = self.commit(lease, &signed, &manifest, &pack).await?;
+        Ok(match published {
+            Published::Committed(_) => (true, Arc::new(signed)),
+            Published::Existing(entry) => (false, entry.manifest),
+        })
+    }
+
+    /// The compiler that is asked, and the prepared key.
+    async fn select(&self, request: &Request) -> Result<(Arc<dyn Compiler>, Arc<Prepared>), Error> {
+        let compiler = self.compilers.select(&request.backend, &request.input.source)?;
+        let fingerprint = self.fingerprint(&*compiler)?;
+        let input = request.input.clone();
+        let preparing = compiler.clone();
+        // Parsing an exported graph takes milliseconds: not on a runtime thread.
+        let prepared =
+            tokio::task::spawn_blocking(move || preparing.prepare(&input, &fingerprint))
+                .await
+                .map_err(|e| Failure::new(FailureKind::Crashed, e.to_string()))??;
+        Ok((compiler, Arc::new(prepared)))
+    }
+
+    /// This node's fingerprint of a compiler; without a toolchain of its own,
+    /// the newest that a node of the cluster has, so that hits go on.
+    fn fingerprint(&self, compiler: &dyn Compiler) -> Result<Fingerprint, Error> {
+        compiler.fingerprint().or_else(|missing| {
+            let nodes = self.index.nodes();
+            let known = nodes.into_iter().flat_map(|(_, node)| node.facts.compilers);
+            known.filter(|f| f.compiler == compiler.name()).max().ok_or(missing.into())
+        })
+    }
+
+    /// A hit, or `None` for a miss. Bytes that are gone everywhere are a miss.
+    async fn find(&self, key: &ArtifactKey, namespace: &str) -> Result<Option<Answer>, Error> {
+        match self.index.lookup(key)? {
+            None => Ok(None),
+            Some(entry) => self.bring(&entry, namespace, Outcome::Hit).await,
+        }
+    }
+
+    /// An entry's artifact, verified, with backfill into the local tiers.
+    async fn bring(
+        &self,
+        entry: &Entry,
+        namespace: &str,
+        outcome: Outcome,
+    ) -> Result<Option<Answer>, Error> {
+        let manifest = self.verify(entry)?;
+        if manifest.namespace != namespace {
+            // The namespace is part of the key: only a forged request gets here.
+            return Ok(None);
+        }
+        let (pack, origin) = match self.fetcher.local(&manifest.pack_digest).await? {
+            Some(found) => found,
+            None => match self.fetcher.remote(entry, &manifest).await? {
+                None => return Ok(None),
+                Some((pack, origin)) => {
+                    self.tiers.insert(&pack, hints(&manifest, entry.pinned)).await;
+                    (pack, origin)
+                }
+            },
+        };
+        self.reporter.hit(entry.key);
+        let signed = entry.manifest.clone();
+        Ok(Some(Answer { signed, manifest, pack, outcome, origin: Some(origin) }))
+    }
+
+    fn verify(&self, entry: &Entry) -> Result<Arc<Manifest>, Error> {
+        let id = (entry.key, entry.epoch);
+        if let Some(known) = self.verified.get(&id) {
+            return Ok(known);
+        }
+        let checked = match self.index.node(entry.manifest.signer) {
+            Some(signer) => entry.manifest.verify(&signer.key, &entry.key).map_err(Error::from),
+            None => Err(Failure::new(
+                FailureKind::Corrupt,
+                format!("the manifest's signer {} was never a member", entry.manifest.signer),
+            )
+            .into()),
+        };
+        let manifest = Arc::new(checked.inspect_err(|e| {
+            self.counters.bad_manifest();
+            tracing::error!(key = %entry.key, error = %e, "a manifest in the index is refused");
+        })?);
+        self.verified.insert(id, manifest.clone());
+        Ok(manifest)
+    }
+
+    /// One flight: acquire until there is an artifact or a reason why not.
+    async fn fly(
+        self: Arc<Self>,
+        compiler: Arc<dyn Compiler>,
+        prepared: Arc<Prepared>,
+        progress: Arc<flight::Progress>,
+        deadline: tokio::time::Instant,
+    ) -> Result<Answer, Error> {
+        let key = prepared.components.key();
+        for _ in 0..ATTEMPTS {
+            let waited = AtomicBool::new(false);
+            let waiting = || {
+                waited.store(true, Ordering::Relaxed);
+                progress.tell(Stage::Waiting);
+            };
+            match self.index.acquire(&key, deadline, waiting).await? {
+                Acquired::Failed(failure) => return Err(failure.into()),
+                Acquired::Ready(entry) => {
+                    let outcome = match waited.into_inner() {
+                        true => Outcome::Coalesced,
+                        false => Outcome::Hit,
+                    };
+                    if let Some(found) = self.bring(&entry, &prepared.namespace, outcome).await? {
+                        return Ok(found);
+                    }
+                    self.counters.lost();
+                    tracing::warn!(%key, epoch = entry.epoch, "bytes are gone everywhere: recompile");
+                    self.index.retire(&key, entry.epoch).await?;
+                }
+                Acquired::Granted(lease) => {
+                    progress.tell(Stage::Compiling(lease.token()));
+                    match self.compile_under(&lease, &*compiler, &prepared).await {
+                        Err(Error::StaleToken) => tracing::warn!(%key, "the lease was lost: again"),
+                        ended => return ended,
+                    }
+                }
+            }
+        }
+        Err(Error::Unavailable("lease or bytes were lost again and again".into()))
+    }
+
+    /// Compiles and publishes as the holder of `lease`.
+    async fn compile_under(
+        &self,
+        lease: &Lease,
+        compiler: &dyn Compiler,
+        prepared: &Prepared,
+    ) -> Result<Answer, Error> {
+        let compiled = tokio::select! {
+            output = self.run(compiler, prepared) => output,
+            () = lease.lost() => return Err(Error::StaleToken),
+        };
+        let output = match compiled {
+            Ok(output) => output,
+            Err(Error::Failed(failure)) => {
+                // A failure of this node alone is no verdict: the dropped lease
+                // lets another node try.
+                if failure.kind.follows_from_request()
+                    && let Err(e) = self.index.fail(lease, failure.clone()).await
+                {
+                    tracing::warn!(error = %e, "a failed compile could not be recorded");
+                }
+                return Err(failure.into());
+            }
+            Err(e) => return Err(e),
+        };
+        let (signed, manifest, pack) = self.sign(prepared, output)?;
+        let mut answer = Answer {
+            signed,
+            manifest: manifest.clone(),
+            pack: pack.clone(),
+            outcome: Outcome::Compiled,
+            origin: None,
+        };
+        match self.commit(lease, &answer.signed, &manifest, &pack).await {
+            Ok(Published::Committed(_)) => Ok(answer),
+            Ok(Published::Existing(entry)) => {
+                // The first commit won: its bytes are the key's, not ours.
+                match self.bring(&entry, &prepared.namespace, Outcome::Coalesced).await? {
+                    Some(theirs) => Ok(theirs),
+                    None => Ok(answer),
+                }
+            }
+            Err(Error::Unavailable(why)) => {
+                self.counters.unpublished();
+                tracing::warn!(key = %manifest.key, why, "compiled, but not published");
+                answer.outcome = Outcome::Compiled;
+                Ok(answer)
+            }
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Durable here, then committed, then queued for L3.
+    async fn commit(
+        &self,
+        lease: &Lease,
+        signed: &SignedManifest,
+        manifest: &Manifest,
+        pack: &Blob,
+    ) -> Result<Published, Error> {
+        self.tiers.insert(pack, hints(manifest, false)).await;
+        let published = self.index.publish(lease, signed.clone()).await?;
+        if let Published::Committed(_) = &published
+            && let Err(e) = self.tiers.enqueue_upload(&manifest.pack_digest).await
+        {
+            tracing::warn!(pack = %manifest.pack_digest, error = %e, "the upload is not queued");
+        }
+        Ok(published)
+    }
+
+    async fn run(&self, compiler: &dyn Compiler, prepared: &Prepared) -> Result<Output, Error> {
+        let started = Instant::now();
+        let output =
+            compiler.compile(prepared, &self.settings.limits, self.stop.child_token()).await;
+        let seconds = output.as_ref().ok().map(|_| started.elapsed().as_secs_f64());
+        self.counters.ran(compiler.name(), seconds);
+        Ok(output?)
+    }
+
+    fn sign(
+        &self,
+        prepared: &Prepared,
+        output: Output,
+    ) -> Result<(Arc<SignedManifest>, Arc<Manifest>, Blob), Error> {
+        let (pack, files) =
+            artifact::pack(output.files).map_err(|e| Error::Storage(e.to_string()))?;
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let manifest = Manifest {
+            key: prepared.components.key(),
+            namespace: prepared.namespace.clone(),
+            components: prepared.components.clone(),
+            fingerprint: prepared.fingerprint.clone(),
+            target: prepared.target,
+            files,
+            pack_digest: pack.digest(),
+            pack_size: pack.size(),
+            producer: self.identity.node,
+            compile_seconds: output.compile_seconds,
+            created_unix_ms: now.as_millis() as u64,
+            label: prepared.label.clone(),
+        };
+        let signed = self.identity.sign(manifest)?;
+        let manifest = signed.read_unverified()?;
+        Ok((Arc::new(signed), Arc::new(manifest), pack))
+    }
+}
+
+/// Follows a flight to its end.
+async fn watch_flight(
+    key: ArtifactKey,
+    mut flight: watch::Receiver<Stage>,
+    tell: &mut (impl FnMut(ArtifactKey, &Stage) + Send),
+) -> Result<Answer, Error> {
+    loop {
+        let stage = flight.borrow_and_update().clone();
+        match stage {
+            Stage::Landed(result) => return *result,
+            stage => tell(key, &stage),
+        }
+        if flight.changed().await.is_err() && !matches!(*flight.borrow(), Stage::Landed(_)) {
+            let why = "the flight ended without a result";
+            return Err(Failure::new(FailureKind::Crashed, why).into());
+        }
+    }
+}
+
+fn hints(manifest: &Manifest, pinned: bool) -> Hints {
+    Hints { compile_seconds: manifest.compile_seconds, priority: Priority::Normal, pinned }
+}

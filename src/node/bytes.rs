@@ -1,0 +1,51 @@
+//! The node as its byte paths see it.
+//!
+//! Invariant: a peer gets only what this node has itself, so that a request is
+//! never forwarded in a circle; a client on this machine gets what the manager can bring.
+
+use std::sync::Arc;
+
+use kiln_proto::{ArtifactKey, Digest, SignedManifest, pb};
+
+use crate::{
+    cache::{Blob, TierError, Tiers},
+    error::Error,
+    manager::Manager,
+    transfer::{Provider, Refusal},
+};
+
+/// Tiers for peers, the manager for clients.
+pub(super) struct NodeBytes {
+    pub(super) tiers: Arc<Tiers>,
+    pub(super) manager: Arc<Manager>,
+    /// Tenant of clients on the unix socket.
+    pub(super) namespace: String,
+}
+
+#[tonic::async_trait]
+impl Provider for NodeBytes {
+    async fn blob(&self, digest: &Digest) -> Result<Option<Blob>, Refusal> {
+        match self.tiers.get_local(digest).await {
+            Ok(found) => Ok(found.map(|(blob, _)| blob)),
+            // A bad copy is none: the peer asks the next holder.
+            Err(TierError::Corrupt { .. }) => Ok(None),
+            Err(e) => Err(Refusal::Failed(e.to_string())),
+        }
+    }
+
+    async fn artifact(
+        &self,
+        key: &ArtifactKey,
+    ) -> Result<(SignedManifest, Blob, pb::Tier), Refusal> {
+        match self.manager.load(key, &self.namespace).await {
+            Ok(found) => {
+                let origin = found.origin.unwrap_or_default();
+                Ok((SignedManifest::clone(&found.signed), found.pack, origin))
+            }
+            Err(Error::NotFound(_)) => Err(Refusal::NotFound),
+            Err(Error::Invalid(why)) => Err(Refusal::BadRequest(why)),
+            Err(e) => Err(Refusal::Failed(e.to_string())),
+        }
+    }
+}
+

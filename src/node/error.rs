@@ -1,0 +1,39 @@
+//! Why a node does not start.
+
+use std::{io, path::PathBuf};
+
+use kiln_cluster::ClusterError;
+
+use crate::{cache::TierError, identity::IdentityError};
+
+/// Why a node does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum NodeError {
+    /// A port or folder is not to be had.
+    #[error("{doing}: {source}")]
+    Io {
+        /// The action.
+        doing: String,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Another process uses the data folder: stop it, or choose another folder.
+    #[error("the data folder {0} is in use by another process")]
+    Locked(PathBuf),
+    /// No usable signing key.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// L1, L2 or L3 cannot be opened.
+    #[error("open the cache tiers: {0}")]
+    Tier(#[from] TierError),
+    /// The index cannot be opened or joined.
+    #[error("open the index: {0}")]
+    Cluster(#[from] ClusterError),
+    /// Two nodes in one process share one metrics recorder, which cannot be.
+    #[error("install the metrics recorder: {0}")]
+    Metrics(String),
+    /// The configuration cannot be.
+    #[error("configuration: {0}")]
+    Config(String),
+}
+

@@ -1,0 +1,231 @@
+//! The composition root: everything that exists in a node, in the order in
+//! which it is built, and torn down in reverse.
+//!
+//! Invariant: the ready line is told only when every port listens and this
+//! node is a member; a node that stops leaves no child, socket or lock behind.
+
+mod bytes;
+mod error;
+mod follow;
+mod lock;
+mod parts;
+
+use std::{fs::File, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+
+use kiln_cluster::{Cluster, NodeFacts};
+use kiln_proto::{pb, pb::kiln_server::KilnServer};
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+use tokio::{net::TcpListener, task::JoinSet};
+use tokio_stream::wrappers::TcpListenerStream;
+use tokio_util::sync::CancellationToken;
+
+pub use self::error::NodeError;
+use crate::{
+    compiler::Compilers,
+    config::Config,
+    identity,
+    manager::{Fetcher, Manager, Reporter},
+    service::{self, api, http},
+    transfer::{self, ClientSettings, PeerClient, Provider, ServerSettings, SocketFile},
+    warmup,
+};
+
+/// The unix socket is for the user that runs the node, and nobody else.
+const SOCKET_MODE: u32 = 0o600;
+/// How long a stopping node waits for calls in progress.
+const DRAIN: Duration = Duration::from_secs(10);
+
+/// Where a ready node listens.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct ReadyInfo {
+    /// Minted by the cluster.
+    pub id: u64,
+    /// `host:port` of the gRPC API.
+    pub grpc: String,
+    /// `host:port` of `/metrics`, `/healthz`, `/readyz`.
+    pub http: String,
+    /// `host:port` of the peers' byte path.
+    pub transfer: String,
+    /// The unix socket for clients of this machine.
+    pub socket: Option<PathBuf>,
+}
+
+/// A running node.
+pub struct Node {
+    ready: ReadyInfo,
+    cluster: Arc<Cluster>,
+    manager: Arc<Manager>,
+    stop: CancellationToken,
+    tasks: JoinSet<()>,
+    /// Removed with the node.
+    _socket: Option<SocketFile>,
+    /// Held while the node runs: one process a data folder.
+    _lock: File,
+}
+
+impl Node {
+    /// Builds and joins everything; returns when the node is ready.
+    pub async fn start(config: Config, metrics: PrometheusHandle) -> Result<Self, NodeError> {
+        let io = |doing: String| move |source| NodeError::Io { doing, source };
+        let data = config.data_dir.clone();
+        std::fs::create_dir_all(&data).map_err(io(format!("make {}", data.display())))?;
+        let lock = lock::lock(&data)?;
+        let signing = identity::load_or_create(&data)?;
+
+        // Ports first: a port that is taken should fail before anything is opened.
+        let bind = async |address: SocketAddr| {
+            TcpListener::bind(address).await.map_err(io(format!("listen on {address}")))
+        };
+        let grpc = bind(config.grpc_listen).await?;
+        let http_port = bind(config.http_listen).await?;
+        let transfer_port = bind(config.transfer_listen).await?;
+        let advertised = |listener: &TcpListener| -> Result<String, NodeError> {
+            let local = listener.local_addr().map_err(io("read a listener's address".into()))?;
+            Ok(match &config.advertise {
+                Some(host) => format!("{host}:{}", local.port()),
+                None => local.to_string(),
+            })
+        };
+        let facts_of = |compilers: &Compilers| -> Result<NodeFacts, NodeError> {
+            Ok(NodeFacts {
+                grpc: advertised(&grpc)?,
+                transfer: advertised(&transfer_port)?,
+                http: advertised(&http_port)?,
+                compilers: compilers.fingerprints(),
+                version: env!("CARGO_PKG_VERSION").into(),
+            })
+        };
+
+        let stop = CancellationToken::new();
+        let tiers = parts::tiers(&config).await?;
+        let compilers = parts::compilers(&config).await?;
+        let facts = facts_of(&compilers)?;
+        let (cluster, routes) = Cluster::open(parts::cluster(&config, facts.clone()), signing)?;
+        let cluster = Arc::new(cluster);
+
+        let api = api::Api::default();
+        let mut tasks = JoinSet::new();
+        let (health, health_service) = tonic_health::server::health_reporter();
+        health.set_not_serving::<KilnServer<api::Api>>().await;
+        let reflection = tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(pb::DESCRIPTOR_SET)
+            .build_v1()
+            .map_err(|e| NodeError::Config(format!("reflection: {e}")))?;
+        let kiln = KilnServer::new(api.clone())
+            .max_decoding_message_size(service::MAX_MESSAGE_BYTES)
+            .max_encoding_message_size(service::MAX_MESSAGE_BYTES);
+        let routes =
+            routes.add_service(kiln).add_service(health_service).add_service(reflection);
+        let server = tonic::transport::Server::builder()
+            .http2_keepalive_interval(Some(Duration::from_secs(20)))
+            .tcp_nodelay(true)
+            .add_routes(routes)
+            .serve_with_incoming_shutdown(
+                TcpListenerStream::new(grpc),
+                stop.clone().cancelled_owned(),
+            );
+        tasks.spawn(async move {
+            if let Err(e) = server.await {
+                tracing::error!(error = %e, "the gRPC port failed");
+            }
+        });
+        let page = http::Http { cluster: cluster.clone(), metrics };
+        let serving = http::serve(http_port, page, stop.clone());
+        tasks.spawn(async move {
+            if let Err(e) = serving.await {
+                tracing::error!(error = %e, "the HTTP port failed");
+            }
+        });
+
+        let identity = cluster.start().await?;
+        let (node, index) = (identity.node, cluster.index());
+        let reporter = Reporter::default();
+        let fetcher = Fetcher {
+            node,
+            index: index.clone(),
+            tiers: tiers.clone(),
+            peers: Arc::new(PeerClient::new(ClientSettings::default())),
+        };
+        let settings = parts::manager(&config);
+        let manager = Arc::new(Manager::new(
+            settings,
+            identity,
+            fetcher,
+            compilers,
+            reporter.clone(),
+            stop.clone(),
+        ));
+        let provider: Arc<dyn Provider> =
+            Arc::new(bytes::NodeBytes {
+            tiers: tiers.clone(),
+            manager: manager.clone(),
+            namespace: config.namespace.default.clone(),
+        });
+        tasks.spawn(transfer::serve_peers(
+            transfer_port,
+            provider.clone(),
+            ServerSettings::default(),
+            stop.clone(),
+        ));
+        let mut socket = None;
+        if let Some(path) = &config.socket {
+            let (listener, file) = transfer::bind_socket(path, SOCKET_MODE)
+                .map_err(io(format!("listen on {}", path.display())))?;
+            socket = Some(file);
+            let settings = ServerSettings::default();
+            tasks.spawn(transfer::serve_socket(listener, provider, settings, stop.clone()));
+        }
+        tasks.spawn(reporter.clone().run(index.clone(), stop.clone()));
+        tasks.spawn(follow::index(index.events(), tiers.clone(), stop.clone()));
+        tasks.spawn(follow::tiers(tiers.clone(), reporter, stop.clone()));
+        let warm = (manager.clone(), index.clone(), stop.clone());
+        let budget = config.memory.bytes / 2;
+        tasks.spawn(async move { warmup::warm_up(&warm.0, warm.1, budget, warm.2).await });
+
+        api.open(api::Parts {
+            node,
+            manager: manager.clone(),
+            index,
+            cluster: cluster.clone(),
+            tiers,
+            default_deadline: config.compile.default_deadline,
+            default_namespace: config.namespace.default.clone(),
+        });
+        health.set_serving::<KilnServer<api::Api>>().await;
+        let ready = ReadyInfo {
+            id: node,
+            grpc: facts.grpc,
+            http: facts.http,
+            transfer: facts.transfer,
+            socket: config.socket.clone(),
+        };
+        tracing::info!(node, grpc = %ready.grpc, "ready");
+        Ok(Self { ready, cluster, manager, stop, tasks, _socket: socket, _lock: lock })
+    }
+
+    /// Where it listens.
+    pub fn ready(&self) -> &ReadyInfo {
+        &self.ready
+    }
+
+    /// Serves until `stop`, then ends calls, children and the cluster's part.
+    pub async fn run_until(mut self, stop: CancellationToken) {
+        stop.cancelled().await;
+        tracing::info!(flights = self.manager.in_flight(), "stopping");
+        self.stop.cancel();
+        let drained = tokio::time::timeout(DRAIN, async {
+            while self.tasks.join_next().await.is_some() {}
+        });
+        if drained.await.is_err() {
+            tracing::warn!("calls in progress were cut off");
+            self.tasks.shutdown().await;
+        }
+        self.cluster.shutdown().await;
+    }
+}
+
+/// Makes the recorder behind `/metrics`; once a process.
+pub fn install_metrics() -> Result<PrometheusHandle, NodeError> {
+    PrometheusBuilder::new().install_recorder().map_err(|e| NodeError::Metrics(e.to_string()))
+}
+

@@ -1,0 +1,91 @@
+//! From the configuration to the settings of each part.
+//!
+//! Invariant: the only place that knows both; parts never see the whole
+//! configuration.
+
+use std::{num::NonZero, path::Path, sync::Arc};
+
+use bytesize::ByteSize;
+use kiln_cluster::{NodeFacts, Settings as ClusterSettings, Start, Timings};
+
+use super::NodeError;
+use crate::{
+    cache::{
+        DiskSettings, EvictionSettings, MemorySettings, SystemClock, Tiers, TiersSettings,
+    },
+    compiler::{CompilerSettings, Compilers, Environment, Limits, PoolSettings, ToolchainSettings},
+    config::{Config, EvictionPolicy},
+    manager,
+};
+
+/// Time that a flight may take beyond one compile: queues, waits for others.
+const FLIGHT_SLACK: std::time::Duration = std::time::Duration::from_secs(300);
+
+/// Opens L1, L2 and L3.
+pub(super) async fn tiers(config: &Config) -> Result<Arc<Tiers>, NodeError> {
+    let eviction = match config.disk.policy {
+        EvictionPolicy::Cost => EvictionSettings::default(),
+        EvictionPolicy::Lru => EvictionSettings::Lru,
+    };
+    let path = config.disk.path.clone().unwrap_or_else(|| config.data_dir.join("tier"));
+    let settings = TiersSettings {
+        memory: MemorySettings {
+            capacity: ByteSize(config.memory.bytes),
+            max_entries: config.memory.entries as u64,
+        },
+        disk: DiskSettings {
+            path,
+            capacity: ByteSize(config.disk.bytes),
+            eviction,
+            ..DiskSettings::default()
+        },
+    };
+    Ok(Arc::new(Tiers::open(settings, Arc::new(SystemClock)).await?))
+}
+
+/// Finds the toolchain and starts the first worker.
+pub(super) async fn compilers(config: &Config) -> Result<Compilers, NodeError> {
+    let program = std::env::current_exe()
+        .map_err(|source| NodeError::Io { doing: "find this executable".into(), source })?;
+    let settings = CompilerSettings {
+        toolchain: ToolchainSettings {
+            nvrtc: config.compile.nvrtc.clone(),
+            ..ToolchainSettings::default()
+        },
+        pool: match NonZero::new(config.compile.concurrency) {
+            Some(workers) => PoolSettings { workers, ..PoolSettings::default() },
+            None => PoolSettings::default(),
+        },
+        limits: limits(config),
+    };
+    let folder = config.data_dir.join("workers");
+    Ok(Compilers::start(&settings, &Environment::of_process(), &program, Path::new(&folder)).await)
+}
+
+/// The index's settings.
+pub(super) fn cluster(config: &Config, facts: NodeFacts) -> ClusterSettings {
+    let start = match config.start.join.is_empty() {
+        false => Start::Join { peers: config.start.join.clone() },
+        true => {
+            Start::Expect { voters: config.start.expect, peers: config.start.peers.clone() }
+        }
+    };
+    let timings = Timings {
+        heartbeat: config.cluster.heartbeat,
+        election_min: config.cluster.election_min,
+        election_max: config.cluster.election_max,
+        lease_ttl: config.cluster.lease_ttl,
+        ..Timings::default()
+    };
+    ClusterSettings { data_dir: config.data_dir.join("index"), start, facts, timings }
+}
+
+/// The manager's settings.
+pub(super) fn manager(config: &Config) -> manager::Settings {
+    let limits = limits(config);
+    manager::Settings { flight_limit: limits.time + FLIGHT_SLACK, limits }
+}
+
+fn limits(config: &Config) -> Limits {
+    Limits { time: config.compile.time_limit, memory_bytes: config.compile.memory_limit }
+}

@@ -1,0 +1,353 @@
+//! The public gRPC API.
+//!
+//! Invariant: until the node is a member every call answers UNAVAILABLE; after
+//! that, calls translate, ask the manager, the index or the cluster, and stream.
+
+use std::{
+    sync::{Arc, OnceLock},
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use kiln_cluster::{Cluster, Index};
+use kiln_proto::{ArtifactKey, convert, pb, pb::kiln_server::Kiln};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::{CHUNK_BYTES, explain, leases, publish, wire};
+use crate::{
+    cache::{Blob, Health, Tiers},
+    error::Error,
+    manager::{Manager, Stage},
+};
+
+/// Messages buffered towards a client that reads slowly.
+const STREAM_DEPTH: usize = 8;
+/// Most entries in one page of a listing.
+const LONGEST_PAGE: u32 = 1000;
+
+/// What the API answers from.
+pub struct Parts {
+    /// This node's id.
+    pub node: u64,
+    /// Compile, load, save.
+    pub manager: Arc<Manager>,
+    /// The replicated index.
+    pub index: Index,
+    /// Membership.
+    pub cluster: Arc<Cluster>,
+    /// For their usage.
+    pub tiers: Arc<Tiers>,
+    /// Bound on a call whose caller names none.
+    pub default_deadline: Duration,
+    /// Tenant of a call whose caller names none.
+    pub default_namespace: String,
+}
+
+impl Parts {
+    /// One request per target, for the tenant that the caller names.
+    fn requests(&self, mut wire: pb::CompileRequest) -> Result<Vec<crate::manager::Request>, Error> {
+        if wire.namespace.is_empty() {
+            wire.namespace.clone_from(&self.default_namespace);
+        }
+        wire::requests(wire, self.default_deadline)
+    }
+
+    fn namespace<'a>(&'a self, named: &'a str) -> &'a str {
+        if named.is_empty() { &self.default_namespace } else { named }
+    }
+}
+
+/// The service; [`Api::open`] connects it once the node is a member.
+#[derive(Clone, Default)]
+pub struct Api {
+    parts: Arc<OnceLock<Parts>>,
+    leases: leases::ClientLeases,
+}
+
+type Reply<T> = Result<Response<T>, Status>;
+
+impl Api {
+    /// From now on calls are answered from `parts`.
+    pub fn open(&self, parts: Parts) {
+        // A second call would be a second node in one process: the first one stays.
+        let _ = self.parts.set(parts);
+    }
+
+    fn parts(&self) -> Result<&Parts, Error> {
+        let starting = || Error::Unavailable("this node is still joining".into());
+        self.parts.get().ok_or_else(starting)
+    }
+}
+
+#[tonic::async_trait]
+impl Kiln for Api {
+    type CompileStream = ReceiverStream<Result<pb::CompileEvent, Status>>;
+    type FetchStream = ReceiverStream<Result<pb::FetchChunk, Status>>;
+    type LeaseStream = ReceiverStream<Result<pb::LeaseEvent, Status>>;
+
+    async fn compile(&self, request: Request<pb::CompileRequest>) -> Reply<Self::CompileStream> {
+        let parts = self.parts()?;
+        let requests = parts.requests(request.into_inner())?;
+        let (manager, node) = (parts.manager.clone(), parts.node);
+        let (sender, receiver) = mpsc::channel(STREAM_DEPTH);
+        tokio::spawn(async move {
+            for request in requests {
+                let (began, target) = (Instant::now(), request.input.target);
+                // Stages are news, not results: a client that reads slowly misses some.
+                let tell = |key: ArtifactKey, stage: &Stage| {
+                    if let Some(event) = stage_event(key, stage, target) {
+                        let _ = sender.try_send(Ok(event));
+                    }
+                };
+                let answered = tokio::select! {
+                    answered = manager.compile(request, tell) => answered,
+                    // The client left. A flight that it began goes on for others.
+                    () = sender.closed() => return,
+                };
+                let last = answered.is_err();
+                let event = answered.map_err(Status::from).map(|answer| {
+                    event(pb::compile_event::Event::Done(wire::done(&answer, node, began.elapsed())))
+                });
+                if sender.send(event).await.is_err() || last {
+                    return;
+                }
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(receiver)))
+    }
+
+    async fn lookup(&self, request: Request<pb::LookupRequest>) -> Reply<pb::LookupResponse> {
+        let parts = self.parts()?;
+        let request = request.into_inner();
+        let key = convert::key("key", &request.key).map_err(Error::from)?;
+        let found = match request.linearizable {
+            true => parts.index.lookup_linearizable(&key).await,
+            false => parts.index.lookup(&key),
+        };
+        let found = found.map_err(Error::from)?;
+        let namespace = parts.namespace(&request.namespace);
+        let visible = found.filter(|entry| {
+            let manifest = entry.manifest.read_unverified();
+            manifest.is_ok_and(|manifest| manifest.namespace == namespace)
+        });
+        let entry = visible.as_ref().map(wire::entry);
+        Ok(Response::new(pb::LookupResponse { entry }))
+    }
+
+    async fn fetch(&self, request: Request<pb::FetchRequest>) -> Reply<Self::FetchStream> {
+        let parts = self.parts()?;
+        let request = request.into_inner();
+        let key = convert::key("key", &request.key).map_err(Error::from)?;
+        let answer = parts.manager.load(&key, parts.namespace(&request.namespace)).await?;
+        let (sender, receiver) = mpsc::channel(STREAM_DEPTH);
+        let header = pb::FetchHeader {
+            manifest: Some((&*answer.signed).into()),
+            tier: answer.origin.unwrap_or_default().into(),
+        };
+        tokio::spawn(send_pack(header, answer.pack, sender));
+        Ok(Response::new(ReceiverStream::new(receiver)))
+    }
+
+    async fn lease(&self, request: Request<pb::LeaseRequest>) -> Reply<Self::LeaseStream> {
+        let parts = self.parts()?;
+        let request = request.into_inner();
+        let key = leases::key(&request)?;
+        let limit = wire::bound(request.deadline_ms, parts.default_deadline);
+        let (sender, receiver) = mpsc::channel(STREAM_DEPTH);
+        tokio::spawn(self.leases.clone().serve(parts.index.clone(), key, limit, sender));
+        Ok(Response::new(ReceiverStream::new(receiver)))
+    }
+
+    async fn publish(
+        &self,
+        request: Request<Streaming<pb::PublishChunk>>,
+    ) -> Reply<pb::PublishResponse> {
+        let parts = self.parts()?;
+        let received = publish::receive(request.into_inner()).await?;
+        let lease = self.leases.get(received.token)?;
+        let (committed, manifest) =
+            parts.manager.save(&lease, received.manifest, received.pack).await?;
+        let manifest = Some((&*manifest).into());
+        Ok(Response::new(pb::PublishResponse { committed, manifest }))
+    }
+
+    async fn list(&self, request: Request<pb::ListRequest>) -> Reply<pb::ListResponse> {
+        let parts = self.parts()?;
+        let request = request.into_inner();
+        let after = match request.after.is_empty() {
+            true => None,
+            false => Some(convert::key("after", &request.after).map_err(Error::from)?),
+        };
+        let limit = match request.limit {
+            0 => LONGEST_PAGE,
+            limit => limit.min(LONGEST_PAGE),
+        } as usize;
+        let index = parts.index.clone();
+        let scan = move || index.scan(after.as_ref(), &request.prefix, limit + 1);
+        let mut found = blocking(scan).await?.map_err(Error::from)?;
+        let more = found.len() > limit;
+        found.truncate(limit);
+        let entries = found.iter().map(wire::entry).collect();
+        Ok(Response::new(pb::ListResponse { entries, more }))
+    }
+
+    async fn explain(&self, request: Request<pb::ExplainRequest>) -> Reply<pb::ExplainResponse> {
+        use pb::explain_request::Subject;
+        let parts = self.parts()?;
+        let subject = request.into_inner().subject;
+        let components = match subject.ok_or(Error::Invalid("name a key or a request".into()))? {
+            Subject::Key(bytes) => {
+                let key = convert::key("key", &bytes).map_err(Error::from)?;
+                explain::components_of(&parts.index, &key)?
+            }
+            Subject::Request(wire) => {
+                let requests = parts.requests(wire)?;
+                parts.manager.prepare(&requests[0]).await?.components.clone()
+            }
+        };
+        let index = parts.index.clone();
+        let found = blocking(move || explain::explain(&index, &components)).await??;
+        let (nearest, differences) = match &found.nearest {
+            Some((key, differences)) => (to_bytes(key), differences.iter().map(Into::into).collect()),
+            None => (Bytes::new(), Vec::new()),
+        };
+        Ok(Response::new(pb::ExplainResponse {
+            key: to_bytes(&found.components.key()),
+            stored: found.stored,
+            components: found.components.iter().map(Into::into).collect(),
+            nearest,
+            differences,
+        }))
+    }
+
+    async fn pin(&self, request: Request<pb::PinRequest>) -> Reply<pb::PinResponse> {
+        let parts = self.parts()?;
+        let request = request.into_inner();
+        let key = convert::key("key", &request.key).map_err(Error::from)?;
+        match parts.index.set_pinned(&key, request.pinned).await.map_err(Error::from)? {
+            true => Ok(Response::new(pb::PinResponse {})),
+            false => Err(Error::NotFound(key).into()),
+        }
+    }
+
+    async fn tombstone(
+        &self,
+        request: Request<pb::TombstoneRequest>,
+    ) -> Reply<pb::TombstoneResponse> {
+        let parts = self.parts()?;
+        let request = request.into_inner();
+        let key = convert::key("key", &request.key).map_err(Error::from)?;
+        if request.reason.len() > 1024 {
+            return Err(Error::Invalid("a reason has at most 1024 bytes".into()).into());
+        }
+        let existed = parts.index.tombstone(&key, request.reason).await.map_err(Error::from)?;
+        Ok(Response::new(pb::TombstoneResponse { existed }))
+    }
+
+    async fn status(&self, _: Request<pb::StatusRequest>) -> Reply<pb::StatusResponse> {
+        let parts = self.parts()?;
+        let status = parts.cluster.status();
+        let nodes = status.nodes.iter().map(|node| pb::NodeStatus {
+            id: node.id,
+            grpc: node.facts.grpc.clone(),
+            transfer: node.facts.transfer.clone(),
+            voter: node.voter,
+            reachable: node.reachable,
+            compilers: node.facts.compilers.iter().map(Into::into).collect(),
+        });
+        let counters = parts.manager.counters().snapshot().into_iter();
+        let health = parts.tiers.health();
+        let tiers = parts.tiers.usage().into_iter().map(|(name, usage)| pb::TierStatus {
+            name: name.to_string(),
+            bytes: usage.bytes,
+            entries: usage.entries,
+            capacity_bytes: usage.capacity_bytes.unwrap_or_default(),
+            healthy: health.contains(&(name, Health::Up)),
+        });
+        Ok(Response::new(pb::StatusResponse {
+            node: parts.node,
+            version: env!("CARGO_PKG_VERSION").into(),
+            role: wire::role(status.role).into(),
+            leader: status.leader.unwrap_or_default(),
+            term: status.term,
+            applied: status.applied,
+            quorum: status.quorum,
+            entries: status.entries,
+            nodes: nodes.collect(),
+            tiers: tiers.collect(),
+            compilers: parts.manager.compilers().fingerprints().iter().map(Into::into).collect(),
+            counters: counters
+                .map(|(name, value)| pb::Counter { name: name.into(), value })
+                .collect(),
+        }))
+    }
+
+    async fn add_node(&self, request: Request<pb::AddNodeRequest>) -> Reply<pb::AddNodeResponse> {
+        let address = request.into_inner().address;
+        let id = self.parts()?.cluster.add(&address).await.map_err(Error::from)?;
+        Ok(Response::new(pb::AddNodeResponse { id }))
+    }
+
+    async fn remove_node(
+        &self,
+        request: Request<pb::RemoveNodeRequest>,
+    ) -> Reply<pb::RemoveNodeResponse> {
+        let id = request.into_inner().id;
+        self.parts()?.cluster.remove(id).await.map_err(Error::from)?;
+        Ok(Response::new(pb::RemoveNodeResponse {}))
+    }
+
+    async fn leave(&self, _: Request<pb::LeaveRequest>) -> Reply<pb::LeaveResponse> {
+        self.parts()?.cluster.leave().await.map_err(Error::from)?;
+        Ok(Response::new(pb::LeaveResponse {}))
+    }
+}
+
+fn event(event: pb::compile_event::Event) -> pb::CompileEvent {
+    pb::CompileEvent { event: Some(event) }
+}
+
+fn stage_event(
+    key: ArtifactKey,
+    stage: &Stage,
+    target: kiln_proto::Target,
+) -> Option<pb::CompileEvent> {
+    use pb::compile_event::Event;
+    let key = to_bytes(&key);
+    Some(event(match stage {
+        Stage::Acquiring => Event::Started(pb::Started { key, target: Some(target.into()) }),
+        Stage::Waiting => Event::Waiting(pb::Waiting { key }),
+        Stage::Compiling(token) => Event::Compiling(pb::Compiling { key, token: token.0 }),
+        Stage::Landed(_) => return None,
+    }))
+}
+
+async fn send_pack(
+    header: pb::FetchHeader,
+    pack: Blob,
+    sender: mpsc::Sender<Result<pb::FetchChunk, Status>>,
+) {
+    use pb::fetch_chunk::Chunk;
+    let chunk = |chunk| Ok(pb::FetchChunk { chunk: Some(chunk) });
+    if sender.send(chunk(Chunk::Header(header))).await.is_err() {
+        return;
+    }
+    // Shares the sealed memory: no chunk is copied before the transport does.
+    let mut rest = Bytes::from_owner(pack);
+    while !rest.is_empty() {
+        let next = rest.split_to(rest.len().min(CHUNK_BYTES));
+        if sender.send(chunk(Chunk::Data(next))).await.is_err() {
+            return;
+        }
+    }
+}
+
+fn to_bytes(key: &ArtifactKey) -> Bytes {
+    Bytes::copy_from_slice(key.as_bytes())
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Error> {
+    tokio::task::spawn_blocking(work).await.map_err(|e| Error::Storage(e.to_string()))
+}

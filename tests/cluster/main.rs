@@ -1,0 +1,16 @@
+//! Multi-node tests: real `kiln serve` processes, real NVRTC, real sockets.
+//!
+//! Each test makes its own cluster in its own folder, waits on state with a
+//! bound, and ends every process that it started.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod bad_input;
+mod compile_once;
+mod corruption;
+mod degraded;
+mod durability;
+mod failover;
+mod harness;
+mod keys;
+mod membership;
+mod publish;

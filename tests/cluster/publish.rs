@@ -1,0 +1,113 @@
+//! Artifacts that clients compile for themselves: fences and signatures.
+
+use kiln_proto::{
+    Component, Components, Digest, FileEntry, Fingerprint, KeyField, Manifest, Target, pb,
+    pb::publish_chunk::Chunk,
+};
+use tonic::{Code, Status};
+
+use crate::harness::{NAMESPACE, TestCluster, TestNode, bytes_of};
+
+fn artifact(name: &str, pack: &[u8]) -> Manifest {
+    let fields = vec![KeyField::new("name", name)];
+    let components = Components::new(vec![Component::new("graph", fields)]);
+    Manifest {
+        key: components.key(),
+        namespace: NAMESPACE.into(),
+        components,
+        fingerprint: Fingerprint::new("test", [("version", "1")]),
+        target: Target::cubin(90),
+        files: vec![FileEntry {
+            path: "out.bin".into(),
+            offset: 0,
+            size: pack.len() as u64,
+            digest: Digest::of(pack),
+        }],
+        pack_digest: Digest::of(pack),
+        pack_size: pack.len() as u64,
+        producer: 0,
+        compile_seconds: 1.0,
+        created_unix_ms: 0,
+        label: name.into(),
+    }
+}
+
+async fn publish(
+    node: &TestNode,
+    token: u64,
+    manifest: &Manifest,
+    pack: &[u8],
+) -> Result<pb::PublishResponse, Status> {
+    let header = pb::PublishHeader { token, manifest: Some(manifest.into()) };
+    let data = prost::bytes::Bytes::copy_from_slice(pack);
+    let chunks = [Chunk::Header(header), Chunk::Data(data)];
+    let chunks = chunks.map(|chunk| pb::PublishChunk { chunk: Some(chunk) });
+    let sent = node.client().await.publish(futures::stream::iter(chunks)).await?;
+    Ok(sent.into_inner())
+}
+
+/// A lease's stream and its token.
+async fn lease(node: &TestNode, manifest: &Manifest) -> (tonic::Streaming<pb::LeaseEvent>, u64) {
+    let request = pb::LeaseRequest { key: bytes_of(&manifest.key), deadline_ms: 30_000 };
+    let mut stream = node.client().await.lease(request).await.unwrap().into_inner();
+    loop {
+        match stream.message().await.unwrap().unwrap().event.unwrap() {
+            pb::lease_event::Event::Granted(granted) => return (stream, granted.token),
+            pb::lease_event::Event::Waiting(_) => {}
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn published_under_its_lease_and_fetched_elsewhere() {
+    let cluster = TestCluster::start(3).await;
+    let pack = vec![42; 3 << 20];
+    let manifest = artifact("mine", &pack);
+    let (_stream, token) = lease(&cluster.nodes[0], &manifest).await;
+    let answer = publish(&cluster.nodes[0], token, &manifest, &pack).await.unwrap();
+    assert!(answer.committed);
+    for node in &cluster.nodes {
+        let (_, bytes) = crate::harness::eventually("the entry", async || {
+            node.fetch(&manifest.key).await.ok()
+        })
+        .await;
+        assert_eq!(bytes, pack);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stale_token_publishes_nothing() {
+    let cluster = TestCluster::start(1).await;
+    let node = &cluster.nodes[0];
+    let manifest = artifact("stale", b"bytes");
+    let (stream, token) = lease(node, &manifest).await;
+    drop(stream);
+    // The next holder's grant proves that the first lease is over.
+    let (_stream, next) = lease(node, &manifest).await;
+    assert!(next > token);
+    let refused = publish(node, token, &manifest, b"bytes").await.unwrap_err();
+    assert_eq!(refused.code(), Code::FailedPrecondition, "{refused}");
+    assert!(node.lookup(&manifest.key).await.unwrap().is_none());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_does_not_match_its_manifest_is_not_published() {
+    let cluster = TestCluster::start(1).await;
+    let node = &cluster.nodes[0];
+    let manifest = artifact("mismatch", b"bytes");
+    let (_stream, token) = lease(node, &manifest).await;
+    for wrong in [b"bytez".as_slice(), b"byte", b"bytes and more"] {
+        assert!(publish(node, token, &manifest, wrong).await.is_err(), "{wrong:?}");
+    }
+    let mut swapped = artifact("another", b"bytes");
+    assert!(publish(node, token, &swapped, b"bytes").await.is_err(), "another key's");
+    swapped.key = manifest.key;
+    assert!(publish(node, token, &swapped, b"bytes").await.is_err(), "a key it does not have");
+    let mut escaping = manifest.clone();
+    escaping.files[0].path = "../../etc/cron.d/x".into();
+    assert!(publish(node, token, &escaping, b"bytes").await.is_err(), "a path outside");
+    assert!(node.lookup(&manifest.key).await.unwrap().is_none());
+    // The lease is still good for the right bytes.
+    assert!(publish(node, token, &manifest, b"bytes").await.unwrap().committed);
+}
