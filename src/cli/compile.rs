@@ -1,14 +1,17 @@
 //! `kiln compile`: compile a file, or get what was compiled before.
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
-use clap::Args;
-use indicatif::{ProgressBar, ProgressStyle};
+use clap::{Args, ValueEnum};
+use indicatif::{ProgressBar, ProgressStyle as Template};
 use kiln_proto::{ArtifactKey, FailureKind, convert, pb};
 use pb::compile_event::Event;
 
 use super::{
-    CliError, ClientArgs,
+    CliError, ClientArgs, SocketArgs,
     client::Client,
     fetch,
     output::{self, seconds, size},
@@ -46,8 +49,22 @@ pub(crate) struct Compile {
     /// Give up after this long: 30s, 5m. Default: the node's own bound.
     #[arg(long, value_name = "TIME", value_parser = deadline)]
     deadline: Option<Duration>,
+    /// How to tell on stderr what happens meanwhile; auto: a spinner on a
+    /// terminal, nothing elsewhere.
+    #[arg(long, value_enum, default_value_t = ProgressStyle::Auto, value_name = "STYLE")]
+    progress: ProgressStyle,
+    #[command(flatten)]
+    socket: SocketArgs,
     #[command(flatten)]
     pub(crate) client: ClientArgs,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum ProgressStyle {
+    Auto,
+    /// A line for each step.
+    Plain,
+    None,
 }
 
 fn deadline(text: &str) -> Result<Duration, String> {
@@ -91,7 +108,7 @@ impl Compile {
         mut client: Client,
         request: pb::CompileRequest,
     ) -> Result<Answered, CliError> {
-        let progress = Progress::start(&self.file);
+        let progress = Progress::start(self.progress, &self.file);
         let answer = client.compile(request).await.map_err(|e| CliError::from_status(&e))?;
         let mut events = answer.into_inner();
         let mut done = Vec::new();
@@ -127,8 +144,13 @@ impl Compile {
                 1 => output.clone(),
                 _ => output.join(&view.target),
             };
-            let namespace = &self.source.namespace.namespace;
-            let fetched = fetch::fetch(client, &manifest.key, namespace).await?;
+            let fetched = match &self.socket.socket {
+                Some(socket) => fetch::fetch_local(socket, &manifest.key).await?,
+                None => {
+                    let namespace = &self.source.namespace.namespace;
+                    fetch::fetch(client, &manifest.key, namespace).await?
+                }
+            };
             let folder = fetch::write_files(&folder, &fetched.manifest, &fetched.pack)?;
             view.directory = Some(folder.display().to_string());
         }
@@ -151,41 +173,60 @@ fn for_people(view: &CompileView) -> String {
     )
 }
 
-/// A spinner on stderr where that is a terminal; nothing elsewhere.
-struct Progress(ProgressBar);
+/// Tells on stderr what happens until the answer is there.
+enum Progress {
+    Spinner(ProgressBar),
+    Plain,
+    None,
+}
 
 impl Progress {
-    fn start(file: &std::path::Path) -> Self {
+    fn start(style: ProgressStyle, file: &Path) -> Self {
+        match style {
+            ProgressStyle::None => return Self::None,
+            ProgressStyle::Plain => return Self::Plain,
+            ProgressStyle::Auto => {}
+        }
+        // Draws nothing where stderr is no terminal.
         let bar = ProgressBar::new_spinner();
-        if let Ok(style) = ProgressStyle::with_template("{spinner} {msg} {elapsed}") {
-            bar.set_style(style);
+        if let Ok(template) = Template::with_template("{spinner} {msg} {elapsed}") {
+            bar.set_style(template);
         }
         bar.set_message(format!("asking about {}", file.display()));
         bar.enable_steady_tick(Duration::from_millis(100));
-        Self(bar)
+        Self::Spinner(bar)
     }
 
     fn show(&self, event: Option<&Event>) {
-        let short = |key: &[u8]| ArtifactKey::try_from(key).map(|k| k.short()).unwrap_or_default();
-        let message = match event {
-            Some(Event::Started(started)) => {
-                let target = started.target.as_ref().and_then(|t| convert::target(t).ok());
-                let target = target.map(|t| format!(" for {t}")).unwrap_or_default();
-                format!("key {}{target}", short(&started.key))
-            }
-            Some(Event::Waiting(waiting)) => {
-                format!("key {} is being compiled on another node", short(&waiting.key))
-            }
-            Some(Event::Compiling(compiling)) => format!("compiling {}", short(&compiling.key)),
-            Some(Event::Done(_)) | None => return,
-        };
-        self.0.set_message(message);
+        let Some(step) = event.and_then(step) else { return };
+        match self {
+            Self::Spinner(bar) => bar.set_message(step),
+            Self::Plain => eprintln!("{step}"),
+            Self::None => {}
+        }
     }
 }
 
 impl Drop for Progress {
     fn drop(&mut self) {
-        self.0.finish_and_clear();
+        if let Self::Spinner(bar) = self {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+/// `started KEY for sm_90`, `waiting KEY`, `compiling KEY`: the plain lines.
+fn step(event: &Event) -> Option<String> {
+    let shown = |key: &[u8]| ArtifactKey::try_from(key).map(|k| k.to_string()).unwrap_or_default();
+    match event {
+        Event::Started(started) => {
+            let target = started.target.as_ref().and_then(|t| convert::target(t).ok());
+            let target = target.map(|t| format!(" for {t}")).unwrap_or_default();
+            Some(format!("started {}{target}", shown(&started.key)))
+        }
+        Event::Waiting(waiting) => Some(format!("waiting {}", shown(&waiting.key))),
+        Event::Compiling(compiling) => Some(format!("compiling {}", shown(&compiling.key))),
+        Event::Done(_) => None,
     }
 }
 
@@ -219,6 +260,16 @@ mod tests {
         let view = CompileView::new(&done, &manifest);
         assert_eq!((view.outcome, view.tier), ("compiled", None));
         assert!(for_people(&view).starts_with("compiled  "));
+    }
+
+    #[test]
+    fn plain_progress_is_a_word_and_a_key() {
+        let key = vec![0xab; 32];
+        let waiting = Event::Waiting(pb::Waiting { key: key.clone().into() });
+        assert_eq!(step(&waiting), Some(format!("waiting {}", "ab".repeat(32))));
+        let target = Some(kiln_proto::Target::cubin(90).into());
+        let started = Event::Started(pb::Started { key: key.into(), target });
+        assert_eq!(step(&started), Some(format!("started {} for sm_90", "ab".repeat(32))));
     }
 
     #[test]

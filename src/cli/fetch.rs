@@ -6,21 +6,24 @@
 use std::{
     fs,
     io::Write,
+    ops::Deref,
     path::{Path, PathBuf},
 };
 
 use anyhow::Context;
-use kiln::cache::{Blob, BlobWriter};
+use kiln::{
+    cache::BlobWriter,
+    transfer::{ClientSettings, LocalClient, TransferError},
+};
 use kiln_proto::{ArtifactKey, Digest, FailureKind, Manifest, SignedManifest, pb};
 use pb::fetch_chunk::Chunk;
 
 use super::{CliError, client::Client};
 
 /// An artifact whose bytes are what its manifest says.
-#[derive(Debug)]
 pub(crate) struct Fetched {
     pub(crate) manifest: Manifest,
-    pub(crate) pack: Blob,
+    pub(crate) pack: Box<dyn Deref<Target = [u8]>>,
     pub(crate) tier: pb::Tier,
 }
 
@@ -28,6 +31,17 @@ pub(crate) struct Fetched {
 /// member's key.
 pub(crate) fn manifest(wire: pb::SignedManifest) -> Result<Manifest, CliError> {
     SignedManifest::from(wire).read_unverified().map_err(corrupt)
+}
+
+/// The artifact of `key` from the node on this machine: mapped, not copied.
+pub(crate) async fn fetch_local(socket: &Path, key: &ArtifactKey) -> Result<Fetched, CliError> {
+    let mut client = LocalClient::connect(socket, ClientSettings::default()).await?;
+    let artifact = client.fetch(key).await?;
+    let manifest = artifact.manifest.read_unverified().map_err(corrupt)?;
+    if manifest.key != *key {
+        return Err(corrupt(format!("the node sent key {} for {key}", manifest.key)));
+    }
+    Ok(Fetched { manifest, pack: Box::new(artifact.pack), tier: artifact.tier })
 }
 
 /// Streams the artifact of `key`.
@@ -60,7 +74,24 @@ pub(crate) async fn fetch(
         }
     }
     let pack = writer.finish_as(manifest.pack_digest).map_err(corrupt)?;
-    Ok(Fetched { manifest, pack, tier })
+    Ok(Fetched { manifest, pack: Box::new(pack), tier })
+}
+
+impl From<TransferError> for CliError {
+    fn from(error: TransferError) -> Self {
+        match error {
+            TransferError::NotFound => Self::NotFound("the node has no such artifact".into()),
+            TransferError::Busy | TransferError::Broken { .. } => {
+                Self::Unreachable(format!("the node's socket: {error}"))
+            }
+            TransferError::Unreachable { address, source } => Self::Unreachable(format!(
+                "{address}: {source}; is --socket or KILN_SOCKET the node's own socket?"
+            )),
+            TransferError::Failed(_) | TransferError::Protocol(_) | TransferError::Memory(_) => {
+                Self::Local(error.into())
+            }
+        }
+    }
 }
 
 #[allow(clippy::needless_pass_by_value)] // the shape that map_err wants
@@ -144,6 +175,16 @@ pub(crate) mod tests {
         write_files(dir.path(), &manifest, &pack).unwrap();
         assert_eq!(fs::read(dir.path().join("a/b.txt")).unwrap(), b"one");
         assert_eq!(fs::read(dir.path().join("module.cubin")).unwrap(), b"two");
+    }
+
+    #[tokio::test]
+    async fn a_missing_socket_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("none.sock");
+        let key = artifact(&[("a", b"")]).0.key;
+        let refused = fetch_local(&socket, &key).await.err().unwrap();
+        assert_eq!(refused.exit_code(), 3);
+        assert!(refused.to_string().contains("none.sock"), "{refused}");
     }
 
     #[test]

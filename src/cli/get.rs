@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::{
-    CliError, ClientArgs, NamespaceArgs, fetch,
+    CliError, ClientArgs, NamespaceArgs, SocketArgs, fetch,
     keys::KeyArg,
     output::{self, size},
     view::{self, FetchView},
@@ -30,17 +30,14 @@ pub(crate) struct Get {
     #[command(flatten)]
     namespace: NamespaceArgs,
     #[command(flatten)]
+    socket: SocketArgs,
+    #[command(flatten)]
     pub(crate) client: ClientArgs,
 }
 
 impl Get {
     pub(crate) async fn run(self) -> Result<(), CliError> {
-        let namespace = &self.namespace.namespace;
-        let fetched = self.client.endpoints.attempt(async |mut client| {
-            let key = self.key.resolve(&mut client, namespace).await?;
-            fetch::fetch(&mut client, &key, namespace).await
-        });
-        let fetched = fetched.await?;
+        let fetched = self.fetch().await?;
         let folder = fetch::write_files(&self.output, &fetched.manifest, &fetched.pack)?;
         let found = FetchView {
             key: fetched.manifest.key.to_string(),
@@ -61,5 +58,19 @@ impl Get {
             ))?;
         }
         Ok(())
+    }
+    async fn fetch(&self) -> Result<fetch::Fetched, CliError> {
+        if let (KeyArg::Whole(key), Some(socket)) = (&self.key, &self.socket.socket) {
+            return fetch::fetch_local(socket, key).await;
+        }
+        let namespace = &self.namespace.namespace;
+        let fetched = self.client.endpoints.attempt(async |mut client| {
+            let key = self.key.resolve(&mut client, namespace).await?;
+            match &self.socket.socket {
+                Some(socket) => fetch::fetch_local(socket, &key).await,
+                None => fetch::fetch(&mut client, &key, namespace).await,
+            }
+        });
+        fetched.await
     }
 }

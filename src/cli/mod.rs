@@ -23,7 +23,7 @@ mod status;
 mod view;
 mod why;
 
-use std::{future::Future, process::ExitCode};
+use std::{future::Future, path::PathBuf, process::ExitCode};
 
 use clap::{Args, Parser, Subcommand};
 
@@ -62,6 +62,15 @@ pub(crate) struct ClientArgs {
     /// Print JSON, one object a line; errors too.
     #[arg(long, global = true)]
     json: bool,
+}
+
+/// The short way for bytes.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct SocketArgs {
+    /// Socket of the node on this machine: bytes come as mapped memory instead
+    /// of through gRPC.
+    #[arg(long, value_name = "PATH", env = "KILN_SOCKET")]
+    socket: Option<PathBuf>,
 }
 
 /// The tenant whose keys a command is about.

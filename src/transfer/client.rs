@@ -17,10 +17,6 @@ use super::{
 };
 use crate::cache::BlobWriter;
 
-/// Bytes that are received, then hashed, at once. The socket goes on receiving
-/// while they are hashed, and a runtime thread is held for some 50 us.
-const CHUNK: usize = 256 << 10;
-
 /// Fetches blobs from other nodes, over connections that it keeps.
 pub struct PeerClient {
     pool: Pool,
@@ -51,11 +47,18 @@ impl PeerClient {
         };
         let (mut stream, response) = self.ask(address, &request).await?;
         let outcome = match accepted(response) {
-            Ok(header) => receive(&mut stream, &header, writer, &self.settings).await,
+            Ok(header) => {
+                let mut buffer = self.pool.take_buffer();
+                let received =
+                    receive(&mut stream, &header, writer, &mut buffer, &self.settings).await;
+                self.pool.give_buffer(buffer);
+                received
+            }
             Err(refusal) => Err(refusal),
         };
-        // Broken and not understood leave bytes of unknown meaning behind.
-        if !matches!(outcome, Err(TransferError::Broken { .. } | TransferError::Protocol(_))) {
+        // After anything else, bytes of unknown meaning may be on their way.
+        use TransferError::{Busy, Failed, NotFound};
+        if matches!(outcome, Ok(()) | Err(NotFound | Busy | Failed(_))) {
             self.pool.give(address, stream);
         }
         outcome
@@ -106,23 +109,26 @@ async fn receive(
     stream: &mut TcpStream,
     header: &pb::TransferResponse,
     writer: &mut BlobWriter,
+    buffer: &mut [u8],
     settings: &ClientSettings,
 ) -> Result<(), TransferError> {
-    let missing = writer.spare().len() as u64;
-    let whole = writer.filled() + missing;
-    if (header.size, header.length) != (whole, missing) {
+    let missing = writer.size() - writer.filled();
+    if (header.size, header.length) != (writer.size(), missing) {
         return Err(TransferError::Protocol(format!(
-            "{} of {} bytes offered, {missing} of {whole} wanted",
-            header.length, header.size
+            "{} of {} bytes offered, {missing} of {} wanted",
+            header.length,
+            header.size,
+            writer.size()
         )));
     }
     let mut progress = Progress::new(settings.progress);
-    while !writer.spare().is_empty() {
-        let room = writer.spare();
-        let size = room.len().min(CHUNK);
-        let (came, ended) = fill(stream, &mut room[..size], &mut progress).await;
+    let mut missing = missing as usize;
+    while missing > 0 {
+        let size = missing.min(buffer.len());
+        let (came, ended) = fill(stream, &mut buffer[..size], &mut progress).await;
         // What came before an end counts: it need not come again.
-        writer.advance(came);
+        writer.write(&buffer[..came])?;
+        missing -= came;
         if let Err(source) = ended {
             return Err(TransferError::Broken { at: writer.filled(), source });
         }

@@ -5,6 +5,7 @@ use std::io;
 use kiln_proto::pb::{self, TransferCode};
 
 use super::frame::FrameError;
+use crate::cache::BlobError;
 
 /// Why a fetch did not give its bytes, by what the caller should do.
 #[derive(Debug, thiserror::Error)]
@@ -38,9 +39,20 @@ pub enum TransferError {
     /// asked for: do not ask it again.
     #[error("not understood: {0}")]
     Protocol(String),
-    /// This process cannot map what it was given.
-    #[error("map the bytes: {0}")]
-    Map(io::Error),
+    /// This process has no memory for the bytes, or cannot map them.
+    #[error("memory for the bytes: {0}")]
+    Memory(io::Error),
+}
+
+impl From<BlobError> for TransferError {
+    fn from(error: BlobError) -> Self {
+        match error {
+            BlobError::Memory(source) => Self::Memory(source),
+            BlobError::Corrupt { .. } | BlobError::Length { .. } => {
+                Self::Protocol(error.to_string())
+            }
+        }
+    }
 }
 
 /// What became of a request whose answer did not come.

@@ -191,17 +191,18 @@ impl Mapped {
         if !seals.contains(NEEDED) {
             return Err(no("memory that is not sealed"));
         }
-        let stat = rustix::fs::fstat(&memory).map_err(|e| TransferError::Map(e.into()))?;
+        let stat = rustix::fs::fstat(&memory).map_err(|e| TransferError::Memory(e.into()))?;
         if u64::try_from(stat.st_size) != Ok(size) {
             return Err(no(&format!("{} bytes of memory for {size}", stat.st_size)));
         }
-        let length = usize::try_from(size).map_err(|e| TransferError::Map(io::Error::other(e)))?;
+        let length =
+            usize::try_from(size).map_err(|e| TransferError::Memory(io::Error::other(e)))?;
         let map = match length {
             0 => None,
             // SAFETY: sealed, as was just checked: nobody can write or truncate it.
             _ => Some(unsafe { MmapOptions::new().len(length).map_copy_read_only(&memory) }),
         };
-        let map = map.transpose().map_err(TransferError::Map)?;
+        let map = map.transpose().map_err(TransferError::Memory)?;
         Ok(Self { memory, map })
     }
 }

@@ -1,4 +1,4 @@
-//! Idle connections to peers.
+//! Idle connections to peers, and the buffers for what comes over them.
 //!
 //! Invariant: a connection in the pool is between two requests; at most
 //! `idle_per_address` are kept for an address, none for longer than `idle`.
@@ -13,9 +13,17 @@ use tokio::{
 
 use super::ClientSettings;
 
+/// Bytes of a receive buffer: stays in a core's own cache while its bytes are
+/// received, hashed and stored; a runtime thread is held for some 50 us. Measured
+/// from 64 KiB to 1 MiB.
+const BUFFER: usize = 128 << 10;
+/// Unused buffers that are kept.
+const MOST_BUFFERS: usize = 16;
+
 pub(super) struct Pool {
     settings: ClientSettings,
     idle: Mutex<HashMap<String, Vec<Idle>>>,
+    buffers: Mutex<Vec<Box<[u8]>>>,
 }
 
 struct Idle {
@@ -25,7 +33,7 @@ struct Idle {
 
 impl Pool {
     pub(super) fn new(settings: ClientSettings) -> Self {
-        Self { settings, idle: Mutex::default() }
+        Self { settings, idle: Mutex::default(), buffers: Mutex::default() }
     }
 
     /// The connection to `address` that was used last, if it still lives.
@@ -57,6 +65,19 @@ impl Pool {
         let waiting = idle.entry(address.to_owned()).or_default();
         if waiting.len() < self.settings.idle_per_address {
             waiting.push(Idle { stream, since: Instant::now() });
+        }
+    }
+
+    /// A buffer to receive into: fresh memory would fault on every page.
+    pub(super) fn take_buffer(&self) -> Box<[u8]> {
+        self.buffers.lock().pop().unwrap_or_else(|| vec![0; BUFFER].into())
+    }
+
+    /// Keeps a buffer for the next fetch.
+    pub(super) fn give_buffer(&self, buffer: Box<[u8]>) {
+        let mut buffers = self.buffers.lock();
+        if buffers.len() < MOST_BUFFERS {
+            buffers.push(buffer);
         }
     }
 
