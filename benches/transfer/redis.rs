@@ -88,19 +88,18 @@ impl<S: Read + Write> Client<S> {
         let command = format!("*2\r\n$3\r\nGET\r\n${}\r\n{name}\r\n", name.len());
         let head = format!("${}\r\n", bytes.len());
         self.buffer.resize(head.len() + bytes.len() + 2, 0);
-        let mut times = Vec::with_capacity(count);
-        let start = Instant::now();
+        let (mut sample, all) = (Sample::default(), Instant::now());
         for _ in 0..count {
             let start = Instant::now();
             self.stream.write_all(command.as_bytes())?;
             self.stream.read_exact(&mut self.buffer)?;
-            times.push(start.elapsed());
+            sample.count(start, bytes.len());
         }
-        let wall = start.elapsed();
+        let sample = sample.since(all);
         match self.buffer.strip_prefix(head.as_bytes()) {
             Some(body) if body.starts_with(bytes) => {}
             _ => bail!("redis gives other bytes than it was given"),
         }
-        Ok(Sample { times, bytes: bytes.len() * count, wall })
+        Ok(sample)
     }
 }

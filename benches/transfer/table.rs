@@ -1,8 +1,9 @@
 //! Times per contender, as a table in Markdown.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// What one contender did in one round.
+#[derive(Default)]
 pub(crate) struct Sample {
     pub(crate) times: Vec<Duration>,
     pub(crate) bytes: usize,
@@ -10,6 +11,18 @@ pub(crate) struct Sample {
 }
 
 impl Sample {
+    /// Counts a fetch of `bytes` that began at `start` and has just ended; what
+    /// becomes of its bytes now is only part of the wall time.
+    pub(crate) fn count(&mut self, start: Instant, bytes: usize) {
+        self.times.push(start.elapsed());
+        self.bytes += bytes;
+    }
+
+    /// All fetches together took from `start` until now.
+    pub(crate) fn since(self, start: Instant) -> Self {
+        Self { wall: start.elapsed(), ..self }
+    }
+
     /// Several that ran at once, within `wall`.
     pub(crate) fn together(samples: Vec<Self>, wall: Duration) -> Self {
         let bytes = samples.iter().map(|sample| sample.bytes).sum();
@@ -46,16 +59,17 @@ impl Table {
     pub(crate) fn print(&self) {
         println!("\n{}\n", self.title);
         println!(
-            "| size | who | p50 us | p99 us | MB/s | p50 against ours | MB/s of ours against it |"
+            "| size | who | p10 us | p50 us | p99 us | MB/s | p50 against ours | MB/s of ours against it |"
         );
-        println!("|---|---|---|---|---|---|---|");
+        println!("|---|---|---|---|---|---|---|---|");
         for row in &self.rows {
             let ours = self.rows.iter().find(|r| (r.size, r.who) == (row.size, self.ours));
             let ours = ours.unwrap_or(row);
             println!(
-                "| {} KiB | {} | {:.1} | {:.1} | {:.0} | {:.2} | {:.2} |",
+                "| {} KiB | {} | {:.1} | {:.1} | {:.1} | {:.0} | {:.2} | {:.2} |",
                 row.size >> 10,
                 row.who,
+                row.microseconds(0.1),
                 row.microseconds(0.5),
                 row.microseconds(0.99),
                 row.megabytes_per_second(),
