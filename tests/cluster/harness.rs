@@ -113,7 +113,7 @@ impl TestCluster {
             socket: Some(home.join("kiln.sock")),
             ..self.nodes[0].config.clone()
         };
-        config.start.peers.clear();
+        config.start = kiln::config::StartConfig::default();
         config.start.join =
             self.nodes.iter().map(|node| node.config.grpc_listen.to_string()).collect();
         configure(i, &mut config);

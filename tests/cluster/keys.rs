@@ -76,7 +76,7 @@ async fn what_counts_is_named_and_nothing_else() {
 /// Two nodes with two NVRTC versions: two keys, and the version is the reason.
 #[tokio::test(flavor = "multi_thread")]
 async fn another_nvrtc_is_another_key() {
-    let cluster = TestCluster::start_with(2, |i, config| {
+    let cluster = TestCluster::start_with(3, |i, config| {
         if i == 1 {
             let folder = std::env::var_os("KILN_NVRTC_ALT_DIR");
             config.compile.nvrtc = Some(folder.expect("`make test` sets KILN_NVRTC_ALT_DIR").into());
