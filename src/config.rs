@@ -165,7 +165,7 @@ pub struct NamespaceConfig {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct LogConfig {
-    /// A level, or directives: `info,kiln=debug`. Default: `info`.
+    /// A level, or directives: `info,kiln=debug`. Default: `info,openraft=warn`.
     pub level: String,
     /// For people or for machines. Default: `text`.
     pub format: LogFormat,
@@ -266,7 +266,7 @@ impl Default for NamespaceConfig {
 
 impl Default for LogConfig {
     fn default() -> Self {
-        Self { level: "info".into(), format: LogFormat::Text }
+        Self { level: "info,openraft=warn".into(), format: LogFormat::Text }
     }
 }
 
