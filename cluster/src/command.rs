@@ -89,6 +89,9 @@ pub(crate) enum Command {
     SetPinned { key: ArtifactKey, pinned: bool },
     /// Removes a wrong artifact; the key starts a new epoch.
     Tombstone { key: ArtifactKey, reason: String },
+    /// The bytes of this epoch's artifact can be had nowhere: the key is free to
+    /// be compiled again, in a new epoch that keeps its pin.
+    Retire { key: ArtifactKey, epoch: u64 },
     /// Announces that a pack's bytes will be deleted from the object store.
     Condemn { pack: Digest },
     /// The bytes of a condemned pack are deleted.
@@ -140,6 +143,7 @@ impl fmt::Display for Command {
             Self::Report { node, .. } => write!(f, "report of {node}"),
             Self::SetPinned { key, pinned } => write!(f, "pin {} {pinned}", key.short()),
             Self::Tombstone { key, .. } => write!(f, "tombstone {}", key.short()),
+            Self::Retire { key, epoch } => write!(f, "retire {} of epoch {epoch}", key.short()),
             Self::Condemn { pack } => write!(f, "condemn {}", pack.short()),
             Self::Forget { pack } => write!(f, "forget {}", pack.short()),
         }

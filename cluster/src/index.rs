@@ -18,7 +18,7 @@ use crate::{
     leader::{AcquireRequest, Answer, Outcome, Reply, Request},
     peers::{frame, to_target, unframe},
     store::Owner,
-    table::Table,
+    table::{BlobRecord, Table},
     watch::{IndexEvent, NodeInfo},
 };
 
@@ -46,12 +46,7 @@ impl Index {
         &self,
         key: &ArtifactKey,
     ) -> Result<Option<Entry>, ClusterError> {
-        let Reply::ReadIndex(index) = self.core.ask(Request::ReadIndex).await? else {
-            return Err(out_of_place());
-        };
-        if !self.core.wait_applied(index, Instant::now() + self.core.timings.patience).await {
-            return Err(ClusterError::unavailable("this node's replica is far behind"));
-        }
+        self.catch_up().await?;
         self.lookup(key)
     }
 
@@ -234,6 +229,18 @@ impl Index {
         self.changed(Command::Tombstone { key: *key, reason }).await
     }
 
+    /// Ends `epoch` of `key`, whose bytes can be had nowhere, so that the key may be
+    /// compiled again; false when the epoch is over already. On return the local
+    /// replica knows.
+    pub async fn retire(&self, key: &ArtifactKey, epoch: u64) -> Result<bool, ClusterError> {
+        let (index, response) = self.core.write(Command::Retire { key: *key, epoch }).await?;
+        self.wait_applied(index).await?;
+        match response {
+            Response::Changed(changed) => Ok(changed),
+            _ => Err(out_of_place()),
+        }
+    }
+
     /// Announces that `pack` will be deleted from the object store; false while an
     /// entry or an open lease refers to it.
     pub async fn condemn(&self, pack: &Digest) -> Result<bool, ClusterError> {
@@ -248,6 +255,33 @@ impl Index {
     /// What the local replica knows of a pack.
     pub fn blob(&self, pack: &Digest) -> Result<Option<BlobState>, ClusterError> {
         self.core.blob(pack)
+    }
+
+    /// What the index knows of a pack, after every change acknowledged before this call.
+    pub async fn blob_linearizable(
+        &self,
+        pack: &Digest,
+    ) -> Result<Option<BlobState>, ClusterError> {
+        self.catch_up().await?;
+        self.core.blob(pack)
+    }
+
+    /// Up to `limit` condemned packs, from the local replica. Reads all packs.
+    pub fn condemned(&self, limit: usize) -> Result<Vec<Digest>, ClusterError> {
+        let (mut found, mut start) = (Vec::new(), Vec::new());
+        while found.len() < limit {
+            let pairs = self.core.store.scan(Table::Blobs, &start, MOST_SCANNED)?;
+            let Some((last, _)) = pairs.last() else { break };
+            start = [last.as_slice(), &[0]].concat();
+            for (pack, value) in &pairs {
+                let blob: BlobRecord = crate::codec::decode(value)?;
+                if blob.condemned {
+                    found.push(Digest::try_from(pack.as_slice()).map_err(ClusterError::storage)?);
+                }
+            }
+        }
+        found.truncate(limit);
+        Ok(found)
     }
 
     /// Up to `limit` entries in key order, strictly after `after`, whose key
@@ -307,6 +341,21 @@ impl Index {
     /// is told so by the channel, and looks again.
     pub fn events(&self) -> broadcast::Receiver<IndexEvent> {
         self.core.watch.events()
+    }
+
+    /// Waits until the local replica has all that was acknowledged before this call.
+    async fn catch_up(&self) -> Result<(), ClusterError> {
+        let Reply::ReadIndex(index) = self.core.ask(Request::ReadIndex).await? else {
+            return Err(out_of_place());
+        };
+        self.wait_applied(index).await
+    }
+
+    async fn wait_applied(&self, index: u64) -> Result<(), ClusterError> {
+        match self.core.wait_applied(index, Instant::now() + self.core.timings.patience).await {
+            true => Ok(()),
+            false => Err(ClusterError::unavailable("this node's replica is far behind")),
+        }
     }
 
     async fn changed(&self, command: Command) -> Result<bool, ClusterError> {

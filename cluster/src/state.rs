@@ -84,6 +84,7 @@ pub(crate) fn apply<V: View>(
             Ok(Response::Changed(true))
         }
         Command::Tombstone { key, reason } => tombstone(txn, key, reason, events),
+        Command::Retire { key, epoch } => retire(txn, key, epoch),
         Command::Condemn { pack } => condemn(txn, pack, events),
         Command::Forget { pack } => {
             let condemned = txn.get::<BlobRecord>(pack)?.is_some_and(|b| b.condemned);
@@ -273,9 +274,10 @@ fn publish<V: View>(
     blob.entries += 1;
     add_holder(&mut blob, node);
     txn.put(pack, &blob)?;
-    let epoch = txn.get::<EpochRecord>(key)?.map_or(1, |e| e.epoch + 1);
-    let entry =
-        EntryRecord { epoch, token, pinned: false, pack, pack_size, compile_seconds, manifest };
+    let last = txn.get::<EpochRecord>(key)?;
+    let epoch = last.as_ref().map_or(1, |e| e.epoch + 1);
+    let pinned = last.is_some_and(|e| e.pinned);
+    let entry = EntryRecord { epoch, token, pinned, pack, pack_size, compile_seconds, manifest };
     txn.put(key, &entry)?;
     let counters = counters(txn)?;
     txn.put((), &Counters { entries: counters.entries + 1, ..counters })?;
@@ -359,16 +361,43 @@ fn tombstone<V: View>(
         return Ok(Response::Changed(false));
     };
     let pack = entry.pack;
-    txn.remove::<EntryRecord>(key);
     txn.remove::<UsageRecord>(key);
-    txn.put(key, &EpochRecord { epoch: entry.epoch, pack, reason })?;
+    end_epoch(txn, key, EpochRecord { epoch: entry.epoch, pack, reason, pinned: false })?;
     if let Some(blob) = txn.get::<BlobRecord>(pack)? {
         txn.put(pack, &BlobRecord { entries: blob.entries.saturating_sub(1), ..blob })?;
     }
-    let counters = counters(txn)?;
-    txn.put((), &Counters { entries: counters.entries.saturating_sub(1), ..counters })?;
     events.push(Event::Tombstoned { key, pack });
     Ok(Response::Changed(true))
+}
+
+fn retire<V: View>(
+    txn: &mut Txn<'_, V>,
+    key: ArtifactKey,
+    epoch: u64,
+) -> Result<Response, StateError> {
+    let Some(entry) = txn.get::<EntryRecord>(key)?.filter(|e| e.epoch == epoch) else {
+        return Ok(Response::Changed(false)); // somebody else saw to it
+    };
+    let (pack, pinned) = (entry.pack, entry.pinned);
+    end_epoch(txn, key, EpochRecord { epoch, pack, reason: "bytes lost".into(), pinned })?;
+    if let Some(blob) = txn.get::<BlobRecord>(pack)? {
+        let entries = blob.entries.saturating_sub(1);
+        // Nobody had it: whoever claimed to was wrong.
+        txn.put(pack, &BlobRecord { entries, stored: false, holders: Vec::new(), ..blob })?;
+    }
+    Ok(Response::Changed(true))
+}
+
+/// Takes the artifact of `key` away; its next one begins a new epoch.
+fn end_epoch<V: View>(
+    txn: &mut Txn<'_, V>,
+    key: ArtifactKey,
+    last: EpochRecord,
+) -> Result<(), StateError> {
+    txn.remove::<EntryRecord>(key);
+    txn.put(key, &last)?;
+    let counters = counters(txn)?;
+    txn.put((), &Counters { entries: counters.entries.saturating_sub(1), ..counters })
 }
 
 fn condemn<V: View>(

@@ -134,12 +134,14 @@ pub(crate) struct EntryRecord {
 }
 record!(EntryRecord in Entries by ArtifactKey);
 
-/// The last epoch of a key that a tombstone ended, and the pack it had.
+/// The last epoch of a key that was ended, and the pack it had.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct EpochRecord {
     pub epoch: u64,
     pub pack: Digest,
     pub reason: String,
+    /// The next epoch's artifact is protected from the start.
+    pub pinned: bool,
 }
 record!(EpochRecord in Epochs by ArtifactKey);
 

@@ -8,6 +8,7 @@ mod bytes;
 mod error;
 mod follow;
 mod lock;
+mod object_store;
 mod parts;
 
 use std::{fs::File, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
@@ -21,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use self::error::NodeError;
 use crate::{
+    cache::CollectSettings,
     compiler::Compilers,
     config::Config,
     identity,
@@ -175,6 +177,13 @@ impl Node {
             let settings = ServerSettings::default();
             tasks.spawn(transfer::serve_socket(listener, provider, settings, stop.clone()));
         }
+        tasks.spawn(object_store::upload(tiers.clone(), index.clone(), stop.clone()));
+        tasks.spawn(object_store::collect(
+            tiers.clone(),
+            cluster.clone(),
+            CollectSettings::default(),
+            stop.clone(),
+        ));
         tasks.spawn(reporter.clone().run(index.clone(), stop.clone()));
         tasks.spawn(follow::index(index.events(), tiers.clone(), stop.clone()));
         tasks.spawn(follow::tiers(tiers.clone(), reporter, stop.clone()));

@@ -11,7 +11,7 @@ use kiln_cluster::{NodeFacts, Settings as ClusterSettings, Start, Timings};
 use super::NodeError;
 use crate::{
     cache::{
-        DiskSettings, EvictionSettings, MemorySettings, SystemClock, Tiers, TiersSettings,
+        DiskSettings, EvictionSettings, MemorySettings, ObjectSettings, SystemClock, Tiers, TiersSettings,
     },
     compiler::{CompilerSettings, Compilers, Environment, Limits, PoolSettings, ToolchainSettings},
     config::{Config, EvictionPolicy},
@@ -38,6 +38,12 @@ pub(super) async fn tiers(config: &Config) -> Result<Arc<Tiers>, NodeError> {
             capacity: ByteSize(config.disk.bytes),
             eviction,
             ..DiskSettings::default()
+        },
+        object: ObjectSettings {
+            url: config.object.url.clone(),
+            endpoint: config.object.endpoint.clone(),
+            region: config.object.region.clone(),
+            ..ObjectSettings::default()
         },
     };
     Ok(Arc::new(Tiers::open(settings, Arc::new(SystemClock)).await?))

@@ -1,0 +1,85 @@
+//! The node's part in keeping L3: tell what is stored, collect what nothing needs.
+//!
+//! Invariant: what the collector asks about a pack is answered linearizably, so
+//! that a manifest committed a moment ago keeps its bytes.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use kiln_cluster::{BlobState, Cluster, Index, Role};
+use kiln_proto::Digest;
+use tokio_util::sync::CancellationToken;
+
+use crate::cache::{
+    CollectSettings, Collector, IndexError, PackIndex, Standing, StoredSink, SystemClock, Tiers,
+};
+
+/// Between two passes of the collector.
+const PASS: Duration = Duration::from_secs(600);
+
+/// The index as L3's keepers see it.
+#[derive(Clone)]
+pub(super) struct Packs(pub(super) Index);
+
+#[tonic::async_trait]
+impl StoredSink for Packs {
+    async fn stored(&self, pack: &Digest) -> Result<(), IndexError> {
+        Ok(self.0.mark_stored(pack).await?)
+    }
+}
+
+#[tonic::async_trait]
+impl PackIndex for Packs {
+    async fn standing(&self, pack: &Digest) -> Result<Standing, IndexError> {
+        Ok(match self.0.blob_linearizable(pack).await? {
+            Some(BlobState::Referenced) => Standing::Referenced,
+            Some(BlobState::Condemned) => Standing::Condemned,
+            Some(BlobState::Unreferenced) | None => Standing::Unknown,
+        })
+    }
+
+    async fn condemn(&self, pack: &Digest) -> Result<bool, IndexError> {
+        Ok(self.0.condemn(pack).await?)
+    }
+
+    async fn forget(&self, pack: &Digest) -> Result<(), IndexError> {
+        Ok(self.0.forget(pack).await?)
+    }
+
+    async fn condemned(&self, limit: usize) -> Result<Vec<Digest>, IndexError> {
+        let index = self.0.clone();
+        Ok(tokio::task::spawn_blocking(move || index.condemned(limit)).await??)
+    }
+}
+
+/// Uploads until `stop`.
+pub(super) async fn upload(tiers: Arc<Tiers>, index: Index, stop: CancellationToken) {
+    tiers.run_uploads(&Packs(index), stop).await;
+}
+
+/// Collects garbage while this node leads, until `stop`.
+pub(super) async fn collect(
+    tiers: Arc<Tiers>,
+    cluster: Arc<Cluster>,
+    settings: CollectSettings,
+    stop: CancellationToken,
+) {
+    let Some(object) = tiers.object() else { return };
+    let index = Packs(cluster.index());
+    let mut collector = Collector::new(settings);
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(PASS) => {}
+            () = stop.cancelled() => return,
+        }
+        if cluster.status().role != Role::Leader {
+            continue;
+        }
+        match collector.pass(object, &index, &SystemClock, Instant::now()).await {
+            Ok(done) => tracing::info!(?done, "collected the object store"),
+            Err(e) => tracing::warn!(error = %e, "collect the object store; again later"),
+        }
+    }
+}
