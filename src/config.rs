@@ -4,6 +4,7 @@
 //! values came from the last of defaults, file, environment and flags that set
 //! it. A key that does not exist is an error wherever it is written.
 
+mod credentials;
 mod load;
 mod units;
 mod validate;
@@ -12,6 +13,7 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
+pub use credentials::Credentials;
 pub use load::{ConfigError, Layers, environment_names};
 
 /// Everything that `kiln serve` is told.
@@ -127,12 +129,8 @@ pub struct ObjectConfig {
     /// S3 region. Default: `us-east-1`.
     pub region: String,
     /// Profile of the AWS shared credentials file. Default: the environment's
-    /// `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_SESSION_TOKEN`.
+    /// `AWS_*`, else the container's or the instance's credentials.
     pub profile: Option<String>,
-    /// Uploads that may wait while the store is away. Default: 10,000.
-    pub queue_entries: usize,
-    /// Uploads that run at once. Default: 4.
-    pub uploads: usize,
 }
 
 /// Limits and libraries of compiles, each of which is a child process.
@@ -244,8 +242,6 @@ impl Default for ObjectConfig {
             endpoint: None,
             region: "us-east-1".into(),
             profile: None,
-            queue_entries: 10_000,
-            uploads: 4,
         }
     }
 }

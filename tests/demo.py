@@ -264,7 +264,7 @@ class Cluster:
         return wait_for("leader", ask)
 
     def whole(self) -> None:
-        """Waits until each node sees a quorum and all nodes as reachable voters."""
+        """Waits until each node sees a quorum of these nodes, and the leader reaches all."""
         ids = {node.id for node in self.nodes}
 
         def ask() -> bool | None:
@@ -272,8 +272,10 @@ class Cluster:
                 status = self.status(node)
                 if status is None or not status["quorum"]:
                     return None
-                up = {n["id"] for n in status["nodes"] if n["voter"] and n["reachable"]}
-                if up != ids:
+                leads = status["leader"] == node.id
+                up = [True] if leads else [True, None]  # a follower knows the leader only
+                voters = {n["id"] for n in status["nodes"] if n["voter"] and n["reachable"] in up}
+                if voters != ids:
                     return None
             return True
 

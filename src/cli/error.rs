@@ -70,7 +70,9 @@ impl CliError {
         let text = |name| status.metadata().get(name).and_then(|value| value.to_str().ok());
         if let Some(code) = text("kiln-code") {
             let kind = text("kiln-kind").unwrap_or("unknown");
-            return Self::Failed { code: code.into(), kind: kind.into(), message };
+            // Said once: here the code is not part of the message.
+            let plain = message.strip_prefix(&format!("{code} {kind}: ")).unwrap_or(&message);
+            return Self::Failed { code: code.into(), kind: kind.into(), message: plain.into() };
         }
         match status.code() {
             Code::NotFound => Self::NotFound(message),
@@ -176,7 +178,11 @@ mod tests {
             assert_eq!(error.exit_code(), CliError::failed(kind, "").exit_code());
             let documented = format!("  {}  {}", error.exit_code(), kind.code());
             assert!(EXIT_CODES.contains(&documented), "{documented}");
-            assert_eq!(error.for_people(), format!("{} {}: why", kind.code(), kind.name()));
+            let shown = format!("{} {}: why", kind.code(), kind.name());
+            assert_eq!(error.for_people(), shown);
+            let mut named = coded(kind.code(), kind.name());
+            named = Status::with_metadata(named.code(), &shown, named.metadata().clone());
+            assert_eq!(CliError::from_status(&named).for_people(), shown, "the code is said once");
         }
     }
 

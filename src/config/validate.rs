@@ -111,8 +111,6 @@ impl Config {
             ("memory.bytes", self.memory.bytes),
             ("memory.entries", self.memory.entries as u64),
             ("disk.bytes", self.disk.bytes),
-            ("object.queue_entries", self.object.queue_entries as u64),
-            ("object.uploads", self.object.uploads as u64),
             ("compile.time_limit", compile.time_limit.as_millis() as u64),
             ("compile.default_deadline", compile.default_deadline.as_millis() as u64),
         ];
