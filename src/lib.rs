@@ -2,4 +2,5 @@
 
 pub mod cache;
 pub mod compiler;
+pub mod exec;
 pub mod transfer;
