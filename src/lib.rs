@@ -22,11 +22,6 @@
 pub mod artifact;
 pub mod cache;
 pub mod compiler;
-pub mod config;
-pub mod error;
-pub mod identity;
-pub mod manager;
-pub mod node;
-pub mod service;
+pub mod exec;
 pub mod transfer;
 pub mod warmup;
