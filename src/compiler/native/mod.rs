@@ -1,1 +1,125 @@
-//! compiler/native
+//! The native graph compiler: a torch.export archive to CUDA C++ and a launch plan.
+//!
+//! ```text
+//! archive -> parse -> canonical (key)
+//!                  -> infer -> lower -> fuse -> codegen -> plan
+//! ```
+//!
+//! Invariant: pure. The same archive, options and target give the same bytes,
+//! and two archives with equal components give the same bytes too: nothing
+//! that is not in the key (a name, a path, an order) reaches the output.
+
+mod archive;
+mod canonical;
+mod codegen;
+mod fuse;
+mod infer;
+mod lower;
+mod ops;
+mod parse;
+pub mod plan;
+mod prim;
+mod schema;
+mod strided;
+mod types;
+
+use std::collections::BTreeMap;
+
+use kiln_proto::{BinaryKind, Component, Failure, FailureKind, Target, graph::Graph};
+
+pub use plan::Plan;
+
+/// What a graph becomes before NVRTC.
+#[derive(Debug, Clone)]
+pub struct Lowered {
+    /// The key's component of that name.
+    pub graph: Component,
+    /// The key's component of that name.
+    pub inputs: Component,
+    /// CUDA C++, complete in itself: needs no header.
+    pub source: String,
+    /// For NVRTC, besides the architecture.
+    pub nvrtc_options: Vec<String>,
+    /// How to run the module.
+    pub plan: Plan,
+    /// The archive's own name, to show.
+    pub name: String,
+}
+
+/// The options of this compiler, each `on` or `off`.
+#[derive(Debug, Clone, Copy)]
+struct Options {
+    fuse: bool,
+    fast_math: bool,
+}
+
+/// Reads the graph in a torch.export archive.
+pub fn read_graph(archive: &[u8]) -> Result<Graph, Failure> {
+    parse::parse(archive)
+}
+
+/// The `graph` and `inputs` components of a graph's key.
+pub fn components(graph: &Graph) -> (Component, Component) {
+    (canonical::graph_component(graph), canonical::inputs_component(graph))
+}
+
+/// Compiles a torch.export archive to CUDA C++ and a launch plan.
+///
+/// Options: `fuse` (default `on`), `fast_math` (default `off`).
+pub fn lower(
+    archive: &[u8],
+    options: &BTreeMap<String, String>,
+    target: Target,
+) -> Result<Lowered, Failure> {
+    let options = Options::read(options)?;
+    if target.kind != BinaryKind::Cubin {
+        let why = format!("`native` compiles machine code: ask for sm_{}", target.compute);
+        return Err(Failure::new(FailureKind::Incompatible, why));
+    }
+    let graph = parse::parse(archive)?;
+    let typed = infer::infer(&graph)?;
+    let prims = lower::lower(&typed)?;
+    let groups = fuse::fuse(&prims, options.fuse);
+    let code = codegen::generate(&typed, &prims, &groups, target)?;
+    let (graph_component, inputs) = components(&graph);
+    let mut nvrtc_options = vec!["--std=c++17".to_owned()];
+    if options.fast_math {
+        nvrtc_options.push("--use_fast_math".to_owned());
+    }
+    Ok(Lowered {
+        graph: graph_component,
+        inputs,
+        source: code.source,
+        nvrtc_options,
+        plan: code.plan,
+        name: archive::name(archive),
+    })
+}
+
+impl Options {
+    fn read(given: &BTreeMap<String, String>) -> Result<Self, Failure> {
+        let mut options = Self { fuse: true, fast_math: false };
+        for (name, value) in given {
+            let incompatible = |why| Err(Failure::new(FailureKind::Incompatible, why));
+            let switch = match value.as_str() {
+                "on" => true,
+                "off" => false,
+                _ => return incompatible(format!("option {name:?} is on or off, not {value:?}")),
+            };
+            match name.as_str() {
+                "fuse" => options.fuse = switch,
+                "fast_math" => options.fast_math = switch,
+                _ => {
+                    return incompatible(format!(
+                        "`native` has no option {name:?}; it has \"fuse\" and \"fast_math\""
+                    ));
+                }
+            }
+        }
+        Ok(options)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;

@@ -1,0 +1,156 @@
+// Runs generated kernels on the CPU: a fibre for each thread of a block, blocks
+// one after the other. Shared memory is a static variable, a barrier a loop of
+// yields. Warp operations exchange through memory, so their layouts are checked
+// against the instruction set's documentation as written down here.
+
+#include <ucontext.h>
+
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <utility>
+#include <vector>
+
+#define KILN_EMULATED
+#define __global__
+#define __device__
+#define __forceinline__ inline
+#define __shared__ static
+#define __launch_bounds__(n)
+#define __align__(n) __attribute__((aligned(n)))
+
+struct Dim3 { unsigned x, y, z; };
+static Dim3 threadIdx, blockIdx, blockDim, gridDim;
+
+namespace emulator {
+struct Gate {
+  int size = 0, arrived = 0;
+  unsigned turn = 0;
+};
+struct Fibre {
+  ucontext_t context;
+  std::vector<char> stack;
+  bool done = false;
+};
+static std::vector<Fibre> fibres;
+static ucontext_t scheduler;
+static unsigned current;
+static Gate block_gate;
+static std::vector<Gate> warp_gates;
+static std::function<void()> kernel;
+static float lanes_f[32][32];
+static unsigned lanes_a[32][32][4], lanes_b[32][32][2];
+
+inline void yield() { swapcontext(&fibres[current].context, &scheduler); }
+inline void wait(Gate& gate) {
+  const unsigned turn = gate.turn;
+  if (++gate.arrived == gate.size) {
+    gate.arrived = 0;
+    ++gate.turn;
+    return;
+  }
+  while (gate.turn == turn) yield();
+}
+inline void leave(Gate& gate) {
+  --gate.size;
+  if (gate.size > 0 && gate.arrived == gate.size) {
+    gate.arrived = 0;
+    ++gate.turn;
+  }
+}
+inline void run_fibre() {
+  kernel();
+  fibres[current].done = true;
+  leave(block_gate);
+  leave(warp_gates[current / 32]);
+  yield();
+}
+inline void launch(Dim3 grid, unsigned threads, std::function<void()> body) {
+  kernel = body;
+  gridDim = grid;
+  blockDim = {threads, 1, 1};
+  for (unsigned z = 0; z < grid.z; ++z)
+    for (unsigned y = 0; y < grid.y; ++y)
+      for (unsigned x = 0; x < grid.x; ++x) {
+        blockIdx = {x, y, z};
+        fibres.assign(threads, Fibre());
+        block_gate = {(int)threads, 0, 0};
+        warp_gates.assign((threads + 31) / 32, {32, 0, 0});
+        for (auto& fibre : fibres) {
+          fibre.stack.resize(64 << 10);
+          getcontext(&fibre.context);
+          fibre.context.uc_stack.ss_sp = fibre.stack.data();
+          fibre.context.uc_stack.ss_size = fibre.stack.size();
+          fibre.context.uc_link = nullptr;
+          makecontext(&fibre.context, run_fibre, 0);
+        }
+        for (bool more = true; more;) {
+          more = false;
+          for (unsigned i = 0; i < threads; ++i) {
+            if (fibres[i].done) continue;
+            more = true;
+            current = i;
+            threadIdx = {i, 0, 0};
+            swapcontext(&scheduler, &fibres[i].context);
+          }
+        }
+      }
+}
+template <class... A, size_t... I>
+void call(void (*f)(A...), void** args, std::index_sequence<I...>) { f((A)args[I]...); }
+template <class... A>
+void enter(void (*f)(A...), unsigned x, unsigned y, unsigned z, unsigned threads, void** args) {
+  launch({x, y, z}, threads, [=] { call(f, args, std::index_sequence_for<A...>()); });
+}
+}  // namespace emulator
+
+#define KILN_ENTRY(name)                                                                       \
+  extern "C" void emulate_##name(unsigned x, unsigned y, unsigned z, unsigned t, void** args) { \
+    emulator::enter(name, x, y, z, t, args);                                                   \
+  }
+
+static void __syncthreads() { emulator::wait(emulator::block_gate); }
+static void warp_barrier() { emulator::wait(emulator::warp_gates[emulator::current / 32]); }
+static float __uint_as_float(unsigned x) { float y; std::memcpy(&y, &x, 4); return y; }
+static unsigned __float_as_uint(float x) { unsigned y; std::memcpy(&y, &x, 4); return y; }
+static float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
+
+struct kiln_f16;
+struct kiln_bf16;
+static float kiln_widen(kiln_f16 x);
+static float kiln_widen(kiln_bf16 x);
+static kiln_f16 kiln_narrow_f16(float x);
+
+static float kiln_shuffle(float x, int mask) {
+  const unsigned lane = emulator::current % 32, warp = emulator::current / 32;
+  emulator::lanes_f[warp][lane] = x;
+  warp_barrier();
+  const float y = emulator::lanes_f[warp][lane ^ mask];
+  warp_barrier();
+  return y;
+}
+
+// mma.m16n8k16: `a` and `b` hold pairs of 16-bit elements, `c` four of 16 x 8 sums.
+template <class T> static void kiln_mma(float* c, const unsigned* a, const unsigned* b, T) {
+  const unsigned lane = emulator::current % 32, warp = emulator::current / 32;
+  for (int i = 0; i < 4; ++i) emulator::lanes_a[warp][lane][i] = a[i];
+  for (int i = 0; i < 2; ++i) emulator::lanes_b[warp][lane][i] = b[i];
+  warp_barrier();
+  auto element = [](unsigned word, int half) {
+    T x;
+    x.bits = (unsigned short)(half ? word >> 16 : word);
+    return kiln_widen(x);
+  };
+  for (int i = 0; i < 4; ++i) {
+    const int row = lane / 4 + (i / 2) * 8, column = lane % 4 * 2 + i % 2;
+    for (int k = 0; k < 16; ++k) {
+      const unsigned x = emulator::lanes_a[warp][row % 8 * 4 + k % 8 / 2][row / 8 + k / 8 * 2];
+      const unsigned y = emulator::lanes_b[warp][column * 4 + k % 8 / 2][k / 8];
+      c[i] += element(x, k % 2) * element(y, k % 2);
+    }
+  }
+  warp_barrier();
+}

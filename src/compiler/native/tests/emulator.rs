@@ -1,0 +1,109 @@
+//! Runs generated modules on the CPU: compiled by the C++ compiler against
+//! `emulator.h`, launched as the plan says.
+
+use std::{ffi::c_void, path::Path, process::Command};
+
+use crate::compiler::native::{
+    Lowered,
+    plan::{Memory, Plan},
+};
+
+/// A module as host code.
+pub(super) struct Module {
+    library: libloading::Library,
+    plan: Plan,
+    _dir: tempfile::TempDir,
+}
+
+type Entry = unsafe extern "C" fn(u32, u32, u32, u32, *mut *mut c_void);
+
+impl Module {
+    pub(super) fn build(lowered: &Lowered) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        let entries = lowered.plan.kernels.iter().map(|k| format!("KILN_ENTRY({})\n", k.name));
+        let source = [
+            include_str!("emulator.h"),
+            &lowered.source,
+            include_str!("emulator_tail.h"),
+            &entries.collect::<String>(),
+        ];
+        std::fs::write(path("module.cpp"), source.join("\n")).unwrap();
+        compile(&path("module.cpp"), &path("module.so"));
+        // SAFETY: the library was just built from sources of this crate.
+        let library = unsafe { libloading::Library::new(path("module.so")).unwrap() };
+        Self { library, plan: lowered.plan.clone(), _dir: dir }
+    }
+
+    /// Runs the plan on inputs in memory order.
+    pub(super) fn run(&self, inputs: &[Vec<u8>]) -> Vec<Vec<u8>> {
+        assert_eq!(inputs.len(), self.plan.inputs.len());
+        let mut inputs: Vec<Aligned> = inputs.iter().map(|bytes| Aligned::of(bytes)).collect();
+        for (input, tensor) in inputs.iter().zip(&self.plan.inputs) {
+            assert_eq!(input.bytes as u64, tensor.bytes(), "{}", tensor.name);
+        }
+        // What a kernel fails to write must not look right by accident.
+        let poisoned = |bytes: u64| Aligned::of(&vec![0xff; bytes as usize]);
+        let mut outputs: Vec<Aligned> =
+            self.plan.outputs.iter().map(|output| poisoned(output.bytes())).collect();
+        let mut workspace = poisoned(self.plan.workspace_bytes);
+        for kernel in &self.plan.kernels {
+            let mut args: Vec<*mut c_void> = kernel
+                .args
+                .iter()
+                .map(|memory| match memory {
+                    Memory::Input(i) => inputs[*i].at(0),
+                    Memory::Output(i) => outputs[*i].at(0),
+                    Memory::Workspace(offset) => workspace.at(*offset as usize),
+                })
+                .collect();
+            let name = format!("emulate_{}", kernel.name);
+            // SAFETY: the entry was generated with this signature; the pointers
+            // are of the sizes that the plan says.
+            unsafe {
+                let entry = self.library.get::<Entry>(name.as_bytes()).unwrap();
+                let [x, y, z] = kernel.grid;
+                entry(x, y, z, kernel.block[0], args.as_mut_ptr());
+            }
+        }
+        outputs.iter().map(Aligned::to_vec).collect()
+    }
+}
+
+fn compile(source: &Path, library: &Path) {
+    let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".to_owned());
+    let output = Command::new(compiler)
+        .args(["-std=c++17", "-O1", "-w", "-fno-strict-aliasing", "-shared", "-fPIC", "-o"])
+        .args([library, source])
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// Bytes at an address as aligned as a device's.
+struct Aligned {
+    words: Vec<u128>,
+    bytes: usize,
+}
+
+impl Aligned {
+    fn of(bytes: &[u8]) -> Self {
+        let mut words = vec![0u128; bytes.len().div_ceil(16)];
+        for (word, chunk) in words.iter_mut().zip(bytes.chunks(16)) {
+            let mut padded = [0; 16];
+            padded[..chunk.len()].copy_from_slice(chunk);
+            *word = u128::from_ne_bytes(padded);
+        }
+        Self { words, bytes: bytes.len() }
+    }
+
+    fn at(&mut self, offset: usize) -> *mut c_void {
+        assert!(offset <= self.bytes && offset.is_multiple_of(16));
+        self.words[offset / 16..].as_mut_ptr().cast()
+    }
+
+    fn to_vec(&self) -> Vec<u8> {
+        let bytes = self.words.iter().flat_map(|word| word.to_ne_bytes());
+        bytes.take(self.bytes).collect()
+    }
+}

@@ -1,0 +1,26 @@
+//! The compiler as a whole, on archives that PyTorch wrote.
+
+mod emulator;
+mod fusion;
+mod inputs;
+mod keys;
+mod numerics;
+
+use std::collections::BTreeMap;
+
+use kiln_proto::{Failure, Target};
+
+use super::{Lowered, lower};
+
+fn fixture(name: &str) -> Vec<u8> {
+    let path = format!("{}/tests/fixtures/{name}", env!("CARGO_MANIFEST_DIR"));
+    std::fs::read(&path).unwrap_or_else(|e| panic!("{path}: {e}"))
+}
+
+fn options(given: &[(&str, &str)]) -> BTreeMap<String, String> {
+    given.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+}
+
+fn compile(name: &str, given: &[(&str, &str)]) -> Result<Lowered, Failure> {
+    lower(&fixture(name), &options(given), Target::cubin(90))
+}

@@ -1,0 +1,80 @@
+//! Generated kernels against PyTorch, run by the emulator.
+
+use half::{bf16, f16};
+use kiln_proto::graph::DType;
+use safetensors::SafeTensors;
+
+use super::{compile, emulator::Module, fixture};
+
+fn floats(dtype: DType, bytes: &[u8]) -> Vec<f64> {
+    let two = |b: &[u8]| [b[0], b[1]];
+    match dtype {
+        DType::F32 => {
+            let four = |b: &[u8]| f32::from_le_bytes([b[0], b[1], b[2], b[3]]);
+            bytes.chunks_exact(4).map(|b| f64::from(four(b))).collect()
+        }
+        DType::BF16 => {
+            bytes.chunks_exact(2).map(|b| bf16::from_le_bytes(two(b)).to_f64()).collect()
+        }
+        _ => bytes.chunks_exact(2).map(|b| f16::from_le_bytes(two(b)).to_f64()).collect(),
+    }
+}
+
+/// Largest difference over the largest magnitude, as the check on the GPU has it.
+fn relative_error(ours: &[f64], golden: &[f64]) -> f64 {
+    assert_eq!(ours.len(), golden.len());
+    let magnitude = golden.iter().fold(0.0f64, |most, x| most.max(x.abs()));
+    let worst = ours.iter().zip(golden).map(|(a, b)| (a - b).abs());
+    worst.fold(0.0, |most, x| if x.is_nan() { f64::INFINITY } else { most.max(x) }) / magnitude
+}
+
+fn check(archive: &str, golden: &str, given: &[(&str, &str)], limit: f64) {
+    let lowered = compile(archive, given).unwrap();
+    let golden = fixture(golden);
+    let golden = SafeTensors::deserialize(&golden).unwrap();
+    let inputs: Vec<Vec<u8>> = (0..lowered.plan.inputs.len())
+        .map(|i| golden.tensor(&format!("in{i}")).unwrap().data().to_vec())
+        .collect();
+    let outputs = Module::build(&lowered).run(&inputs);
+    for (i, (output, bytes)) in lowered.plan.outputs.iter().zip(&outputs).enumerate() {
+        let expected = golden.tensor(&format!("out{i}")).unwrap();
+        assert_eq!(output.shape, expected.shape(), "{archive} out{i}");
+        let expected = floats(DType::F32, expected.data());
+        let error = relative_error(&floats(output.dtype, bytes), &expected);
+        assert!(error < limit, "{archive} {given:?} out{i}: relative error {error:e}");
+    }
+}
+
+#[test]
+fn the_block_in_f32_is_pytorchs() {
+    check("block_f32.211.pt2", "block_f32.safetensors", &[], 1e-6);
+    check("block_f32.211.pt2", "block_f32.safetensors", &[("fuse", "off")], 1e-6);
+}
+
+#[test]
+fn the_decomposed_block_is_pytorchs() {
+    check("block_f32_core.new.pt2", "block_f32.safetensors", &[], 1e-6);
+    check("block_bf16_core.new.pt2", "block_bf16.safetensors", &[], 1e-2);
+}
+
+#[test]
+fn the_block_in_short_types_is_pytorchs() {
+    check("block_bf16.211.pt2", "block_bf16.safetensors", &[], 1e-2);
+    check("block_f16.new.pt2", "block_f16.safetensors", &[], 2e-3);
+}
+
+#[test]
+fn every_operation_is_pytorchs() {
+    check("ops.211.pt2", "ops.safetensors", &[], 1e-5);
+    check("ops.211.pt2", "ops.safetensors", &[("fuse", "off")], 1e-5);
+    check("ops_core.new.pt2", "ops.safetensors", &[], 1e-5);
+}
+
+#[test]
+fn the_block_takes_four_kernels() {
+    for name in ["block_f32.211.pt2", "block_bf16.new.pt2", "block_bf16_core.new.pt2"] {
+        let plan = compile(name, &[]).unwrap().plan;
+        let names: Vec<&str> = plan.kernels.iter().map(|k| k.name.as_str()).collect();
+        assert_eq!(names, ["k0_rows", "k1_product", "k2_product", "k3_product"], "{name}");
+    }
+}
