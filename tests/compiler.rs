@@ -124,6 +124,15 @@ impl Node {
     }
 }
 
+/// An executable script that stands in for `kiln`.
+fn script(text: &str) -> (tempfile::TempDir, PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("kiln");
+    std::fs::write(&path, format!("#!/bin/sh\n{text}\n")).unwrap();
+    std::fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).unwrap();
+    (folder, path)
+}
+
 /// Polls the processes that run in `folder` until they are as `wanted` says.
 async fn processes_in(folder: &Path, wanted: impl Fn(&[Pid]) -> bool) -> Vec<Pid> {
     let folder = folder.canonicalize().unwrap();
@@ -230,6 +239,20 @@ async fn bytes_are_equal_across_workers_and_header_folders() {
 }
 
 #[tokio::test]
+async fn the_name_of_a_source_changes_nothing() {
+    let node = Node::start().await;
+    // Names of static variables are mangled with the name of the file.
+    let source = "static __device__ int n; namespace { __device__ int m; }\n\
+                  __global__ void k(int* x) { *x = n + m; n = 1; m = 2; }";
+    let inputs =
+        ["one.cu", "two.cu"].map(|name| cuda_with(source, "sm_90", |cuda| cuda.name = name.into()));
+    let keys = inputs.each_ref().map(|i| node.prepare(i).unwrap().components.key());
+    assert_eq!(keys[0], keys[1]);
+    let [one, two] = inputs;
+    assert_eq!(node.compile(&one).await.unwrap().files, node.compile(&two).await.unwrap().files);
+}
+
+#[tokio::test]
 async fn names_of_template_instances_are_lowered() {
     let node = Node::start().await;
     let source =
@@ -253,7 +276,7 @@ async fn a_broken_source_is_told_in_nvrtcs_words() {
     assert_eq!(failed.kind, FailureKind::CompileError);
     assert!(failed.message.contains("test.cu(1): error"), "{failed}");
     assert!(failed.message.contains("\"oops\" is undefined"), "{failed}");
-    let failed = node.compile(&cuda(SAXPY, "sm_52")).await.unwrap_err();
+    let failed = node.compile(&cuda(SAXPY, "sm_199")).await.unwrap_err();
     assert_eq!(failed.kind, FailureKind::Incompatible, "{failed}");
     assert!(failed.message.contains("gpu-architecture"), "{failed}");
 }
@@ -275,11 +298,7 @@ async fn a_source_cannot_read_the_host() {
 #[tokio::test]
 async fn the_time_limit_ends_the_whole_process_group() {
     // A worker that started something of its own.
-    let folder = tempfile::tempdir().unwrap();
-    let program = folder.path().join("kiln");
-    std::fs::write(&program, format!("#!/bin/sh\n/bin/sleep 1000 &\nexec {KILN} \"$@\"\n"))
-        .unwrap();
-    std::fs::set_permissions(&program, PermissionsExt::from_mode(0o755)).unwrap();
+    let (_folder, program) = script(&format!("/bin/sleep 1000 &\nexec {KILN} \"$@\""));
     let node = Node::run_by(&program, nvrtc("KILN_NVRTC_DIR"), |_| {}).await;
     // The spare worker and what it started.
     node.until(|found| found.len() == 2).await;
@@ -298,7 +317,7 @@ async fn the_time_limit_ends_the_whole_process_group() {
 #[tokio::test]
 async fn the_memory_limit_is_told_as_such() {
     let node = Node::start().await;
-    let limits = Limits { memory_bytes: 96 << 20, ..Limits::default() };
+    let limits = Limits { memory_bytes: 48 << 20, ..Limits::default() };
     let big = cuda(&endless(), "sm_90");
     let failed = node.compile_within(&big, &limits, CancellationToken::new()).await.unwrap_err();
     assert_eq!(failed.kind, FailureKind::OutOfMemory, "{failed}");
@@ -325,6 +344,26 @@ async fn a_killed_worker_fails_its_compile_alone() {
 }
 
 #[tokio::test]
+async fn a_worker_that_talks_rubbish_has_crashed() {
+    let cases = [
+        ("echo not a frame at all", "a message of"),
+        ("printf '\\000\\000\\000\\003abc'", "did not answer sensibly"),
+        ("exec 1>&-; exec /bin/sleep 1000", "closed its stdout"),
+        ("yes kiln | head -c 1000000 >&2; exit 3", "exit status: 3: "),
+        ("kill -SEGV $$", "signal: 11"),
+    ];
+    for (text, told) in cases {
+        let (_folder, program) = script(text);
+        let node = Node::run_by(&program, nvrtc("KILN_NVRTC_DIR"), |_| {}).await;
+        let failure = node.compilers.toolchain().unwrap_err();
+        assert_eq!(failure.kind, FailureKind::Crashed, "{text}: {failure}");
+        assert!(failure.message.contains(told), "{text}: {failure}");
+        assert!(failure.message.len() < 20_000, "{} bytes", failure.message.len());
+        node.until(<[Pid]>::is_empty).await;
+    }
+}
+
+#[tokio::test]
 async fn what_is_cancelled_or_dropped_leaves_nothing() {
     let node = Node::start().await;
     let slow = cuda(&endless(), "sm_90");
@@ -347,6 +386,16 @@ async fn what_is_cancelled_or_dropped_leaves_nothing() {
     let Node { compilers, folder } = node;
     drop(compilers);
     processes_in(folder.path(), <[Pid]>::is_empty).await;
+}
+
+#[tokio::test]
+async fn a_spare_that_nobody_needs_goes() {
+    let keep_warm = Duration::from_millis(100);
+    let set = |settings: &mut CompilerSettings| settings.pool.keep_warm = keep_warm;
+    let node = Node::with(nvrtc("KILN_NVRTC_DIR"), set).await;
+    node.until(<[Pid]>::is_empty).await;
+    node.compile(&cuda(SAXPY, "sm_90")).await.unwrap();
+    node.until(<[Pid]>::is_empty).await;
 }
 
 #[tokio::test]

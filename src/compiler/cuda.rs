@@ -40,7 +40,8 @@ impl Compiler for CudaCompiler {
     }
 
     fn fingerprint(&self) -> Result<Fingerprint, Failure> {
-        self.engine.fingerprint(self.name())
+        let toolchain = self.engine.toolchain().map_err(Failure::clone)?;
+        Ok(Fingerprint::new(self.name(), toolchain.versions()))
     }
 
     fn prepare(
@@ -90,7 +91,7 @@ impl Compiler for CudaCompiler {
             "" => text,
             label => text.replace(SOURCE_NAME, label),
         };
-        let done = self.engine.run(self.name(), prepared, limits, stop).await;
+        let done = self.engine.run(&self.fingerprint()?, prepared, limits, stop).await;
         let done = done.map_err(|f| Failure::new(f.kind, named(f.message)))?;
         let Compiled { module, lowered, log, seconds } = done;
         let mut files = vec![(module_file(prepared.target.kind).to_owned(), module.0)];

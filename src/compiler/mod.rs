@@ -7,6 +7,7 @@
 
 mod cuda;
 pub mod native;
+mod native_compiler;
 mod options;
 mod registry;
 mod request;
@@ -21,6 +22,7 @@ use kiln_proto::{Components, Failure, Fingerprint, Target};
 use tokio_util::sync::CancellationToken;
 
 pub use cuda::CudaCompiler;
+pub use native_compiler::NativeCompiler;
 pub use registry::{CompilerSettings, Compilers};
 pub use request::{CompileInput, CudaSource, Source};
 pub use toolchain::{Environment, Headers, Toolchain, ToolchainSettings};
@@ -39,7 +41,8 @@ pub trait Compiler: Send + Sync {
     /// [`prepare`](Self::prepare) with a fingerprint of another node.
     fn fingerprint(&self) -> Result<Fingerprint, Failure>;
 
-    /// Validates `input` and works out its key and the job. Pure.
+    /// Validates `input` and works out its key and the job. Pure, and for an
+    /// exported program worth a blocking thread: milliseconds of computing.
     fn prepare(&self, input: &CompileInput, fingerprint: &Fingerprint)
     -> Result<Prepared, Failure>;
 

@@ -12,8 +12,8 @@ use kiln_proto::{Failure, FailureKind, Fingerprint};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Compiler, CudaCompiler, Environment, Limits, Pool, PoolSettings, Prepared, Source, Toolchain,
-    ToolchainSettings, worker::Compiled,
+    Compiler, CudaCompiler, Environment, Limits, NativeCompiler, Pool, PoolSettings, Prepared,
+    Source, Toolchain, ToolchainSettings, worker::Compiled,
 };
 
 /// The `[compiler]` section of a node's configuration.
@@ -59,7 +59,10 @@ impl Compilers {
             Err(failure) => tracing::warn!("this node cannot compile: {failure}"),
         }
         let engine = Arc::new(Engine(started));
-        let all: Vec<Box<dyn Compiler>> = vec![Box::new(CudaCompiler::new(Arc::clone(&engine)))];
+        let all: Vec<Box<dyn Compiler>> = vec![
+            Box::new(CudaCompiler::new(Arc::clone(&engine))),
+            Box::new(NativeCompiler::new(Arc::clone(&engine))),
+        ];
         Self { all, engine }
     }
 
@@ -87,7 +90,7 @@ impl Compilers {
 
     /// This node's toolchain, or why it has none.
     pub fn toolchain(&self) -> Result<&Toolchain, &Failure> {
-        self.engine.0.as_ref().map(|(toolchain, _)| toolchain)
+        self.engine.toolchain()
     }
 }
 
@@ -112,23 +115,21 @@ impl Engine {
         Ok((toolchain, pool))
     }
 
-    /// The fingerprint of `compiler` on this node.
-    pub(super) fn fingerprint(&self, compiler: &str) -> Result<Fingerprint, Failure> {
-        let (toolchain, _) = self.0.as_ref().map_err(Failure::clone)?;
-        Ok(Fingerprint::new(compiler, toolchain.versions()))
+    /// The toolchain, or why there is none.
+    pub(super) fn toolchain(&self) -> Result<&Toolchain, &Failure> {
+        self.0.as_ref().map(|(toolchain, _)| toolchain)
     }
 
-    /// Runs a job if this node's toolchain is the one that its key names.
+    /// Runs a job if its key names `ours`, this node's own fingerprint.
     pub(super) async fn run(
         &self,
-        compiler: &str,
+        ours: &Fingerprint,
         prepared: &Prepared,
         limits: &Limits,
         stop: CancellationToken,
     ) -> Result<Compiled, Failure> {
         let (_, pool) = self.0.as_ref().map_err(Failure::clone)?;
-        let ours = self.fingerprint(compiler)?;
-        if ours != prepared.fingerprint {
+        if *ours != prepared.fingerprint {
             let why = format!("the key asks for {}, this node has {ours}", prepared.fingerprint);
             return Err(Failure::new(FailureKind::ToolchainMissing, why));
         }

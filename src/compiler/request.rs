@@ -234,3 +234,93 @@ fn at_most(what: &str, found: usize, most: usize) -> Result<(), Failure> {
 pub(super) fn invalid(why: impl Into<String>) -> Failure {
     Failure::new(FailureKind::InvalidInput, why)
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn input(change: impl FnOnce(&mut CudaSource)) -> CompileInput {
+        let mut cuda = CudaSource { source: "int x;".into(), ..CudaSource::default() };
+        change(&mut cuda);
+        CompileInput {
+            source: Source::Cuda(cuda),
+            target: Target::cubin(90),
+            options: BTreeMap::new(),
+            namespace: String::new(),
+        }
+    }
+
+    #[test]
+    fn what_is_beyond_a_limit_is_refused() {
+        input(|_| {}).validate().unwrap();
+        let bad: [fn(&mut CudaSource); 9] = [
+            |c| c.source = Bytes::new(),
+            |c| c.source = vec![b' '; MAX_SOURCE + 1].into(),
+            |c| c.source = "a\0b".into(),
+            |c| c.name = "a\nb".into(),
+            |c| c.options = vec!["-w".into(); MAX_OPTIONS + 1],
+            |c| c.options = vec![format!("-DX={}", "1".repeat(MAX_OPTION))],
+            |c| c.name_expressions = vec![" ".into()],
+            |c| c.headers = BTreeMap::from([(String::new(), Bytes::new())]),
+            |c| c.headers = (0..=MAX_HEADERS).map(|i| (i.to_string(), Bytes::new())).collect(),
+        ];
+        for (i, change) in bad.into_iter().enumerate() {
+            let refused = input(change).validate().unwrap_err();
+            assert_eq!(refused.kind, FailureKind::InvalidInput, "case {i}: {refused}");
+        }
+        let archive = vec![0; MAX_ARCHIVE + 1].into();
+        let source = Source::Program { name: String::new(), archive };
+        assert!(CompileInput { source, ..input(|_| {}) }.validate().is_err());
+        let namespace = "n".repeat(MAX_NAME + 1);
+        assert!(CompileInput { namespace, ..input(|_| {}) }.validate().is_err());
+    }
+
+    #[test]
+    fn an_include_that_leaves_the_include_path_needs_its_header() {
+        for include in ["#include \"/etc/passwd\"", " #  include <../x.h>", "#include\"a/../b\""] {
+            let text = format!("int x;\n{include}\n");
+            let refused = input(|c| c.source = text.clone().into()).validate().unwrap_err();
+            assert_eq!(refused.kind, FailureKind::Incompatible, "{include}");
+            let file = included(include.as_bytes()).unwrap().to_owned();
+            let given = |c: &mut CudaSource| {
+                c.source = text.clone().into();
+                c.headers = BTreeMap::from([(file, Bytes::new())]);
+            };
+            input(given).validate().unwrap();
+        }
+    }
+
+    #[test]
+    fn each_part_of_a_request_is_one_field_of_the_key() {
+        let key = |input: &CompileInput| {
+            let Source::Cuda(cuda) = &input.source else { unreachable!() };
+            let options = cuda.nvrtc_options().unwrap();
+            let mut all = vec![cuda.graph(), CudaSource::inputs(), options.component()];
+            let fingerprint = Fingerprint::new("cuda", [("nvrtc", "13.5.37")]);
+            all.extend(common_components(input, &fingerprint, None));
+            kiln_proto::Components::new(all)
+        };
+        let base = input(|_| {});
+        let target = Target { min_driver: 12080, ..Target::cubin(90) };
+        let header = BTreeMap::from([("a.h".to_owned(), Bytes::from("1"))]);
+        let others = [
+            ("source", input(|c| c.source = "int y;".into())),
+            ("header.a.h", input(|c| c.headers = header)),
+            ("name_expression.0", input(|c| c.name_expressions = vec!["k<int>".into()])),
+            ("--fmad", input(|c| c.options = vec!["-fmad=false".into()])),
+            ("-DX", input(|c| c.options = vec!["-DX".into()])),
+            ("arch", CompileInput { target: Target::cubin(80), ..base.clone() }),
+            ("min_driver", CompileInput { target, ..base.clone() }),
+            ("namespace", CompileInput { namespace: "team".into(), ..base.clone() }),
+        ];
+        for (field, other) in others {
+            let (ours, theirs) = (key(&base), key(&other));
+            assert_ne!(ours.key(), theirs.key(), "{field}");
+            let found = ours.differences(&theirs);
+            let fields: Vec<&str> = found.iter().map(|d| d.field.as_str()).collect();
+            assert_eq!(fields, [field]);
+        }
+        assert_eq!(key(&base).key(), key(&input(|c| c.name = "other.cu".into())).key());
+    }
+}

@@ -255,3 +255,65 @@ fn text(path: &Path) -> Result<String, Failure> {
         Failure::new(FailureKind::ToolchainMissing, why)
     })
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn library(root: &Path, folder: &str, name: &str) -> PathBuf {
+        let folder = root.join(folder);
+        std::fs::create_dir_all(&folder).unwrap();
+        std::fs::write(folder.join(name), "").unwrap();
+        folder.join(name)
+    }
+
+    #[test]
+    fn the_most_specific_place_wins() {
+        let root = tempfile::tempdir().unwrap();
+        let root = root.path();
+        let wheel =
+            library(root, "venv/lib/python3.12/site-packages/nvidia/cu13/lib", "libnvrtc.so.13");
+        let settings = ToolchainSettings { pythons: vec![root.join("venv")], ..Default::default() };
+        let mut environment = Environment::default();
+        assert!(usual_folders(&settings, &environment).contains(&wheel.parent().unwrap().into()));
+
+        let places = [
+            ("CUDA_HOME", "cuda", library(root, "cuda/lib64", "libnvrtc.so.13.0.88")),
+            ("LD_LIBRARY_PATH", "path", library(root, "path", "libnvrtc.so.12")),
+            ("KILN_NVRTC_DIR", "own", library(root, "own", "libnvrtc.so.13")),
+        ];
+        for (variable, folder, expected) in places {
+            environment = environment.with(variable, root.join(folder));
+            assert_eq!(find(&settings, &environment).unwrap(), expected);
+        }
+        let file = wheel.clone();
+        let settings = ToolchainSettings { nvrtc: Some(file), ..settings };
+        assert_eq!(find(&settings, &environment).unwrap(), wheel);
+    }
+
+    #[test]
+    fn the_newest_library_of_a_folder_wins() {
+        let root = tempfile::tempdir().unwrap();
+        let names = ["libnvrtc.so", "libnvrtc.alt.so.13", "libnvrtc.so.9", "libnvrtc.so.12"];
+        for name in names {
+            library(root.path(), "", name);
+        }
+        assert_eq!(newest_in(root.path()).unwrap(), root.path().join("libnvrtc.so.12"));
+        library(root.path(), "", "libnvrtc.so.13");
+        assert_eq!(newest_in(root.path()).unwrap(), root.path().join("libnvrtc.so.13"));
+    }
+
+    #[test]
+    fn a_configured_place_is_the_only_one() {
+        let root = tempfile::tempdir().unwrap();
+        let elsewhere = library(root.path(), "own", "libnvrtc.so.13");
+        let environment =
+            Environment::default().with("KILN_NVRTC_DIR", elsewhere.parent().unwrap());
+        let nvrtc = Some(root.path().join("nowhere"));
+        let settings = ToolchainSettings { nvrtc, ..Default::default() };
+        let missing = find(&settings, &environment).unwrap_err();
+        assert_eq!(missing.kind, FailureKind::ToolchainMissing);
+        assert!(missing.message.contains("nowhere"), "{missing}");
+    }
+}

@@ -6,7 +6,10 @@
 use std::{
     num::NonZero,
     path::{Path, PathBuf},
-    sync::atomic::{AtomicUsize, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     thread,
     time::Duration,
 };
@@ -33,12 +36,19 @@ pub struct PoolSettings {
     pub workers: NonZero<usize>,
     /// Compiles that wait for a worker; more are refused.
     pub queue: usize,
+    /// How long a worker waits warm after start and after each compile.
+    #[serde(with = "humantime_serde")]
+    pub keep_warm: Duration,
 }
 
 impl Default for PoolSettings {
     fn default() -> Self {
         let one = NonZero::<usize>::MIN;
-        Self { workers: thread::available_parallelism().unwrap_or(one), queue: 1024 }
+        Self {
+            workers: thread::available_parallelism().unwrap_or(one),
+            queue: 1024,
+            keep_warm: Duration::from_secs(600),
+        }
     }
 }
 
@@ -50,7 +60,14 @@ pub struct Pool {
     settings: PoolSettings,
     slots: Semaphore,
     waiting: AtomicUsize,
-    spare: Mutex<Option<AbortOnDropHandle<Result<Worker, Failure>>>>,
+    spare: Arc<Mutex<Option<Spare>>>,
+}
+
+/// The worker that waits warm, and the task that ends it when nobody comes.
+#[derive(Debug)]
+struct Spare {
+    worker: AbortOnDropHandle<Result<Worker, Failure>>,
+    expiry: AbortOnDropHandle<()>,
 }
 
 impl Pool {
@@ -72,7 +89,7 @@ impl Pool {
             slots: Semaphore::new(settings.workers.get()),
             settings,
             waiting: AtomicUsize::new(0),
-            spare: Mutex::new(None),
+            spare: Arc::new(Mutex::new(None)),
         })
     }
 
@@ -96,7 +113,17 @@ impl Pool {
             let (launch, setup) = (self.launch.clone(), self.setup.clone());
             let starting =
                 tokio::spawn(async move { start(&launch, &setup).await.map(|(worker, _)| worker) });
-            *spare = Some(AbortOnDropHandle::new(starting));
+            // Weak: the slot owns this task, and the pool alone owns the slot.
+            let (slot, keep) = (Arc::downgrade(&self.spare), self.settings.keep_warm);
+            let expiry = tokio::spawn(async move {
+                tokio::time::sleep(keep).await;
+                let expired = slot.upgrade().and_then(|slot| slot.lock().take());
+                drop(expired);
+            });
+            *spare = Some(Spare {
+                worker: AbortOnDropHandle::new(starting),
+                expiry: AbortOnDropHandle::new(expiry),
+            });
         }
     }
 
@@ -113,13 +140,7 @@ impl Pool {
         program.cpu_seconds = limits.time.as_secs().saturating_mul(2).saturating_add(10);
         let compile = async {
             let _slot = self.slot().await?;
-            match timeout(limits.time, self.run_now(&program)).await {
-                Ok(answer) => answer,
-                Err(_) => Err(Failure::new(
-                    FailureKind::Timeout,
-                    format!("the compile was ended after {:?}, its limit", limits.time),
-                )),
-            }
+            self.run_now(&program, limits).await
         };
         tokio::select! {
             answer = compile => answer,
@@ -134,7 +155,7 @@ impl Pool {
             return Ok(slot);
         }
         let _place = Place::take(&self.waiting, self.settings.queue).ok_or_else(|| {
-            let PoolSettings { workers, queue } = &self.settings;
+            let PoolSettings { workers, queue, .. } = &self.settings;
             let why = format!(
                 "all {workers} compilers of this node are busy and {queue} requests wait: try \
                  again later, or another node"
@@ -145,24 +166,32 @@ impl Pool {
         self.slots.acquire().await.map_err(closed)
     }
 
-    async fn run_now(&self, program: &Program) -> Result<Compiled, Failure> {
+    async fn run_now(&self, program: &Program, limits: &Limits) -> Result<Compiled, Failure> {
         let mut worker = self.take().await?;
-        worker.send(program).await;
-        // The next one loads while this one compiles.
-        self.warm_up();
-        let answer = match worker.receive().await {
-            Ok(answer) => answer,
-            Err(lost) => Err(lost.into_failure()),
+        let compile = async {
+            worker.send(program).await;
+            // The next one loads while this one compiles.
+            self.warm_up();
+            worker.receive().await
         };
+        let answer = timeout(limits.time, compile).await;
         worker.end().await;
-        answer
+        match answer {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(lost)) => Err(lost.into_failure()),
+            Err(_) => {
+                let why = format!("the compile was ended after {:?}, its limit", limits.time);
+                Err(Failure::new(FailureKind::Timeout, why))
+            }
+        }
     }
 
     /// The spare if it is well, else a new worker.
     async fn take(&self) -> Result<Worker, Failure> {
         let spare = self.spare.lock().take();
-        if let Some(starting) = spare {
-            match starting.await {
+        if let Some(Spare { worker, expiry }) = spare {
+            drop(expiry);
+            match worker.await {
                 Ok(Ok(mut worker)) => match worker.is_alive() {
                     true => return Ok(worker),
                     false => tracing::warn!("the spare compiler process had ended"),

@@ -1,0 +1,125 @@
+//! `native`: an exported graph to a CUBIN and a launch plan.
+//!
+//! Invariant: the key covers the generated code, the flags and the plan as well
+//! as the graph, so a code generator that changed never gets its old output.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use kiln_proto::{
+    Component, Components, Failure, FailureKind, Fingerprint, Hasher, KeyField, component,
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    CompileInput, Compiler, Job, Limits, Output, Prepared, Source,
+    native::{self, Lowered},
+    registry::Engine,
+    request::common_components,
+    worker::{Compiled, Octets, Program, module_file},
+};
+
+/// Lowers exported graphs and compiles the result with NVRTC.
+#[derive(Debug)]
+pub struct NativeCompiler {
+    engine: Arc<Engine>,
+}
+
+impl NativeCompiler {
+    pub(super) fn new(engine: Arc<Engine>) -> Self {
+        Self { engine }
+    }
+}
+
+#[async_trait]
+impl Compiler for NativeCompiler {
+    fn name(&self) -> &'static str {
+        "native"
+    }
+
+    fn accepts(&self, source: &Source) -> bool {
+        matches!(source, Source::Program { .. })
+    }
+
+    /// The generated code includes no header: NVRTC's version is all.
+    fn fingerprint(&self) -> Result<Fingerprint, Failure> {
+        let toolchain = self.engine.toolchain().map_err(Failure::clone)?;
+        Ok(Fingerprint::new(self.name(), [("nvrtc", toolchain.version.as_str())]))
+    }
+
+    fn prepare(
+        &self,
+        input: &CompileInput,
+        fingerprint: &Fingerprint,
+    ) -> Result<Prepared, Failure> {
+        input.validate()?;
+        let Source::Program { name, archive } = &input.source else {
+            let why = format!("the native compiler takes no {}", input.source.form());
+            return Err(Failure::new(FailureKind::Incompatible, why));
+        };
+        let lowered = native::lower(archive, &input.options, input.target)?;
+        let plan = serde_json::to_vec_pretty(&lowered.plan).map_err(|e| {
+            Failure::new(FailureKind::Crashed, format!("write the launch plan: {e}"))
+        })?;
+        let generated = generated(&lowered, &plan);
+        let Lowered { graph, inputs, source, nvrtc_options, name: own_name, .. } = lowered;
+        let options = input.options.iter();
+        let options = options.map(|(name, value)| KeyField::new(name.as_str(), value.as_str()));
+        let options = Component::new(component::OPTIONS, options.collect());
+        let mut components = vec![graph, inputs, options];
+        components.extend(common_components(input, fingerprint, Some(generated)));
+        let source = Bytes::from(source);
+        let program = Program {
+            source: Octets(source.clone()),
+            headers: Default::default(),
+            options: nvrtc_options,
+            name_expressions: Vec::new(),
+            target: input.target,
+            memory_bytes: 0,
+            cpu_seconds: 0,
+        };
+        let extra =
+            vec![("kernels.cu".to_owned(), source), ("plan.json".to_owned(), Bytes::from(plan))];
+        Ok(Prepared {
+            components: Components::new(components),
+            fingerprint: fingerprint.clone(),
+            target: input.target,
+            label: if name.is_empty() { own_name } else { name.clone() },
+            namespace: input.namespace.clone(),
+            job: Job { program, extra },
+        })
+    }
+
+    async fn compile(
+        &self,
+        prepared: &Prepared,
+        limits: &Limits,
+        stop: CancellationToken,
+    ) -> Result<Output, Failure> {
+        let done = self.engine.run(&self.fingerprint()?, prepared, limits, stop).await;
+        let Compiled { module, log, seconds, .. } = done.map_err(|failure| match failure.kind {
+            // The user did not write that source.
+            FailureKind::CompileError | FailureKind::Incompatible => Failure::new(
+                failure.kind,
+                format!("NVRTC refused the code generated for this graph: {}", failure.message),
+            ),
+            _ => failure,
+        })?;
+        let mut files = vec![(module_file(prepared.target.kind).to_owned(), module.0)];
+        files.extend(prepared.job.extra.iter().cloned());
+        files.sort();
+        Ok(Output { files, compile_seconds: seconds, log })
+    }
+}
+
+/// All that NVRTC and the caller are given, as one field of the key.
+fn generated(lowered: &Lowered, plan: &[u8]) -> KeyField {
+    let mut hasher = Hasher::new();
+    let flags = lowered.nvrtc_options.iter().map(String::as_bytes);
+    for part in [lowered.source.as_bytes(), plan].into_iter().chain(flags) {
+        hasher.update(&(part.len() as u64).to_be_bytes());
+        hasher.update(part);
+    }
+    KeyField::new("generated", format!("blake3:{}", hasher.finalize().to_hex())).derived()
+}
