@@ -1,2 +1,110 @@
-//! compiler
+//! Compilers: a source and a target in, files out.
+//!
+//! Invariants: [`Compiler::prepare`] does no I/O and decides the key, so every
+//! node gives one request the same key, with or without a compiler; and no
+//! compiler library is ever loaded into this process: all of it happens in
+//! children that a [`Pool`] starts, bounds and ends.
+
+mod cuda;
 pub mod native;
+mod native_compiler;
+mod options;
+mod registry;
+mod request;
+mod toolchain;
+mod worker;
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use kiln_proto::{Components, Failure, Fingerprint, Target};
+use tokio_util::sync::CancellationToken;
+
+pub use cuda::CudaCompiler;
+pub use native_compiler::NativeCompiler;
+pub use registry::{CompilerSettings, Compilers};
+pub use request::{CompileInput, CudaSource, Source};
+pub use toolchain::{Environment, Headers, Toolchain, ToolchainSettings};
+pub use worker::{Pool, PoolSettings, worker_main};
+
+/// One way to turn a source into an artifact's files.
+#[async_trait]
+pub trait Compiler: Send + Sync {
+    /// The name by which a request selects it, and the fingerprint's compiler.
+    fn name(&self) -> &'static str;
+
+    /// Whether it compiles this form of source.
+    fn accepts(&self, source: &Source) -> bool;
+
+    /// This node's toolchain, or why it has none. A node without one can still
+    /// [`prepare`](Self::prepare) with a fingerprint of another node.
+    fn fingerprint(&self) -> Result<Fingerprint, Failure>;
+
+    /// Validates `input` and works out its key and the job. Pure, and for an
+    /// exported program worth a blocking thread: milliseconds of computing.
+    fn prepare(&self, input: &CompileInput, fingerprint: &Fingerprint)
+    -> Result<Prepared, Failure>;
+
+    /// Runs the job in a child process. Ends early, with the child and all that
+    /// it started gone, when `stop` fires, a limit passes or the future drops.
+    async fn compile(
+        &self,
+        prepared: &Prepared,
+        limits: &Limits,
+        stop: CancellationToken,
+    ) -> Result<Output, Failure>;
+}
+
+/// A request with everything that its key and its compile need.
+#[derive(Debug, Clone)]
+pub struct Prepared {
+    /// What decides the key.
+    pub components: Components,
+    /// The toolchain that the key is for: only an equal one may compile it.
+    pub fingerprint: Fingerprint,
+    /// What the output runs on.
+    pub target: Target,
+    /// A name to show; in no key.
+    pub label: String,
+    /// Tenant.
+    pub namespace: String,
+    job: Job,
+}
+
+/// What the child does, and the files that need no compiler.
+#[derive(Debug, Clone)]
+struct Job {
+    program: worker::Program,
+    /// Added to the artifact as they are.
+    extra: Vec<(String, Bytes)>,
+}
+
+/// An artifact's files, before they are packed.
+#[derive(Debug, Clone)]
+pub struct Output {
+    /// Relative path and bytes, in path order, at least one.
+    pub files: Vec<(String, Bytes)>,
+    /// Seconds that the compiler itself took: what a hit saves.
+    pub compile_seconds: f64,
+    /// What the compiler said besides: warnings.
+    pub log: String,
+}
+
+/// Bounds on one compile.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Limits {
+    /// Wall time from the moment a worker is free; then the process group is killed.
+    #[serde(with = "humantime_serde")]
+    pub time: Duration,
+    /// Private memory of the child in bytes.
+    pub memory_bytes: u64,
+}
+
+impl Default for Limits {
+    /// 10 minutes, 4 GiB: 400 unrolled kernels in one file took 36 s and 1 GB.
+    fn default() -> Self {
+        Self { time: Duration::from_secs(600), memory_bytes: 4 << 30 }
+    }
+}
