@@ -9,6 +9,7 @@ mod cluster;
 mod compile;
 mod dev;
 mod error;
+mod exec;
 mod fetch;
 mod get;
 mod includes;
@@ -52,6 +53,7 @@ enum Command {
     Rm(rm::Rm),
     Status(status::Status),
     Cluster(cluster::ClusterArgs),
+    Exec(exec::Exec),
 }
 
 /// What every client command takes.
@@ -110,6 +112,7 @@ impl Command {
             Self::Rm(command) => client(command.run()),
             Self::Status(command) => client(command.run()),
             Self::Cluster(command) => client(command.run()),
+            Self::Exec(command) => command.run(),
         }
     }
 
@@ -125,6 +128,7 @@ impl Command {
             Self::Rm(command) => command.client.json,
             Self::Status(command) => command.client.json,
             Self::Cluster(command) => command.client.json,
+            Self::Exec(command) => command.json,
         }
     }
 }

@@ -55,7 +55,7 @@ async fn what_counts_is_named_and_nothing_else() {
         (
             "option",
             with(|r| {
-                let option = pb::Field { name: "fast_math".into(), value: "true".into() };
+                let option = pb::Field { name: "fast_math".into(), value: "on".into() };
                 r.options.push(option);
             }),
             "options",
