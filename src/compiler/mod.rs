@@ -3,7 +3,7 @@
 //! Invariants: [`Compiler::prepare`] does no I/O and decides the key, so every
 //! node gives one request the same key, with or without a compiler; and no
 //! compiler library is ever loaded into this process: all of it happens in
-//! children that a [`Pool`] starts, bounds and ends.
+//! children that `worker::Pool` starts, bounds and ends.
 
 mod cuda;
 pub mod native;
@@ -26,7 +26,7 @@ pub use native_compiler::NativeCompiler;
 pub use registry::{CompilerSettings, Compilers};
 pub use request::{CompileInput, CudaSource, Source};
 pub use toolchain::{Environment, Headers, Toolchain, ToolchainSettings};
-pub use worker::{Pool, PoolSettings, worker_main};
+pub use worker::{PoolSettings, worker_main};
 
 /// One way to turn a source into an artifact's files.
 #[async_trait]

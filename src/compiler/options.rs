@@ -134,7 +134,7 @@ impl Canonical {
         plain.chain(macros).collect()
     }
 
-    /// The `options` component, with further `options` of the backend.
+    /// The `options` component: one field an option, one a macro.
     pub(super) fn component(&self) -> Component {
         let plain = self.plain.iter();
         let plain = plain.map(|(name, value)| KeyField::new(format!("--{name}"), value.as_str()));

@@ -12,8 +12,9 @@ use kiln_proto::{Failure, FailureKind, Fingerprint};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Compiler, CudaCompiler, Environment, Limits, NativeCompiler, Pool, PoolSettings, Prepared,
-    Source, Toolchain, ToolchainSettings, worker::Compiled,
+    Compiler, CudaCompiler, Environment, Limits, NativeCompiler, PoolSettings, Prepared, Source,
+    Toolchain, ToolchainSettings,
+    worker::{Compiled, Pool},
 };
 
 /// The `[compiler]` section of a node's configuration.

@@ -15,5 +15,6 @@ mod protocol;
 
 pub use child::worker_main;
 pub(super) use nvrtc::SOURCE_NAME;
-pub use pool::{Pool, PoolSettings};
+pub(super) use pool::Pool;
+pub use pool::PoolSettings;
 pub(super) use protocol::{Bundled, Compiled, Octets, Program, Setup, module_file};

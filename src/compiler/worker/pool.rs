@@ -54,7 +54,7 @@ impl Default for PoolSettings {
 
 /// Runs programs through worker processes of one toolchain.
 #[derive(Debug)]
-pub struct Pool {
+pub(crate) struct Pool {
     launch: Launch,
     setup: Setup,
     settings: PoolSettings,
@@ -107,7 +107,7 @@ impl Pool {
     }
 
     /// Starts the worker that waits warm, unless one does. Needs a tokio runtime.
-    pub fn warm_up(&self) {
+    pub(crate) fn warm_up(&self) {
         let mut spare = self.spare.lock();
         if spare.is_none() {
             let (launch, setup) = (self.launch.clone(), self.setup.clone());
