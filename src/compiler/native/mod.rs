@@ -77,11 +77,21 @@ pub fn lower(
         return Err(Failure::new(FailureKind::Incompatible, why));
     }
     let graph = parse::parse(archive)?;
-    let typed = infer::infer(&graph)?;
+    let name = archive::name(archive);
+    lower_graph(&graph, name, options, target)
+}
+
+fn lower_graph(
+    graph: &Graph,
+    name: String,
+    options: Options,
+    target: Target,
+) -> Result<Lowered, Failure> {
+    let typed = infer::infer(graph)?;
     let prims = lower::lower(&typed)?;
     let groups = fuse::fuse(&prims, options.fuse);
     let code = codegen::generate(&typed, &prims, &groups, target)?;
-    let (graph_component, inputs) = components(&graph);
+    let (graph_component, inputs) = components(graph);
     let mut nvrtc_options = vec!["--std=c++17".to_owned()];
     if options.fast_math {
         nvrtc_options.push("--use_fast_math".to_owned());
@@ -92,7 +102,7 @@ pub fn lower(
         source: code.source,
         nvrtc_options,
         plan: code.plan,
-        name: archive::name(archive),
+        name,
     })
 }
 

@@ -76,10 +76,11 @@ inline void launch(Dim3 grid, unsigned threads, std::function<void()> body) {
     for (unsigned y = 0; y < grid.y; ++y)
       for (unsigned x = 0; x < grid.x; ++x) {
         blockIdx = {x, y, z};
-        fibres.assign(threads, Fibre());
+        fibres.resize(threads);
         block_gate = {(int)threads, 0, 0};
         warp_gates.assign((threads + 31) / 32, {32, 0, 0});
         for (auto& fibre : fibres) {
+          fibre.done = false;
           fibre.stack.resize(64 << 10);
           getcontext(&fibre.context);
           fibre.context.uc_stack.ss_sp = fibre.stack.data();
@@ -87,9 +88,12 @@ inline void launch(Dim3 grid, unsigned threads, std::function<void()> body) {
           fibre.context.uc_link = nullptr;
           makecontext(&fibre.context, run_fibre, 0);
         }
-        for (bool more = true; more;) {
+        // Forth and back between barriers: what needs one that is missing goes wrong.
+        bool more = true;
+        for (unsigned sweep = 0; more; ++sweep) {
           more = false;
-          for (unsigned i = 0; i < threads; ++i) {
+          for (unsigned n = 0; n < threads; ++n) {
+            const unsigned i = sweep % 2 ? threads - 1 - n : n;
             if (fibres[i].done) continue;
             more = true;
             current = i;

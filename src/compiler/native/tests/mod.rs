@@ -1,10 +1,13 @@
 //! The compiler as a whole, on archives that PyTorch wrote.
 
+mod build;
 mod emulator;
 mod fusion;
 mod inputs;
 mod keys;
 mod numerics;
+mod products;
+mod rows;
 
 use std::collections::BTreeMap;
 

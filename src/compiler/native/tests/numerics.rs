@@ -1,24 +1,9 @@
 //! Generated kernels against PyTorch, run by the emulator.
 
-use half::{bf16, f16};
 use kiln_proto::graph::DType;
 use safetensors::SafeTensors;
 
-use super::{compile, emulator::Module, fixture};
-
-fn floats(dtype: DType, bytes: &[u8]) -> Vec<f64> {
-    let two = |b: &[u8]| [b[0], b[1]];
-    match dtype {
-        DType::F32 => {
-            let four = |b: &[u8]| f32::from_le_bytes([b[0], b[1], b[2], b[3]]);
-            bytes.chunks_exact(4).map(|b| f64::from(four(b))).collect()
-        }
-        DType::BF16 => {
-            bytes.chunks_exact(2).map(|b| bf16::from_le_bytes(two(b)).to_f64()).collect()
-        }
-        _ => bytes.chunks_exact(2).map(|b| f16::from_le_bytes(two(b)).to_f64()).collect(),
-    }
-}
+use super::{build::floats, compile, emulator::Module, fixture};
 
 /// Largest difference over the largest magnitude, as the check on the GPU has it.
 fn relative_error(ours: &[f64], golden: &[f64]) -> f64 {
