@@ -11,6 +11,7 @@
 //! | [`transfer`] | bytes between nodes, descriptors to clients of this machine |
 //! | [`compiler`] | sources to files, in child processes |
 //! | [`cache`] | memory, disk and object tier |
+//! | [`exec`] | runs an artifact of the native compiler on a GPU |
 //! | [`artifact`] | files to packs and back |
 //! | `kiln_cluster` | the Raft-replicated index, leases, membership |
 //! | `kiln_proto` | the shared vocabulary and the wire format |
@@ -24,6 +25,7 @@ pub mod cache;
 pub mod compiler;
 pub mod config;
 pub mod error;
+pub mod exec;
 pub mod identity;
 pub mod manager;
 pub mod node;

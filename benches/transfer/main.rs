@@ -9,7 +9,7 @@ mod redis;
 mod server;
 mod table;
 
-use std::{sync::Arc, time::Instant};
+use std::{net::TcpStream, sync::Arc, time::Instant};
 
 use anyhow::{Context, Result};
 use kiln::{
@@ -71,8 +71,8 @@ fn local(runtime: &Runtime, node: &Node, redis: &Redis, blobs: &[Blob]) -> Resul
                 // As in a service: on a worker of the runtime, not beside it.
                 table.add(size, who, runtime.block_on(runtime.spawn(fetches))??);
             }
-            table.add(size, "redis, TCP", tcp.sample(&name, blob, count)?);
-            table.add(size, "redis, unix socket", unix.sample(&name, blob, count)?);
+            table.add(size, "redis, TCP", tcp.sample(&name, blob, count, false)?);
+            table.add(size, "redis, unix socket", unix.sample(&name, blob, count, false)?);
         }
     }
     table.print();
@@ -122,20 +122,15 @@ fn remote(
         for round in 0..ROUNDS {
             let ours = peers(&client, node, blob, connections, *count);
             let ours = runtime.block_on(ours)?;
-            let start = Instant::now();
-            let theirs = std::thread::scope(|scope| {
-                let running = clients
-                    .iter_mut()
-                    .map(|client| scope.spawn(|| client.sample(&name, blob, *count)))
-                    .collect::<Vec<_>>();
-                let joined = running.into_iter().map(|r| r.join().expect("a thread of redis"));
-                joined.collect::<Result<Vec<_>>>()
-            })?;
-            let theirs = Sample::together(theirs, start.elapsed());
             // The first round warms connections and memory.
             if round > 0 {
                 table.add(*size, "kiln, peer", ours);
-                table.add(*size, "redis, TCP", theirs);
+            }
+            for (who, keep) in [("redis, TCP", false), ("redis, TCP, then verified", true)] {
+                let theirs = redis_threads(&mut clients, &name, blob, *count, keep)?;
+                if round > 0 {
+                    table.add(*size, who, theirs);
+                }
             }
         }
     }
@@ -170,5 +165,24 @@ async fn peers(
     for fetch in fetches.collect::<Vec<_>>() {
         samples.push(fetch.await.context("a task of kiln")??);
     }
+    Ok(Sample::together(samples, start.elapsed()))
+}
+
+fn redis_threads(
+    clients: &mut [redis::Client<TcpStream>],
+    name: &str,
+    blob: &Blob,
+    count: usize,
+    keep: bool,
+) -> Result<Sample> {
+    let start = Instant::now();
+    let samples = std::thread::scope(|scope| {
+        let running = clients
+            .iter_mut()
+            .map(|client| scope.spawn(move || client.sample(name, blob, count, keep)))
+            .collect::<Vec<_>>();
+        let joined = running.into_iter().map(|r| r.join().expect("a thread of redis"));
+        joined.collect::<Result<Vec<_>>>()
+    })?;
     Ok(Sample::together(samples, start.elapsed()))
 }

@@ -12,6 +12,7 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::table::Sample;
+use kiln::cache::{Blob, BlobWriter};
 
 /// A running server without persistence; it is killed when this is dropped.
 pub(crate) struct Redis {
@@ -83,23 +84,36 @@ impl<S: Read + Write> Client<S> {
         Ok(())
     }
 
-    /// GETs `name`, which holds `bytes`, `count` times.
-    pub(crate) fn sample(&mut self, name: &str, bytes: &[u8], count: usize) -> Result<Sample> {
+    /// GETs `name`, which holds the bytes of `blob`, `count` times; each answer
+    /// is verified and sealed, as a node would have to, if `keep` is set.
+    pub(crate) fn sample(
+        &mut self,
+        name: &str,
+        blob: &Blob,
+        count: usize,
+        keep: bool,
+    ) -> Result<Sample> {
         let command = format!("*2\r\n$3\r\nGET\r\n${}\r\n{name}\r\n", name.len());
-        let head = format!("${}\r\n", bytes.len());
-        self.buffer.resize(head.len() + bytes.len() + 2, 0);
+        let head = format!("${}\r\n", blob.len());
+        let body = head.len()..head.len() + blob.len();
+        self.buffer.resize(body.end + 2, 0);
         let (mut sample, all) = (Sample::default(), Instant::now());
         for _ in 0..count {
             let start = Instant::now();
             self.stream.write_all(command.as_bytes())?;
             self.stream.read_exact(&mut self.buffer)?;
-            sample.count(start, bytes.len());
+            let kept = keep.then(|| {
+                let mut writer = BlobWriter::with_size(blob.size())?;
+                writer.write(&self.buffer[body.clone()])?;
+                writer.finish_as(blob.digest())
+            });
+            let kept = kept.transpose()?;
+            sample.count(start, blob.len());
+            drop(kept);
         }
         let sample = sample.since(all);
-        match self.buffer.strip_prefix(head.as_bytes()) {
-            Some(body) if body.starts_with(bytes) => {}
-            _ => bail!("redis gives other bytes than it was given"),
-        }
+        ensure!(self.buffer.starts_with(head.as_bytes()), "redis answers something else");
+        ensure!(self.buffer[body] == **blob, "redis gives other bytes than it was given");
         Ok(sample)
     }
 }

@@ -123,6 +123,8 @@ pub(crate) enum Response {
     Stale,
     /// The pack is condemned.
     Condemned,
+    /// The cluster has no first nodes yet: ask again in a moment.
+    NotFounded,
     /// The state does not allow the command at all.
     Refused(String),
 }

@@ -141,7 +141,7 @@ fn join<V: View>(
 ) -> Result<Response, StateError> {
     let mut counters = counters(txn)?;
     if counters.cluster == 0 {
-        return Ok(Response::Refused("the cluster is not founded yet".into()));
+        return Ok(Response::NotFounded);
     }
     let known = txn.nodes()?.into_iter().find(|(_, n)| n.candidate == node.candidate);
     match known {

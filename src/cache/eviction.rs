@@ -171,6 +171,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
         /// The static rank orders as the decaying value does, at any later time.
         #[test]
         fn the_rank_orders_as_the_decayed_value(

@@ -27,6 +27,9 @@ const MAX_OPTION: usize = 64 << 10;
 /// Longest name of a source, a header or a namespace.
 const MAX_NAME: usize = 255;
 
+/// The tool in a fingerprint that stands for a toolkit's headers.
+pub(super) const HEADERS: &str = "headers";
+
 /// One source for one target.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CompileInput {
@@ -201,7 +204,11 @@ pub(super) fn common_components(
 ) -> [Component; 3] {
     let mut versions = vec![KeyField::new("compiler", fingerprint.compiler.as_str())];
     let tools = fingerprint.versions.iter();
-    versions.extend(tools.map(|(tool, version)| KeyField::new(tool.as_str(), version.as_str())));
+    versions.extend(tools.map(|(tool, version)| {
+        let field = KeyField::new(tool.as_str(), version.as_str());
+        // Headers change with their toolkit: named only where they alone differ.
+        if tool == HEADERS { field.derived() } else { field }
+    }));
     versions.extend(derived);
     let target = vec![
         KeyField::new("arch", input.target.to_string()),

@@ -11,7 +11,10 @@ use std::{
 
 use kiln_proto::{Failure, FailureKind};
 
-use super::worker::{Bundled, Pool, Setup};
+use super::{
+    request::HEADERS,
+    worker::{Bundled, Pool, Setup},
+};
 
 /// Where to look. All of it is optional.
 #[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -146,7 +149,7 @@ impl Toolchain {
     pub(super) fn versions(&self) -> Vec<(String, String)> {
         let mut versions = vec![("nvrtc".to_owned(), self.version.clone())];
         if let Headers::Toolkit(version) = &self.headers {
-            versions.push(("headers".to_owned(), version.clone()));
+            versions.push((HEADERS.to_owned(), version.clone()));
         }
         versions
     }

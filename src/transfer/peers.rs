@@ -44,7 +44,10 @@ impl Door for Peers {
 
     async fn accept(&self) -> io::Result<TcpStream> {
         let (stream, _) = self.0.accept().await?;
-        stream.set_nodelay(true)?;
+        // Only slower without; an error here would stop others from being accepted.
+        if let Err(error) = stream.set_nodelay(true) {
+            tracing::debug!(%error, "send small segments at once");
+        }
         Ok(stream)
     }
 

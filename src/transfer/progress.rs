@@ -37,3 +37,40 @@ impl Progress {
         Ok(moved)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    async fn moves(bytes: usize) -> io::Result<usize> {
+        tokio::task::yield_now().await;
+        Ok(bytes)
+    }
+
+    #[tokio::test]
+    async fn who_dribbles_is_cut_off_at_the_end_of_the_window() {
+        let window = Duration::from_millis(30);
+        let (mut progress, start) = (Progress::new(window), Instant::now());
+        let mut moved = 0;
+        let error = loop {
+            // The last byte that a window allows does not renew it.
+            match progress.step(moves(usize::from(moved + 1 < LEAST))).await {
+                Ok(n) => moved += n,
+                Err(error) => break error,
+            }
+        };
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        assert!(start.elapsed() >= window);
+    }
+
+    #[tokio::test]
+    async fn who_moves_enough_gets_another_window() {
+        let window = Duration::from_millis(20);
+        let (mut progress, start) = (Progress::new(window), Instant::now());
+        while start.elapsed() < window * 3 {
+            progress.step(moves(LEAST)).await.unwrap();
+        }
+    }
+}

@@ -39,7 +39,7 @@ async fn cuda_that_does_not_compile_gives_its_log_to_all_waiters() {
 async fn malformed_archives_are_refused() {
     let cluster = TestCluster::start(1).await;
     let node = &cluster.nodes[0];
-    let whole = fixture("block_f32.pt2");
+    let whole = fixture("block_f32.211.pt2");
     let truncated = whole[..whole.len() / 2].to_vec();
     for (what, archive) in
         [("truncated", truncated), ("not a zip", b"hello".to_vec()), ("bomb", bomb()), ("empty", vec![])]
@@ -66,7 +66,7 @@ fn bomb() -> Vec<u8> {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_unknown_op_is_named_with_its_node() {
     let cluster = TestCluster::start(1).await;
-    let refused = cluster.nodes[0].compile(program(fixture("unknown_op.pt2"))).await.unwrap_err();
+    let refused = cluster.nodes[0].compile(program(fixture("unknown.211.pt2"))).await.unwrap_err();
     assert_eq!((code(&refused), kind(&refused)), (Some("C001"), Some("unsupported_op")));
     assert!(refused.message().contains("aten."), "the op: {refused}");
 }

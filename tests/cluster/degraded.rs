@@ -81,7 +81,7 @@ async fn with_l3_away_compiles_commit_and_uploads_drain_later() {
 /// A disk tier that cannot be written: compiles are answered and shared all the same.
 #[tokio::test(flavor = "multi_thread")]
 async fn with_a_full_disk_tier_everything_is_still_answered() {
-    let cluster = TestCluster::start_with(2, |i, config| {
+    let cluster = TestCluster::start_with(3, |i, config| {
         if i == 0 {
             // Smaller than any pack: nothing ever fits.
             config.disk.bytes = 1;

@@ -41,8 +41,14 @@ async fn a_tidy_stop_leaves_no_children_and_no_socket() {
     cluster.nodes[0].terminate().await;
     assert!(!socket.exists());
     for child in group {
-        assert!(!std::path::Path::new(&format!("/proc/{child}")).exists(), "{child} is left");
+        crate::harness::eventually("the end of a child", async || ended(child).then_some(())).await;
     }
+}
+
+/// Whether a process is gone, or dead and only not yet reaped.
+fn ended(pid: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with('Z'))
 }
 
 fn children(pid: u32) -> Vec<u32> {

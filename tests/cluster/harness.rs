@@ -18,20 +18,20 @@ use tokio::{
 use tonic::{Request, Status, transport::Channel};
 
 /// Bound on anything that a test waits for.
-pub const SOON: Duration = Duration::from_secs(60);
+pub(crate) const SOON: Duration = Duration::from_secs(60);
 const MESSAGE_BYTES: usize = 64 << 20;
 
 /// Changes a node's configuration before it starts.
-pub type Configure = fn(usize, &mut Config);
+pub(crate) type Configure = fn(usize, &mut Config);
 
-pub struct TestCluster {
-    pub folder: tempfile::TempDir,
-    pub nodes: Vec<TestNode>,
+pub(crate) struct TestCluster {
+    pub(crate) folder: tempfile::TempDir,
+    pub(crate) nodes: Vec<TestNode>,
 }
 
-pub struct TestNode {
-    pub id: u64,
-    pub config: Config,
+pub(crate) struct TestNode {
+    pub(crate) id: u64,
+    pub(crate) config: Config,
     folder: PathBuf,
     child: Option<Child>,
     ready: Value,
@@ -39,20 +39,20 @@ pub struct TestNode {
 
 /// What a compile ended with.
 #[derive(Debug, Clone)]
-pub struct Compiled {
-    pub key: ArtifactKey,
-    pub outcome: pb::Outcome,
-    pub tier: pb::Tier,
-    pub manifest: SignedManifest,
+pub(crate) struct Compiled {
+    pub(crate) key: ArtifactKey,
+    pub(crate) outcome: pb::Outcome,
+    pub(crate) tier: pb::Tier,
+    pub(crate) manifest: SignedManifest,
 }
 
 impl TestCluster {
     /// `n` voters with a shared local-folder L3.
-    pub async fn start(n: usize) -> Self {
+    pub(crate) async fn start(n: usize) -> Self {
         Self::start_with(n, |_, _| {}).await
     }
 
-    pub async fn start_with(n: usize, configure: Configure) -> Self {
+    pub(crate) async fn start_with(n: usize, configure: Configure) -> Self {
         // A port that was free a moment ago may be taken now: then once more.
         for _ in 0..3 {
             if let Some(cluster) = Self::try_start(n, configure).await {
@@ -100,7 +100,7 @@ impl TestCluster {
     }
 
     /// A node that is not running yet, joining this cluster.
-    pub fn newcomer(&mut self, configure: Configure) -> usize {
+    pub(crate) fn newcomer(&mut self, configure: Configure) -> usize {
         let i = self.nodes.len();
         let home = self.folder.path().join(format!("node-{i}"));
         std::fs::create_dir(&home).unwrap();
@@ -113,7 +113,7 @@ impl TestCluster {
             socket: Some(home.join("kiln.sock")),
             ..self.nodes[0].config.clone()
         };
-        config.start.peers.clear();
+        config.start = kiln::config::StartConfig::default();
         config.start.join =
             self.nodes.iter().map(|node| node.config.grpc_listen.to_string()).collect();
         configure(i, &mut config);
@@ -122,7 +122,7 @@ impl TestCluster {
     }
 
     /// The index of the node that leads, once one of `among` says so and means it.
-    pub async fn leader(&self, among: &[usize]) -> usize {
+    pub(crate) async fn leader(&self, among: &[usize]) -> usize {
         eventually("a leader", async || {
             for i in among {
                 let Ok(status) = self.nodes[*i].status().await else { continue };
@@ -137,7 +137,7 @@ impl TestCluster {
     }
 
     /// A counter summed over the nodes.
-    pub async fn counter(&self, name: &str) -> u64 {
+    pub(crate) async fn counter(&self, name: &str) -> u64 {
         let mut sum = 0;
         for node in self.nodes.iter().filter(|node| node.child.is_some()) {
             sum += node.counter(name).await;
@@ -152,7 +152,7 @@ impl TestNode {
     }
 
     /// Starts the process without waiting for it.
-    pub fn spawn(&mut self) {
+    pub(crate) fn spawn(&mut self) {
         let file = self.folder.join("config.toml");
         std::fs::write(&file, toml::to_string(&self.config).unwrap()).unwrap();
         let log = std::fs::OpenOptions::new()
@@ -173,7 +173,7 @@ impl TestNode {
     }
 
     /// Waits for the ready line; false when the process ended before.
-    pub async fn wait_ready(&mut self) -> bool {
+    pub(crate) async fn wait_ready(&mut self) -> bool {
         let stdout = self.child.as_mut().unwrap().stdout.take().unwrap();
         let mut lines = BufReader::new(stdout).lines();
         let line = timeout(SOON, lines.next_line()).await;
@@ -187,19 +187,19 @@ impl TestNode {
         true
     }
 
-    pub async fn restart(&mut self) {
+    pub(crate) async fn restart(&mut self) {
         self.spawn();
         assert!(self.wait_ready().await, "no restart");
     }
 
     /// SIGKILL, and the end of it.
-    pub async fn kill(&mut self) {
+    pub(crate) async fn kill(&mut self) {
         let mut child = self.child.take().expect("it runs");
         child.kill().await.unwrap();
     }
 
     /// SIGTERM, and a tidy end.
-    pub async fn terminate(&mut self) {
+    pub(crate) async fn terminate(&mut self) {
         let mut child = self.child.take().expect("it runs");
         let pid = rustix::process::Pid::from_raw(child.id().unwrap() as i32).unwrap();
         rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
@@ -207,16 +207,16 @@ impl TestNode {
         assert!(ended.success(), "{ended}:\n{}", self.log());
     }
 
-    pub fn pid(&self) -> u32 {
+    pub(crate) fn pid(&self) -> u32 {
         self.child.as_ref().and_then(Child::id).unwrap()
     }
 
-    pub fn data(&self) -> &Path {
+    pub(crate) fn data(&self) -> &Path {
         &self.config.data_dir
     }
 
     /// Files below the data folder that hold packs.
-    pub fn packs(&self) -> Vec<PathBuf> {
+    pub(crate) fn packs(&self) -> Vec<PathBuf> {
         fn walk(folder: &Path, found: &mut Vec<PathBuf>) {
             for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
                 let path = entry.path();
@@ -234,11 +234,11 @@ impl TestNode {
         found
     }
 
-    pub fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         std::fs::read_to_string(self.folder.join("log")).unwrap_or_default()
     }
 
-    pub async fn client(&self) -> KilnClient<Channel> {
+    pub(crate) async fn client(&self) -> KilnClient<Channel> {
         let endpoint = format!("http://{}", self.config.grpc_listen);
         let channel = Channel::from_shared(endpoint).unwrap().connect_lazy();
         KilnClient::new(channel)
@@ -246,24 +246,24 @@ impl TestNode {
             .max_encoding_message_size(MESSAGE_BYTES)
     }
 
-    pub async fn status(&self) -> Result<pb::StatusResponse, Status> {
+    pub(crate) async fn status(&self) -> Result<pb::StatusResponse, Status> {
         let asked = self.client().await.status(pb::StatusRequest {}).await;
         asked.map(tonic::Response::into_inner)
     }
 
-    pub async fn counter(&self, name: &str) -> u64 {
+    pub(crate) async fn counter(&self, name: &str) -> u64 {
         let status = self.status().await.unwrap();
         let found = status.counters.iter().find(|c| c.name == name);
         found.unwrap_or_else(|| panic!("no counter {name}")).value
     }
 
     /// Compiles, and returns how it ended for the one target.
-    pub async fn compile(&self, request: pb::CompileRequest) -> Result<Compiled, Status> {
+    pub(crate) async fn compile(&self, request: pb::CompileRequest) -> Result<Compiled, Status> {
         self.compile_watching(request, |_| {}).await
     }
 
     /// The same, with each event before the last told to `watch`.
-    pub async fn compile_watching(
+    pub(crate) async fn compile_watching(
         &self,
         request: pb::CompileRequest,
         mut watch: impl FnMut(&pb::compile_event::Event),
@@ -283,7 +283,7 @@ impl TestNode {
     }
 
     /// All bytes of an artifact.
-    pub async fn fetch(&self, key: &ArtifactKey) -> Result<(pb::FetchHeader, Vec<u8>), Status> {
+    pub(crate) async fn fetch(&self, key: &ArtifactKey) -> Result<(pb::FetchHeader, Vec<u8>), Status> {
         let request = pb::FetchRequest { key: bytes_of(key), namespace: NAMESPACE.into() };
         let mut chunks = self.client().await.fetch(request).await?.into_inner();
         let (mut header, mut pack) = (None, Vec::new());
@@ -296,7 +296,7 @@ impl TestNode {
         Ok((header.unwrap(), pack))
     }
 
-    pub async fn lookup(&self, key: &ArtifactKey) -> Result<Option<pb::Entry>, Status> {
+    pub(crate) async fn lookup(&self, key: &ArtifactKey) -> Result<Option<pb::Entry>, Status> {
         let request = pb::LookupRequest {
             key: bytes_of(key),
             linearizable: false,
@@ -308,14 +308,14 @@ impl TestNode {
 }
 
 /// The tenant of every test.
-pub const NAMESPACE: &str = "default";
+pub(crate) const NAMESPACE: &str = "default";
 
-pub fn bytes_of(key: &ArtifactKey) -> prost::bytes::Bytes {
+pub(crate) fn bytes_of(key: &ArtifactKey) -> prost::bytes::Bytes {
     prost::bytes::Bytes::copy_from_slice(key.as_bytes())
 }
 
 /// A CUDA source for sm_90.
-pub fn cuda(source: impl Into<String>) -> pb::CompileRequest {
+pub(crate) fn cuda(source: impl Into<String>) -> pb::CompileRequest {
     let cuda = pb::CudaSource {
         name: "test.cu".into(),
         source: source.into().into_bytes().into(),
@@ -330,7 +330,7 @@ pub fn cuda(source: impl Into<String>) -> pb::CompileRequest {
 }
 
 /// A kernel whose name, and so whose key, is `name`.
-pub fn saxpy(name: &str) -> pb::CompileRequest {
+pub(crate) fn saxpy(name: &str) -> pb::CompileRequest {
     cuda(format!(
         "extern \"C\" __global__ void {name}(int n, float a, const float* x, float* y) {{\n\
          int i = blockIdx.x * blockDim.x + threadIdx.x; if (i < n) y[i] += a * x[i]; }}\n"
@@ -338,7 +338,7 @@ pub fn saxpy(name: &str) -> pb::CompileRequest {
 }
 
 /// A source that keeps the compiler busy for some seconds per `weight` of 30.
-pub fn slow(name: &str, weight: usize) -> pb::CompileRequest {
+pub(crate) fn slow(name: &str, weight: usize) -> pb::CompileRequest {
     let mut source = String::new();
     for k in 0..weight {
         source.push_str(&format!(
@@ -351,7 +351,7 @@ pub fn slow(name: &str, weight: usize) -> pb::CompileRequest {
 }
 
 /// Waits until `ask` answers, asking again and again, at most [`SOON`].
-pub async fn eventually<T>(what: &str, mut ask: impl AsyncFnMut() -> Option<T>) -> T {
+pub(crate) async fn eventually<T>(what: &str, mut ask: impl AsyncFnMut() -> Option<T>) -> T {
     let end = Instant::now() + SOON;
     loop {
         if let Some(answer) = ask().await {
@@ -363,12 +363,12 @@ pub async fn eventually<T>(what: &str, mut ask: impl AsyncFnMut() -> Option<T>) 
 }
 
 /// The code in an error's metadata.
-pub fn code(status: &Status) -> Option<&str> {
+pub(crate) fn code(status: &Status) -> Option<&str> {
     status.metadata().get("kiln-code")?.to_str().ok()
 }
 
 /// The kind in an error's metadata.
-pub fn kind(status: &Status) -> Option<&str> {
+pub(crate) fn kind(status: &Status) -> Option<&str> {
     status.metadata().get("kiln-kind")?.to_str().ok()
 }
 
@@ -379,12 +379,12 @@ fn free_ports(n: usize) -> Vec<SocketAddr> {
 }
 
 /// The metrics page of a node.
-pub async fn metrics(node: &TestNode) -> String {
+pub(crate) async fn metrics(node: &TestNode) -> String {
     http(node, "/metrics").await.1
 }
 
 /// Status code and body of a page on a node's HTTP port.
-pub async fn http(node: &TestNode, path: &str) -> (u16, String) {
+pub(crate) async fn http(node: &TestNode, path: &str) -> (u16, String) {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let mut stream = tokio::net::TcpStream::connect(node.config.http_listen).await.unwrap();
     let request = format!("GET {path} HTTP/1.1\r\nHost: kiln\r\nConnection: close\r\n\r\n");

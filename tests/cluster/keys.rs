@@ -30,8 +30,8 @@ async fn explain(
 #[tokio::test(flavor = "multi_thread")]
 async fn names_and_torch_versions_do_not_count() {
     let cluster = TestCluster::start(1).await;
-    let made = cluster.nodes[0].compile(fixture("block_f32.pt2")).await.unwrap();
-    for same in ["block_f32_new.pt2", "block_f32_renamed.pt2"] {
+    let made = cluster.nodes[0].compile(fixture("block_f32.211.pt2")).await.unwrap();
+    for same in ["block_f32.new.pt2", "block_f32_renamed.211.pt2", "block_f32_renamed.new.pt2"] {
         let again = cluster.nodes[0].compile(fixture(same)).await.unwrap();
         assert_eq!((again.key, again.outcome), (made.key, pb::Outcome::Hit), "{same}");
     }
@@ -40,16 +40,16 @@ async fn names_and_torch_versions_do_not_count() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_counts_is_named_and_nothing_else() {
     let cluster = TestCluster::start(1).await;
-    let made = cluster.nodes[0].compile(fixture("block_f32.pt2")).await.unwrap();
+    let made = cluster.nodes[0].compile(fixture("block_f32.211.pt2")).await.unwrap();
     let with = |change: fn(&mut pb::CompileRequest)| {
-        let mut request = fixture("block_f32.pt2");
+        let mut request = fixture("block_f32.211.pt2");
         change(&mut request);
         request
     };
     let cases = [
-        ("constant", fixture("block_f32_eps.pt2"), "graph", "constants"),
-        ("dtype", fixture("block_bf16.pt2"), "inputs", ".dtype"),
-        ("shape", fixture("block_f32_batch.pt2"), "inputs", ".shape"),
+        ("constant", fixture("block_f32_eps.211.pt2"), "graph", "constants"),
+        ("dtype", fixture("block_bf16.211.pt2"), "inputs", ".dtype"),
+        ("shape", fixture("block_f32_batch.211.pt2"), "inputs", ".shape"),
         ("target", with(|r| r.targets[0].compute = 80), "target", ""),
         ("namespace", with(|r| r.namespace = "other".into()), "namespace", ""),
         (
@@ -76,15 +76,15 @@ async fn what_counts_is_named_and_nothing_else() {
 /// Two nodes with two NVRTC versions: two keys, and the version is the reason.
 #[tokio::test(flavor = "multi_thread")]
 async fn another_nvrtc_is_another_key() {
-    let cluster = TestCluster::start_with(2, |i, config| {
+    let cluster = TestCluster::start_with(3, |i, config| {
         if i == 1 {
             let folder = std::env::var_os("KILN_NVRTC_ALT_DIR");
             config.compile.nvrtc = Some(folder.expect("`make test` sets KILN_NVRTC_ALT_DIR").into());
         }
     })
     .await;
-    let made = cluster.nodes[0].compile(fixture("block_f32.pt2")).await.unwrap();
-    let subject = Some(pb::explain_request::Subject::Request(fixture("block_f32.pt2")));
+    let made = cluster.nodes[0].compile(fixture("block_f32.211.pt2")).await.unwrap();
+    let subject = Some(pb::explain_request::Subject::Request(fixture("block_f32.211.pt2")));
     let asked = pb::ExplainRequest { subject };
     let found = cluster.nodes[1].client().await.explain(asked).await.unwrap().into_inner();
     assert_ne!(&found.key[..], made.key.as_bytes());

@@ -45,7 +45,9 @@ impl<'a> Archive<'a> {
         let prefix = |name: &str| name.strip_suffix("archive_format").map(str::to_owned);
         let found = zip.file_names().flatten().find_map(|name| prefix(&name));
         let prefix = found.ok_or_else(|| {
-            invalid("no archive_format entry: not written by torch.export.save of torch 2.8 or newer")
+            invalid(
+                "no archive_format entry: not written by torch.export.save of torch 2.8 or newer",
+            )
         })?;
         Ok(Self { zip, prefix })
     }
@@ -122,7 +124,7 @@ mod tests {
 
     #[test]
     fn an_entry_that_claims_too_much_is_refused_before_it_is_inflated() {
-        let zeros = vec![0; 64 << 20];
+        let zeros = vec![0; 8 << 20];
         let entries = [("m/archive_format", &b"pt2"[..]), ("m/models/model.json", &zeros)];
         let bomb = archive(&entries, CompressionMethod::Deflated);
         assert!(bomb.len() < 100_000);

@@ -174,7 +174,9 @@ fn is_transparent(node: &Node) -> bool {
 /// Spellings of one operation under one name.
 pub(super) fn canonical_name(op: &str) -> &str {
     match op {
-        "aten.view.default" | "aten._unsafe_view.default" | "aten.reshape.default" => "aten.reshape",
+        "aten.view.default" | "aten._unsafe_view.default" | "aten.reshape.default" => {
+            "aten.reshape"
+        }
         "aten.to.dtype" | "aten._to_copy.default" => "aten.to",
         other => other,
     }

@@ -285,10 +285,10 @@ impl<'a> Args<'a> {
             Product::Addmm => Some(self.tensor("self")?),
             _ => None,
         };
-        if let Some((_, added)) = added {
-            if added.dtype != a.dtype || broadcast(&added.shape, &shape)? != shape {
-                return Err(format!("{} {:?} cannot be added", added.dtype, added.shape));
-            }
+        if let Some((_, added)) = added
+            && (added.dtype != a.dtype || broadcast(&added.shape, &shape)? != shape)
+        {
+            return Err(format!("{} {:?} cannot be added", added.dtype, added.shape));
         }
         Ok(Type { dtype: a.dtype, shape })
     }

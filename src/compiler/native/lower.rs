@@ -283,9 +283,10 @@ impl Lowering<'_> {
         }
         let (from, dtype) = (access.walk.shape.clone(), self.prims.dtype(access.source));
         let copy = self.map(Scalar::Copy, vec![Operand::Read(access)], &from, dtype);
-        let walk = copy.walk.reshaped(shape).ok_or_else(|| {
-            format!("shape {from:?} has not as many elements as {shape:?}")
-        })?;
+        let walk = copy
+            .walk
+            .reshaped(shape)
+            .ok_or_else(|| format!("shape {from:?} has not as many elements as {shape:?}"))?;
         Ok(Access { source: copy.source, walk })
     }
 

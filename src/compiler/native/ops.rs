@@ -104,7 +104,10 @@ pub(super) fn lookup(name: &str) -> Option<Op> {
         "unsqueeze.default" => Op::Arrange(Arrange::Unsqueeze),
         "squeeze.default" | "squeeze.dim" | "squeeze.dims" => Op::Arrange(Arrange::Squeeze),
         "expand.default" => Op::Arrange(Arrange::Expand),
-        "alias.default" | "clone.default" | "contiguous.default" | "detach.default"
+        "alias.default"
+        | "clone.default"
+        | "contiguous.default"
+        | "detach.default"
         | "lift_fresh_copy.default" => Op::Same,
         "_assert_tensor_metadata.default" => Op::Check,
         _ => return None,

@@ -117,8 +117,7 @@ impl Reader<'_> {
 
     fn constants(&mut self) -> Result<BTreeMap<String, Constant>, Failure> {
         let path = format!("data/constants/{}_constants_config.json", self.model);
-        let listed: Option<schema::Constants> =
-            json(&mut self.archive, &path, LARGEST_CONSTANTS)?;
+        let listed: Option<schema::Constants> = json(&mut self.archive, &path, LARGEST_CONSTANTS)?;
         let Some(listed) = listed else { return Ok(BTreeMap::new()) };
         let mut left = LARGEST_CONSTANTS;
         let mut found = BTreeMap::new();
@@ -202,10 +201,11 @@ impl Reader<'_> {
             "as_int" => Argument::Int(int(body)?),
             "as_float" => Argument::Float(float(body).ok_or_else(wrong)?),
             "as_ints" if SIZE_ARGUMENTS.contains(&name) => {
-                let sizes = body.as_array().ok_or_else(wrong)?.iter().map(|size| match int(size)? {
-                    -1 => Ok(None),
-                    size => Ok(Some(Dim::Static(u64::try_from(size).map_err(|_| wrong())?))),
-                });
+                let sizes =
+                    body.as_array().ok_or_else(wrong)?.iter().map(|size| match int(size)? {
+                        -1 => Ok(None),
+                        size => Ok(Some(Dim::Static(u64::try_from(size).map_err(|_| wrong())?))),
+                    });
                 Argument::Sizes(sizes.collect::<Result<_, _>>()?)
             }
             "as_ints" => {
@@ -251,9 +251,9 @@ impl Reader<'_> {
         name: &str,
         values: &BTreeMap<String, schema::TensorMeta>,
     ) -> Result<ValueId, Failure> {
-        let meta = values
-            .get(name)
-            .ok_or_else(|| unsupported(format!("{name:?} is no tensor: only tensors are handled")))?;
+        let meta = values.get(name).ok_or_else(|| {
+            unsupported(format!("{name:?} is no tensor: only tensors are handled"))
+        })?;
         let id = ValueId(self.graph.values.len());
         if self.names.insert(name.to_owned(), id).is_some() {
             return Err(invalid(format!("{name:?} is defined twice")));

@@ -133,8 +133,11 @@ mod tests {
     use proptest::prelude::*;
 
     fn lives() -> impl Strategy<Value = Vec<Life>> {
-        let life = (1u64..5000, 0usize..12, 0usize..6)
-            .prop_map(|(bytes, from, long)| Life { bytes, from, to: from + long });
+        let life = (1u64..5000, 0usize..12, 0usize..6).prop_map(|(bytes, from, long)| Life {
+            bytes,
+            from,
+            to: from + long,
+        });
         proptest::collection::vec(life, 0..20)
     }
 

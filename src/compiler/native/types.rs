@@ -64,9 +64,8 @@ fn promote_two(a: DType, b: DType) -> DType {
 /// The shape that both broadcast to.
 pub(super) fn broadcast(a: &[usize], b: &[usize]) -> Result<Vec<usize>, String> {
     let rank = a.len().max(b.len());
-    let size = |shape: &[usize], i: usize| {
-        (i + shape.len()).checked_sub(rank).map_or(1, |i| shape[i])
-    };
+    let size =
+        |shape: &[usize], i: usize| (i + shape.len()).checked_sub(rank).map_or(1, |i| shape[i]);
     (0..rank)
         .map(|i| match (size(a, i), size(b, i)) {
             (x, y) if x == y => Ok(x),

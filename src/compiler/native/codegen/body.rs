@@ -135,10 +135,10 @@ impl Body<'_> {
         for member in self.members.iter().rev() {
             if needed.contains(&member.prim) {
                 for (source, _) in &member.reads {
-                    if let Source::Prim(prim) = source {
-                        if within.contains(prim) {
-                            needed.insert(*prim);
-                        }
+                    if let Source::Prim(prim) = source
+                        && within.contains(prim)
+                    {
+                        needed.insert(*prim);
                     }
                 }
             }
@@ -175,12 +175,7 @@ impl Body<'_> {
         }
     }
 
-    fn lane_name(
-        &self,
-        member: &Placed,
-        at: usize,
-        external: &[(Source, Vec<usize>)],
-    ) -> String {
+    fn lane_name(&self, member: &Placed, at: usize, external: &[(Source, Vec<usize>)]) -> String {
         let read = &member.reads[at];
         self.inside(read.0).unwrap_or_else(|| {
             let k = external.iter().position(|other| other == read);

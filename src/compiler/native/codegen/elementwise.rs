@@ -16,7 +16,7 @@ const THREADS: usize = 256;
 
 pub(super) fn emit(prims: &Prims, group: &Group, params: &Params) -> Emitted {
     let (shape, walks, _) = collapse(&group.shape, &walks(group), 0);
-    let coordinates = named(&shape, "c");
+    let coordinates = named(&shape, "x");
     let members = placed(group, walks);
     let touched = touched(&members, params);
     let lanes = lanes(prims, &coordinates, &touched, 8);
@@ -25,7 +25,9 @@ pub(super) fn emit(prims: &Prims, group: &Group, params: &Params) -> Emitted {
     let mut text = String::new();
     line(
         &mut text,
-        &format!("const kiln_index i = ((kiln_index)blockIdx.x * {THREADS} + threadIdx.x) * {lanes};"),
+        &format!(
+            "const kiln_index i = ((kiln_index)blockIdx.x * {THREADS} + threadIdx.x) * {lanes};"
+        ),
     );
     line(&mut text, &format!("if (i >= {total}LL) return;"));
     declare(&mut text, &body.coordinates, "i");
@@ -37,12 +39,16 @@ pub(super) fn emit(prims: &Prims, group: &Group, params: &Params) -> Emitted {
 
 /// Coordinates called `prefix0`, `prefix1`, ...
 pub(super) fn named(shape: &[usize], prefix: &str) -> Vec<Coordinate> {
-    let name = |(i, size): (usize, &usize)| Coordinate { size: *size, name: format!("{prefix}{i}") };
+    let name =
+        |(i, size): (usize, &usize)| Coordinate { size: *size, name: format!("{prefix}{i}") };
     shape.iter().enumerate().map(name).collect()
 }
 
 /// The walks that touch memory: reads from elsewhere, and what is written.
-pub(super) fn touched(members: &[super::body::Placed], params: &Params) -> Vec<(Source, Vec<usize>)> {
+pub(super) fn touched(
+    members: &[super::body::Placed],
+    params: &Params,
+) -> Vec<(Source, Vec<usize>)> {
     let mut touched = Vec::new();
     for member in members {
         touched.extend(

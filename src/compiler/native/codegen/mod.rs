@@ -105,7 +105,12 @@ pub(super) fn generate(
 }
 
 /// Sources that `group` reads from memory, and values that others need of it.
-fn params(prims: &Prims, groups: &[Group], group: &Group, constants: &[Option<&'static str>]) -> Params {
+fn params(
+    prims: &Prims,
+    groups: &[Group],
+    group: &Group,
+    constants: &[Option<&'static str>],
+) -> Params {
     let mut reads: Vec<Source> = Vec::new();
     for member in &group.members {
         for access in prims.list[member.prim].reads() {
@@ -123,8 +128,7 @@ fn params(prims: &Prims, groups: &[Group], group: &Group, constants: &[Option<&'
         })
     };
     let computed = group.members.iter().map(|member| member.prim);
-    let writes =
-        computed.filter(|prim| prims.outputs.contains(prim) || elsewhere(*prim)).collect();
+    let writes = computed.filter(|prim| prims.outputs.contains(prim) || elsewhere(*prim)).collect();
     Params { reads, writes, constants: constants.to_vec() }
 }
 

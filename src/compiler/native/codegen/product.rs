@@ -90,9 +90,7 @@ pub(super) fn emit(prims: &Prims, group: &Group, params: &Params, target: Target
     let call = tile.call;
     line(
         &mut text,
-        &format!(
-            "{call}, {lanes}>(a, b, [&](kiln_index m, kiln_index n, const float* product) {{"
-        ),
+        &format!("{call}, {lanes}>(a, b, [&](kiln_index m, kiln_index n, const float* product) {{"),
     );
     let maps: BTreeSet<usize> =
         body.members.iter().map(|member| member.prim).filter(|prim| *prim != product).collect();
@@ -153,9 +151,8 @@ fn tile(m: usize, n: usize, batches: usize, tensor: bool) -> Tile {
         ],
     };
     let fits = |tile: &&Tile| tile.rows < 2 * m.next_multiple_of(16);
-    let enough = |tile: &&Tile| {
-        m.div_ceil(tile.rows) * n.div_ceil(tile.columns) * batches >= MANY_TILES
-    };
+    let enough =
+        |tile: &&Tile| m.div_ceil(tile.rows) * n.div_ceil(tile.columns) * batches >= MANY_TILES;
     let (small, large) = (&tiles[2], &tiles[..2]);
     let chosen = large.iter().filter(fits).find(enough).or(large.iter().rfind(fits));
     *chosen.unwrap_or(small)

@@ -24,7 +24,7 @@ pub(super) fn emit(prims: &Prims, group: &Group, lead: usize, params: &Params) -
     let (shape, walks, lead) = collapse(&group.shape, &walks(group), lead);
     let rows: usize = shape[..lead].iter().product();
     let columns: usize = shape[lead..].iter().product();
-    let mut coordinates = named(&shape[..lead], "r");
+    let mut coordinates = named(&shape[..lead], "y");
     // A row of one element has a column all the same.
     let inner = if lead == shape.len() { vec![1] } else { shape[lead..].to_vec() };
     let mut members = placed(group, walks);
@@ -35,7 +35,7 @@ pub(super) fn emit(prims: &Prims, group: &Group, lead: usize, params: &Params) -
         }
     }
     let row_coordinates = coordinates.clone();
-    let column_coordinates = named(&inner, "c");
+    let column_coordinates = named(&inner, "x");
     coordinates.extend(column_coordinates.clone());
     let layers = Layers::of(prims, group, &members);
     let along: Vec<Placed> =
@@ -51,7 +51,9 @@ pub(super) fn emit(prims: &Prims, group: &Group, lead: usize, params: &Params) -
         line(&mut text, "const int lane = threadIdx.x % 32;");
         line(
             &mut text,
-            &format!("const kiln_index row = (kiln_index)blockIdx.x * {per_block} + threadIdx.x / 32;"),
+            &format!(
+                "const kiln_index row = (kiln_index)blockIdx.x * {per_block} + threadIdx.x / 32;"
+            ),
         );
         line(&mut text, &format!("if (row >= {rows}LL) return;"));
     } else {

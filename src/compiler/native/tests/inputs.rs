@@ -73,7 +73,8 @@ fn a_chain_of_any_length_does_not_overflow_the_stack() {
             )
         };
         let nodes = (0..20_000).map(node).collect::<String>();
-        let after = after.replace("\"tensor_values\": {", &format!("\"tensor_values\": {{{tensors}"));
+        let after =
+            after.replace("\"tensor_values\": {", &format!("\"tensor_values\": {{{tensors}"));
         format!("{before}\"nodes\": [{nodes}{after}")
     };
     // `unknown` has a `tanh` after the chain: parsed in full, then refused by name.
@@ -90,7 +91,10 @@ fn a_declared_shape_that_does_not_follow_is_refused_with_its_node() {
     };
     let failure = refused(&edited("block_f32.211.pt2", lie));
     assert_eq!(failure.kind, FailureKind::InvalidInput);
-    assert!(failure.message.contains("\"linear_1\"") && failure.message.contains("137"), "{failure}");
+    assert!(
+        failure.message.contains("\"linear_1\"") && failure.message.contains("137"),
+        "{failure}"
+    );
 }
 
 #[test]
@@ -108,7 +112,8 @@ fn mangled_models_fail_and_never_panic() {
     }
     // The checksum guards the bytes above; numbers inside the JSON are next.
     for wrong in ["0", "-1", "18446744073709551615", "1e999", "null", "4294967296"] {
-        for name in ["\"as_int\": 72", "\"as_int\": 136", "\"as_int\": 1}", "\"dtype\": 7", "[-1]"] {
+        for name in ["\"as_int\": 72", "\"as_int\": 136", "\"as_int\": 1}", "\"dtype\": 7", "[-1]"]
+        {
             let key = name.split(':').next().unwrap();
             let new = match name {
                 "[-1]" => format!("[{wrong}]"),

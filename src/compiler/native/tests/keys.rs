@@ -2,7 +2,10 @@
 
 use kiln_proto::{Components, Difference};
 
-use super::{super::{components, read_graph}, compile, fixture};
+use super::{
+    super::{components, read_graph},
+    compile, fixture,
+};
 
 fn key(name: &str) -> Components {
     let (graph, inputs) = components(&read_graph(&fixture(name)).unwrap());
@@ -17,7 +20,9 @@ fn differing(a: &str, b: &str) -> Vec<String> {
 
 #[test]
 fn torch_2_11_and_the_newest_agree() {
-    for name in ["block_f32", "block_bf16", "block_f32_dynamic", "block_bf16_core", "ops", "ops_core"] {
+    for name in
+        ["block_f32", "block_bf16", "block_f32_dynamic", "block_bf16_core", "ops", "ops_core"]
+    {
         let (old, new) = (format!("{name}.211.pt2"), format!("{name}.new.pt2"));
         assert_eq!(differing(&old, &new), [""; 0], "{name}");
         assert_eq!(key(&old).key(), key(&new).key());

@@ -1,0 +1,66 @@
+//! Why an artifact does not run here.
+
+use std::path::PathBuf;
+
+use cudarc::driver::DriverError;
+
+/// Each variant says what the caller should do.
+#[derive(Debug, thiserror::Error)]
+pub enum ExecError {
+    /// Run it where there is a GPU.
+    #[error("no CUDA driver on this machine: libcuda.so.1 cannot be loaded")]
+    NoDriver,
+    /// Run it where there is a GPU.
+    #[error("the CUDA driver finds no device: {0}")]
+    NoDevice(DriverError),
+    /// Compile for this device.
+    #[error(
+        "the artifact is for {target}; device 0 ({device}) is sm_{compute}: compile with --target sm_{compute}"
+    )]
+    WrongDevice {
+        /// What it was compiled for.
+        target: String,
+        /// The device's name.
+        device: String,
+        /// Its compute capability, times ten.
+        compute: u32,
+    },
+    /// Fetch the artifact again: `kiln get KEY -o DIR`.
+    #[error("{path}: {why}")]
+    Artifact {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// Give other inputs.
+    #[error("{0}")]
+    Inputs(String),
+    /// A file cannot be read or written.
+    #[error("{path}: {error}")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        error: std::io::Error,
+    },
+    /// The driver failed in the middle: a broken kernel, or a broken device.
+    #[error("CUDA failed ({action}): {error}")]
+    Driver {
+        /// What was being done.
+        action: &'static str,
+        /// What the driver says.
+        error: DriverError,
+    },
+}
+
+/// Adds what was being done to the driver's errors.
+pub(super) trait During<T> {
+    fn during(self, action: &'static str) -> Result<T, ExecError>;
+}
+
+impl<T> During<T> for Result<T, DriverError> {
+    fn during(self, action: &'static str) -> Result<T, ExecError> {
+        self.map_err(|error| ExecError::Driver { action, error })
+    }
+}
