@@ -237,12 +237,7 @@ impl Default for DiskConfig {
 
 impl Default for ObjectConfig {
     fn default() -> Self {
-        Self {
-            url: None,
-            endpoint: None,
-            region: "us-east-1".into(),
-            profile: None,
-        }
+        Self { url: None, endpoint: None, region: "us-east-1".into(), profile: None }
     }
 }
 

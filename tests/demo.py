@@ -36,7 +36,7 @@ START = 90.0
 SOON = 60.0
 COMPILE = 180.0
 # Kernels that keep NVRTC busy for some seconds, so that a leader can die meanwhile.
-SLOW_KERNELS = 80
+SLOW_KERNELS = 10
 
 
 class ClaimFailed(Exception):
