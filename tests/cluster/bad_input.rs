@@ -57,7 +57,7 @@ fn bomb() -> Vec<u8> {
         .compression_method(zip::CompressionMethod::Deflated);
     zip.start_file("archive/models/model.json", options).unwrap();
     let zeros = vec![b' '; 1 << 20];
-    for _ in 0..1024 {
+    for _ in 0..64 {
         zip.write_all(&zeros).unwrap();
     }
     zip.finish().unwrap().into_inner()
