@@ -6,6 +6,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use kiln_proto::{Failure, FailureKind};
+
 use super::{
     prim::{Compute, Prims, Source},
     strided::{Strided, row_major, same_walk},
@@ -66,7 +68,7 @@ impl Group {
 }
 
 /// Groups in an order in which they can run. Without `fusion`, one for each primitive.
-pub(super) fn fuse(prims: &Prims, fusion: bool) -> Vec<Group> {
+pub(super) fn fuse(prims: &Prims, fusion: bool) -> Result<Vec<Group>, Failure> {
     let mut fuser = Fuser {
         prims,
         groups: (0..prims.list.len()).map(|prim| Some(single(prims, prim))).collect(),
@@ -110,11 +112,14 @@ struct Fuser<'a> {
 impl Fuser<'_> {
     /// Joins the group `a` with `b`, which reads it, if one kernel can be both.
     fn merge(&mut self, a: usize, b: usize) {
-        if a == b || self.reaches_around(a, b) {
+        if a == b {
             return;
         }
         let (Some(from), Some(to)) = (&self.groups[a], &self.groups[b]) else { return };
         let Some(group) = joined(from, to).filter(|group| self.is_valid(group)) else { return };
+        if self.reaches_around(a, b) {
+            return;
+        }
         for member in &group.members {
             self.group_of[member.prim] = b;
         }
@@ -124,21 +129,15 @@ impl Fuser<'_> {
 
     /// Whether `b` needs `a` through a third group: joined, they would wait for themselves.
     fn reaches_around(&self, a: usize, b: usize) -> bool {
-        // Primitives read earlier ones only: what ends before `a` starts never needs it.
-        let start = self.groups[a].as_ref().map_or(0, |group| group.members[0].prim);
-        let later = |group: usize| {
-            let last = self.groups[group].as_ref().and_then(|group| group.members.last());
-            last.is_some_and(|member| member.prim > start)
-        };
-        let direct = self.dependencies(b).into_iter();
-        let mut waiting: Vec<usize> = direct.filter(|g| *g != a && later(*g)).collect();
+        let mut waiting: Vec<usize> =
+            self.dependencies(b).into_iter().filter(|group| *group != a).collect();
         let mut seen: BTreeSet<usize> = waiting.iter().copied().collect();
         while let Some(group) = waiting.pop() {
             for next in self.dependencies(group) {
                 if next == a {
                     return true;
                 }
-                if later(next) && seen.insert(next) {
+                if seen.insert(next) {
                     waiting.push(next);
                 }
             }
@@ -179,14 +178,13 @@ impl Fuser<'_> {
             })
     }
 
-    fn in_order(self) -> Vec<Group> {
+    fn in_order(self) -> Result<Vec<Group>, Failure> {
         let mut left: BTreeMap<usize, BTreeSet<usize>> = (0..self.groups.len())
             .filter(|index| self.groups[*index].is_some())
             .map(|index| (index, self.dependencies(index)))
             .collect();
         let mut groups = self.groups;
         let mut order = Vec::with_capacity(left.len());
-        // Groups never wait for each other in a circle: `merge` sees to it.
         while let Some(next) = left.iter().find(|(_, deps)| deps.is_empty()).map(|(i, _)| *i) {
             left.remove(&next);
             for deps in left.values_mut() {
@@ -194,7 +192,11 @@ impl Fuser<'_> {
             }
             order.extend(groups[next].take());
         }
-        order
+        if left.is_empty() {
+            return Ok(order);
+        }
+        let why = format!("a bug of `native`: {} kernels wait for each other", left.len());
+        Err(Failure::new(FailureKind::Crashed, why))
     }
 }
 

@@ -16,6 +16,9 @@ use super::{
     types::{Operand, Type, broadcast, dimension, elements, is_supported, promote},
 };
 
+/// Most operations of one program; the passes after this one are not linear.
+const MOST_NODES: usize = 50_000;
+
 /// A graph of which every live value's type is known.
 pub(super) struct Typed<'a> {
     pub(super) graph: &'a Graph,
@@ -36,6 +39,9 @@ impl Typed<'_> {
 /// Types of all live values of `graph`.
 pub(super) fn infer(graph: &Graph) -> Result<Typed<'_>, Failure> {
     let order = live_order(graph);
+    if order.len() > MOST_NODES {
+        return Err(invalid(format!("{} operations, at most {MOST_NODES}", order.len())));
+    }
     let mut typed = Typed { graph, order, types: vec![None; graph.values.len()] };
     for input in &graph.inputs {
         let ty = declared(graph, input.value)?;

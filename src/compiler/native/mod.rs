@@ -89,7 +89,7 @@ fn lower_graph(
 ) -> Result<Lowered, Failure> {
     let typed = infer::infer(graph)?;
     let prims = lower::lower(&typed)?;
-    let groups = fuse::fuse(&prims, options.fuse);
+    let groups = fuse::fuse(&prims, options.fuse)?;
     let code = codegen::generate(&typed, &prims, &groups, target)?;
     let (graph_component, inputs) = components(graph);
     let mut nvrtc_options = vec!["--std=c++17".to_owned()];

@@ -88,7 +88,8 @@ inline void launch(Dim3 grid, unsigned threads, std::function<void()> body) {
           fibre.context.uc_link = nullptr;
           makecontext(&fibre.context, run_fibre, 0);
         }
-        // Forth and back between barriers: what needs one that is missing goes wrong.
+        // Forth and back, and some warps rest while others run on: where a
+        // barrier is missing, something goes wrong.
         bool more = true;
         for (unsigned sweep = 0; more; ++sweep) {
           more = false;
@@ -96,6 +97,8 @@ inline void launch(Dim3 grid, unsigned threads, std::function<void()> body) {
             const unsigned i = sweep % 2 ? threads - 1 - n : n;
             if (fibres[i].done) continue;
             more = true;
+            const unsigned chance = (sweep / 32 * 64 + i / 32 + 1) * 2654435761u;
+            if (z == 0 && chance >> 31) continue;
             current = i;
             threadIdx = {i, 0, 0};
             swapcontext(&scheduler, &fibres[i].context);
