@@ -18,6 +18,7 @@ use crate::{
     leader::{Reply, Request},
     pb::peer_server::PeerServer,
     peers::MOST_MESSAGE,
+    raft::Metrics,
     service::Service,
     settings::{Settings, Start},
     table::{self, Counters},
@@ -236,6 +237,21 @@ impl Cluster {
             entries: counters.entries,
             differing: counters.differing,
         }
+    }
+
+    /// Shortens the log to what was applied by now; a node that lacks more than
+    /// that gets a snapshot. The log is shortened now and then in any case.
+    pub async fn compact(&self) -> Result<(), ClusterError> {
+        let raft = &self.core.member()?.raft;
+        let applied = *self.core.watch.progress().borrow();
+        let wait = raft.wait(Some(self.core.timings.patience));
+        raft.trigger().snapshot().await.map_err(ClusterError::storage)?;
+        let covered = |m: &Metrics| m.snapshot.is_some_and(|s| s.index >= applied);
+        wait.metrics(covered, "a snapshot").await.map_err(ClusterError::unavailable)?;
+        raft.trigger().purge_log(applied).await.map_err(ClusterError::storage)?;
+        let purged = |m: &Metrics| m.purged.is_some_and(|p| p.index >= applied);
+        wait.metrics(purged, "a shorter log").await.map_err(ClusterError::unavailable)?;
+        Ok(())
     }
 
     /// The applied log index and the digest of the whole replicated state at it:

@@ -27,6 +27,7 @@ pub enum ClusterError {
     Storage(String),
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "made for map_err, which gives the error away")]
 impl ClusterError {
     /// Whether the same call may succeed later with nothing else changed.
     pub fn retryable(&self) -> bool {

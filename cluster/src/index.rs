@@ -157,7 +157,21 @@ impl Index {
         lease: &Lease,
         manifest: SignedManifest,
     ) -> Result<Published, ClusterError> {
-        let (key, token) = (*lease.key(), lease.token());
+        let published = self.publish_as(lease.key(), lease.token(), manifest).await;
+        if matches!(published, Ok(_) | Err(ClusterError::StaleToken)) {
+            self.core.lease_is_over(lease);
+        }
+        published
+    }
+
+    /// [`Index::publish`] for who knows a lease by its token alone.
+    pub async fn publish_as(
+        &self,
+        key: &ArtifactKey,
+        token: Token,
+        manifest: SignedManifest,
+    ) -> Result<Published, ClusterError> {
+        let key = *key;
         let node = self.core.member()?.owner.node;
         let signed = manifest.read_unverified().map_err(ClusterError::invalid)?;
         let publication = Publication {
@@ -174,14 +188,10 @@ impl Index {
         let committed = match response {
             Response::Committed => true,
             Response::Existing => false,
-            Response::Stale => {
-                self.core.lease_is_over(lease);
-                return Err(ClusterError::StaleToken);
-            }
+            Response::Stale => return Err(ClusterError::StaleToken),
             Response::Condemned => return Err(ClusterError::Condemned(pack)),
             _ => return Err(out_of_place()),
         };
-        self.core.lease_is_over(lease);
         // Whoever published here finds it here.
         if !self.core.wait_applied(index, Instant::now() + self.core.timings.patience).await {
             return Err(ClusterError::unavailable("committed, and not yet in this replica"));

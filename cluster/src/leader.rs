@@ -27,7 +27,7 @@ use crate::{
     error::ClusterError,
     membership,
     store::Owner,
-    table::{self, LeaseRecord},
+    table::{self, Counters, LeaseRecord},
 };
 
 /// Largest encoded manifest, in bytes: it is in every replica and its log.
@@ -170,6 +170,11 @@ impl Core {
             Request::Join(node) => {
                 ok!(check_node(&node));
                 let member = ok!(self.member());
+                let counters: Option<Counters> = ok!(table::read(&*self.store, ()));
+                if counters.is_none() {
+                    let founding = ClusterError::unavailable("the cluster is being founded");
+                    return Answer::Refused(founding);
+                }
                 match done!(self.propose(Command::Join(node)).await) {
                     Reply::Written { response: Response::Node(node), .. } => {
                         self.housekeeping.notify_one();

@@ -65,6 +65,8 @@ impl Peer for Service {
         });
         let answers = raft.stream_append(requests);
         let answers = answers.map(|answer| frame(&answer.map_err(status)?));
+        // The leader would keep the stream, and with it a graceful server, for ever.
+        let answers = answers.take_until(self.core.stop.clone().cancelled_owned());
         Ok(Response::new(Box::pin(answers)))
     }
 

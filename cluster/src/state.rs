@@ -63,7 +63,7 @@ pub(crate) fn apply<V: View>(
         },
         Command::Fail { key, token, failure, until_unix_ms } => {
             let record = FailureRecord { token, failure, until_unix_ms };
-            fail(txn, key, record, events)
+            fail(txn, key, &record, events)
         }
         Command::Lift { key, token } => {
             let found = txn.get::<FailureRecord>(key)?.is_some_and(|f| f.token == token);
@@ -190,7 +190,7 @@ fn set_facts<V: View>(
 fn acquire<V: View>(
     txn: &mut Txn<'_, V>,
     key: ArtifactKey,
-    lease: LeaseRecord,
+    mut lease: LeaseRecord,
     events: &mut Vec<Event>,
 ) -> Result<Response, StateError> {
     if txn.get::<EntryRecord>(key)?.is_some() {
@@ -204,18 +204,13 @@ fn acquire<V: View>(
         return Ok(if ours { Response::Granted(held.token) } else { Response::Held });
     }
     let (token, node) = (lease.token, lease.node);
-    let pack = txn.get::<EpochRecord>(key)?.map(|e| e.pack);
-    let pack = match pack {
-        Some(pack) => match txn.get::<BlobRecord>(pack)?.filter(|b| !b.condemned) {
-            Some(blob) => {
-                txn.put(pack, &BlobRecord { leases: blob.leases + 1, ..blob })?;
-                Some(pack)
-            }
-            None => None,
-        },
-        None => None,
-    };
-    txn.put(key, &LeaseRecord { pack, ..lease })?;
+    if let Some(EpochRecord { pack, .. }) = txn.get(key)?
+        && let Some(blob) = txn.get::<BlobRecord>(pack)?.filter(|blob| !blob.condemned)
+    {
+        txn.put(pack, &BlobRecord { leases: blob.leases + 1, ..blob })?;
+        lease.pack = Some(pack);
+    }
+    txn.put(key, &lease)?;
     events.push(Event::LeaseGranted { key, token, node });
     Ok(Response::Granted(token))
 }
@@ -288,13 +283,13 @@ fn publish<V: View>(
 fn fail<V: View>(
     txn: &mut Txn<'_, V>,
     key: ArtifactKey,
-    record: FailureRecord,
+    record: &FailureRecord,
     events: &mut Vec<Event>,
 ) -> Result<Response, StateError> {
     let token = record.token;
     if let Some(lease) = live(txn, key, token)? {
         end_lease(txn, key, &lease, events)?;
-        txn.put(key, &record)?;
+        txn.put(key, record)?;
         events.push(Event::Failed { key, token, until_unix_ms: record.until_unix_ms });
         return Ok(Response::Done);
     }
@@ -417,4 +412,4 @@ fn condemn<V: View>(
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -62,12 +62,15 @@ pub(crate) enum StateError {
     Malformed(#[from] Malformed),
 }
 
+/// Keys with their values.
+pub(crate) type Pairs = Vec<(Vec<u8>, Vec<u8>)>;
+
 /// Read access to the state.
 pub(crate) trait View {
     /// The bytes under `key`.
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, StateError>;
     /// All pairs of a table that is known to be small.
-    fn all(&self, table: Table) -> Result<Vec<(Vec<u8>, Vec<u8>)>, StateError>;
+    fn all(&self, table: Table) -> Result<Pairs, StateError>;
 }
 
 /// A type that lives in one table.

@@ -32,7 +32,7 @@ use crate::{
     codec,
     command::NewNode,
     error::ClusterError,
-    table::{Changes, StateError, Table, View},
+    table::{Changes, Pairs, StateError, Table, View},
 };
 
 const LOG: &str = "log";
@@ -82,6 +82,8 @@ impl Store {
         options.set_max_background_jobs(2);
         options.set_db_write_buffer_size(WRITE_BUFFERS);
         options.set_max_total_wal_size(LONGEST_WAL);
+        // Writes are collected in memory until the next sync takes them all.
+        options.set_manual_wal_flush(true);
         // Reused log files are already allocated: an fsync then writes no metadata.
         options.set_recycle_log_file_num(2);
         options.set_log_level(LogLevel::Warn);
@@ -192,7 +194,7 @@ impl Store {
         table: Table,
         start: &[u8],
         limit: usize,
-    ) -> Result<Vec<(Vec<u8>, Vec<u8>)>, StateError> {
+    ) -> Result<Pairs, StateError> {
         let mode = IteratorMode::From(start, rocksdb::Direction::Forward);
         let pairs = self.db.iterator_cf(self.cf(table.name()), mode).take(limit);
         pairs
@@ -207,7 +209,7 @@ impl View for Store {
         self.db.get_cf(self.cf(table.name()), key).map_err(|e| StateError::Read(table.name(), e))
     }
 
-    fn all(&self, table: Table) -> Result<Vec<(Vec<u8>, Vec<u8>)>, StateError> {
+    fn all(&self, table: Table) -> Result<Pairs, StateError> {
         self.scan(table, &[], usize::MAX)
     }
 }

@@ -61,6 +61,20 @@ impl Drop for Staged {
     }
 }
 
+impl Staged {
+    /// The file's name within its folder.
+    pub(super) fn name(&self) -> io::Result<String> {
+        let name = self.path.file_name().and_then(|name| name.to_str());
+        Ok(name.ok_or_else(|| io::Error::other("a snapshot without a name"))?.to_owned())
+    }
+
+    /// Leaves the file behind, as a crash would.
+    #[cfg(test)]
+    pub(super) fn keep(&mut self) {
+        self.keep = true;
+    }
+}
+
 /// The state as it is now, in a view that later commands do not change.
 pub(super) async fn of_now(
     store: Arc<Store>,
@@ -235,10 +249,8 @@ fn read_chunks(
 pub(super) fn install(store: &Store, staged: &Staged) -> io::Result<()> {
     let _one_at_a_time = store.install.lock();
     read_chunks(&staged.path, |_, _| Ok(()))?;
-    let name = staged.path.file_name().and_then(|n| n.to_str());
-    let name = name.ok_or_else(|| io::Error::other("a snapshot without a name"))?.to_owned();
     let mut batch = WriteBatch::default();
-    store.put_meta(&mut batch, meta::INSTALLING, &name).map_err(io_error)?;
+    store.put_meta(&mut batch, meta::INSTALLING, &staged.name()?).map_err(io_error)?;
     for table in Table::ALL {
         batch.delete_range_cf(store.cf(table.name()), &[][..], &[0xff; 64][..]);
     }

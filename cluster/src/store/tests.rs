@@ -1,1 +1,211 @@
+//! The library's own suite, and what it does not ask.
 
+#![allow(clippy::unwrap_used)]
+
+use std::{path::Path, sync::mpsc};
+
+use kiln_proto::Digest;
+use openraft::{
+    EntryPayload, LogId, RaftLogReader, RaftSnapshotBuilder, StorageError,
+    entry::RaftEntry,
+    storage::{IOFlushed, RaftLogStorage, RaftLogStorageExt, RaftStateMachine},
+    testing::log::{StoreBuilder, Suite},
+    type_config::TypeConfigExt,
+};
+use proptest::{prelude::*, test_runner::TestRunner};
+use tempfile::TempDir;
+
+use super::*;
+use crate::{
+    command::{Command, NewNode, NodeFacts},
+    leases::{Deadlines, Lifetimes},
+    raft::{Entry, RaftLogId, Types},
+    state::tests::commands,
+    watch::Watch,
+};
+
+struct Builder;
+
+fn machine(store: &Arc<Store>) -> Machine {
+    let hour = std::time::Duration::from_secs(3600);
+    let lifetimes = Lifetimes { lease: hour, failure: hour, resource_failure: hour };
+    let watch = Watch::new(&**store, 0, Deadlines::new(lifetimes)).unwrap();
+    Machine::new(Arc::clone(store), Arc::new(watch)).unwrap()
+}
+
+impl StoreBuilder<Types, LogStore, Machine, TempDir> for Builder {
+    async fn build(&self) -> Result<(TempDir, LogStore, Machine), StorageError<Types>> {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        Ok((dir, LogStore::new(Arc::clone(&store)), machine(&store)))
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_librarys_suite_passes() {
+    Suite::test_all(Builder).await.unwrap();
+}
+
+fn log_id(index: u64) -> RaftLogId {
+    let leader: crate::raft::Committed = crate::raft::Vote::new(1, 1).leader_id;
+    LogId::new(leader, index)
+}
+
+fn entry(index: u64, command: Command) -> Entry {
+    Entry::new(log_id(index), EntryPayload::Normal(command))
+}
+
+fn report(index: u64) -> Entry {
+    entry(index, Command::Condemn { pack: Digest::of(&index.to_be_bytes()) })
+}
+
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for file in std::fs::read_dir(from).unwrap() {
+        let file = file.unwrap();
+        let to = to.join(file.file_name());
+        match file.file_type().unwrap().is_dir() {
+            true => copy(&file.path(), &to),
+            false => drop(std::fs::copy(file.path(), to).unwrap()),
+        }
+    }
+}
+
+/// Writes stay in this process until they are synced, so a copy of the folder is
+/// what a crash would leave.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_acknowledged_is_there_after_a_crash() {
+    let (dir, crashed) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let store = Store::open(dir.path()).unwrap();
+    let mut log = LogStore::new(Arc::clone(&store));
+    log.save_vote(&crate::raft::Vote::new(1, 1)).await.unwrap();
+    let (flushed, acknowledged) = Types::oneshot();
+    log.append((0..100).map(report), IOFlushed::signal(flushed)).await.unwrap();
+    acknowledged.await.unwrap().unwrap();
+    copy(dir.path(), crashed.path());
+    let mut log = LogStore::new(Store::open(crashed.path()).unwrap());
+    assert_eq!(log.read_vote().await.unwrap(), Some(crate::raft::Vote::new(1, 1)));
+    let entries = log.try_get_log_entries(0..1000).await.unwrap();
+    assert_eq!(entries, (0..100).map(report).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_crash_before_the_sync_loses_only_what_was_not_acknowledged() {
+    let (dir, crashed) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let store = Store::open(dir.path()).unwrap();
+    let (started, copied) = (mpsc::channel::<()>(), mpsc::channel::<()>());
+    // The sync thread waits here, as it would for a slow disk.
+    store.syncer.after_sync(Box::new(move |_| {
+        started.0.send(()).unwrap();
+        copied.1.recv().unwrap();
+    }));
+    started.1.recv().unwrap();
+    let mut batch = WriteBatch::default();
+    batch.put_cf(store.cf(LOG), 7u64.to_be_bytes(), b"not yet durable");
+    store.db.write(batch).unwrap();
+    copy(dir.path(), crashed.path());
+    let crashed = Store::open(crashed.path()).unwrap();
+    assert_eq!(crashed.db.get_cf(crashed.cf(LOG), 7u64.to_be_bytes()).unwrap(), None);
+    copied.0.send(()).unwrap();
+}
+
+async fn apply(machine: &mut Machine, entries: Vec<Entry>) {
+    let entries = entries.into_iter().map(|entry| Ok((entry, None)));
+    machine.apply(futures::stream::iter(entries)).await.unwrap();
+}
+
+fn founding() -> Command {
+    let node = |n| NewNode { candidate: [n; 16], facts: NodeFacts::default(), key: [n; 32] };
+    Command::Found { cluster: 5, nodes: vec![node(0), node(1)] }
+}
+
+/// One state by replay, one by a snapshot in the middle and the rest.
+async fn replay_and_snapshot_agree(history: Vec<Command>, cut: usize) {
+    let (dir_a, dir_b) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (a, b) = (Store::open(dir_a.path()).unwrap(), Store::open(dir_b.path()).unwrap());
+    let (mut by_replay, mut by_snapshot) = (machine(&a), machine(&b));
+    let entries: Vec<Entry> = (1..)
+        .zip([founding()].into_iter().chain(history))
+        .map(|(index, command)| entry(index, command))
+        .collect();
+    let (first, rest) = entries.split_at(cut.min(entries.len()).max(1));
+    // Something that the snapshot must sweep away.
+    apply(&mut by_snapshot, vec![entry(1, Command::Condemn { pack: Digest::of(b"x") })]).await;
+    apply(&mut by_replay, first.to_vec()).await;
+    let builder = by_replay.try_create_snapshot_builder(true).await;
+    let snapshot = builder.unwrap().build_snapshot().await.unwrap();
+    apply(&mut by_replay, rest.to_vec()).await;
+    by_snapshot.install_snapshot(&snapshot.meta, snapshot.snapshot).await.unwrap();
+    apply(&mut by_snapshot, rest.to_vec()).await;
+    assert_eq!(a.digest().unwrap(), b.digest().unwrap());
+    assert_eq!(a.applied().unwrap(), b.applied().unwrap());
+    assert_eq!(std::fs::read_dir(b.incoming()).unwrap().count(), 0, "no file is left");
+}
+
+#[test]
+fn a_snapshot_and_a_replay_come_to_the_same_state() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let mut runner = TestRunner::new(ProptestConfig { cases: 12, ..ProptestConfig::default() });
+    runner
+        .run(&(commands(), 0..100usize), |(history, cut)| {
+            runtime.block_on(replay_and_snapshot_agree(history, cut));
+            Ok(())
+        })
+        .unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_installation_cut_short_is_finished_at_the_next_start() {
+    let (dir_a, dir_b) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let a = Store::open(dir_a.path()).unwrap();
+    let mut whole = machine(&a);
+    apply(&mut whole, (1..500).map(report).collect()).await;
+    let snapshot = whole.get_current_snapshot().await.unwrap().unwrap();
+    let expected = a.digest().unwrap();
+    {
+        let b = Store::open(dir_b.path()).unwrap();
+        apply(&mut machine(&b), (1..9).map(report).collect()).await;
+        let mut staged = snapshot.snapshot.stage(&b, &snapshot.meta).await.unwrap();
+        staged.keep();
+        // As far as the mark, and a crash.
+        let mut batch = WriteBatch::default();
+        b.put_meta(&mut batch, meta::INSTALLING, &staged.name().unwrap()).unwrap();
+        b.db.write(batch).unwrap();
+        b.db.flush_wal(true).unwrap();
+    }
+    let b = Store::open(dir_b.path()).unwrap();
+    assert_eq!(b.digest().unwrap(), expected);
+    assert_eq!(std::fs::read_dir(b.incoming()).unwrap().count(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_damaged_snapshot_replaces_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    let mut machine = machine(&store);
+    apply(&mut machine, (1..50).map(report).collect()).await;
+    let before = store.digest().unwrap();
+    let snapshot = machine.get_current_snapshot().await.unwrap().unwrap();
+    let staged = snapshot.snapshot.stage(&store, &snapshot.meta).await.unwrap();
+    let path = store.incoming().join(staged.name().unwrap());
+    let mut bytes = std::fs::read(&path).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(&path, bytes).unwrap();
+    assert!(snapshot::install(&store, &staged).is_err());
+    assert_eq!(store.digest().unwrap(), before);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn large_entries_are_sent_in_pieces() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut log = LogStore::new(Store::open(dir.path()).unwrap());
+    let large = |index| {
+        let reason = "r".repeat(400 << 10);
+        let key = kiln_proto::ArtifactKey::from_bytes([1; 32]);
+        entry(index, Command::Tombstone { key, reason })
+    };
+    log.blocking_append((0..10).map(large)).await.unwrap();
+    assert_eq!(log.limited_get_log_entries(3, 10).await.unwrap().len(), 2);
+    assert_eq!(log.try_get_log_entries(3..10).await.unwrap().len(), 7);
+}

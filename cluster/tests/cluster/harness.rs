@@ -160,12 +160,6 @@ impl TestCluster {
         Self { nodes, temp }
     }
 
-    pub fn leader(&self) -> usize {
-        let at = |id| self.nodes.iter().position(|n| n.id() == id);
-        let leaders = self.nodes.iter().filter_map(|n| n.cluster.status().leader);
-        leaders.filter_map(at).next().unwrap()
-    }
-
     /// Waits until one of the nodes leads with a quorum, and tells which.
     pub async fn wait_leader(&self) -> usize {
         wait_for("a leader", async || {

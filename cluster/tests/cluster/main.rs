@@ -1,8 +1,13 @@
 //! Several members in one process, over real loopback connections.
 //!
-//! Every test ends with the state machines compared at the same applied index.
+//! Tests of more than one node end with the state machines compared at the same
+//! applied index.
 
 #![allow(clippy::unwrap_used, unreachable_pub, missing_docs)]
 
+mod failover;
 mod harness;
+mod index;
+mod leases;
+mod membership;
 mod thin;

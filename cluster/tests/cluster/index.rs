@@ -1,0 +1,164 @@
+//! What the index takes, refuses and tells.
+
+use kiln_cluster::{AccessReport, Acquired, BlobState, ClusterError, IndexEvent, Published};
+use kiln_proto::{Digest, NodeIdentity, SignedManifest};
+
+use crate::harness::{TestCluster, manifest, wait_for};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_publication_with_an_old_token_is_refused() {
+    let cluster = TestCluster::start(1).await;
+    let node = &cluster.nodes[0];
+    let (key, _) = manifest("a", b"pack");
+    let old = node.granted(&key).await;
+    let stale = old.token();
+    drop(old);
+    let new = node.granted(&key).await;
+    assert!(new.token() > stale);
+    let refused = node.index.publish_as(&key, stale, node.sign("a", b"pack")).await;
+    assert_eq!(refused, Err(ClusterError::StaleToken));
+    assert_eq!(node.index.lookup(&key).unwrap(), None);
+    node.index.publish(&new, node.sign("a", b"pack")).await.unwrap();
+    let late = node.index.publish_as(&key, stale, node.sign("a", b"other")).await.unwrap();
+    let Published::Existing(entry) = late else { panic!("{late:?}") };
+    assert_eq!(entry.pack, Digest::of(b"pack"));
+    assert_eq!(node.cluster.status().differing, 1);
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn only_a_registered_nodes_signature_counts() {
+    let cluster = TestCluster::start(1).await;
+    let node = &cluster.nodes[0];
+    let (key, made) = manifest("a", b"pack");
+    let lease = node.granted(&key).await;
+    let mut altered = node.sign("a", b"pack");
+    let last = altered.bytes.len() - 1;
+    altered.bytes[last] ^= 1;
+    let stranger = ed25519_dalek::SigningKey::from_bytes(&[9; 32]);
+    let by_a_stranger = NodeIdentity::new(node.id(), stranger.clone()).sign(made.clone()).unwrap();
+    let by_nobody = NodeIdentity::new(77, stranger).sign(made).unwrap();
+    let of_another_key = node.sign("b", b"pack");
+    let unsigned = SignedManifest { signature: Vec::new(), ..node.sign("a", b"pack") };
+    for wrong in [altered, by_a_stranger, by_nobody, of_another_key, unsigned] {
+        let refused = node.index.publish(&lease, wrong).await;
+        assert!(matches!(refused, Err(ClusterError::Invalid(_))), "{refused:?}");
+    }
+    assert!(!lease.is_lost());
+    node.index.publish(&lease, node.sign("a", b"pack")).await.unwrap();
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_blob_is_deleted_only_when_nothing_refers_to_it() {
+    let cluster = TestCluster::start(1).await;
+    let node = &cluster.nodes[0];
+    let index = &node.index;
+    let mut events = index.events();
+    let (key, _) = manifest("a", b"pack");
+    let pack = Digest::of(b"pack");
+    node.publish("a", b"pack").await.unwrap();
+    assert_eq!(index.blob(&pack).unwrap(), Some(BlobState::Referenced));
+    assert!(!index.condemn(&pack).await.unwrap(), "an entry refers to it");
+    index.mark_stored(&pack).await.unwrap();
+    assert!(index.lookup(&key).unwrap().unwrap().stored);
+    assert!(index.set_pinned(&key, true).await.unwrap());
+    assert!(index.lookup(&key).unwrap().unwrap().pinned);
+
+    assert!(index.tombstone(&key, "wrong".into()).await.unwrap());
+    assert!(!index.tombstone(&key, "wrong".into()).await.unwrap());
+    assert!(!index.set_pinned(&key, true).await.unwrap());
+    assert_eq!(index.blob(&pack).unwrap(), Some(BlobState::Unreferenced));
+    let lease = node.granted(&key).await;
+    assert!(!index.condemn(&pack).await.unwrap(), "the open lease may bring it back");
+    drop(lease);
+    wait_for("the release", async || index.condemn(&pack).await.unwrap().then_some(())).await;
+    assert_eq!(index.blob(&pack).unwrap(), Some(BlobState::Condemned));
+    let lease = node.granted(&key).await;
+    let refused = index.publish(&lease, node.sign("a", b"pack")).await;
+    assert_eq!(refused, Err(ClusterError::Condemned(pack)));
+    index.forget(&pack).await.unwrap();
+    assert_eq!(index.blob(&pack).unwrap(), None);
+    let published = index.publish(&lease, node.sign("a", b"pack")).await.unwrap();
+    let Published::Committed(entry) = published else { panic!("{published:?}") };
+    assert_eq!((entry.epoch, entry.stored, entry.pinned), (2, false, false));
+
+    let mut told = Vec::new();
+    while let Ok(event) = events.try_recv() {
+        told.push(event);
+    }
+    let expected = [
+        IndexEvent::Published { key, pack },
+        IndexEvent::Stored { pack },
+        IndexEvent::Pinned { key, pinned: true },
+        IndexEvent::Tombstoned { key, pack },
+        IndexEvent::Condemned { pack },
+        IndexEvent::Forgotten { pack },
+        IndexEvent::Published { key, pack },
+    ];
+    assert_eq!(told, expected);
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn hits_and_holders_are_hints_that_arrive() {
+    let cluster = TestCluster::start(3).await;
+    let (key, _) = manifest("a", b"pack");
+    let pack = Digest::of(b"pack");
+    cluster.nodes[0].publish("a", b"pack").await.unwrap();
+    let gained =
+        AccessReport { hits: vec![(key, 3)], gained: vec![pack], ..AccessReport::default() };
+    cluster.nodes[1].index.report(gained).await.unwrap();
+    let lost = AccessReport { lost: vec![pack], ..AccessReport::default() };
+    cluster.nodes[0].index.report(lost).await.unwrap();
+    for node in &cluster.nodes {
+        wait_for("hits and holders", async || {
+            let entry = node.index.lookup(&key).unwrap()?;
+            (entry.hits == 3 && entry.holders == [cluster.nodes[1].id()]).then_some(())
+        })
+        .await;
+    }
+    cluster.states_are_equal().await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn entries_are_listed_in_order_by_prefix_and_page() {
+    let cluster = TestCluster::start(1).await;
+    let node = &cluster.nodes[0];
+    let mut keys = Vec::new();
+    for n in 0..40 {
+        let name = format!("key {n}");
+        keys.push(manifest(&name, b"pack").0);
+        node.publish(&name, b"pack").await.unwrap();
+    }
+    keys.sort_unstable();
+    let all = node.index.scan(None, "", 100).unwrap();
+    assert_eq!(all.iter().map(|e| e.key).collect::<Vec<_>>(), keys);
+    let page = node.index.scan(Some(&keys[9]), "", 10).unwrap();
+    assert_eq!(page.iter().map(|e| e.key).collect::<Vec<_>>(), keys[10..20]);
+    for prefix in ["0", "7f", "e"] {
+        let with: Vec<_> =
+            keys.iter().filter(|k| k.to_string().starts_with(prefix)).copied().collect();
+        let found = node.index.scan(None, prefix, 100).unwrap();
+        assert_eq!(found.iter().map(|e| e.key).collect::<Vec<_>>(), with);
+    }
+    assert!(matches!(node.index.scan(None, "XY", 1), Err(ClusterError::Invalid(_))));
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_linearizable_lookup_sees_every_acknowledged_publication() {
+    let cluster = TestCluster::start(3).await;
+    for n in 0..12 {
+        let name = format!("key {n}");
+        let (key, _) = manifest(&name, b"pack");
+        cluster.nodes[n % 3].publish(&name, b"pack").await.unwrap();
+        let reader = &cluster.nodes[(n + 1) % 3];
+        assert!(reader.index.lookup_linearizable(&key).await.unwrap().is_some());
+    }
+    let (missing, _) = manifest("missing", b"pack");
+    assert_eq!(cluster.nodes[0].index.lookup_linearizable(&missing).await.unwrap(), None);
+    assert!(matches!(cluster.nodes[0].acquire(&missing).await.unwrap(), Acquired::Granted(_)));
+    cluster.stop().await;
+}

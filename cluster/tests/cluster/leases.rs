@@ -1,0 +1,187 @@
+//! Who may compile, and who waits for whom.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use kiln_cluster::{Acquired, ClusterError, Published};
+use kiln_proto::{ArtifactKey, Failure, FailureKind};
+use tokio::time::Instant;
+
+use crate::harness::{Node, PATIENCE, TestCluster, manifest, timings, wait_for};
+
+/// A waiter that was told that it waits.
+fn waiter(
+    node: &Node,
+    key: ArtifactKey,
+    waiting: &Arc<AtomicUsize>,
+) -> tokio::task::JoinHandle<Result<Acquired, ClusterError>> {
+    let (index, waiting) = (node.index.clone(), Arc::clone(waiting));
+    tokio::spawn(async move {
+        let tell = || {
+            waiting.fetch_add(1, Ordering::SeqCst);
+        };
+        index.acquire(&key, Instant::now() + PATIENCE, tell).await
+    })
+}
+
+async fn all_wait(waiting: &AtomicUsize, count: usize) {
+    let what = format!("{count} waiters");
+    wait_for(&what, async || (waiting.load(Ordering::SeqCst) == count).then_some(())).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_sixty_who_ask_one_compiles() {
+    let cluster = TestCluster::start(3).await;
+    let (key, _) = manifest("hot", b"pack");
+    let waiting = Arc::default();
+    let asking: Vec<_> = (0..60).map(|n| waiter(&cluster.nodes[n % 3], key, &waiting)).collect();
+    let mut grants = 0;
+    let mut ready = 0;
+    let mut rest = asking;
+    while !rest.is_empty() {
+        let (answer, at, left) = futures::future::select_all(rest).await;
+        rest = left;
+        match answer.unwrap().unwrap() {
+            Acquired::Granted(lease) => {
+                grants += 1;
+                all_wait(&waiting, 59).await;
+                // Whoever was granted the lease publishes; any node may sign.
+                let node = cluster.nodes.iter().find(|n| n.index.is_live(&key, lease.token()));
+                let node = node.unwrap();
+                let published = node.index.publish(&lease, node.sign("hot", b"pack")).await;
+                assert!(matches!(published.unwrap(), Published::Committed(_)), "{at}");
+            }
+            Acquired::Ready(_) => ready += 1,
+            Acquired::Failed(failure) => panic!("{failure}"),
+        }
+    }
+    assert_eq!((grants, ready), (1, 59));
+    cluster.states_are_equal().await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_holder_that_vanishes_makes_room() {
+    let mut cluster = TestCluster::start(3).await;
+    let (key, _) = manifest("a", b"pack");
+    let leader = cluster.wait_leader().await;
+    let holder = cluster.nodes.remove((leader + 1) % 3);
+    let lease = holder.granted(&key).await;
+    let old = lease.token();
+    // Gone without a word: nothing gives the lease back.
+    std::mem::forget(lease);
+    let waiting = Arc::default();
+    let answer = waiter(&cluster.nodes[0], key, &waiting);
+    let other = waiter(&cluster.nodes[1], key, &waiting);
+    all_wait(&waiting, 2).await;
+    holder.stop().await;
+    let Acquired::Granted(lease) = answer.await.unwrap().unwrap() else { panic!("no lease") };
+    assert!(lease.token() > old, "tokens rise");
+    cluster.nodes[0].index.publish(&lease, cluster.nodes[0].sign("a", b"pack")).await.unwrap();
+    assert!(matches!(other.await.unwrap().unwrap(), Acquired::Ready(_)));
+    cluster.states_are_equal().await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_dropped_lease_goes_to_the_next() {
+    let cluster = TestCluster::start(1).await;
+    let (key, _) = manifest("a", b"pack");
+    let node = &cluster.nodes[0];
+    let lease = node.granted(&key).await;
+    let waiting = Arc::default();
+    let next = waiter(node, key, &waiting);
+    all_wait(&waiting, 1).await;
+    let dropped = Instant::now();
+    drop(lease);
+    assert!(matches!(next.await.unwrap().unwrap(), Acquired::Granted(_)));
+    assert!(dropped.elapsed() < timings().lease_ttl, "it was left to run out");
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_waiter_ends_at_its_deadline() {
+    let cluster = TestCluster::start(3).await;
+    let (key, _) = manifest("a", b"pack");
+    let _lease = cluster.nodes[0].granted(&key).await;
+    for node in &cluster.nodes {
+        let deadline = Instant::now() + Duration::from_millis(300);
+        let ended = node.index.acquire(&key, deadline, || {}).await;
+        assert!(matches!(ended, Err(ClusterError::Deadline)), "{ended:?}");
+        assert!(deadline.elapsed() < Duration::from_secs(2));
+    }
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_failure_is_told_to_all_who_wait_and_remembered_for_a_while() {
+    let cluster = TestCluster::start(3).await;
+    let (key, _) = manifest("a", b"pack");
+    let lease = cluster.nodes[0].granted(&key).await;
+    let waiting = Arc::default();
+    let waiters: Vec<_> = (0..6).map(|n| waiter(&cluster.nodes[n % 3], key, &waiting)).collect();
+    all_wait(&waiting, 6).await;
+    // Of the class that is remembered for a short time.
+    let failure = Failure::new(FailureKind::Timeout, "too slow");
+    cluster.nodes[0].index.fail(&lease, failure.clone()).await.unwrap();
+    for answer in waiters {
+        let Acquired::Failed(told) = answer.await.unwrap().unwrap() else { panic!("not told") };
+        assert_eq!(told, failure);
+    }
+    for node in &cluster.nodes {
+        wait_for("the end of the negative entry", async || {
+            node.index.failure(&key).unwrap().is_none().then_some(())
+        })
+        .await;
+    }
+    assert!(matches!(cluster.nodes[1].acquire(&key).await.unwrap(), Acquired::Granted(_)));
+    cluster.states_are_equal().await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn after_a_failure_of_one_node_the_next_one_tries() {
+    let cluster = TestCluster::start(1).await;
+    let (key, _) = manifest("a", b"pack");
+    let node = &cluster.nodes[0];
+    let lease = node.granted(&key).await;
+    let waiting = Arc::default();
+    let next = waiter(node, key, &waiting);
+    all_wait(&waiting, 1).await;
+    let failure = Failure::new(FailureKind::ToolchainMissing, "no NVRTC here");
+    node.index.fail(&lease, failure).await.unwrap();
+    assert!(matches!(next.await.unwrap().unwrap(), Acquired::Granted(_)));
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lease_outlives_its_leader() {
+    let mut cluster = TestCluster::start(3).await;
+    let (key, _) = manifest("a", b"pack");
+    let leader = cluster.wait_leader().await;
+    let holder = (leader + 1) % 3;
+    let lease = cluster.nodes[holder].granted(&key).await;
+    let signed = cluster.nodes[holder].sign("a", b"pack");
+    let holder_id = cluster.nodes[holder].id();
+    cluster.nodes.remove(leader).stop().await;
+    let holder = cluster.nodes.iter().position(|n| n.id() == holder_id).unwrap();
+    // Another node waits for the whole time, and must not get it.
+    let waiting = Arc::default();
+    let other = waiter(&cluster.nodes[1 - holder], key, &waiting);
+    let watched = Instant::now() + timings().lease_ttl * 3;
+    wait_for("three times to live", async || {
+        assert!(!lease.is_lost(), "a lease with heartbeats ended");
+        assert!(cluster.nodes[holder].index.is_live(&key, lease.token()));
+        (Instant::now() > watched).then_some(())
+    })
+    .await;
+    cluster.nodes[holder].index.publish(&lease, signed).await.unwrap();
+    assert!(matches!(other.await.unwrap().unwrap(), Acquired::Ready(_)));
+    cluster.states_are_equal().await;
+    cluster.stop().await;
+}

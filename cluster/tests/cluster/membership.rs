@@ -1,0 +1,104 @@
+//! Nodes that come and go in good order.
+
+use kiln_cluster::{ClusterError, Role, Start};
+
+use crate::harness::{Seat, TestCluster, manifest, wait_for};
+
+fn voters(node: &crate::harness::Node) -> Vec<u64> {
+    let nodes = node.cluster.status().nodes;
+    nodes.iter().filter(|n| n.voter).map(|n| n.id).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_node_grows_to_three() {
+    let mut cluster = TestCluster::start(1).await;
+    cluster.nodes[0].publish("alone", b"pack").await.unwrap();
+    let peer = cluster.nodes[0].address.to_string();
+    // One joins by itself.
+    let seat = Seat::new(&cluster.temp.path().join("second")).await;
+    cluster.nodes.push(seat.start(Start::Join { peers: vec![peer] }).await.unwrap());
+    assert_eq!(voters(&cluster.nodes[0]), [1], "two voters bear no failure");
+    // The other waits until it is admitted.
+    let seat = Seat::new(&cluster.temp.path().join("third")).await;
+    let address = seat.address.to_string();
+    let waiting = tokio::spawn(seat.start(Start::Join { peers: Vec::new() }));
+    let id = cluster.nodes[1].cluster.add(&address).await.unwrap();
+    assert_eq!(id, 3);
+    assert_eq!(cluster.nodes[1].cluster.add(&address).await.unwrap(), 3, "a retry");
+    cluster.nodes.push(waiting.await.unwrap().unwrap());
+    for node in &cluster.nodes {
+        wait_for("three voters", async || (voters(node) == [1, 2, 3]).then_some(())).await;
+        node.has(&manifest("alone", b"pack").0).await;
+    }
+    // Now any one may go.
+    cluster.nodes.remove(0).stop().await;
+    cluster.nodes[0].publish("without the first", b"pack").await.unwrap();
+    cluster.states_are_equal().await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_leaves_and_another_leads() {
+    let mut cluster = TestCluster::start(3).await;
+    cluster.nodes[0].publish("before", b"pack").await.unwrap();
+    let leader = cluster.wait_leader().await;
+    let leaving = cluster.nodes.remove(leader);
+    let id = leaving.id();
+    leaving.cluster.leave().await.unwrap();
+    leaving.stop().await;
+    for node in &cluster.nodes {
+        wait_for("a cluster of two", async || {
+            let nodes = node.cluster.status().nodes;
+            let gone = nodes.len() == 2 && !voters(node).contains(&id);
+            (gone && node.cluster.status().leader.is_some_and(|l| l != id)).then_some(())
+        })
+        .await;
+    }
+    let signer = cluster.nodes[0].index.node(id).unwrap();
+    assert!(signer.left);
+    cluster.nodes[1].publish("after", b"pack").await.unwrap();
+    cluster.states_are_equal().await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_removed_node_is_replaced_by_a_learner() {
+    let mut cluster = TestCluster::start(3).await;
+    let peers: Vec<String> = cluster.nodes.iter().map(|n| n.address.to_string()).collect();
+    let seat = Seat::new(&cluster.temp.path().join("fourth")).await;
+    cluster.nodes.push(seat.start(Start::Join { peers }).await.unwrap());
+    let leader = cluster.wait_leader().await;
+    let removed = cluster.nodes.remove((leader + 1) % 3);
+    cluster.nodes[0].cluster.remove(removed.id()).await.unwrap();
+    for node in &cluster.nodes {
+        wait_for("the learner's vote", async || {
+            let voters = voters(node);
+            (voters.len() == 3 && voters.contains(&4)).then_some(())
+        })
+        .await;
+    }
+    let refused = cluster.nodes[0].cluster.remove(99).await;
+    assert!(matches!(refused, Err(ClusterError::Invalid(_))), "{refused:?}");
+    removed.stop().await;
+    cluster.states_are_equal().await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_last_node_cannot_leave() {
+    let cluster = TestCluster::start(1).await;
+    let refused = cluster.nodes[0].cluster.leave().await;
+    assert!(matches!(refused, Err(ClusterError::Invalid(_))), "{refused:?}");
+    assert_eq!(cluster.nodes[0].cluster.status().role, Role::Leader);
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_minority_of_the_peers_founds_nothing() {
+    let temp = tempfile::tempdir().unwrap();
+    let seat = Seat::new(temp.path()).await;
+    let mine = seat.address.to_string();
+    let peers = vec![mine, "127.0.0.1:1".into(), "127.0.0.1:2".into()];
+    let refused = seat.start(Start::Expect { voters: 1, peers }).await;
+    assert!(matches!(refused, Err(ClusterError::Invalid(_))));
+}
