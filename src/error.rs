@@ -98,7 +98,9 @@ impl From<Error> for Status {
         let mut status = Status::new(code, bounded(e.to_string()));
         if let Error::Failed(failure) = &e {
             let put = |status: &mut Status, name, text: &'static str| {
-                status.metadata_mut().insert(name, tonic::metadata::MetadataValue::from_static(text));
+                status
+                    .metadata_mut()
+                    .insert(name, tonic::metadata::MetadataValue::from_static(text));
             };
             put(&mut status, CODE, failure.kind.code());
             put(&mut status, KIND, failure.kind.name());
@@ -138,8 +140,15 @@ mod tests {
     fn every_failure_keeps_its_code() {
         use FailureKind::*;
         let kinds = [
-            CompileError, UnsupportedOp, InvalidInput, Corrupt, Incompatible, Timeout,
-            ToolchainMissing, OutOfMemory, Crashed,
+            CompileError,
+            UnsupportedOp,
+            InvalidInput,
+            Corrupt,
+            Incompatible,
+            Timeout,
+            ToolchainMissing,
+            OutOfMemory,
+            Crashed,
         ];
         for kind in kinds {
             let status = Status::from(Error::from(Failure::new(kind, "x")));

@@ -56,8 +56,12 @@ fn create(folder: &Path, path: &Path) -> io::Result<SigningKey> {
     let mut secret = [0; 32];
     getrandom::fill(&mut secret).map_err(io::Error::other)?;
     let temporary = path.with_extension("new");
-    let mut file =
-        fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+    let mut file = fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&temporary)?;
     file.write_all(&secret)?;
     file.sync_all()?;
     fs::rename(&temporary, path)?;

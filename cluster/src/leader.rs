@@ -180,9 +180,9 @@ impl Core {
                         self.housekeeping.notify_one();
                         Answer::Done(Reply::Joined(Owner { node, ..member.owner }))
                     }
-                    Reply::Written { response: Response::NotFounded, .. } => Answer::Refused(
-                        ClusterError::unavailable("the cluster is not founded yet"),
-                    ),
+                    Reply::Written { response: Response::NotFounded, .. } => {
+                        Answer::Refused(ClusterError::unavailable("the cluster is not founded yet"))
+                    }
                     Reply::Written { response: Response::Refused(why), .. } => {
                         Answer::Refused(ClusterError::Invalid(why))
                     }

@@ -20,8 +20,8 @@ pub struct InvalidField {
 
 impl InvalidField {
     /// An error about `field`.
-    pub fn new(field: &'static str, why: impl ToString) -> Self {
-        Self { field, why: why.to_string() }
+    pub fn new(field: &'static str, why: impl Into<String>) -> Self {
+        Self { field, why: why.into() }
     }
 }
 
@@ -36,12 +36,12 @@ const MOST_FIELDS: usize = 65_536;
 
 /// Reads a digest.
 pub fn digest(field: &'static str, bytes: &[u8]) -> Result<Digest, InvalidField> {
-    Digest::try_from(bytes).map_err(|e| InvalidField::new(field, e))
+    Digest::try_from(bytes).map_err(|e| InvalidField::new(field, e.to_string()))
 }
 
 /// Reads a key.
 pub fn key(field: &'static str, bytes: &[u8]) -> Result<ArtifactKey, InvalidField> {
-    ArtifactKey::try_from(bytes).map_err(|e| InvalidField::new(field, e))
+    ArtifactKey::try_from(bytes).map_err(|e| InvalidField::new(field, e.to_string()))
 }
 
 /// Reads a target.

@@ -87,7 +87,12 @@ impl Fetcher {
                 match complete {
                     Ok(()) => break,
                     Err(why) => {
-                        tracing::info!(?source, why, filled = writer.filled(), "try the next source");
+                        tracing::info!(
+                            ?source,
+                            why,
+                            filled = writer.filled(),
+                            "try the next source"
+                        );
                         if writer.filled() == before {
                             excluded.insert(at);
                         }

@@ -12,6 +12,7 @@
 //! Invariant: nothing is answered that was not checked against a manifest whose
 //! signer the index knows; nothing is published without a live token.
 
+mod answer;
 mod counters;
 mod fetch;
 mod flight;
@@ -22,7 +23,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::{Duration, Instant, SystemTime},
+    time::{Instant, SystemTime},
 };
 
 use kiln_cluster::{Acquired, Entry, Index, Lease, Published};
@@ -33,6 +34,7 @@ use tokio::{sync::watch, time::timeout_at};
 use tokio_util::sync::CancellationToken;
 
 pub use self::{
+    answer::{Answer, Outcome, Request, Settings},
     counters::Counters,
     fetch::{Fetcher, Origin},
     flight::{Flights, Stage},
@@ -41,7 +43,7 @@ pub use self::{
 use crate::{
     artifact,
     cache::{Blob, Hints, Priority, Tiers},
-    compiler::{CompileInput, Compiler, Compilers, Limits, Output, Prepared},
+    compiler::{Compiler, Compilers, Output, Prepared},
     error::Error,
 };
 
@@ -49,65 +51,6 @@ use crate::{
 const VERIFIED_MANIFESTS: usize = 16_384;
 /// How often a flight starts over when its entry's bytes or its lease are lost.
 const ATTEMPTS: usize = 4;
-
-/// How a request was answered.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Outcome {
-    /// It was stored.
-    Hit,
-    /// This request's flight compiled it.
-    Compiled,
-    /// It waited for a compile that somebody else had begun.
-    Coalesced,
-}
-
-impl Outcome {
-    /// The name in JSON and metrics.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Hit => "hit",
-            Self::Compiled => "compiled",
-            Self::Coalesced => "coalesced",
-        }
-    }
-}
-
-/// An artifact, verified, with how it was had.
-#[derive(Debug, Clone)]
-pub struct Answer {
-    /// As signed: what clients get.
-    pub signed: Arc<SignedManifest>,
-    /// As read.
-    pub manifest: Arc<Manifest>,
-    /// The bytes.
-    pub pack: Blob,
-    /// Hit, compiled or coalesced.
-    pub outcome: Outcome,
-    /// Where the bytes came from; `None` when they were compiled here.
-    pub origin: Option<Origin>,
-}
-
-/// One target's request.
-#[derive(Debug, Clone)]
-pub struct Request {
-    /// What to compile, for what.
-    pub input: CompileInput,
-    /// `auto` or a compiler's name.
-    pub backend: String,
-    /// Compile even where it is stored, and publish nothing.
-    pub disable_cache: bool,
-    /// When the caller stops waiting.
-    pub deadline: tokio::time::Instant,
-}
-
-/// Settings of the manager.
-#[derive(Debug, Clone)]
-pub struct Settings {
-    /// Limits of one compile.
-    pub limits: Limits,
-    /// Longest that a flight may take, its wait for other nodes included.
-    pub flight_limit: Duration,
-}
 
 /// Joins index, tiers and compilers; they never meet otherwise.
 pub struct Manager {
@@ -274,10 +217,9 @@ impl Manager {
         let input = request.input.clone();
         let preparing = compiler.clone();
         // Parsing an exported graph takes milliseconds: not on a runtime thread.
-        let prepared =
-            tokio::task::spawn_blocking(move || preparing.prepare(&input, &fingerprint))
-                .await
-                .map_err(|e| Failure::new(FailureKind::Crashed, e.to_string()))??;
+        let prepared = tokio::task::spawn_blocking(move || preparing.prepare(&input, &fingerprint))
+            .await
+            .map_err(|e| Failure::new(FailureKind::Crashed, e.to_string()))??;
         Ok((compiler, Arc::new(prepared)))
     }
 

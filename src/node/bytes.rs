@@ -48,4 +48,3 @@ impl Provider for NodeBytes {
         }
     }
 }
-

@@ -36,4 +36,3 @@ pub enum NodeError {
     #[error("configuration: {0}")]
     Config(String),
 }
-

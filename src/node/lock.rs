@@ -13,12 +13,10 @@ use super::NodeError;
 pub(super) fn lock(data: &Path) -> Result<File, NodeError> {
     let path = data.join("LOCK");
     let doing = || format!("lock {}", path.display());
-    let file = File::create(&path)
-        .map_err(|source| NodeError::Io { doing: doing(), source })?;
+    let file = File::create(&path).map_err(|source| NodeError::Io { doing: doing(), source })?;
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => Err(NodeError::Locked(data.to_owned())),
         Err(TryLockError::Error(source)) => Err(NodeError::Io { doing: doing(), source }),
     }
 }
-

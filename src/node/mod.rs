@@ -116,8 +116,7 @@ impl Node {
         let kiln = KilnServer::new(api.clone())
             .max_decoding_message_size(service::MAX_MESSAGE_BYTES)
             .max_encoding_message_size(service::MAX_MESSAGE_BYTES);
-        let routes =
-            routes.add_service(kiln).add_service(health_service).add_service(reflection);
+        let routes = routes.add_service(kiln).add_service(health_service).add_service(reflection);
         let server = tonic::transport::Server::builder()
             .http2_keepalive_interval(Some(Duration::from_secs(20)))
             .tcp_nodelay(true)
@@ -157,8 +156,7 @@ impl Node {
             reporter.clone(),
             stop.clone(),
         ));
-        let provider: Arc<dyn Provider> =
-            Arc::new(bytes::NodeBytes {
+        let provider: Arc<dyn Provider> = Arc::new(bytes::NodeBytes {
             tiers: tiers.clone(),
             manager: manager.clone(),
             namespace: config.namespace.default.clone(),
@@ -222,9 +220,8 @@ impl Node {
         stop.cancelled().await;
         tracing::info!(flights = self.manager.in_flight(), "stopping");
         self.stop.cancel();
-        let drained = tokio::time::timeout(DRAIN, async {
-            while self.tasks.join_next().await.is_some() {}
-        });
+        let drained =
+            tokio::time::timeout(DRAIN, async { while self.tasks.join_next().await.is_some() {} });
         if drained.await.is_err() {
             tracing::warn!("calls in progress were cut off");
             self.tasks.shutdown().await;
@@ -237,4 +234,3 @@ impl Node {
 pub fn install_metrics() -> Result<PrometheusHandle, NodeError> {
     PrometheusBuilder::new().install_recorder().map_err(|e| NodeError::Metrics(e.to_string()))
 }
-

@@ -11,7 +11,8 @@ use kiln_cluster::{NodeFacts, Settings as ClusterSettings, Start, Timings};
 use super::NodeError;
 use crate::{
     cache::{
-        DiskSettings, EvictionSettings, MemorySettings, ObjectSettings, SystemClock, Tiers, TiersSettings,
+        DiskSettings, EvictionSettings, MemorySettings, ObjectSettings, SystemClock, Tiers,
+        TiersSettings,
     },
     compiler::{CompilerSettings, Compilers, Environment, Limits, PoolSettings, ToolchainSettings},
     config::{Config, EvictionPolicy},
@@ -72,9 +73,7 @@ pub(super) async fn compilers(config: &Config) -> Result<Compilers, NodeError> {
 pub(super) fn cluster(config: &Config, facts: NodeFacts) -> ClusterSettings {
     let start = match config.start.join.is_empty() {
         false => Start::Join { peers: config.start.join.clone() },
-        true => {
-            Start::Expect { voters: config.start.expect, peers: config.start.peers.clone() }
-        }
+        true => Start::Expect { voters: config.start.expect, peers: config.start.peers.clone() },
     };
     let timings = Timings {
         heartbeat: config.cluster.heartbeat,

@@ -47,7 +47,10 @@ pub struct Parts {
 
 impl Parts {
     /// One request per target, for the tenant that the caller names.
-    fn requests(&self, mut wire: pb::CompileRequest) -> Result<Vec<crate::manager::Request>, Error> {
+    fn requests(
+        &self,
+        mut wire: pb::CompileRequest,
+    ) -> Result<Vec<crate::manager::Request>, Error> {
         if wire.namespace.is_empty() {
             wire.namespace.clone_from(&self.default_namespace);
         }
@@ -108,7 +111,11 @@ impl Kiln for Api {
                 };
                 let last = answered.is_err();
                 let event = answered.map_err(Status::from).map(|answer| {
-                    event(pb::compile_event::Event::Done(wire::done(&answer, node, began.elapsed())))
+                    event(pb::compile_event::Event::Done(wire::done(
+                        &answer,
+                        node,
+                        began.elapsed(),
+                    )))
                 });
                 if sender.send(event).await.is_err() || last {
                     return;
@@ -210,7 +217,9 @@ impl Kiln for Api {
         let index = parts.index.clone();
         let found = blocking(move || explain::explain(&index, &components)).await??;
         let (nearest, differences) = match &found.nearest {
-            Some((key, differences)) => (to_bytes(key), differences.iter().map(Into::into).collect()),
+            Some((key, differences)) => {
+                (to_bytes(key), differences.iter().map(Into::into).collect())
+            }
             None => (Bytes::new(), Vec::new()),
         };
         Ok(Response::new(pb::ExplainResponse {
@@ -348,6 +357,8 @@ fn to_bytes(key: &ArtifactKey) -> Bytes {
     Bytes::copy_from_slice(key.as_bytes())
 }
 
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Error> {
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Error> {
     tokio::task::spawn_blocking(work).await.map_err(|e| Error::Storage(e.to_string()))
 }

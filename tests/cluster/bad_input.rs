@@ -41,11 +41,18 @@ async fn malformed_archives_are_refused() {
     let node = &cluster.nodes[0];
     let whole = fixture("block_f32.211.pt2");
     let truncated = whole[..whole.len() / 2].to_vec();
-    for (what, archive) in
-        [("truncated", truncated), ("not a zip", b"hello".to_vec()), ("bomb", bomb()), ("empty", vec![])]
-    {
+    for (what, archive) in [
+        ("truncated", truncated),
+        ("not a zip", b"hello".to_vec()),
+        ("bomb", bomb()),
+        ("empty", vec![]),
+    ] {
         let refused = node.compile(program(archive)).await.unwrap_err();
-        assert_eq!((code(&refused), kind(&refused)), (Some("C001"), Some("invalid_input")), "{what}");
+        assert_eq!(
+            (code(&refused), kind(&refused)),
+            (Some("C001"), Some("invalid_input")),
+            "{what}"
+        );
     }
     assert!(node.compile(program(whole)).await.is_ok(), "the whole one is fine");
 }
@@ -89,7 +96,15 @@ async fn oversized_and_contradictory_requests_are_refused() {
     let mut huge = node.client().await.max_encoding_message_size(256 << 20);
     let refused = huge.compile(cuda("x".repeat(70 << 20))).await.unwrap_err();
     assert!(
-        matches!(refused.code(), Code::OutOfRange | Code::ResourceExhausted | Code::Unknown | Code::Unavailable | Code::Internal | Code::Cancelled),
+        matches!(
+            refused.code(),
+            Code::OutOfRange
+                | Code::ResourceExhausted
+                | Code::Unknown
+                | Code::Unavailable
+                | Code::Internal
+                | Code::Cancelled
+        ),
         "{refused:?}"
     );
 

@@ -40,7 +40,8 @@ async fn sixty_requests_at_once_cost_one_compile() {
 async fn several_targets_in_one_call_are_keys_of_their_own() {
     let cluster = TestCluster::start(1).await;
     let mut request = saxpy("targets");
-    let targets = ["sm_80", "sm_90", "compute_90"].map(|t| t.parse::<kiln_proto::Target>().unwrap());
+    let targets =
+        ["sm_80", "sm_90", "compute_90"].map(|t| t.parse::<kiln_proto::Target>().unwrap());
     request.targets = targets.map(Into::into).to_vec();
     let mut events = cluster.nodes[0].client().await.compile(request).await.unwrap().into_inner();
     let mut keys = Vec::new();

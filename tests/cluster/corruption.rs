@@ -22,10 +22,8 @@ async fn a_flipped_byte_on_disk_is_found_and_refetched() {
     std::fs::write(&packs[0], &file).unwrap();
     cluster.nodes[1].restart().await;
 
-    let (header, found) = eventually("a fetch", async || {
-        cluster.nodes[1].fetch(&made.key).await.ok()
-    })
-    .await;
+    let (header, found) =
+        eventually("a fetch", async || cluster.nodes[1].fetch(&made.key).await.ok()).await;
     assert_eq!(found, bytes);
     assert!(matches!(header.tier(), Tier::Peer | Tier::Object), "{:?}", header.tier());
     let metrics = crate::harness::metrics(&cluster.nodes[1]).await;

@@ -39,10 +39,7 @@ async fn without_quorum_hits_go_on_and_misses_say_why() {
     let mut miss = saxpy("unknown");
     miss.deadline_ms = 20_000;
     let refused = alone.compile(miss).await.unwrap_err();
-    assert!(
-        matches!(refused.code(), Code::Unavailable | Code::DeadlineExceeded),
-        "{refused}"
-    );
+    assert!(matches!(refused.code(), Code::Unavailable | Code::DeadlineExceeded), "{refused}");
     eventually("loss of quorum in the status", async || {
         (!alone.status().await.unwrap().quorum).then_some(())
     })

@@ -46,8 +46,7 @@ async fn the_leader_killed_while_it_compiles() {
         all_wait.notified().await;
         rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
     };
-    let (holder, answers, ()) =
-        tokio::join!(holder, futures::future::join_all(waiters), assassin);
+    let (holder, answers, ()) = tokio::join!(holder, futures::future::join_all(waiters), assassin);
     assert!(holder.is_err(), "its node is dead");
     let answers: Vec<_> = answers.into_iter().map(Result::unwrap).collect();
     assert_eq!(answers[0].manifest, answers[1].manifest);

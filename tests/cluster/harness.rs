@@ -283,7 +283,10 @@ impl TestNode {
     }
 
     /// All bytes of an artifact.
-    pub(crate) async fn fetch(&self, key: &ArtifactKey) -> Result<(pb::FetchHeader, Vec<u8>), Status> {
+    pub(crate) async fn fetch(
+        &self,
+        key: &ArtifactKey,
+    ) -> Result<(pb::FetchHeader, Vec<u8>), Status> {
         let request = pb::FetchRequest { key: bytes_of(key), namespace: NAMESPACE.into() };
         let mut chunks = self.client().await.fetch(request).await?.into_inner();
         let (mut header, mut pack) = (None, Vec::new());

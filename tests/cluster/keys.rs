@@ -79,7 +79,8 @@ async fn another_nvrtc_is_another_key() {
     let cluster = TestCluster::start_with(3, |i, config| {
         if i == 1 {
             let folder = std::env::var_os("KILN_NVRTC_ALT_DIR");
-            config.compile.nvrtc = Some(folder.expect("`make test` sets KILN_NVRTC_ALT_DIR").into());
+            config.compile.nvrtc =
+                Some(folder.expect("`make test` sets KILN_NVRTC_ALT_DIR").into());
         }
     })
     .await;

@@ -68,10 +68,9 @@ async fn published_under_its_lease_and_fetched_elsewhere() {
     let answer = publish(&cluster.nodes[0], token, &manifest, &pack).await.unwrap();
     assert!(answer.committed);
     for node in &cluster.nodes {
-        let (_, bytes) = crate::harness::eventually("the entry", async || {
-            node.fetch(&manifest.key).await.ok()
-        })
-        .await;
+        let (_, bytes) =
+            crate::harness::eventually("the entry", async || node.fetch(&manifest.key).await.ok())
+                .await;
         assert_eq!(bytes, pack);
     }
 }

@@ -1,0 +1,72 @@
+//! What the manager is asked, and what it answers.
+//!
+//! Invariant: an [`Answer`]'s pack hashes to what its manifest says.
+
+use std::{sync::Arc, time::Duration};
+
+use kiln_proto::{Manifest, SignedManifest};
+
+use super::Origin;
+use crate::{
+    cache::Blob,
+    compiler::{CompileInput, Limits},
+};
+
+/// How a request was answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// It was stored.
+    Hit,
+    /// This request's flight compiled it.
+    Compiled,
+    /// It waited for a compile that somebody else had begun.
+    Coalesced,
+}
+
+impl Outcome {
+    /// The name in JSON and metrics.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Hit => "hit",
+            Self::Compiled => "compiled",
+            Self::Coalesced => "coalesced",
+        }
+    }
+}
+
+/// An artifact, verified, with how it was had.
+#[derive(Debug, Clone)]
+pub struct Answer {
+    /// As signed: what clients get.
+    pub signed: Arc<SignedManifest>,
+    /// As read.
+    pub manifest: Arc<Manifest>,
+    /// The bytes.
+    pub pack: Blob,
+    /// Hit, compiled or coalesced.
+    pub outcome: Outcome,
+    /// Where the bytes came from; `None` when they were compiled here.
+    pub origin: Option<Origin>,
+}
+
+/// One target's request.
+#[derive(Debug, Clone)]
+pub struct Request {
+    /// What to compile, for what.
+    pub input: CompileInput,
+    /// `auto` or a compiler's name.
+    pub backend: String,
+    /// Compile even where it is stored, and publish nothing.
+    pub disable_cache: bool,
+    /// When the caller stops waiting.
+    pub deadline: tokio::time::Instant,
+}
+
+/// Settings of the manager.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Limits of one compile.
+    pub limits: Limits,
+    /// Longest that a flight may take, its wait for other nodes included.
+    pub flight_limit: Duration,
+}
