@@ -357,7 +357,7 @@ fn tombstone<V: View>(
     };
     let pack = entry.pack;
     txn.remove::<UsageRecord>(key);
-    end_epoch(txn, key, EpochRecord { epoch: entry.epoch, pack, reason, pinned: false })?;
+    end_epoch(txn, key, &EpochRecord { epoch: entry.epoch, pack, reason, pinned: false })?;
     if let Some(blob) = txn.get::<BlobRecord>(pack)? {
         txn.put(pack, &BlobRecord { entries: blob.entries.saturating_sub(1), ..blob })?;
     }
@@ -374,7 +374,7 @@ fn retire<V: View>(
         return Ok(Response::Changed(false)); // somebody else saw to it
     };
     let (pack, pinned) = (entry.pack, entry.pinned);
-    end_epoch(txn, key, EpochRecord { epoch, pack, reason: "bytes lost".into(), pinned })?;
+    end_epoch(txn, key, &EpochRecord { epoch, pack, reason: "bytes lost".into(), pinned })?;
     if let Some(blob) = txn.get::<BlobRecord>(pack)? {
         let entries = blob.entries.saturating_sub(1);
         // Nobody had it: whoever claimed to was wrong.
@@ -387,10 +387,10 @@ fn retire<V: View>(
 fn end_epoch<V: View>(
     txn: &mut Txn<'_, V>,
     key: ArtifactKey,
-    last: EpochRecord,
+    last: &EpochRecord,
 ) -> Result<(), StateError> {
     txn.remove::<EntryRecord>(key);
-    txn.put(key, &last)?;
+    txn.put(key, last)?;
     let counters = counters(txn)?;
     txn.put((), &Counters { entries: counters.entries.saturating_sub(1), ..counters })
 }

@@ -4,7 +4,7 @@ use std::{io, path::PathBuf};
 
 use kiln_cluster::ClusterError;
 
-use crate::{cache::TierError, identity::IdentityError};
+use crate::{cache::TierError, config::ConfigError, identity::IdentityError};
 
 /// Why a node does not start.
 #[derive(Debug, thiserror::Error)]
@@ -34,5 +34,8 @@ pub enum NodeError {
     Metrics(String),
     /// The configuration cannot be.
     #[error("configuration: {0}")]
-    Config(String),
+    Config(#[from] ConfigError),
+    /// The API's own description cannot be served: a defect of this build.
+    #[error("serve the API's description: {0}")]
+    Reflection(String),
 }

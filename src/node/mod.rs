@@ -82,11 +82,8 @@ impl Node {
         let http_port = bind(config.http_listen).await?;
         let transfer_port = bind(config.transfer_listen).await?;
         let advertised = |listener: &TcpListener| -> Result<String, NodeError> {
-            let local = listener.local_addr().map_err(io("read a listener's address".into()))?;
-            Ok(match &config.advertise {
-                Some(host) => format!("{host}:{}", local.port()),
-                None => local.to_string(),
-            })
+            let bound = listener.local_addr().map_err(io("read a listener's address".into()))?;
+            Ok(config.advertised(bound))
         };
         let facts_of = |compilers: &Compilers| -> Result<NodeFacts, NodeError> {
             Ok(NodeFacts {
@@ -112,7 +109,7 @@ impl Node {
         let reflection = tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(pb::DESCRIPTOR_SET)
             .build_v1()
-            .map_err(|e| NodeError::Config(format!("reflection: {e}")))?;
+            .map_err(|e| NodeError::Reflection(e.to_string()))?;
         let kiln = KilnServer::new(api.clone())
             .max_decoding_message_size(service::MAX_MESSAGE_BYTES)
             .max_encoding_message_size(service::MAX_MESSAGE_BYTES);

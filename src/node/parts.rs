@@ -28,14 +28,14 @@ pub(super) async fn tiers(config: &Config) -> Result<Arc<Tiers>, NodeError> {
         EvictionPolicy::Cost => EvictionSettings::default(),
         EvictionPolicy::Lru => EvictionSettings::Lru,
     };
-    let path = config.disk.path.clone().unwrap_or_else(|| config.data_dir.join("tier"));
+    let credentials = config.object.credentials()?;
     let settings = TiersSettings {
         memory: MemorySettings {
             capacity: ByteSize(config.memory.bytes),
             max_entries: config.memory.entries as u64,
         },
         disk: DiskSettings {
-            path,
+            path: config.disk_path(),
             capacity: ByteSize(config.disk.bytes),
             eviction,
             ..DiskSettings::default()
@@ -44,6 +44,8 @@ pub(super) async fn tiers(config: &Config) -> Result<Arc<Tiers>, NodeError> {
             url: config.object.url.clone(),
             endpoint: config.object.endpoint.clone(),
             region: config.object.region.clone(),
+            access_key_id: credentials.as_ref().map(|c| c.access_key_id.clone()),
+            secret_access_key: credentials.map(|c| c.secret_access_key),
             ..ObjectSettings::default()
         },
     };
@@ -59,9 +61,9 @@ pub(super) async fn compilers(config: &Config) -> Result<Compilers, NodeError> {
             nvrtc: config.compile.nvrtc.clone(),
             ..ToolchainSettings::default()
         },
-        pool: match NonZero::new(config.compile.concurrency) {
-            Some(workers) => PoolSettings { workers, ..PoolSettings::default() },
-            None => PoolSettings::default(),
+        pool: PoolSettings {
+            workers: NonZero::new(config.concurrency()).unwrap_or(NonZero::<usize>::MIN),
+            ..PoolSettings::default()
         },
         limits: limits(config),
     };
