@@ -80,7 +80,7 @@ impl ObjectTier {
     pub async fn fill(&self, digest: &Digest, writer: &mut BlobWriter) -> Result<bool, TierError> {
         let mut resumes = 0;
         loop {
-            let (from, missing) = (writer.filled(), writer.spare().len() as u64);
+            let (from, missing) = (writer.filled(), writer.size() - writer.filled());
             if missing == 0 {
                 return self.contains(digest).await;
             }
@@ -91,7 +91,7 @@ impl ObjectTier {
                 return Err(self.corrupt(digest, format!("{} bytes", object.meta.size)));
             }
             match pour(object, writer).await {
-                Ok(()) if writer.spare().is_empty() => return Ok(true),
+                Ok(()) if writer.filled() == writer.size() => return Ok(true),
                 Ok(()) if resumes == RESUMES => return Err(self.failed("the object ends early")),
                 Err(e) if resumes == RESUMES => return Err(self.failed(e)),
                 // A transfer that makes no progress is not worth the same tries.
@@ -303,13 +303,7 @@ impl Tier for ObjectTier {
 
 /// The blob's memory without a copy.
 fn bytes_of(blob: &Blob) -> Bytes {
-    struct Owner(Blob);
-    impl AsRef<[u8]> for Owner {
-        fn as_ref(&self) -> &[u8] {
-            &self.0
-        }
-    }
-    Bytes::from_owner(Owner(blob.clone()))
+    Bytes::from_owner(blob.clone())
 }
 
 /// Appends all that the store sends.

@@ -23,9 +23,9 @@ use parking_lot::{Mutex, MutexGuard};
 
 use crate::cache::{Blob, BlobError, BlobWriter, TierError, TierName};
 
-/// Read at once: large enough for the parallel hash, small enough that what was
-/// read is still in the processor's cache when it is hashed.
-const CHUNK: usize = 4 << 20;
+/// Read at once: large enough for the writer to hash and copy side by side, small
+/// enough to be in the processor's cache still when it does.
+const CHUNK: usize = 1 << 20;
 
 pub(super) struct Files {
     root: PathBuf,
@@ -149,24 +149,15 @@ impl Files {
             return Err(ReadError::Corrupt(format!("{found} bytes on disk, {size} expected")));
         }
         let mut writer = BlobWriter::with_size(size).map_err(ReadError::Memory)?;
-        loop {
-            let spare = writer.spare();
-            if spare.is_empty() {
-                break;
+        let mut chunk = vec![0; usize::try_from(size).unwrap_or(CHUNK).min(CHUNK)];
+        while writer.filled() < size {
+            match read_up_to(&mut file, &mut chunk).map_err(ReadError::Io)? {
+                // Shorter than it was a moment ago: `finish` says so.
+                0 => break,
+                n => writer.write(&chunk[..n]).map_err(ReadError::from)?,
             }
-            let room = spare.len().min(CHUNK);
-            let n = read_up_to(&mut file, &mut spare[..room]).map_err(ReadError::Io)?;
-            if n == 0 {
-                break;
-            }
-            writer.advance(n);
         }
-        writer.finish_as(*digest).map_err(|e| match e {
-            BlobError::Memory(_) => ReadError::Memory(e),
-            BlobError::Corrupt { .. } | BlobError::Length { .. } => {
-                ReadError::Corrupt(e.to_string())
-            }
-        })
+        writer.finish_as(*digest).map_err(ReadError::from)
     }
 
     /// Removes a file; whether it was there. The caller holds the folder's lock.
@@ -261,6 +252,15 @@ impl Drop for Temporary {
         }
         if let Err(e) = fs::remove_file(&self.path) {
             tracing::warn!(path = %self.path.display(), error = %e, "remove temporary file");
+        }
+    }
+}
+
+impl From<BlobError> for ReadError {
+    fn from(e: BlobError) -> Self {
+        match e {
+            BlobError::Memory(_) => Self::Memory(e),
+            BlobError::Corrupt { .. } | BlobError::Length { .. } => Self::Corrupt(e.to_string()),
         }
     }
 }
