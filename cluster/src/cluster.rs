@@ -203,10 +203,11 @@ impl Cluster {
                 ServerState::Shutdown => Role::Stopped,
             },
         };
-        let voters: BTreeSet<NodeId> = metrics
+        // In the middle of a change, a node votes for good only if it does so on both sides.
+        let configs = metrics
             .iter()
-            .flat_map(|m| m.membership_config.membership().voter_ids().collect::<Vec<_>>())
-            .collect();
+            .flat_map(|m| m.committed_membership_config.membership().get_joint_config().clone());
+        let voters = configs.reduce(|a, b| &a & &b).unwrap_or_default();
         let reachable = |id: NodeId| {
             let metrics = metrics.as_ref()?;
             if id == metrics.id {

@@ -73,26 +73,21 @@ impl Index {
                 tell();
             }
         };
-        let waiter = self.core.watch.waiter(*key);
+        let started = Instant::now();
         let mut last = ClusterError::unavailable("no leader is known");
         loop {
-            let mut woken = pin!(waiter.notified());
-            woken.as_mut().enable();
-            if let Some(entry) = self.core.entry(key)? {
-                return Ok(Acquired::Ready(entry));
-            }
-            if let Some(failure) = self.core.failure(key)? {
-                return Ok(Acquired::Failed(failure));
+            if let Some(found) = self.found(key)? {
+                return Ok(found);
             }
             let wait_ms = deadline.saturating_duration_since(Instant::now()).as_millis();
             let wait_ms = u64::try_from(wait_ms).unwrap_or(u64::MAX);
             let asked = AcquireRequest { key: *key, node, request, wait_ms };
             let answer = match self.core.leader() {
                 None => Answer::NotLeader,
-                // The local replica may hear of the artifact before the leader's answer is here.
                 Some(leader) => tokio::select! {
                     answer = self.acquire_at(leader, &asked, deadline, &mut waiting) => answer,
-                    () = woken => continue,
+                    // This replica may hear of the end before the leader's answer is here.
+                    found = self.wait_found(key) => return found,
                     () = self.core.leader_changes(leader) => Answer::NotLeader,
                     () = tokio::time::sleep_until(deadline) => return Err(ClusterError::Deadline),
                 },
@@ -111,10 +106,31 @@ impl Index {
             if now >= deadline {
                 return Err(ClusterError::Deadline);
             }
-            if now >= self.core.give_up_at() - self.core.timings.heartbeat {
+            if now >= self.core.give_up_at(started) {
                 return Err(last);
             }
             self.core.pause().await?;
+        }
+    }
+
+    /// What the local replica says about `key`.
+    fn found(&self, key: &ArtifactKey) -> Result<Option<Acquired>, ClusterError> {
+        if let Some(entry) = self.core.entry(key)? {
+            return Ok(Some(Acquired::Ready(entry)));
+        }
+        Ok(self.core.failure(key)?.map(Acquired::Failed))
+    }
+
+    /// Returns when the local replica says something about `key`.
+    async fn wait_found(&self, key: &ArtifactKey) -> Result<Acquired, ClusterError> {
+        let waiter = self.core.watch.waiter(*key);
+        loop {
+            let mut woken = pin!(waiter.notified());
+            woken.as_mut().enable();
+            if let Some(found) = self.found(key)? {
+                return Ok(found);
+            }
+            woken.await;
         }
     }
 

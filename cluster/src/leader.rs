@@ -197,7 +197,7 @@ impl Core {
     /// Proposes `command` and waits until it is applied here.
     pub(crate) async fn propose(&self, command: Command) -> Answer<Reply> {
         let member = ok!(self.member());
-        let give_up = self.give_up_at();
+        let give_up = self.give_up_at(Instant::now());
         match tokio::time::timeout_at(give_up, member.raft.client_write(command)).await {
             Ok(Ok(written)) => {
                 Answer::Done(Reply::Written { index: written.log_id.index, response: written.data })
@@ -214,7 +214,7 @@ impl Core {
     async fn read_index(&self) -> Answer<Reply> {
         let member = ok!(self.member());
         let reading = member.raft.ensure_linearizable(ReadPolicy::ReadIndex);
-        match tokio::time::timeout_at(self.give_up_at(), reading).await {
+        match tokio::time::timeout_at(self.give_up_at(Instant::now()), reading).await {
             Ok(Ok(read)) => Answer::Done(Reply::ReadIndex(read.index())),
             Ok(Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(_)))) => {
                 Answer::NotLeader

@@ -114,7 +114,14 @@ impl NetStreamAppend<Types> for Connection {
         S: futures::Stream<Item = AppendEntriesRequest<Types>> + OptionalSend + Unpin + 'static,
     {
         Box::pin(async move {
+            let mut input = input;
+            // The library's back-off is in its first request: ask for that before connecting.
+            let Some(first) = input.next().await else {
+                let none: BoxStream<'s, _> = Box::pin(futures::stream::empty());
+                return Ok(none);
+            };
             let mut client = self.client()?;
+            let input = futures::stream::iter([first]).chain(input);
             // A request that cannot be encoded ends the stream; the library retries.
             let requests = input.map(|request| frame(&request).ok());
             let requests = requests.take_while(|frame| std::future::ready(frame.is_some()));

@@ -26,15 +26,16 @@ use crate::{
 const PAUSE: Duration = Duration::from_millis(50);
 
 impl Core {
-    /// When a request that starts now gives up on finding a leader.
-    pub(crate) fn give_up_at(&self) -> Instant {
-        let soonest = Instant::now() + self.timings.heartbeat * 2;
+    /// When a request that started at `started` gives up on finding a leader.
+    pub(crate) fn give_up_at(&self, started: Instant) -> Instant {
+        let soonest = started + self.timings.heartbeat * 2;
         soonest.max(self.last_contact() + self.timings.patience)
     }
 
     /// Asks the leader, wherever it is.
     pub(crate) async fn ask(self: &Arc<Self>, request: Request) -> Result<Reply, ClusterError> {
         self.member()?;
+        let started = Instant::now();
         let mut last = ClusterError::unavailable("no leader is known");
         loop {
             let answer = match self.leader() {
@@ -52,7 +53,7 @@ impl Core {
                 Answer::Refused(e @ ClusterError::Unavailable(_)) => last = e,
                 Answer::Refused(e) => return Err(e),
             }
-            if Instant::now() + PAUSE >= self.give_up_at() {
+            if Instant::now() + PAUSE >= self.give_up_at(started) {
                 return Err(last);
             }
             self.pause().await?;

@@ -63,10 +63,11 @@ impl Peer for Service {
             let request = request.inspect_err(|e: &Status| tracing::debug!(error = %e, "append"));
             std::future::ready(request.ok())
         });
-        let answers = raft.stream_append(requests);
+        // The leader would keep both streams, and with them a graceful server, for ever.
+        let stopped = || self.core.stop.clone().cancelled_owned();
+        let answers = raft.stream_append(requests.take_until(stopped()));
         let answers = answers.map(|answer| frame(&answer.map_err(status)?));
-        // The leader would keep the stream, and with it a graceful server, for ever.
-        let answers = answers.take_until(self.core.stop.clone().cancelled_owned());
+        let answers = answers.take_until(stopped());
         Ok(Response::new(Box::pin(answers)))
     }
 
