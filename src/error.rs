@@ -51,8 +51,9 @@ impl From<ClusterError> for Error {
         match e {
             ClusterError::Deadline => Self::deadline("waiting for the cluster"),
             ClusterError::StaleToken => Self::StaleToken,
-            ClusterError::Invalid(why) => Self::Invalid(why.to_string()),
-            ClusterError::Unavailable(why) => Self::Unavailable(why.to_string()),
+            ClusterError::Invalid(why) => Self::Invalid(why),
+            ClusterError::Unavailable(why) => Self::Unavailable(why),
+            e @ ClusterError::Condemned(_) => Self::Unavailable(e.to_string()),
             other => Self::Storage(other.to_string()),
         }
     }
