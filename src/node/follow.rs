@@ -5,33 +5,30 @@
 
 use std::sync::Arc;
 
-use kiln_cluster::IndexEvent;
-use tokio::sync::broadcast::{Receiver, error::RecvError};
+use kiln_cluster::{BlobState, Index, IndexEvent};
+use tokio::sync::broadcast::error::RecvError;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     cache::{Change, Tiers},
+    error::Error,
     manager::Reporter,
 };
 
 /// Does locally what the index decided for the fleet.
-pub(super) async fn index(
-    mut events: Receiver<IndexEvent>,
-    tiers: Arc<Tiers>,
-    stop: CancellationToken,
-) {
+pub(super) async fn index(index: Index, tiers: Arc<Tiers>, stop: CancellationToken) {
+    let mut events = index.events();
     loop {
         let event = tokio::select! {
             event = events.recv() => event,
             () = stop.cancelled() => return,
         };
         match event {
-            Ok(IndexEvent::Tombstoned { pack, .. }) => {
-                if let Err(e) = tiers.remove(&pack).await {
-                    tracing::warn!(%pack, error = %e, "a tombstoned pack stays on this disk");
+            Ok(event) => {
+                if let Err(e) = follow(&event, &index, &tiers).await {
+                    tracing::warn!(?event, error = %e, "not done on this node's tiers");
                 }
             }
-            Ok(_) => {}
             // What was missed is only clean-up: lookups never see a tombstoned entry.
             Err(RecvError::Lagged(missed)) => {
                 tracing::debug!(missed, "index events were missed");
@@ -39,6 +36,22 @@ pub(super) async fn index(
             Err(RecvError::Closed) => return,
         }
     }
+}
+
+async fn follow(event: &IndexEvent, index: &Index, tiers: &Tiers) -> Result<(), Error> {
+    match event {
+        // Another key may have the very same bytes, and they are right for it.
+        IndexEvent::Tombstoned { pack, .. } if index.blob(pack)? != Some(BlobState::Referenced) => {
+            tiers.remove(pack).await?;
+        }
+        IndexEvent::Pinned { key, pinned } => {
+            if let Some(entry) = index.lookup(key)? {
+                tiers.set_pinned(&entry.pack, *pinned).await?;
+            }
+        }
+        _ => {}
+    }
+    Ok(())
 }
 
 /// Tells the cluster what this node holds: all of it once, then each change.

@@ -180,7 +180,7 @@ impl Node {
             stop.clone(),
         ));
         tasks.spawn(reporter.clone().run(index.clone(), stop.clone()));
-        tasks.spawn(follow::index(index.events(), tiers.clone(), stop.clone()));
+        tasks.spawn(follow::index(index.clone(), tiers.clone(), stop.clone()));
         tasks.spawn(follow::tiers(tiers.clone(), reporter, stop.clone()));
         let warm = (manager.clone(), index.clone(), stop.clone());
         let budget = config.memory.bytes / 2;
