@@ -25,7 +25,8 @@ async fn a_flipped_byte_on_disk_is_found_and_refetched() {
     let (header, found) =
         eventually("a fetch", async || cluster.nodes[1].fetch(&made.key).await.ok()).await;
     assert_eq!(found, bytes);
-    assert!(matches!(header.tier(), Tier::Peer | Tier::Object), "{:?}", header.tier());
+    // From a peer or L3, or from memory where the warm-up found the bad copy first.
+    assert_ne!(header.tier(), Tier::Disk);
     let metrics = crate::harness::metrics(&cluster.nodes[1]).await;
     let corrupt = metrics.lines().find(|l| l.starts_with("kiln_tier_corrupt")).unwrap_or_default();
     assert!(corrupt.ends_with(" 1"), "the bad copy is counted: {corrupt:?}");
@@ -45,8 +46,10 @@ async fn a_wiped_cache_is_refetched_not_recompiled() {
     }
     cluster.nodes[0].restart().await;
     let again = cluster.nodes[0].compile(saxpy("wipe")).await.unwrap();
+    // From a peer or L3, or from memory where the warm-up was quicker.
     assert_eq!((again.outcome, again.key), (Outcome::Hit, made.key));
-    assert!(matches!(again.tier, Tier::Peer | Tier::Object));
+    assert_ne!(again.tier, Tier::Disk);
+    assert_eq!(cluster.nodes[0].counter("compiler_runs").await, 0);
 }
 
 /// Bytes that are gone everywhere are a miss, never an error.
