@@ -30,6 +30,7 @@ use tokio::{net::TcpListener, time::Instant};
 use tonic::transport::{Channel, Endpoint, Server, server::TcpIncoming};
 
 const LOOKUPS: u64 = 200_000;
+const SETTLE: Duration = Duration::from_secs(15);
 const PUBLISHERS: usize = 256;
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -90,7 +91,8 @@ async fn members(dir: &Path, size: usize) -> Result<Vec<Member>> {
 /// A manifest as large as a compiled graph's: six components, two files.
 fn manifest(name: &str) -> Manifest {
     let fields = |component: &str, count: usize| {
-        let field = |n| KeyField::of_bytes(format!("{n}.{component}"), format!("{name}{n}").as_bytes());
+        let field =
+            |n| KeyField::of_bytes(format!("{n}.{component}"), format!("{name}{n}").as_bytes());
         Component::new(component, (0..count).map(field).collect())
     };
     let components = Components::new(vec![
@@ -152,6 +154,8 @@ async fn lookup() -> Result<()> {
         while let Some(key) = publishing.next().await {
             keys.push(key?);
         }
+        // Flushes and compactions of what was just written come to an end.
+        tokio::time::sleep(SETTLE).await;
         let mut random = 0x9e37_79b9_7f4a_7c15_u64;
         let mut taken = Histogram::<u64>::new(3)?;
         for round in 0..LOOKUPS * 2 {
@@ -212,8 +216,10 @@ async fn publish() -> Result<()> {
     println!("publish (acquire + commit), three members, one client, members in turn");
     let row = |name: &str, h: &Histogram<u64>| {
         let [p50, p90, p99] = [0.5, 0.9, 0.99].map(|q| micros(h, q) / 1000.0);
-        println!("{name:>24}: p50 {p50:.2} ms  p90 {p90:.2} ms  p99 {p99:.2} ms  mean {:.2} ms",
-            h.mean() / 1e6);
+        println!(
+            "{name:>24}: p50 {p50:.2} ms  p90 {p90:.2} ms  p99 {p99:.2} ms  mean {:.2} ms",
+            h.mean() / 1e6
+        );
     };
     row("kiln publish", &ours);
     row("  of these at the leader", &by_leader);
@@ -242,7 +248,12 @@ async fn concurrent(members: &[Member], etcd: Option<&Etcd>, rounds: u64) -> Res
     let start = Instant::now();
     let publishing = stream::iter(signed.clone())
         .map(|(at, key, signed)| async move { publish_one(&members[at], key, signed).await });
-    publishing.buffer_unordered(CLIENTS).collect::<Vec<_>>().await.into_iter().collect::<Result<()>>()?;
+    publishing
+        .buffer_unordered(CLIENTS)
+        .collect::<Vec<_>>()
+        .await
+        .into_iter()
+        .collect::<Result<()>>()?;
     let ours = rounds as f64 / start.elapsed().as_secs_f64();
     println!("{CLIENTS} clients at once: kiln {ours:.0} publishes/s");
     let Some(etcd) = etcd else { return Ok(()) };
@@ -251,9 +262,17 @@ async fn concurrent(members: &[Member], etcd: Option<&Etcd>, rounds: u64) -> Res
         etcd.put(at, format!("lease/{key}").into(), b"one lease".to_vec()).await?;
         etcd.put(at, format!("artifact/{key}").into(), signed.bytes).await
     });
-    putting.buffer_unordered(CLIENTS).collect::<Vec<_>>().await.into_iter().collect::<Result<()>>()?;
+    putting
+        .buffer_unordered(CLIENTS)
+        .collect::<Vec<_>>()
+        .await
+        .into_iter()
+        .collect::<Result<()>>()?;
     let theirs = rounds as f64 / start.elapsed().as_secs_f64();
-    println!("{CLIENTS} clients at once: etcd {theirs:.0} pairs of puts/s, kiln/etcd {:.2}", ours / theirs);
+    println!(
+        "{CLIENTS} clients at once: etcd {theirs:.0} pairs of puts/s, kiln/etcd {:.2}",
+        ours / theirs
+    );
     Ok(())
 }
 
@@ -315,9 +334,9 @@ impl Etcd {
             command.args(["--listen-client-urls", client, "--advertise-client-urls", client]);
             processes.push(command.stdout(Stdio::null()).stderr(log).spawn()?);
         }
-        let clients = urls[3..].iter().map(|url| {
-            Ok(Endpoint::from_shared(url.clone())?.tcp_nodelay(true).connect_lazy())
-        });
+        let clients = urls[3..]
+            .iter()
+            .map(|url| Ok(Endpoint::from_shared(url.clone())?.tcp_nodelay(true).connect_lazy()));
         let etcd = Self { clients: clients.collect::<Result<_>>()?, processes };
         let deadline = Instant::now() + PATIENCE;
         for at in 0..3 {
@@ -333,7 +352,7 @@ impl Etcd {
         let mut client = tonic::client::Grpc::new(self.clients[at].clone());
         client.ready().await?;
         let codec = tonic_prost::ProstCodec::<PutRequest, PutResponse>::default();
-        let path = http::uri::PathAndQuery::from_static("/etcdserverpb.KV/Put");
+        let path = tonic::codegen::http::uri::PathAndQuery::from_static("/etcdserverpb.KV/Put");
         client.unary(tonic::Request::new(PutRequest { key, value }), path, codec).await?;
         Ok(())
     }
