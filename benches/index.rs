@@ -30,6 +30,7 @@ use tokio::{net::TcpListener, time::Instant};
 use tonic::transport::{Channel, Endpoint, Server, server::TcpIncoming};
 
 const LOOKUPS: u64 = 200_000;
+const SETTLE: Duration = Duration::from_secs(15);
 const PUBLISHERS: usize = 256;
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -153,6 +154,8 @@ async fn lookup() -> Result<()> {
         while let Some(key) = publishing.next().await {
             keys.push(key?);
         }
+        // Flushes and compactions of what was just written come to an end.
+        tokio::time::sleep(SETTLE).await;
         let mut random = 0x9e37_79b9_7f4a_7c15_u64;
         let mut taken = Histogram::<u64>::new(3)?;
         for round in 0..LOOKUPS * 2 {
@@ -349,7 +352,7 @@ impl Etcd {
         let mut client = tonic::client::Grpc::new(self.clients[at].clone());
         client.ready().await?;
         let codec = tonic_prost::ProstCodec::<PutRequest, PutResponse>::default();
-        let path = http::uri::PathAndQuery::from_static("/etcdserverpb.KV/Put");
+        let path = tonic::codegen::http::uri::PathAndQuery::from_static("/etcdserverpb.KV/Put");
         client.unary(tonic::Request::new(PutRequest { key, value }), path, codec).await?;
         Ok(())
     }

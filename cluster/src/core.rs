@@ -29,7 +29,7 @@ use crate::{
     raft::{Metrics, Raft, Types},
     settings::{Settings, Timings},
     store::{LogStore, Machine, Owner, Store},
-    table::{self, BlobRecord, EntryRecord, FailureRecord, UsageRecord},
+    table::{self, BlobRecord, EntryRecord, FailureRecord},
     watch::Watch,
 };
 
@@ -181,12 +181,17 @@ impl Core {
     /// When this node last had contact with a leader that had a quorum.
     pub(crate) fn last_contact(&self) -> Instant {
         let contact = *self.contact.lock();
-        let acked = self.metrics().and_then(|m| m.last_quorum_acked);
+        let Some(metrics) = self.metrics() else { return contact };
+        let leads = metrics.state == ServerState::Leader;
+        if leads && metrics.membership_config.membership().voter_ids().eq([metrics.id]) {
+            return Instant::now(); // a quorum of its own
+        }
+        let acked = metrics.last_quorum_acked;
         let acked = acked.and_then(|at| Instant::now().checked_sub(at.into_inner().elapsed()));
         acked.map_or(contact, |acked| contact.max(acked))
     }
 
-    /// The node's own address for this node id, from the registered facts.
+    /// Takes the nodes' addresses from their registered facts.
     pub(crate) fn refresh_addresses(&self) {
         for (id, node) in self.watch.nodes().iter().filter(|(_, node)| !node.left) {
             self.peers.set_address(*id, &node.facts.grpc);
@@ -208,7 +213,6 @@ impl Core {
         record: EntryRecord,
     ) -> Result<Entry, ClusterError> {
         let mut blob: BlobRecord = table::read(&*self.store, record.pack)?.unwrap_or_default();
-        let usage: UsageRecord = table::read(&*self.store, key)?.unwrap_or_default();
         let nodes = self.watch.nodes();
         blob.holders.retain(|holder| nodes.get(holder).is_some_and(|node| !node.left));
         Ok(Entry {
@@ -221,7 +225,7 @@ impl Core {
             stored: blob.stored,
             pinned: record.pinned,
             holders: blob.holders,
-            hits: usage.hits,
+            hits: blob.hits,
         })
     }
 

@@ -29,7 +29,7 @@ pub struct Entry {
     pub pinned: bool,
     /// Nodes believed to have the pack: a hint.
     pub holders: Vec<NodeId>,
-    /// Reported hits.
+    /// Reported hits of the pack.
     pub hits: u64,
 }
 

@@ -10,9 +10,12 @@ use std::{
 };
 
 use openraft::{ReadPolicy, async_runtime::watch::WatchReceiver};
-use tokio::time::{Instant, MissedTickBehavior, timeout};
+use tokio::{
+    sync::broadcast::error::RecvError,
+    time::{Instant, MissedTickBehavior, timeout},
+};
 
-use crate::{command::Command, core::Core, error::ClusterError};
+use crate::{command::Command, core::Core, error::ClusterError, watch::IndexEvent};
 
 /// Most expiries proposed in one tick; the rest follow in the next.
 const MOST_EXPIRED: usize = 1024;
@@ -95,11 +98,16 @@ impl Core {
 
     /// Brings addresses up to date whenever the nodes change.
     pub(crate) async fn follow_addresses(self: Arc<Self>) {
-        let mut progress = self.watch.progress();
+        let mut events = self.watch.events();
+        self.refresh_addresses();
         loop {
-            self.refresh_addresses();
             tokio::select! {
-                changed = progress.changed() => if changed.is_err() { return },
+                event = events.recv() => match event {
+                    Ok(IndexEvent::NodesChanged | IndexEvent::Reset)
+                    | Err(RecvError::Lagged(_)) => self.refresh_addresses(),
+                    Ok(_) => {}
+                    Err(RecvError::Closed) => return,
+                },
                 () = self.stop.cancelled() => return,
             }
         }

@@ -10,7 +10,7 @@ use crate::{
     command::{AccessReport, Command, NewNode, NodeFacts, Publication, Response},
     table::{
         BlobRecord, Counters, EntryRecord, EpochRecord, FailureRecord, LeaseRecord, NodeRecord,
-        StateError, Txn, UsageRecord, View,
+        StateError, Txn, View,
     },
 };
 
@@ -251,8 +251,7 @@ fn publish<V: View>(
             return Ok(Response::Committed); // a retry of the publication that won
         }
         if entry.pack != pack {
-            let usage = txn.get::<UsageRecord>(key)?.unwrap_or_default();
-            txn.put(key, &UsageRecord { differing: usage.differing + 1, ..usage })?;
+            txn.put(key, &EntryRecord { differing: entry.differing + 1, ..entry })?;
             let counters = counters(txn)?;
             txn.put((), &Counters { differing: counters.differing + 1, ..counters })?;
         }
@@ -270,9 +269,16 @@ fn publish<V: View>(
     add_holder(&mut blob, node);
     txn.put(pack, &blob)?;
     let last = txn.get::<EpochRecord>(key)?;
-    let epoch = last.as_ref().map_or(1, |e| e.epoch + 1);
-    let pinned = last.is_some_and(|e| e.pinned);
-    let entry = EntryRecord { epoch, token, pinned, pack, pack_size, compile_seconds, manifest };
+    let entry = EntryRecord {
+        epoch: last.as_ref().map_or(1, |e| e.epoch + 1),
+        token,
+        pinned: last.is_some_and(|e| e.pinned),
+        differing: 0,
+        pack,
+        pack_size,
+        compile_seconds,
+        manifest,
+    };
     txn.put(key, &entry)?;
     let counters = counters(txn)?;
     txn.put((), &Counters { entries: counters.entries + 1, ..counters })?;
@@ -317,10 +323,11 @@ fn take_report<V: View>(
     report: AccessReport,
 ) -> Result<Response, StateError> {
     for (key, hits) in report.hits {
-        if txn.get::<EntryRecord>(key)?.is_some() {
-            let usage = txn.get::<UsageRecord>(key)?.unwrap_or_default();
-            let hits = usage.hits.saturating_add(hits.into());
-            txn.put(key, &UsageRecord { hits, ..usage })?;
+        if let Some(EntryRecord { pack, .. }) = txn.get(key)?
+            && let Some(blob) = txn.get::<BlobRecord>(pack)?
+        {
+            let hits = blob.hits.saturating_add(hits.into());
+            txn.put(pack, &BlobRecord { hits, ..blob })?;
         }
     }
     for pack in report.gained {
@@ -356,7 +363,6 @@ fn tombstone<V: View>(
         return Ok(Response::Changed(false));
     };
     let pack = entry.pack;
-    txn.remove::<UsageRecord>(key);
     end_epoch(txn, key, &EpochRecord { epoch: entry.epoch, pack, reason, pinned: false })?;
     if let Some(blob) = txn.get::<BlobRecord>(pack)? {
         txn.put(pack, &BlobRecord { entries: blob.entries.saturating_sub(1), ..blob })?;

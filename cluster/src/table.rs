@@ -18,7 +18,6 @@ use crate::{
 pub(crate) enum Table {
     Entries,
     Epochs,
-    Usage,
     Blobs,
     Leases,
     Failures,
@@ -27,10 +26,9 @@ pub(crate) enum Table {
 }
 
 impl Table {
-    pub(crate) const ALL: [Self; 8] = [
+    pub(crate) const ALL: [Self; 7] = [
         Self::Entries,
         Self::Epochs,
-        Self::Usage,
         Self::Blobs,
         Self::Leases,
         Self::Failures,
@@ -43,7 +41,6 @@ impl Table {
         match self {
             Self::Entries => "entries",
             Self::Epochs => "epochs",
-            Self::Usage => "usage",
             Self::Blobs => "blobs",
             Self::Leases => "leases",
             Self::Failures => "failures",
@@ -68,7 +65,7 @@ pub(crate) type Pairs = Vec<(Vec<u8>, Vec<u8>)>;
 /// Read access to the state.
 pub(crate) trait View {
     /// The bytes under `key`.
-    fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, StateError>;
+    fn get(&self, table: Table, key: &[u8]) -> Result<Option<impl AsRef<[u8]>>, StateError>;
     /// All pairs of a table that is known to be small.
     fn all(&self, table: Table) -> Result<Pairs, StateError>;
 }
@@ -129,6 +126,8 @@ pub(crate) struct EntryRecord {
     /// The token under which it was committed.
     pub token: Token,
     pub pinned: bool,
+    /// Publications with other bytes than the committed ones.
+    pub differing: u64,
     pub pack: Digest,
     pub pack_size: u64,
     pub compile_seconds: f64,
@@ -148,15 +147,6 @@ pub(crate) struct EpochRecord {
 }
 record!(EpochRecord in Epochs by ArtifactKey);
 
-/// How a key is used.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub(crate) struct UsageRecord {
-    pub hits: u64,
-    /// Publications with other bytes than the committed ones.
-    pub differing: u64,
-}
-record!(UsageRecord in Usage by ArtifactKey);
-
 /// What the index knows of a pack.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct BlobRecord {
@@ -166,6 +156,8 @@ pub(crate) struct BlobRecord {
     pub leases: u64,
     pub stored: bool,
     pub condemned: bool,
+    /// Reported uses of the entries that name it.
+    pub hits: u64,
     /// Sorted; hints.
     pub holders: Vec<NodeId>,
 }
@@ -218,12 +210,10 @@ pub(crate) struct Counters {
 record!(Counters in Counters by ());
 
 /// Reads one record.
-pub(crate) fn read<R: Record>(
-    view: &(impl View + ?Sized),
-    key: R::Key,
-) -> Result<Option<R>, StateError> {
-    let bytes = view.get(R::TABLE, key.bytes().as_ref())?;
-    Ok(bytes.map(|b| codec::decode(&b)).transpose()?)
+pub(crate) fn read<R: Record>(view: &impl View, key: R::Key) -> Result<Option<R>, StateError> {
+    let key = key.bytes();
+    let bytes = view.get(R::TABLE, key.as_ref())?;
+    Ok(bytes.map(|b| codec::decode(b.as_ref())).transpose()?)
 }
 
 /// Changes not yet written, by table and key; `None` removes.
@@ -279,9 +269,7 @@ impl<'a, V: View> Txn<'a, V> {
 }
 
 /// All nodes of `view` by id.
-pub(crate) fn nodes(
-    view: &(impl View + ?Sized),
-) -> Result<BTreeMap<NodeId, NodeRecord>, StateError> {
+pub(crate) fn nodes(view: &impl View) -> Result<BTreeMap<NodeId, NodeRecord>, StateError> {
     decode_nodes(view.all(Table::Nodes)?)
 }
 

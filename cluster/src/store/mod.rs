@@ -17,8 +17,8 @@ use std::{
 use kiln_proto::NodeId;
 use parking_lot::Mutex;
 use rocksdb::{
-    BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DataBlockIndexType,
-    IteratorMode, LogLevel, Options, WriteBatch,
+    BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBCompressionType,
+    DataBlockIndexType, IteratorMode, LogLevel, Options, WriteBatch,
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
@@ -38,8 +38,12 @@ use crate::{
 const LOG: &str = "log";
 const META: &str = "meta";
 
-/// Bounds of what RocksDB keeps in memory, in bytes.
-const BLOCK_CACHE: usize = 32 << 20;
+/// Bounds of what RocksDB keeps in memory, in bytes: of the entries with their
+/// manifests, of which the page cache has the rest, and of the many small records.
+const ENTRY_CACHE: usize = 32 << 20;
+const RECORD_CACHE: usize = 64 << 20;
+/// Bytes of one cached block, about.
+const BLOCK: usize = 4 << 10;
 const WRITE_BUFFERS: usize = 48 << 20;
 /// Most bytes of write-ahead log before tables are flushed to shorten it.
 const LONGEST_WAL: u64 = 128 << 20;
@@ -88,13 +92,21 @@ impl Store {
         options.set_recycle_log_file_num(2);
         options.set_log_level(LogLevel::Warn);
         options.set_keep_log_file_num(2);
-        let cache = Cache::new_lru_cache(BLOCK_CACHE);
+        let entries = Cache::new_hyper_clock_cache(ENTRY_CACHE, BLOCK);
+        let records = Cache::new_hyper_clock_cache(RECORD_CACHE, BLOCK);
         let descriptor = |name: &str, point_reads: bool, buffer: usize| {
             let mut table = BlockBasedOptions::default();
-            table.set_block_cache(&cache);
             let mut cf = Options::default();
             cf.set_write_buffer_size(buffer);
-            cf.set_compression_type(rocksdb::DBCompressionType::Lz4);
+            if name == Table::Entries.name() {
+                // Manifests are mostly digests: there is little to compress, and every look-up
+                // of a cold key would pay for it.
+                cf.set_compression_type(DBCompressionType::None);
+                table.set_block_cache(&entries);
+            } else {
+                cf.set_compression_type(DBCompressionType::Lz4);
+                table.set_block_cache(&records);
+            }
             if point_reads {
                 table.set_bloom_filter(10.0, false);
                 table.set_data_block_index_type(DataBlockIndexType::BinaryAndHash);
@@ -205,8 +217,9 @@ impl Store {
 }
 
 impl View for Store {
-    fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, StateError> {
-        self.db.get_cf(self.cf(table.name()), key).map_err(|e| StateError::Read(table.name(), e))
+    fn get(&self, table: Table, key: &[u8]) -> Result<Option<impl AsRef<[u8]>>, StateError> {
+        let bytes = self.db.get_pinned_cf(self.cf(table.name()), key);
+        bytes.map_err(|e| StateError::Read(table.name(), e))
     }
 
     fn all(&self, table: Table) -> Result<Pairs, StateError> {

@@ -2,7 +2,9 @@
 
 use kiln_cluster::{Acquired, Published, Role};
 
-use crate::harness::{TestCluster, manifest};
+use tokio::time::Instant;
+
+use crate::harness::{TestCluster, manifest, timings, wait_for};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_node_publishes_and_finds() {
@@ -16,7 +18,11 @@ async fn one_node_publishes_and_finds() {
     assert_eq!(node.index.lookup(&key).unwrap(), Some(entry.clone()));
     assert_eq!((entry.epoch, entry.holders.as_slice()), (1, &[node.id()][..]));
     assert!(matches!(node.acquire(&key).await.unwrap(), Acquired::Ready(_)));
+    // A quorum of one does not go stale.
+    let later = Instant::now() + timings().election_max * 2;
+    wait_for("two election time-outs", async || (Instant::now() > later).then_some(())).await;
     let status = node.cluster.status();
+    assert!(status.quorum);
     assert_eq!((status.role, status.entries, status.nodes.len()), (Role::Leader, 1, 1));
     cluster.stop().await;
 }
