@@ -96,6 +96,9 @@ pub(crate) enum Command {
     Condemn { pack: Digest },
     /// The bytes of a condemned pack are deleted.
     Forget { pack: Digest },
+    /// Commits an artifact of a replaceable key without a lease; its token counts
+    /// for nothing. `create`: only where the key has none.
+    Put { publication: Publication, create: bool },
 }
 
 /// What `apply` answers to who proposed the command.
@@ -127,6 +130,8 @@ pub(crate) enum Response {
     NotFounded,
     /// The state does not allow the command at all.
     Refused(String),
+    /// The key has an artifact of these very bytes.
+    Unchanged,
 }
 
 impl fmt::Display for Command {
@@ -148,6 +153,7 @@ impl fmt::Display for Command {
             Self::Retire { key, epoch } => write!(f, "retire {} of epoch {epoch}", key.short()),
             Self::Condemn { pack } => write!(f, "condemn {}", pack.short()),
             Self::Forget { pack } => write!(f, "forget {}", pack.short()),
+            Self::Put { publication: p, .. } => write!(f, "put {}", p.key.short()),
         }
     }
 }

@@ -55,6 +55,26 @@ pub enum Acquired {
     Failed(Failure),
 }
 
+/// What a put does where the key has an artifact.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PutMode {
+    /// Replaces it, in a new epoch.
+    Replace,
+    /// Leaves it.
+    Create,
+}
+
+/// How a put ended.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Put {
+    /// This artifact is the key's.
+    Committed(Entry),
+    /// The key had these very bytes already.
+    Unchanged(Entry),
+    /// [`PutMode::Create`]: the key had other bytes already.
+    Existing(Entry),
+}
+
 /// How a publication ended.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Published {

@@ -13,7 +13,7 @@ use tokio::{sync::broadcast, time::Instant};
 use crate::{
     command::{AccessReport, Command, Publication, Response},
     core::Core,
-    entry::{Acquired, BlobState, Entry, Published},
+    entry::{Acquired, BlobState, Entry, Published, Put, PutMode},
     error::ClusterError,
     held::Lease,
     leader::{AcquireRequest, Answer, Outcome, Reply, Request},
@@ -188,18 +188,7 @@ impl Index {
         token: Token,
         manifest: SignedManifest,
     ) -> Result<Published, ClusterError> {
-        let key = *key;
-        let node = self.core.member()?.owner.node;
-        let signed = manifest.read_unverified().map_err(ClusterError::invalid)?;
-        let publication = Publication {
-            key,
-            token,
-            node,
-            pack: signed.pack_digest,
-            pack_size: signed.pack_size,
-            compile_seconds: signed.compile_seconds,
-            manifest: Arc::new(manifest),
-        };
+        let publication = self.publication(*key, token, manifest)?;
         let pack = publication.pack;
         let (index, response) = self.core.write(Command::Publish(publication)).await?;
         let committed = match response {
@@ -209,13 +198,55 @@ impl Index {
             Response::Condemned => return Err(ClusterError::Condemned(pack)),
             _ => return Err(out_of_place()),
         };
-        // Whoever published here finds it here.
+        let entry = self.committed(key, index).await?;
+        Ok(if committed { Published::Committed(entry) } else { Published::Existing(entry) })
+    }
+
+    /// Commits an artifact of a replaceable key ([`kiln_proto::Manifest::replaceable`])
+    /// without a lease; its pack is durable on this node. The last put counts; a
+    /// live lease of the key ends, and its waiters get this artifact.
+    pub async fn put(&self, manifest: SignedManifest, mode: PutMode) -> Result<Put, ClusterError> {
+        let key = manifest.read_unverified().map_err(ClusterError::invalid)?.key;
+        let publication = self.publication(key, Token(0), manifest)?;
+        let pack = publication.pack;
+        let create = mode == PutMode::Create;
+        let (index, response) = self.core.write(Command::Put { publication, create }).await?;
+        let put = match response {
+            Response::Committed => Put::Committed,
+            Response::Unchanged => Put::Unchanged,
+            Response::Existing => Put::Existing,
+            Response::Condemned => return Err(ClusterError::Condemned(pack)),
+            _ => return Err(out_of_place()),
+        };
+        Ok(put(self.committed(&key, index).await?))
+    }
+
+    fn publication(
+        &self,
+        key: ArtifactKey,
+        token: Token,
+        manifest: SignedManifest,
+    ) -> Result<Publication, ClusterError> {
+        let node = self.core.member()?.owner.node;
+        let signed = manifest.read_unverified().map_err(ClusterError::invalid)?;
+        Ok(Publication {
+            key,
+            token,
+            node,
+            pack: signed.pack_digest,
+            pack_size: signed.pack_size,
+            compile_seconds: signed.compile_seconds,
+            manifest: Arc::new(manifest),
+        })
+    }
+
+    /// The entry of `key` as of `index`: whoever published here finds it here.
+    async fn committed(&self, key: &ArtifactKey, index: u64) -> Result<Entry, ClusterError> {
         if !self.core.wait_applied(index, Instant::now() + self.core.timings.patience).await {
             return Err(ClusterError::unavailable("committed, and not yet in this replica"));
         }
-        let entry = self.lookup(&key)?;
-        let entry = entry.ok_or_else(|| ClusterError::invalid("removed right after its commit"))?;
-        Ok(if committed { Published::Committed(entry) } else { Published::Existing(entry) })
+        let entry = self.lookup(key)?;
+        entry.ok_or_else(|| ClusterError::invalid("removed right after its commit"))
     }
 
     /// Ends `lease` with a failure. One that follows from the request is told to

@@ -10,7 +10,7 @@ use std::{
     sync::{Arc, atomic::Ordering},
 };
 
-use kiln_proto::{ArtifactKey, Failure, NodeId, Token};
+use kiln_proto::{ArtifactKey, Failure, Manifest, NodeId, Token};
 use openraft::{
     ReadPolicy,
     async_runtime::watch::WatchReceiver,
@@ -242,7 +242,13 @@ impl Core {
 
     fn check(&self, command: &Command) -> Result<(), ClusterError> {
         match command {
-            Command::Publish(publication) => self.check_publication(publication),
+            Command::Publish(publication) => self.check_publication(publication).map(drop),
+            Command::Put { publication, .. } => {
+                match self.check_publication(publication)?.replaceable() {
+                    true => Ok(()),
+                    false => Err(ClusterError::invalid("this key needs a lease")),
+                }
+            }
             Command::Report { report, .. } => {
                 let size = report.hits.len() + report.gained.len() + report.lost.len();
                 match size > MOST_REPORTED {
@@ -259,7 +265,7 @@ impl Core {
 
     /// A manifest is signed by the registered key of a present node, and is for
     /// the key and the pack that it is published for.
-    fn check_publication(&self, publication: &Publication) -> Result<(), ClusterError> {
+    fn check_publication(&self, publication: &Publication) -> Result<Manifest, ClusterError> {
         let manifest = &publication.manifest;
         if manifest.bytes.len() > MOST_MANIFEST {
             let size = manifest.bytes.len();
@@ -274,7 +280,7 @@ impl Core {
         let same = signed.pack_digest == publication.pack
             && signed.pack_size == publication.pack_size
             && signed.compile_seconds.to_bits() == publication.compile_seconds.to_bits();
-        if same { Ok(()) } else { Err(ClusterError::invalid("it differs from its manifest")) }
+        if same { Ok(signed) } else { Err(ClusterError::invalid("it differs from its manifest")) }
     }
 
     /// Waits for the artifact, the lease or the failure of a key.

@@ -35,7 +35,7 @@ mod watch;
 pub use crate::{
     cluster::{Cluster, ClusterStatus, NodeStatus, Role},
     command::{AccessReport, NodeFacts},
-    entry::{Acquired, BlobState, Entry, Published},
+    entry::{Acquired, BlobState, Entry, Published, Put, PutMode},
     error::ClusterError,
     held::Lease,
     index::Index,

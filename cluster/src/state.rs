@@ -24,6 +24,7 @@ const LEAST_VOTERS: u64 = 3;
 pub(crate) enum Event {
     Published { key: ArtifactKey, pack: Digest },
     Tombstoned { key: ArtifactKey, pack: Digest },
+    Replaced { key: ArtifactKey, pack: Digest },
     Pinned { key: ArtifactKey, pinned: bool },
     Stored { pack: Digest },
     Condemned { pack: Digest },
@@ -85,6 +86,7 @@ pub(crate) fn apply<V: View>(
         }
         Command::Tombstone { key, reason } => tombstone(txn, key, reason, events),
         Command::Retire { key, epoch } => retire(txn, key, epoch),
+        Command::Put { publication, create } => put(txn, index, publication, create, events),
         Command::Condemn { pack } => condemn(txn, pack, events),
         Command::Forget { pack } => {
             let condemned = txn.get::<BlobRecord>(pack)?.is_some_and(|b| b.condemned);
@@ -245,7 +247,7 @@ fn publish<V: View>(
     publication: Publication,
     events: &mut Vec<Event>,
 ) -> Result<Response, StateError> {
-    let Publication { key, token, node, pack, pack_size, compile_seconds, manifest } = publication;
+    let Publication { key, token, pack, .. } = publication;
     if let Some(entry) = txn.get::<EntryRecord>(key)? {
         if entry.token == token {
             return Ok(Response::Committed); // a retry of the publication that won
@@ -264,6 +266,17 @@ fn publish<V: View>(
         return Ok(Response::Condemned);
     }
     end_lease(txn, key, &lease, events)?;
+    begin_epoch(txn, publication, events)?;
+    Ok(Response::Committed)
+}
+
+/// Gives a free key its artifact, which begins an epoch.
+fn begin_epoch<V: View>(
+    txn: &mut Txn<'_, V>,
+    publication: Publication,
+    events: &mut Vec<Event>,
+) -> Result<(), StateError> {
+    let Publication { key, token, node, pack, pack_size, compile_seconds, manifest } = publication;
     let mut blob = txn.get::<BlobRecord>(pack)?.unwrap_or_default();
     blob.entries += 1;
     add_holder(&mut blob, node);
@@ -283,6 +296,43 @@ fn publish<V: View>(
     let counters = counters(txn)?;
     txn.put((), &Counters { entries: counters.entries + 1, ..counters })?;
     events.push(Event::Published { key, pack });
+    Ok(())
+}
+
+/// Overwrites, as the owners of the key's name expect: the last one counts.
+fn put<V: View>(
+    txn: &mut Txn<'_, V>,
+    index: u64,
+    publication: Publication,
+    create: bool,
+    events: &mut Vec<Event>,
+) -> Result<Response, StateError> {
+    let (key, pack) = (publication.key, publication.pack);
+    let old = txn.get::<EntryRecord>(key)?;
+    match &old {
+        Some(old) if old.pack == pack => return Ok(Response::Unchanged),
+        Some(_) if create => return Ok(Response::Existing),
+        _ => {}
+    }
+    if txn.get::<BlobRecord>(pack)?.is_some_and(|b| b.condemned) {
+        return Ok(Response::Condemned);
+    }
+    if let Some(EntryRecord { epoch, pack: old, pinned, .. }) = old {
+        end_epoch(txn, key, &EpochRecord { epoch, pack: old, reason: "replaced".into(), pinned })?;
+        if let Some(blob) = txn.get::<BlobRecord>(old)? {
+            let entries = blob.entries.saturating_sub(1);
+            txn.put(old, &BlobRecord { entries, ..blob })?;
+        }
+        events.push(Event::Replaced { key, pack: old });
+    }
+    if let Some(lease) = txn.get::<LeaseRecord>(key)? {
+        end_lease(txn, key, &lease, events)?;
+    }
+    if let Some(FailureRecord { token, .. }) = txn.get(key)? {
+        txn.remove::<FailureRecord>(key);
+        events.push(Event::Lifted { key, token });
+    }
+    begin_epoch(txn, Publication { token: Token(index), ..publication }, events)?;
     Ok(Response::Committed)
 }
 

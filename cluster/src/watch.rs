@@ -41,6 +41,13 @@ pub enum IndexEvent {
         /// The pack that it had.
         pack: Digest,
     },
+    /// A key has another artifact than before; its publication is told as well.
+    Replaced {
+        /// The key.
+        key: ArtifactKey,
+        /// The pack that it had.
+        pack: Digest,
+    },
     /// A key was pinned or unpinned.
     Pinned {
         /// The key.
@@ -176,6 +183,7 @@ impl Watch {
                     self.wake(&key);
                 }
                 Event::Tombstoned { key, pack } => self.tell(IndexEvent::Tombstoned { key, pack }),
+                Event::Replaced { key, pack } => self.tell(IndexEvent::Replaced { key, pack }),
                 Event::Pinned { key, pinned } => self.tell(IndexEvent::Pinned { key, pinned }),
                 Event::Stored { pack } => self.tell(IndexEvent::Stored { pack }),
                 Event::Condemned { pack } => self.tell(IndexEvent::Condemned { pack }),

@@ -49,19 +49,21 @@ pub fn target(wire: &pb::Target) -> Result<Target, InvalidField> {
     let kind = match wire.kind() {
         pb::BinaryKind::Ptx => BinaryKind::Ptx,
         pb::BinaryKind::Cubin => BinaryKind::Cubin,
+        pb::BinaryKind::Files => BinaryKind::Files,
         pb::BinaryKind::Unspecified => {
-            return Err(InvalidField::new("target.kind", "neither PTX nor CUBIN"));
+            return Err(InvalidField::new("target.kind", "neither PTX, CUBIN nor files"));
         }
     };
-    if !(50..=200).contains(&wire.compute) {
-        return Err(InvalidField::new("target.compute", format!("{} is no GPU", wire.compute)));
-    }
-    Ok(Target {
+    let target = Target {
         compute: wire.compute,
         arch_specific: wire.arch_specific,
         kind,
         min_driver: wire.min_driver,
-    })
+    };
+    match target.is_plausible() {
+        true => Ok(target),
+        false => Err(InvalidField::new("target.compute", format!("{} is no GPU", wire.compute))),
+    }
 }
 
 /// Reads a fingerprint.
@@ -159,6 +161,7 @@ impl From<Target> for pb::Target {
         let kind = match target.kind {
             BinaryKind::Ptx => pb::BinaryKind::Ptx,
             BinaryKind::Cubin => pb::BinaryKind::Cubin,
+            BinaryKind::Files => pb::BinaryKind::Files,
         };
         Self {
             compute: target.compute,

@@ -12,6 +12,7 @@ pub mod graph;
 mod key;
 mod manifest;
 mod target;
+pub mod value;
 
 pub use digest::{ArtifactKey, Digest, Hasher, ParseDigestError};
 pub use failure::{Failure, FailureKind};

@@ -8,7 +8,9 @@ use std::fmt;
 
 use ed25519_dalek::{Signature, Signer, SigningKey, VerifyingKey};
 
-use crate::{ArtifactKey, Components, Digest, Fingerprint, NodeId, Target, convert, pb};
+use crate::{
+    ArtifactKey, Components, Digest, Fingerprint, NodeId, Target, component, convert, pb, value,
+};
 
 /// Most files in one artifact.
 pub const MAX_FILES: usize = 16_384;
@@ -169,6 +171,14 @@ impl fmt::Debug for SignedManifest {
 }
 
 impl Manifest {
+    /// Whether its key belongs to another tool, which may overwrite it. Follows
+    /// from the key's own components, so a compiled artifact's key never is.
+    pub fn replaceable(&self) -> bool {
+        let families = self.components.iter().filter(|c| c.name == component::FINGERPRINT);
+        let mut fields = families.flat_map(|c| &c.fields).filter(|f| f.name == "compiler");
+        fields.any(|f| value::REPLACEABLE.contains(&f.value.as_str()))
+    }
+
     /// What every manifest must hold, whoever made it.
     pub fn validate(&self) -> Result<(), ManifestError> {
         let refuse = |why: String| Err(ManifestError::Invalid(why));

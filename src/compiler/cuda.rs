@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use kiln_proto::{Components, Failure, FailureKind, Fingerprint};
+use kiln_proto::{BinaryKind, Components, Failure, FailureKind, Fingerprint};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -57,6 +57,12 @@ impl Compiler for CudaCompiler {
         if let Some(option) = input.options.keys().next() {
             return refuse(format!(
                 "the cuda compiler has no option {option:?}: NVRTC's options come with the source"
+            ));
+        }
+        if input.target.kind == BinaryKind::Files {
+            return refuse(format!(
+                "CUDA C++ compiles to machine code or PTX, not to {}: ask for sm_90 or compute_90",
+                input.target
             ));
         }
         let options = cuda.nvrtc_options()?;

@@ -19,6 +19,7 @@ pub struct Counters {
     failed: AtomicU64,
     compiler_runs: AtomicU64,
     corrupt: AtomicU64,
+    loaded: AtomicU64,
     lost: AtomicU64,
     unpublished: AtomicU64,
     retired_manifests: AtomicU64,
@@ -73,6 +74,12 @@ impl Counters {
         metrics::counter!("kiln_corrupt_copies_total").increment(1);
     }
 
+    /// Engines of clients loaded `artifacts` artifacts, which they had fetched.
+    pub fn loaded(&self, artifacts: u64) {
+        self.loaded.fetch_add(artifacts, Ordering::Relaxed);
+        metrics::counter!("kiln_loaded_total").increment(artifacts);
+    }
+
     /// An entry's bytes could be had nowhere: a miss.
     pub fn lost(&self) {
         add(&self.lost);
@@ -104,6 +111,7 @@ impl Counters {
             ("failed", read(&self.failed)),
             ("compiler_runs", read(&self.compiler_runs)),
             ("corrupt_copies", read(&self.corrupt)),
+            ("loaded", read(&self.loaded)),
             ("lost_packs", read(&self.lost)),
             ("unpublished_compiles", read(&self.unpublished)),
             ("bad_manifests", read(&self.retired_manifests)),

@@ -8,6 +8,7 @@ use std::{collections::BTreeSet, sync::Arc};
 use kiln_cluster::{Entry, Index};
 use kiln_proto::{Digest, Manifest, NodeId, pb};
 
+use super::Counters;
 use crate::{
     cache::{Blob, BlobError, BlobWriter, TierError, TierName, Tiers},
     error::Error,
@@ -28,6 +29,8 @@ pub struct Fetcher {
     pub tiers: Arc<Tiers>,
     /// Connections to peers.
     pub peers: Arc<PeerClient>,
+    /// Where bad copies are counted.
+    pub counters: Arc<Counters>,
 }
 
 /// A remote place that may have the bytes.
@@ -52,6 +55,7 @@ impl Fetcher {
         match self.tiers.get_local(pack).await {
             Ok(found) => Ok(found.map(|(blob, tier)| (blob, origin(tier)))),
             Err(TierError::Corrupt { .. }) => {
+                self.counters.corrupt();
                 tracing::warn!(%pack, "a stored copy was corrupt and is quarantined: refetch");
                 Ok(None)
             }
@@ -108,6 +112,7 @@ impl Fetcher {
                 }
                 Err(BlobError::Corrupt { .. }) => {
                     metrics::counter!("kiln_remote_corrupt_total").increment(1);
+                    self.counters.corrupt();
                     tracing::warn!(pack = %manifest.pack_digest, sources = ?used.iter()
                         .map(|at| &sources[*at]).collect::<Vec<_>>(), "C002: bytes do not match");
                     // With several contributors the guilty one is unknown: drop the

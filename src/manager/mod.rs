@@ -26,7 +26,7 @@ use std::{
     time::{Instant, SystemTime},
 };
 
-use kiln_cluster::{Acquired, Entry, Index, Lease, Published};
+use kiln_cluster::{Acquired, Entry, Index, Lease, Published, Put, PutMode};
 use kiln_proto::{
     ArtifactKey, Failure, FailureKind, Fingerprint, Manifest, NodeIdentity, SignedManifest,
 };
@@ -62,7 +62,7 @@ pub struct Manager {
     compilers: Compilers,
     flights: Flights,
     reporter: Reporter,
-    counters: Counters,
+    counters: Arc<Counters>,
     verified: quick_cache::sync::Cache<(ArtifactKey, u64), Arc<Manifest>>,
     stop: CancellationToken,
 }
@@ -82,11 +82,11 @@ impl Manager {
             identity,
             index: fetcher.index.clone(),
             tiers: fetcher.tiers.clone(),
+            counters: fetcher.counters.clone(),
             fetcher,
             compilers,
             flights: Flights::default(),
             reporter,
-            counters: Counters::default(),
             verified: quick_cache::sync::Cache::new(VERIFIED_MANIFESTS),
             stop,
         }
@@ -208,6 +208,25 @@ impl Manager {
             Published::Committed(_) => (true, Arc::new(signed)),
             Published::Existing(entry) => (false, entry.manifest),
         })
+    }
+
+    /// Commits what another tool stores under a key of its own: durable here
+    /// first. The manifest's producer and time become this node's.
+    pub async fn put(&self, manifest: Manifest, pack: &Blob, mode: PutMode) -> Result<Put, Error> {
+        if !manifest.replaceable() {
+            return Err(Error::Invalid("only a lease's holder may publish this key".into()));
+        }
+        let refuse = |e: kiln_proto::ManifestError| Error::Invalid(e.to_string());
+        let signed = self.identity.sign(Manifest { created_unix_ms: now_unix_ms(), ..manifest });
+        let signed = signed.map_err(refuse)?;
+        let manifest = signed.read_unverified().map_err(refuse)?;
+        artifact::verify_files(&manifest, pack).map_err(|e| Error::Invalid(e.to_string()))?;
+        self.tiers.insert(pack, hints(&manifest, false)).await;
+        let put = self.index.put(signed, mode).await?;
+        if let Put::Committed(_) = &put {
+            self.upload(&manifest).await;
+        }
+        Ok(put)
     }
 
     /// The compiler that is asked, and the prepared key.
@@ -392,12 +411,16 @@ impl Manager {
     ) -> Result<Published, Error> {
         self.tiers.insert(pack, hints(manifest, false)).await;
         let published = self.index.publish(lease, signed.clone()).await?;
-        if let Published::Committed(_) = &published
-            && let Err(e) = self.tiers.enqueue_upload(&manifest.pack_digest).await
-        {
-            tracing::warn!(pack = %manifest.pack_digest, error = %e, "the upload is not queued");
+        if let Published::Committed(_) = &published {
+            self.upload(manifest).await;
         }
         Ok(published)
+    }
+
+    async fn upload(&self, manifest: &Manifest) {
+        if let Err(e) = self.tiers.enqueue_upload(&manifest.pack_digest).await {
+            tracing::warn!(pack = %manifest.pack_digest, error = %e, "the upload is not queued");
+        }
     }
 
     async fn run(&self, compiler: &dyn Compiler, prepared: &Prepared) -> Result<Output, Error> {
@@ -416,7 +439,6 @@ impl Manager {
     ) -> Result<(Arc<SignedManifest>, Arc<Manifest>, Blob), Error> {
         let (pack, files) =
             artifact::pack(output.files).map_err(|e| Error::Storage(e.to_string()))?;
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let manifest = Manifest {
             key: prepared.components.key(),
             namespace: prepared.namespace.clone(),
@@ -428,7 +450,7 @@ impl Manager {
             pack_size: pack.size(),
             producer: self.identity.node,
             compile_seconds: output.compile_seconds,
-            created_unix_ms: now.as_millis() as u64,
+            created_unix_ms: now_unix_ms(),
             label: prepared.label.clone(),
         };
         let signed = self.identity.sign(manifest)?;
@@ -454,6 +476,12 @@ async fn watch_flight(
             return Err(Failure::new(FailureKind::Crashed, why).into());
         }
     }
+}
+
+/// This node's clock: information only, no decision rests on it.
+fn now_unix_ms() -> u64 {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    now.as_millis() as u64
 }
 
 fn hints(manifest: &Manifest, pinned: bool) -> Hints {

@@ -41,7 +41,9 @@ pub(super) async fn index(index: Index, tiers: Arc<Tiers>, stop: CancellationTok
 async fn follow(event: &IndexEvent, index: &Index, tiers: &Tiers) -> Result<(), Error> {
     match event {
         // Another key may have the very same bytes, and they are right for it.
-        IndexEvent::Tombstoned { pack, .. } if index.blob(pack)? != Some(BlobState::Referenced) => {
+        IndexEvent::Tombstoned { pack, .. } | IndexEvent::Replaced { pack, .. }
+            if index.blob(pack)? != Some(BlobState::Referenced) =>
+        {
             tiers.remove(pack).await?;
         }
         IndexEvent::Pinned { key, pinned } => {

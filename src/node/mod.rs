@@ -143,6 +143,7 @@ impl Node {
             index: index.clone(),
             tiers: tiers.clone(),
             peers: Arc::new(PeerClient::new(ClientSettings::default())),
+            counters: Arc::default(),
         };
         let settings = parts::manager(&config);
         let manager = Arc::new(Manager::new(

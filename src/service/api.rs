@@ -9,7 +9,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use kiln_cluster::{Cluster, Index};
+use kiln_cluster::{Cluster, Index, Put, PutMode};
 use kiln_proto::{ArtifactKey, convert, pb, pb::kiln_server::Kiln};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -173,9 +173,19 @@ impl Kiln for Api {
     ) -> Reply<pb::PublishResponse> {
         let parts = self.parts()?;
         let received = publish::receive(request.into_inner()).await?;
-        let lease = self.leases.get(received.token)?;
-        let (committed, manifest) =
-            parts.manager.save(&lease, received.manifest, received.pack).await?;
+        let (committed, manifest) = match received.under {
+            publish::Under::Lease(token) => {
+                let lease = self.leases.get(token)?;
+                parts.manager.save(&lease, received.manifest, received.pack).await?
+            }
+            publish::Under::Replace => {
+                let mode = PutMode::Replace;
+                match parts.manager.put(received.manifest, &received.pack, mode).await? {
+                    Put::Committed(entry) => (true, entry.manifest),
+                    Put::Unchanged(entry) | Put::Existing(entry) => (false, entry.manifest),
+                }
+            }
+        };
         let manifest = Some((&*manifest).into());
         Ok(Response::new(pb::PublishResponse { committed, manifest }))
     }
@@ -253,6 +263,12 @@ impl Kiln for Api {
         }
         let existed = parts.index.tombstone(&key, request.reason).await.map_err(Error::from)?;
         Ok(Response::new(pb::TombstoneResponse { existed }))
+    }
+
+    async fn loaded(&self, request: Request<pb::LoadedRequest>) -> Reply<pb::LoadedResponse> {
+        let keys = request.into_inner().keys;
+        self.parts()?.manager.counters().loaded(keys.len() as u64);
+        Ok(Response::new(pb::LoadedResponse {}))
     }
 
     async fn status(&self, _: Request<pb::StatusRequest>) -> Reply<pb::StatusResponse> {

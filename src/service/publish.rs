@@ -11,9 +11,17 @@ use crate::{
     error::Error,
 };
 
-/// A received artifact and the token it is published under.
+/// What gives a client the right to publish.
+pub(super) enum Under {
+    /// The lease behind this token.
+    Lease(Token),
+    /// The key itself, which other tools own and overwrite.
+    Replace,
+}
+
+/// A received artifact and the right under which it is published.
 pub(super) struct Received {
-    pub(super) token: Token,
+    pub(super) under: Under,
     pub(super) manifest: Manifest,
     pub(super) pack: Blob,
 }
@@ -40,5 +48,9 @@ pub(super) async fn receive(mut chunks: Streaming<pb::PublishChunk>) -> Result<R
         }
     }
     let pack = writer.finish_as(manifest.pack_digest)?;
-    Ok(Received { token: Token(header.token), manifest, pack })
+    let under = match header.replace {
+        true => Under::Replace,
+        false => Under::Lease(Token(header.token)),
+    };
+    Ok(Received { under, manifest, pack })
 }

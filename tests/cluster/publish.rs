@@ -2,7 +2,7 @@
 
 use kiln_proto::{
     Component, Components, Digest, FileEntry, Fingerprint, KeyField, Manifest, Target, pb,
-    pb::publish_chunk::Chunk,
+    pb::publish_chunk::Chunk, value,
 };
 use tonic::{Code, Status};
 
@@ -38,7 +38,24 @@ async fn publish(
     manifest: &Manifest,
     pack: &[u8],
 ) -> Result<pb::PublishResponse, Status> {
-    let header = pb::PublishHeader { token, manifest: Some(manifest.into()) };
+    send(node, pb::PublishHeader { token, manifest: Some(manifest.into()), replace: false }, pack)
+        .await
+}
+
+async fn replace(
+    node: &TestNode,
+    manifest: &Manifest,
+    pack: &[u8],
+) -> Result<pb::PublishResponse, Status> {
+    send(node, pb::PublishHeader { token: 0, manifest: Some(manifest.into()), replace: true }, pack)
+        .await
+}
+
+async fn send(
+    node: &TestNode,
+    header: pb::PublishHeader,
+    pack: &[u8],
+) -> Result<pb::PublishResponse, Status> {
     let data = prost::bytes::Bytes::copy_from_slice(pack);
     let chunks = [Chunk::Header(header), Chunk::Data(data)];
     let chunks = chunks.map(|chunk| pb::PublishChunk { chunk: Some(chunk) });
@@ -109,4 +126,33 @@ async fn what_does_not_match_its_manifest_is_not_published() {
     assert!(node.lookup(&manifest.key).await.unwrap().is_none());
     // The lease is still good for the right bytes.
     assert!(publish(node, token, &manifest, b"bytes").await.unwrap().committed);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_of_other_tools_are_overwritten_and_no_others() {
+    let cluster = TestCluster::start(3).await;
+    let value = |bytes: &[u8]| {
+        value::manifest(NAMESPACE, b"theirs", Digest::of(bytes), bytes.len() as u64, 0.0)
+    };
+    let key = value(b"").key;
+    // Somebody holds the lease meanwhile: it ends, and its holder is too late.
+    let (_stream, token) = lease(&cluster.nodes[1], &value(b"")).await;
+    assert!(replace(&cluster.nodes[0], &value(b"one"), b"one").await.unwrap().committed);
+    let late = publish(&cluster.nodes[1], token, &value(b"late"), b"late").await;
+    assert!(!late.is_ok_and(|answer| answer.committed));
+    for (bytes, node) in [(b"two".as_slice(), 1), (b"three", 2)] {
+        assert!(replace(&cluster.nodes[node], &value(bytes), bytes).await.unwrap().committed);
+        for other in &cluster.nodes {
+            let found = async || Some(other.fetch(&key).await.ok()?.1).filter(|b| b == bytes);
+            crate::harness::eventually("the last value", found).await;
+        }
+    }
+    let again = replace(&cluster.nodes[0], &value(b"three"), b"three").await.unwrap();
+    assert!(!again.committed, "equal bytes change nothing");
+    let entry = cluster.nodes[0].lookup(&key).await.unwrap().unwrap();
+    assert_eq!(entry.epoch, 3);
+
+    let ours = artifact("ours", b"bytes");
+    let refused = replace(&cluster.nodes[0], &ours, b"bytes").await.unwrap_err();
+    assert_eq!(refused.code(), Code::InvalidArgument, "{refused}");
 }

@@ -65,8 +65,16 @@ fn new_node(n: u8) -> NewNode {
 }
 
 fn publish_of(k: u8, p: u8, token: u64) -> Command {
+    Command::Publish(publication(k, p, token))
+}
+
+fn put_of(k: u8, p: u8, create: bool) -> Command {
+    Command::Put { publication: publication(k, p, 0), create }
+}
+
+fn publication(k: u8, p: u8, token: u64) -> Publication {
     let manifest = SignedManifest { bytes: vec![k, p], signer: 1, signature: vec![p; 64] };
-    Command::Publish(Publication {
+    Publication {
         key: key(k),
         token: Token(token),
         node: 1,
@@ -74,7 +82,7 @@ fn publish_of(k: u8, p: u8, token: u64) -> Command {
         pack_size: p.into(),
         compile_seconds: 1.0,
         manifest: Arc::new(manifest),
-    })
+    }
 }
 
 fn fail_of(k: u8, token: u64) -> Command {
@@ -94,6 +102,7 @@ pub(crate) fn commands() -> impl Strategy<Value = Vec<Command>> {
         8 => (KEYS, PACKS, token.clone()).prop_map(|(k, p, t)| publish_of(k, p, t)),
         2 => (KEYS, token.clone())
             .prop_map(|(k, t)| Command::Expire { key: key(k), token: Token(t) }),
+        3 => (KEYS, PACKS, any::<bool>()).prop_map(|(k, p, create)| put_of(k, p, create)),
         1 => (KEYS, token.clone()).prop_map(|(k, t)| fail_of(k, t)),
         2 => (KEYS, token).prop_map(|(k, t)| Command::Lift { key: key(k), token: Token(t) }),
         1 => PACKS.prop_map(|p| Command::MarkStored { pack: pack(p) }),
@@ -154,15 +163,30 @@ fn check_step(
         }
         match (before.entry(key), after.entry(key)) {
             (None, Some(entry)) => {
-                let Command::Publish(p) = command else { panic!("{command:?} made an entry") };
-                let lease = before.lease(key).expect("a publication under a live lease");
-                assert_eq!(lease.token, p.token, "a publication with an old token applied");
-                assert_eq!((entry.pack, entry.token), (p.pack, p.token));
+                let (p, token) = match command {
+                    Command::Publish(p) => {
+                        let lease = before.lease(key).expect("a publication under a live lease");
+                        assert_eq!(lease.token, p.token, "a publication with an old token applied");
+                        (p, p.token)
+                    }
+                    Command::Put { publication, .. } => (publication, Token(index)),
+                    _ => panic!("{command:?} made an entry"),
+                };
+                assert_eq!((entry.pack, entry.token), (p.pack, token));
                 assert!(after.lease(key).is_none());
                 let condemned = before.blob(p.pack).is_some_and(|b| b.condemned);
                 assert!(!condemned, "a publication of a condemned pack applied");
                 let last: Option<EpochRecord> = table::read(before, key).unwrap();
                 assert!(last.is_none_or(|l| entry.epoch > l.epoch), "epochs rise");
+            }
+            (Some(was), Some(is)) if was.epoch != is.epoch => {
+                let Command::Put { publication: p, create: false } = command else {
+                    panic!("{command:?} replaced an artifact")
+                };
+                assert_eq!((is.epoch, is.pack), (was.epoch + 1, p.pack));
+                assert_ne!(was.pack, is.pack, "equal bytes begin no epoch");
+                assert_eq!(was.pinned, is.pinned, "a pin outlives the bytes");
+                assert!(!before.blob(p.pack).is_some_and(|b| b.condemned));
             }
             (Some(was), Some(is)) => {
                 assert_eq!(
@@ -248,6 +272,25 @@ fn a_late_publication_of_other_bytes_is_counted_and_not_served() {
     assert_eq!(state.apply(8, publish_of(1, 2, 2)).0, Response::Existing);
     assert_eq!(state.entry(key(1)).unwrap().pack, pack(1));
     assert_eq!(state.entry(key(1)).unwrap().differing, 1);
+}
+
+#[test]
+fn the_last_put_counts_and_ends_the_lease() {
+    let mut state = founded();
+    state.apply(2, Command::Acquire { key: key(1), node: 1, request: 1 });
+    let (response, events) = state.apply(3, put_of(1, 1, false));
+    assert_eq!(response, Response::Committed);
+    assert!(events.contains(&Event::LeaseEnded { key: key(1), token: Token(2) }));
+    assert_eq!(state.apply(4, publish_of(1, 2, 2)).0, Response::Existing, "the holder is late");
+    assert_eq!(state.apply(5, put_of(1, 1, false)).0, Response::Unchanged);
+    assert_eq!(state.apply(6, put_of(1, 2, true)).0, Response::Existing);
+    assert_eq!(state.entry(key(1)).unwrap().epoch, 1);
+    let (response, events) = state.apply(7, put_of(1, 2, false));
+    assert_eq!(response, Response::Committed);
+    assert!(events.contains(&Event::Replaced { key: key(1), pack: pack(1) }));
+    assert_eq!(state.entry(key(1)).unwrap().epoch, 2);
+    assert_eq!(state.apply(8, Command::Condemn { pack: pack(1) }).0, Response::Changed(true));
+    assert_eq!(state.apply(9, put_of(1, 1, false)).0, Response::Condemned);
 }
 
 #[test]

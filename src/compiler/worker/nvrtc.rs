@@ -130,6 +130,10 @@ impl Nvrtc {
             BinaryKind::Cubin => {
                 program.bytes(sys::nvrtcGetCUBINSize, sys::nvrtcGetCUBIN).map_err(internal)?
             }
+            BinaryKind::Files => {
+                let why = "NVRTC makes PTX or CUBIN";
+                return Err(Failure::new(FailureKind::Incompatible, why));
+            }
             BinaryKind::Ptx => {
                 let text =
                     program.bytes(sys::nvrtcGetPTXSize, sys::nvrtcGetPTX).map_err(internal)?;

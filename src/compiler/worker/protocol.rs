@@ -122,6 +122,7 @@ pub(crate) const fn module_file(kind: BinaryKind) -> &'static str {
     match kind {
         BinaryKind::Ptx => "module.ptx",
         BinaryKind::Cubin => "module.cubin",
+        BinaryKind::Files => "module",
     }
 }
 
