@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 from typing import TYPE_CHECKING
 
 from . import report
@@ -31,7 +30,7 @@ class Values:
         self._client = client
         self._lock = threading.Lock()
         self._pid = os.getpid()
-        self._held: dict[str, tuple[Lease, float]] = {}
+        self._held: dict[str, Lease] = {}
 
     def get(self, name: str, *, wait: float | None = None, cascade: bool = False) -> bytes | None:
         """Return the value of ``name``, verified, or ``None``: make it, then ``put`` it.
@@ -51,15 +50,15 @@ class Values:
             return None
         with self._mine() as held:
             before = held.pop(name, None)
-            held[name] = (found, time.monotonic())
+            held[name] = found
         if before is not None:
-            before[0].release()
+            before.release()
         return None
 
     def put(self, name: str, data: bytes) -> bool:
         """Store ``data`` under ``name``: under the lease that ``get`` took, or over what is there."""
         with self._mine() as held:
-            lease, since = held.pop(name, (None, None))
+            lease = held.pop(name, None)
         return self._client.publish(
             lease,
             value_components(self._client.namespace, name),
@@ -67,7 +66,7 @@ class Values:
             fingerprint=Fingerprint(VALUE),
             target=Target.any(),
             label=name,
-            seconds=0.0 if since is None else time.monotonic() - since,
+            seconds=0.0 if lease is None else lease.age,
             replace=True,
         )
 
@@ -78,7 +77,7 @@ class Values:
     def abandon(self) -> None:
         """Release every lease that nothing was put under: others shall not wait for it."""
         with self._mine() as held:
-            leases = [lease for lease, _ in held.values()]
+            leases = list(held.values())
             held.clear()
         for lease in leases:
             report.count("abandoned")
@@ -94,11 +93,11 @@ class Values:
 class _Held:
     """The leases, while the lock is held."""
 
-    def __init__(self, lock: threading.Lock, held: dict[str, tuple[Lease, float]]) -> None:
+    def __init__(self, lock: threading.Lock, held: dict[str, Lease]) -> None:
         self._lock = lock
         self._held = held
 
-    def __enter__(self) -> dict[str, tuple[Lease, float]]:
+    def __enter__(self) -> dict[str, Lease]:
         self._lock.acquire()
         return self._held
 
