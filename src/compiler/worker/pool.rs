@@ -143,7 +143,7 @@ impl<T: Tongue> Pool<T> {
                 "all {workers} compilers of this node are busy and {queue} requests wait: try \
                  again later, or another node"
             );
-            Failure::new(FailureKind::ToolchainMissing, why)
+            Failure::new(FailureKind::Busy, why)
         })?;
         let closed = |_| Failure::new(FailureKind::Crashed, "the pool is closed");
         self.slots.acquire().await.map_err(closed)
