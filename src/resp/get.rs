@@ -81,9 +81,9 @@ impl Connection {
             return Ok(None);
         }
         let began = Instant::now();
-        let wait = if self.held.has_leases() { wait / PART_OF_HOLDERS } else { wait };
+        let patience = if self.held.has_leases() { wait / PART_OF_HOLDERS } else { wait };
         for _ in 0..ATTEMPTS {
-            let (acquired, waited) = self.wait_for(key, began + wait).await?;
+            let (acquired, waited) = self.wait_for(key, began + patience).await?;
             if waited {
                 values.count(Count::Waits);
                 values.parts.counters.waited(began.elapsed().as_secs_f64());
