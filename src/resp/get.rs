@@ -51,8 +51,11 @@ impl Connection {
         if let Some(blob) = values.local(key, &namespace).await {
             return Ok(Some(blob));
         }
+        if self.held.holds(key, &values) {
+            return Ok(None);
+        }
         if self.held.contains(key) {
-            // It asked before and computes the value, or nobody does. Others may have.
+            // It missed the key before and has no right to it any more: another has.
             return Ok(values.anywhere(key, &namespace).await);
         }
         let family = family_of(name);
