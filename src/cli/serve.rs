@@ -159,8 +159,7 @@ async fn run_node(
         () = stop.cancelled() => return Ok(()),
     };
     announce(node.ready().clone())?;
-    node.run_until(stop).await;
-    Ok(())
+    Ok(node.run_until(stop).await?)
 }
 
 /// The first SIGINT or SIGTERM stops in order; a second ends the process.

@@ -255,18 +255,25 @@ impl Node {
         &self.ready
     }
 
-    /// Serves until `stop`, then ends calls, children and the cluster's part.
-    pub async fn run_until(mut self, stop: CancellationToken) {
-        stop.cancelled().await;
+    /// Serves until `stop`, or until the index's storage fails: that error is
+    /// returned. Ends calls, children and the cluster's part either way.
+    pub async fn run_until(mut self, stop: CancellationToken) -> Result<(), NodeError> {
+        let ended = tokio::select! {
+            () = stop.cancelled() => Ok(()),
+            // A node that cannot write its log must not answer as if it could.
+            e = self.cluster.failed() => Err(NodeError::Broken(e)),
+        };
         tracing::info!(flights = self.manager.in_flight(), "stopping");
         self.stop.cancel();
+        // First: Raft's own streams would hold up the drain below.
+        self.cluster.shutdown().await;
         let drained =
             tokio::time::timeout(DRAIN, async { while self.tasks.join_next().await.is_some() {} });
         if drained.await.is_err() {
             tracing::warn!("calls in progress were cut off");
             self.tasks.shutdown().await;
         }
-        self.cluster.shutdown().await;
+        ended
     }
 }
 

@@ -284,6 +284,7 @@ impl Kiln for Api {
             reachable: node.reachable,
             compilers: node.facts.compilers.iter().map(Into::into).collect(),
         });
+        let signers = parts.index.signers().into_iter();
         let counters = parts.manager.counters().snapshot().into_iter();
         let counters = counters.chain(parts.resp.snapshot());
         let health = parts.tiers.health();
@@ -308,6 +309,9 @@ impl Kiln for Api {
             compilers: parts.manager.compilers().fingerprints().iter().map(Into::into).collect(),
             counters: counters
                 .map(|(name, value)| pb::Counter { name: name.into(), value })
+                .collect(),
+            signers: signers
+                .map(|(node, key)| pb::Signer { node, key: key.to_bytes().to_vec().into() })
                 .collect(),
         }))
     }
