@@ -14,3 +14,5 @@ mod harness;
 mod keys;
 mod membership;
 mod publish;
+mod redis;
+mod resp;
