@@ -14,3 +14,4 @@ mod harness;
 mod keys;
 mod membership;
 mod publish;
+mod run;
