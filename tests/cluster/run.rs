@@ -151,9 +151,12 @@ fn grpc(node: &TestNode) -> String {
     format!("http://{}", node.config.grpc_listen)
 }
 
-/// Bytes, mode and time of each file below `folder`.
-fn tree(folder: &Path) -> BTreeMap<String, (Vec<u8>, u32, (i64, i64))> {
-    fn walk(folder: &Path, prefix: &str, found: &mut BTreeMap<String, (Vec<u8>, u32, (i64, i64))>) {
+/// Bytes, mode and time of files by path.
+type Tree = BTreeMap<String, (Vec<u8>, u32, (i64, i64))>;
+
+/// All files below `folder`.
+fn tree(folder: &Path) -> Tree {
+    fn walk(folder: &Path, prefix: &str, found: &mut Tree) {
         for entry in fs::read_dir(folder).into_iter().flatten() {
             let entry = entry.unwrap();
             let path = format!("{prefix}{}", entry.file_name().to_str().unwrap());
