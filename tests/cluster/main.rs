@@ -16,3 +16,4 @@ mod membership;
 mod publish;
 mod redis;
 mod resp;
+mod run;
