@@ -11,6 +11,7 @@ mod degraded;
 mod durability;
 mod failover;
 mod harness;
+mod inductor;
 mod keys;
 mod membership;
 mod publish;
