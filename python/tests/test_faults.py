@@ -65,6 +65,11 @@ def flip(data: bytes, at: int) -> bytes:
     return bytes(altered)
 
 
+def twice(data: bytes) -> bytes:
+    """Return a chunk with the bytes twice."""
+    return wire.FetchChunk(data=wire.FetchChunk.FromString(data).data * 2).SerializeToString()
+
+
 FETCH_FAULTS: dict[str, Callable[[bytes, int], bytes | None]] = {
     "tampered bytes": flip,
     "tampered manifest": lambda data, at: flip(data, 1) if at == 0 else data,
@@ -72,7 +77,7 @@ FETCH_FAULTS: dict[str, Callable[[bytes, int], bytes | None]] = {
     "nothing": lambda _data, _at: None,
     "garbage": lambda _data, _at: b"\xff\xfe garbage",
     "no header": lambda _data, _at: wire.FetchChunk(data=b"x").SerializeToString(),
-    "more than announced": lambda data, at: data if at == 0 else data * 2,
+    "more than announced": lambda data, at: data if at == 0 else twice(data),
 }
 
 
