@@ -38,9 +38,9 @@ _LEARN_EVERY = 5.0
 class _Process:
     """What belongs to one process: connections do not survive a fork."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, trust: Trust) -> None:
         self.pid = os.getpid()
-        self.trust = Trust(settings.signers)
+        self.trust = trust
         self.endpoints = tuple(Endpoint(a, settings, self.trust) for a in settings.endpoints)
         self.local = None
         if settings.socket:
@@ -81,6 +81,9 @@ class Client:
         self.settings = settings
         self._lock = threading.Lock()
         self._state: _Process | None = None
+        self._trust = Trust(settings.signers)
+        # A lock that another thread holds during a fork stays locked in the child.
+        os.register_at_fork(after_in_child=_Unlock(self))
         atexit.register(_close, weakref.ref(self))
 
     @classmethod
@@ -195,7 +198,7 @@ class Client:
     def _process(self) -> _Process:
         with self._lock:
             if self._state is None or self._state.pid != os.getpid():
-                self._state = _Process(self.settings)
+                self._state = _Process(self.settings, self._trust)
             return self._state
 
     def _first(self, doing: str, ask: Callable[[Endpoint], _T]) -> _T | None:
@@ -229,9 +232,7 @@ class Client:
             return None
         try:
             signed, memory, tier = local.fetch(key)
-            # Whose signatures count is known from gRPC alone.
-            for endpoint in self._process().usable():
-                return Artifact.verified(self._verified(signed, key, endpoint), memory, tier)
+            return Artifact.verified(self._verified(signed, key), memory, tier)
         except NotFound:
             pass
         except KilnError as error:
@@ -293,18 +294,33 @@ class Client:
                     watchdog.feed(left + 1.0)
         return None
 
-    def _verified(self, signed: Any, key: bytes, endpoint: Endpoint) -> Manifest:  # noqa: ANN401
+    def _verified(self, signed: Any, key: bytes, asked: Endpoint | None = None) -> Manifest:  # noqa: ANN401
         state = self._process()
         keys = state.trust.keys(signed.signer)
         if not keys and time.monotonic() - state.learned_at > _LEARN_EVERY:
-            # A node that joined after this process asked.
-            state.learned_at = time.monotonic()
-            endpoint.learn()
-            keys = state.trust.keys(signed.signer)
+            # A node that joined after this process asked. The socket names no keys.
+            endpoint = asked or next(state.usable(), None)
+            if endpoint is not None:
+                state.learned_at = time.monotonic()
+                endpoint.learn()
+                keys = state.trust.keys(signed.signer)
         read = manifest.verify(signed, keys, key)
         if read.namespace != self.namespace:
             raise Refused(f"the artifact is of namespace {read.namespace!r}")
         return read
+
+
+class _Unlock:
+    """What a forked child does first. Keeps no client alive."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = weakref.ref(client)
+
+    def __call__(self) -> None:
+        client = self._client()
+        if client is not None:
+            client._lock = threading.Lock()  # noqa: SLF001
+            client._trust = client._trust.copy()  # noqa: SLF001
 
 
 _shared_lock = threading.Lock()

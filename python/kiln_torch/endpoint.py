@@ -7,9 +7,9 @@ probe. grpc is imported, and a channel made, at the first call of a process.
 
 from __future__ import annotations
 
+import os
 import socket
 import threading
-import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -18,12 +18,16 @@ from .breaker import Breaker
 from .errors import Failed, NotFound, Stale, Unreachable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from .config import Settings
     from .trust import Trust
 
 _SERVICE = "/kiln.v1.Kiln/"
+# Seconds that a node that accepts connections may take to say hello, and that
+# importing grpc may take on a busy machine.
+_GREET = 3.0
+_IMPORT = 2.0
 # Slowest path on which a large artifact is still worth waiting for.
 _LEAST_BYTES_A_SECOND = 4 << 20
 _OPTIONS = (
@@ -46,19 +50,15 @@ class Endpoint:
         self.address = address
         self._settings = settings
         self._trust = trust
-        self._budget = settings.connect / max(len(settings.endpoints), 1)
-        self._breaker = Breaker(self._probe)
-        self._lock = threading.Lock()
+        # All endpoints together may cost `connect` before they are known to be dead.
+        self._reach = settings.connect / max(len(settings.endpoints), 1)
+        self._breaker = Breaker(self._hello, self._reach, _IMPORT + _GREET)
         self._channel: Any = None
 
     @property
     def usable(self) -> bool:
-        """Whether it works. The first time, in this caller's time, it is tried out."""
-        if self._channel is None and self._breaker.closed:
-            with self._lock:
-                if self._channel is None and self._breaker.closed and not self._hello():
-                    self._fell("it cannot be reached")
-        return self._breaker.closed
+        """Whether it works. The first time it is tried out, in this caller's time."""
+        return not _forked() and self._breaker.closed and self._channel is not None
 
     def unary(self, method: str, request: Any, response: Any) -> Any:  # noqa: ANN401 - wire
         """Ask once."""
@@ -116,8 +116,7 @@ class Endpoint:
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
-        import grpc
-
+        grpc = _grpc()
         if self._channel is None:
             raise Unreachable(f"{self.address}: closed")
         try:
@@ -129,8 +128,7 @@ class Endpoint:
             raise Unreachable(f"{self.address}: {error}") from error
 
     def _judged(self, error: Any) -> Exception:  # noqa: ANN401 - grpc
-        import grpc
-
+        grpc = _grpc()
         code, why = error.code(), f"{self.address}: {error.code().name}: {error.details()}"
         if code is grpc.StatusCode.NOT_FOUND:
             return NotFound(why)
@@ -138,7 +136,7 @@ class Endpoint:
             return Stale(why)
         if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
             # The node is gone, or it lives and lost its quorum, or our watchdog bit.
-            if code is grpc.StatusCode.CANCELLED or not self._alive():
+            if code is grpc.StatusCode.CANCELLED or not self._connects():
                 self._fell(error.details())
             return Unreachable(why)
         silent = code is grpc.StatusCode.DEADLINE_EXCEEDED
@@ -154,27 +152,23 @@ class Endpoint:
         report.count("endpoint_failures")
         report.once(f"endpoint {self.address}", "node %s is left out: %s", self.address, why)
 
-    def _alive(self) -> bool:
+    def _connects(self) -> bool:
         host, _, port = self.address.rpartition(":")
         try:
-            socket.create_connection((host.strip("[]"), int(port)), self._budget).close()
+            socket.create_connection((host.strip("[]"), int(port)), self._reach).close()
         except OSError:
             return False
         return True
 
-    def _probe(self) -> bool:
-        with self._lock:
-            return self._hello()
-
-    def _hello(self) -> bool:
-        """Connect, and learn whose signatures count: within the budget."""
-        end = time.monotonic() + self._budget
+    def _hello(self, reached: Callable[[], None]) -> bool:
+        """Connect, and learn whose signatures count."""
         # Plain TCP first: a dead address does not even cost the import of grpc.
-        if not self._alive():
+        if not self._connects():
+            report.count("endpoint_failures")
+            report.once(f"endpoint {self.address}", "node %s cannot be reached", self.address)
             return False
-        import grpc
-
-        left = max(end - time.monotonic(), self._budget / 2)
+        reached()
+        grpc = _grpc()
         channel = self._channel or grpc.insecure_channel(self.address, options=_OPTIONS)
         ask = channel.unary_unary(
             f"{_SERVICE}Status",
@@ -182,15 +176,42 @@ class Endpoint:
             response_deserializer=wire.StatusResponse.FromString,
         )
         try:
-            self._trust.learn(_signers(ask(wire.StatusRequest(), timeout=left)))
-        except grpc.RpcError as error:
+            self._trust.learn(_signers(ask(wire.StatusRequest(), timeout=_GREET)))
+        except (grpc.RpcError, ValueError) as error:
             report.count("endpoint_failures")
-            report.log.debug("%s: %s", self.address, error)
+            report.once(f"endpoint {self.address}", "node %s: %s", self.address, _details(error))
             if channel is not self._channel:
                 channel.close()
             return False
         self._channel = channel
         return True
+
+
+# The process that has threads of grpc: none of them is in its forked children, and
+# a call there would hang for ever, whatever its deadline.
+_grpc_process: int | None = None
+
+
+def _grpc() -> Any:  # noqa: ANN401 - a module
+    global _grpc_process  # noqa: PLW0603
+    import grpc
+
+    if _grpc_process is None:
+        _grpc_process = os.getpid()
+    return grpc
+
+
+def _forked() -> bool:
+    if _grpc_process in (None, os.getpid()):
+        return False
+    if os.environ.get("GRPC_ENABLE_FORK_SUPPORT", "").lower() in ("1", "true", "yes"):
+        return False
+    report.once("forked", "forked from a process that uses gRPC: no cache here, see the README")
+    return True
+
+
+def _details(error: Any) -> str:  # noqa: ANN401 - grpc
+    return str(getattr(error, "details", lambda: error)())
 
 
 class _Watchdog:

@@ -14,11 +14,14 @@ import os
 import socket
 import threading
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from . import wire
+from . import report, wire
 from .breaker import Breaker
 from .errors import Failed, NotFound, Refused, Unreachable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _PREFIX = 4
 _MAX_RESPONSE = 8 << 20
@@ -37,7 +40,7 @@ class LocalNode:
         self._answer = answer
         self._lock = threading.Lock()
         self._socket: socket.socket | None = None
-        self._breaker = Breaker(self._probe)
+        self._breaker = Breaker(self._probe, connect, 0.0)
 
     @property
     def usable(self) -> bool:
@@ -136,11 +139,12 @@ class LocalNode:
             self._socket.close()
             self._socket = None
 
-    def _probe(self) -> bool:
+    def _probe(self, _: Callable[[], None]) -> bool:
         try:
             with self._lock:
                 self._connected()
-        except OSError:
+        except OSError as error:
+            report.once(f"socket {self._path}", "the socket %s: %s", self._path, error)
             return False
         return True
 

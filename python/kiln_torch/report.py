@@ -7,6 +7,7 @@ is logged the first time only: a compile asks thousands of times.
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections import Counter
 
@@ -15,6 +16,14 @@ log = logging.getLogger("kiln_torch")
 _lock = threading.Lock()
 _counts: Counter[str] = Counter()
 _said: set[str] = set()
+
+
+def _after_fork() -> None:
+    global _lock  # noqa: PLW0603 - another thread may have held it
+    _lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 def count(name: str, by: int = 1) -> None:

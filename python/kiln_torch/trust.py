@@ -35,3 +35,9 @@ class Trust:
         with self._lock:
             key = self._learned.get(signer)
         return () if key is None else (key,)
+
+    def copy(self) -> Trust:
+        """Return the same trust under a lock of its own: for a forked child."""
+        copy = Trust(self._pinned)
+        copy._learned = dict(self._learned)
+        return copy
