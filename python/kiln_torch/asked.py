@@ -16,36 +16,56 @@ from .manifest import Fingerprint
 from .options import COMPILER, device_types, options, target_of, versions
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
 # Changes with the meaning of the files, or of the forms that enter the key.
 _FORM = "dynamo-1"
 
 
 class Asked:
-    """A graph that Dynamo hands over, under Inductor's settings in force."""
+    """A graph, under Inductor's settings in force."""
 
     def __init__(
-        self, gm: torch.fx.GraphModule, example_inputs: Sequence[Any], namespace: str
+        self,
+        gm: torch.fx.GraphModule,
+        example_inputs: Sequence[Any],
+        namespace: str,
+        *,
+        form: str,
+        guarded: bool,
+        facts: Mapping[str, str],
     ) -> None:
-        """Describe it; ``Unkeyable`` where that cannot be done in full."""
-        _refuse(gm)
-        structure, inputs = graph.form(gm)
+        """Describe it; ``Unkeyable`` where that cannot be done in full.
+
+        ``guarded``: the artifact's guards on sizes go with it. ``facts``: what else
+        decides the output.
+        """
+        structure, inputs = graph.form(gm, guarded=guarded)
         types = device_types(gm)
-        told = versions(types)
+        told = dict(versions(types))
         self.target = target_of(example_inputs, types)
-        self.fingerprint = Fingerprint.of(COMPILER, dict(told))
+        self.fingerprint = Fingerprint.of(COMPILER, told)
         self.label = f"torch.compile, {len(gm.graph.nodes)} nodes, {'+'.join(sorted(types))}"
         self.sizes = standalone.symbolic_sizes(gm)
         self._inputs = Field.of_bytes("inputs", inputs)
+        settings = Field.of_bytes("inductor", options(gm, example_inputs))
+        more = (Field(name, value) for name, value in sorted(facts.items()))
         self._components = (
-            Component(GRAPH, (Field("form", _FORM), Field.of_bytes("structure", structure))),
+            Component(GRAPH, (Field("form", form), Field.of_bytes("structure", structure))),
             Component(INPUTS, (self._inputs,)),
-            Component(OPTIONS, (Field.of_bytes("inductor", options(gm, example_inputs)),)),
-            Component.of(FINGERPRINT, compiler=COMPILER, **dict(told)),
+            Component(OPTIONS, (settings, *more)),
+            Component.of(FINGERPRINT, compiler=COMPILER, **told),
             Component.of(TARGET, target=str(self.target)),
             Component.of(NAMESPACE, namespace=namespace),
         )
+
+    @classmethod
+    def of_dynamo(
+        cls, gm: torch.fx.GraphModule, example_inputs: Sequence[Any], namespace: str
+    ) -> Asked:
+        """Ask for what Dynamo hands to a backend."""
+        _refuse(gm)
+        return cls(gm, example_inputs, namespace, form=_FORM, guarded=True, facts={})
 
     def candidates(self) -> Iterator[tuple[Component, ...]]:
         """Yield the components for any sizes, then those for the sizes of this process.

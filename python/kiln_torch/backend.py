@@ -76,7 +76,7 @@ class _Compile:
         if client is None:
             return None
         with torch._inductor.config.patch(self._patches):
-            asked = Asked(self._gm, self._inputs, client.namespace)
+            asked = Asked.of_dynamo(self._gm, self._inputs, client.namespace)
         for components in asked.candidates():
             answer = client.acquire(key_of(components), client.settings.wait)
             if answer is None:

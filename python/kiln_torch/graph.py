@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from torch.utils._sympy.symbol import SymT, symbol_is_type
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 # Metadata under which Dynamo and make_fx keep a node's fake value.
 _VALUES = ("example_value", "val")
@@ -36,18 +36,34 @@ class Unkeyable(Exception):
     """No key says all of it: compile without the cluster."""
 
 
-def form(gm: fx.GraphModule) -> tuple[bytes, bytes]:
-    """Return the structure of ``gm`` and the description of its inputs."""
-    symbols = Symbols()
+def form(gm: fx.GraphModule, *, guarded: bool = True) -> tuple[bytes, bytes]:
+    """Return the structure of ``gm`` and the description of its inputs.
+
+    ``guarded``: refuse what no guard on the inputs' sizes could check elsewhere.
+    """
+    symbols = Symbols(hinted=guarded)
     held = [value_of(node) for node in gm.graph.nodes if node.op == "placeholder"]
     inputs = [_described(value, symbols) for value in held]
     if None in inputs:
         raise Unkeyable("an input without metadata")
-    if symbols.met - {size.node.expr for size in held if isinstance(size, torch.SymInt)}:
+    if guarded and symbols.met - {
+        size.node.expr for size in held if isinstance(size, torch.SymInt)
+    }:
         # A guard on it could not be checked where the artifact is loaded.
         raise Unkeyable("a size that is no input of its own")
     structure = _graph(gm, symbols)
-    return _encode(structure), _encode([inputs, symbols.ranges()])
+    return _encode(structure), _encode([inputs, _shared(held), symbols.ranges()])
+
+
+def _shared(held: Sequence[Any]) -> list[int | None]:
+    """Which inputs share memory: for each the first that has the same."""
+    first: dict[int, int] = {}
+    return [
+        first.setdefault(value.untyped_storage()._cdata, place)
+        if isinstance(value, torch.Tensor)
+        else None
+        for place, value in enumerate(held)
+    ]
 
 
 def value_of(node: fx.Node) -> Any:
@@ -58,8 +74,9 @@ def value_of(node: fx.Node) -> Any:
 class Symbols:
     """Names of symbolic sizes, in the order in which they turn up."""
 
-    def __init__(self) -> None:
-        """Start without any."""
+    def __init__(self, *, hinted: bool) -> None:
+        """Start without any; ``hinted``: refuse those that are known at run time only."""
+        self._hinted = hinted
         self._renamed: dict[sympy.Symbol, sympy.Symbol] = {}
         self._ranges: list[str] = []
 
@@ -84,7 +101,7 @@ class Symbols:
         return self._ranges
 
     def _meet(self, symbol: sympy.Symbol, shape_env: Any) -> None:
-        if not symbol_is_type(symbol, SymT.SIZE):
+        if self._hinted and not symbol_is_type(symbol, SymT.SIZE):
             raise Unkeyable(f"a symbol that is no size: {symbol}")
         new = sympy.Symbol(f"k{len(self._renamed)}", **symbol._assumptions_orig)
         self._renamed[symbol] = new
