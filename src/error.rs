@@ -117,7 +117,7 @@ const fn grpc_code(kind: FailureKind) -> Code {
         FailureKind::Corrupt => Code::DataLoss,
         FailureKind::Incompatible | FailureKind::ToolchainMissing => Code::FailedPrecondition,
         FailureKind::Timeout => Code::DeadlineExceeded,
-        FailureKind::OutOfMemory => Code::ResourceExhausted,
+        FailureKind::OutOfMemory | FailureKind::Busy => Code::ResourceExhausted,
         FailureKind::Crashed => Code::Aborted,
     }
 }
@@ -150,6 +150,7 @@ mod tests {
             ToolchainMissing,
             OutOfMemory,
             Crashed,
+            Busy,
         ];
         for kind in kinds {
             let status = Status::from(Error::from(Failure::new(kind, "x")));

@@ -218,6 +218,7 @@ impl Index {
             Response::Condemned => return Err(ClusterError::Condemned(pack)),
             _ => return Err(out_of_place()),
         };
+        self.core.leases_are_over(&key);
         Ok(put(self.committed(&key, index).await?))
     }
 

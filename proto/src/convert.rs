@@ -133,6 +133,7 @@ pub fn failure(wire: pb::Failure) -> Result<Failure, InvalidField> {
         Wire::ToolchainMissing => FailureKind::ToolchainMissing,
         Wire::OutOfMemory => FailureKind::OutOfMemory,
         Wire::Crashed => FailureKind::Crashed,
+        Wire::Busy => FailureKind::Busy,
         Wire::Unspecified => return Err(InvalidField::new("failure.kind", "unknown")),
     };
     Ok(Failure::new(kind, wire.message))
@@ -151,6 +152,7 @@ impl From<&Failure> for pb::Failure {
             FailureKind::ToolchainMissing => Wire::ToolchainMissing,
             FailureKind::OutOfMemory => Wire::OutOfMemory,
             FailureKind::Crashed => Wire::Crashed,
+            FailureKind::Busy => Wire::Busy,
         };
         Self { kind: kind.into(), message: failure.message.clone() }
     }

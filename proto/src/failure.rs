@@ -26,6 +26,8 @@ pub enum FailureKind {
     OutOfMemory,
     /// C005: the compiler process died.
     Crashed,
+    /// C005: all compilers are at work and enough requests wait: later, or elsewhere.
+    Busy,
 }
 
 impl FailureKind {
@@ -36,7 +38,7 @@ impl FailureKind {
             Self::Corrupt => "C002",
             Self::Incompatible => "C003",
             Self::Timeout => "C004",
-            Self::ToolchainMissing | Self::OutOfMemory | Self::Crashed => "C005",
+            Self::ToolchainMissing | Self::OutOfMemory | Self::Crashed | Self::Busy => "C005",
         }
     }
 
@@ -52,6 +54,7 @@ impl FailureKind {
             Self::ToolchainMissing => "toolchain_missing",
             Self::OutOfMemory => "out_of_memory",
             Self::Crashed => "crashed",
+            Self::Busy => "busy",
         }
     }
 

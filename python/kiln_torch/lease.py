@@ -7,6 +7,7 @@ that ends, in whatever way, holds nothing.
 from __future__ import annotations
 
 import os
+import time
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -18,7 +19,15 @@ if TYPE_CHECKING:
 class Lease:
     """Held until it is published under, released, or lost."""
 
-    def __init__(self, key: bytes, token: int, endpoint: Endpoint, call: Any, *, waited: bool) -> None:  # noqa: ANN401, E501, PLR0913
+    def __init__(
+        self,
+        key: bytes,
+        token: int,
+        endpoint: Endpoint,
+        call: Any,  # noqa: ANN401 - grpc
+        *,
+        waited: bool,
+    ) -> None:
         """Take over the stream ``call`` on which ``endpoint`` granted ``token``."""
         self.key = key
         self.token = token
@@ -27,6 +36,12 @@ class Lease:
         self.waited = waited
         self._call = call
         self._pid = os.getpid()
+        self._since = time.monotonic()
+
+    @property
+    def age(self) -> float:
+        """Seconds since it was granted: what the compile took, when it is published under."""
+        return time.monotonic() - self._since
 
     @property
     def alive(self) -> bool:

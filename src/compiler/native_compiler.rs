@@ -63,9 +63,9 @@ impl Compiler for NativeCompiler {
             Failure::new(FailureKind::Crashed, format!("write the launch plan: {e}"))
         })?;
         let generated = generated(&lowered, &plan);
-        let Lowered { graph, inputs, source, nvrtc_options, name: own_name, .. } = lowered;
-        let options = input.options.iter();
-        let options = options.map(|(name, value)| KeyField::new(name.as_str(), value.as_str()));
+        let Lowered { graph, inputs, source, nvrtc_options, options, name: own_name, .. } = lowered;
+        // Merged: an option given with its default is no other request.
+        let options = options.into_iter().map(|(name, value)| KeyField::new(name, value));
         let options = Component::new(component::OPTIONS, options.collect());
         let mut components = vec![graph, inputs, options];
         components.extend(common_components(input, fingerprint, Some(generated)));

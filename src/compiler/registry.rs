@@ -14,7 +14,8 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Compiler, CudaCompiler, Environment, Limits, NativeCompiler, PoolSettings, Prepared, Source,
     Toolchain, ToolchainSettings,
-    worker::{Compiled, Pool},
+    toolchain::unprepared,
+    worker::{Compiled, Nvrtc, Pool},
 };
 
 /// The `[compiler]` section of a node's configuration.
@@ -37,7 +38,7 @@ pub struct Compilers {
 
 /// What the compilers share: one toolchain and its workers, or why there is none.
 #[derive(Debug)]
-pub(super) struct Engine(Result<(Toolchain, Pool), Failure>);
+pub(super) struct Engine(Result<(Toolchain, Pool<Nvrtc>), Failure>);
 
 impl Compilers {
     /// Looks for a toolchain and starts a first worker. `program` is the `kiln`
@@ -101,7 +102,7 @@ impl Engine {
         environment: &Environment,
         program: &Path,
         folder: &Path,
-    ) -> Result<(Toolchain, Pool), Failure> {
+    ) -> Result<(Toolchain, Pool<Nvrtc>), Failure> {
         let folder = std::path::absolute(folder).and_then(|folder| {
             std::fs::create_dir_all(&folder)?;
             Ok(folder)
@@ -111,7 +112,8 @@ impl Engine {
         })?;
         let toolchain =
             Toolchain::discover(&settings.toolchain, environment, program, &folder).await?;
-        let pool = Pool::new(program.to_owned(), folder, toolchain.setup(), settings.pool.clone())?;
+        let tongue = Nvrtc::new(program.to_owned(), folder, toolchain.setup());
+        let pool = Pool::new(tongue.map_err(unprepared)?, settings.pool.clone());
         pool.warm_up();
         Ok((toolchain, pool))
     }
@@ -134,6 +136,6 @@ impl Engine {
             let why = format!("the key asks for {}, this node has {ours}", prepared.fingerprint);
             return Err(Failure::new(FailureKind::ToolchainMissing, why));
         }
-        pool.run(prepared.job.program.clone(), limits, stop).await
+        pool.run(&prepared.job.program, limits, stop).await
     }
 }

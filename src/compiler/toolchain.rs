@@ -13,7 +13,7 @@ use kiln_proto::{Failure, FailureKind};
 
 use super::{
     request::HEADERS,
-    worker::{Bundled, Pool, Setup},
+    worker::{Bundled, Nvrtc, Pool, Setup},
 };
 
 /// Where to look. All of it is optional.
@@ -106,7 +106,11 @@ impl Toolchain {
         let install_headers = toolkit.is_none().then(|| own.clone());
         let mut setup =
             Setup { library, include: Vec::new(), install_headers, hash_headers: false };
-        let ready = Pool::probe(program, folder, setup.clone()).await?;
+        let probe = async |setup: &Setup| {
+            let (program, folder) = (program.to_owned(), folder.to_owned());
+            Pool::probe(&Nvrtc::new(program, folder, setup.clone()).map_err(unprepared)?).await
+        };
+        let ready = probe(&setup).await?;
         let beside = || beside(&setup.library);
         let (headers, include) = match (ready.bundled, toolkit.or_else(beside)) {
             (Bundled::Installed, _) => {
@@ -121,7 +125,7 @@ impl Toolchain {
                 }
                 setup.include = vec![text(&include)?];
                 (setup.install_headers, setup.hash_headers) = (None, true);
-                let hashed = Pool::probe(program, folder, setup.clone()).await?;
+                let hashed = probe(&setup).await?;
                 (Headers::Toolkit(hashed.headers.unwrap_or_default()), folders)
             }
         };
@@ -243,6 +247,11 @@ fn beside(library: &Path) -> Option<PathBuf> {
     let folders = [library.parent()?, real.parent()?];
     let includes = folders.iter().filter_map(|folder| Some(folder.parent()?.join("include")));
     includes.into_iter().find(|include| include.join("cuda_fp16.h").is_file())
+}
+
+/// The workers' folder cannot be used.
+pub(super) fn unprepared(e: std::io::Error) -> Failure {
+    Failure::new(FailureKind::ToolchainMissing, format!("prepare the workers' folder: {e}"))
 }
 
 fn absolute(path: &Path) -> Result<PathBuf, Failure> {

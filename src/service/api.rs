@@ -43,6 +43,8 @@ pub struct Parts {
     pub default_deadline: Duration,
     /// Tenant of a call whose caller names none.
     pub default_namespace: String,
+    /// What Redis clients did.
+    pub resp: Arc<crate::resp::Counters>,
 }
 
 impl Parts {
@@ -284,6 +286,7 @@ impl Kiln for Api {
         });
         let signers = parts.index.signers().into_iter();
         let counters = parts.manager.counters().snapshot().into_iter();
+        let counters = counters.chain(parts.resp.snapshot());
         let health = parts.tiers.health();
         let tiers = parts.tiers.usage().into_iter().map(|(name, usage)| pb::TierStatus {
             name: name.to_string(),

@@ -49,6 +49,8 @@ async fn a_graphs_key_is_named_where_it_differs() {
     let mut other = base.clone();
     other.options.insert("fuse".into(), "off".into());
     assert_eq!(differing(components(&other, "13.5.37")), ["options.fuse"]);
+    other.options.insert("fuse".into(), "on".into());
+    assert_eq!(ours.key(), components(&other, "13.5.37").key(), "the default, spelled out");
     let other = components(&exported("block_f32_eps.new.pt2"), "13.5.37");
     let found = differing(other);
     assert!(found.len() == 1 && found[0].starts_with("graph."), "{found:?}");
@@ -90,7 +92,7 @@ async fn a_wrong_combination_is_c003() {
     let program = exported("block_f32.new.pt2");
     assert!(node.compilers.select("cuda", &program.source).is_err());
     assert_eq!(node.compilers.select("auto", &program.source).unwrap().name(), "native");
-    for backend in ["inductor", "CUDA", "native"] {
+    for backend in ["inductor", "inductor-standalone", "CUDA", "native"] {
         let Err(refused) = node.compilers.select(backend, &input.source) else {
             panic!("{backend} was accepted");
         };

@@ -128,7 +128,7 @@ async fn a_full_queue_refuses() {
         };
         tokio::select! {
             _ = node.compile(&slow) => panic!("it ended"),
-            refused = third => assert!(refused.message.contains("busy"), "{refused}"),
+            refused = third => assert_eq!(refused.kind, FailureKind::Busy, "{refused}"),
         }
         node.until(|found| found.len() == 1).await;
     }

@@ -38,6 +38,8 @@ pub struct Lowered {
     pub inputs: Component,
     /// CUDA C++, complete in itself: needs no header.
     pub source: String,
+    /// All options by name, the defaults of those not given among them.
+    pub options: Vec<(&'static str, &'static str)>,
     /// For NVRTC, besides the architecture.
     pub nvrtc_options: Vec<String>,
     /// How to run the module.
@@ -100,6 +102,7 @@ fn lower_graph(
         graph: graph_component,
         inputs,
         source: code.source,
+        options: options.merged(),
         nvrtc_options,
         plan: code.plan,
         name,
@@ -127,6 +130,12 @@ impl Options {
             }
         }
         Ok(options)
+    }
+
+    /// Each option with its value, in name order.
+    fn merged(self) -> Vec<(&'static str, &'static str)> {
+        let switch = |on| if on { "on" } else { "off" };
+        vec![("fast_math", switch(self.fast_math)), ("fuse", switch(self.fuse))]
     }
 }
 

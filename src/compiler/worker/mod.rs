@@ -12,9 +12,11 @@ mod nvrtc;
 mod pool;
 mod process;
 mod protocol;
+mod tongue;
 
 pub use child::worker_main;
 pub(super) use nvrtc::SOURCE_NAME;
 pub(super) use pool::Pool;
 pub use pool::PoolSettings;
 pub(super) use protocol::{Bundled, Compiled, Octets, Program, Setup, module_file};
+pub(super) use tongue::Nvrtc;

@@ -5,7 +5,6 @@
 
 use std::{
     num::NonZero,
-    path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -16,17 +15,14 @@ use std::{
 
 use kiln_proto::{Failure, FailureKind};
 use parking_lot::Mutex;
-use tokio::{sync::Semaphore, time::timeout};
+use tokio::{sync::Semaphore, task::JoinHandle, time::timeout};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use super::{
-    process::{Launch, Worker, library_view},
-    protocol::{Compiled, Program, Ready, Setup},
+    process::{Lost, Worker},
+    tongue::Tongue,
 };
 use crate::compiler::Limits;
-
-/// Loading NVRTC and one empty compile take 0.3 s on an idle core.
-const START_LIMIT: Duration = Duration::from_secs(60);
 
 /// Bounds on a node's compilers.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -52,95 +48,82 @@ impl Default for PoolSettings {
     }
 }
 
-/// Runs programs through worker processes of one toolchain.
+/// Runs jobs through worker processes of one kind.
 #[derive(Debug)]
-pub(crate) struct Pool {
-    launch: Launch,
-    setup: Setup,
+pub(crate) struct Pool<T: Tongue> {
+    tongue: Arc<T>,
     settings: PoolSettings,
     slots: Semaphore,
     waiting: AtomicUsize,
-    spare: Arc<Mutex<Option<Spare>>>,
+    spare: Arc<Mutex<Option<Spare<T::Ready>>>>,
 }
 
 /// The worker that waits warm, and the task that ends it when nobody comes.
 #[derive(Debug)]
-struct Spare {
-    worker: AbortOnDropHandle<Result<Worker, Failure>>,
+struct Spare<R> {
+    worker: AbortOnDropHandle<Result<(Worker, R), Failure>>,
     expiry: AbortOnDropHandle<()>,
 }
 
-impl Pool {
-    /// A pool whose workers are `program worker`, run in `folder`, which must
-    /// exist and be the pool's alone, with the library that `setup` names.
-    pub(crate) fn new(
-        program: PathBuf,
-        folder: PathBuf,
-        setup: Setup,
-        settings: PoolSettings,
-    ) -> Result<Self, Failure> {
-        let libraries = library_view(&folder, &setup.library).map_err(|e| {
-            let at = folder.display();
-            Failure::new(FailureKind::ToolchainMissing, format!("prepare {at}: {e}"))
-        })?;
-        Ok(Self {
-            launch: Launch { program, folder, libraries },
-            setup,
+impl<T: Tongue> Pool<T> {
+    /// A pool of workers that are spoken to in `tongue`.
+    pub(crate) fn new(tongue: T, settings: PoolSettings) -> Self {
+        Self {
+            tongue: Arc::new(tongue),
             slots: Semaphore::new(settings.workers.get()),
             settings,
             waiting: AtomicUsize::new(0),
             spare: Arc::new(Mutex::new(None)),
-        })
+        }
     }
 
-    /// Asks a worker of its own about the toolchain of `setup`.
-    pub(crate) async fn probe(
-        program: &Path,
-        folder: &Path,
-        setup: Setup,
-    ) -> Result<Ready, Failure> {
-        let (program, folder) = (program.to_owned(), folder.to_owned());
-        let pool = Self::new(program, folder, setup, PoolSettings::default())?;
-        let (worker, ready) = start(&pool.launch, &pool.setup).await?;
+    /// Asks a worker of its own what it is.
+    pub(crate) async fn probe(tongue: &T) -> Result<T::Ready, Failure> {
+        let (worker, ready) = start(tongue).await?;
         worker.end().await;
         Ok(ready)
+    }
+
+    /// Asks a new worker what it is, and keeps it warm.
+    pub(crate) async fn look(&self) -> Result<T::Ready, Failure> {
+        let (worker, ready) = start(&*self.tongue).await?;
+        let told = ready.clone();
+        let started = tokio::spawn(std::future::ready(Ok((worker, ready))));
+        *self.spare.lock() = Some(self.keep(started));
+        Ok(told)
     }
 
     /// Starts the worker that waits warm, unless one does. Needs a tokio runtime.
     pub(crate) fn warm_up(&self) {
         let mut spare = self.spare.lock();
         if spare.is_none() {
-            let (launch, setup) = (self.launch.clone(), self.setup.clone());
-            let starting =
-                tokio::spawn(async move { start(&launch, &setup).await.map(|(worker, _)| worker) });
-            // Weak: the slot owns this task, and the pool alone owns the slot.
-            let (slot, keep) = (Arc::downgrade(&self.spare), self.settings.keep_warm);
-            let expiry = tokio::spawn(async move {
-                tokio::time::sleep(keep).await;
-                let expired = slot.upgrade().and_then(|slot| slot.lock().take());
-                drop(expired);
-            });
-            *spare = Some(Spare {
-                worker: AbortOnDropHandle::new(starting),
-                expiry: AbortOnDropHandle::new(expiry),
-            });
+            let tongue = Arc::clone(&self.tongue);
+            let starting = tokio::spawn(async move { start(&*tongue).await });
+            *spare = Some(self.keep(starting));
         }
     }
 
-    /// Runs one program within `limits`; `stop` ends it.
+    fn keep(&self, starting: JoinHandle<Result<(Worker, T::Ready), Failure>>) -> Spare<T::Ready> {
+        // Weak: the slot owns this task, and the pool alone owns the slot.
+        let (slot, keep) = (Arc::downgrade(&self.spare), self.settings.keep_warm);
+        let expiry = tokio::spawn(async move {
+            tokio::time::sleep(keep).await;
+            let expired = slot.upgrade().and_then(|slot| slot.lock().take());
+            drop(expired);
+        });
+        Spare { worker: AbortOnDropHandle::new(starting), expiry: AbortOnDropHandle::new(expiry) }
+    }
+
+    /// Runs one job within `limits`; `stop` ends it.
     pub(crate) async fn run(
         &self,
-        mut program: Program,
+        job: &T::Job,
         limits: &Limits,
         stop: CancellationToken,
-    ) -> Result<Compiled, Failure> {
-        program.memory_bytes = limits.memory_bytes;
-        // NVRTC computes in one thread: only a worker that the wall clock missed
-        // gets this far.
-        program.cpu_seconds = limits.time.as_secs().saturating_mul(2).saturating_add(10);
+    ) -> Result<T::Done, Failure> {
         let compile = async {
             let _slot = self.slot().await?;
-            self.run_now(&program, limits).await
+            self.run_now(job, limits).await
         };
         tokio::select! {
             answer = compile => answer,
@@ -160,16 +143,18 @@ impl Pool {
                 "all {workers} compilers of this node are busy and {queue} requests wait: try \
                  again later, or another node"
             );
-            Failure::new(FailureKind::ToolchainMissing, why)
+            Failure::new(FailureKind::Busy, why)
         })?;
         let closed = |_| Failure::new(FailureKind::Crashed, "the pool is closed");
         self.slots.acquire().await.map_err(closed)
     }
 
-    async fn run_now(&self, program: &Program, limits: &Limits) -> Result<Compiled, Failure> {
-        let mut worker = self.take().await?;
+    async fn run_now(&self, job: &T::Job, limits: &Limits) -> Result<T::Done, Failure> {
+        let (mut worker, ready) = self.take().await?;
+        self.tongue.fits(&ready, job)?;
+        let message = self.tongue.job(job, limits).map_err(unspeakable)?;
         let compile = async {
-            worker.send(program).await;
+            worker.send(&message).await;
             // The next one loads while this one compiles.
             self.warm_up();
             worker.receive().await
@@ -177,7 +162,7 @@ impl Pool {
         let answer = timeout(limits.time, compile).await;
         worker.end().await;
         match answer {
-            Ok(Ok(answer)) => answer,
+            Ok(Ok(message)) => self.tongue.done(message).map_err(unspeakable)?,
             Ok(Err(lost)) => Err(lost.into_failure()),
             Err(_) => {
                 let why = format!("the compile was ended after {:?}, its limit", limits.time);
@@ -187,37 +172,40 @@ impl Pool {
     }
 
     /// The spare if it is well, else a new worker.
-    async fn take(&self) -> Result<Worker, Failure> {
+    async fn take(&self) -> Result<(Worker, T::Ready), Failure> {
         let spare = self.spare.lock().take();
         if let Some(Spare { worker, expiry }) = spare {
             drop(expiry);
             match worker.await {
-                Ok(Ok(mut worker)) => match worker.is_alive() {
-                    true => return Ok(worker),
+                Ok(Ok((mut worker, ready))) => match worker.is_alive() {
+                    true => return Ok((worker, ready)),
                     false => tracing::warn!("the spare compiler process had ended"),
                 },
                 Ok(Err(failure)) => tracing::warn!("start a spare compiler process: {failure}"),
                 Err(e) => tracing::warn!("start a spare compiler process: {e}"),
             }
         }
-        start(&self.launch, &self.setup).await.map(|(worker, _)| worker)
+        start(&*self.tongue).await
     }
 }
 
-/// Starts a worker and waits until it has loaded its toolchain.
-async fn start(launch: &Launch, setup: &Setup) -> Result<(Worker, Ready), Failure> {
-    let mut worker = Worker::start(launch)?;
-    worker.send(setup).await;
-    match timeout(START_LIMIT, worker.receive()).await {
-        Ok(Ok(Ok(ready))) => Ok((worker, ready)),
-        Ok(Ok(Err(failure))) => Err(failure),
+/// Starts a worker and waits until it has loaded its compiler.
+async fn start<T: Tongue>(tongue: &T) -> Result<(Worker, T::Ready), Failure> {
+    let mut worker = Worker::start(tongue.launch())?;
+    worker.send(&tongue.hello().map_err(unspeakable)?).await;
+    match timeout(T::START_LIMIT, worker.receive()).await {
+        Ok(Ok(message)) => Ok((worker, tongue.ready(&message).map_err(unspeakable)??)),
         Ok(Err(lost)) => Err(lost.into_failure()),
         Err(_) => {
-            let library = setup.library.display();
-            let why = format!("{library} was not loaded within {START_LIMIT:?}");
+            let (subject, limit) = (tongue.subject(), T::START_LIMIT);
+            let why = format!("{subject} was not loaded within {limit:?}");
             Err(Failure::new(FailureKind::ToolchainMissing, why))
         }
     }
+}
+
+fn unspeakable(e: std::io::Error) -> Failure {
+    Lost::Garbage(e.to_string()).into_failure()
 }
 
 /// One place in the queue, given back when dropped.

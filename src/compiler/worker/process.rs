@@ -4,9 +4,10 @@
 //! no other process can have got its id; and whoever drops a [`Worker`] ends it.
 
 use std::{
+    ffi::OsString,
     fmt,
     os::{fd::OwnedFd, unix::process::ExitStatusExt},
-    path::Path,
+    path::{Path, PathBuf},
     process::{ExitStatus, Stdio},
     sync::Arc,
     time::Duration,
@@ -15,7 +16,6 @@ use std::{
 use kiln_proto::{Failure, FailureKind};
 use parking_lot::Mutex;
 use rustix::process::{Pid, PidfdFlags, Signal};
-use serde::{Serialize, de::DeserializeOwned};
 use tokio::{
     io::{AsyncReadExt, BufReader, unix::AsyncFd},
     process::{Child, ChildStderr, ChildStdin, ChildStdout, Command},
@@ -23,7 +23,7 @@ use tokio::{
 };
 use tokio_util::task::AbortOnDropHandle;
 
-use super::protocol::{self, Answer};
+use super::protocol;
 
 /// How much of a worker's stderr is kept.
 const STDERR_KEPT: usize = 16 << 10;
@@ -40,6 +40,8 @@ pub(super) struct Worker {
     stdout: BufReader<ChildStdout>,
     stderr: Arc<Mutex<Vec<u8>>>,
     reader: AbortOnDropHandle<()>,
+    /// Its own folder, removed after it.
+    _folder: Option<tempfile::TempDir>,
 }
 
 /// Why there is no answer.
@@ -53,13 +55,17 @@ pub(super) enum Lost {
 
 /// Where and how to start workers.
 #[derive(Debug, Clone)]
-pub(super) struct Launch {
-    /// The `kiln` executable.
-    pub(super) program: std::path::PathBuf,
+pub(crate) struct Launch {
+    /// The `kiln` executable, or an interpreter.
+    pub(crate) program: PathBuf,
+    /// What it is started with.
+    pub(crate) arguments: Vec<OsString>,
+    /// All of its environment, besides `TMPDIR` and `LC_ALL`.
+    pub(crate) environment: Vec<(OsString, OsString)>,
     /// Working folder: empty but for what Kiln put there.
-    pub(super) folder: std::path::PathBuf,
-    /// `LD_LIBRARY_PATH`.
-    pub(super) libraries: std::ffi::OsString,
+    pub(crate) folder: PathBuf,
+    /// Each worker gets an empty folder of its own below `folder`, for the time it lives.
+    pub(crate) private: bool,
 }
 
 impl Worker {
@@ -67,19 +73,23 @@ impl Worker {
     pub(super) fn start(launch: &Launch) -> Result<Self, Failure> {
         Self::spawn(launch).map_err(|e| {
             let program = launch.program.display();
-            Failure::new(FailureKind::Crashed, format!("start `{program} worker`: {e}"))
+            Failure::new(FailureKind::Crashed, format!("start a worker, `{program}`: {e}"))
         })
     }
 
     fn spawn(launch: &Launch) -> std::io::Result<Self> {
+        let own = match launch.private {
+            true => Some(tempfile::Builder::new().prefix("job-").tempdir_in(&launch.folder)?),
+            false => None,
+        };
+        let folder = own.as_ref().map_or(launch.folder.as_path(), |own| own.path());
         let mut child = Command::new(&launch.program)
-            .arg("worker")
-            .current_dir(&launch.folder)
+            .args(&launch.arguments)
+            .current_dir(folder)
             .env_clear()
-            .env("LD_LIBRARY_PATH", &launch.libraries)
-            .env("TMPDIR", &launch.folder)
-            .env("CUDA_CACHE_DISABLE", "1")
+            .env("TMPDIR", folder)
             .env("LC_ALL", "C")
+            .envs(launch.environment.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -98,38 +108,38 @@ impl Worker {
         let reader = AbortOnDropHandle::new(tokio::spawn(keep_tail(reader, Arc::clone(&kept))));
         // SAFETY: the descriptor is owned, and stays open and unchanged until deregistered.
         let ended = unsafe { AsyncFd::register(ended) }?;
-        Ok(Self { child, group, ended, stdin, stdout, stderr: kept, reader })
+        Ok(Self { child, group, ended, stdin, stdout, stderr: kept, reader, _folder: own })
     }
 
     /// Sends a message. Where that fails the worker has ended: ask
     /// [`receive`](Self::receive) why.
-    pub(super) async fn send(&mut self, message: &impl Serialize) {
+    pub(super) async fn send(&mut self, message: &[u8]) {
         if let Err(e) = protocol::send(&mut self.stdin, message).await {
             tracing::debug!(worker = ?self.group, "send to the worker: {e}");
         }
     }
 
-    /// Waits for the answer.
-    pub(super) async fn receive<M: DeserializeOwned>(&mut self) -> Result<Answer<M>, Lost> {
+    /// Waits for a message.
+    pub(super) async fn receive(&mut self) -> Result<Vec<u8>, Lost> {
         match self.read().await {
-            Ok(answer) => Ok(answer),
+            Ok(message) => Ok(message),
             Err(e) if e.kind() == std::io::ErrorKind::UnexpectedEof => Err(self.autopsy().await),
             Err(e) => Err(Lost::Garbage(e.to_string())),
         }
     }
 
-    async fn read<M: DeserializeOwned>(&mut self) -> std::io::Result<Answer<M>> {
+    async fn read(&mut self) -> std::io::Result<Vec<u8>> {
         let Self { child, group, ended, stdout, .. } = self;
-        let answer = protocol::receive(stdout);
-        tokio::pin!(answer);
+        let message = protocol::receive(stdout);
+        tokio::pin!(message);
         tokio::select! {
             biased;
-            answer = &mut answer => answer,
+            message = &mut message => message,
             // What it started may hold the pipe open: only after their end is what
             // the pipe still has all there is.
             _ = ended.readable() => {
                 kill(child, *group);
-                answer.await
+                message.await
             }
         }
     }
@@ -190,8 +200,8 @@ impl Lost {
             }
             Self::Ended(status, stderr) => (status, stderr),
         };
-        // What NVRTC's back end, C++ and Rust say when memory is refused.
-        let exhausted = ["out of memory", "bad_alloc", "memory allocation of"];
+        // What NVRTC's back end, C++, Rust and Python say when memory is refused.
+        let exhausted = ["out of memory", "bad_alloc", "memory allocation of", "MemoryError"];
         let exhausted = exhausted.iter().any(|words| stderr.contains(words));
         let kind = match status.signal() {
             _ if exhausted => FailureKind::OutOfMemory,
@@ -222,7 +232,7 @@ async fn keep_tail(mut from: ChildStderr, kept: Arc<Mutex<Vec<u8>>>) {
 /// A link `libnvrtc.so` in `folder`, and the search path that makes it the only
 /// one found: cudarc opens that bare name, and some NVRTC find their builtins
 /// by the search path alone.
-pub(super) fn library_view(folder: &Path, library: &Path) -> std::io::Result<std::ffi::OsString> {
+pub(super) fn library_view(folder: &Path, library: &Path) -> std::io::Result<OsString> {
     let link = folder.join("libnvrtc.so");
     match std::fs::remove_file(&link) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e),

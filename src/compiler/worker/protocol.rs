@@ -1,7 +1,8 @@
 //! What daemon and worker say to each other over the worker's stdin and stdout.
 //!
 //! Invariant: each message is its length as four bytes, big-endian, and that
-//! many bytes of postcard; a length beyond [`MAX_FRAME`] is never allocated.
+//! many bytes: postcard for NVRTC's workers, whose messages are here, protobuf for
+//! Python's (`worker.proto`); a length beyond [`MAX_FRAME`] is never allocated.
 
 use std::{
     collections::BTreeMap,
@@ -128,7 +129,9 @@ pub(crate) const fn module_file(kind: BinaryKind) -> &'static str {
 
 /// Writes one message.
 pub(crate) fn write(to: &mut impl Write, message: &impl Serialize) -> io::Result<()> {
-    to.write_all(&frame(message)?)?;
+    let body = encode(message)?;
+    to.write_all(&announced(&body)?)?;
+    to.write_all(&body)?;
     to.flush()
 }
 
@@ -138,42 +141,45 @@ pub(crate) fn read<M: de::DeserializeOwned>(from: &mut impl Read) -> io::Result<
     from.read_exact(&mut length)?;
     let mut body = vec![0; checked(length)?];
     from.read_exact(&mut body)?;
-    postcard::from_bytes(&body).map_err(io::Error::other)
+    decode(&body)
 }
 
-/// Writes one message.
-pub(crate) async fn send(
-    to: &mut (impl AsyncWrite + Unpin),
-    message: &impl Serialize,
-) -> io::Result<()> {
-    to.write_all(&frame(message)?).await?;
+/// A message of daemon and NVRTC worker as bytes.
+pub(crate) fn encode(message: &impl Serialize) -> io::Result<Vec<u8>> {
+    postcard::to_stdvec(message).map_err(io::Error::other)
+}
+
+/// The message in `body`.
+pub(crate) fn decode<M: de::DeserializeOwned>(body: &[u8]) -> io::Result<M> {
+    postcard::from_bytes(body)
+        .map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e.to_string()))
+}
+
+/// Writes a message that is encoded already, in whatever form the worker reads.
+pub(crate) async fn send(to: &mut (impl AsyncWrite + Unpin), body: &[u8]) -> io::Result<()> {
+    to.write_all(&announced(body)?).await?;
+    to.write_all(body).await?;
     to.flush().await
 }
 
-/// Reads one message. Memory grows with what arrives, not with what is announced.
-pub(crate) async fn receive<M: de::DeserializeOwned>(
-    from: &mut (impl AsyncRead + Unpin),
-) -> io::Result<M> {
+/// Reads one message as it is. Memory grows with what arrives, not with what is announced.
+pub(crate) async fn receive(from: &mut (impl AsyncRead + Unpin)) -> io::Result<Vec<u8>> {
     let mut length = [0; 4];
     from.read_exact(&mut length).await?;
     let length = checked(length)?;
     let mut body = Vec::new();
     from.take(length as u64).read_to_end(&mut body).await?;
-    if body.len() < length {
-        return Err(io::ErrorKind::UnexpectedEof.into());
+    match body.len() < length {
+        true => Err(io::ErrorKind::UnexpectedEof.into()),
+        false => Ok(body),
     }
-    postcard::from_bytes(&body)
-        .map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e.to_string()))
 }
 
-fn frame(message: &impl Serialize) -> io::Result<Vec<u8>> {
-    let mut bytes = postcard::to_extend(message, vec![0; 4]).map_err(io::Error::other)?;
-    let length = u32::try_from(bytes.len() - 4).map_err(io::Error::other)?;
-    if length as usize > MAX_FRAME {
-        return Err(io::Error::other(format!("a message of {length} bytes")));
+fn announced(body: &[u8]) -> io::Result<[u8; 4]> {
+    match u32::try_from(body.len()) {
+        Ok(length) if body.len() <= MAX_FRAME => Ok(length.to_be_bytes()),
+        _ => Err(io::Error::other(format!("a message of {} bytes", body.len()))),
     }
-    bytes[..4].copy_from_slice(&length.to_be_bytes());
-    Ok(bytes)
 }
 
 fn checked(length: [u8; 4]) -> io::Result<usize> {

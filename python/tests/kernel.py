@@ -1,0 +1,52 @@
+"""A process that compiles an sm_90 matmul without a GPU, and prints what came of it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+import time
+
+import triton
+import triton.language as tl
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+
+@triton.jit
+def matmul(a, b, c, n, k, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr):  # noqa: ANN001, ANN201, N803
+    """Multiply tiles on the tensor cores."""
+    row = tl.program_id(0) * M + tl.arange(0, M)
+    column = tl.program_id(1) * N + tl.arange(0, N)
+    inner = tl.arange(0, K)
+    total = tl.zeros((M, N), dtype=tl.float32)
+    for step in range(0, k, K):
+        left = tl.load(a + row[:, None] * k + (step + inner)[None, :])
+        right = tl.load(b + (step + inner)[:, None] * n + column[None, :])
+        total += tl.dot(left, right)
+    tl.store(c + row[:, None] * n + column[None, :], total)
+
+
+def main() -> None:
+    """Compile twice: the first time counts, the second is from the process's own folder."""
+    signature = {"a": "*fp16", "b": "*fp16", "c": "*fp32", "n": "i32", "k": "i32"}
+    signature.update(M="constexpr", N="constexpr", K="constexpr")
+    constants = {"M": 64, "N": 64, "K": int(sys.argv[1]) if len(sys.argv) > 1 else 32}
+    source = ASTSource(fn=matmul, signature=signature, constexprs=constants)
+    began = time.monotonic()
+    compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32))
+    seconds = time.monotonic() - began
+    cubin = compiled.asm["cubin"]
+    from kiln_torch import stats
+
+    report = {
+        "seconds": seconds,
+        "cubin": hashlib.sha256(cubin).hexdigest(),
+        "size": len(cubin),
+        "stats": stats(),
+    }
+    print("report " + json.dumps(report), flush=True)
+
+
+if __name__ == "__main__":
+    main()
