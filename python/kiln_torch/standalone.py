@@ -59,8 +59,6 @@ def save(compiled: Any, gm: fx.GraphModule) -> dict[str, bytes]:
 
 def load(files: Mapping[str, Any], gm: fx.GraphModule) -> Callable[..., Any] | None:
     """Return the callable, or ``None`` where its guards do not hold; raises if it is broken."""
-    from torch._inductor.standalone_compile import CompiledArtifact
-
     binary = files.get(BINARY)
     if binary is None or not len(binary):
         raise ValueError("the artifact is empty")
@@ -68,14 +66,22 @@ def load(files: Mapping[str, Any], gm: fx.GraphModule) -> Callable[..., Any] | N
     guards = bytes(files.get(GUARDS, b"")).decode()
     if guards and not _hold(guards, sizes):
         return None
+    loaded = load_binary(bytes(binary))
+    if guards:
+        # Again with the symbols: what the code assumes becomes Dynamo's guard when it
+        # is asked whether it is true.
+        bool(_environment().evaluate_guards_expression(guards, sizes))
+    return loaded
+
+
+def load_binary(binary: bytes) -> Callable[..., Any]:
+    """Load what torch saved, without a look at guards; raises where torch is another one."""
+    from torch._inductor.standalone_compile import CompiledArtifact
+
     with tempfile.TemporaryDirectory(prefix="kiln-") as folder:
         path = Path(folder, BINARY)
         path.write_bytes(binary)
-        loaded = CompiledArtifact.load(path=str(path), format="binary")
-    if guards:
-        # Again with the symbols: from now on Dynamo guards on what the code assumes.
-        _environment().evaluate_guards_expression(guards, sizes)
-    return loaded
+        return CompiledArtifact.load(path=str(path), format="binary")
 
 
 def symbolic_sizes(gm: fx.GraphModule) -> list[torch.SymInt]:

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 import vllm
 from blake3 import blake3
-from torch._inductor import CompiledArtifact
 from torch._inductor.compile_fx import graph_returns_tuple
 from vllm import envs
 from vllm.compilation.compiler_interface import (
@@ -36,7 +35,7 @@ from ..client import Client
 from ..graph import Unkeyable
 from ..key import key_of
 from ..manifest import Artifact
-from ..standalone import BINARY
+from ..standalone import BINARY, load_binary
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -162,10 +161,7 @@ class KilnAdaptor(CompilerInterface):
         return compiled, handle
 
     def _load(self, graph: torch.fx.GraphModule, binary: bytes) -> Callable[..., Any]:
-        with tempfile.TemporaryDirectory(prefix="kiln-") as folder:
-            path = Path(folder, BINARY)
-            path.write_bytes(binary)
-            loaded = CompiledArtifact.load(path=str(path), format=_FORMAT)
+        loaded = load_binary(binary)
         compilation_counter.num_compiled_artifacts_loaded += 1
         return loaded if graph_returns_tuple(graph) else _First(loaded)
 
