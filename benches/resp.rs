@@ -3,7 +3,9 @@
 //! `cargo bench --bench resp` starts one node and one `redis-server`, gives both
 //! the same values, and lets the same client ask them in turns: blocking sockets,
 //! a thread and a reused buffer for each connection. Prints a table of GETs per
-//! second and of p99, with Kiln's as ratios of Redis's in the same round.
+//! second and of p99, with Kiln's as ratios of Redis's in the same round, and of
+//! what a GET costs each server in time on a core, which other load on the
+//! machine does not change as much.
 #![allow(clippy::unwrap_used, missing_docs)]
 
 use std::{
@@ -20,6 +22,8 @@ const CASES: [(usize, usize, usize); 4] =
     [(16 << 10, 1, 4000), (16 << 10, 16, 400), (1 << 20, 1, 300), (1 << 20, 16, 25)];
 /// Short rounds in which both have their turn: noise hits them alike.
 const ROUNDS: usize = 15;
+/// Clock ticks a second in `/proc/PID/stat` on Linux.
+const TICKS: f64 = 100.0;
 
 struct Server {
     name: &'static str,
@@ -49,6 +53,7 @@ fn main() {
             server.round(&value, connections, gets / 4);
         }
         let mut rounds: Vec<[Sample; 2]> = Vec::new();
+        let before = servers.each_ref().map(Server::core_seconds);
         for round in 0..ROUNDS {
             let mut samples = [Sample::default(), Sample::default()];
             for turn in 0..2 {
@@ -57,11 +62,13 @@ fn main() {
             }
             rounds.push(samples);
         }
-        print(size, connections, &rounds);
+        let all = (ROUNDS * connections * gets) as f64;
+        let cores = [0, 1].map(|at| (servers[at].core_seconds() - before[at]) / all * 1e6);
+        print(size, connections, &rounds, cores);
     }
 }
 
-fn print(size: usize, connections: usize, rounds: &[[Sample; 2]]) {
+fn print(size: usize, connections: usize, rounds: &[[Sample; 2]], cores: [f64; 2]) {
     let per_second = |at: usize| median(rounds.iter().map(|round| round[at].per_second()));
     let p99 = |at: usize| {
         let mut times: Vec<_> = rounds.iter().flat_map(|round| &round[at].times).collect();
@@ -70,13 +77,15 @@ fn print(size: usize, connections: usize, rounds: &[[Sample; 2]]) {
     };
     let ratio = median(rounds.iter().map(|[redis, kiln]| kiln.per_second() / redis.per_second()));
     println!(
-        "| {} KiB | {connections} | {:.0} | {:.0} | {ratio:.2} | {:.0} | {:.0} | {:.2} |",
+        "| {} KiB | {connections} | {:.0} | {:.0} | {ratio:.2} | {:.0} | {:.0} | {:.2} | {:.1} | {:.1} |",
         size >> 10,
         per_second(0),
         per_second(1),
         p99(0),
         p99(1),
         p99(1) / p99(0),
+        cores[0],
+        cores[1],
     );
 }
 
@@ -104,6 +113,15 @@ impl Server {
         let stream = TcpStream::connect(self.address).unwrap();
         stream.set_nodelay(true).unwrap();
         stream
+    }
+
+    /// Time that the process had on any core, in user and kernel mode.
+    fn core_seconds(&self) -> f64 {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.process.id())).unwrap();
+        // Behind the name, which may hold anything: 11 fields on, utime and stime.
+        let fields = stat.rsplit_once(')').unwrap().1;
+        let ticks = fields.split_whitespace().skip(11).take(2);
+        ticks.map(|field| field.parse::<f64>().unwrap()).sum::<f64>() / TICKS
     }
 
     fn set(&self, name: &str, value: &[u8]) {

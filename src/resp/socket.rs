@@ -8,7 +8,7 @@ use std::io::{self, IoSlice};
 use bytes::BytesMut;
 use rustix::net::SendFlags;
 use tokio::{
-    io::Interest,
+    io::{AsyncReadExt, Interest},
     net::{TcpStream, UnixStream},
 };
 
@@ -33,15 +33,12 @@ macro_rules! each {
 impl Socket {
     /// Reads what there is into `buffer`, waiting for at least one byte; 0: the
     /// client is gone.
-    pub(super) async fn read(&self, buffer: &mut BytesMut) -> io::Result<usize> {
-        loop {
-            match each!(self, stream => stream.try_read_buf(buffer)) {
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
-                    each!(self, stream => stream.readable().await)?;
-                }
-                read => return read,
-            }
-        }
+    ///
+    /// A read that leaves room in the buffer emptied the socket: the next one
+    /// then waits its turn at the poller without asking the kernel in vain, so
+    /// that a quick client does not keep a worker from the others.
+    pub(super) async fn read(&mut self, buffer: &mut BytesMut) -> io::Result<usize> {
+        each!(self, stream => stream.read_buf(buffer).await)
     }
 
     /// Writes some of `parts`.
