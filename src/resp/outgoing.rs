@@ -1,12 +1,20 @@
 //! Replies on their way out.
 //!
 //! Invariant: replies leave in the order in which they were pushed; a reader
-//! that takes less than 64 KiB in a window is cut off; the bytes of a long
-//! value are never copied into this process's buffers.
+//! that takes less than 64 KiB in a window is cut off; of a value, no more is
+//! ever copied than [`WINDOW`], into memory that all connections of a thread share.
+//!
+//! Why a copy at all: a value lies at the start of a page, and behind its length
+//! in the kernel's buffer it would begin a few bytes into one. For addresses that
+//! agree but for that, the processor takes each load of a copy for dependent on
+//! the last stores. Measured on loopback, one MiB cost a sender 305 us of a core
+//! by `writev` from sealed memory, 304 us by `sendfile`, and 82 us where source
+//! and target differ by half a page. A copy that sees to this costs less than it saves.
 
 use std::{
+    cell::RefCell,
     collections::VecDeque,
-    io::{self, IoSlice, Write},
+    io::{self, Write},
     time::Duration,
 };
 
@@ -18,14 +26,15 @@ use super::{
 };
 use crate::{cache::Blob, transfer::Progress};
 
-/// Shorter values are copied behind their length: cheaper than a part of their own.
+/// Shorter values are copied behind their length when they are pushed.
 const COPIED: usize = 2 << 10;
-/// Longer ones are handed to the kernel as they lie.
-const SENT_AS_FILE: usize = 128 << 10;
-/// Bytes handed to the kernel at once: bounds how long a worker is held.
-const AT_ONCE: usize = 1 << 20;
-/// Parts of one write.
-const PARTS: usize = 32;
+/// Bytes of one write that has a value in it: they stay in the core's own cache.
+const WINDOW: usize = 64 << 10;
+const PAGE: usize = 4096;
+
+thread_local! {
+    static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
 
 enum Part {
     Text(BytesMut),
@@ -109,19 +118,40 @@ impl Outgoing {
     }
 
     async fn write_some(&self, socket: &Socket) -> io::Result<usize> {
-        let long = |part: Option<&Part>| matches!(part, Some(Part::Value { blob, .. }) if blob.len() >= SENT_AS_FILE);
-        match (self.parts.front(), self.parts.get(1)) {
-            (Some(Part::Value { blob, sent }), _) if blob.len() >= SENT_AS_FILE => {
-                socket.send(blob, *sent, (blob.len() - sent).min(AT_ONCE)).await
-            }
-            (Some(Part::Text(text)), next) if long(next) => socket.write_more(text).await,
-            _ => {
-                let short = self.parts.iter().take_while(|part| !long(Some(part)));
-                let parts: Vec<_> =
-                    short.take(PARTS).map(|part| IoSlice::new(part.rest())).collect();
-                socket.write(&parts).await
+        loop {
+            socket.writable().await?;
+            let written = match self.parts.front() {
+                Some(Part::Text(text)) if self.parts.len() == 1 => socket.try_write(text),
+                _ => SCRATCH.with_borrow_mut(|scratch| socket.try_write(self.gather(scratch))),
+            };
+            match written {
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+                written => return written,
             }
         }
+    }
+
+    /// The first bytes that wait, in one piece; the first value among them half a
+    /// page away from where it lies.
+    fn gather<'a>(&self, scratch: &'a mut Vec<u8>) -> &'a [u8] {
+        scratch.resize(WINDOW + PAGE, 0);
+        let value = self.parts.iter().position(|part| matches!(part, Part::Value { .. }));
+        let before: usize =
+            self.parts.iter().take(value.unwrap_or(0)).map(|part| part.rest().len()).sum();
+        let from = value.map_or(0, |at| self.parts[at].rest().as_ptr() as usize);
+        let wanted = from.wrapping_add(PAGE / 2).wrapping_sub(before);
+        let start = wanted.wrapping_sub(scratch.as_ptr() as usize) % PAGE;
+        let mut end = start;
+        for part in &self.parts {
+            let rest = part.rest();
+            let now = rest.len().min(start + WINDOW - end);
+            scratch[end..end + now].copy_from_slice(&rest[..now]);
+            end += now;
+            if now < rest.len() {
+                break;
+            }
+        }
+        &scratch[start..end]
     }
 
     fn advance(&mut self, mut written: usize) {
@@ -147,5 +177,40 @@ impl Part {
             Self::Text(text) => text,
             Self::Value { blob, sent } => &blob[*sent..],
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_gathered_is_what_was_pushed_and_keeps_its_distance() {
+        let bytes: Vec<u8> = (0..3 * WINDOW).map(|at| (at % 251) as u8).collect();
+        let mut out = Outgoing::default();
+        let mut expected = Vec::new();
+        for size in [0, COPIED - 1, COPIED, 2 * WINDOW] {
+            out.push(Reply::Value(Blob::copy_of(&bytes[..size]).unwrap()), Version::Two);
+            out.push(Reply::OK, Version::Two);
+            let head = format!("${size}\r\n");
+            expected.extend([head.as_bytes(), &bytes[..size], b"\r\n+OK\r\n"].concat());
+        }
+        assert_eq!(out.len(), expected.len());
+        let (mut sent, mut scratch) = (Vec::new(), Vec::new());
+        while !out.is_empty() {
+            let now = out.gather(&mut scratch);
+            if let Some(Part::Value { blob, sent: 0 }) = out.parts.get(1) {
+                let Some(Part::Text(text)) = out.parts.front() else { panic!("no text") };
+                let distance =
+                    (now[text.len()..].as_ptr() as usize).wrapping_sub(blob.as_ptr() as usize);
+                assert_eq!(distance % PAGE, PAGE / 2);
+            }
+            // As if the socket took less than it was given.
+            let taken = now.len().div_ceil(3);
+            sent.extend_from_slice(&now[..taken]);
+            out.advance(taken);
+        }
+        assert!(sent == expected, "other bytes than were pushed");
+        assert!(out.parts.is_empty());
     }
 }
