@@ -15,7 +15,7 @@ use std::{
 use bytes::Bytes;
 use kiln_proto::{Digest, FileEntry, MAX_FILES, MAX_PACK_BYTES, Manifest, check_path};
 use rustix::{
-    fs::{AtFlags, Mode, OFlags},
+    fs::{AtFlags, Mode, OFlags, RenameFlags, Timespec, Timestamps},
     io::Errno,
 };
 
@@ -102,6 +102,30 @@ pub fn verify_files(manifest: &Manifest, pack: &[u8]) -> Result<(), ArtifactErro
     Ok(())
 }
 
+/// What becomes of a file that is there already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Existing {
+    /// The artifact's file takes its place.
+    Replace,
+    /// It stays, whatever it holds.
+    Keep,
+}
+
+/// What a file has beside its bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Attributes {
+    /// Permissions, of which the process's umask takes away as from any new file.
+    pub mode: u32,
+    /// Time of the last change: seconds and nanoseconds since the Unix epoch.
+    pub modified: Option<(i64, u32)>,
+}
+
+impl Default for Attributes {
+    fn default() -> Self {
+        Self { mode: 0o666, modified: None }
+    }
+}
+
 /// Writes the files of `manifest` below `dir`, which is made when it is not there.
 ///
 /// All files are written under other names first, so that a full disk changes
@@ -109,6 +133,18 @@ pub fn verify_files(manifest: &Manifest, pack: &[u8]) -> Result<(), ArtifactErro
 /// among the folders below `dir` is refused; a link in a file's place is replaced,
 /// never followed. Nothing is fsynced: an artifact can be had again.
 pub fn write_to(dir: &Path, manifest: &Manifest, pack: &[u8]) -> Result<(), ArtifactError> {
+    write_with(dir, manifest, pack, Existing::Replace, |_| Attributes::default()).map(|_| ())
+}
+
+/// Like [`write_to`], with a say in what is there already and in what a file has
+/// beside its bytes, from the moment it is seen. Returns how many were put there.
+pub fn write_with(
+    dir: &Path,
+    manifest: &Manifest,
+    pack: &[u8],
+    existing: Existing,
+    attributes: impl Fn(&FileEntry) -> Attributes,
+) -> Result<usize, ArtifactError> {
     check_paths(manifest.files.iter().map(|entry| entry.path.as_str()))?;
     verify_files(manifest, pack)?;
     let shown = |e| failed(&dir.display().to_string(), e);
@@ -117,19 +153,44 @@ pub fn write_to(dir: &Path, manifest: &Manifest, pack: &[u8]) -> Result<(), Arti
     let root = root.map_err(|e| shown(e.into()))?;
     let mut staged = Staged::new(&root).map_err(shown)?;
     for entry in &manifest.files {
-        let written = staged.write(bytes_of(entry, pack)?);
+        let written = staged.write(bytes_of(entry, pack)?, attributes(entry));
         written.map_err(|e| failed(&entry.path, e))?;
     }
     // Every folder is made before the first file is put in its place.
     for entry in &manifest.files {
         folder_of(&root, &entry.path).map_err(|e| failed(&entry.path, e))?;
     }
+    let mut placed = 0;
     for (at, entry) in manifest.files.iter().enumerate() {
         let (folder, name) = folder_of(&root, &entry.path).map_err(|e| failed(&entry.path, e))?;
-        let placed = rustix::fs::renameat(&staged.folder, at.to_string(), &folder, name);
-        placed.map_err(|e| failed(&entry.path, e.into()))?;
+        let done = place(&staged.folder, &at.to_string(), &folder, name, existing);
+        placed += usize::from(done.map_err(|e| failed(&entry.path, e.into()))?);
     }
-    Ok(())
+    Ok(placed)
+}
+
+/// Moves a staged file to its name; false where another file has it and stays.
+fn place(
+    staged: &OwnedFd,
+    number: &str,
+    folder: &OwnedFd,
+    name: &str,
+    existing: Existing,
+) -> rustix::io::Result<bool> {
+    if existing == Existing::Keep {
+        match rustix::fs::renameat_with(staged, number, folder, name, RenameFlags::NOREPLACE) {
+            Ok(()) => return Ok(true),
+            Err(Errno::EXIST) => return Ok(false),
+            // A file system that cannot: look first, and lose the race to nobody
+            // but whoever makes the same file at this moment.
+            Err(Errno::INVAL | Errno::NOSYS | Errno::NOTSUP) => {}
+            Err(error) => return Err(error),
+        }
+        if rustix::fs::statat(folder, name, AtFlags::SYMLINK_NOFOLLOW).is_ok() {
+            return Ok(false);
+        }
+    }
+    rustix::fs::renameat(staged, number, folder, name).map(|()| true)
 }
 
 /// Each path alone, and that none is both a file and a folder. `paths` is sorted.
@@ -208,12 +269,21 @@ impl<'a> Staged<'a> {
         }
     }
 
-    fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+    fn write(&mut self, bytes: &[u8], attributes: Attributes) -> io::Result<()> {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
         let name = self.files.to_string();
-        let file = rustix::fs::openat(&self.folder, name, flags, Mode::from_raw_mode(0o666))?;
+        // Never set-user-id, whatever was recorded.
+        let mode = Mode::from_raw_mode(attributes.mode & 0o777);
+        let file = rustix::fs::openat(&self.folder, name, flags, mode)?;
         self.files += 1;
-        File::from(file).write_all(bytes)
+        let mut file = File::from(file);
+        file.write_all(bytes)?;
+        if let Some((seconds, nanoseconds)) = attributes.modified {
+            let modified = Timespec { tv_sec: seconds, tv_nsec: nanoseconds.into() };
+            let times = Timestamps { last_access: modified, last_modification: modified };
+            rustix::fs::futimens(&file, &times)?;
+        }
+        Ok(())
     }
 }
 

@@ -149,3 +149,23 @@ fn a_folder_in_a_files_place_leaves_no_staging_behind() {
     assert!(matches!(write_to(dir.path(), &manifest, &blob), Err(ArtifactError::Write { .. })));
     assert!(!tree(dir.path()).iter().any(|path| path.starts_with(".kiln-")));
 }
+
+#[test]
+fn files_that_are_there_stay_where_they_are_to_be_kept() {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+    let dir = tempfile::tempdir().unwrap();
+    let (manifest, blob) = artifact(&FILES);
+    fs::write(dir.path().join("plan.json"), "mine").unwrap();
+    let attributes = |entry: &FileEntry| Attributes {
+        mode: if entry.path == "a.cubin" { 0o4755 } else { 0o666 },
+        modified: Some((1_700_000_000, 123_456_789)),
+    };
+    let placed = write_with(dir.path(), &manifest, &blob, Existing::Keep, attributes).unwrap();
+    assert_eq!(placed, 3);
+    assert_eq!(fs::read(dir.path().join("plan.json")).unwrap(), b"mine");
+    let restored = fs::metadata(dir.path().join("a.cubin")).unwrap();
+    assert_eq!((restored.mtime(), restored.mtime_nsec()), (1_700_000_000, 123_456_789));
+    let mode = restored.permissions().mode() & 0o7777;
+    assert_eq!(mode & 0o7700, 0o700, "executable, and never set-user-id: {mode:o}");
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 3, "nothing staged is left");
+}

@@ -32,6 +32,11 @@ pub struct Config {
     /// Unix socket on which clients of this machine get descriptors of sealed
     /// memory. Default: none.
     pub socket: Option<PathBuf>,
+    /// Redis clients, or `off`. Default: `127.0.0.1:7403`.
+    #[serde(with = "units::address")]
+    pub resp_listen: Option<SocketAddr>,
+    /// Unix socket for Redis clients of this machine. Default: none.
+    pub resp_socket: Option<PathBuf>,
     /// Host under which other nodes reach this one. Default: the listen
     /// addresses' own, which must then not be a wildcard.
     pub advertise: Option<String>,
@@ -47,6 +52,8 @@ pub struct Config {
     pub object: ObjectConfig,
     /// Compilers.
     pub compile: CompileConfig,
+    /// What Redis clients may do.
+    pub resp: RespConfig,
     /// What a request that names no namespace gets.
     pub namespace: NamespaceConfig,
     /// The daemon's own log, on stderr.
@@ -158,6 +165,27 @@ pub struct CompileConfig {
     pub default_deadline: Duration,
 }
 
+/// What Redis clients may do.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RespConfig {
+    /// A GET waits at most this long for the SET of another client that missed
+    /// the same key before it; 0: no GET ever waits. Default: 2 min.
+    #[serde(with = "humantime_serde")]
+    pub wait: Duration,
+    /// The same for the keys that match a pattern, whatever was learned about
+    /// them; the first match counts: `pt2:fx-graph-v1::*=5m`. Default: none.
+    pub families: Vec<String>,
+    /// Largest value that is stored. Default: 512 MiB.
+    #[serde(with = "units::bytes")]
+    pub max_value: u64,
+    /// Connections at once. Default: 4096.
+    pub max_connections: usize,
+    /// File with a `NAMESPACE PASSWORD` in each line. Then clients must
+    /// authenticate, and see that namespace. Default: none, anybody may connect.
+    pub users: Option<PathBuf>,
+}
+
 /// What a request that names no namespace gets.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -198,6 +226,8 @@ impl Default for Config {
             http_listen: loopback(7401),
             transfer_listen: loopback(7402),
             socket: None,
+            resp_listen: Some(loopback(7403)),
+            resp_socket: None,
             advertise: None,
             start: StartConfig::default(),
             cluster: ClusterConfig::default(),
@@ -205,6 +235,7 @@ impl Default for Config {
             disk: DiskConfig::default(),
             object: ObjectConfig::default(),
             compile: CompileConfig::default(),
+            resp: RespConfig::default(),
             namespace: NamespaceConfig::default(),
             log: LogConfig::default(),
         }
@@ -260,6 +291,18 @@ impl Default for CompileConfig {
     }
 }
 
+impl Default for RespConfig {
+    fn default() -> Self {
+        Self {
+            wait: Duration::from_secs(120),
+            families: Vec::new(),
+            max_value: 512 * MIB,
+            max_connections: 4096,
+            users: None,
+        }
+    }
+}
+
 impl Default for NamespaceConfig {
     fn default() -> Self {
         Self { default: "default".into() }
@@ -301,9 +344,33 @@ impl Config {
     }
 }
 
+impl RespConfig {
+    /// Patterns of keys with the longest that a GET of them waits, in order.
+    pub fn family_waits(&self) -> Result<Vec<(String, Duration)>, String> {
+        let parse = |text: &String| {
+            let (pattern, wait) =
+                text.rsplit_once('=').filter(|(pattern, _)| !pattern.is_empty())?;
+            Some((pattern.trim().to_owned(), humantime::parse_duration(wait.trim()).ok()?))
+        };
+        let wrong = |text| {
+            format!("resp.families: {text:?} is no PATTERN=DURATION, such as pt2:fx-graph-v1::*=5m")
+        };
+        self.families.iter().map(|text| parse(text).ok_or_else(|| wrong(text))).collect()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn waits_of_key_families_are_read_from_text() {
+        let families = vec!["pt2:a=b::*=1m 30s".into(), "plain:*=0s".into()];
+        let config = RespConfig { families, ..RespConfig::default() };
+        let expected = [("pt2:a=b::*", 90), ("plain:*", 0)]
+            .map(|(pattern, wait)| (pattern.to_owned(), Duration::from_secs(wait)));
+        assert_eq!(config.family_waits().unwrap(), expected);
+    }
 
     #[test]
     fn advertised_addresses_keep_the_real_port() {

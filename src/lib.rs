@@ -7,6 +7,7 @@
 //! |---|---|
 //! | [`node`] | everything that exists in a node, in the order it is built |
 //! | [`service`] | gRPC and HTTP: translate, bound, ask the manager |
+//! | [`resp`] | the port for Redis clients: values of other tools, single flight |
 //! | [`manager`] | lookup, lease, compile, publish: the one place that joins the rest |
 //! | [`transfer`] | bytes between nodes, descriptors to clients of this machine |
 //! | [`compiler`] | sources to files, in child processes |
@@ -29,6 +30,7 @@ pub mod exec;
 pub mod identity;
 pub mod manager;
 pub mod node;
+pub mod resp;
 pub mod service;
 pub mod transfer;
 pub mod warmup;

@@ -85,6 +85,14 @@ impl Held {
         lost.is_some_and(|lost| !lost.send_replace(true))
     }
 
+    /// Forgets all leases of `key`.
+    fn remove_all(&self, key: &ArtifactKey) {
+        let mut leases = self.leases.lock();
+        for (_, lost) in leases.extract_if(|(held, _), _| held == key) {
+            lost.send_replace(true);
+        }
+    }
+
     fn list(&self) -> Vec<(ArtifactKey, Token)> {
         self.leases.lock().keys().copied().collect()
     }
@@ -104,6 +112,11 @@ impl Core {
     /// Notes that a lease was used up: there is nothing to give back.
     pub(crate) fn lease_is_over(&self, lease: &Lease) {
         self.held.remove(&lease.key, lease.token);
+    }
+
+    /// Notes that a put ended every lease of `key`: there is nothing to give back.
+    pub(crate) fn leases_are_over(&self, key: &ArtifactKey) {
+        self.held.remove_all(key);
     }
 
     /// Gives a lease back in the background. If that fails, it runs out.

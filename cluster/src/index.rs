@@ -6,6 +6,7 @@
 
 use std::{pin::pin, sync::Arc};
 
+use ed25519_dalek::VerifyingKey;
 use kiln_proto::{ArtifactKey, Digest, Failure, NodeId, SignedManifest, Token};
 use tokio::{sync::broadcast, time::Instant};
 
@@ -217,6 +218,7 @@ impl Index {
             Response::Condemned => return Err(ClusterError::Condemned(pack)),
             _ => return Err(out_of_place()),
         };
+        self.core.leases_are_over(&key);
         Ok(put(self.committed(&key, index).await?))
     }
 
@@ -375,6 +377,11 @@ impl Index {
     /// A node, also one that left: its manifests stay verifiable.
     pub fn node(&self, id: NodeId) -> Option<NodeInfo> {
         self.core.watch.nodes().get(&id).cloned()
+    }
+
+    /// Whose signatures count: the key of every node that ever was a member.
+    pub fn signers(&self) -> Vec<(NodeId, VerifyingKey)> {
+        self.core.watch.nodes().iter().map(|(id, node)| (*id, node.key)).collect()
     }
 
     /// All nodes that did not leave.

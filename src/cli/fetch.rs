@@ -23,7 +23,7 @@ use super::{CliError, client::Client};
 /// An artifact whose bytes are what its manifest says.
 pub(crate) struct Fetched {
     pub(crate) manifest: Manifest,
-    pub(crate) pack: Box<dyn Deref<Target = [u8]>>,
+    pub(crate) pack: Box<dyn Deref<Target = [u8]> + Send + Sync>,
     pub(crate) tier: pb::Tier,
 }
 

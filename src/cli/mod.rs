@@ -18,6 +18,7 @@ mod ls;
 mod output;
 mod pin;
 mod rm;
+mod run;
 mod serve;
 mod source;
 mod status;
@@ -54,6 +55,7 @@ enum Command {
     Status(status::Status),
     Cluster(cluster::ClusterArgs),
     Exec(exec::Exec),
+    Run(Box<run::Run>),
 }
 
 /// What every client command takes.
@@ -88,7 +90,7 @@ pub(crate) fn main() -> ExitCode {
     let command = Cli::parse().command;
     let json = command.json();
     match command.run() {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             if !(json && output::json(&error.view()).is_ok()) {
                 eprintln!("error: {}", error.for_people());
@@ -99,8 +101,8 @@ pub(crate) fn main() -> ExitCode {
 }
 
 impl Command {
-    fn run(self) -> Result<(), CliError> {
-        match self {
+    fn run(self) -> Result<ExitCode, CliError> {
+        let done = match self {
             Self::Serve(command) => command.run(),
             Self::Dev(command) => command.run(),
             Self::Compile(command) => client(command.run()),
@@ -113,7 +115,10 @@ impl Command {
             Self::Status(command) => client(command.run()),
             Self::Cluster(command) => client(command.run()),
             Self::Exec(command) => command.run(),
-        }
+            // Its exit code is its command's.
+            Self::Run(command) => return command.run(),
+        };
+        done.map(|()| ExitCode::SUCCESS)
     }
 
     fn json(&self) -> bool {
@@ -129,6 +134,8 @@ impl Command {
             Self::Status(command) => command.client.json,
             Self::Cluster(command) => command.client.json,
             Self::Exec(command) => command.json,
+            // stdout is its command's: its own errors go to stderr as text.
+            Self::Run(_) => false,
         }
     }
 }

@@ -52,6 +52,12 @@ pub(crate) struct Serve {
     /// Unix socket for clients on this machine.
     #[arg(long, value_name = "PATH")]
     socket: Option<PathBuf>,
+    /// Address of the port for Redis clients, or off.
+    #[arg(long, value_name = "ADDR|off")]
+    resp_listen: Option<String>,
+    /// Unix socket for Redis clients on this machine.
+    #[arg(long, value_name = "PATH")]
+    resp_socket: Option<PathBuf>,
     /// Host under which other nodes reach this one.
     #[arg(long, value_name = "HOST")]
     advertise: Option<String>,
@@ -110,6 +116,8 @@ impl Serve {
             ("http_listen", address(self.http_listen)),
             ("transfer_listen", address(self.transfer_listen)),
             ("socket", path(&self.socket)),
+            ("resp_listen", self.resp_listen.clone()),
+            ("resp_socket", path(&self.resp_socket)),
             ("advertise", self.advertise.clone()),
             ("start.expect", self.expect.map(|n| n.to_string())),
             ("start.peers", list(&self.peers)),
@@ -151,8 +159,7 @@ async fn run_node(
         () = stop.cancelled() => return Ok(()),
     };
     announce(node.ready().clone())?;
-    node.run_until(stop).await;
-    Ok(())
+    Ok(node.run_until(stop).await?)
 }
 
 /// The first SIGINT or SIGTERM stops in order; a second ends the process.
@@ -222,13 +229,14 @@ mod tests {
             [("KILN_GRPC_LISTEN", "127.0.0.1:1"), ("KILN_HTTP_LISTEN", "127.0.0.1:2")];
         let config = config(
             "probe --grpc-listen 127.0.0.1:0 --set memory.bytes=4GiB --set start.peers=x:1 \
-             --expect 3 --peer a:1,b:2 --peer c:3 --object file:///l3",
+             --expect 3 --peer a:1,b:2 --peer c:3 --object file:///l3 --resp-listen off",
             &environment,
         );
         assert_eq!((config.grpc_listen.port(), config.http_listen.port()), (0, 2));
         assert_eq!(config.memory.bytes, 4 << 30);
         assert_eq!(config.start.peers, ["a:1", "b:2", "c:3"], "a named flag beats --set");
         assert_eq!(config.object.url.as_deref(), Some("file:///l3"));
+        assert_eq!(config.resp_listen, None);
     }
 
     #[test]
@@ -246,6 +254,8 @@ mod tests {
             http: "127.0.0.1:2".into(),
             transfer: "127.0.0.1:3".into(),
             socket: None,
+            resp: Some("127.0.0.1:4".into()),
+            resp_socket: None,
         };
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("ready.json");
@@ -254,7 +264,8 @@ mod tests {
         assert_eq!(
             text,
             "{\"id\":3,\"grpc\":\"127.0.0.1:1\",\"http\":\"127.0.0.1:2\",\
-             \"transfer\":\"127.0.0.1:3\",\"socket\":null}\n"
+             \"transfer\":\"127.0.0.1:3\",\"socket\":null,\
+             \"resp\":\"127.0.0.1:4\",\"resp_socket\":null}\n"
         );
         assert_eq!(serde_json::from_str::<Ready>(&text).unwrap(), ready);
     }

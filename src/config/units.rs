@@ -1,6 +1,6 @@
-//! Sizes in configuration files.
+//! Sizes and optional addresses in configuration files.
 //!
-//! Invariant: what is written reads back as the same number of bytes.
+//! Invariant: what is written reads back as the same value.
 
 /// `"1.5GiB"`, `"500MB"` or plain bytes.
 pub(super) mod bytes {
@@ -41,6 +41,39 @@ pub(super) mod bytes {
     }
 }
 
+/// An address, or `off`: an option that is on by default needs a word for none.
+pub(super) mod address {
+    use std::net::SocketAddr;
+
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    const OFF: &str = "off";
+
+    /// Writes the address or `off`.
+    pub(in crate::config) fn serialize<S: Serializer>(
+        address: &Option<SocketAddr>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        match address {
+            Some(address) => serializer.collect_str(address),
+            None => serializer.serialize_str(OFF),
+        }
+    }
+
+    /// Reads what [`serialize`] writes.
+    pub(in crate::config) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Option<SocketAddr>, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        match text.as_str() {
+            OFF => Ok(None),
+            text => text.parse().map(Some).map_err(|_| {
+                serde::de::Error::custom(format!("{text:?} is no address; write HOST:PORT or off"))
+            }),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use serde::{Deserialize, Serialize};
@@ -75,5 +108,20 @@ mod tests {
             let text = toml::to_string(&Size { at }).unwrap();
             assert_eq!(toml::from_str::<Size>(&text).unwrap(), Size { at }, "{text}");
         }
+    }
+
+    #[test]
+    fn an_address_can_be_none() {
+        #[derive(Debug, PartialEq, Serialize, Deserialize)]
+        struct Port {
+            #[serde(with = "super::address")]
+            at: Option<std::net::SocketAddr>,
+        }
+        for at in [None, Some(([127, 0, 0, 1], 7).into())] {
+            let text = toml::to_string(&Port { at }).unwrap();
+            assert_eq!(toml::from_str::<Port>(&text).unwrap(), Port { at }, "{text}");
+        }
+        let refused = toml::from_str::<Port>("at = \"7403\"").unwrap_err().to_string();
+        assert!(refused.contains("HOST:PORT or off"), "{refused}");
     }
 }

@@ -4,6 +4,8 @@
 
 use std::{net::SocketAddr, path::Path, time::Duration};
 
+use kiln_proto::MAX_PACK_BYTES;
+
 use super::{Config, ConfigError, MIB};
 
 /// A unix socket's address has 108 bytes, the last of them zero.
@@ -18,6 +20,7 @@ impl Config {
         self.check_timings(&mut wrong);
         self.check_limits(&mut wrong);
         self.check_object(&mut wrong);
+        self.check_resp(&mut wrong);
         if let Err(e) = tracing_subscriber::EnvFilter::try_new(&self.log.level) {
             wrong.push(format!("log.level: {e}; write info, or info,kiln=debug"));
         }
@@ -25,11 +28,12 @@ impl Config {
     }
 
     fn check_addresses(&self, wrong: &mut Vec<String>) {
-        let listeners = [
+        let mut listeners = vec![
             ("grpc_listen", self.grpc_listen),
             ("http_listen", self.http_listen),
             ("transfer_listen", self.transfer_listen),
         ];
+        listeners.extend(self.resp_listen.map(|address| ("resp_listen", address)));
         for (at, (name, address)) in listeners.iter().enumerate() {
             let same = |other: &&(&str, SocketAddr)| address.port() != 0 && other.1 == *address;
             if let Some((other, _)) = listeners[at + 1..].iter().find(same) {
@@ -48,14 +52,17 @@ impl Config {
         if self.advertise.as_deref().is_some_and(|host| host.is_empty() || host.contains('/')) {
             wrong.push("advertise is a host name or an IP address, without scheme or path".into());
         }
-        if let Some(path) = &self.socket {
-            let length = path.as_os_str().len();
+        for (name, path) in [("socket", &self.socket), ("resp_socket", &self.resp_socket)] {
+            let length = path.as_ref().map_or(0, |path| path.as_os_str().len());
             if length > LONGEST_SOCKET_PATH {
                 wrong.push(format!(
-                    "socket: {length} bytes are too long for a unix socket's path; use one of at \
+                    "{name}: {length} bytes are too long for a unix socket's path; use one of at \
                      most {LONGEST_SOCKET_PATH}"
                 ));
             }
+        }
+        if self.socket.is_some() && self.socket == self.resp_socket {
+            wrong.push("socket and resp_socket are the same: give each its own path".into());
         }
     }
 
@@ -128,6 +135,25 @@ impl Config {
         }
     }
 
+    fn check_resp(&self, wrong: &mut Vec<String>) {
+        let resp = &self.resp;
+        let open = self.resp_listen.is_some_and(|address| !address.ip().is_loopback());
+        if open && resp.users.is_none() {
+            wrong.push(
+                "resp_listen is reached from other machines, and anybody who connects could \
+                 overwrite values: name a file of users in resp.users, or listen on loopback"
+                    .into(),
+            );
+        }
+        if !(1..=MAX_PACK_BYTES).contains(&resp.max_value) {
+            wrong.push(format!("resp.max_value must be between 1 and {MAX_PACK_BYTES} bytes"));
+        }
+        if resp.max_connections == 0 {
+            wrong.push("resp.max_connections is 0: give it a positive value".into());
+        }
+        wrong.extend(resp.family_waits().err());
+    }
+
     fn check_object(&self, wrong: &mut Vec<String>) {
         let object = &self.object;
         match object.url.as_deref().map(url::Url::parse) {
@@ -168,7 +194,7 @@ mod tests {
     #[test]
     fn what_cannot_work_is_refused_with_what_to_do() {
         type Change = fn(&mut Config);
-        let cases: [(Change, &str); 14] = [
+        let cases: [(Change, &str); 19] = [
             (|c| c.http_listen = c.grpc_listen, "its own port"),
             (|c| c.grpc_listen = ([0, 0, 0, 0], 7400).into(), "set `advertise`"),
             (|c| c.advertise = Some("http://a".into()), "without scheme"),
@@ -183,6 +209,11 @@ mod tests {
             (|c| c.object.url = Some("http://bucket".into()), "s3://BUCKET"),
             (|c| c.object.endpoint = Some("http://127.0.0.1:1".into()), "without object.url"),
             (|c| c.log.level = "a=b=c".into(), "log.level"),
+            (|c| c.resp_listen = Some(c.http_listen), "its own port"),
+            (|c| c.resp_listen = Some(([0, 0, 0, 0], 7403).into()), "resp.users"),
+            (|c| c.resp_listen = Some(([10, 0, 0, 5], 7403).into()), "resp.users"),
+            (|c| c.resp.max_value = 0, "resp.max_value"),
+            (|c| c.resp.families = vec!["a:*".into()], "PATTERN=DURATION"),
         ];
         for (change, told) in cases {
             let error = refused(change);

@@ -179,6 +179,21 @@ impl Manager {
         result
     }
 
+    /// The artifact of an entry that the caller looked up; `None`: its bytes can
+    /// be had nowhere.
+    pub async fn open(&self, entry: &Entry, namespace: &str) -> Result<Option<Answer>, Error> {
+        let result = match self.bring(entry, namespace, Outcome::Hit).await {
+            Ok(Some(found)) => Ok(found),
+            Ok(None) => {
+                self.counters.lost();
+                return Ok(None);
+            }
+            Err(e) => Err(e),
+        };
+        self.counters.ended(&result);
+        result.map(Some)
+    }
+
     /// Brings an entry's bytes into the local tiers, uncounted. False: had already.
     pub async fn warm(&self, entry: &Entry) -> Result<bool, Error> {
         let manifest = self.verify(entry)?;

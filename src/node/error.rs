@@ -29,6 +29,10 @@ pub enum NodeError {
     /// The index cannot be opened or joined.
     #[error("open the index: {0}")]
     Cluster(#[from] ClusterError),
+    /// The index's storage failed while the node ran: look at its disk, then start
+    /// the node again; it replays its log.
+    #[error("the node stopped: {0}")]
+    Broken(ClusterError),
     /// Two nodes in one process share one metrics recorder, which cannot be.
     #[error("install the metrics recorder: {0}")]
     Metrics(String),

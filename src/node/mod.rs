@@ -27,6 +27,7 @@ use crate::{
     config::Config,
     identity,
     manager::{Fetcher, Manager, Reporter},
+    resp,
     service::{self, api, http},
     transfer::{self, ClientSettings, PeerClient, Provider, ServerSettings, SocketFile},
     warmup,
@@ -50,6 +51,10 @@ pub struct ReadyInfo {
     pub transfer: String,
     /// The unix socket for clients of this machine.
     pub socket: Option<PathBuf>,
+    /// `host:port` for Redis clients.
+    pub resp: Option<String>,
+    /// The unix socket for Redis clients of this machine.
+    pub resp_socket: Option<PathBuf>,
 }
 
 /// A running node.
@@ -60,7 +65,7 @@ pub struct Node {
     stop: CancellationToken,
     tasks: JoinSet<()>,
     /// Removed with the node.
-    _socket: Option<SocketFile>,
+    _sockets: Vec<SocketFile>,
     /// Held while the node runs: one process a data folder.
     _lock: File,
 }
@@ -81,6 +86,10 @@ impl Node {
         let grpc = bind(config.grpc_listen).await?;
         let http_port = bind(config.http_listen).await?;
         let transfer_port = bind(config.transfer_listen).await?;
+        let resp_port = match config.resp_listen {
+            Some(address) => Some(bind(address).await?),
+            None => None,
+        };
         let advertised = |listener: &TcpListener| -> Result<String, NodeError> {
             let bound = listener.local_addr().map_err(io("read a listener's address".into()))?;
             Ok(config.advertised(bound))
@@ -165,13 +174,43 @@ impl Node {
             ServerSettings::default(),
             stop.clone(),
         ));
-        let mut socket = None;
-        if let Some(path) = &config.socket {
+        let mut sockets = Vec::new();
+        let mut bind_socket = |path: &PathBuf| {
             let (listener, file) = transfer::bind_socket(path, SOCKET_MODE)
                 .map_err(io(format!("listen on {}", path.display())))?;
-            socket = Some(file);
+            sockets.push(file);
+            Ok::<_, NodeError>(listener)
+        };
+        if let Some(path) = &config.socket {
+            let listener = bind_socket(path)?;
             let settings = ServerSettings::default();
             tasks.spawn(transfer::serve_socket(listener, provider, settings, stop.clone()));
+        }
+        let resp_counters = Arc::<resp::Counters>::default();
+        let resp_parts = resp::Parts {
+            index: index.clone(),
+            cluster: cluster.clone(),
+            manager: manager.clone(),
+            tiers: tiers.clone(),
+            reporter: reporter.clone(),
+            counters: resp_counters.clone(),
+        };
+        let users = || format!("read the users in {:?}", config.resp.users);
+        let resp = resp::Resp::new(resp_parts, parts::resp(&config)).map_err(io(users()))?;
+        let resp = Arc::new(resp);
+        let mut resp_address = None;
+        if let Some(listener) = resp_port {
+            resp_address = Some(
+                parts::client_address(&config, &listener)
+                    .map_err(io("read a listener's address".into()))?,
+            );
+            tasks.spawn(resp.clone().serve_tcp(listener, stop.clone()));
+        }
+        if let Some(path) = &config.resp_socket {
+            tasks.spawn(resp.clone().serve_unix(bind_socket(path)?, stop.clone()));
+        }
+        if config.resp_listen.is_some() || config.resp_socket.is_some() {
+            tasks.spawn(resp.follow(stop.clone()));
         }
         tasks.spawn(object_store::upload(tiers.clone(), index.clone(), stop.clone()));
         tasks.spawn(object_store::collect(
@@ -196,6 +235,7 @@ impl Node {
             tiers,
             default_deadline: config.compile.default_deadline,
             default_namespace: config.namespace.default.clone(),
+            resp: resp_counters,
         });
         health.set_serving::<KilnServer<api::Api>>().await;
         let ready = ReadyInfo {
@@ -204,9 +244,11 @@ impl Node {
             http: facts.http,
             transfer: facts.transfer,
             socket: config.socket.clone(),
+            resp: resp_address,
+            resp_socket: config.resp_socket.clone(),
         };
         tracing::info!(node, grpc = %ready.grpc, "ready");
-        Ok(Self { ready, cluster, manager, stop, tasks, _socket: socket, _lock: lock })
+        Ok(Self { ready, cluster, manager, stop, tasks, _sockets: sockets, _lock: lock })
     }
 
     /// Where it listens.
@@ -214,18 +256,25 @@ impl Node {
         &self.ready
     }
 
-    /// Serves until `stop`, then ends calls, children and the cluster's part.
-    pub async fn run_until(mut self, stop: CancellationToken) {
-        stop.cancelled().await;
+    /// Serves until `stop`, or until the index's storage fails: that error is
+    /// returned. Ends calls, children and the cluster's part either way.
+    pub async fn run_until(mut self, stop: CancellationToken) -> Result<(), NodeError> {
+        let ended = tokio::select! {
+            () = stop.cancelled() => Ok(()),
+            // A node that cannot write its log must not answer as if it could.
+            e = self.cluster.failed() => Err(NodeError::Broken(e)),
+        };
         tracing::info!(flights = self.manager.in_flight(), "stopping");
         self.stop.cancel();
+        // First: Raft's own streams would hold up the drain below.
+        self.cluster.shutdown().await;
         let drained =
             tokio::time::timeout(DRAIN, async { while self.tasks.join_next().await.is_some() {} });
         if drained.await.is_err() {
             tracing::warn!("calls in progress were cut off");
             self.tasks.shutdown().await;
         }
-        self.cluster.shutdown().await;
+        ended
     }
 }
 

@@ -3,10 +3,11 @@
 //! Invariant: the only place that knows both; parts never see the whole
 //! configuration.
 
-use std::{num::NonZero, path::Path, sync::Arc};
+use std::{io, num::NonZero, path::Path, sync::Arc, time::Duration};
 
 use bytesize::ByteSize;
 use kiln_cluster::{NodeFacts, Settings as ClusterSettings, Start, Timings};
+use tokio::net::TcpListener;
 
 use super::NodeError;
 use crate::{
@@ -19,11 +20,13 @@ use crate::{
         ToolchainSettings,
     },
     config::{Config, EvictionPolicy},
-    manager,
+    manager, resp,
 };
 
 /// Time that a flight may take beyond one compile: queues, waits for others.
-const FLIGHT_SLACK: std::time::Duration = std::time::Duration::from_secs(300);
+const FLIGHT_SLACK: Duration = Duration::from_secs(300);
+/// In which a Redis client must move 64 KiB of a long value.
+const RESP_PROGRESS: Duration = Duration::from_secs(10);
 
 /// Opens L1, L2 and L3.
 pub(super) async fn tiers(config: &Config) -> Result<Arc<Tiers>, NodeError> {
@@ -96,6 +99,30 @@ pub(super) fn cluster(config: &Config, facts: NodeFacts) -> ClusterSettings {
         ..Timings::default()
     };
     ClusterSettings { data_dir: config.data_dir.join("index"), start, facts, timings }
+}
+
+/// The settings of the port for Redis clients.
+pub(super) fn resp(config: &Config) -> resp::Settings {
+    resp::Settings {
+        wait: config.resp.wait,
+        // Validated with the rest of the configuration.
+        families: config.resp.family_waits().unwrap_or_default(),
+        max_value: config.resp.max_value,
+        max_connections: config.resp.max_connections,
+        budget: config.resp.max_value.max(config.memory.bytes / 2),
+        users: config.resp.users.clone(),
+        namespace: config.namespace.default.clone(),
+        progress: RESP_PROGRESS,
+    }
+}
+
+/// How clients reach `listener`: at its own address, or this node's if it has none.
+pub(super) fn client_address(config: &Config, listener: &TcpListener) -> io::Result<String> {
+    let bound = listener.local_addr()?;
+    Ok(match bound.ip().is_unspecified() {
+        true => config.advertised(bound),
+        false => bound.to_string(),
+    })
 }
 
 /// The manager's settings.

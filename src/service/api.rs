@@ -43,6 +43,8 @@ pub struct Parts {
     pub default_deadline: Duration,
     /// Tenant of a call whose caller names none.
     pub default_namespace: String,
+    /// What Redis clients did.
+    pub resp: Arc<crate::resp::Counters>,
 }
 
 impl Parts {
@@ -282,7 +284,9 @@ impl Kiln for Api {
             reachable: node.reachable,
             compilers: node.facts.compilers.iter().map(Into::into).collect(),
         });
+        let signers = parts.index.signers().into_iter();
         let counters = parts.manager.counters().snapshot().into_iter();
+        let counters = counters.chain(parts.resp.snapshot());
         let health = parts.tiers.health();
         let tiers = parts.tiers.usage().into_iter().map(|(name, usage)| pb::TierStatus {
             name: name.to_string(),
@@ -305,6 +309,9 @@ impl Kiln for Api {
             compilers: parts.manager.compilers().fingerprints().iter().map(Into::into).collect(),
             counters: counters
                 .map(|(name, value)| pb::Counter { name: name.into(), value })
+                .collect(),
+            signers: signers
+                .map(|(node, key)| pb::Signer { node, key: key.to_bytes().to_vec().into() })
                 .collect(),
         }))
     }

@@ -11,19 +11,19 @@ use tokio::time::{Instant, timeout_at};
 const LEAST: usize = 64 << 10;
 
 /// Watches one transfer.
-pub(super) struct Progress {
+pub(crate) struct Progress {
     window: Duration,
     deadline: Instant,
     moved: usize,
 }
 
 impl Progress {
-    pub(super) fn new(window: Duration) -> Self {
+    pub(crate) fn new(window: Duration) -> Self {
         Self { window, deadline: Instant::now() + window, moved: 0 }
     }
 
     /// Runs one step; it fails as timed out when the window ends before it does.
-    pub(super) async fn step<F>(&mut self, step: F) -> io::Result<usize>
+    pub(crate) async fn step<F>(&mut self, step: F) -> io::Result<usize>
     where
         F: Future<Output = io::Result<usize>>,
     {

@@ -15,3 +15,6 @@ mod inductor;
 mod keys;
 mod membership;
 mod publish;
+mod redis;
+mod resp;
+mod run;

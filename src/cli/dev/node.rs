@@ -34,6 +34,8 @@ pub(super) struct NodeView {
     http: String,
     transfer: String,
     socket: Option<PathBuf>,
+    resp: Option<String>,
+    resp_socket: Option<PathBuf>,
     pid: u32,
     data: PathBuf,
     config: PathBuf,
@@ -132,6 +134,8 @@ impl Signal {
             http: ready.http,
             transfer: ready.transfer,
             socket: ready.socket,
+            resp: ready.resp,
+            resp_socket: ready.resp_socket,
             pid,
             data: plan.config.data_dir,
             config: plan.config_file,
@@ -189,6 +193,8 @@ mod tests {
             http: "127.0.0.1:2".into(),
             transfer: "127.0.0.1:3".into(),
             socket: None,
+            resp: None,
+            resp_socket: None,
             pid: 4,
             data: "/d/node-1/data".into(),
             config: "/d/node-1/config.toml".into(),
@@ -196,10 +202,8 @@ mod tests {
         };
         let json = serde_json::to_value(&view).unwrap();
         let fields: Vec<_> = json.as_object().unwrap().keys().map(String::as_str).collect();
-        assert_eq!(
-            fields,
-            ["id", "grpc", "http", "transfer", "socket", "pid", "data", "config", "log"]
-        );
+        let addresses = ["id", "grpc", "http", "transfer", "socket", "resp", "resp_socket"];
+        assert_eq!(fields, [&addresses[..], &["pid", "data", "config", "log"]].concat());
     }
 
     #[tokio::test]

@@ -17,8 +17,8 @@ use crate::cli::CliError;
 /// Founders of a new cluster where no number is given.
 const NODES: usize = 3;
 const MOST_NODES: usize = 64;
-/// Ports for one node: gRPC, HTTP, transfer.
-const PORTS: usize = 3;
+/// Ports for one node: gRPC, HTTP, transfer, RESP.
+const PORTS: usize = 4;
 /// A unix socket's path has at most this many bytes.
 const LONGEST_SOCKET_PATH: usize = 107;
 
@@ -87,6 +87,7 @@ fn fresh(
             ("grpc_listen", address[0].to_string()),
             ("http_listen", address[1].to_string()),
             ("transfer_listen", address[2].to_string()),
+            ("resp_listen", address[3].to_string()),
             ("advertise", address[0].ip().to_string()),
             ("start.expect", expect.to_string()),
             ("start.peers", peers),
@@ -95,9 +96,12 @@ fn fresh(
         let mut layers = base.clone();
         layers.flags.extend(own.map(|(key, value)| (key.to_owned(), value)));
         let mut config = layers.load()?;
-        let socket = folder.join("kiln.sock");
         // A folder too deep for a socket's address only costs the short cut.
-        config.socket = (socket.as_os_str().len() <= LONGEST_SOCKET_PATH).then_some(socket);
+        let socket = |name| {
+            Some(folder.join(name)).filter(|path| path.as_os_str().len() <= LONGEST_SOCKET_PATH)
+        };
+        config.socket = socket("kiln.sock");
+        config.resp_socket = socket("resp.sock");
         plans.push(Plan::new(dir, number, config));
     }
     Ok(plans)
@@ -165,11 +169,12 @@ mod tests {
         assert_eq!(plans.len(), 3);
         let mut ports: Vec<_> = plans
             .iter()
-            .flat_map(|p| [p.config.grpc_listen, p.config.http_listen, p.config.transfer_listen])
+            .map(|p| &p.config)
+            .flat_map(|c| [c.grpc_listen, c.http_listen, c.transfer_listen, c.resp_listen.unwrap()])
             .collect();
         ports.sort();
         ports.dedup();
-        assert_eq!(ports.len(), 9, "each listener has its own port");
+        assert_eq!(ports.len(), 12, "each listener has its own port");
         for plan in &plans {
             assert_eq!(plan.config.start.expect, 3);
             assert_eq!(plan.config.start.peers, plans[0].config.start.peers);

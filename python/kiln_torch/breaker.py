@@ -1,0 +1,90 @@
+"""A breaker: what failed costs nothing until it works again.
+
+Invariant: nobody waits for an endpoint but at its first use, and then no longer
+than it may take to find it dead; whether it is back is found out by a thread of
+its own, with growing pauses. That thread also bounds what has no bound itself:
+name resolution, and gRPC in a process that was forked.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from enum import Enum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_FIRST_PAUSE = 0.5
+_LONGEST_PAUSE = 60.0
+
+
+class _State(Enum):
+    UNTRIED = 0
+    CLOSED = 1
+    OPEN = 2
+
+
+class Breaker:
+    """Closed while the endpoint works; open from its first failure on."""
+
+    def __init__(
+        self,
+        probe: Callable[[Callable[[], None]], bool],
+        reach: float,
+        greet: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Take ``probe``: whether the endpoint works now. It may block; it may not raise.
+
+        It calls its argument once the endpoint can be reached at all. The first
+        use waits ``reach`` seconds for that, and ``greet`` more for the rest.
+        """
+        self._probe = probe
+        self._reach = reach
+        self._greet = greet
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._state = _State.UNTRIED
+        self._probing = False
+        self._reached = threading.Event()
+        self._ended = threading.Event()
+        self._pause = _FIRST_PAUSE
+        self._retry_at = 0.0
+
+    @property
+    def closed(self) -> bool:
+        """Whether the endpoint may be used; asks in the background when it is time to."""
+        with self._lock:
+            if self._state is _State.CLOSED:
+                return True
+            first = self._state is _State.UNTRIED
+            begin = not self._probing and (first or self._clock() >= self._retry_at)
+            self._probing |= begin
+        if begin:
+            threading.Thread(target=self._ask, name="kiln-probe", daemon=True).start()
+        if not first:
+            return False
+        if not self._reached.wait(self._reach) or not self._ended.wait(self._greet):
+            with self._lock:
+                if self._state is _State.UNTRIED:
+                    self._state = _State.OPEN
+        with self._lock:
+            return self._state is _State.CLOSED
+
+    def trip(self) -> None:
+        """Record a failure."""
+        with self._lock:
+            self._state = _State.OPEN
+            self._retry_at = self._clock() + self._pause
+
+    def _ask(self) -> None:
+        works = self._probe(self._reached.set)
+        with self._lock:
+            self._probing = False
+            self._state = _State.CLOSED if works else _State.OPEN
+            self._pause = _FIRST_PAUSE if works else min(self._pause * 2, _LONGEST_PAUSE)
+            self._retry_at = self._clock() + self._pause
+        self._ended.set()
+        self._reached.set()

@@ -1,0 +1,108 @@
+"""What the environment tells the client.
+
+Invariant: reads nothing but ``KILN_*`` variables, and a value that cannot be
+read is the default with one warning: never an exception at ``import torch``.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from . import report
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_SCHEMES = ("http://", "grpc://")
+_KEY_BYTES = 32
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a process reaches its cluster."""
+
+    # host:port of nodes' gRPC, tried in order.
+    endpoints: tuple[str, ...]
+    # Unix socket of the node on this machine.
+    socket: str | None = None
+    # Tenant; nodes call the unnamed one "default".
+    namespace: str = "default"
+    # Public keys that alone are trusted; empty: those that the nodes name.
+    signers: tuple[bytes, ...] = ()
+    # Seconds that finding out that all endpoints are dead may cost, once.
+    connect: float = 1.0
+    # Seconds until a node begins to answer, and between two chunks of bytes.
+    answer: float = 10.0
+    # Seconds that a compile waits for another process that compiles the same.
+    wait: float = 120.0
+    # Seconds after which a lease that was never published under is given up.
+    hold: float = 1800.0
+
+
+def from_env(environ: Mapping[str, str] | None = None) -> Settings | None:
+    """Read the settings; ``None`` where Kiln is not configured or switched off."""
+    env = os.environ if environ is None else environ
+    if env.get("KILN_DISABLE", "0") not in ("", "0"):
+        return None
+    endpoints = tuple(filter(None, map(_endpoint, env.get("KILN_ENDPOINT", "").split(","))))
+    if not endpoints:
+        return None
+    signers = tuple(filter(None, map(_signer, env.get("KILN_SIGNERS", "").split(","))))
+    if env.get("KILN_SIGNERS", "").strip() and not signers:
+        # Pinning was asked for: trusting anybody instead would be worse than no cache.
+        report.once("settings", "KILN_SIGNERS has no valid key: Kiln is off")
+        return None
+    return Settings(
+        endpoints=endpoints,
+        socket=env.get("KILN_SOCKET") or None,
+        namespace=env.get("KILN_NAMESPACE") or Settings.namespace,
+        signers=signers,
+        connect=_seconds(env, "KILN_CONNECT_TIMEOUT", Settings.connect),
+        answer=_seconds(env, "KILN_TIMEOUT", Settings.answer),
+        wait=_seconds(env, "KILN_WAIT", Settings.wait),
+        hold=_seconds(env, "KILN_HOLD", Settings.hold),
+    )
+
+
+def _endpoint(text: str) -> str | None:
+    text = text.strip()
+    if not text:
+        return None
+    for scheme in _SCHEMES:
+        text = text.removeprefix(scheme)
+    address = text.rstrip("/")
+    host, colon, port = address.rpartition(":")
+    if not (host and colon and port.isdigit() and "/" not in address):
+        report.once(f"endpoint {text}", "KILN_ENDPOINT: %r is not http://HOST:PORT", text)
+        return None
+    return address
+
+
+def _signer(text: str) -> bytes | None:
+    text = text.strip()
+    if not text:
+        return None
+    try:
+        key = bytes.fromhex(text)
+    except ValueError:
+        key = b""
+    if len(key) != _KEY_BYTES:
+        report.once(f"signer {text}", "KILN_SIGNERS: %r is not a public key in hex", text)
+        return None
+    return key
+
+
+def _seconds(env: Mapping[str, str], name: str, default: float) -> float:
+    text = env.get(name)
+    if not text:
+        return default
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if 0.0 <= seconds < float("inf"):
+        return seconds
+    report.once(name, "%s: %r is no number of seconds; %s it is", name, text, default)
+    return default

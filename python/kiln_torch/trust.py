@@ -1,0 +1,43 @@
+"""Whose signatures count.
+
+Invariant: with pinned keys nothing that a node says adds one; without, a signer
+is trusted under the key that the node that is asked names for it.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+class Trust:
+    """Public keys, pinned or learned."""
+
+    def __init__(self, pinned: tuple[bytes, ...] = ()) -> None:
+        """Trust ``pinned`` alone, unless it is empty."""
+        self._pinned = pinned
+        self._lock = threading.Lock()
+        self._learned: dict[int, bytes] = {}
+
+    def learn(self, keys: Mapping[int, bytes]) -> None:
+        """Take over the keys that a node names. The first key of a signer stays."""
+        with self._lock:
+            for signer, key in keys.items():
+                self._learned.setdefault(signer, key)
+
+    def keys(self, signer: int) -> tuple[bytes, ...]:
+        """Return the keys under which ``signer`` may have signed."""
+        if self._pinned:
+            return self._pinned
+        with self._lock:
+            key = self._learned.get(signer)
+        return () if key is None else (key,)
+
+    def copy(self) -> Trust:
+        """Return the same trust under a lock of its own: for a forked child."""
+        copy = Trust(self._pinned)
+        copy._learned = dict(self._learned)
+        return copy

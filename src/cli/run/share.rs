@@ -1,0 +1,198 @@
+//! What `kiln run` asks the cluster.
+//!
+//! Invariant: every call has a bound, and none of them can end the command:
+//! errors are values for whoever tells the user.
+
+use std::{collections::BTreeSet, path::PathBuf, time::Duration};
+
+use ed25519_dalek::VerifyingKey;
+use kiln_proto::{ArtifactKey, FailureKind, Manifest, SignedManifest, pb};
+use pb::{lease_event::Event, publish_chunk::Chunk};
+use tokio::time::timeout;
+use tonic::Streaming;
+
+use super::spool::Pack;
+use crate::cli::{
+    CliError,
+    client::{Client, Endpoints},
+    fetch::{self, Fetched},
+};
+
+/// For questions that move no bytes.
+const SHORT: Duration = Duration::from_secs(10);
+/// For packs: gigabytes over a slow link.
+const LONG: Duration = Duration::from_secs(300);
+/// The node's answer at a lease's deadline takes this long at most.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// The cluster, as one command sees it.
+#[derive(Debug, Clone)]
+pub(crate) struct Share {
+    pub(crate) endpoints: Endpoints,
+    pub(crate) socket: Option<PathBuf>,
+    pub(crate) namespace: String,
+    /// Whose signatures are good; all nodes' where it is empty.
+    pub(crate) signers: Vec<VerifyingKey>,
+}
+
+/// The right to fill a key, for as long as it is not dropped.
+#[derive(Debug)]
+pub(crate) struct Held {
+    _stream: Streaming<pb::LeaseEvent>,
+}
+
+/// What came of asking for a lease.
+#[derive(Debug)]
+pub(crate) enum Acquired {
+    /// Somebody filled it; true where that was waited for.
+    Ready(Box<Manifest>, bool),
+    /// It is ours to fill.
+    Granted(Held),
+}
+
+impl Share {
+    /// The artifact that the asked node's index holds for `key`.
+    pub(crate) async fn lookup(&self, key: &ArtifactKey) -> Result<Option<Manifest>, CliError> {
+        let request = pb::LookupRequest {
+            key: bytes(key),
+            linearizable: false,
+            namespace: self.namespace.clone(),
+        };
+        let asked = self.endpoints.attempt(async |mut client| {
+            let answer = client.lookup(request.clone()).await;
+            answer.map_err(|e| CliError::from_status(&e))
+        });
+        let entry = bounded(SHORT, asked).await?.into_inner().entry;
+        entry.and_then(|entry| entry.manifest).map(|signed| self.read(key, signed)).transpose()
+    }
+
+    /// Waits for whoever fills `key`, or becomes the one who does.
+    pub(crate) async fn acquire(
+        &self,
+        key: &ArtifactKey,
+        wait: Duration,
+        waiting: impl Fn(),
+    ) -> Result<Acquired, CliError> {
+        let deadline_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX).max(1);
+        let request = pb::LeaseRequest { key: bytes(key), deadline_ms };
+        let asked = self.endpoints.attempt(async |mut client| {
+            let answer = client.lease(request.clone()).await;
+            let mut stream = answer.map_err(|e| CliError::from_status(&e))?.into_inner();
+            let mut waited = false;
+            loop {
+                let event = stream.message().await.map_err(|e| CliError::from_status(&e))?;
+                match event.and_then(|event| event.event) {
+                    Some(Event::Waiting(_)) => {
+                        waited = true;
+                        waiting();
+                    }
+                    Some(Event::Granted(_)) => {
+                        return Ok(Acquired::Granted(Held { _stream: stream }));
+                    }
+                    Some(Event::Ready(signed)) => {
+                        let manifest = self.read(key, signed)?;
+                        return Ok(Acquired::Ready(Box::new(manifest), waited));
+                    }
+                    Some(Event::Failed(failure)) => {
+                        return Err(CliError::failed(FailureKind::Crashed, failure.message));
+                    }
+                    None => return Err(CliError::Unreachable("the node ended its answer".into())),
+                }
+            }
+        });
+        bounded(wait + GRACE, asked).await
+    }
+
+    /// The bytes of `manifest`, from the node's socket where that works.
+    pub(crate) async fn fetch(&self, manifest: &Manifest) -> Result<Fetched, CliError> {
+        let key = &manifest.key;
+        let mapped = async { fetch::fetch_local(self.socket.as_ref()?, key).await.ok() };
+        let fetched = match timeout(LONG, mapped).await.ok().flatten() {
+            Some(fetched) => fetched,
+            None => {
+                let streamed = self.endpoints.attempt(async |mut client| {
+                    fetch::fetch(&mut client, key, &self.namespace).await
+                });
+                bounded(LONG, streamed).await?
+            }
+        };
+        match fetched.manifest.files == manifest.files {
+            true => Ok(fetched),
+            // Replaced since it was looked up: what was checked is not what came.
+            false => Err(CliError::Unreachable("the artifact was replaced meanwhile".into())),
+        }
+    }
+
+    /// Puts `pack` under the key of `manifest`, in place of what it had.
+    pub(crate) async fn publish(&self, manifest: &Manifest, pack: Pack) -> Result<(), CliError> {
+        let header = pb::PublishHeader { token: 0, manifest: Some(manifest.into()), replace: true };
+        let chunks = std::iter::once(Chunk::Header(header))
+            .chain(pack.into_chunks().map(Chunk::Data))
+            .map(|chunk| pb::PublishChunk { chunk: Some(chunk) });
+        let sent = async {
+            let mut client: Client = self.endpoints.connect().await?;
+            let answer = client.publish(futures::stream::iter(chunks)).await;
+            answer.map_err(|e| CliError::from_status(&e))
+        };
+        bounded(LONG, sent).await.map(|_| ())
+    }
+
+    /// A manifest for `key` that may be trusted.
+    fn read(&self, key: &ArtifactKey, wire: pb::SignedManifest) -> Result<Manifest, CliError> {
+        let signed = SignedManifest::from(wire);
+        let read = match self.signers.is_empty() {
+            true => signed.read_unverified(),
+            false => {
+                let mut read = self.signers.iter().map(|signer| signed.verify(signer, key));
+                read.find(Result::is_ok).unwrap_or_else(|| {
+                    Err(kiln_proto::ManifestError::Signature { signer: signed.signer })
+                })
+            }
+        };
+        let corrupt = |why: String| CliError::failed(FailureKind::Corrupt, why);
+        let manifest = read.map_err(|e| corrupt(e.to_string()))?;
+        match manifest.key == *key && manifest.namespace == self.namespace {
+            true => Ok(manifest),
+            false => Err(corrupt(format!("the node sent key {} for {key}", manifest.key))),
+        }
+    }
+}
+
+/// Keys separated by commas, in hexadecimal.
+pub(crate) fn signers(text: &str) -> Result<Vec<VerifyingKey>, String> {
+    let names: BTreeSet<&str> = text.split(',').map(str::trim).filter(|t| !t.is_empty()).collect();
+    let read = |name: &str| {
+        let bytes: [u8; 32] = hex::decode(name).ok()?.try_into().ok()?;
+        VerifyingKey::from_bytes(&bytes).ok()
+    };
+    let refuse = |name: &str| format!("{name:?} is no ed25519 public key in hexadecimal");
+    names.into_iter().map(|name| read(name).ok_or_else(|| refuse(name))).collect()
+}
+
+async fn bounded<T>(
+    limit: Duration,
+    call: impl Future<Output = Result<T, CliError>>,
+) -> Result<T, CliError> {
+    timeout(limit, call).await.unwrap_or_else(|_| {
+        let why = format!("no answer within {}", humantime::format_duration(limit));
+        Err(CliError::failed(FailureKind::Timeout, why))
+    })
+}
+
+fn bytes(key: &ArtifactKey) -> bytes::Bytes {
+    bytes::Bytes::copy_from_slice(key.as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn signers_are_public_keys() {
+        let key = ed25519_dalek::SigningKey::from_bytes(&[1; 32]).verifying_key();
+        let text = hex::encode(key.as_bytes());
+        assert_eq!(signers(&format!(" {text},")).unwrap(), [key]);
+        assert!(signers("abc").is_err());
+        assert!(signers("").unwrap().is_empty());
+    }
+}

@@ -1,0 +1,249 @@
+//! Which commands there are, and who answers them.
+//!
+//! Invariant: whatever is sent gets exactly one reply; an unknown command, or
+//! one with too few words, gets Redis's own error.
+
+use bytes::Bytes;
+use kiln_cluster::PutMode;
+
+use super::{
+    connection::{Connection, Ended},
+    decode::{Arg, Request},
+    info,
+    reply::Reply,
+    session::wrong_arguments,
+    strings::SetOptions,
+};
+
+/// Name and arity as COMMAND tells them: the name counts, and a negative number
+/// is a least one.
+pub(super) const COMMANDS: [(&str, i64); 36] = [
+    ("auth", -2),
+    ("client", -2),
+    ("command", -1),
+    ("config", -2),
+    ("dbsize", 1),
+    ("del", -2),
+    ("echo", 2),
+    ("exists", -2),
+    ("expire", -3),
+    ("expireat", -3),
+    ("get", 2),
+    ("getex", -2),
+    ("getrange", 4),
+    ("hello", -1),
+    ("info", -1),
+    ("mget", -2),
+    ("mset", -3),
+    ("persist", 2),
+    ("pexpire", -3),
+    ("pexpireat", -3),
+    ("ping", -1),
+    ("psetex", 4),
+    ("pttl", 2),
+    ("quit", -1),
+    ("reset", 1),
+    ("scan", -2),
+    ("select", 2),
+    ("set", -3),
+    ("setex", 4),
+    ("setnx", 3),
+    ("strlen", 2),
+    ("substr", 4),
+    ("touch", -2),
+    ("ttl", 2),
+    ("type", 2),
+    ("unlink", -2),
+];
+
+/// Longest name of a command, and a bit.
+const LONGEST: usize = 16;
+/// How much of an unknown command's words is repeated.
+const SHOWN: usize = 128;
+
+impl Connection {
+    /// Answers one request.
+    pub(super) async fn answer(&mut self, request: Request) -> Result<(), Ended> {
+        let Request { mut args, permits } = request;
+        let mut name = [0; LONGEST];
+        let name = match &args[0] {
+            Arg::Bytes(word) if word.len() <= LONGEST => {
+                name[..word.len()].copy_from_slice(word);
+                name[..word.len()].make_ascii_lowercase();
+                std::str::from_utf8(&name[..word.len()]).unwrap_or_default()
+            }
+            _ => "",
+        };
+        let known = COMMANDS.binary_search_by(|(known, _)| known.cmp(&name));
+        let Ok(known) = known else {
+            self.push(unknown(&args));
+            return Ok(());
+        };
+        let (name, arity) = COMMANDS[known];
+        let count = args.len() as i64;
+        if (arity > 0 && count != arity) || count < -arity {
+            self.push(wrong_arguments(name));
+            return Ok(());
+        }
+        if !self.session.authenticated && !matches!(name, "hello" | "auth" | "quit" | "reset") {
+            self.push(Reply::error("NOAUTH Authentication required."));
+            return Ok(());
+        }
+        args.remove(0);
+        match name {
+            "set" | "setex" | "psetex" | "setnx" => {
+                let reply = self.set_command(name, args, permits).await?;
+                self.push(reply);
+                return Ok(());
+            }
+            "mset" => {
+                let reply = self.mset(args, permits).await;
+                self.push(reply);
+                return Ok(());
+            }
+            _ => {}
+        }
+        // No other command takes anything long.
+        let words: Option<Vec<Bytes>> = args
+            .into_iter()
+            .map(|arg| match arg {
+                Arg::Bytes(bytes) => Some(bytes),
+                Arg::Blob(_) | Arg::Skipped(_) => None,
+            })
+            .collect();
+        let Some(words) = words else {
+            self.push(Reply::error("ERR an argument is too long"));
+            return Ok(());
+        };
+        let reply = match name {
+            "get" => self.get(&words[0]).await?.map_or(Reply::Null, Reply::Value),
+            "getex" => match SetOptions::parse(&words[1..]) {
+                Ok(_) => self.get(&words[0]).await?.map_or(Reply::Null, Reply::Value),
+                Err(refused) => refused,
+            },
+            "getrange" | "substr" => self.get_range(&words).await,
+            "mget" => return self.mget(&words).await,
+            "strlen" => self.strlen(&words[0]).await,
+            "exists" | "touch" => self.exists(&words).await,
+            "del" | "unlink" => self.del(&words).await,
+            "ttl" | "pttl" => Reply::Integer(if self.has(&words[0]).await { -1 } else { -2 }),
+            // Values leave when room is short, whatever their age.
+            "expire" | "pexpire" | "expireat" | "pexpireat" => {
+                Reply::flag(self.has(&words[0]).await)
+            }
+            "persist" => Reply::flag(false),
+            "type" => Reply::Simple(if self.has(&words[0]).await { "string" } else { "none" }),
+            "scan" => self.scan(&words).await,
+            "dbsize" => self.dbsize().await,
+            "ping" => match words.as_slice() {
+                [] => Reply::Simple("PONG"),
+                [word] => Reply::Bulk(word.clone()),
+                _ => wrong_arguments(name),
+            },
+            "echo" => Reply::Bulk(words[0].clone()),
+            "select" => match &words[0][..] {
+                b"0" => Reply::OK,
+                _ => Reply::error("ERR DB index is out of range"),
+            },
+            "hello" => self.session.hello(&words),
+            "auth" => self.session.auth(&words),
+            "client" => self.session.client(&words),
+            "reset" => {
+                self.held.clear(&self.values);
+                // The reply is in the version that a new connection has.
+                self.session.reset()
+            }
+            "quit" => {
+                self.session.quits = true;
+                Reply::OK
+            }
+            "info" => info::info(&self.values),
+            "command" => info::command(&words),
+            "config" => info::config(&words),
+            _ => unknown(&[Arg::Bytes(Bytes::from_static(name.as_bytes()))]),
+        };
+        self.push(reply);
+        Ok(())
+    }
+
+    /// SET and its older forms.
+    async fn set_command(
+        &mut self,
+        name: &str,
+        mut args: Vec<Arg>,
+        permits: Vec<tokio::sync::OwnedSemaphorePermit>,
+    ) -> Result<Reply, Ended> {
+        let options = match name {
+            "set" => {
+                let words: Option<Vec<_>> = args[2..].iter().map(word).collect();
+                let parsed = words.ok_or_else(|| Reply::error("ERR syntax error"));
+                match parsed.and_then(|words| SetOptions::parse(&words)) {
+                    Ok(options) => options,
+                    Err(refused) => return Ok(refused),
+                }
+            }
+            "setnx" => SetOptions { mode: Some(PutMode::Create), ..SetOptions::default() },
+            _ => {
+                if let Err(refused) = SetOptions::time(word(&args[1]).as_ref(), name) {
+                    return Ok(refused);
+                }
+                args.remove(1);
+                SetOptions::default()
+            }
+        };
+        args.truncate(2);
+        let (Some(value), Some(key)) = (args.pop(), args.pop()) else {
+            return Ok(wrong_arguments(name));
+        };
+        let reply = self.set(key, value, &options, permits).await?;
+        Ok(match (name, reply) {
+            ("setnx", Reply::Simple(_)) => Reply::flag(true),
+            ("setnx", Reply::Null) => Reply::flag(false),
+            (_, reply) => reply,
+        })
+    }
+}
+
+fn word(arg: &Arg) -> Option<Bytes> {
+    match arg {
+        Arg::Bytes(bytes) => Some(bytes.clone()),
+        Arg::Blob(_) | Arg::Skipped(_) => None,
+    }
+}
+
+/// Redis's own words, which clients look for.
+fn unknown(args: &[Arg]) -> Reply {
+    let shown = |arg: &Arg| match arg {
+        Arg::Bytes(bytes) => {
+            let text = String::from_utf8_lossy(&bytes[..bytes.len().min(SHOWN)]).into_owned();
+            text.replace(|c: char| c.is_control(), " ")
+        }
+        Arg::Blob(_) | Arg::Skipped(_) => "...".into(),
+    };
+    let mut text = format!("ERR unknown command '{}', with args beginning with: ", shown(&args[0]));
+    for arg in &args[1..] {
+        if text.len() > SHOWN {
+            break;
+        }
+        text.push_str(&format!("'{}' ", shown(arg)));
+    }
+    Reply::error(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn commands_are_found_by_name() {
+        assert!(COMMANDS.is_sorted_by(|a, b| a.0 < b.0));
+        assert!(COMMANDS.iter().all(|(name, _)| name.len() <= LONGEST));
+    }
+
+    #[test]
+    fn an_unknown_command_is_named_on_one_line() {
+        let args = ["LPUSH", "a\r\nb", "c"].map(|word| Arg::Bytes(Bytes::from(word)));
+        let Reply::Error(text) = unknown(&args) else { panic!("no error") };
+        assert_eq!(text, "ERR unknown command 'LPUSH', with args beginning with: 'a  b' 'c' ");
+    }
+}

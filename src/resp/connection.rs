@@ -1,0 +1,183 @@
+//! One client: read, answer in order, write.
+//!
+//! Invariant: replies leave in the order of their requests; what waits for a
+//! client, or for the cluster on its behalf, ends when the client does.
+
+use std::{io, sync::Arc};
+
+use kiln_proto::ArtifactKey;
+use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    Settings,
+    counters::Count,
+    decode::{DecodeError, Decoder, Request, Step},
+    held::Held,
+    outgoing::Outgoing,
+    reply::Reply,
+    session::Session,
+    socket::Socket,
+    values::Values,
+};
+use crate::transfer::Progress;
+
+/// Replies that may wait for more of them before they are written.
+const MOST_PENDING: usize = 1 << 20;
+
+/// One connection.
+pub(super) struct Connection {
+    pub(super) values: Arc<Values>,
+    pub(super) settings: Arc<Settings>,
+    pub(super) session: Session,
+    pub(super) socket: Socket,
+    pub(super) decoder: Decoder,
+    pub(super) out: Outgoing,
+    pub(super) held: Held,
+    pub(super) stop: CancellationToken,
+    /// Of the request that has begun to come in.
+    arriving: Option<Progress>,
+}
+
+/// Why a connection ended.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Ended {
+    /// The client left, or said QUIT.
+    #[error("the client left")]
+    Client,
+    /// The node stops.
+    #[error("this node stops")]
+    Stopped,
+    /// What came is no RESP.
+    #[error(transparent)]
+    Decode(#[from] DecodeError),
+    /// The connection broke, or its other end stalled.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+impl Connection {
+    pub(super) fn new(
+        values: Arc<Values>,
+        settings: Arc<Settings>,
+        session: Session,
+        socket: Socket,
+        stop: CancellationToken,
+    ) -> Self {
+        let longest = usize::try_from(settings.max_value).unwrap_or(usize::MAX);
+        Self {
+            values,
+            settings,
+            session,
+            socket,
+            decoder: Decoder::new(longest),
+            out: Outgoing::default(),
+            held: Held::default(),
+            stop,
+            arriving: None,
+        }
+    }
+
+    /// Serves the client to its end.
+    pub(super) async fn run(mut self) {
+        let ended = self.serve().await;
+        if let Err(Ended::Decode(error)) = &ended {
+            self.push(Reply::error(format!("ERR {error}")));
+            // The client may be gone already.
+            let _ = self.flush().await;
+        }
+        tracing::debug!(client = self.session.id, ended = ?ended.err(), "a RESP connection ended");
+        self.held.clear(&self.values);
+    }
+
+    async fn serve(&mut self) -> Result<(), Ended> {
+        loop {
+            match self.decoder.next()? {
+                Step::Request(request) => self.request(request).await?,
+                Step::Reserve(bytes) => {
+                    self.flush().await?;
+                    let permit = self.values.reserve(bytes).await;
+                    self.decoder.admit(permit)?;
+                }
+                Step::Read => {
+                    self.flush().await?;
+                    self.read().await?;
+                }
+            }
+        }
+    }
+
+    async fn request(&mut self, request: Request) -> Result<(), Ended> {
+        self.arriving = None;
+        self.values.count(Count::Requests);
+        self.answer(request).await?;
+        if self.session.quits {
+            self.flush().await?;
+            return Err(Ended::Client);
+        }
+        self.flush_if_long().await?;
+        Ok(())
+    }
+
+    /// Writes replies that are too long to wait for more.
+    pub(super) async fn flush_if_long(&mut self) -> io::Result<()> {
+        match self.out.len() > MOST_PENDING {
+            true => self.flush().await,
+            false => Ok(()),
+        }
+    }
+
+    /// Appends a reply.
+    pub(super) fn push(&mut self, reply: Reply) {
+        self.out.push(reply, self.session.version);
+    }
+
+    /// Writes all replies.
+    pub(super) async fn flush(&mut self) -> io::Result<()> {
+        if self.out.is_empty() {
+            return Ok(());
+        }
+        self.out.flush(&self.socket, self.settings.progress).await
+    }
+
+    /// Reads more of a request, or waits for the next one.
+    async fn read(&mut self) -> Result<(), Ended> {
+        let within = self.decoder.has_more();
+        let window = self.settings.progress;
+        loop {
+            let space = self.decoder.space();
+            let read = tokio::select! {
+                biased;
+                read = async {
+                    match within {
+                        // A request that began must go on.
+                        true => {
+                            let progress =
+                                self.arriving.get_or_insert_with(|| Progress::new(window));
+                            progress.step(self.socket.read(space)).await
+                        }
+                        false => self.socket.read(space).await,
+                    }
+                } => read?,
+                () = until(self.held.next_end()) => {
+                    self.held.expire(&self.values);
+                    continue;
+                }
+                () = self.stop.cancelled() => return Err(Ended::Stopped),
+            };
+            return if read == 0 { Err(Ended::Client) } else { Ok(()) };
+        }
+    }
+
+    /// The key of `name` in this client's namespace.
+    pub(super) fn key(&self, name: &[u8]) -> ArtifactKey {
+        self.values.names.key(&self.session.namespace, name)
+    }
+}
+
+async fn until(end: Option<Instant>) {
+    match end {
+        Some(end) => sleep_until(end).await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,315 @@
+//! Requests as they come in: `*N`, then N times `$LENGTH` and that many bytes,
+//! or one line of words, as people type it.
+//!
+//! Invariant: what was parsed is never parsed again, memory grows with what has
+//! arrived and not with what was announced, and no request is more than one
+//! list deep.
+//!
+//! Not `redis_protocol`'s decoder, with which replies are encoded: it aborts the
+//! process on nested arrays (100,000 times `*1`, 400 KB, overflow its stack),
+//! starts over with each read of an array of many elements, takes a value only
+//! from one buffer that holds all of it, and knows no inline commands.
+
+use bytes::{Buf, Bytes, BytesMut};
+use tokio::sync::OwnedSemaphorePermit;
+
+use crate::cache::{Blob, BlobError, BlobWriter};
+
+/// Arguments from here on become blobs while they arrive.
+const BLOB_FROM: usize = 32 << 10;
+/// Bytes of one request that are not taken from the budget.
+const FREE: usize = 64 << 10;
+/// What an argument that becomes a blob costs at least: it holds a descriptor.
+const LEAST_COST: usize = 1 << 20;
+const MOST_ARGUMENTS: usize = 1 << 16;
+/// Longest line: an inline command.
+const LONGEST_LINE: usize = 64 << 10;
+/// Longest line of digits.
+const LONGEST_LENGTH: usize = 32;
+/// Longer values are not even skipped.
+const MOST_SKIPPED: usize = 4 << 30;
+
+/// One argument of a request.
+#[derive(Debug)]
+pub(super) enum Arg {
+    /// A short one.
+    Bytes(Bytes),
+    /// A long one.
+    Blob(Blob),
+    /// One that was skipped: longer than the limit, or no memory was left for it.
+    Skipped(usize),
+}
+
+/// Arguments, the command's name among them: one at least.
+#[derive(Debug, Default)]
+pub(super) struct Request {
+    pub(super) args: Vec<Arg>,
+    /// What the arguments cost of the budget, until the request is done with.
+    pub(super) permits: Vec<OwnedSemaphorePermit>,
+}
+
+/// What the connection does next.
+#[derive(Debug)]
+pub(super) enum Step {
+    /// Answer this.
+    Request(Request),
+    /// Read more into [`Decoder::space`].
+    Read,
+    /// Take so much from the budget, and tell with [`Decoder::admit`].
+    Reserve(usize),
+}
+
+/// Why a connection cannot go on: told to the client, in Redis's words.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum DecodeError {
+    #[error("Protocol error: {0}")]
+    Protocol(String),
+    #[error(transparent)]
+    Memory(#[from] BlobError),
+}
+
+/// The requests of one connection.
+pub(super) struct Decoder {
+    buffer: BytesMut,
+    longest: usize,
+    /// The request that is being read, and the number of its missing arguments.
+    partial: Request,
+    missing: usize,
+    /// Bytes of its arguments so far.
+    taken: usize,
+    body: Body,
+}
+
+/// How the next argument comes in.
+enum Body {
+    /// Its length is not known yet.
+    Unknown,
+    /// It waits for its share of the budget.
+    Announced(usize),
+    Short(usize),
+    Long(Box<BlobWriter>),
+    Skip {
+        size: usize,
+        left: usize,
+    },
+    /// Done but for the line end behind it.
+    End(Option<Arg>),
+}
+
+impl Decoder {
+    /// Takes arguments of at most `longest` bytes.
+    pub(super) fn new(longest: usize) -> Self {
+        Self {
+            buffer: BytesMut::new(),
+            longest,
+            partial: Request::default(),
+            missing: 0,
+            taken: 0,
+            body: Body::Unknown,
+        }
+    }
+
+    /// Where the next bytes go.
+    pub(super) fn space(&mut self) -> &mut BytesMut {
+        const SHORT: usize = 16 << 10;
+        const LONG: usize = 256 << 10;
+        let wanted = match &self.body {
+            Body::Long(_) | Body::Skip { .. } => LONG,
+            Body::Short(size) => (size + 2).saturating_sub(self.buffer.len()).max(SHORT),
+            _ => SHORT,
+        };
+        if self.buffer.is_empty() && self.buffer.capacity() > 2 * LONG {
+            self.buffer = BytesMut::new();
+        }
+        self.buffer.reserve(wanted);
+        &mut self.buffer
+    }
+
+    /// Whether bytes have come that belong to a request not returned yet.
+    pub(super) fn has_more(&self) -> bool {
+        self.missing > 0 || !self.buffer.is_empty()
+    }
+
+    /// The budget's answer to [`Step::Reserve`]; without a permit the argument
+    /// is skipped.
+    pub(super) fn admit(
+        &mut self,
+        permit: Option<OwnedSemaphorePermit>,
+    ) -> Result<(), DecodeError> {
+        let Body::Announced(size) = self.body else { return Ok(()) };
+        self.body = match permit {
+            None => Body::Skip { size, left: size },
+            Some(permit) => {
+                self.partial.permits.push(permit);
+                Self::body_of(size)?
+            }
+        };
+        Ok(())
+    }
+
+    fn body_of(size: usize) -> Result<Body, DecodeError> {
+        Ok(match size < BLOB_FROM {
+            true => Body::Short(size),
+            false => Body::Long(Box::new(BlobWriter::with_size(size as u64)?)),
+        })
+    }
+
+    /// The next thing to do.
+    pub(super) fn next(&mut self) -> Result<Step, DecodeError> {
+        loop {
+            if self.missing == 0 {
+                match self.begin()? {
+                    Some(step) => return Ok(step),
+                    None => continue,
+                }
+            }
+            if let Some(step) = self.argument()? {
+                return Ok(step);
+            }
+            if self.missing == 0 {
+                self.taken = 0;
+                return Ok(Step::Request(std::mem::take(&mut self.partial)));
+            }
+        }
+    }
+
+    /// Reads the head of a request; `None`: it has arguments, or was empty.
+    fn begin(&mut self) -> Result<Option<Step>, DecodeError> {
+        match self.buffer.first() {
+            None => Ok(Some(Step::Read)),
+            Some(b'*') => {
+                let Some(count) = self.length("invalid multibulk length")? else {
+                    return Ok(Some(Step::Read));
+                };
+                // Redis skips an empty list as well.
+                let count = count.max(0) as usize;
+                if count > MOST_ARGUMENTS {
+                    return Err(protocol("invalid multibulk length"));
+                }
+                self.missing = count;
+                Ok(None)
+            }
+            Some(_) => {
+                let Some(line) = self.line(LONGEST_LINE, "too big inline request")? else {
+                    return Ok(Some(Step::Read));
+                };
+                let words = line.split(u8::is_ascii_whitespace).filter(|word| !word.is_empty());
+                let args: Vec<_> = words.map(|word| Arg::Bytes(line.slice_ref(word))).collect();
+                match args.first() {
+                    // A browser that was lured here; what follows is its user's.
+                    Some(Arg::Bytes(word)) if matches!(&word[..], b"POST" | b"Host:") => {
+                        Err(protocol("this is no HTTP server"))
+                    }
+                    Some(_) => Ok(Some(Step::Request(Request { args, permits: Vec::new() }))),
+                    None => Ok(None),
+                }
+            }
+        }
+    }
+
+    /// Goes on with the current argument; `None`: it is complete.
+    fn argument(&mut self) -> Result<Option<Step>, DecodeError> {
+        loop {
+            match &mut self.body {
+                Body::Unknown => {
+                    match self.buffer.first() {
+                        None => return Ok(Some(Step::Read)),
+                        Some(b'$') => {}
+                        Some(other) => {
+                            let other = char::from(*other).escape_default();
+                            return Err(protocol(format!("expected '$', got '{other}'")));
+                        }
+                    }
+                    let Some(size) = self.length("invalid bulk length")? else {
+                        return Ok(Some(Step::Read));
+                    };
+                    let size = usize::try_from(size).ok().filter(|size| *size <= MOST_SKIPPED);
+                    let size = size.ok_or_else(|| protocol("invalid bulk length"))?;
+                    self.taken = self.taken.saturating_add(size);
+                    self.body = match size {
+                        _ if size > self.longest => Body::Skip { size, left: size },
+                        _ if self.taken > FREE => Body::Announced(size),
+                        _ => Self::body_of(size)?,
+                    };
+                }
+                Body::Announced(size) => {
+                    let least = if *size < BLOB_FROM { 1 } else { LEAST_COST };
+                    return Ok(Some(Step::Reserve((*size).max(least))));
+                }
+                Body::Short(size) => {
+                    if self.buffer.len() < *size {
+                        return Ok(Some(Step::Read));
+                    }
+                    let bytes = self.buffer.split_to(*size).freeze();
+                    self.body = Body::End(Some(Arg::Bytes(bytes)));
+                }
+                Body::Long(writer) => {
+                    let left = (writer.size() - writer.filled()) as usize;
+                    let now = left.min(self.buffer.len());
+                    writer.write(&self.buffer[..now])?;
+                    self.buffer.advance(now);
+                    if now < left {
+                        return Ok(Some(Step::Read));
+                    }
+                    if let Body::Long(writer) = std::mem::replace(&mut self.body, Body::Unknown) {
+                        self.body = Body::End(Some(Arg::Blob(writer.finish()?)));
+                    }
+                }
+                Body::Skip { size, left } => {
+                    let now = (*left).min(self.buffer.len());
+                    self.buffer.advance(now);
+                    *left -= now;
+                    if *left > 0 {
+                        return Ok(Some(Step::Read));
+                    }
+                    self.body = Body::End(Some(Arg::Skipped(*size)));
+                }
+                Body::End(arg) => {
+                    if self.buffer.len() < 2 {
+                        return Ok(Some(Step::Read));
+                    }
+                    if self.buffer[..2] != *b"\r\n" {
+                        return Err(protocol("expected a line end behind an argument"));
+                    }
+                    self.partial.args.extend(arg.take());
+                    self.buffer.advance(2);
+                    self.body = Body::Unknown;
+                    self.missing -= 1;
+                    return Ok(None);
+                }
+            }
+        }
+    }
+
+    /// The number in a line whose first byte is its kind.
+    fn length(&mut self, wrong: &'static str) -> Result<Option<i64>, DecodeError> {
+        let Some(line) = self.line(LONGEST_LENGTH, wrong)? else { return Ok(None) };
+        let number = std::str::from_utf8(&line[1..]).ok().and_then(|text| text.parse().ok());
+        number.map(Some).ok_or_else(|| protocol(wrong))
+    }
+
+    /// Takes a line, without its end, off the buffer.
+    fn line(&mut self, longest: usize, wrong: &'static str) -> Result<Option<Bytes>, DecodeError> {
+        let within = &self.buffer[..self.buffer.len().min(longest)];
+        match within.iter().position(|byte| *byte == b'\n') {
+            Some(end) => {
+                let mut line = self.buffer.split_to(end + 1).freeze();
+                line.truncate(end);
+                if line.last() == Some(&b'\r') {
+                    line.truncate(end - 1);
+                }
+                Ok(Some(line))
+            }
+            None if within.len() == longest => Err(protocol(wrong)),
+            None => Ok(None),
+        }
+    }
+}
+
+fn protocol(why: impl Into<String>) -> DecodeError {
+    DecodeError::Protocol(why.into())
+}
+
+#[cfg(test)]
+#[path = "decode_tests.rs"]
+mod tests;

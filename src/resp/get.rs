@@ -1,0 +1,164 @@
+//! GET, and the single flight behind it.
+//!
+//! Invariant: of all clients that miss a key in a family that waits, one holds
+//! its lease and is answered at once; each other one is answered when that one
+//! SETs, leaves or takes too long, and never waits while something else of its
+//! own is due: a further request behind the GET, or another client that waits
+//! for it.
+
+use std::{pin::pin, time::Duration};
+
+use kiln_cluster::{Acquired, ClusterError, Entry};
+use kiln_proto::ArtifactKey;
+use tokio::{sync::Notify, time::Instant};
+
+use super::{
+    connection::{Connection, Ended},
+    counters::Count,
+    families::{Family, Outcome, family_of},
+    held::Missed,
+    values::Opened,
+};
+use crate::cache::Blob;
+
+/// A client that others may wait for waits this part of what it might: two
+/// clients that wait for each other then do not do so for long.
+const PART_OF_HOLDERS: u32 = 4;
+/// How often a GET starts over because the bytes of an entry are gone.
+const ATTEMPTS: usize = 3;
+
+/// How a wait ended.
+enum Waited {
+    Acquired(Result<Acquired, ClusterError>),
+    /// Without an answer: something else is due, or the cluster cannot answer.
+    Cut,
+}
+
+impl Connection {
+    /// The value of `name`, which may be another client's SET to come.
+    pub(super) async fn get(&mut self, name: &[u8]) -> Result<Option<Blob>, Ended> {
+        let key = self.key(name);
+        let found = match self.values.known(&key) {
+            Some(blob) => Some(blob),
+            None => self.get_slowly(&key, name).await?,
+        };
+        self.values.count(if found.is_some() { Count::Hits } else { Count::Misses });
+        Ok(found)
+    }
+
+    async fn get_slowly(&mut self, key: &ArtifactKey, name: &[u8]) -> Result<Option<Blob>, Ended> {
+        let (values, namespace) = (self.values.clone(), self.session.namespace.clone());
+        if let Some(blob) = values.local(key, &namespace).await {
+            return Ok(Some(blob));
+        }
+        if self.held.holds(key, &values) {
+            return Ok(None);
+        }
+        if self.held.contains(key) {
+            // It missed the key before and has no right to it any more: another has.
+            return Ok(values.anywhere(key, &namespace).await);
+        }
+        let family = family_of(name);
+        let wait = values.families.wait(name, &family);
+        if wait.is_zero() {
+            let found = values.anywhere(key, &namespace).await;
+            if found.is_none() {
+                // Whether a SET follows is worth knowing for the next time.
+                let until = Instant::now() + values.families.longest();
+                self.held.insert(*key, Missed::new(family, until, None), &values);
+            }
+            return Ok(found);
+        }
+        self.acquire(key, family, wait).await
+    }
+
+    /// The value, or the lease of `key`, after a wait for whoever holds it.
+    async fn acquire(
+        &mut self,
+        key: &ArtifactKey,
+        family: Family,
+        wait: Duration,
+    ) -> Result<Option<Blob>, Ended> {
+        let values = self.values.clone();
+        if values.quorum.is_lost() {
+            return Ok(None);
+        }
+        let began = Instant::now();
+        let patience = if self.held.has_leases() { wait / PART_OF_HOLDERS } else { wait };
+        for _ in 0..ATTEMPTS {
+            let (acquired, waited) = self.wait_for(key, began + patience).await?;
+            if waited {
+                values.count(Count::Waits);
+                values.parts.counters.waited(began.elapsed().as_secs_f64());
+            }
+            match acquired {
+                Waited::Acquired(Ok(Acquired::Granted(lease))) => {
+                    values.count(Count::Leases);
+                    let missed = Missed::new(family, Instant::now() + wait, Some(lease));
+                    self.held.insert(*key, missed, &values);
+                    return Ok(None);
+                }
+                Waited::Acquired(Ok(Acquired::Ready(entry))) => {
+                    match self.take(&entry, waited, &family).await {
+                        Opened::Here(blob) => return Ok(Some(blob)),
+                        Opened::Lost => {}
+                        Opened::Away => return Ok(None),
+                    }
+                }
+                Waited::Acquired(Err(ClusterError::Deadline)) if waited => {
+                    values.families.count(&family, Outcome::Unfilled);
+                    return Ok(None);
+                }
+                Waited::Acquired(Err(error)) => {
+                    tracing::debug!(key = %key.short(), %error, "a GET that missed asked in vain");
+                    return Ok(None);
+                }
+                Waited::Acquired(Ok(Acquired::Failed(_))) | Waited::Cut => return Ok(None),
+            }
+        }
+        Ok(None)
+    }
+
+    async fn take(&mut self, entry: &Entry, waited: bool, family: &Family) -> Opened {
+        let opened = self.values.open(entry, &self.session.namespace).await;
+        if waited && matches!(opened, Opened::Here(_)) {
+            self.values.count(Count::WaitHits);
+            self.values.families.count(family, Outcome::Filled);
+        }
+        opened
+    }
+
+    /// Acquires `key`; whether another client holds it. Watches this client meanwhile.
+    async fn wait_for(
+        &mut self,
+        key: &ArtifactKey,
+        deadline: Instant,
+    ) -> Result<(Waited, bool), Ended> {
+        let values = self.values.clone();
+        let told = Notify::new();
+        let acquire = values.parts.index.acquire(key, deadline, || told.notify_one());
+        let mut acquire = pin!(acquire);
+        let mut waits = false;
+        loop {
+            // Answers to earlier requests must not wait for this one.
+            if waits {
+                self.flush().await?;
+            }
+            let more = self.decoder.has_more();
+            if waits && more {
+                return Ok((Waited::Cut, waits));
+            }
+            tokio::select! {
+                acquired = &mut acquire => return Ok((Waited::Acquired(acquired), waits)),
+                () = told.notified(), if !waits => waits = true,
+                read = self.socket.read(self.decoder.space()), if !more => {
+                    if read? == 0 {
+                        return Err(Ended::Client);
+                    }
+                }
+                () = values.quorum.lost() => return Ok((Waited::Cut, waits)),
+                () = self.stop.cancelled() => return Err(Ended::Stopped),
+            }
+        }
+    }
+}

@@ -1,0 +1,38 @@
+//! The port for Redis clients: what any node's client SETs, any node's client GETs.
+//!
+//! ```text
+//!  bytes -> decode -> Request -> commands -> get, strings, keys, session, info
+//!                                   |            |
+//!  bytes <- outgoing <- Reply <-----+          Values -> names, tiers, manager, index
+//! ```
+//!
+//! A value is an artifact of `kiln_proto::value`: it goes through the same tiers,
+//! index, eviction and peers as what Kiln compiles. The first client that GETs
+//! a key in vain holds its lease; others wait for its SET ([`get`]), where that
+//! is worth a wait ([`families`]).
+//!
+//! Invariant: a SET is always answered, a GET waits at most as long as it was
+//! told, and what a client sends or does not send costs bounded memory.
+
+mod commands;
+mod connection;
+mod counters;
+mod decode;
+mod families;
+mod get;
+mod held;
+mod info;
+mod keys;
+mod names;
+mod outgoing;
+mod quorum;
+mod reply;
+mod server;
+mod session;
+mod settings;
+mod socket;
+mod strings;
+mod users;
+mod values;
+
+pub use self::{counters::Counters, server::Resp, settings::Settings, values::Parts};

@@ -1,0 +1,204 @@
+//! What a connection is: HELLO, AUTH, CLIENT and what else only changes itself.
+//!
+//! Invariant: a client that has not authenticated, where it must, gets nothing
+//! but an error from anything else than HELLO, AUTH, QUIT and RESET.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::{
+    reply::{Reply, Version},
+    users::{Auth, Users},
+};
+
+/// The version of Redis whose commands these are, as clients look at it.
+pub(super) const REDIS_VERSION: &str = "7.2.0";
+
+/// One connection's state.
+pub(super) struct Session {
+    pub(super) id: u64,
+    pub(super) version: Version,
+    /// Empty until [`authenticated`](Self::authenticated).
+    pub(super) namespace: Arc<str>,
+    pub(super) authenticated: bool,
+    pub(super) quits: bool,
+    name: Bytes,
+    library: [Bytes; 2],
+    address: String,
+    users: Arc<Users>,
+}
+
+impl Session {
+    pub(super) fn new(id: u64, address: String, users: Arc<Users>) -> Self {
+        let anonymous = users.anonymous();
+        Self {
+            id,
+            version: Version::Two,
+            authenticated: anonymous.is_some(),
+            namespace: anonymous.unwrap_or_default(),
+            quits: false,
+            name: Bytes::new(),
+            library: Default::default(),
+            address,
+            users,
+        }
+    }
+
+    /// RESET: as after connecting.
+    pub(super) fn reset(&mut self) -> Reply {
+        let address = std::mem::take(&mut self.address);
+        *self = Self::new(self.id, address, self.users.clone());
+        Reply::Simple("RESET")
+    }
+
+    /// AUTH [user] password.
+    pub(super) fn auth(&mut self, words: &[Bytes]) -> Reply {
+        let (user, password) = match words {
+            [password] => (None, password),
+            [user, password] => (Some(&user[..]), password),
+            _ => return Reply::error("ERR syntax error"),
+        };
+        match self.users.authenticate(user, password) {
+            Auth::Granted(namespace) => {
+                (self.namespace, self.authenticated) = (namespace, true);
+                Reply::OK
+            }
+            Auth::Refused => {
+                Reply::error("WRONGPASS invalid username-password pair or user is disabled.")
+            }
+            Auth::NoPassword => Reply::error(
+                "ERR AUTH <password> called without any password configured for the default \
+                 user. Are you sure your configuration is correct?",
+            ),
+        }
+    }
+
+    /// HELLO [version [AUTH user password] [SETNAME name]].
+    pub(super) fn hello(&mut self, words: &[Bytes]) -> Reply {
+        let version = match words.first().map(|word| &word[..]) {
+            None => self.version,
+            Some(b"2") => Version::Two,
+            Some(b"3") => Version::Three,
+            Some(word) if word.iter().all(u8::is_ascii_digit) => {
+                return Reply::error("NOPROTO unsupported protocol version");
+            }
+            Some(_) => {
+                return Reply::error("ERR Protocol version is not an integer or out of range");
+            }
+        };
+        let mut rest = words.get(1..).unwrap_or_default();
+        let mut name = None;
+        while let Some(option) = rest.first() {
+            rest = if option.eq_ignore_ascii_case(b"AUTH") && rest.len() >= 3 {
+                let refused = self.auth(&rest[1..3]);
+                if let Reply::Error(_) = refused {
+                    return refused;
+                }
+                &rest[3..]
+            } else if option.eq_ignore_ascii_case(b"SETNAME") && rest.len() >= 2 {
+                name = Some(rest[1].clone());
+                &rest[2..]
+            } else {
+                let option = String::from_utf8_lossy(option).into_owned();
+                return Reply::error(format!("ERR Syntax error in HELLO option '{option}'"));
+            };
+        }
+        if !self.authenticated {
+            return Reply::error(
+                "NOAUTH HELLO must be called with the client already authenticated, otherwise \
+                 the HELLO <proto> AUTH <user> <pass> option can be used to authenticate the \
+                 client and select the RESP protocol version at the same time",
+            );
+        }
+        if let Some(name) = name
+            && let refused @ Reply::Error(_) = self.set_name(&name)
+        {
+            return refused;
+        }
+        self.version = version;
+        let text = Reply::text;
+        Reply::Map(vec![
+            (text("server"), text("redis")),
+            (text("version"), text(REDIS_VERSION)),
+            (text("proto"), Reply::Integer(if version == Version::Two { 2 } else { 3 })),
+            (text("id"), Reply::Integer(self.id.cast_signed())),
+            (text("mode"), text("standalone")),
+            (text("role"), text("master")),
+            (text("modules"), Reply::Array(Vec::new())),
+        ])
+    }
+
+    /// CLIENT and its many words.
+    pub(super) fn client(&mut self, words: &[Bytes]) -> Reply {
+        let Some((command, rest)) = words.split_first() else { return wrong_arguments("client") };
+        match (command.to_ascii_uppercase().as_slice(), rest) {
+            (b"ID", []) => Reply::Integer(self.id.cast_signed()),
+            (b"GETNAME", []) if self.name.is_empty() => Reply::Null,
+            (b"GETNAME", []) => Reply::Bulk(self.name.clone()),
+            (b"SETNAME", [name]) => self.set_name(name),
+            (b"SETINFO", [attribute, value]) => {
+                let at = match attribute.to_ascii_uppercase().as_slice() {
+                    b"LIB-NAME" => 0,
+                    b"LIB-VER" => 1,
+                    _ => return Reply::error("ERR Unrecognized option"),
+                };
+                match is_plain(value) {
+                    true => {
+                        self.library[at] = Bytes::copy_from_slice(value);
+                        Reply::OK
+                    }
+                    false => Reply::error("ERR library info has characters that it may not have"),
+                }
+            }
+            (b"INFO" | b"LIST", _) => Reply::text(self.shown()),
+            (b"GETREDIR", []) => Reply::Integer(-1),
+            // Nothing is pushed, tracked or evicted here: what asks for less of it is met.
+            (b"NO-EVICT" | b"NO-TOUCH" | b"MAINT_NOTIFICATIONS", [_, ..]) => Reply::OK,
+            (b"TRACKING", [off, ..]) if off.eq_ignore_ascii_case(b"OFF") => Reply::OK,
+            (b"CACHING" | b"UNPAUSE" | b"PAUSE" | b"REPLY" | b"KILL" | b"TRACKING", _) => {
+                let command = String::from_utf8_lossy(command).to_lowercase();
+                Reply::error(format!("ERR CLIENT {command} is not supported"))
+            }
+            _ => Reply::error(format!(
+                "ERR unknown subcommand or wrong number of arguments for '{}'. Try CLIENT HELP.",
+                String::from_utf8_lossy(&command[..command.len().min(128)])
+            )),
+        }
+    }
+
+    fn set_name(&mut self, name: &[u8]) -> Reply {
+        if !is_plain(name) {
+            return Reply::error(
+                "ERR Client names cannot contain spaces, newlines or special characters.",
+            );
+        }
+        // A copy: what came shares a buffer with much else.
+        self.name = Bytes::copy_from_slice(name);
+        Reply::OK
+    }
+
+    fn shown(&self) -> String {
+        let shown = |bytes: &Bytes| String::from_utf8_lossy(bytes).into_owned();
+        format!(
+            "id={} addr={} name={} db=0 user={} resp={} lib-name={} lib-ver={}\n",
+            self.id,
+            self.address,
+            shown(&self.name),
+            self.namespace,
+            if self.version == Version::Two { 2 } else { 3 },
+            shown(&self.library[0]),
+            shown(&self.library[1]),
+        )
+    }
+}
+
+/// Names are shown in lists: short, and no spaces.
+fn is_plain(name: &[u8]) -> bool {
+    name.len() <= 256 && name.iter().all(|byte| (b'!'..=b'~').contains(byte))
+}
+
+/// What Redis says of a command with too many words or too few.
+pub(super) fn wrong_arguments(command: &str) -> Reply {
+    Reply::error(format!("ERR wrong number of arguments for '{command}' command"))
+}

@@ -1,0 +1,26 @@
+//! What the port is told.
+//!
+//! Invariant: plain values; what they follow from is the configuration's matter.
+
+use std::{path::PathBuf, time::Duration};
+
+/// Settings of [`serve`](super::Resp::serve).
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Longest wait of a GET for another client's SET; zero: none.
+    pub wait: Duration,
+    /// The same by pattern of the key; the first match counts.
+    pub families: Vec<(String, Duration)>,
+    /// Largest value.
+    pub max_value: u64,
+    /// Connections at once.
+    pub max_connections: usize,
+    /// Bytes of values that are received or stored at once.
+    pub budget: u64,
+    /// Who may connect; `None`: anybody.
+    pub users: Option<PathBuf>,
+    /// What clients see that name no namespace.
+    pub namespace: String,
+    /// In which a reader must take, and a sender of a long value give, 64 KiB.
+    pub progress: Duration,
+}

@@ -1,0 +1,323 @@
+//! Values by name: the node's tiers and index, as Redis clients see them.
+//!
+//! Invariant: a value is an artifact of `kiln_proto::value`, and its bytes are
+//! verified as any artifact's; every call here ends within a bound, with or
+//! without a quorum.
+
+use std::{sync::Arc, time::Duration};
+
+use kiln_cluster::{Cluster, Entry, Index, Lease, Put, PutMode};
+use kiln_proto::{ArtifactKey, value};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::timeout,
+};
+use tokio_util::task::TaskTracker;
+
+use super::{
+    counters::{Count, Counters},
+    families::Families,
+    names::Names,
+    quorum::Quorum,
+};
+use crate::{
+    cache::{Blob, Tiers},
+    error::Error,
+    manager::{Manager, Reporter},
+};
+
+/// Bringing a value here from another node or the object store.
+const FETCH: Duration = Duration::from_secs(30);
+/// A question to the leader.
+const ASK: Duration = Duration::from_secs(3);
+/// What a client waits for a SET, whose answer is the same in any case: less
+/// than the 5 s after which PyTorch's client gives up.
+const STORE: Duration = Duration::from_secs(4);
+/// The same while the cluster cannot commit.
+const STORE_ALONE: Duration = Duration::from_millis(500);
+/// What a client waits for memory to take its value into.
+const MEMORY: Duration = Duration::from_secs(5);
+/// Most seconds that a value can be said to have cost: a client that missed a
+/// key and SETs it much later has not computed all that time.
+const MOST_SECONDS: f64 = 3600.0;
+
+/// The parts of the node that values need.
+#[derive(Clone)]
+pub struct Parts {
+    /// The replicated index.
+    pub index: Index,
+    /// Whether there is a quorum.
+    pub cluster: Arc<Cluster>,
+    /// Verified bytes.
+    pub manager: Arc<Manager>,
+    /// What is in memory.
+    pub tiers: Arc<Tiers>,
+    /// Where hits are told.
+    pub reporter: Reporter,
+    /// What happened, for the node's status.
+    pub counters: Arc<Counters>,
+}
+
+/// How a SET ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stored {
+    /// The key has this value.
+    Yes,
+    /// The key had a value, and was not to be overwritten.
+    Existing,
+    /// It was not stored, or nothing is known about it yet.
+    No,
+}
+
+/// A value on its way into the cluster.
+pub(super) struct Set {
+    pub(super) namespace: Arc<str>,
+    pub(super) name: Box<[u8]>,
+    pub(super) value: Blob,
+    pub(super) mode: PutMode,
+    /// What a hit saves, as far as is known.
+    pub(super) seconds: f64,
+    /// Of the client that missed the key: ends with the SET.
+    pub(super) lease: Option<Lease>,
+    /// What the value costs of the budget.
+    pub(super) permits: Vec<OwnedSemaphorePermit>,
+}
+
+/// An entry's bytes.
+pub(super) enum Opened {
+    Here(Blob),
+    /// Nobody has them any more: the entry was retired.
+    Lost,
+    /// They cannot be had now.
+    Away,
+}
+
+/// All values of the node.
+pub(super) struct Values {
+    pub(super) parts: Parts,
+    pub(super) names: Names,
+    pub(super) families: Families,
+    pub(super) quorum: Quorum,
+    /// KiB of values that are received or stored.
+    budget: Arc<Semaphore>,
+    most_permits: usize,
+    /// Stores whose client has its answer already, perhaps.
+    pub(super) stores: TaskTracker,
+}
+
+impl Values {
+    /// At most `budget` bytes are received or stored at once.
+    pub(super) fn new(parts: Parts, families: Families, budget: u64) -> Self {
+        let most_permits = permits(usize::try_from(budget).unwrap_or(usize::MAX));
+        Self {
+            parts,
+            names: Names::new(),
+            families,
+            quorum: Quorum::new(),
+            budget: Arc::new(Semaphore::new(most_permits)),
+            most_permits,
+            stores: TaskTracker::new(),
+        }
+    }
+
+    pub(super) fn count(&self, count: Count) {
+        self.parts.counters.add(count);
+    }
+
+    /// The value of `key`, if it is in memory and known to be the latest.
+    pub(super) fn known(&self, key: &ArtifactKey) -> Option<Blob> {
+        let blob = self.parts.tiers.memory().lookup(&self.names.pack(key)?)?;
+        self.parts.reporter.hit(*key);
+        Some(blob)
+    }
+
+    /// The value of `key` that the local replica knows.
+    pub(super) async fn local(&self, key: &ArtifactKey, namespace: &str) -> Option<Blob> {
+        if let Some(blob) = self.known(key) {
+            return Some(blob);
+        }
+        match self.opened(key, namespace).await {
+            Some(Opened::Here(blob)) => Some(blob),
+            _ => None,
+        }
+    }
+
+    /// The value of `key`, after every SET acknowledged before this call, as
+    /// far as the cluster can be asked.
+    pub(super) async fn anywhere(&self, key: &ArtifactKey, namespace: &str) -> Option<Blob> {
+        if let Some(blob) = self.local(key, namespace).await {
+            return Some(blob);
+        }
+        self.fresh(key).await?;
+        self.local(key, namespace).await
+    }
+
+    /// The entry of `key`, from the local replica if it has one, else from the leader.
+    pub(super) async fn entry(&self, key: &ArtifactKey) -> Option<Entry> {
+        match self.look(key) {
+            Some(entry) => Some(entry),
+            None => self.fresh(key).await,
+        }
+    }
+
+    /// Whether the local replica has a value for `key`.
+    pub(super) fn is_stored(&self, key: &ArtifactKey) -> bool {
+        self.look(key).is_some()
+    }
+
+    fn look(&self, key: &ArtifactKey) -> Option<Entry> {
+        let found = self.parts.index.lookup(key);
+        found.unwrap_or_else(|e| {
+            tracing::error!(key = %key.short(), error = %e, "look up a value");
+            None
+        })
+    }
+
+    /// The entry of `key` after all that was acknowledged; `None` also where the
+    /// cluster cannot be asked.
+    async fn fresh(&self, key: &ArtifactKey) -> Option<Entry> {
+        if self.quorum.is_lost() {
+            return None;
+        }
+        let asked = timeout(ASK, self.parts.index.lookup_linearizable(key));
+        tokio::select! {
+            answered = asked => answered.ok()?.unwrap_or_else(|e| {
+                tracing::debug!(key = %key.short(), error = %e, "ask the cluster for a value");
+                None
+            }),
+            () = self.quorum.lost() => None,
+        }
+    }
+
+    async fn opened(&self, key: &ArtifactKey, namespace: &str) -> Option<Opened> {
+        let before = self.names.before(key);
+        let entry = self.look(key)?;
+        let opened = self.open(&entry, namespace).await;
+        if let Opened::Here(_) = &opened {
+            self.names.keep(key, entry.pack, before);
+        }
+        Some(opened)
+    }
+
+    /// The bytes of `entry`.
+    pub(super) async fn open(&self, entry: &Entry, namespace: &str) -> Opened {
+        let key = &entry.key;
+        match timeout(FETCH, self.parts.manager.open(entry, namespace)).await {
+            Ok(Ok(Some(found))) => {
+                let files = &found.manifest.files;
+                // Whoever publishes under such a key is bound by its form.
+                match files.len() == 1 && files[0].path == value::FILE {
+                    true => Opened::Here(found.pack),
+                    false => {
+                        tracing::warn!(%key, "an artifact under a value's key is no value");
+                        Opened::Away
+                    }
+                }
+            }
+            Ok(Ok(None)) => {
+                tracing::warn!(%key, epoch = entry.epoch, "a value's bytes are gone everywhere");
+                let retired = timeout(ASK, self.parts.index.retire(key, entry.epoch)).await;
+                self.names.drop_key(key);
+                if matches!(retired, Ok(Ok(_))) { Opened::Lost } else { Opened::Away }
+            }
+            Ok(Err(error)) => {
+                tracing::warn!(%key, %error, "bring a value");
+                Opened::Away
+            }
+            Err(_) => {
+                tracing::warn!(%key, "a value did not come within {FETCH:?}");
+                Opened::Away
+            }
+        }
+    }
+
+    /// Memory for a value of `bytes`; `None`: there is none left.
+    pub(super) async fn reserve(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
+        let wanted = permits(bytes).min(self.most_permits);
+        let wanted = u32::try_from(wanted).ok()?;
+        timeout(MEMORY, self.budget.clone().acquire_many_owned(wanted)).await.ok()?.ok()
+    }
+
+    /// Stores a value. A store that takes too long goes on behind its answer.
+    pub(super) async fn set(self: &Arc<Self>, set: Set) -> Stored {
+        let values = self.clone();
+        let store = self.stores.spawn(async move { values.store(set).await });
+        let bound = if self.quorum.is_lost() { STORE_ALONE } else { STORE };
+        match timeout(bound, store).await {
+            Ok(ended) => ended.unwrap_or(Stored::No),
+            Err(_) => {
+                self.count(Count::Late);
+                Stored::No
+            }
+        }
+    }
+
+    async fn store(&self, set: Set) -> Stored {
+        let Set { namespace, name, value, mode, seconds, lease, permits } = set;
+        let seconds = seconds.min(MOST_SECONDS);
+        let manifest = value::manifest(&namespace, &name, value.digest(), value.size(), seconds);
+        let key = manifest.key;
+        let stored = match self.has_already(&key, &value, mode).await {
+            Some(put) => Ok(put),
+            None => self.parts.manager.put(manifest, &value, mode).await,
+        };
+        // The client reads what it wrote, before any event tells this node.
+        self.names.drop_key(&key);
+        drop((lease, permits));
+        match stored {
+            Ok(Put::Committed(_)) => {
+                self.count(Count::Stored);
+                Stored::Yes
+            }
+            Ok(Put::Unchanged(_)) => {
+                self.count(Count::Unchanged);
+                if mode == PutMode::Create { Stored::Existing } else { Stored::Yes }
+            }
+            Ok(Put::Existing(_)) => Stored::Existing,
+            Err(error) => {
+                self.failed(&value::shown(&name), &error);
+                Stored::No
+            }
+        }
+    }
+
+    /// A SET was answered, and not stored.
+    pub(super) fn failed(&self, name: &str, why: &dyn std::fmt::Display) {
+        self.count(Count::Failed);
+        tracing::warn!(name, %why, "a SET was answered, and not stored");
+    }
+
+    /// What needs no entry in the log: the key has this very value.
+    async fn has_already(&self, key: &ArtifactKey, value: &Blob, mode: PutMode) -> Option<Put> {
+        let entry = self.look(key)?;
+        let pack = value.digest();
+        if mode == PutMode::Create && entry.pack != pack {
+            return Some(Put::Existing(entry));
+        }
+        if entry.pack != pack || !self.parts.tiers.holds(&pack) {
+            return None;
+        }
+        // This replica may be behind: another SET could have come in between.
+        let entry = self.fresh(key).await?;
+        (entry.pack == pack).then_some(Put::Unchanged(entry))
+    }
+
+    /// Removes the value of `key`; whether it had one.
+    pub(super) async fn delete(&self, key: &ArtifactKey) -> Result<bool, Error> {
+        let index = &self.parts.index;
+        let delete = async {
+            let removed = index.tombstone(key, "deleted by a client".into()).await?;
+            // The client sees what it did: the local replica has it now.
+            index.lookup_linearizable(key).await?;
+            Ok(removed)
+        };
+        let removed = timeout(STORE, delete).await;
+        self.names.drop_key(key);
+        removed.map_err(|_| Error::deadline("deleting"))?
+    }
+}
+
+/// A permit is a KiB.
+fn permits(bytes: usize) -> usize {
+    bytes.div_ceil(1 << 10).clamp(1, Semaphore::MAX_PERMITS.min(u32::MAX as usize))
+}
