@@ -504,7 +504,8 @@ def compile_program(job: Job, folder: Path) -> dict[str, bytes]:
     # Parameters ask for gradients, and a graph for training would be compiled.
     with torch.no_grad():
         run(program, inputs, shapes, dict(job.options), path)
-    files = {path.name: path.read_bytes(), META: meta(job, program)}
+    guards = "" if job.runtime_shape else guards_of(program)
+    files = {path.name: path.read_bytes(), META: meta(job, program, guards)}
     if program.constants:
         held = io.BytesIO()
         torch.save({name: t.cpu() for name, t in program.constants.items()}, held)
@@ -539,7 +540,19 @@ def ahead_of_time(
     package_aoti(str(path), made)
 
 
-def meta(job: Job, program: Program) -> bytes:
+def guards_of(program: Program) -> str:
+    """What must hold of the inputs' sizes: the exported ranges, and what the compile added."""
+    import torch
+
+    dims = [d for f in program.fakes if isinstance(f, torch.Tensor) for d in f.shape]
+    symbolic = [d for d in dims if isinstance(d, torch.SymInt)]
+    if not symbolic:
+        return ""
+    environment = symbolic[0].node.shape_env
+    return environment.produce_guards_expression(program.fakes) or ""
+
+
+def meta(job: Job, program: Program, guards: str) -> bytes:
     import torch
     from torch._inductor.codecache import torch_key
 
@@ -553,6 +566,7 @@ def meta(job: Job, program: Program) -> bytes:
         "device": job.device,
         "runtime_shape": job.runtime_shape,
         "options": job.options,
+        "guards": guards,
         "inputs": program.inputs,
         "outputs": program.outputs,
         "constants": sorted(program.constants),
@@ -681,6 +695,11 @@ class Loaded:
             self._constants[i["target"]] if i["target"] in self._constants else next(given)
             for i in self.meta["inputs"]
         ]
+        if guards := self.meta["guards"]:
+            from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+            if not ShapeEnv().evaluate_guards_expression(guards, ordered):
+                raise ValueError(f"the artifact is not for inputs of these sizes: {guards}")
         return list(self._run(*ordered))
 
     def bind(self, state: Mapping[str, Any] | Sequence[Any]) -> Callable[..., list[Any]]:

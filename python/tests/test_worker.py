@@ -183,6 +183,30 @@ def scratch(tmp_path: Path) -> Path:
     return folder
 
 
+def test_a_dynamic_artifact_refuses_sizes_that_it_is_not_for(tmp_path: Path) -> None:
+    class Pooled(torch.nn.Module):
+        def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            return torch.softmax(x @ y, -1).sum(0)
+
+    b, t = torch.export.Dim("b", min=2, max=64), torch.export.Dim("t", min=2, max=64)
+    example = (torch.randn(8, 16, 24), torch.randn(24, 4))
+    program = torch.export.export(Pooled(), example, dynamic_shapes=({0: b, 1: t}, None))
+    buffer = io.BytesIO()
+    torch.export.save(program, buffer)
+    files = worker.compile_program(worker.Job(archive=buffer.getvalue()), scratch(tmp_path))
+    folder = tmp_path / "artifact"
+    folder.mkdir()
+    for name, data in files.items():
+        (folder / name).write_bytes(data)
+    loaded = worker.load_artifact(folder)
+    for sizes in [(8, 16), (2, 64), (33, 3)]:
+        x = torch.randn(*sizes, 24)
+        torch.testing.assert_close(loaded(x, example[1])[0], Pooled()(x, example[1]))
+    for sizes in [(1, 16), (65, 16), (8, 1)]:
+        with pytest.raises(ValueError, match="these sizes"):
+            loaded(torch.randn(*sizes, 24), example[1])
+
+
 class Bomb:
     def __reduce__(self) -> tuple[object, tuple[str]]:
         return (os.system, (f"touch {Bomb.mark}",))
