@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import json
 import os
@@ -22,9 +23,14 @@ HERE = Path(__file__).resolve().parent
 FIXTURES = HERE.parent.parent / "tests" / "fixtures"
 SOURCE = HERE.parent / "kiln_torch" / "worker.py"
 BLOCK = "block_f32_dynamic." + ("211" if torch.__version__.startswith("2.11") else "new") + ".pt2"
-sys.path.insert(0, str(SOURCE.parent))
 
-import worker  # noqa: E402
+# By its file, as a node does: the package beside it need not be installed.
+spec = importlib.util.spec_from_file_location("kiln_worker", SOURCE)
+assert spec is not None
+assert spec.loader is not None
+worker = importlib.util.module_from_spec(spec)
+sys.modules["kiln_worker"] = worker
+spec.loader.exec_module(worker)
 
 
 def frame(message: bytes) -> bytes:
