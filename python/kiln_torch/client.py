@@ -12,6 +12,7 @@ import os
 import threading
 import time
 import weakref
+from enum import Enum
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from . import config, manifest, report, wire
@@ -33,6 +34,19 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 # Between two questions about a signer that nobody knows.
 _LEARN_EVERY = 5.0
+
+
+# The lease stream's word for an artifact that is there.
+_READY = "ready"
+
+
+class _Nothing(Enum):
+    """Why there is no answer."""
+
+    # There is none: a node said so.
+    NOT_FOUND = 0
+    # Nobody could say, or what was said was refused.
+    TROUBLE = 1
 
 
 class _Process:
@@ -98,39 +112,39 @@ class Client:
 
     def lookup(self, key: bytes) -> Manifest | None:
         """Return the manifest that the index holds for ``key``, verified; moves no bytes."""
-
-        def ask(endpoint: Endpoint) -> Manifest:
-            request = wire.LookupRequest(key=key, namespace=self.namespace)
-            response = endpoint.unary("Lookup", request, wire.LookupResponse)
-            if not response.HasField("entry"):
-                raise NotFound
-            return self._verified(response.entry.manifest, key, endpoint)
-
-        return self._first("lookup", ask)
+        found = self._first("lookup", lambda endpoint: self._look(endpoint, key))
+        return None if isinstance(found, _Nothing) else found
 
     def fetch(self, key: bytes) -> Artifact | None:
         """Return the artifact of ``key``, verified; ``None`` for a miss of any kind."""
-        artifact = self._fetch_local(key) or self._first("fetch", lambda e: self._fetch(e, key))
-        report.count("hits" if artifact is not None else "misses")
-        if artifact is not None:
-            report.count("bytes_fetched", artifact.manifest.pack_size)
-        return artifact
+        found = self._find(key)
+        return None if isinstance(found, _Nothing) else found
 
     def acquire(self, key: bytes, wait: float) -> Artifact | Lease | None:
         """Return the artifact, or the right to make it, or ``None``: make it without.
 
         While another process of the cluster makes it, waits up to ``wait`` seconds.
         """
-        artifact = self.fetch(key)
-        if artifact is not None:
-            return artifact
+        found = self._find(key)
+        if isinstance(found, Artifact):
+            return found
+        if found is _Nothing.TROUBLE:
+            # No answer, or a bad one: a lease would be no better.
+            return None
         end = time.monotonic() + wait
-        granted = self._first("lease", lambda e: self._lease(e, key, end))
-        if granted is None or isinstance(granted, Lease):
+        granted = self._first("lease", lambda endpoint: self._lease(endpoint, key, end))
+        if isinstance(granted, Lease):
             return granted
+        if granted is not _READY:
+            return None
         # Somebody published meanwhile.
         report.count("coalesced")
-        return self.fetch(key)
+        found = self._find(key)
+        if found is _Nothing.NOT_FOUND:
+            # The leader said so, and the replica of the node that is asked is behind.
+            self._first("lookup", lambda endpoint: self._look(endpoint, key, latest=True))
+            found = self._find(key)
+        return None if isinstance(found, _Nothing) else found
 
     def publish(  # noqa: PLR0913 - what a manifest says
         self,
@@ -164,7 +178,7 @@ class Client:
             if lease is not None:
                 lease.release()
             return False
-        done = None
+        done: object = None
         if lease is not None:
             token = lease.token
 
@@ -180,8 +194,8 @@ class Client:
                 return _committed(endpoint, publication(packed, replace=True), packed.size)
 
             done = self._first("publish", over)
-        report.count("published" if done else "unpublished")
-        return bool(done)
+        report.count("published" if done is True else "unpublished")
+        return done is True
 
     def loaded(self, keys: Sequence[bytes]) -> None:
         """Say that the engine loaded these artifacts: later, and never in the caller's time."""
@@ -201,7 +215,16 @@ class Client:
                 self._state = _Process(self.settings, self._trust)
             return self._state
 
-    def _first(self, doing: str, ask: Callable[[Endpoint], _T]) -> _T | None:
+    def _find(self, key: bytes) -> Artifact | _Nothing:
+        found = self._fetch_local(key) or self._first("fetch", lambda e: self._fetch(e, key))
+        if isinstance(found, _Nothing):
+            report.count("misses")
+        else:
+            report.count("hits")
+            report.count("bytes_fetched", found.manifest.pack_size)
+        return found
+
+    def _first(self, doing: str, ask: Callable[[Endpoint], _T]) -> _T | _Nothing:
         """Ask the nodes in order until one answers."""
         tried = False
         for endpoint in self._process().usable():
@@ -211,13 +234,13 @@ class Client:
             except Unreachable as error:
                 _trouble(doing, error)
             except NotFound:
-                return None
+                return _Nothing.NOT_FOUND
             except KilnError as error:
                 _trouble(doing, error)
-                return None
+                return _Nothing.TROUBLE
         if not tried:
             report.count("skipped")
-        return None
+        return _Nothing.TROUBLE
 
     def _at(self, endpoint: Endpoint, doing: str, ask: Callable[[Endpoint], _T]) -> _T | None:
         try:
@@ -238,6 +261,13 @@ class Client:
         except KilnError as error:
             _trouble("socket", error)
         return None
+
+    def _look(self, endpoint: Endpoint, key: bytes, *, latest: bool = False) -> Manifest:
+        request = wire.LookupRequest(key=key, namespace=self.namespace, linearizable=latest)
+        response = endpoint.unary("Lookup", request, wire.LookupResponse)
+        if not response.HasField("entry"):
+            raise NotFound
+        return self._verified(response.entry.manifest, key, endpoint)
 
     def _fetch(self, endpoint: Endpoint, key: bytes) -> Artifact:
         request = wire.FetchRequest(key=key, namespace=self.namespace)
@@ -266,8 +296,8 @@ class Client:
         tier = wire.TIERS.get(header.tier, "unspecified")
         return Artifact.verified(described, memoryview(memory), tier)
 
-    def _lease(self, endpoint: Endpoint, key: bytes, end: float) -> Lease | bool | None:
-        """Return a lease; ``True``: there is an artifact now; ``None``: neither."""
+    def _lease(self, endpoint: Endpoint, key: bytes, end: float) -> Lease | str | None:
+        """Return a lease; ``_READY``: there is an artifact now; ``None``: neither."""
         left = max(end - time.monotonic(), 0.0)
         # The node ends the wait itself; the watchdog is for one that does not.
         bound = max(left, self.settings.answer)
@@ -284,7 +314,7 @@ class Client:
                     return lease
                 if kind != "waiting":
                     call.cancel()
-                    return True if kind == "ready" else None
+                    return _READY if kind == _READY else None
                 if not waited:
                     waited = True
                     report.count("waits")

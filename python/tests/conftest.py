@@ -12,6 +12,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 from cluster import Cluster, Node, binary
+from processes import Processes
 
 from kiln_torch import report
 from kiln_torch.client import Client
@@ -78,3 +79,11 @@ class Clients:
         """Close all of them."""
         for client in self._made:
             client.close()
+
+
+@pytest.fixture
+def processes(tmp_path: Path) -> Iterator[Processes]:
+    """Start processes that end with the test."""
+    made = Processes(tmp_path / "processes")
+    yield made
+    made.close()

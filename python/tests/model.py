@@ -1,6 +1,7 @@
 """A process that compiles a tiny model, and prints what its caches did as JSON.
 
-Started by the tests with a cache folder of its own; SEED, WIDTH and GRAD vary it.
+Started by the tests with a cache folder of its own; WIDTH and GRAD vary the
+model, READY, STALL and TELL are for tests in which several run at once.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import threading
 import time
 
 import torch
@@ -28,14 +30,41 @@ class Block(torch.nn.Module):
         return x + self.down(torch.nn.functional.gelu(self.up(x)))
 
 
+def stall() -> None:
+    """Stop in the middle of the compile: say so, and go on when told to."""
+    from torch._inductor.graph import GraphLowering
+
+    original = GraphLowering.compile_to_module
+
+    def stalled(*given: object, **named: object) -> object:
+        print("compiling", flush=True)
+        sys.stdin.readline()
+        return original(*given, **named)
+
+    GraphLowering.compile_to_module = stalled
+
+
+def tell_when_waiting() -> None:
+    """Say so when this process waits for another's compile."""
+    from kiln_torch import stats
+
+    while not stats().get("waits"):
+        time.sleep(0.02)
+    print("waiting", flush=True)
+
+
 def main() -> None:
     """Compile, run, report."""
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    model = Block(int(os.environ.get("WIDTH", "16")))
-    x = torch.randn(4, int(os.environ.get("WIDTH", "16")))
+    width = int(os.environ.get("WIDTH", "16"))
+    model, x = Block(width), torch.randn(4, width)
+    if "STALL" in os.environ:
+        stall()
+    if "TELL" in os.environ:
+        threading.Thread(target=tell_when_waiting, daemon=True).start()
     if "READY" in os.environ:
-        # Tell that torch is imported, and start together.
+        # Torch is imported: start together.
         print("ready", flush=True)
         sys.stdin.readline()
     began = time.monotonic()

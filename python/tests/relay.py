@@ -1,0 +1,103 @@
+"""Nodes that fail: a relay in front of a real one, and sockets that talk nonsense.
+
+The relay speaks gRPC to both sides and passes everything on as bytes, but for
+what a test tells it to alter; so all that it does not alter is real.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import grpc
+
+Alter = Callable[[bytes, int], "bytes | None"]
+
+
+class Relay(grpc.GenericRpcHandler):
+    """Passes calls on to a node."""
+
+    def __init__(self, node: str) -> None:
+        """Alter nothing yet."""
+        self._channel = grpc.insecure_channel(node)
+        self._server = grpc.server(ThreadPoolExecutor(16))
+        self._server.add_generic_rpc_handlers((self,))
+        self.address = f"127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
+        # By method: what becomes of the answer's nth message; `None` ends the answer there.
+        self.alter: dict[str, Alter] = {}
+        # Methods that answer with this error instead, and methods that never answer.
+        self.fail: dict[str, grpc.StatusCode] = {}
+        self.silent: set[str] = set()
+        self.calls: list[str] = []
+        self._released = threading.Event()
+        self._server.start()
+
+    def service(self, details: Any) -> Any:
+        """Handle one call, as any kind of stream."""
+        method = details.method
+
+        def handle(requests: Iterator[bytes], context: Any) -> Iterator[bytes]:
+            name = method.rsplit("/", 1)[1]
+            self.calls.append(name)
+            if name in self.silent:
+                self._released.wait(60)
+                context.abort(grpc.StatusCode.CANCELLED, "the test is over")
+            if name in self.fail:
+                context.abort(self.fail[name], "the test says so")
+            call = self._channel.stream_stream(method)(requests)
+            context.add_callback(call.cancel)
+            try:
+                for at, message in enumerate(call):
+                    altered = self.alter.get(name, lambda data, _: data)(message, at)
+                    if altered is None:
+                        call.cancel()
+                        return
+                    yield altered
+            except grpc.RpcError as error:
+                context.abort(error.code(), error.details())
+
+        return grpc.stream_stream_rpc_method_handler(handle)
+
+    def close(self) -> None:
+        """End all calls."""
+        self._released.set()
+        self._server.stop(0).wait()
+        self._channel.close()
+
+
+class Nonsense:
+    """A port behind which is no node: ``garbage``, ``closed`` or ``silent``."""
+
+    def __init__(self, how: str) -> None:
+        """Listen."""
+        self._how = how
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
+        self._open: list[socket.socket] = []
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = self._listener.accept()
+                if self._how == "closed":
+                    connection.close()
+                    continue
+                if self._how == "garbage":
+                    connection.sendall(b"\xde\xad\xbe\xef nonsense " * 100)
+                self._open.append(connection)
+
+    def close(self) -> None:
+        """Stop."""
+        # Wakes `accept`, which closing alone does not.
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self._thread.join(10)
+        for connection in self._open:
+            connection.close()

@@ -1,0 +1,114 @@
+"""What the environment says, and what of it cannot be read."""
+
+from __future__ import annotations
+
+from kiln_torch.breaker import Breaker
+from kiln_torch.config import Settings, from_env
+from kiln_torch.trust import Trust
+
+HEX = "ab" * 32
+
+
+def test_off_unless_told() -> None:
+    """Nothing happens without an endpoint."""
+    assert from_env({}) is None
+    assert from_env({"KILN_ENDPOINT": ""}) is None
+    assert from_env({"KILN_ENDPOINT": "nonsense"}) is None
+    assert from_env({"KILN_ENDPOINT": "http://a:1", "KILN_DISABLE": "1"}) is None
+    assert from_env({"KILN_ENDPOINT": "http://a:1", "KILN_DISABLE": "0"}) is not None
+
+
+def test_endpoints_in_order() -> None:
+    """With and without scheme; one that cannot be read is left out."""
+    env = {"KILN_ENDPOINT": "http://a:1, b:2/,,https:,[::1]:3,c:x", "KILN_SOCKET": "/s"}
+    assert from_env(env) == Settings(endpoints=("a:1", "b:2", "[::1]:3"), socket="/s")
+
+
+def test_pinned_signers_or_nothing() -> None:
+    """Pinning that cannot be read never means trusting anybody."""
+    endpoint = {"KILN_ENDPOINT": "a:1"}
+    pinned = from_env({**endpoint, "KILN_SIGNERS": f"{HEX},zz"})
+    assert pinned is not None
+    assert pinned.signers == (bytes.fromhex(HEX),)
+    assert from_env({**endpoint, "KILN_SIGNERS": "zz"}) is None
+
+
+def test_seconds() -> None:
+    """What is no number of seconds is the default."""
+    read = from_env({"KILN_ENDPOINT": "a:1", "KILN_WAIT": "7.5", "KILN_TIMEOUT": "-1"})
+    assert read is not None
+    assert (read.wait, read.answer) == (7.5, Settings.answer)
+
+
+def test_nodes_add_nothing_to_pinned_keys() -> None:
+    """And without pinning, the first key of a signer stays."""
+    pinned = Trust((b"p",))
+    pinned.learn({1: b"x"})
+    assert pinned.keys(1) == (b"p",)
+    learning = Trust()
+    assert learning.keys(1) == ()
+    learning.learn({1: b"x"})
+    learning.learn({1: b"y", 2: b"z"})
+    assert (learning.keys(1), learning.keys(2)) == ((b"x",), (b"z",))
+
+
+class Clock:
+    """Time that a test moves."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        """Return the time."""
+        return self.now
+
+
+def wait_until(what: object) -> None:
+    """Ask until it holds."""
+    from cluster import eventually
+
+    assert callable(what)
+    eventually("state of the breaker", lambda: True if what() else None)
+
+
+def test_a_breaker_asks_again_in_the_background() -> None:
+    """With growing pauses; nobody waits but the first."""
+    clock, answers, asked = Clock(), [True, False, False, True], []
+
+    def probe(_: object) -> bool:
+        asked.append(clock.now)
+        return answers[len(asked) - 1]
+
+    breaker = Breaker(probe, 5.0, 5.0, clock)
+    assert breaker.closed
+    assert asked == [0.0]
+    breaker.trip()
+    assert not breaker.closed
+    assert len(asked) == 1, "not before the pause is over"
+    for pause, calls in ((0.6, 2), (1.1, 3), (2.1, 4)):
+        clock.now += pause
+        assert not breaker.closed
+        wait_until(lambda calls=calls: len(asked) == calls)
+        if calls < 4:
+            wait_until(lambda: not breaker._probing)  # noqa: SLF001
+            assert not breaker.closed
+            assert len(asked) == calls, "the pause doubled"
+    wait_until(lambda: breaker.closed)
+
+
+def test_a_breaker_bounds_what_has_no_bound() -> None:
+    """A probe that hangs costs the first use its time, and is used when it ends."""
+    import threading
+    import time
+
+    go = threading.Event()
+
+    def probe(_: object) -> bool:
+        return go.wait(60)
+
+    breaker = Breaker(probe, 0.05, 5.0)
+    began = time.monotonic()
+    assert not breaker.closed
+    assert not breaker.closed
+    assert time.monotonic() - began < 4.0
+    go.set()
+    wait_until(lambda: breaker.closed)
