@@ -80,6 +80,7 @@ mod tests {
     fn status() -> pb::StatusResponse {
         pb::StatusResponse {
             node: 1,
+            signers: Vec::new(),
             version: "0.1.0".into(),
             role: "follower".into(),
             leader: 0,
