@@ -237,11 +237,11 @@ def test_a_forged_artifact_is_refused(
     assert Values(impatient(clients, relay.address, signers=own)).get(name) == b"good"
 
 
+@pytest.mark.torch
 def test_inductor_never_unpickles_what_is_forged(
     cluster: Cluster, relay: Relay, clients: Clients, tmp_path: Path
 ) -> None:
     """The real remote cache of PyTorch on top: the pickle leaves its mark if it gets there."""
-    pytest.importorskip("torch")
     from kiln_torch import inductor
     from torch._inductor import remote_cache
     from torch._inductor.codecache import FxGraphCache
