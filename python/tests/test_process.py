@@ -70,7 +70,7 @@ def test_a_forked_child_neither_hangs_nor_takes_the_lease(
 
 
 @pytest.mark.cluster
-def test_a_child_forked_before_has_all(cluster: Cluster, clients: Clients) -> None:
+def test_a_child_forked_before_has_all(cluster: Cluster) -> None:
     """As Inductor's compile workers are: the parent has made a client and not used it.
 
     In a process of its own: in this one gRPC was used long ago.
