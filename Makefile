@@ -4,7 +4,8 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help build demo test test-python test-torch check bench format lint helm python python-wire
+.PHONY: help build demo test test-python test-torch test-clients
+.PHONY: check bench format lint helm python python-wire
 
 # `make check CHECK_TESTS=0` leaves the tests out, for callers that run
 # `make test` beside it, as .ci/run does.
@@ -17,7 +18,7 @@ binary = "$${CARGO_TARGET_DIR:-target}/debug/kiln"
 abspath_binary = "$$(realpath $(binary))"
 
 help: ## this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
 
 build: ## compile everything
 	$(call toolchain,build) && cargo build --locked --workspace
@@ -45,6 +46,10 @@ test-torch: ## kiln_torch with real PyTorch and Triton: installs 6 GB, takes hal
 python-wire: ## write the wire format that python/ ships, from proto/
 	$(call toolchain,build) && \
 	KILN_WRITE_WIRE=1 cargo test --locked --package kiln-proto --test descriptors
+
+test-clients: ## sccache, ccache and redis-py against a cluster
+	$(call toolchain,clients) && cargo build --locked --workspace && \
+	python3 tests/clients.py --kiln $(binary)
 
 check: lint helm python ## everything that must hold before a commit: lints, then the tests
 ifneq ($(CHECK_TESTS),0)

@@ -6,7 +6,8 @@
 # Makes sure of what the goal needs and prints shell exports on stdout; all else
 # goes to stderr. Goals: build (compile Kiln), demo (and NVRTC), test (and the
 # test runner, another NVRTC, an S3, Python packages), check (and linters, helm),
-# torch (build, and PyTorch in a virtual environment: 6 GB).
+# clients (and real clients of the RESP port), torch (build, and PyTorch in a
+# virtual environment: 6 GB).
 #
 # Everything lands in one cache folder, complete or not at all, and is found
 # there the next time within a fraction of a second. No root is needed but for a
@@ -21,9 +22,9 @@ cache=${KILN_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/kiln}
 paths=()
 
 case $goal in
-    build | demo | test | check | torch) ;;
+    build | demo | test | check | clients | torch) ;;
     *)
-        echo "usage: $0 build|demo|test|check|torch" >&2
+        echo "usage: $0 build|demo|test|check|clients|torch" >&2
         exit 2
         ;;
 esac
@@ -204,6 +205,12 @@ linters() {
     paths+=("$unpacked/bin")
 }
 
+clients() {
+    unpack clients
+    paths+=("$unpacked/bin")
+    export_ PYTHONPATH "$unpacked"
+}
+
 mkdir -p "$cache"
 cxx
 libclang
@@ -217,6 +224,7 @@ case $goal in
     torch) torch ;;
 esac
 case $goal in check) linters ;; esac
+case $goal in clients) clients ;; esac
 for path in "${paths[@]}"; do
     # shellcheck disable=SC2016 # the caller's PATH, not this one
     printf 'export PATH=%q:"$PATH"\n' "$path"

@@ -6,7 +6,24 @@ else hangs on ``client.Client``.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from .report import stats
 
-__all__ = ["__version__", "stats"]
+if TYPE_CHECKING:
+    from .loading import load
+    from .mega import load_mega_cache, save_mega_cache
+
+__all__ = ["__version__", "load", "load_mega_cache", "save_mega_cache", "stats"]
 __version__ = "0.1.0"
+
+_LATER = {"load": "loading", "load_mega_cache": "mega", "save_mega_cache": "mega"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what needs torch when it is asked for: torch itself imports this package."""
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f".{_LATER[name]}", __name__), name)

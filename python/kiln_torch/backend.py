@@ -1,0 +1,143 @@
+"""``torch.compile(model, backend="kiln")``: compiled once in the cluster.
+
+Asks for the artifact of the graph's key. A hit is loaded, without Inductor. A
+miss takes the lease, compiles with ``standalone_compile`` and publishes; others
+that miss meanwhile wait for that. What no key says in full (``Unkeyable``), and
+graphs that need gradients, compile as ``backend="inductor"`` does, its remote
+caches included.
+
+Invariant: the result is what Inductor gives under equal options, and nothing but
+Inductor's own error ever leaves: a cluster that is dead, slow or wrong costs a
+compile here.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from . import report, standalone
+from .asked import Asked
+from .client import Client
+from .graph import Unkeyable
+from .key import key_of
+from .manifest import Artifact
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from .key import Component
+    from .lease import Lease
+
+
+def kiln(
+    gm: torch.fx.GraphModule,
+    example_inputs: Sequence[Any],
+    *,
+    mode: str | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Callable[..., Any]:
+    """Compile for Dynamo; ``mode`` and ``options`` are those of ``backend="inductor"``."""
+    compile_ = _Compile(gm, example_inputs, _patches(mode, options))
+    try:
+        found = compile_.through_cluster()
+    except Unkeyable as reason:
+        report.count("backend.bypassed")
+        report.log.info("compiled without the cluster: %s", reason)
+        found = None
+    except Exception as error:
+        report.count("backend.failed")
+        report.once(f"backend {type(error).__name__}", "compiled without the cluster: %r", error)
+        found = None
+    return found or compile_.by_inductor()
+
+
+class _Compile:
+    """One graph, with its inputs and Inductor's options."""
+
+    def __init__(
+        self, gm: torch.fx.GraphModule, example_inputs: Sequence[Any], patches: dict[str, Any]
+    ) -> None:
+        self._gm = gm
+        self._inputs = example_inputs
+        self._patches = patches
+
+    def by_inductor(self) -> Callable[..., Any]:
+        from torch._inductor.compile_fx import compile_fx
+
+        return compile_fx(self._gm, self._inputs, config_patches=self._patches)
+
+    def through_cluster(self) -> Callable[..., Any] | None:
+        client = Client.from_env()
+        if client is None:
+            return None
+        with torch._inductor.config.patch(self._patches):
+            asked = Asked.of_dynamo(self._gm, self._inputs, client.namespace)
+        for components in asked.candidates():
+            answer = client.acquire(key_of(components), client.settings.wait)
+            if answer is None:
+                return None
+            if not isinstance(answer, Artifact):
+                with answer:
+                    return self._make(client, answer, components, asked)
+            loaded = self._load(client, answer)
+            if loaded is not None:
+                return loaded
+        return None
+
+    def _load(self, client: Client, artifact: Artifact) -> Callable[..., Any] | None:
+        try:
+            loaded = standalone.load(artifact.files, self._gm)
+        except Exception as error:
+            report.count("backend.load_failed")
+            report.once("backend load", "an artifact does not load, compiled here: %r", error)
+            return None
+        if loaded is None:
+            report.count("backend.guards_failed")
+            return None
+        report.count("backend.loaded")
+        client.loaded([artifact.key])
+        return _callable(loaded)
+
+    def _make(
+        self, client: Client, lease: Lease, components: tuple[Component, ...], asked: Asked
+    ) -> Callable[..., Any]:
+        started = time.monotonic()
+        compiled = standalone.compile_graph(self._gm, self._inputs, self._patches)
+        seconds = time.monotonic() - started
+        report.count("backend.compiled")
+        try:
+            files = standalone.save(compiled, self._gm)
+        except Exception as error:
+            # It runs here all the same.
+            report.count("backend.unsaveable")
+            report.log.info("compiled, but not for others: %s", error)
+        else:
+            client.publish(
+                lease,
+                components,
+                files,
+                fingerprint=asked.fingerprint,
+                target=asked.target,
+                label=asked.label,
+                seconds=seconds,
+            )
+        return _callable(compiled)
+
+
+def _callable(compiled: Any) -> Callable[..., Any]:
+    def run(*args: Any) -> Any:
+        return compiled(*args)
+
+    return run
+
+
+def _patches(mode: str | None, given: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Merge as ``backend="inductor"`` does: a mode, then single options."""
+    patches: dict[str, Any] = {}
+    if mode is not None and mode != "default":
+        patches.update(torch._inductor.list_mode_options(mode))
+    patches.update({name.replace("-", "_"): value for name, value in (given or {}).items()})
+    return patches
