@@ -11,8 +11,6 @@ artifact without compiled pieces is neither published nor taken for a hit, and
 whatever fails here, vLLM goes on as if Kiln were not there.
 """
 
-# ruff: noqa: ANN401 - vLLM's own values
-
 from __future__ import annotations
 
 import functools

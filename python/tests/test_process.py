@@ -1,0 +1,148 @@
+"""What belongs to a process: forks, `import torch`, and where Kiln is not asked for."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from cluster import Cluster, eventually
+from conftest import Clients
+from kiln_torch import stats
+from kiln_torch.key import key_of, value_components
+from kiln_torch.lease import Lease
+from kiln_torch.value import Values
+
+
+def forked(work: object) -> int:
+    """Run ``work`` in a forked child; return what it exits with."""
+    assert callable(work)
+    child = os.fork()
+    if child == 0:
+        code = 99
+        try:
+            code = work()
+        finally:
+            os._exit(code)
+
+    def ended() -> int | None:
+        pid, status = os.waitpid(child, os.WNOHANG)
+        return os.waitstatus_to_exitcode(status) if pid else None
+
+    try:
+        return eventually("end of the child", ended, 30)
+    except AssertionError:
+        os.kill(child, 9)
+        os.waitpid(child, 0)
+        raise
+
+
+@pytest.mark.cluster
+def test_a_forked_child_neither_hangs_nor_takes_the_lease(
+    cluster: Cluster, clients: Clients
+) -> None:
+    """GRPC's threads are not in it: it has the socket, and else no cache."""
+    name = f"fork-{os.getpid()}"
+    node = cluster.nodes[0]
+    values = Values(clients.of(node, socket=node.socket))
+    assert values.put(name, b"x")
+    other = f"{name}-held"
+    assert values.get(other, wait=1.0) is None
+    assert stats()["leases"] == 1
+
+    def child() -> int:
+        began = time.monotonic()
+        from_socket = values.get(name) == b"x"
+        nothing = values.get(f"{name}-other", wait=30) is None
+        values.put(other, b"y")
+        values.abandon()
+        quick = time.monotonic() - began < 10
+        return 0 if from_socket and nothing and quick else 1
+
+    assert forked(child) == 0
+    # The parent's lease is still its own.
+    assert values.put(other, b"z")
+    assert values.get(other) == b"z"
+    assert stats().get("errors", 0) == 0, stats()
+
+
+@pytest.mark.cluster
+def test_a_child_forked_before_has_all(cluster: Cluster) -> None:
+    """As Inductor's compile workers are: the parent has made a client and not used it.
+
+    In a process of its own: in this one gRPC was used long ago.
+    """
+    code = f"""
+import os
+from kiln_torch.client import Client
+from kiln_torch.config import Settings
+from kiln_torch.value import Values
+values = Values(Client(Settings(endpoints=({cluster.nodes[0].grpc!r},), connect=10.0)))
+child = os.fork()
+assert values.put(f"both-{{os.getpid()}}", b"x")
+if child:
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+"""
+    done = subprocess.run([sys.executable, "-c", code], timeout=60, check=False)
+    assert done.returncode == 0
+
+
+@pytest.mark.cluster
+def test_a_process_that_ends_holds_nothing(cluster: Cluster, clients: Clients) -> None:
+    """However it ends: the next one is granted the lease."""
+    name = f"killed-{os.getpid()}"
+    code = f"""
+import os, signal
+from kiln_torch.client import Client
+from kiln_torch.config import Settings
+from kiln_torch.value import Values
+values = Values(Client(Settings(endpoints=({cluster.nodes[0].grpc!r},), connect=10.0)))
+assert values.get({name!r}, wait=1.0) is None
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    done = subprocess.run([sys.executable, "-c", code], timeout=60, check=False)
+    assert done.returncode == -9
+    client = clients.of(cluster.nodes[1])
+    key = key_of(value_components("default", name))
+    assert isinstance(client.acquire(key, 30), Lease)
+
+
+@pytest.mark.torch
+def test_import_torch_is_left_alone(tmp_path: Path) -> None:
+    """Without KILN_ENDPOINT nothing is loaded or set; with it nothing of Inductor is."""
+    code = """
+import os, sys
+before = set(os.environ)
+import torch
+assert "torch._inductor" not in sys.modules
+assert "grpc" not in sys.modules
+print(sorted(set(os.environ) - before))
+import torch._inductor.remote_cache as remote_cache
+print(remote_cache.RemoteFxGraphCache.backend_override_cls is not None)
+"""
+
+    def run(**env: str) -> list[str]:
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith(("TORCH", "KILN"))}
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            env={**inherited, **env},
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout.splitlines()
+
+    assert run() == ["[]", "False"]
+    assert run(KILN_ENDPOINT="http://127.0.0.1:1", KILN_DISABLE="1") == ["[]", "False"]
+    switched, plugged = run(
+        KILN_ENDPOINT="http://127.0.0.1:1", TORCHINDUCTOR_AUTOTUNE_REMOTE_CACHE="0"
+    )
+    assert "TORCHINDUCTOR_FX_GRAPH_REMOTE_CACHE" in switched
+    assert "TORCHINDUCTOR_AUTOTUNE_REMOTE_CACHE" not in switched, "the user's own"
+    assert plugged == "True"
