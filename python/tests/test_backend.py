@@ -1,5 +1,7 @@
 """``torch.compile(backend="kiln")`` against real nodes."""
 
+# ruff: noqa: ANN401, D103 - a test's name says what holds
+
 from __future__ import annotations
 
 import socket
@@ -9,12 +11,11 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from programs import run, start  # noqa: E402
-
 from kiln_torch import report, standalone  # noqa: E402
 from kiln_torch.asked import Asked  # noqa: E402
 from kiln_torch.graph import Unkeyable  # noqa: E402
 from kiln_torch.key import key_of  # noqa: E402
+from programs import run, start  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import Callable
