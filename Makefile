@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help build demo test test-vllm check bench format lint helm python
+.PHONY: help build demo test test-clients test-vllm check bench format lint helm python
 
 # `make check CHECK_TESTS=0` leaves the tests out, for callers that run
 # `make test` beside it, as .ci/run does.
@@ -16,7 +16,7 @@ toolchain = environment=$$(deploy/toolchain.sh $(1)) && eval "$$environment"
 binary = "$${CARGO_TARGET_DIR:-target}/debug/kiln"
 
 help: ## this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 16
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
 
 build: ## compile everything
 	$(call toolchain,build) && cargo build --locked --workspace
@@ -27,6 +27,10 @@ demo: ## three nodes, real CUDA compiles, failures: a table of claims, checked
 
 test: ## all tests, those with real processes, NVRTC and S3 among them
 	$(call toolchain,test) && cargo nextest run --locked --workspace
+
+test-clients: ## sccache, ccache and redis-py against a cluster
+	$(call toolchain,clients) && cargo build --locked --workspace && \
+	python3 tests/clients.py --kiln $(binary)
 
 test-vllm: ## vLLM's compilation package through Kiln, on CPU; installs 6 GB the first time
 	$(call toolchain,build) && cargo build --locked --workspace && \

@@ -5,7 +5,8 @@
 #
 # Makes sure of what the goal needs and prints shell exports on stdout; all else
 # goes to stderr. Goals: build (compile Kiln), demo (and NVRTC), test (and the
-# test runner, another NVRTC, an S3), check (and linters, helm).
+# test runner, another NVRTC, an S3), check (and linters, helm), clients (and real
+# clients of the RESP port).
 #
 # Everything lands in one cache folder, complete or not at all, and is found
 # there the next time within a fraction of a second. No root is needed but for a
@@ -19,9 +20,9 @@ cache=${KILN_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/kiln}
 paths=()
 
 case $goal in
-    build | demo | test | check) ;;
+    build | demo | test | check | clients) ;;
     *)
-        echo "usage: $0 build|demo|test|check" >&2
+        echo "usage: $0 build|demo|test|check|clients" >&2
         exit 2
         ;;
 esac
@@ -173,6 +174,12 @@ linters() {
     paths+=("$unpacked/bin")
 }
 
+clients() {
+    unpack clients
+    paths+=("$unpacked/bin")
+    export_ PYTHONPATH "$unpacked"
+}
+
 mkdir -p "$cache"
 cxx
 libclang
@@ -180,6 +187,7 @@ rocksdb
 case $goal in demo | test | check) nvrtc KILN_NVRTC_DIR nvrtc ;; esac
 case $goal in test | check) tests ;; esac
 case $goal in check) linters ;; esac
+case $goal in clients) clients ;; esac
 for path in "${paths[@]}"; do
     # shellcheck disable=SC2016 # the caller's PATH, not this one
     printf 'export PATH=%q:"$PATH"\n' "$path"

@@ -155,6 +155,11 @@ pub struct CompileConfig {
     /// NVRTC: the library or its folder. Default: looked for in `LD_LIBRARY_PATH`,
     /// CUDA's usual folders and those of its PyPI wheel.
     pub nvrtc: Option<PathBuf>,
+    /// A Python interpreter that has torch: the node then has the compilers
+    /// `inductor` and `inductor-standalone`. Default: none.
+    pub python: Option<PathBuf>,
+    /// Programs that Inductor compiles at once; one more worker waits warm. Default: 1.
+    pub python_workers: usize,
     /// Bound on a request that names none. Default: 15 min.
     #[serde(with = "humantime_serde")]
     pub default_deadline: Duration,
@@ -279,6 +284,8 @@ impl Default for CompileConfig {
             memory_limit: 8 * GIB,
             concurrency: 0,
             nvrtc: None,
+            python: None,
+            python_workers: 1,
             default_deadline: Duration::from_secs(900),
         }
     }

@@ -11,7 +11,7 @@ use openraft::{Instant, ServerState};
 use tonic::service::Routes;
 
 use crate::{
-    command::NodeFacts,
+    command::{Command, NodeFacts},
     core::Core,
     error::ClusterError,
     index::Index,
@@ -169,6 +169,12 @@ impl Cluster {
             Reply::Joined(owner) => Ok(owner.node),
             other => Err(ClusterError::invalid(format!("an answer out of place: {other:?}"))),
         }
+    }
+
+    /// Replaces what the cluster knows of this node's addresses and compilers.
+    pub async fn set_facts(&self, facts: NodeFacts) -> Result<(), ClusterError> {
+        let node = self.core.member()?.owner.node;
+        self.core.write(Command::Facts { node, facts }).await.map(drop)
     }
 
     /// Removes a node for good, dead or alive.

@@ -58,6 +58,23 @@ impl FailureKind {
         }
     }
 
+    /// The kind of that name.
+    pub fn named(name: &str) -> Option<Self> {
+        let all = [
+            Self::CompileError,
+            Self::UnsupportedOp,
+            Self::InvalidInput,
+            Self::Corrupt,
+            Self::Incompatible,
+            Self::Timeout,
+            Self::ToolchainMissing,
+            Self::OutOfMemory,
+            Self::Crashed,
+            Self::Busy,
+        ];
+        all.into_iter().find(|kind| kind.name() == name)
+    }
+
     /// Whether the same request would fail in the same way on any node: such a
     /// failure is told to all waiters and remembered for the whole cluster.
     pub const fn follows_from_request(self) -> bool {

@@ -78,7 +78,8 @@ impl FromStr for Target {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let refused = || ParseTargetError(text.chars().take(40).collect());
-        if text == "any" {
+        // What runs on a CPU is bound to no GPU.
+        if matches!(text, "any" | "cpu") {
             return Ok(Self::any());
         }
         let (prefix, rest) = text.split_once('_').ok_or_else(refused)?;

@@ -624,12 +624,20 @@ def limit(job: Job) -> None:
 
 def main() -> None:
     """Takes stdin and stdout for the node alone: what a library prints goes to stderr."""
+    folder = Path.cwd()
+    os.environ |= {
+        "HOME": str(folder),
+        "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor"),
+        "TRITON_CACHE_DIR": str(folder / "triton"),
+        # Packages that are installed beside torch have no say in what is compiled.
+        "TORCH_DEVICE_BACKEND_AUTOLOAD": "0",
+    }
     requests = os.fdopen(os.dup(0), "rb")
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
-    serve(requests, answers, Path.cwd())
+    serve(requests, answers, folder)
     answers.flush()
     # Threads of torch must not hold up the end.
     os._exit(0)
@@ -658,21 +666,28 @@ class Loaded:
         ]
         return list(self._run(*ordered))
 
-    def bind(self, state: Mapping[str, Any]) -> Callable[..., list[Any]]:
-        """A function of the user's inputs alone, with parameters and buffers from `state`."""
-        kinds = ("parameter", "buffer")
-        missing = [i["target"] for i in self.inputs if i["kind"] in kinds and i["target"] not in state]
-        if missing:
-            raise KeyError(f"the state lacks {', '.join(missing)}")
+    def bind(self, state: Mapping[str, Any] | Sequence[Any]) -> Callable[..., list[Any]]:
+        """A function of the user's inputs alone, with parameters and buffers from `state`:
+        by name, or in the graph's order. Names are those of the program that was compiled
+        first: a renamed module has the same artifact, and gives its state in order."""
+        held = [i for i in self.inputs if i["kind"] in ("parameter", "buffer")]
+        if isinstance(state, Mapping):
+            missing = [i["target"] for i in held if i["target"] not in state]
+            if missing:
+                raise KeyError(f"the state lacks {', '.join(missing)}")
+            state = [state[i["target"]] for i in held]
+        if len(state) != len(held):
+            raise TypeError(f"{len(state)} tensors of state for {len(held)}")
+        known = {i["name"]: tensor for i, tensor in zip(held, state)}
+        buffers = {i["target"]: tensor for i, tensor in zip(held, state)}
         outputs = self.meta["outputs"]
 
         def bound(*inputs: Any) -> list[Any]:
             given = iter(inputs)
-            all_ = [state[i["target"]] if i["kind"] in kinds else next(given) for i in self.inputs]
-            made = self(*all_)
+            made = self(*[known[i["name"]] if i["name"] in known else next(given) for i in self.inputs])
             for said, value in zip(outputs, made):
                 if said["kind"] == "buffer_mutation":
-                    state[said["target"]].copy_(value)
+                    buffers[said["target"]].copy_(value)
             return [v for said, v in zip(outputs, made) if said["kind"] == "user_output"]
 
         return bound

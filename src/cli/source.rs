@@ -18,7 +18,8 @@ const ZIP_MAGIC: &[u8] = b"PK\x03\x04";
 #[derive(Debug, Clone, Args)]
 pub(crate) struct SourceArgs {
     /// What the output runs on: sm_90 or sm_90a for machine code, compute_90
-    /// for PTX. May be given several times; each target is a key of its own.
+    /// for PTX; cpu or gpu_90 with Inductor. May be given several times; each
+    /// target is a key of its own.
     #[arg(
         long = "target",
         value_name = "ARCH",
@@ -54,6 +55,8 @@ enum Backend {
     Auto,
     Cuda,
     Native,
+    Inductor,
+    InductorStandalone,
 }
 
 impl Backend {
@@ -62,6 +65,8 @@ impl Backend {
             Self::Auto => "auto",
             Self::Cuda => "cuda",
             Self::Native => "native",
+            Self::Inductor => "inductor",
+            Self::InductorStandalone => "inductor-standalone",
         }
     }
 }
@@ -95,6 +100,7 @@ impl SourceArgs {
             namespace: self.namespace.namespace.clone(),
             disable_cache: false,
             deadline_ms: 0,
+            forwarded: false,
             source: Some(source),
         })
     }

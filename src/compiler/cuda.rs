@@ -83,7 +83,7 @@ impl Compiler for CudaCompiler {
             target: input.target,
             label: cuda.name.clone(),
             namespace: input.namespace.clone(),
-            job: Job { program, extra: Vec::new() },
+            job: Job::Nvrtc { program, extra: Vec::new() },
         })
     }
 
@@ -104,7 +104,7 @@ impl Compiler for CudaCompiler {
         if !lowered.is_empty() {
             files.push(("names.json".to_owned(), names_json(lowered)));
         }
-        files.extend(prepared.job.extra.iter().cloned());
+        files.extend(prepared.nvrtc()?.1.iter().cloned());
         files.sort();
         Ok(Output { files, compile_seconds: seconds, log: named(log) })
     }

@@ -6,9 +6,11 @@
 //! children that `worker::Pool` starts, bounds and ends.
 
 mod cuda;
+mod inductor;
 pub mod native;
 mod native_compiler;
 mod options;
+mod python;
 mod registry;
 mod request;
 mod toolchain;
@@ -18,11 +20,13 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use kiln_proto::{Components, Failure, Fingerprint, Target};
+use kiln_proto::{Components, Failure, FailureKind, Fingerprint, Target};
 use tokio_util::sync::CancellationToken;
 
 pub use cuda::CudaCompiler;
+pub use inductor::InductorCompiler;
 pub use native_compiler::NativeCompiler;
+pub use python::PythonSettings;
 pub use registry::{CompilerSettings, Compilers};
 pub use request::{CompileInput, CudaSource, Source};
 pub use toolchain::{Environment, Headers, Toolchain, ToolchainSettings};
@@ -36,6 +40,10 @@ pub trait Compiler: Send + Sync {
 
     /// Whether it compiles this form of source.
     fn accepts(&self, source: &Source) -> bool;
+
+    /// Returns once [`fingerprint`](Self::fingerprint) is an answer: some toolchains
+    /// take seconds to be looked at.
+    async fn settled(&self) {}
 
     /// This node's toolchain, or why it has none. A node without one can still
     /// [`prepare`](Self::prepare) with a fingerprint of another node.
@@ -72,12 +80,36 @@ pub struct Prepared {
     job: Job,
 }
 
-/// What the child does, and the files that need no compiler.
+/// What the child does.
 #[derive(Debug, Clone)]
-struct Job {
-    program: worker::Program,
-    /// Added to the artifact as they are.
-    extra: Vec<(String, Bytes)>,
+enum Job {
+    /// One NVRTC program, and the files that need no compiler: they are added as they are.
+    Nvrtc { program: worker::Program, extra: Vec<(String, Bytes)> },
+    /// One exported program in Python.
+    Python(python::Job),
+}
+
+impl Prepared {
+    /// The NVRTC program and the further files, of a compiler that has such.
+    fn nvrtc(&self) -> Result<(&worker::Program, &[(String, Bytes)]), Failure> {
+        match &self.job {
+            Job::Nvrtc { program, extra } => Ok((program, extra)),
+            Job::Python(_) => Err(self.misplaced()),
+        }
+    }
+
+    /// The Python job, of a compiler that has such.
+    fn python(&self) -> Result<&python::Job, Failure> {
+        match &self.job {
+            Job::Python(job) => Ok(job),
+            Job::Nvrtc { .. } => Err(self.misplaced()),
+        }
+    }
+
+    fn misplaced(&self) -> Failure {
+        let why = format!("a job of {} went to another compiler", self.fingerprint.compiler);
+        Failure::new(FailureKind::Incompatible, why)
+    }
 }
 
 /// An artifact's files, before they are packed.

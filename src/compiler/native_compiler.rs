@@ -87,7 +87,7 @@ impl Compiler for NativeCompiler {
             target: input.target,
             label: if name.is_empty() { own_name } else { name.clone() },
             namespace: input.namespace.clone(),
-            job: Job { program, extra },
+            job: Job::Nvrtc { program, extra },
         })
     }
 
@@ -107,7 +107,7 @@ impl Compiler for NativeCompiler {
             _ => failure,
         })?;
         let mut files = vec![(module_file(prepared.target.kind).to_owned(), module.0)];
-        files.extend(prepared.job.extra.iter().cloned());
+        files.extend(prepared.nvrtc()?.1.iter().cloned());
         files.sort();
         Ok(Output { files, compile_seconds: seconds, log })
     }

@@ -12,8 +12,9 @@ use kiln_proto::{Failure, FailureKind, Fingerprint};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Compiler, CudaCompiler, Environment, Limits, NativeCompiler, PoolSettings, Prepared, Source,
-    Toolchain, ToolchainSettings,
+    Compiler, CudaCompiler, Environment, InductorCompiler, Limits, NativeCompiler, PoolSettings,
+    Prepared, PythonSettings, Source, Toolchain, ToolchainSettings,
+    python::Python,
     toolchain::unprepared,
     worker::{Compiled, Nvrtc, Pool},
 };
@@ -28,12 +29,15 @@ pub struct CompilerSettings {
     pub pool: PoolSettings,
     /// Bounds on each.
     pub limits: Limits,
+    /// The interpreter that has torch.
+    pub python: PythonSettings,
 }
 
 /// Every compiler of this node.
 pub struct Compilers {
     all: Vec<Arc<dyn Compiler>>,
     engine: Arc<Engine>,
+    python: Arc<Python>,
 }
 
 /// What the compilers share: one toolchain and its workers, or why there is none.
@@ -61,11 +65,15 @@ impl Compilers {
             Err(failure) => tracing::warn!("this node cannot compile: {failure}"),
         }
         let engine = Arc::new(Engine(started));
-        let all: Vec<Arc<dyn Compiler>> = vec![
+        let python = Python::start(&settings.python, folder);
+        let mut all: Vec<Arc<dyn Compiler>> = vec![
             Arc::new(CudaCompiler::new(Arc::clone(&engine))),
             Arc::new(NativeCompiler::new(Arc::clone(&engine))),
         ];
-        Self { all, engine }
+        for name in InductorCompiler::NAMES {
+            all.push(Arc::new(InductorCompiler::new(name, Arc::clone(&python))));
+        }
+        Self { all, engine, python }
     }
 
     /// The compiler for a request's `backend` (`auto` or a name) and source.
@@ -88,6 +96,11 @@ impl Compilers {
     /// What this node can compile with; empty without a toolchain.
     pub fn fingerprints(&self) -> Vec<Fingerprint> {
         self.all.iter().filter_map(|compiler| compiler.fingerprint().ok()).collect()
+    }
+
+    /// Wakes whenever [`fingerprints`](Self::fingerprints) may have changed.
+    pub fn changes(&self) -> impl Future<Output = ()> + Send + 'static {
+        self.python.changes()
     }
 
     /// This node's toolchain, or why it has none.
@@ -136,6 +149,6 @@ impl Engine {
             let why = format!("the key asks for {}, this node has {ours}", prepared.fingerprint);
             return Err(Failure::new(FailureKind::ToolchainMissing, why));
         }
-        pool.run(&prepared.job.program, limits, stop).await
+        pool.run(prepared.nvrtc()?.0, limits, stop).await
     }
 }

@@ -58,6 +58,8 @@ pub struct Request {
     pub backend: String,
     /// Compile even where it is stored, and publish nothing.
     pub disable_cache: bool,
+    /// Another node sent it here: it goes no further.
+    pub forwarded: bool,
     /// When the caller stops waiting.
     pub deadline: tokio::time::Instant,
 }

@@ -22,6 +22,7 @@ pub struct Counters {
     loaded: AtomicU64,
     lost: AtomicU64,
     unpublished: AtomicU64,
+    forwarded: AtomicU64,
     retired_manifests: AtomicU64,
 }
 
@@ -92,6 +93,12 @@ impl Counters {
         metrics::counter!("kiln_unpublished_compiles_total").increment(1);
     }
 
+    /// A request went to a node that has the compiler.
+    pub fn forwarded(&self) {
+        add(&self.forwarded);
+        metrics::counter!("kiln_forwarded_compiles_total").increment(1);
+    }
+
     /// A manifest in the index failed its checks.
     pub fn bad_manifest(&self) {
         add(&self.retired_manifests);
@@ -114,6 +121,7 @@ impl Counters {
             ("loaded", read(&self.loaded)),
             ("lost_packs", read(&self.lost)),
             ("unpublished_compiles", read(&self.unpublished)),
+            ("forwarded_compiles", read(&self.forwarded)),
             ("bad_manifests", read(&self.retired_manifests)),
         ]
     }

@@ -17,6 +17,7 @@ mod counters;
 mod fetch;
 mod flight;
 mod report;
+mod route;
 
 use std::{
     sync::{
@@ -146,15 +147,18 @@ impl Manager {
             return Err(failure.into());
         }
         // A node that cannot compile this takes no lease that others would wait for.
-        if compiler.fingerprint()? != prepared.fingerprint {
-            let why = format!("this node has no {}", prepared.fingerprint);
-            return Err(Failure::new(FailureKind::ToolchainMissing, why).into());
-        }
+        let elsewhere = match compiler.fingerprint() {
+            Ok(ours) if ours == prepared.fingerprint => None,
+            missing => Some(self.route(request, &*compiler, &prepared, missing.err())?),
+        };
         let manager = self.clone();
         let (flight, started) = self.flights.board(key, |progress| async move {
             let limit = tokio::time::Instant::now() + manager.settings.flight_limit;
-            let flight = manager.fly(compiler, prepared, progress, limit);
-            timeout_at(limit, flight).await.unwrap_or_else(|_| Err(Error::deadline("compiling")))
+            let landed = match elsewhere {
+                None => timeout_at(limit, manager.fly(compiler, prepared, progress, limit)).await,
+                Some(route) => timeout_at(limit, manager.forward(route, progress, limit)).await,
+            };
+            landed.unwrap_or_else(|_| Err(Error::deadline("compiling")))
         });
         let landed = timeout_at(request.deadline, watch_flight(key, flight, tell))
             .await
@@ -247,6 +251,9 @@ impl Manager {
     /// The compiler that is asked, and the prepared key.
     async fn select(&self, request: &Request) -> Result<(Arc<dyn Compiler>, Arc<Prepared>), Error> {
         let compiler = self.compilers.select(&request.backend, &request.input.source)?;
+        timeout_at(request.deadline, compiler.settled())
+            .await
+            .map_err(|_| Error::deadline("looking at the toolchain"))?;
         let fingerprint = self.fingerprint(&*compiler)?;
         let input = request.input.clone();
         let preparing = compiler.clone();

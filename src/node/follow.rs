@@ -3,17 +3,21 @@
 //! Invariant: hints and clean-up only; a task here that falls behind costs time
 //! or space, never a wrong answer.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
-use kiln_cluster::{BlobState, Index, IndexEvent};
-use tokio::sync::broadcast::error::RecvError;
+use kiln_cluster::{BlobState, Cluster, Index, IndexEvent, NodeFacts};
+use kiln_proto::NodeId;
+use tokio::sync::broadcast::{Receiver, error::RecvError};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     cache::{Change, Tiers},
     error::Error,
-    manager::Reporter,
+    manager::{Manager, Reporter},
 };
+
+/// After the cluster could not be told something.
+const RETRY: Duration = Duration::from_secs(1);
 
 /// Does locally what the index decided for the fleet.
 pub(super) async fn index(index: Index, tiers: Arc<Tiers>, stop: CancellationToken) {
@@ -70,6 +74,50 @@ pub(super) async fn tiers(tiers: Arc<Tiers>, reporter: Reporter, stop: Cancellat
             Ok(Change::Lost(pack)) => reporter.holds(pack, false),
             Err(RecvError::Lagged(_)) => tell_all(&tiers, &reporter),
             Err(RecvError::Closed) => return,
+        }
+    }
+}
+
+/// Keeps what the cluster knows of this node's compilers equal to what it has.
+pub(super) async fn compilers(
+    cluster: Arc<Cluster>,
+    node: NodeId,
+    manager: Arc<Manager>,
+    stop: CancellationToken,
+) {
+    let index = cluster.index();
+    let mut events = index.events();
+    loop {
+        // Before the look: what changes after it wakes.
+        let changed = manager.compilers().changes();
+        let compilers = manager.compilers().fingerprints();
+        let registered = index.node(node).map(|node| node.facts);
+        let wrong = registered.filter(|facts| facts.compilers != compilers);
+        let retry = match wrong {
+            None => None,
+            Some(facts) => match cluster.set_facts(NodeFacts { compilers, ..facts }).await {
+                Ok(()) => None,
+                Err(e) => {
+                    tracing::debug!(error = %e, "the cluster does not know the compilers yet");
+                    Some(RETRY)
+                }
+            },
+        };
+        tokio::select! {
+            () = changed => {}
+            () = nodes_changed(&mut events) => {}
+            () = tokio::time::sleep(retry.unwrap_or(Duration::MAX)), if retry.is_some() => {}
+            () = stop.cancelled() => return,
+        }
+    }
+}
+
+async fn nodes_changed(events: &mut Receiver<IndexEvent>) {
+    loop {
+        match events.recv().await {
+            Ok(IndexEvent::NodesChanged | IndexEvent::Reset) | Err(RecvError::Lagged(_)) => return,
+            Ok(_) => {}
+            Err(RecvError::Closed) => std::future::pending().await,
         }
     }
 }

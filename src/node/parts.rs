@@ -15,7 +15,10 @@ use crate::{
         DiskSettings, EvictionSettings, MemorySettings, ObjectSettings, SystemClock, Tiers,
         TiersSettings,
     },
-    compiler::{CompilerSettings, Compilers, Environment, Limits, PoolSettings, ToolchainSettings},
+    compiler::{
+        CompilerSettings, Compilers, Environment, Limits, PoolSettings, PythonSettings,
+        ToolchainSettings,
+    },
     config::{Config, EvictionPolicy},
     manager, resp,
 };
@@ -69,6 +72,14 @@ pub(super) async fn compilers(config: &Config) -> Result<Compilers, NodeError> {
             ..PoolSettings::default()
         },
         limits: limits(config),
+        python: PythonSettings {
+            interpreter: config.compile.python.clone(),
+            pool: PoolSettings {
+                workers: NonZero::new(config.compile.python_workers)
+                    .unwrap_or(NonZero::<usize>::MIN),
+                ..PoolSettings::default()
+            },
+        },
     };
     let folder = config.data_dir.join("workers");
     Ok(Compilers::start(&settings, &Environment::of_process(), &program, Path::new(&folder)).await)

@@ -35,6 +35,8 @@ pub(super) struct Connection {
     pub(super) out: Outgoing,
     pub(super) held: Held,
     pub(super) stop: CancellationToken,
+    /// Of the request that has begun to come in.
+    arriving: Option<Progress>,
 }
 
 /// Why a connection ended.
@@ -72,6 +74,7 @@ impl Connection {
             out: Outgoing::default(),
             held: Held::default(),
             stop,
+            arriving: None,
         }
     }
 
@@ -105,6 +108,7 @@ impl Connection {
     }
 
     async fn request(&mut self, request: Request) -> Result<(), Ended> {
+        self.arriving = None;
         self.values.count(Count::Requests);
         self.answer(request).await?;
         if self.session.quits {
@@ -138,16 +142,20 @@ impl Connection {
 
     /// Reads more of a request, or waits for the next one.
     async fn read(&mut self) -> Result<(), Ended> {
-        let mut progress = Progress::new(self.settings.progress);
+        let within = self.decoder.has_more();
+        let window = self.settings.progress;
         loop {
-            let within = self.decoder.has_more();
             let space = self.decoder.space();
             let read = tokio::select! {
                 biased;
                 read = async {
                     match within {
                         // A request that began must go on.
-                        true => progress.step(self.socket.read(space)).await,
+                        true => {
+                            let progress =
+                                self.arriving.get_or_insert_with(|| Progress::new(window));
+                            progress.step(self.socket.read(space)).await
+                        }
                         false => self.socket.read(space).await,
                     }
                 } => read?,

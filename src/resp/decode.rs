@@ -87,7 +87,7 @@ enum Body {
     /// It waits for its share of the budget.
     Announced(usize),
     Short(usize),
-    Long(BlobWriter),
+    Long(Box<BlobWriter>),
     Skip {
         size: usize,
         left: usize,
@@ -150,7 +150,7 @@ impl Decoder {
     fn body_of(size: usize) -> Result<Body, DecodeError> {
         Ok(match size < BLOB_FROM {
             true => Body::Short(size),
-            false => Body::Long(BlobWriter::with_size(size as u64)?),
+            false => Body::Long(Box::new(BlobWriter::with_size(size as u64)?)),
         })
     }
 

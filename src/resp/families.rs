@@ -130,7 +130,10 @@ pub(super) fn family_of(key: &[u8]) -> Family {
     while let Some(at) = family.windows(4).position(is_folder_of_hash) {
         family.drain(at..at + 2);
     }
-    family.into()
+    match family.as_slice() {
+        [digit, b'/', b'*', rest @ ..] if digit.is_ascii_hexdigit() => [b"*", rest].concat().into(),
+        _ => family.into(),
+    }
 }
 
 fn is_hash(run: &[u8]) -> bool {
@@ -212,6 +215,7 @@ mod tests {
             ),
             ("ccache:0123456789abcdef0123456789abcdef01234567", "ccache:*"),
             ("/a/5/c/a5c3456789abcdef0123456789abcdef", "/*"),
+            ("a/5/c/a5c3456789abcdef0123456789abcdef", "*"),
             ("user:1234:name", "user:*:name"),
             ("550e8400-e29b-41d4-a716-446655440000", "*"),
             ("kernel-v2", "kernel-v2"),

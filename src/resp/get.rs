@@ -51,8 +51,11 @@ impl Connection {
         if let Some(blob) = values.local(key, &namespace).await {
             return Ok(Some(blob));
         }
+        if self.held.holds(key, &values) {
+            return Ok(None);
+        }
         if self.held.contains(key) {
-            // It asked before and computes the value, or nobody does. Others may have.
+            // It missed the key before and has no right to it any more: another has.
             return Ok(values.anywhere(key, &namespace).await);
         }
         let family = family_of(name);
@@ -81,9 +84,9 @@ impl Connection {
             return Ok(None);
         }
         let began = Instant::now();
-        let wait = if self.held.has_leases() { wait / PART_OF_HOLDERS } else { wait };
+        let patience = if self.held.has_leases() { wait / PART_OF_HOLDERS } else { wait };
         for _ in 0..ATTEMPTS {
-            let (acquired, waited) = self.wait_for(key, began + wait).await?;
+            let (acquired, waited) = self.wait_for(key, began + patience).await?;
             if waited {
                 values.count(Count::Waits);
                 values.parts.counters.waited(began.elapsed().as_secs_f64());

@@ -48,6 +48,12 @@ impl Held {
         self.missed.contains_key(key)
     }
 
+    /// Whether this client, as far as this node knows, is the one that computes `key`.
+    pub(super) fn holds(&self, key: &ArtifactKey, values: &Values) -> bool {
+        let lease = self.missed.get(key).and_then(|missed| missed.lease.as_ref());
+        lease.is_some_and(|lease| values.parts.index.is_live(key, lease.token()))
+    }
+
     /// Whether other clients may wait for this one.
     pub(super) fn has_leases(&self) -> bool {
         self.leases > 0

@@ -111,10 +111,10 @@ impl Session {
                  client and select the RESP protocol version at the same time",
             );
         }
-        if let Some(name) = name {
-            if let refused @ Reply::Error(_) = self.set_name(name) {
-                return refused;
-            }
+        if let Some(name) = name
+            && let refused @ Reply::Error(_) = self.set_name(&name)
+        {
+            return refused;
         }
         self.version = version;
         let text = Reply::text;
@@ -136,7 +136,7 @@ impl Session {
             (b"ID", []) => Reply::Integer(self.id.cast_signed()),
             (b"GETNAME", []) if self.name.is_empty() => Reply::Null,
             (b"GETNAME", []) => Reply::Bulk(self.name.clone()),
-            (b"SETNAME", [name]) => self.set_name(name.clone()),
+            (b"SETNAME", [name]) => self.set_name(name),
             (b"SETINFO", [attribute, value]) => {
                 let at = match attribute.to_ascii_uppercase().as_slice() {
                     b"LIB-NAME" => 0,
@@ -145,7 +145,7 @@ impl Session {
                 };
                 match is_plain(value) {
                     true => {
-                        self.library[at] = value.clone();
+                        self.library[at] = Bytes::copy_from_slice(value);
                         Reply::OK
                     }
                     false => Reply::error("ERR library info has characters that it may not have"),
@@ -167,13 +167,14 @@ impl Session {
         }
     }
 
-    fn set_name(&mut self, name: Bytes) -> Reply {
-        if !is_plain(&name) {
+    fn set_name(&mut self, name: &[u8]) -> Reply {
+        if !is_plain(name) {
             return Reply::error(
                 "ERR Client names cannot contain spaces, newlines or special characters.",
             );
         }
-        self.name = name;
+        // A copy: what came shares a buffer with much else.
+        self.name = Bytes::copy_from_slice(name);
         Reply::OK
     }
 

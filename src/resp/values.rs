@@ -30,8 +30,9 @@ use crate::{
 const FETCH: Duration = Duration::from_secs(30);
 /// A question to the leader.
 const ASK: Duration = Duration::from_secs(3);
-/// What a client waits for a SET, whose answer is the same in any case.
-const STORE: Duration = Duration::from_secs(5);
+/// What a client waits for a SET, whose answer is the same in any case: less
+/// than the 5 s after which PyTorch's client gives up.
+const STORE: Duration = Duration::from_secs(4);
 /// The same while the cluster cannot commit.
 const STORE_ALONE: Duration = Duration::from_millis(500);
 /// What a client waits for memory to take its value into.

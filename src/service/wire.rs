@@ -64,6 +64,7 @@ pub(super) fn requests(
                 },
                 backend: backend.clone(),
                 disable_cache: wire.disable_cache,
+                forwarded: wire.forwarded,
                 deadline,
             })
         })

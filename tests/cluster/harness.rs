@@ -20,6 +20,8 @@ use tonic::{Request, Status, transport::Channel};
 /// Bound on anything that a test waits for.
 pub(crate) const SOON: Duration = Duration::from_secs(60);
 const MESSAGE_BYTES: usize = 64 << 20;
+/// Of one node: gRPC, HTTP, transfer, RESP.
+const PORTS: usize = 4;
 
 /// Changes a node's configuration before it starts.
 pub(crate) type Configure = fn(usize, &mut Config);
@@ -66,18 +68,21 @@ impl TestCluster {
         let folder = tempfile::tempdir().unwrap();
         let object = folder.path().join("object");
         std::fs::create_dir(&object).unwrap();
-        let ports = free_ports(3 * n);
-        let peers: Vec<String> = (0..n).map(|i| ports[3 * i].to_string()).collect();
+        let ports = free_ports(PORTS * n);
+        let ports: Vec<_> = ports.chunks(PORTS).collect();
+        let peers: Vec<String> = ports.iter().map(|own| own[0].to_string()).collect();
         let mut nodes = Vec::new();
         for i in 0..n {
             let home = folder.path().join(format!("node-{i}"));
             std::fs::create_dir(&home).unwrap();
             let mut config = Config {
                 data_dir: home.join("data"),
-                grpc_listen: ports[3 * i],
-                http_listen: ports[3 * i + 1],
-                transfer_listen: ports[3 * i + 2],
+                grpc_listen: ports[i][0],
+                http_listen: ports[i][1],
+                transfer_listen: ports[i][2],
+                resp_listen: Some(ports[i][3]),
                 socket: Some(home.join("kiln.sock")),
+                resp_socket: Some(home.join("resp.sock")),
                 ..Config::default()
             };
             config.start.expect = n;
@@ -104,13 +109,15 @@ impl TestCluster {
         let i = self.nodes.len();
         let home = self.folder.path().join(format!("node-{i}"));
         std::fs::create_dir(&home).unwrap();
-        let ports = free_ports(3);
+        let ports = free_ports(PORTS);
         let mut config = Config {
             data_dir: home.join("data"),
             grpc_listen: ports[0],
             http_listen: ports[1],
             transfer_listen: ports[2],
+            resp_listen: Some(ports[3]),
             socket: Some(home.join("kiln.sock")),
+            resp_socket: Some(home.join("resp.sock")),
             ..self.nodes[0].config.clone()
         };
         config.start = kiln::config::StartConfig::default();

@@ -7,6 +7,7 @@
 mod keys;
 mod outputs;
 mod processes;
+mod python;
 
 use std::{
     collections::BTreeMap,
@@ -143,8 +144,9 @@ async fn processes_in(folder: &Path, wanted: impl Fn(&[Pid]) -> bool) -> Vec<Pid
     let deadline = Instant::now() + Duration::from_secs(60);
     loop {
         let all = std::fs::read_dir("/proc").unwrap().flatten();
-        let here =
-            all.filter(|e| std::fs::read_link(e.path().join("cwd")).is_ok_and(|c| c == folder));
+        let here = all.filter(|e| {
+            std::fs::read_link(e.path().join("cwd")).is_ok_and(|c| c.starts_with(&folder))
+        });
         let pids = here.filter_map(|e| Pid::from_raw(e.file_name().to_str()?.parse().ok()?));
         let mut found: Vec<Pid> = pids.collect();
         found.sort_by_key(|pid| pid.as_raw_nonzero());

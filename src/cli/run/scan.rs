@@ -63,7 +63,7 @@ pub(crate) fn scan(folder: &Path, patterns: &Patterns) -> io::Result<Scan> {
     let mut scan = Scan::default();
     // A link in the folder's own place is the user's choice; below it none is followed.
     match rustix::fs::open(folder, FOLDER.difference(OFlags::NOFOLLOW), Mode::empty()) {
-        Ok(root) => walk(root, "", 0, patterns, &mut scan)?,
+        Ok(root) => walk(&root, "", 0, patterns, &mut scan)?,
         Err(Errno::NOENT) => {}
         Err(error) => return Err(error.into()),
     }
@@ -71,13 +71,13 @@ pub(crate) fn scan(folder: &Path, patterns: &Patterns) -> io::Result<Scan> {
 }
 
 fn walk(
-    folder: OwnedFd,
+    folder: &OwnedFd,
     prefix: &str,
     depth: usize,
     patterns: &Patterns,
     scan: &mut Scan,
 ) -> io::Result<()> {
-    for entry in Dir::read_from(&folder)? {
+    for entry in Dir::read_from(folder)? {
         let entry = entry?;
         if matches!(entry.file_name().to_bytes(), b"." | b"..") {
             continue;
@@ -94,7 +94,7 @@ fn walk(
         if patterns.leave_out(&path) {
             continue;
         }
-        let stat = match rustix::fs::statat(&folder, name, AtFlags::SYMLINK_NOFOLLOW) {
+        let stat = match rustix::fs::statat(folder, name, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(stat) => stat,
             // Gone since it was listed.
             Err(Errno::NOENT) => continue,
@@ -105,8 +105,8 @@ fn walk(
                 scan.files.insert(path, Seen::of(&stat));
             }
             FileType::Directory if depth < DEEPEST => {
-                match rustix::fs::openat(&folder, name, FOLDER, Mode::empty()) {
-                    Ok(below) => walk(below, &format!("{path}/"), depth + 1, patterns, scan)?,
+                match rustix::fs::openat(folder, name, FOLDER, Mode::empty()) {
+                    Ok(below) => walk(&below, &format!("{path}/"), depth + 1, patterns, scan)?,
                     // Gone, or a link by now, or not ours to read.
                     Err(Errno::NOENT | Errno::LOOP | Errno::NOTDIR | Errno::ACCESS) => {
                         scan.unfit += 1;

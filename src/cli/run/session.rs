@@ -31,6 +31,8 @@ const LOCK_PATIENCE: Duration = Duration::from_secs(60);
 const AT_ONCE: Duration = Duration::from_secs(1);
 /// Files that change while they are read are looked at again this often at the end.
 const ROUNDS: usize = 4;
+/// For an artifact that is replaced while it is looked at.
+const TRIES: usize = 3;
 const BETWEEN_ROUNDS: Duration = Duration::from_millis(50);
 /// For the last capture, and the same where `kiln run` was told to end.
 const LAST_CAPTURE: Duration = Duration::from_secs(300);
@@ -144,6 +146,23 @@ impl Session {
     async fn restore(&mut self, manifest: &Manifest) -> Result<(), CliError> {
         let began = Instant::now();
         let _lock = Lock::acquire(&self.folder.path, LOCK_PATIENCE).await;
+        let mut manifest = manifest.clone();
+        let mut tries = TRIES;
+        while let Err(error) = self.restore_once(&manifest).await {
+            tries -= 1;
+            // Another process may have replaced it since it was looked up.
+            match self.share.lookup(&self.key).await? {
+                Some(newer) if newer.pack_digest != manifest.pack_digest && tries > 0 => {
+                    manifest = newer;
+                }
+                _ => return Err(error),
+            }
+        }
+        self.report.restored.seconds = began.elapsed().as_secs_f64();
+        Ok(())
+    }
+
+    async fn restore_once(&mut self, manifest: &Manifest) -> Result<(), CliError> {
         let (path, patterns) = (self.folder.path.clone(), self.folder.patterns.clone());
         let wanted = manifest.clone();
         let plan = blocking(move || restore::plan(&path, &wanted, &patterns)).await?;
@@ -160,7 +179,6 @@ impl Session {
             self.report.restored.files = written.await?.map_err(anyhow::Error::from)?;
             self.report.restored.bytes = bytes;
         }
-        self.report.restored.seconds = began.elapsed().as_secs_f64();
         Ok(())
     }
 
@@ -268,16 +286,28 @@ impl Session {
             return Ok(true);
         }
         let began = Instant::now();
-        let base = self.share.lookup(&self.key).await?;
-        let has = |path: &str| base.as_ref().is_some_and(|base| capture::has(base, path));
-        let mut wanted: BTreeMap<_, _> = changed;
-        wanted.retain(|path, seen| self.taken.get(path) != Some(seen) || !has(path));
-        if wanted.is_empty() {
-            return Ok(true);
-        }
-        let fetched = match &base {
-            Some(base) => self.share.fetch(base).await.ok(),
-            None => None,
+        let mut tries = TRIES;
+        let (base, mut wanted, fetched) = loop {
+            let base = self.share.lookup(&self.key).await?;
+            let has = |path: &str| base.as_ref().is_some_and(|base| capture::has(base, path));
+            let mut wanted = changed.clone();
+            wanted.retain(|path, seen| self.taken.get(path) != Some(seen) || !has(path));
+            if wanted.is_empty() {
+                return Ok(true);
+            }
+            let Some(found) = &base else { break (base, wanted, None) };
+            tries -= 1;
+            match self.share.fetch(found).await {
+                Ok(fetched) => break (base, wanted, Some(fetched)),
+                // Lost bytes are a miss. What cannot be had now must not be replaced:
+                // others' files are in it.
+                Err(CliError::NotFound(_)) => break (base, wanted, None),
+                Err(CliError::Failed { code, .. }) if code == FailureKind::Corrupt.code() => {
+                    break (base, wanted, None);
+                }
+                Err(CliError::Unreachable(_)) if tries > 0 => {}
+                Err(error) => return Err(error),
+            }
         };
         if fetched.is_none() {
             // Its bytes are gone: what was restored from it goes along once more.

@@ -67,6 +67,17 @@ impl<'a> Archive<'a> {
         }
     }
 
+    /// The paths of the entries whose path starts with `folder`, in order.
+    pub(super) fn paths_below(&self, folder: &str) -> Vec<String> {
+        let whole = format!("{}{folder}", self.prefix);
+        let names = self.zip.file_names().flatten();
+        let below = names.filter(|name| name.starts_with(whole.as_str()));
+        let mut below: Vec<String> =
+            below.map(|name| name[self.prefix.len()..].to_owned()).collect();
+        below.sort();
+        below
+    }
+
     /// The bytes of the entry at `path`, at most `limit`; `None` where there is none.
     pub(super) fn read(&mut self, path: &str, limit: u64) -> Result<Option<Vec<u8>>, Failure> {
         let name = format!("{}{path}", self.prefix);

@@ -13,6 +13,7 @@ mod archive;
 mod canonical;
 mod codegen;
 mod fuse;
+mod identity;
 mod infer;
 mod lower;
 mod ops;
@@ -27,6 +28,7 @@ use std::collections::BTreeMap;
 
 use kiln_proto::{BinaryKind, Component, Failure, FailureKind, Target, graph::Graph};
 
+pub use identity::{Identity, identify};
 pub use plan::Plan;
 
 /// What a graph becomes before NVRTC.

@@ -18,5 +18,6 @@ pub use child::worker_main;
 pub(super) use nvrtc::SOURCE_NAME;
 pub(super) use pool::Pool;
 pub use pool::PoolSettings;
-pub(super) use protocol::{Bundled, Compiled, Octets, Program, Setup, module_file};
-pub(super) use tongue::Nvrtc;
+pub(super) use process::Launch;
+pub(super) use protocol::{Answer, Bundled, Compiled, Octets, Program, Setup, module_file};
+pub(super) use tongue::{Nvrtc, Tongue};

@@ -1,0 +1,40 @@
+"""Loads an artifact of the block and compares it with golden data: FOLDER GOLDEN ROWS."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+root = Path(__file__).resolve().parent.parent
+spec = importlib.util.spec_from_file_location("kiln_worker", root / "kiln_torch" / "worker.py")
+worker = importlib.util.module_from_spec(spec)
+sys.modules["kiln_worker"] = worker
+spec.loader.exec_module(worker)
+
+
+def read_golden(path: Path) -> dict[str, torch.Tensor]:
+    """A safetensors file of float32 tensors."""
+    raw = path.read_bytes()
+    size = int.from_bytes(raw[:8], "little")
+    found = {}
+    for name, entry in json.loads(raw[8 : 8 + size]).items():
+        if name != "__metadata__":
+            start, end = (8 + size + offset for offset in entry["data_offsets"])
+            data = torch.frombuffer(bytearray(raw[start:end]), dtype=torch.float32)
+            found[name] = data.reshape(entry["shape"])
+    return found
+
+
+def main() -> None:
+    folder, golden, rows = Path(sys.argv[1]), read_golden(Path(sys.argv[2])), int(sys.argv[3])
+    loaded = worker.load_artifact(folder)
+    weights = [golden[f"in{i}"] for i in range(len(loaded.inputs) - 1)]
+    x = golden[f"in{len(weights)}"][:1].repeat(rows, 1, 1)
+    (out,) = loaded.bind(weights)(x)
+    torch.testing.assert_close(out, golden["out0"][:1].repeat(rows, 1, 1), rtol=1e-4, atol=1e-5)
+
+
+if __name__ == "__main__":
+    main()

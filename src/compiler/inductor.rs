@@ -1,0 +1,273 @@
+//! `inductor` and `inductor-standalone`: an exported graph to what PyTorch's
+//! Inductor makes of it, through a Python worker.
+//!
+//! Invariant: all that Inductor is told is in the key, merged: the defaults, what
+//! follows from the runtime shape, and the caller's options, which have the last
+//! word. Parameters are inputs of the artifact, so no weight is in key or output.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use async_trait::async_trait;
+use kiln_proto::{
+    BinaryKind, Component, Components, Failure, FailureKind, Fingerprint, KeyField, Target,
+    component,
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    CompileInput, Compiler, Job, Limits, Output, Prepared, Source, native,
+    python::{self, Python},
+    request::{common_components, invalid},
+};
+
+/// Shapes above this are worth a search for the best kernels.
+const LARGE_SHAPE: u64 = 1024;
+/// Largest fixed size.
+const LARGEST_SHAPE: u64 = 1 << 40;
+
+/// Compiles exported graphs with PyTorch's Inductor.
+#[derive(Debug)]
+pub struct InductorCompiler {
+    name: &'static str,
+    python: Arc<Python>,
+}
+
+/// A request's options, merged.
+#[derive(Debug, PartialEq, Eq)]
+struct Options {
+    device: &'static str,
+    runtime_shape: Option<u64>,
+    /// Inductor's own, by name; values are JSON.
+    inductor: BTreeMap<String, String>,
+}
+
+impl InductorCompiler {
+    /// Ahead of time to a package for Python and C++, and to a standalone artifact.
+    pub const NAMES: [&'static str; 2] = ["inductor", "inductor-standalone"];
+
+    pub(super) fn new(name: &'static str, python: Arc<Python>) -> Self {
+        Self { name, python }
+    }
+}
+
+#[async_trait]
+impl Compiler for InductorCompiler {
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn accepts(&self, source: &Source) -> bool {
+        matches!(source, Source::Program { .. })
+    }
+
+    async fn settled(&self) {
+        self.python.settled().await;
+    }
+
+    fn fingerprint(&self) -> Result<Fingerprint, Failure> {
+        self.python.fingerprint(self.name)
+    }
+
+    fn prepare(
+        &self,
+        input: &CompileInput,
+        fingerprint: &Fingerprint,
+    ) -> Result<Prepared, Failure> {
+        input.validate()?;
+        let Source::Program { name, archive } = &input.source else {
+            let why = format!("{} takes no {}", self.name, input.source.form());
+            return Err(Failure::new(FailureKind::Incompatible, why));
+        };
+        let options = Options::merge(&input.options, &input.target)?;
+        let native::Identity { graph, inputs, name: own_name } = native::identify(archive)?;
+        let mut components = vec![graph, inputs, options.component()];
+        components.extend(common_components(input, fingerprint, None));
+        let job = python::Job {
+            fingerprint: fingerprint.clone(),
+            archive: archive.clone(),
+            options: options.inductor.into_iter().collect(),
+            runtime_shape: options.runtime_shape,
+            device: options.device,
+            compute: input.target.compute,
+        };
+        Ok(Prepared {
+            components: Components::new(components),
+            fingerprint: fingerprint.clone(),
+            target: input.target,
+            label: if name.is_empty() { own_name } else { name.clone() },
+            namespace: input.namespace.clone(),
+            job: Job::Python(job),
+        })
+    }
+
+    async fn compile(
+        &self,
+        prepared: &Prepared,
+        limits: &Limits,
+        stop: CancellationToken,
+    ) -> Result<Output, Failure> {
+        let done = self.python.run(prepared.python()?, limits, stop).await?;
+        let python::Done { mut files, seconds, log } = done;
+        files.sort();
+        Ok(Output { files, compile_seconds: seconds, log })
+    }
+}
+
+impl Options {
+    /// Defaults, then what follows from the runtime shape, then what was asked for.
+    fn merge(given: &BTreeMap<String, String>, target: &Target) -> Result<Self, Failure> {
+        let device = device(target, given.get("device").map(String::as_str))?;
+        let runtime_shape = match given.get("runtime_shape").map(String::as_str) {
+            None | Some("dynamic") => None,
+            Some(number) => match number.parse() {
+                Ok(size) if (1..=LARGEST_SHAPE).contains(&size) => Some(size),
+                _ => {
+                    return Err(invalid(format!(
+                        "option \"runtime_shape\" is a number or \"dynamic\", not {number:?}"
+                    )));
+                }
+            },
+        };
+        let mut inductor = BTreeMap::new();
+        let mut set = |name: &str| inductor.insert(name.to_owned(), "true".to_owned());
+        if device == "cpu" {
+            // Else the number of this node's cores would be baked in.
+            set("cpp.dynamic_threads");
+        }
+        if let Some(size) = runtime_shape {
+            // One shape alone: tuning the kernels for it can pay off.
+            set("coordinate_descent_tuning");
+            if size > LARGE_SHAPE {
+                set("max_autotune");
+                set("epilogue_fusion");
+            }
+        }
+        let own = ["device", "runtime_shape"];
+        for (name, value) in given.iter().filter(|(name, _)| !own.contains(&name.as_str())) {
+            inductor.insert(name.clone(), json(value));
+        }
+        Ok(Self { device, runtime_shape, inductor })
+    }
+
+    fn component(&self) -> Component {
+        let shape = self.runtime_shape.map_or("dynamic".to_owned(), |size| size.to_string());
+        let mut fields =
+            vec![KeyField::new("device", self.device), KeyField::new("runtime_shape", shape)];
+        let inductor = self.inductor.iter();
+        fields.extend(inductor.map(|(name, value)| KeyField::new(name.as_str(), value.as_str())));
+        Component::new(component::OPTIONS, fields)
+    }
+}
+
+/// A value in its one spelling: JSON where it is some, else text. `True` is
+/// how a Python user spells it.
+fn json(value: &str) -> String {
+    let value = match value {
+        "True" => "true",
+        "False" => "false",
+        "None" => "null",
+        other => other,
+    };
+    let parsed = serde_json::from_str(value).unwrap_or_else(|_| value.into());
+    let parsed: serde_json::Value = parsed;
+    parsed.to_string()
+}
+
+/// The device follows from the target; an option may say it once more.
+fn device(target: &Target, asked: Option<&str>) -> Result<&'static str, Failure> {
+    let incompatible = |why: String| Err(Failure::new(FailureKind::Incompatible, why));
+    let device = match target {
+        Target { kind: BinaryKind::Files, compute: 0, .. } => "cpu",
+        Target { kind: BinaryKind::Files, .. } => "cuda",
+        _ => {
+            return incompatible(format!(
+                "Inductor makes files, not {target}: ask for the target any (for the CPU) or \
+                 gpu_{}",
+                target.compute
+            ));
+        }
+    };
+    match asked {
+        None => Ok(device),
+        Some(asked) if asked == device => Ok(device),
+        Some(asked @ ("cpu" | "cuda")) => {
+            incompatible(format!("the target {target} is for {device}, and the option for {asked}"))
+        }
+        Some(asked) => Err(invalid(format!("option \"device\" is cpu or cuda, not {asked:?}"))),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn merged(options: &[(&str, &str)], target: &str) -> Result<Options, Failure> {
+        let given = options.iter().map(|(n, v)| (n.to_string(), v.to_string())).collect();
+        Options::merge(&given, &target.parse().unwrap())
+    }
+
+    fn inductor(options: &[(&str, &str)], target: &str) -> Vec<String> {
+        let merged = merged(options, target).unwrap();
+        merged.inductor.iter().map(|(n, v)| format!("{n}={v}")).collect()
+    }
+
+    #[test]
+    fn a_number_is_a_static_shape_and_a_large_one_is_tuned() {
+        assert_eq!(inductor(&[], "gpu_90"), [] as [&str; 0]);
+        assert_eq!(inductor(&[("runtime_shape", "dynamic")], "gpu_90"), [] as [&str; 0]);
+        assert_eq!(merged(&[("runtime_shape", "dynamic")], "any").unwrap().runtime_shape, None);
+        let small = inductor(&[("runtime_shape", "1024")], "gpu_90");
+        assert_eq!(small, ["coordinate_descent_tuning=true"]);
+        let large = inductor(&[("runtime_shape", "1025")], "gpu_90");
+        assert_eq!(
+            large,
+            ["coordinate_descent_tuning=true", "epilogue_fusion=true", "max_autotune=true"]
+        );
+        for bad in ["0", "-1", "many", "1.5", "99999999999999"] {
+            let refused = merged(&[("runtime_shape", bad)], "any").unwrap_err();
+            assert_eq!(refused.kind, FailureKind::InvalidInput, "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_caller_has_the_last_word() {
+        let options = [("runtime_shape", "2048"), ("max_autotune", "False"), ("cpp.threads", "4")];
+        assert_eq!(
+            inductor(&options, "any"),
+            [
+                "coordinate_descent_tuning=true",
+                "cpp.dynamic_threads=true",
+                "cpp.threads=4",
+                "epilogue_fusion=true",
+                "max_autotune=false"
+            ]
+        );
+    }
+
+    #[test]
+    fn one_value_has_one_spelling() {
+        for (given, written) in [
+            ("True", "true"),
+            (" 1 ", "1"),
+            ("null", "null"),
+            ("ATEN,TRITON", "\"ATEN,TRITON\""),
+            ("\"x\"", "\"x\""),
+        ] {
+            assert_eq!(json(given), written);
+        }
+    }
+
+    #[test]
+    fn the_device_is_the_targets() {
+        assert_eq!(merged(&[], "any").unwrap().device, "cpu");
+        assert_eq!(merged(&[("device", "cuda")], "gpu_90").unwrap().device, "cuda");
+        for (option, target) in [("cuda", "any"), ("cpu", "gpu_90")] {
+            let refused = merged(&[("device", option)], target).unwrap_err();
+            assert_eq!(refused.kind, FailureKind::Incompatible);
+        }
+        assert_eq!(merged(&[], "sm_90").unwrap_err().kind, FailureKind::Incompatible);
+        let refused = merged(&[("device", "tpu")], "any").unwrap_err();
+        assert_eq!(refused.kind, FailureKind::InvalidInput);
+    }
+}

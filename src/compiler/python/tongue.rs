@@ -1,0 +1,176 @@
+//! Python's workers: the source that they run, and the messages (`worker.proto`).
+//!
+//! Invariant: a worker runs the source that is in this binary, isolated (`-I`):
+//! neither the daemon's environment nor a folder of the caller's adds to it.
+
+use std::{ffi::OsString, io, path::PathBuf, time::Duration};
+
+use bytes::Bytes;
+use kiln_proto::{Failure, FailureKind, Fingerprint, convert, pb};
+use prost::Message;
+
+use crate::compiler::{
+    Limits,
+    worker::{Answer, Launch, Tongue},
+};
+
+/// What a worker runs.
+pub(super) const SOURCE: &str = include_str!("../../../python/kiln_torch/worker.py");
+
+/// Reads the source from stdin, where the messages come after it, and runs it.
+const BOOTSTRAP: &str = "\
+import os, sys
+def read(n):
+    got = b''
+    while len(got) < n:
+        more = os.read(0, n - len(got))
+        if not more:
+            sys.exit(1)
+        got += more
+    return got
+exec(compile(read(int.from_bytes(read(4), 'big')), '<kiln worker>', 'exec'))
+";
+
+/// What a compiler and its libraries are found by.
+const PASSED_ON: [&str; 6] = [
+    "PATH",
+    "LD_LIBRARY_PATH",
+    "CXX",
+    "CUDA_HOME",
+    "CUDA_VISIBLE_DEVICES",
+    "NVIDIA_VISIBLE_DEVICES",
+];
+
+/// One exported program to compile.
+#[derive(Debug, Clone)]
+pub(in crate::compiler) struct Job {
+    /// What the worker must be.
+    pub(in crate::compiler) fingerprint: Fingerprint,
+    /// The archive.
+    pub(in crate::compiler) archive: Bytes,
+    /// Inductor's configuration, merged: values are JSON.
+    pub(in crate::compiler) options: Vec<(String, String)>,
+    /// Every symbolic size, where it is fixed.
+    pub(in crate::compiler) runtime_shape: Option<u64>,
+    /// `cpu` or `cuda`.
+    pub(in crate::compiler) device: &'static str,
+    /// Compute capability times ten; 0 for the CPU.
+    pub(in crate::compiler) compute: u32,
+}
+
+/// What came of it.
+#[derive(Debug)]
+pub(in crate::compiler) struct Done {
+    /// Path and bytes of each file.
+    pub(in crate::compiler) files: Vec<(String, Bytes)>,
+    /// Seconds within the compiler.
+    pub(in crate::compiler) seconds: f64,
+    /// Warnings.
+    pub(in crate::compiler) log: String,
+}
+
+/// Workers that load torch.
+#[derive(Debug)]
+pub(super) struct Snake {
+    launch: Launch,
+}
+
+impl Snake {
+    /// Workers of `interpreter`, each in a folder of its own below `folder`.
+    pub(super) fn new(interpreter: PathBuf, folder: PathBuf) -> Self {
+        let passed = PASSED_ON.iter();
+        let environment: Vec<(OsString, OsString)> =
+            passed.filter_map(|name| Some(((*name).into(), std::env::var_os(name)?))).collect();
+        let arguments = ["-I", "-B", "-c", BOOTSTRAP].map(OsString::from).to_vec();
+        let launch = Launch { program: interpreter, arguments, environment, folder, private: true };
+        Self { launch }
+    }
+}
+
+impl Tongue for Snake {
+    type Ready = Vec<Fingerprint>;
+    type Job = Job;
+    type Done = Done;
+
+    /// Importing torch for the first time after a boot takes half a minute, and
+    /// finding out what the CPU has compiles a few small programs.
+    const START_LIMIT: Duration = Duration::from_secs(240);
+
+    fn launch(&self) -> &Launch {
+        &self.launch
+    }
+
+    fn subject(&self) -> String {
+        format!("torch of {}", self.launch.program.display())
+    }
+
+    fn hello(&self) -> io::Result<Vec<u8>> {
+        Ok(SOURCE.as_bytes().to_vec())
+    }
+
+    fn ready(&self, message: &[u8]) -> io::Result<Answer<Vec<Fingerprint>>> {
+        let ready = match answer(message)? {
+            pb::worker_answer::Answer::Ready(ready) => ready,
+            other => return refused(other),
+        };
+        let compilers = ready.compilers.into_iter().map(convert::fingerprint);
+        Ok(Ok(compilers.collect::<Result<_, _>>().map_err(io::Error::other)?))
+    }
+
+    fn fits(&self, ready: &Vec<Fingerprint>, job: &Job) -> Result<(), Failure> {
+        if ready.contains(&job.fingerprint) {
+            return Ok(());
+        }
+        let here: Vec<String> = ready.iter().map(ToString::to_string).collect();
+        let why =
+            format!("the key asks for {}, this node has {}", job.fingerprint, here.join(", "));
+        Err(Failure::new(FailureKind::ToolchainMissing, why))
+    }
+
+    fn job(&self, job: &Job, limits: &Limits) -> io::Result<Vec<u8>> {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from) as u64;
+        let options = job.options.iter();
+        let compile = pb::WorkerCompile {
+            compiler: job.fingerprint.compiler.clone(),
+            archive: job.archive.clone(),
+            options: options
+                .map(|(name, value)| pb::Field { name: name.clone(), value: value.clone() })
+                .collect(),
+            runtime_shape: job.runtime_shape,
+            device: job.device.to_owned(),
+            compute: job.compute,
+            memory_bytes: limits.memory_bytes,
+            // Autotuning keeps every core busy: only what the wall clock missed gets this far.
+            cpu_seconds: limits.time.as_secs().saturating_mul(2 * cores).saturating_add(10),
+        };
+        Ok(compile.encode_to_vec())
+    }
+
+    fn done(&self, message: Vec<u8>) -> io::Result<Answer<Done>> {
+        let done = match answer_owned(message)? {
+            pb::worker_answer::Answer::Done(done) => done,
+            other => return refused(other),
+        };
+        let files = done.files.into_iter().map(|file| (file.path, file.data)).collect();
+        Ok(Ok(Done { files, seconds: done.seconds, log: done.log }))
+    }
+}
+
+fn answer(message: &[u8]) -> io::Result<pb::worker_answer::Answer> {
+    answer_owned(message.to_vec())
+}
+
+/// Files are shared with the message, not copied.
+fn answer_owned(message: Vec<u8>) -> io::Result<pb::worker_answer::Answer> {
+    let read = pb::WorkerAnswer::decode(Bytes::from(message)).map_err(io::Error::other)?;
+    read.answer.ok_or_else(|| io::Error::other("an answer of another version"))
+}
+
+fn refused<T>(answer: pb::worker_answer::Answer) -> io::Result<Answer<T>> {
+    match answer {
+        pb::worker_answer::Answer::Failed(failed) => {
+            Ok(Err(convert::failure(failed).map_err(io::Error::other)?))
+        }
+        _ => Err(io::Error::other("an answer out of place")),
+    }
+}

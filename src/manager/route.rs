@@ -1,0 +1,246 @@
+//! A request for a compiler that this node lacks goes to a node that has it.
+//!
+//! Invariants: a request is sent on once, never by a node that got it from
+//! another; what comes back is fetched through the index and checked like any
+//! other artifact; and a failure keeps its kind and so its code.
+
+use std::{sync::Arc, time::Duration};
+
+use kiln_proto::{
+    ArtifactKey, Failure, FailureKind, NodeId, SignedManifest, Token, pb,
+    pb::{compile_event::Event, kiln_client::KilnClient},
+};
+use tokio::time::Instant;
+use tonic::{
+    Code, Status,
+    transport::{Channel, Endpoint},
+};
+
+use super::{Answer, Manager, Outcome, Request, Stage, flight::Progress};
+use crate::{
+    compiler::{Compiler, Prepared, Source},
+    error::{Error, KIND},
+    service::MAX_MESSAGE_BYTES,
+};
+
+/// A node that is there answers at once.
+const CONNECT: Duration = Duration::from_secs(3);
+/// A node that dies without a word is noticed after this and the next time-out.
+const KEEP_ALIVE: Duration = Duration::from_secs(5);
+
+/// Where a request can be compiled, and what is sent there.
+pub(super) struct Route {
+    key: ArtifactKey,
+    namespace: String,
+    nodes: Vec<(NodeId, String)>,
+    request: pb::CompileRequest,
+}
+
+impl Manager {
+    /// The nodes that can compile `prepared`, or why this node's lack is the end of it.
+    pub(super) fn route(
+        &self,
+        request: &Request,
+        compiler: &dyn Compiler,
+        prepared: &Prepared,
+        missing: Option<Failure>,
+    ) -> Result<Route, Error> {
+        let here = missing.map_or_else(
+            || format!("this node has no {}", prepared.fingerprint),
+            |failure| failure.message,
+        );
+        let lacks = |why: String| Failure::new(FailureKind::ToolchainMissing, why).into();
+        if request.forwarded {
+            return Err(lacks(here));
+        }
+        let key = prepared.components.key();
+        let mut nodes: Vec<(NodeId, String)> = self
+            .index
+            .nodes()
+            .into_iter()
+            .filter(|(id, node)| {
+                *id != self.identity.node && node.facts.compilers.contains(&prepared.fingerprint)
+            })
+            .map(|(id, node)| (id, node.facts.grpc))
+            .collect();
+        if nodes.is_empty() {
+            return Err(lacks(format!("{here}; and no other node has it")));
+        }
+        // Every node that asks for one key asks the same one first; keys are spread.
+        let first = usize::from(key.as_bytes()[0]) % nodes.len();
+        nodes.rotate_left(first);
+        Ok(Route {
+            key,
+            namespace: prepared.namespace.clone(),
+            nodes,
+            request: wire(request, compiler.name()),
+        })
+    }
+
+    /// Lets another node compile, and brings what it published.
+    pub(super) async fn forward(
+        self: Arc<Self>,
+        route: Route,
+        progress: Arc<Progress>,
+        deadline: Instant,
+    ) -> Result<Answer, Error> {
+        let mut last = Error::Unavailable("no node that has the compiler can be reached".into());
+        for (node, address) in &route.nodes {
+            self.counters.forwarded();
+            tracing::info!(key = %route.key, node, "forwarded to a node that has the compiler");
+            let mut request = route.request.clone();
+            let left = deadline.saturating_duration_since(Instant::now());
+            request.deadline_ms = u64::try_from(left.as_millis()).unwrap_or(u64::MAX).max(1);
+            match ask(address, request, &route.key, &progress).await {
+                Ok(outcome) => return self.collect(&route, outcome).await,
+                Err(status) => {
+                    let (error, elsewhere) = understood(*node, &status);
+                    if !elsewhere {
+                        return Err(error);
+                    }
+                    tracing::warn!(node, %error, "a forwarded request was not served");
+                    last = error;
+                }
+            }
+        }
+        Err(last)
+    }
+
+    /// The artifact that another node has just published.
+    async fn collect(&self, route: &Route, outcome: Outcome) -> Result<Answer, Error> {
+        let entry = match self.index.lookup(&route.key)? {
+            Some(entry) => Some(entry),
+            // This replica is a moment behind.
+            None => self.index.lookup_linearizable(&route.key).await?,
+        };
+        let found = match entry {
+            Some(entry) => self.bring(&entry, &route.namespace, outcome).await?,
+            None => None,
+        };
+        found.ok_or_else(|| {
+            Error::Unavailable("it was compiled elsewhere, but cannot be fetched: try again".into())
+        })
+    }
+}
+
+/// Sends the request, tells how it goes, and returns how it ended.
+async fn ask(
+    address: &str,
+    request: pb::CompileRequest,
+    key: &ArtifactKey,
+    progress: &Progress,
+) -> Result<Outcome, Status> {
+    let unreachable = |e: tonic::transport::Error| Status::unavailable(format!("{address}: {e}"));
+    let channel: Channel = Endpoint::from_shared(format!("http://{address}"))
+        .map_err(unreachable)?
+        .connect_timeout(CONNECT)
+        .http2_keep_alive_interval(KEEP_ALIVE)
+        .keep_alive_timeout(KEEP_ALIVE)
+        .tcp_nodelay(true)
+        .connect()
+        .await
+        .map_err(unreachable)?;
+    let mut client = KilnClient::new(channel)
+        .max_decoding_message_size(MAX_MESSAGE_BYTES)
+        .max_encoding_message_size(MAX_MESSAGE_BYTES);
+    let mut events = client.compile(request).await?.into_inner();
+    while let Some(event) = events.message().await? {
+        match event.event {
+            Some(Event::Waiting(_)) => progress.tell(Stage::Waiting),
+            Some(Event::Compiling(stage)) => progress.tell(Stage::Compiling(Token(stage.token))),
+            Some(Event::Done(done)) => return ended(&done, key),
+            Some(Event::Started(_)) | None => {}
+        }
+    }
+    Err(Status::unavailable("the node ended its answer early"))
+}
+
+fn ended(done: &pb::Done, key: &ArtifactKey) -> Result<Outcome, Status> {
+    let outcome = match done.outcome() {
+        pb::Outcome::Compiled => Outcome::Compiled,
+        pb::Outcome::Coalesced => Outcome::Coalesced,
+        pb::Outcome::Hit | pb::Outcome::Unspecified => Outcome::Hit,
+    };
+    let signed = done.manifest.clone().map(SignedManifest::from);
+    let theirs = signed.and_then(|signed| signed.read_unverified().ok()).map(|m| m.key);
+    match theirs == Some(*key) {
+        true => Ok(outcome),
+        // Its toolchain is no longer the one that the cluster knows it by.
+        false => Err(Status::unavailable("that node gives the request another key")),
+    }
+}
+
+/// What a status of another node means here, and whether a third one may do better.
+fn understood(node: NodeId, status: &Status) -> (Error, bool) {
+    let kind = status.metadata().get(KIND).and_then(|kind| kind.to_str().ok());
+    if let Some(kind) = kind.and_then(FailureKind::named) {
+        let text = status.message();
+        let prefix = format!("{} {}: ", kind.code(), kind.name());
+        let text = text.strip_prefix(prefix.as_str()).unwrap_or(text);
+        let failure = Failure::new(kind, format!("node {node}: {text}"));
+        let elsewhere = matches!(
+            kind,
+            FailureKind::ToolchainMissing | FailureKind::Busy | FailureKind::Crashed
+        );
+        return (failure.into(), elsewhere);
+    }
+    let why = format!("node {node}: {}", status.message());
+    match status.code() {
+        Code::InvalidArgument => (Error::Invalid(why), false),
+        _ => (Error::Unavailable(why), true),
+    }
+}
+
+/// The request as it came, marked.
+fn wire(request: &Request, backend: &str) -> pb::CompileRequest {
+    let input = &request.input;
+    let source = match &input.source {
+        Source::Cuda(cuda) => pb::compile_request::Source::Cuda(pb::CudaSource {
+            name: cuda.name.clone(),
+            source: cuda.source.clone(),
+            headers: cuda.headers.clone().into_iter().collect(),
+            options: cuda.options.clone(),
+            name_expressions: cuda.name_expressions.clone(),
+        }),
+        Source::Program { name, archive } => {
+            pb::compile_request::Source::Program(pb::ExportedProgram {
+                name: name.clone(),
+                archive: archive.clone(),
+            })
+        }
+    };
+    let options = input.options.iter();
+    pb::CompileRequest {
+        source: Some(source),
+        targets: vec![input.target.into()],
+        backend: backend.to_owned(),
+        options: options
+            .map(|(name, value)| pb::Field { name: name.clone(), value: value.clone() })
+            .collect(),
+        namespace: input.namespace.clone(),
+        disable_cache: false,
+        deadline_ms: 0,
+        forwarded: true,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failure_crosses_nodes_as_it_is() {
+        let failure = Failure::new(FailureKind::CompileError, "no such op");
+        let status = Status::from(Error::from(failure));
+        let (error, elsewhere) = understood(7, &status);
+        assert_eq!(error.to_string(), "C001 compile_error: node 7: no such op");
+        assert!(!elsewhere, "it would fail anywhere");
+        for kind in [FailureKind::Busy, FailureKind::ToolchainMissing, FailureKind::Crashed] {
+            let status = Status::from(Error::from(Failure::new(kind, "x")));
+            let (error, elsewhere) = understood(7, &status);
+            assert!(elsewhere && matches!(error, Error::Failed(f) if f.kind == kind));
+        }
+        let (error, elsewhere) = understood(7, &Status::unavailable("gone"));
+        assert!(elsewhere && matches!(error, Error::Unavailable(_)));
+    }
+}
