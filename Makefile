@@ -7,6 +7,8 @@ SHELL := /bin/bash
 .PHONY: help build demo test test-python test-torch test-clients
 .PHONY: check bench format lint helm python python-wire
 
+.PHONY: help build demo test test-clients test-vllm check bench format lint helm python
+
 # `make check CHECK_TESTS=0` leaves the tests out, for callers that run
 # `make test` beside it, as .ci/run does.
 CHECK_TESTS ?= 1
@@ -50,6 +52,11 @@ python-wire: ## write the wire format that python/ ships, from proto/
 test-clients: ## sccache, ccache and redis-py against a cluster
 	$(call toolchain,clients) && cargo build --locked --workspace && \
 	python3 tests/clients.py --kiln $(binary)
+
+test-vllm: ## vLLM's compilation package through Kiln, on CPU; installs 6 GB the first time
+	$(call toolchain,build) && cargo build --locked --workspace && \
+	vllm_python=$$(deploy/vllm-venv.sh) && \
+	KILN_BINARY=$(binary) "$$vllm_python" -m pytest -c python/pyproject.toml python/tests/test_vllm.py
 
 check: lint helm python ## everything that must hold before a commit: lints, then the tests
 ifneq ($(CHECK_TESTS),0)

@@ -99,6 +99,7 @@ class Native:
         """Run once, on torch's current stream of the tensors' device."""
         device = self._check(tensors)
         with torch.cuda.device(device):
+            cuda_driver.ensure_context(device.index)
             ready = self._ready(device)
             outputs = [
                 torch.empty_strided(t.shape, t.strides, dtype=_DTYPES[t.dtype], device=device)

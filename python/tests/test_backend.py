@@ -1,5 +1,7 @@
 """``torch.compile(backend="kiln")`` against real nodes."""
 
+# ruff: noqa: ANN401, D103 - a test's name says what holds
+
 from __future__ import annotations
 
 import socket
@@ -113,7 +115,7 @@ def test_the_key_is_the_graph_and_not_its_names() -> None:
     # Values of inputs, parameters among them, are none of the compiler's business.
     assert keys(linear, x, torch.zeros(8, 8)) == [key]
     # Where a torch cache looks does not change what it would find.
-    assert keys(linear, x, weight, fx_graph_remote_cache=True) == [key]
+    assert keys(linear, x, weight, bundled_autotune_remote_cache=True) == [key]
 
 
 def test_all_that_decides_the_code_is_in_the_key() -> None:
