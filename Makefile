@@ -4,10 +4,8 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help build demo test test-python test-torch test-clients
+.PHONY: help build demo test test-python test-torch test-clients test-vllm
 .PHONY: check bench format lint helm python python-wire
-
-.PHONY: help build demo test test-clients test-vllm check bench format lint helm python
 
 # `make check CHECK_TESTS=0` leaves the tests out, for callers that run
 # `make test` beside it, as .ci/run does.
