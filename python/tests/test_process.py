@@ -26,6 +26,7 @@ def test_a_forked_child_neither_hangs_nor_takes_the_lease(cluster: Cluster) -> N
     node = cluster.nodes[0]
     code = f"""
 import os
+from kiln_torch import stats
 from kiln_torch.client import Client
 from kiln_torch.config import Settings
 from kiln_torch.value import Values
