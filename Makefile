@@ -83,7 +83,7 @@ python:
 	ruff format --config .config/ruff.toml --check $(PYTHON_FILES) && \
 	pyrefly check --config .config/pyrefly.toml $(wildcard tests/*.py deploy/*/*.py) && \
 	pyrefly check --config .config/pyrefly-python.toml \
-		--site-package-path "$$KILN_PYTHON_PACKAGES" $(wildcard python/*/*.py)
+		--site-package-path "$$KILN_PYTHON_PACKAGES" $(wildcard python/*/*.py python/*/*/*.py)
 
 bench: ## measure; ratios against rivals in one run
 	$(call toolchain,test) && cargo bench --locked --workspace

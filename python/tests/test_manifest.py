@@ -139,6 +139,8 @@ def test_altered_bytes_are_refused() -> None:
     with pytest.raises(Refused, match="a/one"):
         Artifact.verified(verify(sign(message)), memoryview(good), "memory")
     single = unsigned({"value": b"x"})
+    with pytest.raises(Refused, match="not those of the manifest"):
+        Artifact.verified(verify(sign(single)), memoryview(b"y"), "memory")
     single.files[0].digest = blake3(b"other").digest()
     with pytest.raises(Refused, match="value"):
         Artifact.verified(verify(sign(single)), memoryview(b"x"), "memory")
