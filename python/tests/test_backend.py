@@ -1,7 +1,5 @@
 """``torch.compile(backend="kiln")`` against real nodes."""
 
-# ruff: noqa: ANN401, D103 - a test's name says what holds
-
 from __future__ import annotations
 
 import socket

@@ -3,8 +3,6 @@
 Runs are in tests/gpu/check_load.py.
 """
 
-# ruff: noqa: ANN401, D103 - a test's name says what holds
-
 from __future__ import annotations
 
 import ctypes

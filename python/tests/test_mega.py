@@ -1,7 +1,5 @@
 """Mega-caches through real nodes."""
 
-# ruff: noqa: D103 - a test's name says what holds
-
 from __future__ import annotations
 
 from typing import TYPE_CHECKING

@@ -4,8 +4,6 @@ Needs a Python that has vLLM; the model and its splitting operation are
 ``vllm_model.py``'s. The second process has another cache root and another node.
 """
 
-# ruff: noqa: D103 - a test's name says what holds
-
 from __future__ import annotations
 
 import importlib.util
