@@ -4,16 +4,18 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help build demo test test-clients check bench format lint helm python
+.PHONY: help build demo test test-python test-torch test-clients test-vllm
+.PHONY: check bench format lint helm python python-wire
 
 # `make check CHECK_TESTS=0` leaves the tests out, for callers that run
 # `make test` beside it, as .ci/run does.
 CHECK_TESTS ?= 1
 
-PYTHON_FILES = tests deploy
+PYTHON_FILES = tests deploy python
 # $(call toolchain,GOAL) && COMMAND: with the environment that GOAL needs.
 toolchain = environment=$$(deploy/toolchain.sh $(1)) && eval "$$environment"
 binary = "$${CARGO_TARGET_DIR:-target}/debug/kiln"
+abspath_binary = "$$(realpath $(binary))"
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -25,12 +27,34 @@ demo: ## three nodes, real CUDA compiles, failures: a table of claims, checked
 	@$(call toolchain,demo) && cargo build --locked --workspace && \
 	python3 tests/demo.py --kiln $(binary)
 
-test: ## all tests, those with real processes, NVRTC and S3 among them
+test: test-python ## all tests, those with real processes, NVRTC and S3 among them
 	$(call toolchain,test) && cargo nextest run --locked --workspace
+
+test-python: ## kiln_torch without torch, against a real cluster; part of `make test`
+	$(call toolchain,test) && cargo build --locked --package kiln && \
+	KILN_BINARY=$(abspath_binary) PYTHONPATH="$$KILN_PYTHON_PACKAGES:python" \
+	python3 -B -m pytest python -q -p no:cacheprovider -m "not torch and not triton"
+
+test-torch: ## kiln_torch with real PyTorch and Triton: installs 6 GB, takes half an hour
+	$(call toolchain,torch) && cargo build --locked --package kiln && \
+	source=$$(mktemp -d) && trap 'rm -rf "$$source"' EXIT && cp -r python "$$source" && \
+	"$$KILN_TORCH_PYTHON" -m pip install --quiet --disable-pip-version-check \
+		--no-deps --no-build-isolation --force-reinstall "$$source/python" && \
+	KILN_BINARY=$(abspath_binary) \
+	"$$KILN_TORCH_PYTHON" -B -m pytest python -q -p no:cacheprovider --durations=0
+
+python-wire: ## write the wire format that python/ ships, from proto/
+	$(call toolchain,build) && \
+	KILN_WRITE_WIRE=1 cargo test --locked --package kiln-proto --test descriptors
 
 test-clients: ## sccache, ccache and redis-py against a cluster
 	$(call toolchain,clients) && cargo build --locked --workspace && \
 	python3 tests/clients.py --kiln $(binary)
+
+test-vllm: ## vLLM's compilation package through Kiln, on CPU; installs 6 GB the first time
+	$(call toolchain,build) && cargo build --locked --workspace && \
+	vllm_python=$$(deploy/vllm-venv.sh) && \
+	KILN_BINARY=$(binary) "$$vllm_python" -m pytest -c python/pyproject.toml python/tests/test_vllm.py
 
 check: lint helm python ## everything that must hold before a commit: lints, then the tests
 ifneq ($(CHECK_TESTS),0)
@@ -57,7 +81,9 @@ python:
 	$(call toolchain,check) && \
 	ruff check --config .config/ruff.toml $(PYTHON_FILES) && \
 	ruff format --config .config/ruff.toml --check $(PYTHON_FILES) && \
-	pyrefly check --config .config/pyrefly.toml $(wildcard tests/*.py deploy/*/*.py)
+	pyrefly check --config .config/pyrefly.toml $(wildcard tests/*.py deploy/*/*.py) && \
+	pyrefly check --config .config/pyrefly-python.toml \
+		--site-package-path "$$KILN_PYTHON_PACKAGES" $(wildcard python/*/*.py python/*/*/*.py)
 
 bench: ## measure; ratios against rivals in one run
 	$(call toolchain,test) && cargo bench --locked --workspace

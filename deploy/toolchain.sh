@@ -5,13 +5,15 @@
 #
 # Makes sure of what the goal needs and prints shell exports on stdout; all else
 # goes to stderr. Goals: build (compile Kiln), demo (and NVRTC), test (and the
-# test runner, another NVRTC, an S3), check (and linters, helm), clients (and real
-# clients of the RESP port).
+# test runner, another NVRTC, an S3, Python packages), check (and linters, helm),
+# clients (and real clients of the RESP port), torch (build, and PyTorch in a
+# virtual environment: 6 GB).
 #
 # Everything lands in one cache folder, complete or not at all, and is found
 # there the next time within a fraction of a second. No root is needed but for a
 # missing C++ compiler or pip. A variable that is set already is left as it is:
-# ROCKSDB_LIB_DIR, LIBCLANG_PATH, KILN_NVRTC_DIR, KILN_NVRTC_ALT_DIR, KILN_WEED.
+# ROCKSDB_LIB_DIR, LIBCLANG_PATH, KILN_NVRTC_DIR, KILN_NVRTC_ALT_DIR, KILN_WEED,
+# KILN_PYTHON_PACKAGES, KILN_TORCH_PYTHON.
 set -euo pipefail
 
 goal=${1:-build}
@@ -20,9 +22,9 @@ cache=${KILN_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/kiln}
 paths=()
 
 case $goal in
-    build | demo | test | check | clients) ;;
+    build | demo | test | check | clients | torch) ;;
     *)
-        echo "usage: $0 build|demo|test|check|clients" >&2
+        echo "usage: $0 build|demo|test|check|clients|torch" >&2
         exit 2
         ;;
 esac
@@ -68,7 +70,7 @@ unpack() {
     local pins=$here/tools/$name.txt
     local sum
     sum=$(cksum <"$pins")
-    unpacked=$cache/$name-${sum%% *}
+    unpacked=$cache/$name-${sum%% *}${2:-}
     [ -d "$unpacked" ] || locked "$name" unpack_now "$pins" "$unpacked"
 }
 
@@ -167,6 +169,35 @@ tests() {
     fi
 }
 
+python_packages() {
+    [ -z "${KILN_PYTHON_PACKAGES:-}" ] || return 0
+    # Compiled for one version of Python: a folder for each.
+    unpack python "-$(python3 -c 'import sys; print(*sys.version_info[:2], sep=".")')"
+    export_ KILN_PYTHON_PACKAGES "$unpacked"
+}
+
+# PyTorch as its users install it; too large and too varied to pin by hash.
+torch() {
+    [ -z "${KILN_TORCH_PYTHON:-}" ] || return 0
+    local pins=$here/tools/torch.txt
+    local sum
+    sum=$(cksum <"$pins")
+    local folder=$cache/torch-${sum%% *}
+    [ -f "$folder/complete" ] || locked torch torch_now "$pins" "$folder"
+    export_ KILN_TORCH_PYTHON "$folder/bin/python"
+}
+
+torch_now() {
+    local pins=$1 folder=$2
+    [ -f "$folder/complete" ] && return
+    say "installing PyTorch once: 3 GB to fetch, 6 GB on disk"
+    python3 -m venv --clear "$folder" >&2 || apt python3-venv
+    [ -x "$folder/bin/pip" ] || python3 -m venv --clear "$folder" >&2
+    "$folder/bin/python" -m pip install --quiet --no-input --disable-pip-version-check \
+        --no-cache-dir --only-binary :all: -r "$pins" >&2 || die "could not install what $pins names"
+    touch "$folder/complete"
+}
+
 linters() {
     unpack lint
     paths+=("$unpacked/bin")
@@ -185,7 +216,13 @@ cxx
 libclang
 rocksdb
 case $goal in demo | test | check) nvrtc KILN_NVRTC_DIR nvrtc ;; esac
-case $goal in test | check) tests ;; esac
+case $goal in
+    test | check)
+        tests
+        python_packages
+        ;;
+    torch) torch ;;
+esac
 case $goal in check) linters ;; esac
 case $goal in clients) clients ;; esac
 for path in "${paths[@]}"; do

@@ -20,7 +20,7 @@ __version__ = "0.1.0"
 _LATER = {"load": "loading", "load_mega_cache": "mega", "save_mega_cache": "mega"}
 
 
-def __getattr__(name: str) -> Any:  # noqa: ANN401 - whatever it is
+def __getattr__(name: str) -> Any:
     """Import what needs torch when it is asked for: torch itself imports this package."""
     if name not in _LATER:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -11,8 +11,6 @@ Inductor's own error ever leaves: a cluster that is dead, slow or wrong costs a
 compile here.
 """
 
-# ruff: noqa: ANN401 - torch's own values
-
 from __future__ import annotations
 
 import time

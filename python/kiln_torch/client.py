@@ -146,7 +146,7 @@ class Client:
             found = self._find(key)
         return None if isinstance(found, _Nothing) else found
 
-    def publish(  # noqa: PLR0913 - what a manifest says
+    def publish(
         self,
         lease: Lease | None,
         components: Sequence[Component],
@@ -324,7 +324,7 @@ class Client:
                     watchdog.feed(left + 1.0)
         return None
 
-    def _verified(self, signed: Any, key: bytes, asked: Endpoint | None = None) -> Manifest:  # noqa: ANN401
+    def _verified(self, signed: Any, key: bytes, asked: Endpoint | None = None) -> Manifest:
         state = self._process()
         keys = state.trust.keys(signed.signer)
         if not keys and time.monotonic() - state.learned_at > _LEARN_EVERY:
@@ -349,8 +349,8 @@ class _Unlock:
     def __call__(self) -> None:
         client = self._client()
         if client is not None:
-            client._lock = threading.Lock()  # noqa: SLF001
-            client._trust = client._trust.copy()  # noqa: SLF001
+            client._lock = threading.Lock()
+            client._trust = client._trust.copy()
 
 
 _shared_lock = threading.Lock()

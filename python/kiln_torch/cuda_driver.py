@@ -32,6 +32,9 @@ def _driver() -> ctypes.CDLL:
         "cuModuleGetFunction": [ctypes.POINTER(pointer), pointer, ctypes.c_char_p],
         "cuFuncSetAttribute": [pointer, ctypes.c_int, ctypes.c_int],
         "cuLaunchKernel": [pointer, *[unsigned] * 7, pointer, ctypes.POINTER(pointer), pointer],
+        "cuCtxGetCurrent": [ctypes.POINTER(pointer)],
+        "cuCtxSetCurrent": [pointer],
+        "cuDevicePrimaryCtxRetain": [ctypes.POINTER(pointer), ctypes.c_int],
         "cuGetErrorString": [ctypes.c_int, ctypes.POINTER(ctypes.c_char_p)],
     }
     for name, types in arguments.items():
@@ -46,6 +49,19 @@ def _check(status: int, doing: str) -> None:
         _driver().cuGetErrorString(status, ctypes.byref(text))
         said = (text.value or b"unknown error").decode()
         raise CudaError(f"CUDA failed ({doing}): {said} ({status})")
+
+
+def ensure_context(device: int) -> None:
+    """Make torch's context of ``device`` current in a thread that has none yet.
+
+    The CUDA runtime does so in each thread at its first call, which may come later.
+    """
+    context = ctypes.c_void_p()
+    _check(_driver().cuCtxGetCurrent(ctypes.byref(context)), "ask for the context")
+    if not context:
+        retained = _driver().cuDevicePrimaryCtxRetain(ctypes.byref(context), device)
+        _check(retained, "get the device's context")
+        _check(_driver().cuCtxSetCurrent(context), "use the device's context")
 
 
 class Module:

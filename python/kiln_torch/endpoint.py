@@ -60,7 +60,7 @@ class Endpoint:
         """Whether it works. The first time it is tried out, in this caller's time."""
         return not _forked() and self._breaker.closed and self._channel is not None
 
-    def unary(self, method: str, request: Any, response: Any) -> Any:  # noqa: ANN401 - wire
+    def unary(self, method: str, request: Any, response: Any) -> Any:
         """Ask once."""
         with self._errors():
             call = self._channel.unary_unary(
@@ -70,7 +70,7 @@ class Endpoint:
             )
             return call(request, timeout=self._settings.answer)
 
-    def stream(self, method: str, request: Any, response: Any, timeout: float) -> Any:  # noqa: ANN401
+    def stream(self, method: str, request: Any, response: Any, timeout: float) -> Any:
         """Ask, and return the call that streams the answers: read it under ``reading``."""
         with self._errors():
             call = self._channel.unary_stream(
@@ -80,7 +80,7 @@ class Endpoint:
             )
             return call(request, timeout=timeout)
 
-    def upload(self, method: str, chunks: Iterable[Any], size: int, response: Any) -> Any:  # noqa: ANN401
+    def upload(self, method: str, chunks: Iterable[Any], size: int, response: Any) -> Any:
         """Send a stream of messages, and return the answer."""
         with self._errors():
             call = self._channel.stream_unary(
@@ -95,7 +95,7 @@ class Endpoint:
         return self._settings.answer + size / _LEAST_BYTES_A_SECOND
 
     @contextmanager
-    def reading(self, call: Any, seconds: float) -> Iterator[_Watchdog]:  # noqa: ANN401
+    def reading(self, call: Any, seconds: float) -> Iterator[_Watchdog]:
         """Bound the reading of a stream: see ``_Watchdog``."""
         watchdog = _Watchdog(call, seconds)
         try:
@@ -127,7 +127,7 @@ class Endpoint:
             # grpc's word for a channel that was closed meanwhile.
             raise Unreachable(f"{self.address}: {error}") from error
 
-    def _judged(self, error: Any) -> Exception:  # noqa: ANN401 - grpc
+    def _judged(self, error: Any) -> Exception:
         grpc = _grpc()
         code, why = error.code(), f"{self.address}: {error.code().name}: {error.details()}"
         if code is grpc.StatusCode.NOT_FOUND:
@@ -192,8 +192,8 @@ class Endpoint:
 _grpc_process: int | None = None
 
 
-def _grpc() -> Any:  # noqa: ANN401 - a module
-    global _grpc_process  # noqa: PLW0603
+def _grpc() -> Any:
+    global _grpc_process
     import grpc
 
     if _grpc_process is None:
@@ -210,14 +210,14 @@ def _forked() -> bool:
     return True
 
 
-def _details(error: Any) -> str:  # noqa: ANN401 - grpc
+def _details(error: Any) -> str:
     return str(getattr(error, "details", lambda: error)())
 
 
 class _Watchdog:
     """Cancels a call that stalls; ``feed`` gives it more time."""
 
-    def __init__(self, call: Any, seconds: float) -> None:  # noqa: ANN401 - grpc
+    def __init__(self, call: Any, seconds: float) -> None:
         self._call = call
         self._timer: threading.Timer | None = None
         self.feed(seconds)
@@ -234,5 +234,5 @@ class _Watchdog:
             self._timer = None
 
 
-def _signers(status: Any) -> dict[int, bytes]:  # noqa: ANN401 - wire
+def _signers(status: Any) -> dict[int, bytes]:
     return {signer.node: signer.key for signer in status.signers}

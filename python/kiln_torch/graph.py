@@ -6,8 +6,6 @@ written down exactly is ``Unkeyable``: that graph is then compiled without the
 cluster.
 """
 
-# ruff: noqa: ANN401 - torch's own values
-
 from __future__ import annotations
 
 import enum

@@ -94,9 +94,7 @@ class _Shared:
     def get(self, family: str, key: str) -> bytes | None:
         self._settle_after_compile()
         waits = family in (FX_GRAPH, AUTOGRAD)
-        data = self.values.get(
-            key, wait=self.wait if waits else None, cascade=family == AUTOGRAD
-        )
+        data = self.values.get(key, wait=self.wait if waits else None, cascade=family == AUTOGRAD)
         if data is not None:
             self.settling.handed_out(family, key)
         return data
@@ -106,7 +104,7 @@ class _Shared:
         try:
             self.settling.settle()
             self.values.abandon()
-        except Exception as error:  # noqa: BLE001 - a compile that worked stays one
+        except Exception as error:
             _swallowed("settle", error)
 
     def _settle_after_compile(self) -> None:
@@ -117,20 +115,20 @@ class _Shared:
             callback_handler.register_end_callback(self.end)
 
 
-def _backend(base: Any, shared: _Shared, family: str) -> Callable[[], Any]:  # noqa: ANN401 - torch
+def _backend(base: Any, shared: _Shared, family: str) -> Callable[[], Any]:
     class KilnBackend(base):
         """What torch asks: bytes by name."""
 
         def _get(self, key: str) -> bytes | None:
             try:
                 return shared.get(family, key)
-            except Exception as error:  # noqa: BLE001 - see the module
+            except Exception as error:
                 return _swallowed("get", error)
 
         def _put(self, key: str, data: bytes) -> None:
             try:
                 shared.values.put(key, data)
-            except Exception as error:  # noqa: BLE001 - see the module
+            except Exception as error:
                 _swallowed("put", error)
 
     return KilnBackend
@@ -159,7 +157,7 @@ class _OnImport(importlib.abc.MetaPathFinder):
 
 
 class _Loader(importlib.abc.Loader):
-    def __init__(self, loader: Any) -> None:  # noqa: ANN401 - any loader
+    def __init__(self, loader: Any) -> None:
         self._loader = loader
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
@@ -169,8 +167,8 @@ class _Loader(importlib.abc.Loader):
         self._loader.exec_module(module)
         try:
             plug(module)
-        except Exception as error:  # noqa: BLE001 - torch works without
+        except Exception as error:
             _swallowed("plug in", error)
 
-    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - what the real loader has: get_source
+    def __getattr__(self, name: str) -> Any:
         return getattr(self._loader, name)

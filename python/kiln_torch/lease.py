@@ -24,7 +24,7 @@ class Lease:
         key: bytes,
         token: int,
         endpoint: Endpoint,
-        call: Any,  # noqa: ANN401 - grpc
+        call: Any,
         *,
         waited: bool,
     ) -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import ctypes
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Union
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -25,10 +25,9 @@ from .standalone import BINARY, load_binary
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from typing import TypeAlias
 
-    from typing_extensions import TypeAlias
-
-    Source: TypeAlias = Union[str, bytes, Path, Artifact]
+    Source: TypeAlias = str | bytes | Path | Artifact
 
 CUBIN = "module.cubin"
 PLAN = "plan.json"
@@ -91,15 +90,16 @@ class Native:
     def bind(self, *first: torch.Tensor) -> Callable[..., Any]:
         """Fix the first inputs, parameters for example; they are held, not copied."""
 
-        def bound(*rest: torch.Tensor) -> Any:  # noqa: ANN401 - a tensor or several
+        def bound(*rest: torch.Tensor) -> Any:
             return self(*first, *rest)
 
         return bound
 
-    def __call__(self, *tensors: torch.Tensor) -> Any:  # noqa: ANN401 - a tensor or several
+    def __call__(self, *tensors: torch.Tensor) -> Any:
         """Run once, on torch's current stream of the tensors' device."""
         device = self._check(tensors)
         with torch.cuda.device(device):
+            cuda_driver.ensure_context(device.index)
             ready = self._ready(device)
             outputs = [
                 torch.empty_strided(t.shape, t.strides, dtype=_DTYPES[t.dtype], device=device)

@@ -67,7 +67,7 @@ class LocalNode:
         with self._lock:
             self._drop()
 
-    def _accept(self, response: Any, descriptor: int | None) -> tuple[Any, memoryview, str]:  # noqa: ANN401
+    def _accept(self, response: Any, descriptor: int | None) -> tuple[Any, memoryview, str]:
         codes = wire.TRANSFER_CODES
         if response.code == codes["NOT_FOUND"]:
             raise NotFound

@@ -130,7 +130,7 @@ def read(data: bytes) -> Manifest:
     return manifest
 
 
-def verify(signed: Any, keys: Iterable[bytes], wanted: bytes) -> Manifest:  # noqa: ANN401 - wire
+def verify(signed: Any, keys: Iterable[bytes], wanted: bytes) -> Manifest:
     """Check signature, structure and key; ``keys`` are those the signer may have."""
     if not any(_signed_by(key, signed.manifest, signed.signature) for key in keys):
         raise Refused(f"the manifest's signature is not node {signed.signer}'s")
@@ -188,7 +188,7 @@ def _validate(manifest: Manifest) -> None:
         raise Refused("the manifest's files do not cover its pack")
 
 
-def _component(message: Any) -> Component:  # noqa: ANN401 - wire
+def _component(message: Any) -> Component:
     fields = (Field.exact(f.name, f.value, derived=f.derived) for f in message.fields)
     component = Component(message.name, tuple(fields))
     if component.digest != message.digest:
@@ -196,7 +196,7 @@ def _component(message: Any) -> Component:  # noqa: ANN401 - wire
     return component
 
 
-def _target(message: Any) -> str:  # noqa: ANN401 - wire
+def _target(message: Any) -> str:
     kinds = {number: kind for kind, number in wire.KINDS.items()}
     kind = kinds.get(message.kind, "UNSPECIFIED")
     if kind == "UNSPECIFIED":
@@ -236,9 +236,7 @@ class Artifact:
     @property
     def files(self) -> dict[str, memoryview]:
         """All files by path, in path order; nothing is copied."""
-        return {
-            f.path: self.pack[f.offset : f.offset + f.size] for f in self.manifest.files
-        }
+        return {f.path: self.pack[f.offset : f.offset + f.size] for f in self.manifest.files}
 
     def file(self, path: str) -> memoryview:
         """Return the bytes of one file, not copied; ``KeyError`` if there is none."""

@@ -5,8 +5,6 @@ of those caches themselves: where an artifact is looked for does not change it.
 What torch refuses to cache is ``Unkeyable`` here too.
 """
 
-# ruff: noqa: ANN401 - torch's own values
-
 from __future__ import annotations
 
 import dataclasses

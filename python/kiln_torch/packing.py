@@ -35,7 +35,7 @@ class Packed:
     size: int
 
 
-def pack(  # noqa: PLR0913 - what a manifest says
+def pack(
     components: Sequence[Component],
     files: Mapping[str, bytes],
     *,

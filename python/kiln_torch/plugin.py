@@ -16,7 +16,7 @@ def autoload() -> None:
             from . import inductor
 
             inductor.install()
-    except Exception as error:  # noqa: BLE001 - see above
+    except Exception as error:
         from .report import log
 
         log.warning("Kiln is off: %s: %s", type(error).__name__, error)

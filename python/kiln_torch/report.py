@@ -19,7 +19,7 @@ _said: set[str] = set()
 
 
 def _after_fork() -> None:
-    global _lock  # noqa: PLW0603 - another thread may have held it
+    global _lock
     _lock = threading.Lock()
 
 

@@ -4,8 +4,6 @@ Invariant: an artifact loads only where the guards that its compile added to the
 sizes hold, and they are then guards here as well; one without files is none.
 """
 
-# ruff: noqa: ANN401 - torch's own values
-
 from __future__ import annotations
 
 import tempfile

@@ -49,7 +49,7 @@ class KilnBackend(RemoteCacheBackend):
         """Return those of the files that there are."""
         try:
             return self._get(list(filenames))
-        except Exception as error:  # noqa: BLE001 - see the module
+        except Exception as error:
             _swallowed("get", error)
             return {}
 
@@ -57,7 +57,7 @@ class KilnBackend(RemoteCacheBackend):
         """Take a file."""
         try:
             self._put(filename, bytes(data))
-        except Exception as error:  # noqa: BLE001 - see the module
+        except Exception as error:
             _swallowed("put", error)
 
     def __del__(self) -> None:

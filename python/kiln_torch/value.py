@@ -56,7 +56,7 @@ class Values:
         return None
 
     def put(self, name: str, data: bytes) -> bool:
-        """Store ``data`` under ``name``: under the lease that ``get`` took, or over what is there."""
+        """Store ``data``: under the lease that ``get`` of ``name`` took, or over what is there."""
         with self._mine() as held:
             lease = held.pop(name, None)
         return self._client.publish(

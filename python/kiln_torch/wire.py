@@ -19,7 +19,7 @@ _PACKAGE = "kiln.v1"
 
 def _load() -> descriptor_pool.DescriptorPool:
     pool = descriptor_pool.DescriptorPool()
-    data = resources.files(__package__).joinpath("kiln.binpb").read_bytes()
+    data = resources.files("kiln_torch").joinpath("kiln.binpb").read_bytes()
     for file in descriptor_pb2.FileDescriptorSet.FromString(data).file:
         pool.AddSerializedFile(file.SerializeToString())
     return pool
@@ -28,7 +28,7 @@ def _load() -> descriptor_pool.DescriptorPool:
 _pool = _load()
 
 
-def _message(name: str) -> Any:  # noqa: ANN401 - a class that exists at run time only
+def _message(name: str) -> Any:
     return message_factory.GetMessageClass(_pool.FindMessageTypeByName(f"{_PACKAGE}.{name}"))
 
 

@@ -211,18 +211,24 @@ def versions() -> dict[str, str]:
 
 def _cpu() -> dict[str, str]:
     """Inductor builds C++ with -march=native: what that means here is part of the output."""
-    try:
-        from torch._inductor.cpp_builder import get_cpp_compiler
-        from torch._inductor.cpu_vec_isa import pick_vec_isa
+    from torch._inductor import config
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.cpu_vec_isa import pick_vec_isa
 
-        compiler, isa = get_cpp_compiler(), str(pick_vec_isa())
-    except Exception:  # no compiler: programs for the CPU are refused where they need one
+    try:
+        compiler = get_cpp_compiler()
+    except Exception:  # noqa: BLE001: no compiler, so what needs one is refused
         return {"cxx": "none", "isa": "none"}
     release = _said(compiler, "--version").partition("\n")[0] or "unknown"
-    march = _said(compiler, "-march=native", "-Q", "--help=target")
-    named = re.search(r"-march=\s+(\S+)", march)
-    name = named[1] if named else "unknown"
-    return {"cxx": release, "isa": isa.strip(), "march": f"{name}-{_digest(march.encode())}"}
+    macros = _said(compiler, "-march=native", "-dM", "-E", "-x", "c++", os.devnull)
+    if "__AVX2__" in macros:
+        # It builds for this CPU: three test programs that would show it take ten seconds.
+        config.cpp.vec_isa_ok = True
+    isa = str(pick_vec_isa()).strip() or "none"
+    target = _said(compiler, "-march=native", "-Q", "--help=target")
+    named = re.search(r"-march=\s+(\S+)", target)
+    march = f"{named[1] if named else 'native'}-{_digest((macros + target).encode())}"
+    return {"cxx": release, "isa": isa, "march": march}
 
 
 def compute_capability() -> int:
@@ -254,8 +260,11 @@ def ready() -> bytes:
 
 # Options of text are names of files and commands, but for these.
 TEXTS = re.compile(r"^(max_autotune_\w+_(backends|search_space)|cpu_backend|cuda_backend)$")
-# What the worker itself decides, or what only writes files.
-OWN = re.compile(r"cache|thread|trace\.|debug|package|log|worker|profile|dump|remote|subproc")
+# What the worker itself decides, and what only writes files.
+OWN = re.compile(
+    r"^(compile_threads|force_disable_caches|worker\w*|trace\..*|aot_inductor\.package\w*)$"
+    r"|(^|[._])(cache|caches|debug|log|dump|profile|remote|subprocess?)([._]|$)"
+)
 
 
 def check_options(options: Mapping[str, Any]) -> None:
@@ -264,11 +273,9 @@ def check_options(options: Mapping[str, Any]) -> None:
 
     defaults = config.get_config_copy()
     for name, value in options.items():
-        if name == "cpp.dynamic_threads":
-            pass
-        elif name not in defaults:
+        if name not in defaults:
             raise Refused(INVALID_INPUT, f"Inductor has no option {name!r}")
-        elif OWN.search(name):
+        if OWN.search(name):
             raise Refused(INVALID_INPUT, f"option {name!r} is the node's to set")
         default = defaults.get(name)
         if isinstance(value, str) and TEXTS.match(name):
@@ -410,7 +417,9 @@ def describe(wanted: dict[str, Any], fake: Any) -> None:
     elif isinstance(fake, (int, torch.SymInt)) and not isinstance(fake, bool):
         wanted["dtype"] = "int"
     else:
-        what = f"input {wanted['name']!r} is a {type(fake).__name__}: only tensors and whole numbers"
+        what = (
+            f"input {wanted['name']!r} is a {type(fake).__name__}: only tensors and whole numbers"
+        )
         raise Refused(UNSUPPORTED_OP, f"{what} are handled")
 
 
@@ -485,14 +494,18 @@ def compile_program(job: Job, folder: Path) -> dict[str, bytes]:
     check_options(job.options)
     program = read_program(job.archive, job.device)
     inputs, shapes = example_inputs(program, job.runtime_shape)
-    if all(isinstance(node.op, str) and node.op != "call_function" for node in program.module.graph.nodes):
+    if all(
+        isinstance(node.op, str) and node.op != "call_function"
+        for node in program.module.graph.nodes
+    ):
         raise Refused(UNSUPPORTED_OP, "the program computes nothing: there is nothing to compile")
     path = folder / MODULES[job.compiler]
     run = standalone if job.compiler == STANDALONE else ahead_of_time
     # Parameters ask for gradients, and a graph for training would be compiled.
     with torch.no_grad():
         run(program, inputs, shapes, dict(job.options), path)
-    files = {path.name: path.read_bytes(), META: meta(job, program)}
+    guards = "" if job.runtime_shape else guards_of(program)
+    files = {path.name: path.read_bytes(), META: meta(job, program, guards)}
     if program.constants:
         held = io.BytesIO()
         torch.save({name: t.cpu() for name, t in program.constants.items()}, held)
@@ -527,7 +540,19 @@ def ahead_of_time(
     package_aoti(str(path), made)
 
 
-def meta(job: Job, program: Program) -> bytes:
+def guards_of(program: Program) -> str:
+    """What must hold of the inputs' sizes: the exported ranges, and what the compile added."""
+    import torch
+
+    dims = [d for f in program.fakes if isinstance(f, torch.Tensor) for d in f.shape]
+    symbolic = [d for d in dims if isinstance(d, torch.SymInt)]
+    if not symbolic:
+        return ""
+    environment = symbolic[0].node.shape_env
+    return environment.produce_guards_expression(program.fakes) or ""
+
+
+def meta(job: Job, program: Program, guards: str) -> bytes:
     import torch
     from torch._inductor.codecache import torch_key
 
@@ -541,6 +566,7 @@ def meta(job: Job, program: Program) -> bytes:
         "device": job.device,
         "runtime_shape": job.runtime_shape,
         "options": job.options,
+        "guards": guards,
         "inputs": program.inputs,
         "outputs": program.outputs,
         "constants": sorted(program.constants),
@@ -550,7 +576,11 @@ def meta(job: Job, program: Program) -> bytes:
 
 def _last(error: BaseException) -> str:
     text = f"{type(error).__name__}: {error}".strip()
-    return text if len(text) <= LONGEST_LOG else text[: LONGEST_LOG // 2] + " … " + text[-LONGEST_LOG // 2 :]
+    return (
+        text
+        if len(text) <= LONGEST_LOG
+        else text[: LONGEST_LOG // 2] + " … " + text[-LONGEST_LOG // 2 :]
+    )
 
 
 def as_refused(error: BaseException) -> Refused:
@@ -559,7 +589,8 @@ def as_refused(error: BaseException) -> Refused:
         return error
     text = _last(error)
     if isinstance(error, MemoryError) or re.search(
-        r"out of memory|bad_alloc|can't allocate memory|Cannot allocate memory|memory exhausted", text
+        r"out of memory|bad_alloc|can't allocate memory|Cannot allocate memory|memory exhausted",
+        text,
     ):
         return Refused(OUT_OF_MEMORY, text)
     if "InvalidCxxCompiler" in text or "No working C++ compiler" in text:
@@ -664,6 +695,11 @@ class Loaded:
             self._constants[i["target"]] if i["target"] in self._constants else next(given)
             for i in self.meta["inputs"]
         ]
+        if guards := self.meta["guards"]:
+            from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+            if not ShapeEnv().evaluate_guards_expression(guards, ordered):
+                raise ValueError(f"the artifact is not for inputs of these sizes: {guards}")
         return list(self._run(*ordered))
 
     def bind(self, state: Mapping[str, Any] | Sequence[Any]) -> Callable[..., list[Any]]:
@@ -684,7 +720,9 @@ class Loaded:
 
         def bound(*inputs: Any) -> list[Any]:
             given = iter(inputs)
-            made = self(*[known[i["name"]] if i["name"] in known else next(given) for i in self.inputs])
+            made = self(
+                *[known[i["name"]] if i["name"] in known else next(given) for i in self.inputs]
+            )
             for said, value in zip(outputs, made):
                 if said["kind"] == "buffer_mutation":
                     buffers[said["target"]].copy_(value)

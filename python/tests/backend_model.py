@@ -6,11 +6,10 @@ import json
 import sys
 import time
 
+import kiln_torch
 import torch
 from torch import nn
 from torch._dynamo.utils import counters
-
-import kiln_torch
 
 WIDTH = 48
 

@@ -9,6 +9,8 @@ import torch
 
 root = Path(__file__).resolve().parent.parent
 spec = importlib.util.spec_from_file_location("kiln_worker", root / "kiln_torch" / "worker.py")
+assert spec is not None
+assert spec.loader is not None
 worker = importlib.util.module_from_spec(spec)
 sys.modules["kiln_worker"] = worker
 spec.loader.exec_module(worker)

@@ -12,11 +12,10 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 from cluster import Cluster, Node, binary
-from processes import Processes
-
 from kiln_torch import report
 from kiln_torch.client import Client
 from kiln_torch.config import Settings
+from processes import Processes
 
 # Nothing that the caller's shell says about a cluster reaches a test.
 for name in [name for name in os.environ if name.startswith("KILN_") and name != "KILN_BINARY"]:

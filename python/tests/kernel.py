@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import time
 
 import triton
@@ -32,7 +33,8 @@ def compiled(tile: int) -> tuple[float, bytes]:
     signature.update(M="constexpr", N="constexpr", K="constexpr")
     source = ASTSource(fn=matmul, signature=signature, constexprs={"M": 64, "N": 64, "K": tile})
     began = time.monotonic()
-    kernel = triton.compile(source, target=GPUTarget("cuda", 90, 32))
+    options = {"num_stages": int(os.environ.get("STAGES", "3"))}
+    kernel = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
     return time.monotonic() - began, kernel.asm["cubin"]
 
 

@@ -53,6 +53,19 @@ def tell_when_waiting() -> None:
     print("waiting", flush=True)
 
 
+def tell_when_asking() -> None:
+    """Say so when unmodified PyTorch asks its remote cache for the first time."""
+    from torch._inductor.remote_cache import RedisRemoteCacheBackend
+
+    original = RedisRemoteCacheBackend._get
+
+    def asking(*given: str) -> object:
+        print("asking", flush=True)
+        return original(*given)
+
+    RedisRemoteCacheBackend._get = asking
+
+
 def main() -> None:
     """Compile, run, report."""
     torch.manual_seed(0)
@@ -61,8 +74,10 @@ def main() -> None:
     model, x = Block(width), torch.randn(4, width)
     if "STALL" in os.environ:
         stall()
-    if "TELL" in os.environ:
+    if "TELL" in os.environ and "KILN_ENDPOINT" in os.environ:
         threading.Thread(target=tell_when_waiting, daemon=True).start()
+    elif "TELL" in os.environ:
+        tell_when_asking()
     if "READY" in os.environ:
         # Torch is imported: start together.
         print("ready", flush=True)

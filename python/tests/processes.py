@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import queue
+import shutil
 import subprocess
 import sys
 import threading
@@ -33,13 +34,16 @@ def kiln(*nodes: Node | str, **more: str) -> dict[str, str]:
     return {"KILN_ENDPOINT": endpoints, "KILN_CONNECT_TIMEOUT": "10", **more}
 
 
-def redis(address: str, **more: str) -> dict[str, str]:
+def redis(address: str | None, timeout: float = 120, **more: str) -> dict[str, str]:
     """Return the environment of an unmodified PyTorch that uses a RESP port."""
+    assert address is not None
     return {
+        # As the README has it.
         "TORCHINDUCTOR_FX_GRAPH_REMOTE_CACHE": "1",
         "TORCHINDUCTOR_AUTOGRAD_REMOTE_CACHE": "1",
-        "TORCHINDUCTOR_REDIS_URL": f"redis://{address}?socket_timeout=120",
-        "KILN_DISABLE": "1",
+        "TORCHINDUCTOR_REDIS_URL": f"redis://{address}?socket_timeout={timeout}",
+        # Not even loaded: this package is installed where the tests run.
+        "TORCH_DEVICE_BACKEND_AUTOLOAD": "0",
         **more,
     }
 
@@ -104,7 +108,6 @@ class Process:
 
     def log(self) -> str:
         """Return the end of what it wrote to stderr."""
-        self._log.flush()
         return Path(self._log.name).read_text()[-4000:]
 
     def kill(self) -> None:
@@ -126,9 +129,22 @@ class Processes:
         self._folder = folder
         self._made: list[Process] = []
 
-    def start(self, environment: dict[str, str], script: str = "model.py") -> Process:
-        """Start one, with a fresh cache folder."""
-        process = Process(script, self._folder / f"process-{len(self._made)}", environment)
+    def start(
+        self,
+        environment: dict[str, str],
+        script: str = "model.py",
+        binaries: Path | None = None,
+    ) -> Process:
+        """Start one, with a fresh cache folder.
+
+        With ``binaries``, that folder's compiled C++ is there already, and none of
+        its cache entries: torch compiles everything, and g++ nothing.
+        """
+        folder = self._folder / f"process-{len(self._made)}"
+        if binaries is not None:
+            entries = shutil.ignore_patterns("fxgraph", "aotautograd")
+            shutil.copytree(binaries, folder, ignore=entries)
+        process = Process(script, folder, environment)
         self._made.append(process)
         return process
 

@@ -46,6 +46,10 @@ def start(
     own = {name: value for name, value in os.environ.items() if not name.startswith("KILN_")}
     own["PYTHONPATH"] = os.pathsep.join([str(HERE.parent), *filter(None, [own.get("PYTHONPATH")])])
     own.update(
+        # All processes of a test have the same flags: torch's keys depend on some.
+        TORCHINDUCTOR_COMPILE_THREADS="1",
+        TORCHINDUCTOR_VEC_ISA_OK="1",
+        OMP_NUM_THREADS="1",
         TORCHINDUCTOR_CACHE_DIR=str(folder / "inductor"),
         TRITON_CACHE_DIR=str(folder / "triton"),
         VLLM_CACHE_ROOT=str(folder / "vllm"),

@@ -1,4 +1,4 @@
-"""Nodes that fail: a relay in front of a real one, and sockets that talk nonsense.
+"""Nodes that fail: relays in front of real ones, and sockets that talk nonsense.
 
 The relay speaks gRPC to both sides and passes everything on as bytes, but for
 what a test tells it to alter; so all that it does not alter is real.
@@ -101,3 +101,73 @@ class Nonsense:
         self._thread.join(10)
         for connection in self._open:
             connection.close()
+
+
+class Proxy:
+    """A TCP proxy that breaks what the server sends after its first bytes."""
+
+    def __init__(self, server: str, how: str, after: int = 2000) -> None:
+        """Break ``how``: garbage, truncated, silent, or by replacing bytes: ``old>new``."""
+        host, _, port = server.rpartition(":")
+        self._server = (host, int(port))
+        self._how = how
+        self._after = after
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
+        self._open: list[socket.socket] = []
+        self._threads = [threading.Thread(target=self._serve, daemon=True)]
+        self._threads[0].start()
+        self.broken = 0
+
+    def _serve(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                server = socket.create_connection(self._server)
+                self._open += [client, server]
+                for target in (self._up, self._down):
+                    thread = threading.Thread(target=target, args=(client, server), daemon=True)
+                    self._threads.append(thread)
+                    thread.start()
+
+    def _up(self, client: socket.socket, server: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := client.recv(1 << 16):
+                server.sendall(data)
+            server.shutdown(socket.SHUT_WR)
+
+    def _down(self, client: socket.socket, server: socket.socket) -> None:
+        passed = 0
+        with contextlib.suppress(OSError):
+            while data := server.recv(1 << 16):
+                broken = self._broken(data, passed)
+                passed += len(data)
+                if broken is None:
+                    client.shutdown(socket.SHUT_RDWR)
+                    return
+                client.sendall(broken)
+
+    def _broken(self, data: bytes, passed: int) -> bytes | None:
+        if ">" in self._how:
+            old, new = (part.encode() for part in self._how.split(">"))
+            self.broken += old in data
+            return data.replace(old, new)
+        if passed + len(data) < self._after:
+            return data
+        self.broken += 1
+        keep = data[: max(self._after - passed, 0)]
+        if self._how == "truncated":
+            return None
+        return keep if self._how == "silent" else keep + b"\xde\xad" * 50
+
+    def close(self) -> None:
+        """Stop."""
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        for connection in self._open:
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+            connection.close()
+        for thread in self._threads:
+            thread.join(10)

@@ -9,12 +9,11 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from programs import run, start  # noqa: E402
-
 from kiln_torch import report, standalone  # noqa: E402
 from kiln_torch.asked import Asked  # noqa: E402
 from kiln_torch.graph import Unkeyable  # noqa: E402
 from kiln_torch.key import key_of  # noqa: E402
+from programs import run, start  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -114,7 +113,7 @@ def test_the_key_is_the_graph_and_not_its_names() -> None:
     # Values of inputs, parameters among them, are none of the compiler's business.
     assert keys(linear, x, torch.zeros(8, 8)) == [key]
     # Where a torch cache looks does not change what it would find.
-    assert keys(linear, x, weight, fx_graph_remote_cache=True) == [key]
+    assert keys(linear, x, weight, bundled_autotune_remote_cache=True) == [key]
 
 
 def test_all_that_decides_the_code_is_in_the_key() -> None:

@@ -9,7 +9,6 @@ import time
 import pytest
 from cluster import Cluster
 from conftest import Clients
-
 from kiln_torch import stats
 from kiln_torch.client import Client
 from kiln_torch.key import key_of, value_components

@@ -89,7 +89,7 @@ def test_a_breaker_asks_again_in_the_background() -> None:
         assert not breaker.closed
         wait_until(lambda calls=calls: len(asked) == calls)
         if calls < 4:
-            wait_until(lambda: not breaker._probing)  # noqa: SLF001
+            wait_until(lambda: not breaker._probing)
             assert not breaker.closed
             assert len(asked) == calls, "the pause doubled"
     wait_until(lambda: breaker.closed)

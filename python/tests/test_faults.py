@@ -16,14 +16,13 @@ import pytest
 from cluster import Cluster
 from conftest import Clients
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from relay import Nonsense, Relay
-
 from kiln_torch import stats, wire
 from kiln_torch.client import Client
 from kiln_torch.key import key_of, value_components
 from kiln_torch.manifest import SIGNING_CONTEXT, Fingerprint, Target
 from kiln_torch.packing import pack
 from kiln_torch.value import Values
+from relay import Nonsense, Relay
 
 pytestmark = pytest.mark.cluster
 
@@ -238,20 +237,19 @@ def test_a_forged_artifact_is_refused(
     assert Values(impatient(clients, relay.address, signers=own)).get(name) == b"good"
 
 
+@pytest.mark.torch
 def test_inductor_never_unpickles_what_is_forged(
     cluster: Cluster, relay: Relay, clients: Clients, tmp_path: Path
 ) -> None:
     """The real remote cache of PyTorch on top: the pickle leaves its mark if it gets there."""
-    pytest.importorskip("torch")
+    from kiln_torch import inductor
     from torch._inductor import remote_cache
     from torch._inductor.codecache import FxGraphCache
 
-    from kiln_torch import inductor
-
     def candidates(client: Client) -> int:
         """Ask as Inductor does, and return how many entries it unpickled."""
-        shared = inductor._Shared(client)  # noqa: SLF001
-        backend = inductor._backend(remote_cache.RemoteCacheBackend, shared, "fx_graph")  # noqa: SLF001
+        shared = inductor._Shared(client)
+        backend = inductor._backend(remote_cache.RemoteCacheBackend, shared, "fx_graph")
         remote_cache.RemoteFxGraphCache.backend_override_cls = backend
         try:
             cache = remote_cache.RemoteFxGraphCache("fx-graph-v1")

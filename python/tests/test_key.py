@@ -6,7 +6,6 @@ import json
 
 import pytest
 from cluster import ROOT
-
 from kiln_torch.key import Component, Field, key_of, value_components, value_name
 
 GOLDEN = json.loads((ROOT / "tests" / "fixtures" / "keys.json").read_text())

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 from blake3 import blake3
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
 from kiln_torch import manifest, wire
 from kiln_torch.errors import Refused
 from kiln_torch.key import key_of, value_components
@@ -68,7 +67,11 @@ def test_an_altered_manifest_is_refused() -> None:
         altered = bytearray(signed.manifest)
         altered[at] ^= 1
         with pytest.raises(Refused):
-            verify(wire.SignedManifest(manifest=bytes(altered), signer=NODE, signature=signed.signature))
+            verify(
+                wire.SignedManifest(
+                    manifest=bytes(altered), signer=NODE, signature=signed.signature
+                )
+            )
 
 
 def test_a_stranger_cannot_sign() -> None:
@@ -136,6 +139,8 @@ def test_altered_bytes_are_refused() -> None:
     with pytest.raises(Refused, match="a/one"):
         Artifact.verified(verify(sign(message)), memoryview(good), "memory")
     single = unsigned({"value": b"x"})
+    with pytest.raises(Refused, match="not those of the manifest"):
+        Artifact.verified(verify(sign(single)), memoryview(b"y"), "memory")
     single.files[0].digest = blake3(b"other").digest()
     with pytest.raises(Refused, match="value"):
         Artifact.verified(verify(sign(single)), memoryview(b"x"), "memory")

@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("torch")
 
-from programs import run  # noqa: E402
+from programs import run
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -18,9 +18,7 @@ if TYPE_CHECKING:
 
 @pytest.mark.torch
 @pytest.mark.cluster
-def test_a_mega_cache_fills_the_caches_of_another_process(
-    cluster: Cluster, tmp_path: Path
-) -> None:
+def test_a_mega_cache_fills_the_caches_of_another_process(cluster: Cluster, tmp_path: Path) -> None:
     first = run(tmp_path / "a", cluster.nodes[0].endpoint, "mega", "toy")
     assert first["mega"] == [False, True], first
     assert first["inductor"]["fxgraph_cache_miss"] == 1, first

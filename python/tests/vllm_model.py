@@ -6,12 +6,14 @@ Prints one JSON line. No engine, no GPU: the real ``vllm.compilation`` on CPU.
 from __future__ import annotations
 
 import json
+import os
 import sys
 
 import torch
 from torch import nn
 from torch._dynamo.utils import counters
 from torch.library import Library
+from vllm.compilation import decorators
 from vllm.compilation.counter import compilation_counter
 from vllm.compilation.decorators import support_torch_compile
 from vllm.config import (
@@ -80,9 +82,16 @@ class Toy(nn.Module):
         return x
 
 
+def _changed(*_: object) -> None:
+    """Judge as vLLM does where a source was edited."""
+    raise RuntimeError("Source code has changed since the last compilation.")
+
+
 def main() -> None:
     """Compile, run, compare with eager, and tell."""
     load_general_plugins()
+    if os.environ.get("KILN_TEST_STALE"):
+        decorators._verify_source_unchanged = _changed
     config = VllmConfig(
         device_config=DeviceConfig("cpu"),
         # Its fusion passes are for GPUs.

@@ -223,7 +223,7 @@ impl Run {
             () = finish => {}
             () = running.hurried() => {}
         }
-        self.tell(RunReport {
+        self.tell(&RunReport {
             exit_code: ended.code,
             command_seconds: lasted.as_secs_f64(),
             before_seconds: before.as_secs_f64(),
@@ -324,13 +324,13 @@ impl Run {
         }
     }
 
-    fn tell(&self, report: RunReport) {
+    fn tell(&self, report: &RunReport) {
         for folder in &report.folders {
             if let Some(line) = folder.closing() {
                 self.say(&line);
             }
         }
-        let Ok(line) = serde_json::to_string(&report) else { return };
+        let Ok(line) = serde_json::to_string(report) else { return };
         if self.client.json {
             eprintln!("{line}");
         }

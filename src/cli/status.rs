@@ -107,6 +107,7 @@ mod tests {
                 versions: vec![pb::Field { name: "nvrtc".into(), value: "13.0".into() }],
             }],
             counters: vec![pb::Counter { name: "compiles".into(), value: 3 }],
+            signers: vec![pb::Signer { node: 1, key: vec![0xab; 32].into() }],
         }
     }
 
@@ -123,6 +124,7 @@ mod tests {
                     "healthy": true}],
                 "compilers": [{"compiler": "cuda", "versions": {"nvrtc": "13.0"}}],
                 "counters": {"compiles": 3},
+                "signers": {"1": "ab".repeat(32)},
             })
         );
     }

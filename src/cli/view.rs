@@ -3,6 +3,8 @@
 //! Invariant: a field printed once is never renamed or dropped; tests hold the
 //! shapes down.
 
+use std::collections::BTreeMap;
+
 use kiln_proto::{Component, Difference, FileEntry, Manifest, pb};
 use serde::Serialize;
 
@@ -94,6 +96,8 @@ pub(crate) struct StatusView {
     pub(crate) tiers: Vec<TierView>,
     pub(crate) compilers: Vec<FingerprintView>,
     pub(crate) counters: serde_json::Map<String, serde_json::Value>,
+    /// Public keys by node, also of nodes that left: what `KILN_SIGNERS` takes.
+    pub(crate) signers: BTreeMap<u64, String>,
 }
 
 /// One member.
@@ -233,6 +237,7 @@ impl From<pb::StatusResponse> for StatusView {
             tiers: status.tiers.into_iter().map(tier).collect(),
             compilers: status.compilers.into_iter().map(Into::into).collect(),
             counters: status.counters.into_iter().map(|c| (c.name, c.value.into())).collect(),
+            signers: status.signers.into_iter().map(|s| (s.node, hex::encode(s.key))).collect(),
         }
     }
 }

@@ -142,22 +142,11 @@ async fn shapes_and_options_are_keys_of_their_own_and_bad_ones_are_named(cluster
     let same = node.compile(program("inductor", merged)).await.unwrap();
     assert_eq!((same.key, same.outcome), (fixed.key, pb::Outcome::Hit), "it is the default");
 
-    for (option, value, told) in [
-        ("no_such_option", "1", "no option"),
-        ("max_autotune", "7", "cannot be"),
-        ("cpp.cxx", "\"/bin/false\"", "cannot be"),
-        ("fx_graph_cache", "false", "the node's to set"),
-        ("runtime_shape", "many", "runtime_shape"),
-        ("runtime_shape", "100000000", "exported range"),
-    ] {
-        let refused = node.compile(program(STANDALONE, &[(option, value)])).await.unwrap_err();
-        assert_eq!(
-            (code(&refused), kind(&refused)),
-            (Some("C001"), Some("invalid_input")),
-            "{option}: {refused}"
-        );
-        assert!(refused.message().contains(told), "{option}: {refused}");
-    }
+    // What node 2's worker refuses is told here, with its code; python/tests has the rest.
+    let asked = program(STANDALONE, &[("max_autotune", "7")]);
+    let refused = node.compile(asked).await.unwrap_err();
+    assert_eq!((code(&refused), kind(&refused)), (Some("C001"), Some("invalid_input")));
+    assert!(refused.message().contains("max_autotune"), "{refused}");
     let mut wrong = program(STANDALONE, &[]);
     wrong.targets = vec![Target::cubin(90).into()];
     let refused = node.compile(wrong).await.unwrap_err();

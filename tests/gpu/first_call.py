@@ -109,7 +109,7 @@ def child(layers: int, tokens: int) -> None:
         wait = torch.cuda.synchronize if device == "cuda" else lambda: None
         wait()
         imported = time.perf_counter() - began
-        compiled = torch.compile(net)
+        compiled = torch.compile(net, backend=os.environ.get("FIRST_CALL_BACKEND", "inductor"))
         began = time.perf_counter()
         out = compiled(ids)
         wait()
@@ -185,10 +185,12 @@ class Bench:
             env |= {f"TORCHINDUCTOR_{flag}_REMOTE_CACHE": "1" for flag in FLAGS}
             url = f"redis://{namespace}:x@{at['resp']}/0?socket_timeout=120"
             env["TORCHINDUCTOR_REDIS_URL"] = url
-        elif door in ("kiln_torch", "run"):
+        elif door in ("kiln_torch", "backend", "run"):
             env["KILN_ENDPOINT"] = f"http://{at['grpc']}"
             env["KILN_SOCKET"] = at["socket"]
             env["KILN_NAMESPACE"] = namespace
+            if door == "backend":
+                env["FIRST_CALL_BACKEND"] = "kiln"
         return env
 
     def start(
@@ -257,7 +259,7 @@ class Bench:
             self.one("cold", "none", 0, "", local)
             self.one("warm local folder", "none", 0, "", local, wipe=False)
             self.one("warm local folder, again", "none", 0, "", local, wipe=False)
-        for door in ("resp", "kiln_torch"):
+        for door in ("resp", "kiln_torch", "backend"):
             if wanted(door):
                 cache = self.folder / door
                 self.one(f"{door}: fill", door, 0, f"{door}-1", cache)
@@ -317,7 +319,9 @@ def main() -> int:
     parser.add_argument("kiln", type=Path)
     parser.add_argument("--layers", type=int, default=16)
     parser.add_argument("--tokens", type=int, default=256)
-    parser.add_argument("--only", nargs="*", choices=["local", "resp", "kiln_torch", "run"])
+    parser.add_argument(
+        "--only", nargs="*", choices=["local", "resp", "kiln_torch", "backend", "run"]
+    )
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(args.kiln.resolve(), Path(folder), args)

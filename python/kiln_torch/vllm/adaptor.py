@@ -7,8 +7,6 @@ only while the file that it names has the digest that it names; an artifact that
 cannot be saved, or is empty, is never a hit.
 """
 
-# ruff: noqa: ANN401 - vLLM's own values
-
 from __future__ import annotations
 
 import tempfile

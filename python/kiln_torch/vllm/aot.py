@@ -11,8 +11,6 @@ artifact without compiled pieces is neither published nor taken for a hit, and
 whatever fails here, vLLM goes on as if Kiln were not there.
 """
 
-# ruff: noqa: ANN401 - vLLM's own values
-
 from __future__ import annotations
 
 import functools
@@ -125,7 +123,7 @@ def _ask(model: Any, path: str) -> Artifact | None:
     components = value_components(client.namespace, name)
     answer = client.acquire(key_of(components), client.settings.wait)
     artifact = answer if isinstance(answer, Artifact) else None
-    lease = None if artifact is not None else answer
+    lease = None if isinstance(answer, Artifact) else answer
     if artifact is not None or lease is not None:
         with _lock:
             _wanted[path] = _Wanted(client, components, name, lease, time.monotonic())

@@ -7,8 +7,6 @@ Invariant: wherever vLLM treats Inductor specially it does so here as well: the
 code that is compiled is Inductor's.
 """
 
-# ruff: noqa: ANN401 - vLLM's own values
-
 from __future__ import annotations
 
 from contextlib import contextmanager

@@ -61,7 +61,7 @@ pub(crate) struct Session {
     key: ArtifactKey,
     share: Share,
     settings: Settings,
-    held: Option<Held>,
+    held: Option<Box<Held>>,
     /// As it was when COMMAND started.
     before: BTreeMap<String, Seen>,
     /// Files of the folder that the cluster had then.

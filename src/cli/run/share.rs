@@ -47,7 +47,7 @@ pub(crate) enum Acquired {
     /// Somebody filled it; true where that was waited for.
     Ready(Box<Manifest>, bool),
     /// It is ours to fill.
-    Granted(Held),
+    Granted(Box<Held>),
 }
 
 impl Share {
@@ -87,7 +87,7 @@ impl Share {
                         waiting();
                     }
                     Some(Event::Granted(_)) => {
-                        return Ok(Acquired::Granted(Held { _stream: stream }));
+                        return Ok(Acquired::Granted(Box::new(Held { _stream: stream })));
                     }
                     Some(Event::Ready(signed)) => {
                         let manifest = self.read(key, signed)?;
@@ -144,9 +144,8 @@ impl Share {
             true => signed.read_unverified(),
             false => {
                 let mut read = self.signers.iter().map(|signer| signed.verify(signer, key));
-                read.find(Result::is_ok).unwrap_or_else(|| {
-                    Err(kiln_proto::ManifestError::Signature { signer: signed.signer })
-                })
+                let nobody = kiln_proto::ManifestError::Signature { signer: signed.signer };
+                read.find(Result::is_ok).unwrap_or(Err(nobody))
             }
         };
         let corrupt = |why: String| CliError::failed(FailureKind::Corrupt, why);

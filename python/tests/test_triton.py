@@ -1,0 +1,63 @@
+"""Real Triton through kiln_torch: an sm_90 kernel, without a GPU."""
+
+from __future__ import annotations
+
+import pytest
+from cluster import Cluster
+from kiln_torch import wire
+from processes import Processes, kiln
+from relay import Nonsense, Relay
+
+pytestmark = [pytest.mark.triton, pytest.mark.cluster]
+
+# As the README has it.
+TRITON = {
+    "TRITON_CACHE_MANAGER": "triton.runtime.cache:RemoteCacheManager",
+    "TRITON_REMOTE_CACHE_BACKEND": "kiln_torch.triton:KilnBackend",
+}
+
+
+def test_a_second_process_compiles_nothing(cluster: Cluster, processes: Processes) -> None:
+    """The same CUBIN from another node, in a fraction of the time; one artifact a kernel."""
+    first = processes.start(kiln(cluster.nodes[0], **TRITON), "kernel.py").report()
+    assert first["stats"]["published"] == 2, first["stats"]
+    second = processes.start(kiln(cluster.nodes[1], **TRITON), "kernel.py").report()
+    assert second["cubin"] == first["cubin"]
+    assert second["size"] > 0
+    assert (second["stats"]["hits"], second["stats"]["loaded"]) == (2, 2), second["stats"]
+    assert "misses" not in second["stats"]
+    assert "published" not in second["stats"]
+    print(f"cold {first['seconds']:.3f} s, from another node {second['seconds']:.3f} s")
+
+
+def test_two_at_once_compile_once(cluster: Cluster, processes: Processes) -> None:
+    """The second waits for the first, kernel by kernel."""
+    environment = {**TRITON, "STAGES": "4"}
+    started = [
+        processes.start(kiln(node, **environment), "kernel.py") for node in cluster.nodes[:2]
+    ]
+    reports = [process.report() for process in started]
+    assert reports[0]["cubin"] == reports[1]["cubin"]
+    assert sum(report["stats"].get("published", 0) for report in reports) == 2, reports
+
+
+@pytest.mark.parametrize("how", ["garbage", "closed", "tampered"])
+def test_faults_cost_a_compile(cluster: Cluster, processes: Processes, how: str) -> None:
+    """And nothing else: an exception in the backend would reach the user."""
+    nonsense, relay = Nonsense(how), Relay(cluster.nodes[0].grpc)
+    try:
+
+        def tampered(data: bytes, at: int) -> bytes:
+            chunk = wire.FetchChunk.FromString(data)
+            return data if at == 0 else wire.FetchChunk(data=chunk.data[::-1]).SerializeToString()
+
+        relay.alter["Fetch"] = tampered
+        address = relay.address if how == "tampered" else nonsense.address
+        # What the others compiled is there, for the relay to break.
+        processes.start(kiln(cluster.nodes[0], **TRITON), "kernel.py").report()
+        report = processes.start(kiln(address, **TRITON), "kernel.py").report()
+        assert report["size"] > 0
+        assert "hits" not in report["stats"], report["stats"]
+    finally:
+        nonsense.close()
+        relay.close()
