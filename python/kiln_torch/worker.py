@@ -24,9 +24,10 @@ import sys
 import threading
 import time
 import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, Callable, Iterator, Mapping, Sequence
+from typing import Any, BinaryIO
 
 STANDALONE = "inductor-standalone"
 AHEAD_OF_TIME = "inductor"
@@ -48,6 +49,7 @@ class Refused(Exception):
     """A compile without an artifact: the kind is what the caller should do about it."""
 
     def __init__(self, kind: int, message: str) -> None:
+        """Kind, and what to tell people."""
         super().__init__(message)
         self.kind = kind
 
@@ -123,6 +125,7 @@ def read_frame(stream: BinaryIO) -> bytes | None:
 
 
 def write_frame(stream: BinaryIO, message: bytes) -> None:
+    """Write one message."""
     stream.write(len(message).to_bytes(4, "big") + message)
     stream.flush()
 
@@ -142,6 +145,7 @@ class Job:
 
     @classmethod
     def parse(cls, message: bytes) -> Job:
+        """Read the message."""
         job = cls()
         for number, value in decode(message):
             if isinstance(value, int):
@@ -217,7 +221,7 @@ def _cpu() -> dict[str, str]:
 
     try:
         compiler = get_cpp_compiler()
-    except Exception:  # noqa: BLE001: no compiler, so what needs one is refused
+    except Exception:  # no compiler, so what needs one is refused
         return {"cxx": "none", "isa": "none"}
     release = _said(compiler, "--version").partition("\n")[0] or "unknown"
     macros = _said(compiler, "-march=native", "-dM", "-E", "-x", "c++", os.devnull)
@@ -242,6 +246,7 @@ def compute_capability() -> int:
 
 
 def compilers() -> list[str]:
+    """Names of the compilers that this torch has."""
     import torch._inductor
 
     has = hasattr(torch._inductor, "standalone_compile")
@@ -300,15 +305,57 @@ def check_options(options: Mapping[str, Any]) -> None:
 # Sizes are expressions that sympy evaluates: symbols, numbers and these words alone.
 _SYMBOL = re.compile(r"'?\b[a-z]{1,2}\d+\b'?")
 _WORDS = frozenset(
-    "Symbol Integer Rational Add Mul Pow Max Min Mod PythonMod FloorDiv CeilDiv CleanDiv "
-    "ModularIndexing Where Eq Ne Lt Le Gt Ge And Or Not Identity ToFloat TruncToInt FloorToInt "
-    "CeilToInt IntTrueDiv FloatTrueDiv PowByNatural oo int_oo True False integer positive "
-    "negative nonnegative nonzero real zero".split()
+    [
+        "Symbol",
+        "Integer",
+        "Rational",
+        "Add",
+        "Mul",
+        "Pow",
+        "Max",
+        "Min",
+        "Mod",
+        "PythonMod",
+        "FloorDiv",
+        "CeilDiv",
+        "CleanDiv",
+        "ModularIndexing",
+        "Where",
+        "Eq",
+        "Ne",
+        "Lt",
+        "Le",
+        "Gt",
+        "Ge",
+        "And",
+        "Or",
+        "Not",
+        "Identity",
+        "ToFloat",
+        "TruncToInt",
+        "FloorToInt",
+        "CeilToInt",
+        "IntTrueDiv",
+        "FloatTrueDiv",
+        "PowByNatural",
+        "oo",
+        "int_oo",
+        "True",
+        "False",
+        "integer",
+        "positive",
+        "negative",
+        "nonnegative",
+        "nonzero",
+        "real",
+        "zero",
+    ]
 )
 _EXPRESSION = re.compile(r"[\w\s+\-*/%(),<>=!&|~]*")
 
 
 def check_expression(text: str) -> None:
+    """Refuse a size that is not a plain expression."""
     rest = _SYMBOL.sub(" ", text)
     words = re.findall(r"[A-Za-z_]\w*", rest)
     plain = len(text) <= 4096 and _EXPRESSION.fullmatch(rest)
@@ -341,6 +388,7 @@ def _visit(node: Any, device: str) -> Any:
 
 
 def open_archive(archive: bytes) -> tuple[zipfile.ZipFile, str, str]:
+    """The archive, the folder of its entries, and the name of its one model."""
     try:
         opened = zipfile.ZipFile(io.BytesIO(archive))
         found = re.compile(r"^(.*)models/([^/]+)\.json$")
@@ -387,7 +435,10 @@ def read_program(archive: bytes, device: str) -> Program:
         # Where standalone_compile of torch 2.11 looks for the shapes' environment.
         if "val" in node.meta:
             node.meta.setdefault("example_value", node.meta["val"])
-    kind = lambda spec: spec.kind.name.lower()  # noqa: E731
+
+    def kind(spec: Any) -> str:
+        return spec.kind.name.lower()
+
     inputs = [
         {"name": node.name, "kind": kind(spec), "target": spec.target}
         for node, spec in zip(holders, read.signature.input_specs, strict=True)
@@ -399,6 +450,7 @@ def read_program(archive: bytes, device: str) -> Program:
     fakes = [node.meta.get("val") for node in holders]
     for wanted, fake in zip(inputs, fakes):
         describe(wanted, fake)
+    forget_expressions(fakes)
     used = {i["target"] for i in inputs if i["kind"] == "constant_tensor"}
     missing = sorted(used - constants.keys())
     if missing:
@@ -407,7 +459,24 @@ def read_program(archive: bytes, device: str) -> Program:
     return Program(module, inputs, outputs, fakes, constants)
 
 
+def forget_expressions(fakes: Sequence[Any]) -> None:
+    """Drop sample values of sizes like ``24*s27``.
+
+    torch 2.11 reads them back, and its Inductor then stumbles over a symbol that is none.
+    """
+    import sympy
+    import torch
+
+    dims = [d for fake in fakes if isinstance(fake, torch.Tensor) for d in fake.shape]
+    for dim in dims:
+        if isinstance(dim, torch.SymInt):
+            samples = getattr(dim.node.shape_env, "backed_var_to_val", {})
+            for name in [name for name in samples if not isinstance(name, sympy.Symbol)]:
+                del samples[name]
+
+
 def describe(wanted: dict[str, Any], fake: Any) -> None:
+    """Add what an input looks like to its description."""
     import torch
 
     if isinstance(fake, torch.Tensor):
@@ -466,7 +535,7 @@ def example_inputs(program: Program, runtime_shape: int | None) -> tuple[Sequenc
 
     def fixed(dim: Any) -> int:
         if isinstance(dim, torch.SymInt):
-            return int(dim.node.expr.subs({symbol: runtime_shape for symbol in symbols}))
+            return int(dim.node.expr.subs(dict.fromkeys(symbols, runtime_shape)))
         return dim
 
     def real(fake: Any) -> Any:
@@ -516,6 +585,7 @@ def compile_program(job: Job, folder: Path) -> dict[str, bytes]:
 def standalone(
     program: Program, inputs: Sequence[Any], shapes: str, patches: dict[str, Any], path: Path
 ) -> None:
+    """What ``standalone_compile`` saves, at ``path``."""
     from torch._inductor import standalone_compile
 
     # The artifact is made of what the compile put into Inductor's own cache.
@@ -529,6 +599,7 @@ def standalone(
 def ahead_of_time(
     program: Program, inputs: Sequence[Any], shapes: str, patches: dict[str, Any], path: Path
 ) -> None:
+    """A package of AOTInductor, at ``path``."""
     import torch
     from torch._inductor.package import package_aoti
 
@@ -553,6 +624,7 @@ def guards_of(program: Program) -> str:
 
 
 def meta(job: Job, program: Program, guards: str) -> bytes:
+    """The artifact's description: what goes in and comes out, and how to load it."""
     import torch
     from torch._inductor.codecache import torch_key
 
@@ -631,7 +703,7 @@ def serve(requests: BinaryIO, answers: BinaryIO, folder: Path) -> None:
         del message
         limit(job)
         files = compile_program(job, folder)
-    except BaseException as e:  # noqa: BLE001: whatever it is, the node is told
+    except BaseException as e:  # whatever it is, the node is told
         write_frame(answers, _failed(as_refused(e)))
         return
     seconds = time.monotonic() - began
@@ -640,6 +712,7 @@ def serve(requests: BinaryIO, answers: BinaryIO, folder: Path) -> None:
 
 
 def limit(job: Job) -> None:
+    """Set the job's bounds on this process and on what it starts."""
     import resource
 
     import torch._inductor.config
@@ -680,13 +753,17 @@ def main() -> None:
 class Loaded:
     """An artifact, ready to run. Called with its inputs in order, constants left out."""
 
-    def __init__(self, run: Callable[..., Any], meta: dict[str, Any], constants: dict[str, Any]):
+    def __init__(
+        self, run: Callable[..., Any], meta: dict[str, Any], constants: dict[str, Any]
+    ) -> None:
+        """Take what ``load_artifact`` read."""
         self.meta = meta
         self._run = run
         self._constants = constants
         self.inputs = [i for i in meta["inputs"] if i["target"] not in constants]
 
     def __call__(self, *inputs: Any) -> list[Any]:
+        """Run it; the outputs in order."""
         if len(inputs) != len(self.inputs):
             names = ", ".join(i["name"] for i in self.inputs)
             raise TypeError(f"{len(inputs)} inputs for {len(self.inputs)}: {names}")
@@ -703,9 +780,11 @@ class Loaded:
         return list(self._run(*ordered))
 
     def bind(self, state: Mapping[str, Any] | Sequence[Any]) -> Callable[..., list[Any]]:
-        """A function of the user's inputs alone, with parameters and buffers from `state`:
-        by name, or in the graph's order. Names are those of the program that was compiled
-        first: a renamed module has the same artifact, and gives its state in order."""
+        """A function of the user's inputs alone, with parameters and buffers from `state`.
+
+        By name, or in the graph's order. Names are those of the program that was compiled
+        first: a renamed module has the same artifact, and gives its state in order.
+        """
         held = [i for i in self.inputs if i["kind"] in ("parameter", "buffer")]
         if isinstance(state, Mapping):
             missing = [i["target"] for i in held if i["target"] not in state]

@@ -69,12 +69,14 @@ class Node:
         self.ready = self.receive()
 
     def receive(self) -> tuple[int, bytes]:
+        """One answer: its number and body."""
         message = worker.read_frame(self.answers)
         assert message is not None, "the worker ended"
         ((number, body),) = worker.decode(message)
         return number, bytes(body)
 
     def ask(self, message: bytes) -> tuple[int, bytes]:
+        """Send the one job, and wait for its answer and the end."""
         self.requests.write(frame(message))
         self.requests.flush()
         answer = self.receive()
@@ -134,7 +136,17 @@ def test_a_program_becomes_an_artifact_that_loads_anywhere(
     pairs = [dict(worker.decode(v)) for n, v in fingerprints[0] if n == 2]
     tools = {bytes(p[1]).decode(): bytes(p[2]).decode() for p in pairs}
     assert tools["torch"] == torch.__version__
-    for tool in "torch_key python cuda triton cudnn inductor_defaults cxx isa march".split():
+    for tool in [
+        "torch_key",
+        "python",
+        "cuda",
+        "triton",
+        "cudnn",
+        "inductor_defaults",
+        "cxx",
+        "isa",
+        "march",
+    ]:
         assert tools[tool], tool
 
     message = job((FIXTURES / BLOCK).read_bytes(), compiler=compiler, runtime_shape=shape)
@@ -214,7 +226,10 @@ def test_a_dynamic_artifact_refuses_sizes_that_it_is_not_for(tmp_path: Path) -> 
 
 
 class Bomb:
+    """Runs a command where it is unpickled."""
+
     def __reduce__(self) -> tuple[object, tuple[str]]:
+        """The command."""
         return (os.system, (f"touch {Bomb.mark}",))
 
     mark = ""
@@ -292,7 +307,7 @@ def replace_expressions(node: object, text: str) -> None:
         ("fx_graph_cache", False, "the node's to set"),
         ("compile_threads", 64, "the node's to set"),
         ("trace.enabled", True, "the node's to set"),
-        ("aot_inductor.output_path", "/tmp/x", "cannot be"),
+        ("aot_inductor.output_path", "elsewhere", "cannot be"),
         ("aot_inductor.package", False, "the node's to set"),
     ],
 )

@@ -80,18 +80,21 @@ pub struct Prepared {
     job: Job,
 }
 
+/// Relative path and bytes of each.
+type Files = Vec<(String, Bytes)>;
+
 /// What the child does.
 #[derive(Debug, Clone)]
 enum Job {
     /// One NVRTC program, and the files that need no compiler: they are added as they are.
-    Nvrtc { program: worker::Program, extra: Vec<(String, Bytes)> },
+    Nvrtc { program: worker::Program, extra: Files },
     /// One exported program in Python.
     Python(python::Job),
 }
 
 impl Prepared {
     /// The NVRTC program and the further files, of a compiler that has such.
-    fn nvrtc(&self) -> Result<(&worker::Program, &[(String, Bytes)]), Failure> {
+    fn nvrtc(&self) -> Result<(&worker::Program, &Files), Failure> {
         match &self.job {
             Job::Nvrtc { program, extra } => Ok((program, extra)),
             Job::Python(_) => Err(self.misplaced()),

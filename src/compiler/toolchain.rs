@@ -250,6 +250,7 @@ fn beside(library: &Path) -> Option<PathBuf> {
 }
 
 /// The workers' folder cannot be used.
+#[expect(clippy::needless_pass_by_value, reason = "for map_err")]
 pub(super) fn unprepared(e: std::io::Error) -> Failure {
     Failure::new(FailureKind::ToolchainMissing, format!("prepare the workers' folder: {e}"))
 }

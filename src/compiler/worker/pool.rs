@@ -204,6 +204,7 @@ async fn start<T: Tongue>(tongue: &T) -> Result<(Worker, T::Ready), Failure> {
     }
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "for map_err")]
 fn unspeakable(e: std::io::Error) -> Failure {
     Lost::Garbage(e.to_string()).into_failure()
 }
