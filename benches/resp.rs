@@ -47,7 +47,7 @@ fn main() {
     );
     println!("|---|---|---|---|---|---|---|---|");
     for (size, connections, gets) in CASES {
-        let value: Vec<u8> = (0..size).map(|at| (at * 2_654_435_761 >> 7) as u8).collect();
+        let value: Vec<u8> = (0..size).map(|at| ((at * 2_654_435_761) >> 7) as u8).collect();
         for server in &servers {
             server.set("value", &value);
             server.round(&value, connections, gets / 4);

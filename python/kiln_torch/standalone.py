@@ -34,13 +34,20 @@ def compile_graph(
     """Compile ``gm``, a graph that Dynamo is tracing now, for other processes as well."""
     from torch._inductor import standalone_compile
 
+    environment = _environment()
+    known, taken = set(environment.backed_var_to_val), len(environment.guards)
     # Sizes that are symbols belong to Dynamo's shape environment: it takes the guards.
-    return standalone_compile(
+    compiled = standalone_compile(
         gm,
         list(example_inputs),
         dynamic_shapes="from_tracing_context",
         options={"config_patches": dict(patches)},
     )
+    # But Inductor makes symbols of its own there (seen with torch 2.11 on a GPU), of
+    # which Dynamo knows no source: it would fail to guard on them, after we returned.
+    added = environment.guards[taken:]
+    environment.guards[taken:] = [g for g in added if g.expr.free_symbols <= known]
+    return compiled
 
 
 def save(compiled: Any, gm: fx.GraphModule) -> dict[str, bytes]:

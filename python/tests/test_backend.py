@@ -200,6 +200,34 @@ def test_guards_travel_with_the_artifact() -> None:
         assert loads == [True, False], "the guard is not Dynamo's"
 
 
+def test_what_inductor_makes_up_does_not_become_dynamos_guard(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from torch._dynamo.source import LocalSource
+    from torch._guards import TracingContext, tracing
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
+
+    environment = ShapeEnv()
+
+    def size(name: str, hint: int) -> Any:
+        made = environment.create_symbol(hint, LocalSource(name), DimDynamic.DYNAMIC)
+        return environment.create_symintnode(made, hint=hint)
+
+    theirs = size("batch", 5)
+
+    def compile_(*_: Any, **__: Any) -> str:
+        assert bool(theirs < 100)
+        assert bool(size("own", 7) < 1000)
+        return "compiled"
+
+    monkeypatch.setattr(torch._inductor, "standalone_compile", compile_)
+    with tracing(TracingContext(FakeTensorMode(shape_env=environment))):
+        graph = torch.fx.symbolic_trace(torch.nn.Identity())
+        assert standalone.compile_graph(graph, [], {}) == "compiled"
+    assert [guard.expr.free_symbols for guard in environment.guards] == [{theirs.node.expr}]
+
+
 def test_an_empty_or_broken_artifact_is_none() -> None:
     with pytest.raises(ValueError, match="empty"):
         standalone.load({standalone.BINARY: b""}, torch.fx.symbolic_trace(torch.nn.Identity()))

@@ -89,7 +89,7 @@ def test_wrong_inputs_are_named_before_anything_is_launched(tmp_path: Path) -> N
     with pytest.raises(ValueError, match=r"strides \[1, 2\], not \[4, 1\]"):
         native(torch.zeros(4, 2).t(), x)
     with pytest.raises(ValueError, match="on cpu, not on a GPU"):
-        native.bind(weight)(x)
+        native.bind(weight)(x)  # type: ignore[attr-defined]
     with pytest.raises(ValueError, match="no tensor but a list"):
         native([], x)
 

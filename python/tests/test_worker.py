@@ -62,7 +62,7 @@ class Node:
             stdout=subprocess.PIPE,
             cwd=folder,
             env={"TMPDIR": str(folder), "LC_ALL": "C", **passed},
-            process_group=0,
+            start_new_session=True,
         )
         assert self.process.stdout and self.process.stdin
         self.answers, self.requests = self.process.stdout, self.process.stdin
