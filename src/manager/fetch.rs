@@ -74,6 +74,11 @@ impl Fetcher {
         entry: &Entry,
         manifest: &Manifest,
     ) -> Result<Option<(Blob, Origin)>, Error> {
+        if manifest.pack_size == 0 {
+            // Nothing to fetch, and so no source that could prove to have it.
+            let nothing = BlobWriter::with_size(0)?.finish_as(manifest.pack_digest)?;
+            return Ok(Some((nothing, Origin::Memory)));
+        }
         let mut excluded: BTreeSet<usize> = BTreeSet::new();
         let sources = self.sources(entry);
         while excluded.len() < sources.len() {

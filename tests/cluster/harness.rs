@@ -72,15 +72,15 @@ impl TestCluster {
         let ports: Vec<_> = ports.chunks(PORTS).collect();
         let peers: Vec<String> = ports.iter().map(|own| own[0].to_string()).collect();
         let mut nodes = Vec::new();
-        for i in 0..n {
+        for (i, own) in ports.iter().enumerate() {
             let home = folder.path().join(format!("node-{i}"));
             std::fs::create_dir(&home).unwrap();
             let mut config = Config {
                 data_dir: home.join("data"),
-                grpc_listen: ports[i][0],
-                http_listen: ports[i][1],
-                transfer_listen: ports[i][2],
-                resp_listen: Some(ports[i][3]),
+                grpc_listen: own[0],
+                http_listen: own[1],
+                transfer_listen: own[2],
+                resp_listen: Some(own[3]),
                 socket: Some(home.join("kiln.sock")),
                 resp_socket: Some(home.join("resp.sock")),
                 ..Config::default()

@@ -161,7 +161,7 @@ pub(crate) fn value(frame: OwnedFrame) -> Option<Vec<u8>> {
 pub(crate) fn text(frame: OwnedFrame) -> String {
     match frame {
         OwnedFrame::SimpleString { data, .. } => String::from_utf8(data).unwrap(),
-        OwnedFrame::SimpleError { data, .. } => data.to_string(),
+        OwnedFrame::SimpleError { data, .. } => data,
         OwnedFrame::BlobString { data, .. } => String::from_utf8(data).unwrap(),
         other => panic!("no text: {other:?}"),
     }
