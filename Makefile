@@ -41,7 +41,9 @@ test-torch: ## kiln_torch with real PyTorch and Triton: installs 6 GB, takes hal
 	"$$KILN_TORCH_PYTHON" -m pip install --quiet --disable-pip-version-check \
 		--no-deps --no-build-isolation --force-reinstall "$$source/python" && \
 	KILN_BINARY=$(abspath_binary) \
-	"$$KILN_TORCH_PYTHON" -B -m pytest python -q -p no:cacheprovider --durations=0
+	"$$KILN_TORCH_PYTHON" -B -m pytest python -q -p no:cacheprovider --durations=0 && \
+	$(call toolchain,test) && \
+	cargo nextest run --locked --package kiln --test cluster inductor
 
 python-wire: ## write the wire format that python/ ships, from proto/
 	$(call toolchain,build) && \

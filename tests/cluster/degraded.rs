@@ -18,12 +18,16 @@ async fn a_node_without_nvrtc_serves_hits_and_names_what_is_missing() {
     let bare = &cluster.nodes[2];
     let hit = bare.compile(saxpy("shared")).await.unwrap();
     assert_eq!((hit.outcome, hit.tier), (Outcome::Hit, Tier::Peer));
-    let refused = bare.compile(saxpy("unseen")).await.unwrap_err();
+    // What is not to be stored is not sent on to a node that could compile it.
+    let mut uncached = saxpy("unseen");
+    uncached.disable_cache = true;
+    let refused = bare.compile(uncached).await.unwrap_err();
     assert_eq!((code(&refused), kind(&refused)), (Some("C005"), Some("toolchain_missing")));
-    // The key is not blocked for those who can.
-    let made = cluster.nodes[1].compile(saxpy("unseen")).await.unwrap();
-    assert_eq!(made.outcome, Outcome::Compiled);
-    assert_eq!(bare.compile(saxpy("unseen")).await.unwrap().outcome, Outcome::Hit);
+    // The key is not blocked for those who can, and they can be asked through it.
+    let made = bare.compile(saxpy("unseen")).await.unwrap();
+    assert_eq!((made.outcome, made.tier), (Outcome::Compiled, Tier::Peer));
+    assert_eq!(bare.counter("compiler_runs").await, 0);
+    assert_eq!(cluster.nodes[1].compile(saxpy("unseen")).await.unwrap().outcome, Outcome::Hit);
 }
 
 #[tokio::test(flavor = "multi_thread")]
