@@ -43,7 +43,7 @@ test-torch: ## kiln_torch with real PyTorch and Triton: installs 6 GB, takes hal
 	KILN_BINARY=$(abspath_binary) \
 	"$$KILN_TORCH_PYTHON" -B -m pytest python -q -p no:cacheprovider --durations=0 && \
 	$(call toolchain,test) && \
-	cargo nextest run --locked --package kiln --test cluster inductor
+	cargo nextest run --locked --package kiln --test cluster --run-ignored all inductor
 
 python-wire: ## write the wire format that python/ ships, from proto/
 	$(call toolchain,build) && \

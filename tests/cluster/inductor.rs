@@ -1,7 +1,7 @@
 //! Inductor on the nodes: one node has torch, all of them have its artifacts.
 //!
 //! `KILN_TORCH_PYTHON` names an interpreter that has torch (`make test-torch`
-//! sets it); without it the tests that need one are left out, and say so.
+//! sets it, and runs the test that needs one: it is ignored elsewhere).
 
 use std::{path::PathBuf, process::Command, time::Duration};
 
@@ -12,12 +12,10 @@ use crate::harness::{NAMESPACE, TestCluster, code, eventually, kind, saxpy};
 
 const STANDALONE: &str = "inductor-standalone";
 
-fn torch() -> Option<PathBuf> {
-    let python = std::env::var_os("KILN_TORCH_PYTHON").map(PathBuf::from);
-    if python.is_none() {
-        eprintln!("left out: KILN_TORCH_PYTHON is not set");
-    }
-    python
+fn torch() -> PathBuf {
+    std::env::var_os("KILN_TORCH_PYTHON")
+        .expect("KILN_TORCH_PYTHON names a Python with torch")
+        .into()
 }
 
 fn fixture(name: &str) -> Vec<u8> {
@@ -45,7 +43,7 @@ fn program(backend: &str, options: &[(&str, &str)]) -> pb::CompileRequest {
 async fn one_with_torch() -> TestCluster {
     let cluster = TestCluster::start_with(3, |i, config| {
         if i == 1 {
-            config.compile.python = torch();
+            config.compile.python = Some(torch());
         }
     })
     .await;
@@ -81,7 +79,7 @@ fn outputs_are_equal(folder: &std::path::Path, rows: usize) {
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/python/tests/check_artifact.py");
     let golden = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/block_f32.safetensors");
     let caches = tempfile::tempdir().unwrap();
-    let done = Command::new(torch().unwrap())
+    let done = Command::new(torch())
         .args(["-I", script])
         .arg(folder)
         .arg(golden)
@@ -94,10 +92,8 @@ fn outputs_are_equal(folder: &std::path::Path, rows: usize) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs torch: make test-torch"]
 async fn one_torch_serves_the_cluster() {
-    if torch().is_none() {
-        return;
-    }
     let cluster = one_with_torch().await;
     a_request_goes_to_the_node_that_has_torch(&cluster).await;
     shapes_and_options_are_keys_of_their_own_and_bad_ones_are_named(&cluster).await;

@@ -246,7 +246,7 @@ mod tests {
         let variable = |name: &str| {
             variables.iter().find(|(n, _)| *n == name).map(|(_, value)| (*value).into())
         };
-        let env = Environment { variable: &variable, folder: Path::new("/work") };
+        let env = Environment { variable: &variable, folder: Path::new("/srv") };
         let (folder, pinned) = Profile::named(name).unwrap().locate(&env).unwrap();
         (folder.display().to_string(), pinned.map(|path| path.display().to_string()))
     }
@@ -270,7 +270,7 @@ mod tests {
     #[test]
     fn the_tools_own_variable_decides_and_is_pinned() {
         let set = [("HOME", "/home/u"), ("TRITON_CACHE_DIR", "a/../b")];
-        assert_eq!(locate("triton", &set), ("/work/b".into(), Some("/work/b".into())));
+        assert_eq!(locate("triton", &set), ("/srv/b".into(), Some("/srv/b".into())));
         let set = [("HOME", "/home/u"), ("FLASHINFER_WORKSPACE_BASE", "/w")];
         assert_eq!(locate("flashinfer", &set), ("/w/.cache/flashinfer".into(), Some("/w".into())));
         let set = [("HOME", "/home/u"), ("DG_CACHE_DIR", "/old")];
