@@ -15,7 +15,7 @@ use kiln_proto::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    CompileInput, Compiler, Job, Limits, Output, Prepared, Source, native,
+    CompileInput, Compiler, Job, Limits, Output, Prepared, Source,
     python::{self, Python},
     request::{common_components, invalid},
 };
@@ -79,7 +79,8 @@ impl Compiler for InductorCompiler {
             return Err(Failure::new(FailureKind::Incompatible, why));
         };
         let options = Options::merge(&input.options, &input.target)?;
-        let native::Identity { graph, inputs, name: own_name } = native::identify(archive)?;
+        let kiln_native::Identity { graph, inputs, name: own_name } =
+            kiln_native::identify(archive)?;
         let mut components = vec![graph, inputs, options.component()];
         components.extend(common_components(input, fingerprint, None));
         let job = python::Job {

@@ -7,7 +7,6 @@
 
 mod cuda;
 mod inductor;
-pub mod native;
 mod native_compiler;
 mod options;
 mod python;

@@ -12,9 +12,10 @@ use kiln_proto::{
 };
 use tokio_util::sync::CancellationToken;
 
+use kiln_native::{self as native, Lowered};
+
 use super::{
     CompileInput, Compiler, Job, Limits, Output, Prepared, Source,
-    native::{self, Lowered},
     registry::Engine,
     request::common_components,
     worker::{Compiled, Octets, Program, module_file},

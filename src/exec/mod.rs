@@ -26,7 +26,7 @@ use error::During;
 pub use error::ExecError;
 use kiln_proto::Target;
 
-use crate::compiler::native::plan::{self, Memory, Plan};
+use kiln_native::plan::{self, Memory, Plan};
 
 /// Launches of each kernel that are timed.
 const TIMED: u32 = 20;

@@ -9,7 +9,7 @@ use kiln_proto::graph::DType;
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 
 use super::ExecError;
-use crate::compiler::native::plan::{Plan, Tensor};
+use kiln_native::plan::{Plan, Tensor};
 
 /// Inputs of `plan` from the safetensors in `file`, in order; baked constants are empty.
 pub(super) fn read<'a>(file: &'a [u8], plan: &Plan) -> Result<Vec<Cow<'a, [u8]>>, ExecError> {

@@ -5,7 +5,7 @@
 
 use kiln_proto::graph::DType;
 
-use crate::compiler::native::prim::Scalar;
+use crate::prim::Scalar;
 
 /// What `scalar` computes from the expressions in `x`.
 pub(super) fn expression(scalar: Scalar, x: &[String], dtype: DType) -> String {

@@ -3,7 +3,7 @@
 
 use std::{ffi::c_void, path::Path, process::Command};
 
-use crate::compiler::native::{
+use crate::{
     Lowered,
     plan::{Memory, Plan},
 };

@@ -11,7 +11,7 @@ use super::{
     elementwise::{named, touched},
     table::element,
 };
-use crate::compiler::native::{
+use crate::{
     fuse::Group,
     prim::{Access, Compute, Prims},
 };

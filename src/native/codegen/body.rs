@@ -9,7 +9,7 @@ use super::{
     Params,
     table::{element, expression, literal},
 };
-use crate::compiler::native::{
+use crate::{
     fuse::{Group, Member},
     prim::{Compute, Operand, Prims, Source},
 };

@@ -133,7 +133,7 @@ mod tests {
     use super::*;
 
     fn fixture(name: &str) -> Identity {
-        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures");
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures");
         identify(&std::fs::read(format!("{folder}/{name}")).unwrap()).unwrap()
     }
 

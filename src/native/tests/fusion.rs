@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use kiln_proto::graph::DType;
 use proptest::prelude::*;
 
-use crate::compiler::native::{
+use crate::{
     fuse::{Group, Kind, fuse},
     prim::{Access, Compute, Operand, Prim, Prims, Scalar, Source},
     strided::{Strided, same_walk},

@@ -11,7 +11,7 @@ use super::{
     body::{Body, Placed, declare, lanes, line, placed, walks},
     elementwise::{named, touched},
 };
-use crate::compiler::native::{
+use crate::{
     fuse::Group,
     prim::{Compute, Prims, Source},
     strided::collapse,

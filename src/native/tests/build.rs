@@ -6,7 +6,7 @@ use kiln_proto::{
     graph::{Argument, DType, Dim, Graph, Input, InputKind, Node, TensorType, Value, ValueId},
 };
 
-use crate::compiler::native::{Lowered, Options, lower_graph, strided::row_major};
+use crate::{Lowered, Options, lower_graph, strided::row_major};
 
 #[derive(Default)]
 pub(super) struct Program {

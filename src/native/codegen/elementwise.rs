@@ -6,7 +6,7 @@ use super::{
     Emitted, Params,
     body::{Body, Coordinate, declare, lanes, line, placed, walks},
 };
-use crate::compiler::native::{
+use crate::{
     fuse::Group,
     prim::{Prims, Source},
     strided::collapse,
