@@ -30,6 +30,57 @@ pub struct Plan {
     pub kernels: Vec<Kernel>,
 }
 
+/// A whole number over the plan's symbols; in JSON `3`, `{"symbol": 0}` or
+/// `{"add": [.., ..]}`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Expr {
+    /// The value of [`Plan::symbols`] at that position.
+    Symbol(usize),
+    /// The sum of all.
+    Add(Vec<Expr>),
+    /// The product of all.
+    Mul(Vec<Expr>),
+    /// The first by the second, rounded down.
+    Div(Box<[Expr; 2]>),
+    /// What that leaves: of the divisor's sign.
+    Mod(Box<[Expr; 2]>),
+    /// The greatest.
+    Max(Vec<Expr>),
+    /// The least.
+    Min(Vec<Expr>),
+    /// Known.
+    #[serde(untagged)]
+    Known(i64),
+}
+
+impl Expr {
+    /// Its value, where `symbols` has those of all symbols; `None`: a symbol
+    /// that is not there, a division by zero or more than `i64` holds.
+    pub fn value(&self, symbols: &[i64]) -> Option<i64> {
+        let all =
+            |parts: &[Expr]| parts.iter().map(|e| e.value(symbols)).collect::<Option<Vec<_>>>();
+        match self {
+            Self::Known(number) => Some(*number),
+            Self::Symbol(symbol) => symbols.get(*symbol).copied(),
+            Self::Add(parts) => all(parts)?.into_iter().try_fold(0i64, i64::checked_add),
+            Self::Mul(parts) => all(parts)?.into_iter().try_fold(1i64, i64::checked_mul),
+            Self::Div(parts) => {
+                let (a, b) = (parts[0].value(symbols)?, parts[1].value(symbols)?);
+                let quotient = a.checked_div(b)?;
+                Some(quotient - i64::from(a % b != 0 && (a < 0) != (b < 0)))
+            }
+            Self::Mod(parts) => {
+                let (a, b) = (parts[0].value(symbols)?, parts[1].value(symbols)?);
+                let left = a.checked_rem(b)?;
+                Some(if left != 0 && (left < 0) != (b < 0) { left + b } else { left })
+            }
+            Self::Max(parts) => all(parts)?.into_iter().max(),
+            Self::Min(parts) => all(parts)?.into_iter().min(),
+        }
+    }
+}
+
 /// A tensor that the caller holds, starting at a multiple of 16 bytes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tensor {
