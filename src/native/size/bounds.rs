@@ -59,7 +59,11 @@ impl Bounds<'_> {
                 continue;
             };
             let shown = |end: &Size| self.shown(&(&(&factor * end) + &rest), depth - 1);
-            if ends.iter().any(shown) {
+            if self
+                .remainder(atom, &factor, depth - 1)
+                .is_some_and(|low| self.shown(&(&low + &rest), depth - 1))
+                || ends.iter().any(shown)
+            {
                 return true;
             }
             if !matches!(atom, Atom::Symbol(_)) {
@@ -69,9 +73,24 @@ impl Bounds<'_> {
         self.shifted(size).is_some_and(|size| size.terms.values().all(|factor| *factor >= 0))
     }
 
+    /// What `factor * floor(x / b)` is never below, where `b` divides the factor:
+    /// a multiple of `x`, or of `x - (b - 1)`.
+    fn remainder(&self, atom: &Atom, factor: &Size, depth: usize) -> Option<Size> {
+        let Atom::Floor(parts) = atom else { return None };
+        let [x, by] = &**parts;
+        let (times, rest) = factor.divide(by);
+        if !rest.is(0) {
+            return None;
+        }
+        if self.shown(&times, depth) {
+            return Some(&times * &(&(x - by) + &Size::from(1)));
+        }
+        self.shown(&-&times, depth).then(|| &times * x)
+    }
+
     fn natural(&self, atom: &Atom, depth: usize) -> bool {
         match atom {
-            Atom::Symbol(_) | Atom::Var(_) | Atom::Mod(_) => true,
+            Atom::Symbol(_) | Atom::Var(_) => true,
             Atom::Value(_) => false,
             Atom::Floor(parts) => depth > 0 && self.shown(&parts[0], depth - 1),
             Atom::Max(parts) => depth > 0 && parts.iter().any(|part| self.shown(part, depth - 1)),
@@ -83,7 +102,7 @@ impl Bounds<'_> {
     fn least(&self, atom: &Atom, depth: usize) -> Vec<Size> {
         match atom {
             Atom::Symbol(symbol) => vec![Size::from(self.range(*symbol).min)],
-            Atom::Var(_) | Atom::Mod(_) => vec![Size::default()],
+            Atom::Var(_) => vec![Size::default()],
             Atom::Max(parts) => parts.to_vec(),
             Atom::Floor(_) | Atom::Min(_) if self.natural(atom, depth) => vec![Size::default()],
             Atom::Value(_) | Atom::Floor(_) | Atom::Min(_) => Vec::new(),
@@ -99,7 +118,6 @@ impl Bounds<'_> {
                 max => vec![Size::from(max)],
             },
             Atom::Var(var) => self.vars.get(*var).map(|extent| extent - &one).into_iter().collect(),
-            Atom::Mod(parts) => vec![&parts[1] - &one],
             Atom::Min(parts) => parts.to_vec(),
             Atom::Floor(parts) => {
                 let top = self.top(&parts[0], depth);
