@@ -80,6 +80,7 @@ impl Module {
             // are of the sizes that the plan says.
             unsafe {
                 let entry = self.library.get::<Entry>(name.as_bytes()).unwrap();
+                assert_eq!(kernel.block[1..], [1, 1], "{}", kernel.name);
                 let [x, y, z] = launch.grid;
                 entry(x, y, z, kernel.block[0], args.as_mut_ptr());
             }
