@@ -122,6 +122,34 @@ impl Plan {
         Ok(call)
     }
 
+    /// Whether the plan hangs together, as far as that depends on no size.
+    pub fn check(&self) -> Result<(), CallError> {
+        for symbol in &self.symbols {
+            let shape = self.inputs.get(symbol.input).map(|input| &input.shape);
+            if symbol.scale <= 0 || shape.is_none_or(|shape| symbol.dim >= shape.len()) {
+                return Err(CallError::Plan("a symbol has no dimension".to_owned()));
+            }
+        }
+        let workspace = self.workspace_bytes.known();
+        for kernel in &self.kernels {
+            let memory = kernel.args.iter().filter_map(|arg| match arg {
+                Arg::Memory(memory) => Some(memory),
+                Arg::Map(map) => Some(&map.memory),
+                Arg::Size(_) => None,
+            });
+            let missing = |memory: &Memory| match memory {
+                Memory::Input(at) => self.inputs.get(*at).is_none_or(|i| i.kind == super::CONSTANT),
+                Memory::Output(at) => *at >= self.outputs.len(),
+                Memory::Workspace(offset) => offset.known() > workspace.or(Some(i64::MAX)),
+            };
+            let grid = kernel.grid.iter().any(|blocks| blocks.known().is_some_and(|n| n < 0));
+            if grid || kernel.block.contains(&0) || memory.into_iter().any(missing) {
+                return Err(CallError::Plan(format!("kernel {} cannot be launched", kernel.name)));
+            }
+        }
+        Ok(())
+    }
+
     /// The symbols' values, each from the one dimension that defines it.
     fn symbol_values(&self, shapes: &[&[usize]]) -> Result<Vec<i64>, CallError> {
         let value = |(index, symbol): (usize, &super::Symbol)| {
@@ -167,8 +195,10 @@ impl Plan {
         let mut why = format!("{} has shape {given:?}, not {wanted:?}", tensor.name);
         if wanted.len() == given.len() {
             let differs = |dim: &usize| wanted[*dim] != given[*dim];
-            let used: Vec<usize> =
-                (0..given.len()).filter(differs).flat_map(|dim| tensor.shape[dim].symbols()).collect();
+            let used: Vec<usize> = (0..given.len())
+                .filter(differs)
+                .flat_map(|dim| tensor.shape[dim].symbols())
+                .collect();
             for symbol in used {
                 let (place, value) = (&self.symbols[symbol], symbols[symbol]);
                 let (from, dim) = (&self.inputs[place.input].name, place.dim);
@@ -187,7 +217,8 @@ impl Plan {
         let broken = |why: &str| CallError::Plan(format!("kernel {}: {why}", kernel.name));
         let mut grid = [0u32; 3];
         for ((blocks, expr), most) in grid.iter_mut().zip(&kernel.grid).zip(MOST_BLOCKS) {
-            let number = expr.value(&call.symbols).ok_or_else(|| broken("its grid is no number"))?;
+            let number =
+                expr.value(&call.symbols).ok_or_else(|| broken("its grid is no number"))?;
             if number < 0 || number > most {
                 let why = format!("{number} blocks, at most {most}: an input is too large");
                 return Err(CallError::Inputs(format!("kernel {}: {why}", kernel.name)));

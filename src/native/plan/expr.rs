@@ -28,7 +28,8 @@ impl Expr {
     /// Its value, where `symbols` has those of all symbols; `None`: a symbol
     /// that is not there, a division by zero or more than `i64` holds.
     pub fn value(&self, symbols: &[i64]) -> Option<i64> {
-        let all = |parts: &[Expr]| parts.iter().map(|e| e.value(symbols)).collect::<Option<Vec<_>>>();
+        let all =
+            |parts: &[Expr]| parts.iter().map(|e| e.value(symbols)).collect::<Option<Vec<_>>>();
         match self {
             Self::Known(number) => Some(*number),
             Self::Symbol(symbol) => symbols.get(*symbol).copied(),
@@ -73,9 +74,8 @@ impl fmt::Display for Expr {
             Self::Add(_) | Self::Div(_) | Self::Mod(_) => format!("({part})"),
             _ => part.to_string(),
         };
-        let join = |parts: &[Self], with: &str| {
-            parts.iter().map(factor).collect::<Vec<_>>().join(with)
-        };
+        let join =
+            |parts: &[Self], with: &str| parts.iter().map(factor).collect::<Vec<_>>().join(with);
         let list =
             |parts: &[Self]| parts.iter().map(Self::to_string).collect::<Vec<_>>().join(", ");
         match self {

@@ -14,7 +14,7 @@ fn tensor(name: &str, kind: &str, shape: Vec<Expr>, strides: Vec<Expr>) -> Tenso
 
 /// `in0 [2 * s0 + 1, 4]`, `in1 [4, s0]`, a constant, `out0 [s0]`.
 fn plan() -> Plan {
-    let grown = Expr::Add(vec![Expr::Mul(vec![2.into(), symbol(0)]), Expr::Known(1)]);
+    let grown = Expr::Add(vec![Expr::Mul(vec![Expr::Known(2), symbol(0)]), Expr::Known(1)]);
     let kernel = Kernel {
         name: "k0".to_owned(),
         kind: "map".to_owned(),
@@ -35,8 +35,13 @@ fn plan() -> Plan {
         target: "sm_90".to_owned(),
         symbols: vec![Symbol { min: 0, max: Some(8), input: 0, dim: 0, scale: 2, offset: 1 }],
         inputs: vec![
-            tensor("in0", "user", vec![grown, Expr::Known(4)], vec![4.into(), 1.into()]),
-            tensor("in1", "user", vec![Expr::Known(4), symbol(0)], vec![symbol(0), 1.into()]),
+            tensor(
+                "in0",
+                "user",
+                vec![grown, Expr::Known(4)],
+                vec![Expr::Known(4), Expr::Known(1)],
+            ),
+            tensor("in1", "user", vec![Expr::Known(4), symbol(0)], vec![symbol(0), Expr::Known(1)]),
             tensor("in2", "constant", vec![Expr::Known(3)], vec![Expr::Known(1)]),
         ],
         outputs: vec![tensor("out0", "output", vec![symbol(0)], vec![Expr::Known(1)])],
