@@ -116,6 +116,19 @@ impl Exprs {
         }
     }
 
+    /// `id`, which is in the domain of `dtype`, as a buffer of it holds it.
+    pub(crate) fn rounded(&mut self, id: Id, dtype: DType) -> Id {
+        let held = match self.get(id) {
+            Expr::Load { dtype: of, .. } | Expr::Round(of, _) => *of == dtype,
+            _ => false,
+        };
+        match dtype {
+            DType::F32 | DType::F64 | DType::I64 | DType::Bool => id,
+            _ if held => id,
+            _ => self.add(Expr::Round(dtype, id)),
+        }
+    }
+
     /// Whole numbers as an index.
     pub(crate) fn as_size(&self, id: Id) -> Size {
         match self.get(id) {
@@ -147,6 +160,21 @@ impl Exprs {
             }
         }
         // The arena's order is one in which operands come first.
+        seen.into_iter().collect()
+    }
+
+    /// What the roots are made of outside of the branches of guards, operands first.
+    pub(crate) fn unguarded(&self, roots: impl IntoIterator<Item = Id>) -> Vec<Id> {
+        let mut seen = BTreeSet::new();
+        let mut waiting: Vec<Id> = roots.into_iter().collect();
+        while let Some(id) = waiting.pop() {
+            if seen.insert(id) {
+                match self.get(id) {
+                    Expr::Guard { cond, .. } => waiting.push(*cond),
+                    _ => waiting.extend(self.operands(id)),
+                }
+            }
+        }
         seen.into_iter().collect()
     }
 

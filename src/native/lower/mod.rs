@@ -259,17 +259,8 @@ impl Lowering<'_> {
 
     /// `expr` as an element of `dtype`.
     fn rounded(&mut self, expr: Id, dtype: DType) -> Id {
-        let exprs = &mut self.loops.exprs;
-        let expr = exprs.convert(expr, domain_of(dtype));
-        let held = match exprs.get(expr) {
-            Expr::Load { dtype: of, .. } | Expr::Round(of, _) => *of == dtype,
-            _ => false,
-        };
-        match dtype {
-            DType::F32 | DType::F64 | DType::I64 | DType::Bool => expr,
-            _ if held => expr,
-            _ => exprs.add(Expr::Round(dtype, expr)),
-        }
+        let expr = self.loops.exprs.convert(expr, domain_of(dtype));
+        self.loops.exprs.rounded(expr, dtype)
     }
 }
 
