@@ -5,7 +5,7 @@
 
 mod body;
 mod elementwise;
-mod product;
+pub(crate) mod product;
 mod rows;
 mod table;
 

@@ -1,6 +1,9 @@
 //! Products: tiles on the tensor cores (16-bit) or the ordinary cores, with
 //! what follows element by element done before the store.
 
+#[cfg_attr(not(test), expect(dead_code, reason = "the new code generator calls it"))]
+pub(crate) mod choose;
+
 use std::collections::BTreeSet;
 
 use kiln_proto::{Target, graph::DType};
