@@ -12,6 +12,7 @@
 mod archive;
 mod canonical;
 mod codegen;
+pub mod core;
 mod fuse;
 mod identity;
 mod infer;
@@ -21,6 +22,7 @@ mod parse;
 pub mod plan;
 mod prim;
 mod schema;
+pub mod size;
 mod strided;
 mod types;
 
