@@ -9,9 +9,7 @@ use super::{
     build::{bytes, floats, noise},
     emulator::{Aligned, Kernels},
 };
-use crate::codegen::product::choose::{
-    CORES, Choice, MMA, Variant, cores, mma, source, vector,
-};
+use crate::codegen::product::choose::{CORES, Choice, MMA, Variant, cores, mma, source, vector};
 
 const PREAMBLE: &str = include_str!("../codegen/preamble.cu");
 
@@ -189,21 +187,21 @@ fn cases(choice: &Choice, dtype: DType) -> Vec<Case> {
         return vec![
             case(2, [m, tile_n + 3, 8 * 67], AlongK, AlongK, false),
             case(1, [m, 2 * tile_n, 8], AlongK, AlongK, false),
-            case(2, [m, 1, 8 * 600], Padded, AlongK, true),
+            case(2, [m, 1, 8 * 150], Padded, AlongK, true),
             case(1, [m, tile_n, 0], AlongK, AlongK, false),
         ];
     }
     vec![
-        // Whole chunks, more than a tile; odd sizes; one of each; no sum at all.
-        case(1, [tile_m + 8, tile_n + 8, 136], AlongK, AlongK, false),
-        case(2, [tile_m + 8, tile_n + 16, 72], Across, Across, false),
-        case(1, [tile_m + 3, tile_n + 5, 67], AlongK, Across, false),
+        // Whole chunks; more steps than stages; odd sizes; one of each; no sum at all.
+        case(1, [tile_m + 8, tile_n + 8, 72], AlongK, AlongK, false),
+        case(2, [16, 24, 328], Across, Across, false),
+        case(1, [17, 24, 200], AlongK, Across, true),
+        case(1, [tile_m + 3, 5, 67], AlongK, Across, false),
         case(1, [tile_m - 3, tile_n - 7, 75], Across, AlongK, false),
-        case(2, [5, 9, 37], Padded, Padded, false),
+        case(1, [5, 9, 37], Padded, Padded, false),
         case(1, [9, 11, 70], Odd, Odd, false),
         case(1, [1, 1, 1], AlongK, AlongK, false),
         case(1, [9, 8, 0], AlongK, AlongK, false),
-        case(3, [17, 24, 200], AlongK, Across, true),
     ]
 }
 
@@ -221,8 +219,11 @@ fn products_on_the_tensor_cores_are_right_at_every_edge() {
 
 #[test]
 fn parts_of_a_sum_meet_in_the_cluster() {
-    let all = MMA.iter().zip([2, 4, 8, 2, 4, 8]);
-    check(&all.flat_map(|(tile, split)| cases(&mma(*tile, split), DType::BF16)).collect::<Vec<_>>());
+    let all = MMA[2..].iter().zip([2, 8, 4, 8]);
+    let of = |(tile, split): (&[i64; 5], i64)| {
+        cases(&mma(*tile, split), DType::BF16).into_iter().take(3)
+    };
+    check(&all.flat_map(of).collect::<Vec<_>>());
 }
 
 #[test]

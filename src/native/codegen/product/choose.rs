@@ -170,9 +170,8 @@ fn choose_mma(problem: &Problem, target: Target) -> Choice {
 
 fn choose_cores(problem: &Problem) -> Choice {
     let rows = problem.m.typical.max(1);
-    let good = |tile: &&[i64; 4]| {
-        tile[0] < 2 * rows && tiles(problem, [tile[0], tile[1]]) >= PROCESSORS
-    };
+    let good =
+        |tile: &&[i64; 4]| tile[0] < 2 * rows && tiles(problem, [tile[0], tile[1]]) >= PROCESSORS;
     cores(*CORES.iter().find(good).unwrap_or(&CORES[CORES.len() - 1]))
 }
 
