@@ -6,6 +6,7 @@ mod fusion;
 mod inputs;
 mod keys;
 mod numerics;
+mod product_kernels;
 mod products;
 mod rows;
 
