@@ -3,6 +3,8 @@
 //! Invariant: the text is a function of the groups alone; kernels and values
 //! are numbered, never named after the program.
 
+#[cfg_attr(not(test), expect(dead_code, reason = "the lowering of core programs emits it"))]
+pub(crate) mod attention;
 mod body;
 mod elementwise;
 mod product;
