@@ -1,5 +1,6 @@
 //! The compiler as a whole, on archives that PyTorch wrote.
 
+mod attention;
 mod build;
 mod emulator;
 mod fusion;

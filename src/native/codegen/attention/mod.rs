@@ -1,0 +1,13 @@
+//! Attention in one kernel: `softmax(scale * q k^T + mask) v` with an online
+//! softmax, so that no score reaches memory.
+//!
+//! Invariant: every variant computes every problem that it is chosen for, at
+//! any sizes within its bounds; the choice never decides what is computed.
+
+mod choose;
+
+#[cfg_attr(
+    not(test),
+    expect(unused_imports, reason = "the lowering of core programs chooses")
+)]
+pub(crate) use choose::{Bounds, Choice, Problem, choose};
