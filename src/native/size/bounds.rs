@@ -7,7 +7,7 @@ use super::{Atom, Monomial, Size};
 use crate::core::Range;
 
 /// How deep a proof may go: each step removes one atom.
-const DEEPEST: usize = 16;
+const DEEPEST: usize = 12;
 
 /// Bounds of symbols and variables; symbols that are not listed are at least zero.
 #[derive(Debug, Clone, Copy, Default)]
@@ -48,7 +48,12 @@ impl Bounds<'_> {
         }
         // The sum is least where each atom is at the end that its factor pushes to.
         let mut atoms: Vec<&Atom> = size.atoms().collect();
-        atoms.sort_by_key(|atom| matches!(atom, Atom::Symbol(_)));
+        atoms.sort_by_key(|atom| match atom {
+            Atom::Symbol(_) => 2,
+            Atom::Var(_) | Atom::Value(_) => 1,
+            Atom::Floor(_) | Atom::Max(_) | Atom::Min(_) => 0,
+        });
+        atoms.dedup();
         for atom in atoms {
             let Some((factor, rest)) = size.linear_in(atom) else { continue };
             let ends = if self.shown(&factor, depth - 1) {
@@ -59,19 +64,49 @@ impl Bounds<'_> {
                 continue;
             };
             let shown = |end: &Size| self.shown(&(&(&factor * end) + &rest), depth - 1);
-            if ends.iter().any(shown) {
+            if self
+                .remainder(atom, &factor, depth - 1)
+                .is_some_and(|low| self.shown(&(&low + &rest), depth - 1))
+                || ends.iter().any(shown)
+            {
                 return true;
             }
-            if !matches!(atom, Atom::Symbol(_)) {
+            if matches!(atom, Atom::Var(_)) {
                 return false;
             }
         }
         self.shifted(size).is_some_and(|size| size.terms.values().all(|factor| *factor >= 0))
     }
 
+    /// What `factor * floor(x / b)` is never below, where `b` divides the factor:
+    /// a multiple of `x`, or of `x - (b - 1)`.
+    fn remainder(&self, atom: &Atom, factor: &Size, depth: usize) -> Option<Size> {
+        let Atom::Floor(parts) = atom else { return None };
+        let [x, by] = &**parts;
+        let (times, rest) = factor.divide(by);
+        if !rest.is(0) {
+            // floor(x / (a b)) is floor(floor(x / a) / b), with b from the factor.
+            let sign = Size::from(if self.shown(factor, depth) { 1 } else { -1 });
+            let part = factor * &sign;
+            let (others, rest) = by.divide(&part);
+            if !rest.is(0) || part.is(0) {
+                return None;
+            }
+            let x = x.div_in(&others, self);
+            return Some(match sign.is(1) {
+                true => &(&x - &part) + &Size::from(1),
+                false => -&x,
+            });
+        }
+        if self.shown(&times, depth) {
+            return Some(&times * &(&(x - by) + &Size::from(1)));
+        }
+        self.shown(&-&times, depth).then(|| &times * x)
+    }
+
     fn natural(&self, atom: &Atom, depth: usize) -> bool {
         match atom {
-            Atom::Symbol(_) | Atom::Var(_) | Atom::Mod(_) => true,
+            Atom::Symbol(_) | Atom::Var(_) => true,
             Atom::Value(_) => false,
             Atom::Floor(parts) => depth > 0 && self.shown(&parts[0], depth - 1),
             Atom::Max(parts) => depth > 0 && parts.iter().any(|part| self.shown(part, depth - 1)),
@@ -83,7 +118,7 @@ impl Bounds<'_> {
     fn least(&self, atom: &Atom, depth: usize) -> Vec<Size> {
         match atom {
             Atom::Symbol(symbol) => vec![Size::from(self.range(*symbol).min)],
-            Atom::Var(_) | Atom::Mod(_) => vec![Size::default()],
+            Atom::Var(_) => vec![Size::default()],
             Atom::Max(parts) => parts.to_vec(),
             Atom::Floor(_) | Atom::Min(_) if self.natural(atom, depth) => vec![Size::default()],
             Atom::Value(_) | Atom::Floor(_) | Atom::Min(_) => Vec::new(),
@@ -99,7 +134,6 @@ impl Bounds<'_> {
                 max => vec![Size::from(max)],
             },
             Atom::Var(var) => self.vars.get(*var).map(|extent| extent - &one).into_iter().collect(),
-            Atom::Mod(parts) => vec![&parts[1] - &one],
             Atom::Min(parts) => parts.to_vec(),
             Atom::Floor(parts) => {
                 let top = self.top(&parts[0], depth);

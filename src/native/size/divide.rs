@@ -48,7 +48,7 @@ impl Size {
         if rest.terms.is_empty() || bounds.is_within(&rest, by) {
             return quotient;
         }
-        if let Some((a, b)) = shortened(&rest, by) {
+        if let Some((a, b)) = shortened(&rest, by, bounds) {
             return &quotient + &a.div_in(&b, bounds);
         }
         // floor(floor(x / a) / b) is floor(x / (a b)).
@@ -61,42 +61,29 @@ impl Size {
     /// What `div_in` leaves: never negative.
     #[must_use]
     pub fn mod_in(&self, by: &Self, bounds: &Bounds<'_>) -> Self {
-        if by.is(1) {
-            return Self::default();
-        }
-        if let (Some(a), Some(b)) = (self.known(), by.known().filter(|b| *b > 0)) {
-            return Self::from(a.rem_euclid(b));
-        }
-        let rest = self.divide(by).1;
-        if rest.terms.is_empty() || bounds.is_within(&rest, by) {
-            return rest;
-        }
-        match common_factor(&rest, by) {
-            Some(common) => {
-                let common = Self::from(common);
-                let inner = rest.divide(&common).0.mod_in(&by.divide(&common).0, bounds);
-                &inner * &common
-            }
-            None => Self::atom(Atom::Mod(Box::new([rest, by.clone()]))),
-        }
+        self - &(&self.div_in(by, bounds) * by)
     }
 }
 
-/// Both by what divides the divisor and all terms but the constant, which is
-/// rounded down: the quotient is the same.
-fn shortened(a: &Size, by: &Size) -> Option<(Size, Size)> {
-    let constant = a.terms.get(&Monomial::default()).copied().unwrap_or(0);
-    let varying = a - &Size::from(constant);
-    let common = common_factor(&varying, by)?;
-    let scaled = varying.divide(&Size::from(common)).0;
-    let a = &scaled + &Size::from(constant.div_euclid(common));
-    Some((a, by.divide(&Size::from(common)).0))
-}
-
-/// The greatest number over one that divides all terms of both.
-fn common_factor(a: &Size, b: &Size) -> Option<i64> {
-    let of = |size: &Size| size.terms.values().fold(0, |so_far, x| gcd(so_far, x.abs()));
-    Some(gcd(of(a), of(b))).filter(|common| *common > 1 && !a.terms.is_empty())
+/// Both in steps of a number that divides the divisor, if the terms that it does
+/// not divide stay below one step: the quotient is the same.
+fn shortened(a: &Size, by: &Size, bounds: &Bounds<'_>) -> Option<(Size, Size)> {
+    let whole = by.terms.values().fold(0, |so_far, x| gcd(so_far, x.abs()));
+    let mut steps: Vec<i64> = a
+        .terms
+        .iter()
+        .filter(|(monomial, _)| !monomial.0.is_empty())
+        .map(|(_, factor)| gcd(whole, factor.abs()))
+        .filter(|step| *step > 1)
+        .collect();
+    steps.sort_unstable();
+    steps.dedup();
+    steps.into_iter().rev().find_map(|step| {
+        let step = Size::from(step);
+        let (steps, below) = a.divide(&step);
+        let fits = bounds.is_within(&below, &step);
+        fits.then(|| (steps, by.divide(&step).0))
+    })
 }
 
 fn gcd(a: i64, b: i64) -> i64 {

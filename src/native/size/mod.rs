@@ -1,8 +1,9 @@
 //! Whole numbers that depend on symbols and loop variables: sizes, strides, offsets.
 //!
 //! A [`Size`] is a polynomial with whole coefficients. Divisions that do not come
-//! out even are atoms of their own, so that every expression has one canonical
-//! form, and equality of forms proves equality of values.
+//! out even are atoms of their own, and remainders are what a division leaves
+//! (`x - n * floor(x / n)`), so that an index that was taken apart and put together
+//! again is the same form: equality of forms proves equality of values.
 //!
 //! Invariant: no term has the coefficient zero; divisors are positive.
 
@@ -41,8 +42,6 @@ pub enum Atom {
     Value(usize),
     /// The first by the second, rounded down.
     Floor(Box<[Size; 2]>),
-    /// What that leaves.
-    Mod(Box<[Size; 2]>),
     /// The greater.
     Max(Box<[Size; 2]>),
     /// The lesser.
@@ -213,7 +212,7 @@ impl Size {
         self.atoms().any(|atom| {
             wanted(atom)
                 || match atom {
-                    Atom::Floor(parts) | Atom::Mod(parts) | Atom::Max(parts) | Atom::Min(parts) => {
+                    Atom::Floor(parts) | Atom::Max(parts) | Atom::Min(parts) => {
                         parts.iter().any(|part| part.any(wanted))
                     }
                     Atom::Symbol(_) | Atom::Var(_) | Atom::Value(_) => false,
@@ -292,7 +291,6 @@ impl Atom {
             Self::Symbol(symbol) => symbols.get(*symbol).copied(),
             Self::Var(_) | Self::Value(_) => None,
             Self::Floor(parts) => both(parts).filter(|(_, b)| *b > 0).map(|(a, b)| a.div_euclid(b)),
-            Self::Mod(parts) => both(parts).filter(|(_, b)| *b > 0).map(|(a, b)| a.rem_euclid(b)),
             Self::Max(parts) => both(parts).map(|(a, b)| a.max(b)),
             Self::Min(parts) => both(parts).map(|(a, b)| a.min(b)),
         }
@@ -310,10 +308,6 @@ impl Atom {
             Self::Floor(parts) => {
                 let (a, b) = both(parts);
                 a.div_in(&b, bounds)
-            }
-            Self::Mod(parts) => {
-                let (a, b) = both(parts);
-                a.mod_in(&b, bounds)
             }
             Self::Max(parts) => {
                 let (a, b) = both(parts);
@@ -334,10 +328,6 @@ impl Atom {
                 let (a, b) = both(parts);
                 format!("(({a}) / ({b}))")
             }
-            Self::Mod(parts) => {
-                let (a, b) = both(parts);
-                format!("(({a}) % ({b}))")
-            }
             Self::Max(parts) => {
                 let (a, b) = both(parts);
                 format!("max({a}, {b})")
@@ -356,7 +346,6 @@ impl Atom {
             // Loops are inside kernels: the compiler checks that none is left over.
             Self::Var(_) | Self::Value(_) => plan::Expr::Symbol(usize::MAX),
             Self::Floor(parts) => plan::Expr::Div(Box::new(both(parts))),
-            Self::Mod(parts) => plan::Expr::Mod(Box::new(both(parts))),
             Self::Max(parts) => plan::Expr::Max(both(parts).into()),
             Self::Min(parts) => plan::Expr::Min(both(parts).into()),
         }

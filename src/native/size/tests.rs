@@ -59,6 +59,28 @@ fn a_view_that_splits_and_joins_a_dimension_leaves_no_division() {
 }
 
 #[test]
+fn an_index_taken_apart_and_put_together_is_itself() {
+    let extents = [k(2 * 16 * 64)];
+    let bounds = Bounds { symbols: &[], vars: &extents };
+    let e = i(0);
+    let (head, inner) = (e.div_in(&k(64), &bounds), e.mod_in(&k(64), &bounds));
+    let (batch, head) = (head.div_in(&k(16), &bounds), head.mod_in(&k(16), &bounds));
+    let joined = &(&(&(&batch * &k(16)) + &head) * &k(64)) + &inner;
+    assert_eq!(joined, e);
+    assert!(bounds.is_within(&inner, &k(64)) && bounds.is_within(&head, &k(16)));
+}
+
+#[test]
+fn the_lanes_of_a_vector_share_what_does_not_split_them() {
+    // e = 8 t + lane
+    let extents = [k(32), k(8)];
+    let bounds = Bounds { symbols: &[], vars: &extents };
+    let e = &(&i(0) * &k(8)) + &i(1);
+    assert_eq!(e.div_in(&k(64), &bounds), i(0).div_in(&k(8), &bounds));
+    assert!(e.div_in(&k(12), &bounds).has_var(1));
+}
+
+#[test]
 fn proofs_use_the_symbols_ranges() {
     let symbols = [Range { min: 2, max: 2048 }];
     let bounds = Bounds { symbols: &symbols, vars: &[] };
