@@ -28,6 +28,8 @@ type Guards = Vec<(Id, bool)>;
 /// What a kernel reads and writes, in the order of its parameters.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Params {
+    /// Place of the first read, where others come before.
+    pub(super) first: usize,
     pub(super) reads: Vec<Source>,
     pub(super) writes: Vec<usize>,
     /// Symbols that the text names.
@@ -41,7 +43,7 @@ impl Params {
             self.reads.push(source);
             self.reads.len() - 1
         });
-        format!("r{place}")
+        format!("r{}", self.first + place)
     }
 
     /// The name of what is written.

@@ -6,6 +6,7 @@
 
 mod attention;
 mod body;
+mod functor;
 mod map;
 mod memory;
 mod product;
@@ -117,7 +118,7 @@ pub(crate) fn generate(
     let mut kernels = Vec::with_capacity(emitted.len());
     for (index, (emitted, group)) in emitted.into_iter().zip(groups).enumerate() {
         let computes = computes(graph, loops, group);
-        let name = module.function(&emitted, index, &computes);
+        let name = module.function(loops, &emitted, index, &computes);
         kernels.push(module.launch(loops, name, emitted, computes, &memory)?);
     }
     let buffers = values
@@ -145,6 +146,11 @@ pub(crate) fn generate(
 
 fn bug(what: &str) -> Failure {
     Failure::new(FailureKind::Crashed, format!("a bug of `native`: {what}"))
+}
+
+/// The type of a source's elements in memory.
+fn pointee(loops: &Loops, source: Source) -> &'static str {
+    table::element(loops.dtype(source))
 }
 
 /// The type of a temporary's elements in memory.
@@ -262,7 +268,7 @@ impl Module {
     }
 
     /// Adds a kernel's function, unless one of the same text is there.
-    fn function(&mut self, emitted: &Emitted, index: usize, computes: &[String]) -> String {
+    fn function(&mut self, loops: &Loops, emitted: &Emitted, index: usize, computes: &[String]) -> String {
         let kernel = &emitted.kernel;
         for part in &kernel.parts {
             if !self.parts.contains(part) {
@@ -271,7 +277,7 @@ impl Module {
                 self.source += part;
             }
         }
-        let text = self.text(emitted);
+        let text = self.text(loops, emitted);
         if let Some(name) = self.functions.get(&text) {
             return name.clone();
         }
@@ -283,7 +289,7 @@ impl Module {
         name
     }
 
-    fn text(&self, emitted: &Emitted) -> String {
+    fn text(&self, loops: &Loops, emitted: &Emitted) -> String {
         let Kernel { name, params, attributes, text, maps, .. } = &emitted.kernel;
         let mut list = Vec::new();
         let mut bound = String::new();
@@ -295,11 +301,13 @@ impl Module {
                 None if maps.iter().any(|(place, _)| *place == i) => {
                     list.push(format!("const __grid_constant__ kiln_tensor_map r{i}"));
                 }
-                None => list.push(format!("const {}* __restrict__ r{i}", params.elements[i])),
+                None => {
+                    list.push(format!("const {}* __restrict__ r{i}", pointee(loops, *read)));
+                }
             }
         }
-        for (i, element) in params.written.iter().enumerate() {
-            list.push(format!("{element}* __restrict__ w{i}"));
+        for (i, temp) in params.writes.iter().enumerate() {
+            list.push(format!("{}* __restrict__ w{i}", element_of(loops, *temp)));
         }
         list.extend(params.symbols.iter().map(|symbol| format!("const kiln_index s{symbol}")));
         format!(

@@ -138,8 +138,10 @@ impl Writer<'_> {
         let several = |id: &Id| walks.iter().filter(|walk| walk.contains(id)).count() > 1;
         let all: BTreeSet<Id> = walks.iter().flatten().copied().collect();
         let mut room = MOST_KEPT / (chunks * self.shape.lanes);
-        for id in all.iter().rev().filter(|id| several(id) && self.body.is_inside(**id)) {
-            let worth = match exprs.get(*id) {
+        let candidates: Vec<Id> =
+            all.into_iter().rev().filter(|id| several(id) && self.body.is_inside(*id)).collect();
+        for id in candidates {
+            let worth = match exprs.get(id) {
                 Expr::Load { index, .. } => index.has_var(LANE),
                 Expr::Apply(fun, Domain::Float, _) => {
                     matches!(fun, Fun::Exp | Fun::Erf | Fun::Tanh | Fun::Sigmoid | Fun::Log | Fun::Pow | Fun::Sin | Fun::Cos)
@@ -148,7 +150,7 @@ impl Writer<'_> {
             };
             if worth && room > 0 {
                 room -= 1;
-                let declaration = self.body.keep(*id);
+                let declaration = self.body.keep(id);
                 self.text += &declaration;
                 self.text.push('\n');
             }

@@ -112,7 +112,7 @@ fn top_k(
          const bool after = i == 0 || (next.at != last.at && {order}{{}}(last, next).at == last.at);\n\
          if (after) best = best.at == KILN_INT_MAX ? next : {order}{{}}(best, next);\n\
          }}\n\
-         best = kiln_across<{THREADS}, kiln_or_none<{order}>>(best);\n\
+         best = kiln_across<{THREADS}, {order}>(best);\n\
          last = best;\n\
          if (threadIdx.x == 0) kiln_set({to}[row * {k} + i], {given});\n\
          }}\n"

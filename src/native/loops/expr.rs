@@ -150,6 +150,11 @@ impl Exprs {
         }
     }
 
+    /// Whether any expression loads from `source`.
+    pub(crate) fn any_load(&self, source: Source) -> bool {
+        self.list.iter().any(|expr| matches!(expr, Expr::Load { source: s, .. } if *s == source))
+    }
+
     /// Everything that the roots are made of, operands first.
     pub(crate) fn reachable(&self, roots: impl IntoIterator<Item = Id>) -> Vec<Id> {
         let mut seen = BTreeSet::new();

@@ -21,7 +21,7 @@ use kiln_proto::{
 
 use crate::{
     core::{Domain, Fun, Node, Number, Op, Program, ValueId},
-    loops::{Def, Expr, Id, Loops, Source, Temp, domain_of, flattened, numel, row_major, unflattened},
+    loops::{Def, Expr, Id, Loops, Source, Temp, domain_of, flattened, numel, unflattened},
     size::{Atom, Bounds, Size},
 };
 

@@ -5,9 +5,7 @@
 //! any sizes within its bounds; the choice never decides what is computed.
 
 mod choose;
+mod emit;
 
-#[cfg_attr(
-    not(test),
-    expect(unused_imports, reason = "the lowering of core programs chooses")
-)]
-pub(crate) use choose::{Bounds, Choice, Problem, choose};
+pub(crate) use choose::{Bounds, Problem, choose};
+pub(super) use emit::emit;
