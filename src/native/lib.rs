@@ -13,6 +13,7 @@ mod archive;
 mod canonical;
 mod codegen;
 pub mod core;
+pub mod decompose;
 mod fuse;
 mod identity;
 mod infer;
