@@ -20,7 +20,8 @@ import torch
 from . import cuda_driver, plan
 from .client import Client
 from .manifest import Artifact
-from .plan import ALIGNMENT, CONSTANT, BrokenArtifact
+from .plan import ALIGNMENT
+from .sizes import BrokenArtifact, shape_shown
 from .standalone import BINARY, load_binary
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ class Native:
         if not cubin.startswith(b"\x7fELF"):
             raise BrokenArtifact(f"{CUBIN}: no machine code")
         self._cubin = cubin
-        self._given = [each for each in self.plan.inputs if each.kind != CONSTANT]
+        self._given = [self.plan.inputs[at] for at in self.plan.given]
         unknown = {t.dtype for t in (*self._given, *self.plan.outputs)} - _DTYPES.keys()
         if unknown:
             raise BrokenArtifact(f"{PLAN}: element types {sorted(unknown)}")
@@ -97,35 +98,41 @@ class Native:
 
     def __call__(self, *tensors: torch.Tensor) -> Any:
         """Run once, on torch's current stream of the tensors' device."""
-        device = self._check(tensors)
+        device, call = self._check(tensors)
         with torch.cuda.device(device):
             cuda_driver.ensure_context(device.index)
             ready = self._ready(device)
             outputs = [
-                torch.empty_strided(t.shape, t.strides, dtype=_DTYPES[t.dtype], device=device)
-                for t in self.plan.outputs
+                torch.empty_strided(
+                    layout.shape, layout.strides, dtype=_DTYPES[t.dtype], device=device
+                )
+                for t, layout in zip(self.plan.outputs, call.outputs)
             ]
-            scratch = torch.empty(self.plan.workspace_bytes, dtype=torch.uint8, device=device)
-            ready.run(tensors, outputs, scratch, torch.cuda.current_stream(device).cuda_stream)
+            scratch = torch.empty(call.workspace_bytes, dtype=torch.uint8, device=device)
+            stream = torch.cuda.current_stream(device).cuda_stream
+            ready.run(call, tensors, outputs, scratch, stream)
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
-    def _check(self, tensors: Sequence[torch.Tensor]) -> torch.device:
+    def _check(self, tensors: Sequence[torch.Tensor]) -> tuple[torch.device, plan.Call]:
         if len(tensors) != len(self._given):
             wanted = ", ".join(
-                f"{t.name} ({t.kind} {t.dtype} {list(t.shape)})" for t in self._given
+                f"{t.name} ({t.kind} {t.dtype} {shape_shown(t.shape)})" for t in self._given
             )
             raise TypeError(f"{len(tensors)} inputs, not {len(self._given)}: {wanted}")
-        device = None
         for tensor, wanted in zip(tensors, self._given):
             why = _unlike(tensor, wanted)
-            if why is None and device is not None and tensor.device != device:
-                why = f"is on {tensor.device}, others on {device}"
+            if why is not None:
+                raise ValueError(f"input {wanted.name} ({wanted.kind}) {why}")
+        call = plan.call(self.plan, [tensor.shape for tensor in tensors])
+        device = None
+        for tensor, wanted, layout in zip(tensors, self._given, call.inputs):
+            why = _elsewhere(tensor, layout, device)
             if why is not None:
                 raise ValueError(f"input {wanted.name} ({wanted.kind}) {why}")
             device = tensor.device
         if device is None:
             device = torch.device("cuda", torch.cuda.current_device())
-        return device
+        return device, call
 
     def _ready(self, device: torch.device) -> _OnDevice:
         with self._lock:
@@ -143,49 +150,43 @@ class Native:
 
 
 class _OnDevice:
-    """The module on one device, with room for its kernels' arguments."""
+    """The module on one device."""
 
     def __init__(self, told: plan.Plan, cubin: bytes) -> None:
         self._kernels = told.kernels
         self._module = cuda_driver.Module(cubin)
         self._functions = [self._module.function(k.name, k.shared_bytes) for k in told.kernels]
-        places = [place for kernel in told.kernels for place in kernel.args]
         # Inputs by their place among those given: constants are in the module.
-        given = {
-            at: place
-            for place, at in enumerate(
-                i for i, each in enumerate(told.inputs) if each.kind != CONSTANT
-            )
-        }
-        self._places = [(kind, given[at] if kind == "input" else at) for kind, at in places]
-        self._values = (ctypes.c_uint64 * max(len(places), 1))()
-        start, step = ctypes.addressof(self._values), ctypes.sizeof(ctypes.c_uint64)
-        self._arguments, first = [], 0
-        for kernel in told.kernels:
-            count = len(kernel.args)
-            pointers = [start + step * (first + i) for i in range(count)]
-            self._arguments.append((ctypes.c_void_p * max(count, 1))(*pointers))
-            first += count
-        self._lock = threading.Lock()
+        self._places = {at: place for place, at in enumerate(told.given)}
 
     def run(
         self,
+        call: plan.Call,
         inputs: Sequence[torch.Tensor],
         outputs: Sequence[torch.Tensor],
         scratch: torch.Tensor,
         stream: int,
     ) -> None:
-        base = scratch.data_ptr()
-        with self._lock:
-            for i, (kind, at) in enumerate(self._places):
-                if kind == "input":
-                    self._values[i] = inputs[at].data_ptr()
-                elif kind == "output":
-                    self._values[i] = outputs[at].data_ptr()
-                else:
-                    self._values[i] = base + at
-            for kernel, function, pointers in zip(self._kernels, self._functions, self._arguments):
-                function.launch(kernel.grid, kernel.block, kernel.shared_bytes, stream, pointers)
+        def word(value: object) -> int:
+            if isinstance(value, int):
+                return value
+            if not isinstance(value, plan.Pointer):
+                raise BrokenArtifact("tensor maps are not supported")
+            if value.base == "input":
+                start = inputs[self._places[value.at]].data_ptr()
+            elif value.base == "output":
+                start = outputs[value.at].data_ptr()
+            else:
+                start = scratch.data_ptr()
+            return start + value.offset
+
+        for launch in call.launches:
+            words = (ctypes.c_int64 * max(len(launch.values), 1))(*map(word, launch.values))
+            start, step = ctypes.addressof(words), ctypes.sizeof(ctypes.c_int64)
+            pointers = [start + step * i for i in range(len(launch.values))]
+            arguments = (ctypes.c_void_p * max(len(pointers), 1))(*pointers)
+            kernel, function = self._kernels[launch.kernel], self._functions[launch.kernel]
+            function.launch(launch.grid, kernel.block, kernel.shared_bytes, stream, arguments)
 
 
 def _unlike(tensor: torch.Tensor, wanted: plan.Tensor) -> str | None:
@@ -194,14 +195,21 @@ def _unlike(tensor: torch.Tensor, wanted: plan.Tensor) -> str | None:
         return f"is no tensor but a {type(tensor).__name__}"
     if tensor.dtype != _DTYPES[wanted.dtype]:
         return f"has elements of {tensor.dtype}, not {_DTYPES[wanted.dtype]}"
-    if tuple(tensor.shape) != wanted.shape:
-        return f"has shape {list(tensor.shape)}, not {list(wanted.shape)}"
+    return None
+
+
+def _elsewhere(
+    tensor: torch.Tensor, wanted: plan.Layout, device: torch.device | None
+) -> str | None:
+    """Say how ``tensor`` does not lie where and as the plan wants it."""
     # Where a dimension has one element its stride means nothing.
     steps = zip(tensor.shape, tensor.stride(), wanted.strides)
     if any(size > 1 and step != want for size, step, want in steps):
         return f"has strides {list(tensor.stride())}, not {list(wanted.strides)}"
     if tensor.device.type != "cuda":
         return f"is on {tensor.device}, not on a GPU"
+    if device is not None and tensor.device != device:
+        return f"is on {tensor.device}, others on {device}"
     if tensor.data_ptr() % ALIGNMENT:
         return f"does not start at a multiple of {ALIGNMENT} bytes"
     if tensor.requires_grad and torch.is_grad_enabled():

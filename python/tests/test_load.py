@@ -15,7 +15,7 @@ torch = pytest.importorskip("torch")
 
 import kiln_torch  # noqa: E402
 from kiln_torch import cuda_driver, plan  # noqa: E402
-from kiln_torch.plan import BrokenArtifact  # noqa: E402
+from kiln_torch.sizes import BrokenArtifact  # noqa: E402
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -36,12 +36,20 @@ def told(**changes: Any) -> dict[str, Any]:
         "grid": [1, 1, 1],
         "block": [32, 1, 1],
         "shared_bytes": 0,
-        "args": [{"input": 0}, {"input": 2}, {"workspace": 0}, {"output": 0}],
+        "kind": "map",
+        "args": [
+            {"memory": {"input": 0}},
+            {"memory": {"input": 2}},
+            {"memory": {"workspace": 0}},
+            {"memory": {"output": 0}},
+            {"size": 8},
+        ],
         "computes": [],
     }
     whole = {
-        "version": 1,
+        "version": 2,
         "target": "sm_90",
+        "symbols": [],
         "inputs": [
             tensor("in0", "parameter", [2, 4], [4, 1]),
             tensor("in1", "constant", [4], [1]),
@@ -49,6 +57,7 @@ def told(**changes: Any) -> dict[str, Any]:
         ],
         "outputs": [tensor("out0", "output", [2, 4], [4, 1])],
         "workspace_bytes": 256,
+        "buffers": [],
         "kernels": [kernel],
     }
     return {**whole, **changes}
@@ -70,7 +79,8 @@ def test_broken_artifacts_are_refused(tmp_path: Path) -> None:
     with pytest.raises(BrokenArtifact, match="cannot be read"):
         kiln_torch.load(artifact(tmp_path, inputs=[{}]))
     (kernel,) = told()["kernels"]
-    for args in ([{"input": 1}], [{"input": 3}], [{"output": 1}], [{"workspace": 256}], [{"x": 0}]):
+    for memory in ({"input": 1}, {"input": 3}, {"output": 1}, {"workspace": 257}, {"x": 0}):
+        args = [{"memory": memory}]
         with pytest.raises(BrokenArtifact, match="kernel k0"):
             kiln_torch.load(artifact(tmp_path, kernels=[{**kernel, "args": args}]))
     with pytest.raises(BrokenArtifact, match="element types"):

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use cudarc::driver::DriverError;
+use kiln_native::plan::CallError;
 
 /// Each variant says what the caller should do.
 #[derive(Debug, thiserror::Error)]
@@ -52,6 +53,12 @@ pub enum ExecError {
         /// What the driver says.
         error: DriverError,
     },
+}
+
+impl From<CallError> for ExecError {
+    fn from(error: CallError) -> Self {
+        Self::Inputs(error.to_string())
+    }
 }
 
 /// Adds what was being done to the driver's errors.

@@ -26,7 +26,10 @@ use error::During;
 pub use error::ExecError;
 use kiln_proto::Target;
 
-use kiln_native::plan::{self, Memory, Plan};
+use kiln_native::plan::{self, Base, Call, Launch, Layout, Plan, Value};
+use safetensors::SafeTensors;
+
+use tensors::{Given, laid_out};
 
 /// Launches of each kernel that are timed.
 const TIMED: u32 = 20;
@@ -67,8 +70,9 @@ impl fmt::Display for Report {
 pub fn exec_main(dir: &Path, inputs: &Path, output: &Path) -> Result<Report, ExecError> {
     let module = Module::load(dir)?;
     let file = read(inputs)?;
+    let file = SafeTensors::deserialize(&file)
+        .map_err(|e| ExecError::Inputs(format!("the inputs are no safetensors file: {e}")))?;
     let given = tensors::read(&file, &module.plan)?;
-    let given: Vec<&[u8]> = given.iter().map(|bytes| &**bytes).collect();
     let (outputs, report) = module.timed(&given)?;
     let mut notes = HashMap::new();
     for (name, micros) in &report.kernels {
@@ -107,82 +111,78 @@ impl Module {
         &self.plan
     }
 
-    /// Runs once. `inputs` are in the plan's order and layout; constants are not read.
-    pub fn run(&self, inputs: &[&[u8]]) -> Result<Vec<Vec<u8>>, ExecError> {
-        let memory = self.upload(inputs)?;
-        for index in 0..self.functions.len() {
-            self.launch(index, &memory)?;
-        }
-        self.download(&memory)
-    }
-
     /// Runs once, and each kernel some more times in its place: by then its
     /// inputs are there, and it writes the same again.
-    pub fn timed(&self, inputs: &[&[u8]]) -> Result<(Vec<Vec<u8>>, Report), ExecError> {
-        let memory = self.upload(inputs)?;
+    fn timed(&self, inputs: &[Given<'_>]) -> Result<(Vec<(Layout, Vec<u8>)>, Report), ExecError> {
+        let shapes: Vec<&[usize]> = inputs.iter().map(|input| input.shape.as_slice()).collect();
+        let call = self.plan.call(&shapes)?;
+        let memory = self.upload(&call, inputs)?;
         let event = || {
             let flags = Some(sys::CUevent_flags::CU_EVENT_DEFAULT);
             self.stream.record_event(flags).during("record an event")
         };
-        let mut events = Vec::with_capacity(self.functions.len());
-        for index in 0..self.functions.len() {
-            self.launch(index, &memory)?;
+        let mut events = Vec::with_capacity(call.launches.len());
+        for launch in &call.launches {
+            self.launch(launch, &memory)?;
             let start = event()?;
             for _ in 0..TIMED {
-                self.launch(index, &memory)?;
+                self.launch(launch, &memory)?;
             }
-            events.push((start, event()?));
+            events.push((launch.kernel, start, event()?));
         }
-        let outputs = self.download(&memory)?;
-        let times = self.plan.kernels.iter().zip(&events).map(|(kernel, (start, end))| {
+        self.stream.synchronize().during("run the kernels")?;
+        let outputs = memory.outputs.iter().zip(call.outputs).map(|(output, layout)| {
+            let mut bytes = self.stream.clone_dtoh(output).during("copy an output")?;
+            bytes.truncate(layout.bytes as usize);
+            Ok((layout, bytes))
+        });
+        let outputs = outputs.collect::<Result<_, ExecError>>()?;
+        let times = events.iter().map(|(kernel, start, end)| {
             let millis = start.elapsed_ms(end).during("read an event")?;
-            Ok((kernel.name.clone(), millis * 1000.0 / TIMED as f32))
+            Ok((self.plan.kernels[*kernel].name.clone(), millis * 1000.0 / TIMED as f32))
         });
         let kernels = times.collect::<Result<_, ExecError>>()?;
         Ok((outputs, Report { device: self.device.clone(), kernels }))
     }
 
-    fn upload(&self, inputs: &[&[u8]]) -> Result<Buffers, ExecError> {
-        if inputs.len() != self.plan.inputs.len() {
-            let (got, wanted) = (inputs.len(), self.plan.inputs.len());
-            return Err(ExecError::Inputs(format!("{got} inputs, not {wanted}")));
-        }
-        let mut buffers = Buffers { inputs: Vec::new(), outputs: Vec::new(), workspace: None };
-        for (bytes, tensor) in inputs.iter().zip(&self.plan.inputs) {
-            let constant = tensor.kind == "constant";
-            if !constant && bytes.len() as u64 != tensor.bytes() {
-                let (name, got, wanted) = (&tensor.name, bytes.len(), tensor.bytes());
-                return Err(ExecError::Inputs(format!("{name}: {got} bytes, not {wanted}")));
-            }
-            let uploaded = match constant {
-                true => None,
-                false => Some(self.stream.clone_htod(*bytes).during("copy an input")?),
-            };
-            buffers.inputs.push(uploaded);
-        }
+    fn upload(&self, call: &Call, inputs: &[Given<'_>]) -> Result<Buffers, ExecError> {
         let zeros = |bytes: u64| {
             self.stream.alloc_zeros::<u8>(bytes.max(1) as usize).during("allocate memory")
         };
-        for tensor in &self.plan.outputs {
-            buffers.outputs.push(zeros(tensor.bytes())?);
+        let mut uploaded = Vec::with_capacity(inputs.len());
+        for ((given, tensor), layout) in inputs.iter().zip(&self.plan.inputs).zip(&call.inputs) {
+            let bytes = laid_out(given.bytes, layout, tensor.dtype.bytes() as usize);
+            uploaded.push(match bytes.is_empty() {
+                true => zeros(0)?,
+                false => self.stream.clone_htod(&*bytes).during("copy an input")?,
+            });
         }
-        buffers.workspace = Some(zeros(self.plan.workspace_bytes)?);
-        Ok(buffers)
+        let outputs = call.outputs.iter().map(|layout| zeros(layout.bytes));
+        Ok(Buffers {
+            inputs: uploaded,
+            outputs: outputs.collect::<Result<_, _>>()?,
+            workspace: zeros(call.workspace_bytes)?,
+        })
     }
 
-    fn launch(&self, index: usize, buffers: &Buffers) -> Result<(), ExecError> {
-        let kernel = &self.plan.kernels[index];
-        let pointers: Vec<u64> = kernel
-            .args
-            .iter()
-            .map(|memory| buffers.pointer(*memory, &self.stream))
-            .collect::<Option<_>>()
-            .ok_or_else(|| ExecError::Inputs(format!("{}: no such memory", kernel.name)))?;
-        let mut launch = self.stream.launch_builder(&self.functions[index]);
-        for pointer in &pointers {
-            launch.arg(pointer);
+    fn launch(&self, launch: &Launch, buffers: &Buffers) -> Result<(), ExecError> {
+        let kernel = &self.plan.kernels[launch.kernel];
+        let mut words: Vec<u64> = Vec::with_capacity(launch.values.len());
+        for value in &launch.values {
+            words.push(match value {
+                Value::Pointer(base, offset) => buffers.start(*base, &self.stream) + offset,
+                Value::Size(size) => *size as u64,
+                Value::Map(_) => {
+                    let why = format!("kernel {} takes tensor maps", kernel.name);
+                    return Err(ExecError::Inputs(why));
+                }
+            });
         }
-        let [(gx, gy, gz), (bx, by, bz)] = [kernel.grid, kernel.block].map(|[x, y, z]| (x, y, z));
+        let mut builder = self.stream.launch_builder(&self.functions[launch.kernel]);
+        for word in &words {
+            builder.arg(word);
+        }
+        let [(gx, gy, gz), (bx, by, bz)] = [launch.grid, kernel.block].map(|[x, y, z]| (x, y, z));
         let config = LaunchConfig {
             grid_dim: (gx, gy, gz),
             block_dim: (bx, by, bz),
@@ -190,32 +190,26 @@ impl Module {
         };
         // SAFETY: the kernel was generated with the plan, whose pointers are of
         // the sizes that it says and outlive the stream's work.
-        unsafe { launch.launch(config) }.during("launch a kernel")?;
+        unsafe { builder.launch(config) }.during("launch a kernel")?;
         Ok(())
-    }
-
-    fn download(&self, buffers: &Buffers) -> Result<Vec<Vec<u8>>, ExecError> {
-        self.stream.synchronize().during("run the kernels")?;
-        let outputs = buffers.outputs.iter();
-        outputs.map(|output| self.stream.clone_dtoh(output).during("copy an output")).collect()
     }
 }
 
 /// Memory on the device for one run.
 struct Buffers {
-    inputs: Vec<Option<CudaSlice<u8>>>,
+    inputs: Vec<CudaSlice<u8>>,
     outputs: Vec<CudaSlice<u8>>,
-    workspace: Option<CudaSlice<u8>>,
+    workspace: CudaSlice<u8>,
 }
 
 impl Buffers {
-    fn pointer(&self, memory: Memory, stream: &CudaStream) -> Option<u64> {
-        let start = |slice: &CudaSlice<u8>| slice.device_ptr(stream).0;
-        match memory {
-            Memory::Input(input) => self.inputs.get(input)?.as_ref().map(start),
-            Memory::Output(output) => self.outputs.get(output).map(start),
-            Memory::Workspace(offset) => self.workspace.as_ref().map(|w| start(w) + offset),
-        }
+    fn start(&self, base: Base, stream: &CudaStream) -> u64 {
+        let slice = match base {
+            Base::Input(at) => &self.inputs[at],
+            Base::Output(at) => &self.outputs[at],
+            Base::Workspace => &self.workspace,
+        };
+        slice.device_ptr(stream).0
     }
 }
 
@@ -232,16 +226,7 @@ fn read_plan(dir: &Path) -> Result<Plan, ExecError> {
     if plan.version != plan::VERSION {
         return Err(refuse(format!("version {}, not {}", plan.version, plan::VERSION)));
     }
-    for kernel in &plan.kernels {
-        let missing = kernel.args.iter().any(|memory| match memory {
-            Memory::Input(i) => plan.inputs.get(*i).is_none_or(|input| input.kind == "constant"),
-            Memory::Output(i) => *i >= plan.outputs.len(),
-            Memory::Workspace(offset) => *offset >= plan.workspace_bytes,
-        });
-        if missing || kernel.grid.contains(&0) || kernel.block.contains(&0) {
-            return Err(refuse(format!("kernel {} cannot be launched", kernel.name)));
-        }
-    }
+    plan.check().map_err(|why| refuse(why.to_string()))?;
     Ok(plan)
 }
 
@@ -280,8 +265,8 @@ mod tests {
         dir
     }
 
-    const EMPTY: &str = r#"{"version":1,"target":"sm_90","inputs":[],"outputs":[],
-        "workspace_bytes":0,"kernels":[]}"#;
+    const EMPTY: &str = r#"{"version":2,"target":"sm_90","symbols":[],"inputs":[],"outputs":[],
+        "workspace_bytes":0,"buffers":[],"kernels":[]}"#;
 
     #[test]
     fn broken_artifacts_are_refused_before_the_driver_is_touched() {
@@ -292,10 +277,10 @@ mod tests {
         assert!(refused("{", b"\x7fELF").contains("plan.json"));
         assert!(refused(EMPTY, b"text").contains("no machine code"));
         assert!(
-            refused(&EMPTY.replace("\"version\":1", "\"version\":9"), b"").contains("version 9")
+            refused(&EMPTY.replace("\"version\":2", "\"version\":9"), b"").contains("version 9")
         );
-        let kernel = r#""kernels":[{"name":"k","grid":[1,1,1],"block":[32,1,1],"shared_bytes":0,
-            "args":[{"workspace":512}],"computes":[]}]"#;
+        let kernel = r#""kernels":[{"name":"k","kind":"map","grid":[1,1,1],"block":[32,1,1],"shared_bytes":0,
+            "args":[{"memory":{"workspace":512}}],"computes":[]}]"#;
         assert!(refused(&EMPTY.replace("\"kernels\":[]", kernel), b"").contains("kernel k"));
         assert!(Module::load(Path::new("/nowhere")).is_err());
     }

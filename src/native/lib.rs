@@ -10,6 +10,7 @@
 //! that is not in the key (a name, a path, an order) reaches the output.
 
 mod archive;
+pub mod bind;
 mod canonical;
 mod codegen;
 pub mod core;
@@ -17,6 +18,7 @@ pub mod decompose;
 mod fuse;
 mod identity;
 mod infer;
+pub mod interp;
 mod lower;
 mod ops;
 mod parse;

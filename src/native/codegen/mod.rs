@@ -20,7 +20,7 @@ use super::{
     canonical::canonical_name,
     fuse::{Group, Kind},
     infer::Typed,
-    plan::{self, Kernel, Life, Memory, Plan, Tensor},
+    plan::{self, Arg, Buffer, Expr, Kernel, Life, Memory, Plan, Tensor},
     prim::{Prim, Prims, Source},
     strided::row_major,
 };
@@ -98,7 +98,7 @@ pub(super) fn generate(
         };
         let name = format!("k{index}_{kind}");
         function(&mut source, prims, params, &name, &emitted);
-        kernels.push(launch(name, &emitted, computes(typed, prims, group))?);
+        kernels.push(launch(name, kind, &emitted, computes(typed, prims, group))?);
     }
     let plan = assign(typed, prims, &params, kernels, target);
     Ok(Code { source, plan })
@@ -156,7 +156,12 @@ impl Params {
     }
 }
 
-fn launch(name: String, emitted: &Emitted, computes: Vec<String>) -> Result<Kernel, Failure> {
+fn launch(
+    name: String,
+    kind: &str,
+    emitted: &Emitted,
+    computes: Vec<String>,
+) -> Result<Kernel, Failure> {
     let limits = [i32::MAX as u64, 65_535, 65_535];
     if emitted.grid.iter().zip(limits).any(|(blocks, limit)| *blocks > limit) {
         let why = format!("a tensor is too large for one kernel ({:?} blocks)", emitted.grid);
@@ -164,7 +169,9 @@ fn launch(name: String, emitted: &Emitted, computes: Vec<String>) -> Result<Kern
     }
     Ok(Kernel {
         name,
-        grid: emitted.grid.map(|blocks| blocks as u32),
+        kind: kind.to_owned(),
+        variant: String::new(),
+        grid: emitted.grid.map(|blocks| Expr::Known(blocks as i64)),
         block: [emitted.threads, 1, 1],
         shared_bytes: 0,
         args: Vec::new(),
@@ -248,30 +255,44 @@ fn assign(
             Some(output) => Memory::Output(output),
             None => {
                 let value = values.iter().position(|(other, _)| *other == prim);
-                Memory::Workspace(value.map_or(0, |value| offsets[value]))
+                let offset = value.map_or(0, |value| offsets[value]);
+                Memory::Workspace(Expr::Known(offset as i64))
             }
         },
     };
     for (kernel, params) in kernels.iter_mut().zip(params) {
         let reads = params.reads.iter().filter(|source| !params.is_constant(**source)).copied();
         let writes = params.writes.iter().map(|prim| Source::Prim(*prim));
-        kernel.args = reads.chain(writes).map(memory).collect();
+        kernel.args = reads.chain(writes).map(|source| Arg::Memory(memory(source))).collect();
     }
+    let buffer = |((prim, life), offset): (&(usize, Life), &u64)| Buffer {
+        dtype: prims.list[*prim].dtype,
+        shape: known(&prims.list[*prim].shape),
+        offset: Expr::Known(*offset as i64),
+        from: life.from,
+        to: life.to,
+    };
     Plan {
         version: plan::VERSION,
         target: target.to_string(),
+        symbols: Vec::new(),
         inputs: inputs(typed),
         outputs: outputs(typed, prims),
-        workspace_bytes,
+        workspace_bytes: Expr::Known(workspace_bytes as i64),
+        buffers: values.iter().zip(&offsets).map(buffer).collect(),
         kernels,
     }
+}
+
+fn known(sizes: &[usize]) -> Vec<Expr> {
+    sizes.iter().map(|size| Expr::from(*size)).collect()
 }
 
 fn inputs(typed: &Typed<'_>) -> Vec<Tensor> {
     let describe = |(i, input): (usize, &Input)| {
         let ty = &typed.graph.value(input.value).ty;
         let known = |dims: &[Dim]| {
-            dims.iter().filter_map(|dim| dim.known().map(|size| size as usize)).collect()
+            dims.iter().filter_map(|dim| dim.known().map(|size| Expr::Known(size as i64))).collect()
         };
         let kind = match input.kind {
             InputKind::Parameter => "parameter",
@@ -299,8 +320,8 @@ fn outputs(typed: &Typed<'_>, prims: &Prims) -> Vec<Tensor> {
             name: format!("out{i}"),
             kind: "output".to_owned(),
             dtype: prim.dtype,
-            strides: row_major(&shape),
-            shape,
+            strides: known(&row_major(&shape)),
+            shape: known(&shape),
         }
     };
     prims.outputs.iter().zip(&typed.graph.outputs).enumerate().map(describe).collect()

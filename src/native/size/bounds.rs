@@ -7,7 +7,7 @@ use super::{Atom, Monomial, Size};
 use crate::core::Range;
 
 /// How deep a proof may go: each step removes one atom.
-const DEEPEST: usize = 16;
+const DEEPEST: usize = 12;
 
 /// Bounds of symbols and variables; symbols that are not listed are at least zero.
 #[derive(Debug, Clone, Copy, Default)]
@@ -48,7 +48,12 @@ impl Bounds<'_> {
         }
         // The sum is least where each atom is at the end that its factor pushes to.
         let mut atoms: Vec<&Atom> = size.atoms().collect();
-        atoms.sort_by_key(|atom| matches!(atom, Atom::Symbol(_)));
+        atoms.sort_by_key(|atom| match atom {
+            Atom::Symbol(_) => 2,
+            Atom::Var(_) | Atom::Value(_) => 1,
+            Atom::Floor(_) | Atom::Max(_) | Atom::Min(_) => 0,
+        });
+        atoms.dedup();
         for atom in atoms {
             let Some((factor, rest)) = size.linear_in(atom) else { continue };
             let ends = if self.shown(&factor, depth - 1) {
@@ -66,7 +71,7 @@ impl Bounds<'_> {
             {
                 return true;
             }
-            if !matches!(atom, Atom::Symbol(_)) {
+            if matches!(atom, Atom::Var(_)) {
                 return false;
             }
         }
@@ -80,7 +85,18 @@ impl Bounds<'_> {
         let [x, by] = &**parts;
         let (times, rest) = factor.divide(by);
         if !rest.is(0) {
-            return None;
+            // floor(x / (a b)) is floor(floor(x / a) / b), with b from the factor.
+            let sign = Size::from(if self.shown(factor, depth) { 1 } else { -1 });
+            let part = factor * &sign;
+            let (others, rest) = by.divide(&part);
+            if !rest.is(0) || part.is(0) {
+                return None;
+            }
+            let x = x.div_in(&others, self);
+            return Some(match sign.is(1) {
+                true => &(&x - &part) + &Size::from(1),
+                false => -&x,
+            });
         }
         if self.shown(&times, depth) {
             return Some(&times * &(&(x - by) + &Size::from(1)));

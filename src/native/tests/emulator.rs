@@ -5,7 +5,7 @@ use std::{ffi::c_void, path::Path, process::Command};
 
 use crate::{
     Lowered,
-    plan::{Memory, Plan},
+    plan::{Base, Plan, Tensor, Value},
 };
 
 /// A module as host code.
@@ -35,26 +35,44 @@ impl Module {
         Self { library, plan: lowered.plan.clone(), _dir: dir }
     }
 
-    /// Runs the plan on inputs in memory order.
+    /// Runs the plan on inputs of the plan's own shapes, in memory order.
     pub(super) fn run(&self, inputs: &[Vec<u8>]) -> Vec<Vec<u8>> {
-        assert_eq!(inputs.len(), self.plan.inputs.len());
+        let known = |tensor: &Tensor| {
+            let layout = tensor.layout(&[]).expect("a program with symbols: call run_shaped");
+            layout.shape
+        };
+        let shapes: Vec<Vec<usize>> = self.plan.inputs.iter().map(known).collect();
+        let shapes: Vec<&[usize]> = shapes.iter().map(Vec::as_slice).collect();
+        self.run_shaped(inputs, &shapes)
+    }
+
+    /// Runs the plan on inputs of these shapes, in memory order.
+    pub(super) fn run_shaped(&self, inputs: &[Vec<u8>], shapes: &[&[usize]]) -> Vec<Vec<u8>> {
+        let call = self.plan.call(shapes).unwrap();
         let mut inputs: Vec<Aligned> = inputs.iter().map(|bytes| Aligned::of(bytes)).collect();
-        for (input, tensor) in inputs.iter().zip(&self.plan.inputs) {
-            assert_eq!(input.bytes as u64, tensor.bytes(), "{}", tensor.name);
+        for ((input, tensor), layout) in inputs.iter().zip(&self.plan.inputs).zip(&call.inputs) {
+            assert_eq!(input.bytes as u64, layout.bytes, "{}", tensor.name);
         }
         // What a kernel fails to write must not look right by accident.
         let poisoned = |bytes: u64| Aligned::of(&vec![0xff; bytes as usize]);
         let mut outputs: Vec<Aligned> =
-            self.plan.outputs.iter().map(|output| poisoned(output.bytes())).collect();
-        let mut workspace = poisoned(self.plan.workspace_bytes);
-        for kernel in &self.plan.kernels {
-            let mut args: Vec<*mut c_void> = kernel
-                .args
+            call.outputs.iter().map(|output| poisoned(output.bytes)).collect();
+        let mut workspace = poisoned(call.workspace_bytes);
+        for launch in &call.launches {
+            let kernel = &self.plan.kernels[launch.kernel];
+            // By value, as the driver takes them: a pointer and a size have 64 bits.
+            let mut args: Vec<*mut c_void> = launch
+                .values
                 .iter()
-                .map(|memory| match memory {
-                    Memory::Input(i) => inputs[*i].at(0),
-                    Memory::Output(i) => outputs[*i].at(0),
-                    Memory::Workspace(offset) => workspace.at(*offset as usize),
+                .map(|value| match value {
+                    Value::Pointer(Base::Input(i), offset) => inputs[*i].at(*offset as usize),
+                    Value::Pointer(Base::Output(i), offset) => outputs[*i].at(*offset as usize),
+                    Value::Pointer(Base::Workspace, offset) => workspace.at(*offset as usize),
+                    Value::Size(size) => *size as *mut c_void,
+                    Value::Map(_) => panic!(
+                        "{}: tensor maps are for the GPU, no emulation has them",
+                        kernel.name
+                    ),
                 })
                 .collect();
             let name = format!("emulate_{}", kernel.name);
@@ -62,7 +80,8 @@ impl Module {
             // are of the sizes that the plan says.
             unsafe {
                 let entry = self.library.get::<Entry>(name.as_bytes()).unwrap();
-                let [x, y, z] = kernel.grid;
+                assert_eq!(kernel.block[1..], [1, 1], "{}", kernel.name);
+                let [x, y, z] = launch.grid;
                 entry(x, y, z, kernel.block[0], args.as_mut_ptr());
             }
         }
