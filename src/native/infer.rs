@@ -42,16 +42,6 @@ pub(super) fn infer(graph: &Graph) -> Result<Typed<'_>, Failure> {
     if order.len() > MOST_NODES {
         return Err(invalid(format!("{} operations, at most {MOST_NODES}", order.len())));
     }
-    // The decomposition knows more than the passes after this one.
-    let unknown = order.iter().map(|index| &graph.nodes[*index]);
-    let unknown: Vec<String> = unknown
-        .filter(|node| ops::lookup(&node.op).is_none())
-        .map(|node| format!("{} (node {:?})", node.op, node.name))
-        .collect();
-    if !unknown.is_empty() {
-        let why = format!("operations that `native` does not know: {}", unknown.join(", "));
-        return Err(Failure::new(FailureKind::UnsupportedOp, why));
-    }
     let mut typed = Typed { graph, order, types: vec![None; graph.values.len()] };
     for input in &graph.inputs {
         let ty = declared(graph, input.value)?;
