@@ -10,12 +10,14 @@
 //! that is not in the key (a name, a path, an order) reaches the output.
 
 mod archive;
+pub mod bind;
 mod canonical;
 mod codegen;
 pub mod core;
 mod fuse;
 mod identity;
 mod infer;
+pub mod interp;
 mod lower;
 mod ops;
 mod parse;
