@@ -167,9 +167,9 @@ impl<'a> Body<'a> {
         let value = self.whole(id);
         let to = self.params.write(temp);
         match self.walk(place) {
-            Walk::Same => {
+            Walk::Same if !value.varies => {
                 let at = self.index(place, &Guards::new());
-                let text = format!("kiln_set(*({to} + {at}), {});", value.text);
+                let text = format!("kiln_set({to}[{at}], {});", value.text);
                 self.statement(true, Statement::Plain(text));
             }
             Walk::Wide(base) => {
@@ -183,7 +183,7 @@ impl<'a> Body<'a> {
                 };
                 self.statement(true, Statement::Plain(text));
             }
-            Walk::Scattered => {
+            Walk::Same | Walk::Scattered => {
                 let at = self.index(place, &Guards::new());
                 let each = format!("kiln_set({to}[{at}], {});", value.at_lane());
                 self.statement(true, Statement::Lanes(String::new(), each));
@@ -194,11 +194,6 @@ impl<'a> Body<'a> {
     /// A statement for each lane, inside of the loop.
     pub(super) fn for_lanes(&mut self, text: String) {
         self.statement(true, Statement::Lanes(String::new(), text));
-    }
-
-    /// A statement in the loop (or the kernel, if there is none).
-    pub(super) fn plain(&mut self, text: String) {
-        self.statement(true, Statement::Plain(text));
     }
 
     /// What was written outside of loops since the last call.
@@ -286,8 +281,7 @@ impl<'a> Body<'a> {
                 let yes = self.emit(yes, &with(true));
                 let no = self.emit(no, &with(false));
                 let varies = name.varies || yes.varies || no.varies;
-                let text =
-                    format!("{} ? {} : {}", name.at_lane(), yes.at_lane(), no.at_lane());
+                let text = format!("{} ? {} : {}", name.at_lane(), yes.at_lane(), no.at_lane());
                 self.assign(self.exprs.domain(id), text, varies, inside)
             }
             Expr::Result(temp, _) => match self.results.get(&temp) {
@@ -357,7 +351,9 @@ impl<'a> Body<'a> {
             let before = &rest - &Size::from(1);
             let text = match () {
                 // 0 < rest - lane, in steps of a chunk
-                () if factor.is(-1) && steps(&rest) => Some(format!("0 < {}", self.index(&rest, guards))),
+                () if factor.is(-1) && steps(&rest) => {
+                    Some(format!("0 < {}", self.index(&rest, guards)))
+                }
                 // 0 <= before + lane
                 () if factor.is(1) && steps(&before) => {
                     Some(format!("0 <= {}", self.index(&before, guards)))
@@ -397,9 +393,9 @@ impl<'a> Body<'a> {
         let value = |id: usize| {
             let guarded = (Id(id), guards.clone());
             let free = (Id(id), Guards::new());
-            let found = [&guarded, &free].into_iter().find_map(|key| {
-                inner.get(key).or_else(|| outer.get(key)).map(Name::at_lane)
-            });
+            let found = [&guarded, &free]
+                .into_iter()
+                .find_map(|key| inner.get(key).or_else(|| outer.get(key)).map(Name::at_lane));
             found.unwrap_or_default()
         };
         let vars = &self.vars;
@@ -414,7 +410,8 @@ impl<'a> Body<'a> {
     }
 
     fn walk(&self, index: &Size) -> Walk {
-        let has_values = index.any(&|atom| matches!(atom, Atom::Value(id) if self.varying_value(*id)));
+        let has_values =
+            index.any(&|atom| matches!(atom, Atom::Value(id) if self.varying_value(*id)));
         if !index.has_var(LANE) && !has_values {
             return Walk::Same;
         }

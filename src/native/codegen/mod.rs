@@ -4,12 +4,12 @@
 //! are numbered, never named after the program. Kernels of the same text are
 //! one function.
 
-mod attention;
+pub(crate) mod attention;
 mod body;
 mod functor;
 mod map;
 mod memory;
-mod product;
+pub(crate) mod product;
 mod rows;
 mod single;
 mod table;
@@ -101,9 +101,12 @@ pub(crate) fn generate(
             .members
             .iter()
             .copied()
-            .filter(|temp| loops.outputs.contains(temp) || readers[*temp].iter().any(|r| *r != index))
+            .filter(|temp| {
+                loops.outputs.contains(temp) || readers[*temp].iter().any(|r| *r != index)
+            })
             .collect();
-        let fused = schedule::fused(loops, group).ok_or_else(|| bug("a group that was fused is not"))?;
+        let fused =
+            schedule::fused(loops, group).ok_or_else(|| bug("a group that was fused is not"))?;
         emitted.push(match &group.space {
             Space::Map { .. } => map::emit(loops, &fused, &stored, NAME),
             Space::Rows { .. } => rows::emit(loops, &fused, &stored, NAME),
@@ -268,7 +271,13 @@ impl Module {
     }
 
     /// Adds a kernel's function, unless one of the same text is there.
-    fn function(&mut self, loops: &Loops, emitted: &Emitted, index: usize, computes: &[String]) -> String {
+    fn function(
+        &mut self,
+        loops: &Loops,
+        emitted: &Emitted,
+        index: usize,
+        computes: &[String],
+    ) -> String {
         let kernel = &emitted.kernel;
         for part in &kernel.parts {
             if !self.parts.contains(part) {
@@ -296,7 +305,10 @@ impl Module {
         for (i, read) in params.reads.iter().enumerate() {
             match self.constant(*read) {
                 Some((input, element)) => {
-                    let _ = writeln!(bound, "const {element}* const r{i} = (const {element}*)kiln_constant{input};");
+                    let _ = writeln!(
+                        bound,
+                        "const {element}* const r{i} = (const {element}*)kiln_constant{input};"
+                    );
                 }
                 None if maps.iter().any(|(place, _)| *place == i) => {
                     list.push(format!("const __grid_constant__ kiln_tensor_map r{i}"));
@@ -341,7 +353,9 @@ impl Module {
             Source::Input(input) => Memory::Input(input),
             Source::Temp(temp) => match loops.outputs.iter().position(|output| *output == temp) {
                 Some(output) => Memory::Output(output),
-                None => Memory::Workspace(memory.offsets.get(&temp).map_or(Expr::Known(0), Size::to_plan)),
+                None => Memory::Workspace(
+                    memory.offsets.get(&temp).map_or(Expr::Known(0), Size::to_plan),
+                ),
             },
         };
         let mut args = Vec::new();

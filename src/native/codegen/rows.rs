@@ -84,7 +84,8 @@ pub(super) fn emit(loops: &mut Loops, fused: &Fused, stored: &[usize], name: &st
         text: String::new(),
     };
     writer.keep(&split, &layers, stored);
-    let columns_text = writer.body.params.size(&columns.div_floor(&Size::from(shape.lanes)), &|_| String::new());
+    let columns_text =
+        writer.body.params.size(&columns.div_floor(&Size::from(shape.lanes)), &|_| String::new());
     writer.walk = columns_text;
     for layer in 0..layers.count {
         writer.layer(&split, &layers, layer, stored);
@@ -96,7 +97,9 @@ pub(super) fn emit(loops: &mut Loops, fused: &Fused, stored: &[usize], name: &st
         32 => {
             let per_block = WARPS_BLOCK / 32;
             head += "const int lane = threadIdx.x % 32;\n";
-            head += &format!("const kiln_index row = (kiln_index)blockIdx.x * {per_block} + threadIdx.x / 32;\n");
+            head += &format!(
+                "const kiln_index row = (kiln_index)blockIdx.x * {per_block} + threadIdx.x / 32;\n"
+            );
             head += &format!("if (row >= {limit}) return;\n");
             (rows.div_ceil(&Size::from(per_block)), WARPS_BLOCK)
         }
@@ -144,7 +147,17 @@ impl Writer<'_> {
             let worth = match exprs.get(id) {
                 Expr::Load { index, .. } => index.has_var(LANE),
                 Expr::Apply(fun, Domain::Float, _) => {
-                    matches!(fun, Fun::Exp | Fun::Erf | Fun::Tanh | Fun::Sigmoid | Fun::Log | Fun::Pow | Fun::Sin | Fun::Cos)
+                    matches!(
+                        fun,
+                        Fun::Exp
+                            | Fun::Erf
+                            | Fun::Tanh
+                            | Fun::Sigmoid
+                            | Fun::Log
+                            | Fun::Pow
+                            | Fun::Sin
+                            | Fun::Cos
+                    )
                 }
                 _ => false,
             };
@@ -178,14 +191,20 @@ impl Writer<'_> {
                      const kiln_index c = ch * {threads} + lane;\n{test}{{\n{inner}}}\n}}\n"
                 )
             }
-            None => format!("for (kiln_index c = lane; c < {walk}; c += {threads}) {{\n{inner}}}\n"),
+            None => {
+                format!("for (kiln_index c = lane; c < {walk}; c += {threads}) {{\n{inner}}}\n")
+            }
         };
     }
 
     fn layer(&mut self, split: &Split, layers: &Layers, layer: usize, stored: &[usize]) {
         let (lanes, threads) = (self.shape.lanes, self.shape.threads);
-        let reductions: Vec<(usize, Id)> =
-            split.reductions.iter().filter(|(temp, _)| layers.of_temp[temp] == layer).copied().collect();
+        let reductions: Vec<(usize, Id)> = split
+            .reductions
+            .iter()
+            .filter(|(temp, _)| layers.of_temp[temp] == layer)
+            .copied()
+            .collect();
         let mut before = String::new();
         for (temp, of) in &reductions {
             let Def::Reduce { how, domain, .. } = self.loops.temps[*temp].def else { continue };
@@ -200,7 +219,9 @@ impl Writer<'_> {
             let value = self.body.value(*of);
             let combine = table::combiner(how);
             let each = match how.gives_positions() {
-                true => format!("a{temp} = {combine}{{}}(a{temp}, {{{value}, (kiln_int)(c * {lanes} + v)}});"),
+                true => format!(
+                    "a{temp} = {combine}{{}}(a{temp}, {{{value}, (kiln_int)(c * {lanes} + v)}});"
+                ),
                 false => format!("a{temp}[v] = {combine}{{}}(a{temp}[v], {value});"),
             };
             self.body.for_lanes(each);
@@ -260,8 +281,12 @@ struct Layers {
 
 impl Layers {
     fn of(loops: &Loops, split: &Split) -> Self {
-        let mut layers =
-            Self { count: 0, of_temp: BTreeMap::new(), of_value: BTreeMap::new(), along: BTreeSet::new() };
+        let mut layers = Self {
+            count: 0,
+            of_temp: BTreeMap::new(),
+            of_value: BTreeMap::new(),
+            along: BTreeSet::new(),
+        };
         for (temp, of) in &split.reductions {
             let layer = layers.waits(loops, *of);
             layers.of_temp.insert(*temp, layer);
@@ -298,4 +323,3 @@ impl Layers {
         reductions.map(|(_, of)| *of).chain(values.map(|temp| split.places[temp].1)).collect()
     }
 }
-

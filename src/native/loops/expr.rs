@@ -95,7 +95,13 @@ impl Exprs {
             Expr::Load { dtype, .. } => domain_of(*dtype),
             Expr::Index(_) => Domain::Int,
             Expr::Number(domain, _) | Expr::Convert(domain, _) | Expr::Result(_, domain) => *domain,
-            Expr::Apply(fun, domain, _) => if is_test(*fun) { Domain::Bool } else { *domain },
+            Expr::Apply(fun, domain, _) => {
+                if is_test(*fun) {
+                    Domain::Bool
+                } else {
+                    *domain
+                }
+            }
             Expr::Round(dtype, _) => domain_of(*dtype),
             Expr::Below(..) => Domain::Bool,
             Expr::Guard { yes, .. } => self.domain(*yes),

@@ -252,7 +252,7 @@ fn check(cases: &[(Case, Variant)]) {
         .unwrap();
     for (index, (case, variant)) in cases.iter().enumerate() {
         case.emit(&mut module, index, variant, index % 2 == 1);
-        writeln!(module, "KILN_ENTRY(k{index})").unwrap();
+        writeln!(module, "KILN_ENTRY(k{index}, 1)").unwrap();
     }
     writeln!(
         module,

@@ -4,12 +4,12 @@
 #include <deque>
 
 namespace emulator {
-struct Copy {
+struct LateCopy {
   void* to;
   const void* from;
   bool inside;
 };
-static std::deque<std::vector<Copy>> copies[1024];  // Of each thread: groups, the last is open.
+static std::deque<std::vector<LateCopy>> late_copies[1024];  // Of each thread: groups, the last is open.
 static const unsigned short* lanes_rows[32][32];
 alignas(1024) static unsigned char dynamic_memory[228 << 10];
 static Dim3 dynamic_block = {~0u, ~0u, ~0u};
@@ -20,24 +20,24 @@ static unsigned char* kiln_att_shared() {
   Dim3& last = emulator::dynamic_block;
   if (last.x != blockIdx.x || last.y != blockIdx.y || last.z != blockIdx.z) {
     std::memset(emulator::dynamic_memory, 0xff, sizeof emulator::dynamic_memory);
-    for (auto& groups : emulator::copies) groups.clear();
+    for (auto& groups : emulator::late_copies) groups.clear();
     last = blockIdx;
   }
   return emulator::dynamic_memory;
 }
 
 static void kiln_att_copy(void* to, const void* from, bool inside) {
-  auto& groups = emulator::copies[emulator::current];
+  auto& groups = emulator::late_copies[emulator::current];
   if (groups.empty()) groups.emplace_back();
   groups.back().push_back({to, from, inside});
 }
 static void kiln_att_commit() {
-  auto& groups = emulator::copies[emulator::current];
+  auto& groups = emulator::late_copies[emulator::current];
   if (groups.empty()) groups.emplace_back();
   groups.emplace_back();
 }
 template <int N> static void kiln_att_wait() {
-  auto& groups = emulator::copies[emulator::current];
+  auto& groups = emulator::late_copies[emulator::current];
   while (groups.size() > N + 1) {
     for (const auto& copy : groups.front()) {
       if (copy.inside) std::memcpy(copy.to, copy.from, 16);

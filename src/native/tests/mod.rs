@@ -2,8 +2,8 @@
 
 mod attention;
 mod build;
+mod decompose;
 mod emulator;
-mod fusion;
 mod inputs;
 mod keys;
 mod numerics;

@@ -4,10 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use kiln_proto::{
-    Failure, Target,
-    graph::DType,
-};
+use kiln_proto::{Failure, Target, graph::DType};
 
 use super::{Bounds, Problem, choose};
 use crate::{
@@ -66,7 +63,11 @@ pub(crate) fn emit(
         .enumerate()
         .map(|(i, heads)| {
             let offset = params.size(&heads.offset, &|_| String::new());
-            if offset == "0" { format!("r{}", first + i) } else { format!("r{} + ({offset})", first + i) }
+            if offset == "0" {
+                format!("r{}", first + i)
+            } else {
+                format!("r{} + ({offset})", first + i)
+            }
         })
         .collect();
     let text = format!(
@@ -85,8 +86,10 @@ pub(crate) fn emit(
         None => blocks,
     };
     let before = problem_struct.definition(&p) + &score.definition(&s) + &write.definition(&w);
-    let attributes =
-        format!("__launch_bounds__({}, {}) {}", choice.threads, choice.blocks_per_sm, choice.attributes);
+    let attributes = format!(
+        "__launch_bounds__({}, {}) {}",
+        choice.threads, choice.blocks_per_sm, choice.attributes
+    );
     let kernel = Kernel {
         parts: choice.sources.clone(),
         attributes,
@@ -117,9 +120,9 @@ fn problem(loops: &Loops, attention: &Attention) -> Problem {
     let bounds = |size: &Size| match size.known() {
         Some(size) => Bounds::known(size.max(0) as u64),
         None => {
-            let least = [64, 16, 9, 1].into_iter().find(|least| {
-                known.is_nonnegative(&(size - &Size::from(*least)))
-            });
+            let least = [64i64, 16, 9, 1]
+                .into_iter()
+                .find(|least| known.is_nonnegative(&(size - &Size::from(*least))));
             let most = loops.most(size).map_or(u64::MAX, |most| most.max(0) as u64);
             Bounds { least: least.unwrap_or(0) as u64, most }
         }
@@ -158,10 +161,22 @@ fn structure(params: &mut Params, attention: &Attention, problem: &Problem) -> M
     let [kb, kg, kt] = &attention.k.strides;
     let [vb, vg, vt] = &attention.v.strides;
     let sizes = [
-        ("B", &attention.batch), ("H", &number(attention.heads)), ("S", &attention.rows),
-        ("T", &attention.keys), ("D", &number(attention.d)), ("E", &number(attention.e)),
-        ("GROUP", &number(attention.group)), ("QB", qb), ("QH", qh), ("QS", qs), ("KB", kb),
-        ("KG", kg), ("KT", kt), ("VB", vb), ("VG", vg), ("VT", vt),
+        ("B", &attention.batch),
+        ("H", &number(attention.heads)),
+        ("S", &attention.rows),
+        ("T", &attention.keys),
+        ("D", &number(attention.d)),
+        ("E", &number(attention.e)),
+        ("GROUP", &number(attention.group)),
+        ("QB", qb),
+        ("QH", qh),
+        ("QS", qs),
+        ("KB", kb),
+        ("KG", kg),
+        ("KT", kt),
+        ("VB", vb),
+        ("VG", vg),
+        ("VT", vt),
     ];
     for (name, size) in sizes {
         members.size(params, name, size);

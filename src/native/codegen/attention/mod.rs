@@ -7,5 +7,7 @@
 mod choose;
 mod emit;
 
+#[cfg(test)]
+pub(crate) use choose::Choice;
 pub(crate) use choose::{Bounds, Problem, choose};
 pub(super) use emit::emit;
