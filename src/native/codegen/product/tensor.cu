@@ -120,7 +120,9 @@ __device__ __forceinline__ void kiln_finish(const float* sums, const P& p, const
     for (int part = 0; part < SPLIT; ++part)
 #pragma unroll
       for (int v = 0; v < V; v += 4) {
-        const float* from = sums + r * PITCH + c + v;
+        // Neighbours take their halves in different orders: from different banks.
+        const int w = V == 8 ? v ^ e % 8 / 4 * 4 : v;
+        const float* from = sums + r * PITCH + c + w;
         float y[4];
         if (SPLIT > 1) kiln_cluster_read(y, from, part);
         else kiln_load(reinterpret_cast<const kiln_f32*>(from), y);
@@ -128,6 +130,13 @@ __device__ __forceinline__ void kiln_finish(const float* sums, const P& p, const
         for (int i = 0; i < 4; ++i) x[v + i] = part == 0 ? y[i] : x[v + i] + y[i];
       }
     if constexpr (P::WIDE) {
+      const bool swapped = e % 8 >= 4;
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const float low = swapped ? x[i + 4] : x[i];
+        x[i + 4] = swapped ? x[i] : x[i + 4];
+        x[i] = low;
+      }
       write.template row<8>(at.z, m, n, x);
     } else {
 #pragma unroll
