@@ -85,8 +85,6 @@ impl Case {
             keys: Bounds::known(t),
             d,
             e,
-            causal: self.causal,
-            masked: self.mask != Mask::None,
             aligned: self.aligned(),
         }
     }

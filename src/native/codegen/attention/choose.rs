@@ -8,15 +8,24 @@ const COMMON: &str = include_str!("common.cu");
 const MMA: &str = include_str!("mma.cu");
 const CORES: &str = include_str!("cores.cu");
 const DECODE: &str = include_str!("decode.cu");
+const WGMMA: &str = include_str!("wgmma.cu");
 
 /// First architecture with the matrix instructions and background copies of `mma`.
 const TENSOR_CORES: u32 = 80;
 /// First architecture with clusters of blocks.
 const CLUSTERS: u32 = 90;
+/// The architecture with the instructions of `wgmma`, where its own are asked for.
+const HOPPER: u32 = 90;
 /// Multiprocessors of a big device: fewer blocks than that leave some idle.
 const PROCESSORS: u64 = 132;
+/// Blocks that keep most of them busy.
+const ENOUGH: u64 = 96;
 /// Widest row of `mma`: its sums fill the registers.
 const MMA_WIDEST: u64 = 256;
+/// Rows of q in a tile of `wgmma`.
+const WGMMA_ROWS: u64 = 128;
+/// Fewer tiles than that leave `wgmma` behind `mma`.
+const WGMMA_TILES: u64 = 96;
 /// Rows of q that `decode` takes at once, at most.
 const DECODE_ROWS: u64 = 8;
 /// Static shared memory that `decode` spends on its sums.
@@ -34,10 +43,14 @@ impl Bounds {
     pub(crate) fn known(size: u64) -> Self {
         Self { least: size, most: size }
     }
+
+    /// The size itself, or what to expect of one that is not known.
+    fn typical(self, guess: u64) -> u64 {
+        guess.clamp(self.least, self.most)
+    }
 }
 
 /// Sizes and types of an attention.
-#[allow(dead_code, reason = "`wgmma` asks for the rest")]
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Problem {
     pub(crate) dtype: DType,
@@ -54,9 +67,6 @@ pub(crate) struct Problem {
     pub(crate) d: u64,
     /// Last size of v.
     pub(crate) e: u64,
-    pub(crate) causal: bool,
-    /// A mask comes between the scores and the softmax.
-    pub(crate) masked: bool,
     /// All rows start at multiples of 16 bytes.
     pub(crate) aligned: bool,
 }
@@ -105,6 +115,17 @@ impl Choice {
     }
 }
 
+impl Problem {
+    /// Heads of q in all batches.
+    fn all_heads(&self) -> u64 {
+        self.batch.typical(8).max(1) * self.heads
+    }
+
+    fn typical_rows(&self) -> u64 {
+        self.rows.typical(512).max(1)
+    }
+}
+
 /// The kernel for `problem` on `target`.
 pub(crate) fn choose(problem: &Problem, target: Target) -> Choice {
     let half = matches!(problem.dtype, DType::F16 | DType::BF16);
@@ -114,10 +135,44 @@ pub(crate) fn choose(problem: &Problem, target: Target) -> Choice {
     let tensor = half && target.compute >= TENSOR_CORES && widest <= MMA_WIDEST;
     if few && widest <= decode_widest(problem.dtype) {
         decode(problem, target)
+    } else if tensor && suits_wgmma(problem, target) {
+        wgmma(problem)
     } else if tensor {
         tiled(problem)
     } else {
         cores(problem)
+    }
+}
+
+/// Whether `wgmma` can, and has tiles enough to be the fastest.
+fn suits_wgmma(problem: &Problem, target: Target) -> bool {
+    let width = |width: u64| matches!(width, 64 | 128);
+    let tiles = problem.typical_rows().div_ceil(WGMMA_ROWS) * problem.all_heads();
+    target.arch_specific
+        && target.compute == HOPPER
+        && problem.aligned
+        && width(problem.d)
+        && width(problem.e)
+        && problem.typical_rows() > WGMMA_ROWS
+        && tiles >= WGMMA_TILES
+}
+
+fn wgmma(problem: &Problem) -> Choice {
+    let Problem { d, e, .. } = *problem;
+    let (keys, stages) = (128, 2);
+    // The tiles, and two gates with four for each stage.
+    let shared = WGMMA_ROWS * d * 2 + stages * keys * (d + e) * 2 + 16 + stages * 32;
+    Choice {
+        variant: "wgmma",
+        template: "kiln_attention_wgmma",
+        tiles: format!("{keys}, {stages}, false"),
+        sources: vec![COMMON, WGMMA],
+        attributes: String::new(),
+        threads: 384,
+        blocks_per_sm: 1,
+        shared_bytes: shared as u32,
+        grid: Grid { rows: WGMMA_ROWS, heads: 1, times: 1, most: Some(PROCESSORS) },
+        why: format!("wgmma {WGMMA_ROWS}x{keys}, {stages} stages"),
     }
 }
 
@@ -144,10 +199,10 @@ fn decode(problem: &Problem, target: Target) -> Choice {
     let fits = (DECODE_BYTES / (rows * problem.e.max(1) * 4)).max(1);
     let warps = steps.min(8).min(fits).next_power_of_two();
     let warps = if warps > fits { warps / 2 } else { warps };
-    let blocks = problem.batch.least.max(1) * problem.heads / problem.group * parts;
+    let blocks = problem.all_heads() / problem.group * parts;
     let mut cluster = 1;
     if target.compute >= CLUSTERS {
-        while cluster < 8 && blocks * cluster * 2 <= PROCESSORS && cluster * 2 * warps <= steps {
+        while cluster < 8 && blocks * cluster <= PROCESSORS / 2 && cluster * 2 * warps <= steps {
             cluster *= 2;
         }
     }
@@ -177,13 +232,11 @@ fn decode(problem: &Problem, target: Target) -> Choice {
 fn tiled(problem: &Problem) -> Choice {
     let padded = |width: u64| width.next_multiple_of(16);
     let (d, e) = (padded(problem.d), padded(problem.e));
-    let heads = problem.batch.least.max(1) * problem.heads;
-    let blocks = |rows: u64| problem.rows.most.div_ceil(rows).saturating_mul(heads);
-    // The most rows that still give every processor a block, not many of them empty.
-    let sizes = [64, 32, 16];
-    let fits = |rows: &u64| *rows < 2 * problem.rows.most.next_multiple_of(16);
-    let chosen = sizes.into_iter().filter(fits).find(|rows| blocks(*rows) >= PROCESSORS);
-    let rows = chosen.unwrap_or(16);
+    let rows = problem.typical_rows();
+    let blocks = |tile: &u64| rows.div_ceil(*tile) * problem.all_heads() >= ENOUGH;
+    // The most rows that still keep the processors busy, not many of them empty.
+    let fits = |tile: &u64| *tile < 2 * rows.next_multiple_of(16);
+    let rows = [64, 32].into_iter().filter(fits).find(blocks).unwrap_or(16);
     let wide = d.max(e) > 128;
     let keys: u64 = if wide { 32 } else { 64 };
     // Warps that share rows: four warps keep a processor's four schedulers busy.
@@ -214,8 +267,7 @@ fn cores(problem: &Problem) -> Choice {
         33..=64 => 64,
         _ => 128,
     };
-    let heads = problem.batch.least.max(1) * problem.heads;
-    let enough = problem.rows.most.div_ceil(64).saturating_mul(heads) >= PROCESSORS;
+    let enough = problem.typical_rows().div_ceil(64) * problem.all_heads() >= ENOUGH;
     let rows: u64 = if enough { 64 } else { 32 };
     Choice {
         variant: "cores",
@@ -228,5 +280,70 @@ fn cores(problem: &Problem) -> Choice {
         shared_bytes: 0,
         grid: Grid { rows, heads: 1, times: problem.e.max(1).div_ceil(width), most: None },
         why: format!("cores {rows}x64, {width} columns"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HALF: Problem = Problem {
+        dtype: DType::BF16,
+        batch: Bounds { least: 4, most: 4 },
+        heads: 32,
+        group: 1,
+        rows: Bounds { least: 2048, most: 2048 },
+        keys: Bounds { least: 2048, most: 2048 },
+        d: 128,
+        e: 128,
+        aligned: true,
+    };
+
+    fn hopper() -> Target {
+        Target { arch_specific: true, ..Target::cubin(90) }
+    }
+
+    fn rows(rows: u64) -> Problem {
+        Problem { batch: Bounds::known(1), heads: 16, group: 2, rows: Bounds::known(rows), ..HALF }
+    }
+
+    #[test]
+    fn large_problems_take_the_architectures_own_instructions_where_they_may() {
+        assert_eq!(choose(&HALF, hopper()).variant, "wgmma");
+        assert_eq!(choose(&HALF, Target::cubin(90)).variant, "mma");
+        assert_eq!(choose(&HALF, Target::cubin(75)).variant, "cores");
+        assert_eq!(choose(&Problem { d: 80, ..HALF }, hopper()).variant, "mma");
+        assert_eq!(choose(&Problem { aligned: false, ..HALF }, hopper()).variant, "mma");
+        assert_eq!(choose(&Problem { dtype: DType::F32, ..HALF }, hopper()).variant, "cores");
+        assert_eq!(choose(&Problem { e: 512, ..HALF }, hopper()).variant, "cores");
+    }
+
+    #[test]
+    fn few_rows_are_decoded_by_as_many_blocks_as_the_keys_keep_busy() {
+        let choice = |keys| choose(&Problem { keys: Bounds::known(keys), ..rows(1) }, hopper());
+        assert_eq!(choice(1).call("p"), "kiln_attention_decode<p, 2, 1, 1>");
+        assert_eq!(choice(4096).call("p"), "kiln_attention_decode<p, 2, 8, 8>");
+        assert_eq!(choice(4096).blocks(1, 16, 1), 64);
+        assert_eq!(choice(4096).attributes, "__cluster_dims__(8, 1, 1)");
+        let ampere = choose(&rows(1), Target::cubin(80));
+        assert_eq!(ampere.attributes, "");
+    }
+
+    #[test]
+    fn every_choice_fits_a_block_of_its_architecture() {
+        for dtype in [DType::F16, DType::F32] {
+            for d in [8, 64, 72, 128, 200, 256, 512, 1024] {
+                for count in [1, 3, 8, 9, 40, 256, 4096] {
+                    let problem = Problem { dtype, d, e: d, ..rows(count) };
+                    for target in [Target::cubin(86), hopper()] {
+                        let choice = choose(&problem, target);
+                        let most = if target.compute == 86 { 99 << 10 } else { 227 << 10 };
+                        assert!(choice.shared_bytes <= most, "{choice:?}");
+                        assert!((32..=1024).contains(&choice.threads), "{choice:?}");
+                        assert!(choice.blocks(1, 16, count) >= 1, "{choice:?}");
+                    }
+                }
+            }
+        }
     }
 }

@@ -58,7 +58,7 @@ __device__ __forceinline__ void kiln_attention_decode(const T* q, const T* k, co
   constexpr int OUT = sizeof(T) == 2 && P::E % 8 == 0 ? 8 : P::E % 4 == 0 ? 4 : P::E % 2 == 0 ? 2 : 1;
   using Scores = kiln_att_scores<P, Score>;
   constexpr float FACTOR = Scores::FACTOR;
-  __shared__ float outs[WARPS][ROWS][P::E], mosts[WARPS][ROWS], sums[WARPS][ROWS];
+  __shared__ float outs[WARPS][ROWS][P::E], mosts[WARPS][ROWS], sums[WARPS][ROWS], tops[ROWS], totals[ROWS];
 
   // A block's rows: some of those of S positions of GROUP heads, heads first.
   const kiln_index rows = p.S * P::GROUP;
@@ -184,31 +184,61 @@ __device__ __forceinline__ void kiln_attention_decode(const T* q, const T* k, co
         }
     }
   }
-  if constexpr (CLUSTER > 1) kiln_att_cluster_sync();
-  else __syncthreads();
-  for (int n = rank * WARPS * 32 + threadIdx.x; n < ROWS * P::E / OUT; n += CLUSTER * WARPS * 32) {
-    const int r = n / (P::E / OUT), e = n % (P::E / OUT) * OUT;
-    if (r0 + r >= rows) break;
-    auto peek = [&](const float& at, int from) {
-      if constexpr (CLUSTER > 1) return kiln_att_peek(&at, from);
-      else return at;
-    };
-    float all = KILN_ATT_NOTHING, total = 0.0f, y[OUT] = {};
-    for (int c = 0; c < CLUSTER; ++c)
-#pragma unroll
-      for (int w = 0; w < WARPS; ++w) all = fmaxf(all, peek(mosts[w][r], c));
-    for (int c = 0; c < CLUSTER; ++c)
-#pragma unroll
-      for (int w = 0; w < WARPS; ++w) {
-        const float share = kiln_att_rescale(peek(mosts[w][r], c), all, FACTOR);
-        total += share * peek(sums[w][r], c);
-#pragma unroll
-        for (int i = 0; i < OUT; ++i) y[i] += share * peek(outs[w][r][e + i], c);
-      }
+  __syncthreads();
+  constexpr int THREADS = WARPS * 32, COLUMNS = P::E / OUT;
+  auto finish = [&](int r, int e, float(&y)[OUT], float total) {
     const float inverse = Scores::inverse(p, total);
 #pragma unroll
     for (int i = 0; i < OUT; ++i) y[i] *= inverse;
-    write.template row<OUT>(b, place(r).h, (r0 + r) / P::GROUP, e, y);
+    if (r0 + r < rows) write.template row<OUT>(b, place(r).h, (r0 + r) / P::GROUP, e, y);
+  };
+  for (int n = threadIdx.x; n < ROWS * COLUMNS; n += THREADS) {
+    const int r = n / COLUMNS, e = n % COLUMNS * OUT;
+    float all = KILN_ATT_NOTHING, total = 0.0f, y[OUT] = {};
+#pragma unroll
+    for (int w = 0; w < WARPS; ++w) all = fmaxf(all, mosts[w][r]);
+#pragma unroll
+    for (int w = 0; w < WARPS; ++w) {
+      const float share = kiln_att_rescale(mosts[w][r], all, FACTOR);
+      total += share * sums[w][r];
+#pragma unroll
+      for (int i = 0; i < OUT; ++i) y[i] += share * outs[w][r][e + i];
+    }
+    if constexpr (CLUSTER == 1) {
+      finish(r, e, y, total);
+    } else {
+#pragma unroll
+      for (int i = 0; i < OUT; ++i) outs[0][r][e + i] = y[i];
+      if (e == 0) {
+        tops[r] = all;
+        totals[r] = total;
+      }
+    }
   }
-  if constexpr (CLUSTER > 1) kiln_att_cluster_sync();  // Others have read this block's memory.
+  if constexpr (CLUSTER > 1) {
+    kiln_att_cluster_sync();
+    for (int n = threadIdx.x * CLUSTER + rank; n < ROWS * COLUMNS; n += THREADS * CLUSTER) {
+      const int r = n / COLUMNS, e = n % COLUMNS * OUT;
+      float top[CLUSTER], part[CLUSTER], x[CLUSTER][OUT];
+#pragma unroll
+      for (int c = 0; c < CLUSTER; ++c) {
+        top[c] = kiln_att_peek(&tops[r], c);
+        part[c] = kiln_att_peek(&totals[r], c);
+#pragma unroll
+        for (int i = 0; i < OUT; ++i) x[c][i] = kiln_att_peek(&outs[0][r][e + i], c);
+      }
+      float all = KILN_ATT_NOTHING, total = 0.0f, y[OUT] = {};
+#pragma unroll
+      for (int c = 0; c < CLUSTER; ++c) all = fmaxf(all, top[c]);
+#pragma unroll
+      for (int c = 0; c < CLUSTER; ++c) {
+        const float share = kiln_att_rescale(top[c], all, FACTOR);
+        total += share * part[c];
+#pragma unroll
+        for (int i = 0; i < OUT; ++i) y[i] += share * x[c][i];
+      }
+      finish(r, e, y, total);
+    }
+    kiln_att_cluster_sync();  // Others have read this block's memory.
+  }
 }

@@ -27,57 +27,6 @@ __device__ __forceinline__ void kiln_att_fetch(T* to, const T* from, kiln_index 
   }
 }
 
-// Four lanes hold two neighbours each of four groups of eight columns: lane t
-// gets the eight of group t.
-__device__ __forceinline__ void kiln_att_gather8(const float (&x)[4][2], float (&y)[8]) {
-  const int t = threadIdx.x % 4;
-  const bool odd = t & 1, upper = t & 2;
-  float half[2][4];  // Groups odd and 2 + odd, columns of this lane and its neighbour.
-#pragma unroll
-  for (int g = 0; g < 2; ++g)
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const float kept = odd ? x[2 * g + 1][i] : x[2 * g][i];
-      const float got = kiln_shuffle(odd ? x[2 * g][i] : x[2 * g + 1][i], 1);
-      half[g][i] = odd ? got : kept;
-      half[g][2 + i] = odd ? kept : got;
-    }
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    const float kept = upper ? half[1][i] : half[0][i];
-    const float got = kiln_shuffle(upper ? half[0][i] : half[1][i], 2);
-    y[i] = upper ? got : kept;
-    y[4 + i] = upper ? kept : got;
-  }
-}
-
-// Writes 32 columns from `e0` on of the row that this lane's quad holds.
-template <class P, class Write>
-__device__ __forceinline__ void kiln_att_write32(const P& p, const Write& write, const kiln_att_place& at,
-                                                 kiln_index i, int e0, const float (&x)[4][2]) {
-  const int t = threadIdx.x % 4;
-  if constexpr (P::E % 8 == 0) {
-    float y[8];
-    kiln_att_gather8(x, y);
-    if (i < p.S && e0 + t * 8 < P::E) write.template row<8>(at.b, at.h, i, e0 + t * 8, y);
-  } else {
-    if (i >= p.S) return;
-#pragma unroll
-    for (int g = 0; g < 4; ++g) {
-      const int e = e0 + g * 8 + t * 2;
-      if constexpr (P::E % 2 == 0) {
-        if (e < P::E) write.template row<2>(at.b, at.h, i, e, x[g]);
-      } else {
-#pragma unroll
-        for (int v = 0; v < 2; ++v) {
-          const float one[1] = {x[g][v]};
-          if (e + v < P::E) write.template row<1>(at.b, at.h, i, e + v, one);
-        }
-      }
-    }
-  }
-}
-
 template <class P, int ROWS, int KEYS, int SPLIT, class T, class Score, class Write>
 __device__ __forceinline__ void kiln_attention_mma(const T* q, const T* k, const T* v, const P& p,
                                                    const Score& score, const Write& write) {
@@ -152,16 +101,10 @@ __device__ __forceinline__ void kiln_attention_mma(const T* q, const T* k, const
     }
 
     const kiln_index j0 = (kiln_index)tile * KEYS + part * OWN;
-    const bool whole = j0 + OWN <= p.T && (!P::CAUSAL || j0 + OWN - 1 <= at.i0 + warp * 16);
-    if (!whole || !Scores::RAW) {
+    const bool edge = j0 + OWN > p.T || (P::CAUSAL && j0 + OWN - 1 > at.i0 + warp * 16);
+    if (edge || !Scores::RAW) {
 #pragma unroll
-      for (int n = 0; n < NS; ++n)
-#pragma unroll
-        for (int c = 0; c < 4; ++c) {
-          const kiln_index i = row + c / 2 * 8, j = j0 + n * 8 + pair + c % 2;
-          if (j >= p.T || (P::CAUSAL && j > i)) s[n][c] = KILN_ATT_NOTHING;
-          else if (i < p.S) s[n][c] = Scores::of(score, at, i, j, s[n][c]);
-        }
+      for (int r = 0; r < 2; ++r) Scores::template see<NS>(p, score, at, row + r * 8, j0 + pair, edge, r, &s[0][0]);
     }
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
