@@ -116,13 +116,18 @@ pub(crate) fn write_files(
     for (path, bytes) in checked {
         let parent = path.parent().unwrap_or(folder);
         fs::create_dir_all(parent).with_context(|| format!("create {}", parent.display()))?;
-        let mut temp = tempfile::NamedTempFile::new_in(parent)
-            .with_context(|| format!("write into {}", parent.display()))?;
-        temp.write_all(bytes).with_context(|| format!("write {}", path.display()))?;
-        let file = temp.persist(&path).with_context(|| format!("write {}", path.display()))?;
-        readable_by_all(&file)?;
+        write_file(parent, &path, bytes)?;
     }
     Ok(folder.to_path_buf())
+}
+
+/// Writes one file in `parent`, complete or not at all.
+pub(crate) fn write_file(parent: &Path, path: &Path, bytes: &[u8]) -> Result<(), CliError> {
+    let mut temp = tempfile::NamedTempFile::new_in(parent)
+        .with_context(|| format!("write into {}", parent.display()))?;
+    temp.write_all(bytes).with_context(|| format!("write {}", path.display()))?;
+    let file = temp.persist(path).with_context(|| format!("write {}", path.display()))?;
+    readable_by_all(&file)
 }
 
 /// A temporary file is private; what is left in a build folder is not.

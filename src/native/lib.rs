@@ -22,6 +22,7 @@ mod parse;
 pub mod plan;
 mod prim;
 mod schema;
+mod signature;
 pub mod size;
 mod strided;
 mod types;
@@ -32,6 +33,7 @@ use kiln_proto::{BinaryKind, Component, Failure, FailureKind, Target, graph::Gra
 
 pub use identity::{Identity, identify};
 pub use plan::Plan;
+pub use signature::{NamedInput, SIGNATURE_FILE, Signature, signature};
 
 /// What a graph becomes before NVRTC.
 #[derive(Debug, Clone)]
