@@ -12,6 +12,7 @@
 mod archive;
 mod canonical;
 mod codegen;
+pub mod cubin;
 pub mod core;
 mod fuse;
 mod identity;
