@@ -26,7 +26,7 @@ use std::{
 pub use error::ExecError;
 use kiln_native::{SIGNATURE_FILE, Signature};
 pub use kiln_proto::graph::DType;
-pub use module::{Module, read_plan};
+pub use module::{Module, parse_plan};
 pub use session::Session;
 pub use tensors::{Tensor, read_inputs, write_outputs};
 pub use times::Times;

@@ -48,7 +48,8 @@ impl Module {
         let function = |kernel: &plan::Kernel| {
             let function = module.load_function(&kernel.name).during("find a kernel")?;
             if kernel.shared_bytes > PLAIN_SHARED {
-                let most = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+                let most =
+                    sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
                 let asked = function.set_attribute(most, kernel.shared_bytes as i32);
                 asked.during("ask for shared memory")?;
             }
@@ -88,21 +89,23 @@ pub(super) fn read(path: &Path) -> Result<Vec<u8>, ExecError> {
 }
 
 /// Reads the plan in `dir` and checks that it hangs together.
-pub fn read_plan(dir: &Path) -> Result<Plan, ExecError> {
+pub(super) fn read_plan(dir: &Path) -> Result<Plan, ExecError> {
     let path: PathBuf = dir.join("plan.json");
     let bytes = read(&path)?;
-    let refuse = |why: String| ExecError::Artifact { path: path.clone(), why };
+    parse_plan(&bytes).map_err(|why| ExecError::Artifact { path, why })
+}
+
+/// Reads a `plan.json` and checks that it hangs together; an error says why not.
+pub fn parse_plan(bytes: &[u8]) -> Result<Plan, String> {
     // The version first: another version's plan may not even parse.
-    let told: serde_json::Value =
-        serde_json::from_slice(&bytes).map_err(|e| refuse(e.to_string()))?;
+    let told: serde_json::Value = serde_json::from_slice(bytes).map_err(|e| e.to_string())?;
     let version = told["version"].as_u64();
     if version != Some(u64::from(plan::VERSION)) {
         let version = version.map_or("none".to_owned(), |version| version.to_string());
-        let why = format!("version {version}, not {}: compile it again", plan::VERSION);
-        return Err(refuse(why));
+        return Err(format!("version {version}, not {}: compile it again", plan::VERSION));
     }
-    let plan: Plan = serde_json::from_value(told).map_err(|e| refuse(e.to_string()))?;
-    plan.check().map_err(|why| refuse(why.to_string()))?;
+    let plan: Plan = serde_json::from_value(told).map_err(|e| e.to_string())?;
+    plan.check().map_err(|why| why.to_string())?;
     Ok(plan)
 }
 

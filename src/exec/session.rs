@@ -382,13 +382,15 @@ impl Session {
 
     fn start(&self, base: Base) -> Result<u64, ExecError> {
         let start = match base {
-            Base::Input(index) => self.inputs.get(index).and_then(Option::as_ref).and_then(
-                |input| match &input.data {
-                    Data::Own(memory, _) => Some(memory.start()),
-                    Data::Given(pointer) => Some(*pointer),
-                    Data::Waiting(_) => None,
-                },
-            ),
+            Base::Input(index) => {
+                self.inputs.get(index).and_then(Option::as_ref).and_then(|input| {
+                    match &input.data {
+                        Data::Own(memory, _) => Some(memory.start()),
+                        Data::Given(pointer) => Some(*pointer),
+                        Data::Waiting(_) => None,
+                    }
+                })
+            }
             Base::Output(index) => self.outputs.get(index).map(Memory::start),
             Base::Workspace => self.workspace.as_ref().map(Memory::start),
         };

@@ -12,8 +12,8 @@
 mod archive;
 mod canonical;
 mod codegen;
-pub mod cubin;
 pub mod core;
+pub mod cubin;
 mod fuse;
 mod identity;
 mod infer;
