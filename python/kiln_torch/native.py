@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -44,6 +45,15 @@ class Native:
         if unknown:
             raise BrokenArtifact(f"plan.json: element types {sorted(unknown)}")
         self.names = _names(self.plan, signature)
+        # With the program's own names, where they are known: for messages.
+        self.named = self.plan
+        if self.names is not None:
+            own = dict(zip(self.plan.given, self.names))
+            inputs = [
+                replace(tensor, name=own[at][0]) if at in own else tensor
+                for at, tensor in enumerate(self.plan.inputs)
+            ]
+            self.named = replace(self.plan, inputs=tuple(inputs))
         self._lock = threading.Lock()
         self._on: dict[int, Loaded] = {}
         self._all = Bound(self, {})
@@ -87,9 +97,8 @@ class Native:
 
     def shown(self, position: int) -> str:
         """Return what an input that is given is called, for messages."""
-        tensor = self.given[position]
-        name = self.names[position][0] if self.names else tensor.name
-        return f"{name} ({tensor.kind})"
+        tensor = self.named.inputs[self.plan.given[position]]
+        return f"{tensor.name} ({tensor.kind})"
 
     def _by_name(self, state: Any) -> dict[int, torch.Tensor]:
         names, known = self.names, state
@@ -170,8 +179,7 @@ class Bound:
         if len(tensors) != len(self._open):
             given = self.native.given
             wanted = ", ".join(
-                f"{given[at].name} ({given[at].kind} {given[at].dtype} "
-                f"{shape_shown(given[at].shape)})"
+                f"{self.native.shown(at)} {given[at].dtype} {shape_shown(given[at].shape)}"
                 for at in self._open
             )
             raise TypeError(f"{len(tensors)} inputs, not {len(self._open)}: {wanted}")
@@ -197,7 +205,7 @@ class Bound:
                 raise self._wrong(
                     at, f"has elements of {tensor.dtype}, not {DTYPES[wanted.dtype]}"
                 )
-        call = plan.call(self.plan, [tensor.shape for tensor in tensors])
+        call = plan.call(self.native.named, [tensor.shape for tensor in tensors])
         device = None
         for at, (tensor, layout) in enumerate(zip(tensors, call.inputs)):
             why = _elsewhere(tensor, layout, device)

@@ -17,14 +17,9 @@ mod tensor_map;
 mod tensors;
 mod times;
 
-use std::{
-    collections::HashMap,
-    fmt,
-    path::{Path, PathBuf},
-};
+use std::{collections::HashMap, fmt, path::PathBuf};
 
 pub use error::ExecError;
-use kiln_native::{SIGNATURE_FILE, Signature};
 pub use kiln_proto::graph::DType;
 pub use module::{Module, parse_plan};
 pub use session::Session;
@@ -81,8 +76,7 @@ impl fmt::Display for Report {
 pub fn exec_main(exec: &Exec) -> Result<Report, ExecError> {
     let module = Module::load(&exec.dir, exec.device)?;
     let file = module::read(&exec.inputs)?;
-    let signature = read_signature(&exec.dir)?;
-    let inputs = read_inputs(&file, module.plan(), signature.as_ref())?;
+    let inputs = read_inputs(&file, module.plan(), module.signature())?;
     let mut session = module.session()?;
     session.set_all(&inputs)?;
     session.launch()?;
@@ -94,15 +88,4 @@ pub fn exec_main(exec: &Exec) -> Result<Report, ExecError> {
     }
     write_outputs(&exec.output, &outputs, notes)?;
     Ok(Report { device: module.device().to_owned(), times })
-}
-
-/// What the program calls its inputs, where the artifact was compiled from it here.
-fn read_signature(dir: &Path) -> Result<Option<Signature>, ExecError> {
-    let path = dir.join(SIGNATURE_FILE);
-    if !path.exists() {
-        return Ok(None);
-    }
-    let bytes = module::read(&path)?;
-    let read = serde_json::from_slice(&bytes);
-    read.map(Some).map_err(|e| ExecError::Artifact { path, why: e.to_string() })
 }

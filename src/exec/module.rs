@@ -12,7 +12,10 @@ use cudarc::{
     driver::{CudaContext, CudaFunction, sys},
     nvrtc::Ptx,
 };
-use kiln_native::plan::{self, Plan};
+use kiln_native::{
+    SIGNATURE_FILE, Signature,
+    plan::{self, Plan},
+};
 use kiln_proto::Target;
 
 use super::{ExecError, Session, Tensor, error::During};
@@ -23,6 +26,7 @@ const PLAIN_SHARED: u32 = 48 << 10;
 /// A compiled graph on the device, ready to run.
 pub struct Module {
     pub(super) plan: Plan,
+    signature: Option<Signature>,
     pub(super) device: String,
     pub(super) context: Arc<CudaContext>,
     pub(super) functions: Vec<CudaFunction>,
@@ -31,7 +35,8 @@ pub struct Module {
 impl Module {
     /// Loads `module.cubin` and `plan.json` from `dir` onto device `ordinal`.
     pub fn load(dir: &Path, ordinal: usize) -> Result<Arc<Self>, ExecError> {
-        let (plan, path) = (read_plan(dir)?, dir.join("module.cubin"));
+        let (mut plan, path) = (read_plan(dir)?, dir.join("module.cubin"));
+        let signature = read_signature(dir, &plan)?;
         let cubin = read(&path)?;
         if !cubin.starts_with(b"\x7fELF") {
             return Err(ExecError::Artifact { path, why: "no machine code".to_owned() });
@@ -56,12 +61,22 @@ impl Module {
             Ok(function)
         };
         let functions = plan.kernels.iter().map(function).collect::<Result<_, ExecError>>()?;
-        Ok(Arc::new(Self { plan, device, context, functions }))
+        // From here on names are for messages alone.
+        for (tensor, named) in plan.inputs.iter_mut().zip(signature.iter().flat_map(|s| &s.inputs)) {
+            tensor.name.clone_from(&named.name);
+        }
+        Ok(Arc::new(Self { plan, signature, device, context, functions }))
     }
 
     /// What it takes and gives.
     pub fn plan(&self) -> &Plan {
         &self.plan
+    }
+
+    /// What the program calls its inputs, where the artifact was compiled from
+    /// it and not fetched by its key.
+    pub fn signature(&self) -> Option<&Signature> {
+        self.signature.as_ref()
     }
 
     /// The device's name.
@@ -107,6 +122,22 @@ pub fn parse_plan(bytes: &[u8]) -> Result<Plan, String> {
     let plan: Plan = serde_json::from_value(told).map_err(|e| e.to_string())?;
     plan.check().map_err(|why| why.to_string())?;
     Ok(plan)
+}
+
+/// The names in `dir`, if there are any: those of another program are refused.
+pub(super) fn read_signature(dir: &Path, plan: &Plan) -> Result<Option<Signature>, ExecError> {
+    let path = dir.join(SIGNATURE_FILE);
+    if !path.exists() {
+        return Ok(None);
+    }
+    let refuse = |why: String| ExecError::Artifact { path: path.clone(), why };
+    let signature: Signature =
+        serde_json::from_slice(&read(&path)?).map_err(|e| refuse(e.to_string()))?;
+    let (got, wanted) = (signature.inputs.len(), plan.inputs.len());
+    if got != wanted {
+        return Err(refuse(format!("{got} inputs, not {wanted}: of another program")));
+    }
+    Ok(Some(signature))
 }
 
 /// Machine code runs on its own architecture and on later minor ones of it.
@@ -165,6 +196,11 @@ mod tests {
             "shared_bytes":0,"args":[{"memory":{"workspace":512}}],"computes":[]}]"#;
         assert!(refused(&EMPTY.replace("\"kernels\":[]", kernel), b"").contains("kernel k"));
         assert!(Module::load(Path::new("/nowhere"), 0).is_err());
+        let dir = artifact(EMPTY, b"\x7fELF");
+        let other = r#"{"version":1,"inputs":[{"name":"x","kind":"user"}],"outputs":[]}"#;
+        std::fs::write(dir.path().join("signature.json"), other).unwrap();
+        let refused = Module::load(dir.path(), 0).err().unwrap().to_string();
+        assert!(refused.contains("signature.json: 1 inputs, not 0"), "{refused}");
     }
 
     #[test]

@@ -5,8 +5,10 @@
 
 use std::{borrow::Cow, collections::HashMap, path::Path};
 
-use kiln_native::plan::{CONSTANT, Layout, Plan, Tensor as Wanted, shown};
-use kiln_native::{Signature, plan};
+use kiln_native::{
+    Signature,
+    plan::{CONSTANT, Layout, Plan, Tensor as Wanted, shown},
+};
 use kiln_proto::graph::DType;
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 
@@ -174,21 +176,20 @@ pub(super) fn check_types(
 struct Names<'a> {
     /// Position among those that are given; of a constant: none.
     given: Vec<Option<usize>>,
-    inputs: &'a [plan::Tensor],
     signature: Option<&'a Signature>,
 }
 
 impl<'a> Names<'a> {
-    fn new(plan: &'a Plan, signature: Option<&'a Signature>) -> Self {
+    fn new(plan: &Plan, signature: Option<&'a Signature>) -> Self {
         let mut next = 0;
         let given = plan.inputs.iter().map(|input| {
             let position = (input.kind != CONSTANT).then_some(next);
             next += usize::from(position.is_some());
             position
         });
-        // A signature of another program would be worse than none.
+        // One of another program would be worse than none.
         let signature = signature.filter(|s| s.inputs.len() == plan.inputs.len());
-        Self { given: given.collect(), inputs: &plan.inputs, signature }
+        Self { given: given.collect(), signature }
     }
 
     /// The name in `file` of each input.
@@ -208,8 +209,8 @@ impl<'a> Names<'a> {
             let name = named.map(|named| named.name.clone());
             // What the graph calls something else is not the module's name.
             let target = named.and_then(|n| n.target.clone()).filter(|target| !in_graph(target));
-            let plans = self.inputs[index].name.clone();
-            [name, target, Some(plans), Some(position)].into_iter().flatten().find(|k| has(k))
+            let with_constants = format!("in{index}");
+            [name, target, Some(with_constants), Some(position)].into_iter().flatten().find(|k| has(k))
         };
         self.given.iter().enumerate().map(key).collect()
     }
@@ -218,7 +219,7 @@ impl<'a> Names<'a> {
         match (self.signature, self.given[index]) {
             (Some(signature), _) => signature.inputs[index].name.clone(),
             (None, Some(position)) => format!("in{position}"),
-            (None, None) => self.inputs[index].name.clone(),
+            (None, None) => format!("constant {index}"),
         }
     }
 
