@@ -15,6 +15,7 @@ pub mod bind;
 mod canonical;
 mod codegen;
 pub mod core;
+pub mod cubin;
 pub mod decompose;
 mod identity;
 pub mod interp;
@@ -24,6 +25,7 @@ mod parse;
 pub mod plan;
 mod schedule;
 mod schema;
+mod signature;
 pub mod size;
 
 use std::collections::BTreeMap;
@@ -32,6 +34,7 @@ use kiln_proto::{BinaryKind, Component, Failure, FailureKind, Target, graph::Gra
 
 pub use identity::{Identity, identify};
 pub use plan::Plan;
+pub use signature::{NamedInput, SIGNATURE_FILE, Signature, signature};
 
 /// What a graph becomes before NVRTC.
 #[derive(Debug, Clone)]
