@@ -190,7 +190,7 @@ fn to_odd(x: f64) -> f32 {
 pub(super) fn row_major(shape: &[usize]) -> Vec<usize> {
     let mut strides = vec![1; shape.len()];
     for dim in (1..shape.len()).rev() {
-        strides[dim - 1] = strides[dim] * shape[dim].max(1);
+        strides[dim - 1] = strides[dim].saturating_mul(shape[dim].max(1));
     }
     strides
 }
