@@ -14,6 +14,7 @@ pub mod bind;
 mod canonical;
 mod codegen;
 pub mod core;
+pub mod decompose;
 pub mod eager;
 mod fuse;
 mod identity;

@@ -60,7 +60,8 @@ impl Eager {
                 if input.kind != CONSTANT {
                     continue;
                 }
-                let sizes = describe::known(&input.shape)?.into_iter();
+                let sizes = describe::known(&input.shape)?;
+                let mut sizes = sizes.into_iter();
                 let bytes = sizes.try_fold(input.dtype.bytes() as usize, usize::checked_mul);
                 let (this, later) = bytes
                     .and_then(|bytes| rest.split_at_checked(bytes))
@@ -85,7 +86,10 @@ pub(super) fn check(program: &Program, inputs: usize) -> Result<(), Failure> {
     let count = program.values.len();
     let mut defined = vec![false; count.min(MOST_VALUES)];
     let mut define = |id: ValueId| match defined.get_mut(id.0) {
-        Some(defined) if !std::mem::replace(defined, true) => Ok(()),
+        Some(defined) if !*defined => {
+            *defined = true;
+            Ok(())
+        }
         _ => Err(invalid(format!("value {} is not defined once", id.0))),
     };
     for (i, input) in program.inputs.iter().enumerate() {

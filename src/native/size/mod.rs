@@ -212,15 +212,19 @@ impl Size {
 
     /// Whether `wanted` holds for an atom, at any depth.
     pub fn any(&self, wanted: &dyn Fn(&Atom) -> bool) -> bool {
-        self.atoms().any(|atom| {
-            wanted(atom)
-                || match atom {
-                    Atom::Floor(parts) | Atom::Max(parts) | Atom::Min(parts) => {
-                        parts.iter().any(|part| part.any(wanted))
-                    }
-                    Atom::Symbol(_) | Atom::Var(_) | Atom::Value(_) => false,
-                }
-        })
+        let mut found = false;
+        self.each_atom(&mut |atom| found |= wanted(atom));
+        found
+    }
+
+    /// Calls `seen` for every atom, at any depth.
+    pub fn each_atom(&self, seen: &mut dyn FnMut(&Atom)) {
+        for atom in self.atoms() {
+            seen(atom);
+            if let Atom::Floor(parts) | Atom::Max(parts) | Atom::Min(parts) = atom {
+                parts.iter().for_each(|part| part.each_atom(seen));
+            }
+        }
     }
 
     /// The atoms of its terms, those in several terms several times.

@@ -1,6 +1,7 @@
 //! The compiler as a whole, on archives that PyTorch wrote.
 
 mod build;
+mod decompose;
 mod emulator;
 mod fusion;
 mod inputs;
