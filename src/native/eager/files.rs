@@ -16,9 +16,9 @@ use crate::{
 const MOST_VALUES: usize = 1 << 20;
 
 #[derive(Serialize, Deserialize)]
-struct File {
+pub(super) struct File {
     version: u32,
-    program: Program,
+    pub(super) program: Program,
 }
 
 impl Eager {

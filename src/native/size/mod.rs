@@ -23,7 +23,16 @@ use crate::plan;
 
 /// A whole number, perhaps not known before the program is called. Written as a plan has it.
 #[derive(
-    Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Default, serde::Serialize, serde::Deserialize,
+    Debug,
+    Clone,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    Default,
+    serde::Serialize,
+    serde::Deserialize,
 )]
 #[serde(into = "plan::Expr", from = "plan::Expr")]
 pub struct Size {
