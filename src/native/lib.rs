@@ -17,6 +17,7 @@ mod codegen;
 pub mod core;
 pub mod cubin;
 pub mod decompose;
+pub mod eager;
 mod identity;
 pub mod interp;
 mod loops;
