@@ -24,6 +24,8 @@ mod ops;
 mod parse;
 pub mod plan;
 mod prim;
+#[cfg(any(test, feature = "random"))]
+pub mod random;
 mod schema;
 pub mod size;
 mod strided;
