@@ -14,6 +14,7 @@ mod arithmetic;
 mod builder;
 mod data;
 mod judge;
+mod logic;
 mod movement;
 mod product;
 mod reduce;
