@@ -24,6 +24,8 @@ mod loops;
 mod lower;
 mod parse;
 pub mod plan;
+#[cfg(any(test, feature = "random"))]
+pub mod random;
 mod schedule;
 mod schema;
 mod signature;
