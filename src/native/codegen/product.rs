@@ -3,6 +3,7 @@
 
 #[cfg_attr(not(test), expect(dead_code, reason = "the new code generator calls it"))]
 pub(crate) mod choose;
+pub(crate) mod tiles;
 
 use std::collections::BTreeSet;
 
