@@ -158,13 +158,21 @@ fn vector_for(problem: &Problem) -> Option<Choice> {
     // Of 4 and 8 warps, 1 to 8 of them and 1 to 8 columns together, these were the
     // fastest or within 4% for K of 1024 to 3072, N of 1024 to 3072 and 151936.
     let loads = k.typical / (per_load * 32);
-    let (split, columns) = match loads {
-        _ if n.typical * batch.typical >= MANY_COLUMNS => (1, 2),
-        ..=4 if m.typical >= 4 => (1, 2),
-        ..=3 => (1, 1),
-        ..=15 => (2, 1),
-        _ => (4, 1),
-    };
+    let (split, columns) =
+        if n.typical * batch.typical >= MANY_COLUMNS || (loads <= 4 && m.typical >= 4) {
+            (1, 2)
+        } else {
+            (
+                if loads < 4 {
+                    1
+                } else if loads < 16 {
+                    2
+                } else {
+                    4
+                },
+                1,
+            )
+        };
     Some(vector(m.typical, 4, split, columns))
 }
 
@@ -309,7 +317,7 @@ mod tests {
                         for target in [Target::cubin(80), Target::cubin(90), HOPPER_ONLY] {
                             let choice = choose(&problem, target);
                             assert!(choice.shared_bytes <= 227 << 10, "{choice:?}");
-                            assert!(choice.threads <= 1024 && choice.threads % 32 == 0);
+                            assert!(choice.threads <= 1024 && choice.threads.is_multiple_of(32));
                             assert!(choice.split == 1 || target.compute >= 90, "{choice:?}");
                         }
                     }
