@@ -5,7 +5,7 @@ use std::{borrow::Cow, collections::BTreeMap, path::Path};
 use kiln_proto::graph::DType;
 use safetensors::SafeTensors;
 
-use super::fixture;
+use super::{compile, emulator::Module, fixture};
 use crate::{
     bind,
     core::Program,
@@ -68,9 +68,12 @@ fn relative_error(ours: &[f64], golden: &[f64]) -> f64 {
 }
 
 /// Runs the archive on each call in the golden file.
-fn check(name: &str, golden: &str) {
+fn check(name: &str, golden: &str, compiled: bool) {
     let graph = read_graph(&fixture(name)).unwrap_or_else(|e| panic!("{name}: {e}"));
     let program = decompose(&graph).unwrap_or_else(|e| panic!("{name}: {e}"));
+    // All are compiled; the emulator takes seconds for each.
+    let lowered = compile(name, &[]).unwrap_or_else(|e| panic!("{name}: {e}"));
+    let module = compiled.then(|| Module::build(&lowered));
     let bytes = fixture(golden);
     let file = SafeTensors::deserialize(&bytes).unwrap();
     // Of whole models in bf16, rounded after each operation as PyTorch does, too.
@@ -115,6 +118,16 @@ fn check(name: &str, golden: &str) {
             let error = relative_error(&output.to_f64().unwrap(), &expected.to_f64().unwrap());
             assert!(error <= limit, "{name} {call} out{i}: relative error {error:e}");
         }
+        if let Some(module) = &module {
+            let bytes: Vec<Vec<u8>> = inputs.iter().map(|t| t.bytes.to_vec()).collect();
+            let found = module.run_shaped(&bytes, &shapes);
+            for (i, (found, expected)) in found.iter().zip(&outputs).enumerate() {
+                let found = Tensor::dense(expected.dtype, &expected.shape, found.as_slice());
+                let (found, expected) = (found.to_f64().unwrap(), expected.to_f64().unwrap());
+                let error = relative_error(&found, &expected);
+                assert!(error <= limit, "{name} {call} out{i}, compiled: {error:e}");
+            }
+        }
     }
 }
 
@@ -143,7 +156,11 @@ fn every_model_is_pytorchs() {
     for (archive, golden) in archives("models") {
         let (archive, golden) =
             (format!("models/{archive}"), format!("models/{golden}.safetensors"));
-        let result = std::panic::catch_unwind(|| check(&archive, &golden));
+        let compiled = ["f32_static.new", "f32_dynamic.211", "bf16_static_core.new"];
+        let compiled = compiled.iter().any(|kind| archive.contains(kind));
+        let started = std::time::Instant::now();
+        let result = std::panic::catch_unwind(|| check(&archive, &golden, compiled));
+        eprintln!("{archive} {:.2}", started.elapsed().as_secs_f64());
         if let Err(e) = result {
             failed.push(e.downcast_ref::<String>().cloned().unwrap_or_default());
         }
