@@ -15,6 +15,8 @@ mod canonical;
 mod codegen;
 pub mod core;
 pub mod decompose;
+#[cfg(any(test, feature = "testing"))]
+pub mod fixtures;
 mod fuse;
 mod identity;
 mod infer;

@@ -7,6 +7,7 @@ mod fusion;
 mod inputs;
 mod keys;
 mod numerics;
+mod operations;
 mod products;
 mod rows;
 
