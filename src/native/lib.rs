@@ -18,6 +18,8 @@ pub mod core;
 pub mod cubin;
 pub mod decompose;
 pub mod eager;
+#[cfg(any(test, feature = "testing"))]
+pub mod fixtures;
 mod identity;
 pub mod interp;
 mod loops;

@@ -9,6 +9,7 @@ mod emulator;
 mod inputs;
 mod keys;
 mod numerics;
+mod operations;
 mod product_kernels;
 mod products;
 mod rows;
