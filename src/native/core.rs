@@ -339,6 +339,13 @@ pub enum Op {
     Full(Number),
 }
 
+impl Reduction {
+    /// Whether the result is a position.
+    pub fn gives_positions(self) -> bool {
+        matches!(self, Self::ArgMax | Self::ArgMin)
+    }
+}
+
 impl Program {
     /// The value behind an id.
     pub fn value(&self, id: ValueId) -> &Value {

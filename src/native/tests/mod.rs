@@ -1,12 +1,13 @@
 //! The compiler as a whole, on archives that PyTorch wrote.
 
+mod attention;
 mod build;
 mod decompose;
 mod emulator;
-mod fusion;
 mod inputs;
 mod keys;
 mod numerics;
+mod product_kernels;
 mod products;
 mod rows;
 
