@@ -62,7 +62,8 @@ impl Module {
         };
         let functions = plan.kernels.iter().map(function).collect::<Result<_, ExecError>>()?;
         // From here on names are for messages alone.
-        for (tensor, named) in plan.inputs.iter_mut().zip(signature.iter().flat_map(|s| &s.inputs)) {
+        for (tensor, named) in plan.inputs.iter_mut().zip(signature.iter().flat_map(|s| &s.inputs))
+        {
             tensor.name.clone_from(&named.name);
         }
         Ok(Arc::new(Self { plan, signature, device, context, functions }))

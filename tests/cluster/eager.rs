@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use kiln_native::{
+    SIGNATURE_FILE, Signature,
     eager::Eager,
     interp::{Settings, Tensor},
 };
@@ -63,6 +64,36 @@ async fn made_on_one_node_and_run_from_another() {
         .collect();
     let outputs = eager.run(&inputs, &Settings::default()).unwrap();
     near(&outputs[0], &golden, 1e-2);
+
+    // The same from the command line, from file to file, by position and by name.
+    let by_position = eager
+        .plan()
+        .inputs
+        .iter()
+        .map(|input| (input.name.clone(), golden.tensor(&input.name).unwrap()));
+    let names: Signature =
+        serde_json::from_slice(&std::fs::read(second.join(SIGNATURE_FILE)).unwrap()).unwrap();
+    let by_name = eager
+        .plan()
+        .inputs
+        .iter()
+        .zip(&names.inputs)
+        .map(|(input, named)| (named.name.clone(), golden.tensor(&input.name).unwrap()));
+    let (given, result) = (home.path().join("in"), home.path().join("out"));
+    let given = given.to_str().unwrap();
+    for views in [by_position.collect::<Vec<_>>(), by_name.collect()] {
+        std::fs::write(given, safetensors::serialize(views, None).unwrap()).unwrap();
+        let (dir, to) = (second.to_str().unwrap(), result.to_str().unwrap());
+        let archive = fixture("block_bf16.new.pt2");
+        let arguments = ["exec", dir, "--inputs", given, "-o", to, "--verify", &archive];
+        let said = kiln(&arguments).await;
+        assert!(said.starts_with("CPU\nout0 is right"), "{said}");
+        let written = std::fs::read(&result).unwrap();
+        let written = SafeTensors::deserialize(&written).unwrap();
+        let out = written.tensor("out0").unwrap();
+        assert_eq!((out.dtype(), out.data()), (safetensors::Dtype::BF16, &outputs[0].bytes[..]));
+        std::fs::remove_file(&result).unwrap();
+    }
 }
 
 /// `output` is torch's, up to `limit` of the largest magnitude.
