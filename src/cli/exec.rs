@@ -9,7 +9,8 @@ use super::{CliError, output};
 const EXAMPLES: &str = "\
 Examples:
   kiln exec out --inputs in.safetensors -o result.safetensors
-  kiln exec out --inputs in.safetensors -o result.safetensors --repeat 200 --json";
+  kiln exec out --inputs in.safetensors -o result.safetensors --repeat 200 --json
+  kiln exec out --inputs in.safetensors -o result.safetensors --verify model.pt2";
 
 /// Run a compiled graph on this machine, without Python.
 ///
@@ -36,6 +37,10 @@ pub(crate) struct Exec {
     /// and each kernel on its own; 0 times none.
     #[arg(long, value_name = "N", default_value_t = 20)]
     repeat: usize,
+    /// Compare the outputs with those of this exported program, computed on the
+    /// CPU in 64 bits, and fail where they differ by more than their types allow.
+    #[arg(long, value_name = "GRAPH.pt2")]
+    verify: Option<PathBuf>,
     /// Print the times as JSON.
     #[arg(long)]
     pub(super) json: bool,
@@ -49,6 +54,7 @@ impl Exec {
             output: self.output,
             device: self.device,
             repeat: self.repeat,
+            verify: self.verify,
         };
         let report = kiln::exec::exec_main(&exec).map_err(anyhow::Error::from)?;
         match self.json {

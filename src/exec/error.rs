@@ -56,6 +56,9 @@ pub enum ExecError {
     /// Give other inputs.
     #[error("{0}")]
     Inputs(String),
+    /// Tell Kiln's makers: the compiled code is wrong.
+    #[error("the outputs differ from those of the exported program: {0}")]
+    Wrong(String),
     /// A file cannot be read or written.
     #[error("{path}: {error}")]
     File {

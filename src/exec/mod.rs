@@ -9,6 +9,7 @@
 //! unless the plan's pointers and the device were checked. The daemon never
 //! comes here.
 
+mod eager;
 mod error;
 mod memory;
 mod module;
@@ -16,6 +17,7 @@ mod session;
 mod tensor_map;
 mod tensors;
 mod times;
+mod verify;
 
 use std::{collections::HashMap, fmt, path::PathBuf};
 
@@ -25,6 +27,7 @@ pub use module::{Module, parse_plan};
 pub use session::Session;
 pub use tensors::{Tensor, read_inputs, write_outputs};
 pub use times::Times;
+pub use verify::Deviation;
 
 /// What to run, and how.
 #[derive(Debug, Clone)]
@@ -39,6 +42,8 @@ pub struct Exec {
     pub device: usize,
     /// Runs that are timed; 0: none.
     pub repeat: usize,
+    /// The exported program that says what must come out.
+    pub verify: Option<PathBuf>,
 }
 
 /// What a run took, for people and as JSON.
@@ -49,12 +54,18 @@ pub struct Report {
     /// Measured after the run whose outputs were written.
     #[serde(flatten)]
     pub times: Times,
+    /// Of each output, where that was asked for.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub verified: Vec<Deviation>,
 }
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Times { repeat, eager_us, graph_us, kernels } = &self.times;
         write!(f, "{}", self.device)?;
+        for Deviation { output, error, limit } in &self.verified {
+            write!(f, "\n{output} is right: it differs by {error:.1e}, of {limit:e} allowed")?;
+        }
         if *repeat == 0 {
             return Ok(());
         }
@@ -74,6 +85,9 @@ impl fmt::Display for Report {
 ///
 /// `output` gets `out0`, ... and the kernels' times as metadata.
 pub fn exec_main(exec: &Exec) -> Result<Report, ExecError> {
+    if eager::is_one(&exec.dir) {
+        return eager::exec(exec);
+    }
     let module = Module::load(&exec.dir, exec.device)?;
     let file = module::read(&exec.inputs)?;
     let inputs = read_inputs(&file, module.plan(), module.signature())?;
@@ -81,11 +95,24 @@ pub fn exec_main(exec: &Exec) -> Result<Report, ExecError> {
     session.set_all(&inputs)?;
     session.launch()?;
     let outputs = session.outputs()?;
+    let verified = verified(exec, &inputs, &outputs)?;
     let times = session.times(exec.repeat)?;
     let mut notes = HashMap::new();
     for (name, micros) in &times.kernels {
         notes.insert(format!("micros.{name}"), micros.to_string());
     }
     write_outputs(&exec.output, &outputs, notes)?;
-    Ok(Report { device: module.device().to_owned(), times })
+    Ok(Report { device: module.device().to_owned(), times, verified })
+}
+
+/// How far the outputs are from right, where that was asked for.
+fn verified(
+    exec: &Exec,
+    inputs: &[Tensor<'_>],
+    outputs: &[Tensor<'_>],
+) -> Result<Vec<Deviation>, ExecError> {
+    match &exec.verify {
+        Some(archive) => verify::verify(archive, inputs, outputs),
+        None => Ok(Vec::new()),
+    }
 }

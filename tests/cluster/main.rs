@@ -9,6 +9,7 @@ mod compile_once;
 mod corruption;
 mod degraded;
 mod durability;
+mod eager;
 mod failover;
 mod harness;
 mod inductor;
