@@ -4,6 +4,7 @@
 //! another version.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod inspect;
 mod keys;
 mod outputs;
 mod processes;
