@@ -9,7 +9,10 @@ use super::{
     build::{bytes, floats, noise},
     emulator::{Aligned, Kernels},
 };
-use crate::codegen::product::choose::{CORES, Choice, MMA, Variant, cores, mma, source, vector};
+use crate::codegen::product::{
+    choose::{Choice, Variant, source},
+    tiles::{CORES, MMA, Tile, cores, mma, vector},
+};
 
 const PREAMBLE: &str = include_str!("../codegen/preamble.cu");
 
@@ -214,15 +217,14 @@ fn products_on_the_ordinary_cores_are_right_at_every_edge() {
 
 #[test]
 fn products_on_the_tensor_cores_are_right_at_every_edge() {
-    check(&MMA.iter().flat_map(|tile| cases(&mma(*tile, 1), DType::BF16)).collect::<Vec<_>>());
+    check(&MMA.iter().flat_map(|tile| cases(&mma(tile, 1), DType::BF16)).collect::<Vec<_>>());
 }
 
 #[test]
 fn parts_of_a_sum_meet_in_the_cluster() {
     let all = MMA[2..].iter().zip([2, 8, 4, 8]);
-    let of = |(tile, split): (&[i64; 5], i64)| {
-        cases(&mma(*tile, split), DType::BF16).into_iter().take(3)
-    };
+    let of =
+        |(tile, split): (&Tile, i64)| cases(&mma(tile, split), DType::BF16).into_iter().take(3);
     check(&all.flat_map(of).collect::<Vec<_>>());
 }
 
