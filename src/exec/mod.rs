@@ -149,3 +149,7 @@ fn on_cpu<'a>(exec: &Exec, file: &'a [u8]) -> Result<Run<'a>, ExecError> {
     let (device, outputs) = ("cpu".to_owned(), outputs.collect());
     Ok(Run { plan, device, inputs, outputs, times })
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;
