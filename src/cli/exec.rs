@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use kiln::exec::Verdict;
 
 use super::{CliError, output};
 
@@ -10,9 +11,11 @@ const EXAMPLES: &str = "\
 Examples:
   kiln exec out --inputs in.safetensors -o result.safetensors
   kiln exec out --inputs in.safetensors -o result.safetensors --repeat 200 --json
-  kiln exec out --inputs in.safetensors -o result.safetensors --verify model.pt2";
+  kiln exec out --inputs in.safetensors -o result.safetensors --verify block.pt2";
 
 /// Run a compiled graph on this machine, without Python.
+///
+/// On the GPU; an artifact of the eager compiler on the CPU.
 ///
 /// DIR is what `kiln compile GRAPH.pt2 -o DIR` or `kiln get` wrote. The inputs
 /// are a safetensors file, by the names that the graph or the module has for
@@ -37,9 +40,9 @@ pub(crate) struct Exec {
     /// and each kernel on its own; 0 times none.
     #[arg(long, value_name = "N", default_value_t = 20)]
     repeat: usize,
-    /// Compare the outputs with those of this exported program, computed on the
-    /// CPU in 64 bits, and fail where they differ by more than their types allow.
-    #[arg(long, value_name = "GRAPH.pt2")]
+    /// Also run the reference interpreter on the same inputs, from the archive that
+    /// was compiled, and fail where an output is too far from its own.
+    #[arg(long, value_name = "MODEL.pt2")]
     verify: Option<PathBuf>,
     /// Print the times as JSON.
     #[arg(long)]
@@ -58,8 +61,15 @@ impl Exec {
         };
         let report = kiln::exec::exec_main(&exec).map_err(anyhow::Error::from)?;
         match self.json {
-            true => output::json(&report),
-            false => output::line(report),
+            true => output::json(&report)?,
+            false => output::line(&report)?,
         }
+        report.wrong().map_or(Ok(()), |verdict| {
+            let Verdict { output, relative_error, limit } = verdict;
+            Err(CliError::Local(anyhow::anyhow!(
+                "{output} is not what the interpreter has: relative error {relative_error:.2e}, \
+                 limit {limit:.0e}"
+            )))
+        })
     }
 }

@@ -4,6 +4,7 @@
 //! bound, and ends every process that it started.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod artifacts;
 mod bad_input;
 mod compile_once;
 mod corruption;

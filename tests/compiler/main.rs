@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod eager;
+mod inspect;
 mod keys;
 mod outputs;
 mod processes;
