@@ -56,7 +56,7 @@ impl std::fmt::Display for DType {
 pub enum Dim {
     /// Known.
     Static(u64),
-    /// An expression over [`Graph::symbols`], as the exporter wrote it.
+    /// An expression over [`Graph::symbols`]: `2*s0 + 1`.
     Symbolic(String),
 }
 
@@ -136,6 +136,15 @@ pub struct Input {
     pub kind: InputKind,
 }
 
+/// A whole number that may depend on symbols.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+pub enum SymInt {
+    /// Known; may be negative.
+    Known(i64),
+    /// An expression over [`Graph::symbols`], as [`Dim::Symbolic`].
+    Symbolic(String),
+}
+
 /// An argument of an operation.
 #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
 pub enum Argument {
@@ -153,6 +162,18 @@ pub enum Argument {
     Ints(Vec<i64>),
     /// Sizes; -1 (to be inferred) is `None`.
     Sizes(Vec<Option<Dim>>),
+    /// A whole number that depends on symbols.
+    SymInt(String),
+    /// Whole numbers, at least one of which depends on symbols.
+    SymInts(Vec<SymInt>),
+    /// Numbers.
+    Floats(Vec<f64>),
+    /// Switches.
+    Bools(Vec<bool>),
+    /// The name of a mode: `tanh`.
+    String(String),
+    /// Tensors, some of which may be absent.
+    Tensors(Vec<Option<ValueId>>),
     /// Type of elements.
     DType(DType),
     /// `cpu`, `cuda:0`.
@@ -161,6 +182,18 @@ pub enum Argument {
     Layout(i64),
     /// Anything else, by the exporter's tag: no compiler here reads it.
     Other(String),
+}
+
+impl Argument {
+    /// The tensors in it.
+    pub fn tensors(&self) -> impl Iterator<Item = ValueId> {
+        let (one, many): (_, &[Option<ValueId>]) = match self {
+            Self::Tensor(value) => (Some(*value), &[]),
+            Self::Tensors(values) => (None, values),
+            _ => (None, &[]),
+        };
+        one.into_iter().chain(many.iter().copied().flatten())
+    }
 }
 
 /// One operation.
@@ -185,10 +218,7 @@ impl Node {
 
     /// The tensors that it reads, in the order of its arguments.
     pub fn tensors(&self) -> impl Iterator<Item = ValueId> {
-        self.args.iter().filter_map(|(_, arg)| match arg {
-            Argument::Tensor(value) => Some(*value),
-            _ => None,
-        })
+        self.args.iter().flat_map(|(_, arg)| arg.tensors())
     }
 }
 

@@ -10,13 +10,14 @@ use std::{collections::HashMap, fmt::Write};
 
 use kiln_proto::{
     Component, KeyField, component,
-    graph::{Argument, Dim, Graph, InputKind, Node, TensorType, ValueId},
+    graph::{Argument, Dim, Graph, InputKind, Node, SymInt, TensorType, ValueId},
 };
 
-use super::ops::{self, Op};
-
 /// Arguments that are operands: their numbers are constants, not structure.
-const OPERANDS: [&str; 5] = ["self", "other", "exponent", "alpha", "beta"];
+const OPERANDS: [&str; 11] =
+    ["self", "other", "exponent", "alpha", "beta", "eps", "value", "fill_value", "min", "max", "s"];
+/// Switches that are on where they are not given.
+const ON: [&str; 4] = ["largest", "sorted", "unbiased", "count_include_pad"];
 
 /// The `graph` component of `graph`.
 ///
@@ -135,6 +136,27 @@ fn encode(graph: &Graph, detail: Detail) -> Encoded {
         for (name, argument) in sorted_args(node) {
             let shown = match argument {
                 Argument::Tensor(value) => format!("%{}", numbers[value]),
+                Argument::Tensors(values) => {
+                    let named = values.iter().map(|value| match value {
+                        Some(value) => format!("%{}", numbers[value]),
+                        None => "-".to_owned(),
+                    });
+                    format!("[{}]", named.collect::<Vec<_>>().join(","))
+                }
+                Argument::SymInt(_) | Argument::SymInts(_) if detail == Detail::Structure => {
+                    "*".to_owned()
+                }
+                Argument::SymInt(formula) => symbols.formula(formula),
+                Argument::SymInts(ints) => {
+                    let shown = ints.iter().map(|int| match int {
+                        SymInt::Known(known) => known.to_string(),
+                        SymInt::Symbolic(formula) => symbols.formula(formula),
+                    });
+                    format!("[{}]", shown.collect::<Vec<_>>().join(","))
+                }
+                Argument::Floats(floats) => format!("{floats:?}"),
+                Argument::Bools(bools) => format!("{bools:?}"),
+                Argument::String(text) => format!("{text:?}"),
                 Argument::Int(_) | Argument::Float(_) if OPERANDS.contains(&name.as_str()) => {
                     push(&mut constants, &format!("%{next}.{name}={}", number(argument)));
                     "#".to_owned()
@@ -168,7 +190,17 @@ fn encode(graph: &Graph, detail: Detail) -> Encoded {
 
 /// Ops whose presence depends on the inputs' types, or that compute nothing.
 fn is_transparent(node: &Node) -> bool {
-    matches!(ops::lookup(&node.op), Some(Op::Cast | Op::Same))
+    matches!(
+        node.op.as_str(),
+        "aten.to.dtype"
+            | "aten.to.dtype_layout"
+            | "aten._to_copy.default"
+            | "aten.alias.default"
+            | "aten.clone.default"
+            | "aten.contiguous.default"
+            | "aten.detach.default"
+            | "aten.lift_fresh_copy.default"
+    )
 }
 
 /// Spellings of one operation under one name.
@@ -183,13 +215,15 @@ pub(super) fn canonical_name(op: &str) -> &str {
 }
 
 /// Arguments by name, less those that say what the schema says anyway: of the
-/// operations in the table, every switch defaults to false and every factor to one.
+/// operations with a rule, every factor defaults to one and every switch to
+/// false but those in [`ON`].
 fn sorted_args(node: &Node) -> Vec<&(String, Argument)> {
     let mut args: Vec<_> = node
         .args
         .iter()
         .filter(|(name, argument)| match argument {
-            Argument::None | Argument::Bool(false) => false,
+            Argument::None => false,
+            Argument::Bool(switch) => *switch != ON.contains(&name.as_str()),
             Argument::Int(1) => name != "alpha" && name != "beta",
             _ => true,
         })
@@ -199,11 +233,7 @@ fn sorted_args(node: &Node) -> Vec<&(String, Argument)> {
 }
 
 fn sorted_tensors(node: &Node) -> Vec<ValueId> {
-    let tensor = |(_, argument): &(String, Argument)| match argument {
-        Argument::Tensor(value) => Some(*value),
-        _ => None,
-    };
-    sorted_args(node).into_iter().filter_map(tensor).collect()
+    sorted_args(node).into_iter().flat_map(|(_, argument)| argument.tensors()).collect()
 }
 
 /// Rust prints the shortest decimal that reads back as the same number.
@@ -278,12 +308,15 @@ impl<'a> Symbols<'a> {
     }
 
     fn dim(&self, dim: &Dim) -> String {
-        let expression = match dim {
-            Dim::Static(size) => return size.to_string(),
-            Dim::Symbolic(expression) => expression,
-        };
+        match dim {
+            Dim::Static(size) => size.to_string(),
+            Dim::Symbolic(formula) => self.formula(formula),
+        }
+    }
+
+    fn formula(&self, expression: &str) -> String {
         let mut shown = String::with_capacity(expression.len());
-        let mut rest = expression.as_str();
+        let mut rest = expression;
         for word in words(expression) {
             let at = rest.find(word).unwrap_or(0);
             shown.push_str(&rest[..at]);

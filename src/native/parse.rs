@@ -3,22 +3,24 @@
 //! Invariant: the graph that comes out is well formed (ids in range, defined
 //! before used) or there is a failure that says what is wrong.
 
-use std::collections::{BTreeMap, HashMap};
+mod argument;
+mod expression;
+
+use std::collections::BTreeMap;
 
 use kiln_proto::{
     Digest, Failure, FailureKind,
-    graph::{
-        Argument, Constant, DType, Dim, Graph, Input, InputKind, Node, Symbol, TensorType, Value,
-        ValueId,
-    },
+    graph::{Argument, Constant, Dim, Graph, Input, InputKind, Node, Symbol, Value, ValueId},
 };
 use serde::de::DeserializeOwned;
 use serde_json::Value as Json;
 
 use super::{
     archive::{Archive, invalid},
-    ops, schema,
+    canonical::live_order,
+    decompose, schema,
 };
+use argument::{Names, formula, one, tensor_type};
 
 /// The exporter's major version that is read here.
 const SCHEMA_MAJOR: u32 = 8;
@@ -26,10 +28,6 @@ const SCHEMA_MAJOR: u32 = 8;
 const LARGEST_MODEL: u64 = 256 << 20;
 /// Bytes of all baked constants together.
 const LARGEST_CONSTANTS: u64 = 64 << 20;
-/// Layout number of dense tensors.
-const STRIDED: i64 = 7;
-/// Argument names that hold sizes, which may follow from the inputs' shapes.
-const SIZE_ARGUMENTS: [&str; 3] = ["size", "shape", "sizes"];
 
 /// Reads the graph of the program in `bytes`.
 pub(super) fn parse(bytes: &[u8]) -> Result<Graph, Failure> {
@@ -48,8 +46,9 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Graph, Failure> {
             "export schema {major}.{minor}, this version reads {SCHEMA_MAJOR}.x (torch 2.8 to 2.15)"
         )));
     }
-    let mut reader = Reader { archive, model, graph: Graph::default(), names: HashMap::new() };
+    let mut reader = Reader { archive, model, graph: Graph::default(), names: Names::default() };
     reader.read(program)?;
+    unknown_ops(&reader.graph)?;
     Ok(reader.graph)
 }
 
@@ -57,7 +56,7 @@ struct Reader<'a> {
     archive: Archive<'a>,
     model: String,
     graph: Graph,
-    names: HashMap<String, ValueId>,
+    names: Names,
 }
 
 impl Reader<'_> {
@@ -67,11 +66,8 @@ impl Reader<'_> {
         self.graph.symbols = symbols
             .map(|(name, range)| Symbol { name, min: range.min_val, max: range.max_val })
             .collect();
-        unknown_ops(&graph.nodes)?;
         self.inputs(&signature, &graph.tensor_values)?;
-        for node in graph.nodes {
-            self.node(node, &graph.tensor_values)?;
-        }
+        self.nodes(graph.nodes, &graph.tensor_values, &graph.sym_int_values)?;
         for spec in &signature.output_specs {
             self.output(spec)?;
         }
@@ -86,6 +82,10 @@ impl Reader<'_> {
         let mut constants = None;
         for spec in &signature.input_specs {
             let (tag, body) = one(spec, "an input")?;
+            if tag == "constant_input" {
+                // A number or nothing, already in the arguments of those who read it.
+                continue;
+            }
             let arg = &body["arg"];
             let name = arg["name"].as_str().or_else(|| arg["as_tensor"]["name"].as_str());
             let Some(name) = name.filter(|_| tag != "custom_obj" && tag != "token") else {
@@ -156,6 +156,30 @@ impl Reader<'_> {
         Ok(())
     }
 
+    fn nodes(
+        &mut self,
+        nodes: Vec<schema::Node>,
+        values: &BTreeMap<String, schema::TensorMeta>,
+        sizes: &BTreeMap<String, schema::Tagged>,
+    ) -> Result<(), Failure> {
+        for (name, size) in sizes {
+            let (tag, body) = one(size, "a size")?;
+            let formula = match tag {
+                "as_int" => body.as_i64().map(|known| known.to_string()),
+                _ => formula(body),
+            };
+            self.names.sizes.extend(formula.map(|formula| (name.clone(), formula)));
+        }
+        for node in nodes {
+            match op_name(&node.target) {
+                op if computes_no_tensor(op) => {}
+                op if op.starts_with("higher_order.wrap_with_") => self.inline(node)?,
+                _ => self.node(node, values)?,
+            }
+        }
+        Ok(())
+    }
+
     fn node(
         &mut self,
         node: schema::Node,
@@ -163,87 +187,75 @@ impl Reader<'_> {
     ) -> Result<(), Failure> {
         let op = op_name(&node.target).to_owned();
         let name = node.name.unwrap_or_else(|| op.clone());
+        let known = decompose::is_known(&op);
         let mut args = Vec::with_capacity(node.inputs.len());
         for input in node.inputs {
-            let argument = self.argument(&name, &input.name, &input.arg)?;
+            let argument = match self.names.argument(&name, &input.name, &input.arg) {
+                Err(_) if !known => Argument::Other("not read".to_owned()),
+                argument => argument?,
+            };
             args.push((input.name, argument));
         }
         let mut outputs = Vec::with_capacity(node.outputs.len());
         for output in &node.outputs {
             let (tag, body) = one(output, "an output")?;
-            let value = body["name"].as_str().filter(|_| tag == "as_tensor");
-            let value = value.ok_or_else(|| {
-                unsupported(format!("node {name:?} ({op}) gives a {tag}, not a tensor"))
-            })?;
-            outputs.push(self.define(value, values)?);
+            let tensors = match tag {
+                "as_tensor" => std::slice::from_ref(body),
+                "as_tensors" => body.as_array().map(Vec::as_slice).unwrap_or_default(),
+                // Numbers are in the exporter's table of sizes; others nobody here reads.
+                _ => &[],
+            };
+            for tensor in tensors {
+                let tensor = tensor["name"].as_str().unwrap_or_default();
+                outputs.push(self.define(tensor, values)?);
+            }
         }
         self.graph.nodes.push(Node { name, op, args, outputs });
         Ok(())
     }
 
-    fn argument(
-        &self,
-        node: &str,
-        name: &str,
-        tagged: &schema::Tagged,
-    ) -> Result<Argument, Failure> {
-        let (tag, body) = one(tagged, "an argument")?;
-        let wrong = || invalid(format!("node {node:?}: argument {name:?} is no {tag}: {body}"));
-        let int = |json: &Json| json.as_i64().ok_or_else(wrong);
-        Ok(match tag {
-            "as_none" => Argument::None,
-            "as_tensor" => Argument::Tensor(self.value(node, body)?),
-            "as_optional_tensor" => match body.get("as_tensor") {
-                Some(tensor) => Argument::Tensor(self.value(node, tensor)?),
-                None => Argument::None,
-            },
-            "as_bool" => Argument::Bool(body.as_bool().ok_or_else(wrong)?),
-            "as_int" => Argument::Int(int(body)?),
-            "as_float" => Argument::Float(float(body).ok_or_else(wrong)?),
-            "as_ints" if SIZE_ARGUMENTS.contains(&name) => {
-                let sizes =
-                    body.as_array().ok_or_else(wrong)?.iter().map(|size| match int(size)? {
-                        -1 => Ok(None),
-                        size => Ok(Some(Dim::Static(u64::try_from(size).map_err(|_| wrong())?))),
-                    });
-                Argument::Sizes(sizes.collect::<Result<_, _>>()?)
+    /// A part of the program that ran under other settings of autograd or autocast.
+    fn inline(&mut self, node: schema::Node) -> Result<(), Failure> {
+        let name = node.name.unwrap_or_default();
+        let at = node.inputs.iter().position(|input| input.arg.contains_key("as_graph"));
+        let at = at.ok_or_else(|| invalid(format!("node {name:?} has no graph to run")))?;
+        let is_autocast = node.target.ends_with("wrap_with_autocast");
+        let off =
+            |input: &schema::NamedArgument| input.arg.get("as_bool") == Some(&Json::Bool(false));
+        if is_autocast && !node.inputs[..at].iter().any(off) {
+            return Err(unsupported(format!("node {name:?} runs under autocast")));
+        }
+        let graph: schema::Graph =
+            serde_json::from_value(node.inputs[at].arg["as_graph"]["graph"].clone())
+                .map_err(|e| invalid(format!("the graph of node {name:?} is none: {e}")))?;
+        let mut inner = Names::default();
+        for (input, given) in graph.inputs.iter().zip(&node.inputs[at + 1..]) {
+            let inside = input.get("as_tensor").and_then(|tensor| tensor["name"].as_str());
+            let outside = self.names.argument(&name, &given.name, &given.arg)?;
+            if let (Some(inside), Argument::Tensor(value)) = (inside, outside) {
+                inner.tensors.insert(inside.to_owned(), value);
             }
-            "as_ints" => {
-                let ints = body.as_array().ok_or_else(wrong)?.iter().map(int);
-                Argument::Ints(ints.collect::<Result<_, _>>()?)
-            }
-            "as_sym_ints" => {
-                let sizes = body.as_array().ok_or_else(wrong)?.iter().map(|size| {
-                    if let Some(name) = size["as_name"].as_str() {
-                        return Ok(Some(Dim::Symbolic(name.to_owned())));
-                    }
-                    match int(&size["as_int"])? {
-                        -1 => Ok(None),
-                        size => Ok(Some(Dim::Static(u64::try_from(size).map_err(|_| wrong())?))),
-                    }
-                });
-                Argument::Sizes(sizes.collect::<Result<_, _>>()?)
-            }
-            "as_scalar_type" => {
-                let code = body.as_u64().ok_or_else(wrong)?;
-                Argument::DType(u32::try_from(code).ok().and_then(dtype).ok_or_else(wrong)?)
-            }
-            "as_device" => {
-                let device: schema::Device =
-                    serde_json::from_value(body.clone()).map_err(|_| wrong())?;
-                Argument::Device(device_name(&device))
-            }
-            "as_layout" | "as_memory_format" => Argument::Layout(int(body)?),
-            other => Argument::Other(other.to_owned()),
-        })
-    }
-
-    fn value(&self, node: &str, tensor: &Json) -> Result<ValueId, Failure> {
-        let name = tensor["name"].as_str().unwrap_or_default();
-        self.names
-            .get(name)
-            .copied()
-            .ok_or_else(|| invalid(format!("node {node:?} reads {name:?} before it is defined")))
+        }
+        let outer = std::mem::replace(&mut self.names, inner);
+        let ran = self.nodes(graph.nodes, &graph.tensor_values, &graph.sym_int_values);
+        let inner = std::mem::replace(&mut self.names, outer);
+        ran?;
+        let tensors = |outputs: &[schema::Tagged]| -> Vec<Json> {
+            let tensors = outputs.iter().flat_map(|output| match output.iter().next() {
+                Some((tag, body)) if tag == "as_tensors" => {
+                    body.as_array().cloned().unwrap_or_default()
+                }
+                Some((_, body)) => vec![body.clone()],
+                None => Vec::new(),
+            });
+            tensors.collect()
+        };
+        for (inside, outside) in tensors(&graph.outputs).iter().zip(tensors(&node.outputs)) {
+            let value = inner.tensor(&name, inside)?;
+            let outside = outside["name"].as_str().unwrap_or_default().to_owned();
+            self.names.tensors.insert(outside, value);
+        }
+        Ok(())
     }
 
     fn define(
@@ -255,7 +267,7 @@ impl Reader<'_> {
             unsupported(format!("{name:?} is no tensor: only tensors are handled"))
         })?;
         let id = ValueId(self.graph.values.len());
-        if self.names.insert(name.to_owned(), id).is_some() {
+        if self.names.tensors.insert(name.to_owned(), id).is_some() {
             return Err(invalid(format!("{name:?} is defined twice")));
         }
         self.graph.values.push(Value { name: name.to_owned(), ty: tensor_type(name, meta)? });
@@ -267,29 +279,43 @@ impl Reader<'_> {
         if tag != "user_output" {
             return Err(unsupported(format!("the program has a {tag}: it changes its own state")));
         }
+        if body["arg"].get("as_none").is_some() {
+            return Ok(());
+        }
         let Some(tensor) = body["arg"].get("as_tensor") else {
             return Err(unsupported(format!("an output is no tensor: {}", body["arg"])));
         };
-        let value = self.value("output", tensor)?;
+        let value = self.names.tensor("output", tensor)?;
         self.graph.outputs.push(value);
         Ok(())
     }
 }
 
-/// Refuses operations without an entry in the table, all at once.
-fn unknown_ops(nodes: &[schema::Node]) -> Result<(), Failure> {
-    let unknown: Vec<String> = nodes
-        .iter()
-        .filter(|node| ops::lookup(op_name(&node.target)).is_none())
-        .map(|node| {
-            let name = node.name.as_deref().unwrap_or("?");
-            format!("{} (node {name:?})", op_name(&node.target))
-        })
-        .collect();
+/// Refuses operations without a rule that the outputs need, all at once.
+fn unknown_ops(graph: &Graph) -> Result<(), Failure> {
+    let live = live_order(graph);
+    let mut unknown: Vec<usize> =
+        live.into_iter().filter(|index| !decompose::is_known(&graph.nodes[*index].op)).collect();
     if unknown.is_empty() {
         return Ok(());
     }
-    Err(unsupported(format!("operations that `native` does not know: {}", unknown.join(", "))))
+    unknown.sort_unstable();
+    let named = unknown.iter().map(|index| {
+        let Node { name, op, .. } = &graph.nodes[*index];
+        format!("{op} (node {name:?})")
+    });
+    let named = named.collect::<Vec<_>>().join(", ");
+    Err(unsupported(format!("operations that `native` does not know: {named}")))
+}
+
+/// Arithmetic of sizes, which the exporter has in a table of its own, and
+/// checks of sizes, which hold for all within their ranges.
+fn computes_no_tensor(op: &str) -> bool {
+    op.starts_with("_operator.")
+        || op.starts_with("math.")
+        || op.starts_with("torch.sym_")
+        || op.starts_with("aten.sym_")
+        || (op.starts_with("aten._assert_") && op != "aten._assert_tensor_metadata.default")
 }
 
 fn op_name(target: &str) -> &str {
@@ -305,85 +331,6 @@ fn json<T: DeserializeOwned>(
     serde_json::from_slice(&bytes)
         .map(Some)
         .map_err(|e| invalid(format!("{path} is not what torch.export writes: {e}")))
-}
-
-fn one<'a>(tagged: &'a schema::Tagged, what: &str) -> Result<(&'a str, &'a Json), Failure> {
-    match tagged.iter().next() {
-        Some((tag, body)) if tagged.len() == 1 => Ok((tag, body)),
-        _ => Err(invalid(format!("{what} has {} variants, not one", tagged.len()))),
-    }
-}
-
-fn tensor_type(name: &str, meta: &schema::TensorMeta) -> Result<TensorType, Failure> {
-    if meta.layout != STRIDED {
-        return Err(unsupported(format!("{name:?} is not dense (layout {})", meta.layout)));
-    }
-    if meta.sizes.len() != meta.strides.len() {
-        return Err(invalid(format!("{name:?} has as many sizes as strides, or none")));
-    }
-    let dims = |dims: &[schema::Tagged]| -> Result<Vec<Dim>, Failure> {
-        dims.iter().map(|d| dim(name, d)).collect()
-    };
-    Ok(TensorType {
-        dtype: dtype(meta.dtype)
-            .ok_or_else(|| invalid(format!("{name:?}: element type {} is unknown", meta.dtype)))?,
-        shape: dims(&meta.sizes)?,
-        strides: dims(&meta.strides)?,
-        offset: dim(name, &meta.storage_offset)?,
-        device: device_name(&meta.device),
-    })
-}
-
-fn dim(name: &str, tagged: &schema::Tagged) -> Result<Dim, Failure> {
-    let (tag, body) = one(tagged, "a size")?;
-    match tag {
-        "as_int" => body.as_u64().map(Dim::Static),
-        "as_expr" => body["expr_str"].as_str().map(|e| Dim::Symbolic(e.to_owned())),
-        _ => None,
-    }
-    .ok_or_else(|| invalid(format!("{name:?} has a size that cannot be read: {body}")))
-}
-
-fn device_name(device: &schema::Device) -> String {
-    match device.index {
-        Some(index) => format!("{}:{index}", device.kind),
-        None => device.kind.clone(),
-    }
-}
-
-/// JSON has no infinity: the exporter writes it as text.
-fn float(json: &Json) -> Option<f64> {
-    match json.as_str() {
-        Some("Infinity") => Some(f64::INFINITY),
-        Some("-Infinity") => Some(f64::NEG_INFINITY),
-        Some("NaN") => Some(f64::NAN),
-        Some(_) => None,
-        None => json.as_f64(),
-    }
-}
-
-fn dtype(code: u32) -> Option<DType> {
-    Some(match code {
-        1 => DType::U8,
-        2 => DType::I8,
-        3 => DType::I16,
-        4 => DType::I32,
-        5 => DType::I64,
-        6 => DType::F16,
-        7 => DType::F32,
-        8 => DType::F64,
-        9 => DType::C32,
-        10 => DType::C64,
-        11 => DType::C128,
-        12 => DType::Bool,
-        13 => DType::BF16,
-        28 => DType::U16,
-        29 => DType::F8E4M3,
-        30 => DType::F8E5M2,
-        31 => DType::F8E4M3Fnuz,
-        32 => DType::F8E5M2Fnuz,
-        _ => return None,
-    })
 }
 
 fn unsupported(message: impl Into<String>) -> Failure {

@@ -39,8 +39,12 @@ pub(super) struct GraphModule {
 
 #[derive(Deserialize)]
 pub(super) struct Graph {
+    pub(super) inputs: Vec<Tagged>,
+    pub(super) outputs: Vec<Tagged>,
     pub(super) nodes: Vec<Node>,
     pub(super) tensor_values: BTreeMap<String, TensorMeta>,
+    #[serde(default)]
+    pub(super) sym_int_values: BTreeMap<String, Tagged>,
 }
 
 #[derive(Deserialize)]

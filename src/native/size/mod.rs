@@ -21,8 +21,20 @@ pub use bounds::Bounds;
 
 use crate::plan;
 
-/// A whole number, perhaps not known before the program is called.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+/// A whole number, perhaps not known before the program is called. Written as a plan has it.
+#[derive(
+    Debug,
+    Clone,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    Default,
+    serde::Serialize,
+    serde::Deserialize,
+)]
+#[serde(into = "plan::Expr", from = "plan::Expr")]
 pub struct Size {
     terms: BTreeMap<Monomial, i64>,
 }
@@ -209,15 +221,19 @@ impl Size {
 
     /// Whether `wanted` holds for an atom, at any depth.
     pub fn any(&self, wanted: &dyn Fn(&Atom) -> bool) -> bool {
-        self.atoms().any(|atom| {
-            wanted(atom)
-                || match atom {
-                    Atom::Floor(parts) | Atom::Max(parts) | Atom::Min(parts) => {
-                        parts.iter().any(|part| part.any(wanted))
-                    }
-                    Atom::Symbol(_) | Atom::Var(_) | Atom::Value(_) => false,
-                }
-        })
+        let mut found = false;
+        self.each_atom(&mut |atom| found |= wanted(atom));
+        found
+    }
+
+    /// Calls `seen` for every atom, at any depth.
+    pub fn each_atom(&self, seen: &mut dyn FnMut(&Atom)) {
+        for atom in self.atoms() {
+            seen(atom);
+            if let Atom::Floor(parts) | Atom::Max(parts) | Atom::Min(parts) = atom {
+                parts.iter().for_each(|part| part.each_atom(seen));
+            }
+        }
     }
 
     /// The atoms of its terms, those in several terms several times.
@@ -348,6 +364,30 @@ impl Atom {
             Self::Floor(parts) => plan::Expr::Div(Box::new(both(parts))),
             Self::Max(parts) => plan::Expr::Max(both(parts).into()),
             Self::Min(parts) => plan::Expr::Min(both(parts).into()),
+        }
+    }
+}
+
+impl From<Size> for plan::Expr {
+    fn from(size: Size) -> Self {
+        size.to_plan()
+    }
+}
+
+impl From<plan::Expr> for Size {
+    fn from(expr: plan::Expr) -> Self {
+        let fold = |parts: Vec<plan::Expr>, with: fn(&Self, &Self) -> Self| {
+            parts.into_iter().map(Self::from).reduce(|a, b| with(&a, &b)).unwrap_or_default()
+        };
+        match expr {
+            plan::Expr::Known(number) => Self::from(number),
+            plan::Expr::Symbol(symbol) => Self::symbol(symbol),
+            plan::Expr::Add(parts) => fold(parts, |a, b| a + b),
+            plan::Expr::Mul(parts) => fold(parts, |a, b| a * b),
+            plan::Expr::Div(parts) => fold((*parts).into(), Self::div_floor),
+            plan::Expr::Mod(parts) => fold((*parts).into(), Self::modulo),
+            plan::Expr::Max(parts) => fold(parts, Self::max_of),
+            plan::Expr::Min(parts) => fold(parts, Self::min_of),
         }
     }
 }

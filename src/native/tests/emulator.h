@@ -54,7 +54,7 @@ static unsigned first_block;      // Of the cluster.
 static Gate cluster_gate;
 static std::vector<Gate> block_gates, warp_gates;
 static std::function<void()> kernel;
-static float lanes_f[32 * CLUSTER][32];
+static long long lanes_x[32 * CLUSTER][32];
 static unsigned lanes_a[32 * CLUSTER][32][4], lanes_b[32 * CLUSTER][32][2];
 static const void* lanes_p[32 * CLUSTER][32];
 inline unsigned rank() { return current / blockDim.x; }
@@ -154,14 +154,17 @@ static float kiln_widen(kiln_f16 x);
 static float kiln_widen(kiln_bf16 x);
 static kiln_f16 kiln_narrow_f16(float x);
 
-static float kiln_shuffle(float x, int mask) {
+template <class T> static T exchange(T x, int mask) {
   const unsigned lane = emulator::current % 32, warp = emulator::current / 32;
-  emulator::lanes_f[warp][lane] = x;
+  std::memcpy(&emulator::lanes_x[warp][lane], &x, sizeof x);
   warp_barrier();
-  const float y = emulator::lanes_f[warp][lane ^ mask];
+  T y;
+  std::memcpy(&y, &emulator::lanes_x[warp][lane ^ mask], sizeof y);
   warp_barrier();
   return y;
 }
+static float kiln_shuffle(float x, int mask) { return exchange(x, mask); }
+static long long kiln_shuffle(long long x, int mask) { return exchange(x, mask); }
 
 // mma.m16n8k16: `a` and `b` hold pairs of 16-bit elements, `c` four of 16 x 8 sums.
 template <class T> static void kiln_mma(float* c, const unsigned* a, const unsigned* b, T) {

@@ -30,6 +30,7 @@ impl Kernels {
         let entry = |name: &&str| format!("KILN_ENTRY({name}, {})\n", cluster(source, name));
         let source = [
             include_str!("emulator.h"),
+            include_str!("emulator_attention.h"),
             source,
             include_str!("emulator_tail.h"),
             &names.iter().map(entry).collect::<String>(),
@@ -71,7 +72,9 @@ fn cluster<'a>(source: &'a str, name: &str) -> &'a str {
 
 impl Module {
     pub(super) fn build(lowered: &Lowered) -> Self {
-        let names: Vec<&str> = lowered.plan.kernels.iter().map(|k| k.name.as_str()).collect();
+        let mut names: Vec<&str> = lowered.plan.kernels.iter().map(|k| k.name.as_str()).collect();
+        names.sort_unstable();
+        names.dedup();
         let kernels = Kernels::build(&lowered.source, &names);
         Self { kernels, plan: lowered.plan.clone() }
     }

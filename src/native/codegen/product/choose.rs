@@ -121,7 +121,20 @@ pub(crate) fn choose(problem: &Problem, target: Target) -> Choice {
         .unwrap_or_else(|| cores_for(problem))
 }
 
+impl Choice {
+    /// The texts that its call needs, in order.
+    pub(crate) fn sources(&self) -> [&'static str; 2] {
+        let variant = match self.variant {
+            Variant::Cores => include_str!("cores.cu"),
+            Variant::Mma => include_str!("mma.cu"),
+            Variant::Vector => include_str!("vector.cu"),
+        };
+        [include_str!("tensor.cu"), variant]
+    }
+}
+
 /// The templates that `choices` call.
+#[cfg(test)]
 pub(crate) fn source(choices: &[Choice]) -> String {
     let mut variants: Vec<Variant> = choices.iter().map(|choice| choice.variant).collect();
     variants.sort_unstable();

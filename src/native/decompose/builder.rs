@@ -1,0 +1,372 @@
+//! Puts core operations together: types, broadcasting and casts in one place.
+//!
+//! Invariant: what would change nothing (a cast to the same type, a reshape to
+//! the same shape) is not emitted, and the finished program has live nodes only.
+
+use std::collections::HashMap;
+
+use kiln_proto::graph::{self, DType};
+
+use super::{
+    super::{
+        core::{Domain, Fun, Node, Number, Op, Operand, Program, Range, Reduction, Value, ValueId},
+        size::Size,
+    },
+    Why,
+    promote::{Category, category, is_float, is_supported},
+    shapes::{self, Symbols, show},
+};
+
+/// An operand of a function: a tensor or a number.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Arg {
+    Tensor(ValueId),
+    Number(Number),
+}
+
+impl From<ValueId> for Arg {
+    fn from(value: ValueId) -> Self {
+        Self::Tensor(value)
+    }
+}
+
+impl From<Number> for Arg {
+    fn from(number: Number) -> Self {
+        Self::Number(number)
+    }
+}
+
+impl From<f64> for Arg {
+    fn from(number: f64) -> Self {
+        Self::Number(Number::Float(number))
+    }
+}
+
+impl From<i64> for Arg {
+    fn from(number: i64) -> Self {
+        Self::Number(Number::Int(number))
+    }
+}
+
+pub(super) struct Builder {
+    pub(super) program: Program,
+    /// Index of the graph's node that is being brought to core operations.
+    pub(super) origin: usize,
+    samples: Vec<Vec<i64>>,
+}
+
+impl Builder {
+    pub(super) fn new(symbols: Vec<Range>) -> Self {
+        let samples = shapes::samples(&symbols);
+        Self { program: Program { symbols, ..Program::default() }, origin: 0, samples }
+    }
+
+    pub(super) fn dtype(&self, value: ValueId) -> DType {
+        self.program.value(value).dtype
+    }
+
+    pub(super) fn shape(&self, value: ValueId) -> Vec<Size> {
+        self.program.value(value).shape.clone()
+    }
+
+    pub(super) fn rank(&self, value: ValueId) -> usize {
+        self.program.value(value).shape.len()
+    }
+
+    pub(super) fn value(&mut self, dtype: DType, shape: Vec<Size>) -> ValueId {
+        self.program.values.push(Value { dtype, shape });
+        ValueId(self.program.values.len() - 1)
+    }
+
+    pub(super) fn push(
+        &mut self,
+        op: Op,
+        reads: Vec<ValueId>,
+        dtype: DType,
+        shape: Vec<Size>,
+    ) -> ValueId {
+        let writes = self.value(dtype, shape);
+        self.program.nodes.push(Node { op, reads, writes, origin: self.origin });
+        writes
+    }
+
+    /// Whether two sizes agree, as far as can be told.
+    pub(super) fn same(&self, a: &Size, b: &Size) -> bool {
+        if a == b {
+            return true;
+        }
+        let both_known = a.known().is_some() && b.known().is_some();
+        !both_known && self.samples.iter().all(|at| a.value(at) == b.value(at))
+    }
+
+    pub(super) fn same_shape(&self, a: &[Size], b: &[Size]) -> bool {
+        a.len() == b.len() && a.iter().zip(b).all(|(a, b)| self.same(a, b))
+    }
+
+    /// The shape that both broadcast to.
+    pub(super) fn broadcast(&self, a: &[Size], b: &[Size]) -> Result<Vec<Size>, String> {
+        let rank = a.len().max(b.len());
+        let one = Size::from(1);
+        let size = |shape: &[Size], i: usize| {
+            (i + shape.len()).checked_sub(rank).map_or(one.clone(), |i| shape[i].clone())
+        };
+        (0..rank)
+            .map(|i| match (size(a, i), size(b, i)) {
+                (x, y) if y.is(1) || self.same(&x, &y) => Ok(x),
+                (x, y) if x.is(1) => Ok(y),
+                _ => Err(format!("shapes {} and {} do not broadcast", show(a), show(b))),
+            })
+            .collect()
+    }
+
+    /// A function, element by element, over operands that broadcast.
+    pub(super) fn map(
+        &mut self,
+        fun: Fun,
+        domain: Domain,
+        args: &[Arg],
+        dtype: DType,
+    ) -> Result<ValueId, String> {
+        let mut shape = Vec::new();
+        let (mut reads, mut operands) = (Vec::new(), Vec::new());
+        for arg in args {
+            operands.push(match arg {
+                Arg::Number(number) => Operand::Number(number.clone()),
+                Arg::Tensor(value) => {
+                    shape = self.broadcast(&shape, &self.program.value(*value).shape)?;
+                    reads.push(*value);
+                    Operand::Read(reads.len() - 1)
+                }
+            });
+        }
+        Ok(self.push(Op::Map { fun, domain, args: operands }, reads, dtype, shape))
+    }
+
+    /// A function in `f32`, not rounded to a shorter type.
+    pub(super) fn f(&mut self, fun: Fun, args: &[Arg]) -> Result<ValueId, String> {
+        self.map(fun, Domain::Float, args, DType::F32)
+    }
+
+    /// A test in `f32`.
+    pub(super) fn test(&mut self, fun: Fun, args: &[Arg]) -> Result<ValueId, String> {
+        self.map(fun, Domain::Float, args, DType::Bool)
+    }
+
+    /// In another element type.
+    pub(super) fn cast(&mut self, value: ValueId, dtype: DType) -> ValueId {
+        let from = self.dtype(value);
+        if from == dtype {
+            return value;
+        }
+        let domain = domain(if is_float(from) { from } else { dtype });
+        let domain = match (category(from), category(dtype)) {
+            // Whole numbers stay whole: floats do not hold all of them.
+            (Category::Int | Category::Bool, _) => Domain::Int,
+            _ => domain,
+        };
+        let shape = self.shape(value);
+        let op = Op::Map { fun: Fun::Id, domain, args: vec![Operand::Read(0)] };
+        self.push(op, vec![value], dtype, shape)
+    }
+
+    /// Over `dims`, which are not kept.
+    pub(super) fn reduce(
+        &mut self,
+        how: Reduction,
+        value: ValueId,
+        dims: &[usize],
+        dtype: DType,
+    ) -> Result<ValueId, Why> {
+        let from = self.shape(value);
+        let total = |dims: &[usize]| dims.iter().any(|dim| from[*dim].is(0));
+        let kept = (0..from.len()).filter(|dim| !dims.contains(dim));
+        let shape: Vec<Size> = kept.map(|dim| from[dim].clone()).collect();
+        let needs_one =
+            !matches!(how, Reduction::Sum | Reduction::Prod | Reduction::Any | Reduction::All);
+        if needs_one && total(dims) {
+            if shape.iter().any(|size| size.is(0)) {
+                return Ok(self.push(Op::Full(Number::Int(0)), vec![], dtype, shape));
+            }
+            return Err(Why::Wrong("the extreme of no elements".to_owned()));
+        }
+        let mut dims = dims.to_vec();
+        dims.sort_unstable();
+        if dims.is_empty()
+            && matches!(how, Reduction::Sum | Reduction::Prod | Reduction::Max | Reduction::Min)
+        {
+            return Ok(self.cast(value, dtype));
+        }
+        Ok(self.push(Op::Reduce { how, dims }, vec![value], dtype, shape))
+    }
+
+    /// Over `dims`, kept with size one.
+    pub(super) fn reduce_keep(
+        &mut self,
+        how: Reduction,
+        value: ValueId,
+        dims: &[usize],
+        dtype: DType,
+    ) -> Result<ValueId, Why> {
+        let mut shape = self.shape(value);
+        for dim in dims {
+            shape[*dim] = Size::from(1);
+        }
+        let reduced = self.reduce(how, value, dims, dtype)?;
+        Ok(self.reshape(reduced, shape))
+    }
+
+    /// The same elements under another shape, of which the caller knows that it fits.
+    pub(super) fn reshape(&mut self, value: ValueId, shape: Vec<Size>) -> ValueId {
+        if self.program.value(value).shape == shape {
+            return value;
+        }
+        let dtype = self.dtype(value);
+        self.push(Op::Reshape, vec![value], dtype, shape)
+    }
+
+    pub(super) fn permute(&mut self, value: ValueId, order: &[usize]) -> ValueId {
+        if order.iter().enumerate().all(|(i, dim)| i == *dim) {
+            return value;
+        }
+        let from = self.shape(value);
+        let shape = order.iter().map(|dim| from[*dim].clone()).collect();
+        let dtype = self.dtype(value);
+        self.push(Op::Permute(order.to_vec()), vec![value], dtype, shape)
+    }
+
+    /// With dimension `from` moved to `to`.
+    pub(super) fn move_dim(&mut self, value: ValueId, from: usize, to: usize) -> ValueId {
+        let mut order: Vec<usize> = (0..self.rank(value)).collect();
+        let dim = order.remove(from);
+        order.insert(to, dim);
+        self.permute(value, &order)
+    }
+
+    pub(super) fn expand(&mut self, value: ValueId, shape: Vec<Size>) -> ValueId {
+        if self.program.value(value).shape == shape {
+            return value;
+        }
+        let dtype = self.dtype(value);
+        self.push(Op::Expand, vec![value], dtype, shape)
+    }
+
+    /// `count` elements along `dim`, from `start` on, each `step`-th.
+    pub(super) fn slice(
+        &mut self,
+        value: ValueId,
+        dim: usize,
+        start: Size,
+        step: i64,
+        count: Size,
+    ) -> ValueId {
+        let mut shape = self.shape(value);
+        if start.is(0) && step == 1 && shape[dim] == count {
+            return value;
+        }
+        shape[dim] = count;
+        let dtype = self.dtype(value);
+        self.push(Op::Slice { dim, start, step }, vec![value], dtype, shape)
+    }
+
+    /// With a dimension of one at `dim`.
+    pub(super) fn unsqueeze(&mut self, value: ValueId, dim: usize) -> ValueId {
+        let mut shape = self.shape(value);
+        shape.insert(dim, Size::from(1));
+        self.reshape(value, shape)
+    }
+
+    /// Without dimension `dim`, which has one.
+    pub(super) fn squeeze(&mut self, value: ValueId, dim: usize) -> ValueId {
+        let mut shape = self.shape(value);
+        shape.remove(dim);
+        self.reshape(value, shape)
+    }
+
+    /// One after the other along `dim`; all of one element type.
+    pub(super) fn cat(&mut self, values: Vec<ValueId>, dim: usize) -> ValueId {
+        if let [only] = values[..] {
+            return only;
+        }
+        let mut shape = self.shape(values[0]);
+        for value in &values[1..] {
+            shape[dim] = &shape[dim] + &self.program.value(*value).shape[dim];
+        }
+        let dtype = self.dtype(values[0]);
+        self.push(Op::Cat { dim }, values, dtype, shape)
+    }
+
+    /// `0, 1, ..` up to `count`, along `dim` of `rank` dimensions.
+    pub(super) fn positions(&mut self, count: &Size, dim: usize, rank: usize) -> ValueId {
+        let op = Op::Iota { start: Number::Int(0), step: Number::Int(1) };
+        let line = self.push(op, vec![], DType::I64, vec![count.clone()]);
+        let mut shape = vec![Size::from(1); rank];
+        shape[dim] = count.clone();
+        self.reshape(line, shape)
+    }
+
+    /// `value`, if it is what the exporter declared; under the exporter's sizes
+    /// where both are symbolic and agree.
+    pub(super) fn checked(
+        &mut self,
+        value: ValueId,
+        declared: &graph::Value,
+        symbols: &Symbols<'_>,
+    ) -> Result<ValueId, Why> {
+        let ty = &declared.ty;
+        if !is_supported(ty.dtype) {
+            return super::unsupported(format!("it gives {}", ty.dtype));
+        }
+        let shape: Result<Vec<Size>, String> =
+            ty.shape.iter().map(|dim| symbols.size(dim)).collect();
+        let shape = shape.map_err(Why::Unsupported)?;
+        let Value { dtype, shape: computed } = self.program.value(value);
+        shapes::elements(computed)?;
+        if *dtype != ty.dtype || !self.same_shape(computed, &shape) {
+            return Err(Why::Wrong(format!(
+                "declared as {} {}, computes {dtype} {}",
+                ty.dtype,
+                show(&shape),
+                show(computed)
+            )));
+        }
+        Ok(value)
+    }
+
+    /// The program without what no output needs.
+    pub(super) fn finish(self) -> Program {
+        let Program { symbols, values, inputs, nodes, outputs } = self.program;
+        let mut live = vec![false; values.len()];
+        outputs.iter().for_each(|output| live[output.0] = true);
+        for node in nodes.iter().rev() {
+            if live[node.writes.0] {
+                node.reads.iter().for_each(|read| live[read.0] = true);
+            }
+        }
+        inputs.iter().for_each(|input| live[input.value.0] = true);
+        let mut new: HashMap<ValueId, ValueId> = HashMap::new();
+        let mut program = Program { symbols, inputs, ..Program::default() };
+        for (old, value) in values.into_iter().enumerate().filter(|(old, _)| live[*old]) {
+            new.insert(ValueId(old), ValueId(program.values.len()));
+            program.values.push(value);
+        }
+        for input in &mut program.inputs {
+            input.value = new[&input.value];
+        }
+        for mut node in nodes.into_iter().filter(|node| live[node.writes.0]) {
+            node.reads.iter_mut().for_each(|read| *read = new[read]);
+            node.writes = new[&node.writes];
+            program.nodes.push(node);
+        }
+        program.outputs = outputs.iter().map(|output| new[output]).collect();
+        program
+    }
+}
+
+/// In which arithmetic values of `dtype` are computed.
+pub(super) fn domain(dtype: DType) -> Domain {
+    match category(dtype) {
+        Category::Float => Domain::Float,
+        // Sums and products of truth values are those of zeros and ones.
+        Category::Int | Category::Bool => Domain::Int,
+    }
+}

@@ -1,0 +1,265 @@
+//! ATen operations to core operations, with PyTorch's semantics.
+//!
+//! Each operation has a rule, in the table of its family. Rules make promotion,
+//! broadcasting and intermediate types explicit: what PyTorch keeps in `f32`
+//! inside one operation has that type here and is rounded once, at the end.
+//!
+//! Invariant: the type and shape of every live value are what the exporter
+//! declared, and what is wrong or not supported is said with the node's name.
+
+mod activations;
+mod args;
+mod builder;
+mod convolution;
+mod creation;
+mod elementwise;
+mod index;
+mod loss;
+mod norms;
+mod order;
+mod products;
+mod promote;
+mod reductions;
+mod shapes;
+mod views;
+
+use kiln_proto::{
+    Failure, FailureKind,
+    graph::{Argument, Dim, Graph, Node},
+};
+
+use super::{
+    archive::invalid,
+    canonical::live_order,
+    core::{Input, Number, Op, Program, Range, ValueId},
+    size::Size,
+};
+use args::Args;
+use builder::Builder;
+use promote::is_supported;
+use shapes::Symbols;
+
+/// Most operations of one program; the passes after this one are not linear.
+const MOST_NODES: usize = 50_000;
+/// Elements between an input's first and last: an exporter's strides span a tensor's storage.
+const FARTHEST: i64 = 1 << 44;
+
+/// Why a node cannot be brought to core operations.
+#[derive(Debug)]
+enum Why {
+    /// It is no valid node.
+    Wrong(String),
+    /// It is one that is not handled.
+    Unsupported(String),
+}
+
+impl From<String> for Why {
+    fn from(why: String) -> Self {
+        Self::Wrong(why)
+    }
+}
+
+impl From<&str> for Why {
+    fn from(why: &str) -> Self {
+        Self::Wrong(why.to_owned())
+    }
+}
+
+fn unsupported<T>(why: impl Into<String>) -> Result<T, Why> {
+    Err(Why::Unsupported(why.into()))
+}
+
+/// What a rule gives: a tensor for each output, in order; those that the rule
+/// cannot give are `None`.
+type Outputs = Result<Vec<Option<ValueId>>, Why>;
+/// How an operation is computed.
+type Rule = fn(&mut Args<'_>) -> Outputs;
+
+/// The rule of an operation with one result.
+fn one(value: ValueId) -> Outputs {
+    Ok(vec![Some(value)])
+}
+
+/// The rule of `op`, a full name without `torch.ops.`.
+fn rule(op: &str) -> Option<Rule> {
+    let name = op.strip_prefix("aten.")?;
+    let families = [
+        elementwise::rule,
+        activations::rule,
+        views::rule,
+        products::rule,
+        reductions::rule,
+        norms::rule,
+        index::rule,
+        creation::rule,
+        order::rule,
+        convolution::rule,
+        loss::rule,
+    ];
+    families.iter().find_map(|family| family(name))
+}
+
+/// Whether `op` can be in a program at all.
+pub(super) fn is_known(op: &str) -> bool {
+    op == CHECK || rule(op).is_some()
+}
+
+/// A claim about a tensor's type: computes nothing.
+const CHECK: &str = "aten._assert_tensor_metadata.default";
+
+/// The live part of `graph` in core operations.
+pub fn decompose(graph: &Graph) -> Result<Program, Failure> {
+    let order = live_order(graph);
+    if order.len() > MOST_NODES {
+        return Err(invalid(format!("{} operations, at most {MOST_NODES}", order.len())));
+    }
+    let mut run = Run::new(graph);
+    run.inputs()?;
+    for index in order {
+        let node = &graph.nodes[index];
+        run.builder.origin = index;
+        match run.node(node) {
+            Ok(()) => {}
+            Err(Why::Wrong(why)) => {
+                return Err(invalid(format!("node {:?} ({}): {why}", node.name, node.op)));
+            }
+            Err(Why::Unsupported(why)) => {
+                run.unsupported.push(format!("{} (node {:?}): {why}", node.op, node.name));
+                run.pretend(node);
+            }
+        }
+    }
+    run.checks()?;
+    run.finish()
+}
+
+struct Run<'a> {
+    graph: &'a Graph,
+    symbols: Symbols<'a>,
+    builder: Builder,
+    /// What each of the graph's values became.
+    values: Vec<Option<ValueId>>,
+    unsupported: Vec<String>,
+}
+
+impl<'a> Run<'a> {
+    fn new(graph: &'a Graph) -> Self {
+        let symbols = Symbols::of(graph);
+        let ranges: Vec<Range> = symbols.ranges.clone();
+        Self {
+            graph,
+            builder: Builder::new(ranges),
+            symbols,
+            values: vec![None; graph.values.len()],
+            unsupported: Vec::new(),
+        }
+    }
+
+    fn inputs(&mut self) -> Result<(), Failure> {
+        for (position, input) in self.graph.inputs.iter().enumerate() {
+            let graph_value = self.graph.value(input.value);
+            let about = |why: String| invalid(format!("input {:?}: {why}", graph_value.name));
+            let dtype = graph_value.ty.dtype;
+            if !is_supported(dtype) {
+                self.unsupported.push(format!("input {:?}, which is {dtype}", graph_value.name));
+            }
+            let dims = |dims: &[Dim]| -> Result<Vec<Size>, Failure> {
+                dims.iter().map(|dim| self.symbols.size(dim).map_err(about)).collect()
+            };
+            let (shape, strides) = (dims(&graph_value.ty.shape)?, dims(&graph_value.ty.strides)?);
+            shapes::elements(&shape).map_err(about)?;
+            let span = shape.iter().zip(&strides).try_fold(0i64, |sum, (size, stride)| {
+                let (size, stride) = (size.known().unwrap_or(1), stride.known().unwrap_or(0));
+                sum.checked_add((size - 1).max(0).checked_mul(stride)?)
+            });
+            if span.is_none_or(|span| span >= FARTHEST) {
+                return Err(about("its strides are those of no tensor".to_owned()));
+            }
+            let value = self.builder.value(dtype, shape);
+            self.builder.program.inputs.push(Input { value, position, strides });
+            self.values[input.value.0] = Some(value);
+        }
+        Ok(())
+    }
+
+    fn node(&mut self, node: &'a Node) -> Result<(), Why> {
+        let Some(rule) = rule(&node.op) else {
+            return unsupported("`native` does not know it");
+        };
+        let mut args = Args {
+            graph: self.graph,
+            node,
+            symbols: &self.symbols,
+            values: &self.values,
+            b: &mut self.builder,
+        };
+        let given = rule(&mut args)?;
+        for (position, output) in node.outputs.iter().enumerate() {
+            let Some(value) = given.get(position).copied().flatten() else { continue };
+            let name = &self.graph.value(*output).name;
+            let value = self
+                .builder
+                .checked(value, self.graph.value(*output), &self.symbols)
+                .map_err(|why| match why {
+                    Why::Wrong(why) if node.outputs.len() > 1 => {
+                        Why::Wrong(format!("{name:?} is {why}"))
+                    }
+                    why => why,
+                })?;
+            self.values[output.0] = Some(value);
+        }
+        Ok(())
+    }
+
+    /// Stands in for a node that is refused, so that those after it are looked at too.
+    fn pretend(&mut self, node: &Node) {
+        for output in &node.outputs {
+            let ty = &self.graph.value(*output).ty;
+            let shape: Option<Vec<Size>> =
+                ty.shape.iter().map(|dim| self.symbols.size(dim).ok()).collect();
+            let Some(shape) = shape else { continue };
+            let value = self.builder.push(Op::Full(Number::Int(0)), vec![], ty.dtype, shape);
+            self.values[output.0] = Some(value);
+        }
+    }
+
+    /// What the program asserts of live values.
+    fn checks(&self) -> Result<(), Failure> {
+        for node in self.graph.nodes.iter().filter(|node| node.op == CHECK) {
+            let (Some(Argument::Tensor(value)), Some(Argument::DType(claimed))) =
+                (node.arg("a"), node.arg("dtype"))
+            else {
+                continue;
+            };
+            let Some(value) = self.values[value.0] else { continue };
+            let dtype = self.builder.dtype(value);
+            if dtype != *claimed {
+                return Err(invalid(format!(
+                    "node {:?}: the program asserts {claimed}, it computes {dtype}",
+                    node.name
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    fn finish(mut self) -> Result<Program, Failure> {
+        for output in &self.graph.outputs {
+            match self.values[output.0] {
+                Some(value) => self.builder.program.outputs.push(value),
+                None => self.unsupported.push(format!(
+                    "the output {:?}, which is not computed",
+                    self.graph.value(*output).name
+                )),
+            }
+        }
+        if !self.unsupported.is_empty() {
+            let all = self.unsupported.join("; ");
+            return Err(Failure::new(
+                FailureKind::UnsupportedOp,
+                format!("`native` does not handle: {all}"),
+            ));
+        }
+        Ok(self.builder.finish())
+    }
+}

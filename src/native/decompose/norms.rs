@@ -1,0 +1,185 @@
+//! Normalisation: by the mean and variance of a row, a group or a channel.
+//!
+//! Invariant: all of it in `f32`, rounded once.
+
+use kiln_proto::graph::DType;
+
+use super::{
+    super::{
+        core::{Domain, Fun, Reduction, ValueId},
+        size::Size,
+    },
+    Args, Outputs, Rule, Why,
+    builder::Arg,
+    one,
+    promote::is_float,
+    reductions::{count, divisor, moments},
+    shapes::{product, show},
+    unsupported,
+};
+
+pub(super) fn rule(name: &str) -> Option<Rule> {
+    Some(match name {
+        "layer_norm.default" | "native_layer_norm.default" => layer_norm,
+        "rms_norm.default" | "_fused_rms_norm.default" => rms_norm,
+        "group_norm.default" => group_norm,
+        "native_group_norm.default" => group_norm,
+        "batch_norm.default"
+        | "_native_batch_norm_legit_no_training.default"
+        | "native_batch_norm.default"
+        | "_native_batch_norm_legit.default" => batch_norm,
+        "instance_norm.default" => instance_norm,
+        _ => return None,
+    })
+}
+
+/// The last dimensions of `x`, which have the shape that is normalised over.
+fn rows(args: &Args<'_>, x: ValueId) -> Result<Vec<usize>, Why> {
+    let (shape, over) = (args.b.shape(x), args.shape("normalized_shape")?);
+    let first = shape.len().checked_sub(over.len()).ok_or("more dimensions than the tensor has")?;
+    if !args.b.same_shape(&shape[first..], &over) {
+        let wrong = format!("{} normalised over {}", show(&shape), show(&over));
+        return Err(Why::Wrong(wrong));
+    }
+    Ok((first..shape.len()).collect())
+}
+
+/// `(x * weight) + bias` as far as they are there, as `dtype`.
+fn affine(
+    args: &mut Args<'_>,
+    x: ValueId,
+    weight: Option<Arg>,
+    bias: Option<Arg>,
+    dtype: DType,
+) -> Result<ValueId, Why> {
+    let steps: Vec<(Fun, Arg)> = weight
+        .map(|weight| (Fun::Mul, weight))
+        .into_iter()
+        .chain(bias.map(|bias| (Fun::Add, bias)))
+        .collect();
+    let (mut value, last) = (x, steps.len());
+    for (i, (fun, operand)) in steps.into_iter().enumerate() {
+        let dtype = if i + 1 == last { dtype } else { DType::F32 };
+        value = args.b.map(fun, Domain::Float, &[value.into(), operand], dtype)?;
+    }
+    Ok(args.b.cast(value, dtype))
+}
+
+/// One over the root of the spread over `count` elements.
+fn scale_of(args: &mut Args<'_>, spread: ValueId, count: Size, eps: f64) -> Result<ValueId, Why> {
+    let mean = args.b.f(Fun::Div, &[spread.into(), divisor(count).into()])?;
+    let sum = args.b.f(Fun::Add, &[mean.into(), eps.into()])?;
+    Ok(args.b.f(Fun::Rsqrt, &[sum.into()])?)
+}
+
+/// Normalised, mean and scale; the latter as declared, where they are outputs.
+fn outputs(args: &mut Args<'_>, value: ValueId, others: [ValueId; 2]) -> Outputs {
+    let mut all = vec![Some(value)];
+    for (i, other) in others.into_iter().enumerate() {
+        if args.node.outputs.len() <= i + 1 {
+            break;
+        }
+        let (dtype, shape) = args.declared(i + 1)?;
+        let fits = args.b.same(&product(&args.b.shape(other)), &product(&shape));
+        let other = args.b.cast(other, dtype);
+        all.push(fits.then(|| args.b.reshape(other, shape)));
+    }
+    Ok(all)
+}
+
+fn layer_norm(args: &mut Args<'_>) -> Outputs {
+    let x = args.tensor("input")?;
+    let dtype = args.b.dtype(x);
+    let dims = rows(args, x)?;
+    let eps = args.float("eps", 1e-5)?;
+    let (mean, apart, spread) = moments(args.b, x, &dims)?;
+    let n = count(args.b, x, &dims);
+    let scale = scale_of(args, spread, n, eps)?;
+    let normal = args.b.f(Fun::Mul, &[apart.into(), scale.into()])?;
+    let weight = args.maybe_tensor("weight")?.map(Arg::from);
+    let bias = args.maybe_tensor("bias")?.map(Arg::from);
+    let value = affine(args, normal, weight, bias, dtype)?;
+    outputs(args, value, [mean, scale])
+}
+
+fn rms_norm(args: &mut Args<'_>) -> Outputs {
+    let x = args.tensor("input")?;
+    let dtype = args.b.dtype(x);
+    let dims = rows(args, x)?;
+    let eps = args.float("eps", f64::from(f32::EPSILON))?;
+    let squared = args.b.f(Fun::Mul, &[x.into(), x.into()])?;
+    let sum = args.b.reduce_keep(Reduction::Sum, squared, &dims, DType::F32)?;
+    let n = count(args.b, x, &dims);
+    let scale = scale_of(args, sum, n, eps)?;
+    let normal = args.b.f(Fun::Mul, &[x.into(), scale.into()])?;
+    let weight = args.maybe_tensor("weight")?.map(Arg::from);
+    let value = affine(args, normal, weight, None, dtype)?;
+    outputs(args, value, [scale, scale])
+}
+
+/// A tensor of one number for each channel against one with `rank` dimensions.
+fn by_channel(args: &mut Args<'_>, name: &str, rank: usize) -> Result<Option<Arg>, Why> {
+    let Some(value) = args.maybe_tensor(name)? else { return Ok(None) };
+    let mut shape = vec![Size::from(1); rank];
+    *shape.get_mut(1).ok_or("no channels")? = product(&args.b.shape(value));
+    Ok(Some(args.b.reshape(value, shape).into()))
+}
+
+fn group_norm(args: &mut Args<'_>) -> Outputs {
+    let x = args.tensor("input")?;
+    let groups =
+        args.int(if args.node.arg("num_groups").is_some() { "num_groups" } else { "group" }, 1)?;
+    normalised_groups(args, x, Size::from(groups))
+}
+
+fn normalised_groups(args: &mut Args<'_>, x: ValueId, groups: Size) -> Outputs {
+    let (dtype, shape) = (args.b.dtype(x), args.b.shape(x));
+    if shape.len() < 2 || groups.known().is_some_and(|groups| groups < 1) {
+        return Err("no channels".into());
+    }
+    let (each, rest) = shape[1].divide(&groups);
+    if !rest.is(0) {
+        return Err(Why::Wrong(format!("{} channels in {groups} groups", shape[1])));
+    }
+    let each = &each * &product(&shape[2..]);
+    let flat = args.b.reshape(x, vec![shape[0].clone(), groups, each.clone()]);
+    let eps = args.float("eps", 1e-5)?;
+    let (mean, apart, spread) = moments(args.b, flat, &[2])?;
+    let scale = scale_of(args, spread, each, eps)?;
+    let normal = args.b.f(Fun::Mul, &[apart.into(), scale.into()])?;
+    let normal = args.b.reshape(normal, shape.clone());
+    let weight = by_channel(args, "weight", shape.len())?;
+    let bias = by_channel(args, "bias", shape.len())?;
+    let value = affine(args, normal, weight, bias, dtype)?;
+    outputs(args, value, [mean, scale])
+}
+
+fn instance_norm(args: &mut Args<'_>) -> Outputs {
+    if !args.flag("use_input_stats", true)? {
+        return unsupported("instance_norm with running statistics");
+    }
+    let x = args.tensor("input")?;
+    let channels = args.b.shape(x).get(1).cloned().ok_or("no channels")?;
+    normalised_groups(args, x, channels)
+}
+
+fn batch_norm(args: &mut Args<'_>) -> Outputs {
+    if args.flag("training", false)? || args.flag("train", false)? {
+        return unsupported("batch_norm in training: export the model after `.eval()`");
+    }
+    let x = args.tensor("input")?;
+    let (dtype, rank) = (args.b.dtype(x), args.b.rank(x));
+    if !is_float(dtype) {
+        return Err(Why::Wrong(format!("a norm of {dtype}")));
+    }
+    let eps = args.float("eps", 1e-5)?;
+    let mean = by_channel(args, "running_mean", rank)?.ok_or("no running mean")?;
+    let variance = by_channel(args, "running_var", rank)?.ok_or("no running variance")?;
+    let sum = args.b.f(Fun::Add, &[variance, eps.into()])?;
+    let scale = args.b.f(Fun::Rsqrt, &[sum.into()])?;
+    let apart = args.b.f(Fun::Sub, &[x.into(), mean])?;
+    let normal = args.b.f(Fun::Mul, &[apart.into(), scale.into()])?;
+    let weight = by_channel(args, "weight", rank)?;
+    let bias = by_channel(args, "bias", rank)?;
+    one(affine(args, normal, weight, bias, dtype)?)
+}

@@ -1,0 +1,272 @@
+//! Matrix products and attention: their operands as strided memory.
+//!
+//! Invariant: an operand's index is what its expression loads, for every batch,
+//! row and column; what loads otherwise is stored first.
+
+use kiln_proto::graph::DType;
+
+use super::{Lazy, Lowering, numel, unflattened, without_ones};
+use crate::{
+    core::{Domain, Fun, Node, Reduction, Value, ValueId},
+    loops::{Attention, COLUMN, Def, Expr, Heads, Matrix, Product, ROW, Source, domain_of},
+    size::{Atom, Bounds, Size},
+};
+
+impl Lowering<'_> {
+    pub(super) fn matmul(&mut self, node: &Node, out: &Value) -> Result<Lazy, String> {
+        let [a, b] = node.reads[..] else { return Err("a product of two".to_owned()) };
+        let dtype = self.read(a)?.dtype;
+        if !matches!(dtype, DType::F32 | DType::F16 | DType::BF16) {
+            return self.product_of_numbers(a, b, out);
+        }
+        let rank = out.shape.len();
+        let (m, n) = (out.shape[rank - 2].clone(), out.shape[rank - 1].clone());
+        let k = self.program.value(a).shape[rank - 1].clone();
+        let batch = out.shape[..rank - 2].to_vec();
+        let b_matrix = self.matrix(b, &batch, rank - 1, rank - 2)?;
+        // A batch against one matrix is one product with more rows.
+        let product = match b_matrix.offset.has_var(ROW) || batch.iter().all(|size| size.is(1)) {
+            false => self.rows_joined(a, &batch, &m)?.map(|a| Product {
+                batch: Size::from(1),
+                m: &numel(&batch) * &m,
+                n: n.clone(),
+                k: k.clone(),
+                a,
+                b: b_matrix.clone(),
+            }),
+            true => None,
+        };
+        let product = match product {
+            Some(product) => product,
+            None => {
+                let a = self.matrix(a, &batch, rank - 2, rank - 1)?;
+                Product { batch: numel(&batch), m, n, k, a, b: b_matrix }
+            }
+        };
+        let total = numel(&out.shape);
+        let temp = self.temp(out.dtype, total, Def::Product(product));
+        Ok(self.dense(temp, out.dtype, &out.shape))
+    }
+
+    /// The operand as matrices over the flat batch: strides along the dimensions
+    /// `outer` (m or n) and `reduced` (k).
+    fn matrix(
+        &mut self,
+        value: ValueId,
+        batch: &[Size],
+        outer: usize,
+        reduced: usize,
+    ) -> Result<Matrix, String> {
+        if let Some(matrix) = self.affine_matrix(value, batch, outer, reduced) {
+            return Ok(matrix);
+        }
+        self.store_for_reading(value)?;
+        self.affine_matrix(value, batch, outer, reduced)
+            .ok_or_else(|| "a bug of `native`: a dense operand is not affine".to_owned())
+    }
+
+    fn affine_matrix(
+        &mut self,
+        value: ValueId,
+        batch: &[Size],
+        outer: usize,
+        reduced: usize,
+    ) -> Option<Matrix> {
+        let (source, index, _) = self.loaded(value)?;
+        let (outer, index) = index.linear_in(&Atom::Var(outer))?;
+        let (reduced, index) = index.linear_in(&Atom::Var(reduced))?;
+        let total = [numel(batch)];
+        let bounds = Bounds { symbols: &self.program.symbols, vars: &total };
+        let vars = unflattened(&Size::var(ROW), batch, &bounds);
+        let strides_vary = [&outer, &reduced].iter().any(|s| s.any(&is_varying));
+        let inner = index.any(&|atom| {
+            matches!(atom, Atom::Value(_)) || matches!(atom, Atom::Var(v) if *v >= batch.len())
+        });
+        if strides_vary || inner {
+            return None;
+        }
+        let offset = index.substituted(&bounds, &|atom| match atom {
+            Atom::Var(var) => vars.get(*var).cloned(),
+            _ => None,
+        });
+        Some(Matrix { source, offset, outer, reduced })
+    }
+
+    /// The operand `a` with its batch and rows as one dimension, where that is affine.
+    fn rows_joined(
+        &mut self,
+        value: ValueId,
+        batch: &[Size],
+        m: &Size,
+    ) -> Result<Option<Matrix>, String> {
+        for stored in [false, true] {
+            if stored {
+                if self.loaded(value).is_some() {
+                    return Ok(None);
+                }
+                self.store_for_reading(value)?;
+            }
+            let Some((source, index, shape)) = self.loaded(value) else { continue };
+            let rank = shape.len();
+            let Some((reduced, index)) = index.linear_in(&Atom::Var(rank - 1)) else { continue };
+            let rows = [batch, std::slice::from_ref(m)].concat();
+            let total = [numel(&rows)];
+            let bounds = Bounds { symbols: &self.program.symbols, vars: &total };
+            let vars = unflattened(&Size::var(ROW), &rows, &bounds);
+            let index = index.substituted(&bounds, &|atom| match atom {
+                Atom::Var(var) => vars.get(*var).cloned(),
+                _ => None,
+            });
+            let Some((outer, offset)) = index.linear_in(&Atom::Var(ROW)) else { continue };
+            if ![&reduced, &outer, &offset].iter().any(|size| size.any(&is_varying)) {
+                return Ok(Some(Matrix { source, offset, outer, reduced }));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Where a value is loaded from, if that is all there is to it.
+    fn loaded(&self, value: ValueId) -> Option<(Source, Size, Vec<Size>)> {
+        let lazy = self.values[value.0].as_ref()?;
+        match self.loops.exprs.get(lazy.expr) {
+            Expr::Load { source, index, dtype } if *dtype == lazy.dtype => {
+                Some((*source, index.clone(), lazy.shape.clone()))
+            }
+            _ => None,
+        }
+    }
+
+    /// Stores a value densely; whoever reads it later reads that.
+    fn store_for_reading(&mut self, value: ValueId) -> Result<(), String> {
+        let lazy = self.read(value)?;
+        let order: Vec<usize> = (0..lazy.shape.len()).collect();
+        self.values[value.0] = Some(self.stored_in_order(&lazy, &order));
+        Ok(())
+    }
+
+    /// Products of whole numbers: element by element, then summed.
+    fn product_of_numbers(&mut self, a: ValueId, b: ValueId, out: &Value) -> Result<Lazy, String> {
+        let (a, b) = (self.read(a)?, self.read(b)?);
+        let rank = out.shape.len();
+        let k = a.shape[rank - 1].clone();
+        let (rows, domain) = (numel(&out.shape), domain_of(out.dtype));
+        let extents = [rows.clone(), k.clone()];
+        let bounds = Bounds { symbols: &self.program.symbols, vars: &extents };
+        let at = unflattened(&Size::var(ROW), &out.shape, &bounds);
+        let (mut at_a, mut at_b) = (at.clone(), at);
+        at_a[rank - 1] = Size::var(COLUMN);
+        at_b[rank - 2] = Size::var(COLUMN);
+        let mut factor = |read: &Lazy, at: &[Size]| {
+            let at = without_ones(at, &read.shape);
+            let exprs = &mut self.loops.exprs;
+            let expr = exprs.substitute(read.expr, &bounds, &at, &mut |_, _, _| None);
+            exprs.convert(expr, domain)
+        };
+        let factors = vec![factor(&a, &at_a), factor(&b, &at_b)];
+        let fun = if domain == Domain::Bool { Fun::And } else { Fun::Mul };
+        let how = if domain == Domain::Bool { Reduction::Any } else { Reduction::Sum };
+        let of = self.loops.exprs.add(Expr::Apply(fun, domain, factors));
+        let def = Def::Reduce { how, domain, rows: rows.clone(), columns: k, of };
+        let temp = self.temp(out.dtype, rows, def);
+        Ok(self.dense(temp, out.dtype, &out.shape))
+    }
+
+    pub(super) fn attention(
+        &mut self,
+        node: &Node,
+        causal: bool,
+        scale: f64,
+        out: &Value,
+    ) -> Result<Lazy, String> {
+        let [q, k, v] = node.reads[..3] else { return Err("three operands".to_owned()) };
+        let shape = |value| self.program.value(value).shape.clone();
+        let (qs, ks, vs) = (shape(q), shape(k), shape(v));
+        let known = |size: &Size, what: &str| {
+            size.known().ok_or_else(|| format!("the {what} must be known at compile time"))
+        };
+        let (heads, groups) =
+            (known(&qs[1], "number of heads")?, known(&ks[1], "number of heads")?);
+        let (d, e) = (known(&qs[3], "size of a head")?, known(&vs[3], "size of a head")?);
+        let (batch, rows, keys) = (qs[0].clone(), qs[2].clone(), ks[2].clone());
+        let (k_heads, k_group) = self.kv_heads(k, heads)?;
+        let (v_heads, v_group) = self.kv_heads(v, heads)?;
+        // Heads that were repeated are read where they were.
+        let own = heads / groups.max(1);
+        let group = if k_group == v_group { k_group * own } else { own };
+        let [k_heads, v_heads] = match k_group == v_group {
+            true => [k_heads, v_heads],
+            false => [self.heads(k)?, self.heads(v)?],
+        };
+        let q = self.heads(q)?;
+        let mask = match node.reads.get(3) {
+            Some(mask) => {
+                let mask = self.read(*mask)?;
+                let full = [batch.clone(), qs[1].clone(), rows.clone(), keys.clone()];
+                Some(self.broadcast(&mask, &full)?.expr)
+            }
+            None => None,
+        };
+        let total = numel(&out.shape);
+        let def = Attention {
+            batch: batch.clone(),
+            heads,
+            group,
+            rows: rows.clone(),
+            keys,
+            d,
+            e,
+            causal,
+            scale,
+            q,
+            k: k_heads,
+            v: v_heads,
+            mask,
+        };
+        let temp = self.temp(out.dtype, total, Def::Attention(Box::new(def)));
+        let dense = [batch, rows, qs[1].clone(), vs[3].clone()];
+        let stored = self.dense(temp, out.dtype, &dense);
+        Ok(self.permuted(&stored, &[0, 2, 1, 3]))
+    }
+
+    fn heads(&mut self, value: ValueId) -> Result<Heads, String> {
+        if let Some(heads) = self.affine_heads(value, 1) {
+            return Ok(heads);
+        }
+        self.store_for_reading(value)?;
+        self.affine_heads(value, 1)
+            .ok_or_else(|| "a bug of `native`: a dense operand is not affine".to_owned())
+    }
+
+    /// Keys or values, and how many heads in a row are the same one.
+    fn kv_heads(&mut self, value: ValueId, heads: i64) -> Result<(Heads, i64), String> {
+        let repeats = (2..=heads).filter(|repeat| heads % repeat == 0).rev();
+        for repeat in repeats {
+            if let Some(found) = self.affine_heads(value, repeat) {
+                return Ok((found, repeat));
+            }
+        }
+        Ok((self.heads(value)?, 1))
+    }
+
+    /// The operand's strides, where head `h` is read at `floor(h / repeat)`.
+    fn affine_heads(&mut self, value: ValueId, repeat: i64) -> Option<Heads> {
+        let (source, index, shape) = self.loaded(value)?;
+        let bounds = Bounds { symbols: &self.program.symbols, vars: &shape };
+        let head = Size::var(1).div_in(&Size::from(repeat), &bounds);
+        let (batch, index) = index.linear_in(&Atom::Var(0))?;
+        let (row, index) = index.linear_in(&Atom::Var(2))?;
+        let (inner, index) = index.linear_in(&Atom::Var(3))?;
+        let (head, offset) = match shape[1].is(1) {
+            true => (Size::default(), index),
+            false => index.linear_in(head.atoms().next()?)?,
+        };
+        let strides = [batch, head, row];
+        let varying = strides.iter().chain([&inner, &offset]).any(|size| size.any(&is_varying));
+        let dense = inner.is(1) || shape[3].is(1);
+        (!varying && dense).then_some(Heads { source, offset, strides })
+    }
+}
+
+fn is_varying(atom: &Atom) -> bool {
+    matches!(atom, Atom::Var(_) | Atom::Value(_))
+}

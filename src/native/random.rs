@@ -1,0 +1,90 @@
+//! Random well-typed graphs with inputs and error bounds, for tests that compare
+//! compiled kernels with the interpreter.
+//!
+//! A graph grows step by step; each step picks an operation that fits what is
+//! there. Beside its type, every value carries an interval in which it lies and
+//! a bound of what rounding can do to it. Where a result may not depend on
+//! rounding (a comparison, a floor, a position), only values that are computed
+//! exactly are taken.
+//!
+//! Invariant: the same seed and number of steps give the same graph and inputs,
+//! on every machine; and correct code stays within the bounds.
+
+mod arithmetic;
+mod builder;
+mod data;
+mod judge;
+mod logic;
+mod movement;
+mod product;
+mod reduce;
+mod rng;
+mod table;
+
+use std::fmt;
+
+use kiln_proto::graph::{Dim, Graph, InputKind, TensorType, ValueId};
+
+use crate::interp::Tensor;
+pub use judge::Bound;
+
+/// A graph, calls of it, and what its outputs may differ by.
+#[derive(Debug, Clone)]
+pub struct Random {
+    /// What made it.
+    pub seed: u64,
+    /// As the exporter would write it.
+    pub graph: Graph,
+    /// Inputs by position, for one or more sizes of its symbols.
+    pub cases: Vec<Vec<Tensor<'static>>>,
+    /// For each output.
+    pub bounds: Vec<Bound>,
+}
+
+impl Random {
+    /// The graph of that seed with about as many operations as `steps`.
+    pub fn new(seed: u64, steps: usize) -> Self {
+        let mut builder = builder::Builder::new(seed);
+        for _ in 0..steps.max(1) {
+            builder.step();
+        }
+        builder.finish(seed)
+    }
+}
+
+/// One line for each input and node, to read.
+impl fmt::Display for Random {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ty = |id: ValueId| {
+            let TensorType { dtype, shape, strides, .. } = &self.graph.value(id).ty;
+            let text = |dims: &[Dim]| {
+                let each = dims.iter().map(|dim| match dim {
+                    Dim::Static(size) => size.to_string(),
+                    Dim::Symbolic(formula) => formula.clone(),
+                });
+                each.collect::<Vec<_>>().join(", ")
+            };
+            format!("v{}: {dtype}[{}] strides [{}]", id.0, text(shape), text(strides))
+        };
+        writeln!(f, "seed {}, symbols {:?}", self.seed, self.graph.symbols)?;
+        for input in &self.graph.inputs {
+            let kind = match input.kind {
+                InputKind::Constant(_) => "constant",
+                _ => "input",
+            };
+            writeln!(f, "{kind} {}", ty(input.value))?;
+        }
+        for node in &self.graph.nodes {
+            let outputs: Vec<String> = node.outputs.iter().map(|id| ty(*id)).collect();
+            writeln!(f, "{} = {} {:?}", outputs.join("; "), node.op, node.args)?;
+        }
+        for (output, bound) in self.graph.outputs.iter().zip(&self.bounds) {
+            writeln!(f, "output v{} {bound:?}", output.0)?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;
