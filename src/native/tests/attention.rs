@@ -450,6 +450,46 @@ fn decoding_shares_keys_among_heads() {
 }
 
 #[test]
+fn hopper_walks_its_tiles_in_pairs() {
+    // Blocks that take turns, or more than there are tiles.
+    let forced = |case: Case, keys: u64, turns: bool, blocks: u64| {
+        let hopper = Target { arch_specific: true, ..Target::cubin(90) };
+        let large = Problem {
+            batch: Bounds::known(64),
+            ..Case { sizes: [1, 4, 4, 512, 512, 64, 64], ..BASE }.problem()
+        };
+        let mut variant = Variant::from((choose(&large, hopper), case.sizes));
+        variant.call = format!("kiln_attention_wgmma<PROBLEM, {keys}, 2, {turns}>");
+        variant.blocks = blocks;
+        (case, variant)
+    };
+    let sizes = |sizes| Case { sizes, ..BASE };
+    check(&[
+        forced(Case { causal: true, ..sizes([1, 2, 1, 300, 300, 64, 64]) }, 128, false, 2),
+        forced(Case { causal: true, ..sizes([1, 1, 1, 200, 200, 64, 128]) }, 64, true, 2),
+        forced(Case { layout: Layout::Split, ..sizes([2, 1, 1, 70, 290, 128, 64]) }, 128, true, 1),
+        forced(
+            Case { mask: Mask::Float, dtype: DType::F16, ..sizes([1, 2, 2, 40, 150, 64, 64]) },
+            128,
+            false,
+            1,
+        ),
+        forced(
+            Case {
+                mask: Mask::Bool,
+                causal: true,
+                scale: -0.2,
+                ..sizes([1, 1, 1, 150, 30, 64, 64])
+            },
+            64,
+            false,
+            1,
+        ),
+        forced(sizes([1, 2, 1, 3, 0, 64, 64]), 128, false, 2),
+    ]);
+}
+
+#[test]
 fn choices_compute_what_they_are_chosen_for() {
     let sizes = |dtype, sizes| chosen(Case { dtype, sizes, causal: true, ..BASE });
     check(&[
