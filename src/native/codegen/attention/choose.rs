@@ -267,11 +267,8 @@ fn tiled(problem: &Problem) -> Choice {
 }
 
 fn cores(problem: &Problem) -> Choice {
-    let width: u64 = match problem.e {
-        0..=32 => 32,
-        33..=64 => 64,
-        _ => 128,
-    };
+    // Each thread writes whole vectors: 16 of them make a row.
+    let width: u64 = if problem.dtype == DType::F32 && problem.e <= 64 { 64 } else { 128 };
     let enough = problem.typical_rows().div_ceil(64) * problem.all_heads() >= ENOUGH;
     let rows: u64 = if enough { 64 } else { 32 };
     Choice {
