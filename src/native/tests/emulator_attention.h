@@ -148,6 +148,7 @@ static void kiln_att_group_begin() {}
 static void kiln_att_group_end() { emulator::products[emulator::current].emplace_back(); }
 template <int N> static void kiln_att_group_wait() {
   auto& groups = emulator::products[emulator::current];
+  for (int i = 0; i < 4; ++i) emulator::yield();  // The copying warps may go on if they are let.
   while (groups.size() > N + 1) {
     for (const auto& product : groups.front()) product();
     groups.pop_front();
