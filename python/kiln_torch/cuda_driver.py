@@ -8,45 +8,77 @@ from __future__ import annotations
 
 import ctypes
 from functools import lru_cache
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 _LIBRARY = "libcuda.so.1"
 _MAX_DYNAMIC_SHARED = 8
 # More than this a kernel gets only if it is asked for by attribute.
 _PLAIN_SHARED = 48 << 10
+MAP_BYTES = 128
+# CUtensorMapDataType, CUtensorMapSwizzle, CUtensorMapL2promotion.
+_MAP_TYPES = {"u8": 0, "bool": 0, "i32": 3, "i64": 5, "f16": 6, "f32": 7, "f64": 8, "bf16": 9}
+_SWIZZLES = {0: 0, 32: 1, 64: 2, 128: 3}
+_PROMOTE_256 = 3
 
 
 class CudaError(RuntimeError):
     """The driver refused, or is not there."""
 
 
+class LaunchConfig(ctypes.Structure):
+    """``CUlaunchConfig``."""
+
+    _fields_ = (
+        ("grid", ctypes.c_uint * 3),
+        ("block", ctypes.c_uint * 3),
+        ("shared_bytes", ctypes.c_uint),
+        ("stream", ctypes.c_void_p),
+        ("attributes", ctypes.c_void_p),
+        ("attribute_count", ctypes.c_uint),
+    )
+
+
 @lru_cache(maxsize=1)
-def _driver() -> ctypes.CDLL:
+def driver() -> ctypes.CDLL:
+    """Open the driver, or say that there is none."""
     try:
-        driver = ctypes.CDLL(_LIBRARY)
+        library = ctypes.CDLL(_LIBRARY)
     except OSError as error:
         raise CudaError(f"no CUDA driver on this machine: {error}") from error
-    pointer, unsigned = ctypes.c_void_p, ctypes.c_uint
+    pointer, integer = ctypes.c_void_p, ctypes.c_int
     arguments = {
-        "cuModuleLoadData": [ctypes.POINTER(pointer), ctypes.c_char_p],
+        "cuModuleLoadData": [pointer, ctypes.c_char_p],
         "cuModuleUnload": [pointer],
-        "cuModuleGetFunction": [ctypes.POINTER(pointer), pointer, ctypes.c_char_p],
-        "cuFuncSetAttribute": [pointer, ctypes.c_int, ctypes.c_int],
-        "cuLaunchKernel": [pointer, *[unsigned] * 7, pointer, ctypes.POINTER(pointer), pointer],
-        "cuCtxGetCurrent": [ctypes.POINTER(pointer)],
+        "cuModuleGetFunction": [pointer, pointer, ctypes.c_char_p],
+        "cuFuncSetAttribute": [pointer, integer, integer],
+        # The configuration, the function, its arguments, and extra options.
+        "cuLaunchKernelEx": [pointer] * 4,
+        "cuTensorMapEncodeTiled": [
+            *(pointer, integer, ctypes.c_uint, pointer, pointer, pointer, pointer, pointer),
+            *[integer] * 4,
+        ],
+        "cuCtxGetCurrent": [pointer],
         "cuCtxSetCurrent": [pointer],
-        "cuDevicePrimaryCtxRetain": [ctypes.POINTER(pointer), ctypes.c_int],
-        "cuGetErrorString": [ctypes.c_int, ctypes.POINTER(ctypes.c_char_p)],
+        "cuDevicePrimaryCtxRetain": [pointer, integer],
+        "cuGetErrorString": [integer, ctypes.POINTER(ctypes.c_char_p)],
     }
     for name, types in arguments.items():
-        function = getattr(driver, name)
+        try:
+            function = getattr(library, name)
+        except AttributeError as error:
+            raise CudaError(f"the CUDA driver is too old: it has no {name}") from error
         function.argtypes, function.restype = types, ctypes.c_int
-    return driver
+    return library
 
 
-def _check(status: int, doing: str) -> None:
+def check(status: int, doing: str) -> None:
+    """Raise if the driver failed."""
     if status:
         text = ctypes.c_char_p()
-        _driver().cuGetErrorString(status, ctypes.byref(text))
+        driver().cuGetErrorString(status, ctypes.byref(text))
         said = (text.value or b"unknown error").decode()
         raise CudaError(f"CUDA failed ({doing}): {said} ({status})")
 
@@ -57,11 +89,11 @@ def ensure_context(device: int) -> None:
     The CUDA runtime does so in each thread at its first call, which may come later.
     """
     context = ctypes.c_void_p()
-    _check(_driver().cuCtxGetCurrent(ctypes.byref(context)), "ask for the context")
+    check(driver().cuCtxGetCurrent(ctypes.byref(context)), "ask for the context")
     if not context:
-        retained = _driver().cuDevicePrimaryCtxRetain(ctypes.byref(context), device)
-        _check(retained, "get the device's context")
-        _check(_driver().cuCtxSetCurrent(context), "use the device's context")
+        retained = driver().cuDevicePrimaryCtxRetain(ctypes.byref(context), device)
+        check(retained, "get the device's context")
+        check(driver().cuCtxSetCurrent(context), "use the device's context")
 
 
 class Module:
@@ -70,38 +102,47 @@ class Module:
     def __init__(self, cubin: bytes) -> None:
         """Load it."""
         self._handle = ctypes.c_void_p()
-        loaded = _driver().cuModuleLoadData(ctypes.byref(self._handle), cubin)
-        _check(loaded, "load the module")
+        loaded = driver().cuModuleLoadData(ctypes.byref(self._handle), cubin)
+        check(loaded, "load the module")
 
-    def function(self, name: str, shared_bytes: int) -> Function:
-        """Return the kernel ``name``, ready for that much dynamic shared memory."""
+    def function(self, name: str, shared_bytes: int) -> int:
+        """Return the handle of kernel ``name``, ready for that much dynamic shared memory."""
         handle = ctypes.c_void_p()
-        found = _driver().cuModuleGetFunction(ctypes.byref(handle), self._handle, name.encode())
-        _check(found, f"find kernel {name}")
+        found = driver().cuModuleGetFunction(ctypes.byref(handle), self._handle, name.encode())
+        check(found, f"find kernel {name}")
         if shared_bytes > _PLAIN_SHARED:
-            asked = _driver().cuFuncSetAttribute(handle, _MAX_DYNAMIC_SHARED, shared_bytes)
-            _check(asked, f"get {shared_bytes} bytes of shared memory for {name}")
-        return Function(name, handle)
+            asked = driver().cuFuncSetAttribute(handle, _MAX_DYNAMIC_SHARED, shared_bytes)
+            check(asked, f"get {shared_bytes} bytes of shared memory for {name}")
+        return handle.value or 0
 
 
-class Function:
-    """One kernel."""
-
-    def __init__(self, name: str, handle: ctypes.c_void_p) -> None:
-        """Take over a handle."""
-        self._name = name
-        self._handle = handle
-
-    def launch(
-        self,
-        grid: tuple[int, int, int],
-        block: tuple[int, int, int],
-        shared_bytes: int,
-        stream: int,
-        arguments: ctypes.Array[ctypes.c_void_p],
-    ) -> None:
-        """Launch on ``stream``; the arguments' values are taken before this returns."""
-        status = _driver().cuLaunchKernel(
-            self._handle, *grid, *block, shared_bytes, stream, arguments, None
-        )
-        _check(status, f"launch {self._name}")
+def encode_map(  # noqa: PLR0913
+    into: int,
+    start: int,
+    dtype: str,
+    sizes: Sequence[int],
+    strides: Sequence[int],
+    tile: Sequence[int],
+    swizzle: int,
+) -> None:
+    """Write the descriptor of a tensor at ``start`` to address ``into``; ``strides`` in bytes."""
+    if dtype not in _MAP_TYPES or swizzle not in _SWIZZLES:
+        raise CudaError(f"no tensor map has elements of {dtype} and a swizzle of {swizzle}")
+    if start % 16 or any(stride % 16 for stride in strides):
+        raise CudaError("a tensor map whose rows start at no multiple of 16 bytes")
+    rank = len(sizes)
+    longs, words = ctypes.c_uint64 * rank, ctypes.c_uint32 * rank
+    steps = words(*[1] * rank)
+    # Strides: one fewer than sizes.
+    status = driver().cuTensorMapEncodeTiled(
+        into,
+        _MAP_TYPES[dtype],
+        rank,
+        start,
+        longs(*sizes),
+        longs(*strides),
+        words(*tile),
+        steps,
+        *(0, _SWIZZLES[swizzle], _PROMOTE_256, 0),
+    )
+    check(status, "encode a tensor map")

@@ -14,7 +14,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import kiln_torch  # noqa: E402
-from kiln_torch import cuda_driver, plan  # noqa: E402
+from kiln_torch import cuda_driver, plan, sizes  # noqa: E402
 from kiln_torch.sizes import BrokenArtifact  # noqa: E402
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def test_broken_artifacts_are_refused(tmp_path: Path) -> None:
 def test_wrong_inputs_are_named_before_anything_is_launched(tmp_path: Path) -> None:
     native = kiln_torch.load(artifact(tmp_path))
     weight, x = torch.zeros(2, 4), torch.zeros(1, 4)
-    with pytest.raises(TypeError, match=r"1 inputs, not 2: in0 \(parameter f32 \[2, 4\]\), in2"):
+    with pytest.raises(TypeError, match=r"1 inputs, not 2: in0 \(parameter\) f32 \[2, 4\], in2"):
         native(weight)
     with pytest.raises(ValueError, match=r"in0 \(parameter\) has elements of torch.float64"):
         native(weight.double(), x)
@@ -102,6 +102,132 @@ def test_wrong_inputs_are_named_before_anything_is_launched(tmp_path: Path) -> N
         native.bind(weight)(x)  # type: ignore[attr-defined]
     with pytest.raises(ValueError, match="no tensor but a list"):
         native([], x)
+
+
+def symbolic() -> dict[str, Any]:
+    """Return a plan with one symbol: ``in0`` is ``[2*s0 + 1, 4]``, ``in1`` is ``[s0]``."""
+    s0 = {"symbol": 0}
+    kernel = {
+        "name": "k0",
+        "kind": "map",
+        "grid": [{"div": [s0, 2]}, 1, 1],
+        "block": [32, 1, 1],
+        "shared_bytes": 0,
+        "args": [
+            {"memory": {"input": 1}},
+            {"size": {"max": [s0, 2]}},
+            {"memory": {"workspace": {"mul": [256, s0]}}},
+            {
+                "map": {
+                    "memory": {"output": 0},
+                    "offset": 8,
+                    "dtype": "bf16",
+                    "sizes": [64, s0],
+                    "strides": [64],
+                    "tile": [64, 8],
+                    "swizzle": 128,
+                }
+            },
+        ],
+        "computes": [],
+    }
+    grown = {"add": [{"mul": [2, s0]}, 1]}
+    return told(
+        symbols=[{"min": 1, "max": 8, "input": 0, "dim": 0, "scale": 2, "offset": 1}],
+        inputs=[
+            tensor("in0", "user", [grown, 4], [4, 1]),
+            tensor("in1", "user", [s0], [1]),
+        ],
+        outputs=[tensor("out0", "output", [s0, 4], [4, 1])],
+        workspace_bytes={"mul": [512, s0]},
+        kernels=[kernel],
+    )
+
+
+def read(whole: dict[str, Any]) -> plan.Plan:
+    return plan.read(json.dumps(whole).encode())
+
+
+def test_a_call_has_the_sizes_of_its_inputs() -> None:
+    call = plan.call(read(symbolic()), [(11, 4), (5,)])
+    assert call.workspace_bytes == 5 * 512
+    assert [each.shape for each in call.outputs] == [(5, 4)]
+    (launch,) = call.launches
+    assert launch.grid == (2, 1, 1)
+    pointer, size, scratch, tile = launch.values
+    assert pointer == plan.Pointer("input", 1, 0)
+    assert size == 5
+    assert scratch == plan.Pointer("workspace", 0, 5 * 256)
+    assert tile == plan.Tile(
+        plan.Pointer("output", 0, 16), "bf16", (64, 5), (128,), (64, 8), 128
+    )
+    assert plan.call(read(symbolic()), [(3, 4), (1,)]).launches == (), "no blocks, no launch"
+
+
+def test_shapes_that_the_plan_does_not_admit_are_named() -> None:
+    def refused(*shapes: tuple[int, ...]) -> str:
+        with pytest.raises(ValueError, match="in") as raised:
+            plan.call(read(symbolic()), shapes)
+        return str(raised.value)
+
+    assert "dimension 0 is 2*s0 + 1 for no whole s0" in refused((10, 4), (5,))
+    assert "makes s0 9: compiled for 1 to 8" in refused((19, 4), (9,))
+    assert "makes s0 0" in refused((1, 4), (0,))
+    assert "in0 (user) has shape [11], not [2*s0 + 1, 4]" in refused((11,), (5,))
+    assert "in0 (user) has shape [11, 3], not [11, 4]" in refused((11, 3), (5,))
+    disagree = refused((11, 4), (6,))
+    assert "in1 (user) has shape [6], not [5]: s0 is 5 by dimension 0 of in0" in disagree
+
+
+def test_sizes_round_down_and_broken_ones_are_refused() -> None:
+    for a in range(-7, 8):
+        for b in (-3, -1, 1, 2, 3):
+            assert sizes.value(sizes.read({"div": [a, b]}), ()) == a // b
+            assert sizes.value(sizes.read({"mod": [a, b]}), ()) == a % b
+    shown = sizes.read({"mul": [{"add": [{"symbol": 0}, 1]}, {"min": [{"symbol": 1}, 4]}]})
+    assert sizes.shown(shown) == "(s0 + 1)*min(s1, 4)"
+    assert sizes.value(shown, (2, 9)) == 12
+    for broken in (True, 1.5, "3", {}, {"add": []}, {"div": [1]}, {"pow": [2, 2]}, {"symbol": -1}):
+        with pytest.raises(BrokenArtifact):
+            sizes.read(broken)
+    for impossible in ({"div": [1, 0]}, {"symbol": 1}):
+        with pytest.raises(BrokenArtifact):
+            sizes.value(sizes.read(impossible), (1,))
+
+
+def test_inputs_are_bound_by_the_programs_names(tmp_path: Path) -> None:
+    def name(name: str, kind: str, target: str | None = None) -> dict[str, Any]:
+        return {"name": name, "kind": kind, "target": target}
+
+    inputs = [name("p_w", "parameter", "fc.w"), name("c", "constant", "one"), name("x", "user")]
+    signature = {"version": 1, "inputs": inputs, "outputs": ["add"]}
+    folder = artifact(tmp_path)
+    weight, x = torch.zeros(2, 4), torch.zeros(1, 4)
+    plain = kiln_torch.load(folder)
+    with pytest.raises(KeyError, match="signature.json"):
+        plain.bind({"fc.w": weight})  # type: ignore[attr-defined]
+    folder.joinpath("signature.json").write_text(json.dumps(signature))
+    for state in ({"fc.w": weight}, {"p_w": weight, "other": x}):
+        with pytest.raises(ValueError, match="p_w .parameter. is on cpu, not on a GPU"):
+            kiln_torch.load(folder, params=state)(x)
+    with pytest.raises(TypeError, match=r"0 inputs, not 1: x \(user\) f32 \[1, 4\]"):
+        kiln_torch.load(folder, params={"fc.w": weight})()
+    with pytest.raises(KeyError, match="no tensor for fc.w"):
+        kiln_torch.load(folder, params={"w": weight})
+    with pytest.raises(TypeError, match="not int"):
+        kiln_torch.load(folder, params=3)
+
+    class Model(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = torch.nn.Module()
+            self.fc.w = torch.nn.Parameter(weight)
+
+    with pytest.raises(ValueError, match="p_w .parameter. is on cpu, not on a GPU"):
+        kiln_torch.load(folder, params=Model())(x)
+    folder.joinpath("signature.json").write_text("{}")
+    with pytest.raises(BrokenArtifact, match="signature.json"):
+        kiln_torch.load(folder)
 
 
 def test_machine_code_runs_on_its_architecture() -> None:

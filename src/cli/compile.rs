@@ -1,10 +1,12 @@
 //! `kiln compile`: compile a file, or get what was compiled before.
 
 use std::{
+    fs,
     path::{Path, PathBuf},
     time::Duration,
 };
 
+use anyhow::Context;
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle as Template};
 use kiln_proto::{ArtifactKey, FailureKind, convert, pb};
@@ -19,6 +21,8 @@ use super::{
     view::CompileView,
 };
 
+/// What only graphs' artifacts have.
+const PLAN: &str = "plan.json";
 /// The node's own time-out answers first; this is for a node that says nothing.
 const GRACE: Duration = Duration::from_secs(10);
 
@@ -152,9 +156,24 @@ impl Compile {
                 }
             };
             let folder = fetch::write_files(&folder, &fetched.manifest, &fetched.pack)?;
+            if fetched.manifest.files.iter().any(|file| file.path == PLAN) {
+                self.write_signature(&folder)?;
+            }
             view.directory = Some(folder.display().to_string());
         }
         Ok(view)
+    }
+
+    /// What the program calls its inputs, beside the artifact's files: the
+    /// artifact serves every program of its key, so it has no names.
+    fn write_signature(&self, folder: &Path) -> Result<(), CliError> {
+        let archive = fs::read(&self.file)
+            .with_context(|| format!("read {} for its names", self.file.display()))?;
+        let signature = kiln_native::signature(&archive)
+            .map_err(|failure| CliError::failed(failure.kind, failure.message))?;
+        let mut text = serde_json::to_vec_pretty(&signature).map_err(anyhow::Error::from)?;
+        text.push(b'\n');
+        fetch::write_file(folder, &folder.join(kiln_native::SIGNATURE_FILE), &text)
     }
 }
 

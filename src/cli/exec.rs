@@ -1,4 +1,4 @@
-//! `kiln exec`: run a compiled graph on this machine's GPU.
+//! `kiln exec`: run a compiled graph on this machine.
 
 use std::path::PathBuf;
 
@@ -6,13 +6,20 @@ use clap::Args;
 
 use super::{CliError, output};
 
-/// Run a compiled graph on this machine's GPU, without Python.
+const EXAMPLES: &str = "\
+Examples:
+  kiln exec out --inputs in.safetensors -o result.safetensors
+  kiln exec out --inputs in.safetensors -o result.safetensors --repeat 200 --json";
+
+/// Run a compiled graph on this machine, without Python.
 ///
 /// DIR is what `kiln compile GRAPH.pt2 -o DIR` or `kiln get` wrote. The inputs
-/// are a safetensors file with in0, in1, … in the order of the exported program:
-/// its parameters, its buffers, then its arguments. The outputs become out0, ….
+/// are a safetensors file, by the names that the graph or the module has for
+/// them (x, fc.weight), or by position: in0, in1, … in the order of the exported
+/// program: its parameters, its buffers, then its arguments. The outputs become
+/// out0, out1, ….
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  kiln exec out --inputs in.safetensors -o result.safetensors")]
+#[command(after_help = EXAMPLES)]
 pub(crate) struct Exec {
     /// Folder of the artifact.
     dir: PathBuf,
@@ -22,18 +29,31 @@ pub(crate) struct Exec {
     /// Where the outputs go.
     #[arg(short, long, value_name = "FILE")]
     output: PathBuf,
-    /// Print the kernels' times as JSON.
+    /// Which GPU.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    device: usize,
+    /// Time this many more runs, launched kernel by kernel and as a CUDA graph,
+    /// and each kernel on its own; 0 times none.
+    #[arg(long, value_name = "N", default_value_t = 20)]
+    repeat: usize,
+    /// Print the times as JSON.
     #[arg(long)]
     pub(super) json: bool,
 }
 
 impl Exec {
     pub(crate) fn run(self) -> Result<(), CliError> {
-        let report = kiln::exec::exec_main(&self.dir, &self.inputs, &self.output)
-            .map_err(anyhow::Error::from)?;
+        let exec = kiln::exec::Exec {
+            dir: self.dir,
+            inputs: self.inputs,
+            output: self.output,
+            device: self.device,
+            repeat: self.repeat,
+        };
+        let report = kiln::exec::exec_main(&exec).map_err(anyhow::Error::from)?;
         match self.json {
             true => output::json(&report),
-            false => output::line(report.to_string().trim_end()),
+            false => output::line(report),
         }
     }
 }

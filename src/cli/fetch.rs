@@ -99,30 +99,44 @@ fn corrupt(why: impl ToString) -> CliError {
     CliError::failed(FailureKind::Corrupt, why.to_string())
 }
 
+/// The files of an artifact, each checked as it comes.
+pub(crate) fn checked_files<'a>(
+    manifest: &'a Manifest,
+    pack: &'a [u8],
+) -> impl Iterator<Item = Result<(&'a str, &'a [u8]), CliError>> {
+    manifest.files.iter().map(|file| {
+        let range = file.offset as usize..(file.offset + file.size) as usize;
+        let bytes = pack.get(range).filter(|bytes| Digest::of(bytes) == file.digest);
+        let bytes =
+            bytes.ok_or_else(|| corrupt(format!("{} is not what was signed", file.path)))?;
+        Ok((file.path.as_str(), bytes))
+    })
+}
+
 /// Writes the files below `folder`, each complete or not at all.
 pub(crate) fn write_files(
     folder: &Path,
     manifest: &Manifest,
     pack: &[u8],
 ) -> Result<PathBuf, CliError> {
-    let mut checked = Vec::with_capacity(manifest.files.len());
-    for file in &manifest.files {
-        let range = file.offset as usize..(file.offset + file.size) as usize;
-        let bytes = pack.get(range).filter(|bytes| Digest::of(bytes) == file.digest);
-        let bytes =
-            bytes.ok_or_else(|| corrupt(format!("{} is not what was signed", file.path)))?;
-        checked.push((folder.join(&file.path), bytes));
-    }
+    // All are checked before one is written.
+    let checked: Vec<_> = checked_files(manifest, pack).collect::<Result<_, _>>()?;
     for (path, bytes) in checked {
+        let path = folder.join(path);
         let parent = path.parent().unwrap_or(folder);
         fs::create_dir_all(parent).with_context(|| format!("create {}", parent.display()))?;
-        let mut temp = tempfile::NamedTempFile::new_in(parent)
-            .with_context(|| format!("write into {}", parent.display()))?;
-        temp.write_all(bytes).with_context(|| format!("write {}", path.display()))?;
-        let file = temp.persist(&path).with_context(|| format!("write {}", path.display()))?;
-        readable_by_all(&file)?;
+        write_file(parent, &path, bytes)?;
     }
     Ok(folder.to_path_buf())
+}
+
+/// Writes one file in `parent`, complete or not at all.
+pub(crate) fn write_file(parent: &Path, path: &Path, bytes: &[u8]) -> Result<(), CliError> {
+    let mut temp = tempfile::NamedTempFile::new_in(parent)
+        .with_context(|| format!("write into {}", parent.display()))?;
+    temp.write_all(bytes).with_context(|| format!("write {}", path.display()))?;
+    let file = temp.persist(path).with_context(|| format!("write {}", path.display()))?;
+    readable_by_all(&file)
 }
 
 /// A temporary file is private; what is left in a build folder is not.

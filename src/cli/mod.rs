@@ -13,6 +13,7 @@ mod exec;
 mod fetch;
 mod get;
 mod includes;
+mod inspect;
 mod keys;
 mod ls;
 mod output;
@@ -55,6 +56,7 @@ enum Command {
     Status(status::Status),
     Cluster(cluster::ClusterArgs),
     Exec(exec::Exec),
+    Inspect(inspect::Inspect),
     Run(Box<run::Run>),
 }
 
@@ -115,6 +117,7 @@ impl Command {
             Self::Status(command) => client(command.run()),
             Self::Cluster(command) => client(command.run()),
             Self::Exec(command) => command.run(),
+            Self::Inspect(command) => client(command.run()),
             // Its exit code is its command's.
             Self::Run(command) => return command.run(),
         };
@@ -134,6 +137,7 @@ impl Command {
             Self::Status(command) => command.client.json,
             Self::Cluster(command) => command.client.json,
             Self::Exec(command) => command.json,
+            Self::Inspect(command) => command.client.json,
             // stdout is its command's: its own errors go to stderr as text.
             Self::Run(_) => false,
         }

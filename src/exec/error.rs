@@ -12,19 +12,38 @@ pub enum ExecError {
     #[error("no CUDA driver on this machine: libcuda.so.1 cannot be loaded")]
     NoDriver,
     /// Run it where there is a GPU.
-    #[error("the CUDA driver finds no device: {0}")]
-    NoDevice(DriverError),
+    #[error("the CUDA driver finds no device {device}: {error}")]
+    NoDevice {
+        /// Which was asked for.
+        device: usize,
+        /// What the driver says.
+        error: DriverError,
+    },
     /// Compile for this device.
     #[error(
-        "the artifact is for {target}; device 0 ({device}) is sm_{compute}: compile with --target sm_{compute}"
+        "the artifact is for {target}; device {ordinal} ({device}) is sm_{compute}: compile with --target sm_{compute}"
     )]
     WrongDevice {
         /// What it was compiled for.
         target: String,
+        /// Which device.
+        ordinal: usize,
         /// The device's name.
         device: String,
         /// Its compute capability, times ten.
         compute: u32,
+    },
+    /// Run it where there is more memory, or with smaller inputs.
+    #[error("the device has no {bytes} bytes for {what}: {free} of {total} are free")]
+    OutOfMemory {
+        /// What they are for.
+        what: String,
+        /// How many were asked for.
+        bytes: u64,
+        /// How many are left.
+        free: u64,
+        /// How many the device has.
+        total: u64,
     },
     /// Fetch the artifact again: `kiln get KEY -o DIR`.
     #[error("{path}: {why}")]

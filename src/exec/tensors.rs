@@ -1,192 +1,282 @@
-//! Tensors between safetensors files and the layout that a plan asks for.
+//! Tensors on the host, and safetensors files of them.
 //!
-//! Invariant: what reaches the device has exactly the type, shape and bytes of
-//! the plan.
+//! Invariant: a tensor here has as many bytes as its type and shape say, dense
+//! and in row-major order.
 
 use std::{borrow::Cow, collections::HashMap, path::Path};
 
+use kiln_native::{
+    Signature,
+    plan::{CONSTANT, Layout, Plan, Tensor as Wanted, shown},
+};
 use kiln_proto::graph::DType;
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 
 use super::ExecError;
-use kiln_native::plan::{CONSTANT, Layout, Plan, shown};
 
-/// An input as it was given.
-pub(super) struct Given<'a> {
-    /// Its sizes; of a baked constant: none.
-    pub(super) shape: Vec<usize>,
-    /// Its elements, in row-major order.
-    pub(super) bytes: &'a [u8],
+/// Elements on the host, dense, in row-major order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tensor<'a> {
+    /// Of the elements.
+    pub dtype: DType,
+    /// Sizes.
+    pub shape: Vec<usize>,
+    /// The elements, little-endian.
+    pub bytes: Cow<'a, [u8]>,
 }
 
-/// Inputs of `plan` from the safetensors in `tensors`, in order; baked constants are empty.
-pub(super) fn read<'a>(
-    tensors: &SafeTensors<'a>,
-    plan: &Plan,
-) -> Result<Vec<Given<'a>>, ExecError> {
-    let unknown = tensors
-        .names()
-        .into_iter()
-        .find(|name| !plan.inputs.iter().any(|input| input.name == **name));
-    if let Some(name) = unknown {
-        return Err(ExecError::Inputs(format!("there is no input {name:?}: {}", wanted(plan))));
+impl<'a> Tensor<'a> {
+    /// A tensor of these bytes; an error where there are too few or too many.
+    pub fn new(
+        dtype: DType,
+        shape: &[usize],
+        bytes: impl Into<Cow<'a, [u8]>>,
+    ) -> Result<Self, ExecError> {
+        let bytes = bytes.into();
+        let elements = shape.iter().try_fold(1usize, |all, size| all.checked_mul(*size));
+        let wanted = elements.and_then(|count| count.checked_mul(dtype.bytes() as usize));
+        if wanted != Some(bytes.len()) {
+            let got = bytes.len();
+            return Err(ExecError::Inputs(format!("{dtype} {shape:?} of {got} bytes")));
+        }
+        Ok(Self { dtype, shape: shape.to_vec(), bytes })
     }
-    plan.inputs
-        .iter()
-        .map(|input| {
-            if input.kind == CONSTANT {
-                return Ok(Given { shape: Vec::new(), bytes: &[] });
+
+    /// What is given for a constant: nothing, as it is in the module already.
+    pub fn nothing() -> Self {
+        Self { dtype: DType::U8, shape: vec![0], bytes: Cow::Borrowed(&[]) }
+    }
+
+    /// Its bytes with the strides of `layout`, and what lies between them 0.
+    pub(super) fn laid_out(&self, layout: &Layout) -> Cow<'_, [u8]> {
+        let width = self.dtype.bytes() as usize;
+        let mut dense = 1;
+        let in_order = layout.shape.iter().zip(&layout.strides).rev().all(|(size, stride)| {
+            let fits = *size <= 1 || *stride == dense;
+            dense *= size;
+            fits
+        });
+        if in_order || layout.bytes == 0 {
+            return Cow::Borrowed(&*self.bytes);
+        }
+        let mut out = vec![0; layout.bytes as usize];
+        let mut at = vec![0usize; layout.shape.len()];
+        for element in self.bytes.chunks_exact(width) {
+            let offset: usize = at.iter().zip(&layout.strides).map(|(i, stride)| i * stride).sum();
+            out[offset * width..][..width].copy_from_slice(element);
+            for (i, size) in at.iter_mut().zip(&layout.shape).rev() {
+                *i += 1;
+                if *i < *size {
+                    break;
+                }
+                *i = 0;
             }
-            let given = tensors.tensor(&input.name).map_err(|_| {
-                ExecError::Inputs(format!("input {:?} is missing: {}", input.name, wanted(plan)))
-            })?;
-            if dtype(input.dtype) != Some(given.dtype()) {
-                return Err(ExecError::Inputs(format!(
-                    "input {:?} is {} {}, not {:?} {:?}",
-                    input.name,
-                    input.dtype,
-                    shown(&input.shape),
-                    given.dtype(),
-                    given.shape()
-                )));
+        }
+        Cow::Owned(out)
+    }
+
+    /// The other way: dense, from bytes with the strides of `layout`.
+    pub(super) fn gathered(dtype: DType, layout: &Layout, bytes: Vec<u8>) -> Tensor<'static> {
+        let shape = layout.shape.clone();
+        let width = dtype.bytes() as usize;
+        let count: usize = shape.iter().product();
+        let mut dense = 1;
+        let in_order = shape.iter().zip(&layout.strides).rev().all(|(size, stride)| {
+            let fits = *size <= 1 || *stride == dense;
+            dense *= size;
+            fits
+        });
+        if in_order || count == 0 {
+            return Tensor { dtype, shape, bytes: Cow::Owned(bytes) };
+        }
+        let mut out = Vec::with_capacity(count * width);
+        let mut at = vec![0usize; shape.len()];
+        for _ in 0..count {
+            let offset: usize = at.iter().zip(&layout.strides).map(|(i, stride)| i * stride).sum();
+            out.extend_from_slice(&bytes[offset * width..][..width]);
+            for (i, size) in at.iter_mut().zip(&shape).rev() {
+                *i += 1;
+                if *i < *size {
+                    break;
+                }
+                *i = 0;
             }
-            Ok(Given { shape: given.shape().to_vec(), bytes: given.data() })
-        })
-        .collect()
+        }
+        Tensor { dtype, shape, bytes: Cow::Owned(out) }
+    }
 }
 
-/// Writes `outputs`, in the order of `plan`, with `notes` as metadata.
-pub(super) fn write(
-    path: &Path,
+/// The inputs of `plan` in the safetensors `file`, in the plan's order.
+///
+/// Each is found by its name in the graph or in the module, as `signature` has
+/// them, or by position: `in0`, `in1`, ... among the inputs that are given.
+pub fn read_inputs<'a>(
+    file: &'a [u8],
     plan: &Plan,
-    outputs: &[(Layout, Vec<u8>)],
+    signature: Option<&Signature>,
+) -> Result<Vec<Tensor<'a>>, ExecError> {
+    let file = SafeTensors::deserialize(file)
+        .map_err(|e| ExecError::Inputs(format!("the inputs are no safetensors file: {e}")))?;
+    let names = Names::new(plan, signature);
+    let keys: Vec<Option<String>> = names.keys(&file);
+    let taken = |name: &str| keys.iter().flatten().any(|key| key == name);
+    if let Some(name) = file.names().into_iter().find(|name| !taken(name)) {
+        let why = format!("there is no input {name:?}: {}", names.wanted(plan));
+        return Err(ExecError::Inputs(why));
+    }
+    let mut tensors = Vec::with_capacity(plan.inputs.len());
+    for (index, (input, key)) in plan.inputs.iter().zip(&keys).enumerate() {
+        if input.kind == CONSTANT {
+            tensors.push(Tensor::nothing());
+            continue;
+        }
+        let name = names.shown(index);
+        let Some(view) = key.as_ref().and_then(|key| file.tensor(key).ok()) else {
+            let why = format!("input {name:?} is missing: {}", names.wanted(plan));
+            return Err(ExecError::Inputs(why));
+        };
+        let Some(dtype) = from_file(view.dtype()) else {
+            let why = format!("input {name:?} is {:?}: no type of Kiln's", view.dtype());
+            return Err(ExecError::Inputs(why));
+        };
+        tensors.push(Tensor {
+            dtype,
+            shape: view.shape().to_vec(),
+            bytes: Cow::Borrowed(view.data()),
+        });
+    }
+    check_types(&tensors, plan, |index| names.shown(index))?;
+    Ok(tensors)
+}
+
+/// Whether each tensor has the plan's type and rank; `name` is for the message.
+pub(super) fn check_types(
+    tensors: &[Tensor<'_>],
+    plan: &Plan,
+    name: impl Fn(usize) -> String,
+) -> Result<(), ExecError> {
+    for (index, (tensor, wanted)) in tensors.iter().zip(&plan.inputs).enumerate() {
+        if wanted.kind == CONSTANT {
+            continue;
+        }
+        let Wanted { dtype, shape, .. } = wanted;
+        if tensor.dtype != *dtype || tensor.shape.len() != shape.len() {
+            let (name, got) = (name(index), &tensor.shape);
+            return Err(ExecError::Inputs(format!(
+                "input {name:?} is {} {got:?}, not {dtype} {}",
+                tensor.dtype,
+                shown(shape)
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// What each input may be called.
+struct Names<'a> {
+    /// Position among those that are given; of a constant: none.
+    given: Vec<Option<usize>>,
+    signature: Option<&'a Signature>,
+}
+
+impl<'a> Names<'a> {
+    fn new(plan: &Plan, signature: Option<&'a Signature>) -> Self {
+        let mut next = 0;
+        let given = plan.inputs.iter().map(|input| {
+            let position = (input.kind != CONSTANT).then_some(next);
+            next += usize::from(position.is_some());
+            position
+        });
+        // One of another program would be worse than none.
+        let signature = signature.filter(|s| s.inputs.len() == plan.inputs.len());
+        Self { given: given.collect(), signature }
+    }
+
+    /// The name in `file` of each input.
+    fn keys(&self, file: &SafeTensors<'_>) -> Vec<Option<String>> {
+        let has = |name: &str| file.tensor(name).is_ok();
+        let count = self.given.iter().flatten().count();
+        let by_position = (0..count).all(|i| has(&format!("in{i}"))) && file.len() == count;
+        let in_graph = |name: &str| {
+            self.signature.is_some_and(|s| s.inputs.iter().any(|input| input.name == name))
+        };
+        let key = |(index, given): (usize, &Option<usize>)| {
+            let position = format!("in{}", (*given)?);
+            if by_position {
+                return Some(position);
+            }
+            let named = self.signature.map(|s| &s.inputs[index]);
+            let name = named.map(|named| named.name.clone());
+            // What the graph calls something else is not the module's name.
+            let target = named.and_then(|n| n.target.clone()).filter(|target| !in_graph(target));
+            let with_constants = format!("in{index}");
+            [name, target, Some(with_constants), Some(position)].into_iter().flatten().find(|k| has(k))
+        };
+        self.given.iter().enumerate().map(key).collect()
+    }
+
+    fn shown(&self, index: usize) -> String {
+        match (self.signature, self.given[index]) {
+            (Some(signature), _) => signature.inputs[index].name.clone(),
+            (None, Some(position)) => format!("in{position}"),
+            (None, None) => format!("constant {index}"),
+        }
+    }
+
+    fn wanted(&self, plan: &Plan) -> String {
+        let inputs = plan.inputs.iter().enumerate().filter(|(_, input)| input.kind != CONSTANT);
+        let list: Vec<String> = inputs
+            .map(|(i, t)| format!("{} ({} {} {})", self.shown(i), t.kind, t.dtype, shown(&t.shape)))
+            .collect();
+        let by = match self.signature {
+            Some(_) => "by these names, or in0, in1, ...",
+            None => "in this order",
+        };
+        format!("the artifact takes {} {by}", list.join(", "))
+    }
+}
+
+/// Writes `outputs` as `out0`, `out1`, ..., with `notes` as metadata.
+pub fn write_outputs(
+    path: &Path,
+    outputs: &[Tensor<'_>],
     notes: HashMap<String, String>,
 ) -> Result<(), ExecError> {
     let artifact = |why: String| ExecError::Artifact { path: path.to_owned(), why };
     let mut views = Vec::with_capacity(outputs.len());
-    for (output, (layout, bytes)) in plan.outputs.iter().zip(outputs) {
-        let dtype = dtype(output.dtype)
-            .ok_or_else(|| artifact(format!("{} in safetensors", output.dtype)))?;
-        let view = TensorView::new(dtype, layout.shape.clone(), bytes);
-        views.push((output.name.as_str(), view.map_err(|e| artifact(e.to_string()))?));
+    for (index, Tensor { dtype, shape, bytes }) in outputs.iter().enumerate() {
+        let dtype = to_file(*dtype).ok_or_else(|| artifact(format!("{dtype} in safetensors")))?;
+        let view = TensorView::new(dtype, shape.clone(), bytes);
+        views.push((format!("out{index}"), view.map_err(|e| artifact(e.to_string()))?));
     }
     let bytes = safetensors::serialize(views, Some(notes)).map_err(|e| artifact(e.to_string()))?;
     std::fs::write(path, bytes).map_err(|error| ExecError::File { path: path.to_owned(), error })
 }
 
-fn wanted(plan: &Plan) -> String {
-    let inputs = plan.inputs.iter().filter(|input| input.kind != CONSTANT);
-    let list: Vec<String> = inputs
-        .map(|i| format!("{} ({} {} {})", i.name, i.kind, i.dtype, shown(&i.shape)))
-        .collect();
-    format!("the artifact takes {}", list.join(", "))
+const TYPES: [(DType, Dtype); 13] = [
+    (DType::F64, Dtype::F64),
+    (DType::F32, Dtype::F32),
+    (DType::F16, Dtype::F16),
+    (DType::BF16, Dtype::BF16),
+    (DType::I64, Dtype::I64),
+    (DType::I32, Dtype::I32),
+    (DType::I16, Dtype::I16),
+    (DType::I8, Dtype::I8),
+    (DType::U16, Dtype::U16),
+    (DType::U8, Dtype::U8),
+    (DType::Bool, Dtype::BOOL),
+    (DType::F8E4M3, Dtype::F8_E4M3),
+    (DType::F8E5M2, Dtype::F8_E5M2),
+];
+
+fn to_file(dtype: DType) -> Option<Dtype> {
+    TYPES.iter().find(|(ours, _)| *ours == dtype).map(|(_, file)| *file)
 }
 
-/// Row-major `bytes` of elements of `width` bytes, with the strides of `layout`.
-pub(super) fn laid_out<'a>(bytes: &'a [u8], layout: &Layout, width: usize) -> Cow<'a, [u8]> {
-    let mut dense = 1;
-    let in_order = layout.shape.iter().zip(&layout.strides).rev().all(|(size, stride)| {
-        let fits = *size <= 1 || *stride == dense;
-        dense *= size;
-        fits
-    });
-    if in_order || layout.bytes == 0 {
-        return Cow::Borrowed(bytes);
-    }
-    let mut out = vec![0; layout.bytes as usize];
-    let mut at = vec![0usize; layout.shape.len()];
-    for element in bytes.chunks_exact(width) {
-        let offset: usize = at.iter().zip(&layout.strides).map(|(i, stride)| i * stride).sum();
-        out[offset * width..][..width].copy_from_slice(element);
-        for (i, size) in at.iter_mut().zip(&layout.shape).rev() {
-            *i += 1;
-            if *i < *size {
-                break;
-            }
-            *i = 0;
-        }
-    }
-    Cow::Owned(out)
-}
-
-fn dtype(dtype: DType) -> Option<Dtype> {
-    match dtype {
-        DType::F32 => Some(Dtype::F32),
-        DType::F16 => Some(Dtype::F16),
-        DType::BF16 => Some(Dtype::BF16),
-        _ => None,
-    }
+fn from_file(dtype: Dtype) -> Option<DType> {
+    TYPES.iter().find(|(_, file)| *file == dtype).map(|(ours, _)| *ours)
 }
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
-mod tests {
-    use kiln_native::plan::{Expr, Tensor};
-
-    use super::*;
-
-    fn plan() -> Plan {
-        let tensor = |name: &str, kind: &str, strides: [i64; 2]| Tensor {
-            name: name.to_owned(),
-            kind: kind.to_owned(),
-            dtype: DType::F16,
-            shape: vec![Expr::Known(2), Expr::Known(3)],
-            strides: strides.map(Expr::Known).to_vec(),
-        };
-        Plan {
-            version: 2,
-            target: "sm_90".to_owned(),
-            symbols: Vec::new(),
-            inputs: vec![tensor("in0", "user", [3, 1]), tensor("in1", "parameter", [1, 2])],
-            outputs: vec![tensor("out0", "output", [3, 1])],
-            workspace_bytes: Expr::Known(0),
-            buffers: Vec::new(),
-            kernels: Vec::new(),
-        }
-    }
-
-    fn file(tensors: &[(&str, Dtype, &[usize])]) -> Vec<u8> {
-        let data: Vec<u8> = (0..48).collect();
-        let views = tensors.iter().map(|(name, dtype, shape)| {
-            let bytes = shape.iter().product::<usize>() * dtype.bitsize() / 8;
-            (*name, TensorView::new(*dtype, shape.to_vec(), &data[..bytes]).unwrap())
-        });
-        safetensors::serialize(views, None).unwrap()
-    }
-
-    #[test]
-    fn inputs_take_the_strides_of_the_plan() {
-        let file = file(&[("in0", Dtype::F16, &[2, 3]), ("in1", Dtype::F16, &[2, 3])]);
-        let (file, plan) = (SafeTensors::deserialize(&file).unwrap(), plan());
-        let given = read(&file, &plan).unwrap();
-        let layout = |i: usize| plan.inputs[i].layout(&[]).unwrap();
-        assert_eq!(*laid_out(given[0].bytes, &layout(0), 2), (0..12).collect::<Vec<u8>>());
-        let turned = laid_out(given[1].bytes, &layout(1), 2);
-        assert_eq!(*turned, [0, 1, 6, 7, 2, 3, 8, 9, 4, 5, 10, 11]);
-    }
-
-    #[test]
-    fn wrong_inputs_are_named() {
-        let good = ("in0", Dtype::F16, &[2, 3][..]);
-        let refused = |tensors: &[_]| {
-            let file = file(tensors);
-            let file = SafeTensors::deserialize(&file).unwrap();
-            read(&file, &plan()).err().unwrap().to_string()
-        };
-        assert!(refused(&[good]).contains("\"in1\" is missing"));
-        assert!(refused(&[good, ("x", Dtype::F16, &[1])]).contains("no input \"x\""));
-        assert!(refused(&[good, ("in1", Dtype::F32, &[2, 3])]).contains("F32"));
-    }
-
-    #[test]
-    fn outputs_read_back() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("out.safetensors");
-        let (plan, bytes) = (plan(), (0..12).collect());
-        let layout = plan.outputs[0].layout(&[]).unwrap();
-        write(&path, &plan, &[(layout, bytes)], HashMap::new()).unwrap();
-        let bytes = std::fs::read(&path).unwrap();
-        let read = SafeTensors::deserialize(&bytes).unwrap();
-        assert_eq!(read.tensor("out0").unwrap().data(), (0..12).collect::<Vec<u8>>());
-    }
-}
+mod tests;

@@ -12,11 +12,13 @@ use kiln_proto::graph::DType;
 use super::size::Size;
 
 /// Index into [`Program::values`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize,
+)]
 pub struct ValueId(pub usize);
 
 /// A whole program.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, serde::Serialize, serde::Deserialize)]
 pub struct Program {
     /// The values that each symbol may take; [`Size`]s name symbols by position.
     pub symbols: Vec<Range>,
@@ -31,7 +33,7 @@ pub struct Program {
 }
 
 /// Bounds of a symbol, both included.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Range {
     /// Least value.
     pub min: i64,
@@ -40,7 +42,7 @@ pub struct Range {
 }
 
 /// A tensor: dense and row-major, unless it is an input.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Value {
     /// Of the elements: what a reader sees was rounded to it.
     pub dtype: DType,
@@ -49,7 +51,7 @@ pub struct Value {
 }
 
 /// What the caller gives, or a constant.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
 pub struct Input {
     /// What it defines.
     pub value: ValueId,
@@ -60,7 +62,7 @@ pub struct Input {
 }
 
 /// One operation.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
 pub struct Node {
     /// What it does.
     pub op: Op,
@@ -73,20 +75,20 @@ pub struct Node {
 }
 
 /// A number in the program.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
 pub enum Number {
     /// A truth value.
     Bool(bool),
     /// A whole number.
     Int(i64),
     /// Any number.
-    Float(f64),
+    Float(#[serde(with = "float")] f64),
     /// A whole number that depends on symbols.
     Size(Size),
 }
 
 /// An operand of a map.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
 pub enum Operand {
     /// Position in [`Node::reads`]; broadcast to the result's shape, from the right.
     Read(usize),
@@ -95,7 +97,9 @@ pub enum Operand {
 }
 
 /// The arithmetic in which a map or reduction computes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize,
+)]
 pub enum Domain {
     /// `f32` on the GPU, `f64` in the interpreter. Operands are converted to it.
     Float,
@@ -107,7 +111,9 @@ pub enum Domain {
 
 /// A function of numbers, computed in a [`Domain`]. Comparisons and tests give
 /// truth values.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize,
+)]
 #[allow(missing_docs, reason = "named as in mathematics")]
 pub enum Fun {
     // One operand.
@@ -189,7 +195,9 @@ pub enum Fun {
 }
 
 /// How many numbers become one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize,
+)]
 pub enum Reduction {
     /// Of nothing: zero.
     Sum,
@@ -210,7 +218,7 @@ pub enum Reduction {
 }
 
 /// What a node does.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
 pub enum Op {
     /// Element by element. The result is rounded to its type.
     Map {
@@ -256,6 +264,7 @@ pub enum Op {
         /// Position `i` of q sees positions up to `i` of k.
         causal: bool,
         /// Factor of the products.
+        #[serde(with = "float")]
         scale: f64,
     },
     /// The same elements in row-major order under the result's shape.
@@ -330,9 +339,29 @@ pub enum Op {
     Full(Number),
 }
 
+impl Reduction {
+    /// Whether the result is a position.
+    pub fn gives_positions(self) -> bool {
+        matches!(self, Self::ArgMax | Self::ArgMin)
+    }
+}
+
 impl Program {
     /// The value behind an id.
     pub fn value(&self, id: ValueId) -> &Value {
         &self.values[id.0]
+    }
+}
+
+/// Floats as text, which knows infinities and loses no bit.
+mod float {
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    pub(super) fn serialize<S: Serializer>(float: &f64, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(&format!("{float:?}"))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<f64, D::Error> {
+        String::deserialize(from)?.parse().map_err(D::Error::custom)
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! archive -> parse -> canonical (key)
-//!                  -> infer -> lower -> fuse -> codegen -> plan
+//!                  -> decompose -> core program -> interp
+//!                                               -> lower -> loops -> schedule -> codegen -> plan
 //! ```
 //!
 //! Invariant: pure. The same archive, options and target give the same bytes,
@@ -14,22 +15,21 @@ pub mod bind;
 mod canonical;
 mod codegen;
 pub mod core;
+pub mod cubin;
 pub mod decompose;
-mod fuse;
+pub mod eager;
 mod identity;
-mod infer;
 pub mod interp;
+mod loops;
 mod lower;
-mod ops;
 mod parse;
 pub mod plan;
-mod prim;
 #[cfg(any(test, feature = "random"))]
 pub mod random;
+mod schedule;
 mod schema;
+mod signature;
 pub mod size;
-mod strided;
-mod types;
 
 use std::collections::BTreeMap;
 
@@ -37,6 +37,7 @@ use kiln_proto::{BinaryKind, Component, Failure, FailureKind, Target, graph::Gra
 
 pub use identity::{Identity, identify};
 pub use plan::Plan;
+pub use signature::{NamedInput, SIGNATURE_FILE, Signature, signature};
 
 /// What a graph becomes before NVRTC.
 #[derive(Debug, Clone)]
@@ -98,10 +99,10 @@ fn lower_graph(
     options: Options,
     target: Target,
 ) -> Result<Lowered, Failure> {
-    let typed = infer::infer(graph)?;
-    let prims = lower::lower(&typed)?;
-    let groups = fuse::fuse(&prims, options.fuse)?;
-    let code = codegen::generate(&typed, &prims, &groups, target)?;
+    let program = decompose::decompose(graph)?;
+    let mut loops = lower::lower(&program, graph)?;
+    let groups = schedule::schedule(&mut loops, options.fuse)?;
+    let code = codegen::generate(graph, &program, &mut loops, &groups, target)?;
     let (graph_component, inputs) = components(graph);
     let mut nvrtc_options = vec!["--std=c++17".to_owned()];
     if options.fast_math {

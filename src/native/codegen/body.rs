@@ -1,295 +1,515 @@
-//! The inside of a kernel: loads, expressions and stores of a group's members.
+//! Expressions to statements, several neighbours at a time.
 //!
-//! Invariant: text is emitted in the members' order, and every name that is
-//! used was declared in the same or an enclosing scope.
+//! A kernel's innermost variable is split in chunks of `lanes` elements. What is
+//! the same for all elements of a chunk is one register, what is not an array
+//! over `v`. Loads of neighbours are one wide load.
+//!
+//! Invariant: a statement stands after those that it needs, and a load is made
+//! only where its guards hold.
 
-use std::{collections::BTreeSet, fmt::Write};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use super::{
-    Params,
-    table::{element, expression, literal},
-};
 use crate::{
-    fuse::{Group, Member},
-    prim::{Compute, Operand, Prims, Source},
+    core::Domain,
+    loops::{Expr, Exprs, Id, Source},
+    size::{Atom, Size},
 };
 
-/// A loop over one dimension: its size and the variable that counts it.
-#[derive(Debug, Clone)]
-pub(super) struct Coordinate {
-    pub(super) size: usize,
-    pub(super) name: String,
+use super::table;
+
+/// The chunk of the innermost variable.
+pub(super) const CHUNK: usize = 100;
+/// The element within a chunk.
+pub(super) const LANE: usize = 101;
+
+/// Conditions under which a value is needed: each holds or does not.
+type Guards = Vec<(Id, bool)>;
+
+/// What a kernel reads and writes, in the order of its parameters.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Params {
+    /// Place of the first read, where others come before.
+    pub(super) first: usize,
+    pub(super) reads: Vec<Source>,
+    pub(super) writes: Vec<usize>,
+    /// Symbols that the text names.
+    pub(super) symbols: BTreeSet<usize>,
 }
 
-/// A member with its walks over the kernel's coordinates.
-#[derive(Debug, Clone)]
-pub(super) struct Placed {
-    pub(super) prim: usize,
-    pub(super) place: Vec<usize>,
-    pub(super) reads: Vec<(Source, Vec<usize>)>,
+impl Params {
+    /// The name of what is read.
+    pub(super) fn read(&mut self, source: Source) -> String {
+        let place = self.reads.iter().position(|read| *read == source).unwrap_or_else(|| {
+            self.reads.push(source);
+            self.reads.len() - 1
+        });
+        format!("r{}", self.first + place)
+    }
+
+    /// The name of what is written.
+    pub(super) fn write(&mut self, temp: usize) -> String {
+        let place = self.writes.iter().position(|write| *write == temp).unwrap_or_else(|| {
+            self.writes.push(temp);
+            self.writes.len() - 1
+        });
+        format!("w{place}")
+    }
+
+    /// A size as text; `vars` has the names of variables.
+    pub(super) fn size(&mut self, size: &Size, vars: &dyn Fn(&Atom) -> String) -> String {
+        size.each_atom(&mut |atom| {
+            if let Atom::Symbol(symbol) = atom {
+                self.symbols.insert(*symbol);
+            }
+        });
+        size.text(&|atom| match atom {
+            Atom::Symbol(symbol) => format!("s{symbol}"),
+            other => vars(other),
+        })
+    }
 }
 
-/// What the pieces of one kernel's text have in common.
+/// A value in the text.
+#[derive(Debug, Clone)]
+struct Name {
+    text: String,
+    /// Whether it is an array over the lanes.
+    varies: bool,
+}
+
+impl Name {
+    fn at_lane(&self) -> String {
+        if self.varies { format!("{}[v]", self.text) } else { self.text.clone() }
+    }
+}
+
+/// One statement.
+#[derive(Debug, Clone)]
+enum Statement {
+    Plain(String),
+    /// A declaration, and what is done for each lane.
+    Lanes(String, String),
+}
+
+/// Writes the statements of one kernel.
 pub(super) struct Body<'a> {
-    pub(super) prims: &'a Prims,
-    pub(super) coordinates: Vec<Coordinate>,
-    pub(super) members: Vec<Placed>,
-    /// Neighbours along the last coordinate that are computed together.
-    pub(super) lanes: usize,
-    pub(super) params: &'a Params,
+    pub(super) exprs: &'a Exprs,
+    pub(super) params: &'a mut Params,
+    pub(super) lanes: i64,
+    /// Names of the space's variables, for those that are not split.
+    pub(super) vars: BTreeMap<usize, String>,
+    /// What results of reductions and products are called; arrays over lanes or not.
+    results: HashMap<usize, Name>,
+    /// Values whose arrays outlive a loop: name of the array, indexed by `ch`.
+    kept: HashMap<Id, String>,
+    kept_made: BTreeSet<Id>,
+    /// Outside of loops, and inside of the present one.
+    outer: Scope,
+    inner: Scope,
+    next: usize,
 }
 
-impl Body<'_> {
-    /// Loads of what `wanted` reads from memory, once each, as `float r[lanes]`.
-    pub(super) fn loads(&self, out: &mut String, wanted: &BTreeSet<usize>) {
-        for (k, (source, strides)) in self.external(wanted).iter().enumerate() {
-            let (lanes, pointer) = (self.lanes, self.pointer(*source, strides));
-            let step = strides.last().copied().unwrap_or(0);
-            line(out, &format!("float r{k}[{lanes}];"));
-            line(
-                out,
-                &match step {
-                    1 if self.whole(strides) => format!("kiln_load<{lanes}>({pointer}, r{k});"),
-                    _ => format!("kiln_gather<{lanes}>({pointer}, {step}, r{k});"),
-                },
-            );
+#[derive(Default)]
+struct Scope {
+    names: HashMap<(Id, Guards), Name>,
+    statements: Vec<Statement>,
+}
+
+impl<'a> Body<'a> {
+    pub(super) fn new(
+        exprs: &'a Exprs,
+        params: &'a mut Params,
+        lanes: i64,
+        vars: BTreeMap<usize, String>,
+    ) -> Self {
+        Self {
+            exprs,
+            params,
+            lanes,
+            vars,
+            results: HashMap::new(),
+            kept: HashMap::new(),
+            kept_made: BTreeSet::new(),
+            outer: Scope::default(),
+            inner: Scope::default(),
+            next: 0,
         }
     }
 
-    /// One declaration for each of `wanted`, for lane `v`.
-    pub(super) fn compute(&self, out: &mut String, wanted: &BTreeSet<usize>) {
-        let external = self.external(wanted);
-        for member in self.chosen(wanted) {
-            let name = |at: usize| self.lane_name(member, at, &external);
-            if let Some(value) = self.value(member, &name) {
-                line(out, &format!("const float t{} = {value};", member.prim));
+    /// The result of `temp` is `text`: an array over lanes if it `varies`.
+    pub(super) fn define(&mut self, temp: usize, text: &str, varies: bool) {
+        self.results.insert(temp, Name { text: text.to_owned(), varies });
+    }
+
+    /// Keeps `id` in an array over the chunks of a thread: computed by the first
+    /// loop that needs it.
+    pub(super) fn keep(&mut self, id: Id) -> String {
+        let name = format!("k{}", self.kept.len());
+        self.kept.insert(id, name.clone());
+        format!("{} {name}[CHUNKS][{}];", table::register(self.exprs.domain(id)), self.lanes)
+    }
+
+    /// The value of `id` at lane `v`, as text.
+    pub(super) fn value(&mut self, id: Id) -> String {
+        self.whole(id).at_lane()
+    }
+
+    /// Operands first, so that the depth of an expression is no depth of calls.
+    fn whole(&mut self, id: Id) -> Name {
+        for part in self.exprs.unguarded([id]) {
+            self.emit(part, &Guards::new());
+        }
+        self.emit(id, &Guards::new())
+    }
+
+    /// Stores `id` at `place` of `temp`'s buffer.
+    pub(super) fn store(&mut self, temp: usize, place: &Size, id: Id, element: &str) {
+        let value = self.whole(id);
+        let to = self.params.write(temp);
+        match self.walk(place) {
+            Walk::Same if !value.varies => {
+                let at = self.index(place, &Guards::new());
+                let text = format!("kiln_set({to}[{at}], {});", value.text);
+                self.statement(true, Statement::Plain(text));
+            }
+            Walk::Wide(base) => {
+                let at = self.index(&base, &Guards::new());
+                let text = match value.varies {
+                    true => format!("kiln_store<{}>({to} + {at}, {});", self.lanes, value.text),
+                    false => format!(
+                        "kiln_fill<{}, {element}>({to} + {at}, {});",
+                        self.lanes, value.text
+                    ),
+                };
+                self.statement(true, Statement::Plain(text));
+            }
+            Walk::Same | Walk::Scattered => {
+                let at = self.index(place, &Guards::new());
+                let each = format!("kiln_set({to}[{at}], {});", value.at_lane());
+                self.statement(true, Statement::Lanes(String::new(), each));
             }
         }
     }
 
-    /// What a sum adds up for lane `v`, with `wanted` computed.
-    pub(super) fn summand(&self, sum: usize, wanted: &BTreeSet<usize>) -> String {
-        let member = self.members.iter().find(|member| member.prim == sum);
-        member.map_or_else(String::new, |m| self.lane_name(m, 0, &self.external(wanted)))
+    /// A statement for each lane, inside of the loop.
+    pub(super) fn for_lanes(&mut self, text: String) {
+        self.statement(true, Statement::Lanes(String::new(), text));
     }
 
-    /// One value for the whole row: loads and computes `prim` in the row's scope.
-    pub(super) fn row_value(&self, out: &mut String, prim: usize) {
-        let Some(member) = self.members.iter().find(|member| member.prim == prim) else { return };
-        let name = |at: usize| {
-            let (source, strides) = &member.reads[at];
-            self.inside(*source)
-                .unwrap_or_else(|| format!("kiln_widen(*({}))", self.pointer(*source, strides)))
+    /// What was written outside of loops since the last call.
+    pub(super) fn take_outer(&mut self) -> String {
+        text_of(&std::mem::take(&mut self.outer.statements), self.lanes)
+    }
+
+    /// What was written in the loop, which ends here.
+    pub(super) fn take_inner(&mut self) -> String {
+        let scope = std::mem::take(&mut self.inner);
+        text_of(&scope.statements, self.lanes)
+    }
+
+    fn statement(&mut self, inside: bool, statement: Statement) {
+        let scope = if inside { &mut self.inner } else { &mut self.outer };
+        scope.statements.push(statement);
+    }
+
+    fn emit(&mut self, id: Id, guards: &Guards) -> Name {
+        let inside = self.is_inside(id);
+        let guards = if self.loads(id) { guards.clone() } else { Guards::new() };
+        let key = (id, guards.clone());
+        let known = self.outer.names.get(&key).or_else(|| self.inner.names.get(&key));
+        if let Some(name) = known {
+            return name.clone();
+        }
+        let name = match self.kept.get(&id).cloned() {
+            Some(array) => self.emit_kept(id, &array),
+            None => self.emit_new(id, &guards, inside),
         };
-        if let Some(value) = self.value(member, &name) {
-            line(out, &format!("const float t{prim} = {value};"));
-        }
+        let scope = if inside { &mut self.inner } else { &mut self.outer };
+        scope.names.insert(key, name.clone());
+        name
     }
 
-    /// Stores of `prims` from `float w[lanes]`.
-    pub(super) fn stores(&self, out: &mut String, prims: &[usize]) {
-        for member in self.members.iter().filter(|member| prims.contains(&member.prim)) {
-            let prim = member.prim;
-            let pointer = self.pointer(Source::Prim(prim), &member.place);
-            line(out, &format!("kiln_store<{}>({pointer}, w{prim});", self.lanes));
+    fn emit_kept(&mut self, id: Id, array: &str) -> Name {
+        let kept = Name { text: format!("{array}[ch]"), varies: true };
+        if self.kept_made.insert(id) {
+            let value = self.emit_new(id, &Guards::new(), true);
+            let each = format!("{array}[ch][v] = {};", value.at_lane());
+            self.statement(true, Statement::Lanes(String::new(), each));
         }
+        kept
     }
 
-    /// Stores a row's value.
-    pub(super) fn store_row_value(&self, out: &mut String, prim: usize) {
-        for member in self.members.iter().filter(|member| member.prim == prim) {
-            let pointer = self.pointer(Source::Prim(prim), &member.place);
-            line(out, &format!("kiln_set(*({pointer}), t{prim});"));
-        }
-    }
-
-    /// The whole of an element-wise piece: loads, the lanes' loop, stores.
-    /// `given` declares values that come from elsewhere, for lane `v`.
-    pub(super) fn element_wise(
-        &self,
-        out: &mut String,
-        wanted: &BTreeSet<usize>,
-        given: &str,
-        stored: &[usize],
-    ) {
-        self.loads(out, wanted);
-        for prim in stored {
-            line(out, &format!("float w{prim}[{}];", self.lanes));
-        }
-        line(out, "#pragma unroll");
-        line(out, &format!("for (int v = 0; v < {}; ++v) {{", self.lanes));
-        if !given.is_empty() {
-            line(out, given);
-        }
-        self.compute(out, wanted);
-        for prim in stored {
-            line(out, &format!("w{prim}[v] = t{prim};"));
-        }
-        line(out, "}");
-        self.stores(out, stored);
-    }
-
-    /// `prims` and the members that they are computed from, of those in `within`.
-    pub(super) fn needed(&self, prims: &[usize], within: &BTreeSet<usize>) -> BTreeSet<usize> {
-        let mut needed: BTreeSet<usize> = prims.iter().copied().collect();
-        for member in self.members.iter().rev() {
-            if needed.contains(&member.prim) {
-                for (source, _) in &member.reads {
-                    if let Source::Prim(prim) = source
-                        && within.contains(prim)
-                    {
-                        needed.insert(*prim);
-                    }
+    fn emit_new(&mut self, id: Id, guards: &Guards, inside: bool) -> Name {
+        match self.exprs.get(id).clone() {
+            Expr::Load { source, index, .. } => self.emit_load(id, source, &index, guards, inside),
+            Expr::Index(index) => {
+                for value in self.exprs.operands(id) {
+                    self.emit(value, guards);
                 }
+                let varies = self.varies(&index);
+                let text = format!("(kiln_int)({})", self.index(&index, guards));
+                self.assign(Domain::Int, text, varies, inside)
             }
-        }
-        needed.retain(|prim| within.contains(prim));
-        needed
-    }
-
-    fn chosen<'b>(&'b self, wanted: &BTreeSet<usize>) -> impl Iterator<Item = &'b Placed> {
-        let wanted = wanted.clone();
-        self.members.iter().filter(move |member| wanted.contains(&member.prim))
-    }
-
-    /// Distinct reads from memory of `wanted`, in order.
-    fn external(&self, wanted: &BTreeSet<usize>) -> Vec<(Source, Vec<usize>)> {
-        let mut found: Vec<(Source, Vec<usize>)> = Vec::new();
-        for member in self.chosen(wanted) {
-            for read in &member.reads {
-                if self.inside(read.0).is_none() && !found.contains(read) {
-                    found.push(read.clone());
+            Expr::Number(domain, bits) => Name { text: number(domain, bits), varies: false },
+            Expr::Apply(fun, domain, args) => {
+                let args: Vec<Name> = args.iter().map(|arg| self.emit(*arg, guards)).collect();
+                let varies = args.iter().any(|arg| arg.varies);
+                let args: Vec<String> = args.iter().map(Name::at_lane).collect();
+                let text = table::apply(fun, domain, &args);
+                self.assign(self.exprs.domain(id), text, varies, inside)
+            }
+            Expr::Convert(to, x) => {
+                let from = self.exprs.domain(x);
+                let x = self.emit(x, guards);
+                let text = table::convert(from, to, &x.at_lane());
+                self.assign(to, text, x.varies, inside)
+            }
+            Expr::Round(dtype, x) => {
+                let x = self.emit(x, guards);
+                let text = table::round(dtype, &x.at_lane());
+                self.assign(self.exprs.domain(id), text, x.varies, inside)
+            }
+            Expr::Below(a, b) => {
+                for value in self.exprs.operands(id) {
+                    self.emit(value, guards);
                 }
+                self.emit_below(&a, &b, guards, inside)
             }
+            Expr::Guard { cond, yes, no } => {
+                let name = self.emit(cond, guards);
+                let with = |holds| [guards.as_slice(), &[(cond, holds)]].concat();
+                let yes = self.emit(yes, &with(true));
+                let no = self.emit(no, &with(false));
+                let varies = name.varies || yes.varies || no.varies;
+                let text = format!("{} ? {} : {}", name.at_lane(), yes.at_lane(), no.at_lane());
+                self.assign(self.exprs.domain(id), text, varies, inside)
+            }
+            Expr::Result(temp, _) => match self.results.get(&temp) {
+                Some(name) => name.clone(),
+                None => Name { text: format!("result{temp}"), varies: false },
+            },
         }
-        found
     }
 
-    /// The register of a source, if this kernel computes it.
-    fn inside(&self, source: Source) -> Option<String> {
-        match source {
-            Source::Prim(prim) if self.members.iter().any(|member| member.prim == prim) => {
-                Some(format!("t{prim}"))
+    fn emit_load(
+        &mut self,
+        id: Id,
+        source: Source,
+        index: &Size,
+        guards: &Guards,
+        inside: bool,
+    ) -> Name {
+        let domain = self.exprs.domain(id);
+        for value in self.exprs.operands(id) {
+            self.emit(value, guards);
+        }
+        let conditions: Vec<Name> =
+            guards.iter().map(|(cond, _)| self.emit(*cond, &Guards::new())).collect();
+        let guard_varies = conditions.iter().any(|cond| cond.varies);
+        let condition = conditions.iter().zip(guards).map(|(name, (_, holds))| {
+            format!("{}{}", if *holds { "" } else { "!" }, name.at_lane())
+        });
+        let condition = condition.collect::<Vec<_>>().join(" && ");
+        let from = self.params.read(source);
+        match self.walk(index) {
+            Walk::Same if !guard_varies => {
+                let at = self.index(index, guards);
+                let text = guarded(&condition, format!("kiln_widen({from}[{at}])"));
+                self.assign(domain, text, false, inside)
             }
-            _ => None,
+            Walk::Wide(base) if !guard_varies => {
+                let at = self.index(&base, guards);
+                let name = self.fresh();
+                let register = table::register(domain);
+                let lanes = self.lanes;
+                let clear = if guards.is_empty() { "" } else { " = {}" };
+                let test = match guards.is_empty() {
+                    true => String::new(),
+                    false => format!("if ({condition}) "),
+                };
+                let text = format!(
+                    "{register} {name}[{lanes}]{clear}; {test}kiln_load<{lanes}>({from} + {at}, {name});"
+                );
+                self.statement(inside, Statement::Plain(text));
+                Name { text: name, varies: true }
+            }
+            _ => {
+                let at = self.index(index, guards);
+                let text = guarded(&condition, format!("kiln_widen({from}[{at}])"));
+                self.assign(domain, text, true, inside)
+            }
         }
     }
 
-    fn lane_name(&self, member: &Placed, at: usize, external: &[(Source, Vec<usize>)]) -> String {
-        let read = &member.reads[at];
-        self.inside(read.0).unwrap_or_else(|| {
-            let k = external.iter().position(|other| other == read);
-            k.map_or_else(String::new, |k| format!("r{k}[v]"))
+    /// Whether `a < b`, once for a chunk where all of its lanes agree.
+    fn emit_below(&mut self, a: &Size, b: &Size, guards: &Guards, inside: bool) -> Name {
+        let gap = b - a;
+        if let Some((factor, rest)) = gap.linear_in(&Atom::Var(LANE))
+            && !rest.has_var(LANE)
+        {
+            let steps = |size: &Size| size.power_of_two(self.lanes) == self.lanes;
+            let before = &rest - &Size::from(1);
+            let text = match () {
+                // 0 < rest - lane, in steps of a chunk
+                () if factor.is(-1) && steps(&rest) => {
+                    Some(format!("0 < {}", self.index(&rest, guards)))
+                }
+                // 0 <= before + lane
+                () if factor.is(1) && steps(&before) => {
+                    Some(format!("0 <= {}", self.index(&before, guards)))
+                }
+                () => None,
+            };
+            if let Some(text) = text {
+                return self.assign(Domain::Bool, text, false, inside);
+            }
+        }
+        let varies = self.varies(a) || self.varies(b);
+        let text = format!("{} < {}", self.index(a, guards), self.index(b, guards));
+        self.assign(Domain::Bool, text, varies, inside)
+    }
+
+    fn assign(&mut self, domain: Domain, text: String, varies: bool, inside: bool) -> Name {
+        let (name, register) = (self.fresh(), table::register(domain));
+        let statement = match varies {
+            true => Statement::Lanes(
+                format!("{register} {name}[{}];", self.lanes),
+                format!("{name}[v] = {text};"),
+            ),
+            false => Statement::Plain(format!("const {register} {name} = {text};")),
+        };
+        self.statement(inside, statement);
+        Name { text: name, varies }
+    }
+
+    fn fresh(&mut self) -> String {
+        self.next += 1;
+        format!("x{}", self.next)
+    }
+
+    /// An index as text, at lane `v` where it varies. Values in it are there already.
+    fn index(&mut self, index: &Size, guards: &Guards) -> String {
+        let (inner, outer) = (&self.inner.names, &self.outer.names);
+        let value = |id: usize| {
+            let guarded = (Id(id), guards.clone());
+            let free = (Id(id), Guards::new());
+            let found = [&guarded, &free]
+                .into_iter()
+                .find_map(|key| inner.get(key).or_else(|| outer.get(key)).map(Name::at_lane));
+            found.unwrap_or_default()
+        };
+        let vars = &self.vars;
+        let text = self.params.size(index, &|atom| match atom {
+            Atom::Var(LANE) => "v".to_owned(),
+            Atom::Var(CHUNK) => "c".to_owned(),
+            Atom::Var(var) => vars.get(var).cloned().unwrap_or_default(),
+            Atom::Value(id) => format!("(kiln_index){}", value(*id)),
+            _ => String::new(),
+        });
+        format!("({text})")
+    }
+
+    fn walk(&self, index: &Size) -> Walk {
+        let has_values =
+            index.any(&|atom| matches!(atom, Atom::Value(id) if self.varying_value(*id)));
+        if !index.has_var(LANE) && !has_values {
+            return Walk::Same;
+        }
+        match index.linear_in(&Atom::Var(LANE)) {
+            Some((factor, base))
+                if factor.is(1)
+                    && !has_values
+                    && !base.has_var(LANE)
+                    && base.power_of_two(self.lanes) == self.lanes =>
+            {
+                Walk::Wide(base)
+            }
+            _ => Walk::Scattered,
+        }
+    }
+
+    fn varies(&self, index: &Size) -> bool {
+        !matches!(self.walk(index), Walk::Same)
+    }
+
+    /// Whether a value that an index has differs between lanes.
+    fn varying_value(&self, id: usize) -> bool {
+        self.exprs.reachable([Id(id)]).iter().any(|part| match self.exprs.get(*part) {
+            Expr::Load { index, .. } | Expr::Index(index) => index.has_var(LANE),
+            Expr::Below(a, b) => a.has_var(LANE) || b.has_var(LANE),
+            Expr::Result(temp, _) => self.results.get(temp).is_some_and(|name| name.varies),
+            _ => false,
         })
     }
 
-    /// The expression of a map; sums and products are values given elsewhere.
-    fn value(&self, member: &Placed, name: &dyn Fn(usize) -> String) -> Option<String> {
-        let prim = &self.prims.list[member.prim];
-        let Compute::Map(scalar, operands) = &prim.compute else { return None };
-        let mut reads = 0..;
-        let operands: Vec<String> = operands
-            .iter()
-            .map(|operand| match operand {
-                Operand::Scalar(number) => literal(*number),
-                Operand::Read(_) => reads.next().map(name).unwrap_or_default(),
-            })
-            .collect();
-        Some(expression(*scalar, &operands, prim.dtype))
+    /// Whether the value differs between chunks: it must be computed in the loop.
+    pub(super) fn is_inside(&self, id: Id) -> bool {
+        let varies = |size: &Size| size.has_var(LANE) || size.has_var(CHUNK);
+        self.exprs.reachable([id]).iter().any(|part| match self.exprs.get(*part) {
+            Expr::Load { index, .. } | Expr::Index(index) => varies(index),
+            Expr::Below(a, b) => varies(a) || varies(b),
+            Expr::Result(temp, _) => self.results.get(temp).is_some_and(|name| name.varies),
+            _ => false,
+        })
     }
 
-    /// The address at the kernel's coordinates.
-    fn pointer(&self, source: Source, strides: &[usize]) -> String {
-        let steps = self.coordinates.iter().zip(strides).filter(|(_, stride)| **stride != 0);
-        let mut pointer = self.params.name(source);
-        for (coordinate, stride) in steps {
-            // Writing to a String cannot fail.
-            let _ = match stride {
-                1 => write!(pointer, " + {}", coordinate.name),
-                _ => write!(pointer, " + {} * {stride}", coordinate.name),
-            };
+    fn loads(&self, id: Id) -> bool {
+        let parts = self.exprs.reachable([id]);
+        parts.iter().any(|part| matches!(self.exprs.get(*part), Expr::Load { .. }))
+    }
+}
+
+/// How an index moves from lane to lane.
+enum Walk {
+    Same,
+    /// From neighbour to neighbour, from an aligned element on.
+    Wide(Size),
+    Scattered,
+}
+
+fn guarded(condition: &str, load: String) -> String {
+    if condition.is_empty() { load } else { format!("({condition}) ? {load} : 0") }
+}
+
+fn number(domain: Domain, bits: u64) -> String {
+    match domain {
+        Domain::Float => table::literal(f64::from_bits(bits)),
+        Domain::Int if bits == i64::MIN as u64 => "KILN_INT_MIN".to_owned(),
+        Domain::Int => format!("(kiln_int)({})", bits as i64),
+        Domain::Bool => (bits != 0).to_string(),
+    }
+}
+
+/// Statements as text: neighbours that are for each lane share a loop.
+fn text_of(statements: &[Statement], lanes: i64) -> String {
+    let mut out = String::new();
+    let mut each: Vec<&str> = Vec::new();
+    let close = |out: &mut String, each: &mut Vec<&str>| {
+        if !each.is_empty() {
+            *out += &format!(
+                "#pragma unroll\nfor (int v = 0; v < {lanes}; ++v) {{\n{}\n}}\n",
+                each.join("\n")
+            );
+            each.clear();
         }
-        pointer
-    }
-
-    /// Whether neighbours along the last coordinate start at a multiple of the lanes.
-    fn whole(&self, strides: &[usize]) -> bool {
-        is_whole(&self.coordinates, strides, self.lanes)
-    }
-}
-
-fn is_whole(coordinates: &[Coordinate], strides: &[usize], lanes: usize) -> bool {
-    let outer = coordinates.len().saturating_sub(1);
-    let mut steps = coordinates.iter().zip(strides).take(outer);
-    steps.all(|(coordinate, stride)| coordinate.size == 1 || stride.is_multiple_of(lanes))
-}
-
-/// How many neighbours to compute together: as many as 16 bytes of the shortest
-/// type hold, if they divide the last dimension and lie at aligned addresses.
-pub(super) fn lanes(
-    prims: &Prims,
-    coordinates: &[Coordinate],
-    walks: &[(Source, Vec<usize>)],
-    most: usize,
-) -> usize {
-    let last = coordinates.last().map_or(1, |coordinate| coordinate.size);
-    let dense = || walks.iter().filter(|(_, strides)| strides.last() == Some(&1));
-    let shortest = dense().map(|(source, _)| prims.dtype(*source).bytes()).min().unwrap_or(4);
-    let mut lanes = most.min(16 / shortest as usize);
-    while lanes > 1
-        && !(last.is_multiple_of(lanes)
-            && dense().all(|(_, strides)| is_whole(coordinates, strides, lanes)))
-    {
-        lanes /= 2;
-    }
-    lanes
-}
-
-/// All walks of a group, for collapsing: members' reads and places, in order.
-pub(super) fn walks(group: &Group) -> Vec<Vec<usize>> {
-    let of = |member: &Member| {
-        let reads = member.reads.iter().map(|(_, strides)| strides.clone());
-        reads.chain([member.place.clone()]).collect::<Vec<_>>()
     };
-    group.members.iter().flat_map(of).collect()
-}
-
-/// Members of `group` with `walks` (in the order of [`walks`]) instead of their own.
-pub(super) fn placed(group: &Group, walks: Vec<Vec<usize>>) -> Vec<Placed> {
-    let mut walks = walks.into_iter();
-    let mut next = || walks.next().unwrap_or_default();
-    let of = |member: &Member| Placed {
-        prim: member.prim,
-        reads: member.reads.iter().map(|(source, _)| (*source, next())).collect(),
-        place: next(),
-    };
-    group.members.iter().map(of).collect()
-}
-
-/// Declares coordinates that a row-major `index` over them has.
-pub(super) fn declare(out: &mut String, coordinates: &[Coordinate], index: &str) {
-    let mut inner: usize = coordinates.iter().map(|c| c.size).product();
-    for (i, Coordinate { size, name }) in coordinates.iter().enumerate() {
-        inner /= size;
-        let mut value = index.to_owned();
-        if inner > 1 {
-            value = format!("{value} / {inner}");
+    for statement in statements {
+        match statement {
+            Statement::Plain(text) => {
+                close(&mut out, &mut each);
+                out += text;
+                out.push('\n');
+            }
+            Statement::Lanes(declaration, text) => {
+                // A declaration may stand before statements that do not know it.
+                if !declaration.is_empty() {
+                    out += declaration;
+                    out.push('\n');
+                }
+                each.push(text);
+            }
         }
-        if i > 0 {
-            value = format!("({value}) % {size}");
-        }
-        line(out, &format!("const kiln_index {name} = {value};"));
     }
-}
-
-/// `const` pointers and element types of a kernel's parameters.
-pub(super) fn parameter(source: Source, prims: &Prims, written: bool, name: &str) -> String {
-    let constant = if written { "" } else { "const " };
-    format!("{constant}{}* __restrict__ {name}", element(prims.dtype(source)))
-}
-
-/// Appends a line.
-pub(super) fn line(out: &mut String, text: &str) {
-    out.push_str(text);
-    out.push('\n');
+    close(&mut out, &mut each);
+    out
 }

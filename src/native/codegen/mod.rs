@@ -1,328 +1,441 @@
 //! Groups to CUDA C++ and a launch plan.
 //!
 //! Invariant: the text is a function of the groups alone; kernels and values
-//! are numbered, never named after the program.
+//! are numbered, never named after the program. Kernels of the same text are
+//! one function.
 
+pub(crate) mod attention;
 mod body;
-mod elementwise;
-mod product;
+mod functor;
+mod map;
+mod memory;
+pub(crate) mod product;
 mod rows;
+mod single;
 mod table;
 
-use std::fmt::Write;
+use std::{collections::HashMap, fmt::Write};
 
 use kiln_proto::{
     Failure, FailureKind, Target,
-    graph::{Dim, Input, InputKind, ValueId},
+    graph::{Graph, InputKind},
 };
 
-use super::{
-    canonical::canonical_name,
-    fuse::{Group, Kind},
-    infer::Typed,
-    plan::{self, Arg, Buffer, Expr, Kernel, Life, Memory, Plan, Tensor},
-    prim::{Prim, Prims, Source},
-    strided::row_major,
+use self::body::Params;
+use crate::{
+    canonical::{canonical_name, live_order},
+    core::Program,
+    loops::{Loops, Source, row_major},
+    plan::{self, Arg, Buffer, Expr, Memory, Plan, Symbol, Tensor},
+    schedule::{self, Group, Space},
+    size::Size,
 };
 
 const PREAMBLE: &str = include_str!("preamble.cu");
-const PRODUCT: &str = include_str!("product.cu");
 /// Bytes of constants that one module may hold.
 const MOST_CONSTANT_BYTES: usize = 1 << 20;
+/// What stands for a kernel's name until kernels of equal text are joined.
+const NAME: &str = "KILN_NAME";
 
 /// Source and plan of a module.
-pub(super) struct Code {
-    pub(super) source: String,
-    pub(super) plan: Plan,
+pub(crate) struct Code {
+    pub(crate) source: String,
+    pub(crate) plan: Plan,
 }
 
-/// One kernel, before its memory is assigned.
+/// A kernel's text and parameters, before its memory is assigned.
 struct Emitted {
-    /// The function's body.
+    /// Structures that stand before the function.
+    before: String,
+    kernel: Kernel,
+    /// Blocks.
+    grid: Size,
+    /// How it was chosen, to show.
+    variant: String,
+}
+
+/// One function.
+struct Kernel {
+    name: String,
+    kind: &'static str,
+    params: Params,
+    /// Sources of the text's library parts, in order.
+    parts: Vec<&'static str>,
+    /// `__launch_bounds__` and the like.
+    attributes: String,
     text: String,
-    grid: [u64; 3],
-    threads: u32,
+    threads: i64,
+    shared_bytes: u32,
+    /// Tensor maps instead of pointers, by position in `params.reads`.
+    maps: Vec<(usize, plan::TensorMap)>,
 }
 
-/// A kernel's parameters: what it reads and what it writes.
-struct Params {
-    reads: Vec<Source>,
-    writes: Vec<usize>,
-    /// For each input that is baked in, the type of its elements.
-    constants: Vec<Option<&'static str>>,
-}
-
-impl Params {
-    /// The name of a source in the kernel.
-    fn name(&self, source: Source) -> String {
-        match source {
-            Source::Input(input) => match self.constants[input] {
-                Some(element) => format!("(const {element}*)kiln_constant{input}"),
-                None => format!("in{input}"),
-            },
-            Source::Prim(prim) => format!("p{prim}"),
+impl Kernel {
+    fn plain(name: &str, kind: &'static str, params: Params, text: String, threads: i64) -> Self {
+        Self {
+            name: name.to_owned(),
+            kind,
+            params,
+            parts: Vec::new(),
+            attributes: format!("__launch_bounds__({threads})"),
+            text,
+            threads,
+            shared_bytes: 0,
+            maps: Vec::new(),
         }
     }
 }
 
 /// Generates the module of `groups`.
-pub(super) fn generate(
-    typed: &Typed<'_>,
-    prims: &Prims,
+pub(crate) fn generate(
+    graph: &Graph,
+    program: &Program,
+    loops: &mut Loops,
     groups: &[Group],
     target: Target,
 ) -> Result<Code, Failure> {
-    let constants: Vec<Option<&'static str>> = typed
-        .graph
-        .inputs
+    let readers = readers(loops, groups);
+    let mut emitted = Vec::with_capacity(groups.len());
+    for (index, group) in groups.iter().enumerate() {
+        let stored: Vec<usize> = group
+            .members
+            .iter()
+            .copied()
+            .filter(|temp| {
+                loops.outputs.contains(temp) || readers[*temp].iter().any(|r| *r != index)
+            })
+            .collect();
+        let fused =
+            schedule::fused(loops, group).ok_or_else(|| bug("a group that was fused is not"))?;
+        emitted.push(match &group.space {
+            Space::Map { .. } => map::emit(loops, &fused, &stored, NAME),
+            Space::Rows { .. } => rows::emit(loops, &fused, &stored, NAME),
+            Space::Single { temp } => single::emit(loops, &fused, *temp, NAME),
+            Space::Product { temp } => product::emit(loops, &fused, *temp, &stored, target)?,
+            Space::Attention { temp } => attention::emit(loops, &fused, *temp, &stored, target)?,
+        });
+    }
+    let values = values(loops, &emitted);
+    let memory = memory::place(loops, &values);
+    let mut module = Module::new(graph, loops)?;
+    let mut kernels = Vec::with_capacity(emitted.len());
+    for (index, (emitted, group)) in emitted.into_iter().zip(groups).enumerate() {
+        let computes = computes(graph, loops, group);
+        let name = module.function(loops, &emitted, index, &computes);
+        kernels.push(module.launch(loops, name, emitted, computes, &memory)?);
+    }
+    let buffers = values
         .iter()
-        .zip(&prims.inputs)
-        .map(|(input, dtype)| {
-            matches!(input.kind, InputKind::Constant(_)).then(|| table::element(*dtype))
+        .map(|value| Buffer {
+            dtype: loops.temps[value.temp].dtype,
+            shape: vec![loops.temps[value.temp].numel.to_plan()],
+            offset: memory.offsets[&value.temp].to_plan(),
+            from: value.from,
+            to: value.to,
         })
         .collect();
-    let mut source = PREAMBLE.to_owned();
-    if groups.iter().any(|group| group.kind == Kind::Product) {
-        source.push('\n');
-        source.push_str(PRODUCT);
-    }
-    constant_data(typed, prims, &mut source)?;
-    let params: Vec<Params> =
-        groups.iter().map(|group| params(prims, groups, group, &constants)).collect();
-    let mut kernels = Vec::with_capacity(groups.len());
-    for (index, (group, params)) in groups.iter().zip(&params).enumerate() {
-        let (kind, emitted) = match group.kind {
-            Kind::Map => ("map", elementwise::emit(prims, group, params)),
-            Kind::Rows { lead } => ("rows", rows::emit(prims, group, lead, params)),
-            Kind::Product => ("product", product::emit(prims, group, params, target)),
-        };
-        let name = format!("k{index}_{kind}");
-        function(&mut source, prims, params, &name, &emitted);
-        kernels.push(launch(name, kind, &emitted, computes(typed, prims, group))?);
-    }
-    let plan = assign(typed, prims, &params, kernels, target);
-    Ok(Code { source, plan })
+    let plan = Plan {
+        version: plan::VERSION,
+        target: target.to_string(),
+        symbols: symbols(program)?,
+        inputs: inputs(graph, program),
+        outputs: outputs(program),
+        workspace_bytes: memory.bytes.to_plan(),
+        buffers,
+        kernels,
+    };
+    Ok(Code { source: module.source, plan })
 }
 
-/// Sources that `group` reads from memory, and values that others need of it.
-fn params(
-    prims: &Prims,
-    groups: &[Group],
-    group: &Group,
-    constants: &[Option<&'static str>],
-) -> Params {
-    let mut reads: Vec<Source> = Vec::new();
-    for member in &group.members {
-        for access in prims.list[member.prim].reads() {
-            let inside = matches!(access.source, Source::Prim(prim) if group.has(prim));
-            if !inside && !reads.contains(&access.source) {
-                reads.push(access.source);
+fn bug(what: &str) -> Failure {
+    Failure::new(FailureKind::Crashed, format!("a bug of `native`: {what}"))
+}
+
+/// The type of a source's elements in memory.
+fn pointee(loops: &Loops, source: Source) -> &'static str {
+    table::element(loops.dtype(source))
+}
+
+/// The type of a temporary's elements in memory.
+fn element_of(loops: &Loops, temp: usize) -> &'static str {
+    table::element(loops.temps[temp].dtype)
+}
+
+/// For each temporary, the groups that read it.
+fn readers(loops: &Loops, groups: &[Group]) -> Vec<Vec<usize>> {
+    let mut readers = vec![Vec::new(); loops.temps.len()];
+    for (index, group) in groups.iter().enumerate() {
+        for source in group.members.iter().flat_map(|temp| schedule::sources(loops, *temp)) {
+            if let Source::Temp(temp) = source {
+                readers[temp].push(index);
             }
         }
     }
-    let elsewhere = |prim: usize| {
-        let others = groups.iter().filter(|other| !std::ptr::eq(*other, group));
-        others.flat_map(|other| &other.members).any(|member| {
-            let reads = prims.list[member.prim].reads();
-            reads.iter().any(|access| access.source == Source::Prim(prim))
-        })
-    };
-    let computed = group.members.iter().map(|member| member.prim);
-    let writes = computed.filter(|prim| prims.outputs.contains(prim) || elsewhere(*prim)).collect();
-    Params { reads, writes, constants: constants.to_vec() }
+    readers
 }
 
-fn function(out: &mut String, prims: &Prims, params: &Params, name: &str, emitted: &Emitted) {
-    let reads = params.reads.iter().filter(|source| !params.is_constant(**source));
-    let reads = reads.map(|source| (*source, false));
-    let writes = params.writes.iter().map(|prim| (Source::Prim(*prim), true));
-    let list: Vec<String> = reads
-        .chain(writes)
-        .map(|(source, written)| body::parameter(source, prims, written, &params.name(source)))
-        .collect();
-    // Writing to a String cannot fail.
-    let _ = write!(
-        out,
-        "\nextern \"C\" __global__ void __launch_bounds__({}) {name}({}) {{\n{}}}\n",
-        emitted.threads,
-        list.join(", "),
-        emitted.text
-    );
-}
-
-impl Params {
-    fn is_constant(&self, source: Source) -> bool {
-        matches!(source, Source::Input(input) if self.constants[input].is_some())
+/// What lives in the workspace, and how long.
+fn values(loops: &Loops, emitted: &[Emitted]) -> Vec<memory::Value> {
+    let mut values = Vec::new();
+    for (from, writer) in emitted.iter().enumerate() {
+        for temp in &writer.kernel.params.writes {
+            if loops.outputs.contains(temp) {
+                continue;
+            }
+            let reads = |e: &Emitted| e.kernel.params.reads.contains(&Source::Temp(*temp));
+            let to = emitted.iter().rposition(reads).unwrap_or(from);
+            values.push(memory::Value { temp: *temp, from, to });
+        }
     }
-}
-
-fn launch(
-    name: String,
-    kind: &str,
-    emitted: &Emitted,
-    computes: Vec<String>,
-) -> Result<Kernel, Failure> {
-    let limits = [i32::MAX as u64, 65_535, 65_535];
-    if emitted.grid.iter().zip(limits).any(|(blocks, limit)| *blocks > limit) {
-        let why = format!("a tensor is too large for one kernel ({:?} blocks)", emitted.grid);
-        return Err(Failure::new(FailureKind::UnsupportedOp, why));
-    }
-    Ok(Kernel {
-        name,
-        kind: kind.to_owned(),
-        variant: String::new(),
-        grid: emitted.grid.map(|blocks| Expr::Known(blocks as i64)),
-        block: [emitted.threads, 1, 1],
-        shared_bytes: 0,
-        args: Vec::new(),
-        computes,
-    })
+    values
 }
 
 /// The operations behind a group, numbered as in the canonical order.
-fn computes(typed: &Typed<'_>, prims: &Prims, group: &Group) -> Vec<String> {
-    let mut origins: Vec<usize> = Vec::new();
-    for member in &group.members {
-        let origin = prims.list[member.prim].origin;
-        if !origins.contains(&origin) {
-            origins.push(origin);
-        }
-    }
+fn computes(graph: &Graph, loops: &Loops, group: &Group) -> Vec<String> {
+    let mut origins: Vec<usize> =
+        group.members.iter().flat_map(|temp| &loops.temps[*temp].origins).copied().collect();
+    origins.sort_unstable();
+    origins.dedup();
+    let order = live_order(graph);
     let named = origins.iter().filter_map(|origin| {
-        let number = typed.order.iter().position(|index| index == origin)?;
-        Some(format!("{number} {}", canonical_name(&typed.graph.nodes[*origin].op)))
+        let number = order.iter().position(|index| index == origin)?;
+        Some(format!("{number} {}", canonical_name(&graph.nodes[*origin].op)))
     });
     named.collect()
 }
 
-/// Baked tensors, as data of the module.
-fn constant_data(typed: &Typed<'_>, prims: &Prims, out: &mut String) -> Result<(), Failure> {
-    let mut total = 0;
-    for (i, input) in typed.graph.inputs.iter().enumerate() {
-        let InputKind::Constant(constant) = &input.kind else { continue };
-        total += constant.data.len();
-        if total > MOST_CONSTANT_BYTES {
-            let name = &typed.graph.value(input.value).name;
-            let why = format!(
-                "constants up to {name:?} have {total} bytes, at most {MOST_CONSTANT_BYTES}: \
-                 make them buffers"
+/// The module's text as it grows.
+struct Module {
+    source: String,
+    /// Which library parts are in it.
+    parts: Vec<&'static str>,
+    /// Functions by their text.
+    functions: HashMap<String, String>,
+    /// For each input that is baked in, its type.
+    constants: Vec<Option<&'static str>>,
+}
+
+impl Module {
+    fn new(graph: &Graph, loops: &Loops) -> Result<Self, Failure> {
+        let constants = graph.inputs.iter().zip(&loops.inputs).map(|(input, dtype)| {
+            matches!(input.kind, InputKind::Constant(_)).then(|| table::element(*dtype))
+        });
+        let mut module = Self {
+            source: PREAMBLE.to_owned(),
+            parts: Vec::new(),
+            functions: HashMap::new(),
+            constants: constants.collect(),
+        };
+        module.constant_data(graph, loops)?;
+        Ok(module)
+    }
+
+    /// Baked tensors, as data of the module.
+    fn constant_data(&mut self, graph: &Graph, loops: &Loops) -> Result<(), Failure> {
+        let mut total = 0;
+        for (i, input) in graph.inputs.iter().enumerate() {
+            let InputKind::Constant(constant) = &input.kind else { continue };
+            let used = loops.exprs.any_load(Source::Input(i));
+            if constant.data.is_empty() || !used {
+                continue;
+            }
+            total += constant.data.len();
+            if total > MOST_CONSTANT_BYTES {
+                let name = &graph.value(input.value).name;
+                let why = format!(
+                    "constants up to {name:?} have {total} bytes, at most {MOST_CONSTANT_BYTES}: \
+                     make them buffers"
+                );
+                return Err(Failure::new(FailureKind::UnsupportedOp, why));
+            }
+            let width = loops.inputs[i].bytes() as usize;
+            let word = match width {
+                8 => "unsigned long long",
+                4 => "unsigned",
+                2 => "unsigned short",
+                _ => "unsigned char",
+            };
+            let hex = |bytes: &[u8]| {
+                bytes.iter().rev().fold("0x".to_owned(), |hex, b| format!("{hex}{b:02x}"))
+            };
+            let values: Vec<String> = constant.data.chunks_exact(width.max(1)).map(hex).collect();
+            // As bits: every number survives, those that are none included.
+            let _ = write!(
+                self.source,
+                "\n__device__ const __align__(16) {word} kiln_constant{i}[{}] = {{{}}};\n",
+                values.len(),
+                values.join(",")
             );
+        }
+        Ok(())
+    }
+
+    /// Adds a kernel's function, unless one of the same text is there.
+    fn function(
+        &mut self,
+        loops: &Loops,
+        emitted: &Emitted,
+        index: usize,
+        computes: &[String],
+    ) -> String {
+        let kernel = &emitted.kernel;
+        for part in &kernel.parts {
+            if !self.parts.contains(part) {
+                self.parts.push(part);
+                self.source.push('\n');
+                self.source += part;
+            }
+        }
+        let text = self.text(loops, emitted);
+        if let Some(name) = self.functions.get(&text) {
+            return name.clone();
+        }
+        let name = format!("k{index}_{}", kernel.kind);
+        // The first of those that share it: the plan lists all.
+        let _ = write!(self.source, "\n// {}\n", computes.join(", "));
+        self.source += &text.replace(&kernel.name, &name);
+        self.functions.insert(text, name.clone());
+        name
+    }
+
+    fn text(&self, loops: &Loops, emitted: &Emitted) -> String {
+        let Kernel { name, params, attributes, text, maps, .. } = &emitted.kernel;
+        let mut list = Vec::new();
+        let mut bound = String::new();
+        for (i, read) in params.reads.iter().enumerate() {
+            match self.constant(*read) {
+                Some((input, element)) => {
+                    let _ = writeln!(
+                        bound,
+                        "const {element}* const r{i} = (const {element}*)kiln_constant{input};"
+                    );
+                }
+                None if maps.iter().any(|(place, _)| *place == i) => {
+                    list.push(format!("const __grid_constant__ kiln_tensor_map r{i}"));
+                }
+                None => {
+                    list.push(format!("const {}* __restrict__ r{i}", pointee(loops, *read)));
+                }
+            }
+        }
+        for (i, temp) in params.writes.iter().enumerate() {
+            list.push(format!("{}* __restrict__ w{i}", element_of(loops, *temp)));
+        }
+        list.extend(params.symbols.iter().map(|symbol| format!("const kiln_index s{symbol}")));
+        format!(
+            "{}extern \"C\" __global__ void {attributes} {name}({}) {{\n{bound}{text}}}\n",
+            emitted.before,
+            list.join(", ")
+        )
+    }
+
+    fn constant(&self, source: Source) -> Option<(usize, &'static str)> {
+        match source {
+            Source::Input(input) => Some((input, self.constants[input]?)),
+            Source::Temp(_) => None,
+        }
+    }
+
+    fn launch(
+        &self,
+        loops: &Loops,
+        name: String,
+        emitted: Emitted,
+        computes: Vec<String>,
+        memory: &memory::Memory,
+    ) -> Result<plan::Kernel, Failure> {
+        let Kernel { kind, params, threads, shared_bytes, maps, .. } = emitted.kernel;
+        if emitted.grid.known().is_some_and(|blocks| blocks > i64::from(i32::MAX)) {
+            let why = format!("a tensor is too large for one kernel ({} blocks)", emitted.grid);
             return Err(Failure::new(FailureKind::UnsupportedOp, why));
         }
-        let (word, width) = match prims.inputs[i].bytes() {
-            4 => ("unsigned", 4),
-            _ => ("unsigned short", 2),
+        let at = |source: Source| match source {
+            Source::Input(input) => Memory::Input(input),
+            Source::Temp(temp) => match loops.outputs.iter().position(|output| *output == temp) {
+                Some(output) => Memory::Output(output),
+                None => Memory::Workspace(
+                    memory.offsets.get(&temp).map_or(Expr::Known(0), Size::to_plan),
+                ),
+            },
         };
-        let values: Vec<String> = constant
-            .data
-            .chunks_exact(width)
-            .map(|bytes| bytes.iter().rev().fold("0x".to_owned(), |hex, b| format!("{hex}{b:02x}")))
-            .collect();
-        // As bits: every number survives, those that are none included.
-        let _ = write!(
-            out,
-            "\n__device__ const __align__(16) {word} kiln_constant{i}[{}] = {{{}}};\n",
-            values.len(),
-            values.join(",")
-        );
-    }
-    Ok(())
-}
-
-/// Gives every value its memory.
-fn assign(
-    typed: &Typed<'_>,
-    prims: &Prims,
-    params: &[Params],
-    mut kernels: Vec<Kernel>,
-    target: Target,
-) -> Plan {
-    let mut values: Vec<(usize, Life)> = Vec::new();
-    for (from, writer) in params.iter().enumerate() {
-        for prim in writer.writes.iter().filter(|prim| !prims.outputs.contains(prim)) {
-            let read = |params: &Params| params.reads.contains(&Source::Prim(*prim));
-            let to = params.iter().rposition(read).unwrap_or(from);
-            let Prim { shape, dtype, .. } = &prims.list[*prim];
-            let bytes = shape.iter().product::<usize>() as u64 * dtype.bytes();
-            values.push((*prim, Life { bytes, from, to }));
-        }
-    }
-    let lives: Vec<Life> = values.iter().map(|(_, life)| *life).collect();
-    let (offsets, workspace_bytes) = plan::place(&lives);
-    let memory = |source: Source| match source {
-        Source::Input(input) => Memory::Input(input),
-        Source::Prim(prim) => match prims.outputs.iter().position(|output| *output == prim) {
-            Some(output) => Memory::Output(output),
-            None => {
-                let value = values.iter().position(|(other, _)| *other == prim);
-                let offset = value.map_or(0, |value| offsets[value]);
-                Memory::Workspace(Expr::Known(offset as i64))
+        let mut args = Vec::new();
+        for (i, read) in params.reads.iter().enumerate() {
+            if self.constant(*read).is_some() {
+                continue;
             }
-        },
-    };
-    for (kernel, params) in kernels.iter_mut().zip(params) {
-        let reads = params.reads.iter().filter(|source| !params.is_constant(**source)).copied();
-        let writes = params.writes.iter().map(|prim| Source::Prim(*prim));
-        kernel.args = reads.chain(writes).map(|source| Arg::Memory(memory(source))).collect();
-    }
-    let buffer = |((prim, life), offset): (&(usize, Life), &u64)| Buffer {
-        dtype: prims.list[*prim].dtype,
-        shape: known(&prims.list[*prim].shape),
-        offset: Expr::Known(*offset as i64),
-        from: life.from,
-        to: life.to,
-    };
-    Plan {
-        version: plan::VERSION,
-        target: target.to_string(),
-        symbols: Vec::new(),
-        inputs: inputs(typed),
-        outputs: outputs(typed, prims),
-        workspace_bytes: Expr::Known(workspace_bytes as i64),
-        buffers: values.iter().zip(&offsets).map(buffer).collect(),
-        kernels,
+            let map = maps.iter().find(|(place, _)| *place == i);
+            args.push(match map {
+                Some((_, map)) => Arg::Map(plan::TensorMap { memory: at(*read), ..map.clone() }),
+                None => Arg::Memory(at(*read)),
+            });
+        }
+        args.extend(params.writes.iter().map(|temp| Arg::Memory(at(Source::Temp(*temp)))));
+        args.extend(params.symbols.iter().map(|symbol| Arg::Size(Expr::Symbol(*symbol))));
+        Ok(plan::Kernel {
+            name,
+            kind: kind.to_owned(),
+            variant: emitted.variant,
+            grid: [emitted.grid.to_plan(), Expr::Known(1), Expr::Known(1)],
+            block: [threads as u32, 1, 1],
+            shared_bytes,
+            args,
+            computes,
+        })
     }
 }
 
-fn known(sizes: &[usize]) -> Vec<Expr> {
-    sizes.iter().map(|size| Expr::from(*size)).collect()
+/// Where each symbol's value is to be found.
+fn symbols(program: &Program) -> Result<Vec<Symbol>, Failure> {
+    let found = program.symbols.iter().enumerate().map(|(symbol, range)| {
+        let dims = program.inputs.iter().flat_map(|input| {
+            let shape = &program.value(input.value).shape;
+            shape.iter().enumerate().map(move |(dim, size)| (input.position, dim, size))
+        });
+        let mut affine = dims.filter_map(|(input, dim, size)| {
+            let (scale, offset) = size.linear_in(&crate::size::Atom::Symbol(symbol))?;
+            Some((input, dim, scale.known().filter(|s| *s > 0)?, offset.known()?))
+        });
+        let (input, dim, scale, offset) = affine.next().ok_or_else(|| {
+            let why = format!("no input's shape says what the size s{symbol} is");
+            Failure::new(FailureKind::UnsupportedOp, why)
+        })?;
+        let max = (range.max != i64::MAX).then_some(range.max);
+        Ok(Symbol { min: range.min, max, input, dim, scale, offset })
+    });
+    found.collect()
 }
 
-fn inputs(typed: &Typed<'_>) -> Vec<Tensor> {
-    let describe = |(i, input): (usize, &Input)| {
-        let ty = &typed.graph.value(input.value).ty;
-        let known = |dims: &[Dim]| {
-            dims.iter().filter_map(|dim| dim.known().map(|size| Expr::Known(size as i64))).collect()
-        };
+fn inputs(graph: &Graph, program: &Program) -> Vec<Tensor> {
+    let describe = |(i, input): (usize, &kiln_proto::graph::Input)| {
         let kind = match input.kind {
             InputKind::Parameter => "parameter",
             InputKind::Buffer => "buffer",
             InputKind::User => "user",
             InputKind::Constant(_) => "constant",
         };
+        let found = program.inputs.iter().find(|input| input.position == i);
+        let plan = |sizes: &[Size]| sizes.iter().map(Size::to_plan).collect();
         Tensor {
             name: format!("in{i}"),
             kind: kind.to_owned(),
-            dtype: ty.dtype,
-            shape: known(&ty.shape),
-            strides: known(&ty.strides),
+            dtype: graph.value(input.value).ty.dtype,
+            shape: found.map_or_else(Vec::new, |f| plan(&program.value(f.value).shape)),
+            strides: found.map_or_else(Vec::new, |f| plan(&f.strides)),
         }
     };
-    typed.graph.inputs.iter().enumerate().map(describe).collect()
+    graph.inputs.iter().enumerate().map(describe).collect()
 }
 
-fn outputs(typed: &Typed<'_>, prims: &Prims) -> Vec<Tensor> {
-    let describe = |(i, (prim, value)): (usize, (&usize, &ValueId))| {
-        let prim = &prims.list[*prim];
-        // As many elements as the primitive's, in the same order.
-        let shape = typed.ty(*value).map_or_else(|_| prim.shape.clone(), |ty| ty.shape.clone());
+fn outputs(program: &Program) -> Vec<Tensor> {
+    let describe = |(i, value): (usize, &crate::core::ValueId)| {
+        let value = program.value(*value);
         Tensor {
             name: format!("out{i}"),
             kind: "output".to_owned(),
-            dtype: prim.dtype,
-            strides: known(&row_major(&shape)),
-            shape: known(&shape),
+            dtype: value.dtype,
+            shape: value.shape.iter().map(Size::to_plan).collect(),
+            strides: row_major(&value.shape).iter().map(Size::to_plan).collect(),
         }
     };
-    prims.outputs.iter().zip(&typed.graph.outputs).enumerate().map(describe).collect()
+    program.outputs.iter().enumerate().map(describe).collect()
 }

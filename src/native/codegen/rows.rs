@@ -1,190 +1,325 @@
-//! Rows with sums along them: a warp or a block for each row.
+//! Rows with reductions along them: a warp or a block for each row.
 //!
-//! The row is walked once for each layer of sums that wait for each other, and
-//! once more for what is stored; values of whole rows are held by every thread.
-//! Invariant: all threads of a row run the same sums in the same order.
+//! The row is walked once for each layer of reductions that wait for each other,
+//! and once more for what is stored after the last. Where a thread's share fits
+//! into registers, what several walks need is loaded or computed once.
+//!
+//! Invariant: all threads of a row combine the same parts in the same order.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
-    Emitted, Params,
-    body::{Body, Placed, declare, lanes, line, placed, walks},
-    elementwise::{named, touched},
+    Emitted, Kernel,
+    body::{Body, CHUNK, LANE, Params},
+    map::Split,
+    table,
 };
 use crate::{
-    fuse::Group,
-    prim::{Compute, Prims, Source},
-    strided::collapse,
+    core::{Domain, Fun},
+    loops::{COLUMN, Def, Expr, Id, Loops, ROW},
+    schedule::Fused,
+    size::Size,
 };
 
 /// Threads of a block whose warps have a row each.
-const WARPS_BLOCK: usize = 128;
+const WARPS_BLOCK: i64 = 128;
+/// Numbers that a thread keeps from walk to walk.
+const MOST_KEPT: i64 = 64;
 
-pub(super) fn emit(prims: &Prims, group: &Group, lead: usize, params: &Params) -> Emitted {
-    let (shape, walks, lead) = collapse(&group.shape, &walks(group), lead);
-    let rows: usize = shape[..lead].iter().product();
-    let columns: usize = shape[lead..].iter().product();
-    let mut coordinates = named(&shape[..lead], "y");
-    // A row of one element has a column all the same.
-    let inner = if lead == shape.len() { vec![1] } else { shape[lead..].to_vec() };
-    let mut members = placed(group, walks);
-    if lead == shape.len() {
-        for member in &mut members {
-            member.place.push(0);
-            member.reads.iter_mut().for_each(|(_, strides)| strides.push(0));
+/// How rows are laid over threads.
+struct Shape {
+    lanes: i64,
+    threads: i64,
+    /// Chunks of each thread, where they are few and known.
+    chunks: Option<i64>,
+    /// Whether each thread has just that many.
+    even: bool,
+}
+
+impl Shape {
+    fn of(rows: &Size, columns: &Size) -> Self {
+        let lanes = columns.power_of_two(8).max(1);
+        let Some(known) = columns.known() else {
+            return Self { lanes, threads: 256, chunks: None, even: false };
+        };
+        let many = rows.known().is_none_or(|rows| rows >= 8192);
+        let chunks = (known / lanes).max(1);
+        let threads = match chunks {
+            ..=32 => 32,
+            33..=128 if many => 32,
+            _ => ((chunks + 1) / 2).next_power_of_two_i64().clamp(64, 512),
+        };
+        let each = (chunks + threads - 1) / threads;
+        Self {
+            lanes,
+            threads,
+            chunks: (each * lanes <= MOST_KEPT).then_some(each),
+            even: each * threads == chunks,
         }
     }
-    let row_coordinates = coordinates.clone();
-    let column_coordinates = named(&inner, "x");
-    coordinates.extend(column_coordinates.clone());
-    let layers = Layers::of(prims, group, &members);
-    let along: Vec<Placed> =
-        members.iter().filter(|m| !layers.row_values.contains(&m.prim)).cloned().collect();
-    let lanes = lanes(prims, &coordinates, &touched(&along, params), 8);
-    let chunks = columns.div_ceil(lanes);
-    let threads = row_threads(rows, chunks);
-    let body = Body { prims, coordinates, members, lanes, params };
+}
 
-    let mut text = String::new();
-    if threads == 32 {
-        let per_block = WARPS_BLOCK / 32;
-        line(&mut text, "const int lane = threadIdx.x % 32;");
-        line(
-            &mut text,
-            &format!(
-                "const kiln_index row = (kiln_index)blockIdx.x * {per_block} + threadIdx.x / 32;"
-            ),
-        );
-        line(&mut text, &format!("if (row >= {rows}LL) return;"));
-    } else {
-        line(&mut text, "const int lane = threadIdx.x;");
-        line(&mut text, "const kiln_index row = blockIdx.x;");
+trait PowerOfTwo {
+    fn next_power_of_two_i64(self) -> i64;
+}
+
+impl PowerOfTwo for i64 {
+    fn next_power_of_two_i64(self) -> i64 {
+        (self.max(1) as u64).next_power_of_two() as i64
     }
-    declare(&mut text, &row_coordinates, "row");
-    let walk = |text: &mut String, inside: &dyn Fn(&mut String)| {
-        let step = threads * lanes;
-        line(
-            text,
-            &format!("for (kiln_index c = lane * {lanes}; c < {columns}LL; c += {step}) {{"),
-        );
-        declare(text, &column_coordinates, "c");
-        inside(text);
-        line(text, "}");
+}
+
+pub(super) fn emit(loops: &mut Loops, fused: &Fused, stored: &[usize], name: &str) -> Emitted {
+    let (rows, columns) = (fused.extents[0].clone(), fused.extents[1].clone());
+    let shape = Shape::of(&rows, &columns);
+    let split = Split::of(loops, fused, COLUMN, shape.lanes);
+    let layers = Layers::of(loops, &split);
+    let mut params = Params::default();
+    let vars = BTreeMap::from([(ROW, "row".to_owned())]);
+    let mut writer = Writer {
+        loops,
+        shape: &shape,
+        body: Body::new(&loops.exprs, &mut params, shape.lanes, vars),
+        walk: String::new(),
+        text: String::new(),
     };
+    writer.keep(&split, &layers, stored);
+    let columns_text =
+        writer.body.params.size(&columns.div_floor(&Size::from(shape.lanes)), &|_| String::new());
+    writer.walk = columns_text;
     for layer in 0..layers.count {
-        let sums = layers.sums(layer);
-        for sum in &sums {
-            line(&mut text, &format!("float s{sum} = 0.0f;"));
+        writer.layer(&split, &layers, layer, stored);
+    }
+    writer.last(&split, &layers, stored);
+    let (mut head, text) = (String::new(), std::mem::take(&mut writer.text));
+    let limit = params.size(&rows, &|_| String::new());
+    let (grid, threads) = match shape.threads {
+        32 => {
+            let per_block = WARPS_BLOCK / 32;
+            head += "const int lane = threadIdx.x % 32;\n";
+            head += &format!(
+                "const kiln_index row = (kiln_index)blockIdx.x * {per_block} + threadIdx.x / 32;\n"
+            );
+            head += &format!("if (row >= {limit}) return;\n");
+            (rows.div_ceil(&Size::from(per_block)), WARPS_BLOCK)
         }
-        let mut wanted = body.needed(&sums, &layers.along);
-        wanted.extend(&sums);
-        walk(&mut text, &|text| {
-            body.loads(text, &wanted);
-            line(text, "#pragma unroll");
-            line(text, &format!("for (int v = 0; v < {lanes}; ++v) {{"));
-            body.compute(text, &wanted);
-            for sum in &sums {
-                line(text, &format!("s{sum} += {};", body.summand(*sum, &wanted)));
+        threads => {
+            head += "const int lane = threadIdx.x;\nconst kiln_index row = blockIdx.x;\n";
+            (rows, threads)
+        }
+    };
+    if let Some(chunks) = shape.chunks {
+        head += &format!("constexpr int CHUNKS = {chunks};\n");
+    }
+    let kept = if shape.chunks.is_some() { ", rows in registers" } else { "" };
+    Emitted {
+        before: String::new(),
+        kernel: Kernel::plain(name, "rows", params, head + &text, threads),
+        grid,
+        variant: format!("{} threads a row, {} elements at once{kept}", shape.threads, shape.lanes),
+    }
+}
+
+struct Writer<'a> {
+    loops: &'a Loops,
+    shape: &'a Shape,
+    body: Body<'a>,
+    /// Chunks of a row, as text.
+    walk: String,
+    text: String,
+}
+
+impl Writer<'_> {
+    /// Decides what stays in registers from walk to walk.
+    fn keep(&mut self, split: &Split, layers: &Layers, stored: &[usize]) {
+        let Some(chunks) = self.shape.chunks else { return };
+        let exprs = &self.loops.exprs;
+        let mut walks: Vec<BTreeSet<Id>> = (0..=layers.count)
+            .map(|layer| exprs.unguarded(layers.roots(split, layer, stored)).into_iter().collect())
+            .collect();
+        walks.retain(|walk| !walk.is_empty());
+        let several = |id: &Id| walks.iter().filter(|walk| walk.contains(id)).count() > 1;
+        let all: BTreeSet<Id> = walks.iter().flatten().copied().collect();
+        let mut room = MOST_KEPT / (chunks * self.shape.lanes);
+        let candidates: Vec<Id> =
+            all.into_iter().rev().filter(|id| several(id) && self.body.is_inside(*id)).collect();
+        for id in candidates {
+            let worth = match exprs.get(id) {
+                Expr::Load { index, .. } => index.has_var(LANE),
+                Expr::Apply(fun, Domain::Float, _) => {
+                    matches!(
+                        fun,
+                        Fun::Exp
+                            | Fun::Erf
+                            | Fun::Tanh
+                            | Fun::Sigmoid
+                            | Fun::Log
+                            | Fun::Pow
+                            | Fun::Sin
+                            | Fun::Cos
+                    )
+                }
+                _ => false,
+            };
+            if worth && room > 0 {
+                room -= 1;
+                let declaration = self.body.keep(id);
+                self.text += &declaration;
+                self.text.push('\n');
             }
-            line(text, "}");
-        });
-        for sum in &sums {
-            line(&mut text, &format!("const float t{sum} = kiln_sum<{threads}>(s{sum});"));
-        }
-        // What these sums decide for the whole row.
-        for prim in layers.row_values_after(layer) {
-            body.row_value(&mut text, prim);
         }
     }
-    let stored: Vec<usize> =
-        params.writes.iter().copied().filter(|prim| layers.along.contains(prim)).collect();
-    if !stored.is_empty() {
-        let wanted = body.needed(&stored, &layers.along);
-        walk(&mut text, &|text| body.element_wise(text, &wanted, "", &stored));
-    }
-    let of_rows: Vec<usize> =
-        params.writes.iter().copied().filter(|prim| !layers.along.contains(prim)).collect();
-    if !of_rows.is_empty() {
-        line(&mut text, "if (lane == 0) {");
-        for prim in of_rows {
-            body.store_row_value(&mut text, prim);
+
+    /// Walks a row: what is in the body's loop now becomes the loop.
+    fn close_walk(&mut self) {
+        let outer = self.body.take_outer();
+        let inner = self.body.take_inner();
+        self.text += &outer;
+        if inner.is_empty() {
+            return;
         }
-        line(&mut text, "}");
+        let Shape { threads, chunks, even, .. } = self.shape;
+        let walk = &self.walk;
+        self.text += &match chunks {
+            Some(_) => {
+                let test = match even {
+                    true => String::new(),
+                    false => format!("if (c < {walk}) "),
+                };
+                format!(
+                    "#pragma unroll\nfor (int ch = 0; ch < CHUNKS; ++ch) {{\n\
+                     const kiln_index c = ch * {threads} + lane;\n{test}{{\n{inner}}}\n}}\n"
+                )
+            }
+            None => {
+                format!("for (kiln_index c = lane; c < {walk}; c += {threads}) {{\n{inner}}}\n")
+            }
+        };
     }
-    match threads {
-        32 => Emitted {
-            text,
-            grid: [rows.div_ceil(WARPS_BLOCK / 32) as u64, 1, 1],
-            threads: WARPS_BLOCK as u32,
-        },
-        _ => Emitted { text, grid: [rows as u64, 1, 1], threads: threads as u32 },
+
+    fn layer(&mut self, split: &Split, layers: &Layers, layer: usize, stored: &[usize]) {
+        let (lanes, threads) = (self.shape.lanes, self.shape.threads);
+        let reductions: Vec<(usize, Id)> = split
+            .reductions
+            .iter()
+            .filter(|(temp, _)| layers.of_temp[temp] == layer)
+            .copied()
+            .collect();
+        let mut before = String::new();
+        for (temp, of) in &reductions {
+            let Def::Reduce { how, domain, .. } = self.loops.temps[*temp].def else { continue };
+            let register = table::register(domain);
+            let start = table::start(how, domain);
+            before += &match how.gives_positions() {
+                true => format!("kiln_best<{register}> a{temp} = {{{start}, KILN_INT_MAX}};\n"),
+                false => format!(
+                    "{register} a{temp}[{lanes}];\n#pragma unroll\nfor (int v = 0; v < {lanes}; ++v) a{temp}[v] = {start};\n"
+                ),
+            };
+            let value = self.body.value(*of);
+            let combine = table::combiner(how);
+            let each = match how.gives_positions() {
+                true => format!(
+                    "a{temp} = {combine}{{}}(a{temp}, {{{value}, (kiln_int)(c * {lanes} + v)}});"
+                ),
+                false => format!("a{temp}[v] = {combine}{{}}(a{temp}[v], {value});"),
+            };
+            self.body.for_lanes(each);
+        }
+        for temp in stored.iter().filter(|temp| layers.stored_at(split, **temp) == Some(layer)) {
+            let (place, value) = &split.places[temp];
+            self.body.store(*temp, place, *value, super::element_of(self.loops, *temp));
+        }
+        self.text += &before;
+        self.close_walk();
+        for (temp, _) in &reductions {
+            let Def::Reduce { how, domain, .. } = self.loops.temps[*temp].def else { continue };
+            let (register, combine) = (table::register(domain), table::combiner(how));
+            self.text += &match how.gives_positions() {
+                true => format!(
+                    "const kiln_int t{temp} = kiln_across<{threads}, {combine}>(a{temp}).at;\n"
+                ),
+                false => format!(
+                    "const {register} t{temp} = kiln_across<{threads}, {combine}>(kiln_together<{combine}>(a{temp}));\n"
+                ),
+            };
+            self.body.define(*temp, &format!("t{temp}"), false);
+        }
+    }
+
+    /// What waits for the last layer, and what is one value for a row.
+    fn last(&mut self, split: &Split, layers: &Layers, stored: &[usize]) {
+        for temp in stored.iter().filter(|t| layers.stored_at(split, **t) == Some(layers.count)) {
+            let (place, value) = &split.places[temp];
+            self.body.store(*temp, place, *value, super::element_of(self.loops, *temp));
+        }
+        self.close_walk();
+        let of_rows = stored.iter().filter(|temp| layers.stored_at(split, **temp).is_none());
+        for temp in of_rows {
+            let (place, value) = &split.places[temp];
+            self.body.store(*temp, place, *value, super::element_of(self.loops, *temp));
+        }
+        let (outer, inner) = (self.body.take_outer(), self.body.take_inner());
+        self.text += &outer;
+        if !inner.is_empty() {
+            self.text += &format!("if (lane == 0) {{\n{inner}}}\n");
+        }
     }
 }
 
-/// Threads of a row: a warp where rows are short or many, else a block.
-fn row_threads(rows: usize, chunks: usize) -> usize {
-    if chunks <= 32 || (rows >= 8192 && chunks <= 128) {
-        return 32;
-    }
-    chunks.div_ceil(2).next_power_of_two().clamp(64, 512)
-}
-
-/// Which members wait for which sums.
+/// Which values wait for which reductions.
 struct Layers {
-    /// How many walks of sums there are.
+    /// How many walks of reductions there are.
     count: usize,
-    /// Of each member: the walk of a sum, or the first walk after its sums.
-    layer: BTreeMap<usize, usize>,
-    /// Sums.
-    all_sums: BTreeSet<usize>,
-    /// Maps with one value for a row.
-    row_values: BTreeSet<usize>,
-    /// Maps with a value for each element.
+    /// The walk of each reduction.
+    of_temp: BTreeMap<usize, usize>,
+    /// Of each stored value: how many walks it waits for.
+    of_value: BTreeMap<usize, usize>,
+    /// Values with an element for each column.
     along: BTreeSet<usize>,
 }
 
 impl Layers {
-    fn of(prims: &Prims, group: &Group, members: &[Placed]) -> Self {
-        let columns: usize = group.shape.iter().product::<usize>() / group.rows();
+    fn of(loops: &Loops, split: &Split) -> Self {
         let mut layers = Self {
             count: 0,
-            layer: BTreeMap::new(),
-            all_sums: BTreeSet::new(),
-            row_values: BTreeSet::new(),
+            of_temp: BTreeMap::new(),
+            of_value: BTreeMap::new(),
             along: BTreeSet::new(),
         };
-        for member in members {
-            let prim = &prims.list[member.prim];
-            let mut layer = 0;
-            for (source, _) in &member.reads {
-                let Source::Prim(read) = source else { continue };
-                if let Some(of_read) = layers.layer.get(read) {
-                    layer = layer.max(of_read + usize::from(layers.all_sums.contains(read)));
-                }
-            }
-            layers.layer.insert(member.prim, layer);
-            if matches!(prim.compute, Compute::Sum { .. }) {
-                layers.all_sums.insert(member.prim);
-                layers.count = layers.count.max(layer + 1);
-            } else if columns > 1 && prim.shape.iter().product::<usize>() == group.rows() {
-                layers.row_values.insert(member.prim);
-            } else {
-                layers.along.insert(member.prim);
+        for (temp, of) in &split.reductions {
+            let layer = layers.waits(loops, *of);
+            layers.of_temp.insert(*temp, layer);
+            layers.count = layers.count.max(layer + 1);
+        }
+        for (temp, (place, value)) in &split.places {
+            layers.of_value.insert(*temp, layers.waits(loops, *value));
+            if place.has_var(LANE) || place.has_var(CHUNK) {
+                layers.along.insert(*temp);
             }
         }
         layers
     }
 
-    fn sums(&self, layer: usize) -> Vec<usize> {
-        self.all_sums.iter().copied().filter(|sum| self.layer[sum] == layer).collect()
+    /// How many walks `id` needs before it.
+    fn waits(&self, loops: &Loops, id: Id) -> usize {
+        let parts = loops.exprs.reachable([id]);
+        let layer = |part: &Id| match loops.exprs.get(*part) {
+            Expr::Result(temp, _) => self.of_temp.get(temp).map_or(0, |layer| layer + 1),
+            _ => 0,
+        };
+        parts.iter().map(layer).max().unwrap_or(0)
     }
 
-    /// Row values that can be computed once the sums of `layer` are there, and not before.
-    fn row_values_after(&self, layer: usize) -> Vec<usize> {
-        let at = |prim: &usize| match layer {
-            0 => self.layer[prim] <= 1,
-            _ => self.layer[prim] == layer + 1,
-        };
-        self.row_values.iter().copied().filter(at).collect()
+    /// The walk in which `temp` is stored: the first that can; `None`: it is one value of a row.
+    fn stored_at(&self, _split: &Split, temp: usize) -> Option<usize> {
+        self.along.contains(&temp).then(|| self.of_value[&temp])
+    }
+
+    /// What a walk computes.
+    fn roots(&self, split: &Split, layer: usize, stored: &[usize]) -> Vec<Id> {
+        let reductions = split.reductions.iter().filter(|(temp, _)| self.of_temp[temp] == layer);
+        let values = stored.iter().filter(|temp| self.stored_at(split, **temp) == Some(layer));
+        reductions.map(|(_, of)| *of).chain(values.map(|temp| split.places[temp].1)).collect()
     }
 }

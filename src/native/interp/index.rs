@@ -54,10 +54,11 @@ pub(super) fn index(step: &Step<'_>, dims: &[usize], wrap: bool) -> Result<Dense
     let others = (0..x.shape.len()).filter(|dim| !dims.contains(dim));
     let (rest, steps): (Vec<usize>, Vec<isize>) =
         others.map(|dim| (x.shape[dim], strides[dim])).unzip();
+    let shape: Vec<usize> = shape.iter().chain(&rest).copied().collect();
+    step.expect(&shape)?;
     let mut within = Vec::with_capacity(rest.iter().product());
     each(&rest, [&steps], |[at]| within.push(at));
     let at = starts.iter().flat_map(|start| within.iter().map(move |at| start + at));
-    let shape = shape.iter().chain(&rest).copied().collect();
     Ok(Dense { shape, data: pick(&x.data, at) })
 }
 

@@ -28,6 +28,8 @@ pub(super) fn matmul(step: &Step<'_>) -> Result<Dense, Failure> {
     if batch != batch_b || k != k_b {
         return Err(mismatch());
     }
+    let shape: Vec<usize> = batch.iter().chain([m, n]).copied().collect();
+    step.expect(&shape)?;
     let sizes = Sizes { m: *m, k: *k, n: *n };
     let count = batch.iter().product::<usize>() * m;
     let data = match (&a.data, &b.data) {
@@ -40,8 +42,7 @@ pub(super) fn matmul(step: &Step<'_>) -> Result<Dense, Failure> {
         }
         _ => return Err(invalid("floats times whole numbers")),
     };
-    let shape = batch.iter().chain([m, n]).copied().collect();
-    Ok(Dense { shape, ..step.result(data) })
+    Ok(step.result(data))
 }
 
 struct Sizes {
@@ -111,6 +112,7 @@ pub(super) fn attention(step: &Step<'_>, causal: bool, scale: f64) -> Result<Den
     if [b_k, b_v, g_v, t_v, d_k] != [b, b, g, t, d] || !divides {
         return Err(mismatch());
     }
+    step.expect(&[b, h, s, e])?;
     let mask = match step.reads.get(3) {
         Some(mask) => {
             let view = View::broadcast(&mask.shape, &[b, h, s, t])?;
@@ -159,7 +161,7 @@ pub(super) fn attention(step: &Step<'_>, causal: bool, scale: f64) -> Result<Den
             }
         }
     });
-    Ok(Dense { shape: vec![b, h, s, e], ..step.result(Data::Float(out)) })
+    Ok(step.result(Data::Float(out)))
 }
 
 /// Whether one of them is more than minus infinity; if none is, all become NaN.

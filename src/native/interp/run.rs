@@ -56,11 +56,7 @@ pub fn run(
             precision: settings.precision,
         };
         let result = compute(&step).map_err(context)?;
-        let count: usize = shape.iter().product();
-        if result.shape != shape || result.data.len() != count {
-            let got = &result.shape;
-            return Err(context(invalid(format!("gives {got:?}, the program says {shape:?}"))));
-        }
+        step.expect(&result.shape).map_err(context)?;
         memory.put(node.writes, result);
         memory.release(index);
     }

@@ -76,6 +76,15 @@ impl<'a> Step<'a> {
         })
     }
 
+    /// Refuses another shape than the program says, before memory is taken for it.
+    pub(super) fn expect(&self, shape: &[usize]) -> Result<(), Failure> {
+        let expected = self.shape;
+        if shape != expected {
+            return Err(invalid(format!("gives {shape:?}, the program says {expected:?}")));
+        }
+        Ok(())
+    }
+
     /// The elements of the first operand that `view` leads to.
     fn view(&self, view: &View) -> Result<Dense, Failure> {
         view.take(&self.read(0)?.data, self.shape)
@@ -143,7 +152,8 @@ fn slice(step: &Step<'_>, dim: usize, start: &Size, by: i64) -> Result<Dense, Fa
     shape[dim] = taken;
     let mut view = View::of(&x.shape);
     view.offset = start as isize * view.strides[dim];
-    view.strides[dim] *= by as isize;
+    // The stride of what is alone is never gone.
+    view.strides[dim] = if taken > 1 { view.strides[dim] * by as isize } else { 0 };
     view.take(&x.data, &shape)
 }
 
@@ -178,8 +188,9 @@ fn window(step: &Step<'_>, dim: usize, by: i64, dilation: i64) -> Result<Dense, 
     shape.push(*length);
     let mut view = View::of(&x.shape);
     let stride = view.strides[dim];
-    view.strides[dim] = stride * by as isize;
-    view.strides.push(stride * dilation as isize);
+    // The stride of what is alone is never gone.
+    view.strides[dim] = if *windows > 1 { stride * by as isize } else { 0 };
+    view.strides.push(if *length > 1 { stride * dilation as isize } else { 0 });
     view.take(&x.data, &shape)
 }
 

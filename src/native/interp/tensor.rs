@@ -188,9 +188,9 @@ fn to_odd(x: f64) -> f32 {
 
 /// Strides of a dense tensor of `shape`.
 pub(super) fn row_major(shape: &[usize]) -> Vec<usize> {
-    let mut strides = vec![1; shape.len()];
+    let mut strides = vec![1usize; shape.len()];
     for dim in (1..shape.len()).rev() {
-        strides[dim - 1] = strides[dim] * shape[dim].max(1);
+        strides[dim - 1] = strides[dim].saturating_mul(shape[dim].max(1));
     }
     strides
 }

@@ -95,7 +95,13 @@ impl Exprs {
             Expr::Load { dtype, .. } => domain_of(*dtype),
             Expr::Index(_) => Domain::Int,
             Expr::Number(domain, _) | Expr::Convert(domain, _) | Expr::Result(_, domain) => *domain,
-            Expr::Apply(fun, domain, _) => if is_test(*fun) { Domain::Bool } else { *domain },
+            Expr::Apply(fun, domain, _) => {
+                if is_test(*fun) {
+                    Domain::Bool
+                } else {
+                    *domain
+                }
+            }
             Expr::Round(dtype, _) => domain_of(*dtype),
             Expr::Below(..) => Domain::Bool,
             Expr::Guard { yes, .. } => self.domain(*yes),
@@ -113,6 +119,19 @@ impl Exprs {
                 self.float(number)
             }
             _ => self.add(Expr::Convert(domain, id)),
+        }
+    }
+
+    /// `id`, which is in the domain of `dtype`, as a buffer of it holds it.
+    pub(crate) fn rounded(&mut self, id: Id, dtype: DType) -> Id {
+        let held = match self.get(id) {
+            Expr::Load { dtype: of, .. } | Expr::Round(of, _) => *of == dtype,
+            _ => false,
+        };
+        match dtype {
+            DType::F32 | DType::F64 | DType::I64 | DType::Bool => id,
+            _ if held => id,
+            _ => self.add(Expr::Round(dtype, id)),
         }
     }
 
@@ -137,6 +156,11 @@ impl Exprs {
         }
     }
 
+    /// Whether any expression loads from `source`.
+    pub(crate) fn any_load(&self, source: Source) -> bool {
+        self.list.iter().any(|expr| matches!(expr, Expr::Load { source: s, .. } if *s == source))
+    }
+
     /// Everything that the roots are made of, operands first.
     pub(crate) fn reachable(&self, roots: impl IntoIterator<Item = Id>) -> Vec<Id> {
         let mut seen = BTreeSet::new();
@@ -147,6 +171,21 @@ impl Exprs {
             }
         }
         // The arena's order is one in which operands come first.
+        seen.into_iter().collect()
+    }
+
+    /// What the roots are made of outside of the branches of guards, operands first.
+    pub(crate) fn unguarded(&self, roots: impl IntoIterator<Item = Id>) -> Vec<Id> {
+        let mut seen = BTreeSet::new();
+        let mut waiting: Vec<Id> = roots.into_iter().collect();
+        while let Some(id) = waiting.pop() {
+            if seen.insert(id) {
+                match self.get(id) {
+                    Expr::Guard { cond, .. } => waiting.push(*cond),
+                    _ => waiting.extend(self.operands(id)),
+                }
+            }
+        }
         seen.into_iter().collect()
     }
 

@@ -35,6 +35,22 @@ pub(crate) struct Loops {
     pub(crate) outputs: Vec<usize>,
 }
 
+impl Loops {
+    /// The type of a source's elements.
+    pub(crate) fn dtype(&self, source: Source) -> DType {
+        match source {
+            Source::Input(input) => self.inputs[input],
+            Source::Temp(temp) => self.temps[temp].dtype,
+        }
+    }
+
+    /// What `size` is at most, if its symbols have bounds.
+    pub(crate) fn most(&self, size: &Size) -> Option<i64> {
+        let symbol = size.as_symbol()?;
+        self.symbols.get(symbol).map(|range| range.max).filter(|max| *max != i64::MAX)
+    }
+}
+
 /// A dense buffer and what fills it.
 #[derive(Debug, Clone)]
 pub(crate) struct Temp {

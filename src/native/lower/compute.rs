@@ -87,9 +87,7 @@ impl Lowering<'_> {
             Number::Float(_) => None,
         };
         let expr = match (int(start), int(step)) {
-            (Some(start), Some(step)) => {
-                exprs.add(Expr::Index(&start + &(&step * &Size::var(0))))
-            }
+            (Some(start), Some(step)) => exprs.add(Expr::Index(&start + &(&step * &Size::var(0)))),
             _ => {
                 let position = exprs.add(Expr::Index(Size::var(0)));
                 let position = exprs.convert(position, Domain::Float);

@@ -184,7 +184,8 @@ impl Lowering<'_> {
         let known = |size: &Size, what: &str| {
             size.known().ok_or_else(|| format!("the {what} must be known at compile time"))
         };
-        let (heads, groups) = (known(&qs[1], "number of heads")?, known(&ks[1], "number of heads")?);
+        let (heads, groups) =
+            (known(&qs[1], "number of heads")?, known(&ks[1], "number of heads")?);
         let (d, e) = (known(&qs[3], "size of a head")?, known(&vs[3], "size of a head")?);
         let (batch, rows, keys) = (qs[0].clone(), qs[2].clone(), ks[2].clone());
         let (k_heads, k_group) = self.kv_heads(k, heads)?;
@@ -207,8 +208,19 @@ impl Lowering<'_> {
         };
         let total = numel(&out.shape);
         let def = Attention {
-            batch: batch.clone(), heads, group, rows: rows.clone(), keys, d, e, causal, scale,
-            q, k: k_heads, v: v_heads, mask,
+            batch: batch.clone(),
+            heads,
+            group,
+            rows: rows.clone(),
+            keys,
+            d,
+            e,
+            causal,
+            scale,
+            q,
+            k: k_heads,
+            v: v_heads,
+            mask,
         };
         let temp = self.temp(out.dtype, total, Def::Attention(Box::new(def)));
         let dense = [batch, rows, qs[1].clone(), vs[3].clone()];

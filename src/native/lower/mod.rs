@@ -21,7 +21,7 @@ use kiln_proto::{
 
 use crate::{
     core::{Domain, Fun, Node, Number, Op, Program, ValueId},
-    loops::{Def, Expr, Id, Loops, Source, Temp, domain_of, flattened, numel, row_major, unflattened},
+    loops::{Def, Expr, Id, Loops, Source, Temp, domain_of, flattened, numel, unflattened},
     size::{Atom, Bounds, Size},
 };
 
@@ -55,7 +55,10 @@ pub(crate) fn lower(program: &Program, graph: &Graph) -> Result<Loops, Failure> 
         lowering.origin = node.origin;
         let lazy = lowering.node(node).map_err(|why| {
             let origin = &graph.nodes[node.origin];
-            Failure::new(FailureKind::UnsupportedOp, format!("node {:?} ({}): {why}", origin.name, origin.op))
+            Failure::new(
+                FailureKind::UnsupportedOp,
+                format!("node {:?} ({}): {why}", origin.name, origin.op),
+            )
         })?;
         lowering.values[node.writes.0] = Some(lazy);
         lowering.store_if_dear(node.writes);
@@ -99,9 +102,7 @@ impl Lowering<'_> {
             Op::Map { fun, domain, args } => self.map(node, *fun, *domain, args, &out),
             Op::Reduce { how, dims } => self.reduce(node, *how, dims, &out),
             Op::CumSum { dim } => self.cumsum(node, *dim, &out),
-            Op::TopK { k, largest, positions } => {
-                self.top_k(node, *k, *largest, *positions, &out)
-            }
+            Op::TopK { k, largest, positions } => self.top_k(node, *k, *largest, *positions, &out),
             Op::MatMul => self.matmul(node, &out),
             Op::Attention { causal, scale } => self.attention(node, *causal, *scale, &out),
             Op::Iota { start, step } => Ok(self.iota(start, step, &out)),
@@ -207,14 +208,17 @@ impl Lowering<'_> {
                 Source::Temp(temp) => self.loops.temps[*temp].numel == total,
                 Source::Input(input) => self.input_numel(*input) == total,
             };
-            let stride = |dim: &usize| index.linear_in(&Atom::Var(*dim)).and_then(|(f, _)| f.known());
+            let stride =
+                |dim: &usize| index.linear_in(&Atom::Var(*dim)).and_then(|(f, _)| f.known());
             let strides: Option<Vec<i64>> = identity.iter().map(stride).collect();
             if let (true, Some(strides)) = (whole, strides) {
                 let mut order = identity.clone();
-                order.sort_by_key(|dim| std::cmp::Reverse(match lazy.shape[*dim].is(1) {
-                    true => i64::MAX,
-                    false => strides[*dim],
-                }));
+                order.sort_by_key(|dim| {
+                    std::cmp::Reverse(match lazy.shape[*dim].is(1) {
+                        true => i64::MAX,
+                        false => strides[*dim],
+                    })
+                });
                 return order;
             }
         }
@@ -224,7 +228,9 @@ impl Lowering<'_> {
     /// The temporary that holds an output: dense, and for nobody else.
     fn output(&mut self, value: ValueId) -> usize {
         let Some(lazy) = self.values[value.0].clone() else { return 0 };
-        if let Expr::Load { source: Source::Temp(temp), index, .. } = self.loops.exprs.get(lazy.expr) {
+        if let Expr::Load { source: Source::Temp(temp), index, .. } =
+            self.loops.exprs.get(lazy.expr)
+        {
             let vars: Vec<Size> = (0..lazy.shape.len()).map(Size::var).collect();
             let dense = flattened(&without_ones(&vars, &lazy.shape), &lazy.shape);
             let whole = self.loops.temps[*temp].numel == numel(&lazy.shape);
@@ -259,23 +265,15 @@ impl Lowering<'_> {
 
     /// `expr` as an element of `dtype`.
     fn rounded(&mut self, expr: Id, dtype: DType) -> Id {
-        let exprs = &mut self.loops.exprs;
-        let expr = exprs.convert(expr, domain_of(dtype));
-        let held = match exprs.get(expr) {
-            Expr::Load { dtype: of, .. } | Expr::Round(of, _) => *of == dtype,
-            _ => false,
-        };
-        match dtype {
-            DType::F32 | DType::F64 | DType::I64 | DType::Bool => expr,
-            _ if held => expr,
-            _ => exprs.add(Expr::Round(dtype, expr)),
-        }
+        let expr = self.loops.exprs.convert(expr, domain_of(dtype));
+        self.loops.exprs.rounded(expr, dtype)
     }
 }
 
 /// Dimensions of one element have one index.
 fn without_ones(indices: &[Size], shape: &[Size]) -> Vec<Size> {
-    let index = |(index, size): (&Size, &Size)| if size.is(1) { Size::default() } else { index.clone() };
+    let index =
+        |(index, size): (&Size, &Size)| if size.is(1) { Size::default() } else { index.clone() };
     indices.iter().zip(shape).map(index).collect()
 }
 
@@ -283,7 +281,33 @@ fn is_heavy(fun: Fun) -> bool {
     use Fun::*;
     !matches!(
         fun,
-        Id | Neg | Abs | Sign | Floor | Ceil | Trunc | Round | Not | BitNot | IsNan | IsInf | Add
-            | Sub | Mul | Min | Max | And | Or | Xor | Shl | Shr | Eq | Ne | Lt | Le | Gt | Ge | Where
+        Id | Neg
+            | Abs
+            | Sign
+            | Floor
+            | Ceil
+            | Trunc
+            | Round
+            | Not
+            | BitNot
+            | IsNan
+            | IsInf
+            | Add
+            | Sub
+            | Mul
+            | Min
+            | Max
+            | And
+            | Or
+            | Xor
+            | Shl
+            | Shr
+            | Eq
+            | Ne
+            | Lt
+            | Le
+            | Gt
+            | Ge
+            | Where
     )
 }

@@ -33,7 +33,8 @@ impl Lowering<'_> {
             Reduction::Sum | Reduction::Prod => domain_of(out.dtype),
             _ => domain_of(read.dtype),
         };
-        let sizes = |dims: &[usize]| dims.iter().map(|d| read.shape[*d].clone()).collect::<Vec<_>>();
+        let sizes =
+            |dims: &[usize]| dims.iter().map(|d| read.shape[*d].clone()).collect::<Vec<_>>();
         let (rows, columns) = (numel(&sizes(&kept_order)), numel(&sizes(dims)));
         let (of, rows, columns) = self.in_rows(&read, &kept_order, dims, rows, columns, domain);
         let temp = match self.parts(how, &rows, &columns) {
@@ -60,7 +61,8 @@ impl Lowering<'_> {
         columns: Size,
         domain: Domain,
     ) -> (crate::loops::Id, Size, Size) {
-        let sizes = |dims: &[usize]| dims.iter().map(|d| read.shape[*d].clone()).collect::<Vec<_>>();
+        let sizes =
+            |dims: &[usize]| dims.iter().map(|d| read.shape[*d].clone()).collect::<Vec<_>>();
         let extents = [rows.clone(), columns.clone()];
         let bounds = Bounds { symbols: &self.program.symbols, vars: &extents };
         let mut at = vec![Size::default(); read.shape.len()];

@@ -186,7 +186,9 @@ impl Lowering<'_> {
     fn wrapped(&mut self, position: Id, size: &Size) -> Id {
         let exprs = &mut self.loops.exprs;
         let index = exprs.as_size(position);
-        if !index.any(&|atom| matches!(atom, Atom::Value(_))) && index.known().is_none_or(|i| i >= 0) {
+        if !index.any(&|atom| matches!(atom, Atom::Value(_)))
+            && index.known().is_none_or(|i| i >= 0)
+        {
             return position;
         }
         let zero = exprs.add(Expr::Number(Domain::Int, 0));

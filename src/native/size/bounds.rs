@@ -3,11 +3,15 @@
 //! Invariant: sound. What is said to hold holds for all values within the
 //! bounds; what cannot be shown is not said.
 
+use std::cell::Cell;
+
 use super::{Atom, Monomial, Size};
 use crate::core::Range;
 
 /// How deep a proof may go: each step removes one atom.
-const DEEPEST: usize = 12;
+const DEEPEST: usize = 8;
+/// Steps of one proof: what takes more is not shown.
+const STEPS: usize = 200;
 
 /// Bounds of symbols and variables; symbols that are not listed are at least zero.
 #[derive(Debug, Clone, Copy, Default)]
@@ -34,18 +38,34 @@ impl Bounds<'_> {
 
     /// Whether `size >= 0` for sure.
     pub fn is_nonnegative(&self, size: &Size) -> bool {
-        self.shown(size, DEEPEST)
+        Proof { bounds: *self, left: Cell::new(STEPS) }.shown(size, DEEPEST)
     }
 
+    fn range(&self, symbol: usize) -> Range {
+        let any = Range { min: 0, max: i64::MAX };
+        let range = self.symbols.get(symbol).copied().unwrap_or(any);
+        Range { min: range.min.max(0), ..range }
+    }
+}
+
+/// One attempt to show something.
+struct Proof<'a> {
+    bounds: Bounds<'a>,
+    left: Cell<usize>,
+}
+
+impl Proof<'_> {
     fn shown(&self, size: &Size, depth: usize) -> bool {
         if size.terms.values().all(|factor| *factor >= 0)
             && size.atoms().all(|a| self.natural(a, depth))
         {
             return true;
         }
-        if depth == 0 || size.known().is_some() {
+        let left = self.left.get();
+        if depth == 0 || left == 0 || size.known().is_some() {
             return false;
         }
+        self.left.set(left - 1);
         // The sum is least where each atom is at the end that its factor pushes to.
         let mut atoms: Vec<&Atom> = size.atoms().collect();
         atoms.sort_by_key(|atom| match atom {
@@ -92,7 +112,7 @@ impl Bounds<'_> {
             if !rest.is(0) || part.is(0) {
                 return None;
             }
-            let x = x.div_in(&others, self);
+            let x = x.div_in(&others, &self.bounds);
             return Some(match sign.is(1) {
                 true => &(&x - &part) + &Size::from(1),
                 false => -&x,
@@ -117,7 +137,7 @@ impl Bounds<'_> {
     /// Numbers that the atom is never below.
     fn least(&self, atom: &Atom, depth: usize) -> Vec<Size> {
         match atom {
-            Atom::Symbol(symbol) => vec![Size::from(self.range(*symbol).min)],
+            Atom::Symbol(symbol) => vec![Size::from(self.bounds.range(*symbol).min)],
             Atom::Var(_) => vec![Size::default()],
             Atom::Max(parts) => parts.to_vec(),
             Atom::Floor(_) | Atom::Min(_) if self.natural(atom, depth) => vec![Size::default()],
@@ -129,16 +149,19 @@ impl Bounds<'_> {
     fn greatest(&self, atom: &Atom, depth: usize) -> Vec<Size> {
         let one = Size::from(1);
         match atom {
-            Atom::Symbol(symbol) => match self.range(*symbol).max {
+            Atom::Symbol(symbol) => match self.bounds.range(*symbol).max {
                 i64::MAX => Vec::new(),
                 max => vec![Size::from(max)],
             },
-            Atom::Var(var) => self.vars.get(*var).map(|extent| extent - &one).into_iter().collect(),
+            Atom::Var(var) => {
+                self.bounds.vars.get(*var).map(|extent| extent - &one).into_iter().collect()
+            }
             Atom::Min(parts) => parts.to_vec(),
             Atom::Floor(parts) => {
                 let top = self.top(&parts[0], depth);
-                let whole = top
-                    .map(|top| top.div_in(&parts[1], &Bounds { symbols: self.symbols, vars: &[] }));
+                let whole = top.map(|top| {
+                    top.div_in(&parts[1], &Bounds { symbols: self.bounds.symbols, vars: &[] })
+                });
                 // Another division would only say what was asked.
                 whole
                     .into_iter()
@@ -175,7 +198,7 @@ impl Bounds<'_> {
                 let mut product = Size::from(*factor);
                 for atom in atoms {
                     let least = match atom {
-                        Atom::Symbol(symbol) => self.range(*symbol).min,
+                        Atom::Symbol(symbol) => self.bounds.range(*symbol).min,
                         _ => 0,
                     };
                     product = &product * &(&Size::atom(atom.clone()) + &Size::from(least));
@@ -184,11 +207,5 @@ impl Bounds<'_> {
             }
             sum
         })
-    }
-
-    fn range(&self, symbol: usize) -> Range {
-        let any = Range { min: 0, max: i64::MAX };
-        let range = self.symbols.get(symbol).copied().unwrap_or(any);
-        Range { min: range.min.max(0), ..range }
     }
 }

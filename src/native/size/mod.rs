@@ -21,8 +21,20 @@ pub use bounds::Bounds;
 
 use crate::plan;
 
-/// A whole number, perhaps not known before the program is called.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+/// A whole number, perhaps not known before the program is called. Written as a plan has it.
+#[derive(
+    Debug,
+    Clone,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    Default,
+    serde::Serialize,
+    serde::Deserialize,
+)]
+#[serde(into = "plan::Expr", from = "plan::Expr")]
 pub struct Size {
     terms: BTreeMap<Monomial, i64>,
 }
@@ -352,6 +364,30 @@ impl Atom {
             Self::Floor(parts) => plan::Expr::Div(Box::new(both(parts))),
             Self::Max(parts) => plan::Expr::Max(both(parts).into()),
             Self::Min(parts) => plan::Expr::Min(both(parts).into()),
+        }
+    }
+}
+
+impl From<Size> for plan::Expr {
+    fn from(size: Size) -> Self {
+        size.to_plan()
+    }
+}
+
+impl From<plan::Expr> for Size {
+    fn from(expr: plan::Expr) -> Self {
+        let fold = |parts: Vec<plan::Expr>, with: fn(&Self, &Self) -> Self| {
+            parts.into_iter().map(Self::from).reduce(|a, b| with(&a, &b)).unwrap_or_default()
+        };
+        match expr {
+            plan::Expr::Known(number) => Self::from(number),
+            plan::Expr::Symbol(symbol) => Self::symbol(symbol),
+            plan::Expr::Add(parts) => fold(parts, |a, b| a + b),
+            plan::Expr::Mul(parts) => fold(parts, |a, b| a * b),
+            plan::Expr::Div(parts) => fold((*parts).into(), Self::div_floor),
+            plan::Expr::Mod(parts) => fold((*parts).into(), Self::modulo),
+            plan::Expr::Max(parts) => fold(parts, Self::max_of),
+            plan::Expr::Min(parts) => fold(parts, Self::min_of),
         }
     }
 }

@@ -6,7 +6,16 @@ use kiln_proto::{
     graph::{Argument, DType, Dim, Graph, Input, InputKind, Node, TensorType, Value, ValueId},
 };
 
-use crate::{Lowered, Options, lower_graph, strided::row_major};
+use crate::{Lowered, Options, lower_graph};
+
+/// Strides of a dense tensor in row-major order.
+pub(super) fn row_major(shape: &[usize]) -> Vec<usize> {
+    let mut strides = vec![1; shape.len()];
+    for dim in (1..shape.len()).rev() {
+        strides[dim - 1] = strides[dim] * shape[dim];
+    }
+    strides
+}
 
 #[derive(Default)]
 pub(super) struct Program {

@@ -1,7 +1,9 @@
 // Runs generated kernels on the CPU: a fibre for each thread of a block, blocks
-// one after the other. Shared memory is a static variable, a barrier a loop of
-// yields. Warp operations exchange through memory, so their layouts are checked
-// against the instruction set's documentation as written down here.
+// (or clusters of them) one after the other. Shared memory is a static variable,
+// dynamic shared memory an array for each block of a cluster, a barrier a loop of
+// yields. Asynchronous copies take place when they are waited for, no sooner.
+// Warp operations exchange through memory, so their layouts are checked against
+// the instruction set's documentation as written down here.
 
 #include <ucontext.h>
 
@@ -19,7 +21,8 @@
 #define __device__
 #define __forceinline__ inline
 #define __shared__ static
-#define __launch_bounds__(n)
+#define __launch_bounds__(...)
+#define __cluster_dims__(...)
 #define __align__(n) __attribute__((aligned(n)))
 
 struct Dim3 { unsigned x, y, z; };
@@ -30,19 +33,32 @@ struct Gate {
   int size = 0, arrived = 0;
   unsigned turn = 0;
 };
+struct Copy {
+  char* to;
+  const char* from;
+  int bytes;
+};
 struct Fibre {
   ucontext_t context;
   std::vector<char> stack;
   bool done = false;
+  std::vector<Copy> copies;                 // Of no group yet.
+  std::vector<std::vector<Copy>> groups;    // Oldest first.
 };
+constexpr unsigned DYNAMIC = 227 << 10, CLUSTER = 16;
+alignas(1024) static char dynamic[CLUSTER][DYNAMIC];
 static std::vector<Fibre> fibres;
 static ucontext_t scheduler;
-static unsigned current;
-static Gate block_gate;
-static std::vector<Gate> warp_gates;
+static unsigned current;          // Of a cluster's threads.
+static unsigned first_block;      // Of the cluster.
+static Gate cluster_gate;
+static std::vector<Gate> block_gates, warp_gates;
 static std::function<void()> kernel;
-static float lanes_f[32][32];
-static unsigned lanes_a[32][32][4], lanes_b[32][32][2];
+static long long lanes_x[32 * CLUSTER][32];
+static unsigned lanes_a[32 * CLUSTER][32][4], lanes_b[32 * CLUSTER][32][2];
+static const void* lanes_p[32 * CLUSTER][32];
+inline unsigned rank() { return current / blockDim.x; }
+inline Gate& block_gate() { return block_gates[rank()]; }
 
 inline void yield() { swapcontext(&fibres[current].context, &scheduler); }
 inline void wait(Gate& gate) {
@@ -64,23 +80,28 @@ inline void leave(Gate& gate) {
 inline void run_fibre() {
   kernel();
   fibres[current].done = true;
-  leave(block_gate);
+  leave(cluster_gate);
+  leave(block_gate());
   leave(warp_gates[current / 32]);
   yield();
 }
-inline void launch(Dim3 grid, unsigned threads, std::function<void()> body) {
+inline void launch(Dim3 grid, unsigned threads, unsigned cluster, std::function<void()> body) {
   kernel = body;
   gridDim = grid;
   blockDim = {threads, 1, 1};
+  const unsigned all = threads * cluster;
   for (unsigned z = 0; z < grid.z; ++z)
     for (unsigned y = 0; y < grid.y; ++y)
-      for (unsigned x = 0; x < grid.x; ++x) {
-        blockIdx = {x, y, z};
-        fibres.resize(threads);
-        block_gate = {(int)threads, 0, 0};
-        warp_gates.assign((threads + 31) / 32, {32, 0, 0});
+      for (first_block = 0; first_block < grid.x; first_block += cluster) {
+        std::memset(dynamic, 0xff, cluster * DYNAMIC);  // What nobody wrote is no number.
+        fibres.resize(all);
+        cluster_gate = {(int)all, 0, 0};
+        block_gates.assign(cluster, {(int)threads, 0, 0});
+        warp_gates.assign((all + 31) / 32, {32, 0, 0});
         for (auto& fibre : fibres) {
           fibre.done = false;
+          fibre.copies.clear();
+          fibre.groups.clear();
           fibre.stack.resize(64 << 10);
           getcontext(&fibre.context);
           fibre.context.uc_stack.ss_sp = fibre.stack.data();
@@ -93,14 +114,15 @@ inline void launch(Dim3 grid, unsigned threads, std::function<void()> body) {
         bool more = true;
         for (unsigned sweep = 0; more; ++sweep) {
           more = false;
-          for (unsigned n = 0; n < threads; ++n) {
-            const unsigned i = sweep % 2 ? threads - 1 - n : n;
+          for (unsigned n = 0; n < all; ++n) {
+            const unsigned i = sweep % 2 ? all - 1 - n : n;
             if (fibres[i].done) continue;
             more = true;
             const unsigned chance = (sweep / 32 * 64 + i / 32 + 1) * 2654435761u;
             if (z == 0 && chance >> 31) continue;
             current = i;
-            threadIdx = {i, 0, 0};
+            threadIdx = {i % threads, 0, 0};
+            blockIdx = {first_block + i / threads, y, z};
             swapcontext(&scheduler, &fibres[i].context);
           }
         }
@@ -109,17 +131,18 @@ inline void launch(Dim3 grid, unsigned threads, std::function<void()> body) {
 template <class... A, size_t... I>
 void call(void (*f)(A...), void** args, std::index_sequence<I...>) { f((A)args[I]...); }
 template <class... A>
-void enter(void (*f)(A...), unsigned x, unsigned y, unsigned z, unsigned threads, void** args) {
-  launch({x, y, z}, threads, [=] { call(f, args, std::index_sequence_for<A...>()); });
+void enter(void (*f)(A...), unsigned x, unsigned y, unsigned z, unsigned threads, unsigned cluster,
+           void** args) {
+  launch({x, y, z}, threads, cluster, [=] { call(f, args, std::index_sequence_for<A...>()); });
 }
 }  // namespace emulator
 
-#define KILN_ENTRY(name)                                                                       \
+#define KILN_ENTRY(name, cluster)                                                              \
   extern "C" void emulate_##name(unsigned x, unsigned y, unsigned z, unsigned t, void** args) { \
-    emulator::enter(name, x, y, z, t, args);                                                   \
+    emulator::enter(name, x, y, z, t, cluster, args);                                          \
   }
 
-static void __syncthreads() { emulator::wait(emulator::block_gate); }
+static void __syncthreads() { emulator::wait(emulator::block_gate()); }
 static void warp_barrier() { emulator::wait(emulator::warp_gates[emulator::current / 32]); }
 static float __uint_as_float(unsigned x) { float y; std::memcpy(&y, &x, 4); return y; }
 static unsigned __float_as_uint(float x) { unsigned y; std::memcpy(&y, &x, 4); return y; }
@@ -131,14 +154,17 @@ static float kiln_widen(kiln_f16 x);
 static float kiln_widen(kiln_bf16 x);
 static kiln_f16 kiln_narrow_f16(float x);
 
-static float kiln_shuffle(float x, int mask) {
+template <class T> static T exchange(T x, int mask) {
   const unsigned lane = emulator::current % 32, warp = emulator::current / 32;
-  emulator::lanes_f[warp][lane] = x;
+  std::memcpy(&emulator::lanes_x[warp][lane], &x, sizeof x);
   warp_barrier();
-  const float y = emulator::lanes_f[warp][lane ^ mask];
+  T y;
+  std::memcpy(&y, &emulator::lanes_x[warp][lane ^ mask], sizeof y);
   warp_barrier();
   return y;
 }
+static float kiln_shuffle(float x, int mask) { return exchange(x, mask); }
+static long long kiln_shuffle(long long x, int mask) { return exchange(x, mask); }
 
 // mma.m16n8k16: `a` and `b` hold pairs of 16-bit elements, `c` four of 16 x 8 sums.
 template <class T> static void kiln_mma(float* c, const unsigned* a, const unsigned* b, T) {
@@ -160,4 +186,48 @@ template <class T> static void kiln_mma(float* c, const unsigned* a, const unsig
     }
   }
   warp_barrier();
+}
+
+static unsigned char* kiln_shared_memory() {
+  return (unsigned char*)emulator::dynamic[emulator::rank()];
+}
+static void kiln_copy(void* to, const void* from, int bytes) {
+  if (((uintptr_t)to | (uintptr_t)from) % 16 != 0) std::abort();
+  emulator::fibres[emulator::current].copies.push_back({(char*)to, (const char*)from, bytes});
+}
+static void kiln_copy_commit() {
+  auto& fibre = emulator::fibres[emulator::current];
+  fibre.groups.push_back(std::move(fibre.copies));
+  fibre.copies.clear();
+}
+template <int LEFT> static void kiln_copy_wait() {
+  auto& groups = emulator::fibres[emulator::current].groups;
+  for (; groups.size() > LEFT; groups.erase(groups.begin()))
+    for (const emulator::Copy& copy : groups.front()) {
+      std::memcpy(copy.to, copy.from, copy.bytes);
+      std::memset(copy.to + copy.bytes, 0, 16 - copy.bytes);
+    }
+}
+
+// ldmatrix.x4: thread t gets elements 2 * (t % 4) and the next of row t / 4 of each matrix.
+template <bool TRANSPOSED> static void kiln_ldmatrix(unsigned (&x)[4], const void* row) {
+  const unsigned lane = emulator::current % 32, warp = emulator::current / 32;
+  if ((uintptr_t)row % 16 != 0) std::abort();
+  emulator::lanes_p[warp][lane] = row;
+  warp_barrier();
+  for (int i = 0; i < 4; ++i) {
+    auto element = [&](int r, int c) -> unsigned {
+      if (TRANSPOSED) std::swap(r, c);
+      return ((const unsigned short*)emulator::lanes_p[warp][i * 8 + r])[c];
+    };
+    const int r = lane / 4, c = lane % 4 * 2;
+    x[i] = element(r, c) | element(r, c + 1) << 16;
+  }
+  warp_barrier();
+}
+
+static void kiln_cluster_sync() { emulator::wait(emulator::cluster_gate); }
+static void kiln_cluster_read(float (&x)[4], const float* p, int rank) {
+  const size_t offset = (const char*)p - emulator::dynamic[emulator::rank()];
+  std::memcpy(x, emulator::dynamic[rank] + offset, 16);
 }

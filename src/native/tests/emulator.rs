@@ -10,29 +10,73 @@ use crate::{
 
 /// A module as host code.
 pub(super) struct Module {
-    library: libloading::Library,
+    kernels: Kernels,
     plan: Plan,
+}
+
+/// Kernels as host code.
+pub(super) struct Kernels {
+    library: libloading::Library,
     _dir: tempfile::TempDir,
 }
 
 type Entry = unsafe extern "C" fn(u32, u32, u32, u32, *mut *mut c_void);
 
-impl Module {
-    pub(super) fn build(lowered: &Lowered) -> Self {
+impl Kernels {
+    /// Of `source`, those that are named.
+    pub(super) fn build(source: &str, names: &[&str]) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let path = |name: &str| dir.path().join(name);
-        let entries = lowered.plan.kernels.iter().map(|k| format!("KILN_ENTRY({})\n", k.name));
+        let entry = |name: &&str| format!("KILN_ENTRY({name}, {})\n", cluster(source, name));
         let source = [
             include_str!("emulator.h"),
-            &lowered.source,
+            include_str!("emulator_attention.h"),
+            source,
             include_str!("emulator_tail.h"),
-            &entries.collect::<String>(),
+            &names.iter().map(entry).collect::<String>(),
         ];
         std::fs::write(path("module.cpp"), source.join("\n")).unwrap();
         compile(&path("module.cpp"), &path("module.so"));
         // SAFETY: the library was just built from sources of this crate.
         let library = unsafe { libloading::Library::new(path("module.so")).unwrap() };
-        Self { library, plan: lowered.plan.clone(), _dir: dir }
+        Self { library, _dir: dir }
+    }
+
+    /// Runs a kernel.
+    ///
+    /// # Safety
+    /// `args` are what its parameters want, all of them as wide as a pointer.
+    pub(super) unsafe fn launch(
+        &self,
+        name: &str,
+        [x, y, z]: [u32; 3],
+        threads: u32,
+        args: &mut [*mut c_void],
+    ) {
+        let name = format!("emulate_{name}");
+        // SAFETY: the entry has this signature; the caller answers for `args`.
+        unsafe {
+            let entry = self.library.get::<Entry>(name.as_bytes()).unwrap();
+            entry(x, y, z, threads, args.as_mut_ptr());
+        }
+    }
+}
+
+/// Blocks of a cluster, as the kernel's attribute says.
+fn cluster<'a>(source: &'a str, name: &str) -> &'a str {
+    let declared = source.find(&format!(" {name}(")).unwrap_or(0);
+    let line = source[..declared].rfind('\n').map_or(0, |newline| newline + 1);
+    let attribute = source[line..declared].split_once("__cluster_dims__(");
+    attribute.and_then(|(_, rest)| rest.split(',').next()).unwrap_or("1")
+}
+
+impl Module {
+    pub(super) fn build(lowered: &Lowered) -> Self {
+        let mut names: Vec<&str> = lowered.plan.kernels.iter().map(|k| k.name.as_str()).collect();
+        names.sort_unstable();
+        names.dedup();
+        let kernels = Kernels::build(&lowered.source, &names);
+        Self { kernels, plan: lowered.plan.clone() }
     }
 
     /// Runs the plan on inputs of the plan's own shapes, in memory order.
@@ -75,15 +119,10 @@ impl Module {
                     ),
                 })
                 .collect();
-            let name = format!("emulate_{}", kernel.name);
-            // SAFETY: the entry was generated with this signature; the pointers
+            // SAFETY: the kernel was generated with this signature; the pointers
             // are of the sizes that the plan says.
-            unsafe {
-                let entry = self.library.get::<Entry>(name.as_bytes()).unwrap();
-                assert_eq!(kernel.block[1..], [1, 1], "{}", kernel.name);
-                let [x, y, z] = launch.grid;
-                entry(x, y, z, kernel.block[0], args.as_mut_ptr());
-            }
+            unsafe { self.kernels.launch(&kernel.name, launch.grid, kernel.block[0], &mut args) };
+            assert_eq!(kernel.block[1..], [1, 1], "{}", kernel.name);
         }
         outputs.iter().map(Aligned::to_vec).collect()
     }
@@ -100,13 +139,13 @@ fn compile(source: &Path, library: &Path) {
 }
 
 /// Bytes at an address as aligned as a device's.
-struct Aligned {
+pub(super) struct Aligned {
     words: Vec<u128>,
     bytes: usize,
 }
 
 impl Aligned {
-    fn of(bytes: &[u8]) -> Self {
+    pub(super) fn of(bytes: &[u8]) -> Self {
         let mut words = vec![0u128; bytes.len().div_ceil(16)];
         for (word, chunk) in words.iter_mut().zip(bytes.chunks(16)) {
             let mut padded = [0; 16];
@@ -116,12 +155,12 @@ impl Aligned {
         Self { words, bytes: bytes.len() }
     }
 
-    fn at(&mut self, offset: usize) -> *mut c_void {
+    pub(super) fn at(&mut self, offset: usize) -> *mut c_void {
         assert!(offset <= self.bytes && offset.is_multiple_of(16));
         self.words[offset / 16..].as_mut_ptr().cast()
     }
 
-    fn to_vec(&self) -> Vec<u8> {
+    pub(super) fn to_vec(&self) -> Vec<u8> {
         let bytes = self.words.iter().flat_map(|word| word.to_ne_bytes());
         bytes.take(self.bytes).collect()
     }

@@ -11,6 +11,7 @@ static kiln_f16 kiln_narrow_f16(float x) {
   const unsigned short sign = __float_as_uint(x) >> 16 & 0x8000u;
   const float magnitude = std::fabs(x);
   if (x != x) return {(unsigned short)(sign | 0x7e00u)};
+  if (magnitude == 0.0f) return {sign};
   if (magnitude >= 65520.0f) return {(unsigned short)(sign | 0x7c00u)};
   int exponent = 0;
   std::frexp(magnitude, &exponent);

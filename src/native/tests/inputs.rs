@@ -5,7 +5,7 @@ use std::io::{Cursor, Read, Write};
 use kiln_proto::{Failure, FailureKind, Target};
 use zip::{ZipArchive, ZipWriter, write::SimpleFileOptions};
 
-use super::{super::lower, compile, fixture, options};
+use super::{super::lower, fixture, options};
 
 fn refused(bytes: &[u8]) -> Failure {
     lower(bytes, &options(&[]), Target::cubin(90)).expect_err("compiles")
@@ -46,13 +46,6 @@ fn unknown_operations_are_named_all_at_once() {
         assert!(failure.message.contains(part), "{failure}");
     }
     assert!(!failure.message.contains("tanh"), "{failure}");
-}
-
-#[test]
-fn free_dimensions_are_refused_with_the_tensor_and_the_way_out() {
-    let failure = compile("block_f32_dynamic.211.pt2", &[]).unwrap_err();
-    assert_eq!(failure.kind, FailureKind::UnsupportedOp);
-    assert!(failure.message.contains("\"x\"") && failure.message.contains("dynamic_shapes"));
 }
 
 #[test]

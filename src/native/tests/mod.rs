@@ -1,12 +1,13 @@
 //! The compiler as a whole, on archives that PyTorch wrote.
 
+mod attention;
 mod build;
 mod decompose;
 mod emulator;
-mod fusion;
 mod inputs;
 mod keys;
 mod numerics;
+mod product_kernels;
 mod products;
 mod rows;
 
@@ -16,7 +17,7 @@ use kiln_proto::{Failure, Target};
 
 use super::{Lowered, lower};
 
-fn fixture(name: &str) -> Vec<u8> {
+pub(super) fn fixture(name: &str) -> Vec<u8> {
     let path = format!("{}/../../tests/fixtures/{name}", env!("CARGO_MANIFEST_DIR"));
     std::fs::read(&path).unwrap_or_else(|e| panic!("{path}: {e}"))
 }

@@ -20,10 +20,16 @@ fn check(archive: &str, golden: &str, given: &[(&str, &str)], limit: f64) {
     let inputs: Vec<Vec<u8>> = (0..lowered.plan.inputs.len())
         .map(|i| golden.tensor(&format!("in{i}")).unwrap().data().to_vec())
         .collect();
-    let outputs = Module::build(&lowered).run(&inputs);
+    // Fixed or not, the sizes are those of the recorded inputs.
+    let shapes: Vec<Vec<usize>> = (0..inputs.len())
+        .map(|i| golden.tensor(&format!("in{i}")).unwrap().shape().to_vec())
+        .collect();
+    let shapes: Vec<&[usize]> = shapes.iter().map(Vec::as_slice).collect();
+    let call = lowered.plan.call(&shapes).unwrap();
+    let outputs = Module::build(&lowered).run_shaped(&inputs, &shapes);
     for (i, (output, bytes)) in lowered.plan.outputs.iter().zip(&outputs).enumerate() {
         let expected = golden.tensor(&format!("out{i}")).unwrap();
-        assert_eq!(output.layout(&[]).unwrap().shape, expected.shape(), "{archive} out{i}");
+        assert_eq!(call.outputs[i].shape, expected.shape(), "{archive} out{i}");
         let expected = floats(DType::F32, expected.data());
         let error = relative_error(&floats(output.dtype, bytes), &expected);
         assert!(error < limit, "{archive} {given:?} out{i}: relative error {error:e}");
@@ -34,6 +40,12 @@ fn check(archive: &str, golden: &str, given: &[(&str, &str)], limit: f64) {
 fn the_block_in_f32_is_pytorchs() {
     check("block_f32.211.pt2", "block_f32.safetensors", &[], 1e-6);
     check("block_f32.211.pt2", "block_f32.safetensors", &[("fuse", "off")], 1e-6);
+}
+
+#[test]
+fn the_block_with_a_free_batch_is_pytorchs() {
+    check("block_f32_dynamic.211.pt2", "block_f32.safetensors", &[], 1e-6);
+    check("block_f32_dynamic.new.pt2", "block_f32.safetensors", &[("fuse", "off")], 1e-6);
 }
 
 #[test]

@@ -4,8 +4,8 @@
 use kiln_proto::graph::{Argument, DType};
 
 use super::{
-    super::{Lowered, strided::row_major},
-    build::{Program, bytes, floats, noise},
+    super::Lowered,
+    build::{Program, bytes, floats, noise, row_major},
     emulator::Module,
 };
 

@@ -1,0 +1,299 @@
+"""A graph that the native compiler compiled, as a callable over torch tensors.
+
+Invariant: nothing is launched unless every tensor has the type, sizes, strides,
+device and alignment of the plan; nothing is copied, and all memory is torch's.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from . import cuda_driver, plan
+from .launching import DTYPES, Loaded, Prepared
+from .plan import ALIGNMENT
+from .sizes import BrokenArtifact, shape_shown
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+# Shapes for which launches are kept ready: the oldest goes.
+_MOST_PREPARED = 64
+
+
+class Native:
+    """A compiled graph: call it with all of its inputs.
+
+    They are those of the exported program, in its order: parameters, buffers,
+    arguments; ``bind`` fixes some of them. Returns a tensor, or a tuple of
+    them where the graph has several outputs.
+    """
+
+    def __init__(self, cubin: bytes, plan_json: bytes, signature: bytes | None = None) -> None:
+        """Check the files; the module is loaded on each device at its first call."""
+        self.plan = plan.read(plan_json)
+        if not cubin.startswith(b"\x7fELF"):
+            raise BrokenArtifact("module.cubin: no machine code")
+        self._cubin = cubin
+        self.given = [self.plan.inputs[at] for at in self.plan.given]
+        unknown = {t.dtype for t in (*self.given, *self.plan.outputs)} - DTYPES.keys()
+        if unknown:
+            raise BrokenArtifact(f"plan.json: element types {sorted(unknown)}")
+        self.names = _names(self.plan, signature)
+        # With the program's own names, where they are known: for messages.
+        self.named = self.plan
+        if self.names is not None:
+            own = dict(zip(self.plan.given, self.names))
+            inputs = [
+                replace(tensor, name=own[at][0]) if at in own else tensor
+                for at, tensor in enumerate(self.plan.inputs)
+            ]
+            self.named = replace(self.plan, inputs=tuple(inputs))
+        self._lock = threading.Lock()
+        self._on: dict[int, Loaded] = {}
+        self._all = Bound(self, {})
+
+    def bind(self, *first: Any) -> Bound:
+        """Fix inputs, parameters for example; they are held, not copied.
+
+        Tensors: the first inputs. Or one mapping by the names that the graph or
+        the module has for them (a ``state_dict``), an ``nn.Module``, or the
+        ``ExportedProgram``: then all parameters and buffers are fixed.
+        """
+        if len(first) != 1 or isinstance(first[0], torch.Tensor):
+            if len(first) > len(self.given):
+                raise TypeError(f"{len(first)} inputs, at most {len(self.given)}")
+            return Bound(self, dict(enumerate(first)))
+        return Bound(self, self._by_name(first[0]))
+
+    def graphed(self, *example: torch.Tensor) -> Graphed:
+        """Record one run as a CUDA graph, to replay for inputs of the same shapes."""
+        return self._all.graphed(*example)
+
+    def __call__(self, *tensors: torch.Tensor) -> Any:
+        """Run once, on torch's current stream of the tensors' device."""
+        return self._all(*tensors)
+
+    def loaded(self, device: torch.device) -> Loaded:
+        """Return the module on ``device``, whose context is current."""
+        with self._lock:
+            loaded = self._on.get(device.index)
+            if loaded is None:
+                capability = torch.cuda.get_device_capability(device)
+                if not plan.runs_on(self.plan.target, capability):
+                    here = f"sm_{capability[0]}{capability[1]}"
+                    name = torch.cuda.get_device_name(device)
+                    raise RuntimeError(
+                        f"the artifact is for {self.plan.target}, {device} ({name}) is {here}: "
+                        f"compile with --target {here}"
+                    )
+                loaded = self._on[device.index] = Loaded(self.plan, self._cubin, device)
+            return loaded
+
+    def shown(self, position: int) -> str:
+        """Return what an input that is given is called, for messages."""
+        tensor = self.named.inputs[self.plan.given[position]]
+        return f"{tensor.name} ({tensor.kind})"
+
+    def _by_name(self, state: Any) -> dict[int, torch.Tensor]:
+        names, known = self.names, state
+        if hasattr(state, "graph_signature"):
+            specs = [each for each in state.graph_signature.input_specs if each.arg is not None]
+            everything = [
+                [each.arg.name, *([each.target] if each.target else [])] for each in specs
+            ]
+            if len(everything) == len(self.plan.inputs):
+                names = [everything[at] for at in self.plan.given]
+            known = {**state.constants, **state.state_dict}
+        elif isinstance(state, torch.nn.Module):
+            known = {
+                **dict(state.named_parameters(remove_duplicate=False)),
+                **dict(state.named_buffers(remove_duplicate=False)),
+            }
+        elif not isinstance(state, Mapping):
+            raise TypeError(f"bind takes tensors or what names them, not {type(state).__name__}")
+        if names is None:
+            raise KeyError(
+                "the artifact has no signature.json, which has the names: write it by "
+                "`kiln compile -o`, or give an ExportedProgram, or tensors in order"
+            )
+        fixed, missing = {}, []
+        for position, tensor in enumerate(self.given):
+            found = [known[name] for name in names[position] if name in known]
+            if found and not (tensor.kind == "user" and hasattr(state, "graph_signature")):
+                fixed[position] = found[0]
+            elif tensor.kind != "user":
+                missing.append(names[position][-1])
+        if missing:
+            raise KeyError(f"no tensor for {', '.join(missing)}")
+        return fixed
+
+
+class Bound:
+    """A graph some of whose inputs are fixed: call it with the others, in their order."""
+
+    def __init__(self, native: Native, fixed: dict[int, torch.Tensor]) -> None:
+        """Hold the fixed tensors; they are checked at the first call."""
+        self.native = native
+        self.plan = native.plan
+        self._fixed = fixed
+        self._open = [at for at in range(len(native.given)) if at not in fixed]
+        self._needs_grad = any(getattr(each, "requires_grad", False) for each in fixed.values())
+        self._prepared: dict[Any, tuple[Prepared, int]] = {}
+
+    def __call__(self, *tensors: torch.Tensor) -> Any:
+        """Run once, on torch's current stream of the tensors' device."""
+        try:
+            key = tuple([(t.shape, t.stride(), t.dtype, t.device) for t in tensors])
+        except AttributeError:
+            key = None
+        ready = self._prepared.get(key) if key else None
+        if ready is None:
+            ready = self._prepare(tensors, key)
+        prepared, device = ready
+        pointers = [(at, tensor.data_ptr()) for at, tensor in zip(self._open, tensors)]
+        for at, pointer in pointers:
+            if pointer % ALIGNMENT:
+                raise self._wrong(at, f"does not start at a multiple of {ALIGNMENT} bytes")
+        if torch.is_grad_enabled():
+            self._refuse_gradients(tensors)
+        if torch.cuda.current_device() != device:
+            with torch.cuda.device(device):
+                return self._run(prepared, pointers, device)
+        return self._run(prepared, pointers, device)
+
+    def graphed(self, *example: torch.Tensor) -> Graphed:
+        """Record one run as a CUDA graph, to replay for inputs of the same shapes."""
+        return Graphed(self, example)
+
+    def _run(self, prepared: Prepared, pointers: list[tuple[int, int]], device: int) -> Any:
+        cuda_driver.ensure_context(device)
+        return prepared.run(pointers, torch.cuda.current_stream(device).cuda_stream)
+
+    def _prepare(self, tensors: Sequence[torch.Tensor], key: Any) -> tuple[Prepared, int]:
+        if len(tensors) != len(self._open):
+            given = self.native.given
+            wanted = ", ".join(
+                f"{self.native.shown(at)} {given[at].dtype} {shape_shown(given[at].shape)}"
+                for at in self._open
+            )
+            raise TypeError(f"{len(tensors)} inputs, not {len(self._open)}: {wanted}")
+        whole = {**self._fixed, **dict(zip(self._open, tensors))}
+        inputs = [whole[at] for at in range(len(self.native.given))]
+        device, call = self._check(inputs)
+        with torch.cuda.device(device):
+            cuda_driver.ensure_context(device.index)
+            prepared = Prepared(self.native.loaded(device), call)
+        # A fixed input is where it is for good.
+        prepared.place([(at, tensor.data_ptr()) for at, tensor in self._fixed.items()])
+        while len(self._prepared) >= _MOST_PREPARED:
+            self._prepared.pop(next(iter(self._prepared)), None)
+        self._prepared[key] = prepared, device.index
+        return prepared, device.index
+
+    def _check(self, tensors: Sequence[torch.Tensor]) -> tuple[torch.device, plan.Call]:
+        for at, tensor in enumerate(tensors):
+            wanted = self.native.given[at]
+            if not isinstance(tensor, torch.Tensor):
+                raise self._wrong(at, f"is no tensor but a {type(tensor).__name__}")
+            if tensor.dtype != DTYPES[wanted.dtype]:
+                raise self._wrong(
+                    at, f"has elements of {tensor.dtype}, not {DTYPES[wanted.dtype]}"
+                )
+        call = plan.call(self.native.named, [tensor.shape for tensor in tensors])
+        device = None
+        for at, (tensor, layout) in enumerate(zip(tensors, call.inputs)):
+            why = _elsewhere(tensor, layout, device)
+            if why is not None:
+                raise self._wrong(at, why)
+            device = tensor.device
+        if device is None:
+            device = torch.device("cuda", torch.cuda.current_device())
+        return device, call
+
+    def _refuse_gradients(self, tensors: Sequence[torch.Tensor]) -> None:
+        if self._needs_grad or any([tensor.requires_grad for tensor in tensors]):  # noqa: C419
+            raise ValueError(
+                "an input requires a gradient, and there is none: call it under torch.no_grad()"
+            )
+
+    def _wrong(self, at: int, why: str) -> ValueError:
+        return ValueError(f"input {self.native.shown(at)} {why}")
+
+
+class Graphed:
+    """A run recorded as a CUDA graph, with inputs and outputs that stay where they are.
+
+    A call copies its tensors there, unless they are ``inputs`` themselves, and
+    returns the same tensors each time: what the call before returned is overwritten.
+    """
+
+    def __init__(self, bound: Bound, example: Sequence[torch.Tensor]) -> None:
+        """Run twice: once to load what is needed, once to record."""
+        with torch.no_grad():
+            self.inputs = [tensor.detach().clone() for tensor in example]
+            current = torch.cuda.current_stream()
+            side = torch.cuda.Stream()
+            side.wait_stream(current)
+            with torch.cuda.stream(side):
+                bound(*self.inputs)
+            current.wait_stream(side)
+            self._graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self._graph):
+                self.outputs = bound(*self.inputs)
+        # The graph has their addresses.
+        self._bound = bound
+
+    def __call__(self, *tensors: torch.Tensor) -> Any:
+        """Replay it for these inputs."""
+        if len(tensors) != len(self.inputs):
+            raise TypeError(f"{len(tensors)} inputs, not {len(self.inputs)}")
+        for at, (mine, given) in enumerate(zip(self.inputs, tensors)):
+            if given is mine:
+                continue
+            if given.shape != mine.shape or given.dtype != mine.dtype:
+                recorded = f"{mine.dtype} {list(mine.shape)}"
+                got = f"{given.dtype} {list(given.shape)}"
+                raise ValueError(f"input {at} is {got}: the graph was recorded for {recorded}")
+            with torch.no_grad():
+                mine.copy_(given)
+        self._graph.replay()
+        return self.outputs
+
+
+def _elsewhere(
+    tensor: torch.Tensor, wanted: plan.Layout, device: torch.device | None
+) -> str | None:
+    """Say how ``tensor`` does not lie where and as the plan wants it."""
+    # Where a dimension has one element its stride means nothing.
+    steps = zip(tensor.shape, tensor.stride(), wanted.strides)
+    if 0 not in tensor.shape and any(size > 1 and step != want for size, step, want in steps):
+        return f"has strides {list(tensor.stride())}, not {list(wanted.strides)}"
+    if tensor.device.type != "cuda":
+        return f"is on {tensor.device}, not on a GPU"
+    if device is not None and tensor.device != device:
+        return f"is on {tensor.device}, others on {device}"
+    if tensor.data_ptr() % ALIGNMENT:
+        return f"does not start at a multiple of {ALIGNMENT} bytes"
+    return None
+
+
+def _names(told: plan.Plan, signature: bytes | None) -> list[list[str]] | None:
+    """Return, for each input that is given, its names in the graph and in the module."""
+    if signature is None:
+        return None
+    try:
+        inputs = json.loads(signature)["inputs"]
+        names = [
+            [each["name"], *([each["target"]] if each.get("target") else [])] for each in inputs
+        ]
+    except (ValueError, KeyError, TypeError) as error:
+        raise BrokenArtifact(f"signature.json cannot be read: {error!r}") from error
+    if len(names) != len(told.inputs):
+        raise BrokenArtifact(f"signature.json: {len(names)} inputs, not {len(told.inputs)}")
+    return [names[at] for at in told.given]

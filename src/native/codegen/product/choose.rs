@@ -1,0 +1,341 @@
+//! Which kernel computes a product of matrices, and how it is launched.
+//!
+//! Invariant: a choice depends on the problem and the target alone, and is
+//! right for every size that is not known; only its speed rests on the typical
+//! one.
+
+use std::fmt;
+
+use kiln_proto::{Target, graph::DType};
+
+use super::tiles::{CORES, MMA, Tile, WGMMA, cores, mma, vector, wgmma};
+
+/// First architecture with the instructions of [`Variant::Mma`].
+const TENSOR_CORES: u32 = 80;
+/// First architecture with clusters of blocks, and the one of [`Variant::Wgmma`].
+const HOPPER: u32 = 90;
+/// Multiprocessors of the device that the times were measured on.
+const PROCESSORS: i64 = 132;
+/// Most rows of [`Variant::Vector`].
+const VECTOR_ROWS: i64 = 8;
+/// Columns that keep a device busy at two for a warp.
+const MANY_COLUMNS: i64 = 8192;
+
+/// A size.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Extent {
+    /// The size where it is known, else what it often is.
+    pub(crate) typical: i64,
+    /// Whether it is exactly that.
+    pub(crate) known: bool,
+}
+
+/// The dimension of an operand whose stride is one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Dense {
+    /// The one that is summed over.
+    Reduced,
+    /// The other: rows of a, columns of b.
+    Other,
+    /// Neither, or it is not known.
+    Neither,
+}
+
+/// `a[batch, m, k] x b[batch, k, n]`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Problem {
+    pub(crate) m: Extent,
+    pub(crate) n: Extent,
+    pub(crate) k: Extent,
+    pub(crate) batch: Extent,
+    /// Of both operands.
+    pub(crate) dtype: DType,
+    pub(crate) a: Dense,
+    pub(crate) b: Dense,
+    /// Every row and batch of both starts at a multiple of 16 bytes.
+    pub(crate) aligned: bool,
+}
+
+/// A template of kernels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Variant {
+    /// On the ordinary cores.
+    Cores,
+    /// On the tensor cores, a warp at a time.
+    Mma,
+    /// A few rows, on the ordinary cores as fast as the matrix is read.
+    Vector,
+    /// On the tensor cores, four warps at a time, operands by tensor maps.
+    Wgmma,
+}
+
+impl fmt::Display for Variant {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Cores => "cores",
+            Self::Mma => "mma",
+            Self::Vector => "vector",
+            Self::Wgmma => "wgmma",
+        })
+    }
+}
+
+/// The boxes that a tensor map copies: its inner dimension is the dense one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct CopyBox {
+    /// [`Dense::Reduced`] or [`Dense::Other`].
+    pub(crate) inner: Dense,
+    /// Elements, inner dimension first.
+    pub(crate) tile: [u32; 2],
+}
+
+/// A kernel and its launch: `ceil(m / tile[0]) * ceil(n / tile[1]) * batch *
+/// split` blocks in x.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Choice {
+    pub(crate) variant: Variant,
+    /// The template with its arguments; the problem's type is called `P`.
+    pub(crate) call: String,
+    /// Rows and columns of a block.
+    pub(crate) tile: [i64; 2],
+    /// Blocks of a cluster, which share the sums of a tile; 1: no cluster.
+    pub(crate) split: u32,
+    /// Of a block.
+    pub(crate) threads: u32,
+    /// Blocks that a multiprocessor is to hold at once, at least.
+    pub(crate) blocks: u32,
+    /// Dynamic shared memory of a block.
+    pub(crate) shared_bytes: u32,
+    /// Of the tensor maps of a and b (swizzled by 128 bytes) that the kernel takes
+    /// instead of their pointers.
+    pub(crate) maps: Option<[CopyBox; 2]>,
+    /// What was chosen, to show.
+    pub(crate) why: String,
+}
+
+/// The kernel for `problem`.
+pub(crate) fn choose(problem: &Problem, target: Target) -> Choice {
+    let halves = problem.dtype != DType::F32;
+    vector_for(problem)
+        .or_else(|| (halves && target.compute >= TENSOR_CORES).then(|| tensor_for(problem, target)))
+        .unwrap_or_else(|| cores_for(problem))
+}
+
+impl Choice {
+    /// The texts that its call needs, in order.
+    pub(crate) fn sources(&self) -> [&'static str; 2] {
+        let variant = match self.variant {
+            Variant::Cores => include_str!("cores.cu"),
+            Variant::Mma => include_str!("mma.cu"),
+            Variant::Vector => include_str!("vector.cu"),
+        };
+        [include_str!("tensor.cu"), variant]
+    }
+}
+
+/// The templates that `choices` call.
+#[cfg(test)]
+pub(crate) fn source(choices: &[Choice]) -> String {
+    let mut variants: Vec<Variant> = choices.iter().map(|choice| choice.variant).collect();
+    variants.sort_unstable();
+    variants.dedup();
+    let mut text = String::new();
+    if !variants.is_empty() {
+        text.push_str(include_str!("tensor.cu"));
+    }
+    for variant in variants {
+        text.push_str(match variant {
+            Variant::Cores => include_str!("cores.cu"),
+            Variant::Mma => include_str!("mma.cu"),
+            Variant::Vector => include_str!("vector.cu"),
+            Variant::Wgmma => include_str!("wgmma.cu"),
+        });
+    }
+    text
+}
+
+/// Tiles of a problem.
+fn tiles(problem: &Problem, rows: i64, columns: i64) -> i64 {
+    let along = |extent: Extent, tile: i64| (extent.typical.max(1) + tile - 1) / tile;
+    along(problem.m, rows) * along(problem.n, columns) * problem.batch.typical.max(1)
+}
+
+fn vector_for(problem: &Problem) -> Option<Choice> {
+    let Problem { m, n, k, batch, .. } = *problem;
+    let per_load = 16 / problem.dtype.bytes() as i64;
+    let whole = k.known && k.typical % per_load == 0 && k.typical > 0;
+    let lies = problem.aligned && problem.a == Dense::Reduced && problem.b == Dense::Reduced;
+    if !(m.known && (1..=VECTOR_ROWS).contains(&m.typical) && whole && lies) {
+        return None;
+    }
+    // Of 4 and 8 warps, 1 to 8 of them and 1 to 8 columns together, these were the
+    // fastest or within 4% for K of 1024 to 3072, N of 1024 to 3072 and 151936.
+    let loads = k.typical / (per_load * 32);
+    let (split, columns) =
+        if n.typical * batch.typical >= MANY_COLUMNS || (loads <= 4 && m.typical >= 4) {
+            (1, 2)
+        } else {
+            (
+                if loads < 4 {
+                    1
+                } else if loads < 16 {
+                    2
+                } else {
+                    4
+                },
+                1,
+            )
+        };
+    Some(vector(m.typical, 4, split, columns))
+}
+
+/// The tile and the number of parts that take the least time.
+fn tensor_for(problem: &Problem, target: Target) -> Choice {
+    let Problem { k, batch, a, b, .. } = *problem;
+    let one = batch.known && batch.typical == 1;
+    let dense = problem.aligned && a != Dense::Neither && b != Dense::Neither;
+    let hopper = target.compute == HOPPER && target.arch_specific;
+    let by_map = hopper && one && dense && k.known && k.typical > 0;
+    let mut best: Option<(f64, Choice)> = None;
+    let mut offer = |time: f64, choice: &dyn Fn() -> Choice| {
+        if best.as_ref().is_none_or(|(least, _)| time < *least) {
+            best = Some((time, choice()));
+        }
+    };
+    for tile in
+        WGMMA.iter().filter(|tile| by_map && (b == Dense::Reduced || tile.columns % 64 == 0))
+    {
+        offer(time(problem, tile, 1), &|| wgmma(tile, problem.dtype, a, b));
+    }
+    let most = if target.compute >= HOPPER { 8 } else { 1 };
+    for tile in &MMA {
+        for split in [1, 2, 4, 8].into_iter().filter(|split| *split <= most) {
+            offer(time(problem, tile, split), &|| mma(tile, split));
+        }
+    }
+    best.map_or_else(|| cores_for(problem), |(_, choice)| choice)
+}
+
+/// Microseconds of a launch: waves of blocks, each with its start and end, and
+/// steps of 64 along k that take as long as one block's latency or as all blocks of
+/// a multiprocessor together, whatever is more.
+fn time(problem: &Problem, tile: &Tile, split: i64) -> f64 {
+    /// From one launch to the next.
+    const LAUNCH: f64 = 1.2;
+    /// To add up the parts of a cluster.
+    const MEET: f64 = 1.3;
+    let blocks = tiles(problem, tile.rows, tile.columns) * split;
+    let steps = ((problem.k.typical + 63) / 64).max(1) as f64 / split as f64;
+    let wave =
+        |on_each: i64| tile.fixed + steps.ceil() * tile.step.max(on_each as f64 * tile.share);
+    let at_once = PROCESSORS * tile.resident;
+    let (full, left) = (blocks / at_once, blocks % at_once);
+    let rest = if left > 0 { wave((left + PROCESSORS - 1) / PROCESSORS) } else { 0.0 };
+    let meet = if split > 1 { MEET } else { 0.0 };
+    LAUNCH + full as f64 * wave(tile.resident) + rest + meet
+}
+
+fn cores_for(problem: &Problem) -> Choice {
+    let rows = problem.m.typical.max(1);
+    let good =
+        |tile: &&[i64; 4]| tile[0] < 2 * rows && tiles(problem, tile[0], tile[1]) >= PROCESSORS;
+    cores(*CORES.iter().find(good).unwrap_or(&CORES[CORES.len() - 1]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn linear(m: i64, n: i64, k: i64) -> Problem {
+        let known = |typical: i64| Extent { typical, known: true };
+        Problem {
+            m: known(m),
+            n: known(n),
+            k: known(k),
+            batch: known(1),
+            dtype: DType::BF16,
+            a: Dense::Reduced,
+            b: Dense::Reduced,
+            aligned: true,
+        }
+    }
+
+    const HOPPER_ONLY: Target = Target { arch_specific: true, ..Target::cubin(90) };
+
+    fn why(problem: Problem, target: Target) -> String {
+        choose(&problem, target).why
+    }
+
+    #[test]
+    fn the_fastest_measured_tiles_are_chosen() {
+        // (m, n, k): the fastest of all that were run on an H100, or one within 3% of it.
+        let fastest = [
+            ((4096, 4096, 4096), "wgmma: tile 128x256x64, 4 stages"),
+            ((4096, 2048, 1024), "wgmma: tile 128x256x64, 4 stages"),
+            ((256, 2048, 1024), "wgmma: tile 64x64x64, 8 stages"),
+            ((256, 1024, 2048), "wgmma: tile 64x32x64, 12 stages"),
+            ((256, 1024, 3072), "wgmma: tile 64x32x64, 12 stages"),
+            ((256, 3072, 1024), "wgmma: tile 64x96x64, 8 stages"),
+            ((256, 4096, 1024), "wgmma: tile 64x128x64, 8 stages"),
+            ((16, 1024, 3072), "mma: tile 16x64x64, 4 stages, split 8"),
+            ((1, 3072, 1024), "vector: 2 of 4 warps for 1 columns"),
+            ((1, 151_936, 1024), "vector: 1 of 4 warps for 2 columns"),
+        ];
+        for ((m, n, k), best) in fastest {
+            assert_eq!(why(linear(m, n, k), HOPPER_ONLY), best, "{m} x {n} x {k}");
+        }
+    }
+
+    #[test]
+    fn a_kernel_is_chosen_only_where_it_is_right() {
+        let big = linear(4096, 4096, 4096);
+        let unknown = |typical: i64| Extent { typical, known: false };
+        let variant = |problem: Problem, target: Target| choose(&problem, target).variant;
+        assert_eq!(variant(big, HOPPER_ONLY), Variant::Wgmma);
+        assert_eq!(variant(Problem { m: unknown(4096), ..big }, HOPPER_ONLY), Variant::Wgmma);
+        // Not what sm_90 has, nor with unknown strides, batches or sums, nor unaligned.
+        assert_eq!(variant(big, Target::cubin(90)), Variant::Mma);
+        for problem in [
+            Problem { aligned: false, ..big },
+            Problem { b: Dense::Neither, ..big },
+            Problem { batch: unknown(1), ..big },
+            Problem { batch: Extent { typical: 2, known: true }, ..big },
+            Problem { k: unknown(4096), ..big },
+        ] {
+            assert_eq!(variant(problem, HOPPER_ONLY), Variant::Mma, "{problem:?}");
+        }
+        assert_eq!(variant(big, Target::cubin(75)), Variant::Cores);
+        assert_eq!(variant(Problem { dtype: DType::F32, ..big }, HOPPER_ONLY), Variant::Cores);
+        // Vectors: a known number of rows, whole loads.
+        let few = linear(4, 1024, 1024);
+        assert_eq!(variant(few, Target::cubin(75)), Variant::Vector);
+        assert_eq!(variant(Problem { dtype: DType::F32, ..few }, HOPPER_ONLY), Variant::Vector);
+        for problem in [
+            Problem { m: unknown(4), ..few },
+            Problem { k: Extent { typical: 1028, known: true }, ..few },
+            Problem { b: Dense::Other, ..few },
+            Problem { aligned: false, ..few },
+        ] {
+            assert_ne!(variant(problem, HOPPER_ONLY), Variant::Vector, "{problem:?}");
+        }
+    }
+
+    #[test]
+    fn every_launch_is_one_that_a_device_takes() {
+        for m in [1, 3, 8, 9, 100, 256, 1000, 4096] {
+            for n in [1, 7, 64, 1000, 3072, 50_257] {
+                for k in [1, 8, 64, 1000, 4096] {
+                    for (dtype, b) in [(DType::BF16, Dense::Other), (DType::F32, Dense::Reduced)] {
+                        let problem = Problem { dtype, b, ..linear(m, n, k) };
+                        for target in [Target::cubin(80), Target::cubin(90), HOPPER_ONLY] {
+                            let choice = choose(&problem, target);
+                            assert!(choice.shared_bytes <= 227 << 10, "{choice:?}");
+                            assert!(choice.threads <= 1024 && choice.threads.is_multiple_of(32));
+                            assert!(choice.split == 1 || target.compute >= 90, "{choice:?}");
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
