@@ -43,31 +43,29 @@ TORCH_MODES = {
 OPS = ["eager", "default", "autotune", "kiln"]
 BLOCK = ["eager", "default", "reduce-overhead", "kiln"]
 # A process of `max-autotune` takes over two minutes for one block.
+MEMORY = ["rmsnorm", "softmax", "layernorm", "swiglu"]
+BLOCKS = ["block-1x1", "block-1x256"]
+MODELS = ["model-1x1", "model-1x256", "model-8x512"]
 PARTS = {
-    "memory": (["rmsnorm", "softmax", "layernorm", "swiglu"], OPS),
+    "memory": (MEMORY, OPS),
     "compute": (["matmul", "sdpa"], OPS),
-    "block": (["block-1x1", "block-1x256"], BLOCK),
+    "block": (BLOCKS, BLOCK),
     "block-autotune-1": (["block-1x1"], ["max-autotune"]),
     "block-autotune-256": (["block-1x256"], ["max-autotune"]),
     "model-1": (["model-1x1"], BLOCK),
     "model-256": (["model-1x256"], BLOCK),
     "model-4096": (["model-8x512"], BLOCK),
-    "dynamic": (["model-1x1", "model-1x256", "model-8x512"], ["kiln-dynamic"]),
-    "kiln": (
-        ["rmsnorm", "softmax", "layernorm", "swiglu", "matmul", "sdpa", "block-1x1"]
-        + ["block-1x256", "model-1x1", "model-1x256", "model-8x512"],
-        ["kiln"],
-    ),
+    "dynamic": (MODELS, ["kiln-dynamic"]),
+    "kiln": ([*MEMORY, "matmul", "sdpa", *BLOCKS, *MODELS], ["kiln"]),
 }
 
 
 def case(name: str, device: str, small: bool):
     """The module in bf16, its arguments, and the bytes that it must move, if that bounds it."""
+    import qwen3
     import torch
     from torch import nn
-    from torch.nn import functional as F
-
-    import qwen3
+    from torch.nn import functional
 
     torch.manual_seed(0)
     bf16 = torch.bfloat16
@@ -85,7 +83,7 @@ def case(name: str, device: str, small: bool):
 
     class SwiGlu(nn.Module):
         def forward(self, gate, up):
-            return F.silu(gate) * up
+            return functional.silu(gate) * up
 
     class Product(nn.Module):
         def __init__(self):
@@ -93,11 +91,11 @@ def case(name: str, device: str, small: bool):
             self.linear = nn.Linear(side, side)
 
         def forward(self, x):
-            return F.gelu(self.linear(x))
+            return functional.gelu(self.linear(x))
 
     class Attention(nn.Module):
         def forward(self, q, k, v):
-            return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+            return functional.scaled_dot_product_attention(q, k, v, is_causal=True)
 
     wide = rows * columns * 2
     with torch.device(device):
@@ -259,7 +257,9 @@ def kiln_child(name: str, device: str, small: bool, dynamic: bool, settings: dic
         module(*arguments)
         wait(device)
         began = time.perf_counter()
-        program = torch.export.export(module, example if dynamic else arguments, dynamic_shapes=shapes)
+        program = torch.export.export(
+            module, example if dynamic else arguments, dynamic_shapes=shapes
+        )
         row["export_s"] = time.perf_counter() - began
         began = time.perf_counter()
         torch.export.save(program, archive)

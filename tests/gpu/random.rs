@@ -44,7 +44,7 @@ fn random_graphs_agree_with_the_interpreter() {
 
 /// Kernels launched and outputs compared.
 fn check(random: &Random) -> Result<(usize, usize), String> {
-    let lowered = kiln_native::lower_graph(&random.graph, &compile::options(), compile::target());
+    let lowered = kiln_native::lower_parsed(&random.graph, &compile::options(), compile::target());
     let lowered = lowered.map_err(|failure| format!("lower: {}", failure.message))?;
     let module = compile::module(&lowered)
         .map_err(|why| format!("compile: {why}\n{}", shortened(&lowered.source)))?;

@@ -9,6 +9,7 @@ mod keys;
 mod numerics;
 mod product_kernels;
 mod products;
+mod random;
 mod rows;
 
 use std::collections::BTreeMap;
