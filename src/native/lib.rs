@@ -97,6 +97,15 @@ pub fn lower(
     lower_graph(&graph, name, options, target)
 }
 
+/// Compiles a graph that was read or made before.
+pub fn lower_parsed(
+    graph: &Graph,
+    options: &BTreeMap<String, String>,
+    target: Target,
+) -> Result<Lowered, Failure> {
+    lower_graph(graph, String::new(), Options::read(options)?, target)
+}
+
 fn lower_graph(
     graph: &Graph,
     name: String,

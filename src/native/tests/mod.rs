@@ -12,6 +12,7 @@ mod numerics;
 mod operations;
 mod product_kernels;
 mod products;
+mod random;
 mod rows;
 
 use std::collections::BTreeMap;
