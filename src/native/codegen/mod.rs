@@ -236,7 +236,7 @@ impl Module {
         for (i, input) in graph.inputs.iter().enumerate() {
             let InputKind::Constant(constant) = &input.kind else { continue };
             let used = loops.exprs.any_load(Source::Input(i));
-            if constant.data.is_empty() || !used {
+            if !used {
                 continue;
             }
             total += constant.data.len();
@@ -263,7 +263,8 @@ impl Module {
             let _ = write!(
                 self.source,
                 "\n__device__ const __align__(16) {word} kiln_constant{i}[{}] = {{{}}};\n",
-                values.len(),
+                // An empty one is named all the same, by kernels without blocks.
+                values.len().max(1),
                 values.join(",")
             );
         }
