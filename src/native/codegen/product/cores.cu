@@ -1,6 +1,6 @@
 // Products on the ordinary cores: any sizes, any strides, f32 fused multiply-adds.
 //
-//   kiln_product_cores<P, TILE_M, TILE_N, TILE_K, TM>(a, b, p, write)
+//   kiln_product_cores<P, TILE_M, TILE_N, TILE_K, TM>(a, b, p, write, block = blockIdx.x)
 //
 // A thread sums TM x 8 products; (TILE_M / TM) * (TILE_N / 8) threads; a grid of
 // tiles x BATCH blocks in x. Dynamic shared memory: 2 * TILE_K * (TILE_M + TILE_N
@@ -55,7 +55,7 @@ template <int TILE, int TILE_K, bool ALONG_K, bool WHOLE, int THREADS> struct ki
 
 template <class P, int TILE_M, int TILE_N, int TILE_K, int TM, class T, class Write>
 __device__ __forceinline__ void kiln_product_cores(const T* a, const T* b, const P& p,
-                                                   const Write& write) {
+                                                   const Write& write, unsigned block = blockIdx.x) {
   constexpr int ACROSS = TILE_N / 8, THREADS = TILE_M / TM * ACROSS;
   kiln_float_panel<TILE_M, TILE_K, !P::A_ALONG_M, P::ALIGNED && (P::A_ALONG_K || P::A_ALONG_M),
                    THREADS> pa;
@@ -64,7 +64,7 @@ __device__ __forceinline__ void kiln_product_cores(const T* a, const T* b, const
   constexpr int STAGE_A = TILE_K * pa.PITCH, STAGE_B = TILE_K * pb.PITCH;
   float* as = reinterpret_cast<float*>(kiln_shared_memory());
   float* bs = as + 2 * STAGE_A;
-  const kiln_place at = kiln_tile<TILE_M, TILE_N, 1>(p);
+  const kiln_place at = kiln_tile<TILE_M, TILE_N, 1>(p, block);
   a += p.A_BATCH(at.z);
   b += p.B_BATCH(at.z);
   const int tm = threadIdx.x / ACROSS * TM, tn = threadIdx.x % ACROSS * 8;

@@ -1,6 +1,6 @@
 // Products of 16-bit matrices by `mma.sync` (sm_80 and newer).
 //
-//   kiln_product_mma<P, TILE_M, TILE_N, WARPS_M, WARPS_N, STAGES, SPLIT>(a, b, p, write)
+//   kiln_product_mma<P, TILE_M, TILE_N, WARPS_M, WARPS_N, STAGES, SPLIT>(a, b, p, write, block = blockIdx.x)
 //
 // WARPS_M x WARPS_N warps; a grid of tiles x BATCH x SPLIT blocks in x, SPLIT of
 // them a cluster (sm_90) that shares the sum over K. Dynamic shared memory: the
@@ -55,7 +55,7 @@ template <int TILE, bool ALONG_K, bool WHOLE, int THREADS> struct kiln_panel {
 template <class P, int TILE_M, int TILE_N, int WARPS_M, int WARPS_N, int STAGES, int SPLIT, class T,
           class Write>
 __device__ __forceinline__ void kiln_product_mma(const T* a, const T* b, const P& p,
-                                                 const Write& write) {
+                                                 const Write& write, unsigned block = blockIdx.x) {
   constexpr int THREADS = WARPS_M * WARPS_N * 32, PITCH = TILE_N + 8;
   constexpr int MS = TILE_M / WARPS_M / 16, NS = TILE_N / WARPS_N / 16;
   static_assert(MS * WARPS_M * 16 == TILE_M && NS * WARPS_N * 16 == TILE_N, "");
@@ -64,7 +64,7 @@ __device__ __forceinline__ void kiln_product_mma(const T* a, const T* b, const P
   using PanelB = kiln_panel<TILE_N, B_K, P::ALIGNED && (P::B_ALONG_K || P::B_ALONG_N), THREADS>;
   unsigned short* as = reinterpret_cast<unsigned short*>(kiln_shared_memory());
   unsigned short* bs = as + STAGES * TILE_M * 64;
-  const kiln_place at = kiln_tile<TILE_M, TILE_N, SPLIT>(p);
+  const kiln_place at = kiln_tile<TILE_M, TILE_N, SPLIT>(p, block);
   a += p.A_BATCH(at.z);
   b += p.B_BATCH(at.z);
   const int steps = (int)((p.K + 63) / 64);

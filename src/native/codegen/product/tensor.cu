@@ -5,7 +5,8 @@
 // A problem `P` has the members M, N, K, BATCH, AM, AK, BK, BN, each constant or
 // not, the functions A_BATCH(z) and B_BATCH(z), and the constants ALIGNED,
 // A_ALONG_K, A_ALONG_M, B_ALONG_K, B_ALONG_N (which stride is 1) and WIDE.
-// `write.template row<V>(z, m, n, x)` takes V sums of a row, V = 8 if WIDE.
+// `write.template row<V>(z, m, n, x)` takes V sums of a row, V = 8 if WIDE. `block` is
+// which of the problem's blocks this one is, for launches of several problems.
 
 #ifndef KILN_EMULATED
 extern __shared__ __align__(1024) unsigned char kiln_dynamic[];
@@ -85,7 +86,7 @@ __device__ __forceinline__ void kiln_cluster_read(float (&x)[4], const float* p,
 }
 #endif
 
-// The tile of this block: batch, first row, first column, and which part of K.
+// The tile of a block: batch, first row, first column, and which part of K.
 struct kiln_place {
   kiln_index z, m, n;
   int part;
@@ -93,14 +94,14 @@ struct kiln_place {
 
 // Eight rows of tiles at a time, column by column: what neighbours read meets in the L2 cache.
 template <int TILE_M, int TILE_N, int SPLIT, class P>
-__device__ __forceinline__ kiln_place kiln_tile(const P& p) {
+__device__ __forceinline__ kiln_place kiln_tile(const P& p, unsigned index) {
   const unsigned tiles_m = (unsigned)((p.M + TILE_M - 1) / TILE_M);
   const unsigned tiles_n = (unsigned)((p.N + TILE_N - 1) / TILE_N);
-  const unsigned block = blockIdx.x / SPLIT, z = block / (tiles_m * tiles_n);
+  const unsigned block = index / SPLIT, z = block / (tiles_m * tiles_n);
   const unsigned band = 8 * tiles_n, rest = block % (tiles_m * tiles_n), first = rest / band * 8;
   const unsigned height = tiles_m - first < 8 ? tiles_m - first : 8;
   const unsigned m = first + rest % band % height, n = rest % band / height;
-  return {(kiln_index)z, (kiln_index)m * TILE_M, (kiln_index)n * TILE_N, (int)(blockIdx.x % SPLIT)};
+  return {(kiln_index)z, (kiln_index)m * TILE_M, (kiln_index)n * TILE_N, (int)(index % SPLIT)};
 }
 
 // Hands a tile of sums in shared memory, `PITCH` floats a row, to `write`: rows FIRST and on.

@@ -1,6 +1,6 @@
 // Products of few rows with a matrix that lies along K: as fast as it is read.
 //
-//   kiln_product_vector<P, ROWS, WARPS, SPLIT, COLUMNS>(a, b, p, write)
+//   kiln_product_vector<P, ROWS, WARPS, SPLIT, COLUMNS>(a, b, p, write, block = blockIdx.x)
 //
 // M = ROWS; P::ALIGNED, A_ALONG_K and B_ALONG_K; K a multiple of 16 bytes. SPLIT
 // of the WARPS share the sums of COLUMNS columns: WARPS / SPLIT * COLUMNS columns
@@ -9,12 +9,12 @@
 
 template <class P, int ROWS, int WARPS, int SPLIT, int COLUMNS, class T, class Write>
 __device__ __forceinline__ void kiln_product_vector(const T* a, const T* b, const P& p,
-                                                    const Write& write) {
+                                                    const Write& write, unsigned block = blockIdx.x) {
   constexpr int V = 16 / sizeof(T), TILE_N = WARPS / SPLIT * COLUMNS, STEP = SPLIT * 32 * V;
   // Loads of a thread on their way at a time.
   constexpr int DEEP = COLUMNS >= 8 ? 1 : 8 / COLUMNS;
   const unsigned tiles = (unsigned)((p.N + TILE_N - 1) / TILE_N);
-  const kiln_index z = blockIdx.x / tiles, n0 = (kiln_index)(blockIdx.x % tiles) * TILE_N;
+  const kiln_index z = block / tiles, n0 = (kiln_index)(block % tiles) * TILE_N;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, part = warp % SPLIT;
   const int first = warp / SPLIT * COLUMNS;
   a += p.A_BATCH(z);

@@ -1,7 +1,7 @@
 // Products of 16-bit matrices by `wgmma` (sm_90a alone): one warp has tiles of both
 // operands copied into shared memory by tensor maps, groups of four warps multiply.
 //
-//   kiln_product_wgmma<P, T, GROUPS, TILE_N, STAGES>(a, b, p, write)
+//   kiln_product_wgmma<P, T, GROUPS, TILE_N, STAGES>(a, b, p, write, block = blockIdx.x)
 //
 // Tiles of 64 * GROUPS x TILE_N; GROUPS * 128 + 32 threads; BATCH = 1; TILE_N is 32, 64, 96,
 // 128, 192 or 256, and a multiple of 64 where B lies along N.
@@ -91,12 +91,12 @@ KILN_WGMMAS("f16", kiln_f16)
 template <class P, class T, int GROUPS, int TILE_N, int STAGES, class Write>
 __device__ __forceinline__ void kiln_product_wgmma(const kiln_tensor_map& a,
                                                    const kiln_tensor_map& b, const P& p,
-                                                   const Write& write) {
+                                                   const Write& write, unsigned block = blockIdx.x) {
   constexpr int TILE_M = GROUPS * 64, THREADS = GROUPS * 128, PITCH = TILE_N + 8;
   constexpr int BYTES_A = TILE_M * 128, BYTES_B = TILE_N * 128;
   const unsigned full = kiln_shared_address(kiln_shared_memory()), empty = full + STAGES * 8;
   const unsigned as = full + 1024, bs = as + STAGES * BYTES_A;
-  const kiln_place at = kiln_tile<TILE_M, TILE_N, 1>(p);
+  const kiln_place at = kiln_tile<TILE_M, TILE_N, 1>(p, block);
   const int steps = (int)((p.K + 63) / 64);
   auto fetch = [&](int step, int stage) {
     const unsigned barrier = full + stage * 8;
