@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help build demo test test-python test-torch test-clients test-vllm
+.PHONY: help build demo test test-python test-torch test-clients test-gpu test-vllm
 .PHONY: check bench format lint helm python python-wire
 
 # `make check CHECK_TESTS=0` leaves the tests out, for callers that run
@@ -45,6 +45,10 @@ test-torch: ## kiln_torch with real PyTorch and Triton: installs 6 GB, takes hal
 	$(call toolchain,test) && \
 	cargo nextest run --locked --package kiln --test cluster --run-ignored all inductor
 
+test-gpu: ## on this machine's GPU: operations, transformers' models, 2,000 random graphs
+	$(call toolchain,build) && \
+	cargo test --locked --package kiln --test gpu -- --ignored --nocapture --test-threads 1
+
 python-wire: ## write the wire format that python/ ships, from proto/
 	$(call toolchain,build) && \
 	KILN_WRITE_WIRE=1 cargo test --locked --package kiln-proto --test descriptors
@@ -70,7 +74,7 @@ format: ## write all sources as `make check` wants them
 lint:
 	cargo fmt --all --check
 	$(call toolchain,check) && \
-	shellcheck .ci/run deploy/*.sh && \
+	shellcheck .ci/run deploy/*.sh tests/gpu/*.sh && \
 	cargo deny --log-level error check licenses bans sources && \
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 

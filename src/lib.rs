@@ -12,7 +12,7 @@
 //! | [`transfer`] | bytes between nodes, descriptors to clients of this machine |
 //! | [`compiler`] | sources to files, in child processes |
 //! | [`cache`] | memory, disk and object tier |
-//! | [`exec`] | runs an artifact of the native compiler on a GPU |
+//! | [`exec`] | runs a compiled graph, on a GPU or by the interpreter |
 //! | [`artifact`] | files to packs and back |
 //! | `kiln_cluster` | the Raft-replicated index, leases, membership |
 //! | `kiln_proto` | the shared vocabulary and the wire format |

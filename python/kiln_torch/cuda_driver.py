@@ -116,7 +116,7 @@ class Module:
         return handle.value or 0
 
 
-def encode_map(  # noqa: PLR0913
+def encode_map(
     into: int,
     start: int,
     dtype: str,

@@ -202,9 +202,7 @@ class Bound:
             if not isinstance(tensor, torch.Tensor):
                 raise self._wrong(at, f"is no tensor but a {type(tensor).__name__}")
             if tensor.dtype != DTYPES[wanted.dtype]:
-                raise self._wrong(
-                    at, f"has elements of {tensor.dtype}, not {DTYPES[wanted.dtype]}"
-                )
+                raise self._wrong(at, f"has elements of {tensor.dtype}, not {DTYPES[wanted.dtype]}")
         call = plan.call(self.native.named, [tensor.shape for tensor in tensors])
         device = None
         for at, (tensor, layout) in enumerate(zip(tensors, call.inputs)):

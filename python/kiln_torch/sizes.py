@@ -32,7 +32,7 @@ def read(told: Any) -> Expr:
         ((name, operands),) = told.items()
         if name == "symbol" and isinstance(operands, int) and operands >= 0:
             return name, operands
-        pair = name in ("div", "mod") and len(operands) == 2  # noqa: PLR2004
+        pair = name in ("div", "mod") and len(operands) == 2
         if pair or (name in _MANY and operands):
             return name, *(read(each) for each in operands)
     raise BrokenArtifact(f"plan.json: {told!r} is no size")

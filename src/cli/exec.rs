@@ -3,15 +3,19 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use kiln::exec::Verdict;
 
 use super::{CliError, output};
 
 const EXAMPLES: &str = "\
 Examples:
   kiln exec out --inputs in.safetensors -o result.safetensors
-  kiln exec out --inputs in.safetensors -o result.safetensors --repeat 200 --json";
+  kiln exec out --inputs in.safetensors -o result.safetensors --repeat 200 --json
+  kiln exec out --inputs in.safetensors -o result.safetensors --verify block.pt2";
 
 /// Run a compiled graph on this machine, without Python.
+///
+/// On the GPU; an artifact of the eager compiler on the CPU.
 ///
 /// DIR is what `kiln compile GRAPH.pt2 -o DIR` or `kiln get` wrote. The inputs
 /// are a safetensors file, by the names that the graph or the module has for
@@ -36,6 +40,10 @@ pub(crate) struct Exec {
     /// and each kernel on its own; 0 times none.
     #[arg(long, value_name = "N", default_value_t = 20)]
     repeat: usize,
+    /// Also run the reference interpreter on the same inputs, from the archive that
+    /// was compiled, and fail where an output is too far from its own.
+    #[arg(long, value_name = "MODEL.pt2")]
+    verify: Option<PathBuf>,
     /// Print the times as JSON.
     #[arg(long)]
     pub(super) json: bool,
@@ -49,11 +57,19 @@ impl Exec {
             output: self.output,
             device: self.device,
             repeat: self.repeat,
+            verify: self.verify,
         };
         let report = kiln::exec::exec_main(&exec).map_err(anyhow::Error::from)?;
         match self.json {
-            true => output::json(&report),
-            false => output::line(report),
+            true => output::json(&report)?,
+            false => output::line(&report)?,
         }
+        report.wrong().map_or(Ok(()), |verdict| {
+            let Verdict { output, relative_error, limit } = verdict;
+            Err(CliError::Local(anyhow::anyhow!(
+                "{output} is not what the interpreter has: relative error {relative_error:.2e}, \
+                 limit {limit:.0e}"
+            )))
+        })
     }
 }

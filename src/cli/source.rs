@@ -18,17 +18,19 @@ const ZIP_MAGIC: &[u8] = b"PK\x03\x04";
 #[derive(Debug, Clone, Args)]
 pub(crate) struct SourceArgs {
     /// What the output runs on: sm_90 or sm_90a for machine code, compute_90
-    /// for PTX; cpu or gpu_90 with Inductor. May be given several times; each
-    /// target is a key of its own.
+    /// for PTX; gpu_90 with Inductor; cpu with Inductor or eager. May be given
+    /// several times; each target is a key of its own.
     #[arg(
         long = "target",
         value_name = "ARCH",
         env = "KILN_TARGET",
         default_value = "sm_90",
+        default_value_if("backend", "eager", "cpu"),
         value_delimiter = ','
     )]
     targets: Vec<Target>,
-    /// Which compiler; auto takes `cuda` for CUDA C++ and `native` for a .pt2.
+    /// Which compiler; auto takes `cuda` for CUDA C++, and for a .pt2 `native`,
+    /// or `eager` where the target is the CPU.
     #[arg(long, value_enum, default_value_t = Backend::Auto)]
     backend: Backend,
     /// An option of the backend, by name.
@@ -55,6 +57,7 @@ enum Backend {
     Auto,
     Cuda,
     Native,
+    Eager,
     Inductor,
     InductorStandalone,
 }
@@ -65,6 +68,7 @@ impl Backend {
             Self::Auto => "auto",
             Self::Cuda => "cuda",
             Self::Native => "native",
+            Self::Eager => "eager",
             Self::Inductor => "inductor",
             Self::InductorStandalone => "inductor-standalone",
         }
@@ -217,6 +221,19 @@ mod tests {
         fs::write(&file, "").unwrap();
         let refused = parse("probe -- -I/usr/include").request(&file).unwrap_err();
         assert!(refused.to_string().contains("before `--`"), "{refused}");
+    }
+
+    #[test]
+    fn the_eager_backend_is_for_the_cpu_unless_told_otherwise() {
+        let target = |line: &str| parse(line).targets.iter().map(Target::to_string).collect();
+        let targets: Vec<Vec<String>> = [
+            "probe --backend eager",
+            "probe --backend native",
+            "probe --backend eager --target sm_90",
+        ]
+        .map(target)
+        .into();
+        assert_eq!(targets, [["any"], ["sm_90"], ["sm_90"]]);
     }
 
     #[test]

@@ -6,6 +6,7 @@
 //! children that `worker::Pool` starts, bounds and ends.
 
 mod cuda;
+mod eager_compiler;
 mod inductor;
 mod native_compiler;
 mod options;
@@ -23,6 +24,7 @@ use kiln_proto::{Components, Failure, FailureKind, Fingerprint, Target};
 use tokio_util::sync::CancellationToken;
 
 pub use cuda::CudaCompiler;
+pub use eager_compiler::EagerCompiler;
 pub use inductor::InductorCompiler;
 pub use native_compiler::NativeCompiler;
 pub use python::PythonSettings;
@@ -89,6 +91,8 @@ enum Job {
     Nvrtc { program: worker::Program, extra: Files },
     /// One exported program in Python.
     Python(python::Job),
+    /// Nothing: preparing took that many seconds and gave the files.
+    Done { files: Files, seconds: f64 },
 }
 
 impl Prepared {
@@ -96,7 +100,7 @@ impl Prepared {
     fn nvrtc(&self) -> Result<(&worker::Program, &Files), Failure> {
         match &self.job {
             Job::Nvrtc { program, extra } => Ok((program, extra)),
-            Job::Python(_) => Err(self.misplaced()),
+            _ => Err(self.misplaced()),
         }
     }
 
@@ -104,7 +108,15 @@ impl Prepared {
     fn python(&self) -> Result<&python::Job, Failure> {
         match &self.job {
             Job::Python(job) => Ok(job),
-            Job::Nvrtc { .. } => Err(self.misplaced()),
+            _ => Err(self.misplaced()),
+        }
+    }
+
+    /// The files and the seconds that they took, of a compiler that is done.
+    fn done(&self) -> Result<(&Files, f64), Failure> {
+        match &self.job {
+            Job::Done { files, seconds } => Ok((files, *seconds)),
+            _ => Err(self.misplaced()),
         }
     }
 

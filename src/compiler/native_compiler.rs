@@ -64,6 +64,7 @@ impl Compiler for NativeCompiler {
             Failure::new(FailureKind::Crashed, format!("write the launch plan: {e}"))
         })?;
         let generated = generated(&lowered, &plan);
+        let lowered_target = lowered.target;
         let Lowered { graph, inputs, source, nvrtc_options, options, name: own_name, .. } = lowered;
         // Merged: an option given with its default is no other request.
         let options = options.into_iter().map(|(name, value)| KeyField::new(name, value));
@@ -76,7 +77,7 @@ impl Compiler for NativeCompiler {
             headers: Default::default(),
             options: nvrtc_options,
             name_expressions: Vec::new(),
-            target: input.target,
+            target: lowered_target,
             memory_bytes: 0,
             cpu_seconds: 0,
         };

@@ -8,12 +8,12 @@ use std::{
     sync::Arc,
 };
 
-use kiln_proto::{Failure, FailureKind, Fingerprint};
+use kiln_proto::{Failure, FailureKind, Fingerprint, Target};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Compiler, CudaCompiler, Environment, InductorCompiler, Limits, NativeCompiler, PoolSettings,
-    Prepared, PythonSettings, Source, Toolchain, ToolchainSettings,
+    CompileInput, Compiler, CudaCompiler, EagerCompiler, Environment, InductorCompiler, Limits,
+    NativeCompiler, PoolSettings, Prepared, PythonSettings, Source, Toolchain, ToolchainSettings,
     python::Python,
     toolchain::unprepared,
     worker::{Compiled, Nvrtc, Pool},
@@ -69,6 +69,7 @@ impl Compilers {
         let mut all: Vec<Arc<dyn Compiler>> = vec![
             Arc::new(CudaCompiler::new(Arc::clone(&engine))),
             Arc::new(NativeCompiler::new(Arc::clone(&engine))),
+            Arc::new(EagerCompiler),
         ];
         for name in InductorCompiler::NAMES {
             all.push(Arc::new(InductorCompiler::new(name, Arc::clone(&python))));
@@ -76,16 +77,22 @@ impl Compilers {
         Self { all, engine, python }
     }
 
-    /// The compiler for a request's `backend` (`auto` or a name) and source.
-    pub fn select(&self, backend: &str, source: &Source) -> Result<Arc<dyn Compiler>, Failure> {
+    /// The compiler for a request's `backend`: a name, or `auto`, which goes by
+    /// the source and the target alone, so that every node takes the same.
+    pub fn select(
+        &self,
+        backend: &str,
+        input: &CompileInput,
+    ) -> Result<Arc<dyn Compiler>, Failure> {
+        let source = &input.source;
         let refuse = |why: String| Err(Failure::new(FailureKind::Incompatible, why));
         let names = || self.all.iter().map(|c| c.name()).collect::<Vec<_>>().join(", ");
-        if matches!(backend, "" | "auto") {
-            return match self.all.iter().find(|compiler| compiler.accepts(source)) {
-                Some(compiler) => Ok(Arc::clone(compiler)),
-                None => refuse(format!("no compiler here takes an {}", source.form())),
-            };
-        }
+        let backend = match (backend, source) {
+            ("" | "auto", Source::Cuda(_)) => "cuda",
+            ("" | "auto", Source::Program { .. }) if input.target == Target::any() => "eager",
+            ("" | "auto", Source::Program { .. }) => "native",
+            (name, _) => name,
+        };
         match self.all.iter().find(|compiler| compiler.name() == backend) {
             Some(compiler) if compiler.accepts(source) => Ok(Arc::clone(compiler)),
             Some(_) => refuse(format!("backend {backend:?} takes no {}", source.form())),
@@ -93,7 +100,7 @@ impl Compilers {
         }
     }
 
-    /// What this node can compile with; empty without a toolchain.
+    /// What this node can compile with: `eager` alone without a toolchain.
     pub fn fingerprints(&self) -> Vec<Fingerprint> {
         self.all.iter().filter_map(|compiler| compiler.fingerprint().ok()).collect()
     }

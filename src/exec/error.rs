@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use cudarc::driver::DriverError;
 use kiln_native::plan::CallError;
+use kiln_proto::{Failure, FailureKind};
 
 /// Each variant says what the caller should do.
 #[derive(Debug, thiserror::Error)]
@@ -56,6 +57,9 @@ pub enum ExecError {
     /// Give other inputs.
     #[error("{0}")]
     Inputs(String),
+    /// The interpreter cannot run the program.
+    #[error("{0}")]
+    Program(Failure),
     /// A file cannot be read or written.
     #[error("{path}: {error}")]
     File {
@@ -77,6 +81,15 @@ pub enum ExecError {
 impl From<CallError> for ExecError {
     fn from(error: CallError) -> Self {
         Self::Inputs(error.to_string())
+    }
+}
+
+impl From<Failure> for ExecError {
+    fn from(failure: Failure) -> Self {
+        match failure.kind {
+            FailureKind::InvalidInput => Self::Inputs(failure.message),
+            _ => Self::Program(failure),
+        }
     }
 }
 

@@ -9,6 +9,7 @@
 //! unless the plan's pointers and the device were checked. The daemon never
 //! comes here.
 
+mod cpu;
 mod error;
 mod memory;
 mod module;
@@ -16,15 +17,18 @@ mod session;
 mod tensor_map;
 mod tensors;
 mod times;
+mod verify;
 
 use std::{collections::HashMap, fmt, path::PathBuf};
 
 pub use error::ExecError;
+use kiln_native::{Plan, interp::Settings};
 pub use kiln_proto::graph::DType;
 pub use module::{Module, parse_plan};
 pub use session::Session;
 pub use tensors::{Tensor, read_inputs, write_outputs};
 pub use times::Times;
+pub use verify::Verdict;
 
 /// What to run, and how.
 #[derive(Debug, Clone)]
@@ -39,6 +43,8 @@ pub struct Exec {
     pub device: usize,
     /// Runs that are timed; 0: none.
     pub repeat: usize,
+    /// The torch.export archive with which the reference interpreter judges.
+    pub verify: Option<PathBuf>,
 }
 
 /// What a run took, for people and as JSON.
@@ -49,43 +55,101 @@ pub struct Report {
     /// Measured after the run whose outputs were written.
     #[serde(flatten)]
     pub times: Times,
+    /// Of each output, where that was asked for.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub verdicts: Vec<Verdict>,
+}
+
+impl Report {
+    /// The first output that is too far from the interpreter's.
+    pub fn wrong(&self) -> Option<&Verdict> {
+        self.verdicts.iter().find(|verdict| !verdict.holds())
+    }
 }
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Times { repeat, eager_us, graph_us, kernels } = &self.times;
         write!(f, "{}", self.device)?;
-        if *repeat == 0 {
-            return Ok(());
+        if *graph_us > 0.0 {
+            let graph = format!("{graph_us:.1} us as a CUDA graph (medians of {repeat})");
+            write!(f, ": {eager_us:.1} us a run, {graph}")?;
+        } else if *repeat > 0 {
+            write!(f, ": {eager_us:.1} us")?;
         }
-        write!(
-            f,
-            ": {eager_us:.1} us a run, {graph_us:.1} us as a CUDA graph (medians of {repeat})"
-        )?;
         let width = kernels.iter().map(|(name, _)| name.len()).max().unwrap_or_default();
         for (name, micros) in kernels {
             write!(f, "\n  {name:<width$} {micros:>9.1} us")?;
+        }
+        for verdict in &self.verdicts {
+            let Verdict { output, relative_error, limit } = verdict;
+            let said = if verdict.holds() { "ok" } else { "TOO LARGE" };
+            write!(
+                f,
+                "\n{output}: relative error {relative_error:.2e}, limit {limit:.0e}: {said}"
+            )?;
         }
         Ok(())
     }
 }
 
-/// `kiln exec DIR --inputs IN -o OUT`: runs the artifact in `dir`.
+/// `kiln exec DIR --inputs IN -o OUT`: runs the artifact in `dir`, on the GPU or,
+/// where the eager compiler made it, on the CPU.
 ///
 /// `output` gets `out0`, ... and the kernels' times as metadata.
 pub fn exec_main(exec: &Exec) -> Result<Report, ExecError> {
-    let module = Module::load(&exec.dir, exec.device)?;
     let file = module::read(&exec.inputs)?;
-    let inputs = read_inputs(&file, module.plan(), module.signature())?;
-    let mut session = module.session()?;
-    session.set_all(&inputs)?;
-    session.launch()?;
-    let outputs = session.outputs()?;
-    let times = session.times(exec.repeat)?;
+    let run = if cpu::is_eager(&exec.dir) { on_cpu(exec, &file)? } else { on_gpu(exec, &file)? };
+    let Run { plan, device, inputs, outputs, times } = run;
     let mut notes = HashMap::new();
     for (name, micros) in &times.kernels {
         notes.insert(format!("micros.{name}"), micros.to_string());
     }
     write_outputs(&exec.output, &outputs, notes)?;
-    Ok(Report { device: module.device().to_owned(), times })
+    let verdicts = match &exec.verify {
+        Some(archive) => verify::verify(&module::read(archive)?, &plan, &inputs, &outputs)?,
+        None => Vec::new(),
+    };
+    Ok(Report { device, times, verdicts })
 }
+
+/// What came of running an artifact.
+struct Run<'a> {
+    plan: Plan,
+    device: String,
+    inputs: Vec<Tensor<'a>>,
+    outputs: Vec<Tensor<'static>>,
+    times: Times,
+}
+
+fn on_gpu<'a>(exec: &Exec, file: &'a [u8]) -> Result<Run<'a>, ExecError> {
+    let module = Module::load(&exec.dir, exec.device)?;
+    let inputs = read_inputs(file, module.plan(), module.signature())?;
+    let mut session = module.session()?;
+    session.set_all(&inputs)?;
+    session.launch()?;
+    let outputs = session.outputs()?;
+    let times = session.times(exec.repeat)?;
+    let (plan, device) = (module.plan().clone(), module.device().to_owned());
+    Ok(Run { plan, device, inputs, outputs, times })
+}
+
+fn on_cpu<'a>(exec: &Exec, file: &'a [u8]) -> Result<Run<'a>, ExecError> {
+    let eager = cpu::load(&exec.dir)?;
+    let mut plan = eager.plan().clone();
+    let signature = module::read_signature(&exec.dir, &plan)?;
+    let inputs = read_inputs(file, &plan, signature.as_ref())?;
+    module::rename(&mut plan, signature.as_ref());
+    let (outputs, times) = cpu::run(&eager, &plan, &inputs, &Settings::default())?;
+    let outputs = outputs.into_iter().map(|tensor| Tensor {
+        dtype: tensor.dtype,
+        shape: tensor.shape,
+        bytes: tensor.bytes,
+    });
+    let (device, outputs) = ("cpu".to_owned(), outputs.collect());
+    Ok(Run { plan, device, inputs, outputs, times })
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;

@@ -61,10 +61,7 @@ impl Module {
             Ok(function)
         };
         let functions = plan.kernels.iter().map(function).collect::<Result<_, ExecError>>()?;
-        // From here on names are for messages alone.
-        for (tensor, named) in plan.inputs.iter_mut().zip(signature.iter().flat_map(|s| &s.inputs)) {
-            tensor.name.clone_from(&named.name);
-        }
+        rename(&mut plan, signature.as_ref());
         Ok(Arc::new(Self { plan, signature, device, context, functions }))
     }
 
@@ -138,6 +135,13 @@ pub(super) fn read_signature(dir: &Path, plan: &Plan) -> Result<Option<Signature
         return Err(refuse(format!("{got} inputs, not {wanted}: of another program")));
     }
     Ok(Some(signature))
+}
+
+/// Gives a plan's inputs the program's own names: for messages.
+pub(super) fn rename(plan: &mut Plan, signature: Option<&Signature>) {
+    for (tensor, named) in plan.inputs.iter_mut().zip(signature.iter().flat_map(|s| &s.inputs)) {
+        tensor.name.clone_from(&named.name);
+    }
 }
 
 /// Machine code runs on its own architecture and on later minor ones of it.

@@ -210,7 +210,10 @@ impl<'a> Names<'a> {
             // What the graph calls something else is not the module's name.
             let target = named.and_then(|n| n.target.clone()).filter(|target| !in_graph(target));
             let with_constants = format!("in{index}");
-            [name, target, Some(with_constants), Some(position)].into_iter().flatten().find(|k| has(k))
+            [name, target, Some(with_constants), Some(position)]
+                .into_iter()
+                .flatten()
+                .find(|k| has(k))
         };
         self.given.iter().enumerate().map(key).collect()
     }

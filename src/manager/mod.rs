@@ -250,7 +250,7 @@ impl Manager {
 
     /// The compiler that is asked, and the prepared key.
     async fn select(&self, request: &Request) -> Result<(Arc<dyn Compiler>, Arc<Prepared>), Error> {
-        let compiler = self.compilers.select(&request.backend, &request.input.source)?;
+        let compiler = self.compilers.select(&request.backend, &request.input)?;
         timeout_at(request.deadline, compiler.settled())
             .await
             .map_err(|_| Error::deadline("looking at the toolchain"))?;

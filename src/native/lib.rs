@@ -18,6 +18,8 @@ pub mod core;
 pub mod cubin;
 pub mod decompose;
 pub mod eager;
+#[cfg(any(test, feature = "testing"))]
+pub mod fixtures;
 mod identity;
 pub mod interp;
 mod loops;
@@ -50,6 +52,8 @@ pub struct Lowered {
     pub source: String,
     /// All options by name, the defaults of those not given among them.
     pub options: Vec<(&'static str, &'static str)>,
+    /// What NVRTC is to compile for.
+    pub target: Target,
     /// For NVRTC, besides the architecture.
     pub nvrtc_options: Vec<String>,
     /// How to run the module.
@@ -93,6 +97,15 @@ pub fn lower(
     lower_graph(&graph, name, options, target)
 }
 
+/// Compiles a graph that was read or made before.
+pub fn lower_parsed(
+    graph: &Graph,
+    options: &BTreeMap<String, String>,
+    target: Target,
+) -> Result<Lowered, Failure> {
+    lower_graph(graph, String::new(), Options::read(options)?, target)
+}
+
 fn lower_graph(
     graph: &Graph,
     name: String,
@@ -102,6 +115,7 @@ fn lower_graph(
     let program = decompose::decompose(graph)?;
     let mut loops = lower::lower(&program, graph)?;
     let groups = schedule::schedule(&mut loops, options.fuse)?;
+    let target = exact(target);
     let code = codegen::generate(graph, &program, &mut loops, &groups, target)?;
     let (graph_component, inputs) = components(graph);
     let mut nvrtc_options = vec!["--std=c++17".to_owned()];
@@ -113,10 +127,17 @@ fn lower_graph(
         inputs,
         source: code.source,
         options: options.merged(),
+        target,
         nvrtc_options,
         plan: code.plan,
         name,
     })
+}
+
+/// The target with the instructions that only it has: no other device has the
+/// major version 9, so nothing is lost.
+fn exact(target: Target) -> Target {
+    Target { arch_specific: target.arch_specific || target.compute == 90, ..target }
 }
 
 impl Options {

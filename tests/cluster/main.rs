@@ -4,11 +4,13 @@
 //! bound, and ends every process that it started.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod artifacts;
 mod bad_input;
 mod compile_once;
 mod corruption;
 mod degraded;
 mod durability;
+mod eager;
 mod failover;
 mod harness;
 mod inductor;

@@ -18,7 +18,7 @@ async fn another_nvrtc_differs_in_that_alone() {
     );
     assert!(difference.ours.split('.').count() == 3, "{difference:?}");
     // A key of another toolchain is not compiled with this one.
-    let compiler = one.compilers.select("cuda", &input.source).unwrap();
+    let compiler = one.compilers.select("cuda", &input).unwrap();
     let limits = Limits::default();
     let refused = compiler.compile(&theirs, &limits, CancellationToken::new()).await.unwrap_err();
     assert_eq!(refused.kind, FailureKind::ToolchainMissing, "{refused}");
@@ -29,7 +29,7 @@ async fn a_graphs_key_is_named_where_it_differs() {
     let empty = tempfile::tempdir().unwrap();
     let node = Node::with(empty.path().into(), |_| {}).await;
     let base = exported("block_f32.new.pt2");
-    let compiler = node.compilers.select("native", &base.source).unwrap();
+    let compiler = node.compilers.select("native", &base).unwrap();
     let components = |input: &CompileInput, nvrtc: &str| {
         let fingerprint = Fingerprint::new("native", [("nvrtc", nvrtc)]);
         compiler.prepare(input, &fingerprint).unwrap().components
@@ -61,14 +61,17 @@ async fn a_node_without_nvrtc_has_keys_and_says_what_is_missing() {
     let empty = tempfile::tempdir().unwrap();
     let node = Node::with(empty.path().into(), |_| {}).await;
     let input = cuda(SAXPY, "sm_90");
-    let compiler = node.compilers.select("auto", &input.source).unwrap();
+    let compiler = node.compilers.select("auto", &input).unwrap();
     let missing = compiler.fingerprint().unwrap_err();
     assert_eq!(missing.kind, FailureKind::ToolchainMissing);
     let path = empty.path().to_str().unwrap();
     for part in [path, "libnvrtc.so", "pip install"] {
         assert!(missing.message.contains(part), "{missing}");
     }
-    assert!(node.compilers.fingerprints().is_empty());
+    // What needs no toolchain is all that it has.
+    let left: Vec<String> =
+        node.compilers.fingerprints().iter().map(|f| f.compiler.clone()).collect();
+    assert_eq!(left, ["eager"]);
 
     let elsewhere = Fingerprint::new("cuda", [("nvrtc", "13.5.37")]);
     let prepared = compiler.prepare(&input, &elsewhere).unwrap();
@@ -90,15 +93,15 @@ async fn a_wrong_combination_is_c003() {
     let node = Node::with(empty.path().into(), |_| {}).await;
     let input = cuda(SAXPY, "sm_90");
     let program = exported("block_f32.new.pt2");
-    assert!(node.compilers.select("cuda", &program.source).is_err());
-    assert_eq!(node.compilers.select("auto", &program.source).unwrap().name(), "native");
+    assert!(node.compilers.select("cuda", &program).is_err());
+    assert_eq!(node.compilers.select("auto", &program).unwrap().name(), "native");
     for backend in ["inductor", "inductor-standalone", "CUDA", "native"] {
-        let Err(refused) = node.compilers.select(backend, &input.source) else {
+        let Err(refused) = node.compilers.select(backend, &input) else {
             panic!("{backend} was accepted");
         };
         assert_eq!(refused.kind.code(), "C003", "{refused}");
     }
-    let compiler = node.compilers.select("cuda", &input.source).unwrap();
+    let compiler = node.compilers.select("cuda", &input).unwrap();
     let fingerprint = Fingerprint::new("cuda", [("nvrtc", "13.5.37")]);
     let mut odd = input.clone();
     odd.options.insert("fuse".into(), "true".into());

@@ -4,6 +4,8 @@
 //! another version.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod eager;
+mod inspect;
 mod keys;
 mod outputs;
 mod processes;
@@ -104,7 +106,7 @@ impl Node {
     }
 
     fn prepare(&self, input: &CompileInput) -> Result<Prepared, Failure> {
-        let compiler = self.compilers.select("auto", &input.source)?;
+        let compiler = self.compilers.select("auto", input)?;
         compiler.prepare(input, &compiler.fingerprint()?)
     }
 
@@ -119,7 +121,7 @@ impl Node {
         stop: CancellationToken,
     ) -> Result<Output, Failure> {
         let prepared = self.prepare(input)?;
-        let compiler = self.compilers.select("auto", &input.source)?;
+        let compiler = self.compilers.select("auto", input)?;
         compiler.compile(&prepared, limits, stop).await
     }
 

@@ -161,7 +161,7 @@ async fn daemon_that_compiles_for_ever() {
     let program = Path::new(KILN);
     let compilers = Compilers::start(&settings, &environment, program, Path::new(&folder)).await;
     let input = cuda(&endless(), "sm_90");
-    let compiler = compilers.select("cuda", &input.source).unwrap();
+    let compiler = compilers.select("cuda", &input).unwrap();
     let prepared = compiler.prepare(&input, &compiler.fingerprint().unwrap()).unwrap();
     let _ = compiler.compile(&prepared, &Limits::default(), CancellationToken::new()).await;
 }

@@ -7,7 +7,8 @@ DIR is what `kiln compile -o DIR` wrote. Without GOLDEN the artifact must be the
 fixture block: random inputs go through `kiln_torch.load(DIR)`, and through
 PyTorch in float64 and in eager mode. With GOLDEN (a safetensors file with `in0`,
 ..., `out0`, ...) any artifact is judged. Also checked: another stream, a CUDA
-graph, and that wrong inputs are refused. One line of JSON for each artifact.
+graph, bound parameters, `graphed`, and that wrong inputs are refused; where sizes
+are symbols, several of each. One line of JSON for each artifact.
 Exits 1 if something does not hold, 2 if a run failed.
 """
 
@@ -20,26 +21,40 @@ from pathlib import Path
 import kiln_torch
 import torch
 from check_block import LIMITS, NAMES, TYPES, block, errors, load, micros
+from kiln_torch.sizes import value
 
 
-def random_inputs(given):
+def sizes(plan):
+    """Values for the plan's symbols: one set, or where there are symbols three."""
+    if not plan.symbols:
+        return [[]]
+
+    def bound(symbol, size):
+        return max(symbol.min, min(size, symbol.max or size))
+
+    return [[bound(s, size + i) for i, s in enumerate(plan.symbols)] for size in (1, 5, 64)]
+
+
+def random_inputs(given, symbols):
     """The fixture block's, of the plan's shapes."""
     if len(given) != 5:
         raise ValueError(f"{len(given)} inputs: not the fixture block; give DIR=GOLDEN")
     torch.manual_seed(3)
     tensors = []
     for wanted in given:
-        scale = wanted.shape[-1] ** -0.5 if len(wanted.shape) == 2 else 1.0
-        value = torch.randn(wanted.shape, dtype=torch.float64) * scale
-        value = 1.0 + 0.2 * value if len(wanted.shape) == 1 else value
-        tensors.append(value.to(TYPES[NAMES[wanted.dtype]]))
+        shape = [value(each, symbols) for each in wanted.shape]
+        scale = shape[-1] ** -0.5 if len(shape) == 2 else 1.0
+        numbers = torch.randn(shape, dtype=torch.float64) * scale
+        numbers = 1.0 + 0.2 * numbers if len(shape) == 1 else numbers
+        tensors.append(numbers.to(TYPES[NAMES[wanted.dtype]]))
     return tensors
 
 
-def laid_out(value, wanted):
+def laid_out(numbers, wanted, symbols):
     """On the GPU, with the plan's strides."""
-    tensor = torch.empty_strided(wanted.shape, wanted.strides, dtype=value.dtype, device="cuda")
-    return tensor.copy_(value)
+    strides = [value(each, symbols) for each in wanted.strides]
+    kind = {"dtype": numbers.dtype, "device": "cuda"}
+    return torch.empty_strided(numbers.shape, strides, **kind).copy_(numbers)
 
 
 def is_refused(native, tensors):
@@ -67,16 +82,22 @@ def tuples(found):
 
 def check(folder, golden, eps):
     native = kiln_torch.load(folder)
+    known = [[]] if golden else sizes(native.plan)
+    return max(check_sizes(folder, native, golden, eps, symbols) for symbols in known)
+
+
+def check_sizes(folder, native, golden, eps, symbols):
     plan = native.plan
     wanted = [each for each in plan.inputs if each.kind != "constant"]
     known = load(golden) if golden else {}
-    values = [known[each.name] for each in wanted] if golden else random_inputs(wanted)
-    given = [laid_out(value, each) for value, each in zip(values, wanted)]
+    values = [known[each.name] for each in wanted] if golden else random_inputs(wanted, symbols)
+    given = [laid_out(numbers, each, symbols) for numbers, each in zip(values, wanted)]
     told = {
         "artifact": folder.name,
         "device": torch.cuda.get_device_name(),
         "torch": torch.__version__,
         "kernels": len(plan.kernels),
+        "symbols": symbols,
     }
     with torch.no_grad():
         if golden:
@@ -96,20 +117,27 @@ def check(folder, golden, eps):
         with torch.cuda.graph(graph):
             third = tuples(native(*given))
         graph.replay()
+        bound = native.bind(*given[:-1])
+        fourth = tuples(bound(given[-1]))
+        graphed = bound.graphed(torch.zeros_like(given[-1]))
+        fifth = tuples(graphed(given[-1]))
         torch.cuda.synchronize()
         told["errors"] = [max(errors(o, e)) for o, e in zip(first, expected)]
         told["limits"] = [LIMITS[NAMES[each.dtype]] for each in plan.outputs]
         told["streams_equal"] = all(map(torch.equal, first, second))
         told["graph_equal"] = all(map(torch.equal, first, third))
         refused = [is_refused(native, tensors) for tensors in wrong(given).values()]
+        told["bound_equal"] = all(map(torch.equal, first, fourth))
+        told["graphed_equal"] = all(map(torch.equal, first, fifth))
         told["wrong_inputs_refused"] = all(refused)
         told["micros"] = micros(lambda: native(*given))
+        told["micros_bound"] = micros(lambda: bound(given[-1]))
         told["micros_graph"] = micros(graph.replay)
     within = len(first) == len(expected) and all(
         error < limit for error, limit in zip(told["errors"], told["limits"])
     )
-    flags = ("streams_equal", "graph_equal", "wrong_inputs_refused")
-    told["ok"] = within and all(told[flag] for flag in flags)
+    flags = ("streams_equal", "graph_equal", "bound_equal", "graphed_equal")
+    told["ok"] = within and told["wrong_inputs_refused"] and all(told[flag] for flag in flags)
     print(json.dumps(told), flush=True)
     return 0 if told["ok"] else 1
 

@@ -31,79 +31,15 @@ from pathlib import Path
 FLAGS = ("FX_GRAPH", "AUTOGRAD")
 
 
-def model(layers: int):
-    import torch
-    from torch import nn
-    from torch.nn import functional
-
-    heads, groups, size, hidden, wide = 16, 8, 128, 1024, 3072
-
-    class Norm(nn.Module):
-        def __init__(self, size):
-            super().__init__()
-            self.weight = nn.Parameter(torch.ones(size))
-
-        def forward(self, x):
-            y = x.float()
-            y = y * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + 1e-6)
-            return self.weight * y.to(x.dtype)
-
-    def rotate(x, cos, sin):
-        a, b = x.chunk(2, -1)
-        return x * cos + torch.cat((-b, a), -1) * sin
-
-    class Layer(nn.Module):
-        def __init__(self):
-            super().__init__()
-            linear = lambda a, b: nn.Linear(a, b, bias=False)
-            self.before, self.after = Norm(hidden), Norm(hidden)
-            self.q, self.o = linear(hidden, heads * size), linear(heads * size, hidden)
-            self.k, self.v = linear(hidden, groups * size), linear(hidden, groups * size)
-            self.q_norm, self.k_norm = Norm(size), Norm(size)
-            self.gate, self.up = linear(hidden, wide), linear(hidden, wide)
-            self.down = linear(wide, hidden)
-
-        def forward(self, x, cos, sin):
-            batch, length, _ = x.shape
-            y = self.before(x)
-            q = self.q_norm(self.q(y).view(batch, length, heads, size)).transpose(1, 2)
-            k = self.k_norm(self.k(y).view(batch, length, groups, size)).transpose(1, 2)
-            v = self.v(y).view(batch, length, groups, size).transpose(1, 2)
-            q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-            y = functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
-            x = x + self.o(y.transpose(1, 2).reshape(batch, length, -1))
-            y = self.after(x)
-            return x + self.down(functional.silu(self.gate(y)) * self.up(y))
-
-    class Model(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.embed = nn.Embedding(32000, hidden)
-            self.layers = nn.ModuleList(Layer() for _ in range(layers))
-            self.norm, self.head = Norm(hidden), nn.Linear(hidden, 32000, bias=False)
-
-        def forward(self, tokens):
-            x = self.embed(tokens)
-            at = torch.arange(tokens.shape[1], device=tokens.device, dtype=torch.float32)
-            wave = 1e6 ** (-torch.arange(0, size, 2, device=tokens.device).float() / size)
-            angle = torch.outer(at, wave)
-            angle = torch.cat((angle, angle), -1)
-            cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
-            for layer in self.layers:
-                x = layer(x, cos, sin)
-            return self.head(self.norm(x))
-
-    return Model()
-
-
 def child(layers: int, tokens: int) -> None:
     """One fresh process: prints what its first call cost and what its caches did."""
     began = time.perf_counter()
     import torch
+    from qwen3 import Model
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(0)
-    net = model(layers).to(device=device, dtype=torch.bfloat16).eval()
+    net = Model(layers).to(device=device, dtype=torch.bfloat16).eval()
     ids = torch.arange(tokens, device=device).reshape(1, tokens) % 32000
     with torch.no_grad():
         wait = torch.cuda.synchronize if device == "cuda" else lambda: None

@@ -213,8 +213,8 @@ impl<'a> Body<'a> {
     }
 
     fn emit(&mut self, id: Id, guards: &Guards) -> Name {
-        let inside = self.is_inside(id);
         let guards = if self.loads(id) { guards.clone() } else { Guards::new() };
+        let inside = self.is_inside(id) || guards.iter().any(|(cond, _)| self.is_inside(*cond));
         let key = (id, guards.clone());
         let known = self.outer.names.get(&key).or_else(|| self.inner.names.get(&key));
         if let Some(name) = known {

@@ -168,6 +168,7 @@ pub(super) fn rule(name: &str) -> Option<Rule> {
         | "lift_fresh.default"
         | "view_of.default"
         | "alias_copy.default"
+        | "detach_.default"
         | "detach_copy.default"
         | "_conj.default"
         | "resolve_conj.default"

@@ -29,6 +29,7 @@ pub(super) fn rule(name: &str) -> Option<Rule> {
         | "native_batch_norm.default"
         | "_native_batch_norm_legit.default" => batch_norm,
         "instance_norm.default" => instance_norm,
+        "_native_batch_norm_legit.no_stats" => norm_of_batch,
         _ => return None,
     })
 }
@@ -161,6 +162,22 @@ fn instance_norm(args: &mut Args<'_>) -> Outputs {
     let x = args.tensor("input")?;
     let channels = args.b.shape(x).get(1).cloned().ok_or("no channels")?;
     normalised_groups(args, x, channels)
+}
+
+/// By the batch's own mean and variance.
+fn norm_of_batch(args: &mut Args<'_>) -> Outputs {
+    let x = args.tensor("input")?;
+    let (dtype, rank) = (args.b.dtype(x), args.b.rank(x));
+    let dims: Vec<usize> = (0..rank).filter(|dim| *dim != 1).collect();
+    let eps = args.float("eps", 1e-5)?;
+    let (mean, apart, spread) = moments(args.b, x, &dims)?;
+    let n = count(args.b, x, &dims);
+    let scale = scale_of(args, spread, n, eps)?;
+    let normal = args.b.f(Fun::Mul, &[apart.into(), scale.into()])?;
+    let weight = by_channel(args, "weight", rank)?;
+    let bias = by_channel(args, "bias", rank)?;
+    let value = affine(args, normal, weight, bias, dtype)?;
+    outputs(args, value, [mean, scale])
 }
 
 fn batch_norm(args: &mut Args<'_>) -> Outputs {

@@ -33,6 +33,7 @@ pub(super) fn rule(name: &str) -> Option<Rule> {
         "movedim.int" | "movedim.intlist" | "moveaxis.int" => movedim,
         "expand.default" | "expand_copy.default" | "broadcast_to.default" => expand,
         "expand_as.default" => expand_as,
+        "broadcast_tensors.default" => broadcast_tensors,
         "slice.Tensor" | "slice_copy.Tensor" => slice,
         "narrow.default" | "narrow_copy.default" => narrow,
         "select.int" | "select_copy.int" => select,
@@ -55,6 +56,8 @@ pub(super) fn rule(name: &str) -> Option<Rule> {
         "repeat_interleave.self_int" => repeat_interleave,
         "unfold.default" | "unfold_copy.default" => unfold,
         "pixel_shuffle.default" => pixel_shuffle,
+        "slice_scatter.default" => slice_scatter,
+        "select_scatter.default" => select_scatter,
         _ => return None,
     })
 }
@@ -206,6 +209,15 @@ fn expand_as(args: &mut Args<'_>) -> Outputs {
         return Err("more dimensions".into());
     }
     one(args.b.expand(x, shape))
+}
+
+fn broadcast_tensors(args: &mut Args<'_>) -> Outputs {
+    let values = args.tensors("tensors")?;
+    let mut shape = Vec::new();
+    for value in &values {
+        shape = args.b.broadcast(&shape, &args.b.shape(*value))?;
+    }
+    Ok(values.into_iter().map(|value| Some(args.b.expand(value, shape.clone()))).collect())
 }
 
 /// An end of a slice within a dimension: Python's clamping, where it can be told.
@@ -501,4 +513,49 @@ fn pixel_shuffle(args: &mut Args<'_>) -> Outputs {
     order.extend([n, n + 3, n + 1, n + 4, n + 2]);
     let x = args.b.permute(x, &order);
     one(args.b.reshape(x, [lead, &[channels, h * &factor, w * &factor]].concat()))
+}
+
+/// With other elements from `start` on along a dimension.
+fn slice_scatter(args: &mut Args<'_>) -> Outputs {
+    let x = args.tensor("self")?;
+    let dim = args.dim("dim", 0, args.b.rank(x))?;
+    let size = args.b.shape(x).get(dim).ok_or("a part of a scalar")?.clone();
+    if args.int("step", 1)? != 1 {
+        return unsupported("every other element replaced");
+    }
+    let start = clamped(&args.maybe_size("start")?.unwrap_or_default(), &size);
+    let src = args.tensor("src")?;
+    let end = &start + args.b.shape(src).get(dim).ok_or("too few dimensions")?;
+    replaced(args, x, src, dim, start, &end)
+}
+
+fn select_scatter(args: &mut Args<'_>) -> Outputs {
+    let x = args.tensor("self")?;
+    let dim = args.dim("dim", 0, args.b.rank(x))?;
+    let size = args.b.shape(x).get(dim).ok_or("a part of a scalar")?.clone();
+    let index = args.maybe_size("index")?.ok_or("no index")?;
+    let start = if index.known().is_some_and(|i| i < 0) { &size + &index } else { index };
+    let src = args.tensor("src")?;
+    let src = args.b.unsqueeze(src, dim);
+    let end = &start + &Size::from(1);
+    replaced(args, x, src, dim, start, &end)
+}
+
+/// `src` in place of the elements from `start` to `end`.
+fn replaced(
+    args: &mut Args<'_>,
+    x: ValueId,
+    src: ValueId,
+    dim: usize,
+    start: Size,
+    end: &Size,
+) -> Outputs {
+    let size = args.b.shape(x)[dim].clone();
+    let src = args.b.cast(src, args.b.dtype(x));
+    fits(&start, &(end - &start), &size)?;
+    let before = args.b.slice(x, dim, Size::default(), 1, start.clone());
+    let after = args.b.slice(x, dim, end.clone(), 1, &size - end);
+    let mut parts = vec![(before, start), (src, Size::from(1)), (after, &size - end)];
+    parts.retain(|(_, count)| !count.is(0));
+    one(args.b.cat(parts.into_iter().map(|(part, _)| part).collect(), dim))
 }

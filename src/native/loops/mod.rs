@@ -8,6 +8,8 @@
 
 mod expr;
 
+use std::collections::BTreeSet;
+
 use kiln_proto::graph::DType;
 
 pub(crate) use expr::{Expr, Exprs, Id, Source, domain_of};
@@ -29,6 +31,8 @@ pub(crate) struct Loops {
     pub(crate) exprs: Exprs,
     /// Types of the inputs, by position in the graph.
     pub(crate) inputs: Vec<DType>,
+    /// Those of them that are baked in.
+    pub(crate) constants: BTreeSet<Source>,
     /// In an order in which they can run.
     pub(crate) temps: Vec<Temp>,
     /// For each output, the temporary that holds it, and nothing else does.

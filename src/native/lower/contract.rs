@@ -140,7 +140,10 @@ impl Lowering<'_> {
     fn store_for_reading(&mut self, value: ValueId) -> Result<(), String> {
         let lazy = self.read(value)?;
         let order: Vec<usize> = (0..lazy.shape.len()).collect();
+        let own = std::mem::take(&mut self.origins[value.0]);
+        let pending = std::mem::replace(&mut self.pending, own);
         self.values[value.0] = Some(self.stored_in_order(&lazy, &order));
+        self.pending = pending;
         Ok(())
     }
 

@@ -14,9 +14,11 @@ mod contract;
 mod reduce;
 mod views;
 
+use std::collections::BTreeSet;
+
 use kiln_proto::{
     Failure, FailureKind,
-    graph::{DType, Graph},
+    graph::{DType, Graph, InputKind},
 };
 
 use crate::{
@@ -37,9 +39,13 @@ pub(crate) fn lower(program: &Program, graph: &Graph) -> Result<Loops, Failure> 
         loops: Loops { symbols: program.symbols.clone(), ..Loops::default() },
         values: vec![None; program.values.len()],
         uses: uses(program),
-        origin: 0,
+        origins: vec![BTreeSet::new(); program.values.len()],
+        pending: BTreeSet::new(),
     };
     lowering.loops.inputs = graph.inputs.iter().map(|i| graph.value(i.value).ty.dtype).collect();
+    let constants = graph.inputs.iter().enumerate();
+    let constants = constants.filter(|(_, i)| matches!(i.kind, InputKind::Constant(_)));
+    lowering.loops.constants = constants.map(|(i, _)| Source::Input(i)).collect();
     for input in &program.inputs {
         let value = program.value(input.value);
         let index = Size::default();
@@ -52,7 +58,9 @@ pub(crate) fn lower(program: &Program, graph: &Graph) -> Result<Loops, Failure> 
             Some(Lazy { expr, dtype: value.dtype, shape: value.shape.clone() });
     }
     for node in &program.nodes {
-        lowering.origin = node.origin;
+        let read = node.reads.iter().flat_map(|read| &lowering.origins[read.0]);
+        lowering.pending = read.copied().chain([node.origin]).collect();
+        let temps = lowering.loops.temps.len();
         let lazy = lowering.node(node).map_err(|why| {
             let origin = &graph.nodes[node.origin];
             Failure::new(
@@ -61,6 +69,9 @@ pub(crate) fn lower(program: &Program, graph: &Graph) -> Result<Loops, Failure> 
             )
         })?;
         lowering.values[node.writes.0] = Some(lazy);
+        if lowering.loops.temps.len() == temps {
+            lowering.origins[node.writes.0] = std::mem::take(&mut lowering.pending);
+        }
         lowering.store_if_dear(node.writes);
     }
     for output in &program.outputs {
@@ -91,8 +102,10 @@ struct Lowering<'a> {
     loops: Loops,
     values: Vec<Option<Lazy>>,
     uses: Vec<usize>,
-    /// The graph's node that is being lowered.
-    origin: usize,
+    /// For each value, the graph's nodes whose work its expression still has to do.
+    origins: Vec<BTreeSet<usize>>,
+    /// Those that the next buffer does.
+    pending: BTreeSet<usize>,
 }
 
 impl Lowering<'_> {
@@ -145,6 +158,7 @@ impl Lowering<'_> {
         }
         let shared = self.uses[value.0] > 1 && (heavy || whole > 1 || loads > 4);
         if shared || parts.len() > MOST_PARTS || loads > MOST_LOADS {
+            self.pending = std::mem::take(&mut self.origins[value.0]);
             let stored = self.stored(&lazy);
             self.values[value.0] = Some(stored);
         }
@@ -182,7 +196,12 @@ impl Lowering<'_> {
     }
 
     fn temp(&mut self, dtype: DType, numel: Size, def: Def) -> usize {
-        self.loops.temps.push(Temp { dtype, numel, def, origins: vec![self.origin] });
+        self.loops.temps.push(Temp {
+            dtype,
+            numel,
+            def,
+            origins: self.pending.iter().copied().collect(),
+        });
         self.loops.temps.len() - 1
     }
 
@@ -233,12 +252,14 @@ impl Lowering<'_> {
         {
             let vars: Vec<Size> = (0..lazy.shape.len()).map(Size::var).collect();
             let dense = flattened(&without_ones(&vars, &lazy.shape), &lazy.shape);
-            let whole = self.loops.temps[*temp].numel == numel(&lazy.shape);
+            let stored = &self.loops.temps[*temp];
+            let whole = stored.numel == numel(&lazy.shape) && stored.dtype == lazy.dtype;
             if whole && dense == *index && !self.loops.outputs.contains(temp) {
                 return *temp;
             }
         }
         let order: Vec<usize> = (0..lazy.shape.len()).collect();
+        self.pending = std::mem::take(&mut self.origins[value.0]);
         let stored = self.stored_in_order(&lazy, &order);
         match self.loops.exprs.get(stored.expr) {
             Expr::Load { source: Source::Temp(temp), .. } => {

@@ -149,6 +149,7 @@ impl Case {
              return {mask}; }} }};
              struct writes{index} {{ {ty}* out; template <int V> __device__ void row(kiln_index b, kiln_index h, \
              kiln_index i, kiln_index e, const float (&x)[V]) const {{
+             static_assert({e} % {most} != 0 || V == {most});
              if (e % V != 0 || e + V > {e} || i >= {s} || h >= {h} || b >= {b}) abort();
              for (int n = 0; n < V; ++n) if (kiln_att_seen[{index}][((b * {h} + h) * {s} + i) * {e} + e + n]++) abort();
              kiln_store(out + ((b * {s} + i) * {h} + h) * {e} + e, x); }} }};
@@ -161,6 +162,7 @@ impl Case {
             aligned = self.aligned(),
             none = self.mask == Mask::None,
             zero = self.mask == Mask::Bool,
+            most = if self.dtype == DType::F32 { 4 } else { 8 },
             call = variant.call.replace("PROBLEM", &format!("problem{index}")),
         )
         .unwrap();
@@ -396,7 +398,7 @@ fn ordinary_cores_compute_any_width_and_type() {
     };
     check(&[
         forced(sizes([1, 2, 2, 33, 33, 64, 64]), [32, 64, 64]),
-        forced(Case { causal: true, ..sizes([2, 2, 1, 40, 40, 36, 32]) }, [32, 64, 32]),
+        forced(Case { causal: true, ..sizes([2, 2, 1, 40, 40, 36, 32]) }, [32, 64, 64]),
         forced(Case { mask: Mask::Float, ..sizes([1, 2, 1, 30, 70, 33, 51]) }, [64, 64, 64]),
         forced(
             Case {
@@ -412,7 +414,7 @@ fn ordinary_cores_compute_any_width_and_type() {
             [32, 64, 128],
         ),
         forced(Case { dtype: DType::BF16, ..sizes([1, 1, 1, 9, 12, 300, 264]) }, [32, 64, 128]),
-        forced(sizes([1, 1, 1, 3, 0, 8, 8]), [32, 64, 32]),
+        forced(sizes([1, 1, 1, 3, 0, 8, 8]), [32, 64, 64]),
     ]);
 }
 
@@ -446,6 +448,46 @@ fn decoding_shares_keys_among_heads() {
             [1, 4],
         ),
         forced(sizes([1, 2, 2, 1, 0, 16, 16]), [1, 2]),
+    ]);
+}
+
+#[test]
+fn hopper_walks_its_tiles_in_pairs() {
+    // Blocks that take turns, or more than there are tiles.
+    let forced = |case: Case, keys: u64, turns: bool, blocks: u64| {
+        let hopper = Target { arch_specific: true, ..Target::cubin(90) };
+        let large = Problem {
+            batch: Bounds::known(64),
+            ..Case { sizes: [1, 4, 4, 512, 512, 64, 64], ..BASE }.problem()
+        };
+        let mut variant = Variant::from((choose(&large, hopper), case.sizes));
+        variant.call = format!("kiln_attention_wgmma<PROBLEM, {keys}, 2, {turns}>");
+        variant.blocks = blocks;
+        (case, variant)
+    };
+    let sizes = |sizes| Case { sizes, ..BASE };
+    check(&[
+        forced(Case { causal: true, ..sizes([1, 2, 1, 300, 300, 64, 64]) }, 128, false, 2),
+        forced(Case { causal: true, ..sizes([1, 1, 1, 200, 200, 64, 128]) }, 64, true, 2),
+        forced(Case { layout: Layout::Split, ..sizes([2, 1, 1, 70, 290, 128, 64]) }, 128, true, 1),
+        forced(
+            Case { mask: Mask::Float, dtype: DType::F16, ..sizes([1, 2, 2, 40, 150, 64, 64]) },
+            128,
+            false,
+            1,
+        ),
+        forced(
+            Case {
+                mask: Mask::Bool,
+                causal: true,
+                scale: -0.2,
+                ..sizes([1, 1, 1, 150, 30, 64, 64])
+            },
+            64,
+            false,
+            1,
+        ),
+        forced(sizes([1, 2, 1, 3, 0, 64, 64]), 128, false, 2),
     ]);
 }
 

@@ -45,7 +45,7 @@ impl Program {
 
     pub(super) fn compile(&self) -> Lowered {
         let options = Options { fuse: true, fast_math: false };
-        lower_graph(&self.graph, String::new(), options, Target::cubin(90)).unwrap()
+        lower_graph(&self.graph, String::new(), options, Target::cubin(80)).unwrap()
     }
 
     fn value(&mut self, dtype: DType, shape: &[usize], strides: &[usize]) -> ValueId {

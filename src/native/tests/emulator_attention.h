@@ -83,3 +83,109 @@ static float kiln_att_exp2(float x) { return std::exp2(x); }
 static unsigned kiln_att_rank() { return 0; }
 static void kiln_att_cluster_sync() { __syncthreads(); }
 static float kiln_att_peek(const float* p, unsigned) { return *p; }
+
+// Hopper's own instructions. A product takes place when it is waited for, so
+// that what is given back or overwritten too early shows.
+namespace emulator {
+static std::deque<std::vector<std::function<void()>>> products[1024];  // Of each thread: groups, the last is open.
+static Gate turns[16];
+inline unsigned char* place(unsigned long long panels, unsigned panel, unsigned row, unsigned byte) {
+  const unsigned start = (panels & 0x3fff) << 4, step = (panels >> 16 & 0x3fff) << 4, eight = (panels >> 32 & 0x3fff) << 4;
+  const unsigned at = start + panel * step + row / 8 * eight + row % 8 * 128 + byte;
+  return dynamic_memory + (at ^ (at >> 7 & 7) << 4);
+}
+template <class T> float number(const unsigned char* at) {
+  T x;
+  std::memcpy(&x.bits, at, 2);
+  return kiln_widen(x);
+}
+}  // namespace emulator
+
+static unsigned kiln_att_address(const void* p) {
+  return (unsigned)(static_cast<const unsigned char*>(p) - emulator::dynamic_memory);
+}
+static void defer(std::function<void()> product) {
+  auto& groups = emulator::products[emulator::current];
+  if (groups.empty()) groups.emplace_back();
+  groups.back().push_back(product);
+}
+template <int N, class T>
+static void kiln_att_shared_product(float (&c)[N / 2], unsigned long long a, unsigned long long b, int more, T) {
+  float* to = c;
+  defer([=] {
+    const unsigned lane = emulator::current % 32, warp = emulator::current / 32 % 4;
+    for (unsigned i = 0; i < N / 2; ++i) {
+      const unsigned row = warp * 16 + lane / 4 + i / 2 % 2 * 8, column = i / 4 * 8 + lane % 4 * 2 + i % 2;
+      float sum = more ? to[i] : 0.0f;
+      for (unsigned k = 0; k < 16; ++k)
+        sum += emulator::number<T>(emulator::place(a, 0, row, k * 2)) *
+               emulator::number<T>(emulator::place(b, 0, column, k * 2));
+      to[i] = sum;
+    }
+  });
+}
+template <int N, class T>
+static void kiln_att_held_product(float (&c)[N / 2], const unsigned (&a)[4], unsigned long long b, T) {
+  float* to = c;
+  const unsigned* held = a;
+  defer([=] {
+    const unsigned lane = emulator::current % 32, warp = emulator::current / 32;
+    for (int i = 0; i < 4; ++i) emulator::lanes_a[warp][lane][i] = held[i];
+    warp_barrier();
+    for (unsigned i = 0; i < N / 2; ++i) {
+      const unsigned half = i / 2 % 2, column = i / 4 * 8 + lane % 4 * 2 + i % 2;
+      for (unsigned k = 0; k < 16; ++k) {
+        const unsigned word = emulator::lanes_a[warp][lane / 4 * 4 + k % 8 / 2][half + k / 8 * 2];
+        const unsigned short x = k % 2 ? word >> 16 : word;
+        to[i] += emulator::number<T>(reinterpret_cast<const unsigned char*>(&x)) *
+                 emulator::number<T>(emulator::place(b, column / 64, k, column % 64 * 2));
+      }
+    }
+    warp_barrier();
+  });
+}
+static void kiln_att_group_begin() {}
+static void kiln_att_group_end() { emulator::products[emulator::current].emplace_back(); }
+template <int N> static void kiln_att_group_wait() {
+  auto& groups = emulator::products[emulator::current];
+  for (int i = 0; i < 4; ++i) emulator::yield();  // The copying warps may go on if they are let.
+  while (groups.size() > N + 1) {
+    for (const auto& product : groups.front()) product();
+    groups.pop_front();
+  }
+}
+template <int N> static void kiln_att_settle(float (&)[N]) {}
+
+// Arrivals that complete a phase, those still missing, and the phase's parity.
+static void kiln_att_gate_init(unsigned long long* gate, int count) {
+  *gate = count | (unsigned)count << 16;
+  for (auto& turn : emulator::turns) turn = {};  // A block starts.
+}
+static void kiln_att_gate_arrive(unsigned long long* gate) {
+  *gate -= 1 << 16;
+  if ((*gate >> 16 & 0xffff) == 0) *gate = (*gate & 0xffff) << 16 | *gate & 0xffff | (~*gate & 1ull << 32);
+}
+static void kiln_att_gate_copied(unsigned long long* gate) {
+  kiln_att_commit();
+  kiln_att_wait<0>();
+  kiln_att_gate_arrive(gate);
+}
+static void kiln_att_gate_wait(unsigned long long* gate, unsigned parity) {
+  while ((*gate >> 32 & 1) == parity) emulator::yield();
+}
+static void kiln_att_publish() {}
+static void kiln_att_take_turn(int id) {
+  emulator::turns[id].size = 256;
+  emulator::wait(emulator::turns[id]);
+}
+static void kiln_att_give_turn(int id) {
+  emulator::Gate& gate = emulator::turns[id];
+  gate.size = 256;
+  if (++gate.arrived == 256) {
+    gate.arrived = 0;
+    ++gate.turn;
+  }
+}
+template <int COUNT> static void kiln_att_more_registers() {}
+template <int COUNT> static void kiln_att_fewer_registers() {}
+static void __syncwarp() { warp_barrier(); }

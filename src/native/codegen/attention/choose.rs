@@ -153,19 +153,19 @@ fn suits_wgmma(problem: &Problem, target: Target) -> bool {
         && problem.aligned
         && width(problem.d)
         && width(problem.e)
-        && problem.typical_rows() > WGMMA_ROWS
+        && problem.typical_rows() > WGMMA_ROWS / 2
         && tiles >= WGMMA_TILES
 }
 
 fn wgmma(problem: &Problem) -> Choice {
     let Problem { d, e, .. } = *problem;
-    let (keys, stages) = (128, 2);
+    let (keys, stages) = (128, 3);
     // The tiles, and two gates with four for each stage.
     let shared = WGMMA_ROWS * d * 2 + stages * keys * (d + e) * 2 + 16 + stages * 32;
     Choice {
         variant: "wgmma",
         template: "kiln_attention_wgmma",
-        tiles: format!("{keys}, {stages}, false"),
+        tiles: format!("{keys}, {stages}, true"),
         sources: vec![COMMON, WGMMA],
         attributes: String::new(),
         threads: 384,
@@ -206,6 +206,11 @@ fn decode(problem: &Problem, target: Target) -> Choice {
             cluster *= 2;
         }
     }
+    // All that a processor can hold, where keys are many and blocks still few.
+    let warps = match cluster == 8 && rows <= 2 && fits >= 16 && cluster * warps * 4 <= steps {
+        true => 16,
+        false => warps,
+    };
     Choice {
         variant: "decode",
         template: "kiln_attention_decode",
@@ -262,11 +267,8 @@ fn tiled(problem: &Problem) -> Choice {
 }
 
 fn cores(problem: &Problem) -> Choice {
-    let width: u64 = match problem.e {
-        0..=32 => 32,
-        33..=64 => 64,
-        _ => 128,
-    };
+    // Each thread writes whole vectors: 16 of them make a row.
+    let width: u64 = if problem.dtype == DType::F32 && problem.e <= 64 { 64 } else { 128 };
     let enough = problem.typical_rows().div_ceil(64) * problem.all_heads() >= ENOUGH;
     let rows: u64 = if enough { 64 } else { 32 };
     Choice {
@@ -322,7 +324,7 @@ mod tests {
     fn few_rows_are_decoded_by_as_many_blocks_as_the_keys_keep_busy() {
         let choice = |keys| choose(&Problem { keys: Bounds::known(keys), ..rows(1) }, hopper());
         assert_eq!(choice(1).call("p"), "kiln_attention_decode<p, 2, 1, 1>");
-        assert_eq!(choice(4096).call("p"), "kiln_attention_decode<p, 2, 8, 8>");
+        assert_eq!(choice(4096).call("p"), "kiln_attention_decode<p, 2, 16, 8>");
         assert_eq!(choice(4096).blocks(1, 16, 1), 64);
         assert_eq!(choice(4096).attributes, "__cluster_dims__(8, 1, 1)");
         let ampere = choose(&rows(1), Target::cubin(80));

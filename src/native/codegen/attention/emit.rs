@@ -37,19 +37,11 @@ pub(crate) fn emit(
     let (p, s, w) = (format!("{NAME}_problem"), format!("{NAME}_score"), format!("{NAME}_write"));
     let most = if problem.dtype == DType::F32 { 4 } else { 8 };
     let lanes = if attention.e % most == 0 { most } else { 1 };
-    let split = Split::of(loops, fused, 3, lanes);
     let mut params = Params::default();
-    let vars = ["b", "h", "i"].iter().enumerate().map(|(i, v)| (i, (*v).to_owned()));
-    let vars: BTreeMap<usize, String> = vars.collect();
-    let mut body = Body::new(&loops.exprs, &mut params, lanes, vars);
-    body.define(temp, "x", true);
-    for temp in stored {
-        let (place, value) = &split.places[temp];
-        body.store(*temp, place, *value, crate::codegen::element_of(loops, *temp));
-    }
-    let (outer, inner) = (body.take_outer(), body.take_inner());
+    let wide = written(loops, fused, &mut params, (temp, stored), lanes);
+    let each = written(loops, fused, &mut params, (temp, stored), 1);
     let mut write = Members::of(loops, &params);
-    write.function(&write_row(lanes, &format!("{outer}{inner}")));
+    write.function(&write_row(lanes, &wide, &each));
     let mut masked = Params::default();
     let score = score(loops, &mut masked, &attention, params.reads.len());
     params.symbols.extend(masked.symbols.iter().copied());
@@ -99,19 +91,35 @@ pub(crate) fn emit(
     Ok(Emitted { before, kernel, grid, variant: choice.why })
 }
 
-fn write_row(lanes: i64, body: &str) -> String {
-    let head = "template <int V> __device__ __forceinline__ void row(kiln_index b, kiln_index h, \
-                kiln_index i, kiln_index e, const float (&values)[V]) const {\n";
-    match lanes {
-        1 => format!(
-            "{head}for (int lane = 0; lane < V; ++lane) {{\nconst float x[1] = {{values[lane]}};\n\
-             const kiln_index c = e + lane;\n{body}}}\n}}\n"
-        ),
-        _ => format!(
-            "{head}static_assert(V == {lanes}, \"\");\nconst auto& x = values;\n\
-             const kiln_index c = e / {lanes};\n{body}}}\n"
-        ),
+/// The statements that store what follows from `lanes` neighbours of the output.
+fn written(
+    loops: &mut Loops,
+    fused: &Fused,
+    params: &mut Params,
+    (temp, stored): (usize, &[usize]),
+    lanes: i64,
+) -> String {
+    let split = Split::of(loops, fused, 3, lanes);
+    let vars = ["b", "h", "i"].iter().enumerate().map(|(i, v)| (i, (*v).to_owned()));
+    let mut body = Body::new(&loops.exprs, params, lanes, vars.collect());
+    body.define(temp, "x", true);
+    for temp in stored {
+        let (place, value) = &split.places[temp];
+        body.store(*temp, place, *value, crate::codegen::element_of(loops, *temp));
     }
+    body.take_outer() + &body.take_inner()
+}
+
+/// As many neighbours as the template has are taken at once, others one by one.
+fn write_row(lanes: i64, wide: &str, each: &str) -> String {
+    format!(
+        "template <int V> __device__ __forceinline__ void row(kiln_index b, kiln_index h, \
+         kiln_index i, kiln_index e, const float (&values)[V]) const {{\n\
+         if constexpr (V == {lanes}) {{\nconst auto& x = values;\n\
+         const kiln_index c = e / {lanes};\n{wide}}} else {{\n\
+         for (int lane = 0; lane < V; ++lane) {{\nconst float x[1] = {{values[lane]}};\n\
+         const kiln_index c = e + lane;\n{each}}}\n}}\n}}\n"
+    )
 }
 
 fn problem(loops: &Loops, attention: &Attention) -> Problem {
@@ -147,8 +155,6 @@ fn problem(loops: &Loops, attention: &Attention) -> Problem {
         keys: bounds(&attention.keys),
         d: attention.d as u64,
         e: attention.e as u64,
-        causal: attention.causal,
-        masked: attention.mask.is_some(),
         aligned,
     }
 }

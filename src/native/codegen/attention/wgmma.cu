@@ -106,6 +106,7 @@ template <int COUNT> __device__ __forceinline__ void kiln_att_more_registers() {
 template <int COUNT> __device__ __forceinline__ void kiln_att_fewer_registers() {
   asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(COUNT));
 }
+#endif
 
 // Where panels start, the bytes from panel to panel; eight rows take 1024 bytes.
 __device__ __forceinline__ unsigned long long kiln_att_panels(unsigned address, unsigned step) {
@@ -347,4 +348,3 @@ __device__ __forceinline__ void kiln_attention_wgmma(const T* q, const T* k, con
     }
   }
 }
-#endif

@@ -128,6 +128,7 @@ impl Choice {
             Variant::Cores => include_str!("cores.cu"),
             Variant::Mma => include_str!("mma.cu"),
             Variant::Vector => include_str!("vector.cu"),
+            Variant::Wgmma => include_str!("wgmma.cu"),
         };
         [include_str!("tensor.cu"), variant]
     }
@@ -136,22 +137,10 @@ impl Choice {
 /// The templates that `choices` call.
 #[cfg(test)]
 pub(crate) fn source(choices: &[Choice]) -> String {
-    let mut variants: Vec<Variant> = choices.iter().map(|choice| choice.variant).collect();
-    variants.sort_unstable();
-    variants.dedup();
-    let mut text = String::new();
-    if !variants.is_empty() {
-        text.push_str(include_str!("tensor.cu"));
-    }
-    for variant in variants {
-        text.push_str(match variant {
-            Variant::Cores => include_str!("cores.cu"),
-            Variant::Mma => include_str!("mma.cu"),
-            Variant::Vector => include_str!("vector.cu"),
-            Variant::Wgmma => include_str!("wgmma.cu"),
-        });
-    }
-    text
+    let mut parts: Vec<&'static str> = choices.iter().flat_map(Choice::sources).collect();
+    let mut seen = std::collections::BTreeSet::new();
+    parts.retain(|part| seen.insert(*part));
+    parts.concat()
 }
 
 /// Tiles of a problem.

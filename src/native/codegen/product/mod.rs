@@ -4,12 +4,13 @@
 //! changes how fast a product is, never what it is.
 
 pub(crate) mod choose;
+pub(crate) mod tiles;
 
 use std::collections::BTreeMap;
 
 use kiln_proto::{Failure, Target};
 
-use self::choose::{Choice, Dense, Extent, Problem, Variant};
+use self::choose::{Choice, CopyBox, Dense, Extent, Problem, Variant};
 use super::{
     Emitted, Kernel, NAME,
     body::{Body, Params},
@@ -19,6 +20,7 @@ use super::{
 };
 use crate::{
     loops::{Def, Loops, Matrix, Product, ROW},
+    plan,
     schedule::Fused,
     size::{Atom, Size},
 };
@@ -73,7 +75,15 @@ pub(super) fn emit(
     let tiles = &along(&product.m, choice.tile[0]) * &along(&product.n, choice.tile[1]);
     let grid = &(&tiles * &product.batch) * &Size::from(i64::from(choice.split));
     let before = structure.definition(&p) + &write.definition(&w);
-    Ok(Emitted { before, kernel: kernel(&choice, params, text), grid, variant: choice.why })
+    let mut kernel = kernel(&choice, params, text);
+    if let Some(boxes) = &choice.maps {
+        let operands = [(&product.a, &product.m), (&product.b, &product.n)];
+        for (place, (operand, copied)) in operands.into_iter().zip(boxes).enumerate() {
+            let map = tensor_map(loops, operand, &product.k, copied);
+            kernel.maps.push((first + place, map));
+        }
+    }
+    Ok(Emitted { before, kernel, grid, variant: choice.why })
 }
 
 fn kernel(choice: &Choice, params: Params, text: String) -> Kernel {
@@ -86,6 +96,29 @@ fn kernel(choice: &Choice, params: Params, text: String) -> Kernel {
         attributes,
         shared_bytes: choice.shared_bytes,
         ..Kernel::plain(NAME, "product", params, text, i64::from(choice.threads))
+    }
+}
+
+/// The operand `matrix`, of `other` rows (or columns) of `k` elements, as the
+/// tensor memory accelerator sees it. The plan says where it lies.
+fn tensor_map(
+    loops: &Loops,
+    (matrix, other): (&Matrix, &Size),
+    k: &Size,
+    copied: &CopyBox,
+) -> plan::TensorMap {
+    let (sizes, stride) = match copied.inner {
+        Dense::Reduced => ([k, other], &matrix.outer),
+        Dense::Other | Dense::Neither => ([other, k], &matrix.reduced),
+    };
+    plan::TensorMap {
+        memory: plan::Memory::Input(0),
+        offset: matrix.offset.to_plan(),
+        dtype: loops.dtype(matrix.source),
+        sizes: sizes.map(Size::to_plan).to_vec(),
+        strides: vec![stride.to_plan()],
+        tile: copied.tile.to_vec(),
+        swizzle: 128,
     }
 }
 
@@ -102,7 +135,9 @@ fn problem(loops: &Loops, product: &Product) -> Problem {
     let whole = |size: &Size| size.power_of_two(elements) == elements;
     let aligned = |matrix: &Matrix| {
         let step = if matrix.reduced.is(1) { &matrix.outer } else { &matrix.reduced };
-        dense(matrix) != Dense::Neither && whole(step) && whole(&matrix.offset)
+        // A constant is an array of the module: no plan can say where it lies.
+        let given = !loops.constants.contains(&matrix.source);
+        given && dense(matrix) != Dense::Neither && whole(step) && whole(&matrix.offset)
     };
     Problem {
         m: extent(&product.m),

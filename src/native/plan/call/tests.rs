@@ -88,6 +88,10 @@ fn shapes_that_the_plan_does_not_admit_are_named() {
     assert!(refused(&[], &[4, 5]).contains("in0 has shape [], not [2*s0 + 1, 4]"));
     assert!(refused(&[11, 4], &[4, 5, 1]).contains("in1"));
     assert!(plan().call(&[]).is_err());
+    let mut least = plan();
+    least.symbols[0].min = 2;
+    let few = least.call(&[&[3, 4], &[4, 1], &[]]).unwrap_err().to_string();
+    assert!(few.contains("makes s0 1: compiled for 2 to 8"), "{few}");
 }
 
 #[test]

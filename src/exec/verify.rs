@@ -1,0 +1,139 @@
+//! Outputs against the reference interpreter's.
+//!
+//! Invariant: the judge computes in `f64` from the same inputs, and what it has
+//! no number for (NaN, an infinity) must be the same here.
+
+use kiln_native::{
+    eager::Eager,
+    interp::{self, Precision, Settings},
+    plan::{Plan, shown},
+};
+use kiln_proto::graph::DType;
+
+use super::{ExecError, Tensor, cpu};
+
+/// How far one output is from the interpreter's.
+#[derive(Debug, Clone, PartialEq, serde::Serialize)]
+pub struct Verdict {
+    /// `out0`.
+    pub output: String,
+    /// The largest difference over the largest magnitude.
+    pub relative_error: f64,
+    /// Beyond that it is wrong.
+    pub limit: f64,
+}
+
+impl Verdict {
+    /// Whether it is near enough.
+    pub fn holds(&self) -> bool {
+        self.relative_error <= self.limit
+    }
+}
+
+/// Runs the program in the torch.export `archive` on `inputs`, and compares.
+/// `plan` is that of the artifact whose outputs are judged.
+pub(super) fn verify(
+    archive: &[u8],
+    plan: &Plan,
+    inputs: &[Tensor<'_>],
+    outputs: &[Tensor<'_>],
+) -> Result<Vec<Verdict>, ExecError> {
+    let judge = Eager::new(&kiln_native::read_graph(archive)?)?;
+    same_program(plan, judge.plan())?;
+    let settings = Settings { precision: Precision::Exact, ..Settings::default() };
+    let (golden, _) = cpu::run(&judge, plan, inputs, &settings)?;
+    let coarsest = inputs.iter().map(|input| tolerance(input.dtype)).fold(0.0, f64::max);
+    let verdict = |(index, (ours, golden)): (usize, (&Tensor<'_>, &interp::Tensor<'_>))| {
+        let numbers = interp::Tensor::dense(ours.dtype, &ours.shape, &*ours.bytes).to_f64()?;
+        let limit = match tolerance(ours.dtype) {
+            // Whole numbers are right or wrong.
+            0.0 => 0.0,
+            own => own.max(coarsest),
+        };
+        let relative_error = relative_error(&numbers, &golden.to_f64()?);
+        Ok(Verdict { output: format!("out{index}"), relative_error, limit })
+    };
+    outputs.iter().zip(&golden).enumerate().map(verdict).collect()
+}
+
+/// What rounding to the type may cost.
+const fn tolerance(dtype: DType) -> f64 {
+    match dtype {
+        DType::F64 => 1e-10,
+        DType::F32 => 1e-5,
+        DType::F16 | DType::BF16 => 1e-2,
+        _ => 0.0,
+    }
+}
+
+fn relative_error(ours: &[f64], golden: &[f64]) -> f64 {
+    if ours.len() != golden.len() {
+        return f64::INFINITY;
+    }
+    let finite = golden.iter().filter(|x| x.is_finite());
+    let magnitude = finite.fold(0.0f64, |most, x| most.max(x.abs()));
+    let difference = |(a, b): (&f64, &f64)| match () {
+        () if a.is_nan() && b.is_nan() => 0.0,
+        () if a.is_finite() && b.is_finite() => (a - b).abs(),
+        () if a == b => 0.0,
+        () => f64::INFINITY,
+    };
+    let worst = ours.iter().zip(golden).map(difference).fold(0.0, f64::max);
+    // Of nothing but zeros there is no relative error.
+    if magnitude > 0.0 { worst / magnitude } else { worst }
+}
+
+/// The judge must judge the artifact's own program.
+fn same_program(plan: &Plan, judge: &Plan) -> Result<(), ExecError> {
+    let sides = [(&plan.inputs, &judge.inputs), (&plan.outputs, &judge.outputs)];
+    for (ours, theirs) in sides {
+        if ours.len() != theirs.len() {
+            let (got, wanted) = (theirs.len(), ours.len());
+            return Err(other(&format!("{got} inputs or outputs, not {wanted}")));
+        }
+        for (a, b) in ours.iter().zip(theirs) {
+            if a.kind != b.kind || a.dtype != b.dtype || a.shape.len() != b.shape.len() {
+                let why = format!(
+                    "{} is {} {} {}, not {} {} {}",
+                    a.name,
+                    b.kind,
+                    b.dtype,
+                    shown(&b.shape),
+                    a.kind,
+                    a.dtype,
+                    shown(&a.shape)
+                );
+                return Err(other(&why));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn other(why: &str) -> ExecError {
+    ExecError::Inputs(format!("the archive to verify with is another program's: {why}"))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_is_relative_to_the_largest_number() {
+        assert_eq!(relative_error(&[1.0, 0.5], &[1.0, 0.25]), 0.25);
+        assert_eq!(relative_error(&[8.0], &[4.0]), 1.0);
+        assert_eq!(relative_error(&[0.5, 0.0], &[0.0, 0.0]), 0.5);
+        assert_eq!(relative_error(&[], &[]), 0.0);
+    }
+
+    #[test]
+    fn what_is_no_number_must_be_the_same() {
+        let (nan, inf) = (f64::NAN, f64::INFINITY);
+        assert_eq!(relative_error(&[nan, inf, -inf, 2.0], &[nan, inf, -inf, 2.0]), 0.0);
+        for (ours, golden) in [(nan, 1.0), (1.0, nan), (inf, -inf), (inf, 1.0), (1.0, inf)] {
+            assert_eq!(relative_error(&[ours, 3.0], &[golden, 3.0]), inf, "{ours} {golden}");
+        }
+        assert_eq!(relative_error(&[1.0], &[1.0, 2.0]), inf);
+    }
+}
