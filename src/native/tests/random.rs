@@ -17,8 +17,7 @@ use crate::{
 /// What is wrong with it; `Ok(false)`: it has kernels that only a GPU runs.
 fn check(random: &Random) -> Result<bool, String> {
     let failed = |failure: kiln_proto::Failure| failure.message;
-    let lowered =
-        lower_parsed(&random.graph, &Default::default(), kiln_proto::Target::cubin(90));
+    let lowered = lower_parsed(&random.graph, &Default::default(), kiln_proto::Target::cubin(90));
     let lowered = lowered.map_err(failed)?;
     let mut args = lowered.plan.kernels.iter().flat_map(|kernel| &kernel.args);
     if args.any(|arg| matches!(arg, Arg::Map(_))) {
