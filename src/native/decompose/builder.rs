@@ -13,6 +13,7 @@ use super::{
         size::Size,
     },
     Why,
+    elementwise::stored,
     promote::{Category, category, is_float, is_supported},
     shapes::{self, Symbols, show},
 };
@@ -96,7 +97,17 @@ impl Builder {
             return true;
         }
         let both_known = a.known().is_some() && b.known().is_some();
-        !both_known && self.samples.iter().all(|at| a.value(at) == b.value(at))
+        let agree = |at: &Vec<i64>| a.value(at).is_some_and(|value| b.value(at) == Some(value));
+        !both_known && self.samples.iter().all(agree)
+    }
+
+    /// Whether `a <= b` may hold: between symbols only the exporter knows.
+    pub(super) fn may_fit(&self, a: &Size, b: &Size) -> bool {
+        let fits = |at: &Vec<i64>| match (a.value(at), b.value(at)) {
+            (Some(a), Some(b)) => a <= b,
+            _ => false,
+        };
+        self.samples.iter().any(fits)
     }
 
     pub(super) fn same_shape(&self, a: &[Size], b: &[Size]) -> bool {
@@ -178,16 +189,18 @@ impl Builder {
         dtype: DType,
     ) -> Result<ValueId, Why> {
         let from = self.shape(value);
-        let total = |dims: &[usize]| dims.iter().any(|dim| from[*dim].is(0));
         let kept = (0..from.len()).filter(|dim| !dims.contains(dim));
         let shape: Vec<Size> = kept.map(|dim| from[dim].clone()).collect();
-        let needs_one =
-            !matches!(how, Reduction::Sum | Reduction::Prod | Reduction::Any | Reduction::All);
-        if needs_one && total(dims) {
-            if shape.iter().any(|size| size.is(0)) {
-                return Ok(self.push(Op::Full(Number::Int(0)), vec![], dtype, shape));
-            }
-            return Err(Why::Wrong("the extreme of no elements".to_owned()));
+        if dims.iter().any(|dim| from[*dim].is(0)) {
+            let number = match how {
+                Reduction::Sum => Number::Int(0),
+                Reduction::Prod => Number::Int(1),
+                Reduction::Any => Number::Bool(false),
+                Reduction::All => Number::Bool(true),
+                _ if shape.iter().any(|size| size.is(0)) => Number::Int(0),
+                _ => return Err(Why::Wrong("the extreme of no elements".to_owned())),
+            };
+            return Ok(self.push(Op::Full(stored(number, dtype)), vec![], dtype, shape));
         }
         let mut dims = dims.to_vec();
         dims.sort_unstable();

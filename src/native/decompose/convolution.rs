@@ -67,7 +67,7 @@ fn padded(b: &mut Builder, x: ValueId, pads: &[(i64, i64)]) -> ValueId {
     let first = shape.len() - pads.len();
     let mut before = vec![Size::default(); shape.len()];
     for (i, (start, end)) in pads.iter().enumerate() {
-        shape[first + i] = &shape[first + i] + &Size::from(start + end);
+        shape[first + i] = &shape[first + i] + &Size::from(start.saturating_add(*end));
         before[first + i] = Size::from(*start);
     }
     let dtype = b.dtype(x);

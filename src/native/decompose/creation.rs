@@ -126,7 +126,7 @@ fn steps(start: &Number, end: &Number, step: &Number) -> Option<Size> {
         return match step.known() {
             Some(1) => Some(span),
             Some(step) if step > 0 => Some(span.div_ceil(&Size::from(step))),
-            Some(step) if step < 0 => Some((-&span).div_ceil(&Size::from(-step))),
+            Some(step) if step < 0 => Some((-&span).div_ceil(&Size::from(step.saturating_neg()))),
             _ => None,
         };
     }
@@ -195,7 +195,8 @@ fn diagonal(args: &mut Args<'_>) -> Outputs {
         let op = Op::Iota { start: Number::Int(first), step: Number::Int(1) };
         args.b.push(op, vec![], DType::I64, vec![count.clone()])
     };
-    let (along_a, along_b) = (positions(args, (-offset).max(0)), positions(args, offset.max(0)));
+    let (along_a, along_b) =
+        (positions(args, offset.saturating_neg().max(0)), positions(args, offset.max(0)));
     let (dims, reads) = match a < b {
         true => (vec![a, b], vec![x, along_a, along_b]),
         false => (vec![b, a], vec![x, along_b, along_a]),

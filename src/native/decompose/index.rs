@@ -132,6 +132,10 @@ pub(super) fn gathered(
     if from.len() != shape.len() {
         return Err(Why::Wrong(format!("{} gathered from {}", show(&shape), show(&from))));
     }
+    let outside = |i: usize| i != dim && !args.b.may_fit(&shape[i], &from[i]);
+    if (0..shape.len()).any(outside) {
+        return Err(Why::Wrong(format!("{} gathered from {}", show(&shape), show(&from))));
+    }
     let dtype = args.b.dtype(x);
     Ok(args.b.push(Op::Gather { dim }, vec![x, positions], dtype, shape))
 }

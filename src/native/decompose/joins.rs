@@ -90,10 +90,13 @@ fn pad(args: &mut Args<'_>) -> Outputs {
     let mut shape = args.b.shape(x);
     for (i, pair) in pads.chunks_exact(2).enumerate() {
         let dim = rank - 1 - i;
-        let cut = |pad: &Size| pad.known().map_or(0, |pad| (-pad).max(0));
+        let cut = |pad: &Size| pad.known().map_or(0, |pad| pad.saturating_neg().max(0));
         let (first, last) = (cut(&pair[0]), cut(&pair[1]));
-        if first + last > 0 {
-            let count = &shape[dim] - &Size::from(first + last);
+        if first.saturating_add(last) > 0 {
+            let count = &shape[dim] - &Size::from(first.saturating_add(last));
+            if count.known().is_some_and(|count| count < 0) {
+                return Err(Why::Wrong(format!("{first} and {last} cut off {}", shape[dim])));
+            }
             x = args.b.slice(x, dim, Size::from(first), 1, count.clone());
             shape[dim] = count;
         }

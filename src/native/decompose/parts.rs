@@ -64,6 +64,10 @@ fn slice(args: &mut Args<'_>) -> Outputs {
     let declared = args.declared(0)?.1.get(dim).cloned().ok_or("a dimension is missing")?;
     let both_known = count.known().is_some() && size.known().is_some();
     let count = if both_known { count } else { declared };
+    let last = &start + &(&(&count - &Size::from(1)) * &Size::from(step));
+    if !count.is(0) {
+        fits(args, &last, &Size::from(1), &size)?;
+    }
     one(args.b.slice(x, dim, start, step, count))
 }
 
@@ -73,13 +77,13 @@ fn narrow(args: &mut Args<'_>) -> Outputs {
     let size = args.b.shape(x)[dim].clone();
     let start = clamped(&args.maybe_size("start")?.unwrap_or_default(), &size);
     let count = args.maybe_size("length")?.ok_or("no length")?;
-    fits(&start, &count, &size)?;
+    fits(args, &start, &count, &size)?;
     one(args.b.slice(x, dim, start, 1, count))
 }
 
 /// Whether `count` elements from `start` on are there, where that can be told.
-fn fits(start: &Size, count: &Size, size: &Size) -> Result<(), Why> {
-    let past = (start + count).known().zip(size.known()).is_some_and(|(end, size)| end > size);
+fn fits(args: &Args<'_>, start: &Size, count: &Size, size: &Size) -> Result<(), Why> {
+    let past = !args.b.may_fit(&(start + count), size);
     if past || count.known().is_some_and(|count| count < 0) {
         return Err(Why::Wrong(format!("{count} elements from {start} on, of {size}")));
     }
@@ -98,7 +102,7 @@ fn select(args: &mut Args<'_>) -> Outputs {
     if start.known().is_some_and(|start| start < 0) {
         return Err(Why::Wrong(format!("element {start} of {size}")));
     }
-    fits(&start, &Size::from(1), &size)?;
+    fits(args, &start, &Size::from(1), &size)?;
     let part = args.b.slice(x, dim, start, 1, Size::from(1));
     one(args.b.squeeze(part, dim))
 }
@@ -174,7 +178,7 @@ fn replaced(
 ) -> Outputs {
     let size = args.b.shape(x)[dim].clone();
     let src = args.b.cast(src, args.b.dtype(x));
-    fits(&start, &(end - &start), &size)?;
+    fits(args, &start, &(end - &start), &size)?;
     let before = args.b.slice(x, dim, Size::default(), 1, start.clone());
     let after = args.b.slice(x, dim, end.clone(), 1, &size - end);
     let mut parts = vec![(before, start), (src, Size::from(1)), (after, &size - end)];

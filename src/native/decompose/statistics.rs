@@ -8,7 +8,7 @@ use kiln_proto::graph::DType;
 use super::{
     super::{
         core::{Domain, Fun, Number, Reduction, ValueId},
-        size::Size,
+        size::{Bounds, Size},
     },
     Args, Outputs, Rule, Why,
     builder::Builder,
@@ -67,7 +67,12 @@ fn variance(args: &mut Args<'_>, root: bool, with_mean: bool) -> Outputs {
     let left = match n.known() {
         Some(n) => Number::Float((n as f64 - correction).max(0.0)),
         None if correction.fract() == 0.0 => {
-            Number::Size((&n - &Size::from(correction as i64)).max_of(&Size::default()))
+            let left = &n - &Size::from(correction as i64);
+            let bounds = Bounds { symbols: &args.b.program.symbols, vars: &[] };
+            match bounds.is_nonnegative(&left) {
+                true => Number::Size(left),
+                false => Number::Size(left.max_of(&Size::default())),
+            }
         }
         None => return unsupported("a correction that is no whole number"),
     };

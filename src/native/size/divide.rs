@@ -60,6 +60,10 @@ impl Size {
         if let Some(Atom::Floor(inner)) = rest.as_atom() {
             return &quotient + &inner[0].div_in(&(&inner[1] * by), bounds);
         }
+        // Code divides towards zero: what may be negative stays with what keeps it from that.
+        if !bounds.is_nonnegative(&rest) && bounds.is_nonnegative(self) {
+            return Self::atom(Atom::Floor(Box::new([self.clone(), by.clone()])));
+        }
         &quotient + &Self::atom(Atom::Floor(Box::new([rest, by.clone()])))
     }
 

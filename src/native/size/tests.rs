@@ -42,6 +42,17 @@ fn equal_forms_are_equal() {
 }
 
 #[test]
+fn a_dividend_that_is_never_negative_stays_so() {
+    // Element i of a roll by two is element i - 2, modulo the size.
+    let extents = [size("s0")];
+    let symbols = [Range { min: 5, max: 64 }];
+    let bounds = Bounds { symbols: &symbols, vars: &extents };
+    let from = &(&i(0) + &size("s0")) - &k(2);
+    let quotient = from.div_in(&size("s0"), &bounds);
+    assert_eq!(quotient, Size::atom(Atom::Floor(Box::new([from, size("s0")]))));
+}
+
+#[test]
 fn a_view_that_splits_and_joins_a_dimension_leaves_no_division() {
     // [b, s, 1024] seen as [b, s, 16, 64], s symbolic.
     let extents = [size("s0"), size("s1"), k(16), k(64)];
