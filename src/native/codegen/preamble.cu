@@ -5,6 +5,16 @@
 using kiln_index = long long;
 using kiln_int = long long;
 
+// Of sizes, among which literals are ints: CUDA's own are ambiguous for these.
+__device__ __forceinline__ kiln_index max(kiln_index a, int b) { return a > b ? a : b; }
+__device__ __forceinline__ kiln_index max(int a, kiln_index b) { return a > b ? a : b; }
+__device__ __forceinline__ kiln_index min(kiln_index a, int b) { return a < b ? a : b; }
+__device__ __forceinline__ kiln_index min(int a, kiln_index b) { return a < b ? a : b; }
+#ifdef KILN_EMULATED
+inline kiln_index max(kiln_index a, kiln_index b) { return a > b ? a : b; }
+inline kiln_index min(kiln_index a, kiln_index b) { return a < b ? a : b; }
+#endif
+
 #define KILN_INT_MAX 0x7fffffffffffffffLL
 #define KILN_INT_MIN (-KILN_INT_MAX - 1)
 

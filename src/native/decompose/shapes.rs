@@ -58,17 +58,23 @@ impl<'a> Symbols<'a> {
     }
 }
 
-/// Symbol values at which formulas are compared.
+/// Symbol values at which formulas are compared: both ends of the ranges, and
+/// scattered ones. Formulas that differ do so at one of them.
 pub(super) fn samples(ranges: &[Range]) -> Vec<Vec<i64>> {
-    // Far enough apart that formulas which differ do so at one of them.
-    let at = |step: i64| {
-        let value = |(i, range): (usize, &Range)| {
+    let at = |step: u64| {
+        let value = |(i, range): (u64, &Range)| {
             let span = range.max.saturating_sub(range.min).saturating_add(1).clamp(1, 9973);
-            range.min + (step * (7 * i as i64 + 5) + i as i64) % span
+            let scattered = (step * 31 + i).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 33;
+            range.min
+                + match step {
+                    0 => 0,
+                    1 => span - 1,
+                    _ => scattered as i64 % span,
+                }
         };
-        ranges.iter().enumerate().map(value).collect()
+        (0..).zip(ranges).map(value).collect()
     };
-    (0..8).map(at).collect()
+    (0..16).map(at).collect()
 }
 
 /// Number of elements, where all sizes are known and within limits.
@@ -103,4 +109,25 @@ pub(super) fn dimension(dim: i64, rank: usize) -> Result<usize, Why> {
         .ok()
         .filter(|d| *d < rank)
         .ok_or_else(|| Why::Wrong(format!("dimension {dim} of a tensor with {rank}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn samples_tell_sizes_apart_whatever_the_ranges() {
+        for min in 0..3 {
+            for max in min + 1..40 {
+                let found = samples(&[Range { min, max }, Range { min, max }]);
+                let differ = |f: fn(i64, i64) -> i64, g: fn(i64, i64) -> i64| {
+                    found.iter().any(|at| f(at[0], at[1]) != g(at[0], at[1]))
+                };
+                assert!(differ(|a, _| a, |_, b| b), "s0 and s1 in {min} to {max}");
+                assert!(differ(|a, _| a, |_, _| 1), "s0 and 1 in {min} to {max}");
+                assert!(differ(|a, b| a * b, |a, _| a), "s0 * s1 and s0 in {min} to {max}");
+                assert!(found.iter().flatten().all(|value| (min..=max).contains(value)));
+            }
+        }
+    }
 }

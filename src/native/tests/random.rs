@@ -17,12 +17,15 @@ use crate::{
 /// What is wrong with it; `Ok(false)`: it has kernels that only a GPU runs.
 fn check(random: &Random) -> Result<bool, String> {
     let failed = |failure: kiln_proto::Failure| failure.message;
-    let lowered =
-        lower_parsed(&random.graph, &Default::default(), kiln_proto::Target::cubin(90));
+    let lowered = lower_parsed(&random.graph, &Default::default(), kiln_proto::Target::cubin(90));
     let lowered = lowered.map_err(failed)?;
+    keep(random, &lowered.source);
     let mut args = lowered.plan.kernels.iter().flat_map(|kernel| &kernel.args);
     if args.any(|arg| matches!(arg, Arg::Map(_))) {
         return Ok(false);
+    }
+    if std::env::var_os("KILN_RANDOM_SOURCES").is_some() {
+        return Ok(true);
     }
     let module = Module::build(&lowered);
     let program = decompose(&random.graph).map_err(failed)?;
@@ -67,6 +70,14 @@ proptest! {
     }
 }
 
+/// Sources to look at, or to compile elsewhere: `KILN_RANDOM_SOURCES=DIR`.
+fn keep(random: &Random, source: &str) {
+    if let Some(folder) = std::env::var_os("KILN_RANDOM_SOURCES") {
+        let path = std::path::Path::new(&folder).join(format!("{}.cu", random.seed));
+        std::fs::write(path, source).unwrap();
+    }
+}
+
 /// `KILN_RANDOM=COUNT[@SEED]` runs so many and says what is wrong with each.
 #[test]
 #[ignore = "runs as long as one likes: for hunting"]
@@ -85,7 +96,7 @@ fn many_graphs_agree_with_the_interpreter() {
         match done {
             Ok(ran) => only_gpu += usize::from(!ran),
             Err(why) => {
-                println!("seed {seed}: {why}");
+                println!("seed {seed}: {why}\n{random}");
                 wrong.push(seed);
             }
         }
