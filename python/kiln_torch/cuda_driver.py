@@ -7,6 +7,7 @@ status is checked; contexts and streams are torch's.
 from __future__ import annotations
 
 import ctypes
+import threading
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,7 @@ MAP_BYTES = 128
 _MAP_TYPES = {"u8": 0, "bool": 0, "i32": 3, "i64": 5, "f16": 6, "f32": 7, "f64": 8, "bf16": 9}
 _SWIZZLES = {0: 0, 32: 1, 64: 2, 128: 3}
 _PROMOTE_256 = 3
+_THREAD = threading.local()
 
 
 class CudaError(RuntimeError):
@@ -88,12 +90,16 @@ def ensure_context(device: int) -> None:
 
     The CUDA runtime does so in each thread at its first call, which may come later.
     """
+    if getattr(_THREAD, "has_context", False):
+        return
     context = ctypes.c_void_p()
     check(driver().cuCtxGetCurrent(ctypes.byref(context)), "ask for the context")
     if not context:
         retained = driver().cuDevicePrimaryCtxRetain(ctypes.byref(context), device)
         check(retained, "get the device's context")
         check(driver().cuCtxSetCurrent(context), "use the device's context")
+    # From here on the runtime switches contexts when torch switches devices.
+    _THREAD.has_context = True
 
 
 class Module:

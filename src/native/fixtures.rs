@@ -234,7 +234,7 @@ impl Expected {
         let far = |(ours, expected): (&f64, &f64)| {
             let limit = tolerance.relative * expected.abs() + steps * tolerance.absolute;
             let same = ours == expected || (ours.is_nan() && expected.is_nan());
-            !same && !(expected.is_finite() && (ours - expected).abs() <= limit)
+            !(same || expected.is_finite() && (ours - expected).abs() <= limit)
         };
         let wrong: Vec<usize> =
             (0..values.len()).filter(|i| far((&values[*i], &self.values[*i]))).collect();

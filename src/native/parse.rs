@@ -4,13 +4,14 @@
 //! before used) or there is a failure that says what is wrong.
 
 mod argument;
+mod constants;
 mod expression;
 
 use std::collections::BTreeMap;
 
 use kiln_proto::{
-    Digest, Failure, FailureKind,
-    graph::{Argument, Constant, Dim, Graph, Input, InputKind, Node, Symbol, Value, ValueId},
+    Failure, FailureKind,
+    graph::{Argument, Graph, Input, InputKind, Node, Symbol, Value, ValueId},
 };
 use serde::de::DeserializeOwned;
 use serde_json::Value as Json;
@@ -26,8 +27,6 @@ use argument::{Names, formula, one, tensor_type};
 const SCHEMA_MAJOR: u32 = 8;
 /// Bytes of the graph's JSON.
 const LARGEST_MODEL: u64 = 256 << 20;
-/// Bytes of all baked constants together.
-const LARGEST_CONSTANTS: u64 = 64 << 20;
 
 /// Reads the graph of the program in `bytes`.
 pub(super) fn parse(bytes: &[u8]) -> Result<Graph, Failure> {
@@ -111,47 +110,6 @@ impl Reader<'_> {
                 other => return Err(unsupported(format!("input {name:?} is of kind {other:?}"))),
             };
             self.graph.inputs.push(Input { value, kind });
-        }
-        Ok(())
-    }
-
-    fn constants(&mut self) -> Result<BTreeMap<String, Constant>, Failure> {
-        let path = format!("data/constants/{}_constants_config.json", self.model);
-        let listed: Option<schema::Constants> = json(&mut self.archive, &path, LARGEST_CONSTANTS)?;
-        let Some(listed) = listed else { return Ok(BTreeMap::new()) };
-        let mut left = LARGEST_CONSTANTS;
-        let mut found = BTreeMap::new();
-        for (name, entry) in listed.config {
-            if entry.use_pickle || entry.tensor_meta.is_none() {
-                // Left out: an error only where the graph uses it. Nothing is unpickled.
-                continue;
-            }
-            let path = format!("data/constants/{}", entry.path_name);
-            let Some(data) = self.archive.read(&path, left)? else { continue };
-            left -= data.len() as u64;
-            found.insert(name, Constant { digest: Digest::of(&data), data });
-        }
-        Ok(found)
-    }
-
-    fn check_constant(&self, value: ValueId, constant: &Constant) -> Result<(), Failure> {
-        let Value { name, ty } = self.graph.value(value);
-        let sizes: Option<Vec<u64>> = ty.shape.iter().map(Dim::known).collect();
-        let strides: Option<Vec<u64>> = ty.strides.iter().map(Dim::known).collect();
-        let (Some(sizes), Some(strides)) = (sizes, strides) else {
-            return Err(invalid(format!("constant {name:?} has no fixed shape")));
-        };
-        let mut expected = 1u64;
-        for (size, stride) in sizes.iter().zip(&strides).rev() {
-            if *size != 1 && *stride != expected {
-                return Err(unsupported(format!("constant {name:?} is not in row-major order")));
-            }
-            expected = expected.saturating_mul(*size);
-        }
-        let bytes = expected.saturating_mul(ty.dtype.bytes());
-        if bytes != constant.data.len() as u64 {
-            let got = constant.data.len();
-            return Err(invalid(format!("constant {name:?} has {got} bytes, not {bytes}")));
         }
         Ok(())
     }

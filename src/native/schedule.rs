@@ -6,6 +6,8 @@
 //! Invariant: every temporary is in exactly one group; groups run in order; a
 //! group loads none of its own temporaries.
 
+mod together;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use kiln_proto::{Failure, FailureKind};
@@ -30,6 +32,8 @@ pub(crate) enum Space {
     Rows { rows: Size, columns: Size },
     /// Batch, row and column of the product in that temporary: three variables.
     Product { temp: usize },
+    /// Such products of one matrix, side by side in one launch: a group each.
+    Products { parts: Vec<Group> },
     /// Batch, head, row and column of the attention in that temporary: four variables.
     Attention { temp: usize },
     /// One temporary by itself: a scan, a selection.
@@ -37,7 +41,7 @@ pub(crate) enum Space {
 }
 
 /// A kernel-to-be.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Group {
     pub(crate) space: Space,
     /// Temporaries, ascending.
@@ -68,7 +72,8 @@ pub(crate) fn schedule(loops: &mut Loops, fusion: bool) -> Result<Vec<Group>, Fa
             }
         }
     }
-    scheduler.in_order()
+    let order = scheduler.in_order()?;
+    Ok(if fusion { together::together(loops, order) } else { order })
 }
 
 /// The temporaries that a temporary reads.
@@ -229,6 +234,7 @@ pub(crate) fn extents(loops: &Loops, space: &Space) -> Vec<Size> {
             Def::Product(p) => vec![p.batch.clone(), p.m.clone(), p.n.clone()],
             _ => Vec::new(),
         },
+        Space::Products { .. } => Vec::new(),
         Space::Attention { temp } => match &loops.temps[*temp].def {
             Def::Attention(a) => {
                 vec![a.batch.clone(), Size::from(a.heads), a.rows.clone(), Size::from(a.e)]
@@ -269,6 +275,7 @@ fn place(loops: &Loops, space: &Space, temp: usize) -> Option<Size> {
             (*numel == total(4)).then(|| &(&head * &extents[3]) + &var(3))
         }
         Space::Single { .. } => Some(Size::default()),
+        Space::Products { .. } => None,
     }
 }
 

@@ -70,11 +70,16 @@ pub fn signature(archive: &[u8]) -> Result<Signature, Failure> {
     let program: Program =
         serde_json::from_slice(&bytes).map_err(|e| invalid(format!("{path}: {e}")))?;
     let Specs { input_specs, output_specs } = program.graph_module.signature;
-    let inputs = input_specs.iter().map(|spec| {
+    // Numbers, and nothing, are no tensors: `parse` leaves them out too.
+    let input_specs = input_specs.iter().filter(|spec| !spec.contains_key("constant_input"));
+    let output_specs = output_specs
+        .iter()
+        .filter(|spec| spec.values().all(|body| body["arg"].get("as_none").is_none()));
+    let inputs = input_specs.map(|spec| {
         let named = spec.iter().next().and_then(|(tag, body)| input(tag, body));
         named.ok_or_else(|| invalid(format!("an input without a name: {spec:?}")))
     });
-    let outputs = output_specs.iter().map(|spec| {
+    let outputs = output_specs.map(|spec| {
         let body = spec.values().next();
         let name = body.and_then(|body| name(&body["arg"]));
         name.ok_or_else(|| invalid(format!("an output without a name: {spec:?}")))

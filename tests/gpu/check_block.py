@@ -56,7 +56,11 @@ def load(path):
     for name, entry in json.loads(raw[8 : 8 + length]).items():
         if name != "__metadata__":
             start, end = (8 + length + at for at in entry["data_offsets"])
-            flat = torch.frombuffer(bytearray(raw[start:end]), dtype=TYPES[entry["dtype"]])
+            kind = TYPES[entry["dtype"]]
+            # torch takes no empty buffers.
+            flat = torch.empty(0, dtype=kind)
+            if end > start:
+                flat = torch.frombuffer(bytearray(raw[start:end]), dtype=kind)
             tensors[name] = flat.reshape(entry["shape"])
     return tensors
 

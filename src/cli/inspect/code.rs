@@ -28,10 +28,15 @@ pub(super) fn source(files: &Files, kernel: &str) -> Result<String, CliError> {
             names.join(", ")
         )));
     };
-    let comments = lines[..head].iter().rev().take_while(|line| line.starts_with("//")).count();
+    // Its types stand before it, and before these the comment: after a blank line,
+    // and after the kernel before.
+    let own = (0..head).rev().take_while(|at| !lines[*at].contains("__global__"));
+    let comment =
+        |at: &usize| lines[*at].starts_with("// ") && (*at == 0 || lines[*at - 1].is_empty());
+    let first = own.into_iter().find(comment).unwrap_or(head);
     let ends = lines[head..].iter().position(|line| *line == "}");
     let last = ends.map_or(lines.len(), |length| head + length + 1);
-    Ok(lines[head - comments..last].join("\n"))
+    Ok(lines[first..last].join("\n"))
 }
 
 /// The word before the parameters.
@@ -110,8 +115,8 @@ fn only(text: &str, kernel: &str) -> String {
 mod tests {
     use super::*;
 
-    const SOURCE: &str = "struct a {\n};\n// k0_map: 1 aten.add.Tensor\n// 2 aten.mul.Tensor\n\
-        extern \"C\" __global__ void __launch_bounds__(256) k0_map(float* x) {\n  if (x) {\n  }\n}\n\
+    const SOURCE: &str = "struct a {\n};\n\n// 1 aten.add.Tensor, 2 aten.mul.Tensor\n\
+        struct k0_write {\n};\nextern \"C\" __global__ void __launch_bounds__(256) k0_map(float* x) {\n  if (x) {\n  }\n}\n\
         \nextern \"C\" __global__ void __launch_bounds__(128) k1_rows(int* y) {\n}\n";
 
     fn files(name: &str, bytes: &[u8]) -> Files {
@@ -122,7 +127,7 @@ mod tests {
     fn a_kernels_source_comes_with_what_it_computes() {
         let files = files("kernels.cu", SOURCE.as_bytes());
         let one = source(&files, "k0_map").unwrap();
-        assert!(one.starts_with("// k0_map: 1 aten.add.Tensor\n// 2 aten"), "{one}");
+        assert!(one.starts_with("// 1 aten.add.Tensor, 2 aten.mul.Tensor\nstruct k0"), "{one}");
         assert!(one.ends_with("(float* x) {\n  if (x) {\n  }\n}"), "{one}");
         assert!(source(&files, "k1_rows").unwrap().starts_with("extern"));
         assert_eq!(source(&files, "").unwrap(), SOURCE);

@@ -30,6 +30,8 @@ type Guards = Vec<(Id, bool)>;
 pub(super) struct Params {
     /// Place of the first read, where others come before.
     pub(super) first: usize,
+    /// Place of the first write, where others come before.
+    pub(super) first_write: usize,
     pub(super) reads: Vec<Source>,
     pub(super) writes: Vec<usize>,
     /// Symbols that the text names.
@@ -52,7 +54,7 @@ impl Params {
             self.writes.push(temp);
             self.writes.len() - 1
         });
-        format!("w{place}")
+        format!("w{}", self.first_write + place)
     }
 
     /// A size as text; `vars` has the names of variables.

@@ -27,7 +27,8 @@ impl Members {
         }
         for (i, write) in params.writes.iter().enumerate() {
             let ty = format!("{}*", pointee(loops, Source::Temp(*write)));
-            members.member(&ty, &format!("w{i}"), format!("w{i}"));
+            let name = format!("w{}", params.first_write + i);
+            members.member(&ty, &name, name.clone());
         }
         members.symbols(params);
         members

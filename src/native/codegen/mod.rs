@@ -105,14 +105,30 @@ pub(crate) fn generate(
                 loops.outputs.contains(temp) || readers[*temp].iter().any(|r| *r != index)
             })
             .collect();
-        let fused =
-            schedule::fused(loops, group).ok_or_else(|| bug("a group that was fused is not"))?;
+        let fused = |loops: &mut Loops| {
+            schedule::fused(loops, group).ok_or_else(|| bug("a group that was fused is not"))
+        };
         emitted.push(match &group.space {
-            Space::Map { .. } => map::emit(loops, &fused, &stored, NAME),
-            Space::Rows { .. } => rows::emit(loops, &fused, &stored, NAME),
-            Space::Single { temp } => single::emit(loops, &fused, *temp, NAME),
-            Space::Product { temp } => product::emit(loops, &fused, *temp, &stored, target)?,
-            Space::Attention { temp } => attention::emit(loops, &fused, *temp, &stored, target)?,
+            Space::Map { .. } => {
+                let fused = fused(loops)?;
+                map::emit(loops, &fused, &stored, NAME)
+            }
+            Space::Rows { .. } => {
+                let fused = fused(loops)?;
+                rows::emit(loops, &fused, &stored, NAME)
+            }
+            Space::Single { temp } => {
+                let fused = fused(loops)?;
+                single::emit(loops, &fused, *temp, NAME)
+            }
+            Space::Product { .. } => {
+                product::emit(loops, std::slice::from_ref(group), &stored, target)?
+            }
+            Space::Products { parts } => product::emit(loops, parts, &stored, target)?,
+            Space::Attention { temp } => {
+                let fused = fused(loops)?;
+                attention::emit(loops, &fused, *temp, &stored, target)?
+            }
         });
     }
     let values = values(loops, &emitted);

@@ -79,7 +79,7 @@ fn scan(
          }}\n\
          sum = carry + parts[now][threadIdx.x];\n\
          carry = carry + parts[now][{THREADS} - 1];\n\
-         if (c < {limit}) kiln_set({to}[row * {limit} + c], sum);\n\
+         if (c < {limit}) kiln_set({to}[row * ({limit}) + c], sum);\n\
          __syncthreads();\n\
          }}\n"
     )

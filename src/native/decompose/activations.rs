@@ -16,7 +16,9 @@ type Steps = fn(&mut Builder, ValueId, &Numbers) -> Result<(Fun, Vec<Arg>), Why>
 struct Numbers(Vec<f64>);
 
 /// Name, its numbers, its steps.
-const TABLE: &[(&str, &[(&str, f64)], Steps)] = &[
+type Activation = (&'static str, &'static [(&'static str, f64)], Steps);
+
+const TABLE: &[Activation] = &[
     ("relu", &[], |_, x, _| Ok((Fun::Max, vec![x.into(), 0.0.into()]))),
     ("relu6", &[], |b, x, _| {
         let low = b.f(Fun::Max, &[x.into(), 0.0.into()])?;

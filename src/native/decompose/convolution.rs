@@ -149,7 +149,7 @@ fn convolution(args: &mut Args<'_>) -> Outputs {
         let flat = args.b.reshape(weight, vec![outs.clone(), inner]);
         let flat = args.b.permute(flat, &[1, 0]);
         let value = matmul(args.b, patches, flat, product_type)?;
-        let mut shape = vec![n.clone()];
+        let mut shape = vec![n];
         shape.extend_from_slice(&places);
         shape.push(outs);
         let value = args.b.reshape(value, shape);
@@ -167,7 +167,7 @@ fn convolution(args: &mut Args<'_>) -> Outputs {
         let patches = args.b.reshape(patches, vec![n.clone(), g.clone(), inner.clone(), count]);
         let flat = args.b.reshape(weight, vec![g, per, inner]);
         let value = matmul(args.b, flat, patches, product_type)?;
-        let mut shape = vec![n.clone(), outs];
+        let mut shape = vec![n, outs];
         shape.extend_from_slice(&places);
         args.b.reshape(value, shape)
     };

@@ -1,4 +1,4 @@
-//! Functions of each element: arithmetic, comparison, logic, choice, casts.
+//! Functions of each element: arithmetic, comparison, logic.
 //!
 //! Invariant: operands are brought to the promoted type before they are
 //! combined, and a comparison sees numbers as that type holds them.
@@ -7,7 +7,7 @@ use half::{bf16, f16};
 use kiln_proto::graph::DType;
 
 use super::{
-    super::core::{Domain, Fun, Number, ValueId},
+    super::core::{Domain, Fun, Number},
     Args, Outputs, Rule, Why,
     builder::{Arg, domain},
     one,
@@ -139,45 +139,6 @@ pub(super) fn rule(name: &str) -> Option<Rule> {
             power
         }
         "square.default" => square,
-        "where.self" | "where.ScalarOther" | "where.ScalarSelf" | "where.Scalar" => choose,
-        "masked_fill.Scalar" | "masked_fill.Tensor" => masked_fill,
-        "clamp.default" | "clamp.Tensor" | "clip.default" | "clip.Tensor" => clamp,
-        "clamp_min.default" | "clamp_min.Tensor" => clamp,
-        "clamp_max.default" | "clamp_max.Tensor" => clamp,
-        "fmax.default" => |args| ignoring_nan(args, Fun::Max),
-        "fmin.default" => |args| ignoring_nan(args, Fun::Min),
-        "frac.default" => frac,
-        "erfc.default" => erfc,
-        "logit.default" => logit,
-        "isfinite.default" => is_finite,
-        "nan_to_num.default" => nan_to_num,
-        "addcmul.default" => |args| add_of(args, Fun::Mul),
-        "addcdiv.default" => |args| add_of(args, Fun::Div),
-        "lerp.Scalar" | "lerp.Tensor" => lerp,
-        "hypot.default" => hypot,
-        "logaddexp.default" => logaddexp,
-        "xlogy.Tensor" | "xlogy.Scalar_Other" => xlogy,
-        "to.dtype" | "to.dtype_layout" | "to.device" | "_to_copy.default" | "to.prim_Device"
-        | "_to_copy.dtype" | "to.prim_dtype" => cast,
-        "to.other" | "type_as.default" => cast_as,
-        "alias.default"
-        | "clone.default"
-        | "contiguous.default"
-        | "detach.default"
-        | "lift_fresh_copy.default"
-        | "lift_fresh.default"
-        | "view_of.default"
-        | "alias_copy.default"
-        | "detach_.default"
-        | "detach_copy.default"
-        | "_conj.default"
-        | "resolve_conj.default"
-        | "resolve_neg.default" => same,
-        "copy.default" => copy,
-        "dropout.default"
-        | "feature_dropout.default"
-        | "alpha_dropout.default"
-        | "native_dropout.default" => dropout,
         _ => return None,
     })
 }
@@ -214,13 +175,13 @@ fn unary(args: &mut Args<'_>) -> Outputs {
 }
 
 /// Both operands in the type that they promote to, and that type.
-fn promoted(args: &mut Args<'_>, operands: Vec<Arg>) -> Result<(Vec<Arg>, DType), Why> {
+pub(super) fn promoted(args: &mut Args<'_>, operands: Vec<Arg>) -> Result<(Vec<Arg>, DType), Why> {
     let kinds: Vec<_> = operands.iter().map(|arg| args.kind(arg)).collect();
     let dtype = promote(&kinds).ok_or("nothing to promote")?;
     Ok((operands.into_iter().map(|arg| args.in_type(arg, dtype)).collect(), dtype))
 }
 
-fn pair(args: &mut Args<'_>, right: &str) -> Result<(Vec<Arg>, DType), Why> {
+pub(super) fn pair(args: &mut Args<'_>, right: &str) -> Result<(Vec<Arg>, DType), Why> {
     let operands = vec![args.operand("self")?, args.operand(right)?];
     promoted(args, operands)
 }
@@ -246,7 +207,7 @@ fn binary(args: &mut Args<'_>) -> Outputs {
 }
 
 /// A number as a tensor of `dtype` would hold it.
-fn held(arg: Arg, dtype: DType) -> Arg {
+pub(super) fn held(arg: Arg, dtype: DType) -> Arg {
     match arg {
         Arg::Number(number) => Arg::Number(stored(number, dtype)),
         tensor @ Arg::Tensor(_) => tensor,
@@ -350,216 +311,4 @@ fn square(args: &mut Args<'_>) -> Outputs {
     let dtype = args.b.dtype(x);
     let dtype = if dtype == DType::Bool { DType::I64 } else { dtype };
     one(args.b.map(Fun::Mul, domain(dtype), &[x.into(), x.into()], dtype)?)
-}
-
-fn choose(args: &mut Args<'_>) -> Outputs {
-    let condition = args.tensor("condition")?;
-    let (mut operands, dtype) = pair(args, "other")?;
-    operands.insert(0, condition.into());
-    one(args.b.map(Fun::Where, domain(dtype), &operands, dtype)?)
-}
-
-fn masked_fill(args: &mut Args<'_>) -> Outputs {
-    let (x, mask) = (args.tensor("self")?, args.tensor("mask")?);
-    let value = args.operand("value")?;
-    let dtype = args.b.dtype(x);
-    let value = held(args.in_type(value, dtype), dtype);
-    one(args.b.map(Fun::Where, domain(dtype), &[mask.into(), value, x.into()], dtype)?)
-}
-
-fn clamp(args: &mut Args<'_>) -> Outputs {
-    let x = Arg::from(args.tensor("self")?);
-    let bounds = [args.maybe_operand("min")?, args.maybe_operand("max")?];
-    let mut all = vec![x];
-    all.extend(bounds.iter().flatten().cloned());
-    if all.len() == 1 {
-        return Err("no bound is given".into());
-    }
-    let (all, dtype) = promoted(args, all)?;
-    let mut all = all.into_iter();
-    let mut value = all.next().ok_or("no operand")?;
-    for (fun, bound) in [Fun::Max, Fun::Min].into_iter().zip(bounds) {
-        if bound.is_some() {
-            let bound = all.next().ok_or("no bound")?;
-            value = args.b.map(fun, domain(dtype), &[value, held(bound, dtype)], dtype)?.into();
-        }
-    }
-    done(value)
-}
-
-fn done(arg: Arg) -> Outputs {
-    match arg {
-        Arg::Tensor(value) => one(value),
-        Arg::Number(_) => Err("no tensor".into()),
-    }
-}
-
-fn ignoring_nan(args: &mut Args<'_>, fun: Fun) -> Outputs {
-    let (operands, dtype) = pair(args, "other")?;
-    let d = domain(dtype);
-    if d != Domain::Float {
-        return one(args.b.map(fun, d, &operands, dtype)?);
-    }
-    let [a, b] = [operands[0].clone(), operands[1].clone()];
-    let both = args.b.map(fun, d, &operands, dtype)?;
-    let no_b = args.b.test(Fun::IsNan, std::slice::from_ref(&b))?;
-    let with_b = args.b.map(Fun::Where, d, &[no_b.into(), a.clone(), both.into()], dtype)?;
-    let no_a = args.b.test(Fun::IsNan, &[a])?;
-    one(args.b.map(Fun::Where, d, &[no_a.into(), b, with_b.into()], dtype)?)
-}
-
-fn frac(args: &mut Args<'_>) -> Outputs {
-    let x = args.tensor("self")?;
-    let whole = args.b.f(Fun::Trunc, &[x.into()])?;
-    let dtype = args.b.dtype(x);
-    one(args.b.map(Fun::Sub, Domain::Float, &[x.into(), whole.into()], dtype)?)
-}
-
-fn erfc(args: &mut Args<'_>) -> Outputs {
-    let x = args.tensor("self")?;
-    let erf = args.b.f(Fun::Erf, &[x.into()])?;
-    let dtype = float_of(args.b.dtype(x));
-    one(args.b.map(Fun::Sub, Domain::Float, &[1.0.into(), erf.into()], dtype)?)
-}
-
-fn logit(args: &mut Args<'_>) -> Outputs {
-    let x = args.tensor("self")?;
-    let dtype = float_of(args.b.dtype(x));
-    let mut value = Arg::from(x);
-    if args.maybe_number("eps")?.is_some() {
-        let eps = args.float("eps", 0.0)?;
-        let low = args.b.f(Fun::Max, &[value, eps.into()])?;
-        value = args.b.f(Fun::Min, &[low.into(), (1.0 - eps).into()])?.into();
-    }
-    let rest = args.b.f(Fun::Sub, &[1.0.into(), value.clone()])?;
-    let odds = args.b.f(Fun::Div, &[value, rest.into()])?;
-    one(args.b.map(Fun::Log, Domain::Float, &[odds.into()], dtype)?)
-}
-
-fn is_finite(args: &mut Args<'_>) -> Outputs {
-    let x = args.tensor("self")?;
-    let size = args.b.map(Fun::Abs, domain(args.b.dtype(x)), &[x.into()], args.b.dtype(x))?;
-    let limit = Arg::from(f64::INFINITY);
-    // NaN is not less than infinity either.
-    one(args.b.test(Fun::Lt, &[size.into(), limit])?)
-}
-
-fn nan_to_num(args: &mut Args<'_>) -> Outputs {
-    let x = args.tensor("self")?;
-    let dtype = args.b.dtype(x);
-    if !is_float(dtype) {
-        return one(x);
-    }
-    let most = match dtype {
-        DType::F16 => f16::MAX.to_f64(),
-        DType::BF16 => bf16::MAX.to_f64(),
-        _ => f64::from(f32::MAX),
-    };
-    let mut value = x;
-    let ends = [("posinf", f64::INFINITY, most), ("neginf", f64::NEG_INFINITY, -most)];
-    for (name, end, default) in ends {
-        let new = args.float(name, default)?;
-        let there = args.b.test(Fun::Eq, &[x.into(), end.into()])?;
-        let operands = [there.into(), new.into(), value.into()];
-        value = args.b.map(Fun::Where, Domain::Float, &operands, dtype)?;
-    }
-    let nan = args.float("nan", 0.0)?;
-    let there = args.b.test(Fun::IsNan, &[x.into()])?;
-    one(args.b.map(Fun::Where, Domain::Float, &[there.into(), nan.into(), value.into()], dtype)?)
-}
-
-/// `self + value * (tensor1 fun tensor2)`
-fn add_of(args: &mut Args<'_>, fun: Fun) -> Outputs {
-    let operands = vec![args.operand("self")?, args.operand("tensor1")?, args.operand("tensor2")?];
-    let (operands, dtype) = promoted(args, operands)?;
-    let value = args.maybe_number("value")?.unwrap_or(Number::Int(1));
-    let d = domain(dtype);
-    let inner = if is_float(dtype) { DType::F32 } else { dtype };
-    let both = args.b.map(fun, d, &operands[1..], inner)?;
-    let scaled = match value {
-        Number::Int(1) => both,
-        value => args.b.map(Fun::Mul, d, &[both.into(), value.into()], inner)?,
-    };
-    one(args.b.map(Fun::Add, d, &[operands[0].clone(), scaled.into()], dtype)?)
-}
-
-fn lerp(args: &mut Args<'_>) -> Outputs {
-    let (a, b) = (args.tensor("self")?, args.tensor("end")?);
-    let weight = args.operand("weight")?;
-    let dtype = args.b.dtype(a);
-    let span = args.b.f(Fun::Sub, &[b.into(), a.into()])?;
-    let part = args.b.f(Fun::Mul, &[weight, span.into()])?;
-    one(args.b.map(Fun::Add, Domain::Float, &[a.into(), part.into()], dtype)?)
-}
-
-fn hypot(args: &mut Args<'_>) -> Outputs {
-    let (operands, dtype) = pair(args, "other")?;
-    let [a, b] = [operands[0].clone(), operands[1].clone()];
-    let a = args.b.f(Fun::Mul, &[a.clone(), a])?;
-    let b = args.b.f(Fun::Mul, &[b.clone(), b])?;
-    let sum = args.b.f(Fun::Add, &[a.into(), b.into()])?;
-    one(args.b.map(Fun::Sqrt, Domain::Float, &[sum.into()], dtype)?)
-}
-
-fn logaddexp(args: &mut Args<'_>) -> Outputs {
-    let (operands, dtype) = pair(args, "other")?;
-    let most = args.b.f(Fun::Max, &operands)?;
-    let apart = args.b.f(Fun::Sub, &operands)?;
-    let apart = args.b.f(Fun::Abs, &[apart.into()])?;
-    let apart = args.b.f(Fun::Neg, &[apart.into()])?;
-    let rest = args.b.f(Fun::Exp, &[apart.into()])?;
-    let rest = args.b.f(Fun::Log1p, &[rest.into()])?;
-    let sum = args.b.f(Fun::Add, &[most.into(), rest.into()])?;
-    // Of two equal infinities the difference is none.
-    let equal = args.b.test(Fun::Eq, &operands)?;
-    let endless = args.b.test(Fun::IsInf, &operands[..1])?;
-    let both = args.b.map(Fun::And, Domain::Bool, &[equal.into(), endless.into()], DType::Bool)?;
-    let chosen = [both.into(), operands[0].clone(), sum.into()];
-    one(args.b.map(Fun::Where, Domain::Float, &chosen, float_of(dtype))?)
-}
-
-fn xlogy(args: &mut Args<'_>) -> Outputs {
-    let (operands, dtype) = pair(args, "other")?;
-    let [x, y] = [operands[0].clone(), operands[1].clone()];
-    let log = args.b.f(Fun::Log, std::slice::from_ref(&y))?;
-    let product = args.b.f(Fun::Mul, &[x.clone(), log.into()])?;
-    let zero = args.b.test(Fun::Eq, &[x, 0.0.into()])?;
-    let inner = args.b.f(Fun::Where, &[zero.into(), 0.0.into(), product.into()])?;
-    let nan = args.b.test(Fun::IsNan, std::slice::from_ref(&y))?;
-    let operands = [nan.into(), y, inner.into()];
-    one(args.b.map(Fun::Where, Domain::Float, &operands, float_of(dtype))?)
-}
-
-fn cast(args: &mut Args<'_>) -> Outputs {
-    let x = args.tensor("self")?;
-    let dtype = args.dtype()?.unwrap_or(args.b.dtype(x));
-    one(args.b.cast(x, dtype))
-}
-
-fn cast_as(args: &mut Args<'_>) -> Outputs {
-    let (x, other) = (args.tensor("self")?, args.tensor("other")?);
-    one(args.b.cast(x, args.b.dtype(other)))
-}
-
-fn same(args: &mut Args<'_>) -> Outputs {
-    one(args.tensor("self")?)
-}
-
-/// `src` in the type and shape of `self`.
-fn copy(args: &mut Args<'_>) -> Outputs {
-    let (x, src) = (args.tensor("self")?, args.tensor("src")?);
-    let src = args.b.cast(src, args.b.dtype(x));
-    let shape = args.b.shape(x);
-    one(args.b.expand(src, shape))
-}
-
-fn dropout(args: &mut Args<'_>) -> Outputs {
-    let x: ValueId = match args.maybe_tensor("input")? {
-        Some(x) => x,
-        None => args.tensor("self")?,
-    };
-    if args.flag("train", false)? && args.float("p", 0.5)? != 0.0 {
-        return unsupported("dropout in training: export the model after `.eval()`");
-    }
-    one(x)
 }

@@ -13,8 +13,9 @@ use super::{
     index::gathered,
     one,
     promote::is_float,
-    reductions::{divisor, softmax_of},
+    reductions::divisor,
     shapes::product,
+    softmax::softmax_of,
     unsupported,
 };
 
@@ -126,7 +127,7 @@ fn probabilities(args: &mut Args<'_>, log: ValueId, target: ValueId, dim: usize)
     let sum = args.b.f(Fun::Neg, &[sum.into()])?;
     let others = shape.iter().enumerate().filter(|(d, _)| *d != dim).map(|(_, size)| size);
     let count = match reduction {
-        MEAN => divisor(super::shapes::product(others)),
+        MEAN => divisor(&super::shapes::product(others)),
         _ => Number::Float(1.0),
     };
     one(args.b.map(Fun::Div, Domain::Float, &[sum.into(), count.into()], dtype)?)
@@ -149,6 +150,6 @@ fn distance(args: &mut Args<'_>, squared: bool) -> Outputs {
     let shape: Vec<Size> = args.b.shape(each);
     let all: Vec<usize> = (0..shape.len()).collect();
     let sum = args.b.reduce(Reduction::Sum, each, &all, DType::F32)?;
-    let count = if reduction == MEAN { divisor(product(&shape)) } else { Number::Float(1.0) };
+    let count = if reduction == MEAN { divisor(&product(&shape)) } else { Number::Float(1.0) };
     one(args.b.map(Fun::Div, Domain::Float, &[sum.into(), count.into()], dtype)?)
 }

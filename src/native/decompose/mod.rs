@@ -9,18 +9,28 @@
 
 mod activations;
 mod args;
+mod arrange;
+mod attention;
 mod builder;
+mod casts;
+mod choice;
+mod compound;
 mod convolution;
 mod creation;
+mod einsum;
 mod elementwise;
 mod index;
+mod joins;
 mod loss;
 mod norms;
 mod order;
+mod parts;
 mod products;
 mod promote;
 mod reductions;
 mod shapes;
+mod softmax;
+mod statistics;
 mod views;
 
 use kiln_proto::{
@@ -85,10 +95,19 @@ fn rule(op: &str) -> Option<Rule> {
     let name = op.strip_prefix("aten.")?;
     let families = [
         elementwise::rule,
+        choice::rule,
+        compound::rule,
+        casts::rule,
         activations::rule,
         views::rule,
+        parts::rule,
+        joins::rule,
         products::rule,
+        einsum::rule,
+        attention::rule,
         reductions::rule,
+        statistics::rule,
+        softmax::rule,
         norms::rule,
         index::rule,
         creation::rule,

@@ -13,8 +13,9 @@ use super::{
     builder::Arg,
     one,
     promote::is_float,
-    reductions::{count, divisor, moments},
+    reductions::{count, divisor},
     shapes::{product, show},
+    statistics::moments,
     unsupported,
 };
 
@@ -67,7 +68,7 @@ fn affine(
 }
 
 /// One over the root of the spread over `count` elements.
-fn scale_of(args: &mut Args<'_>, spread: ValueId, count: Size, eps: f64) -> Result<ValueId, Why> {
+fn scale_of(args: &mut Args<'_>, spread: ValueId, count: &Size, eps: f64) -> Result<ValueId, Why> {
     let mean = args.b.f(Fun::Div, &[spread.into(), divisor(count).into()])?;
     let sum = args.b.f(Fun::Add, &[mean.into(), eps.into()])?;
     Ok(args.b.f(Fun::Rsqrt, &[sum.into()])?)
@@ -95,7 +96,7 @@ fn layer_norm(args: &mut Args<'_>) -> Outputs {
     let eps = args.float("eps", 1e-5)?;
     let (mean, apart, spread) = moments(args.b, x, &dims)?;
     let n = count(args.b, x, &dims);
-    let scale = scale_of(args, spread, n, eps)?;
+    let scale = scale_of(args, spread, &n, eps)?;
     let normal = args.b.f(Fun::Mul, &[apart.into(), scale.into()])?;
     let weight = args.maybe_tensor("weight")?.map(Arg::from);
     let bias = args.maybe_tensor("bias")?.map(Arg::from);
@@ -111,7 +112,7 @@ fn rms_norm(args: &mut Args<'_>) -> Outputs {
     let squared = args.b.f(Fun::Mul, &[x.into(), x.into()])?;
     let sum = args.b.reduce_keep(Reduction::Sum, squared, &dims, DType::F32)?;
     let n = count(args.b, x, &dims);
-    let scale = scale_of(args, sum, n, eps)?;
+    let scale = scale_of(args, sum, &n, eps)?;
     let normal = args.b.f(Fun::Mul, &[x.into(), scale.into()])?;
     let weight = args.maybe_tensor("weight")?.map(Arg::from);
     let value = affine(args, normal, weight, None, dtype)?;
@@ -146,7 +147,7 @@ fn normalised_groups(args: &mut Args<'_>, x: ValueId, groups: Size) -> Outputs {
     let flat = args.b.reshape(x, vec![shape[0].clone(), groups, each.clone()]);
     let eps = args.float("eps", 1e-5)?;
     let (mean, apart, spread) = moments(args.b, flat, &[2])?;
-    let scale = scale_of(args, spread, each, eps)?;
+    let scale = scale_of(args, spread, &each, eps)?;
     let normal = args.b.f(Fun::Mul, &[apart.into(), scale.into()])?;
     let normal = args.b.reshape(normal, shape.clone());
     let weight = by_channel(args, "weight", shape.len())?;
@@ -172,7 +173,7 @@ fn norm_of_batch(args: &mut Args<'_>) -> Outputs {
     let eps = args.float("eps", 1e-5)?;
     let (mean, apart, spread) = moments(args.b, x, &dims)?;
     let n = count(args.b, x, &dims);
-    let scale = scale_of(args, spread, n, eps)?;
+    let scale = scale_of(args, spread, &n, eps)?;
     let normal = args.b.f(Fun::Mul, &[apart.into(), scale.into()])?;
     let weight = by_channel(args, "weight", rank)?;
     let bias = by_channel(args, "bias", rank)?;

@@ -44,9 +44,14 @@ impl Size {
         if let (Some(a), Some(b)) = (self.known(), by.known().filter(|b| *b > 0)) {
             return Self::from(a.div_euclid(b));
         }
-        let (quotient, rest) = self.divide(by);
+        let (mut quotient, mut rest) = self.divide(by);
         if rest.terms.is_empty() || bounds.is_within(&rest, by) {
             return quotient;
+        }
+        // What is divided at run time must not be negative: there a quotient is
+        // cut off, not rounded down. A whole that is not negative may have such a rest.
+        if !quotient.is(0) && !bounds.is_nonnegative(&rest) {
+            (quotient, rest) = (Self::default(), self.clone());
         }
         if let Some((a, b)) = shortened(&rest, by, bounds) {
             return &quotient + &a.div_in(&b, bounds);

@@ -80,6 +80,41 @@ fn the_lanes_of_a_vector_share_what_does_not_split_them() {
     assert!(e.div_in(&k(12), &bounds).has_var(1));
 }
 
+/// Whether something that is below zero is divided, at that place.
+fn divides_negative(size: &Size, x: i64, y: i64, symbols: [i64; 2]) -> bool {
+    size.any(&|atom| match atom {
+        Atom::Floor(parts) => {
+            let with = |atom: &Atom| match atom {
+                Atom::Var(var) => Some(k([x, y][*var])),
+                Atom::Symbol(symbol) => Some(k(symbols[*symbol])),
+                _ => None,
+            };
+            parts[0].substituted(&Bounds::default(), &with).known().unwrap() < 0
+        }
+        _ => false,
+    })
+}
+
+/// What runs cuts quotients off: of numbers below zero they would be wrong.
+#[test]
+fn what_is_not_negative_is_not_taken_apart_into_what_is() {
+    let extents = [k(5), k(7)];
+    let bounds = Bounds { symbols: &[], vars: &extents };
+    let back = &(&k(34) - &(&i(0) * &k(7))) - &i(1);
+    let quotient = back.div_in(&k(5), &bounds);
+    for (x, y) in (0..5).flat_map(|x| (0..7).map(move |y| (x, y))) {
+        assert_eq!(at(&quotient, x, y), (34 - 7 * x - y) / 5);
+        assert!(!divides_negative(&quotient, x, y, [0, 0]), "{quotient:?} at {x}, {y}");
+    }
+    let symbols = [Range { min: 0, max: 100 }; 2];
+    let extents = [size("s0 + s1")];
+    let bounds = Bounds { symbols: &symbols, vars: &extents };
+    let turned = (&i(0) + &size("s1")).div_in(&size("s0 + s1"), &bounds);
+    for x in 0..12 {
+        assert!(!divides_negative(&turned, x, 0, [5, 7]), "{turned:?} at {x}");
+    }
+}
+
 #[test]
 fn proofs_use_the_symbols_ranges() {
     let symbols = [Range { min: 2, max: 2048 }];

@@ -82,6 +82,8 @@ inline void run_fibre() {
   fibres[current].done = true;
   leave(cluster_gate);
   leave(block_gate());
+  // A block that has ended has no shared memory for others of the cluster to read.
+  if (block_gate().size == 0) std::memset(dynamic[rank()], 0xff, DYNAMIC);
   leave(warp_gates[current / 32]);
   yield();
 }

@@ -14,6 +14,7 @@ mod product_kernels;
 mod products;
 mod random;
 mod rows;
+mod together;
 
 use std::collections::BTreeMap;
 

@@ -2,8 +2,6 @@
 //!
 //! Invariant: the problem's structure says what is known and no more.
 
-use std::collections::BTreeMap;
-
 use kiln_proto::{Failure, Target, graph::DType};
 
 use super::{Bounds, Problem, choose};

@@ -46,6 +46,8 @@ pub(crate) enum Dense {
 pub(crate) struct Problem {
     pub(crate) m: Extent,
     pub(crate) n: Extent,
+    /// Columns of up to three other products of `a` in the same launch.
+    pub(crate) beside: [i64; 3],
     pub(crate) k: Extent,
     pub(crate) batch: Extent,
     /// Of both operands.
@@ -146,11 +148,13 @@ pub(crate) fn source(choices: &[Choice]) -> String {
 /// Tiles of a problem.
 fn tiles(problem: &Problem, rows: i64, columns: i64) -> i64 {
     let along = |extent: Extent, tile: i64| (extent.typical.max(1) + tile - 1) / tile;
-    along(problem.m, rows) * along(problem.n, columns) * problem.batch.typical.max(1)
+    let beside: i64 = problem.beside.iter().map(|n| (n + columns - 1) / columns).sum();
+    along(problem.m, rows) * (along(problem.n, columns) + beside) * problem.batch.typical.max(1)
 }
 
 fn vector_for(problem: &Problem) -> Option<Choice> {
-    let Problem { m, n, k, batch, .. } = *problem;
+    let Problem { m, k, batch, .. } = *problem;
+    let columns_of_all = problem.n.typical + problem.beside.iter().sum::<i64>();
     let per_load = 16 / problem.dtype.bytes() as i64;
     let whole = k.known && k.typical % per_load == 0 && k.typical > 0;
     let lies = problem.aligned && problem.a == Dense::Reduced && problem.b == Dense::Reduced;
@@ -161,7 +165,7 @@ fn vector_for(problem: &Problem) -> Option<Choice> {
     // fastest or within 4% for K of 1024 to 3072, N of 1024 to 3072 and 151936.
     let loads = k.typical / (per_load * 32);
     let (split, columns) =
-        if n.typical * batch.typical >= MANY_COLUMNS || (loads <= 4 && m.typical >= 4) {
+        if columns_of_all * batch.typical >= MANY_COLUMNS || (loads <= 4 && m.typical >= 4) {
             (1, 2)
         } else {
             (
@@ -240,6 +244,7 @@ mod tests {
         Problem {
             m: known(m),
             n: known(n),
+            beside: [0; 3],
             k: known(k),
             batch: known(1),
             dtype: DType::BF16,

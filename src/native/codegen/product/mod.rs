@@ -21,69 +21,152 @@ use super::{
 use crate::{
     loops::{Def, Loops, Matrix, Product, ROW},
     plan,
-    schedule::Fused,
+    schedule::{self, Fused, Group, Space},
     size::{Atom, Size},
 };
 
 /// Neighbours that the epilogue takes at once.
 const WIDE: i64 = 8;
 
+/// One of the products of a launch.
+struct Part {
+    temp: usize,
+    product: Product,
+    fused: Fused,
+    problem: Problem,
+}
+
+/// The launch of `parts`, products of one matrix side by side.
 pub(super) fn emit(
     loops: &mut Loops,
-    fused: &Fused,
-    temp: usize,
+    parts: &[Group],
     stored: &[usize],
     target: Target,
 ) -> Result<Emitted, Failure> {
-    let Def::Product(product) = loops.temps[temp].def.clone() else {
-        return Err(bug("a product that is none"));
-    };
-    let problem = problem(loops, &product);
+    let parts = parts.iter().map(|group| part(loops, group)).collect::<Result<Vec<_>, _>>()?;
+    let problem = together(&parts).ok_or_else(|| bug("a launch of no products"))?;
     let choice = choose::choose(&problem, target);
+    let mut params = Params::default();
+    let (mut before, mut text, mut maps) = (String::new(), String::new(), Vec::new());
+    let mut grid = Size::default();
+    for (index, part) in parts.iter().enumerate() {
+        let own: Vec<usize> =
+            stored.iter().copied().filter(|temp| part.fused.places.contains_key(temp)).collect();
+        let emitted = one(loops, part, &own, &choice, &mut params, &mut before, index);
+        let blocks = params.size(&emitted.grid, &|_| String::new());
+        text += &match parts.len() {
+            1 => format!("{}{});\n", emitted.before, emitted.call),
+            _ => format!(
+                "const unsigned end{index} = start{index} + (unsigned)({blocks});\n\
+                 if (blockIdx.x < end{index}) {{\n{}{}, blockIdx.x - start{index});\nreturn;\n}}\n\
+                 const unsigned start{} = end{index};\n",
+                emitted.before,
+                emitted.call,
+                index + 1
+            ),
+        };
+        maps.extend(emitted.maps);
+        grid = &grid + &emitted.grid;
+    }
+    let variant = match parts.len() {
+        1 => choice.why.clone(),
+        count => {
+            text.insert_str(0, "const unsigned start0 = 0;\n");
+            format!("{}; {count} side by side", choice.why)
+        }
+    };
+    let kernel = Kernel { maps, ..kernel(&choice, params, text) };
+    Ok(Emitted { before, kernel, grid, variant })
+}
+
+fn part(loops: &mut Loops, group: &Group) -> Result<Part, Failure> {
+    let none = || bug("a product that is none");
+    let Space::Product { temp } = group.space else { return Err(none()) };
+    let Def::Product(product) = loops.temps[temp].def.clone() else { return Err(none()) };
+    let fused = schedule::fused(loops, group).ok_or_else(none)?;
+    let problem = problem(loops, &product);
+    Ok(Part { temp, product, fused, problem })
+}
+
+/// What is to be chosen for all of them.
+fn together(parts: &[Part]) -> Option<Problem> {
+    let (first, others) = parts.split_first()?;
+    let mut problem = first.problem;
+    for (beside, other) in problem.beside.iter_mut().zip(others) {
+        *beside = other.problem.n.typical;
+    }
+    problem.aligned = parts.iter().all(|part| part.problem.aligned);
+    Some(problem)
+}
+
+/// The call of a template, without its end.
+struct Call {
+    /// Statements before it.
+    before: String,
+    call: String,
+    maps: Vec<(usize, plan::TensorMap)>,
+    grid: Size,
+}
+
+/// Adds what one product reads and writes to `params`, and its structures to `before`.
+fn one(
+    loops: &mut Loops,
+    part: &Part,
+    stored: &[usize],
+    choice: &Choice,
+    params: &mut Params,
+    before: &mut String,
+    index: usize,
+) -> Call {
+    let Part { temp, product, fused, problem } = part;
     let wide = product.n.power_of_two(WIDE) == WIDE && product.n.known().is_some();
     let lanes = if wide && choice.variant != Variant::Vector { WIDE } else { 1 };
     let split = Split::of(loops, fused, 2, lanes);
-    let mut params = Params::default();
+    let (first, first_write) = (params.reads.len(), params.writes.len());
+    let mut own = Params { first, first_write, ..Params::default() };
     let vars = BTreeMap::from([(0, "z".to_owned()), (1, "m".to_owned())]);
-    let mut body = Body::new(&loops.exprs, &mut params, lanes, vars);
-    body.define(temp, "x", true);
+    let mut body = Body::new(&loops.exprs, &mut own, lanes, vars);
+    body.define(*temp, "x", true);
     for temp in stored {
         let (place, value) = &split.places[temp];
         body.store(*temp, place, *value, super::element_of(loops, *temp));
     }
     let (outer, inner) = (body.take_outer(), body.take_inner());
-    let mut write = Members::of(loops, &params);
+    let mut write = Members::of(loops, &own);
     write.function(&format!(
         "template <int V> __device__ __forceinline__ void row(kiln_index z, kiln_index m, \
          kiln_index n, const float (&x)[V]) const {{\n\
          static_assert(V == {lanes}, \"\");\n\
          const kiln_index c = n / {lanes};\n{outer}{inner}}}\n"
     ));
-    let structure = structure(&mut params, &product, &problem, wide);
+    let structure = structure(&mut own, product, problem, wide);
     // The operands are parameters of their own, even where the epilogue reads them too.
-    let first = params.reads.len();
-    params.reads.extend([product.a.source, product.b.source]);
-    let (p, w) = (format!("{NAME}_problem"), format!("{NAME}_write"));
-    let call = choice.call.replace("<P,", &format!("<{p},"));
-    let text = format!(
-        "const {p} p = {};\n{call}(r{first}, r{}, p, {});\n",
-        structure.value(&p),
-        first + 1,
-        write.value(&w)
-    );
-    let along = |size: &Size, tile: i64| size.div_ceil(&Size::from(tile));
-    let tiles = &along(&product.m, choice.tile[0]) * &along(&product.n, choice.tile[1]);
-    let grid = &(&tiles * &product.batch) * &Size::from(i64::from(choice.split));
-    let before = structure.definition(&p) + &write.definition(&w);
-    let mut kernel = kernel(&choice, params, text);
+    let operands = first + own.reads.len();
+    own.reads.extend([product.a.source, product.b.source]);
+    let number = if index == 0 { String::new() } else { index.to_string() };
+    let (p, w) = (format!("{NAME}_problem{number}"), format!("{NAME}_write{number}"));
+    let template = choice.call.replace("<P,", &format!("<{p},"));
+    *before += &structure.definition(&p);
+    *before += &write.definition(&w);
+    let mut maps = Vec::new();
     if let Some(boxes) = &choice.maps {
-        let operands = [(&product.a, &product.m), (&product.b, &product.n)];
-        for (place, (operand, copied)) in operands.into_iter().zip(boxes).enumerate() {
+        let matrices = [(&product.a, &product.m), (&product.b, &product.n)];
+        for (place, (operand, copied)) in matrices.into_iter().zip(boxes).enumerate() {
             let map = tensor_map(loops, operand, &product.k, copied);
-            kernel.maps.push((first + place, map));
+            maps.push((operands + place, map));
         }
     }
-    Ok(Emitted { before, kernel, grid, variant: choice.why })
+    params.reads.append(&mut own.reads);
+    params.writes.append(&mut own.writes);
+    params.symbols.append(&mut own.symbols);
+    let along = |size: &Size, tile: i64| size.div_ceil(&Size::from(tile));
+    let tiles = &along(&product.m, choice.tile[0]) * &along(&product.n, choice.tile[1]);
+    Call {
+        before: format!("const {p} p = {};\n", structure.value(&p)),
+        call: format!("{template}(r{operands}, r{}, p, {}", operands + 1, write.value(&w)),
+        maps,
+        grid: &(&tiles * &product.batch) * &Size::from(i64::from(choice.split)),
+    }
 }
 
 fn kernel(choice: &Choice, params: Params, text: String) -> Kernel {
@@ -140,6 +223,7 @@ fn problem(loops: &Loops, product: &Product) -> Problem {
         given && dense(matrix) != Dense::Neither && whole(step) && whole(&matrix.offset)
     };
     Problem {
+        beside: [0; 3],
         m: extent(&product.m),
         n: extent(&product.n),
         k: extent(&product.k),
