@@ -4,11 +4,10 @@ mod attention;
 mod build;
 mod core_ops;
 mod decompose;
-#[cfg(feature = "random")]
-mod differential;
 mod emulator;
 mod inputs;
 mod keys;
+mod models;
 mod numerics;
 mod operations;
 mod product_kernels;
