@@ -269,9 +269,11 @@ fn place(loops: &Loops, space: &Space, temp: usize) -> Option<Size> {
             let row = &(&var(0) * &extents[1]) + &var(1);
             (*numel == total(3)).then(|| &(&row * &extents[2]) + &var(2))
         }
-        Space::Attention { .. } => {
-            let row = &(&var(0) * &extents[2]) + &var(2);
-            let head = &(&row * &extents[1]) + &var(1);
+        Space::Attention { temp: of } => {
+            let by_head = matches!(&loops.temps[*of].def, Def::Attention(a) if a.by_head);
+            let (outer, inner) = if by_head { (1, 2) } else { (2, 1) };
+            let row = &(&var(0) * &extents[outer]) + &var(outer);
+            let head = &(&row * &extents[inner]) + &var(inner);
             (*numel == total(4)).then(|| &(&head * &extents[3]) + &var(3))
         }
         Space::Single { .. } => Some(Size::default()),

@@ -21,8 +21,15 @@ from pathlib import Path
 
 import torch
 
-NAMES = {"f32": "F32", "f16": "F16", "bf16": "BF16"}
-TYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+NAMES = {"f32": "F32", "f16": "F16", "bf16": "BF16", "i64": "I64", "i32": "I32", "bool": "BOOL"}
+TYPES = {
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "BOOL": torch.bool,
+}
 LIMITS = {"F32": 1e-5, "F16": 2e-3, "BF16": 1e-2}
 
 

@@ -34,7 +34,8 @@ pub(crate) fn all(below: &str) -> Vec<Fixture> {
     let stems: Vec<&str> = names.iter().filter_map(|n| n.strip_suffix(".safetensors")).collect();
     let found = names.iter().filter(|name| name.ends_with(".pt2")).filter_map(|name| {
         let stem = name.split_once('.').map_or(name.as_str(), |(stem, _)| stem);
-        let fits = |s: &&&str| stem.strip_prefix(**s).is_some_and(|r| r.is_empty() || r.starts_with('_'));
+        let fits =
+            |s: &&&str| stem.strip_prefix(**s).is_some_and(|r| r.is_empty() || r.starts_with('_'));
         let golden = stems.iter().filter(fits).max_by_key(|stem| stem.len())?;
         Some(Fixture {
             name: name.clone(),

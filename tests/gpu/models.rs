@@ -71,7 +71,10 @@ fn models_are_pytorchs() {
                 let (ours, wanted) = (ours.unwrap(), wanted.unwrap());
                 let error = fixtures::relative_error(&ours, &wanted);
                 ran.fetch_add(1, Ordering::Relaxed);
-                errors.lock().unwrap().push(format!("{} {call:?} {name}: {error:.2e}", fixture.name));
+                errors
+                    .lock()
+                    .unwrap()
+                    .push(format!("{} {call:?} {name}: {error:.2e}", fixture.name));
                 if view.shape() != output.shape || error.is_nan() || error > limit(&fixture.name) {
                     let (got, wanted) = (&output.shape, view.shape());
                     let why = format!("{call:?} {name} {got:?} for {wanted:?}: error {error:.2e}");

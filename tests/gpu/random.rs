@@ -25,7 +25,8 @@ fn number<T: std::str::FromStr>(variable: &str, default: T) -> T {
 #[test]
 #[ignore = "needs a GPU: make test-gpu"]
 fn random_graphs_agree_with_the_interpreter() {
-    let (count, first) = (number("KILN_TEST_GPU_GRAPHS", GRAPHS), number("KILN_TEST_GPU_SEED", SEED));
+    let (count, first) =
+        (number("KILN_TEST_GPU_GRAPHS", GRAPHS), number("KILN_TEST_GPU_SEED", SEED));
     compile::target();
     let (began, kernels, outputs) = (Instant::now(), AtomicUsize::new(0), AtomicUsize::new(0));
     let wrong = in_parallel(count, |index| {

@@ -20,7 +20,7 @@ pub(super) fn source(files: &Files, kernel: &str) -> Result<String, CliError> {
     }
     let lines: Vec<&str> = source.lines().collect();
     let opens = |line: &&str| line.contains("__global__") && line.contains(&format!(" {kernel}("));
-    let Some(head) = lines.iter().position(|line| opens(&line)) else {
+    let Some(head) = lines.iter().position(opens) else {
         let names = lines.iter().filter(|line| line.contains("__global__"));
         let names: Vec<&str> = names.filter_map(|line| name(line)).collect();
         return Err(CliError::NotFound(format!(
@@ -43,8 +43,8 @@ pub(super) fn source(files: &Files, kernel: &str) -> Result<String, CliError> {
 fn name(line: &str) -> Option<&str> {
     let (head, _) = line.rsplit_once('{').unwrap_or((line, ""));
     // `__launch_bounds__(256) name(const float* x)`: the last word followed by a bracket.
-    let words = head.match_indices('(').filter_map(|(at, _)| head[..at].rsplit(' ').next());
-    words.filter(|word| !word.starts_with("__") && !word.is_empty()).last()
+    let mut words = head.match_indices('(').filter_map(|(at, _)| head[..at].rsplit(' ').next());
+    words.rfind(|word| !word.starts_with("__") && !word.is_empty())
 }
 
 /// The PTX.

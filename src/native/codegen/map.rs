@@ -63,6 +63,11 @@ pub(super) struct Split {
 }
 
 impl Split {
+    /// The number of a reduction within its kernel: equal kernels have equal text.
+    pub(super) fn place_of(&self, temp: usize) -> usize {
+        self.reductions.iter().position(|(other, _)| *other == temp).unwrap_or_default()
+    }
+
     /// `var` becomes `chunk * lanes + lane`.
     pub(super) fn of(loops: &mut Loops, fused: &Fused, var: usize, lanes: i64) -> Self {
         let along = match fused.extents.get(var) {

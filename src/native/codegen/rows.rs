@@ -207,22 +207,23 @@ impl Writer<'_> {
             .collect();
         let mut before = String::new();
         for (temp, of) in &reductions {
+            let n = split.place_of(*temp);
             let Def::Reduce { how, domain, .. } = self.loops.temps[*temp].def else { continue };
             let register = table::register(domain);
             let start = table::start(how, domain);
             before += &match how.gives_positions() {
-                true => format!("kiln_best<{register}> a{temp} = {{{start}, KILN_INT_MAX}};\n"),
+                true => format!("kiln_best<{register}> a{n} = {{{start}, KILN_INT_MAX}};\n"),
                 false => format!(
-                    "{register} a{temp}[{lanes}];\n#pragma unroll\nfor (int v = 0; v < {lanes}; ++v) a{temp}[v] = {start};\n"
+                    "{register} a{n}[{lanes}];\n#pragma unroll\nfor (int v = 0; v < {lanes}; ++v) a{n}[v] = {start};\n"
                 ),
             };
             let value = self.body.value(*of);
             let combine = table::combiner(how);
             let each = match how.gives_positions() {
-                true => format!(
-                    "a{temp} = {combine}{{}}(a{temp}, {{{value}, (kiln_int)(c * {lanes} + v)}});"
-                ),
-                false => format!("a{temp}[v] = {combine}{{}}(a{temp}[v], {value});"),
+                true => {
+                    format!("a{n} = {combine}{{}}(a{n}, {{{value}, (kiln_int)(c * {lanes} + v)}});")
+                }
+                false => format!("a{n}[v] = {combine}{{}}(a{n}[v], {value});"),
             };
             self.body.for_lanes(each);
         }
@@ -233,17 +234,18 @@ impl Writer<'_> {
         self.text += &before;
         self.close_walk();
         for (temp, _) in &reductions {
+            let n = split.place_of(*temp);
             let Def::Reduce { how, domain, .. } = self.loops.temps[*temp].def else { continue };
             let (register, combine) = (table::register(domain), table::combiner(how));
             self.text += &match how.gives_positions() {
-                true => format!(
-                    "const kiln_int t{temp} = kiln_across<{threads}, {combine}>(a{temp}).at;\n"
-                ),
+                true => {
+                    format!("const kiln_int t{n} = kiln_across<{threads}, {combine}>(a{n}).at;\n")
+                }
                 false => format!(
-                    "const {register} t{temp} = kiln_across<{threads}, {combine}>(kiln_together<{combine}>(a{temp}));\n"
+                    "const {register} t{n} = kiln_across<{threads}, {combine}>(kiln_together<{combine}>(a{n}));\n"
                 ),
             };
-            self.body.define(*temp, &format!("t{temp}"), false);
+            self.body.define(*temp, &format!("t{n}"), false);
         }
     }
 

@@ -203,7 +203,7 @@ impl<'a> Run<'a> {
 
     fn node(&mut self, node: &'a Node) -> Result<(), Why> {
         let Some(rule) = rule(&node.op) else {
-            return unsupported("`native` does not know it");
+            return unsupported("it is not known");
         };
         let mut args = Args {
             graph: self.graph,
@@ -276,7 +276,7 @@ impl<'a> Run<'a> {
             let all = self.unsupported.join("; ");
             return Err(Failure::new(
                 FailureKind::UnsupportedOp,
-                format!("`native` does not handle: {all}"),
+                format!("Kiln's compilers do not handle: {all}"),
             ));
         }
         Ok(self.builder.finish())

@@ -79,7 +79,7 @@ pub(crate) enum Def {
     TopK { k: i64, largest: bool, positions: bool, rows: Size, columns: Size, of: Id },
     /// Element `(z * m + i) * n + j`: row i of `a` times column j of `b`.
     Product(Product),
-    /// Element `((b * s + i) * h + head) * e + j`.
+    /// Element `((b * s + i) * h + head) * e + j`, or as [`Attention::by_head`] says.
     Attention(Box<Attention>),
 }
 
@@ -118,6 +118,8 @@ pub(crate) struct Attention {
     pub(crate) e: i64,
     pub(crate) causal: bool,
     pub(crate) scale: f64,
+    /// The buffer has the rows of a head together: `((b * h + head) * s + i) * e + j`.
+    pub(crate) by_head: bool,
     /// Each with the strides of batch, head, row; the last dimension is dense.
     pub(crate) q: Heads,
     pub(crate) k: Heads,

@@ -210,7 +210,10 @@ impl Lowering<'_> {
             None => None,
         };
         let total = numel(&out.shape);
+        // A caller wants it as it is; a model joins the heads of each row next.
+        let by_head = self.program.outputs.contains(&node.writes);
         let def = Attention {
+            by_head,
             batch: batch.clone(),
             heads,
             group,
@@ -226,6 +229,9 @@ impl Lowering<'_> {
             mask,
         };
         let temp = self.temp(out.dtype, total, Def::Attention(Box::new(def)));
+        if by_head {
+            return Ok(self.dense(temp, out.dtype, &out.shape));
+        }
         let dense = [batch, rows, qs[1].clone(), vs[3].clone()];
         let stored = self.dense(temp, out.dtype, &dense);
         Ok(self.permuted(&stored, &[0, 2, 1, 3]))

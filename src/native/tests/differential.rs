@@ -18,13 +18,6 @@ fn check(seed: u64, steps: usize) -> Result<(), String> {
     let options = Options { fuse: seed % 4 != 0, fast_math: false };
     let lowered = lower_graph(&graph, String::new(), options, Target::cubin(80));
     let lowered = lowered.map_err(|failure| failure.message)?;
-    if std::env::var_os("KILN_SHOW").is_some() {
-        println!(
-            "{}{:#?}",
-            &lowered.source[lowered.source.rfind("// What T threads").unwrap()..],
-            lowered.plan.kernels
-        );
-    }
     let module = Module::build(&lowered);
     for case in &cases {
         let wanted = interp::run(&program, case, &Settings::default());

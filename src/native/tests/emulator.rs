@@ -72,11 +72,16 @@ fn cluster<'a>(source: &'a str, name: &str) -> &'a str {
 
 impl Module {
     pub(super) fn build(lowered: &Lowered) -> Self {
-        let mut names: Vec<&str> = lowered.plan.kernels.iter().map(|k| k.name.as_str()).collect();
+        Self::of(&lowered.source, &lowered.plan)
+    }
+
+    /// The module that is `source`, to be run as `plan` says.
+    pub(super) fn of(source: &str, plan: &Plan) -> Self {
+        let mut names: Vec<&str> = plan.kernels.iter().map(|k| k.name.as_str()).collect();
         names.sort_unstable();
         names.dedup();
-        let kernels = Kernels::build(&lowered.source, &names);
-        Self { kernels, plan: lowered.plan.clone() }
+        let kernels = Kernels::build(source, &names);
+        Self { kernels, plan: plan.clone() }
     }
 
     /// Runs the plan on inputs of the plan's own shapes, in memory order.

@@ -2,6 +2,7 @@
 
 mod attention;
 mod build;
+mod core_ops;
 mod decompose;
 #[cfg(feature = "random")]
 mod differential;

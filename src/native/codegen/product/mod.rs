@@ -199,7 +199,8 @@ fn tensor_map(
         offset: matrix.offset.to_plan(),
         dtype: loops.dtype(matrix.source),
         sizes: sizes.map(Size::to_plan).to_vec(),
-        strides: vec![stride.to_plan()],
+        // Of one row (or column) the stride is never taken, but must be valid.
+        strides: vec![if stride.is(0) { plan::Expr::Known(64) } else { stride.to_plan() }],
         tile: copied.tile.to_vec(),
         swizzle: 128,
     }
@@ -216,11 +217,17 @@ fn problem(loops: &Loops, product: &Product) -> Problem {
     };
     let elements = 16 / dtype.bytes() as i64;
     let whole = |size: &Size| size.power_of_two(elements) == elements;
-    let aligned = |matrix: &Matrix| {
+    let aligned = |matrix: &Matrix, other: &Size| {
         let step = if matrix.reduced.is(1) { &matrix.outer } else { &matrix.reduced };
+        // Repeated rows have no stride that a tensor map takes.
+        let repeated = step.is(0) && !other.is(1);
         // A constant is an array of the module: no plan can say where it lies.
         let given = !loops.constants.contains(&matrix.source);
-        given && dense(matrix) != Dense::Neither && whole(step) && whole(&matrix.offset)
+        given
+            && !repeated
+            && dense(matrix) != Dense::Neither
+            && whole(step)
+            && whole(&matrix.offset)
     };
     Problem {
         beside: [0; 3],
@@ -231,7 +238,7 @@ fn problem(loops: &Loops, product: &Product) -> Problem {
         dtype,
         a: dense(&product.a),
         b: dense(&product.b),
-        aligned: aligned(&product.a) && aligned(&product.b),
+        aligned: aligned(&product.a, &product.m) && aligned(&product.b, &product.n),
     }
 }
 

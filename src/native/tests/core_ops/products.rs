@@ -1,0 +1,122 @@
+//! Matrix products and attention.
+
+use super::*;
+use DType::{BF16, Bool, F16, F32};
+
+/// Small whole numbers: their products are exact in any order.
+fn some(count: usize, factor: usize) -> Vec<f64> {
+    (0..count).map(|i| ((i * factor) % 7) as f64 - 3.0).collect()
+}
+
+fn multiply(bench: &mut Bench, dtype: DType, batch: &[usize], [m, k, n]: [usize; 3]) {
+    let shape = |a, b| [batch, &[a, b]].concat();
+    let a = bench.input(dtype, &shape(m, k), &some(997, 3));
+    let b = bench.input(dtype, &shape(k, n), &some(991, 5));
+    bench.output(Op::MatMul, &[a, b], dtype, &shape(m, n));
+}
+
+#[test]
+fn of_odd_sizes_and_of_nothing() {
+    check(|bench| {
+        for sizes in [
+            [1, 1, 1],
+            [S0, 3, S1],
+            [3, S1, S0],
+            [33, 17, 65],
+            [1, 40, 9],
+            [70, 35, 1],
+            [4, 0, 3],
+            [0, 4, 3],
+            [3, 4, 0],
+        ] {
+            multiply(bench, F32, &[], sizes);
+            multiply(bench, BF16, &[2], sizes);
+        }
+        multiply(bench, F16, &[2, S0], [3, 12, S1]);
+        multiply(bench, F32, &[0], [3, 4, 5]);
+    });
+}
+
+#[test]
+fn of_transposed_sides_with_an_epilogue() {
+    check(|bench| {
+        for dtype in [F32, BF16] {
+            let a = bench.input(dtype, &[12, S0], &some(60, 3));
+            let b = bench.input(dtype, &[S1, 12], &some(84, 5));
+            let a = bench.node(Op::Permute(vec![1, 0]), &[a], dtype, &[S0, 12]);
+            let b = bench.node(Op::Permute(vec![1, 0]), &[b], dtype, &[12, S1]);
+            let product = bench.output(Op::MatMul, &[a, b], dtype, &[S0, S1]);
+            let bias = bench.input(dtype, &[S1], &[0.5, -1.0]);
+            let sum = map(Fun::Add, Domain::Float, 2);
+            let sum = bench.node(sum, &[product, bias], dtype, &[S0, S1]);
+            bench.output(map(Fun::Sigmoid, Domain::Float, 1), &[sum], dtype, &[S0, S1]);
+        }
+    });
+}
+
+#[test]
+fn infinities_and_nan_spread() {
+    check(|bench| {
+        let a = bench.input(F32, &[2, 3], &[0.0, 1.0, 2.0, f64::INFINITY, 0.0, 1.0]);
+        let b = bench.input(F32, &[3, 2], &[1.0, f64::INFINITY, f64::NAN, 1.0, 0.0, 0.0]);
+        bench.output(Op::MatMul, &[a, b], F32, &[2, 2]);
+    });
+}
+
+struct Sizes {
+    dtype: DType,
+    heads: usize,
+    groups: usize,
+    s: usize,
+    t: usize,
+    d: usize,
+}
+
+fn attend(bench: &mut Bench, sizes: &Sizes, causal: bool, mask: Option<(DType, &[usize], &[f64])>) {
+    let Sizes { dtype, heads, groups, s, t, d } = *sizes;
+    let noise = |factor: usize| -> Vec<f64> {
+        (0..509).map(|i| ((i * factor) % 101) as f64 / 50.0 - 1.0).collect()
+    };
+    let q = bench.input(dtype, &[2, heads, s, d], &noise(17));
+    let k = bench.input(dtype, &[2, groups, t, d], &noise(29));
+    let v = bench.input(dtype, &[2, groups, t, d], &noise(43));
+    let mut reads = vec![q, k, v];
+    if let Some((dtype, shape, elements)) = mask {
+        reads.push(bench.input(dtype, shape, elements));
+    }
+    let scale = 1.0 / (d as f64).sqrt();
+    bench.output(Op::Attention { causal, scale }, &reads, dtype, &[2, heads, s, d]);
+}
+
+#[test]
+fn attention_with_every_mask() {
+    let low = f64::NEG_INFINITY;
+    check(|bench| {
+        for (dtype, s, t) in [(F32, S0, S1), (F16, S1, S0), (F16, 1, S1)] {
+            for causal in [false, true] {
+                let sizes = Sizes { dtype, heads: 4, groups: 2, s, t, d: 16 };
+                attend(bench, &sizes, causal, None);
+                let hide = [1.0, 0.0, 1.0, 1.0, 0.0];
+                attend(bench, &sizes, causal, Some((Bool, &[s, t], &hide)));
+                let weigh = [0.0, -1.5, low, 2.0];
+                attend(bench, &sizes, causal, Some((dtype, &[2, 1, s, t], &weigh)));
+            }
+        }
+    });
+}
+
+#[test]
+fn attention_of_masked_rows_and_odd_sizes() {
+    let low = f64::NEG_INFINITY;
+    check(|bench| {
+        let sizes = Sizes { dtype: F32, heads: 2, groups: 1, s: 3, t: S0, d: 8 };
+        attend(bench, &sizes, false, Some((Bool, &[1, S0], &[0.0])));
+        attend(bench, &sizes, false, Some((F32, &[1, S0], &[low])));
+        attend(bench, &sizes, true, Some((Bool, &[1, 1, 3, S0], &[0.0, 1.0])));
+        for d in [1, 24, 80] {
+            let sizes = Sizes { dtype: BF16, heads: 3, groups: 3, s: S1, t: 70, d };
+            attend(bench, &sizes, false, None);
+            attend(bench, &sizes, true, None);
+        }
+    });
+}
