@@ -42,21 +42,16 @@ fn wrong<'a>(
     lines.into_iter().map(|line| format!("{}: {line}", fixture.name)).collect()
 }
 
-/// Of the fixtures whose names have one of `parts`, or what `KILN_ONLY` says.
-fn check(parts: &[&str], wrong: impl Fn(&Fixture) -> Vec<String>) {
-    let fixtures = load("ops");
-    assert!(fixtures.len() > 40);
-    let only = std::env::var("KILN_ONLY").ok();
-    let parts: Vec<&str> = only.as_deref().map_or_else(|| parts.to_vec(), |only| vec![only]);
-    let wanted = |fixture: &&Fixture| parts.iter().any(|part| fixture.name.contains(part));
-    let fixtures = fixtures.iter().filter(wanted);
-    let lines: Vec<String> = fixtures.flat_map(wrong).collect();
+fn check(fixtures: &[Fixture], wrong: impl Fn(&Fixture) -> Vec<String>) {
+    let lines: Vec<String> = fixtures.iter().flat_map(wrong).collect();
     assert!(lines.is_empty(), "{} wrong:\n{}", lines.len(), lines.join("\n"));
 }
 
 #[test]
 fn every_operation_is_pytorchs() {
-    check(&[""], |fixture| {
+    let fixtures = load("ops");
+    assert!(fixtures.len() > 40);
+    check(&fixtures, |fixture| {
         wrong(fixture, |_, program| {
             Ok(Box::new(move |call| {
                 run(&program, &call.inputs, &Settings::default()).map_err(|e| e.to_string())
@@ -65,10 +60,12 @@ fn every_operation_is_pytorchs() {
     });
 }
 
-#[test]
-fn kernels_of_every_operation_give_pytorchs_results() {
-    // The emulator takes a while for a family: the others run on a GPU.
-    check(&["_f32.pt2", "mixed.pt2", "_i64.pt2"], |fixture| {
+/// The archive `name`, compiled and run by the emulator.
+fn kernels(name: &str) {
+    let mut fixtures = load("ops");
+    fixtures.retain(|fixture| fixture.name == format!("{name}.pt2"));
+    assert_eq!(fixtures.len(), 1);
+    check(&fixtures, |fixture| {
         wrong(fixture, |graph, program| {
             let options = Options { fuse: true, fast_math: false };
             let lowered = lower_graph(&graph, String::new(), options, EMULATED);
@@ -91,4 +88,24 @@ fn kernels_of_every_operation_give_pytorchs_results() {
             }))
         })
     });
+}
+
+/// Families whose kernels the emulator runs; on a GPU all of them are run.
+mod in_the_emulator {
+    macro_rules! families {
+        ($($name:ident)*) => {
+            $(
+                #[test]
+                fn $name() {
+                    super::kernels(stringify!($name));
+                }
+            )*
+        };
+    }
+
+    families! {
+        unary_f32 activation_f32 binary_f32 binary_i64 mixed views_f32 reduction_f32
+        reduction_i64 softmax_f32 product_f32 attention_f32 index_f32 creation_f32
+        dynamic_f32 dynamic_bf16
+    }
 }
