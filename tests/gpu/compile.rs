@@ -58,7 +58,7 @@ pub(crate) fn cubin(lowered: &Lowered) -> Result<Vec<u8>, String> {
         vec!["--no-cache".to_owned(), format!("--gpu-architecture={}", lowered.plan.target)];
     options.extend(lowered.nvrtc_options.iter().cloned());
     // SAFETY: a live program; destroyed once, at the end.
-    let done = unsafe {
+    unsafe {
         let compiled = result::compile_program(program, &options);
         let done = compiled.map_err(|e| format!("{e}: {}", log(program))).and_then(|()| {
             let mut size = 0;
@@ -70,8 +70,7 @@ pub(crate) fn cubin(lowered: &Lowered) -> Result<Vec<u8>, String> {
         });
         let _ = result::destroy_program(program);
         done
-    };
-    done
+    }
 }
 
 fn log(program: sys::nvrtcProgram) -> String {

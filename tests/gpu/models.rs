@@ -1,13 +1,11 @@
 //! transformers' models, against PyTorch in float64.
 
-use std::sync::{
-    Mutex,
-    atomic::{AtomicUsize, Ordering},
-};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use kiln::exec;
 use kiln_native::{Lowered, interp::Tensor, plan::CONSTANT};
 use kiln_proto::graph::DType;
+use parking_lot::Mutex;
 use safetensors::SafeTensors;
 
 use crate::{compile, expect_none, fixtures, in_parallel};
@@ -71,10 +69,7 @@ fn models_are_pytorchs() {
                 let (ours, wanted) = (ours.unwrap(), wanted.unwrap());
                 let error = fixtures::relative_error(&ours, &wanted);
                 ran.fetch_add(1, Ordering::Relaxed);
-                errors
-                    .lock()
-                    .unwrap()
-                    .push(format!("{} {call:?} {name}: {error:.2e}", fixture.name));
+                errors.lock().push(format!("{} {call:?} {name}: {error:.2e}", fixture.name));
                 if view.shape() != output.shape || error.is_nan() || error > limit(&fixture.name) {
                     let (got, wanted) = (&output.shape, view.shape());
                     let why = format!("{call:?} {name} {got:?} for {wanted:?}: error {error:.2e}");
@@ -84,7 +79,7 @@ fn models_are_pytorchs() {
         }
         Ok(())
     });
-    let mut errors = errors.into_inner().unwrap();
+    let mut errors = errors.into_inner();
     errors.sort();
     println!("{}", errors.join("\n"));
     expect_none("models", found.len(), &wrong);

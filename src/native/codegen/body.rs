@@ -250,7 +250,7 @@ impl<'a> Body<'a> {
                 }
                 let varies = self.varies(&index);
                 let text = format!("(kiln_int)({})", self.index(&index, guards));
-                self.assign(Domain::Int, text, varies, inside)
+                self.assign(Domain::Int, &text, varies, inside)
             }
             Expr::Number(domain, bits) => Name { text: number(domain, bits), varies: false },
             Expr::Apply(fun, domain, args) => {
@@ -258,18 +258,18 @@ impl<'a> Body<'a> {
                 let varies = args.iter().any(|arg| arg.varies);
                 let args: Vec<String> = args.iter().map(Name::at_lane).collect();
                 let text = table::apply(fun, domain, &args);
-                self.assign(self.exprs.domain(id), text, varies, inside)
+                self.assign(self.exprs.domain(id), &text, varies, inside)
             }
             Expr::Convert(to, x) => {
                 let from = self.exprs.domain(x);
                 let x = self.emit(x, guards);
                 let text = table::convert(from, to, &x.at_lane());
-                self.assign(to, text, x.varies, inside)
+                self.assign(to, &text, x.varies, inside)
             }
             Expr::Round(dtype, x) => {
                 let x = self.emit(x, guards);
                 let text = table::round(dtype, &x.at_lane());
-                self.assign(self.exprs.domain(id), text, x.varies, inside)
+                self.assign(self.exprs.domain(id), &text, x.varies, inside)
             }
             Expr::Below(a, b) => {
                 for value in self.exprs.operands(id) {
@@ -284,7 +284,7 @@ impl<'a> Body<'a> {
                 let no = self.emit(no, &with(false));
                 let varies = name.varies || yes.varies || no.varies;
                 let text = format!("{} ? {} : {}", name.at_lane(), yes.at_lane(), no.at_lane());
-                self.assign(self.exprs.domain(id), text, varies, inside)
+                self.assign(self.exprs.domain(id), &text, varies, inside)
             }
             Expr::Result(temp, _) => match self.results.get(&temp) {
                 Some(name) => name.clone(),
@@ -317,7 +317,7 @@ impl<'a> Body<'a> {
             Walk::Same if !guard_varies => {
                 let at = self.index(index, guards);
                 let text = guarded(&condition, format!("kiln_widen({from}[{at}])"));
-                self.assign(domain, text, false, inside)
+                self.assign(domain, &text, false, inside)
             }
             Walk::Wide(base) if !guard_varies => {
                 let at = self.index(&base, guards);
@@ -338,7 +338,7 @@ impl<'a> Body<'a> {
             _ => {
                 let at = self.index(index, guards);
                 let text = guarded(&condition, format!("kiln_widen({from}[{at}])"));
-                self.assign(domain, text, true, inside)
+                self.assign(domain, &text, true, inside)
             }
         }
     }
@@ -363,15 +363,15 @@ impl<'a> Body<'a> {
                 () => None,
             };
             if let Some(text) = text {
-                return self.assign(Domain::Bool, text, false, inside);
+                return self.assign(Domain::Bool, &text, false, inside);
             }
         }
         let varies = self.varies(a) || self.varies(b);
         let text = format!("{} < {}", self.index(a, guards), self.index(b, guards));
-        self.assign(Domain::Bool, text, varies, inside)
+        self.assign(Domain::Bool, &text, varies, inside)
     }
 
-    fn assign(&mut self, domain: Domain, text: String, varies: bool, inside: bool) -> Name {
+    fn assign(&mut self, domain: Domain, text: &str, varies: bool, inside: bool) -> Name {
         let (name, register) = (self.fresh(), table::register(domain));
         let statement = match varies {
             true => Statement::Lanes(

@@ -78,7 +78,7 @@ pub(crate) enum Def {
     /// Element `row * k + i`: the i-th greatest (or least) of a row, or its position.
     TopK { k: i64, largest: bool, positions: bool, rows: Size, columns: Size, of: Id },
     /// Element `(z * m + i) * n + j`: row i of `a` times column j of `b`.
-    Product(Product),
+    Product(Box<Product>),
     /// Element `((b * s + i) * h + head) * e + j`, or as [`Attention::by_head`] says.
     Attention(Box<Attention>),
 }

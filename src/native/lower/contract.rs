@@ -44,7 +44,7 @@ impl Lowering<'_> {
             }
         };
         let total = numel(&out.shape);
-        let temp = self.temp(out.dtype, total, Def::Product(product));
+        let temp = self.temp(out.dtype, total, Def::Product(Box::new(product)));
         Ok(self.dense(temp, out.dtype, &out.shape))
     }
 

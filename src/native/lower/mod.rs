@@ -231,7 +231,7 @@ impl Lowering<'_> {
                 |dim: &usize| index.linear_in(&Atom::Var(*dim)).and_then(|(f, _)| f.known());
             let strides: Option<Vec<i64>> = identity.iter().map(stride).collect();
             if let (true, Some(strides)) = (whole, strides) {
-                let mut order = identity.clone();
+                let mut order = identity;
                 order.sort_by_key(|dim| {
                     std::cmp::Reverse(match lazy.shape[*dim].is(1) {
                         true => i64::MAX,

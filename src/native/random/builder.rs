@@ -250,7 +250,7 @@ impl Builder {
             _ => InputKind::User,
         };
         let (low, high) = content.interval(dtype);
-        let id = self.define(dtype, &shape, strides);
+        let id = self.define(dtype, &shape, &strides);
         self.graph.inputs.push(Input { value: id, kind });
         self.layouts.push((order, step));
         let known = Known {
@@ -268,7 +268,7 @@ impl Builder {
         known
     }
 
-    fn define(&mut self, dtype: DType, shape: &[Size], strides: Vec<Size>) -> ValueId {
+    fn define(&mut self, dtype: DType, shape: &[Size], strides: &[Size]) -> ValueId {
         let id = ValueId(self.graph.values.len());
         let ty = TensorType {
             dtype,
@@ -297,7 +297,7 @@ impl Builder {
         let mut outputs = Vec::with_capacity(results.len());
         for mut known in results {
             let order: Vec<usize> = (0..known.shape.len()).collect();
-            known.id = self.define(known.dtype, &known.shape, strides(&known.shape, &order, 1));
+            known.id = self.define(known.dtype, &known.shape, &strides(&known.shape, &order, 1));
             outputs.push(known.id);
             if !known.is_exact() {
                 let (ulp, _) = precision(known.dtype);

@@ -103,7 +103,7 @@ impl Builder {
         (shape[rank - 2], shape[rank - 1]) = (inner.clone(), columns.clone());
         let y = self.right(x, shape);
         let mut shape = x.shape.clone();
-        shape[rank - 1] = columns.clone();
+        shape[rank - 1] = columns;
         let start = if rank == 2 { self.rng.below(2) } else { 0 };
         let bias = self.factor(x.dtype, shape[start..].to_vec());
         let mut result = self.product_result(x, &y, &inner, shape)?;

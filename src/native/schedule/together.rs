@@ -52,7 +52,7 @@ fn beside(loops: &Loops, a: &Group, b: &Group) -> bool {
     let product = |group: &Group| -> Option<Product> {
         let Space::Product { temp } = group.space else { return None };
         match &loops.temps[temp].def {
-            Def::Product(product) => Some(product.clone()),
+            Def::Product(product) => Some((**product).clone()),
             _ => None,
         }
     };

@@ -85,7 +85,7 @@ fn part(loops: &mut Loops, group: &Group) -> Result<Part, Failure> {
     let Def::Product(product) = loops.temps[temp].def.clone() else { return Err(none()) };
     let fused = schedule::fused(loops, group).ok_or_else(none)?;
     let problem = problem(loops, &product);
-    Ok(Part { temp, product, fused, problem })
+    Ok(Part { temp, product: *product, fused, problem })
 }
 
 /// What is to be chosen for all of them.
