@@ -168,7 +168,7 @@ impl<'a> Body<'a> {
     pub(super) fn store(&mut self, temp: usize, place: &Size, id: Id, element: &str) {
         let value = self.whole(id);
         let to = self.params.write(temp);
-        match self.walk(place) {
+        match self.walk(place, &Guards::new()) {
             Walk::Same if !value.varies => {
                 let at = self.index(place, &Guards::new());
                 let text = format!("kiln_set({to}[{at}], {});", value.text);
@@ -248,7 +248,7 @@ impl<'a> Body<'a> {
                 for value in self.exprs.operands(id) {
                     self.emit(value, guards);
                 }
-                let varies = self.varies(&index);
+                let varies = self.varies(&index, guards);
                 let text = format!("(kiln_int)({})", self.index(&index, guards));
                 self.assign(Domain::Int, &text, varies, inside)
             }
@@ -313,7 +313,7 @@ impl<'a> Body<'a> {
         });
         let condition = condition.collect::<Vec<_>>().join(" && ");
         let from = self.params.read(source);
-        match self.walk(index) {
+        match self.walk(index, guards) {
             Walk::Same if !guard_varies => {
                 let at = self.index(index, guards);
                 let text = guarded(&condition, format!("kiln_widen({from}[{at}])"));
@@ -366,7 +366,7 @@ impl<'a> Body<'a> {
                 return self.assign(Domain::Bool, &text, false, inside);
             }
         }
-        let varies = self.varies(a) || self.varies(b);
+        let varies = self.varies(a, guards) || self.varies(b, guards);
         let text = format!("{} < {}", self.index(a, guards), self.index(b, guards));
         self.assign(Domain::Bool, &text, varies, inside)
     }
@@ -389,31 +389,36 @@ impl<'a> Body<'a> {
         format!("x{}", self.next)
     }
 
-    /// An index as text, at lane `v` where it varies. Values in it are there already.
+    /// A value that an index has: it is there already.
+    fn named(&self, id: usize, guards: &Guards) -> Option<&Name> {
+        [(Id(id), guards.clone()), (Id(id), Guards::new())]
+            .iter()
+            .find_map(|key| self.inner.names.get(key).or_else(|| self.outer.names.get(key)))
+    }
+
+    /// An index as text, at lane `v` where it varies.
     fn index(&mut self, index: &Size, guards: &Guards) -> String {
-        let (inner, outer) = (&self.inner.names, &self.outer.names);
-        let value = |id: usize| {
-            let guarded = (Id(id), guards.clone());
-            let free = (Id(id), Guards::new());
-            let found = [&guarded, &free]
-                .into_iter()
-                .find_map(|key| inner.get(key).or_else(|| outer.get(key)).map(Name::at_lane));
-            found.unwrap_or_default()
-        };
+        let mut names = BTreeMap::new();
+        index.each_atom(&mut |atom| {
+            if let Atom::Value(id) = atom {
+                names.insert(*id, self.named(*id, guards).map(Name::at_lane).unwrap_or_default());
+            }
+        });
         let vars = &self.vars;
         let text = self.params.size(index, &|atom| match atom {
             Atom::Var(LANE) => "v".to_owned(),
             Atom::Var(CHUNK) => "c".to_owned(),
             Atom::Var(var) => vars.get(var).cloned().unwrap_or_default(),
-            Atom::Value(id) => format!("(kiln_index){}", value(*id)),
+            Atom::Value(id) => format!("(kiln_index){}", names[id]),
             _ => String::new(),
         });
         format!("({text})")
     }
 
-    fn walk(&self, index: &Size) -> Walk {
-        let has_values =
-            index.any(&|atom| matches!(atom, Atom::Value(id) if self.varying_value(*id)));
+    fn walk(&self, index: &Size, guards: &Guards) -> Walk {
+        // Under guards that vary even a value varies that would not without them.
+        let varies = |id| self.named(id, guards).is_some_and(|name| name.varies);
+        let has_values = index.any(&|atom| matches!(atom, Atom::Value(id) if varies(*id)));
         if !index.has_var(LANE) && !has_values {
             return Walk::Same;
         }
@@ -430,18 +435,8 @@ impl<'a> Body<'a> {
         }
     }
 
-    fn varies(&self, index: &Size) -> bool {
-        !matches!(self.walk(index), Walk::Same)
-    }
-
-    /// Whether a value that an index has differs between lanes.
-    fn varying_value(&self, id: usize) -> bool {
-        self.exprs.reachable([Id(id)]).iter().any(|part| match self.exprs.get(*part) {
-            Expr::Load { index, .. } | Expr::Index(index) => index.has_var(LANE),
-            Expr::Below(a, b) => a.has_var(LANE) || b.has_var(LANE),
-            Expr::Result(temp, _) => self.results.get(temp).is_some_and(|name| name.varies),
-            _ => false,
-        })
+    fn varies(&self, index: &Size, guards: &Guards) -> bool {
+        !matches!(self.walk(index, guards), Walk::Same)
     }
 
     /// Whether the value differs between chunks: it must be computed in the loop.

@@ -191,8 +191,8 @@ impl Lowering<'_> {
             (known(&qs[1], "number of heads")?, known(&ks[1], "number of heads")?);
         let (d, e) = (known(&qs[3], "size of a head")?, known(&vs[3], "size of a head")?);
         let (batch, rows, keys) = (qs[0].clone(), qs[2].clone(), ks[2].clone());
-        let (k_heads, k_group) = self.kv_heads(k, heads)?;
-        let (v_heads, v_group) = self.kv_heads(v, heads)?;
+        let (k_heads, k_group) = self.kv_heads(k, groups)?;
+        let (v_heads, v_group) = self.kv_heads(v, groups)?;
         // Heads that were repeated are read where they were.
         let own = heads / groups.max(1);
         let group = if k_group == v_group { k_group * own } else { own };
@@ -246,7 +246,7 @@ impl Lowering<'_> {
             .ok_or_else(|| "a bug of `native`: a dense operand is not affine".to_owned())
     }
 
-    /// Keys or values, and how many heads in a row are the same one.
+    /// Keys or values, of `heads` heads, and how many of these in a row are the same one.
     fn kv_heads(&mut self, value: ValueId, heads: i64) -> Result<(Heads, i64), String> {
         let repeats = (2..=heads).filter(|repeat| heads % repeat == 0).rev();
         for repeat in repeats {

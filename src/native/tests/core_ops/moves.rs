@@ -131,3 +131,15 @@ fn reads_at_positions() {
         }
     });
 }
+
+/// A position is the same for all elements, but is read only for some of them.
+#[test]
+fn positions_that_only_some_elements_need() {
+    check(|bench| {
+        let x = bench.input(F32, &[S0, 4], &count(20));
+        let back = bench.input(I64, &[1], &[-2.0]);
+        let row = bench.node(Op::Index { dims: vec![0], wrap: true }, &[x, back], F32, &[1, 4]);
+        let pad = Op::Pad { before: vec![0.into(), 1.into()], value: Number::Float(9.0) };
+        bench.output(pad, &[row], F32, &[1, 6]);
+    });
+}

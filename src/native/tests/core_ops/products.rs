@@ -120,3 +120,14 @@ fn attention_of_masked_rows_and_odd_sizes() {
         }
     });
 }
+
+#[test]
+fn one_head_of_keys_for_all() {
+    check(|bench| {
+        for (s, t) in [(1, 1), (1, S1), (S0, 3)] {
+            let sizes = Sizes { dtype: F32, heads: 2, groups: 1, s, t, d: 8 };
+            attend(bench, &sizes, false, None);
+            attend(bench, &Sizes { dtype: F16, ..sizes }, true, None);
+        }
+    });
+}
