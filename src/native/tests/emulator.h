@@ -140,7 +140,8 @@ void enter(void (*f)(A...), unsigned x, unsigned y, unsigned z, unsigned threads
 }  // namespace emulator
 
 #define KILN_ENTRY(name, cluster)                                                              \
-  extern "C" void emulate_##name(unsigned x, unsigned y, unsigned z, unsigned t, void** args) { \
+  extern "C" __attribute__((visibility("default"))) void emulate_##name(                       \
+      unsigned x, unsigned y, unsigned z, unsigned t, void** args) {                           \
     emulator::enter(name, x, y, z, t, cluster, args);                                          \
   }
 

@@ -136,7 +136,10 @@ impl Module {
 fn compile(source: &Path, library: &Path) {
     let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".to_owned());
     let output = Command::new(compiler)
-        .args(["-std=c++17", "-O1", "-w", "-fno-strict-aliasing", "-shared", "-fPIC", "-o"])
+        .args(["-std=c++17", "-O1", "-w", "-fno-strict-aliasing", "-shared", "-fPIC"])
+        // Shared memory is static: if not hidden, all modules of a process would
+        // have one, and tests run in parallel.
+        .args(["-fvisibility=hidden", "-o"])
         .args([library, source])
         .output()
         .unwrap();
