@@ -32,6 +32,9 @@ use crate::{
 };
 
 const PREAMBLE: &str = include_str!("preamble.cu");
+/// What products and attention share, and what only Hopper has.
+const INSTRUCTIONS: &str = include_str!("instructions.cu");
+const HOPPER_INSTRUCTIONS: &str = include_str!("hopper.cu");
 /// Bytes of constants that one module may hold.
 const MOST_CONSTANT_BYTES: usize = 1 << 20;
 /// What stands for a kernel's name until kernels of equal text are joined.

@@ -194,6 +194,9 @@ template <class T> static void kiln_mma(float* c, const unsigned* a, const unsig
 static unsigned char* kiln_shared_memory() {
   return (unsigned char*)emulator::dynamic[emulator::rank()];
 }
+static unsigned kiln_shared_address(const void* p) {
+  return (unsigned)((const char*)p - emulator::dynamic[emulator::rank()]);
+}
 static void kiln_copy(void* to, const void* from, int bytes) {
   if (((uintptr_t)to | (uintptr_t)from) % 16 != 0) std::abort();
   emulator::fibres[emulator::current].copies.push_back({(char*)to, (const char*)from, bytes});
@@ -229,6 +232,7 @@ template <bool TRANSPOSED> static void kiln_ldmatrix(unsigned (&x)[4], const voi
   warp_barrier();
 }
 
+static unsigned kiln_cluster_rank() { return emulator::rank(); }
 static void kiln_cluster_sync() { emulator::wait(emulator::cluster_gate); }
 static void kiln_cluster_read(float (&x)[4], const float* p, int rank) {
   const size_t offset = (const char*)p - emulator::dynamic[emulator::rank()];

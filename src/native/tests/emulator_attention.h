@@ -1,88 +1,17 @@
-// The primitives of the attention kernels. Copies in the background arrive as
-// late as the kernel allows, so that a wait that is missing shows.
+// What only the attention kernels call.
 
 #include <deque>
 
-namespace emulator {
-struct LateCopy {
-  void* to;
-  const void* from;
-  bool inside;
-};
-static std::deque<std::vector<LateCopy>> late_copies[1024];  // Of each thread: groups, the last is open.
-static const unsigned short* lanes_rows[32][32];
-alignas(1024) static unsigned char dynamic_memory[228 << 10];
-static Dim3 dynamic_block = {~0u, ~0u, ~0u};
-}  // namespace emulator
-
-// Full of NaN when a block starts.
-static unsigned char* kiln_att_shared() {
-  Dim3& last = emulator::dynamic_block;
-  if (last.x != blockIdx.x || last.y != blockIdx.y || last.z != blockIdx.z) {
-    std::memset(emulator::dynamic_memory, 0xff, sizeof emulator::dynamic_memory);
-    for (auto& groups : emulator::late_copies) groups.clear();
-    last = blockIdx;
-  }
-  return emulator::dynamic_memory;
-}
-
-static void kiln_att_copy(void* to, const void* from, bool inside) {
-  auto& groups = emulator::late_copies[emulator::current];
-  if (groups.empty()) groups.emplace_back();
-  groups.back().push_back({to, from, inside});
-}
-static void kiln_att_commit() {
-  auto& groups = emulator::late_copies[emulator::current];
-  if (groups.empty()) groups.emplace_back();
-  groups.emplace_back();
-}
-template <int N> static void kiln_att_wait() {
-  auto& groups = emulator::late_copies[emulator::current];
-  while (groups.size() > N + 1) {
-    for (const auto& copy : groups.front()) {
-      if (copy.inside) std::memcpy(copy.to, copy.from, 16);
-      else std::memset(copy.to, 0, 16);
-    }
-    groups.pop_front();
-  }
-}
-
-// ldmatrix.x4: thread l gets elements 2 (l % 4) and the next of row l / 4 of each
-// matrix; transposed: of column l / 4.
-static void load_matrices(unsigned (&x)[4], const void* row, bool transposed) {
-  const unsigned lane = emulator::current % 32, warp = emulator::current / 32;
-  if (reinterpret_cast<uintptr_t>(row) % 16 != 0) std::abort();
-  emulator::lanes_rows[warp][lane] = static_cast<const unsigned short*>(row);
-  warp_barrier();
-  for (int m = 0; m < 4; ++m) {
-    const auto* rows = emulator::lanes_rows[warp] + m * 8;
-    const unsigned one = lane / 4, two = lane % 4 * 2;
-    const unsigned low = transposed ? rows[two][one] : rows[one][two];
-    const unsigned high = transposed ? rows[two + 1][one] : rows[one][two + 1];
-    x[m] = low | high << 16;
-  }
-  warp_barrier();
-}
-static void kiln_att_matrices(unsigned (&x)[4], const void* row) { load_matrices(x, row, false); }
-static void kiln_att_transposed(unsigned (&x)[4], const void* row) { load_matrices(x, row, true); }
-
-template <class T>
-static void kiln_att_mma(float* c, const unsigned* a, unsigned b0, unsigned b1, T) {
-  const unsigned b[2] = {b0, b1};
-  kiln_mma(c, a, b, T{});
-}
-template <class T> static unsigned kiln_att_pair(float low, float high, T) {
+template <class T> static unsigned kiln_pair(float low, float high, T) {
   T x, y;
   kiln_set(x, low);
   kiln_set(y, high);
   return x.bits | (unsigned)y.bits << 16;
 }
-static float kiln_att_exp2(float x) { return std::exp2(x); }
+static float kiln_exp2(float x) { return std::exp2(x); }
 
-// Clusters of one block.
-static unsigned kiln_att_rank() { return 0; }
-static void kiln_att_cluster_sync() { __syncthreads(); }
-static float kiln_att_peek(const float* p, unsigned) { return *p; }
+// Static shared memory is that of a cluster of one block.
+static float kiln_cluster_read(const float* p, int) { return *p; }
 
 // Hopper's own instructions. A product takes place when it is waited for, so
 // that what is given back or overwritten too early shows.
@@ -92,7 +21,7 @@ static Gate turns[16];
 inline unsigned char* place(unsigned long long panels, unsigned panel, unsigned row, unsigned byte) {
   const unsigned start = (panels & 0x3fff) << 4, step = (panels >> 16 & 0x3fff) << 4, eight = (panels >> 32 & 0x3fff) << 4;
   const unsigned at = start + panel * step + row / 8 * eight + row % 8 * 128 + byte;
-  return dynamic_memory + (at ^ (at >> 7 & 7) << 4);
+  return (unsigned char*)dynamic[rank()] + (at ^ (at >> 7 & 7) << 4);
 }
 template <class T> float number(const unsigned char* at) {
   T x;
@@ -101,9 +30,6 @@ template <class T> float number(const unsigned char* at) {
 }
 }  // namespace emulator
 
-static unsigned kiln_att_address(const void* p) {
-  return (unsigned)(static_cast<const unsigned char*>(p) - emulator::dynamic_memory);
-}
 static void defer(std::function<void()> product) {
   auto& groups = emulator::products[emulator::current];
   if (groups.empty()) groups.emplace_back();
@@ -144,9 +70,9 @@ static void kiln_att_held_product(float (&c)[N / 2], const unsigned (&a)[4], uns
     warp_barrier();
   });
 }
-static void kiln_att_group_begin() {}
-static void kiln_att_group_end() { emulator::products[emulator::current].emplace_back(); }
-template <int N> static void kiln_att_group_wait() {
+static void kiln_group_begin() {}
+static void kiln_group_end() { emulator::products[emulator::current].emplace_back(); }
+template <int N> static void kiln_group_wait() {
   auto& groups = emulator::products[emulator::current];
   for (int i = 0; i < 4; ++i) emulator::yield();  // The copying warps may go on if they are let.
   while (groups.size() > N + 1) {
@@ -157,21 +83,25 @@ template <int N> static void kiln_att_group_wait() {
 template <int N> static void kiln_att_settle(float (&)[N]) {}
 
 // Arrivals that complete a phase, those still missing, and the phase's parity.
-static void kiln_att_gate_init(unsigned long long* gate, int count) {
-  *gate = count | (unsigned)count << 16;
+static unsigned long long& barrier_at(unsigned address) {
+  return *(unsigned long long*)(emulator::dynamic[emulator::rank()] + address);
+}
+static void kiln_barrier_init(unsigned barrier, int count) {
+  barrier_at(barrier) = count | (unsigned)count << 16;
   for (auto& turn : emulator::turns) turn = {};  // A block starts.
 }
-static void kiln_att_gate_arrive(unsigned long long* gate) {
-  *gate -= 1 << 16;
-  if ((*gate >> 16 & 0xffff) == 0) *gate = (*gate & 0xffff) << 16 | *gate & 0xffff | (~*gate & 1ull << 32);
+static void kiln_barrier_arrive(unsigned barrier) {
+  unsigned long long& gate = barrier_at(barrier);
+  gate -= 1 << 16;
+  if ((gate >> 16 & 0xffff) == 0) gate = (gate & 0xffff) << 16 | gate & 0xffff | (~gate & 1ull << 32);
 }
-static void kiln_att_gate_copied(unsigned long long* gate) {
-  kiln_att_commit();
-  kiln_att_wait<0>();
-  kiln_att_gate_arrive(gate);
+static void kiln_barrier_copied(unsigned barrier) {
+  kiln_copy_commit();
+  kiln_copy_wait<0>();
+  kiln_barrier_arrive(barrier);
 }
-static void kiln_att_gate_wait(unsigned long long* gate, unsigned parity) {
-  while ((*gate >> 32 & 1) == parity) emulator::yield();
+static void kiln_barrier_wait(unsigned barrier, unsigned parity) {
+  while ((barrier_at(barrier) >> 32 & 1) == parity) emulator::yield();
 }
 static void kiln_att_publish() {}
 static void kiln_att_take_turn(int id) {

@@ -4,6 +4,8 @@
 
 use kiln_proto::{Target, graph::DType};
 
+use crate::codegen::{HOPPER_INSTRUCTIONS, INSTRUCTIONS};
+
 const COMMON: &str = include_str!("common.cu");
 const MMA: &str = include_str!("mma.cu");
 const CORES: &str = include_str!("cores.cu");
@@ -166,7 +168,7 @@ fn wgmma(problem: &Problem) -> Choice {
         variant: "wgmma",
         template: "kiln_attention_wgmma",
         tiles: format!("{keys}, {stages}, true"),
-        sources: vec![COMMON, WGMMA],
+        sources: vec![INSTRUCTIONS, HOPPER_INSTRUCTIONS, COMMON, WGMMA],
         attributes: String::new(),
         threads: 384,
         blocks_per_sm: 1,
@@ -215,7 +217,7 @@ fn decode(problem: &Problem, target: Target) -> Choice {
         variant: "decode",
         template: "kiln_attention_decode",
         tiles: format!("{rows}, {warps}, {cluster}"),
-        sources: vec![COMMON, DECODE],
+        sources: vec![INSTRUCTIONS, COMMON, DECODE],
         attributes: match cluster {
             1 => String::new(),
             blocks => format!("__cluster_dims__({blocks}, 1, 1)"),
@@ -256,7 +258,7 @@ fn tiled(problem: &Problem) -> Choice {
         variant: "mma",
         template: "kiln_attention_mma",
         tiles: format!("{rows}, {keys}, {split}"),
-        sources: vec![COMMON, MMA],
+        sources: vec![INSTRUCTIONS, COMMON, MMA],
         attributes: String::new(),
         threads: threads as u32,
         blocks_per_sm: if wide { 1 } else { 2 },
@@ -275,7 +277,7 @@ fn cores(problem: &Problem) -> Choice {
         variant: "cores",
         template: "kiln_attention_cores",
         tiles: format!("{rows}, 64, {width}"),
-        sources: vec![COMMON, CORES],
+        sources: vec![INSTRUCTIONS, COMMON, CORES],
         attributes: String::new(),
         threads: 256,
         blocks_per_sm: 1,

@@ -14,92 +14,6 @@ template <class P> __device__ __forceinline__ kiln_att_place kiln_att_where(cons
           (kiln_index)(P::CAUSAL ? tiles - 1 - tile : tile) * rows};
 }
 
-#ifndef KILN_EMULATED
-extern __shared__ __align__(1024) unsigned char kiln_att_memory[];
-__device__ __forceinline__ unsigned char* kiln_att_shared() { return kiln_att_memory; }
-
-__device__ __forceinline__ unsigned kiln_att_address(const void* p) {
-  return (unsigned)__cvta_generic_to_shared(p);
-}
-// Copies 16 bytes to shared memory in the background; zeros if `!inside`.
-__device__ __forceinline__ void kiln_att_copy(void* to, const void* from, bool inside) {
-#if __CUDA_ARCH__ >= 800
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(kiln_att_address(to)), "l"(from),
-               "r"(inside ? 16 : 0)
-               : "memory");
-#endif
-}
-__device__ __forceinline__ void kiln_att_commit() {
-#if __CUDA_ARCH__ >= 800
-  asm volatile("cp.async.commit_group;" ::: "memory");
-#endif
-}
-// Until all but the last N groups of this thread have arrived.
-template <int N> __device__ __forceinline__ void kiln_att_wait() {
-#if __CUDA_ARCH__ >= 800
-  asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
-#endif
-}
-// Four 8 x 8 matrices of 16-bit elements; lane l gives the row l % 8 of matrix l / 8.
-__device__ __forceinline__ void kiln_att_matrices(unsigned (&x)[4], const void* row) {
-#if __CUDA_ARCH__ >= 750
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3])
-               : "r"(kiln_att_address(row))
-               : "memory");
-#endif
-}
-__device__ __forceinline__ void kiln_att_transposed(unsigned (&x)[4], const void* row) {
-#if __CUDA_ARCH__ >= 750
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3])
-               : "r"(kiln_att_address(row))
-               : "memory");
-#endif
-}
-__device__ __forceinline__ void kiln_att_mma(float* c, const unsigned* a, unsigned b0, unsigned b1, kiln_bf16) {
-#if __CUDA_ARCH__ >= 800
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
-      "{%0,%1,%2,%3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-#endif
-}
-__device__ __forceinline__ void kiln_att_mma(float* c, const unsigned* a, unsigned b0, unsigned b1, kiln_f16) {
-#if __CUDA_ARCH__ >= 800
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
-      "{%0,%1,%2,%3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-#endif
-}
-// Two numbers in one word, `low` in its low half.
-__device__ __forceinline__ unsigned kiln_att_pair(float low, float high, kiln_bf16) {
-  unsigned y;
-#if __CUDA_ARCH__ >= 800
-  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(y) : "f"(high), "f"(low));
-#else
-  y = 0;
-#endif
-  return y;
-}
-__device__ __forceinline__ unsigned kiln_att_pair(float low, float high, kiln_f16) {
-  unsigned y;
-#if __CUDA_ARCH__ >= 800
-  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(y) : "f"(high), "f"(low));
-#else
-  y = 0;
-#endif
-  return y;
-}
-// 2^x to two units in the last place; zero at minus infinity.
-__device__ __forceinline__ float kiln_att_exp2(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-#endif
-
 constexpr float kiln_att_log2e = 1.44269504088896340736f;
 #define KILN_ATT_NOTHING (-__uint_as_float(0x7f800000u))
 
@@ -146,7 +60,7 @@ template <class P, class Score> struct kiln_att_scores {
 
 // What stays of sums whose greatest score was `before`, now that it is `now`.
 __device__ __forceinline__ float kiln_att_rescale(float before, float now, float factor) {
-  return now == KILN_ATT_NOTHING ? 1.0f : kiln_att_exp2((before - now) * factor);
+  return now == KILN_ATT_NOTHING ? 1.0f : kiln_exp2((before - now) * factor);
 }
 
 // Four lanes hold two neighbours each of four groups of eight columns: lane t

@@ -3,31 +3,6 @@
 // own with a softmax of its own; groups, warps and the CLUSTER blocks that share
 // the work (sm_90) meet at the end.
 
-#ifndef KILN_EMULATED
-__device__ __forceinline__ unsigned kiln_att_rank() {
-  unsigned rank = 0;
-#if __CUDA_ARCH__ >= 900
-  asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
-#endif
-  return rank;
-}
-__device__ __forceinline__ void kiln_att_cluster_sync() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("barrier.cluster.arrive.aligned;\n\tbarrier.cluster.wait.aligned;" ::: "memory");
-#endif
-}
-// What another block of the cluster holds at the place of `p`.
-__device__ __forceinline__ float kiln_att_peek(const float* p, unsigned rank) {
-  float x = 0.0f;
-#if __CUDA_ARCH__ >= 900
-  unsigned there;
-  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(kiln_att_address(p)), "r"(rank));
-  asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(x) : "r"(there) : "memory");
-#endif
-  return x;
-}
-#endif
-
 template <int N> __device__ constexpr int kiln_att_power() {
   int power = 1;
   while (power < N) power *= 2;
@@ -63,7 +38,7 @@ __device__ __forceinline__ void kiln_attention_decode(const T* q, const T* k, co
   // A block's rows: some of those of S positions of GROUP heads, heads first.
   const kiln_index rows = p.S * P::GROUP;
   const unsigned parts = (unsigned)((rows + ROWS - 1) / ROWS), block = blockIdx.x / CLUSTER;
-  const unsigned rank = CLUSTER > 1 ? kiln_att_rank() : 0;
+  const unsigned rank = CLUSTER > 1 ? kiln_cluster_rank() : 0;
   const kiln_index r0 = (kiln_index)(block % parts) * ROWS, heads = p.H / P::GROUP;
   const kiln_index g = block / parts % heads, b = block / parts / heads;
   if (b >= p.B) return;  // The grid has room for more rows than S, perhaps.
@@ -136,7 +111,7 @@ __device__ __forceinline__ void kiln_attention_decode(const T* q, const T* k, co
       for (int e = 0; e < CE * V; ++e) out[r][e] *= kept;
 #pragma unroll
       for (int a = 0; a < AHEAD; ++a) {
-        s[r][a] = kiln_att_exp2((s[r][a] - zero) * FACTOR);
+        s[r][a] = kiln_exp2((s[r][a] - zero) * FACTOR);
         sum[r] += s[r][a];
       }
     }
@@ -216,16 +191,16 @@ __device__ __forceinline__ void kiln_attention_decode(const T* q, const T* k, co
     }
   }
   if constexpr (CLUSTER > 1) {
-    kiln_att_cluster_sync();
+    kiln_cluster_sync();
     for (int n = threadIdx.x * CLUSTER + rank; n < ROWS * COLUMNS; n += THREADS * CLUSTER) {
       const int r = n / COLUMNS, e = n % COLUMNS * OUT;
       float top[CLUSTER], part[CLUSTER], x[CLUSTER][OUT];
 #pragma unroll
       for (int c = 0; c < CLUSTER; ++c) {
-        top[c] = kiln_att_peek(&tops[r], c);
-        part[c] = kiln_att_peek(&totals[r], c);
+        top[c] = kiln_cluster_read(&tops[r], c);
+        part[c] = kiln_cluster_read(&totals[r], c);
 #pragma unroll
-        for (int i = 0; i < OUT; ++i) x[c][i] = kiln_att_peek(&outs[0][r][e + i], c);
+        for (int i = 0; i < OUT; ++i) x[c][i] = kiln_cluster_read(&outs[0][r][e + i], c);
       }
       float all = KILN_ATT_NOTHING, total = 0.0f, y[OUT] = {};
 #pragma unroll
@@ -239,6 +214,6 @@ __device__ __forceinline__ void kiln_attention_decode(const T* q, const T* k, co
       }
       finish(r, e, y, total);
     }
-    kiln_att_cluster_sync();  // Others have read this block's memory.
+    kiln_cluster_sync();  // Others have read this block's memory.
   }
 }

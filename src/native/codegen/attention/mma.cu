@@ -16,7 +16,7 @@ __device__ __forceinline__ void kiln_att_fetch(T* to, const T* from, kiln_index 
     T* at = to + r * PITCH + x;
     if constexpr (ALIGNED && WIDTH % 8 == 0) {
       const bool inside = row < rows && x < WIDTH;
-      kiln_att_copy(at, inside ? from + row * stride + x : from, inside);
+      kiln_copy(at, inside ? from + row * stride + x : from, inside ? 16 : 0);
     } else {
       kiln_pack<T, 8> held = {};
 #pragma unroll
@@ -38,7 +38,7 @@ __device__ __forceinline__ void kiln_attention_mma(const T* q, const T* k, const
   using Scores = kiln_att_scores<P, Score>;
   constexpr float FACTOR = Scores::FACTOR;
 
-  T* qs = reinterpret_cast<T*>(kiln_att_shared());
+  T* qs = reinterpret_cast<T*>(kiln_shared_memory());
   T* ks = qs + ROWS * DPITCH;      // Two tiles each.
   T* vs = ks + 2 * KEYS * DPITCH;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % WARPS, part = threadIdx.x / 32 / WARPS;
@@ -55,13 +55,13 @@ __device__ __forceinline__ void kiln_attention_mma(const T* q, const T* k, const
     if (tile < tiles)
       kiln_att_fetch<P::ALIGNED, KEYS, P::D, DP, THREADS>(ks + tile % 2 * KEYS * DPITCH, k, p.KT,
                                                           (kiln_index)tile * KEYS, p.T);
-    kiln_att_commit();
+    kiln_copy_commit();
   };
   auto fetch_v = [&](int tile) {
     if (tile < tiles)
       kiln_att_fetch<P::ALIGNED, KEYS, P::E, EP, THREADS>(vs + tile % 2 * KEYS * EPITCH, v, p.VT,
                                                           (kiln_index)tile * KEYS, p.T);
-    kiln_att_commit();
+    kiln_copy_commit();
   };
 
   constexpr bool HELD = DP <= 128;  // q stays in registers.
@@ -74,13 +74,13 @@ __device__ __forceinline__ void kiln_attention_mma(const T* q, const T* k, const
   fetch_k(0);
   fetch_v(0);
   for (int tile = 0; tile < tiles; ++tile) {
-    kiln_att_wait<1>();
+    kiln_copy_wait<1>();
     __syncthreads();
     fetch_k(tile + 1);
     if constexpr (HELD) {
       if (tile == 0) {
 #pragma unroll
-        for (int d = 0; d < DP; d += 16) kiln_att_matrices(qf[d / 16], q_row + d);
+        for (int d = 0; d < DP; d += 16) kiln_ldmatrix<false>(qf[d / 16], q_row + d);
       }
     }
     float s[NS][4] = {};
@@ -88,15 +88,15 @@ __device__ __forceinline__ void kiln_attention_mma(const T* q, const T* k, const
 #pragma unroll
     for (int d = 0; d < DP; d += 16) {
       unsigned loaded[4];
-      if constexpr (!HELD) kiln_att_matrices(loaded, q_row + d);
+      if constexpr (!HELD) kiln_ldmatrix<false>(loaded, q_row + d);
 #pragma unroll
       for (int n = 0; n < NS; n += 2) {
         unsigned kf[4];
-        kiln_att_matrices(kf, k_row + n * 8 * DPITCH + d);
+        kiln_ldmatrix<false>(kf, k_row + n * 8 * DPITCH + d);
         const unsigned* a = loaded;
         if constexpr (HELD) a = qf[d / 16];
-        kiln_att_mma(s[n], a, kf[0], kf[1], T{});
-        kiln_att_mma(s[n + 1], a, kf[2], kf[3], T{});
+        kiln_mma(s[n], a, kf, T{});
+        kiln_mma(s[n + 1], a, kf + 2, T{});
       }
     }
 
@@ -121,7 +121,7 @@ __device__ __forceinline__ void kiln_attention_mma(const T* q, const T* k, const
       for (int n = 0; n < NS; ++n)
 #pragma unroll
         for (int c = 2 * r; c < 2 * r + 2; ++c) {
-          s[n][c] = kiln_att_exp2(fmaf(s[n][c], FACTOR, -base));
+          s[n][c] = kiln_exp2(fmaf(s[n][c], FACTOR, -base));
           sum[r] += s[n][c];
         }
 #pragma unroll
@@ -131,26 +131,26 @@ __device__ __forceinline__ void kiln_attention_mma(const T* q, const T* k, const
       }
     }
 
-    kiln_att_wait<1>();
+    kiln_copy_wait<1>();
     __syncthreads();
     fetch_v(tile + 1);
     const T* v_row = vs + tile % 2 * KEYS * EPITCH + (part * OWN + lane % 16) * EPITCH + lane / 16 * 8;
 #pragma unroll
     for (int j = 0; j < OWN; j += 16) {
-      const unsigned a[4] = {kiln_att_pair(s[j / 8][0], s[j / 8][1], T{}),
-                             kiln_att_pair(s[j / 8][2], s[j / 8][3], T{}),
-                             kiln_att_pair(s[j / 8 + 1][0], s[j / 8 + 1][1], T{}),
-                             kiln_att_pair(s[j / 8 + 1][2], s[j / 8 + 1][3], T{})};
+      const unsigned a[4] = {kiln_pair(s[j / 8][0], s[j / 8][1], T{}),
+                             kiln_pair(s[j / 8][2], s[j / 8][3], T{}),
+                             kiln_pair(s[j / 8 + 1][0], s[j / 8 + 1][1], T{}),
+                             kiln_pair(s[j / 8 + 1][2], s[j / 8 + 1][3], T{})};
 #pragma unroll
       for (int n = 0; n < NE; n += 2) {
         unsigned vf[4];
-        kiln_att_transposed(vf, v_row + j * EPITCH + n * 8);
-        kiln_att_mma(out[n], a, vf[0], vf[1], T{});
-        kiln_att_mma(out[n + 1], a, vf[2], vf[3], T{});
+        kiln_ldmatrix<true>(vf, v_row + j * EPITCH + n * 8);
+        kiln_mma(out[n], a, vf, T{});
+        kiln_mma(out[n + 1], a, vf + 2, T{});
       }
     }
   }
-  kiln_att_wait<0>();
+  kiln_copy_wait<0>();
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     sum[r] += kiln_shuffle(sum[r], 1);
@@ -173,7 +173,7 @@ __device__ __forceinline__ void kiln_attention_mma(const T* q, const T* k, const
     }
   } else {
     constexpr int PITCH = EP + 8;
-    float* outs = reinterpret_cast<float*>(kiln_att_shared());
+    float* outs = reinterpret_cast<float*>(kiln_shared_memory());
     float* mosts = outs + SPLIT * ROWS * PITCH;
     float* sums = mosts + SPLIT * ROWS;
     __syncthreads();  // All have read the last tile.

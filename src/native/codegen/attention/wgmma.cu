@@ -68,34 +68,12 @@ __device__ __forceinline__ void kiln_att_held_product(float (&c)[N / 2], const u
   if constexpr (N == 64) KILN_ATT_HELD_64("f16", c, a, b, 1);
   else KILN_ATT_HELD_128("f16", c, a, b, 1);
 }
-__device__ __forceinline__ void kiln_att_group_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
-__device__ __forceinline__ void kiln_att_group_end() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
-template <int N> __device__ __forceinline__ void kiln_att_group_wait() {
-  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory");
-}
 // What follows reads the registers only now.
 template <int N> __device__ __forceinline__ void kiln_att_settle(float (&c)[N]) {
 #pragma unroll
   for (int i = 0; i < N; ++i) asm volatile("" : "+f"(c[i])::"memory");
 }
 
-__device__ __forceinline__ void kiln_att_gate_init(unsigned long long* gate, int count) {
-  asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(kiln_att_address(gate)), "r"(count) : "memory");
-}
-__device__ __forceinline__ void kiln_att_gate_arrive(unsigned long long* gate) {
-  asm volatile("mbarrier.arrive.shared.b64 _, [%0];" ::"r"(kiln_att_address(gate)) : "memory");
-}
-// Arrives once the copies of this thread have.
-__device__ __forceinline__ void kiln_att_gate_copied(unsigned long long* gate) {
-  asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(kiln_att_address(gate)) : "memory");
-}
-__device__ __forceinline__ void kiln_att_gate_wait(unsigned long long* gate, unsigned parity) {
-  asm volatile(
-      "{\n.reg .pred p;\nagain:\nmbarrier.try_wait.parity.shared.b64 p, [%0], %1;\n@p bra done;\nbra again;\ndone:\n}\n" ::"r"(
-          kiln_att_address(gate)),
-      "r"(parity)
-      : "memory");
-}
 // Copies that this thread knows of reach the tensor cores.
 __device__ __forceinline__ void kiln_att_publish() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 __device__ __forceinline__ void kiln_att_take_turn(int id) { asm volatile("bar.sync %0, 256;" ::"r"(id) : "memory"); }
@@ -108,12 +86,6 @@ template <int COUNT> __device__ __forceinline__ void kiln_att_fewer_registers() 
 }
 #endif
 
-// Where panels start, the bytes from panel to panel; eight rows take 1024 bytes.
-__device__ __forceinline__ unsigned long long kiln_att_panels(unsigned address, unsigned step) {
-  return (unsigned long long)((address & 0x3ffffu) >> 4) | (unsigned long long)(step >> 4) << 16 |
-         (unsigned long long)(1024u >> 4) << 32 | 1ull << 62;
-}
-
 // COUNT rows of WIDTH elements, by 128 threads.
 template <int COUNT, int WIDTH, class T>
 __device__ __forceinline__ void kiln_att_panel_copy(unsigned char* to, const T* from, kiln_index stride,
@@ -125,12 +97,12 @@ __device__ __forceinline__ void kiln_att_panel_copy(unsigned char* to, const T* 
   // Few registers: pointers advance.
   if (first + COUNT <= rows) {
 #pragma unroll 4
-    for (int n = 0; n < COUNT / STEP; ++n, at += STEP * 128, source += STEP * stride) kiln_att_copy(at, source, true);
+    for (int n = 0; n < COUNT / STEP; ++n, at += STEP * 128, source += STEP * stride) kiln_copy(at, source, 16);
   } else {
     int left = (int)(rows - first) - r;
 #pragma unroll 2
     for (int n = 0; n < COUNT / STEP; ++n, at += STEP * 128, source += STEP * stride, left -= STEP)
-      kiln_att_copy(at, left > 0 ? source : from, left > 0);
+      kiln_copy(at, left > 0 ? source : from, left > 0 ? 16 : 0);
   }
 }
 
@@ -165,21 +137,21 @@ __device__ __forceinline__ void kiln_attention_wgmma(const T* q, const T* k, con
   static_assert((D == 64 || D == 128) && (E == 64 || E == 128) && (KEYS == 64 || KEYS == 128), "");
   using Scores = kiln_att_scores<P, Score>;
   constexpr float FACTOR = Scores::FACTOR;
-  unsigned char* qs = kiln_att_shared();
+  unsigned char* qs = kiln_shared_memory();
   unsigned char* ks = qs + Q_BYTES;
   unsigned char* vs = ks + STAGES * K_BYTES;
-  auto* gates = reinterpret_cast<unsigned long long*>(vs + STAGES * V_BYTES);
-  unsigned long long *q_full = gates, *q_empty = gates + 1, *k_full = gates + 2, *k_empty = k_full + STAGES,
-                     *v_full = k_empty + STAGES, *v_empty = v_full + STAGES;
+  const unsigned q_full = kiln_shared_address(vs + STAGES * V_BYTES), q_empty = q_full + 8;
+  const unsigned k_full = q_full + 16, k_empty = k_full + STAGES * 8;
+  const unsigned v_full = k_empty + STAGES * 8, v_empty = v_full + STAGES * 8;
   if (threadIdx.x == 0) {
-    kiln_att_gate_init(q_full, 128);
-    kiln_att_gate_init(q_empty, 8);
+    kiln_barrier_init(q_full, 128);
+    kiln_barrier_init(q_empty, 8);
 #pragma unroll
     for (int s = 0; s < STAGES; ++s) {
-      kiln_att_gate_init(k_full + s, 128);
-      kiln_att_gate_init(v_full + s, 128);
-      kiln_att_gate_init(k_empty + s, 8);
-      kiln_att_gate_init(v_empty + s, 8);
+      kiln_barrier_init(k_full + s * 8, 128);
+      kiln_barrier_init(v_full + s * 8, 128);
+      kiln_barrier_init(k_empty + s * 8, 8);
+      kiln_barrier_init(v_empty + s * 8, 8);
     }
   }
   __syncthreads();
@@ -198,29 +170,29 @@ __device__ __forceinline__ void kiln_attention_wgmma(const T* q, const T* k, con
       if (at.i0 < 0) continue;
       const T* kh = k + at.b * p.KB + at.h / P::GROUP * p.KG;
       const T* vh = v + at.b * p.VB + at.h / P::GROUP * p.VG;
-      kiln_att_gate_wait(q_empty, (done++ & 1) ^ 1);
+      kiln_barrier_wait(q_empty, (done++ & 1) ^ 1);
       kiln_att_panel_copy<ROWS, D>(qs, q + at.b * p.QB + at.h * p.QH, p.QS, at.i0, p.S);
-      kiln_att_gate_copied(q_full);
+      kiln_barrier_copied(q_full);
       for (int tile = count(at) - 1; tile >= 0; --tile, ++step) {
         const unsigned s = step % STAGES, parity = (step / STAGES & 1) ^ 1;
-        kiln_att_gate_wait(k_empty + s, parity);
+        kiln_barrier_wait(k_empty + s * 8, parity);
         kiln_att_panel_copy<KEYS, D>(ks + s * K_BYTES, kh, p.KT, (kiln_index)tile * KEYS, p.T);
-        kiln_att_gate_copied(k_full + s);
-        kiln_att_gate_wait(v_empty + s, parity);
+        kiln_barrier_copied(k_full + s * 8);
+        kiln_barrier_wait(v_empty + s * 8, parity);
         kiln_att_panel_copy<KEYS, E>(vs + s * V_BYTES, vh, p.VT, (kiln_index)tile * KEYS, p.T);
-        kiln_att_gate_copied(v_full + s);
+        kiln_barrier_copied(v_full + s * 8);
       }
     }
-    kiln_att_wait<0>();
+    kiln_copy_wait<0>();
   } else {
     kiln_att_more_registers<232>();
     const int mine = threadIdx.x / 128 - 1, lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4;
     const int group = lane / 4, pair = lane % 4 * 2;
-    const unsigned q_at = kiln_att_address(qs) + mine * 64 * 128, k_at = kiln_att_address(ks),
-                   v_at = kiln_att_address(vs);
-    auto open = [&](unsigned long long* gate) {
+    const unsigned q_at = kiln_shared_address(qs) + mine * 64 * 128, k_at = kiln_shared_address(ks),
+                   v_at = kiln_shared_address(vs);
+    auto open = [&](unsigned gate) {
       __syncwarp();
-      if (lane == 0) kiln_att_gate_arrive(gate);
+      if (lane == 0) kiln_barrier_arrive(gate);
     };
     float s[NS * 4], out[NE * 4];
     unsigned a[KEYS / 16][4];
@@ -229,13 +201,13 @@ __device__ __forceinline__ void kiln_attention_wgmma(const T* q, const T* k, con
 #pragma unroll
       for (int d = 0; d < D / 16; ++d)
         kiln_att_shared_product<KEYS>(
-            s, kiln_att_panels(q_at + d / 4 * ROWS * 128 + d % 4 * 32, 16),
-            kiln_att_panels(k_at + stage * K_BYTES + d / 4 * KEYS * 128 + d % 4 * 32, 16), d > 0, T{});
+            s, kiln_matrix(q_at + d / 4 * ROWS * 128 + d % 4 * 32, 16),
+            kiln_matrix(k_at + stage * K_BYTES + d / 4 * KEYS * 128 + d % 4 * 32, 16), d > 0, T{});
     };
     auto multiply_v = [&](unsigned stage) {
 #pragma unroll
       for (int j = 0; j < KEYS / 16; ++j)
-        kiln_att_held_product<E>(out, a[j], kiln_att_panels(v_at + stage * V_BYTES + j * 2048, KEYS * 128), T{});
+        kiln_att_held_product<E>(out, a[j], kiln_matrix(v_at + stage * V_BYTES + j * 2048, KEYS * 128), T{});
     };
     // Scores to weights; `kept` is what stays of earlier sums.
     auto soften = [&](int tile, bool edge) {
@@ -260,7 +232,7 @@ __device__ __forceinline__ void kiln_attention_wgmma(const T* q, const T* k, con
         for (int n = 0; n < NS; ++n)
 #pragma unroll
           for (int c = n * 4 + 2 * r; c < n * 4 + 2 * r + 2; ++c) {
-            s[c] = kiln_att_exp2(fmaf(s[c], FACTOR, -base));
+            s[c] = kiln_exp2(fmaf(s[c], FACTOR, -base));
             sum[r] += s[c];
           }
       }
@@ -269,7 +241,7 @@ __device__ __forceinline__ void kiln_attention_wgmma(const T* q, const T* k, con
 #pragma unroll
       for (int j = 0; j < KEYS / 16; ++j)
 #pragma unroll
-        for (int c = 0; c < 4; ++c) a[j][c] = kiln_att_pair(s[j * 8 + c * 2], s[j * 8 + c * 2 + 1], T{});
+        for (int c = 0; c < 4; ++c) a[j][c] = kiln_pair(s[j * 8 + c * 2], s[j * 8 + c * 2 + 1], T{});
     };
     if (TURNS && mine == 1) kiln_att_give_turn(1);
     unsigned step = 0;
@@ -280,39 +252,39 @@ __device__ __forceinline__ void kiln_attention_wgmma(const T* q, const T* k, con
       for (int i = 0; i < NE * 4; ++i) out[i] = 0.0f;
       most[0] = most[1] = KILN_ATT_NOTHING;
       sum[0] = sum[1] = 0.0f;
-      kiln_att_gate_wait(q_full, done++ & 1);
+      kiln_barrier_wait(q_full, done++ & 1);
       if (tiles > 0) {
-        kiln_att_gate_wait(k_full + step % STAGES, step / STAGES & 1);
+        kiln_barrier_wait(k_full + step % STAGES * 8, step / STAGES & 1);
         kiln_att_publish();
         if (TURNS) kiln_att_take_turn(1 + mine);
-        kiln_att_group_begin();
+        kiln_group_begin();
         multiply_k(step % STAGES);
-        kiln_att_group_end();
+        kiln_group_end();
         if (TURNS) kiln_att_give_turn(2 - mine);
-        kiln_att_group_wait<0>();
+        kiln_group_wait<0>();
         kiln_att_settle(s);
-        open(k_empty + step % STAGES);
+        open(k_empty + step % STAGES * 8);
         soften(tiles - 1, true);
         narrow();
         for (int tile = tiles - 2; tile >= 0; --tile, ++step) {
           const unsigned next = step + 1;
-          kiln_att_gate_wait(v_full + step % STAGES, step / STAGES & 1);
-          kiln_att_gate_wait(k_full + next % STAGES, next / STAGES & 1);
+          kiln_barrier_wait(v_full + step % STAGES * 8, step / STAGES & 1);
+          kiln_barrier_wait(k_full + next % STAGES * 8, next / STAGES & 1);
           kiln_att_publish();
           if (TURNS) kiln_att_take_turn(1 + mine);
-          kiln_att_group_begin();
+          kiln_group_begin();
           multiply_k(next % STAGES);
-          kiln_att_group_end();
+          kiln_group_end();
           multiply_v(step % STAGES);
-          kiln_att_group_end();
+          kiln_group_end();
           if (TURNS) kiln_att_give_turn(2 - mine);
-          kiln_att_group_wait<1>();
+          kiln_group_wait<1>();
           kiln_att_settle(s);
-          open(k_empty + next % STAGES);
+          open(k_empty + next % STAGES * 8);
           soften(tile, P::CAUSAL && KEYS < ROWS && (kiln_index)(tile + 1) * KEYS > at.i0 + mine * 64);
-          kiln_att_group_wait<0>();
+          kiln_group_wait<0>();
           kiln_att_settle(out);
-          open(v_empty + step % STAGES);
+          open(v_empty + step % STAGES * 8);
 #pragma unroll
           for (int i = 0; i < NE * 4; ++i) out[i] *= kept[i / 2 % 2];
           narrow();
@@ -320,14 +292,14 @@ __device__ __forceinline__ void kiln_attention_wgmma(const T* q, const T* k, con
       }
       open(q_empty);
       if (tiles > 0) {
-        kiln_att_gate_wait(v_full + step % STAGES, step / STAGES & 1);
+        kiln_barrier_wait(v_full + step % STAGES * 8, step / STAGES & 1);
         kiln_att_publish();
-        kiln_att_group_begin();
+        kiln_group_begin();
         multiply_v(step % STAGES);
-        kiln_att_group_end();
-        kiln_att_group_wait<0>();
+        kiln_group_end();
+        kiln_group_wait<0>();
         kiln_att_settle(out);
-        open(v_empty + step % STAGES);
+        open(v_empty + step % STAGES * 8);
         ++step;
       }
 #pragma unroll

@@ -9,6 +9,7 @@ use std::fmt;
 use kiln_proto::{Target, graph::DType};
 
 use super::tiles::{CORES, MMA, Tile, WGMMA, cores, mma, vector, wgmma};
+use crate::codegen::{HOPPER_INSTRUCTIONS, INSTRUCTIONS};
 
 /// First architecture with the instructions of [`Variant::Mma`].
 const TENSOR_CORES: u32 = 80;
@@ -125,14 +126,15 @@ pub(crate) fn choose(problem: &Problem, target: Target) -> Choice {
 
 impl Choice {
     /// The texts that its call needs, in order.
-    pub(crate) fn sources(&self) -> [&'static str; 2] {
-        let variant = match self.variant {
-            Variant::Cores => include_str!("cores.cu"),
-            Variant::Mma => include_str!("mma.cu"),
-            Variant::Vector => include_str!("vector.cu"),
-            Variant::Wgmma => include_str!("wgmma.cu"),
+    pub(crate) fn sources(&self) -> Vec<&'static str> {
+        let tiles = [INSTRUCTIONS, include_str!("tensor.cu")];
+        let variant: &[&'static str] = match self.variant {
+            Variant::Cores => &[include_str!("cores.cu")],
+            Variant::Mma => &[include_str!("mma.cu")],
+            Variant::Vector => &[include_str!("vector.cu")],
+            Variant::Wgmma => &[HOPPER_INSTRUCTIONS, include_str!("wgmma.cu")],
         };
-        [include_str!("tensor.cu"), variant]
+        [&tiles, variant].concat()
     }
 }
 

@@ -13,24 +13,6 @@
 
 struct alignas(64) kiln_tensor_map { unsigned char bytes[128]; };
 
-__device__ __forceinline__ void kiln_barrier_init(unsigned barrier, int count) {
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(count) : "memory");
-}
-__device__ __forceinline__ void kiln_barrier_arrive(unsigned barrier) {
-  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
-}
-__device__ __forceinline__ void kiln_barrier_expect(unsigned barrier, int bytes) {
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
-               : "memory");
-}
-__device__ __forceinline__ void kiln_barrier_wait(unsigned barrier, int parity) {
-  unsigned done = 0;
-  while (!done) {
-    asm volatile("{\n.reg .pred p;\nmbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n"
-                 "selp.u32 %0, 1, 0, p;\n}"
-                 : "=r"(done) : "r"(barrier), "r"(parity) : "memory");
-  }
-}
 // Copies the box at (inner, outer), then reports its bytes to the barrier.
 __device__ __forceinline__ void kiln_copy_box(unsigned to, const kiln_tensor_map& map, int inner,
                                               int outer, unsigned barrier) {
@@ -38,14 +20,6 @@ __device__ __forceinline__ void kiln_copy_box(unsigned to, const kiln_tensor_map
                "[%0], [%1, {%2, %3}], [%4];" ::"r"(to), "l"(&map), "r"(inner), "r"(outer),
                "r"(barrier)
                : "memory");
-}
-
-// Where a matrix lies in shared memory, swizzled by 128 bytes; `leading` bytes between
-// groups of 64 across (where it does not lie along K), 1024 between groups of eight.
-__device__ __forceinline__ unsigned long long kiln_matrix(unsigned address, unsigned leading) {
-  return (unsigned long long)((address & 0x3ffff) >> 4) |
-         (unsigned long long)(leading >> 4) << 16 | (unsigned long long)(1024 >> 4) << 32 |
-         1ull << 62;
 }
 
 #define KILN_TEN(t)                                                                          \
@@ -149,7 +123,7 @@ __device__ __forceinline__ void kiln_product_wgmma(const kiln_tensor_map& a,
 #pragma unroll 1
   for (int step = 0; step < steps; ++step) {
     kiln_barrier_wait(full + stage * 8, turn);
-    asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+    kiln_group_begin();
     const unsigned pa = as + stage * BYTES_A + group * 8192, pb = bs + stage * BYTES_B;
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
@@ -157,9 +131,9 @@ __device__ __forceinline__ void kiln_product_wgmma(const kiln_tensor_map& a,
           acc, kiln_matrix(pa + k * (P::A_ALONG_K ? 32 : 2048), 8192),
           kiln_matrix(pb + k * (P::B_ALONG_K ? 32 : 2048), 8192), T{});
     }
-    asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+    kiln_group_end();
     // The step before is done: its stage may be filled again.
-    asm volatile("wgmma.wait_group.sync.aligned 1;" ::: "memory");
+    kiln_group_wait<1>();
     if (before >= 0 && threadIdx.x % 128 == 0) kiln_barrier_arrive(empty + before * 8);
     before = stage;
     if (++stage == STAGES) {
@@ -167,7 +141,7 @@ __device__ __forceinline__ void kiln_product_wgmma(const kiln_tensor_map& a,
       turn ^= 1;
     }
   }
-  asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
+  kiln_group_wait<0>();
   auto meet = [] { asm volatile("bar.sync 1, %0;" ::"n"(THREADS) : "memory"); };
   meet();  // All are done with the tiles, where the sums go now.
   float* sums = reinterpret_cast<float*>(kiln_shared_memory() + 1024);
