@@ -3,7 +3,7 @@
 //! Invariant: the key covers the generated code, the flags and the plan as well
 //! as the graph, so a code generator that changed never gets its old output.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -59,7 +59,9 @@ impl Compiler for NativeCompiler {
             let why = format!("the native compiler takes no {}", input.source.form());
             return Err(Failure::new(FailureKind::Incompatible, why));
         };
-        let lowered = native::lower(archive, &input.options, input.target)?;
+        let mut lowered = native::lower(archive, &input.options, input.target)?;
+        let nvrtc = fingerprint.versions.get("nvrtc").map_or("", String::as_str);
+        lowered.nvrtc_options.extend(split(kernels(&lowered), nvrtc).map(str::to_owned));
         let plan = serde_json::to_vec_pretty(&lowered.plan).map_err(|e| {
             Failure::new(FailureKind::Crashed, format!("write the launch plan: {e}"))
         })?;
@@ -115,6 +117,21 @@ impl Compiler for NativeCompiler {
     }
 }
 
+/// Different functions: equal kernels are one.
+fn kernels(lowered: &Lowered) -> usize {
+    let names: BTreeSet<&str> =
+        lowered.plan.kernels.iter().map(|kernel| kernel.name.as_str()).collect();
+    names.len()
+}
+
+/// How NVRTC shares out the optimisation of so many kernels to threads. Their
+/// number is part of the code's bytes, so it is the same on every machine.
+fn split(kernels: usize, nvrtc: &str) -> Option<&'static str> {
+    // Those before 13 were not measured.
+    let major = nvrtc.split('.').next().and_then(|major| major.parse::<u32>().ok());
+    (kernels >= 4 && major >= Some(13)).then_some("--split-compile=8")
+}
+
 /// All that NVRTC and the caller are given, as one field of the key.
 fn generated(lowered: &Lowered, plan: &[u8]) -> KeyField {
     let mut hasher = Hasher::new();
@@ -124,4 +141,17 @@ fn generated(lowered: &Lowered, plan: &[u8]) -> KeyField {
         hasher.update(part);
     }
     KeyField::new("generated", format!("blake3:{}", hasher.finalize().to_hex())).derived()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::split;
+
+    #[test]
+    fn many_kernels_are_compiled_at_once_where_nvrtc_can() {
+        assert_eq!(split(22, "13.0.88"), Some("--split-compile=8"));
+        assert_eq!(split(3, "13.0.88"), None);
+        assert_eq!(split(22, "12.8.93"), None);
+        assert_eq!(split(22, ""), None);
+    }
 }
