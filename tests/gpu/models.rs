@@ -2,13 +2,13 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use kiln::exec;
-use kiln_native::{Lowered, interp::Tensor, plan::CONSTANT};
-use kiln_proto::graph::DType;
 use parking_lot::Mutex;
-use safetensors::SafeTensors;
 
-use crate::{compile, expect_none, fixtures, in_parallel};
+use crate::{
+    compile, expect_none,
+    fixtures::{self, Compiled, given, view},
+    in_parallel,
+};
 
 /// The greatest relative error to float64 of an output.
 fn limit(name: &str) -> f64 {
@@ -20,59 +20,29 @@ fn limit(name: &str) -> f64 {
     }
 }
 
-/// For the runtime: dense, by position; a constant is in the module already.
-pub(crate) fn given(
-    lowered: &Lowered,
-    mut input: impl FnMut(usize, DType) -> Result<Tensor<'static>, String>,
-) -> Result<Vec<exec::Tensor<'static>>, String> {
-    let inputs = lowered.plan.inputs.iter().enumerate().map(|(index, wanted)| {
-        if wanted.kind == CONSTANT {
-            return Ok(exec::Tensor::nothing());
-        }
-        let tensor = input(index, wanted.dtype)?;
-        let Tensor { dtype, shape, bytes, .. } = tensor;
-        exec::Tensor::new(dtype, &shape, bytes.into_owned()).map_err(|e| e.to_string())
-    });
-    inputs.collect()
-}
-
 #[test]
 #[ignore = "needs a GPU: make test-gpu"]
 fn models_are_pytorchs() {
     let found = fixtures::all("models");
-    assert!(!found.is_empty(), "no fixtures: set KILN_FIXTURES");
     let (ran, errors) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
     let wrong = in_parallel(found.len(), |index| {
         let fixture = &found[index];
         let context = |why: String| format!("{}: {why}", fixture.name);
-        let options = compile::options();
-        let lowered = kiln_native::lower(&fixture.archive, &options, compile::target());
-        let lowered = lowered.map_err(|failure| context(failure.message))?;
+        let Compiled { lowered, calls } = fixtures::compile(fixture).map_err(context)?;
         let module = compile::module(&lowered).map_err(context)?;
-        let golden = SafeTensors::deserialize(&fixture.golden).unwrap();
-        let is_dynamic = !lowered.plan.symbols.is_empty();
-        for call in fixtures::calls(&golden) {
-            if !call.is_empty() && !is_dynamic {
-                continue;
-            }
-            let inputs = given(&lowered, |index, dtype| {
-                fixtures::cast(&fixtures::tensor(&golden, &call, &format!("in{index}"))?, dtype)
-            });
-            let outputs = module.run(&inputs.map_err(context)?);
-            let outputs = outputs.map_err(|e| context(format!("{call:?}: {e}")))?;
-            for (index, output) in outputs.iter().enumerate() {
-                let name = format!("out{index}");
-                let view = fixtures::tensor(&golden, &call, &name).map_err(context)?;
-                let ours =
-                    Tensor::dense(output.dtype, &output.shape, output.bytes.as_ref()).to_f64();
-                let wanted = fixtures::cast(&view, DType::F64).map_err(context)?.to_f64();
-                let (ours, wanted) = (ours.unwrap(), wanted.unwrap());
-                let error = fixtures::relative_error(&ours, &wanted);
+        for call in calls {
+            let inputs = given(&lowered, &call.inputs).map_err(context)?;
+            let outputs = module.run(&inputs);
+            let outputs = outputs.map_err(|e| context(format!("{:?}: {e}", call.name)))?;
+            for (wanted, output) in call.outputs.iter().zip(&outputs) {
+                let ours = view(output).to_f64().map_err(|failure| context(failure.message))?;
+                let error = relative_error(&ours, &wanted.values);
                 ran.fetch_add(1, Ordering::Relaxed);
-                errors.lock().push(format!("{} {call:?} {name}: {error:.2e}", fixture.name));
-                if view.shape() != output.shape || error.is_nan() || error > limit(&fixture.name) {
-                    let (got, wanted) = (&output.shape, view.shape());
-                    let why = format!("{call:?} {name} {got:?} for {wanted:?}: error {error:.2e}");
+                let what = format!("{:?} {}", call.name, wanted.name);
+                errors.lock().push(format!("{} {what}: {error:.2e}", fixture.name));
+                if wanted.shape != output.shape || error.is_nan() || error > limit(&fixture.name) {
+                    let (got, wanted) = (&output.shape, &wanted.shape);
+                    let why = format!("{what} {got:?} for {wanted:?}: error {error:.2e}");
                     return Err(context(why));
                 }
             }
@@ -84,4 +54,25 @@ fn models_are_pytorchs() {
     println!("{}", errors.join("\n"));
     expect_none("models", found.len(), &wrong);
     assert!(ran.into_inner() > found.len(), "outputs were compared");
+}
+
+/// Length of the difference over the length of what is right; NaN must meet NaN
+/// and infinity itself.
+fn relative_error(ours: &[f64], golden: &[f64]) -> f64 {
+    if ours.len() != golden.len() {
+        return f64::INFINITY;
+    }
+    let (mut error, mut length) = (0.0, 0.0);
+    for (a, b) in ours.iter().zip(golden) {
+        if a == b || (a.is_nan() && b.is_nan()) {
+            length += if b.is_finite() { b * b } else { 0.0 };
+            continue;
+        }
+        if !a.is_finite() || !b.is_finite() {
+            return f64::INFINITY;
+        }
+        error += (a - b) * (a - b);
+        length += b * b;
+    }
+    if error == 0.0 { 0.0 } else { (error / length).sqrt() }
 }

@@ -7,11 +7,15 @@ use std::{
 
 use kiln_native::{
     decompose::decompose,
-    interp::{self, Settings, Tensor},
+    interp::{self, Settings},
     random::Random,
 };
 
-use crate::{compile, expect_none, in_parallel, models::given};
+use crate::{
+    compile, expect_none,
+    fixtures::{given, view},
+    in_parallel,
+};
 
 /// How many graphs, unless `KILN_TEST_GPU_GRAPHS` says.
 const GRAPHS: usize = 2000;
@@ -54,13 +58,12 @@ fn check(random: &Random) -> Result<(usize, usize), String> {
     for case in &random.cases {
         let expected = interp::run(&program, case, &Settings::default());
         let expected = expected.map_err(|failure| format!("interpret: {}", failure.message))?;
-        let inputs = given(&lowered, |index, _| Ok(dense(&case[index])))?;
+        let inputs = given(&lowered, case)?;
         let found = module.run(&inputs).map_err(|e| format!("run: {e}"))?;
         let outputs = expected.iter().zip(&found).zip(&random.bounds).enumerate();
         for (index, ((expected, found), bound)) in outputs {
-            let found = Tensor::dense(found.dtype, &found.shape, found.bytes.as_ref());
             let value = random.graph.outputs[index].0;
-            bound.check(expected, &found).map_err(|why| format!("output v{value}: {why}"))?;
+            bound.check(expected, &view(found)).map_err(|why| format!("output v{value}: {why}"))?;
             ran.1 += 1;
         }
         ran.0 += lowered.plan.kernels.len();
@@ -73,20 +76,4 @@ fn shortened(source: &str) -> &str {
     let start = source.len().saturating_sub(6000);
     let start = (start..source.len()).find(|at| source.is_char_boundary(*at)).unwrap_or(0);
     &source[start..]
-}
-
-/// Row-major, as the runtime takes it.
-fn dense(tensor: &Tensor<'_>) -> Tensor<'static> {
-    let width = tensor.dtype.bytes() as usize;
-    let count: usize = tensor.shape.iter().product();
-    let mut bytes = Vec::with_capacity(count * width);
-    for index in 0..count {
-        let (mut left, mut at) = (index, 0);
-        for (size, stride) in tensor.shape.iter().zip(&tensor.strides).rev() {
-            at += left % size * stride;
-            left /= size;
-        }
-        bytes.extend_from_slice(&tensor.bytes[at * width..][..width]);
-    }
-    Tensor::dense(tensor.dtype, &tensor.shape, bytes)
 }

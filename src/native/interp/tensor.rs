@@ -30,6 +30,12 @@ impl<'a> Tensor<'a> {
         Self { dtype, shape, strides, bytes: bytes.into() }
     }
 
+    /// The same elements in row-major order.
+    pub fn to_dense(&self) -> Result<Tensor<'static>, Failure> {
+        let bytes = dense_bytes(self, width(self.dtype)?)?.into_owned();
+        Ok(Tensor::dense(self.dtype, &self.shape, bytes))
+    }
+
     /// The elements in row-major order, as numbers.
     pub fn to_f64(&self) -> Result<Vec<f64>, Failure> {
         Ok(match Data::read(self)? {
