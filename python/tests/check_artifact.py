@@ -8,12 +8,12 @@ from pathlib import Path
 import torch
 
 root = Path(__file__).resolve().parent.parent
-spec = importlib.util.spec_from_file_location("kiln_worker", root / "kiln_torch" / "worker.py")
+source = root / "kiln_torch" / "worker" / "artifact.py"
+spec = importlib.util.spec_from_file_location("artifact", source)
 assert spec is not None
 assert spec.loader is not None
-worker = importlib.util.module_from_spec(spec)
-sys.modules["kiln_worker"] = worker
-spec.loader.exec_module(worker)
+artifact = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(artifact)
 
 
 def read_golden(path: Path) -> dict[str, torch.Tensor]:
@@ -31,7 +31,7 @@ def read_golden(path: Path) -> dict[str, torch.Tensor]:
 
 def main() -> None:
     folder, golden, rows = Path(sys.argv[1]), read_golden(Path(sys.argv[2])), int(sys.argv[3])
-    loaded = worker.load_artifact(folder)
+    loaded = artifact.load_artifact(folder)
     weights = [golden[f"in{i}"] for i in range(len(loaded.inputs) - 1)]
     x = golden[f"in{len(weights)}"][:1].repeat(rows, 1, 1)
     (out,) = loaded.bind(weights)(x)

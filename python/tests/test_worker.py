@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import io
 import json
@@ -21,16 +22,19 @@ torch = pytest.importorskip("torch")
 
 HERE = Path(__file__).resolve().parent
 FIXTURES = HERE.parent.parent / "tests" / "fixtures"
-SOURCE = HERE.parent / "kiln_torch" / "worker.py"
+PACKAGE = HERE.parent / "kiln_torch" / "worker"
 BLOCK = "block_f32_dynamic." + ("211" if torch.__version__.startswith("2.11") else "new") + ".pt2"
 
-# By its file, as a node does: the package beside it need not be installed.
-spec = importlib.util.spec_from_file_location("kiln_worker", SOURCE)
+# By its files, as a node sends them: the package around it need not be installed.
+spec = importlib.util.spec_from_file_location("kiln_worker", PACKAGE / "__init__.py")
 assert spec is not None
 assert spec.loader is not None
-worker = importlib.util.module_from_spec(spec)
-sys.modules["kiln_worker"] = worker
-spec.loader.exec_module(worker)
+sys.modules["kiln_worker"] = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(sys.modules["kiln_worker"])
+artifact, compiling, examples, messages, options, program, refused = (
+    importlib.import_module(f"kiln_worker.{name}")
+    for name in ["artifact", "compiling", "examples", "messages", "options", "program", "refused"]
+)
 
 
 def frame(message: bytes) -> bytes:
@@ -40,13 +44,13 @@ def frame(message: bytes) -> bytes:
 def job(archive: bytes, **fields: object) -> bytes:
     options = fields.pop("options", {})
     assert isinstance(options, dict)
-    encoded = [(1, fields.get("compiler", worker.STANDALONE)), (2, archive)]
+    encoded = [(1, fields.get("compiler", artifact.STANDALONE)), (2, archive)]
     for name, value in options.items():
-        encoded.append((3, worker.encode((1, name), (2, json.dumps(value)))))
+        encoded.append((3, messages.encode((1, name), (2, json.dumps(value)))))
     if fields.get("runtime_shape"):
         encoded.append((4, fields["runtime_shape"]))
     encoded += [(5, fields.get("device", "cpu")), (6, fields.get("compute", 0)), (7, 8 << 30)]
-    return worker.encode(*encoded)
+    return messages.encode(*encoded)
 
 
 class Node:
@@ -57,7 +61,7 @@ class Node:
         self.folder = folder
         passed = {n: os.environ[n] for n in ("PATH", "LD_LIBRARY_PATH") if n in os.environ}
         self.process = subprocess.Popen(
-            [sys.executable, "-I", "-B", str(SOURCE)],
+            [sys.executable, "-I", "-B", "-c", (PACKAGE / "bootstrap.py").read_text()],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             cwd=folder,
@@ -66,13 +70,16 @@ class Node:
         )
         assert self.process.stdout and self.process.stdin
         self.answers, self.requests = self.process.stdout, self.process.stdin
+        sources = {path.name: path.read_text() for path in PACKAGE.glob("*.py")}
+        self.requests.write(frame(json.dumps(sources).encode()))
+        self.requests.flush()
         self.ready = self.receive()
 
     def receive(self) -> tuple[int, bytes]:
         """One answer: its number and body."""
-        message = worker.read_frame(self.answers)
+        message = messages.read_frame(self.answers)
         assert message is not None, "the worker ended"
-        ((number, body),) = worker.decode(message)
+        ((number, body),) = messages.decode(message)
         return number, bytes(body)
 
     def ask(self, message: bytes) -> tuple[int, bytes]:
@@ -87,7 +94,7 @@ class Node:
 def files_of(answer: tuple[int, bytes]) -> dict[str, bytes]:
     number, body = answer
     assert number == 2, body[:2000]
-    listed = [dict(worker.decode(v)) for n, v in worker.decode(strip(body)) if n == 1]
+    listed = [dict(messages.decode(v)) for n, v in messages.decode(strip(body)) if n == 1]
     return {bytes(f[1]).decode(): bytes(f.get(2, b"")) for f in listed}
 
 
@@ -100,7 +107,7 @@ def strip(done: bytes) -> bytes:
 def failure_of(answer: tuple[int, bytes]) -> tuple[int, str]:
     number, body = answer
     assert number == 3
-    fields = dict(worker.decode(body))
+    fields = dict(messages.decode(body))
     return fields[1], bytes(fields[2]).decode()
 
 
@@ -122,7 +129,7 @@ def load_elsewhere(files: dict[str, bytes], folder: Path, rows: int) -> None:
 GOLDEN = FIXTURES / "block_f32.safetensors"
 
 
-@pytest.mark.parametrize("compiler", [worker.STANDALONE, worker.AHEAD_OF_TIME])
+@pytest.mark.parametrize("compiler", [artifact.STANDALONE, artifact.AHEAD_OF_TIME])
 @pytest.mark.parametrize("shape", [None, 5])
 def test_a_program_becomes_an_artifact_that_loads_anywhere(
     tmp_path: Path, compiler: str, shape: int | None
@@ -130,10 +137,10 @@ def test_a_program_becomes_an_artifact_that_loads_anywhere(
     node = Node(tmp_path / "worker")
     number, ready = node.ready
     assert number == 1
-    fingerprints = [list(worker.decode(v)) for n, v in worker.decode(ready) if n == 1]
+    fingerprints = [list(messages.decode(v)) for n, v in messages.decode(ready) if n == 1]
     names = [bytes(dict(f)[1]).decode() for f in fingerprints]
-    assert names == [worker.AHEAD_OF_TIME, worker.STANDALONE]
-    pairs = [dict(worker.decode(v)) for n, v in fingerprints[0] if n == 2]
+    assert names == [artifact.AHEAD_OF_TIME, artifact.STANDALONE]
+    pairs = [dict(messages.decode(v)) for n, v in fingerprints[0] if n == 2]
     tools = {bytes(p[1]).decode(): bytes(p[2]).decode() for p in pairs}
     assert tools["torch"] == torch.__version__
     for tool in [
@@ -152,7 +159,7 @@ def test_a_program_becomes_an_artifact_that_loads_anywhere(
     message = job((FIXTURES / BLOCK).read_bytes(), compiler=compiler, runtime_shape=shape)
     files = files_of(node.ask(message))
     said = json.loads(files["meta.json"])
-    assert set(files) == {worker.MODULES[compiler], "meta.json"}
+    assert set(files) == {artifact.MODULES[compiler], "meta.json"}
     assert [i["kind"] for i in said["inputs"]] == ["parameter"] * 4 + ["user_input"]
     assert said["runtime_shape"] == shape
     load_elsewhere(files, tmp_path / "elsewhere", shape or 7)
@@ -173,8 +180,8 @@ def test_constants_are_brought_along_and_weights_are_not(tmp_path: Path) -> None
     module, x = Scaled().eval(), torch.randn(3, 8)
     buffer = io.BytesIO()
     torch.export.save(torch.export.export(module, (x,)), buffer)
-    files = worker.compile_program(
-        worker.Job(archive=buffer.getvalue(), device="cpu"), scratch(tmp_path)
+    files = compiling.compile_program(
+        messages.Job(archive=buffer.getvalue(), device="cpu"), scratch(tmp_path)
     )
     weights = module.linear.weight.detach().numpy().tobytes()
     assert weights not in files["artifact.bin"], "a weight was baked in"
@@ -182,7 +189,7 @@ def test_constants_are_brought_along_and_weights_are_not(tmp_path: Path) -> None
     folder.mkdir()
     for name, data in files.items():
         (folder / name).write_bytes(data)
-    loaded = worker.load_artifact(folder)
+    loaded = artifact.load_artifact(folder)
     state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     with torch.no_grad():
         for one, expected in zip(loaded.bind(state)(x), module(x), strict=True):
@@ -211,12 +218,12 @@ def test_a_dynamic_artifact_refuses_sizes_that_it_is_not_for(tmp_path: Path) -> 
     program = torch.export.export(Pooled(), example, dynamic_shapes=({0: b, 1: t}, None))
     buffer = io.BytesIO()
     torch.export.save(program, buffer)
-    files = worker.compile_program(worker.Job(archive=buffer.getvalue()), scratch(tmp_path))
+    files = compiling.compile_program(messages.Job(archive=buffer.getvalue()), scratch(tmp_path))
     folder = tmp_path / "artifact"
     folder.mkdir()
     for name, data in files.items():
         (folder / name).write_bytes(data)
-    loaded = worker.load_artifact(folder)
+    loaded = artifact.load_artifact(folder)
     for sizes in [(8, 16), (2, 64), (33, 3)]:
         x = torch.randn(*sizes, 24)
         torch.testing.assert_close(loaded(x, example[1])[0], Pooled()(x, example[1]))
@@ -259,8 +266,8 @@ def test_nothing_of_an_archive_is_unpickled_or_evaluated(tmp_path: Path) -> None
     pickled[f"{prefix}data/weights/model_weights_config.json"] = json.dumps(config).encode()
     pickled[f"{prefix}data/sample_inputs/model.pt"] = bomb
     pickled[f"{prefix}data/constants/custom_obj_0"] = bomb
-    program = worker.read_program(repacked(**pickled), "cpu")
-    assert len(program.inputs) == 5
+    read = program.read_program(repacked(**pickled), "cpu")
+    assert len(read.inputs) == 5
     assert not Path(Bomb.mark).exists()
 
     model = f"{prefix}models/model.json"
@@ -277,9 +284,9 @@ def test_nothing_of_an_archive_is_unpickled_or_evaluated(tmp_path: Path) -> None
     ):
         tree = json.loads(text)
         replace_expressions(tree, evil)
-        with pytest.raises(worker.Refused, match="no size") as refused:
-            worker.read_program(repacked(**{model: json.dumps(tree).encode()}), "cpu")
-        assert refused.value.kind == worker.INVALID_INPUT, evil
+        with pytest.raises(refused.Refused, match="no size") as caught:
+            program.read_program(repacked(**{model: json.dumps(tree).encode()}), "cpu")
+        assert caught.value.kind == refused.INVALID_INPUT, evil
     assert not Path(Bomb.mark).exists()
 
 
@@ -312,13 +319,13 @@ def replace_expressions(node: object, text: str) -> None:
     ],
 )
 def test_odd_options_are_refused(name: str, value: object, told: str) -> None:
-    with pytest.raises(worker.Refused, match=told) as refused:
-        worker.check_options({name: value})
-    assert refused.value.kind == worker.INVALID_INPUT
+    with pytest.raises(refused.Refused, match=told) as caught:
+        options.check_options({name: value})
+    assert caught.value.kind == refused.INVALID_INPUT
 
 
 def test_plain_options_pass() -> None:
-    worker.check_options(
+    options.check_options(
         {
             "max_autotune": True,
             "epilogue_fusion": False,
@@ -332,17 +339,17 @@ def test_plain_options_pass() -> None:
 
 @pytest.mark.parametrize("size", [0, 1 << 50])
 def test_a_runtime_shape_beyond_the_exported_range_is_refused(size: int) -> None:
-    program = worker.read_program((FIXTURES / BLOCK).read_bytes(), "cpu")
-    with pytest.raises(worker.Refused, match="exported range"):
-        worker.example_inputs(program, size)
+    read = program.read_program((FIXTURES / BLOCK).read_bytes(), "cpu")
+    with pytest.raises(refused.Refused, match="exported range"):
+        examples.example_inputs(read, size)
 
 
 def test_a_runtime_shape_fixes_every_size() -> None:
-    program = worker.read_program((FIXTURES / BLOCK).read_bytes(), "cpu")
-    inputs, shapes = worker.example_inputs(program, 5)
+    read = program.read_program((FIXTURES / BLOCK).read_bytes(), "cpu")
+    inputs, shapes = examples.example_inputs(read, 5)
     assert shapes == "from_example_inputs"
     assert tuple(inputs[-1].shape) == (5, 9, 72)
-    inputs, shapes = worker.example_inputs(program, None)
+    inputs, shapes = examples.example_inputs(read, None)
     assert shapes == "from_graph"
     assert isinstance(inputs[-1].shape[0], torch.SymInt)
 
@@ -351,26 +358,26 @@ def test_messages_are_protobufs() -> None:
     """Against the real protobuf, where it is installed."""
     descriptor_pb2 = pytest.importorskip("google.protobuf.descriptor_pb2")
     theirs = descriptor_pb2.FieldDescriptorProto(name="ü" * 100, number=70_000, default_value="x")
-    ours = worker.encode((1, "ü" * 100), (3, 70_000), (7, "x"))
+    ours = messages.encode((1, "ü" * 100), (3, 70_000), (7, "x"))
     assert descriptor_pb2.FieldDescriptorProto.FromString(ours) == theirs
     read = {
         n: v if isinstance(v, int) else bytes(v).decode()
-        for n, v in worker.decode(theirs.SerializeToString())
+        for n, v in messages.decode(theirs.SerializeToString())
     }
     assert read == {1: "ü" * 100, 3: 70_000, 7: "x"}
     for bad in (b"\x0a\x05ab", b"\x80", b"\x0d\x00\x00\x00\x00"):
         with pytest.raises(ValueError):
-            list(worker.decode(bad))
+            list(messages.decode(bad))
 
 
 def test_what_is_wrong_with_a_request_is_told(tmp_path: Path) -> None:
     node = Node(tmp_path / "worker")
     kind, told = failure_of(node.ask(job(b"not a zip")))
-    assert (kind, "not a .pt2" in told) == (worker.INVALID_INPUT, True)
-    gpu = worker.Job(archive=b"", device="cuda", compute=10)
-    with pytest.raises(worker.Refused, match="gpu_10") as refused:
-        worker.compile_program(gpu, tmp_path)
-    assert refused.value.kind == worker.TOOLCHAIN_MISSING
+    assert (kind, "not a .pt2" in told) == (refused.INVALID_INPUT, True)
+    gpu = messages.Job(archive=b"", device="cuda", compute=10)
+    with pytest.raises(refused.Refused, match="gpu_10") as caught:
+        compiling.compile_program(gpu, tmp_path)
+    assert caught.value.kind == refused.TOOLCHAIN_MISSING
 
 
 def test_the_worker_ends_with_its_node(tmp_path: Path) -> None:

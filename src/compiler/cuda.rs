@@ -7,13 +7,12 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use kiln_proto::{BinaryKind, Components, Failure, FailureKind, Fingerprint};
+use kiln_proto::{BinaryKind, Failure, FailureKind, Fingerprint};
 use tokio_util::sync::CancellationToken;
 
 use super::{
     CompileInput, Compiler, CudaSource, Job, Limits, Output, Prepared, Source,
     registry::Engine,
-    request::common_components,
     worker::{Compiled, Octets, Program, SOURCE_NAME, module_file},
 };
 
@@ -66,8 +65,7 @@ impl Compiler for CudaCompiler {
             ));
         }
         let options = cuda.nvrtc_options()?;
-        let mut components = vec![cuda.graph(), CudaSource::inputs(), options.component()];
-        components.extend(common_components(input, fingerprint, None));
+        let own = [cuda.graph(), CudaSource::inputs(), options.component()];
         let program = Program {
             source: Octets(cuda.source.clone()),
             headers: cuda.headers.iter().map(|(n, t)| (n.clone(), Octets(t.clone()))).collect(),
@@ -77,14 +75,8 @@ impl Compiler for CudaCompiler {
             memory_bytes: 0,
             cpu_seconds: 0,
         };
-        Ok(Prepared {
-            components: Components::new(components),
-            fingerprint: fingerprint.clone(),
-            target: input.target,
-            label: cuda.name.clone(),
-            namespace: input.namespace.clone(),
-            job: Job::Nvrtc { program, extra: Vec::new() },
-        })
+        let job = Job::Nvrtc { program, extra: Vec::new() };
+        Ok(Prepared::new(input, fingerprint, own, None, String::new(), job))
     }
 
     async fn compile(

@@ -8,15 +8,10 @@ use std::time::Instant;
 use async_trait::async_trait;
 use bytes::Bytes;
 use kiln_native::{Identity, eager::Eager};
-use kiln_proto::{
-    Component, Components, Failure, FailureKind, Fingerprint, Hasher, KeyField, Target, component,
-};
+use kiln_proto::{Component, Failure, FailureKind, Fingerprint, Target, component};
 use tokio_util::sync::CancellationToken;
 
-use super::{
-    CompileInput, Compiler, Files, Job, Limits, Output, Prepared, Source,
-    request::common_components,
-};
+use super::{CompileInput, Compiler, Files, Job, Limits, Output, Prepared, Source, generated};
 
 /// Of what a core program means to the interpreter.
 const INTERPRETER: &str = "1";
@@ -46,9 +41,7 @@ impl Compiler for EagerCompiler {
     ) -> Result<Prepared, Failure> {
         input.validate()?;
         let incompatible = |why: String| Err(Failure::new(FailureKind::Incompatible, why));
-        let Source::Program { name, archive } = &input.source else {
-            return incompatible(format!("the eager compiler takes no {}", input.source.form()));
-        };
+        let archive = input.source.program(self.name())?;
         if input.target != Target::any() {
             let target = input.target;
             return incompatible(format!("`eager` runs on the CPU, not on {target}: ask for cpu"));
@@ -60,16 +53,11 @@ impl Compiler for EagerCompiler {
         let Identity { graph, inputs, name: own_name } = kiln_native::identify(archive)?;
         let files = Eager::new(&kiln_native::read_graph(archive)?)?.files()?;
         let files: Files = files.into_iter().map(|(path, f)| (path, Bytes::from(f))).collect();
-        let mut components = vec![graph, inputs, Component::new(component::OPTIONS, Vec::new())];
-        components.extend(common_components(input, fingerprint, Some(generated(&files))));
-        Ok(Prepared {
-            components: Components::new(components),
-            fingerprint: fingerprint.clone(),
-            target: input.target,
-            label: if name.is_empty() { own_name } else { name.clone() },
-            namespace: input.namespace.clone(),
-            job: Job::Done { files, seconds: started.elapsed().as_secs_f64() },
-        })
+        let parts = files.iter().flat_map(|(path, bytes)| [path.as_bytes(), bytes]);
+        let generated = generated(parts);
+        let own = [graph, inputs, Component::new(component::OPTIONS, Vec::new())];
+        let job = Job::Done { files, seconds: started.elapsed().as_secs_f64() };
+        Ok(Prepared::new(input, fingerprint, own, Some(generated), own_name, job))
     }
 
     /// Nothing is left to do.
@@ -87,15 +75,4 @@ impl Compiler for EagerCompiler {
         let (files, seconds) = prepared.done()?;
         Ok(Output { files: files.clone(), compile_seconds: seconds, log: String::new() })
     }
-}
-
-/// All files, as one field of the key: a graph that comes out otherwise in a
-/// newer Kiln is another artifact.
-fn generated(files: &Files) -> KeyField {
-    let mut hasher = Hasher::new();
-    for part in files.iter().flat_map(|(path, bytes)| [path.as_bytes(), bytes]) {
-        hasher.update(&(part.len() as u64).to_be_bytes());
-        hasher.update(part);
-    }
-    KeyField::new("generated", format!("blake3:{}", hasher.finalize().to_hex())).derived()
 }

@@ -9,15 +9,14 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use async_trait::async_trait;
 use kiln_proto::{
-    BinaryKind, Component, Components, Failure, FailureKind, Fingerprint, KeyField, Target,
-    component,
+    BinaryKind, Component, Failure, FailureKind, Fingerprint, KeyField, Target, component,
 };
 use tokio_util::sync::CancellationToken;
 
 use super::{
     CompileInput, Compiler, Job, Limits, Output, Prepared, Source,
     python::{self, Python},
-    request::{common_components, invalid},
+    request::invalid,
 };
 
 /// Shapes above this are worth a search for the best kernels.
@@ -74,15 +73,11 @@ impl Compiler for InductorCompiler {
         fingerprint: &Fingerprint,
     ) -> Result<Prepared, Failure> {
         input.validate()?;
-        let Source::Program { name, archive } = &input.source else {
-            let why = format!("{} takes no {}", self.name, input.source.form());
-            return Err(Failure::new(FailureKind::Incompatible, why));
-        };
+        let archive = input.source.program(self.name)?;
         let options = Options::merge(&input.options, &input.target)?;
         let kiln_native::Identity { graph, inputs, name: own_name } =
             kiln_native::identify(archive)?;
-        let mut components = vec![graph, inputs, options.component()];
-        components.extend(common_components(input, fingerprint, None));
+        let own = [graph, inputs, options.component()];
         let job = python::Job {
             fingerprint: fingerprint.clone(),
             archive: archive.clone(),
@@ -91,14 +86,7 @@ impl Compiler for InductorCompiler {
             device: options.device,
             compute: input.target.compute,
         };
-        Ok(Prepared {
-            components: Components::new(components),
-            fingerprint: fingerprint.clone(),
-            target: input.target,
-            label: if name.is_empty() { own_name } else { name.clone() },
-            namespace: input.namespace.clone(),
-            job: Job::Python(job),
-        })
+        Ok(Prepared::new(input, fingerprint, own, None, own_name, Job::Python(job)))
     }
 
     async fn compile(

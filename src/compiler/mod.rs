@@ -10,6 +10,7 @@ mod eager_compiler;
 mod inductor;
 mod native_compiler;
 mod options;
+mod prepared;
 mod python;
 mod registry;
 mod request;
@@ -20,13 +21,15 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use kiln_proto::{Components, Failure, FailureKind, Fingerprint, Target};
+use kiln_proto::{Failure, Fingerprint};
 use tokio_util::sync::CancellationToken;
 
+use self::prepared::{Files, Job, generated};
 pub use cuda::CudaCompiler;
 pub use eager_compiler::EagerCompiler;
 pub use inductor::InductorCompiler;
 pub use native_compiler::NativeCompiler;
+pub use prepared::Prepared;
 pub use python::PythonSettings;
 pub use registry::{CompilerSettings, Compilers};
 pub use request::{CompileInput, CudaSource, Source};
@@ -63,67 +66,6 @@ pub trait Compiler: Send + Sync {
         limits: &Limits,
         stop: CancellationToken,
     ) -> Result<Output, Failure>;
-}
-
-/// A request with everything that its key and its compile need.
-#[derive(Debug, Clone)]
-pub struct Prepared {
-    /// What decides the key.
-    pub components: Components,
-    /// The toolchain that the key is for: only an equal one may compile it.
-    pub fingerprint: Fingerprint,
-    /// What the output runs on.
-    pub target: Target,
-    /// A name to show; in no key.
-    pub label: String,
-    /// Tenant.
-    pub namespace: String,
-    job: Job,
-}
-
-/// Relative path and bytes of each.
-type Files = Vec<(String, Bytes)>;
-
-/// What the child does.
-#[derive(Debug, Clone)]
-enum Job {
-    /// One NVRTC program, and the files that need no compiler: they are added as they are.
-    Nvrtc { program: worker::Program, extra: Files },
-    /// One exported program in Python.
-    Python(python::Job),
-    /// Nothing: preparing took that many seconds and gave the files.
-    Done { files: Files, seconds: f64 },
-}
-
-impl Prepared {
-    /// The NVRTC program and the further files, of a compiler that has such.
-    fn nvrtc(&self) -> Result<(&worker::Program, &Files), Failure> {
-        match &self.job {
-            Job::Nvrtc { program, extra } => Ok((program, extra)),
-            _ => Err(self.misplaced()),
-        }
-    }
-
-    /// The Python job, of a compiler that has such.
-    fn python(&self) -> Result<&python::Job, Failure> {
-        match &self.job {
-            Job::Python(job) => Ok(job),
-            _ => Err(self.misplaced()),
-        }
-    }
-
-    /// The files and the seconds that they took, of a compiler that is done.
-    fn done(&self) -> Result<(&Files, f64), Failure> {
-        match &self.job {
-            Job::Done { files, seconds } => Ok((files, *seconds)),
-            _ => Err(self.misplaced()),
-        }
-    }
-
-    fn misplaced(&self) -> Failure {
-        let why = format!("a job of {} went to another compiler", self.fingerprint.compiler);
-        Failure::new(FailureKind::Incompatible, why)
-    }
 }
 
 /// An artifact's files, before they are packed.

@@ -7,17 +7,14 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use kiln_proto::{
-    Component, Components, Failure, FailureKind, Fingerprint, Hasher, KeyField, component,
-};
+use kiln_proto::{Component, Failure, FailureKind, Fingerprint, KeyField, component};
 use tokio_util::sync::CancellationToken;
 
 use kiln_native::{self as native, Lowered};
 
 use super::{
-    CompileInput, Compiler, Job, Limits, Output, Prepared, Source,
+    CompileInput, Compiler, Job, Limits, Output, Prepared, Source, generated,
     registry::Engine,
-    request::common_components,
     worker::{Compiled, Octets, Program, module_file},
 };
 
@@ -55,24 +52,21 @@ impl Compiler for NativeCompiler {
         fingerprint: &Fingerprint,
     ) -> Result<Prepared, Failure> {
         input.validate()?;
-        let Source::Program { name, archive } = &input.source else {
-            let why = format!("the native compiler takes no {}", input.source.form());
-            return Err(Failure::new(FailureKind::Incompatible, why));
-        };
+        let archive = input.source.program(self.name())?;
         let mut lowered = native::lower(archive, &input.options, input.target)?;
         let nvrtc = fingerprint.versions.get("nvrtc").map_or("", String::as_str);
         lowered.nvrtc_options.extend(split(kernels(&lowered), nvrtc).map(str::to_owned));
         let plan = serde_json::to_vec_pretty(&lowered.plan).map_err(|e| {
             Failure::new(FailureKind::Crashed, format!("write the launch plan: {e}"))
         })?;
-        let generated = generated(&lowered, &plan);
+        // All that NVRTC and the caller are given.
+        let flags = lowered.nvrtc_options.iter().map(String::as_bytes);
+        let generated = generated([lowered.source.as_bytes(), &plan].into_iter().chain(flags));
         let lowered_target = lowered.target;
         let Lowered { graph, inputs, source, nvrtc_options, options, name: own_name, .. } = lowered;
         // Merged: an option given with its default is no other request.
         let options = options.into_iter().map(|(name, value)| KeyField::new(name, value));
         let options = Component::new(component::OPTIONS, options.collect());
-        let mut components = vec![graph, inputs, options];
-        components.extend(common_components(input, fingerprint, Some(generated)));
         let source = Bytes::from(source);
         let program = Program {
             source: Octets(source.clone()),
@@ -85,14 +79,9 @@ impl Compiler for NativeCompiler {
         };
         let extra =
             vec![("kernels.cu".to_owned(), source), ("plan.json".to_owned(), Bytes::from(plan))];
-        Ok(Prepared {
-            components: Components::new(components),
-            fingerprint: fingerprint.clone(),
-            target: input.target,
-            label: if name.is_empty() { own_name } else { name.clone() },
-            namespace: input.namespace.clone(),
-            job: Job::Nvrtc { program, extra },
-        })
+        let job = Job::Nvrtc { program, extra };
+        let own = [graph, inputs, options];
+        Ok(Prepared::new(input, fingerprint, own, Some(generated), own_name, job))
     }
 
     async fn compile(
@@ -130,17 +119,6 @@ fn split(kernels: usize, nvrtc: &str) -> Option<&'static str> {
     // Those before 13 were not measured.
     let major = nvrtc.split('.').next().and_then(|major| major.parse::<u32>().ok());
     (kernels >= 4 && major >= Some(13)).then_some("--split-compile=8")
-}
-
-/// All that NVRTC and the caller are given, as one field of the key.
-fn generated(lowered: &Lowered, plan: &[u8]) -> KeyField {
-    let mut hasher = Hasher::new();
-    let flags = lowered.nvrtc_options.iter().map(String::as_bytes);
-    for part in [lowered.source.as_bytes(), plan].into_iter().chain(flags) {
-        hasher.update(&(part.len() as u64).to_be_bytes());
-        hasher.update(part);
-    }
-    KeyField::new("generated", format!("blake3:{}", hasher.finalize().to_hex())).derived()
 }
 
 #[cfg(test)]

@@ -81,6 +81,17 @@ impl Source {
         }
     }
 
+    /// The archive of an exported program: all that the compiler named takes.
+    pub(super) fn program(&self, compiler: &str) -> Result<&Bytes, Failure> {
+        match self {
+            Self::Program { archive, .. } => Ok(archive),
+            other => Err(Failure::new(
+                FailureKind::Incompatible,
+                format!("the {compiler} compiler takes no {}", other.form()),
+            )),
+        }
+    }
+
     /// The name to show.
     pub fn label(&self) -> &str {
         match self {

@@ -16,21 +16,21 @@ mod answer;
 mod counters;
 mod fetch;
 mod flight;
+mod publish;
 mod report;
 mod route;
+mod stored;
 
 use std::{
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::{Instant, SystemTime},
+    time::Instant,
 };
 
-use kiln_cluster::{Acquired, Entry, Index, Lease, Published, Put, PutMode};
-use kiln_proto::{
-    ArtifactKey, Failure, FailureKind, Fingerprint, Manifest, NodeIdentity, SignedManifest,
-};
+use kiln_cluster::{Acquired, Index, Lease, Published};
+use kiln_proto::{ArtifactKey, Failure, FailureKind, Fingerprint, Manifest, NodeIdentity};
 use tokio::{sync::watch, time::timeout_at};
 use tokio_util::sync::CancellationToken;
 
@@ -42,8 +42,7 @@ pub use self::{
     report::Reporter,
 };
 use crate::{
-    artifact,
-    cache::{Blob, Hints, Priority, Tiers},
+    cache::{Hints, Priority, Tiers},
     compiler::{Compiler, Compilers, Output, Prepared},
     error::Error,
 };
@@ -169,85 +168,6 @@ impl Manager {
         }
     }
 
-    /// A stored artifact with its bytes.
-    pub async fn load(&self, key: &ArtifactKey, namespace: &str) -> Result<Answer, Error> {
-        let result = match self.find(key, namespace).await {
-            Ok(found) => found.ok_or(Error::NotFound(*key)),
-            Err(e) => Err(e),
-        };
-        self.counters.ended(&result);
-        result
-    }
-
-    /// The artifact of an entry that the caller looked up; `None`: its bytes can
-    /// be had nowhere.
-    pub async fn open(&self, entry: &Entry, namespace: &str) -> Result<Option<Answer>, Error> {
-        let result = match self.bring(entry, namespace, Outcome::Hit).await {
-            Ok(Some(found)) => Ok(found),
-            Ok(None) => {
-                self.counters.lost();
-                return Ok(None);
-            }
-            Err(e) => Err(e),
-        };
-        self.counters.ended(&result);
-        result.map(Some)
-    }
-
-    /// Brings an entry's bytes into the local tiers, uncounted. False: had already.
-    pub async fn warm(&self, entry: &Entry) -> Result<bool, Error> {
-        let manifest = self.verify(entry)?;
-        if self.fetcher.local(&manifest.pack_digest).await?.is_some() {
-            return Ok(false);
-        }
-        let Some((pack, _)) = self.fetcher.remote(entry, &manifest).await? else {
-            return Ok(false);
-        };
-        self.tiers.insert(&pack, hints(&manifest, entry.pinned)).await;
-        Ok(true)
-    }
-
-    /// Publishes an artifact that a client compiled under `lease`: durable here
-    /// first, then committed. The manifest's producer becomes this node.
-    pub async fn save(
-        &self,
-        lease: &Lease,
-        manifest: Manifest,
-        pack: Blob,
-    ) -> Result<(bool, Arc<SignedManifest>), Error> {
-        if manifest.key != *lease.key() {
-            return Err(Error::Invalid("the manifest is for another key than the lease".into()));
-        }
-        let refuse = |e: kiln_proto::ManifestError| Error::Invalid(e.to_string());
-        let signed = self.identity.sign(manifest).map_err(refuse)?;
-        let manifest = signed.read_unverified().map_err(refuse)?;
-        artifact::verify_files(&manifest, &pack).map_err(|e| Error::Invalid(e.to_string()))?;
-        let published = self.commit(lease, &signed, &manifest, &pack).await?;
-        Ok(match published {
-            Published::Committed(_) => (true, Arc::new(signed)),
-            Published::Existing(entry) => (false, entry.manifest),
-        })
-    }
-
-    /// Commits what another tool stores under a key of its own: durable here
-    /// first. The manifest's producer and time become this node's.
-    pub async fn put(&self, manifest: Manifest, pack: &Blob, mode: PutMode) -> Result<Put, Error> {
-        if !manifest.replaceable() {
-            return Err(Error::Invalid("only a lease's holder may publish this key".into()));
-        }
-        let refuse = |e: kiln_proto::ManifestError| Error::Invalid(e.to_string());
-        let signed = self.identity.sign(Manifest { created_unix_ms: now_unix_ms(), ..manifest });
-        let signed = signed.map_err(refuse)?;
-        let manifest = signed.read_unverified().map_err(refuse)?;
-        artifact::verify_files(&manifest, pack).map_err(|e| Error::Invalid(e.to_string()))?;
-        self.tiers.insert(pack, hints(&manifest, false)).await;
-        let put = self.index.put(signed, mode).await?;
-        if let Put::Committed(_) = &put {
-            self.upload(&manifest).await;
-        }
-        Ok(put)
-    }
-
     /// The compiler that is asked, and the prepared key.
     async fn select(&self, request: &Request) -> Result<(Arc<dyn Compiler>, Arc<Prepared>), Error> {
         let compiler = self.compilers.select(&request.backend, &request.input)?;
@@ -272,62 +192,6 @@ impl Manager {
             let known = nodes.into_iter().flat_map(|(_, node)| node.facts.compilers);
             known.filter(|f| f.compiler == compiler.name()).max().ok_or(missing.into())
         })
-    }
-
-    /// A hit, or `None` for a miss. Bytes that are gone everywhere are a miss.
-    async fn find(&self, key: &ArtifactKey, namespace: &str) -> Result<Option<Answer>, Error> {
-        match self.index.lookup(key)? {
-            None => Ok(None),
-            Some(entry) => self.bring(&entry, namespace, Outcome::Hit).await,
-        }
-    }
-
-    /// An entry's artifact, verified, with backfill into the local tiers.
-    async fn bring(
-        &self,
-        entry: &Entry,
-        namespace: &str,
-        outcome: Outcome,
-    ) -> Result<Option<Answer>, Error> {
-        let manifest = self.verify(entry)?;
-        if manifest.namespace != namespace {
-            // The namespace is part of the key: only a forged request gets here.
-            return Ok(None);
-        }
-        let (pack, origin) = match self.fetcher.local(&manifest.pack_digest).await? {
-            Some(found) => found,
-            None => match self.fetcher.remote(entry, &manifest).await? {
-                None => return Ok(None),
-                Some((pack, origin)) => {
-                    self.tiers.insert(&pack, hints(&manifest, entry.pinned)).await;
-                    (pack, origin)
-                }
-            },
-        };
-        self.reporter.hit(entry.key);
-        let signed = entry.manifest.clone();
-        Ok(Some(Answer { signed, manifest, pack, outcome, origin: Some(origin) }))
-    }
-
-    fn verify(&self, entry: &Entry) -> Result<Arc<Manifest>, Error> {
-        let id = (entry.key, entry.epoch);
-        if let Some(known) = self.verified.get(&id) {
-            return Ok(known);
-        }
-        let checked = match self.index.node(entry.manifest.signer) {
-            Some(signer) => entry.manifest.verify(&signer.key, &entry.key).map_err(Error::from),
-            None => Err(Failure::new(
-                FailureKind::Corrupt,
-                format!("the manifest's signer {} was never a member", entry.manifest.signer),
-            )
-            .into()),
-        };
-        let manifest = Arc::new(checked.inspect_err(|e| {
-            self.counters.bad_manifest();
-            tracing::error!(key = %entry.key, error = %e, "a manifest in the index is refused");
-        })?);
-        self.verified.insert(id, manifest.clone());
-        Ok(manifest)
     }
 
     /// One flight: acquire until there is an artifact or a reason why not.
@@ -423,28 +287,6 @@ impl Manager {
         }
     }
 
-    /// Durable here, then committed, then queued for L3.
-    async fn commit(
-        &self,
-        lease: &Lease,
-        signed: &SignedManifest,
-        manifest: &Manifest,
-        pack: &Blob,
-    ) -> Result<Published, Error> {
-        self.tiers.insert(pack, hints(manifest, false)).await;
-        let published = self.index.publish(lease, signed.clone()).await?;
-        if let Published::Committed(_) = &published {
-            self.upload(manifest).await;
-        }
-        Ok(published)
-    }
-
-    async fn upload(&self, manifest: &Manifest) {
-        if let Err(e) = self.tiers.enqueue_upload(&manifest.pack_digest).await {
-            tracing::warn!(pack = %manifest.pack_digest, error = %e, "the upload is not queued");
-        }
-    }
-
     async fn run(&self, compiler: &dyn Compiler, prepared: &Prepared) -> Result<Output, Error> {
         let started = Instant::now();
         let output =
@@ -452,32 +294,6 @@ impl Manager {
         let seconds = output.as_ref().ok().map(|_| started.elapsed().as_secs_f64());
         self.counters.ran(compiler.name(), seconds);
         Ok(output?)
-    }
-
-    fn sign(
-        &self,
-        prepared: &Prepared,
-        output: Output,
-    ) -> Result<(Arc<SignedManifest>, Arc<Manifest>, Blob), Error> {
-        let (pack, files) =
-            artifact::pack(output.files).map_err(|e| Error::Storage(e.to_string()))?;
-        let manifest = Manifest {
-            key: prepared.components.key(),
-            namespace: prepared.namespace.clone(),
-            components: prepared.components.clone(),
-            fingerprint: prepared.fingerprint.clone(),
-            target: prepared.target,
-            files,
-            pack_digest: pack.digest(),
-            pack_size: pack.size(),
-            producer: self.identity.node,
-            compile_seconds: output.compile_seconds,
-            created_unix_ms: now_unix_ms(),
-            label: prepared.label.clone(),
-        };
-        let signed = self.identity.sign(manifest)?;
-        let manifest = signed.read_unverified()?;
-        Ok((Arc::new(signed), Arc::new(manifest), pack))
     }
 }
 
@@ -498,12 +314,6 @@ async fn watch_flight(
             return Err(Failure::new(FailureKind::Crashed, why).into());
         }
     }
-}
-
-/// This node's clock: information only, no decision rests on it.
-fn now_unix_ms() -> u64 {
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    now.as_millis() as u64
 }
 
 fn hints(manifest: &Manifest, pinned: bool) -> Hints {

@@ -6,37 +6,31 @@
 
 use super::*;
 
-/// Runs the worker's source with its compile exchanged for `compile`.
+/// Runs the worker with its compile exchanged for `compile`.
 fn interpreter(compile: &str) -> (tempfile::TempDir, PathBuf) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("python");
     let text = format!(
         r#"#!/usr/bin/env python3
 import os, subprocess, sys, time, types
-def read(n):
-    got = b""
-    while len(got) < n:
-        got += os.read(0, n - len(got))
-    return got
 for name in ("torch", "torch._inductor", "torch._inductor.config"):
     parent, _, last = name.rpartition(".")
     sys.modules[name] = types.ModuleType(name)
     if parent:
         setattr(sys.modules[parent], last, sys.modules[name])
-worker = {{"__name__": "worker"}}
-sys.modules["worker"] = types.ModuleType("worker")
-exec(compile(read(int.from_bytes(read(4), "big")), "worker", "exec"), worker)
-Refused = worker["Refused"]
+bootstrap = {{"__name__": "bootstrap"}}
+exec(sys.argv[-1], bootstrap)
+bootstrap["install"]()
+from kiln_worker import process
+from kiln_worker.refused import Refused
 def compile_program(job, folder):
     (folder / "trace").write_text("left behind")
     {compile}
-worker.update(
-    compile_program=compile_program,
-    versions=lambda: {{"torch": "1.2", "cuda": "none"}},
-    compute_capability=lambda: 0,
-    compilers=lambda: ["inductor", "inductor-standalone"],
-)
-worker["main"]()
+process.compile_program = compile_program
+process.versions = lambda: {{"torch": "1.2", "cuda": "none"}}
+process.compute_capability = lambda: 0
+process.compilers = lambda: ["inductor", "inductor-standalone"]
+process.main()
 "#
     );
     std::fs::write(&path, text).unwrap();

@@ -12,6 +12,7 @@
 //! tenant's program did there would be next to the next tenant's.
 
 mod probe;
+mod source;
 mod tongue;
 
 use std::{path::Path, sync::Arc};

@@ -43,7 +43,7 @@ impl Remembered {
             path: interpreter.to_owned(),
             bytes: meta.len(),
             modified: meta.modified()?,
-            worker: kiln_proto::Digest::of(super::tongue::SOURCE.as_bytes()).to_string(),
+            worker: kiln_proto::Digest::of(&super::source::modules()?).to_string(),
         };
         Ok(Self { file: folder.join("python.json"), of })
     }

@@ -1,6 +1,6 @@
-//! Python's workers: the source that they run, and the messages (`worker.proto`).
+//! Python's workers: how they are started, and the messages (`worker.proto`).
 //!
-//! Invariant: a worker runs the source that is in this binary, isolated (`-I`):
+//! Invariant: a worker runs the sources that are in this binary, isolated (`-I`):
 //! neither the daemon's environment nor a folder of the caller's adds to it.
 
 use std::{ffi::OsString, io, path::PathBuf, time::Duration};
@@ -9,27 +9,11 @@ use bytes::Bytes;
 use kiln_proto::{Failure, FailureKind, Fingerprint, convert, pb};
 use prost::Message;
 
+use super::source;
 use crate::compiler::{
     Limits,
     worker::{Answer, Launch, Tongue},
 };
-
-/// What a worker runs.
-pub(super) const SOURCE: &str = include_str!("../../../python/kiln_torch/worker.py");
-
-/// Reads the source from stdin, where the messages come after it, and runs it.
-const BOOTSTRAP: &str = "\
-import os, sys
-def read(n):
-    got = b''
-    while len(got) < n:
-        more = os.read(0, n - len(got))
-        if not more:
-            sys.exit(1)
-        got += more
-    return got
-exec(compile(read(int.from_bytes(read(4), 'big')), '<kiln worker>', 'exec'))
-";
 
 /// What a compiler and its libraries are found by.
 const PASSED_ON: [&str; 6] = [
@@ -81,7 +65,7 @@ impl Snake {
         let passed = PASSED_ON.iter();
         let environment: Vec<(OsString, OsString)> =
             passed.filter_map(|name| Some(((*name).into(), std::env::var_os(name)?))).collect();
-        let arguments = ["-I", "-B", "-c", BOOTSTRAP].map(OsString::from).to_vec();
+        let arguments = ["-I", "-B", "-c", source::BOOTSTRAP].map(OsString::from).to_vec();
         let launch = Launch { program: interpreter, arguments, environment, folder, private: true };
         Self { launch }
     }
@@ -105,7 +89,7 @@ impl Tongue for Snake {
     }
 
     fn hello(&self) -> io::Result<Vec<u8>> {
-        Ok(SOURCE.as_bytes().to_vec())
+        source::modules()
     }
 
     fn ready(&self, message: &[u8]) -> io::Result<Answer<Vec<Fingerprint>>> {

@@ -7,15 +7,18 @@
 //! Invariant: a statement stands after those that it needs, and a load is made
 //! only where its guards hold.
 
+mod statement;
+mod walk;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
+use self::statement::{Name, Scope, Statement, text_of};
+use super::{params::Params, table};
 use crate::{
     core::Domain,
-    loops::{Expr, Exprs, Id, Source},
-    size::{Atom, Size},
+    loops::{Expr, Exprs, Id},
+    size::Size,
 };
-
-use super::table;
 
 /// The chunk of the innermost variable.
 pub(super) const CHUNK: usize = 100;
@@ -24,74 +27,6 @@ pub(super) const LANE: usize = 101;
 
 /// Conditions under which a value is needed: each holds or does not.
 type Guards = Vec<(Id, bool)>;
-
-/// What a kernel reads and writes, in the order of its parameters.
-#[derive(Debug, Clone, Default)]
-pub(super) struct Params {
-    /// Place of the first read, where others come before.
-    pub(super) first: usize,
-    /// Place of the first write, where others come before.
-    pub(super) first_write: usize,
-    pub(super) reads: Vec<Source>,
-    pub(super) writes: Vec<usize>,
-    /// Symbols that the text names.
-    pub(super) symbols: BTreeSet<usize>,
-}
-
-impl Params {
-    /// The name of what is read.
-    pub(super) fn read(&mut self, source: Source) -> String {
-        let place = self.reads.iter().position(|read| *read == source).unwrap_or_else(|| {
-            self.reads.push(source);
-            self.reads.len() - 1
-        });
-        format!("r{}", self.first + place)
-    }
-
-    /// The name of what is written.
-    pub(super) fn write(&mut self, temp: usize) -> String {
-        let place = self.writes.iter().position(|write| *write == temp).unwrap_or_else(|| {
-            self.writes.push(temp);
-            self.writes.len() - 1
-        });
-        format!("w{}", self.first_write + place)
-    }
-
-    /// A size as text; `vars` has the names of variables.
-    pub(super) fn size(&mut self, size: &Size, vars: &dyn Fn(&Atom) -> String) -> String {
-        size.each_atom(&mut |atom| {
-            if let Atom::Symbol(symbol) = atom {
-                self.symbols.insert(*symbol);
-            }
-        });
-        size.text(&|atom| match atom {
-            Atom::Symbol(symbol) => format!("s{symbol}"),
-            other => vars(other),
-        })
-    }
-}
-
-/// A value in the text.
-#[derive(Debug, Clone)]
-struct Name {
-    text: String,
-    /// Whether it is an array over the lanes.
-    varies: bool,
-}
-
-impl Name {
-    fn at_lane(&self) -> String {
-        if self.varies { format!("{}[v]", self.text) } else { self.text.clone() }
-    }
-}
-
-/// One statement.
-#[derive(Debug, Clone)]
-enum Statement {
-    Plain(String),
-    /// A declaration, and what is done for each lane.
-    Lanes(String, String),
-}
 
 /// Writes the statements of one kernel.
 pub(super) struct Body<'a> {
@@ -109,12 +44,6 @@ pub(super) struct Body<'a> {
     outer: Scope,
     inner: Scope,
     next: usize,
-}
-
-#[derive(Default)]
-struct Scope {
-    names: HashMap<(Id, Guards), Name>,
-    statements: Vec<Statement>,
 }
 
 impl<'a> Body<'a> {
@@ -162,35 +91,6 @@ impl<'a> Body<'a> {
             self.emit(part, &Guards::new());
         }
         self.emit(id, &Guards::new())
-    }
-
-    /// Stores `id` at `place` of `temp`'s buffer.
-    pub(super) fn store(&mut self, temp: usize, place: &Size, id: Id, element: &str) {
-        let value = self.whole(id);
-        let to = self.params.write(temp);
-        match self.walk(place, &Guards::new()) {
-            Walk::Same if !value.varies => {
-                let at = self.index(place, &Guards::new());
-                let text = format!("kiln_set({to}[{at}], {});", value.text);
-                self.statement(true, Statement::Plain(text));
-            }
-            Walk::Wide(base) => {
-                let at = self.index(&base, &Guards::new());
-                let text = match value.varies {
-                    true => format!("kiln_store<{}>({to} + {at}, {});", self.lanes, value.text),
-                    false => format!(
-                        "kiln_fill<{}, {element}>({to} + {at}, {});",
-                        self.lanes, value.text
-                    ),
-                };
-                self.statement(true, Statement::Plain(text));
-            }
-            Walk::Same | Walk::Scattered => {
-                let at = self.index(place, &Guards::new());
-                let each = format!("kiln_set({to}[{at}], {});", value.at_lane());
-                self.statement(true, Statement::Lanes(String::new(), each));
-            }
-        }
     }
 
     /// A statement for each lane, inside of the loop.
@@ -293,84 +193,6 @@ impl<'a> Body<'a> {
         }
     }
 
-    fn emit_load(
-        &mut self,
-        id: Id,
-        source: Source,
-        index: &Size,
-        guards: &Guards,
-        inside: bool,
-    ) -> Name {
-        let domain = self.exprs.domain(id);
-        for value in self.exprs.operands(id) {
-            self.emit(value, guards);
-        }
-        let conditions: Vec<Name> =
-            guards.iter().map(|(cond, _)| self.emit(*cond, &Guards::new())).collect();
-        let guard_varies = conditions.iter().any(|cond| cond.varies);
-        let condition = conditions.iter().zip(guards).map(|(name, (_, holds))| {
-            format!("{}{}", if *holds { "" } else { "!" }, name.at_lane())
-        });
-        let condition = condition.collect::<Vec<_>>().join(" && ");
-        let from = self.params.read(source);
-        match self.walk(index, guards) {
-            Walk::Same if !guard_varies => {
-                let at = self.index(index, guards);
-                let text = guarded(&condition, format!("kiln_widen({from}[{at}])"));
-                self.assign(domain, &text, false, inside)
-            }
-            Walk::Wide(base) if !guard_varies => {
-                let at = self.index(&base, guards);
-                let name = self.fresh();
-                let register = table::register(domain);
-                let lanes = self.lanes;
-                let clear = if guards.is_empty() { "" } else { " = {}" };
-                let test = match guards.is_empty() {
-                    true => String::new(),
-                    false => format!("if ({condition}) "),
-                };
-                let text = format!(
-                    "{register} {name}[{lanes}]{clear}; {test}kiln_load<{lanes}>({from} + {at}, {name});"
-                );
-                self.statement(inside, Statement::Plain(text));
-                Name { text: name, varies: true }
-            }
-            _ => {
-                let at = self.index(index, guards);
-                let text = guarded(&condition, format!("kiln_widen({from}[{at}])"));
-                self.assign(domain, &text, true, inside)
-            }
-        }
-    }
-
-    /// Whether `a < b`, once for a chunk where all of its lanes agree.
-    fn emit_below(&mut self, a: &Size, b: &Size, guards: &Guards, inside: bool) -> Name {
-        let gap = b - a;
-        if let Some((factor, rest)) = gap.linear_in(&Atom::Var(LANE))
-            && !rest.has_var(LANE)
-        {
-            let steps = |size: &Size| size.power_of_two(self.lanes) == self.lanes;
-            let before = &rest - &Size::from(1);
-            let text = match () {
-                // 0 < rest - lane, in steps of a chunk
-                () if factor.is(-1) && steps(&rest) => {
-                    Some(format!("0 < {}", self.index(&rest, guards)))
-                }
-                // 0 <= before + lane
-                () if factor.is(1) && steps(&before) => {
-                    Some(format!("0 <= {}", self.index(&before, guards)))
-                }
-                () => None,
-            };
-            if let Some(text) = text {
-                return self.assign(Domain::Bool, &text, false, inside);
-            }
-        }
-        let varies = self.varies(a, guards) || self.varies(b, guards);
-        let text = format!("{} < {}", self.index(a, guards), self.index(b, guards));
-        self.assign(Domain::Bool, &text, varies, inside)
-    }
-
     fn assign(&mut self, domain: Domain, text: &str, varies: bool, inside: bool) -> Name {
         let (name, register) = (self.fresh(), table::register(domain));
         let statement = match varies {
@@ -387,56 +209,6 @@ impl<'a> Body<'a> {
     fn fresh(&mut self) -> String {
         self.next += 1;
         format!("x{}", self.next)
-    }
-
-    /// A value that an index has: it is there already.
-    fn named(&self, id: usize, guards: &Guards) -> Option<&Name> {
-        [(Id(id), guards.clone()), (Id(id), Guards::new())]
-            .iter()
-            .find_map(|key| self.inner.names.get(key).or_else(|| self.outer.names.get(key)))
-    }
-
-    /// An index as text, at lane `v` where it varies.
-    fn index(&mut self, index: &Size, guards: &Guards) -> String {
-        let mut names = BTreeMap::new();
-        index.each_atom(&mut |atom| {
-            if let Atom::Value(id) = atom {
-                names.insert(*id, self.named(*id, guards).map(Name::at_lane).unwrap_or_default());
-            }
-        });
-        let vars = &self.vars;
-        let text = self.params.size(index, &|atom| match atom {
-            Atom::Var(LANE) => "v".to_owned(),
-            Atom::Var(CHUNK) => "c".to_owned(),
-            Atom::Var(var) => vars.get(var).cloned().unwrap_or_default(),
-            Atom::Value(id) => format!("(kiln_index){}", names[id]),
-            _ => String::new(),
-        });
-        format!("({text})")
-    }
-
-    fn walk(&self, index: &Size, guards: &Guards) -> Walk {
-        // Under guards that vary even a value varies that would not without them.
-        let varies = |id| self.named(id, guards).is_some_and(|name| name.varies);
-        let has_values = index.any(&|atom| matches!(atom, Atom::Value(id) if varies(*id)));
-        if !index.has_var(LANE) && !has_values {
-            return Walk::Same;
-        }
-        match index.linear_in(&Atom::Var(LANE)) {
-            Some((factor, base))
-                if factor.is(1)
-                    && !has_values
-                    && !base.has_var(LANE)
-                    && base.power_of_two(self.lanes) == self.lanes =>
-            {
-                Walk::Wide(base)
-            }
-            _ => Walk::Scattered,
-        }
-    }
-
-    fn varies(&self, index: &Size, guards: &Guards) -> bool {
-        !matches!(self.walk(index, guards), Walk::Same)
     }
 
     /// Whether the value differs between chunks: it must be computed in the loop.
@@ -456,18 +228,6 @@ impl<'a> Body<'a> {
     }
 }
 
-/// How an index moves from lane to lane.
-enum Walk {
-    Same,
-    /// From neighbour to neighbour, from an aligned element on.
-    Wide(Size),
-    Scattered,
-}
-
-fn guarded(condition: &str, load: String) -> String {
-    if condition.is_empty() { load } else { format!("({condition}) ? {load} : 0") }
-}
-
 fn number(domain: Domain, bits: u64) -> String {
     match domain {
         Domain::Float => table::literal(f64::from_bits(bits)),
@@ -475,38 +235,4 @@ fn number(domain: Domain, bits: u64) -> String {
         Domain::Int => format!("(kiln_int)({})", bits as i64),
         Domain::Bool => (bits != 0).to_string(),
     }
-}
-
-/// Statements as text: neighbours that are for each lane share a loop.
-fn text_of(statements: &[Statement], lanes: i64) -> String {
-    let mut out = String::new();
-    let mut each: Vec<&str> = Vec::new();
-    let close = |out: &mut String, each: &mut Vec<&str>| {
-        if !each.is_empty() {
-            *out += &format!(
-                "#pragma unroll\nfor (int v = 0; v < {lanes}; ++v) {{\n{}\n}}\n",
-                each.join("\n")
-            );
-            each.clear();
-        }
-    };
-    for statement in statements {
-        match statement {
-            Statement::Plain(text) => {
-                close(&mut out, &mut each);
-                out += text;
-                out.push('\n');
-            }
-            Statement::Lanes(declaration, text) => {
-                // A declaration may stand before statements that do not know it.
-                if !declaration.is_empty() {
-                    out += declaration;
-                    out.push('\n');
-                }
-                each.push(text);
-            }
-        }
-    }
-    close(&mut out, &mut each);
-    out
 }

@@ -6,7 +6,8 @@ use std::collections::BTreeMap;
 
 use super::{
     Emitted, Kernel,
-    body::{Body, CHUNK, LANE, Params},
+    body::{Body, CHUNK, LANE},
+    params::Params,
 };
 use crate::{
     loops::Loops,

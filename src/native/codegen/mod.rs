@@ -9,6 +9,7 @@ mod body;
 mod functor;
 mod map;
 mod memory;
+mod params;
 pub(crate) mod product;
 mod rows;
 mod single;
@@ -21,7 +22,7 @@ use kiln_proto::{
     graph::{Graph, InputKind},
 };
 
-use self::body::Params;
+use self::params::Params;
 use crate::{
     canonical::{canonical_name, live_order},
     core::Program,

@@ -10,8 +10,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
     Emitted, Kernel,
-    body::{Body, CHUNK, LANE, Params},
+    body::{Body, CHUNK, LANE},
     map::Split,
+    params::Params,
     table,
 };
 use crate::{

@@ -5,12 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{
-    Emitted, Kernel,
-    body::{Body, Params},
-    map::Split,
-    table,
-};
+use super::{Emitted, Kernel, body::Body, map::Split, params::Params, table};
 use crate::{
     core::Domain,
     loops::{COLUMN, Def, Id, Loops, ROW},

@@ -35,6 +35,16 @@ fn load(
     })
 }
 
+/// The inputs of `golden`, as the plan has them.
+fn given(eager: &Eager, golden: &SafeTensors<'_>) -> Vec<Tensor<'static>> {
+    let inputs = eager.plan().inputs.iter();
+    let read = inputs.map(|input| {
+        let given = golden.tensor(&input.name).unwrap();
+        Tensor::dense(input.dtype, given.shape(), given.data().to_vec())
+    });
+    read.collect()
+}
+
 /// Largest difference over the largest magnitude.
 fn error(ours: &[f64], golden: &[f64]) -> f64 {
     assert_eq!(ours.len(), golden.len());
@@ -48,13 +58,7 @@ fn check(archive: &str, golden: &str, limit: f64) {
     let eager = load(&written, |_, text| text).unwrap();
     let golden = fixture(golden);
     let golden = SafeTensors::deserialize(&golden).unwrap();
-    let inputs: Vec<Tensor<'_>> = (eager.plan().inputs.iter())
-        .map(|input| {
-            let given = golden.tensor(&input.name).unwrap();
-            Tensor::dense(input.dtype, given.shape(), given.data().to_vec())
-        })
-        .collect();
-    let outputs = eager.run(&inputs, &Settings::default()).unwrap();
+    let outputs = eager.run(&given(&eager, &golden), &Settings::default()).unwrap();
     for (described, output) in eager.plan().outputs.iter().zip(&outputs) {
         let expected = golden.tensor(&described.name).unwrap();
         assert_eq!((output.dtype, &output.shape[..]), (described.dtype, expected.shape()));
@@ -82,14 +86,8 @@ fn exact_runs_are_within_the_inputs_own_error() {
     let eager = eager("block_bf16.new.pt2");
     let golden = fixture("block_bf16.safetensors");
     let golden = SafeTensors::deserialize(&golden).unwrap();
-    let inputs: Vec<Tensor<'_>> = (eager.plan().inputs.iter())
-        .map(|input| {
-            let given = golden.tensor(&input.name).unwrap();
-            Tensor::dense(input.dtype, given.shape(), given.data().to_vec())
-        })
-        .collect();
     let exact = Settings { precision: Precision::Exact, ..Settings::default() };
-    let outputs = eager.run(&inputs, &exact).unwrap();
+    let outputs = eager.run(&given(&eager, &golden), &exact).unwrap();
     assert_eq!(outputs[0].dtype, DType::F64);
     let expected = golden.tensor("out0").unwrap();
     let expected = Tensor::dense(DType::F32, expected.shape(), expected.data());

@@ -7,12 +7,7 @@ use kiln_proto::{Failure, Target, graph::DType};
 use super::{Bounds, Problem, choose};
 use crate::{
     codegen::{
-        Emitted, Kernel, NAME,
-        body::{Body, Params},
-        bug,
-        functor::Members,
-        map::Split,
-        table,
+        Emitted, Kernel, NAME, body::Body, bug, functor::Members, map::Split, params::Params, table,
     },
     core::Domain,
     loops::{Attention, Def, Heads, Id, Loops},

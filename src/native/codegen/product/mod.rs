@@ -13,10 +13,11 @@ use kiln_proto::{Failure, Target};
 use self::choose::{Choice, CopyBox, Dense, Extent, Problem, Variant};
 use super::{
     Emitted, Kernel, NAME,
-    body::{Body, Params},
+    body::Body,
     bug,
     functor::{Members, typical},
     map::Split,
+    params::Params,
 };
 use crate::{
     loops::{Def, Loops, Matrix, Product, ROW},

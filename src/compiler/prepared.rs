@@ -1,0 +1,108 @@
+//! A request that a compiler has prepared: its key, and the job that is left.
+//!
+//! Invariant: every compiler's key has the same components, and a compiler that
+//! generates code has all of it in the key: see [`generated`].
+
+use bytes::Bytes;
+use kiln_proto::{
+    Component, Components, Failure, FailureKind, Fingerprint, Hasher, KeyField, Target,
+};
+
+use super::{CompileInput, python, request::common_components, worker};
+
+/// A request with everything that its key and its compile need.
+#[derive(Debug, Clone)]
+pub struct Prepared {
+    /// What decides the key.
+    pub components: Components,
+    /// The toolchain that the key is for: only an equal one may compile it.
+    pub fingerprint: Fingerprint,
+    /// What the output runs on.
+    pub target: Target,
+    /// A name to show; in no key.
+    pub label: String,
+    /// Tenant.
+    pub namespace: String,
+    job: Job,
+}
+
+/// Relative path and bytes of each.
+pub(super) type Files = Vec<(String, Bytes)>;
+
+/// What the child does.
+#[derive(Debug, Clone)]
+pub(super) enum Job {
+    /// One NVRTC program, and the files that need no compiler: they are added as they are.
+    Nvrtc { program: worker::Program, extra: Files },
+    /// One exported program in Python.
+    Python(python::Job),
+    /// Nothing: preparing took that many seconds and gave the files.
+    Done { files: Files, seconds: f64 },
+}
+
+impl Prepared {
+    /// `own` are graph, inputs and options; what all compilers share is added.
+    /// `own_name` is shown where the caller gave no name.
+    pub(super) fn new(
+        input: &CompileInput,
+        fingerprint: &Fingerprint,
+        own: [Component; 3],
+        generated: Option<KeyField>,
+        own_name: String,
+        job: Job,
+    ) -> Self {
+        let shared = common_components(input, fingerprint, generated);
+        let label = match input.source.label() {
+            "" => own_name,
+            given => given.to_owned(),
+        };
+        Self {
+            components: Components::new(own.into_iter().chain(shared).collect()),
+            fingerprint: fingerprint.clone(),
+            target: input.target,
+            label,
+            namespace: input.namespace.clone(),
+            job,
+        }
+    }
+
+    /// The NVRTC program and the further files, of a compiler that has such.
+    pub(super) fn nvrtc(&self) -> Result<(&worker::Program, &Files), Failure> {
+        match &self.job {
+            Job::Nvrtc { program, extra } => Ok((program, extra)),
+            _ => Err(self.misplaced()),
+        }
+    }
+
+    /// The Python job, of a compiler that has such.
+    pub(super) fn python(&self) -> Result<&python::Job, Failure> {
+        match &self.job {
+            Job::Python(job) => Ok(job),
+            _ => Err(self.misplaced()),
+        }
+    }
+
+    /// The files and the seconds that they took, of a compiler that is done.
+    pub(super) fn done(&self) -> Result<(&Files, f64), Failure> {
+        match &self.job {
+            Job::Done { files, seconds } => Ok((files, *seconds)),
+            _ => Err(self.misplaced()),
+        }
+    }
+
+    fn misplaced(&self) -> Failure {
+        let why = format!("a job of {} went to another compiler", self.fingerprint.compiler);
+        Failure::new(FailureKind::Incompatible, why)
+    }
+}
+
+/// All that a compiler generated, as one field of the key: what a newer Kiln
+/// generates otherwise is another artifact.
+pub(super) fn generated<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> KeyField {
+    let mut hasher = Hasher::new();
+    for part in parts {
+        hasher.update(&(part.len() as u64).to_be_bytes());
+        hasher.update(part);
+    }
+    KeyField::new("generated", format!("blake3:{}", hasher.finalize().to_hex())).derived()
+}
