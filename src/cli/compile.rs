@@ -1,12 +1,10 @@
 //! `kiln compile`: compile a file, or get what was compiled before.
 
 use std::{
-    fs,
     path::{Path, PathBuf},
     time::Duration,
 };
 
-use anyhow::Context;
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle as Template};
 use kiln_proto::{ArtifactKey, FailureKind, convert, pb};
@@ -17,7 +15,7 @@ use super::{
     client::Client,
     fetch,
     output::{self, seconds, size},
-    source::SourceArgs,
+    source::{self, SourceArgs},
     view::CompileView,
 };
 
@@ -167,8 +165,7 @@ impl Compile {
     /// What the program calls its inputs, beside the artifact's files: the
     /// artifact serves every program of its key, so it has no names.
     fn write_signature(&self, folder: &Path) -> Result<(), CliError> {
-        let archive = fs::read(&self.file)
-            .with_context(|| format!("read {} for its names", self.file.display()))?;
+        let archive = source::archive(&self.file)?.unwrap_or_default();
         let signature = kiln_native::signature(&archive)
             .map_err(|failure| CliError::failed(failure.kind, failure.message))?;
         let mut text = serde_json::to_vec_pretty(&signature).map_err(anyhow::Error::from)?;

@@ -3,7 +3,11 @@
 //! Invariant: no path of this machine goes into a request, so that the same
 //! source gives the same key wherever it lies.
 
-use std::path::{Path, PathBuf};
+use std::{
+    fs::File,
+    io::{BufReader, Read},
+    path::{Path, PathBuf},
+};
 
 use anyhow::Context;
 use clap::{Args, ValueEnum};
@@ -75,6 +79,30 @@ impl Backend {
     }
 }
 
+/// What a node needs of a torch.export archive, so that a model of any size can
+/// be sent; `None` for another kind of file.
+pub(crate) fn archive(file: &Path) -> Result<Option<Vec<u8>>, CliError> {
+    let mut opened = File::open(file).with_context(reading(file))?;
+    let mut magic = Vec::new();
+    opened
+        .by_ref()
+        .take(ZIP_MAGIC.len() as u64)
+        .read_to_end(&mut magic)
+        .with_context(reading(file))?;
+    if magic != ZIP_MAGIC {
+        return Ok(None);
+    }
+    let slim = kiln_native::slim(BufReader::new(opened));
+    slim.map(Some).map_err(|failure| {
+        CliError::failed(failure.kind, format!("{}: {}", file.display(), failure.message))
+    })
+}
+
+fn reading(file: &Path) -> impl FnOnce() -> String {
+    let file = file.display().to_string();
+    move || format!("read {file}")
+}
+
 fn key_value(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
@@ -90,11 +118,10 @@ impl SourceArgs {
 
     /// Reads `file` and all that it includes.
     pub(crate) fn request(&self, file: &Path) -> Result<pb::CompileRequest, CliError> {
-        let bytes = std::fs::read(file).with_context(|| format!("read {}", file.display()))?;
         let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let source = match bytes.starts_with(ZIP_MAGIC) {
-            true => self.program(name, bytes)?,
-            false => self.cuda(name, bytes, file)?,
+        let source = match archive(file)? {
+            Some(archive) => self.program(name, archive)?,
+            None => self.cuda(name, std::fs::read(file).with_context(reading(file))?, file)?,
         };
         let options = self.options.iter().cloned();
         Ok(pb::CompileRequest {
@@ -207,11 +234,16 @@ mod tests {
     fn an_archive_is_known_by_its_bytes() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("block.bin");
-        fs::write(&file, [ZIP_MAGIC, b"rest"].concat()).unwrap();
+        let mut zip = zip::ZipWriter::new(File::create(&file).unwrap());
+        zip.start_file("m/models/model.json", zip::write::SimpleFileOptions::default()).unwrap();
+        zip.finish().unwrap();
         let request = parse("probe").request(&file).unwrap();
         assert!(matches!(request.source, Some(pb::compile_request::Source::Program(_))));
         let refused = parse("probe -DX").request(&file).unwrap_err();
         assert_eq!(refused.exit_code(), 2, "{refused}");
+        fs::write(&file, [ZIP_MAGIC, b"rest"].concat()).unwrap();
+        let refused = parse("probe").request(&file).unwrap_err();
+        assert_eq!(refused.exit_code(), 11, "{refused}");
     }
 
     #[test]

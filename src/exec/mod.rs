@@ -19,7 +19,13 @@ mod tensors;
 mod times;
 mod verify;
 
-use std::{collections::HashMap, fmt, path::PathBuf};
+use std::{
+    collections::HashMap,
+    fmt,
+    fs::File,
+    io::BufReader,
+    path::{Path, PathBuf},
+};
 
 pub use error::ExecError;
 use kiln_native::{Plan, interp::Settings};
@@ -107,10 +113,17 @@ pub fn exec_main(exec: &Exec) -> Result<Report, ExecError> {
     }
     write_outputs(&exec.output, &outputs, notes)?;
     let verdicts = match &exec.verify {
-        Some(archive) => verify::verify(&module::read(archive)?, &plan, &inputs, &outputs)?,
+        Some(archive) => verify::verify(&program(archive)?, &plan, &inputs, &outputs)?,
         None => Vec::new(),
     };
     Ok(Report { device, times, verdicts })
+}
+
+/// A torch.export archive but for its weights, which may be larger than memory.
+fn program(path: &Path) -> Result<Vec<u8>, ExecError> {
+    let file = File::open(path);
+    let file = file.map_err(|error| ExecError::File { path: path.to_owned(), error })?;
+    Ok(kiln_native::slim(BufReader::new(file))?)
 }
 
 /// What came of running an artifact.

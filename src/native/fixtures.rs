@@ -6,12 +6,14 @@
 
 use std::{
     collections::BTreeSet,
+    io::{Cursor, Write},
     path::{Path, PathBuf},
 };
 
 use half::{bf16, f16};
 use kiln_proto::graph::{DType, Graph, InputKind};
 use safetensors::{SafeTensors, tensor::TensorView};
+use zip::{CompressionMethod, ZipArchive, ZipWriter, write::SimpleFileOptions};
 
 use crate::{bind, core::Program, interp::Tensor};
 
@@ -264,4 +266,30 @@ impl Expected {
             values.len()
         ))
     }
+}
+
+/// `archive` as the exporter wrote it: with `bytes` in each of its weights, and
+/// sample inputs of as many.
+pub fn with_weights(archive: &[u8], bytes: usize) -> Vec<u8> {
+    let copy = || -> Result<Vec<u8>, zip::result::ZipError> {
+        let mut from = ZipArchive::new(Cursor::new(archive))?;
+        let mut to = ZipWriter::new(Cursor::new(Vec::new()));
+        let stored = SimpleFileOptions::default().compression_method(CompressionMethod::Stored);
+        let (weight, mut folder) = (vec![7; bytes], String::new());
+        for index in 0..from.len() {
+            let entry = from.by_index_raw(index)?;
+            let name = entry.name()?.into_owned();
+            folder = name.split('/').next().unwrap_or_default().to_owned();
+            if name.contains("/data/weights/weight_") {
+                to.start_file(name, stored)?;
+                to.write_all(&weight)?;
+            } else {
+                to.raw_copy_file(entry)?;
+            }
+        }
+        to.start_file(format!("{folder}/data/sample_inputs/model.pt"), stored)?;
+        to.write_all(&weight)?;
+        Ok(to.finish()?.into_inner())
+    };
+    copy().unwrap_or_else(|e| panic!("a fixture is no archive: {e}"))
 }

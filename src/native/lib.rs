@@ -32,6 +32,7 @@ mod schedule;
 mod schema;
 mod signature;
 pub mod size;
+mod slim;
 
 use std::collections::BTreeMap;
 
@@ -40,6 +41,7 @@ use kiln_proto::{BinaryKind, Component, Failure, FailureKind, Target, graph::Gra
 pub use identity::{Identity, identify};
 pub use plan::Plan;
 pub use signature::{NamedInput, SIGNATURE_FILE, Signature, signature};
+pub use slim::slim;
 
 /// What a graph becomes before NVRTC.
 #[derive(Debug, Clone)]

@@ -5,6 +5,7 @@ use std::path::Path;
 use kiln_native::{
     SIGNATURE_FILE, Signature,
     eager::Eager,
+    fixtures::with_weights,
     interp::{Settings, Tensor},
 };
 use kiln_proto::graph::DType;
@@ -14,7 +15,8 @@ use tokio::process::Command;
 use crate::harness::{TestCluster, TestNode};
 
 fn fixture(name: &str) -> String {
-    format!("{}/tests/fixtures/{name}", env!("CARGO_MANIFEST_DIR"))
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
+    fixtures.join(name).to_str().unwrap().to_owned()
 }
 
 /// Runs `kiln` and returns what it printed.
@@ -37,6 +39,25 @@ async fn compiled(node: &TestNode, name: &str, folder: &Path) -> serde_json::Val
     let arguments = ["compile", &file, "--backend", "eager", "--endpoint", &endpoint];
     let answer = kiln(&[&arguments[..], &["-o", folder, "--json"]].concat()).await;
     serde_json::from_str(&answer).unwrap()
+}
+
+/// The limit of a message is less than what many models weigh.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_program_is_sent_without_its_weights() {
+    let cluster = TestCluster::start_with(1, |_, config| {
+        config.compile.nvrtc = Some(config.data_dir.join("no-nvrtc-here"));
+    })
+    .await;
+    let home = tempfile::tempdir().unwrap();
+    let exported = std::fs::read(fixture("block_bf16.211.pt2")).unwrap();
+    let heavy = home.path().join("heavy.pt2");
+    std::fs::write(&heavy, with_weights(&exported, 20 << 20)).unwrap();
+    assert!(heavy.metadata().unwrap().len() > 80 << 20);
+    let node = &cluster.nodes[0];
+    let made = compiled(node, "block_bf16.211.pt2", &home.path().join("light")).await;
+    // An absolute path stays what it is.
+    let again = compiled(node, heavy.to_str().unwrap(), &home.path().join("heavy")).await;
+    assert_eq!((&again["outcome"], &again["key"]), (&"hit".into(), &made["key"]));
 }
 
 #[tokio::test(flavor = "multi_thread")]

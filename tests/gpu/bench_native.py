@@ -55,6 +55,7 @@ PARTS = {
     "model-1": (["model-1x1"], BLOCK),
     "model-256": (["model-1x256"], BLOCK),
     "model-4096": (["model-8x512"], BLOCK),
+    "model-autotune": (["model-1x256"], ["max-autotune"]),
     "dynamic": (MODELS, ["kiln-dynamic"]),
     "kiln": ([*MEMORY, "matmul", "sdpa", *BLOCKS, *MODELS], ["kiln"]),
 }

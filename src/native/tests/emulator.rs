@@ -133,7 +133,8 @@ impl Module {
     }
 }
 
-fn compile(source: &Path, library: &Path) {
+/// Builds a shared library of what the emulator's headers and a module are.
+pub(super) fn compile(source: &Path, library: &Path) {
     let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".to_owned());
     let output = Command::new(compiler)
         .args(["-std=c++17", "-O1", "-w", "-fno-strict-aliasing", "-shared", "-fPIC"])

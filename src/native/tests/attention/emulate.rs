@@ -4,7 +4,7 @@
 //! Invariant: the module ends the process where a kernel reads a score or writes an
 //! element that is none, or writes one twice.
 
-use std::{ffi::c_void, fmt::Write, process::Command};
+use std::{ffi::c_void, fmt::Write};
 
 use kiln_proto::graph::DType;
 
@@ -12,7 +12,10 @@ use super::{
     case::{Case, Mask},
     variant::Variant,
 };
-use crate::tests::build::{bytes, floats, noise};
+use crate::tests::{
+    build::{bytes, floats, noise},
+    emulator::compile,
+};
 
 fn element(dtype: DType) -> &'static str {
     match dtype {
@@ -107,20 +110,14 @@ pub(super) fn check(cases: &[(Case, Variant)]) {
     }
     writeln!(
         module,
-        "extern \"C\" void prepare() {{ for (auto& seen : kiln_att_seen) seen.assign({most}, 0); }}"
+        "extern \"C\" __attribute__((visibility(\"default\"))) void prepare() {{ for (auto& seen : kiln_att_seen) seen.assign({most}, 0); }}"
     )
     .unwrap();
     module += include_str!("../emulator_tail.h");
     let dir = tempfile::tempdir().unwrap();
     let (source, library) = (dir.path().join("module.cpp"), dir.path().join("module.so"));
     std::fs::write(&source, module).unwrap();
-    let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".to_owned());
-    let output = Command::new(compiler)
-        .args(["-std=c++17", "-O1", "-w", "-fno-strict-aliasing", "-shared", "-fPIC", "-o"])
-        .args([&library, &source])
-        .output()
-        .unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    compile(&source, &library);
     // SAFETY: the library was just built from sources of this crate.
     let library = unsafe { libloading::Library::new(&library).unwrap() };
     // SAFETY: it was written with this signature.
