@@ -23,6 +23,18 @@ async fn writes_go_on_without_the_leader() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_that_stops_hands_over_first() {
+    let mut cluster = TestCluster::start(3).await;
+    cluster.nodes[0].publish("before", b"pack").await.unwrap();
+    let leader = cluster.wait_leader().await;
+    cluster.nodes.remove(leader).stop().await;
+    // An election of its own would take at least `election_min` from here.
+    let leads = |n: &crate::harness::Node| n.cluster.status().role == kiln_cluster::Role::Leader;
+    assert!(cluster.nodes.iter().any(leads), "nobody leads");
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_minority_reads_and_says_that_it_cannot_write() {
     let mut cluster = TestCluster::start(3).await;
     let (key, _) = manifest("a", b"pack");
