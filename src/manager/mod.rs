@@ -17,6 +17,7 @@ mod counters;
 mod fetch;
 mod flight;
 mod report;
+mod restore;
 mod route;
 
 use std::{
