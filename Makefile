@@ -78,10 +78,9 @@ lint:
 	cargo deny --log-level error check licenses bans sources && \
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 
-helm:
-	$(call toolchain,check) && \
-	helm lint --strict helm/kiln && \
-	helm template kiln helm/kiln >/dev/null
+helm: ## the chart: schemas, policies, refusals, its README; see deploy/chart/check.py
+	$(call toolchain,check) && cargo build --locked --package kiln && \
+	PYTHONPATH="$$KILN_CHART_PACKAGES" python3 -B deploy/chart/check.py --kiln $(abspath_binary)
 
 python:
 	$(call toolchain,check) && \

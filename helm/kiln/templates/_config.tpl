@@ -1,5 +1,6 @@
 {{- /* kiln.toml of a component: the chart's own settings win over .config, and that
-       of the component over that of all nodes. Takes root and component. */}}
+       of the component over that of all nodes. Takes root, component, and "start",
+       false for the part whose change needs no restart: how an empty node begins. */}}
 {{- define "kiln.toml" -}}
 {{- $root := .root -}}
 {{- $values := $root.Values -}}
@@ -15,9 +16,11 @@
       "resp_listen" "127.0.0.1:7403" -}}
 {{- if $agent -}}
   {{- $_ := set $chart "start" (dict "join" $peers) -}}
+  {{- $_ := set $chart "cluster" (dict "voter" $own.voter) -}}
   {{- if $own.socket.enabled -}}
     {{- $_ := set $chart "socket" "/run/kiln/kiln.sock" -}}
     {{- $_ := set $chart "resp_socket" "/run/kiln/resp.sock" -}}
+    {{- $_ := set $chart "socket_mode" $own.socket.mode -}}
   {{- end -}}
 {{- else -}}
   {{- $_ := set $chart "start" (dict "expect" $own.replicas "peers" $peers) -}}
@@ -38,6 +41,7 @@
   {{- $_ := set $chart "compile" (dict "nvrtc" (include "kiln.nvrtcPath" $root)) -}}
 {{- end -}}
 {{- $config := mergeOverwrite (deepCopy $values.config) (deepCopy $own.config) $chart -}}
+{{- if not .start -}}{{- $config = omit $config "start" -}}{{- end -}}
 {{- /* Helm has no whole numbers: 5.0 is 5. */ -}}
 {{- regexReplaceAll "(?m)= ([0-9]+)\\.0$" (toToml $config) "= ${1}" -}}
 {{- end }}

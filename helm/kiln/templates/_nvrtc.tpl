@@ -1,7 +1,7 @@
 {{- /* NVRTC comes with a volume, or out of an image: mounted where Kubernetes mounts
-       images (beta and on by default in 1.33), else copied by an init container. */}}
+       images (on by default in 1.35), else copied by an init container. */}}
 {{- define "kiln.nvrtcMounts" -}}
-{{- if and .Values.nvrtc.image (semverCompare ">=1.33-0" .Capabilities.KubeVersion.Version) -}}
+{{- if and .Values.nvrtc.image (semverCompare ">=1.35-0" .Capabilities.KubeVersion.Version) -}}
 image
 {{- end }}
 {{- end }}

@@ -182,8 +182,8 @@ volumeMounts:
 {{- end }}
 {{- end }}
 
-{{- /* A voter hands its leadership over; an agent whose disk ends with its pod leaves,
-       for it comes back as another node. */}}
+{{- /* A voter needs none: SIGTERM makes it hand over its leadership. An agent whose disk
+       ends with its pod leaves, for it comes back as another node. */}}
 {{- define "kiln.preStop" -}}
 {{- if .own.preStop -}}
 {{ toJson .own.preStop }}
