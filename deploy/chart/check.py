@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import clients
+import client_pods
 import configuration
 import judgements
 import metric_names
@@ -79,7 +79,7 @@ def main() -> None:
         ("switches", f"{len(files)} files of values", switches.problems(CHART, files)),
         ("refusals", f"{len(refusals.REFUSED)} wrong values", refusals.problems(CHART)),
         ("metrics", "alerts and dashboard", metric_names.problems(CHART, ROOT)),
-        ("clients", "deploy/clients", clients.problems(CHART, CLIENTS, versions[-1])),
+        ("clients", "deploy/clients", client_pods.problems(CHART, CLIENTS, versions[-1])),
         ("README", "generated", readme.problems(CHART)),
         ("checkov", f"{len(policy.SKIPPED)} rules skipped", checkov.problems()),
     ]

@@ -51,9 +51,7 @@ def values_files(chart: Path) -> list[Path]:
     return sorted((chart / "ci").glob("*-values.yaml"))
 
 
-def render(
-    chart: Path, values: Path | None, version: str, namespace: str = NAMESPACE
-) -> Rendering:
+def render(chart: Path, values: Path | None, version: str, namespace: str = NAMESPACE) -> Rendering:
     """Renders; a refusal of helm ends the check with its words."""
     arguments = ["template", RELEASE, str(chart), "--namespace", namespace]
     arguments += ["--kube-version", version]

@@ -86,7 +86,11 @@ def _kustomized(clients: Path, how: dict[str, list[str]]) -> list[dict[str, Any]
         else:
             # A patch for one workload, as `kubectl patch` takes it: named here.
             patch = (clients / how["patches"][0]).read_text()
-            targets = [{"kind": "Deployment", "name": "bare"}, {"kind": "StatefulSet"}, {"kind": "Job"}]
+            targets = [
+                {"kind": "Deployment", "name": "bare"},
+                {"kind": "StatefulSet"},
+                {"kind": "Job"},
+            ]
             whole = "kind: any\nmetadata: {name: any}\n" + patch
             kustomization["patches"] = [{"patch": whole, "target": target} for target in targets]
         (here / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
@@ -102,7 +106,11 @@ def _kustomized(clients: Path, how: dict[str, list[str]]) -> list[dict[str, Any]
 
 
 def _judge(
-    name: str, manifests: list[dict[str, Any]], env: list[Any], volumes: list[Any], mounts: list[Any]
+    name: str,
+    manifests: list[dict[str, Any]],
+    env: list[Any],
+    volumes: list[Any],
+    mounts: list[Any],
 ) -> Iterator[str]:
     before = {m["metadata"]["name"]: m for m in yaml.safe_load_all(APPLICATION)}
     if {m["metadata"]["name"] for m in manifests} != set(before):
