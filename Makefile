@@ -98,7 +98,8 @@ python:
 	$(call toolchain,check) && \
 	ruff check --config .config/ruff.toml $(PYTHON_FILES) && \
 	ruff format --config .config/ruff.toml --check $(PYTHON_FILES) && \
-	pyrefly check --config .config/pyrefly.toml $(wildcard tests/*.py tests/kube/*.py deploy/*/*.py) && \
+	pyrefly check --config .config/pyrefly.toml \
+		--site-package-path "$$KILN_CHART_PACKAGES" $(wildcard tests/*.py tests/kube/*.py deploy/*/*.py) && \
 	pyrefly check --config .config/pyrefly-python.toml \
 		--site-package-path "$$KILN_PYTHON_PACKAGES" $(wildcard python/*/*.py python/*/*/*.py)
 

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import client_pods
 import configuration
 import judgements
 import metric_names
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[2]
 CHART = ROOT / "helm/kiln"
+CLIENTS = ROOT / "deploy/clients"
 FEWEST_FILES = 8
 FEWEST_REFUSALS = 15
 # The one that tests/kube runs.
@@ -77,6 +79,7 @@ def main() -> None:
         ("switches", f"{len(files)} files of values", switches.problems(CHART, files)),
         ("refusals", f"{len(refusals.REFUSED)} wrong values", refusals.problems(CHART)),
         ("metrics", "alerts and dashboard", metric_names.problems(CHART, ROOT)),
+        ("clients", "deploy/clients", client_pods.problems(CHART, CLIENTS, versions[-1])),
         ("README", "generated", readme.problems(CHART)),
         ("checkov", f"{len(policy.SKIPPED)} rules skipped", checkov.problems()),
     ]

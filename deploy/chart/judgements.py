@@ -190,7 +190,7 @@ def _versions(rendering: Rendering) -> Iterator[str]:
     minor = int(rendering.version.split(".")[1])
     for voters in rendering.of("StatefulSet"):
         retention = "persistentVolumeClaimRetentionPolicy" in voters["spec"]
-        if retention != (minor >= 27):  # noqa: PLR2004
+        if retention != (minor >= 27):
             yield "the retention of volumes belongs to Kubernetes 1.27 and later"
         if voters["spec"]["podManagementPolicy"] != "Parallel":
             yield "voters wait for one another"

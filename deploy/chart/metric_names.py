@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
 _promql: Any = importlib.import_module("promql_parser")
 
-RECORDED = re.compile(r'\b(counter|gauge|histogram)!\(\s*"(kiln_\w+)"((?:\s*,\s*"\w+"\s*=>[^,)]+(?:\([^)]*\))?)*)')
+RECORDED = re.compile(
+    r'\b(counter|gauge|histogram)!\(\s*"(kiln_\w+)"((?:\s*,\s*"\w+"\s*=>[^,)]+(?:\([^)]*\))?)*)'
+)
 # Metrics that are recorded by a table of names.
 TABLED = re.compile(r'"(kiln_resp_\w+_total)"')
 LABEL = re.compile(r'"(\w+)"\s*=>')

@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
     from rendering import Rendering
 
-# Rule: why it is not ours to keep. {kind}: only there.
+# Rule: why it is not ours to keep.
 SKIPPED: dict[str, str] = {
     "CKV_K8S_21": "the release has a namespace, which helm adds when it installs",
     "CKV_K8S_11": "compiles come in bursts: a limit on CPU would slow them for nothing",
     "CKV_K8S_43": "whoever installs decides: image.digest is a value",
-    "CKV_K8S_15": "whoever installs decides: image.pullPolicy is a value; the default tag is a version",
+    "CKV_K8S_15": "whoever installs decides: image.pullPolicy; the default tag is a version",
     "CKV_K8S_8": "the pods of `helm test` run once, and nobody probes them",
     "CKV_K8S_9": "the pods of `helm test` run once, and nobody probes them",
     "CKV_K8S_25": "`folders` needs CHOWN for the host's folders, as judgements.py bounds it",
@@ -32,6 +32,8 @@ SKIPPED: dict[str, str] = {
     "CKV_K8S_26": "agents.network hostPort is asked for by name",
     "CKV_K8S_35": "kiln reads S3's keys as AWS_*, as every S3 client does; a role needs no secret",
 }
+
+OPTIONS = ("--framework=kubernetes", "--output=json", "--skip-download", "--compact", "--quiet")
 
 
 class Checkov:
@@ -45,8 +47,7 @@ class Checkov:
             file.write_text(rendering.text)
         program = "import sys; from checkov.main import Checkov; sys.exit(Checkov().run())"
         self._process = subprocess.Popen(
-            [sys.executable, "-c", program, "-d", self._folder.name, "--framework", "kubernetes"]
-            + ["--output", "json", "--skip-download", "--compact", "--quiet"],
+            [sys.executable, "-c", program, "-d", self._folder.name, *OPTIONS],
             env={**os.environ, "LOG_LEVEL": "ERROR", "BC_SKIP_MAPPING": "TRUE"},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

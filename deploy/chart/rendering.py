@@ -51,13 +51,11 @@ def values_files(chart: Path) -> list[Path]:
     return sorted((chart / "ci").glob("*-values.yaml"))
 
 
-def render(chart: Path, values: Path | None, version: str, *sets: str) -> Rendering:
+def render(chart: Path, values: Path | None, version: str, namespace: str = NAMESPACE) -> Rendering:
     """Renders; a refusal of helm ends the check with its words."""
-    arguments = ["template", RELEASE, str(chart), "--namespace", NAMESPACE]
+    arguments = ["template", RELEASE, str(chart), "--namespace", namespace]
     arguments += ["--kube-version", version]
     arguments += [] if values is None else ["--values", str(values)]
-    for assignment in sets:
-        arguments += ["--set", assignment]
     done = helm(*arguments)
     name = "default" if values is None else values.name.replace("-values.yaml", "")
     if done.returncode != 0:

@@ -17,12 +17,12 @@ import time
 import traceback
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from bench import RELEASE, Bench
-from image import REPOSITORY, Images
-from machine import Failed, Kube
-from phases import PHASES
+from kube.bench import RELEASE, Bench
+from kube.image import REPOSITORY, Images
+from kube.machine import Failed, Kube
+from kube.phases import PHASES
 
 ROOT = Path(__file__).resolve().parents[2]
 # A bench of two nodes on few cores: little is asked for, and limits are kept.
@@ -67,15 +67,25 @@ def run(bench: Bench, names: list[str]) -> bool:
             mark = "ok  "
         except (Failed, RuntimeError) as error:
             told, seen, mark, well = str(error), None, "FAIL", False
-            print(traceback.format_exc(), file=sys.stderr)
+            print(traceback.format_exc(), file=sys.stderr, flush=True)
+            if not recovered(bench):
+                return False
         print(f"{mark} {name:14} {time.monotonic() - begin:6.1f} s  {told}", flush=True)
         for kind, what in zip(("reads", "writes"), seen or ()):
             print(f"{'':20}{kind:7} {what.text()}", flush=True)
             for error in what.errors[:2]:
                 print(f"{'':28}{error}", flush=True)
-        if not well:
-            break
     return well
+
+
+def recovered(bench: Bench) -> bool:
+    """Whether the next phase can begin where this one should have left off."""
+    try:
+        bench.settled()
+        bench.seen()
+    except (Failed, RuntimeError):
+        return False
+    return True
 
 
 def main() -> int:
@@ -111,7 +121,9 @@ def main() -> int:
         for archive in archives:
             kube("load", str(archive))
         sizes = ", ".join(f"{a.name} {a.stat().st_size / 1e6:.0f} MB" for a in archives)
-        print(f"     up in {time.monotonic() - begin:.1f} s; release {RELEASE}, {sizes}", flush=True)
+        print(
+            f"     up in {time.monotonic() - begin:.1f} s; release {RELEASE}, {sizes}", flush=True
+        )
         well = run(bench, names)
     finally:
         bench.stop_asking()

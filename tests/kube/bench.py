@@ -5,16 +5,17 @@ Everything asked here is asked as a user would: kubectl, helm and the program.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from asker import write_kernel
-from bucket import Bucket
-from client import Asker, Seen
-from machine import Failed, Kube, wait_for
+from kube.asker import write_kernel
+from kube.bucket import Bucket
+from kube.client import Asker, Seen
+from kube.machine import Failed, Kube, wait_for
 
 RELEASE = "kiln"
 TARGET = "sm_90"
@@ -91,13 +92,10 @@ class Bench:
 
     def cluster(self) -> dict[str, Any]:
         """The status of whichever voter answers."""
-        trouble: object = "no voter"
         for pod in self.pods(VOTERS):
-            try:
+            with contextlib.suppress(Failed):
                 return self.status(pod["metadata"]["name"])
-            except Failed as error:
-                trouble = error
-        raise Failed(str(trouble))
+        raise Failed("no voter answers")
 
     def leader(self) -> str:
         """The leader's pod."""
@@ -118,7 +116,9 @@ class Bench:
             full = len(voting) == voters and len(status["nodes"]) == voters + agents
             if well and own and pods and full:
                 return status
-            raise Failed(f"{[(n['id'], n['grpc'], n['voter'], n['reachable']) for n in status['nodes']]}")
+            raise Failed(
+                f"{[(n['id'], n['grpc'], n['voter'], n['reachable']) for n in status['nodes']]}"
+            )
 
         return wait_for(f"{voters} voters and {agents} agents", look)
 

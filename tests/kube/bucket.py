@@ -12,7 +12,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from machine import Kube, wait_for
+from kube.machine import Kube, wait_for
 
 # The control plane's own address; see the script.
 HOST = "10.231.8.10"
@@ -95,6 +95,3 @@ class Bucket:
             except subprocess.TimeoutExpired:
                 self.server.kill()
             self.server = None
-
-
-

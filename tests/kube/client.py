@@ -13,7 +13,7 @@ import sys
 import threading
 from pathlib import Path
 
-from machine import Kube
+from kube.machine import Kube
 
 
 @dataclasses.dataclass
@@ -29,7 +29,8 @@ class Seen:
 
     def text(self) -> str:
         """For a line of the table."""
-        return f"{self.asks} asks, {self.failed} failed, outage {self.outage:.1f} s, slowest {self.slowest:.1f} s"
+        failures = f"{self.failed} failed, outage {self.outage:.1f} s"
+        return f"{self.asks} asks, {failures}, slowest {self.slowest:.1f} s"
 
 
 class Asker:

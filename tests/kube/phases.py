@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import json
 import time
+from typing import Any
 
-from bench import AGENTS, RELEASE, STORED, VOTERS, Bench, Phase
-from machine import Failed, wait_for
+from kube.bench import AGENTS, RELEASE, STORED, VOTERS, Bench, Phase
+from kube.machine import Failed, wait_for
 
 # A silent node is NotReady after 20 s.
 OUT_OF_SIGHT = 60.0
@@ -31,8 +32,8 @@ def install(b: Bench) -> str:
     begin = time.monotonic()
     b.release("install")
     took = time.monotonic() - begin
-    require(f"helm install --wait took {took:.1f} s", took < 60)
     b.settled()
+    require(f"helm install --wait took {took:.1f} s", took < 60)
     return f"helm install --wait {took:.1f} s, settled {timed(begin)}"
 
 
@@ -91,10 +92,12 @@ def wiped(b: Bench) -> str:
     begin = time.monotonic()
     b.kube.kubectl("delete", "pvc", f"data-{pod}", "--wait=false")
     b.kube.kubectl("delete", "pod", pod)
-    after = wait_for(
-        "a new node in its place",
-        lambda: (s := b.settled()) and all(n["id"] != old for n in s["nodes"]) and s,
-    )
+
+    def replaced() -> dict[str, Any] | None:
+        status = b.settled()
+        return status if all(n["id"] != old for n in status["nodes"]) else None
+
+    after = wait_for("a new node in its place", replaced)
     new = next(n["id"] for n in after["nodes"] if n["grpc"].startswith(f"{pod}."))
     return f"{pod}: node {old} replaced by node {new} in {timed(begin)}"
 
@@ -222,7 +225,8 @@ def uninstall(b: Bench) -> str:
     require(f"a hit: {answer}", answer["outcome"] == "hit")
     b.uninstall(volumes=True)
     require("no claims stay", not b.kube.get("pvc")["items"])
-    return f"gone in {gone}, {claims} claims stayed; again the same {len(nodes)} nodes and {len(known)} keys"
+    same = f"the same {len(nodes)} nodes and {len(known)} keys"
+    return f"gone in {gone}, {claims} claims stayed; again {same}"
 
 
 PHASES: dict[str, Phase] = {
