@@ -56,7 +56,7 @@ class Bench:
         path = self.folder / "values.json"
         path.write_text(json.dumps(self.values))
         self.kube.helm(
-            *(verb, RELEASE, str(self.kube.chart), "-f", str(path), "--wait", "--timeout", "3m"),
+            *(verb, RELEASE, str(self.kube.chart), "-f", str(path), "--wait", "--timeout", "8m"),
             *("--server-side=false", *options),
         )
 

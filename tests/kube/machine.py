@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 # Two nodes and all their containers on few cores: bounds are for what hangs.
-PATIENCE = 180.0
+PATIENCE = 300.0
 
 
 class Failed(Exception):
@@ -100,7 +100,7 @@ class Kube:
         """Ends and deletes everything of it."""
         self("down", patience=120)
 
-    def helm(self, *command: str, patience: float = 240) -> None:
+    def helm(self, *command: str, patience: float = 600) -> None:
         """Helm, waiting for what it makes."""
         self("helm", *command, patience=patience)
 

@@ -125,7 +125,7 @@ def rollback(b: Bench) -> str:
     """And back, by helm's own history."""
     before = versions(b)
     begin = time.monotonic()
-    b.kube.helm("rollback", RELEASE, "--wait", "--timeout", "3m", "--server-side=false")
+    b.kube.helm("rollback", RELEASE, "--wait", "--timeout", "8m", "--server-side=false")
     took = timed(begin)
     b.values["image"]["tag"] = b.tags[0]
     b.settled()
@@ -157,7 +157,7 @@ def drain(b: Bench) -> str:
     homes = [p["spec"]["nodeName"] for p in b.pods(VOTERS)]
     node = min(("node1", "node2"), key=homes.count)
     begin = time.monotonic()
-    flags = ("--ignore-daemonsets", "--delete-emptydir-data", "--force", "--timeout=120s")
+    flags = ("--ignore-daemonsets", "--delete-emptydir-data", "--force", "--timeout=240s")
     b.kube.kubectl("drain", node, *flags)
     b.settled()
     took = timed(begin)
