@@ -99,10 +99,12 @@ def main() -> int:
     parser.add_argument("--keep", action="store_true", help="leave the cluster up")
     options = parser.parse_args()
     nvrtc = os.environ["KILN_NVRTC_DIR"]
-    kube = Kube(options.script, ROOT / "helm/kiln")
     images = Images(ROOT, options.folder / "images")
     scratch = options.folder / "scratch"
     shutil.rmtree(scratch, ignore_errors=True)
+    # As it is now: phases upgrade to the same chart that was installed.
+    shutil.copytree(ROOT / "helm/kiln", scratch / "chart")
+    kube = Kube(options.script, scratch / "chart")
     tags = [os.popen(f"{p} --version").read().split()[-1] for p in (options.kiln, options.next)]  # noqa: S605
     archives = [images.build(p, t) for p, t in zip((options.kiln, options.next), tags)]
     bench = Bench(kube, options.kiln.resolve(), scratch, {}, tags)

@@ -200,6 +200,10 @@ class Bench:
         """Of every key; a compile that was committed anew would raise it."""
         return {entry["key"]: entry["epoch"] for entry in self.entries()}
 
+    def all_uploaded(self) -> bool:
+        """Whether L3 has the stored keys; the writer's newest are on their way."""
+        return all(e["stored"] for e in self.entries() if e["key"] in self.keys)
+
     def uninstall(self, volumes: bool) -> None:
         """Takes the release away, and its data if told."""
         self.kube.helm("uninstall", RELEASE, "--wait", "--ignore-not-found")
