@@ -214,6 +214,7 @@ impl Node {
             tasks.spawn(resp.follow(stop.clone()));
         }
         tasks.spawn(object_store::upload(tiers.clone(), index.clone(), stop.clone()));
+        tasks.spawn(object_store::resume_uploads(tiers.clone(), index.clone(), stop.clone()));
         tasks.spawn(object_store::collect(
             tiers.clone(),
             cluster.clone(),

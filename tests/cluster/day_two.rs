@@ -109,3 +109,19 @@ async fn gauges_show_the_cluster_and_sockets_their_mode() {
     let voters: Vec<u64> = status.nodes.iter().filter(|n| n.voter).map(|n| n.id).collect();
     assert!(voters.len() == 2 && !voters.contains(&cluster.nodes[new].id), "{voters:?}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_never_uploaded_goes_to_an_object_tier_that_comes_later() {
+    let mut cluster = TestCluster::start_with(1, |_, config| config.object.url = None).await;
+    let made = cluster.nodes[0].compile(saxpy("kernel")).await.unwrap();
+    assert!(!cluster.nodes[0].lookup(&made.key).await.unwrap().unwrap().stored);
+    cluster.nodes[0].terminate().await;
+    let object = cluster.folder.path().join("object");
+    cluster.nodes[0].config.object.url = Some(format!("file://{}", object.display()));
+    cluster.nodes[0].restart().await;
+    eventually("the upload", async || {
+        let entry = cluster.nodes[0].lookup(&made.key).await.ok()??;
+        entry.stored.then_some(())
+    })
+    .await;
+}
