@@ -18,6 +18,10 @@ for library in $(libraries); do copy "$library"; done
 folder=$(dirname "$(libraries | grep -m 1 'libc\.so')")
 for name in libdl.so.2 libpthread.so.0 librt.so.1; do copy "$folder/$name"; done
 
+# For an init container that gives a folder of the host to the user below.
+install -D -m 755 /bin/chown "$files/usr/bin/chown"
+for library in $(ldd /bin/chown | grep -oE '/[^ ]+'); do copy "$library"; done
+
 rm -f "$files/opt/nvrtc/README.md"
 install -D -m 644 /etc/ssl/certs/ca-certificates.crt "$files/etc/ssl/certs/ca-certificates.crt"
 echo 'hosts: files dns' > "$files/etc/nsswitch.conf"

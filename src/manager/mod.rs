@@ -452,6 +452,10 @@ impl Manager {
             compiler.compile(prepared, &self.settings.limits, self.stop.child_token()).await;
         let seconds = output.as_ref().ok().map(|_| started.elapsed().as_secs_f64());
         self.counters.ran(compiler.name(), seconds);
+        if output.is_err() && self.stop.is_cancelled() {
+            // No verdict on the request: whoever asked may ask another node.
+            return Err(Error::Unavailable("this node stops".into()));
+        }
         Ok(output?)
     }
 
