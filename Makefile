@@ -4,12 +4,13 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help build demo test test-python test-torch test-clients test-gpu test-vllm
+.PHONY: help build demo test test-python test-torch test-clients test-gpu test-kube test-vllm
 .PHONY: check bench format lint helm python python-wire
 
 # `make check CHECK_TESTS=0` leaves the tests out, for callers that run
 # `make test` beside it, as .ci/run does.
 CHECK_TESTS ?= 1
+KILN_KUBE_SCRIPT ?= ../shared/kube/kube
 
 PYTHON_FILES = tests deploy python
 # $(call toolchain,GOAL) && COMMAND: with the environment that GOAL needs.
@@ -57,6 +58,16 @@ test-clients: ## sccache, ccache and redis-py against a cluster
 	$(call toolchain,clients) && cargo build --locked --workspace && \
 	python3 tests/clients.py --kiln $(binary)
 
+# KILN_KUBE_SCRIPT: a script with the commands build, up, load, kubectl, helm, run, down.
+test-kube: ## the chart on a real Kubernetes of two nodes, while clients ask; needs root
+	$(call toolchain,test) && scratch=$${KILN_KUBE_SCRATCH:-$${XDG_CACHE_HOME:-$$HOME/.cache}/kiln/kube} && \
+	mkdir -p "$$scratch" && "$(KILN_KUBE_SCRIPT)" build && \
+	KILN_VERSION=0.1.0-next cargo build --locked --package kiln --bin kiln && \
+	cp $(binary) "$$scratch/kiln-next" && \
+	cargo build --locked --package kiln --bin kiln && \
+	python3 -B tests/kube --script "$(KILN_KUBE_SCRIPT)" --folder "$$scratch" \
+		--kiln $(binary) --next "$$scratch/kiln-next" $(PHASES)
+
 test-vllm: ## vLLM's compilation package through Kiln, on CPU; installs 6 GB the first time
 	$(call toolchain,build) && cargo build --locked --workspace && \
 	vllm_python=$$(deploy/vllm-venv.sh) && \
@@ -75,19 +86,20 @@ lint:
 	cargo fmt --all --check
 	$(call toolchain,check) && \
 	shellcheck .ci/run deploy/*.sh tests/gpu/*.sh && \
+	hadolint deploy/Dockerfile && \
 	cargo deny --log-level error check licenses bans sources && \
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 
-helm:
-	$(call toolchain,check) && \
-	helm lint --strict helm/kiln && \
-	helm template kiln helm/kiln >/dev/null
+helm: ## the chart: schemas, policies, refusals, its README; see deploy/chart/check.py
+	$(call toolchain,check) && cargo build --locked --package kiln && \
+	PYTHONPATH="$$KILN_CHART_PACKAGES" python3 -B deploy/chart/check.py --kiln $(abspath_binary)
 
 python:
 	$(call toolchain,check) && \
 	ruff check --config .config/ruff.toml $(PYTHON_FILES) && \
 	ruff format --config .config/ruff.toml --check $(PYTHON_FILES) && \
-	pyrefly check --config .config/pyrefly.toml $(wildcard tests/*.py deploy/*/*.py) && \
+	pyrefly check --config .config/pyrefly.toml \
+		--site-package-path "$$KILN_CHART_PACKAGES" $(wildcard tests/*.py tests/kube/*.py deploy/*/*.py) && \
 	pyrefly check --config .config/pyrefly-python.toml \
 		--site-package-path "$$KILN_PYTHON_PACKAGES" $(wildcard python/*/*.py python/*/*/*.py)
 

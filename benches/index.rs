@@ -74,6 +74,7 @@ async fn members(dir: &Path, size: usize) -> Result<Vec<Member>> {
             start: Start::Expect { voters: size, peers: peers.clone() },
             facts: NodeFacts { grpc: address, ..NodeFacts::default() },
             timings: Timings::default(),
+            voter: true,
         };
         async move {
             let seed = u8::try_from(n)? + 1;

@@ -13,7 +13,7 @@
 # there the next time within a fraction of a second. No root is needed but for a
 # missing C++ compiler or pip. A variable that is set already is left as it is:
 # ROCKSDB_LIB_DIR, LIBCLANG_PATH, KILN_NVRTC_DIR, KILN_NVRTC_ALT_DIR, KILN_WEED,
-# KILN_PYTHON_PACKAGES, KILN_TORCH_PYTHON.
+# KILN_PYTHON_PACKAGES, KILN_CHART_PACKAGES, KILN_TORCH_PYTHON.
 set -euo pipefail
 
 goal=${1:-build}
@@ -169,10 +169,12 @@ tests() {
     fi
 }
 
+# Compiled for one version of Python: a folder for each.
+of_python() { python3 -c 'import sys; print("-%d.%d" % sys.version_info[:2])'; }
+
 python_packages() {
     [ -z "${KILN_PYTHON_PACKAGES:-}" ] || return 0
-    # Compiled for one version of Python: a folder for each.
-    unpack python "-$(python3 -c 'import sys; print(*sys.version_info[:2], sep=".")')"
+    unpack python "$(of_python)"
     export_ KILN_PYTHON_PACKAGES "$unpacked"
 }
 
@@ -203,6 +205,10 @@ linters() {
     paths+=("$unpacked/bin")
     unpack helm
     paths+=("$unpacked/bin")
+    if [ -z "${KILN_CHART_PACKAGES:-}" ]; then
+        unpack chart "$(of_python)"
+        export_ KILN_CHART_PACKAGES "$unpacked"
+    fi
 }
 
 clients() {

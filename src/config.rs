@@ -37,6 +37,9 @@ pub struct Config {
     pub resp_listen: Option<SocketAddr>,
     /// Unix socket for Redis clients of this machine. Default: none.
     pub resp_socket: Option<PathBuf>,
+    /// Who may connect to these sockets, as octal digits: `0666` for processes of
+    /// every user, who can then read and write as any client. Default: `0600`.
+    pub socket_mode: String,
     /// Host under which other nodes reach this one. Default: the listen
     /// addresses' own, which must then not be a wildcard.
     pub advertise: Option<String>,
@@ -86,6 +89,9 @@ pub struct ClusterConfig {
     /// And after at most this. Default: 2 s.
     #[serde(with = "humantime_serde")]
     pub election_max: Duration,
+    /// Whether this node may vote. One that may not follows as a learner, with a full
+    /// replica, and is never promoted: for nodes that come and go. Default: true.
+    pub voter: bool,
     /// A compile lease whose holder is silent for this long expires. Default: 10 s.
     #[serde(with = "humantime_serde")]
     pub lease_ttl: Duration,
@@ -228,6 +234,7 @@ impl Default for Config {
             socket: None,
             resp_listen: Some(loopback(7403)),
             resp_socket: None,
+            socket_mode: "0600".into(),
             advertise: None,
             start: StartConfig::default(),
             cluster: ClusterConfig::default(),
@@ -254,6 +261,7 @@ impl Default for ClusterConfig {
             heartbeat: Duration::from_millis(250),
             election_min: Duration::from_secs(1),
             election_max: Duration::from_secs(2),
+            voter: true,
             lease_ttl: Duration::from_secs(10),
         }
     }
@@ -328,6 +336,11 @@ impl Config {
             Some(host) => format!("{host}:{}", bound.port()),
             None => bound.to_string(),
         }
+    }
+
+    /// The permissions that `socket_mode` names.
+    pub fn socket_permissions(&self) -> Option<u32> {
+        u32::from_str_radix(&self.socket_mode, 8).ok().filter(|mode| *mode <= 0o777)
     }
 
     /// Compiles at once, with 0 resolved to the number of cores.

@@ -21,6 +21,12 @@
 //! the cluster; the daemon never loads CUDA; only `main` and the command line
 //! use `anyhow`.
 
+/// What this program calls itself; a build may be given a name of its own.
+pub const VERSION: &str = match option_env!("KILN_VERSION") {
+    Some(version) => version,
+    None => env!("CARGO_PKG_VERSION"),
+};
+
 pub mod artifact;
 pub mod cache;
 pub mod compiler;

@@ -273,10 +273,12 @@ impl Core {
         let Ok(member) = self.member() else { return };
         let me = member.owner;
         loop {
+            let mut members = Vec::new();
             for (address, greeting) in self.look_around_quietly(&peers).await {
                 match greeting.owner {
                     Some(owner) if owner.cluster == me.cluster => {
                         self.peers.set_address(owner.node, &address);
+                        members.push(owner);
                     }
                     _ => {}
                 }
@@ -286,17 +288,34 @@ impl Core {
             if registered.is_some_and(|node| node.left || node.facts == self.facts) {
                 return;
             }
-            if registered.is_some() {
-                let facts = self.facts.clone();
-                match self.ask(Request::Write(Command::Facts { node: me.node, facts })).await {
-                    Ok(_) => return,
-                    Err(e) => tracing::debug!(error = %e, "the new facts are not known yet"),
-                }
+            if registered.is_some() && self.tell_facts(me, members).await {
+                return;
             }
             tokio::select! {
                 () = tokio::time::sleep(LOOK) => {}
                 () = self.stop.cancelled() => return,
             }
+        }
+    }
+
+    /// Tells the leader where this node is, also where it is not known who leads: a
+    /// leader cannot reach a node that moved, so the node hears of no new one.
+    async fn tell_facts(self: &Arc<Self>, me: Owner, members: Vec<Owner>) -> bool {
+        let facts = self.facts.clone();
+        let request = Request::Write(Command::Facts { node: me.node, facts });
+        for member in members {
+            let asked =
+                tokio::time::timeout(self.timings.patience, self.ask_peer(member, &request));
+            match asked.await {
+                Ok(Ok(Answer::Done(_))) => return true,
+                Ok(Ok(Answer::NotLeader)) => {}
+                other => tracing::debug!(node = member.node, ?other, "the facts are not told yet"),
+            }
+        }
+        // None of the peers leads: whoever did when this node stopped may.
+        match self.leader() {
+            Some(_) => self.ask(request).await.is_ok(),
+            None => false,
         }
     }
 

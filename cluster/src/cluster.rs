@@ -11,7 +11,7 @@ use openraft::{Instant, ServerState};
 use tonic::service::Routes;
 
 use crate::{
-    command::{Command, NodeFacts},
+    command::{Command, NodeFacts, Response},
     core::Core,
     error::ClusterError,
     index::Index,
@@ -120,6 +120,7 @@ impl Cluster {
         core.tasks.spawn(Arc::clone(core).follow_addresses());
         core.tasks.spawn(Arc::clone(core).keep_house());
         core.tasks.spawn(Arc::clone(core).keep_leases());
+        core.tasks.spawn(Arc::clone(core).take_standing(self.start.clone()));
         let me = member.owner.node;
         if resumed {
             let peers = self.start.peers().to_vec();
@@ -181,6 +182,19 @@ impl Cluster {
     pub async fn remove(&self, node: NodeId) -> Result<(), ClusterError> {
         match self.core.ask(Request::Remove(node)).await? {
             Reply::Removed => Ok(()),
+            other => Err(ClusterError::invalid(format!("an answer out of place: {other:?}"))),
+        }
+    }
+
+    /// Sets how many voters the leader strives for: 1, 3, 5 or 7. Fewer than there are
+    /// become learners again, the dead and the newest first.
+    pub async fn set_voters(&self, voters: u64) -> Result<bool, ClusterError> {
+        if !matches!(voters, 1 | 3 | 5 | 7) {
+            return Err(ClusterError::invalid("a cluster strives for 1, 3, 5 or 7 voters"));
+        }
+        let command = Command::SetVoters { voters, raise: false };
+        match self.core.write(command).await?.1 {
+            Response::Changed(changed) => Ok(changed),
             other => Err(ClusterError::invalid(format!("an answer out of place: {other:?}"))),
         }
     }
@@ -283,8 +297,14 @@ impl Cluster {
         }
     }
 
-    /// Stops everything that runs for this member.
+    /// Stops everything that runs for this member. A leader hands over first: the
+    /// others then need not wait to find out that it is gone.
     pub async fn shutdown(&self) {
+        if let Some(member) = self.core.member.get()
+            && self.core.leads()
+        {
+            self.core.hand_over(member.owner.node).await;
+        }
         self.core.stop.cancel();
         if let Some(member) = self.core.member.get()
             && let Err(e) = member.raft.shutdown().await

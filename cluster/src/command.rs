@@ -99,6 +99,10 @@ pub(crate) enum Command {
     /// Commits an artifact of a replaceable key without a lease; its token counts
     /// for nothing. `create`: only where the key has none.
     Put { publication: Publication, create: bool },
+    /// Whether the node may become a voter.
+    SetVoter { node: NodeId, voter: bool },
+    /// Voters to strive for; `raise`: only if there are to be fewer so far.
+    SetVoters { voters: u64, raise: bool },
 }
 
 /// What `apply` answers to who proposed the command.
@@ -154,6 +158,8 @@ impl fmt::Display for Command {
             Self::Condemn { pack } => write!(f, "condemn {}", pack.short()),
             Self::Forget { pack } => write!(f, "forget {}", pack.short()),
             Self::Put { publication: p, .. } => write!(f, "put {}", p.key.short()),
+            Self::SetVoter { node, voter } => write!(f, "node {node} may vote: {voter}"),
+            Self::SetVoters { voters, .. } => write!(f, "{voters} voters"),
         }
     }
 }

@@ -50,6 +50,7 @@ pub(crate) struct Core {
     pub timings: Timings,
     pub signing: SigningKey,
     pub facts: NodeFacts,
+    pub voter: bool,
     pub identity: Mutex<Identity>,
     /// Candidates seen at the last look at the peers.
     pub seen: Mutex<BTreeSet<Candidate>>,
@@ -77,7 +78,7 @@ pub(crate) struct Core {
 
 impl Core {
     pub(crate) fn open(settings: Settings, signing: SigningKey) -> Result<Arc<Self>, ClusterError> {
-        let Settings { data_dir, facts, timings, .. } = settings;
+        let Settings { data_dir, facts, timings, voter, .. } = settings;
         std::fs::create_dir_all(&data_dir)
             .map_err(|e| ClusterError::storage(format!("create {}: {e}", data_dir.display())))?;
         let store = Store::open(&data_dir)?;
@@ -90,6 +91,7 @@ impl Core {
             timings,
             signing,
             facts,
+            voter,
             identity: Mutex::new(identity),
             seen: Mutex::default(),
             accepting: tokio::sync::Mutex::new(()),

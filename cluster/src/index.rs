@@ -19,7 +19,7 @@ use crate::{
     leader::{AcquireRequest, Answer, Outcome, Reply, Request},
     peers::{frame, to_target, unframe},
     store::Owner,
-    table::{BlobRecord, Table},
+    table::{self, BlobRecord, Table},
     watch::{IndexEvent, NodeInfo},
 };
 
@@ -314,6 +314,19 @@ impl Index {
     /// What the local replica knows of a pack.
     pub fn blob(&self, pack: &Digest) -> Result<Option<BlobState>, ClusterError> {
         self.core.blob(pack)
+    }
+
+    /// Whether this node is the one to bring a pack to the object store: an entry names
+    /// it, nobody told that it is there, and of its holders this one comes first.
+    pub fn owes_upload(&self, pack: &Digest) -> Result<bool, ClusterError> {
+        let me = self.core.member()?.owner.node;
+        let blob: Option<BlobRecord> = table::read(&*self.core.store, *pack)?;
+        let Some(blob) = blob.filter(|b| b.entries > 0 && !b.stored && !b.condemned) else {
+            return Ok(false);
+        };
+        let nodes = self.core.watch.nodes();
+        let present = |id: &&NodeId| nodes.get(id).is_some_and(|node| !node.left);
+        Ok(blob.holders.iter().find(present) == Some(&me))
     }
 
     /// What the index knows of a pack, after every change acknowledged before this call.

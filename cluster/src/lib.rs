@@ -27,6 +27,7 @@ mod raft;
 mod route;
 mod service;
 mod settings;
+mod standing;
 mod state;
 mod store;
 mod table;

@@ -3,8 +3,9 @@
 //! Invariant: the leader alone changes the membership, one change at a time, from
 //! what is registered to what Raft knows: a registered node becomes a learner, a
 //! learner that keeps up becomes a voter where one is wanted, a voter that is
-//! dead or left is replaced, a node that left is forgotten. Voters come to an odd
-//! number: an even one tolerates no more failures and needs more answers.
+//! dead or left is replaced, one too many becomes a learner again, a node that left
+//! is forgotten. Voters come to an odd number: an even one tolerates no more failures
+//! and needs more answers. A node that abstains never votes.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -39,17 +40,18 @@ struct Health {
     keeps_up: bool,
 }
 
-/// The voters that there should be, where they differ from `voters`.
+/// The voters that there should be, where they differ from `voters`; none of them
+/// of `never`, who left or abstain.
 fn plan(
     voters: &BTreeSet<NodeId>,
     learners: &BTreeSet<NodeId>,
-    left: &BTreeSet<NodeId>,
+    never: &BTreeSet<NodeId>,
     wanted: usize,
     health: impl Fn(NodeId) -> Health,
 ) -> Option<BTreeSet<NodeId>> {
-    let mut spares = learners.iter().filter(|id| !left.contains(id) && health(**id).keeps_up);
+    let mut spares = learners.iter().filter(|id| !never.contains(id) && health(**id).keeps_up);
     let mut next = BTreeSet::new();
-    for voter in voters.difference(left) {
+    for voter in voters.difference(never) {
         let replacement = if health(*voter).alive { None } else { spares.next() };
         next.insert(*replacement.unwrap_or(voter));
     }
@@ -59,6 +61,12 @@ fn plan(
         more -= 1;
     }
     next.extend(spares.into_iter().take(more));
+    while next.len() > wanted {
+        // The dead first, then the newest: whoever scales down removes those.
+        let dead = next.iter().rev().find(|id| !health(**id).alive).copied();
+        let Some(surplus) = dead.or_else(|| next.last().copied()) else { break };
+        next.remove(&surplus);
+    }
     (!next.is_empty() && next != *voters).then_some(next)
 }
 
@@ -112,8 +120,10 @@ impl Core {
             known.iter().copied().filter(|id| nodes.get(id).is_none_or(|n| n.left)).collect();
         let counters: Counters = table::read(&*self.store, ())?.unwrap_or_default();
         let wanted = usize::try_from(counters.voters).unwrap_or(usize::MAX);
-        if let Some(next) = plan(&voters, &learners, &left, wanted, |id| health(self, &metrics, id))
-        {
+        let never = |id: &NodeId| nodes.get(id).is_none_or(|n| n.left || !n.eligible);
+        let never: BTreeSet<NodeId> = known.iter().copied().filter(never).collect();
+        let health_of = |id| health(self, &metrics, id);
+        if let Some(next) = plan(&voters, &learners, &never, wanted, health_of) {
             return change(ChangeMembers::ReplaceAllVoters(next), true).await;
         }
         let gone: BTreeSet<NodeId> = learners.intersection(&left).copied().collect();
@@ -162,7 +172,7 @@ impl Core {
 
     /// Gives the leadership to the voter that has most of the log, if there is
     /// one. Raft would elect another leader in any case; this is only quicker.
-    async fn hand_over(&self, me: NodeId) {
+    pub(crate) async fn hand_over(&self, me: NodeId) {
         let (Ok(member), Some(metrics)) = (self.member(), self.metrics()) else { return };
         let voters: BTreeSet<NodeId> = metrics.membership_config.membership().voter_ids().collect();
         let replication = metrics.replication.iter().flatten();
@@ -311,6 +321,17 @@ mod tests {
         assert_eq!(planned(&[1, 2, 3], &[4], &[], &[3]), Some(set(&[1, 2, 4])));
         assert_eq!(planned(&[1, 2, 3], &[4], &[], &[3, 4]), None);
         assert_eq!(planned(&[1, 2, 3], &[], &[], &[3]), None);
+    }
+
+    #[test]
+    fn voters_shrink_to_the_number_wanted() {
+        let five = set(&[1, 2, 3, 4, 5]);
+        let shrunk = |dead: &[NodeId]| {
+            let health = |id| Health { alive: !dead.contains(&id), keeps_up: !dead.contains(&id) };
+            plan(&five, &set(&[]), &set(&[]), 3, health)
+        };
+        assert_eq!(shrunk(&[]), Some(set(&[1, 2, 3])));
+        assert_eq!(shrunk(&[1, 4]), Some(set(&[2, 3, 5])), "the dead go first");
     }
 
     #[test]

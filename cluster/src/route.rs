@@ -77,7 +77,8 @@ impl Core {
         }
     }
 
-    async fn ask_peer(
+    /// Asks one node, which answers only if it leads.
+    pub(crate) async fn ask_peer(
         &self,
         target: Owner,
         request: &Request,

@@ -14,6 +14,8 @@ pub struct Settings {
     pub start: Start,
     /// What the node tells about itself; `grpc` must reach the served routes.
     pub facts: NodeFacts,
+    /// Whether it may vote. One that may not is a learner for as long as it says so.
+    pub voter: bool,
     /// Time-outs.
     pub timings: Timings,
 }

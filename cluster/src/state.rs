@@ -10,7 +10,7 @@ use crate::{
     command::{AccessReport, Command, NewNode, NodeFacts, Publication, Response},
     table::{
         BlobRecord, Counters, EntryRecord, EpochRecord, FailureRecord, LeaseRecord, NodeRecord,
-        StateError, Txn, View,
+        Standing, StateError, Txn, View,
     },
 };
 
@@ -48,6 +48,8 @@ pub(crate) fn apply<V: View>(
         Command::Join(node) => join(txn, node, events),
         Command::Leave(node) => leave(txn, node, events),
         Command::Facts { node, facts } => set_facts(txn, node, facts, events),
+        Command::SetVoter { node, voter } => set_voter(txn, node, voter, events),
+        Command::SetVoters { voters, raise } => set_voters(txn, voters, raise),
         Command::Acquire { key, node, request } => acquire(
             txn,
             key,
@@ -132,7 +134,7 @@ fn register<V: View>(
     let id = counters.next_node;
     counters.next_node += 1;
     let NewNode { candidate, facts, key } = node;
-    txn.put(id, &NodeRecord { candidate, facts, key, left: false })?;
+    txn.put(id, &NodeRecord { candidate, facts, key, standing: Standing::Eligible })?;
     Ok(id)
 }
 
@@ -147,7 +149,7 @@ fn join<V: View>(
     }
     let known = txn.nodes()?.into_iter().find(|(_, n)| n.candidate == node.candidate);
     match known {
-        Some((_, known)) if known.left => {
+        Some((_, known)) if known.left() => {
             return Ok(Response::Refused("this disk belongs to a node that left".into()));
         }
         Some((_, known)) if known.key != node.key => {
@@ -167,10 +169,10 @@ fn leave<V: View>(
     id: NodeId,
     events: &mut Vec<Event>,
 ) -> Result<Response, StateError> {
-    let Some(node) = txn.get::<NodeRecord>(id)?.filter(|n| !n.left) else {
+    let Some(node) = txn.get::<NodeRecord>(id)?.filter(|n| !n.left()) else {
         return Ok(Response::Changed(false));
     };
-    txn.put(id, &NodeRecord { left: true, ..node })?;
+    txn.put(id, &NodeRecord { standing: Standing::Left, ..node })?;
     events.push(Event::NodesChanged);
     Ok(Response::Changed(true))
 }
@@ -181,11 +183,41 @@ fn set_facts<V: View>(
     facts: NodeFacts,
     events: &mut Vec<Event>,
 ) -> Result<Response, StateError> {
-    let Some(node) = txn.get::<NodeRecord>(id)?.filter(|n| !n.left) else {
+    let Some(node) = txn.get::<NodeRecord>(id)?.filter(|n| !n.left()) else {
         return Ok(Response::Changed(false));
     };
     txn.put(id, &NodeRecord { facts, ..node })?;
     events.push(Event::NodesChanged);
+    Ok(Response::Changed(true))
+}
+
+fn set_voter<V: View>(
+    txn: &mut Txn<'_, V>,
+    id: NodeId,
+    voter: bool,
+    events: &mut Vec<Event>,
+) -> Result<Response, StateError> {
+    let standing = if voter { Standing::Eligible } else { Standing::Abstains };
+    let known = txn.get::<NodeRecord>(id)?.filter(|n| !n.left() && n.standing != standing);
+    let Some(node) = known else {
+        return Ok(Response::Changed(false));
+    };
+    txn.put(id, &NodeRecord { standing, ..node })?;
+    events.push(Event::NodesChanged);
+    Ok(Response::Changed(true))
+}
+
+/// `raise`: never to fewer, for a node that knows only what it was started with.
+fn set_voters<V: View>(
+    txn: &mut Txn<'_, V>,
+    voters: u64,
+    raise: bool,
+) -> Result<Response, StateError> {
+    let counters = counters(txn)?;
+    if voters == counters.voters || (raise && voters < counters.voters) {
+        return Ok(Response::Changed(false));
+    }
+    txn.put((), &Counters { voters, ..counters })?;
     Ok(Response::Changed(true))
 }
 

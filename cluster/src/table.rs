@@ -185,13 +185,31 @@ pub(crate) struct FailureRecord {
 }
 record!(FailureRecord in Failures by ArtifactKey);
 
+/// What a node is to the cluster. Disks written before there was an abstainer
+/// have a flag here, whose bytes are those of the first two.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Standing {
+    /// A voter, or a learner that may become one.
+    Eligible,
+    /// Gone for good.
+    Left,
+    /// A learner for ever: it asked for no vote.
+    Abstains,
+}
+
 /// A node, also after it left.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct NodeRecord {
     pub candidate: Candidate,
     pub facts: NodeFacts,
     pub key: [u8; 32],
-    pub left: bool,
+    pub standing: Standing,
+}
+
+impl NodeRecord {
+    pub(crate) fn left(&self) -> bool {
+        self.standing == Standing::Left
+    }
 }
 record!(NodeRecord in Nodes by NodeId);
 

@@ -18,7 +18,7 @@ use crate::{
     command::NodeFacts,
     leases::Deadlines,
     state::Event,
-    table::{self, StateError, View},
+    table::{self, Standing, StateError, View},
 };
 
 /// Events kept for a subscriber that is behind.
@@ -85,6 +85,8 @@ pub struct NodeInfo {
     pub key: VerifyingKey,
     /// Whether it left: its manifests remain verifiable.
     pub left: bool,
+    /// Whether it may become a voter.
+    pub eligible: bool,
 }
 
 pub(crate) type Nodes = BTreeMap<NodeId, NodeInfo>;
@@ -224,7 +226,8 @@ impl Watch {
 fn read_nodes(view: &impl View) -> Result<Nodes, StateError> {
     let nodes = table::nodes(view)?.into_iter().filter_map(|(id, record)| {
         let key = VerifyingKey::from_bytes(&record.key).ok()?;
-        Some((id, NodeInfo { facts: record.facts, key, left: record.left }))
+        let (left, eligible) = (record.left(), record.standing == Standing::Eligible);
+        Some((id, NodeInfo { facts: record.facts, key, left, eligible }))
     });
     Ok(nodes.collect())
 }

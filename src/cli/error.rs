@@ -74,6 +74,10 @@ impl CliError {
             let plain = message.strip_prefix(&format!("{code} {kind}: ")).unwrap_or(&message);
             return Self::Failed { code: code.into(), kind: kind.into(), message: plain.into() };
         }
+        // Made on this side, of a connection that broke: no node said this.
+        if std::error::Error::source(status).is_some() {
+            return Self::Unreachable(message);
+        }
         match status.code() {
             Code::NotFound => Self::NotFound(message),
             Code::InvalidArgument | Code::OutOfRange | Code::Unimplemented => Self::Usage(message),
@@ -202,6 +206,13 @@ mod tests {
             assert_eq!(error.exit_code(), exit_code, "{status}");
             assert!(EXIT_CODES.contains(&format!("{exit_code:>4}  ")), "{exit_code}");
         }
+    }
+
+    #[test]
+    fn a_connection_that_broke_is_a_node_that_cannot_be_reached() {
+        let broken = std::io::Error::from(std::io::ErrorKind::ConnectionReset);
+        let status = Status::from_error(Box::new(broken));
+        assert!(matches!(CliError::from_status(&status), CliError::Unreachable(_)), "{status:?}");
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! Invariant: results go to stdout, everything else to stderr; with `--json`
 //! stdout has JSON objects only, one a line, an error among them.
 
+mod backup;
 mod client;
 mod cluster;
 mod compile;
@@ -36,7 +37,7 @@ pub(crate) use error::CliError;
 ///
 /// What one node compiled once, every other node fetches, checks and runs.
 #[derive(Debug, Parser)]
-#[command(name = "kiln", version, after_help = error::EXIT_CODES, propagate_version = true)]
+#[command(name = "kiln", version = kiln::VERSION, after_help = error::EXIT_CODES, propagate_version = true)]
 pub(crate) struct Cli {
     #[command(subcommand)]
     command: Command,

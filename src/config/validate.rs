@@ -61,6 +61,12 @@ impl Config {
                 ));
             }
         }
+        if self.socket_permissions().is_none() {
+            wrong.push(format!(
+                "socket_mode is {:?}: write octal digits, \"0600\" or \"0666\"",
+                self.socket_mode
+            ));
+        }
         if self.socket.is_some() && self.socket == self.resp_socket {
             wrong.push("socket and resp_socket are the same: give each its own path".into());
         }
@@ -73,6 +79,12 @@ impl Config {
         }
         if start.expect > 1 && !start.join.is_empty() {
             wrong.push("start.expect founds a cluster, start.join joins one: set only one".into());
+        }
+        if !self.cluster.voter && start.join.is_empty() {
+            wrong.push(
+                "cluster.voter is false: such a node founds nothing, so name members in start.join"
+                    .into(),
+            );
         }
         let resolved_later = start.peers.iter().any(|peer| peer.starts_with("dns:"));
         if start.expect > 1 && !resolved_later && start.peers.len() + 1 < start.expect {

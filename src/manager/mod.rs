@@ -18,6 +18,7 @@ mod fetch;
 mod flight;
 mod publish;
 mod report;
+mod restore;
 mod route;
 mod stored;
 
@@ -293,6 +294,10 @@ impl Manager {
             compiler.compile(prepared, &self.settings.limits, self.stop.child_token()).await;
         let seconds = output.as_ref().ok().map(|_| started.elapsed().as_secs_f64());
         self.counters.ran(compiler.name(), seconds);
+        if output.is_err() && self.stop.is_cancelled() {
+            // No verdict on the request: whoever asked may ask another node.
+            return Err(Error::Unavailable("this node stops".into()));
+        }
         Ok(output?)
     }
 }

@@ -33,7 +33,7 @@ use crate::{
     warmup,
 };
 
-/// The unix socket is for the user that runs the node, and nobody else.
+/// The unix socket is for the user that runs the node, and nobody else, unless told.
 const SOCKET_MODE: u32 = 0o600;
 /// How long a stopping node waits for calls in progress.
 const DRAIN: Duration = Duration::from_secs(10);
@@ -100,7 +100,7 @@ impl Node {
                 transfer: advertised(&transfer_port)?,
                 http: advertised(&http_port)?,
                 compilers: compilers.fingerprints(),
-                version: env!("CARGO_PKG_VERSION").into(),
+                version: crate::VERSION.into(),
             })
         };
 
@@ -175,8 +175,9 @@ impl Node {
             stop.clone(),
         ));
         let mut sockets = Vec::new();
+        let mode = config.socket_permissions().unwrap_or(SOCKET_MODE);
         let mut bind_socket = |path: &PathBuf| {
-            let (listener, file) = transfer::bind_socket(path, SOCKET_MODE)
+            let (listener, file) = transfer::bind_socket(path, mode)
                 .map_err(io(format!("listen on {}", path.display())))?;
             sockets.push(file);
             Ok::<_, NodeError>(listener)
@@ -213,6 +214,7 @@ impl Node {
             tasks.spawn(resp.follow(stop.clone()));
         }
         tasks.spawn(object_store::upload(tiers.clone(), index.clone(), stop.clone()));
+        tasks.spawn(object_store::resume_uploads(tiers.clone(), index.clone(), stop.clone()));
         tasks.spawn(object_store::collect(
             tiers.clone(),
             cluster.clone(),

@@ -98,7 +98,13 @@ pub(super) fn cluster(config: &Config, facts: NodeFacts) -> ClusterSettings {
         lease_ttl: config.cluster.lease_ttl,
         ..Timings::default()
     };
-    ClusterSettings { data_dir: config.data_dir.join("index"), start, facts, timings }
+    ClusterSettings {
+        data_dir: config.data_dir.join("index"),
+        start,
+        facts,
+        timings,
+        voter: config.cluster.voter,
+    }
 }
 
 /// The settings of the port for Redis clients.

@@ -25,7 +25,7 @@ pub(super) fn info(values: &Values) -> Reply {
          # Memory\r\nused_memory:{memory}\r\n\r\n\
          # Replication\r\nrole:master\r\nconnected_slaves:0\r\n\r\n\
          # Stats\r\ntotal_commands_processed:{}\r\nkeyspace_hits:{}\r\nkeyspace_misses:{}\r\n",
-        env!("CARGO_PKG_VERSION"),
+        crate::VERSION,
         status.node.unwrap_or_default(),
         std::process::id(),
         parts.counters.connections(),

@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{CHUNK_BYTES, explain, leases, publish, wire};
+use super::{CHUNK_BYTES, explain, leases, publish, restore, wire};
 use crate::{
     cache::{Blob, Health, Tiers},
     error::Error,
@@ -297,7 +297,7 @@ impl Kiln for Api {
         });
         Ok(Response::new(pb::StatusResponse {
             node: parts.node,
-            version: env!("CARGO_PKG_VERSION").into(),
+            version: crate::VERSION.into(),
             role: wire::role(status.role).into(),
             leader: status.leader.unwrap_or_default(),
             term: status.term,
@@ -334,6 +334,20 @@ impl Kiln for Api {
     async fn leave(&self, _: Request<pb::LeaveRequest>) -> Reply<pb::LeaveResponse> {
         self.parts()?.cluster.leave().await.map_err(Error::from)?;
         Ok(Response::new(pb::LeaveResponse {}))
+    }
+
+    async fn set_voters(
+        &self,
+        request: Request<pb::SetVotersRequest>,
+    ) -> Reply<pb::SetVotersResponse> {
+        let voters = request.into_inner().voters;
+        let changed = self.parts()?.cluster.set_voters(voters).await.map_err(Error::from)?;
+        Ok(Response::new(pb::SetVotersResponse { changed }))
+    }
+
+    async fn restore(&self, request: Request<pb::RestoreRequest>) -> Reply<pb::RestoreResponse> {
+        let parts = self.parts()?;
+        Ok(Response::new(restore::restore(&parts.manager, request.into_inner()).await?))
     }
 }
 

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use axum::{Json, Router, extract::State, http::StatusCode, routing::get};
-use kiln_cluster::Cluster;
+use kiln_cluster::{Cluster, Role};
 use metrics_exporter_prometheus::PrometheusHandle;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
@@ -34,7 +34,24 @@ pub async fn serve(
     axum::serve(listener, routes).with_graceful_shutdown(stop.cancelled_owned()).await
 }
 
+/// What alerts ask about the cluster, as of now and as this node sees it.
+fn gauge(cluster: &Cluster) {
+    let status = cluster.status();
+    let voters = status.nodes.iter().filter(|node| node.voter);
+    let reachable = voters.clone().filter(|node| node.reachable == Some(true)).count();
+    let flag = |flag: bool| if flag { 1.0 } else { 0.0 };
+    metrics::gauge!("kiln_cluster_quorum").set(flag(status.quorum));
+    metrics::gauge!("kiln_cluster_leader").set(flag(status.role == Role::Leader));
+    metrics::gauge!("kiln_cluster_voters").set(voters.count() as f64);
+    // Known to the leader alone; others see themselves and, with a quorum, the leader.
+    metrics::gauge!("kiln_cluster_voters_reachable").set(reachable as f64);
+    metrics::gauge!("kiln_cluster_applied_index").set(status.applied as f64);
+    metrics::gauge!("kiln_cluster_term").set(status.term as f64);
+    metrics::gauge!("kiln_index_entries").set(status.entries as f64);
+}
+
 async fn metrics_page(State(http): State<Arc<Http>>) -> String {
+    gauge(&http.cluster);
     http.metrics.run_upkeep();
     http.metrics.render()
 }

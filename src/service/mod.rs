@@ -8,6 +8,7 @@ mod explain;
 pub mod http;
 mod leases;
 mod publish;
+mod restore;
 mod wire;
 
 /// Largest gRPC message in bytes, either way; larger data is streamed.

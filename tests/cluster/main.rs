@@ -8,6 +8,7 @@ mod artifacts;
 mod bad_input;
 mod compile_once;
 mod corruption;
+mod day_two;
 mod degraded;
 mod durability;
 mod eager;

@@ -23,6 +23,18 @@ async fn writes_go_on_without_the_leader() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_that_stops_hands_over_first() {
+    let mut cluster = TestCluster::start(3).await;
+    cluster.nodes[0].publish("before", b"pack").await.unwrap();
+    let leader = cluster.wait_leader().await;
+    cluster.nodes.remove(leader).stop().await;
+    // An election of its own would take at least `election_min` from here.
+    let leads = |n: &crate::harness::Node| n.cluster.status().role == kiln_cluster::Role::Leader;
+    assert!(cluster.nodes.iter().any(leads), "nobody leads");
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_minority_reads_and_says_that_it_cannot_write() {
     let mut cluster = TestCluster::start(3).await;
     let (key, _) = manifest("a", b"pack");
@@ -149,5 +161,39 @@ async fn a_wiped_disk_is_a_new_node_and_takes_the_dead_ones_place() {
     }
     cluster.nodes[2].publish("after", b"pack").await.unwrap();
     cluster.states_are_equal().await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_learner_that_moved_finds_a_leader_that_changed_meanwhile() {
+    let mut cluster = TestCluster::start(3).await;
+    let peers: Vec<String> = cluster.nodes.iter().map(|n| n.address.to_string()).collect();
+    let join = Start::Join { peers: peers.clone() };
+    let mut seat = Seat::new(&cluster.temp.path().join("agent")).await;
+    seat.voter = false;
+    let agent = seat.start(join.clone()).await.unwrap();
+    let (id, dir) = (agent.id(), agent.dir.clone());
+    agent.stop().await;
+    // The leader that the agent knows is there, and leads no more.
+    let leader = cluster.wait_leader().await;
+    let old = cluster.nodes.remove(leader);
+    let (home, address) = (old.dir.clone(), old.address);
+    old.stop().await;
+    cluster.wait_leader().await;
+    let start = Start::Expect { voters: 3, peers };
+    cluster.nodes.push(Seat::at(&home, address).await.start(start).await.unwrap());
+    let mut seat = Seat::new(&dir).await;
+    seat.voter = false;
+    let moved = seat.start(join).await.unwrap();
+    assert_eq!(moved.id(), id);
+    for node in &cluster.nodes {
+        wait_for("its new address", async || {
+            let known = node.index.node(id).unwrap().facts.grpc;
+            (known == moved.address.to_string()).then_some(())
+        })
+        .await;
+    }
+    moved.publish("from the new place", b"pack").await.unwrap();
+    moved.stop().await;
     cluster.stop().await;
 }

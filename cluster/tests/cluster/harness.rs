@@ -68,6 +68,8 @@ pub struct Seat {
     pub listener: TcpListener,
     pub address: SocketAddr,
     pub dir: PathBuf,
+    /// Whether the member may vote.
+    pub voter: bool,
 }
 
 impl Seat {
@@ -80,13 +82,14 @@ impl Seat {
         let listener =
             wait_for("a free port", async || TcpListener::bind(address).await.ok()).await;
         let address = listener.local_addr().unwrap();
-        Self { listener, address, dir: dir.to_owned() }
+        Self { listener, address, dir: dir.to_owned(), voter: true }
     }
 
     /// Opens and serves a member without starting it.
     pub fn open(self, start: Start) -> Opened {
         let facts = NodeFacts { grpc: self.address.to_string(), ..NodeFacts::default() };
-        let settings = Settings { data_dir: self.dir.clone(), start, facts, timings: timings() };
+        let data_dir = self.dir.clone();
+        let settings = Settings { data_dir, start, facts, timings: timings(), voter: self.voter };
         let (cluster, routes) = Cluster::open(settings, signing_key(&self.dir)).unwrap();
         let stop = CancellationToken::new();
         let incoming = TcpIncoming::from(self.listener).with_nodelay(Some(true));

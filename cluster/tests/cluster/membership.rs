@@ -102,3 +102,53 @@ async fn a_minority_of_the_peers_founds_nothing() {
     let refused = seat.start(Start::Expect { voters: 1, peers }).await;
     assert!(matches!(refused, Err(ClusterError::Invalid(_))));
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_abstains_never_votes() {
+    let mut cluster = TestCluster::start(3).await;
+    let peers: Vec<String> = cluster.nodes.iter().map(|n| n.address.to_string()).collect();
+    let mut seat = Seat::new(&cluster.temp.path().join("agent")).await;
+    seat.voter = false;
+    let agent = seat.start(Start::Join { peers: peers.clone() }).await.unwrap();
+    wait_for("the agent's standing", async || {
+        let known = cluster.nodes[0].index.node(agent.id());
+        known.is_some_and(|node| !node.eligible).then_some(())
+    })
+    .await;
+    // A place is free, and only who may vote takes it.
+    let leader = cluster.wait_leader().await;
+    let removed = cluster.nodes.remove((leader + 1) % 3);
+    cluster.nodes[0].cluster.remove(removed.id()).await.unwrap();
+    removed.stop().await;
+    let seat = Seat::new(&cluster.temp.path().join("fifth")).await;
+    cluster.nodes.push(seat.start(Start::Join { peers }).await.unwrap());
+    wait_for("three voters again", async || (voters(&agent).len() == 3).then_some(())).await;
+    assert!(!voters(&agent).contains(&agent.id()), "{:?}", voters(&agent));
+    agent.stop().await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn three_voters_become_five_and_three_again() {
+    let mut cluster = TestCluster::start(3).await;
+    let mut peers: Vec<String> = cluster.nodes.iter().map(|n| n.address.to_string()).collect();
+    for name in ["fourth", "fifth"] {
+        let seat = Seat::new(&cluster.temp.path().join(name)).await;
+        peers.push(seat.address.to_string());
+        // As the new pods of a StatefulSet of five are started.
+        let start = Start::Expect { voters: 5, peers: peers.clone() };
+        cluster.nodes.push(seat.start(start).await.unwrap());
+    }
+    for node in &cluster.nodes {
+        wait_for("five voters", async || (voters(node).len() == 5).then_some(())).await;
+    }
+    let refused = cluster.nodes[0].cluster.set_voters(4).await;
+    assert!(matches!(refused, Err(ClusterError::Invalid(_))), "{refused:?}");
+    assert!(cluster.nodes[4].cluster.set_voters(3).await.unwrap());
+    for node in &cluster.nodes {
+        wait_for("three voters", async || (voters(node) == [1, 2, 3]).then_some(())).await;
+    }
+    cluster.nodes[4].publish("after", b"pack").await.unwrap();
+    cluster.states_are_equal().await;
+    cluster.stop().await;
+}

@@ -1,5 +1,13 @@
+{{- /* Names and labels. A component is "voters" or "agents". */}}
+
 {{- define "kiln.name" -}}
-{{- if contains .Chart.Name .Release.Name }}{{ .Release.Name }}{{ else }}{{ .Release.Name }}-{{ .Chart.Name }}{{ end }}
+{{- if .Values.fullnameOverride -}}
+{{ .Values.fullnameOverride }}
+{{- else if contains .Chart.Name .Release.Name -}}
+{{ .Release.Name | trunc 50 | trimSuffix "-" }}
+{{- else -}}
+{{ printf "%s-%s" .Release.Name .Chart.Name | trunc 50 | trimSuffix "-" }}
+{{- end }}
 {{- end }}
 
 {{- define "kiln.selector" -}}
@@ -11,4 +19,52 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{ include "kiln.selector" . }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
+{{- end }}
+
+{{- define "kiln.serviceAccount" -}}
+{{- if .Values.serviceAccount.create -}}
+{{ .Values.serviceAccount.name | default (include "kiln.name" .) }}
+{{- else -}}
+{{ .Values.serviceAccount.name | default "default" }}
+{{- end }}
+{{- end }}
+
+{{- define "kiln.image" -}}
+{{- with .Values.image -}}
+{{- if .digest -}}
+{{ .repository }}@{{ .digest }}
+{{- else -}}
+{{ .repository }}:{{ .tag | default $.Chart.AppVersion }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{- /* Where a pod without a node of its own asks: this node's agent first, then the voters. */}}
+{{- define "kiln.endpoint" -}}
+{{- $name := include "kiln.name" . -}}
+{{- $domain := printf "%s.svc" .Release.Namespace -}}
+{{- if .Values.agents.enabled -}}
+http://{{ $name }}-local.{{ $domain }}:7400,
+{{- end -}}
+http://{{ $name }}.{{ $domain }}:7400
+{{- end }}
+
+{{- /* What no pod of the chart goes without. */}}
+{{- define "kiln.containerSecurity" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+runAsNonRoot: true
+capabilities:
+  drop: ["ALL"]
+{{- end }}
+
+{{- define "kiln.podSecurity" -}}
+runAsNonRoot: true
+runAsUser: 10001
+runAsGroup: 10001
+fsGroup: 10001
+fsGroupChangePolicy: OnRootMismatch
+seccompProfile:
+  type: RuntimeDefault
 {{- end }}

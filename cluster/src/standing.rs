@@ -1,0 +1,61 @@
+//! What a node is for: whether it may vote, and how many voters it was told of.
+//!
+//! Invariant: told at every start, and only where the cluster has it otherwise; a
+//! node's own word on the number of voters only ever raises it.
+
+use std::{sync::Arc, time::Duration};
+
+use crate::{
+    command::Command,
+    core::Core,
+    error::ClusterError,
+    leader::Request,
+    settings::Start,
+    table::{self, Counters},
+};
+
+/// Between two tries while there is no leader.
+const RETRY: Duration = Duration::from_millis(300);
+
+impl Core {
+    /// Makes the cluster's record of this node what its settings say.
+    pub(crate) async fn take_standing(self: Arc<Self>, start: Start) {
+        loop {
+            match self.wrong_standing(&start) {
+                Ok(None) => return,
+                Ok(Some(command)) => {
+                    tracing::info!(%command, "told by this node's settings");
+                    if let Err(e) = self.ask(Request::Write(command)).await {
+                        tracing::debug!(error = %e, "this node's standing is not known yet");
+                    }
+                }
+                Err(e) => tracing::debug!(error = %e, "this node is not registered yet"),
+            }
+            tokio::select! {
+                () = tokio::time::sleep(RETRY) => {}
+                () = self.stop.cancelled() => return,
+            }
+        }
+    }
+
+    /// What the replica has otherwise than the settings, as the command that mends it.
+    fn wrong_standing(&self, start: &Start) -> Result<Option<Command>, ClusterError> {
+        let node = self.member()?.owner.node;
+        let nodes = self.watch.nodes();
+        let unknown = || ClusterError::unavailable("not in this replica");
+        let known = nodes.get(&node).ok_or_else(unknown)?;
+        if known.left {
+            return Ok(None);
+        }
+        if known.eligible != self.voter {
+            return Ok(Some(Command::SetVoter { node, voter: self.voter }));
+        }
+        let counters: Counters = table::read(&*self.store, ())?.ok_or_else(unknown)?;
+        Ok(match start {
+            Start::Expect { voters, .. } if *voters as u64 > counters.voters => {
+                Some(Command::SetVoters { voters: *voters as u64, raise: true })
+            }
+            _ => None,
+        })
+    }
+}

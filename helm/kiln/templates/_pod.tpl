@@ -1,0 +1,193 @@
+{{- /* The pod of a component, but for its data volume: root, component, own (its
+       values), data (the volume, if it is none of a claim template). */}}
+
+{{- define "kiln.podMetadata" -}}
+labels:
+  {{- include "kiln.selector" .root | nindent 2 }}
+  app.kubernetes.io/component: {{ .component }}
+  {{- with .own.podLabels }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
+annotations:
+  kubectl.kubernetes.io/default-container: kiln
+  checksum/config: {{ include "kiln.toml" . | sha256sum }}
+  {{- with .own.podAnnotations }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
+{{- end }}
+
+{{- define "kiln.scheduling" -}}
+{{- $class := .own.priorityClassName | default (ternary (include "kiln.name" .root) "" .root.Values.priorityClass.create) -}}
+{{- with $class -}}
+priorityClassName: {{ . }}
+{{- end }}
+{{- with .own.nodeSelector }}
+nodeSelector:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .own.tolerations }}
+tolerations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
+
+{{- define "kiln.container" -}}
+{{- $values := .root.Values -}}
+{{- $agent := eq .component "agents" -}}
+name: kiln
+image: {{ include "kiln.image" .root | quote }}
+imagePullPolicy: {{ $values.image.pullPolicy }}
+args: ["serve", "--config", "/etc/kiln/kiln.toml"]
+env:
+  {{- if $agent }}
+  # Kept up to date in the cluster when the address changes.
+  - name: KILN_ADVERTISE
+    valueFrom:
+      fieldRef:
+        fieldPath: {{ ternary "status.hostIP" "status.podIP" (eq .own.network "host") }}
+  {{- else }}
+  - name: POD_NAME
+    valueFrom:
+      fieldRef:
+        fieldPath: metadata.name
+  - name: KILN_ADVERTISE
+    value: "$(POD_NAME).{{ include "kiln.name" .root }}-voters.{{ .root.Release.Namespace }}.svc"
+  {{- end }}
+  {{- with concat $values.env .own.env }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
+{{- if or $values.object.existingSecret $values.envFrom }}
+envFrom:
+  {{- with $values.object.existingSecret }}
+  - secretRef:
+      name: {{ . }}
+  {{- end }}
+  {{- with $values.envFrom }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
+{{- end }}
+ports:
+  - name: grpc
+    containerPort: 7400
+    protocol: TCP
+    {{- if and $agent (ne .own.network "pod") }}
+    hostPort: 7400
+    {{- end }}
+  - name: http
+    containerPort: 7401
+    protocol: TCP
+    {{- if and $agent (eq .own.network "host") }}
+    hostPort: 7401
+    {{- end }}
+  - name: transfer
+    containerPort: 7402
+    protocol: TCP
+    {{- if and $agent (eq .own.network "host") }}
+    hostPort: 7402
+    {{- end }}
+  {{- if $values.resp.usersSecret }}
+  - name: resp
+    containerPort: 7403
+    protocol: TCP
+    {{- if and $agent (ne .own.network "pod") }}
+    hostPort: 7403
+    {{- end }}
+  {{- end }}
+# Opening a large index takes its time; a node is not killed meanwhile.
+startupProbe:
+  httpGet:
+    path: /healthz
+    port: http
+  periodSeconds: 2
+  failureThreshold: 150
+livenessProbe:
+  httpGet:
+    path: /healthz
+    port: http
+  periodSeconds: 10
+  timeoutSeconds: 5
+  failureThreshold: 6
+# A node without quorum still answers from what it has, and is ready.
+readinessProbe:
+  httpGet:
+    path: /readyz
+    port: http
+  periodSeconds: 5
+  timeoutSeconds: 5
+{{- with include "kiln.preStop" . }}
+lifecycle:
+  preStop:
+    exec:
+      command: {{ . }}
+{{- end }}
+resources:
+  {{- toYaml .own.resources | nindent 2 }}
+securityContext:
+  {{- include "kiln.containerSecurity" .root | nindent 2 }}
+volumeMounts:
+  - name: data
+    mountPath: /var/lib/kiln
+  - name: config
+    mountPath: /etc/kiln
+    readOnly: true
+  # Scratch space of compiles.
+  - name: tmp
+    mountPath: /tmp
+  {{- if and $agent .own.socket.enabled }}
+  - name: socket
+    mountPath: /run/kiln
+  {{- end }}
+  {{- if $values.resp.usersSecret }}
+  - name: users
+    mountPath: /etc/kiln-users
+    readOnly: true
+  {{- end }}
+  {{- if $values.object.volume }}
+  - name: l3
+    mountPath: /l3
+  {{- end }}
+  {{- if include "kiln.nvrtcVolume" .root }}
+  - name: nvrtc
+    mountPath: /opt/nvrtc
+    readOnly: true
+  {{- end }}
+  {{- with $values.extraVolumeMounts }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
+{{- end }}
+
+{{- define "kiln.volumes" -}}
+{{- $values := .root.Values -}}
+- name: config
+  configMap:
+    name: {{ include "kiln.name" .root }}-{{ .component }}
+- name: tmp
+  emptyDir:
+    sizeLimit: {{ $values.tmpSize }}
+{{- if $values.resp.usersSecret }}
+- name: users
+  secret:
+    secretName: {{ $values.resp.usersSecret }}
+{{- end }}
+{{- with $values.object.volume }}
+- name: l3
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with include "kiln.nvrtcVolume" .root }}
+- name: nvrtc
+  {{- . | nindent 2 }}
+{{- end }}
+{{- with $values.extraVolumes }}
+{{ toYaml . }}
+{{- end }}
+{{- end }}
+
+{{- /* A voter needs none: SIGTERM makes it hand over its leadership. An agent whose disk
+       ends with its pod leaves, for it comes back as another node. */}}
+{{- define "kiln.preStop" -}}
+{{- if .own.preStop -}}
+{{ toJson .own.preStop }}
+{{- else if and (eq .component "agents") (ne .own.storage.type "hostPath") -}}
+["kiln", "cluster", "leave"]
+{{- end }}
+{{- end }}

@@ -1,0 +1,118 @@
+//! `kiln cluster backup` and `restore`: the index as a file.
+//!
+//! Invariant: a backup that ended is whole: it ends with an empty page, and one
+//! without is refused. Restoring twice changes nothing.
+
+use std::io::{Read, Write};
+
+use anyhow::Context;
+use kiln_proto::pb;
+use prost::Message;
+
+use super::{CliError, ClientArgs, client::Endpoints, output};
+
+/// First bytes of the file; the number is that of the format.
+const MAGIC: &[u8] = b"kiln-index-1\n";
+/// Entries in one page, of the file as of a request.
+const PAGE: u32 = 200;
+const LONGEST_PAGE: u32 = 256 << 20;
+
+/// Writes the index of the node that is asked to stdout.
+pub(super) async fn write(endpoints: &Endpoints) -> Result<(), CliError> {
+    let mut client = endpoints.connect().await?;
+    let refused = |status| CliError::from_status(&status);
+    let signers = client.status(pb::StatusRequest {}).await.map_err(refused)?.into_inner().signers;
+    let mut out = std::io::stdout().lock();
+    out.write_all(MAGIC).context("write the backup")?;
+    let (mut after, mut total) = (Default::default(), 0);
+    loop {
+        let request = pb::ListRequest { after, limit: PAGE, ..Default::default() };
+        let page = client.list(request).await.map_err(refused)?.into_inner();
+        total += page.entries.len();
+        let last = page.entries.last().and_then(|entry| entry.manifest.as_ref());
+        after = match last.map(|signed| kiln_proto::SignedManifest::try_from(signed.clone())) {
+            Some(signed) => {
+                let key = signed.context("read an entry")?.read_unverified();
+                key.context("read an entry")?.key.as_bytes().to_vec().into()
+            }
+            None => Default::default(),
+        };
+        if !page.entries.is_empty() {
+            put(&mut out, &pb::RestoreRequest { entries: page.entries, signers: signers.clone() })?;
+        }
+        if !page.more {
+            break;
+        }
+    }
+    put(&mut out, &pb::RestoreRequest::default())?;
+    out.flush().context("write the backup")?;
+    eprintln!("{total} entries");
+    Ok(())
+}
+
+fn put(out: &mut impl Write, page: &pb::RestoreRequest) -> anyhow::Result<()> {
+    let bytes = page.encode_to_vec();
+    let size = u32::try_from(bytes.len()).context("a page of the backup is too long")?;
+    out.write_all(&size.to_le_bytes()).and_then(|()| out.write_all(&bytes)).context("write")
+}
+
+/// Reads a backup from stdin into the cluster.
+pub(super) async fn read(args: &ClientArgs) -> Result<(), CliError> {
+    let pages = pages(&mut std::io::stdin().lock())?;
+    let mut client = args.endpoints.connect().await?;
+    let mut done = pb::RestoreResponse::default();
+    for page in pages {
+        let answer = client.restore(page).await.map_err(|e| CliError::from_status(&e))?;
+        let answer = answer.into_inner();
+        done.restored += answer.restored;
+        done.known += answer.known;
+        done.refused += answer.refused;
+    }
+    let pb::RestoreResponse { restored, known, refused } = done;
+    match args.json {
+        true => output::json(&serde_json::json!({
+            "restored": restored, "known": known, "refused": refused,
+        })),
+        false => output::line(format!(
+            "{restored} restored, {known} had an artifact already, {refused} refused"
+        )),
+    }
+}
+
+/// All of them, so that a file that is cut short changes nothing.
+fn pages(from: &mut impl Read) -> anyhow::Result<Vec<pb::RestoreRequest>> {
+    let mut magic = [0; MAGIC.len()];
+    from.read_exact(&mut magic).context("this is no backup")?;
+    anyhow::ensure!(magic == MAGIC, "this is no backup of a Kiln index");
+    let mut pages = Vec::new();
+    loop {
+        let mut size = [0; 4];
+        from.read_exact(&mut size).context("the backup is cut short")?;
+        let size = u32::from_le_bytes(size);
+        anyhow::ensure!(size <= LONGEST_PAGE, "the backup is damaged");
+        if size == 0 {
+            return Ok(pages);
+        }
+        let mut bytes = vec![0; size as usize];
+        from.read_exact(&mut bytes).context("the backup is cut short")?;
+        pages.push(pb::RestoreRequest::decode(&*bytes).context("the backup is damaged")?);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_backup_reads_back_and_a_part_of_it_does_not() {
+        let entry = pb::Entry { epoch: 7, ..Default::default() };
+        let page = pb::RestoreRequest { entries: vec![entry], ..Default::default() };
+        let mut file = MAGIC.to_vec();
+        put(&mut file, &page).unwrap();
+        put(&mut file, &pb::RestoreRequest::default()).unwrap();
+        assert_eq!(pages(&mut &*file).unwrap(), [page]);
+        for length in [0, 5, MAGIC.len() + 3, file.len() - 5, file.len() - 1] {
+            assert!(pages(&mut &file[..length]).is_err(), "{length} bytes");
+        }
+    }
+}

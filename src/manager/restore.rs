@@ -1,0 +1,46 @@
+//! An entry of a backup, taken over without its bytes.
+//!
+//! Invariant: it goes in as a compile does, under a lease, so that a key that was
+//! compiled meanwhile keeps its artifact.
+
+use std::time::Duration;
+
+use kiln_cluster::{Acquired, Published};
+use kiln_proto::Manifest;
+use tokio::time::Instant;
+
+use super::Manager;
+use crate::error::Error;
+
+/// How long another's compile of the same key is waited for.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+impl Manager {
+    /// Commits `manifest`, whose signature was checked, under this node's signature;
+    /// tells whether its key was free. `stored`: its bytes are in the object tier.
+    pub async fn restore(
+        &self,
+        manifest: Manifest,
+        stored: bool,
+        pinned: bool,
+    ) -> Result<bool, Error> {
+        let (key, pack) = (manifest.key, manifest.pack_digest);
+        let signed = self.identity.sign(manifest).map_err(|e| Error::Invalid(e.to_string()))?;
+        let deadline = Instant::now() + PATIENCE;
+        let lease = match self.index.acquire(&key, deadline, || {}).await? {
+            Acquired::Granted(lease) => lease,
+            Acquired::Ready(_) | Acquired::Failed(_) => return Ok(false),
+        };
+        let published = self.index.publish(&lease, signed).await?;
+        if let Published::Existing(_) = published {
+            return Ok(false);
+        }
+        if stored {
+            self.index.mark_stored(&pack).await?;
+        }
+        if pinned {
+            self.index.set_pinned(&key, true).await?;
+        }
+        Ok(true)
+    }
+}

@@ -1,0 +1,47 @@
+//! Entries of a backup become this cluster's own.
+//!
+//! Invariant: an entry counts only under a signature that is right by the backup's
+//! own list of signers; this node then signs it anew, as the one that vouches for
+//! it here. A key that has an artifact keeps it.
+
+use std::collections::HashMap;
+
+use ed25519_dalek::VerifyingKey;
+use kiln_proto::{Manifest, NodeId, SignedManifest, pb};
+
+use crate::{error::Error, manager::Manager};
+
+/// Restores what it can, and counts.
+pub(super) async fn restore(
+    manager: &Manager,
+    request: pb::RestoreRequest,
+) -> Result<pb::RestoreResponse, Error> {
+    let signers: HashMap<NodeId, VerifyingKey> =
+        request.signers.iter().filter_map(|s| Some((s.node, key(&s.key)?))).collect();
+    let mut done = pb::RestoreResponse::default();
+    for entry in request.entries {
+        let (stored, pinned) = (entry.stored, entry.pinned);
+        let Some(manifest) = entry.manifest.and_then(|signed| verified(signed, &signers)) else {
+            done.refused += 1;
+            continue;
+        };
+        match manager.restore(manifest, stored, pinned).await? {
+            true => done.restored += 1,
+            false => done.known += 1,
+        }
+    }
+    Ok(done)
+}
+
+fn key(bytes: &[u8]) -> Option<VerifyingKey> {
+    VerifyingKey::from_bytes(bytes.try_into().ok()?).ok()
+}
+
+fn verified(
+    signed: pb::SignedManifest,
+    signers: &HashMap<NodeId, VerifyingKey>,
+) -> Option<Manifest> {
+    let signed = SignedManifest::try_from(signed).ok()?;
+    let key = signed.read_unverified().ok()?.key;
+    signed.verify(signers.get(&signed.signer)?, &key).ok()
+}
