@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help build demo test test-python test-torch test-clients test-gpu test-kube test-vllm
+.PHONY: help build demo test test-python test-torch test-clients test-gpu test-kube test-compose test-vllm
 .PHONY: check bench format lint helm python python-wire
 
 # `make check CHECK_TESTS=0` leaves the tests out, for callers that run
@@ -67,6 +67,10 @@ test-kube: ## the chart on a real Kubernetes of two nodes, while clients ask; ne
 	cargo build --locked --package kiln --bin kiln && \
 	python3 -B tests/kube --script "$(KILN_KUBE_SCRIPT)" --folder "$$scratch" \
 		--kiln $(binary) --next "$$scratch/kiln-next" $(PHASES)
+
+test-compose: ## deploy/compose.yaml as processes, with a real S3; needs root
+	$(call toolchain,check) && cargo build --locked --package kiln --bin kiln && \
+	PYTHONPATH="$$KILN_CHART_PACKAGES" python3 -B tests/compose.py --kiln $(binary)
 
 test-vllm: ## vLLM's compilation package through Kiln, on CPU; installs 6 GB the first time
 	$(call toolchain,build) && cargo build --locked --workspace && \
