@@ -4,21 +4,20 @@
 //! command and its log index alone, so that state machines at the same applied
 //! index are equal. No clock, no randomness, no I/O but reads of the state.
 
+mod members;
+
 use kiln_proto::{ArtifactKey, Digest, NodeId, Token};
 
 use crate::{
-    command::{AccessReport, Command, NewNode, NodeFacts, Publication, Response},
+    command::{AccessReport, Command, Publication, Response},
     table::{
-        BlobRecord, Counters, EntryRecord, EpochRecord, FailureRecord, LeaseRecord, NodeRecord,
-        Standing, StateError, Txn, View,
+        BlobRecord, Counters, EntryRecord, EpochRecord, FailureRecord, LeaseRecord, StateError,
+        Txn, View,
     },
 };
 
 /// Most holders remembered for one pack: more would not find it any sooner.
 const MOST_HOLDERS: usize = 32;
-/// Voters to strive for in a cluster that was founded with fewer.
-const LEAST_VOTERS: u64 = 3;
-
 /// What `apply` did, for those who wait for it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Event {
@@ -44,12 +43,12 @@ pub(crate) fn apply<V: View>(
     events: &mut Vec<Event>,
 ) -> Result<Response, StateError> {
     match command {
-        Command::Found { cluster, nodes } => found(txn, cluster, nodes, events),
-        Command::Join(node) => join(txn, node, events),
-        Command::Leave(node) => leave(txn, node, events),
-        Command::Facts { node, facts } => set_facts(txn, node, facts, events),
-        Command::SetVoter { node, voter } => set_voter(txn, node, voter, events),
-        Command::SetVoters { voters, raise } => set_voters(txn, voters, raise),
+        Command::Found { cluster, nodes } => members::found(txn, cluster, nodes, events),
+        Command::Join(node) => members::join(txn, node, events),
+        Command::Leave(node) => members::leave(txn, node, events),
+        Command::Facts { node, facts } => members::set_facts(txn, node, facts, events),
+        Command::SetVoter { node, voter } => members::set_voter(txn, node, voter, events),
+        Command::SetVoters { voters, raise } => members::set_voters(txn, voters, raise),
         Command::Acquire { key, node, request } => acquire(
             txn,
             key,
@@ -99,126 +98,6 @@ pub(crate) fn apply<V: View>(
             Ok(Response::Changed(condemned))
         }
     }
-}
-
-fn counters<V: View>(txn: &Txn<'_, V>) -> Result<Counters, StateError> {
-    Ok(txn.get(())?.unwrap_or_default())
-}
-
-fn found<V: View>(
-    txn: &mut Txn<'_, V>,
-    cluster: u64,
-    nodes: Vec<NewNode>,
-    events: &mut Vec<Event>,
-) -> Result<Response, StateError> {
-    let mut counters = counters(txn)?;
-    if counters.cluster != 0 {
-        return Ok(Response::Refused("the cluster exists already".into()));
-    }
-    counters.cluster = cluster;
-    counters.voters = LEAST_VOTERS.max(nodes.len() as u64);
-    counters.next_node = 1;
-    for node in nodes {
-        register(txn, &mut counters, node)?;
-    }
-    txn.put((), &counters)?;
-    events.push(Event::NodesChanged);
-    Ok(Response::Done)
-}
-
-fn register<V: View>(
-    txn: &mut Txn<'_, V>,
-    counters: &mut Counters,
-    node: NewNode,
-) -> Result<NodeId, StateError> {
-    let id = counters.next_node;
-    counters.next_node += 1;
-    let NewNode { candidate, facts, key } = node;
-    txn.put(id, &NodeRecord { candidate, facts, key, standing: Standing::Eligible })?;
-    Ok(id)
-}
-
-fn join<V: View>(
-    txn: &mut Txn<'_, V>,
-    node: NewNode,
-    events: &mut Vec<Event>,
-) -> Result<Response, StateError> {
-    let mut counters = counters(txn)?;
-    if counters.cluster == 0 {
-        return Ok(Response::NotFounded);
-    }
-    let known = txn.nodes()?.into_iter().find(|(_, n)| n.candidate == node.candidate);
-    match known {
-        Some((_, known)) if known.left() => {
-            return Ok(Response::Refused("this disk belongs to a node that left".into()));
-        }
-        Some((_, known)) if known.key != node.key => {
-            return Ok(Response::Refused("this disk joined with another signing key".into()));
-        }
-        Some((id, _)) => return Ok(Response::Node(id)),
-        None => {}
-    }
-    let id = register(txn, &mut counters, node)?;
-    txn.put((), &counters)?;
-    events.push(Event::NodesChanged);
-    Ok(Response::Node(id))
-}
-
-fn leave<V: View>(
-    txn: &mut Txn<'_, V>,
-    id: NodeId,
-    events: &mut Vec<Event>,
-) -> Result<Response, StateError> {
-    let Some(node) = txn.get::<NodeRecord>(id)?.filter(|n| !n.left()) else {
-        return Ok(Response::Changed(false));
-    };
-    txn.put(id, &NodeRecord { standing: Standing::Left, ..node })?;
-    events.push(Event::NodesChanged);
-    Ok(Response::Changed(true))
-}
-
-fn set_facts<V: View>(
-    txn: &mut Txn<'_, V>,
-    id: NodeId,
-    facts: NodeFacts,
-    events: &mut Vec<Event>,
-) -> Result<Response, StateError> {
-    let Some(node) = txn.get::<NodeRecord>(id)?.filter(|n| !n.left()) else {
-        return Ok(Response::Changed(false));
-    };
-    txn.put(id, &NodeRecord { facts, ..node })?;
-    events.push(Event::NodesChanged);
-    Ok(Response::Changed(true))
-}
-
-fn set_voter<V: View>(
-    txn: &mut Txn<'_, V>,
-    id: NodeId,
-    voter: bool,
-    events: &mut Vec<Event>,
-) -> Result<Response, StateError> {
-    let standing = if voter { Standing::Eligible } else { Standing::Abstains };
-    let known = txn.get::<NodeRecord>(id)?.filter(|n| !n.left() && n.standing != standing);
-    let Some(node) = known else {
-        return Ok(Response::Changed(false));
-    };
-    txn.put(id, &NodeRecord { standing, ..node })?;
-    events.push(Event::NodesChanged);
-    Ok(Response::Changed(true))
-}
-
-/// `raise`: never to fewer, for a node that knows only what it was started with.
-fn set_voters<V: View>(
-    txn: &mut Txn<'_, V>,
-    voters: u64,
-    raise: bool,
-) -> Result<Response, StateError> {
-    let counters = counters(txn)?;
-    if voters == counters.voters || (raise && voters < counters.voters) {
-        return Ok(Response::Changed(false));
-    }
-    txn.put((), &Counters { voters, ..counters })?;
-    Ok(Response::Changed(true))
 }
 
 fn acquire<V: View>(
@@ -286,7 +165,7 @@ fn publish<V: View>(
         }
         if entry.pack != pack {
             txn.put(key, &EntryRecord { differing: entry.differing + 1, ..entry })?;
-            let counters = counters(txn)?;
+            let counters = members::counters(txn)?;
             txn.put((), &Counters { differing: counters.differing + 1, ..counters })?;
         }
         return Ok(Response::Existing);
@@ -325,7 +204,7 @@ fn begin_epoch<V: View>(
         manifest,
     };
     txn.put(key, &entry)?;
-    let counters = counters(txn)?;
+    let counters = members::counters(txn)?;
     txn.put((), &Counters { entries: counters.entries + 1, ..counters })?;
     events.push(Event::Published { key, pack });
     Ok(())
@@ -479,7 +358,7 @@ fn end_epoch<V: View>(
 ) -> Result<(), StateError> {
     txn.remove::<EntryRecord>(key);
     txn.put(key, last)?;
-    let counters = counters(txn)?;
+    let counters = members::counters(txn)?;
     txn.put((), &Counters { entries: counters.entries.saturating_sub(1), ..counters })
 }
 

@@ -6,7 +6,7 @@
 use std::io::{Read, Write};
 
 use anyhow::Context;
-use kiln_proto::pb;
+use kiln_proto::{SignedManifest, pb};
 use prost::Message;
 
 use super::{CliError, ClientArgs, client::Endpoints, output};
@@ -30,10 +30,10 @@ pub(super) async fn write(endpoints: &Endpoints) -> Result<(), CliError> {
         let page = client.list(request).await.map_err(refused)?.into_inner();
         total += page.entries.len();
         let last = page.entries.last().and_then(|entry| entry.manifest.as_ref());
-        after = match last.map(|signed| kiln_proto::SignedManifest::try_from(signed.clone())) {
+        after = match last {
             Some(signed) => {
-                let key = signed.context("read an entry")?.read_unverified();
-                key.context("read an entry")?.key.as_bytes().to_vec().into()
+                let manifest = SignedManifest::from(signed.clone()).read_unverified();
+                manifest.context("read an entry")?.key.as_bytes().to_vec().into()
             }
             None => Default::default(),
         };

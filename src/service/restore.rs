@@ -41,7 +41,7 @@ fn verified(
     signed: pb::SignedManifest,
     signers: &HashMap<NodeId, VerifyingKey>,
 ) -> Option<Manifest> {
-    let signed = SignedManifest::try_from(signed).ok()?;
+    let signed = SignedManifest::from(signed);
     let key = signed.read_unverified().ok()?.key;
     signed.verify(signers.get(&signed.signer)?, &key).ok()
 }

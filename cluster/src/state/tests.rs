@@ -9,6 +9,10 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::table::{self, Table};
+use crate::{
+    command::{NewNode, NodeFacts},
+    table::NodeRecord,
+};
 
 /// The whole state in memory.
 #[derive(Clone, Default, PartialEq, Debug)]

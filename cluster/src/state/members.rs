@@ -1,0 +1,135 @@
+//! Who belongs to the cluster, who of them may vote, and how many should.
+//!
+//! Invariant: pure, as all of [`super::apply`]. An identity is given out once;
+//! a node that left never comes back under it.
+
+use kiln_proto::NodeId;
+
+use super::Event;
+use crate::{
+    command::{NewNode, NodeFacts, Response},
+    table::{Counters, NodeRecord, Standing, StateError, Txn, View},
+};
+
+/// Voters to strive for in a cluster that was founded with fewer.
+const LEAST_VOTERS: u64 = 3;
+
+pub(super) fn counters<V: View>(txn: &Txn<'_, V>) -> Result<Counters, StateError> {
+    Ok(txn.get(())?.unwrap_or_default())
+}
+
+pub(super) fn found<V: View>(
+    txn: &mut Txn<'_, V>,
+    cluster: u64,
+    nodes: Vec<NewNode>,
+    events: &mut Vec<Event>,
+) -> Result<Response, StateError> {
+    let mut counters = counters(txn)?;
+    if counters.cluster != 0 {
+        return Ok(Response::Refused("the cluster exists already".into()));
+    }
+    counters.cluster = cluster;
+    counters.voters = LEAST_VOTERS.max(nodes.len() as u64);
+    counters.next_node = 1;
+    for node in nodes {
+        register(txn, &mut counters, node)?;
+    }
+    txn.put((), &counters)?;
+    events.push(Event::NodesChanged);
+    Ok(Response::Done)
+}
+
+fn register<V: View>(
+    txn: &mut Txn<'_, V>,
+    counters: &mut Counters,
+    node: NewNode,
+) -> Result<NodeId, StateError> {
+    let id = counters.next_node;
+    counters.next_node += 1;
+    let NewNode { candidate, facts, key } = node;
+    txn.put(id, &NodeRecord { candidate, facts, key, standing: Standing::Eligible })?;
+    Ok(id)
+}
+
+pub(super) fn join<V: View>(
+    txn: &mut Txn<'_, V>,
+    node: NewNode,
+    events: &mut Vec<Event>,
+) -> Result<Response, StateError> {
+    let mut counters = counters(txn)?;
+    if counters.cluster == 0 {
+        return Ok(Response::NotFounded);
+    }
+    let known = txn.nodes()?.into_iter().find(|(_, n)| n.candidate == node.candidate);
+    match known {
+        Some((_, known)) if known.left() => {
+            return Ok(Response::Refused("this disk belongs to a node that left".into()));
+        }
+        Some((_, known)) if known.key != node.key => {
+            return Ok(Response::Refused("this disk joined with another signing key".into()));
+        }
+        Some((id, _)) => return Ok(Response::Node(id)),
+        None => {}
+    }
+    let id = register(txn, &mut counters, node)?;
+    txn.put((), &counters)?;
+    events.push(Event::NodesChanged);
+    Ok(Response::Node(id))
+}
+
+pub(super) fn leave<V: View>(
+    txn: &mut Txn<'_, V>,
+    id: NodeId,
+    events: &mut Vec<Event>,
+) -> Result<Response, StateError> {
+    let Some(node) = txn.get::<NodeRecord>(id)?.filter(|n| !n.left()) else {
+        return Ok(Response::Changed(false));
+    };
+    txn.put(id, &NodeRecord { standing: Standing::Left, ..node })?;
+    events.push(Event::NodesChanged);
+    Ok(Response::Changed(true))
+}
+
+pub(super) fn set_facts<V: View>(
+    txn: &mut Txn<'_, V>,
+    id: NodeId,
+    facts: NodeFacts,
+    events: &mut Vec<Event>,
+) -> Result<Response, StateError> {
+    let Some(node) = txn.get::<NodeRecord>(id)?.filter(|n| !n.left()) else {
+        return Ok(Response::Changed(false));
+    };
+    txn.put(id, &NodeRecord { facts, ..node })?;
+    events.push(Event::NodesChanged);
+    Ok(Response::Changed(true))
+}
+
+pub(super) fn set_voter<V: View>(
+    txn: &mut Txn<'_, V>,
+    id: NodeId,
+    voter: bool,
+    events: &mut Vec<Event>,
+) -> Result<Response, StateError> {
+    let standing = if voter { Standing::Eligible } else { Standing::Abstains };
+    let known = txn.get::<NodeRecord>(id)?.filter(|n| !n.left() && n.standing != standing);
+    let Some(node) = known else {
+        return Ok(Response::Changed(false));
+    };
+    txn.put(id, &NodeRecord { standing, ..node })?;
+    events.push(Event::NodesChanged);
+    Ok(Response::Changed(true))
+}
+
+/// `raise`: never to fewer, for a node that knows only what it was started with.
+pub(super) fn set_voters<V: View>(
+    txn: &mut Txn<'_, V>,
+    voters: u64,
+    raise: bool,
+) -> Result<Response, StateError> {
+    let counters = counters(txn)?;
+    if voters == counters.voters || (raise && voters < counters.voters) {
+        return Ok(Response::Changed(false));
+    }
+    txn.put((), &Counters { voters, ..counters })?;
+    Ok(Response::Changed(true))
+}
