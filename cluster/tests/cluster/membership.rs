@@ -146,7 +146,8 @@ async fn three_voters_become_five_and_three_again() {
     assert!(matches!(refused, Err(ClusterError::Invalid(_))), "{refused:?}");
     assert!(cluster.nodes[4].cluster.set_voters(3).await.unwrap());
     for node in &cluster.nodes {
-        wait_for("three voters", async || (voters(node) == [1, 2, 3]).then_some(())).await;
+        // The newest go, unless an older one was silent for so long that it counts as dead.
+        wait_for("three voters", async || (voters(node).len() == 3).then_some(())).await;
     }
     cluster.nodes[4].publish("after", b"pack").await.unwrap();
     cluster.states_are_equal().await;
