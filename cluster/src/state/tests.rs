@@ -8,10 +8,9 @@ use kiln_proto::{Failure, FailureKind, SignedManifest};
 use proptest::prelude::*;
 
 use super::*;
-use crate::table::{self, Table};
 use crate::{
     command::{NewNode, NodeFacts},
-    table::NodeRecord,
+    table::{self, NodeRecord, Table},
 };
 
 /// The whole state in memory.
