@@ -59,7 +59,7 @@ async fn a_backup_brings_the_index_to_another_cluster() {
     assert!(new.nodes[0].lookup(&keys[0]).await.unwrap().unwrap().pinned);
     let hit = new.nodes[0].compile(saxpy("first")).await.unwrap();
     assert_eq!((hit.outcome, hit.tier), (Outcome::Hit, pb::Tier::Object));
-    assert_eq!(new.nodes[0].counter("compiles").await, 0);
+    assert_eq!(new.nodes[0].counter("compiler_runs").await, 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]

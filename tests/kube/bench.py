@@ -218,12 +218,6 @@ class Bench:
             for node in ("1", "2"):
                 self.kube("exec-in-node", node, "rm", "-rf", "/var/lib/kiln")
 
-    def compiles(self) -> int:
-        """By the counters of all nodes that run now."""
-        pods = self.pods(VOTERS) + self.pods(AGENTS)
-        counters = (self.status(pod["metadata"]["name"])["counters"] for pod in pods)
-        return sum(counter["compiles"] for counter in counters)
-
     def start_asking(self) -> None:
         """Reads of stored keys, and writes of new ones, until told."""
         make = lambda new: Asker(  # noqa: E731
