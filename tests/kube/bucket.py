@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import signal
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -89,9 +90,10 @@ class Bucket:
     def stop(self) -> None:
         """Ends the server."""
         if self.server:
-            self.server.terminate()
+            # The script waits for what it started, and does not pass a signal on.
+            os.killpg(self.server.pid, signal.SIGTERM)
             try:
                 self.server.wait(20)
             except subprocess.TimeoutExpired:
-                self.server.kill()
+                os.killpg(self.server.pid, signal.SIGKILL)
             self.server = None

@@ -6,7 +6,6 @@ Nothing here sleeps for a fixed time: every wait is for a state, with a bound.
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import time
 from collections.abc import Callable
@@ -105,7 +104,7 @@ class Kube:
         self("helm", *command, patience=patience)
 
     def popen(self, *command: str, **options: Any) -> subprocess.Popen[str]:  # noqa: ANN401
-        """A program that runs on in the cluster's network."""
+        """A program that runs on in the cluster's network, in a process group of its own."""
         return subprocess.Popen(
-            [str(self.script), "run", *command], text=True, env=dict(os.environ), **options
+            [str(self.script), "run", *command], text=True, start_new_session=True, **options
         )
