@@ -50,7 +50,6 @@ def values(tag: str, nvrtc: str, folder: Path) -> dict[str, object]:
         "agents": {
             "resources": SMALL,
             "maxUnavailable": 1,
-            "foldersImage": f"{REPOSITORY}:{tag}",
         },
     }
 
