@@ -25,8 +25,15 @@ impl Core {
                 Ok(None) => return,
                 Ok(Some(command)) => {
                     tracing::info!(%command, "told by this node's settings");
-                    if let Err(e) = self.ask(Request::Write(command)).await {
-                        tracing::debug!(error = %e, "this node's standing is not known yet");
+                    // The last that there is to tell; said again it might undo what an
+                    // operator has set meanwhile.
+                    let last = matches!(command, Command::SetVoters { .. });
+                    match self.ask(Request::Write(command)).await {
+                        Ok(_) if last => return,
+                        Ok(_) => {}
+                        Err(e) => {
+                            tracing::debug!(error = %e, "this node's standing is not known yet");
+                        }
                     }
                 }
                 Err(e) => tracing::debug!(error = %e, "this node is not registered yet"),

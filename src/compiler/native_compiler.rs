@@ -113,8 +113,9 @@ fn kernels(lowered: &Lowered) -> usize {
     names.len()
 }
 
-/// How NVRTC shares out the optimisation of so many kernels to threads. Their
-/// number is part of the code's bytes, so it is the same on every machine.
+/// How NVRTC shares out the optimisation of so many kernels to threads: half the
+/// time for a model. The same number on every machine, as it is part of the key; two
+/// compiles may still differ in the order of their symbols.
 fn split(kernels: usize, nvrtc: &str) -> Option<&'static str> {
     // Those before 13 were not measured.
     let major = nvrtc.split('.').next().and_then(|major| major.parse::<u32>().ok());
