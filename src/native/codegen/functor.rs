@@ -1,7 +1,8 @@
 //! Structures that carry a kernel's fused operations into a template.
 //!
 //! Invariant: a structure has what its text names: pointers by their place in
-//! the kernel's parameters, symbols by number.
+//! the kernel's parameters, symbols by number. What is known is an enumerator, not
+//! a static member: NVRTC would store those in the module, in an order of its own.
 
 use super::{Params, pointee};
 use crate::{
@@ -45,7 +46,7 @@ impl Members {
     pub(super) fn size(&mut self, params: &mut Params, name: &str, size: &Size) {
         match size.known() {
             Some(known) => {
-                self.declared += &format!("static constexpr kiln_index {name} = {known};\n");
+                self.declared += &format!("enum : kiln_index {{ {name} = {known} }};\n");
             }
             None => {
                 let value = params.size(size, &|_| String::new());
@@ -54,9 +55,9 @@ impl Members {
         }
     }
 
-    /// Something that is always known.
-    pub(super) fn constant(&mut self, ty: &str, name: &str, value: &str) {
-        self.declared += &format!("static constexpr {ty} {name} = {value};\n");
+    /// What is known to hold or not.
+    pub(super) fn switch(&mut self, name: &str, on: bool) {
+        self.declared += &format!("enum : bool {{ {name} = {on} }};\n");
     }
 
     /// A function.

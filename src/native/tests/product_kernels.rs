@@ -68,7 +68,7 @@ impl Case {
         let aligned = self.aligned(sa, *a) && self.aligned(sb, *b);
         let size = |name: &str, value: usize| match self.symbolic {
             true => format!("  kiln_index {name};\n"),
-            false => format!("  static constexpr kiln_index {name} = {value};\n"),
+            false => format!("  enum : kiln_index {{ {name} = {value} }};\n"),
         };
         let sizes: String = [
             ("M", *m),
@@ -94,8 +94,8 @@ impl Case {
         format!(
             "struct {name}_problem {{
 {sizes}
-  static constexpr bool ALIGNED = {aligned}, WIDE = {wide};
-  static constexpr bool A_ALONG_K = {a_k}, A_ALONG_M = {a_m}, B_ALONG_K = {b_k}, B_ALONG_N = {b_n};
+  enum : bool {{ ALIGNED = {aligned}, WIDE = {wide} }};
+  enum : bool {{ A_ALONG_K = {a_k}, A_ALONG_M = {a_m}, B_ALONG_K = {b_k}, B_ALONG_N = {b_n} }};
   __device__ __forceinline__ kiln_index A_BATCH(kiln_index z) const {{ return z * {a_batch}; }}
   __device__ __forceinline__ kiln_index B_BATCH(kiln_index z) const {{ return z * {b_batch}; }}
 }};

@@ -1,4 +1,4 @@
-// What the attention kernels share. Each computes softmax(SCALE * q k^T + mask) v
+// What the attention kernels share. Each computes softmax(scale * q k^T + mask) v
 // for one problem `P`; `score(b, h, i, j, x)` gives the score after masks, and
 // `write.row<V>(b, h, i, e, x)` takes V neighbours of an output row.
 
@@ -14,19 +14,19 @@ template <class P> __device__ __forceinline__ kiln_att_place kiln_att_where(cons
           (kiln_index)(P::CAUSAL ? tiles - 1 - tile : tile) * rows};
 }
 
-constexpr float kiln_att_log2e = 1.44269504088896340736f;
+#define KILN_ATT_LOG2E 1.44269504088896340736f
 #define KILN_ATT_NOTHING (-__uint_as_float(0x7f800000u))
 
 // A score before the power of two: raw products need no multiplication of their
 // own where nothing but the scale stands between.
 template <class P, class Score> struct kiln_att_scores {
-  static constexpr bool RAW = Score::NONE && P::SCALE > 0.0f;
-  static constexpr float FACTOR = RAW ? P::SCALE * kiln_att_log2e : kiln_att_log2e;
+  enum : bool { RAW = Score::NONE && P::scale() > 0.0f };
+  static __device__ constexpr float factor() { return RAW ? P::scale() * KILN_ATT_LOG2E : KILN_ATT_LOG2E; }
   static __device__ __forceinline__ float of(const Score& score, const kiln_att_place& at, kiln_index i,
                                              kiln_index j, float x) {
     if constexpr (RAW) return x;
-    else if constexpr (Score::NONE) return x * P::SCALE;
-    else return score(at.b, at.h, i, j, x * P::SCALE);
+    else if constexpr (Score::NONE) return x * P::scale();
+    else return score(at.b, at.h, i, j, x * P::scale());
   }
   // Where a warp holds 16 rows, this lane two neighbours of every eight columns
   // of row i: `count` groups from column j on. `edge`: it may not see all of them.

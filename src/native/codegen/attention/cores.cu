@@ -10,7 +10,7 @@ __device__ __forceinline__ void kiln_attention_cores(const T* q, const T* k, con
   constexpr auto fits = [](int lanes) { return TE % lanes == 0 && P::E % lanes == 0; };
   constexpr int V = sizeof(T) == 2 && fits(8) ? 8 : fits(4) ? 4 : fits(2) ? 2 : 1;
   using Scores = kiln_att_scores<P, Score>;
-  constexpr float FACTOR = Scores::FACTOR;
+  constexpr float FACTOR = Scores::factor();
   __shared__ float qs[STEP_D][ROWS + 1], ks[STEP_D][KEYS + 1], ps[ROWS][KEYS + 1], vs[STEP_J][WIDTH];
   const int t = threadIdx.x, tx = t % 16, ty = t / 16;
   const int e0 = (int)(blockIdx.x % COLUMNS) * WIDTH;

@@ -32,7 +32,7 @@ __device__ __forceinline__ void kiln_attention_decode(const T* q, const T* k, co
   constexpr int GROUPS = 32 / LANES, WALKERS = CLUSTER * WARPS * GROUPS, AHEAD = ROWS > 4 ? 2 : 4;
   constexpr int OUT = sizeof(T) == 2 && P::E % 8 == 0 ? 8 : P::E % 4 == 0 ? 4 : P::E % 2 == 0 ? 2 : 1;
   using Scores = kiln_att_scores<P, Score>;
-  constexpr float FACTOR = Scores::FACTOR;
+  constexpr float FACTOR = Scores::factor();
   __shared__ float outs[WARPS][ROWS][P::E], mosts[WARPS][ROWS], sums[WARPS][ROWS], tops[ROWS], totals[ROWS];
 
   // A block's rows: some of those of S positions of GROUP heads, heads first.

@@ -180,9 +180,12 @@ fn structure(params: &mut Params, attention: &Attention, problem: &Problem) -> M
     for (name, size) in sizes {
         members.size(params, name, size);
     }
-    members.constant("float", "SCALE", &table::literal(attention.scale));
-    members.constant("bool", "CAUSAL", &attention.causal.to_string());
-    members.constant("bool", "ALIGNED", &problem.aligned.to_string());
+    members.function(&format!(
+        "static __device__ constexpr float scale() {{ return {}; }}\n",
+        table::literal(attention.scale)
+    ));
+    members.switch("CAUSAL", attention.causal);
+    members.switch("ALIGNED", problem.aligned);
     members
 }
 
@@ -190,8 +193,8 @@ fn structure(params: &mut Params, attention: &Attention, problem: &Problem) -> M
 fn score(loops: &Loops, params: &mut Params, attention: &Attention, first: usize) -> Members {
     let Some(mask) = attention.mask else {
         let mut members = Members::default();
-        members.constant("bool", "NONE", "true");
-        members.constant("bool", "EMPTY_ZERO", "true");
+        members.switch("NONE", true);
+        members.switch("EMPTY_ZERO", true);
         members.function(&operator("", "return x;"));
         return members;
     };
@@ -203,8 +206,8 @@ fn score(loops: &Loops, params: &mut Params, attention: &Attention, first: usize
     let value = scalar(&mut body, mask);
     let (outer, inner) = (body.take_outer(), body.take_inner());
     let mut members = Members::of(loops, params);
-    members.constant("bool", "NONE", "false");
-    members.constant("bool", "EMPTY_ZERO", &boolean.to_string());
+    members.switch("NONE", false);
+    members.switch("EMPTY_ZERO", boolean);
     let given = match boolean {
         true => format!("return {value} ? x : {};", table::literal(f64::NEG_INFINITY)),
         false => format!("return x + {value};"),

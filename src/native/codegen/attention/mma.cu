@@ -36,7 +36,7 @@ __device__ __forceinline__ void kiln_attention_mma(const T* q, const T* k, const
   constexpr int OWN = KEYS / SPLIT, NS = OWN / 8, NE = EP / 8, NG = (EP + 31) / 32;
   static_assert(ROWS % 16 == 0 && OWN % 16 == 0, "");
   using Scores = kiln_att_scores<P, Score>;
-  constexpr float FACTOR = Scores::FACTOR;
+  constexpr float FACTOR = Scores::factor();
 
   T* qs = reinterpret_cast<T*>(kiln_shared_memory());
   T* ks = qs + ROWS * DPITCH;      // Two tiles each.

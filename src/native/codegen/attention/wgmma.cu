@@ -136,7 +136,7 @@ __device__ __forceinline__ void kiln_attention_wgmma(const T* q, const T* k, con
   constexpr int Q_BYTES = ROWS * D * 2, K_BYTES = KEYS * D * 2, V_BYTES = KEYS * E * 2;
   static_assert((D == 64 || D == 128) && (E == 64 || E == 128) && (KEYS == 64 || KEYS == 128), "");
   using Scores = kiln_att_scores<P, Score>;
-  constexpr float FACTOR = Scores::FACTOR;
+  constexpr float FACTOR = Scores::factor();
   unsigned char* qs = kiln_shared_memory();
   unsigned char* ks = qs + Q_BYTES;
   unsigned char* vs = ks + STAGES * K_BYTES;

@@ -8,7 +8,7 @@
 
 // TILE rows (of A, or columns of B) x TILE_K, as floats, [k][row].
 template <int TILE, int TILE_K, bool ALONG_K, bool WHOLE, int THREADS> struct kiln_float_panel {
-  static constexpr int PITCH = TILE + 4, LOADS = TILE * TILE_K / 4 / THREADS;
+  enum : int { PITCH = TILE + 4, LOADS = TILE * TILE_K / 4 / THREADS };
   static_assert(LOADS * 4 * THREADS == TILE * TILE_K, "");
   float held[LOADS][4];
 

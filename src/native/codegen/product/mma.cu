@@ -10,7 +10,7 @@
 // memory, dense as in memory, in chunks of 16 bytes that are permuted within
 // eight rows so that neither a copy nor a fragment meets a bank twice.
 template <int TILE, bool ALONG_K, bool WHOLE, int THREADS> struct kiln_panel {
-  static constexpr int OUTER = ALONG_K ? TILE : 64, CHUNKS = (ALONG_K ? 64 : TILE) / 8;
+  enum : int { OUTER = ALONG_K ? TILE : 64, CHUNKS = (ALONG_K ? 64 : TILE) / 8 };
 
   // In elements.
   static __device__ __forceinline__ int at(int outer, int chunk) {

@@ -268,7 +268,7 @@ fn structure(params: &mut Params, product: &Product, problem: &Problem, wide: bo
         ("WIDE", wide),
     ];
     for (name, switch) in switches {
-        members.constant("bool", name, &switch.to_string());
+        members.switch(name, switch);
     }
     let mut offsets = Params::default();
     for (name, matrix) in [("A_BATCH", &product.a), ("B_BATCH", &product.b)] {

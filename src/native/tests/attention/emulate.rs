@@ -42,7 +42,7 @@ impl Case {
             known.extend(names.into_iter().zip(values));
         }
         for (name, value) in known {
-            write!(members, "static constexpr kiln_index {name} = {value}; ").unwrap();
+            write!(members, "enum : kiln_index {{ {name} = {value} }}; ").unwrap();
         }
         let mask = match self.mask {
             Mask::None => "x".to_owned(),
@@ -55,9 +55,9 @@ impl Case {
         let init = if symbolic { init.join(", ") } else { String::new() };
         writeln!(
             to,
-            "struct problem{index} {{ {members} static constexpr float SCALE = {scale:?}f; static constexpr bool \
-             CAUSAL = {causal}, ALIGNED = {aligned}; }};
-             struct scores{index} {{ const void* mask; static constexpr bool NONE = {none}, EMPTY_ZERO = {zero};
+            "struct problem{index} {{ {members} static constexpr float scale() {{ return {scale:?}f; }} enum : bool {{ \
+             CAUSAL = {causal}, ALIGNED = {aligned} }}; }};
+             struct scores{index} {{ const void* mask; enum : bool {{ NONE = {none}, EMPTY_ZERO = {zero} }};
              __device__ float operator()(kiln_index b, kiln_index h, kiln_index i, kiln_index j, float x) const {{
              if (i < 0 || i >= {s} || j < 0 || j >= {t}) abort();
              return {mask}; }} }};
