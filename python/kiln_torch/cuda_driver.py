@@ -23,6 +23,10 @@ MAP_BYTES = 128
 _MAP_TYPES = {"u8": 0, "bool": 0, "i32": 3, "i64": 5, "f16": 6, "f32": 7, "f64": 8, "bf16": 9}
 _SWIZZLES = {0: 0, 32: 1, 64: 2, 128: 3}
 _PROMOTE_256 = 3
+# CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION, and the first driver (CUDA
+# 12.3) whose graphs keep such launches as they are.
+_SERIALIZATION = 6
+_RECORDS_OVERLAPS = 12_030
 _THREAD = threading.local()
 
 
@@ -43,6 +47,29 @@ class LaunchConfig(ctypes.Structure):
     )
 
 
+class LaunchAttribute(ctypes.Structure):
+    """``CUlaunchAttribute``, of which a number is the value."""
+
+    _fields_ = (
+        ("id", ctypes.c_int),
+        ("_pad", ctypes.c_char * 4),
+        ("number", ctypes.c_int),
+        ("_rest", ctypes.c_char * 60),
+    )
+
+
+# The launch may begin before the one before it in its stream has ended.
+OVERLAP = LaunchAttribute(_SERIALIZATION, b"", 1)
+
+
+@lru_cache(maxsize=1)
+def overlaps() -> bool:
+    """Whether the driver takes launches with :data:`OVERLAP`."""
+    version = ctypes.c_int()
+    check(driver().cuDriverGetVersion(ctypes.byref(version)), "ask for the driver's version")
+    return version.value >= _RECORDS_OVERLAPS
+
+
 @lru_cache(maxsize=1)
 def driver() -> ctypes.CDLL:
     """Open the driver, or say that there is none."""
@@ -52,6 +79,7 @@ def driver() -> ctypes.CDLL:
         raise CudaError(f"no CUDA driver on this machine: {error}") from error
     pointer, integer = ctypes.c_void_p, ctypes.c_int
     arguments = {
+        "cuDriverGetVersion": [pointer],
         "cuModuleLoadData": [pointer, ctypes.c_char_p],
         "cuModuleUnload": [pointer],
         "cuModuleGetFunction": [pointer, pointer, ctypes.c_char_p],

@@ -97,6 +97,10 @@ class Prepared:
             kernel = told.kernels[launch.kernel]
             pointers = (ctypes.c_void_p * max(len(addresses), 1))(*addresses)
             config = cuda_driver.LaunchConfig(launch.grid, kernel.block, kernel.shared_bytes)
+            # The first one follows what others queued.
+            if kernel.overlaps and self._configs and cuda_driver.overlaps():
+                config.attributes = ctypes.addressof(cuda_driver.OVERLAP)
+                config.attribute_count = 1
             self._pointers.append(pointers)
             self._configs.append(config)
             self._launches.append(

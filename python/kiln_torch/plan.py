@@ -79,6 +79,8 @@ class Kernel:
     grid: tuple[Expr, Expr, Expr]
     block: tuple[int, int, int]
     shared_bytes: int
+    # It waits for what it reads, so that it may begin before the launch before it ended.
+    overlaps: bool
     args: tuple[Memory | TensorMap | Expr, ...]
 
 
@@ -283,7 +285,8 @@ def _tensor(told: dict[str, Any]) -> Tensor:
 def _kernel(told: dict[str, Any]) -> Kernel:
     (gx, gy, gz), (bx, by, bz) = map(sizes.read, told["grid"]), told["block"]
     args = tuple(_arg(kind, each) for arg in told["args"] for kind, each in arg.items())
-    return Kernel(told["name"], (gx, gy, gz), (bx, by, bz), told["shared_bytes"], args)
+    shared_bytes, overlaps = told["shared_bytes"], bool(told.get("overlaps"))
+    return Kernel(told["name"], (gx, gy, gz), (bx, by, bz), shared_bytes, overlaps, args)
 
 
 def _arg(kind: str, told: Any) -> Memory | TensorMap | Expr:

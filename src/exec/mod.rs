@@ -11,6 +11,7 @@
 
 mod cpu;
 mod error;
+mod launching;
 mod memory;
 mod module;
 mod session;

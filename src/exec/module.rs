@@ -18,7 +18,7 @@ use kiln_native::{
 };
 use kiln_proto::Target;
 
-use super::{ExecError, Session, Tensor, error::During};
+use super::{ExecError, Session, Tensor, error::During, launching};
 
 /// Dynamic shared memory that every kernel gets unasked.
 const PLAIN_SHARED: u32 = 48 << 10;
@@ -30,6 +30,8 @@ pub struct Module {
     pub(super) device: String,
     pub(super) context: Arc<CudaContext>,
     pub(super) functions: Vec<CudaFunction>,
+    /// Whether launches may overlap where their kernels allow it.
+    pub(super) overlaps: bool,
 }
 
 impl Module {
@@ -61,8 +63,9 @@ impl Module {
             Ok(function)
         };
         let functions = plan.kernels.iter().map(function).collect::<Result<_, ExecError>>()?;
+        let overlaps = launching::overlaps().during("ask for the driver's version")?;
         rename(&mut plan, signature.as_ref());
-        Ok(Arc::new(Self { plan, signature, device, context, functions }))
+        Ok(Arc::new(Self { plan, signature, device, context, functions, overlaps }))
     }
 
     /// What it takes and gives.

@@ -7,10 +7,10 @@
 
 use std::{borrow::Cow, ffi::c_void, sync::Arc};
 
-use cudarc::driver::{CudaGraph, CudaStream, result, sys};
+use cudarc::driver::{CudaGraph, CudaStream, sys};
 use kiln_native::plan::{Base, CONSTANT, Call, Launch, Layout, Value, shown};
 
-use super::{ExecError, Module, Tensor, error::During, memory::Memory, tensor_map};
+use super::{ExecError, Module, Tensor, error::During, launching, memory::Memory, tensor_map};
 
 /// Inputs, outputs, scratch memory and a stream for one caller at a time.
 ///
@@ -178,7 +178,8 @@ impl Session {
         self.module.context.bind_to_thread().during("use the device")?;
         let Some(ready) = &self.ready else { return Ok(()) };
         for index in 0..ready.call.launches.len() {
-            self.launch_one(index, stream)?;
+            // The first one follows what others queued.
+            self.launch_one(index, stream, index > 0)?;
         }
         Ok(())
     }
@@ -222,13 +223,18 @@ impl Session {
         self.place(index)
     }
 
-    /// Queues one launch of [`Call::launches`].
-    pub(super) fn launch_one(&self, index: usize, stream: &CudaStream) -> Result<(), ExecError> {
+    /// Queues one launch of [`Call::launches`]; it may overlap with the one before
+    /// it, where that is the last one on `stream`.
+    pub(super) fn launch_one(
+        &self,
+        index: usize,
+        stream: &CudaStream,
+        overlaps: bool,
+    ) -> Result<(), ExecError> {
         let Some(ready) = &self.ready else { return Ok(()) };
-        let Launch { kernel, grid: [gx, gy, gz], .. } = &ready.call.launches[index];
-        let function = &self.module.functions[*kernel];
-        let kernel = &self.module.plan.kernels[*kernel];
-        let [bx, by, bz] = kernel.block;
+        let Launch { kernel, grid, .. } = ready.call.launches[index];
+        let (module, overlaps) = (&self.module, overlaps && self.module.overlaps);
+        let (function, kernel) = (&module.functions[kernel], &module.plan.kernels[kernel]);
         let mut pointers: Vec<*mut c_void> = ready.arguments[index]
             .iter()
             .map(|argument| match argument {
@@ -239,17 +245,8 @@ impl Session {
         // SAFETY: the kernel was generated with the plan, whose pointers are of
         // the sizes that it says and which live as long as the session; the
         // driver copies the arguments' values before it returns.
-        unsafe {
-            result::launch_kernel(
-                function.cu_function(),
-                (*gx, *gy, *gz),
-                (bx, by, bz),
-                kernel.shared_bytes,
-                stream.cu_stream(),
-                &mut pointers,
-            )
-        }
-        .during("launch a kernel")
+        unsafe { launching::launch(function, kernel, grid, overlaps, stream, &mut pointers) }
+            .during("launch a kernel")
     }
 
     fn place(&self, index: usize) -> Result<(u64, &Layout), ExecError> {

@@ -36,7 +36,8 @@ impl Session {
         let mut kernels = Vec::with_capacity(launches.len());
         for (index, launch) in launches.iter().enumerate() {
             let stream = self.stream().clone();
-            let micros = self.median(repeat, |session| session.launch_one(index, &stream))?;
+            let micros =
+                self.median(repeat, |session| session.launch_one(index, &stream, false))?;
             kernels.push((self.module().plan.kernels[launch.kernel].name.clone(), micros));
         }
         Ok(Times { repeat, eager_us, graph_us, kernels })

@@ -130,6 +130,10 @@ pub struct Kernel {
     pub block: [u32; 3],
     /// Bytes of dynamic shared memory; above 48 KiB the function must be told.
     pub shared_bytes: u32,
+    /// It waits by itself for what it reads, so that it may begin before the launch
+    /// before it in the plan has ended (programmatic dependent launch).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub overlaps: bool,
     /// In the order of the kernel's parameters.
     pub args: Vec<Arg>,
     /// The operations that it computes, numbered in canonical order.

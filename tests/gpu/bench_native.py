@@ -7,7 +7,8 @@ usage: bench_native.py run PART ... --kiln KILN -o ROWS.jsonl [--modes MODE ...]
 
 `run` measures each case of the parts in each mode, every mode in a process of its
 own and with nothing in any cache, and appends one line of JSON for each; `table`
-prints what was measured as Markdown. KILN is the binary: a one-node `kiln dev`
+prints what was measured as Markdown. The processes are forked from one that has
+imported torch, and nothing more of it: what follows the import is cold. KILN is the binary: a one-node `kiln dev`
 compiles what torch.export wrote, and `kiln_torch.load` runs it. Errors are relative
 to the same module and inputs in float64: norm of the difference over the norm.
 
@@ -18,7 +19,9 @@ On the GPU machine, with PYTHONPATH=python:tests/gpu and what kiln_torch needs.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import multiprocessing
 import os
 import signal
 import statistics
@@ -26,12 +29,13 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 import zipfile
 from pathlib import Path
 
 ROWS, COLUMNS, LAYERS = 16384, 8192, 16
 # What a process may take, export and compile included.
-LONGEST = 280
+LONGEST = 400
 TORCH_MODES = {
     "eager": None,
     "default": {},
@@ -42,7 +46,7 @@ TORCH_MODES = {
 }
 OPS = ["eager", "default", "autotune", "kiln"]
 BLOCK = ["eager", "default", "reduce-overhead", "kiln"]
-# A process of `max-autotune` takes over two minutes for one block.
+# A process of `max-autotune` may take minutes.
 MEMORY = ["rmsnorm", "softmax", "layernorm", "swiglu"]
 BLOCKS = ["block-1x1", "block-1x256"]
 MODELS = ["model-1x1", "model-1x256", "model-8x512"]
@@ -50,15 +54,19 @@ PARTS = {
     "memory": (MEMORY, OPS),
     "compute": (["matmul", "sdpa"], OPS),
     "block": (BLOCKS, BLOCK),
-    "block-autotune-1": (["block-1x1"], ["max-autotune"]),
-    "block-autotune-256": (["block-1x256"], ["max-autotune"]),
+    "block-autotune": (BLOCKS, ["max-autotune"]),
     "model-1": (["model-1x1"], BLOCK),
     "model-256": (["model-1x256"], BLOCK),
     "model-4096": (["model-8x512"], BLOCK),
-    "model-autotune": (["model-1x256"], ["max-autotune"]),
+    "model-autotune-256": (["model-1x256"], ["max-autotune"]),
+    "model-autotune-1": (["model-1x1"], ["max-autotune"]),
+    "model-autotune-4096": (["model-8x512"], ["max-autotune"]),
     "dynamic": (MODELS, ["kiln-dynamic"]),
     "kiln": ([*MEMORY, "matmul", "sdpa", *BLOCKS, *MODELS], ["kiln"]),
 }
+
+
+PROCESSES = multiprocessing.get_context("forkserver")
 
 
 def case(name: str, device: str, small: bool):
@@ -219,7 +227,8 @@ def torch_child(name: str, mode: str, device: str, small: bool) -> dict:
             row["artifact_bytes"] = sum(p.stat().st_size for p in files)
         row |= micros(call, device)
         ours = call().clone()
-        row["copy_gbs"] = copy_rate(device, small)
+        if moved:
+            row["copy_gbs"] = copy_rate(device, small)
         row["error"] = error(ours, reference(module, arguments))
     return row
 
@@ -302,25 +311,31 @@ def kiln_child(name: str, device: str, small: bool, dynamic: bool, settings: dic
         replayed = graph(*graph.inputs).clone()
         row |= {f"graph_{k}": v for k, v in micros(lambda: graph(*graph.inputs), device).items()}
         row["graph_equal"] = bool(torch.equal(ours, replayed))
-        row["copy_gbs"] = copy_rate(device, small)
+        if moved:
+            row["copy_gbs"] = copy_rate(device, small)
         row["error"] = error(ours, reference(module, arguments))
     return row
 
 
-def child(told: str) -> None:
-    settings = json.loads(told)
+def child(settings: dict, env: dict[str, str], answer) -> None:
+    # With the processes that compile for it, it can be ended as one.
+    os.setsid()
+    os.environ |= env
     name, mode = settings["case"], settings["mode"]
     common = (name, settings["device"], settings["small"])
     import torch
 
-    row = {"case": name, "mode": mode, "torch": torch.__version__}
-    if settings["device"] == "cuda":
-        row["device"] = torch.cuda.get_device_name()
-    if mode.startswith("kiln"):
-        row |= kiln_child(*common, mode == "kiln-dynamic", settings)
-    else:
-        row |= torch_child(name, mode, *common[1:])
-    print(json.dumps(row), flush=True)
+    row = {"torch": torch.__version__}
+    try:
+        if settings["device"] == "cuda":
+            row["device"] = torch.cuda.get_device_name()
+        if mode.startswith("kiln"):
+            row |= kiln_child(*common, mode == "kiln-dynamic", settings)
+        else:
+            row |= torch_child(name, mode, *common[1:])
+    except Exception:
+        row = {"failed": traceback.format_exc()[-1500:]}
+    answer.send(row)
 
 
 class Node:
@@ -347,32 +362,34 @@ class Node:
 
 def measure(settings: dict, folder: Path) -> dict:
     """One fresh process without any cache."""
-    name = f"{settings['case']}-{settings['mode']}"
-    cache = folder / "cache" / name
+    what = {"case": settings["case"], "mode": settings["mode"]}
+    cache = folder / "cache" / "-".join(what.values())
     cache.mkdir(parents=True)
-    env = {k: v for k, v in os.environ.items() if not k.startswith(("KILN_", "TORCHINDUCTOR_"))}
-    env |= {
+    env = {
         "TORCHINDUCTOR_CACHE_DIR": str(cache),
         "TRITON_CACHE_DIR": str(cache / "triton"),
         "CUDA_CACHE_DISABLE": "1",
     }
-    command = [sys.executable, __file__, "child", json.dumps(settings)]
+    answer, theirs = PROCESSES.Pipe(duplex=False)
     began = time.perf_counter()
+    process = PROCESSES.Process(target=child, args=(settings, env, theirs))
+    process.start()
+    theirs.close()
     try:
-        done = subprocess.run(
-            command, env=env, capture_output=True, text=True, check=False, timeout=LONGEST
-        )
-    except subprocess.TimeoutExpired:
-        return {"case": settings["case"], "mode": settings["mode"], "failed": f"over {LONGEST} s"}
-    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
-    if done.returncode or not lines:
-        why = (done.stderr or done.stdout).strip()[-1500:]
-        return {"case": settings["case"], "mode": settings["mode"], "failed": why}
-    return json.loads(lines[-1]) | {"process_s": time.perf_counter() - began}
+        row = answer.recv() if answer.poll(LONGEST) else {"failed": f"over {LONGEST} s"}
+    except EOFError:
+        row = {"failed": "the process ended without an answer"}
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.join()
+    return what | row | {"process_s": time.perf_counter() - began}
 
 
 def run(args: argparse.Namespace) -> int:
     failed = False
+    for name in [name for name in os.environ if name.startswith(("KILN_", "TORCHINDUCTOR_"))]:
+        del os.environ[name]
+    PROCESSES.set_forkserver_preload(["torch"])
     with tempfile.TemporaryDirectory(dir=args.scratch) as text:
         folder, node = Path(text), None
         try:
@@ -457,9 +474,6 @@ def table(paths: list[Path]) -> None:
 
 
 def main() -> int:
-    if len(sys.argv) == 3 and sys.argv[1] == "child":
-        child(sys.argv[2])
-        return 0
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
     measured = commands.add_parser("run")

@@ -67,6 +67,8 @@ pub(super) struct Kernel {
     grid: Option<[String; 3]>,
     block: Option<[u32; 3]>,
     dynamic_shared_bytes: Option<u32>,
+    /// It may begin before the launch before it has ended.
+    overlaps: bool,
     #[serde(flatten)]
     resources: Option<Resources>,
     /// The graph's operations, one fusion group.
@@ -217,6 +219,7 @@ fn kernels(plan: Option<&Plan>, cubin: Option<&Cubin>) -> Vec<Kernel> {
             grid: None,
             block: None,
             dynamic_shared_bytes: None,
+            overlaps: false,
             resources: resources(name),
             computes: Vec::new(),
         };
@@ -229,6 +232,7 @@ fn kernels(plan: Option<&Plan>, cubin: Option<&Cubin>) -> Vec<Kernel> {
         grid: Some(kernel.grid.clone().map(|blocks| blocks.to_string())),
         block: Some(kernel.block),
         dynamic_shared_bytes: Some(kernel.shared_bytes),
+        overlaps: kernel.overlaps,
         resources: resources(&kernel.name),
         computes: kernel.computes.clone(),
     };

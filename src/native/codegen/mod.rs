@@ -38,6 +38,8 @@ const INSTRUCTIONS: &str = include_str!("instructions.cu");
 const HOPPER_INSTRUCTIONS: &str = include_str!("hopper.cu");
 /// Bytes of constants that one module may hold.
 const MOST_CONSTANT_BYTES: usize = 1 << 20;
+/// First architecture on which a kernel may begin before the one before it ended.
+const DEPENDENT_LAUNCH: u32 = 90;
 /// What stands for a kernel's name until kernels of equal text are joined.
 const NAME: &str = "KILN_NAME";
 
@@ -72,6 +74,8 @@ struct Kernel {
     shared_bytes: u32,
     /// Tensor maps instead of pointers, by position in `params.reads`.
     maps: Vec<(usize, plan::TensorMap)>,
+    /// Its text calls `kiln_wait` in its own time.
+    waits: bool,
 }
 
 impl Kernel {
@@ -86,6 +90,7 @@ impl Kernel {
             threads,
             shared_bytes: 0,
             maps: Vec::new(),
+            waits: false,
         }
     }
 }
@@ -142,7 +147,8 @@ pub(crate) fn generate(
     for (index, (emitted, group)) in emitted.into_iter().zip(groups).enumerate() {
         let computes = computes(graph, loops, group);
         let name = module.function(loops, &emitted, index, &computes);
-        kernels.push(module.launch(loops, name, emitted, computes, &memory)?);
+        let launch = module.launch(loops, name, emitted, computes, &memory)?;
+        kernels.push(plan::Kernel { overlaps: target.compute >= DEPENDENT_LAUNCH, ..launch });
     }
     let buffers = values
         .iter()
@@ -320,7 +326,7 @@ impl Module {
     }
 
     fn text(&self, loops: &Loops, emitted: &Emitted) -> String {
-        let Kernel { name, params, attributes, text, maps, .. } = &emitted.kernel;
+        let Kernel { name, params, attributes, text, maps, waits, .. } = &emitted.kernel;
         let mut list = Vec::new();
         let mut bound = String::new();
         for (i, read) in params.reads.iter().enumerate() {
@@ -335,7 +341,13 @@ impl Module {
                     list.push(format!("const __grid_constant__ kiln_tensor_map r{i}"));
                 }
                 None => {
-                    list.push(format!("const {}* __restrict__ r{i}", pointee(loops, *read)));
+                    // What an earlier launch writes is not `__restrict__`: the compiler
+                    // might load it before `kiln_wait`, and by the read-only cache.
+                    let only_read = match read {
+                        Source::Input(_) => " __restrict__",
+                        Source::Temp(_) => "",
+                    };
+                    list.push(format!("const {}*{only_read} r{i}", pointee(loops, *read)));
                 }
             }
         }
@@ -343,8 +355,9 @@ impl Module {
             list.push(format!("{}* __restrict__ w{i}", element_of(loops, *temp)));
         }
         list.extend(params.symbols.iter().map(|symbol| format!("const kiln_index s{symbol}")));
+        let wait = if *waits { "" } else { "kiln_wait();\n" };
         format!(
-            "{}extern \"C\" __global__ void {attributes} {name}({}) {{\n{bound}{text}}}\n",
+            "{}extern \"C\" __global__ void {attributes} {name}({}) {{\nkiln_begin();\n{wait}{bound}{text}}}\n",
             emitted.before,
             list.join(", ")
         )
@@ -399,6 +412,7 @@ impl Module {
             grid: [emitted.grid.to_plan(), Expr::Known(1), Expr::Known(1)],
             block: [threads as u32, 1, 1],
             shared_bytes,
+            overlaps: false,
             args,
             computes,
         })

@@ -99,6 +99,21 @@ template <class T, class R> __device__ __forceinline__ R kiln_round(R x) {
   return kiln_widen(narrow);
 }
 
+// A kernel may begin while earlier ones of the module still run (programmatic
+// dependent launch, sm_90). `kiln_begin` lets the next one begin, once all blocks
+// of this one have said so; after `kiln_wait` all that the earlier ones wrote is
+// there. Before it only inputs of the program may be read, and nothing written.
+__device__ __forceinline__ void kiln_begin() {
+#if !defined(KILN_EMULATED) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+__device__ __forceinline__ void kiln_wait() {
+#if !defined(KILN_EMULATED) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
 // N neighbours at once; `p` is aligned to all of them, or to 16 bytes.
 template <int N, class T, class R>
 __device__ __forceinline__ void kiln_load(const T* p, R (&x)[N]) {

@@ -94,7 +94,7 @@ impl Case {
         format!(
             "struct {name}_problem {{
 {sizes}
-  enum : bool {{ ALIGNED = {aligned}, WIDE = {wide} }};
+  enum : bool {{ ALIGNED = {aligned}, WIDE = {wide}, B_GIVEN = {given} }};
   enum : bool {{ A_ALONG_K = {a_k}, A_ALONG_M = {a_m}, B_ALONG_K = {b_k}, B_ALONG_N = {b_n} }};
   __device__ __forceinline__ kiln_index A_BATCH(kiln_index z) const {{ return z * {a_batch}; }}
   __device__ __forceinline__ kiln_index B_BATCH(kiln_index z) const {{ return z * {b_batch}; }}
@@ -117,6 +117,7 @@ extern \"C\" __global__ void __launch_bounds__({threads}, {blocks}) {cluster}{na
 }}
 ",
             wide = n.is_multiple_of(8) && !self.symbolic,
+            given = m.is_multiple_of(2),
             a_k = along(*a),
             a_m = *a == Layout::Across,
             b_k = along(*b),

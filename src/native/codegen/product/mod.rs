@@ -20,7 +20,7 @@ use super::{
     params::Params,
 };
 use crate::{
-    loops::{Def, Loops, Matrix, Product, ROW},
+    loops::{Def, Loops, Matrix, Product, ROW, Source},
     plan,
     schedule::{self, Fused, Group, Space},
     size::{Atom, Size},
@@ -179,6 +179,7 @@ fn kernel(choice: &Choice, params: Params, text: String) -> Kernel {
         parts: choice.sources().to_vec(),
         attributes,
         shared_bytes: choice.shared_bytes,
+        waits: matches!(choice.variant, Variant::Vector | Variant::Wgmma),
         ..Kernel::plain(NAME, "product", params, text, i64::from(choice.threads))
     }
 }
@@ -266,6 +267,7 @@ fn structure(params: &mut Params, product: &Product, problem: &Problem, wide: bo
         ("B_ALONG_K", problem.b == Dense::Reduced),
         ("B_ALONG_N", problem.b == Dense::Other),
         ("WIDE", wide),
+        ("B_GIVEN", matches!(product.b.source, Source::Input(_))),
     ];
     for (name, switch) in switches {
         members.switch(name, switch);

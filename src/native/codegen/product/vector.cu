@@ -5,7 +5,8 @@
 // M = ROWS; P::ALIGNED, A_ALONG_K and B_ALONG_K; K a multiple of 16 bytes. SPLIT
 // of the WARPS share the sums of COLUMNS columns: WARPS / SPLIT * COLUMNS columns
 // a block. A grid of ceil(N / those) x BATCH blocks in x. Dynamic shared memory:
-// WARPS * COLUMNS * ROWS * 4 bytes. Calls row<1> alone.
+// WARPS * COLUMNS * ROWS * 4 bytes. Calls row<1> alone. Waits by itself, where it can
+// with the first part of b on its way.
 
 template <class P, int ROWS, int WARPS, int SPLIT, int COLUMNS, class T, class Write>
 __device__ __forceinline__ void kiln_product_vector(const T* a, const T* b, const P& p,
@@ -20,8 +21,8 @@ __device__ __forceinline__ void kiln_product_vector(const T* a, const T* b, cons
   a += p.A_BATCH(z);
   b += p.B_BATCH(z);
   float acc[ROWS][COLUMNS] = {};
-  for (kiln_index k0 = (part * 32 + lane) * V; k0 < p.K; k0 += STEP * DEEP) {
-    kiln_pack<T, V> held[DEEP][COLUMNS];
+  kiln_pack<T, V> held[DEEP][COLUMNS];
+  auto fetch = [&](kiln_index k0) {
 #pragma unroll
     for (int d = 0; d < DEEP; ++d)
 #pragma unroll
@@ -31,6 +32,12 @@ __device__ __forceinline__ void kiln_product_vector(const T* a, const T* b, cons
                          ? *reinterpret_cast<const kiln_pack<T, V>*>(b + n * p.BN + k)
                          : kiln_pack<T, V>{};
       }
+  };
+  kiln_index k0 = (part * 32 + lane) * V;
+  if (!P::B_GIVEN) kiln_wait();
+  fetch(k0);
+  if (P::B_GIVEN) kiln_wait();
+  while (k0 < p.K) {
 #pragma unroll
     for (int d = 0; d < DEEP; ++d) {
       const kiln_index k = k0 + d * STEP;
@@ -47,6 +54,8 @@ __device__ __forceinline__ void kiln_product_vector(const T* a, const T* b, cons
           }
       }
     }
+    k0 += STEP * DEEP;
+    if (k0 < p.K) fetch(k0);
   }
   float* sums = reinterpret_cast<float*>(kiln_shared_memory());
 #pragma unroll

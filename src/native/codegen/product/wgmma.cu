@@ -9,7 +9,8 @@
 // [K, M] in boxes of [64, 64 * GROUPS] where A lies along K, [M, K] in boxes of [64, 64]
 // where it lies along M; B alike with N and TILE_N. A grid of tiles in x. Dynamic shared
 // memory: 1024 and the greater of STAGES * (64 * GROUPS + TILE_N) * 128 and 64 * GROUPS *
-// (TILE_N + 8) * 4 bytes.
+// (TILE_N + 8) * 4 bytes. Waits by itself, where it can with the first tiles of b on
+// their way.
 
 struct alignas(64) kiln_tensor_map { unsigned char bytes[128]; };
 
@@ -72,10 +73,8 @@ __device__ __forceinline__ void kiln_product_wgmma(const kiln_tensor_map& a,
   const unsigned as = full + 1024, bs = as + STAGES * BYTES_A;
   const kiln_place at = kiln_tile<TILE_M, TILE_N, 1>(p, block);
   const int steps = (int)((p.K + 63) / 64);
-  auto fetch = [&](int step, int stage) {
-    const unsigned barrier = full + stage * 8;
-    const unsigned to_a = as + stage * BYTES_A, to_b = bs + stage * BYTES_B;
-    kiln_barrier_expect(barrier, BYTES_A + BYTES_B);
+  auto fetch_a = [&](int step, int stage) {
+    const unsigned barrier = full + stage * 8, to_a = as + stage * BYTES_A;
     if (P::A_ALONG_K) {
       kiln_copy_box(to_a, a, step * 64, (int)at.m, barrier);
     } else {
@@ -83,6 +82,11 @@ __device__ __forceinline__ void kiln_product_wgmma(const kiln_tensor_map& a,
       for (int i = 0; i < GROUPS; ++i)
         kiln_copy_box(to_a + i * 8192, a, (int)at.m + i * 64, step * 64, barrier);
     }
+  };
+  // Comes first: it says how many bytes the stage gets.
+  auto fetch_b = [&](int step, int stage) {
+    const unsigned barrier = full + stage * 8, to_b = bs + stage * BYTES_B;
+    kiln_barrier_expect(barrier, BYTES_A + BYTES_B);
     if (P::B_ALONG_K) {
       kiln_copy_box(to_b, b, step * 64, (int)at.n, barrier);
     } else {
@@ -99,8 +103,14 @@ __device__ __forceinline__ void kiln_product_wgmma(const kiln_tensor_map& a,
       kiln_barrier_init(empty + i * 8, GROUPS);
     }
     asm volatile("fence.mbarrier_init.release.cluster;\nfence.proxy.async;" ::: "memory");
+    if (!P::B_GIVEN) kiln_wait();
 #pragma unroll 1
-    for (int step = 0; step < early; ++step) fetch(step, step);
+    for (int step = 0; step < early; ++step) fetch_b(step, step);
+    if (P::B_GIVEN) kiln_wait();
+#pragma unroll 1
+    for (int step = 0; step < early; ++step) fetch_a(step, step);
+  } else {
+    kiln_wait();
   }
   __syncthreads();
   if (group == GROUPS) {
@@ -109,7 +119,8 @@ __device__ __forceinline__ void kiln_product_wgmma(const kiln_tensor_map& a,
 #pragma unroll 1
       for (int step = STAGES; step < steps; ++step) {
         kiln_barrier_wait(empty + stage * 8, turn);
-        fetch(step, stage);
+        fetch_b(step, stage);
+        fetch_a(step, stage);
         if (++stage == STAGES) {
           stage = 0;
           turn ^= 1;

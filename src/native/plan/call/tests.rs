@@ -22,6 +22,7 @@ fn plan() -> Plan {
         grid: [Expr::Div(Box::new([symbol(0), Expr::Known(2)])), Expr::Known(1), Expr::Known(1)],
         block: [32, 1, 1],
         shared_bytes: 0,
+        overlaps: false,
         args: vec![
             Arg::Memory(Memory::Input(0)),
             Arg::Size(symbol(0)),
