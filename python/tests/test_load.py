@@ -162,6 +162,17 @@ def test_a_call_has_the_sizes_of_its_inputs() -> None:
     assert plan.call(read(symbolic()), [(3, 4), (1,)]).launches == (), "no blocks, no launch"
 
 
+def test_launches_overlap_only_where_the_plan_says_so() -> None:
+    (kernel,) = told()["kernels"]
+    kernels = [{**kernel, "overlaps": overlaps} for overlaps in (True, False)] + [kernel]
+    read = plan.read(json.dumps(told(kernels=kernels)).encode())
+    assert [each.overlaps for each in read.kernels] == [True, False, False]
+    # As the driver lays it out: the number is where the union begins.
+    assert ctypes.sizeof(cuda_driver.LaunchAttribute) == 72
+    assert cuda_driver.LaunchAttribute.number.offset == 8
+    assert bytes(cuda_driver.OVERLAP)[:12] == bytes([6, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0])
+
+
 def test_shapes_that_the_plan_does_not_admit_are_named() -> None:
     def refused(*shapes: tuple[int, ...]) -> str:
         with pytest.raises(ValueError, match="in") as raised:

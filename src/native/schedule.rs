@@ -32,8 +32,9 @@ pub(crate) enum Space {
     Rows { rows: Size, columns: Size },
     /// Batch, row and column of the product in that temporary: three variables.
     Product { temp: usize },
-    /// Such products of one matrix, side by side in one launch: a group each.
-    Products { parts: Vec<Group> },
+    /// Products of one matrix, or rows of one length, side by side in one launch: a
+    /// group each.
+    Together { parts: Vec<Group> },
     /// Batch, head, row and column of the attention in that temporary: four variables.
     Attention { temp: usize },
     /// One temporary by itself: a scan, a selection.
@@ -234,7 +235,7 @@ pub(crate) fn extents(loops: &Loops, space: &Space) -> Vec<Size> {
             Def::Product(p) => vec![p.batch.clone(), p.m.clone(), p.n.clone()],
             _ => Vec::new(),
         },
-        Space::Products { .. } => Vec::new(),
+        Space::Together { .. } => Vec::new(),
         Space::Attention { temp } => match &loops.temps[*temp].def {
             Def::Attention(a) => {
                 vec![a.batch.clone(), Size::from(a.heads), a.rows.clone(), Size::from(a.e)]
@@ -277,7 +278,7 @@ fn place(loops: &Loops, space: &Space, temp: usize) -> Option<Size> {
             (*numel == total(4)).then(|| &(&head * &extents[3]) + &var(3))
         }
         Space::Single { .. } => Some(Size::default()),
-        Space::Products { .. } => None,
+        Space::Together { .. } => None,
     }
 }
 

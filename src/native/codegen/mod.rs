@@ -5,6 +5,7 @@
 //! one function.
 
 pub(crate) mod attention;
+mod beside;
 mod body;
 mod functor;
 mod map;
@@ -28,7 +29,7 @@ use crate::{
     core::Program,
     loops::{Loops, Source, row_major},
     plan::{self, Arg, Buffer, Expr, Memory, Plan, Symbol, Tensor},
-    schedule::{self, Group, Space},
+    schedule::{self, Fused, Group, Space},
     size::Size,
 };
 
@@ -114,9 +115,7 @@ pub(crate) fn generate(
                 loops.outputs.contains(temp) || readers[*temp].iter().any(|r| *r != index)
             })
             .collect();
-        let fused = |loops: &mut Loops| {
-            schedule::fused(loops, group).ok_or_else(|| bug("a group that was fused is not"))
-        };
+        let fused = |loops: &mut Loops| fuse(loops, group);
         emitted.push(match &group.space {
             Space::Map { .. } => {
                 let fused = fused(loops)?;
@@ -124,7 +123,7 @@ pub(crate) fn generate(
             }
             Space::Rows { .. } => {
                 let fused = fused(loops)?;
-                rows::emit(loops, &fused, &stored, NAME)
+                rows::emit(loops, &[fused], &stored, NAME)
             }
             Space::Single { temp } => {
                 let fused = fused(loops)?;
@@ -133,7 +132,14 @@ pub(crate) fn generate(
             Space::Product { .. } => {
                 product::emit(loops, std::slice::from_ref(group), &stored, target)?
             }
-            Space::Products { parts } => product::emit(loops, parts, &stored, target)?,
+            Space::Together { parts }
+                if matches!(parts[..], [Group { space: Space::Rows { .. }, .. }, ..]) =>
+            {
+                let parts =
+                    parts.iter().map(|part| fuse(loops, part)).collect::<Result<Vec<_>, _>>()?;
+                rows::emit(loops, &parts, &stored, NAME)
+            }
+            Space::Together { parts } => product::emit(loops, parts, &stored, target)?,
             Space::Attention { temp } => {
                 let fused = fused(loops)?;
                 attention::emit(loops, &fused, *temp, &stored, target)?
@@ -171,6 +177,10 @@ pub(crate) fn generate(
         kernels,
     };
     Ok(Code { source: module.source, plan })
+}
+
+fn fuse(loops: &mut Loops, group: &Group) -> Result<Fused, Failure> {
+    schedule::fused(loops, group).ok_or_else(|| bug("a group that was fused is not"))
 }
 
 fn bug(what: &str) -> Failure {

@@ -113,6 +113,12 @@ __device__ __forceinline__ void kiln_wait() {
   asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
 }
+// 32 bytes to the L2 cache.
+__device__ __forceinline__ void kiln_prefetch(const void* p) {
+#if !defined(KILN_EMULATED) && __CUDA_ARCH__ >= 900
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(p) : "memory");
+#endif
+}
 
 // N neighbours at once; `p` is aligned to all of them, or to 16 bytes.
 template <int N, class T, class R>

@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
     Emitted, Kernel,
+    beside::Beside,
     body::{Body, CHUNK, LANE},
     map::Split,
     params::Params,
@@ -70,16 +71,47 @@ impl PowerOfTwo for i64 {
     }
 }
 
-pub(super) fn emit(loops: &mut Loops, fused: &Fused, stored: &[usize], name: &str) -> Emitted {
-    let (rows, columns) = (fused.extents[0].clone(), fused.extents[1].clone());
+/// The launch of `parts`, rows of one length side by side.
+pub(super) fn emit(loops: &mut Loops, parts: &[Fused], stored: &[usize], name: &str) -> Emitted {
+    let rows = parts.iter().fold(Size::default(), |all, part| &all + &part.extents[0]);
+    let columns = parts.first().map_or_else(Size::default, |part| part.extents[1].clone());
     let shape = Shape::of(&rows, &columns);
+    let (mut params, mut beside) = (Params::default(), Beside::default());
+    for fused in parts {
+        let own: Vec<usize> =
+            stored.iter().copied().filter(|temp| fused.places.contains_key(temp)).collect();
+        let (text, blocks) = part(loops, fused, &own, &shape, &mut params);
+        beside.add(&mut params, text, &blocks);
+    }
+    let (text, grid, count) = beside.done();
+    let kept = if shape.chunks.is_some() { ", rows in registers" } else { "" };
+    let Shape { threads, lanes, .. } = shape;
+    let block = if threads == 32 { WARPS_BLOCK } else { threads };
+    Emitted {
+        before: String::new(),
+        kernel: Kernel::plain(name, "rows", params, text, block),
+        grid,
+        variant: format!("{threads} threads a row, {lanes} elements at once{kept}{count}"),
+    }
+}
+
+/// The statements of one of them, and its blocks.
+fn part(
+    loops: &mut Loops,
+    fused: &Fused,
+    stored: &[usize],
+    shape: &Shape,
+    all: &mut Params,
+) -> (String, Size) {
+    let (rows, columns) = (fused.extents[0].clone(), fused.extents[1].clone());
     let split = Split::of(loops, fused, COLUMN, shape.lanes);
     let layers = Layers::of(loops, &split);
-    let mut params = Params::default();
+    let (first, first_write) = (all.reads.len(), all.writes.len());
+    let mut params = Params { first, first_write, ..Params::default() };
     let vars = BTreeMap::from([(ROW, "row".to_owned())]);
     let mut writer = Writer {
         loops,
-        shape: &shape,
+        shape,
         body: Body::new(&loops.exprs, &mut params, shape.lanes, vars),
         walk: String::new(),
         text: String::new(),
@@ -94,31 +126,28 @@ pub(super) fn emit(loops: &mut Loops, fused: &Fused, stored: &[usize], name: &st
     writer.last(&split, &layers, stored);
     let (mut head, text) = (String::new(), std::mem::take(&mut writer.text));
     let limit = params.size(&rows, &|_| String::new());
-    let (grid, threads) = match shape.threads {
+    let blocks = match shape.threads {
         32 => {
             let per_block = WARPS_BLOCK / 32;
             head += "const int lane = threadIdx.x % 32;\n";
             head += &format!(
-                "const kiln_index row = (kiln_index)blockIdx.x * {per_block} + threadIdx.x / 32;\n"
+                "const kiln_index row = (kiln_index)block * {per_block} + threadIdx.x / 32;\n"
             );
             head += &format!("if (row >= {limit}) return;\n");
-            (rows.div_ceil(&Size::from(per_block)), WARPS_BLOCK)
+            rows.div_ceil(&Size::from(per_block))
         }
-        threads => {
-            head += "const int lane = threadIdx.x;\nconst kiln_index row = blockIdx.x;\n";
-            (rows, threads)
+        _ => {
+            head += "const int lane = threadIdx.x;\nconst kiln_index row = block;\n";
+            rows
         }
     };
     if let Some(chunks) = shape.chunks {
         head += &format!("constexpr int CHUNKS = {chunks};\n");
     }
-    let kept = if shape.chunks.is_some() { ", rows in registers" } else { "" };
-    Emitted {
-        before: String::new(),
-        kernel: Kernel::plain(name, "rows", params, head + &text, threads),
-        grid,
-        variant: format!("{} threads a row, {} elements at once{kept}", shape.threads, shape.lanes),
-    }
+    all.reads.append(&mut params.reads);
+    all.writes.append(&mut params.writes);
+    all.symbols.append(&mut params.symbols);
+    (head + &text, blocks)
 }
 
 struct Writer<'a> {

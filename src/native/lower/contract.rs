@@ -138,11 +138,16 @@ impl Lowering<'_> {
 
     /// Stores a value densely; whoever reads it later reads that.
     fn store_for_reading(&mut self, value: ValueId) -> Result<(), String> {
+        let order: Vec<usize> = (0..self.read(value)?.shape.len()).collect();
+        self.store_in_order(value, &order)
+    }
+
+    /// Stores a value with its dimensions in `order`, outermost first.
+    fn store_in_order(&mut self, value: ValueId, order: &[usize]) -> Result<(), String> {
         let lazy = self.read(value)?;
-        let order: Vec<usize> = (0..lazy.shape.len()).collect();
         let own = std::mem::take(&mut self.origins[value.0]);
         let pending = std::mem::replace(&mut self.pending, own);
-        self.values[value.0] = Some(self.stored_in_order(&lazy, &order));
+        self.values[value.0] = Some(self.stored_in_order(&lazy, order));
         self.pending = pending;
         Ok(())
     }
@@ -241,7 +246,15 @@ impl Lowering<'_> {
         if let Some(heads) = self.affine_heads(value, 1) {
             return Ok(heads);
         }
-        self.store_for_reading(value)?;
+        // In the order of what it is made of, so that one kernel can do both; but rows
+        // must be dense.
+        let lazy = self.read(value)?;
+        let order = self.memory_order(&lazy);
+        if order.last() == Some(&3) {
+            self.store_in_order(value, &order)?;
+        } else {
+            self.store_for_reading(value)?;
+        }
         self.affine_heads(value, 1)
             .ok_or_else(|| "a bug of `native`: a dense operand is not affine".to_owned())
     }

@@ -39,6 +39,7 @@ pub(crate) fn lower(program: &Program, graph: &Graph) -> Result<Loops, Failure> 
         loops: Loops { symbols: program.symbols.clone(), ..Loops::default() },
         values: vec![None; program.values.len()],
         uses: uses(program),
+        in_memory: in_memory(program),
         origins: vec![BTreeSet::new(); program.values.len()],
         pending: BTreeSet::new(),
     };
@@ -89,6 +90,23 @@ fn uses(program: &Program) -> Vec<usize> {
     uses
 }
 
+/// The values that a product reads, as they are or by a view of them.
+fn in_memory(program: &Program) -> Vec<bool> {
+    let mut found = vec![false; program.values.len()];
+    program.outputs.iter().for_each(|output| found[output.0] = true);
+    for node in program.nodes.iter().rev() {
+        let reads = match &node.op {
+            Op::MatMul | Op::Attention { .. } | Op::CumSum { .. } | Op::TopK { .. } => true,
+            Op::Reshape | Op::Permute(_) | Op::Expand | Op::Slice { .. } => found[node.writes.0],
+            _ => false,
+        };
+        if reads {
+            node.reads.iter().for_each(|read| found[read.0] = true);
+        }
+    }
+    found
+}
+
 /// A tensor that is not in memory, or not densely: an expression over its dimensions.
 #[derive(Debug, Clone)]
 struct Lazy {
@@ -102,6 +120,8 @@ struct Lowering<'a> {
     loops: Loops,
     values: Vec<Option<Lazy>>,
     uses: Vec<usize>,
+    /// Which values products, or the like, read: those will be stored in any case.
+    in_memory: Vec<bool>,
     /// For each value, the graph's nodes whose work its expression still has to do.
     origins: Vec<BTreeSet<usize>>,
     /// Those that the next buffer does.
@@ -140,8 +160,11 @@ impl Lowering<'_> {
         let Some(lazy) = self.values[value.0].clone() else { return };
         let parts = self.loops.exprs.reachable([lazy.expr]);
         let exprs = &self.loops.exprs;
+        let in_memory = self.in_memory[value.0];
         let heavy = parts.iter().any(|part| match exprs.get(*part) {
-            Expr::Apply(fun, ..) => is_heavy(*fun),
+            Expr::Apply(fun, ..) => {
+                is_heavy(*fun) && (in_memory || self.for_each(*part, &lazy.shape))
+            }
             _ => false,
         });
         let total = numel(&lazy.shape);
@@ -162,6 +185,21 @@ impl Lowering<'_> {
             let stored = self.stored(&lazy);
             self.values[value.0] = Some(stored);
         }
+    }
+
+    /// Whether `part` is computed for each element of `shape`: what is the same along
+    /// a dimension, the root of a row's mean say, costs next to nothing again.
+    fn for_each(&self, part: Id, shape: &[Size]) -> bool {
+        let exprs = &self.loops.exprs;
+        let below = exprs.reachable([part]);
+        let varies = |dim: usize| {
+            below.iter().any(|part| match exprs.get(*part) {
+                Expr::Load { index, .. } | Expr::Index(index) => index.has_var(dim),
+                Expr::Below(a, b) => a.has_var(dim) || b.has_var(dim),
+                _ => false,
+            })
+        };
+        (0..shape.len()).all(|dim| shape[dim].is(1) || varies(dim))
     }
 
     fn input_numel(&self, position: usize) -> Size {

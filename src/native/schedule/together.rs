@@ -1,5 +1,6 @@
-//! Products of one matrix with several others, side by side in one launch: the
-//! queries, keys and values of an attention, say. Each alone is too small to
+//! What is done side by side in one launch: products of one matrix with several
+//! others, the queries, keys and values of an attention, say; and rows of one
+//! length, of which each waits for nothing but those. Each alone is too small to
 //! keep a device busy.
 //!
 //! Invariant: what a launch computes needs nothing of what it computes, and a
@@ -10,10 +11,10 @@ use std::collections::BTreeSet;
 use super::{Group, Space, reads};
 use crate::loops::{Def, Loops, Product};
 
-/// Most products of a launch.
+/// Most parts of a launch.
 const MOST_PARTS: usize = 4;
 
-/// Joins such products of `groups`, which are in an order in which they can run.
+/// Joins such groups of `groups`, which are in an order in which they can run.
 pub(super) fn together(loops: &Loops, mut groups: Vec<Group>) -> Vec<Group> {
     let mut done: BTreeSet<usize> = BTreeSet::new();
     let mut order = Vec::with_capacity(groups.len());
@@ -21,8 +22,9 @@ pub(super) fn together(loops: &Loops, mut groups: Vec<Group>) -> Vec<Group> {
         let mut parts = vec![groups.remove(0)];
         let mut next = 0;
         while next < groups.len() && parts.len() < MOST_PARTS {
-            let fits =
-                beside(loops, &parts[0], &groups[next]) && is_ready(loops, &done, &groups[next]);
+            let fits = (beside(loops, &parts[0], &groups[next])
+                || are_rows(&parts[0], &groups[next]))
+                && is_ready(loops, &done, &groups[next]);
             if fits {
                 parts.push(groups.remove(next));
             } else {
@@ -38,13 +40,22 @@ pub(super) fn together(loops: &Loops, mut groups: Vec<Group>) -> Vec<Group> {
 fn joined(parts: Vec<Group>) -> Group {
     let mut members: Vec<usize> = parts.iter().flat_map(|part| part.members.clone()).collect();
     members.sort_unstable();
-    Group { space: Space::Products { parts }, members }
+    Group { space: Space::Together { parts }, members }
 }
 
 /// Whether all that `group` reads is `done`, or its own.
 fn is_ready(loops: &Loops, done: &BTreeSet<usize>, group: &Group) -> bool {
     let mut read = group.members.iter().flat_map(|member| reads(loops, *member));
     read.all(|temp| done.contains(&temp) || group.members.contains(&temp))
+}
+
+/// Whether both walk rows of one length that is known: those of few columns.
+fn are_rows(a: &Group, b: &Group) -> bool {
+    let (Space::Rows { columns, .. }, Space::Rows { columns: other, .. }) = (&a.space, &b.space)
+    else {
+        return false;
+    };
+    columns == other && columns.known().is_some()
 }
 
 /// Whether both multiply the same matrix with one that lies alike.

@@ -10,6 +10,7 @@ mod keys;
 mod models;
 mod numerics;
 mod operations;
+mod overlaps;
 mod product_kernels;
 mod products;
 mod random;

@@ -13,6 +13,7 @@ use kiln_proto::{Failure, Target};
 use self::choose::{Choice, CopyBox, Dense, Extent, Problem, Variant};
 use super::{
     Emitted, Kernel, NAME,
+    beside::Beside,
     body::Body,
     bug,
     functor::{Members, typical},
@@ -48,34 +49,17 @@ pub(super) fn emit(
     let problem = together(&parts).ok_or_else(|| bug("a launch of no products"))?;
     let choice = choose::choose(&problem, target);
     let mut params = Params::default();
-    let (mut before, mut text, mut maps) = (String::new(), String::new(), Vec::new());
-    let mut grid = Size::default();
+    let (mut before, mut beside, mut maps) = (String::new(), Beside::default(), Vec::new());
     for (index, part) in parts.iter().enumerate() {
         let own: Vec<usize> =
             stored.iter().copied().filter(|temp| part.fused.places.contains_key(temp)).collect();
         let emitted = one(loops, part, &own, &choice, &mut params, &mut before, index);
-        let blocks = params.size(&emitted.grid, &|_| String::new());
-        text += &match parts.len() {
-            1 => format!("{}{});\n", emitted.before, emitted.call),
-            _ => format!(
-                "const unsigned end{index} = start{index} + (unsigned)({blocks});\n\
-                 if (blockIdx.x < end{index}) {{\n{}{}, blockIdx.x - start{index});\nreturn;\n}}\n\
-                 const unsigned start{} = end{index};\n",
-                emitted.before,
-                emitted.call,
-                index + 1
-            ),
-        };
+        let text = format!("{}{}, block);\n", emitted.before, emitted.call);
+        beside.add(&mut params, text, &emitted.grid);
         maps.extend(emitted.maps);
-        grid = &grid + &emitted.grid;
     }
-    let variant = match parts.len() {
-        1 => choice.why.clone(),
-        count => {
-            text.insert_str(0, "const unsigned start0 = 0;\n");
-            format!("{}; {count} side by side", choice.why)
-        }
-    };
+    let (text, grid, parts) = beside.done();
+    let variant = choice.why.clone() + &parts;
     let kernel = Kernel { maps, ..kernel(&choice, params, text) };
     Ok(Emitted { before, kernel, grid, variant })
 }

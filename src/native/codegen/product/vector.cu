@@ -34,9 +34,18 @@ __device__ __forceinline__ void kiln_product_vector(const T* a, const T* b, cons
       }
   };
   kiln_index k0 = (part * 32 + lane) * V;
-  if (!P::B_GIVEN) kiln_wait();
+  if (P::B_GIVEN) {
+    // Into the L2 cache: a load would be moved to after the wait.
+#pragma unroll
+    for (int d = 0; d < DEEP; ++d)
+#pragma unroll
+      for (int c = 0; c < COLUMNS; ++c) {
+        const kiln_index k = k0 + d * STEP, n = n0 + first + c;
+        if (lane % 2 == 0 && k < p.K && n < p.N) kiln_prefetch(b + n * p.BN + k);
+      }
+  }
+  kiln_wait();
   fetch(k0);
-  if (P::B_GIVEN) kiln_wait();
   while (k0 < p.K) {
 #pragma unroll
     for (int d = 0; d < DEEP; ++d) {

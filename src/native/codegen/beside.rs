@@ -1,0 +1,42 @@
+//! Parts of one launch side by side: each has blocks of its own.
+//!
+//! Invariant: a part finds its own block in `block`, counted from its first, and
+//! runs in just as many as it asked for.
+
+use super::params::Params;
+use crate::size::Size;
+
+/// The text of a kernel that does what its parts do.
+#[derive(Debug, Default)]
+pub(super) struct Beside {
+    parts: Vec<(String, String)>,
+    blocks: Size,
+}
+
+impl Beside {
+    /// Adds the statements `text` of a part with so many blocks.
+    pub(super) fn add(&mut self, params: &mut Params, text: String, blocks: &Size) {
+        self.parts.push((text, params.size(blocks, &|_| String::new())));
+        self.blocks = &self.blocks + blocks;
+    }
+
+    /// What the kernel does, in how many blocks; and how many parts it has, to show.
+    pub(super) fn done(self) -> (String, Size, String) {
+        let count = self.parts.len();
+        if let [(text, _)] = &self.parts[..] {
+            let text = format!("const unsigned block = blockIdx.x;\n{text}");
+            return (text, self.blocks, String::new());
+        }
+        let mut kernel = "const unsigned start0 = 0;\n".to_owned();
+        for (index, (text, blocks)) in self.parts.iter().enumerate() {
+            kernel += &format!(
+                "const unsigned end{index} = start{index} + (unsigned)({blocks});\n\
+                 if (blockIdx.x < end{index}) {{\n\
+                 const unsigned block = blockIdx.x - start{index};\n{text}return;\n}}\n\
+                 const unsigned start{} = end{index};\n",
+                index + 1
+            );
+        }
+        (kernel, self.blocks, format!("; {count} side by side"))
+    }
+}
