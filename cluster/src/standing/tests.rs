@@ -1,4 +1,7 @@
+//! Real members on loopback: who abstains, when it is known, and who ever votes.
+
 #![allow(clippy::unwrap_used)]
+
 use std::{collections::BTreeSet, path::Path, sync::Arc, time::Duration};
 
 use ed25519_dalek::SigningKey;
