@@ -15,6 +15,10 @@ const PAGE: usize = 1024;
 
 /// Brings the most used artifacts of this node's compilers, up to `budget` bytes.
 pub async fn warm_up(manager: &Manager, index: Index, budget: u64, stop: CancellationToken) {
+    tokio::select! {
+        () = manager.compilers().settled() => {}
+        () = stop.cancelled() => return,
+    }
     let ours = manager.compilers().fingerprints();
     let wanted = tokio::task::spawn_blocking(move || most_used(&index, &ours)).await;
     let (mut bytes, mut brought) = (0, 0);

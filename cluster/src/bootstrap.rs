@@ -24,7 +24,7 @@ use crate::{
     error::ClusterError,
     leader::{Answer, Reply, Request},
     membership::{assign, greet},
-    peers::{frame, unframe},
+    peers::{frame, say_abstains, unframe},
     settings::Start,
     store::Owner,
 };
@@ -40,6 +40,9 @@ pub(crate) struct Greeting {
     pub owner: Option<Owner>,
     /// The candidates that it saw, itself included.
     pub sees: BTreeSet<Candidate>,
+    /// Whether it asks for no vote: said beside the body, see [`say_abstains`].
+    #[serde(skip)]
+    pub abstains: bool,
 }
 
 /// What a candidate is told to be.
@@ -75,7 +78,7 @@ impl Core {
         let owner = self.identity.lock().owner;
         let mut sees = self.seen.lock().clone();
         sees.insert(node.candidate);
-        Greeting { node, owner, sees }
+        Greeting { node, owner, sees, abstains: !self.voter }
     }
 
     /// Becomes the node that the assignment says, durably, and starts Raft.
@@ -144,6 +147,8 @@ impl Core {
         });
         let mut found: Vec<_> = join_all(greetings).await.into_iter().flatten().collect();
         found.retain(|(_, greeting)| greeting.node.candidate != mine);
+        // Who founds a cluster votes in it.
+        found.retain(|(_, greeting)| greeting.owner.is_some() || !greeting.abstains);
         let mut seen = self.seen.lock();
         seen.clear();
         let candidates = found.iter().filter(|(_, greeting)| greeting.owner.is_none());
@@ -254,7 +259,9 @@ impl Core {
         let node = self.introduction();
         let candidate = node.candidate;
         let asking = async {
-            let answer = self.peers.at(address)?.join(frame(&node)?).await?;
+            let mut introduction = tonic::Request::new(frame(&node)?);
+            say_abstains(introduction.metadata_mut(), !self.voter);
+            let answer = self.peers.at(address)?.join(introduction).await?;
             unframe::<Answer<Reply>>(answer.get_ref())
         };
         let asked = tokio::time::timeout(self.timings.patience * 2, asking).await?;

@@ -81,7 +81,7 @@ pub struct ClusterStatus {
 
 /// One member of a cluster.
 pub struct Cluster {
-    core: Arc<Core>,
+    pub(crate) core: Arc<Core>,
     start: Start,
 }
 

@@ -22,8 +22,8 @@ use crate::{
     command::{Command, Response},
     core::Core,
     error::ClusterError,
-    leader::{Answer, Reply, Request},
-    peers::{frame, unframe},
+    leader::{Answer, Reply, Request, unexpected},
+    peers::{abstains, frame, unframe},
     raft::Metrics,
     table::{self, Counters},
 };
@@ -205,9 +205,10 @@ pub(crate) async fn add(core: &Arc<Core>, address: &str) -> Answer<Reply> {
         None => {}
     }
     let candidate = greeting.node.candidate;
-    let owner = match Box::pin(core.lead(Request::Join(greeting.node))).await {
-        Answer::Done(Reply::Joined(owner)) => owner,
-        other => return other,
+    let owner = match Box::pin(core.admit(greeting.node, greeting.abstains)).await {
+        Ok(Reply::Joined(owner)) => owner,
+        Ok(other) => return unexpected(&other),
+        Err(e) => return Answer::Refused(e),
     };
     Answer::from(assign(core, address, &Assignment { candidate, owner }).await)
         .map(|()| Reply::Joined(owner))
@@ -228,7 +229,8 @@ pub(crate) async fn greet(core: &Core, address: &str) -> Result<Greeting, Cluste
     let asking = async {
         let mine = frame(&core.introduction().candidate)?;
         let answer = core.peers.at(address)?.hello(mine).await?;
-        unframe(answer.get_ref())
+        let abstains = abstains(answer.metadata());
+        Ok(Greeting { abstains, ..unframe(answer.get_ref())? })
     };
     let asked = tokio::time::timeout(Duration::from_secs(2), asking).await?;
     asked.map_err(|status: tonic::Status| ClusterError::unavailable(status.message()))

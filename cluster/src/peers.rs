@@ -29,6 +29,9 @@ const PROBE: Duration = Duration::from_secs(2);
 
 const CLUSTER: &str = "kiln-cluster";
 const TARGET: &str = "kiln-node";
+/// Who introduces itself asks for no vote. Beside the body, whose bytes older peers
+/// read too; one that does not know it takes the candidate for a voter.
+const ABSTAINS: &str = "kiln-abstains";
 
 /// The address book and the channels.
 #[derive(Default)]
@@ -90,6 +93,18 @@ pub(crate) fn to_target<T>(body: T, target: Owner) -> Request<T> {
     request.metadata_mut().insert(CLUSTER, number(target.cluster));
     request.metadata_mut().insert(TARGET, number(target.node));
     request
+}
+
+/// Says in the metadata of an introduction whether its node abstains.
+pub(crate) fn say_abstains(metadata: &mut MetadataMap, abstains: bool) {
+    if abstains {
+        metadata.insert(ABSTAINS, MetadataValue::from_static("true"));
+    }
+}
+
+/// Whether who introduces itself with `metadata` abstains.
+pub(crate) fn abstains(metadata: &MetadataMap) -> bool {
+    metadata.get(ABSTAINS).is_some_and(|value| value == "true")
 }
 
 /// Refuses a request that is meant for another node than `me`.

@@ -13,9 +13,9 @@ use tonic::{Request, Response, Status, Streaming};
 use crate::{
     command::{Candidate, Command, NewNode},
     core::{Core, Member},
-    leader::{AcquireRequest, Answer, Outcome, Request as Ask},
+    leader::{AcquireRequest, Answer, Outcome},
     pb::{Frame, peer_server::Peer},
-    peers::{check_target, frame, unframe},
+    peers::{abstains, check_target, frame, say_abstains, unframe},
     raft::{SnapshotMeta, Types, Vote},
     store::{SnapshotData, Staging},
 };
@@ -110,7 +110,9 @@ impl Peer for Service {
 
     async fn hello(&self, request: Request<Frame>) -> Reply {
         let _from: Candidate = unframe(request.get_ref())?;
-        reply(&self.core.greeting())
+        let mut greeting = reply(&self.core.greeting())?;
+        say_abstains(greeting.metadata_mut(), !self.core.voter);
+        Ok(greeting)
     }
 
     async fn assign(&self, request: Request<Frame>) -> Reply {
@@ -122,7 +124,7 @@ impl Peer for Service {
 
     async fn join(&self, request: Request<Frame>) -> Reply {
         let node: NewNode = unframe(request.get_ref())?;
-        reply(&Answer::from(self.core.ask(Ask::Join(node)).await))
+        reply(&Answer::from(self.core.admit(node, abstains(request.metadata())).await))
     }
 
     async fn ask(&self, request: Request<Frame>) -> Reply {

@@ -1,15 +1,17 @@
 //! What a node is for: whether it may vote, and how many voters it was told of.
 //!
-//! Invariant: told at every start, and only where the cluster has it otherwise; a
-//! node's own word on the number of voters only ever raises it.
+//! Invariant: a node that abstains has its id only once the cluster knows that it does,
+//! so it never votes; what the settings say later is told at the next start, and only
+//! where the cluster has it otherwise. A node's own word on the number of voters only
+//! ever raises it.
 
 use std::{sync::Arc, time::Duration};
 
 use crate::{
-    command::Command,
+    command::{Command, NewNode},
     core::Core,
     error::ClusterError,
-    leader::Request,
+    leader::{Reply, Request},
     settings::Start,
     table::{self, Counters},
 };
@@ -18,7 +20,23 @@ use crate::{
 const RETRY: Duration = Duration::from_millis(300);
 
 impl Core {
-    /// Makes the cluster's record of this node what its settings say.
+    /// Registers a candidate. Only a node that follows is given a vote, and it cannot
+    /// follow before it has its id: so the cluster learns first that it abstains. Two
+    /// commands that members of every version read, rather than one that some do not.
+    pub(crate) async fn admit(
+        self: &Arc<Self>,
+        candidate: NewNode,
+        abstains: bool,
+    ) -> Result<Reply, ClusterError> {
+        let reply = self.ask(Request::Join(candidate)).await?;
+        if let (true, Reply::Joined(owner)) = (abstains, &reply) {
+            self.write(Command::SetVoter { node: owner.node, voter: false }).await?;
+        }
+        Ok(reply)
+    }
+
+    /// Makes the cluster's record of this node what its settings say: where they changed
+    /// with a restart, and where a member let it in that did not know of abstaining.
     pub(crate) async fn take_standing(self: Arc<Self>, start: Start) {
         loop {
             match self.wrong_standing(&start) {
@@ -66,3 +84,6 @@ impl Core {
         })
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     CompileInput, Compiler, CudaSource, Job, Limits, Output, Prepared, Source,
-    registry::Engine,
+    engine::Engine,
     worker::{Compiled, Octets, Program, SOURCE_NAME, module_file},
 };
 
@@ -38,9 +38,12 @@ impl Compiler for CudaCompiler {
         matches!(source, Source::Cuda(_))
     }
 
+    async fn settled(&self) {
+        self.engine.settled().await;
+    }
+
     fn fingerprint(&self) -> Result<Fingerprint, Failure> {
-        let toolchain = self.engine.toolchain().map_err(Failure::clone)?;
-        Ok(Fingerprint::new(self.name(), toolchain.versions()))
+        self.engine.toolchain(|found| Fingerprint::new(self.name(), found.versions()))
     }
 
     fn prepare(

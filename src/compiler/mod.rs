@@ -7,6 +7,7 @@
 
 mod cuda;
 mod eager_compiler;
+mod engine;
 mod inductor;
 mod native_compiler;
 mod options;

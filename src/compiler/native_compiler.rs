@@ -13,8 +13,9 @@ use tokio_util::sync::CancellationToken;
 use kiln_native::{self as native, Lowered};
 
 use super::{
-    CompileInput, Compiler, Job, Limits, Output, Prepared, Source, generated,
-    registry::Engine,
+    CompileInput, Compiler, Job, Limits, Output, Prepared, Source, Toolchain,
+    engine::Engine,
+    generated,
     worker::{Compiled, Octets, Program, module_file},
 };
 
@@ -40,10 +41,14 @@ impl Compiler for NativeCompiler {
         matches!(source, Source::Program { .. })
     }
 
+    async fn settled(&self) {
+        self.engine.settled().await;
+    }
+
     /// The generated code includes no header: NVRTC's version is all.
     fn fingerprint(&self) -> Result<Fingerprint, Failure> {
-        let toolchain = self.engine.toolchain().map_err(Failure::clone)?;
-        Ok(Fingerprint::new(self.name(), [("nvrtc", toolchain.version.as_str())]))
+        let versions = |found: &Toolchain| [("nvrtc", found.version.clone())];
+        Ok(Fingerprint::new(self.name(), self.engine.toolchain(versions)?))
     }
 
     fn prepare(

@@ -3,20 +3,14 @@
 //! Invariant: a node without a toolchain has the same compilers and gives the
 //! same keys; it only cannot run them, and says why.
 
-use std::{
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::{path::Path, sync::Arc};
 
 use kiln_proto::{Failure, FailureKind, Fingerprint, Target};
-use tokio_util::sync::CancellationToken;
 
 use super::{
     CompileInput, Compiler, CudaCompiler, EagerCompiler, Environment, InductorCompiler, Limits,
-    NativeCompiler, PoolSettings, Prepared, PythonSettings, Source, Toolchain, ToolchainSettings,
-    python::Python,
-    toolchain::unprepared,
-    worker::{Compiled, Nvrtc, Pool},
+    NativeCompiler, PoolSettings, PythonSettings, Source, Toolchain, ToolchainSettings,
+    engine::Engine, python::Python,
 };
 
 /// The `[compiler]` section of a node's configuration.
@@ -40,31 +34,17 @@ pub struct Compilers {
     python: Arc<Python>,
 }
 
-/// What the compilers share: one toolchain and its workers, or why there is none.
-#[derive(Debug)]
-pub(super) struct Engine(Result<(Toolchain, Pool<Nvrtc>), Failure>);
-
 impl Compilers {
-    /// Looks for a toolchain and starts a first worker. `program` is the `kiln`
+    /// Starts to look for toolchains, in the background. `program` is the `kiln`
     /// executable; `folder` is made, and is for the workers alone.
-    pub async fn start(
+    pub fn start(
         settings: &CompilerSettings,
         environment: &Environment,
         program: &Path,
         folder: &Path,
     ) -> Self {
-        let started = Engine::start(settings, environment, program, folder).await;
-        match &started {
-            Ok((toolchain, _)) => tracing::info!(
-                nvrtc = toolchain.version,
-                library = %toolchain.library.display(),
-                headers = ?toolchain.headers,
-                confined = toolchain.confined,
-                "found NVRTC"
-            ),
-            Err(failure) => tracing::warn!("this node cannot compile: {failure}"),
-        }
-        let engine = Arc::new(Engine(started));
+        let CompilerSettings { toolchain, pool, .. } = settings;
+        let engine = Engine::start(toolchain, pool, environment, program, folder);
         let python = Python::start(&settings.python, folder);
         let mut all: Vec<Arc<dyn Compiler>> = vec![
             Arc::new(CudaCompiler::new(Arc::clone(&engine))),
@@ -100,62 +80,31 @@ impl Compilers {
         }
     }
 
-    /// What this node can compile with: `eager` alone without a toolchain.
+    /// Returns once the first look at NVRTC is over. Torch takes seconds even on an
+    /// idle machine: whoever wants that waits for its [`Compiler::settled`].
+    pub async fn settled(&self) {
+        self.engine.settled().await;
+    }
+
+    /// What this node can compile with, as far as it is known: `eager` alone without a
+    /// toolchain.
     pub fn fingerprints(&self) -> Vec<Fingerprint> {
         self.all.iter().filter_map(|compiler| compiler.fingerprint().ok()).collect()
     }
 
     /// Wakes whenever [`fingerprints`](Self::fingerprints) may have changed.
     pub fn changes(&self) -> impl Future<Output = ()> + Send + 'static {
-        self.python.changes()
+        let (nvrtc, torch) = (self.engine.changes(), self.python.changes());
+        async move {
+            tokio::select! {
+                () = nvrtc => {}
+                () = torch => {}
+            }
+        }
     }
 
     /// This node's toolchain, or why it has none.
-    pub fn toolchain(&self) -> Result<&Toolchain, &Failure> {
-        self.engine.toolchain()
-    }
-}
-
-impl Engine {
-    async fn start(
-        settings: &CompilerSettings,
-        environment: &Environment,
-        program: &Path,
-        folder: &Path,
-    ) -> Result<(Toolchain, Pool<Nvrtc>), Failure> {
-        let folder = std::path::absolute(folder).and_then(|folder| {
-            std::fs::create_dir_all(&folder)?;
-            Ok(folder)
-        });
-        let folder: PathBuf = folder.map_err(|e| {
-            Failure::new(FailureKind::ToolchainMissing, format!("make the workers' folder: {e}"))
-        })?;
-        let toolchain =
-            Toolchain::discover(&settings.toolchain, environment, program, &folder).await?;
-        let tongue = Nvrtc::new(program.to_owned(), folder, toolchain.setup());
-        let pool = Pool::new(tongue.map_err(unprepared)?, settings.pool.clone());
-        pool.warm_up();
-        Ok((toolchain, pool))
-    }
-
-    /// The toolchain, or why there is none.
-    pub(super) fn toolchain(&self) -> Result<&Toolchain, &Failure> {
-        self.0.as_ref().map(|(toolchain, _)| toolchain)
-    }
-
-    /// Runs a job if its key names `ours`, this node's own fingerprint.
-    pub(super) async fn run(
-        &self,
-        ours: &Fingerprint,
-        prepared: &Prepared,
-        limits: &Limits,
-        stop: CancellationToken,
-    ) -> Result<Compiled, Failure> {
-        let (_, pool) = self.0.as_ref().map_err(Failure::clone)?;
-        if *ours != prepared.fingerprint {
-            let why = format!("the key asks for {}, this node has {ours}", prepared.fingerprint);
-            return Err(Failure::new(FailureKind::ToolchainMissing, why));
-        }
-        pool.run(prepared.nvrtc()?.0, limits, stop).await
+    pub fn toolchain(&self) -> Result<Toolchain, Failure> {
+        self.engine.toolchain(Toolchain::clone)
     }
 }

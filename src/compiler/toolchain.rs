@@ -92,14 +92,13 @@ impl Environment {
 }
 
 impl Toolchain {
-    /// Finds NVRTC and asks a worker (`program worker`, in `folder`) what it is.
-    pub async fn discover(
+    /// Asks a worker (`program worker`, in `folder`) what `library` is.
+    pub(super) async fn look_at(
+        library: PathBuf,
         settings: &ToolchainSettings,
-        environment: &Environment,
         program: &Path,
         folder: &Path,
     ) -> Result<Self, Failure> {
-        let library = find(settings, environment)?;
         let toolkit = settings.include.clone();
         // A worker's first look: version, and its own headers unless others are asked for.
         let own = folder.join("cuda-headers");
@@ -160,7 +159,10 @@ impl Toolchain {
 }
 
 /// The library's path, or a failure that says where it was looked for.
-fn find(settings: &ToolchainSettings, environment: &Environment) -> Result<PathBuf, Failure> {
+pub(super) fn find(
+    settings: &ToolchainSettings,
+    environment: &Environment,
+) -> Result<PathBuf, Failure> {
     let folders = match &settings.nvrtc {
         Some(file) if file.is_file() => return absolute(file),
         Some(folder) => vec![folder.clone()],

@@ -45,11 +45,17 @@ impl Manager {
         prepared: &Prepared,
         missing: Option<Failure>,
     ) -> Result<Route, Error> {
-        let here = missing.map_or_else(
-            || format!("this node has no {}", prepared.fingerprint),
-            |failure| failure.message,
-        );
-        let lacks = |why: String| Failure::new(FailureKind::ToolchainMissing, why).into();
+        let here = missing.unwrap_or_else(|| {
+            let why = format!("this node has no {}", prepared.fingerprint);
+            Failure::new(FailureKind::ToolchainMissing, why)
+        });
+        // A library that could not be loaded in time may be had later.
+        let kind = match here.kind {
+            FailureKind::Busy => FailureKind::Busy,
+            _ => FailureKind::ToolchainMissing,
+        };
+        let here = here.message;
+        let lacks = |why: String| Failure::new(kind, why).into();
         if request.forwarded {
             return Err(lacks(here));
         }

@@ -23,7 +23,6 @@ use tokio_util::sync::CancellationToken;
 pub use self::error::NodeError;
 use crate::{
     cache::CollectSettings,
-    compiler::Compilers,
     config::Config,
     identity,
     manager::{Fetcher, Manager, Reporter},
@@ -35,6 +34,9 @@ use crate::{
 
 /// The unix socket is for the user that runs the node, and nobody else, unless told.
 const SOCKET_MODE: u32 = 0o600;
+/// How long a starting node waits to know its toolchain: usually that is enough to
+/// tell the cluster once, and right. Else it goes on, and tells when it knows.
+const LOOK: Duration = Duration::from_secs(5);
 /// How long a stopping node waits for calls in progress.
 const DRAIN: Duration = Duration::from_secs(10);
 
@@ -94,25 +96,39 @@ impl Node {
             let bound = listener.local_addr().map_err(io("read a listener's address".into()))?;
             Ok(config.advertised(bound))
         };
-        let facts_of = |compilers: &Compilers| -> Result<NodeFacts, NodeError> {
-            Ok(NodeFacts {
-                grpc: advertised(&grpc)?,
-                transfer: advertised(&transfer_port)?,
-                http: advertised(&http_port)?,
-                compilers: compilers.fingerprints(),
-                version: crate::VERSION.into(),
-            })
+        let facts = NodeFacts {
+            grpc: advertised(&grpc)?,
+            transfer: advertised(&transfer_port)?,
+            http: advertised(&http_port)?,
+            version: crate::VERSION.into(),
+            compilers: Vec::new(),
         };
 
         let stop = CancellationToken::new();
-        let tiers = parts::tiers(&config).await?;
-        let compilers = parts::compilers(&config).await?;
-        let facts = facts_of(&compilers)?;
-        let (cluster, routes) = Cluster::open(parts::cluster(&config, facts.clone()), signing)?;
-        let cluster = Arc::new(cluster);
+        let mut tasks = JoinSet::new();
+        // Who asks whether this process lives has an answer before all that takes its time.
+        let page = http::Http { cluster: Arc::default(), metrics };
+        let serving = http::serve(http_port, page.clone(), stop.clone());
+        tasks.spawn(async move {
+            if let Err(e) = serving.await {
+                tracing::error!(error = %e, "the HTTP port failed");
+            }
+        });
+        let compilers = parts::compilers(&config)?;
+        let looked = tokio::time::timeout(LOOK, compilers.settled());
+        let (tiers, looked) = tokio::join!(parts::tiers(&config), looked);
+        let tiers = tiers?;
+        if looked.is_err() {
+            tracing::warn!("NVRTC is still being looked at: this node goes on without it");
+        }
+        let facts = NodeFacts { compilers: compilers.fingerprints(), ..facts };
+        let settings = parts::cluster(&config, facts.clone());
+        let opening = tokio::task::spawn_blocking(move || Cluster::open(settings, signing));
+        let (cluster, routes) =
+            opening.await.map_err(|e| io("open the index".into())(e.into()))??;
+        let cluster = page.cluster.get_or_init(|| Arc::new(cluster)).clone();
 
         let api = api::Api::default();
-        let mut tasks = JoinSet::new();
         let (health, health_service) = tonic_health::server::health_reporter();
         health.set_not_serving::<KilnServer<api::Api>>().await;
         let reflection = tonic_reflection::server::Builder::configure()
@@ -134,13 +150,6 @@ impl Node {
         tasks.spawn(async move {
             if let Err(e) = server.await {
                 tracing::error!(error = %e, "the gRPC port failed");
-            }
-        });
-        let page = http::Http { cluster: cluster.clone(), metrics };
-        let serving = http::serve(http_port, page, stop.clone());
-        tasks.spawn(async move {
-            if let Err(e) = serving.await {
-                tracing::error!(error = %e, "the HTTP port failed");
             }
         });
 

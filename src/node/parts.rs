@@ -58,8 +58,8 @@ pub(super) async fn tiers(config: &Config) -> Result<Arc<Tiers>, NodeError> {
     Ok(Arc::new(Tiers::open(settings, Arc::new(SystemClock)).await?))
 }
 
-/// Finds the toolchain and starts the first worker.
-pub(super) async fn compilers(config: &Config) -> Result<Compilers, NodeError> {
+/// Starts to look for the toolchains.
+pub(super) fn compilers(config: &Config) -> Result<Compilers, NodeError> {
     let program = std::env::current_exe()
         .map_err(|source| NodeError::Io { doing: "find this executable".into(), source })?;
     let settings = CompilerSettings {
@@ -82,7 +82,7 @@ pub(super) async fn compilers(config: &Config) -> Result<Compilers, NodeError> {
         },
     };
     let folder = config.data_dir.join("workers");
-    Ok(Compilers::start(&settings, &Environment::of_process(), &program, Path::new(&folder)).await)
+    Ok(Compilers::start(&settings, &Environment::of_process(), &program, Path::new(&folder)))
 }
 
 /// The index's settings.

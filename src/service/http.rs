@@ -1,9 +1,10 @@
 //! The plain HTTP port: `/metrics`, `/healthz`, `/readyz`.
 //!
-//! Invariant: answers without quorum. Live: the process serves. Ready: it is a
-//! member and can read its index; a node that lost quorum still serves hits.
+//! Invariant: answers without quorum. Live: the process listens, whatever else it is
+//! still about. Ready: it is a member and can read its index; a node that lost quorum
+//! still serves hits.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use axum::{Json, Router, extract::State, http::StatusCode, routing::get};
 use kiln_cluster::{Cluster, Role};
@@ -13,9 +14,10 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 /// What the port reports on.
+#[derive(Clone)]
 pub struct Http {
-    /// This member.
-    pub cluster: Arc<Cluster>,
+    /// This member, once its data folder is open.
+    pub cluster: Arc<OnceLock<Arc<Cluster>>>,
     /// Renders the metrics.
     pub metrics: PrometheusHandle,
 }
@@ -51,13 +53,19 @@ fn gauge(cluster: &Cluster) {
 }
 
 async fn metrics_page(State(http): State<Arc<Http>>) -> String {
-    gauge(&http.cluster);
+    if let Some(cluster) = http.cluster.get() {
+        gauge(cluster);
+    }
     http.metrics.run_upkeep();
     http.metrics.render()
 }
 
 async fn ready(State(http): State<Arc<Http>>) -> (StatusCode, Json<Value>) {
-    let status = http.cluster.status();
+    let Some(cluster) = http.cluster.get() else {
+        let body = json!({ "node": null, "role": super::wire::role(Role::Waiting) });
+        return (StatusCode::SERVICE_UNAVAILABLE, Json(body));
+    };
+    let status = cluster.status();
     let body = json!({
         "node": status.node, "role": super::wire::role(status.role), "leader": status.leader,
         "quorum": status.quorum, "applied": status.applied,

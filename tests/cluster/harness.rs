@@ -395,12 +395,17 @@ pub(crate) async fn metrics(node: &TestNode) -> String {
 
 /// Status code and body of a page on a node's HTTP port.
 pub(crate) async fn http(node: &TestNode, path: &str) -> (u16, String) {
+    try_http(node, path).await.expect("an answer")
+}
+
+/// The same of a node that may not listen yet.
+pub(crate) async fn try_http(node: &TestNode, path: &str) -> Option<(u16, String)> {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    let mut stream = tokio::net::TcpStream::connect(node.config.http_listen).await.unwrap();
+    let mut stream = tokio::net::TcpStream::connect(node.config.http_listen).await.ok()?;
     let request = format!("GET {path} HTTP/1.1\r\nHost: kiln\r\nConnection: close\r\n\r\n");
-    stream.write_all(request.as_bytes()).await.unwrap();
+    stream.write_all(request.as_bytes()).await.ok()?;
     let mut answer = String::new();
-    stream.read_to_string(&mut answer).await.unwrap();
-    let code = answer.split(' ').nth(1).unwrap().parse().unwrap();
-    (code, answer.split_once("\r\n\r\n").unwrap().1.to_owned())
+    stream.read_to_string(&mut answer).await.ok()?;
+    let code = answer.split(' ').nth(1)?.parse().ok()?;
+    Some((code, answer.split_once("\r\n\r\n")?.1.to_owned()))
 }

@@ -21,3 +21,4 @@ mod publish;
 mod redis;
 mod resp;
 mod run;
+mod start;

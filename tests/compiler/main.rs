@@ -7,6 +7,7 @@
 mod eager;
 mod inspect;
 mod keys;
+mod looking;
 mod outputs;
 mod processes;
 mod python;
@@ -96,12 +97,19 @@ impl Node {
         nvrtc: PathBuf,
         change: impl FnOnce(&mut CompilerSettings),
     ) -> Self {
+        let node = Self::looking(program, nvrtc, change);
+        node.compilers.settled().await;
+        node
+    }
+
+    /// One that has not looked at its toolchain yet.
+    fn looking(program: &Path, nvrtc: PathBuf, change: impl FnOnce(&mut CompilerSettings)) -> Self {
         let mut settings = CompilerSettings::default();
         settings.toolchain.nvrtc = Some(nvrtc);
         change(&mut settings);
         let folder = tempfile::tempdir().unwrap();
         let environment = Environment::default();
-        let compilers = Compilers::start(&settings, &environment, program, folder.path()).await;
+        let compilers = Compilers::start(&settings, &environment, program, folder.path());
         Self { compilers, folder }
     }
 

@@ -159,7 +159,8 @@ async fn daemon_that_compiles_for_ever() {
     settings.toolchain.nvrtc = Some(nvrtc("KILN_NVRTC_DIR"));
     let environment = Environment::default();
     let program = Path::new(KILN);
-    let compilers = Compilers::start(&settings, &environment, program, Path::new(&folder)).await;
+    let compilers = Compilers::start(&settings, &environment, program, Path::new(&folder));
+    compilers.settled().await;
     let input = cuda(&endless(), "sm_90");
     let compiler = compilers.select("cuda", &input).unwrap();
     let prepared = compiler.prepare(&input, &compiler.fingerprint().unwrap()).unwrap();

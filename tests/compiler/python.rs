@@ -161,17 +161,17 @@ async fn what_was_found_is_remembered() {
     let environment = Environment::default();
     let start = || Compilers::start(&settings, &environment, Path::new(KILN), data.path());
     let input = exported("block_f32.new.pt2");
-    let first = start().await;
+    let first = start();
     let eager = first.fingerprints();
     assert_eq!(eager.len(), 1, "not looked at yet");
     first.select("inductor", &input).unwrap().settled().await;
     let found = first.fingerprints();
     assert_eq!(found.len(), 3);
     drop(first);
-    assert_eq!(start().await.fingerprints(), found);
+    assert_eq!(start().fingerprints(), found);
     // Another interpreter at that place is another one.
     std::fs::write(&interpreter, "#!/bin/sh\nexit 1\n").unwrap();
-    let other = start().await;
+    let other = start();
     assert_eq!(other.fingerprints(), eager);
     let compiler = other.select("inductor", &input).unwrap();
     compiler.settled().await;

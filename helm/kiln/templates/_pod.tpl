@@ -93,7 +93,8 @@ ports:
     hostPort: 7403
     {{- end }}
   {{- end }}
-# Opening a large index takes its time; a node is not killed meanwhile.
+# Alive as soon as it listens: opening a large index, looking at NVRTC and joining may
+# take their time, and are for the readiness probe alone.
 startupProbe:
   httpGet:
     path: /healthz

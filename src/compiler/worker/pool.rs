@@ -198,8 +198,8 @@ async fn start<T: Tongue>(tongue: &T) -> Result<(Worker, T::Ready), Failure> {
         Ok(Err(lost)) => Err(lost.into_failure()),
         Err(_) => {
             let (subject, limit) = (tongue.subject(), T::START_LIMIT);
-            let why = format!("{subject} was not loaded within {limit:?}");
-            Err(Failure::new(FailureKind::ToolchainMissing, why))
+            let why = format!("{subject} was not loaded within {limit:?}: try again later");
+            Err(Failure::new(FailureKind::Busy, why))
         }
     }
 }

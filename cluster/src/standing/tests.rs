@@ -1,0 +1,169 @@
+//! Real members on loopback: who abstains, when it is known, and who ever votes.
+
+#![allow(clippy::unwrap_used)]
+
+use std::{collections::BTreeSet, path::Path, sync::Arc, time::Duration};
+
+use ed25519_dalek::SigningKey;
+use kiln_proto::NodeId;
+use openraft::{EntryPayload, RaftLogReader};
+use serde::Deserialize;
+use tempfile::TempDir;
+use tokio::{net::TcpListener, time::timeout};
+use tokio_util::sync::DropGuard;
+use tonic::transport::{Server, server::TcpIncoming};
+
+use crate::{
+    Cluster, NodeFacts, Settings, Start, Timings,
+    bootstrap::{Assignment, Greeting},
+    codec,
+    command::{Candidate, NewNode},
+    core::Core,
+    leader::{Answer, Reply},
+    peers::{frame, unframe},
+    store::{LogStore, Owner},
+};
+
+/// Longest wait for anything.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A member that is served; whether it is started is the test's affair.
+struct Member {
+    cluster: Cluster,
+    address: String,
+    _served: DropGuard,
+}
+
+impl Member {
+    async fn open(dir: &Path, voter: bool) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let settings = Settings {
+            data_dir: dir.to_owned(),
+            start: Start::Expect { voters: 1, peers: Vec::new() },
+            facts: NodeFacts { grpc: address.clone(), ..NodeFacts::default() },
+            voter,
+            timings: Timings::default(),
+        };
+        let mut seed = [0; 32];
+        getrandom::fill(&mut seed).unwrap();
+        let (cluster, routes) = Cluster::open(settings, SigningKey::from_bytes(&seed)).unwrap();
+        let stop = cluster.core.stop.clone();
+        let served = stop.clone().drop_guard();
+        tokio::spawn(
+            Server::builder()
+                .add_routes(routes)
+                .serve_with_incoming_shutdown(TcpIncoming::from(listener), stop.cancelled_owned()),
+        );
+        Self { cluster, address, _served: served }
+    }
+
+    fn core(&self) -> &Arc<Core> {
+        &self.cluster.core
+    }
+
+    /// Whether the node may vote, as far as this one has applied.
+    fn eligible(&self, node: NodeId) -> bool {
+        self.core().watch.nodes().get(&node).unwrap().eligible
+    }
+
+    /// Joins at `peer` and does nothing else that a member does after that: it follows.
+    async fn join(&self, peer: &Self) -> NodeId {
+        let start = Start::Join { peers: vec![peer.address.clone()] };
+        timeout(PATIENCE, self.core().find_place(&start)).await.unwrap().unwrap();
+        self.core().member().unwrap().owner.node
+    }
+
+    /// All sets of voters that the log tells of: none is missed, as a watch would.
+    async fn all_voters(&self) -> BTreeSet<Vec<NodeId>> {
+        let mut log = LogStore::new(Arc::clone(&self.core().store));
+        let entries = log.try_get_log_entries(0..).await.unwrap();
+        let memberships = entries.into_iter().filter_map(|entry| match entry.payload {
+            EntryPayload::Membership(membership) => Some(membership.voter_ids().collect()),
+            _ => None,
+        });
+        memberships.collect()
+    }
+}
+
+/// The only voter of its cluster, which strives for three.
+async fn founder(temp: &TempDir) -> Member {
+    let founder = Member::open(&temp.path().join("founder"), true).await;
+    timeout(PATIENCE, founder.cluster.start()).await.unwrap().unwrap();
+    founder
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_membership_ever_has_an_abstaining_node_among_its_voters() {
+    let temp = tempfile::tempdir().unwrap();
+    let founder = founder(&temp).await;
+    let mut members = Vec::new();
+    for (n, voter) in [false, false, true, true].into_iter().enumerate() {
+        let member = Member::open(&temp.path().join(n.to_string()), voter).await;
+        let node = member.join(&founder).await;
+        assert_eq!(founder.eligible(node), voter, "node {node}, once it has its id");
+        members.push(member);
+    }
+    // Votes are given in the order of the ids: those who abstain were passed over.
+    let raft = &founder.core().member().unwrap().raft;
+    let three = |m: &crate::raft::Metrics| {
+        m.committed_membership_config.membership().voter_ids().count() == 3
+    };
+    raft.wait(Some(PATIENCE)).metrics(three, "three voters").await.unwrap();
+    let all = founder.all_voters().await;
+    assert!(all.contains(&vec![1, 4, 5]), "{all:?}");
+    assert!(all.iter().flatten().all(|node| ![2, 3].contains(node)), "{all:?}");
+    for member in members.iter().chain([&founder]) {
+        member.cluster.shutdown().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_waits_to_be_admitted_abstains_from_the_start() {
+    let temp = tempfile::tempdir().unwrap();
+    let founder = founder(&temp).await;
+    for (name, voter) in [("agent", false), ("spare", true)] {
+        let waiting = Member::open(&temp.path().join(name), voter).await;
+        let node = founder.cluster.add(&waiting.address).await.unwrap();
+        assert_eq!(founder.eligible(node), voter);
+        waiting.cluster.shutdown().await;
+    }
+    founder.cluster.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_that_knows_of_no_abstaining_lets_in_all_the_same() {
+    let temp = tempfile::tempdir().unwrap();
+    let founder = founder(&temp).await;
+    let agent = Member::open(&temp.path().join("agent"), false).await;
+    // As between an older member and this agent: the body alone is read.
+    let node = agent.core().introduction();
+    let candidate = node.candidate;
+    let mut client = agent.core().peers.at(&founder.address).unwrap();
+    let answer = client.join(frame(&node).unwrap()).await.unwrap();
+    let Answer::Done(Reply::Joined(owner)) = unframe(answer.get_ref()).unwrap() else {
+        panic!("not let in");
+    };
+    assert!(founder.eligible(owner.node));
+    agent.core().accept(Assignment { candidate, owner }).await.unwrap();
+    let start = Start::Join { peers: Vec::new() };
+    timeout(PATIENCE, Arc::clone(agent.core()).take_standing(start)).await.unwrap();
+    assert!(!founder.eligible(owner.node));
+    agent.cluster.shutdown().await;
+    founder.cluster.shutdown().await;
+}
+
+#[test]
+fn older_members_read_the_greeting_of_a_node_that_abstains() {
+    #[derive(Deserialize)]
+    struct Older {
+        node: NewNode,
+        owner: Option<Owner>,
+        sees: BTreeSet<Candidate>,
+    }
+    let node = NewNode { candidate: [7; 16], facts: NodeFacts::default(), key: [1; 32] };
+    let sees = BTreeSet::from([node.candidate]);
+    let greeting = Greeting { node: node.clone(), owner: None, sees: sees.clone(), abstains: true };
+    let older: Older = codec::decode(&codec::encode(&greeting).unwrap()).unwrap();
+    assert_eq!((older.node, older.owner, older.sees), (node, None, sees));
+}
