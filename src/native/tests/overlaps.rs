@@ -27,14 +27,15 @@ fn kernels_overlap_where_the_architecture_can() {
 
 #[test]
 fn what_another_launch_writes_is_read_after_the_wait_and_not_as_constant() {
+    let mut read = 0;
     for archive in ARCHIVES {
         let lowered = lower(&fixture(archive), &options(&[]), Target::cubin(90)).unwrap();
-        let mut read = 0;
         for kernel in &lowered.plan.kernels {
             let (name, source) = (&kernel.name, &lowered.source);
             let at = source.find(&format!(" {name}(")).unwrap() + name.len() + 2;
             let (params, body) = source[at..].split_once(") {\n").unwrap();
-            let body = body.split("extern \"C\"").next().unwrap();
+            // What follows, a function or a library's part, has its comment first.
+            let body = body.split("\n// ").next().unwrap();
             assert!(body.starts_with("kiln_begin();\n"), "{name}: {body}");
             // Those two wait by themselves, after they have asked for weights.
             let waits = ["kiln_product_vector<", "kiln_product_wgmma<"];
@@ -48,6 +49,6 @@ fn what_another_launch_writes_is_read_after_the_wait_and_not_as_constant() {
                 }
             }
         }
-        assert!(read > 3, "{archive}: {read} temporaries are read");
     }
+    assert!(read > 10, "{read} temporaries are read");
 }
