@@ -109,6 +109,48 @@ impl<'a> Body<'a> {
         text_of(&scope.statements, self.lanes)
     }
 
+    /// What was written in the loop that is none: what it named stays known.
+    pub(super) fn take_straight(&mut self) -> String {
+        text_of(&std::mem::take(&mut self.inner.statements), self.lanes)
+    }
+
+    /// Loads now what `roots` need, at most `most`, where no result decides whether
+    /// or from where.
+    pub(super) fn load_early(&mut self, roots: Vec<Id>, most: usize) {
+        let mut waiting: Vec<(Id, Guards)> =
+            roots.into_iter().map(|root| (root, Guards::new())).collect();
+        let mut seen = BTreeSet::new();
+        let mut found = BTreeSet::new();
+        while let Some((id, guards)) = waiting.pop() {
+            if !self.loads(id) || !seen.insert((id, guards.clone())) {
+                continue;
+            }
+            match self.exprs.get(id) {
+                Expr::Guard { cond, yes, no } => {
+                    let with = |holds| [guards.as_slice(), &[(*cond, holds)]].concat();
+                    waiting.extend([(*yes, with(true)), (*no, with(false))]);
+                    waiting.push((*cond, guards));
+                }
+                Expr::Load { .. } => {
+                    let conditions = guards.iter().map(|(cond, _)| *cond);
+                    let parts = self.exprs.reachable(conditions.chain([id]));
+                    let decided =
+                        parts.iter().any(|part| matches!(self.exprs.get(*part), Expr::Result(..)));
+                    if !decided {
+                        found.insert((id, guards));
+                    }
+                }
+                _ => {
+                    let operands = self.exprs.operands(id);
+                    waiting.extend(operands.into_iter().map(|operand| (operand, guards.clone())));
+                }
+            }
+        }
+        for (id, guards) in found.into_iter().take(most) {
+            self.emit(id, &guards);
+        }
+    }
+
     fn statement(&mut self, inside: bool, statement: Statement) {
         let scope = if inside { &mut self.inner } else { &mut self.outer };
         scope.statements.push(statement);

@@ -283,10 +283,11 @@ template <class Op, class T, int N> __device__ __forceinline__ T kiln_together(T
   return x[0];
 }
 
-// What T threads have, the same bits in each of them. T is 32 or the block.
+// What T threads have, the same bits in each of them. T is the block, or at most 32 and
+// a power of two: neighbours of a warp.
 template <int T, class Op, class R> __device__ __forceinline__ R kiln_across(R x) {
 #pragma unroll
-  for (int mask = 16; mask > 0; mask >>= 1) x = Op{}(x, kiln_shuffle(x, mask));
+  for (int mask = (T < 32 ? T : 32) / 2; mask > 0; mask >>= 1) x = Op{}(x, kiln_shuffle(x, mask));
   if constexpr (T > 32) {
     __shared__ R parts[T / 32];
     __syncthreads();  // The last ones were read by all.

@@ -1,8 +1,10 @@
-//! Rows with reductions along them: a warp or a block for each row.
+//! Rows with reductions along them: some threads of a warp, a warp or a block for
+//! each row.
 //!
 //! The row is walked once for each layer of reductions that wait for each other,
 //! and once more for what is stored after the last. Where a thread's share fits
-//! into registers, what several walks need is loaded or computed once.
+//! into registers, what several walks need is loaded or computed once; where it is
+//! one chunk, nothing is walked, and all that can be is loaded first.
 //!
 //! Invariant: all threads of a row combine the same parts in the same order.
 
@@ -27,6 +29,8 @@ use crate::{
 const WARPS_BLOCK: i64 = 128;
 /// Numbers that a thread keeps from walk to walk.
 const MOST_KEPT: i64 = 64;
+/// Loads that a thread does before it computes: they stay in registers.
+const MOST_EARLY: usize = 12;
 
 /// How rows are laid over threads.
 struct Shape {
@@ -36,16 +40,21 @@ struct Shape {
     chunks: Option<i64>,
     /// Whether each thread has just that many.
     even: bool,
+    /// Whether that is one, of a warp's threads or fewer.
+    straight: bool,
 }
 
 impl Shape {
     fn of(rows: &Size, columns: &Size) -> Self {
         let lanes = columns.power_of_two(8).max(1);
         let Some(known) = columns.known() else {
-            return Self { lanes, threads: 256, chunks: None, even: false };
+            return Self { lanes, threads: 256, chunks: None, even: false, straight: false };
         };
         let many = rows.known().is_none_or(|rows| rows >= 8192);
         let chunks = (known / lanes).max(1);
+        if (1..=32).contains(&chunks) && chunks & (chunks - 1) == 0 && known == chunks * lanes {
+            return Self { lanes, threads: chunks, chunks: Some(1), even: true, straight: true };
+        }
         let threads = match chunks {
             ..=32 => 32,
             33..=128 if many => 32,
@@ -57,6 +66,7 @@ impl Shape {
             threads,
             chunks: (each * lanes <= MOST_KEPT).then_some(each),
             even: each * threads == chunks,
+            straight: false,
         }
     }
 }
@@ -86,7 +96,7 @@ pub(super) fn emit(loops: &mut Loops, parts: &[Fused], stored: &[usize], name: &
     let (text, grid, count) = beside.done();
     let kept = if shape.chunks.is_some() { ", rows in registers" } else { "" };
     let Shape { threads, lanes, .. } = shape;
-    let block = if threads == 32 { WARPS_BLOCK } else { threads };
+    let block = if threads <= 32 { WARPS_BLOCK } else { threads };
     Emitted {
         before: String::new(),
         kernel: Kernel::plain(name, "rows", params, text, block),
@@ -116,7 +126,10 @@ fn part(
         walk: String::new(),
         text: String::new(),
     };
-    writer.keep(&split, &layers, stored);
+    match shape.straight {
+        true => writer.load(&split, &layers, stored),
+        false => writer.keep(&split, &layers, stored),
+    }
     let columns_text =
         writer.body.params.size(&columns.div_floor(&Size::from(shape.lanes)), &|_| String::new());
     writer.walk = columns_text;
@@ -127,13 +140,15 @@ fn part(
     let (mut head, text) = (String::new(), std::mem::take(&mut writer.text));
     let limit = params.size(&rows, &|_| String::new());
     let blocks = match shape.threads {
-        32 => {
-            let per_block = WARPS_BLOCK / 32;
-            head += "const int lane = threadIdx.x % 32;\n";
-            head += &format!(
-                "const kiln_index row = (kiln_index)block * {per_block} + threadIdx.x / 32;\n"
-            );
-            head += &format!("if (row >= {limit}) return;\n");
+        threads @ ..=32 => {
+            let per_block = WARPS_BLOCK / threads;
+            head += &format!("const int lane = threadIdx.x % {threads};\n");
+            let own = format!("(kiln_index)block * {per_block} + threadIdx.x / {threads}");
+            head += &match threads {
+                32 => format!("const kiln_index row = {own};\nif (row >= {limit}) return;\n"),
+                // All of a warp's threads stay: the last row is then computed several times.
+                _ => format!("const kiln_index row = min({own}, (kiln_index)({limit}) - 1);\n"),
+            };
             rows.div_ceil(&Size::from(per_block))
         }
         _ => {
@@ -141,7 +156,9 @@ fn part(
             rows
         }
     };
-    if let Some(chunks) = shape.chunks {
+    if shape.straight {
+        head += "const kiln_index c = lane;\n";
+    } else if let Some(chunks) = shape.chunks {
         head += &format!("constexpr int CHUNKS = {chunks};\n");
     }
     all.reads.append(&mut params.reads);
@@ -200,11 +217,20 @@ impl Writer<'_> {
         }
     }
 
+    /// Loads what no reduction decides, before the first one waits.
+    fn load(&mut self, split: &Split, layers: &Layers, stored: &[usize]) {
+        let roots = (0..=layers.count).flat_map(|layer| layers.roots(split, layer, stored));
+        self.body.load_early(roots.collect(), MOST_EARLY);
+    }
+
     /// Walks a row: what is in the body's loop now becomes the loop.
     fn close_walk(&mut self) {
-        let outer = self.body.take_outer();
+        self.text += &self.body.take_outer();
+        if self.shape.straight {
+            self.text += &self.body.take_straight();
+            return;
+        }
         let inner = self.body.take_inner();
-        self.text += &outer;
         if inner.is_empty() {
             return;
         }
