@@ -191,7 +191,7 @@ fn score(loops: &Loops, params: &mut Params, attention: &Attention, first: usize
     let Some(mask) = attention.mask else {
         let mut members = Members::default();
         members.constant("bool", "NONE", "true");
-        members.constant("bool", "EMPTY_ZERO", "true");
+        members.constant("bool", "EMPTY_ZERO", &attention.empty_zero.to_string());
         members.function(&operator("", "return x;"));
         return members;
     };
@@ -204,9 +204,9 @@ fn score(loops: &Loops, params: &mut Params, attention: &Attention, first: usize
     let (outer, inner) = (body.take_outer(), body.take_inner());
     let mut members = Members::of(loops, params);
     members.constant("bool", "NONE", "false");
-    members.constant("bool", "EMPTY_ZERO", &boolean.to_string());
+    members.constant("bool", "EMPTY_ZERO", &attention.empty_zero.to_string());
     let given = match boolean {
-        true => format!("return {value} ? x : {};", table::literal(f64::NEG_INFINITY)),
+        true => format!("return {value} ? x : {};", table::literal(attention.hidden)),
         false => format!("return x + {value};"),
     };
     members.function(&operator(&format!("{outer}{inner}"), &given));

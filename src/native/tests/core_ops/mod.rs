@@ -14,7 +14,7 @@ use kiln_proto::{
 use super::emulator::Module;
 use crate::{
     codegen,
-    core::{Domain, Fun, Input, Node, Number, Op, Operand, Program, Range, Value, ValueId},
+    core::{Domain, Empty, Fun, Input, Node, Number, Op, Operand, Program, Range, Value, ValueId},
     interp::{self, Precision, Settings, Tensor},
     lower, schedule,
     size::Size,
