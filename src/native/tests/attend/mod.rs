@@ -1,0 +1,49 @@
+//! Attention in pieces becomes attention, where it is one.
+
+mod bench;
+mod forms;
+mod refusals;
+
+use super::{EMULATED, options};
+use crate::{fixtures::load, lower};
+
+/// Kernels of attention in each archive whose name starts like that.
+const FIXTURES: [(&str, &str, usize); 11] = [
+    ("models", "gpt2_gelu_block_", 1),
+    ("models", "gpt2_block_", 1),
+    ("models", "llama_block_", 1),
+    ("models", "qwen3_block_", 1),
+    ("models", "qwen3_masked_", 2),
+    ("models", "qwen3_lm_", 16),
+    ("models", "bert_", 2),
+    ("models", "vit_unfold_", 1),
+    ("models", "vit_", 2),
+    ("ops", "dynamic_", 3),
+    // Four share their products: they stay.
+    ("ops", "attention_", 13),
+];
+
+#[test]
+fn exported_in_pieces_or_not_attention_is_a_kernel() {
+    for folder in ["models", "ops"] {
+        for fixture in load(folder) {
+            let is = |(of, name, _): &&(&str, &str, usize)| {
+                *of == folder && fixture.name.starts_with(name)
+            };
+            let Some((_, _, count)) = FIXTURES.iter().find(is) else { continue };
+            let lowered = lower(&fixture.archive, &options(&[]), EMULATED).unwrap();
+            let kernels = lowered.plan.kernels;
+            let attention = kernels.iter().filter(|kernel| kernel.name.ends_with("_attention"));
+            let attention: Vec<_> = attention.collect();
+            assert_eq!(attention.len(), *count, "{}", fixture.name);
+            // Each says that it is the softmax as well, and the products.
+            for kernel in attention {
+                let does =
+                    |what: &str| kernel.computes.iter().filter(|op| op.contains(what)).count();
+                let pieces = does("softmax") == 1 && does("bmm") + does("matmul") == 2;
+                let whole = does("scaled_dot_product_attention") == 1;
+                assert!(whole || pieces, "{}: {:?}", fixture.name, kernel.computes);
+            }
+        }
+    }
+}
