@@ -5,7 +5,7 @@ mod forms;
 mod refusals;
 
 use super::{EMULATED, options};
-use crate::{fixtures::load, lower};
+use crate::{attend, core::Op, decompose::decompose, fixtures::load, lower, read_graph};
 
 /// Kernels of attention in each archive whose name starts like that.
 const FIXTURES: [(&str, &str, usize); 11] = [
@@ -22,6 +22,24 @@ const FIXTURES: [(&str, &str, usize); 11] = [
     // Four share their products: they stay.
     ("ops", "attention_", 13),
 ];
+
+/// Models with causal attention, as `run_decompositions()` leaves them.
+const CAUSAL: [&str; 4] = ["gpt2_block_", "llama_block_", "qwen3_block_", "qwen3_masked_"];
+
+#[test]
+fn masks_of_decomposed_models_are_known_to_be_causal() {
+    for fixture in load("models") {
+        let is_core = fixture.name.contains("_core.");
+        if !is_core || !CAUSAL.iter().any(|name| fixture.name.starts_with(name)) {
+            continue;
+        }
+        let mut program = decompose(&read_graph(&fixture.archive).unwrap()).unwrap();
+        assert!(!attend::attend(&mut program).is_empty(), "{}", fixture.name);
+        for node in &program.nodes {
+            assert!(!matches!(node.op, Op::Attention { causal: false, .. }), "{}", fixture.name);
+        }
+    }
+}
 
 #[test]
 fn exported_in_pieces_or_not_attention_is_a_kernel() {
