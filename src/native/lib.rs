@@ -116,7 +116,8 @@ fn lower_graph(
     target: Target,
 ) -> Result<Lowered, Failure> {
     let mut program = decompose::decompose(graph)?;
-    let origins = if options.fuse { attend::attend(&mut program) } else { Default::default() };
+    let origins =
+        if options.fuse { attend::attend(&mut program, graph) } else { Default::default() };
     let mut loops = lower::lower(&program, graph, &origins)?;
     let groups = schedule::schedule(&mut loops, options.fuse)?;
     let target = exact(target);

@@ -3,11 +3,14 @@
 //! Invariant: says nothing of values that it did not look at; a number is the
 //! one that the tensor's type holds.
 
-use kiln_proto::graph::DType;
+use std::collections::BTreeMap;
+
+use kiln_proto::graph::{DType, Graph, InputKind};
 
 use crate::{
-    core::{Domain, Fun, Node, Number, Op, Operand, Program, ValueId},
+    core::{Domain, Fun, Input, Node, Number, Op, Operand, Program, ValueId},
     decompose::stored,
+    interp::Tensor,
     size::Size,
 };
 
@@ -18,17 +21,31 @@ pub(super) struct Flow<'a> {
     pub(super) program: &'a Program,
     writer: Vec<Option<usize>>,
     readers: Vec<Vec<usize>>,
+    /// Constant inputs of one element.
+    constants: BTreeMap<ValueId, f64>,
 }
 
 impl<'a> Flow<'a> {
-    pub(super) fn of(program: &'a Program) -> Self {
+    pub(super) fn of(program: &'a Program, graph: &Graph) -> Self {
         let mut writer = vec![None; program.values.len()];
         let mut readers = vec![Vec::new(); program.values.len()];
         for (index, node) in program.nodes.iter().enumerate() {
             writer[node.writes.0] = Some(index);
             node.reads.iter().for_each(|read| readers[read.0].push(index));
         }
-        Self { program, writer, readers }
+        let constant = |input: &Input| {
+            let value = program.value(input.value);
+            let InputKind::Constant(constant) = &graph.inputs[input.position].kind else {
+                return None;
+            };
+            let alone = value.shape.iter().all(|size| size.is(1));
+            let shape = vec![1; value.shape.len()];
+            let tensor = Tensor::dense(value.dtype, &shape, constant.data.as_slice());
+            let number = tensor.to_f64().ok().filter(|_| alone)?;
+            Some((input.value, *number.first()?))
+        };
+        let constants = program.inputs.iter().filter_map(constant).collect();
+        Self { program, writer, readers, constants }
     }
 
     /// The node that writes `value`, with its place.
@@ -65,16 +82,19 @@ impl<'a> Flow<'a> {
     }
 
     fn number_within(&self, value: ValueId, depth: usize) -> Option<f64> {
-        let (_, node) = self.writer(value)?;
+        let Some((_, node)) = self.writer(value) else {
+            return self.constants.get(&value).copied();
+        };
         let dtype = self.dtype(value);
         let read = |place: usize| self.number_within(node.reads[place], depth.checked_sub(1)?);
         let number = match &node.op {
             Op::Full(number) => plain(number)?,
             Op::Reshape | Op::Expand | Op::Permute(_) => read(0)?,
-            Op::Map { fun, domain: Domain::Float, args } => {
+            Op::Map { fun, domain, args } => {
                 let [Operand::Read(0)] = args[..] else { return None };
                 match fun {
                     Fun::Id => read(0)?,
+                    _ if *domain != Domain::Float => return None,
                     Fun::Sqrt => read(0)?.sqrt(),
                     Fun::Rsqrt => 1.0 / read(0)?.sqrt(),
                     Fun::Reciprocal => 1.0 / read(0)?,

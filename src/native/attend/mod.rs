@@ -21,7 +21,7 @@ mod softmax;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
-use kiln_proto::graph::DType;
+use kiln_proto::graph::{DType, Graph};
 
 use self::{
     emit::Emit,
@@ -41,10 +41,10 @@ const WIDEST: i64 = 256;
 /// For values whose node does the work of several of the graph's: those.
 pub(crate) type Origins = BTreeMap<ValueId, BTreeSet<usize>>;
 
-/// Rewrites what is attention in `program`. Values that nobody needs any more
+/// Rewrites what is attention in `program`, which `graph` became. Values that nobody needs any more
 /// stay in its list, without a writer.
-pub(crate) fn attend(program: &mut Program) -> Origins {
-    let flow = Flow::of(program);
+pub(crate) fn attend(program: &mut Program, graph: &Graph) -> Origins {
+    let flow = Flow::of(program, graph);
     let products = (0..program.nodes.len()).filter(|i| program.nodes[*i].op == Op::MatMul);
     let mut found: BTreeMap<usize, Found> =
         products.filter_map(|index| Some((index, find(&flow, index)?))).collect();
@@ -121,9 +121,9 @@ fn find(flow: &Flow<'_>, index: usize) -> Option<Found> {
     let [q_own, k_own, v_own] = operands.map(|(value, _)| flow.shape(value));
     let [q, k, v] = operands.map(|(value, scaled)| Operand::of(flow, value, scaled));
     shapes.extend(scores.shapes);
-    shapes.extend(q.shapes().cloned());
     let target = only_view(flow, out);
     shapes.extend(target.map(|view| flow.shape(view).to_vec()));
+    shapes.extend(q.shapes());
     let four = four(flow.shape(softmax.of), &shapes)?;
     let [_, _, s, t] = &four;
     let (d, e) = (q_own.last()?, v_own.last()?);
@@ -214,7 +214,7 @@ fn four(own: &[Size], shapes: &[Vec<Size>]) -> Option<[Size; 4]> {
         (None, [first, rest @ ..]) if !rest.is_empty() && numel(rest).known().is_some() => {
             [first.clone(), numel(rest)]
         }
-        (None, _) if all.known().is_some() => [one, all],
+        // As it lies in memory, whoever reads it.
         (None, _) => [all, one],
     };
     Some([b, h, s.clone(), t.clone()])

@@ -59,9 +59,10 @@ impl Operand {
         Self { base, dtype, factor, views, shape, origins }
     }
 
-    /// The shapes that it has on the way.
-    pub(super) fn shapes(&self) -> impl Iterator<Item = &Vec<Size>> {
-        std::iter::once(&self.shape).chain(self.views.iter().map(|(_, shape)| shape))
+    /// The shapes that it has on the way, its own first.
+    pub(super) fn shapes(&self) -> impl Iterator<Item = Vec<Size>> {
+        let views = self.views.iter().rev().map(|(_, shape)| shape);
+        views.chain([&self.shape]).cloned()
     }
 
     /// Its value in `dtype` and as `four` dimensions; `swapped`: the last two

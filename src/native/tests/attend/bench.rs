@@ -1,7 +1,10 @@
 //! Graphs with attention in pieces: built, rewritten, and as kernels beside the
 //! interpreter, which keeps the pieces.
 
-use kiln_proto::graph::{Argument, DType, Graph, ValueId};
+use kiln_proto::{
+    Digest,
+    graph::{Argument, Constant, DType, Graph, InputKind, ValueId},
+};
 
 use crate::{
     Options, attend,
@@ -30,6 +33,8 @@ pub(super) struct Bench {
     program: Program,
     inputs: Vec<Vec<u8>>,
     names: Vec<&'static str>,
+    /// Kernels that there may be beside attention.
+    pub(super) others: usize,
     seed: u64,
 }
 
@@ -54,6 +59,17 @@ impl Bench {
         });
         let id = self.program.input(dtype, shape, &row_major(shape));
         T { id, dtype, shape: shape.to_vec() }
+    }
+
+    /// A whole number that is part of the graph.
+    pub(super) fn constant(&mut self, number: i64) -> T {
+        let data = number.to_le_bytes().to_vec();
+        self.inputs.push(data.clone());
+        let id = self.program.input(DType::I64, &[], &[]);
+        if let Some(input) = self.program.graph.inputs.last_mut() {
+            input.kind = InputKind::Constant(Constant { digest: Digest::of(&data), data });
+        }
+        T { id, dtype: DType::I64, shape: Vec::new() }
     }
 
     /// An operation with `args` after its tensors, named as its schema has them.
@@ -162,7 +178,7 @@ impl Bench {
     /// The program after the pass, and how often it did something.
     pub(super) fn rewritten(&self) -> (core::Program, usize) {
         let mut program = decompose(&self.program.graph).unwrap();
-        let count = attend::attend(&mut program).len();
+        let count = attend::attend(&mut program, &self.program.graph).len();
         (program, count)
     }
 
@@ -179,7 +195,8 @@ impl Bench {
         all
     }
 
-    /// Compares kernels with the pieces. Each output is one attention.
+    /// Compares kernels with the pieces. Each output is one attention, and nothing
+    /// else has a kernel but what they call for.
     pub(super) fn check(&self, relative: f64) {
         let options = Options { fuse: true, fast_math: false };
         let graph = &self.program.graph;
@@ -190,6 +207,8 @@ impl Bench {
         let kernels: Vec<&str> = lowered.plan.kernels.iter().map(|k| k.name.as_str()).collect();
         let of = |kind: &str| kernels.iter().filter(|name| name.ends_with(kind)).count();
         assert_eq!((of("_attention"), of("_product")), (self.names.len(), 0), "{kernels:?}");
+        let others = kernels.len() - self.names.len();
+        assert!(others <= self.others, "{kernels:?}");
         let pieces = decompose(graph).unwrap();
         let shape = |id: ValueId| -> Vec<usize> {
             let dims = graph.value(id).ty.shape.iter();

@@ -39,6 +39,11 @@ fn a_scale_may_be_anywhere() {
         let root = b.op("sqrt.default", &[("self", &eight)], &[], (F32, &[]));
         b.binary("div.Tensor", x, &root)
     });
+    between(&mut b, "a root of a constant", |b, x| {
+        let eight = b.constant(8);
+        let root = b.op("sqrt.default", &[("self", &eight)], &[], (F32, &[]));
+        b.binary("div.Tensor", x, &root)
+    });
     let [q, k, v] = three(&mut b, F32, &[2, 2]);
     let (q, k) = (b.scaled(&q, 0.6), b.scaled(&k, 0.7));
     let scores = b.products(&q, &k);
@@ -204,7 +209,9 @@ fn a_safe_softmax_has_zeros_where_a_plain_one_has_no_numbers() {
 
 #[test]
 fn batches_may_have_any_rank() {
+    // What a caller gets of five dimensions is a copy.
     let mut b = Bench::default();
+    b.others = 1;
     for lead in [&[][..], &[3], &[2, 3, 2]] {
         let [q, k, v] = three(&mut b, F32, lead);
         let scores = b.products(&q, &k);
@@ -252,7 +259,9 @@ fn heads_share_keys() {
 
 #[test]
 fn types_are_those_that_lose_nothing() {
+    // Three inputs and two results are in another type.
     let mut b = Bench::default();
+    b.others = 5;
     // Scores in f32, weights as the values are: what models do for softmax.
     let [q, k, v] = three(&mut b, BF16, &[2, 2]);
     let scores = b.products(&q, &k);

@@ -33,8 +33,9 @@ fn masks_of_decomposed_models_are_known_to_be_causal() {
         if !is_core || !CAUSAL.iter().any(|name| fixture.name.starts_with(name)) {
             continue;
         }
-        let mut program = decompose(&read_graph(&fixture.archive).unwrap()).unwrap();
-        assert!(!attend::attend(&mut program).is_empty(), "{}", fixture.name);
+        let graph = read_graph(&fixture.archive).unwrap();
+        let mut program = decompose(&graph).unwrap();
+        assert!(!attend::attend(&mut program, &graph).is_empty(), "{}", fixture.name);
         for node in &program.nodes {
             assert!(!matches!(node.op, Op::Attention { causal: false, .. }), "{}", fixture.name);
         }
