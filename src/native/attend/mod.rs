@@ -6,10 +6,11 @@
 //! scores.
 //!
 //! Invariant: a rewritten program computes the same numbers, or nearer ones:
-//! scores and weights are not rounded on the way. What a mask hides with minus
-//! infinity does not count, whatever it is. Where this does not hold, where
-//! somebody else reads the scores or weights, or where the kernels of attention
-//! are not made for the sizes, the pieces stay.
+//! scores are not rounded, weights to the type of the values where the pieces do
+//! so or come from a `scaled_dot_product_attention` of that type. What a mask
+//! hides with minus infinity does not count, whatever it is. Where this does not
+//! hold, where somebody else reads the scores or weights, or where the kernels
+//! of attention are not made for the sizes, the pieces stay.
 
 mod causal;
 mod emit;
