@@ -257,15 +257,20 @@ pub enum Op {
     MatMul,
     /// `softmax(scale * q k^T + mask) v`: reads q `[b, h, s, d]`, k `[b, g, t, d]`,
     /// v `[b, g, t, e]` and perhaps a mask that broadcasts to `[b, h, s, t]`
-    /// (bool: false is minus infinity; float: added). `g` divides `h`: head `i`
-    /// of q reads head `i / (h / g)`. A row that is masked everywhere gives NaN
-    /// for a float mask, zero for a bool one.
+    /// (bool: false hides; float: added). `g` divides `h`: head `i`
+    /// of q reads head `i / (h / g)`. What is not seen does not count, whatever it is.
     Attention {
         /// Position `i` of q sees positions up to `i` of k.
         causal: bool,
         /// Factor of the products.
         #[serde(with = "float")]
         scale: f64,
+        /// What a score becomes where a bool mask is false.
+        #[serde(with = "float", default = "nothing", skip_serializing_if = "is_nothing")]
+        hidden: f64,
+        /// What a row gives whose scores are all minus infinity.
+        #[serde(default, skip_serializing_if = "Empty::is_usual")]
+        empty: Empty,
     },
     /// The same elements in row-major order under the result's shape.
     Reshape,
@@ -337,6 +342,49 @@ pub enum Op {
     },
     /// One number everywhere.
     Full(Number),
+}
+
+/// What attention gives where there is nothing to attend to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+pub enum Empty {
+    /// NaN for a float mask, else zero.
+    #[default]
+    ByMask,
+    /// Zero.
+    Zero,
+    /// NaN, as a softmax has it.
+    Nan,
+}
+
+impl Empty {
+    /// Whether that is zero, with a mask of that type or none.
+    pub fn is_zero(self, mask: Option<DType>) -> bool {
+        match self {
+            Self::ByMask => mask.is_none_or(|dtype| dtype == DType::Bool),
+            Self::Zero => true,
+            Self::Nan => false,
+        }
+    }
+
+    fn is_usual(&self) -> bool {
+        *self == Self::ByMask
+    }
+}
+
+impl Op {
+    /// Attention as `scaled_dot_product_attention` has it.
+    pub fn attention(causal: bool, scale: f64) -> Self {
+        Self::Attention { causal, scale, hidden: nothing(), empty: Empty::ByMask }
+    }
+}
+
+/// The score of what counts for nothing.
+fn nothing() -> f64 {
+    f64::NEG_INFINITY
+}
+
+fn is_nothing(score: &f64) -> bool {
+    *score == nothing()
 }
 
 impl Reduction {

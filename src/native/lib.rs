@@ -3,7 +3,7 @@
 //! ```text
 //! archive -> parse -> canonical (key)
 //!                  -> decompose -> core program -> interp
-//!                                               -> lower -> loops -> schedule -> codegen -> plan
+//!                                               -> attend -> lower -> loops -> schedule -> codegen -> plan
 //! ```
 //!
 //! Invariant: pure. The same archive, options and target give the same bytes,
@@ -11,6 +11,7 @@
 //! that is not in the key (a name, a path, an order) reaches the output.
 
 mod archive;
+mod attend;
 pub mod bind;
 mod canonical;
 mod codegen;
@@ -114,8 +115,10 @@ fn lower_graph(
     options: Options,
     target: Target,
 ) -> Result<Lowered, Failure> {
-    let program = decompose::decompose(graph)?;
-    let mut loops = lower::lower(&program, graph)?;
+    let mut program = decompose::decompose(graph)?;
+    let origins =
+        if options.fuse { attend::attend(&mut program, graph) } else { Default::default() };
+    let mut loops = lower::lower(&program, graph, &origins)?;
     let groups = schedule::schedule(&mut loops, options.fuse)?;
     let target = exact(target);
     let code = codegen::generate(graph, &program, &mut loops, &groups, target)?;

@@ -82,7 +82,7 @@ fn attention(args: &mut Args<'_>) -> Outputs {
         reads.push(mask);
     }
     let shape = vec![qs[0].clone(), qs[1].clone(), qs[2].clone(), vs[3].clone()];
-    let out = args.b.push(Op::Attention { causal, scale }, reads, dtype, shape);
+    let out = args.b.push(Op::attention(causal, scale), reads, dtype, shape);
     let whole = [batch, &[s.clone(), vs[3].clone()]].concat();
     one(args.b.reshape(out, whole))
 }

@@ -215,7 +215,7 @@ pub(super) fn held(arg: Arg, dtype: DType) -> Arg {
 }
 
 /// A number as a tensor of `dtype` would hold it.
-pub(super) fn stored(number: Number, dtype: DType) -> Number {
+pub(crate) fn stored(number: Number, dtype: DType) -> Number {
     match (number, category(dtype)) {
         (Number::Float(x), Category::Float) => Number::Float(match dtype {
             DType::F16 => f16::from_f64(x).to_f64(),

@@ -46,6 +46,7 @@ use super::{
 };
 use args::Args;
 use builder::Builder;
+pub(crate) use elementwise::stored;
 use promote::is_supported;
 use shapes::Symbols;
 

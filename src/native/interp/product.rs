@@ -14,6 +14,7 @@ use super::{
     tensor::{Data, Dense},
     threads,
 };
+use crate::core::Empty;
 
 /// Elements of one side of a block: 64 x 256 numbers stay in the cache.
 const DEPTH: usize = 64;
@@ -100,7 +101,13 @@ fn blocks(size: usize, block: usize) -> impl Iterator<Item = Range<usize>> {
 }
 
 /// `softmax(scale * q k^T + mask) v`, row after row.
-pub(super) fn attention(step: &Step<'_>, causal: bool, scale: f64) -> Result<Dense, Failure> {
+pub(super) fn attention(
+    step: &Step<'_>,
+    causal: bool,
+    scale: f64,
+    hidden: f64,
+    empty: Empty,
+) -> Result<Dense, Failure> {
     let (q, k, v) = (step.read(0)?, step.read(1)?, step.read(2)?);
     let mismatch =
         || invalid(format!("attention of {:?} to {:?} and {:?}", q.shape, k.shape, v.shape));
@@ -113,6 +120,7 @@ pub(super) fn attention(step: &Step<'_>, causal: bool, scale: f64) -> Result<Den
         return Err(mismatch());
     }
     step.expect(&[b, h, s, e])?;
+    let zero_if_empty = empty.is_zero(step.dtypes.get(3).copied());
     let mask = match step.reads.get(3) {
         Some(mask) => {
             let view = View::broadcast(&mask.shape, &[b, h, s, t])?;
@@ -142,15 +150,14 @@ pub(super) fn attention(step: &Step<'_>, causal: bool, scale: f64) -> Result<Den
                         place.iter().zip(strides).map(|(i, stride)| *i as isize * stride).sum();
                     match mask {
                         Data::Float(mask) => *weight += mask[place as usize],
-                        Data::Int(mask) if mask[place as usize] == 0 => {
-                            *weight = f64::NEG_INFINITY;
+                        Data::Int(mask) if mask[place as usize] == 0 && to < seen => {
+                            *weight = hidden;
                         }
                         Data::Int(_) => {}
                     }
                 }
             }
-            let float_mask = matches!(mask, Some((Data::Float(_), _)));
-            if softmax(&mut weights) || float_mask {
+            if softmax(&mut weights) || !zero_if_empty {
                 for (to, weight) in weights.iter().enumerate() {
                     let v = &v[(group * t + to) * e..][..e];
                     // What is not seen does not count, whatever it is.

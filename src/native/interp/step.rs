@@ -99,7 +99,9 @@ pub(super) fn compute(step: &Step<'_>) -> Result<Dense, Failure> {
         Op::CumSum { dim } => reduce::cumsum(step, *dim),
         Op::TopK { k, largest, positions } => reduce::topk(step, *k, *largest, *positions),
         Op::MatMul => product::matmul(step),
-        Op::Attention { causal, scale } => product::attention(step, *causal, *scale),
+        Op::Attention { causal, scale, hidden, empty } => {
+            product::attention(step, *causal, *scale, *hidden, *empty)
+        }
         Op::Gather { dim } => index::gather(step, *dim),
         Op::Index { dims, wrap } => index::index(step, dims, *wrap),
         Op::Iota { start, step: by } => iota(step, start, by),

@@ -124,8 +124,11 @@ pub(crate) struct Attention {
     pub(crate) q: Heads,
     pub(crate) k: Heads,
     pub(crate) v: Heads,
-    /// Over variables 0 to 3: batch, head, row, key. A float is added; false is minus infinity.
+    /// Over variables 0 to 3: batch, head, row, key. A float is added; false is [`Self::hidden`].
     pub(crate) mask: Option<Id>,
+    pub(crate) hidden: f64,
+    /// Whether a row of which nothing is seen gives zero, else NaN.
+    pub(crate) empty_zero: bool,
 }
 
 /// Rows of each head.

@@ -7,7 +7,7 @@ use kiln_proto::graph::DType;
 
 use super::{Lazy, Lowering, numel, unflattened, without_ones};
 use crate::{
-    core::{Domain, Fun, Node, Reduction, Value, ValueId},
+    core::{Domain, Fun, Node, Op, Reduction, Value, ValueId},
     loops::{Attention, COLUMN, Def, Expr, Heads, Matrix, Product, ROW, Source, domain_of},
     size::{Atom, Bounds, Size},
 };
@@ -179,13 +179,10 @@ impl Lowering<'_> {
         Ok(self.dense(temp, out.dtype, &out.shape))
     }
 
-    pub(super) fn attention(
-        &mut self,
-        node: &Node,
-        causal: bool,
-        scale: f64,
-        out: &Value,
-    ) -> Result<Lazy, String> {
+    pub(super) fn attention(&mut self, node: &Node, out: &Value) -> Result<Lazy, String> {
+        let Op::Attention { causal, scale, hidden, empty } = node.op else {
+            return Err("a bug of `native`: no attention".to_owned());
+        };
         let [q, k, v] = node.reads[..3] else { return Err("three operands".to_owned()) };
         let shape = |value| self.program.value(value).shape.clone();
         let (qs, ks, vs) = (shape(q), shape(k), shape(v));
@@ -206,6 +203,7 @@ impl Lowering<'_> {
             false => [self.heads(k)?, self.heads(v)?],
         };
         let q = self.heads(q)?;
+        let mask_type = node.reads.get(3).map(|mask| self.program.value(*mask).dtype);
         let mask = match node.reads.get(3) {
             Some(mask) => {
                 let mask = self.read(*mask)?;
@@ -232,6 +230,8 @@ impl Lowering<'_> {
             k: k_heads,
             v: v_heads,
             mask,
+            hidden,
+            empty_zero: empty.is_zero(mask_type),
         };
         let temp = self.temp(out.dtype, total, Def::Attention(Box::new(def)));
         if by_head {

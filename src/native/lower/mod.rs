@@ -22,6 +22,7 @@ use kiln_proto::{
 };
 
 use crate::{
+    attend::Origins,
     core::{Domain, Fun, Node, Number, Op, Program, ValueId},
     loops::{Def, Expr, Id, Loops, Source, Temp, domain_of, flattened, numel, unflattened},
     size::{Atom, Bounds, Size},
@@ -32,8 +33,8 @@ const MOST_PARTS: usize = 160;
 /// So are those with more loads.
 const MOST_LOADS: usize = 16;
 
-/// Lowers `program`, which `graph` became.
-pub(crate) fn lower(program: &Program, graph: &Graph) -> Result<Loops, Failure> {
+/// Lowers `program`, which `graph` became; `origins` are those beside a node's own.
+pub(crate) fn lower(program: &Program, graph: &Graph, origins: &Origins) -> Result<Loops, Failure> {
     let mut lowering = Lowering {
         program,
         loops: Loops { symbols: program.symbols.clone(), ..Loops::default() },
@@ -60,7 +61,8 @@ pub(crate) fn lower(program: &Program, graph: &Graph) -> Result<Loops, Failure> 
     }
     for node in &program.nodes {
         let read = node.reads.iter().flat_map(|read| &lowering.origins[read.0]);
-        lowering.pending = read.copied().chain([node.origin]).collect();
+        let more = origins.get(&node.writes).into_iter().flatten();
+        lowering.pending = read.chain(more).copied().chain([node.origin]).collect();
         let temps = lowering.loops.temps.len();
         let lazy = lowering.node(node).map_err(|why| {
             let origin = &graph.nodes[node.origin];
@@ -137,7 +139,7 @@ impl Lowering<'_> {
             Op::CumSum { dim } => self.cumsum(node, *dim, &out),
             Op::TopK { k, largest, positions } => self.top_k(node, *k, *largest, *positions, &out),
             Op::MatMul => self.matmul(node, &out),
-            Op::Attention { causal, scale } => self.attention(node, *causal, *scale, &out),
+            Op::Attention { .. } => self.attention(node, &out),
             Op::Iota { start, step } => Ok(self.iota(start, step, &out)),
             Op::Full(number) => {
                 let domain = domain_of(out.dtype);

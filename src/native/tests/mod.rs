@@ -1,5 +1,6 @@
 //! The compiler as a whole, on archives that PyTorch wrote.
 
+mod attend;
 mod attention;
 mod build;
 mod core_ops;

@@ -10,7 +10,9 @@ use crate::{
 };
 
 /// Those that the emulator runs: it takes seconds for each.
-const RUN: [&str; 5] = [
+const RUN: [&str; 7] = [
+    "gpt2_gelu_block_f32_dynamic_core.new",
+    "qwen3_masked_bf16_static_core.211",
     "qwen3_block_f32_dynamic.new",
     "gpt2_block_bf16_static_core.new",
     "bert_f32_static.new",

@@ -106,6 +106,6 @@ mod in_the_emulator {
     families! {
         unary_f32 activation_f32 binary_f32 binary_i64 mixed views_f32 reduction_f32
         reduction_i64 softmax_f32 product_f32 attention_f32 index_f32 creation_f32
-        dynamic_f32 dynamic_bf16
+        dynamic_f32 dynamic_bf16 attention_f32_core attention_bf16_core dynamic_f32_core
     }
 }

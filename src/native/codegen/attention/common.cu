@@ -52,6 +52,17 @@ template <class P, class Score> struct kiln_att_scores {
           if (n * 8 + c >= seen) s[n * 4 + half * 2 + c] = KILN_ATT_NOTHING;
     }
   }
+  // What is taken off the scores of a row whose greatest is `now`, and a score's
+  // power after that. Masks hide with numbers that leave no room for a factor:
+  // the difference comes first.
+  static __device__ __forceinline__ float base(float now) {
+    if (now == KILN_ATT_NOTHING) return 0.0f;
+    return RAW ? now * factor() : now;
+  }
+  static __device__ __forceinline__ float power(float x, float base) {
+    if constexpr (RAW) return kiln_exp2(fmaf(x, factor(), -base));
+    else return kiln_exp2((x - base) * factor());
+  }
   // What the sums of a row are multiplied with.
   static __device__ __forceinline__ float inverse(const P& p, float sum) {
     return sum == 0.0f && (Score::EMPTY_ZERO || p.T == 0) ? 0.0f : 1.0f / sum;

@@ -194,7 +194,7 @@ fn score(loops: &Loops, params: &mut Params, attention: &Attention, first: usize
     let Some(mask) = attention.mask else {
         let mut members = Members::default();
         members.switch("NONE", true);
-        members.switch("EMPTY_ZERO", true);
+        members.switch("EMPTY_ZERO", attention.empty_zero);
         members.function(&operator("", "return x;"));
         return members;
     };
@@ -207,9 +207,9 @@ fn score(loops: &Loops, params: &mut Params, attention: &Attention, first: usize
     let (outer, inner) = (body.take_outer(), body.take_inner());
     let mut members = Members::of(loops, params);
     members.switch("NONE", false);
-    members.switch("EMPTY_ZERO", boolean);
+    members.switch("EMPTY_ZERO", attention.empty_zero);
     let given = match boolean {
-        true => format!("return {value} ? x : {};", table::literal(f64::NEG_INFINITY)),
+        true => format!("return {value} ? x : {};", table::literal(attention.hidden)),
         false => format!("return x + {value};"),
     };
     members.function(&operator(&format!("{outer}{inner}"), &given));

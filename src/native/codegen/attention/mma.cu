@@ -114,14 +114,14 @@ __device__ __forceinline__ void kiln_attention_mma(const T* q, const T* k, const
       now = fmaxf(now, kiln_shuffle(now, 1));
       now = fmaxf(now, kiln_shuffle(now, 2));
       const float kept = kiln_att_rescale(most[r], now, FACTOR);
-      const float base = now == KILN_ATT_NOTHING ? 0.0f : now * FACTOR;
+      const float base = Scores::base(now);
       most[r] = now;
       sum[r] *= kept;
 #pragma unroll
       for (int n = 0; n < NS; ++n)
 #pragma unroll
         for (int c = 2 * r; c < 2 * r + 2; ++c) {
-          s[n][c] = kiln_exp2(fmaf(s[n][c], FACTOR, -base));
+          s[n][c] = Scores::power(s[n][c], base);
           sum[r] += s[n][c];
         }
 #pragma unroll

@@ -225,14 +225,14 @@ __device__ __forceinline__ void kiln_attention_wgmma(const T* q, const T* k, con
         now = fmaxf(now, kiln_shuffle(now, 1));
         now = fmaxf(now, kiln_shuffle(now, 2));
         kept[r] = kiln_att_rescale(most[r], now, FACTOR);
-        const float base = now == KILN_ATT_NOTHING ? 0.0f : now * FACTOR;
+        const float base = Scores::base(now);
         most[r] = now;
         sum[r] *= kept[r];
 #pragma unroll
         for (int n = 0; n < NS; ++n)
 #pragma unroll
           for (int c = n * 4 + 2 * r; c < n * 4 + 2 * r + 2; ++c) {
-            s[c] = kiln_exp2(fmaf(s[c], FACTOR, -base));
+            s[c] = Scores::power(s[c], base);
             sum[r] += s[c];
           }
       }

@@ -48,7 +48,7 @@ fn batches_larger_than_any_block_on_several_threads() {
 fn shapes_that_do_not_match_are_refused() {
     let a = (F32, &[2, 3][..], &[0.; 6][..]);
     assert!(refused(Op::MatMul, &[a, a], F32, &[2, 3]).contains("[2, 3] times [2, 3]"));
-    let op = Op::Attention { causal: false, scale: 1.0 };
+    let op = Op::attention(false, 1.0);
     assert!(refused(op, &[a, a, a], F32, &[2, 3]).contains("attention of"));
 }
 
@@ -58,7 +58,7 @@ fn attention(causal: bool, mask: Option<Given<'_>>) -> Vec<f64> {
     let k = (F32, &[1, 1, 2, 1][..], &[0., 1.][..]);
     let v = (F32, &[1, 1, 2, 1][..], &[10., 20.][..]);
     let reads: Vec<Given<'_>> = [q, k, v].into_iter().chain(mask).collect();
-    one(Op::Attention { causal, scale: 0.5 }, &reads, F32, &[1, 2, 2, 1])
+    one(Op::attention(causal, 0.5), &reads, F32, &[1, 2, 2, 1])
 }
 
 #[test]
@@ -87,7 +87,7 @@ fn heads_of_a_group_share_keys_and_values() {
     let q = (BF16, &[1, 4, 1, 1][..], &[100.; 4][..]);
     let k = (BF16, &[1, 2, 2, 1][..], &[1., -1., -1., 1.][..]);
     let v = (BF16, &[1, 2, 2, 2][..], &[1., 2., 3., 4., 5., 6., 7., 8.][..]);
-    let op = Op::Attention { causal: false, scale: 1.0 };
+    let op = Op::attention(false, 1.0);
     let expected = [1., 2., 1., 2., 7., 8., 7., 8.];
     assert_same(&one(op, &[q, k, v], BF16, &[1, 4, 1, 2]), &expected);
 }
@@ -96,7 +96,7 @@ fn heads_of_a_group_share_keys_and_values() {
 fn attention_to_nothing_is_zero() {
     let q = (F32, &[1, 1, 2, 1][..], &[1., 2.][..]);
     let none = (F32, &[1, 1, 0, 1][..], &[][..]);
-    let op = || Op::Attention { causal: true, scale: 1.0 };
+    let op = || Op::attention(true, 1.0);
     assert_same(&one(op(), &[q, none, none], F32, &[1, 1, 2, 1]), &[0., 0.]);
     assert_same(&one(op(), &[none, q, q], F32, &[1, 1, 0, 1]), &[]);
 }
@@ -105,6 +105,6 @@ fn attention_to_nothing_is_zero() {
 fn values_that_a_mask_hides_do_not_count() {
     let x = (F32, &[1, 1, 2, 1][..], &[1., 2.][..]);
     let v = (F32, &[1, 1, 2, 1][..], &[3., NAN][..]);
-    let op = Op::Attention { causal: true, scale: 1.0 };
+    let op = Op::attention(true, 1.0);
     assert_same(&one(op, &[x, x, v], F32, &[1, 1, 2, 1]), &[3., NAN]);
 }

@@ -9,6 +9,8 @@ pub(super) enum Mask {
     None,
     /// One for each head, added; some rows see nothing.
     Float,
+    /// The same, but what is hidden has the lowest number of all.
+    Lowest,
     /// One for each batch; some rows see nothing.
     Bool,
 }

@@ -46,7 +46,9 @@ impl Case {
         }
         let mask = match self.mask {
             Mask::None => "x".to_owned(),
-            Mask::Float => format!("x + ((const float*)mask)[(h * {s} + i) * {t} + j]"),
+            Mask::Float | Mask::Lowest => {
+                format!("x + ((const float*)mask)[(h * {s} + i) * {t} + j]")
+            }
             Mask::Bool => format!(
                 "((const unsigned char*)mask)[(b * {s} + i) * {t} + j] ? x : KILN_ATT_NOTHING"
             ),

@@ -29,6 +29,8 @@ fn tensor_cores_compute_tails_masks_and_groups() {
             Case { mask: Mask::Bool, causal: true, ..sizes([2, 2, 2, 40, 40, 40, 24]) },
             [32, 64, 4],
         ),
+        tiled(Case { mask: Mask::Lowest, ..sizes([1, 2, 1, 19, 75, 48, 80]) }, [16, 32, 2]),
+        tiled(Case { mask: Mask::Lowest, ..sizes([1, 1, 1, 40, 140, 32, 32]) }, [32, 32, 1]),
         tiled(Case { layout: Layout::Odd, ..sizes([1, 2, 1, 17, 35, 20, 10]) }, [16, 64, 2]),
         tiled(Case { causal: true, ..sizes([1, 1, 1, 20, 90, 16, 7]) }, [16, 64, 4]),
         tiled(Case { causal: true, ..sizes([1, 1, 1, 90, 20, 16, 32]) }, [32, 32, 2]),
@@ -73,6 +75,7 @@ fn ordinary_cores_compute_any_width_and_type() {
             [32, 64, 128],
         ),
         forced(Case { dtype: DType::BF16, ..sizes([1, 1, 1, 9, 12, 300, 264]) }, [32, 64, 128]),
+        forced(Case { mask: Mask::Lowest, ..sizes([1, 1, 1, 30, 150, 33, 51]) }, [64, 64, 64]),
         forced(sizes([1, 1, 1, 3, 0, 8, 8]), [32, 64, 64]),
     ]);
 }
@@ -106,6 +109,7 @@ fn decoding_shares_keys_among_heads() {
             Case { layout: Layout::Split, scale: -0.2, ..sizes([1, 2, 2, 1, 50, 512, 300]) },
             [1, 4],
         ),
+        forced(Case { mask: Mask::Lowest, ..sizes([1, 5, 5, 1, 200, 16, 16]) }, [1, 2]),
         forced(sizes([1, 2, 2, 1, 0, 16, 16]), [1, 2]),
     ]);
 }
@@ -146,6 +150,7 @@ fn hopper_walks_its_tiles_in_pairs() {
             false,
             1,
         ),
+        forced(Case { mask: Mask::Lowest, ..sizes([1, 1, 1, 30, 290, 64, 64]) }, 128, false, 1),
         forced(sizes([1, 2, 1, 3, 0, 64, 64]), 128, false, 2),
     ]);
 }

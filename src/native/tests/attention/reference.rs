@@ -7,13 +7,14 @@ use crate::tests::build::noise;
 impl Case {
     pub(super) fn mask(&self, seed: &mut u64) -> Vec<f32> {
         let [b, h, _, s, t, ..] = self.sizes;
-        let planes = if self.mask == Mask::Float { h } else { b };
+        let planes = if self.mask == Mask::Bool { b } else { h };
+        let low = if self.mask == Mask::Lowest { f32::MIN } else { f32::NEG_INFINITY };
         let mut mask = noise(planes * s * t, seed);
         for (i, row) in mask.chunks_mut(t.max(1)).enumerate() {
             // Every fifth row sees nothing, every third only what comes late.
             for (j, x) in row.iter_mut().enumerate() {
                 let hidden = i % 5 == 4 || (i % 3 == 2 && j < t / 2) || *x > 0.7;
-                *x = if hidden { f32::NEG_INFINITY } else { *x };
+                *x = if hidden { low } else { *x };
             }
         }
         mask
@@ -40,6 +41,8 @@ impl Case {
                     let masked = match self.mask {
                         Mask::None => x,
                         Mask::Float => x + f64::from(mask[(h * s + i) * t + j]),
+                        // In the kernels' type nothing is left of what it is added to.
+                        Mask::Lowest => f64::from(x as f32 + mask[(h * s + i) * t + j]),
                         Mask::Bool if mask[(b * s + i) * t + j] == f32::NEG_INFINITY => {
                             f64::NEG_INFINITY
                         }

@@ -14,7 +14,7 @@ use kiln_proto::{
 use super::emulator::Module;
 use crate::{
     codegen,
-    core::{Domain, Fun, Input, Node, Number, Op, Operand, Program, Range, Value, ValueId},
+    core::{Domain, Empty, Fun, Input, Node, Number, Op, Operand, Program, Range, Value, ValueId},
     interp::{self, Precision, Settings, Tensor},
     lower, schedule,
     size::Size,
@@ -155,10 +155,11 @@ impl Bench {
     fn differences(&self, fuse: bool) -> Vec<String> {
         let graph = self.graph();
         let target = Target::cubin(80);
-        let compiled = lower::lower(&self.program, &graph).and_then(|mut loops| {
-            let groups = schedule::schedule(&mut loops, fuse)?;
-            codegen::generate(&graph, &self.program, &mut loops, &groups, target)
-        });
+        let compiled =
+            lower::lower(&self.program, &graph, &Default::default()).and_then(|mut loops| {
+                let groups = schedule::schedule(&mut loops, fuse)?;
+                codegen::generate(&graph, &self.program, &mut loops, &groups, target)
+            });
         let code = match compiled {
             Ok(code) => code,
             Err(failure) => return vec![format!("not compiled: {failure}")],

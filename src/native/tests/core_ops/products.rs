@@ -85,7 +85,7 @@ fn attend(bench: &mut Bench, sizes: &Sizes, causal: bool, mask: Option<(DType, &
         reads.push(bench.input(dtype, shape, elements));
     }
     let scale = 1.0 / (d as f64).sqrt();
-    bench.output(Op::Attention { causal, scale }, &reads, dtype, &[2, heads, s, d]);
+    bench.output(Op::attention(causal, scale), &reads, dtype, &[2, heads, s, d]);
 }
 
 #[test]
@@ -128,6 +128,32 @@ fn one_head_of_keys_for_all() {
             let sizes = Sizes { dtype: F32, heads: 2, groups: 1, s, t, d: 8 };
             attend(bench, &sizes, false, None);
             attend(bench, &Sizes { dtype: F16, ..sizes }, true, None);
+        }
+    });
+}
+
+#[test]
+fn attention_of_hidden_scores_and_empty_rows() {
+    let low = f64::NEG_INFINITY;
+    check(|bench| {
+        let noise: Vec<f64> = (0..61).map(|i| ((i * 17) % 101) as f64 / 50.0 - 1.0).collect();
+        for dtype in [F32, F16] {
+            let q = bench.input(dtype, &[1, 2, S0, 8], &noise);
+            let k = bench.input(dtype, &[1, 2, S1, 8], &noise);
+            let v = bench.input(dtype, &[1, 2, S1, 8], &noise);
+            // The second row is hidden altogether.
+            let hide: Vec<f64> = (0..35).map(|i| f64::from(i / 7 != 1 && i % 3 != 0)).collect();
+            let test = bench.input(Bool, &[S0, S1], &hide);
+            let weigh: Vec<f64> = hide.iter().map(|x| if *x == 0.0 { low } else { 0.5 }).collect();
+            let added = bench.input(F32, &[S0, S1], &weigh);
+            for empty in [Empty::ByMask, Empty::Zero, Empty::Nan] {
+                for (hidden, causal) in [(low, false), (low, true), (-1.5, false), (-1.5, true)] {
+                    let op = Op::Attention { causal, scale: 0.5, hidden, empty };
+                    bench.output(op, &[q, k, v, test], dtype, &[1, 2, S0, 8]);
+                }
+                let op = Op::Attention { causal: false, scale: 0.5, hidden: low, empty };
+                bench.output(op, &[q, k, v, added], dtype, &[1, 2, S0, 8]);
+            }
         }
     });
 }
