@@ -8,9 +8,10 @@ usage: bench_native.py run PART ... --kiln KILN -o ROWS.jsonl [--modes MODE ...]
 `run` measures each case of the parts in each mode, every mode in a process of its
 own and with nothing in any cache, and appends one line of JSON for each; `table`
 prints what was measured as Markdown. The processes are forked from one that has
-imported torch, and nothing more of it: what follows the import is cold. KILN is the binary: a one-node `kiln dev`
-compiles what torch.export wrote, and `kiln_torch.load` runs it. Errors are relative
-to the same module and inputs in float64: norm of the difference over the norm.
+imported torch and done no more: what follows the import is cold. KILN is the
+binary: a one-node `kiln dev` compiles what torch.export wrote, and `kiln_torch.load`
+runs it. Errors are relative to the same module and inputs in float64: norm of the
+difference over the norm.
 
 On the GPU machine, with PYTHONPATH=python:tests/gpu and what kiln_torch needs.
 `--device cpu --small` runs everything but Kiln's kernels anywhere, to try the script.
