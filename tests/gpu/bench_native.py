@@ -34,7 +34,8 @@ import traceback
 import zipfile
 from pathlib import Path
 
-ROWS, COLUMNS, LAYERS = 16384, 8192, 16
+from bench_cases import COLUMNS, ROWS, case
+
 # What a process may take, export and compile included.
 LONGEST = 400
 TORCH_MODES = {
@@ -68,72 +69,6 @@ PARTS = {
 
 
 PROCESSES = multiprocessing.get_context("forkserver")
-
-
-def case(name: str, device: str, small: bool):
-    """The module in bf16, its arguments, and the bytes that it must move, if that bounds it."""
-    import qwen3
-    import torch
-    from torch import nn
-    from torch.nn import functional
-
-    torch.manual_seed(0)
-    bf16 = torch.bfloat16
-    rows, columns, side, layers = ROWS, COLUMNS, 4096, LAYERS
-    heads, length = 32, 2048
-    if small:
-        rows, columns, side, layers, heads, length = 64, 128, 64, 2, 2, 32
-
-    def random(*shape):
-        return torch.randn(*shape, device=device, dtype=bf16)
-
-    class Softmax(nn.Module):
-        def forward(self, x):
-            return torch.softmax(x, -1)
-
-    class SwiGlu(nn.Module):
-        def forward(self, gate, up):
-            return functional.silu(gate) * up
-
-    class Product(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.linear = nn.Linear(side, side)
-
-        def forward(self, x):
-            return functional.gelu(self.linear(x))
-
-    class Attention(nn.Module):
-        def forward(self, q, k, v):
-            return functional.scaled_dot_product_attention(q, k, v, is_causal=True)
-
-    wide = rows * columns * 2
-    with torch.device(device):
-        if name == "rmsnorm":
-            made = qwen3.Norm(columns), (random(rows, columns),), 2 * wide
-        elif name == "softmax":
-            made = Softmax(), (random(rows, columns),), 2 * wide
-        elif name == "layernorm":
-            made = nn.LayerNorm(columns), (random(rows, columns),), 2 * wide
-        elif name == "swiglu":
-            made = SwiGlu(), (random(rows, columns), random(rows, columns)), 3 * wide
-        elif name == "matmul":
-            made = Product(), (random(side, side),), None
-        elif name == "sdpa":
-            shape = (4, heads, length, 128)
-            made = Attention(), tuple(random(*shape) for _ in range(3)), None
-        else:
-            kind, _, sizes = name.partition("-")
-            batch, tokens = (int(n) for n in sizes.split("x"))
-            if kind == "block":
-                cos, sin = qwen3.waves(tokens, device, bf16)
-                x = random(batch, tokens, qwen3.HIDDEN)
-                made = qwen3.Layer(), (x, cos, sin), None
-            else:
-                ids = torch.randint(0, qwen3.WORDS, (batch, tokens), device=device)
-                made = qwen3.Model(layers), (ids,), None
-    module, arguments, moved = made
-    return module.to(bf16).eval(), arguments, moved
 
 
 def wait(device: str) -> None:
@@ -285,7 +220,8 @@ def kiln_child(name: str, device: str, small: bool, dynamic: bool, settings: dic
         )
         took = time.perf_counter() - began
         if done.returncode:
-            return row | {"failed": f"kiln compile: {done.stderr.strip()[-600:]}"}
+            why = (done.stderr or done.stdout).strip()[-600:]
+            return row | {"failed": f"kiln compile: {why}"}
         view = json.loads(done.stdout.splitlines()[-1])
         if again:
             row |= {"again_s": took}
@@ -321,6 +257,8 @@ def kiln_child(name: str, device: str, small: bool, dynamic: bool, settings: dic
 def child(settings: dict, env: dict[str, str], answer) -> None:
     # With the processes that compile for it, it can be ended as one.
     os.setsid()
+    for told in [name for name in os.environ if name.startswith(("KILN_", "TORCHINDUCTOR_"))]:
+        del os.environ[told]
     os.environ |= env
     name, mode = settings["case"], settings["mode"]
     common = (name, settings["device"], settings["small"])
@@ -388,8 +326,6 @@ def measure(settings: dict, folder: Path) -> dict:
 
 def run(args: argparse.Namespace) -> int:
     failed = False
-    for name in [name for name in os.environ if name.startswith(("KILN_", "TORCHINDUCTOR_"))]:
-        del os.environ[name]
     PROCESSES.set_forkserver_preload(["torch"])
     with tempfile.TemporaryDirectory(dir=args.scratch) as text:
         folder, node = Path(text), None

@@ -1,0 +1,74 @@
+"""What bench_native.py measures: modules in bf16 and their arguments.
+
+Invariant: the same case on the same device is the same numbers, whoever asks for it.
+"""
+
+from __future__ import annotations
+
+ROWS, COLUMNS, LAYERS = 16384, 8192, 16
+
+
+def case(name: str, device: str, small: bool):
+    """The module in bf16, its arguments, and the bytes that it must move, if that bounds it."""
+    import qwen3
+    import torch
+    from torch import nn
+    from torch.nn import functional
+
+    torch.manual_seed(0)
+    bf16 = torch.bfloat16
+    rows, columns, side, layers = ROWS, COLUMNS, 4096, LAYERS
+    heads, length = 32, 2048
+    if small:
+        rows, columns, side, layers, heads, length = 64, 128, 64, 2, 2, 32
+
+    def random(*shape):
+        return torch.randn(*shape, device=device, dtype=bf16)
+
+    class Softmax(nn.Module):
+        def forward(self, x):
+            return torch.softmax(x, -1)
+
+    class SwiGlu(nn.Module):
+        def forward(self, gate, up):
+            return functional.silu(gate) * up
+
+    class Product(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(side, side)
+
+        def forward(self, x):
+            return functional.gelu(self.linear(x))
+
+    class Attention(nn.Module):
+        def forward(self, q, k, v):
+            return functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+
+    wide = rows * columns * 2
+    with torch.device(device):
+        if name == "rmsnorm":
+            made = qwen3.Norm(columns), (random(rows, columns),), 2 * wide
+        elif name == "softmax":
+            made = Softmax(), (random(rows, columns),), 2 * wide
+        elif name == "layernorm":
+            made = nn.LayerNorm(columns), (random(rows, columns),), 2 * wide
+        elif name == "swiglu":
+            made = SwiGlu(), (random(rows, columns), random(rows, columns)), 3 * wide
+        elif name == "matmul":
+            made = Product(), (random(side, side),), None
+        elif name == "sdpa":
+            shape = (4, heads, length, 128)
+            made = Attention(), tuple(random(*shape) for _ in range(3)), None
+        else:
+            kind, _, sizes = name.partition("-")
+            batch, tokens = (int(n) for n in sizes.split("x"))
+            if kind == "block":
+                cos, sin = qwen3.waves(tokens, device, bf16)
+                x = random(batch, tokens, qwen3.HIDDEN)
+                made = qwen3.Layer(), (x, cos, sin), None
+            else:
+                ids = torch.randint(0, qwen3.WORDS, (batch, tokens), device=device)
+                made = qwen3.Model(layers), (ids,), None
+    module, arguments, moved = made
+    return module.to(bf16).eval(), arguments, moved
