@@ -19,7 +19,7 @@ use openraft::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    command::{Candidate, Command, NewNode, Response},
+    command::{Candidate, Command, NewNode, NodeFacts, Response},
     core::Core,
     error::ClusterError,
     leader::{Answer, Reply, Request},
@@ -292,7 +292,12 @@ impl Core {
             }
             let nodes = self.watch.nodes();
             let registered = nodes.get(&me.node);
-            if registered.is_some_and(|node| node.left || node.facts == self.facts) {
+            // Compilers are told by who looks for them: here it is about being found.
+            let found = |facts: &NodeFacts| {
+                let compilers = self.facts.compilers.clone();
+                NodeFacts { compilers, ..facts.clone() } == self.facts
+            };
+            if registered.is_some_and(|node| node.left || found(&node.facts)) {
                 return;
             }
             if registered.is_some() && self.tell_facts(me, members).await {

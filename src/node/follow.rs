@@ -78,10 +78,13 @@ pub(super) async fn tiers(tiers: Arc<Tiers>, reporter: Reporter, stop: Cancellat
     }
 }
 
-/// Keeps what the cluster knows of this node's compilers equal to what it has.
-pub(super) async fn compilers(
+/// Keeps what the cluster knows of this node equal to what it is: `own`, with the
+/// compilers that it has by now. Never what is registered with new compilers: a node
+/// that moved while it was away reads its old address there, and would tell it again.
+pub(super) async fn facts(
     cluster: Arc<Cluster>,
     node: NodeId,
+    own: NodeFacts,
     manager: Arc<Manager>,
     stop: CancellationToken,
 ) {
@@ -91,14 +94,14 @@ pub(super) async fn compilers(
         // Before the look: what changes after it wakes.
         let changed = manager.compilers().changes();
         let compilers = manager.compilers().fingerprints();
-        let registered = index.node(node).map(|node| node.facts);
-        let wrong = registered.filter(|facts| facts.compilers != compilers);
+        let own = NodeFacts { compilers, ..own.clone() };
+        let wrong = index.node(node).is_some_and(|node| node.facts != own);
         let retry = match wrong {
-            None => None,
-            Some(facts) => match cluster.set_facts(NodeFacts { compilers, ..facts }).await {
+            false => None,
+            true => match cluster.set_facts(own).await {
                 Ok(()) => None,
                 Err(e) => {
-                    tracing::debug!(error = %e, "the cluster does not know the compilers yet");
+                    tracing::debug!(error = %e, "the cluster does not know this node's facts yet");
                     Some(RETRY)
                 }
             },

@@ -233,7 +233,8 @@ impl Node {
         tasks.spawn(reporter.clone().run(index.clone(), stop.clone()));
         tasks.spawn(follow::index(index.clone(), tiers.clone(), stop.clone()));
         tasks.spawn(follow::tiers(tiers.clone(), reporter, stop.clone()));
-        tasks.spawn(follow::compilers(cluster.clone(), node, manager.clone(), stop.clone()));
+        let own = facts.clone();
+        tasks.spawn(follow::facts(cluster.clone(), node, own, manager.clone(), stop.clone()));
         let warm = (manager.clone(), index.clone(), stop.clone());
         let budget = config.memory.bytes / 2;
         tasks.spawn(async move { warmup::warm_up(&warm.0, warm.1, budget, warm.2).await });

@@ -382,7 +382,7 @@ pub(crate) fn kind(status: &Status) -> Option<&str> {
     status.metadata().get("kiln-kind")?.to_str().ok()
 }
 
-fn free_ports(n: usize) -> Vec<SocketAddr> {
+pub(crate) fn free_ports(n: usize) -> Vec<SocketAddr> {
     let held: Vec<_> =
         (0..n).map(|_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap()).collect();
     held.iter().map(|listener| listener.local_addr().unwrap()).collect()

@@ -5,7 +5,7 @@ use std::{fs::OpenOptions, path::PathBuf};
 use kiln_proto::pb::Outcome;
 use tonic::Code;
 
-use crate::harness::{TestCluster, TestNode, code, eventually, http, saxpy, try_http};
+use crate::harness::{TestCluster, TestNode, code, eventually, free_ports, http, saxpy, try_http};
 
 /// What other nodes are told that `node` compiles with.
 async fn compilers(asked: &TestNode, node: u64) -> Vec<String> {
@@ -64,6 +64,37 @@ async fn a_node_lives_and_joins_while_its_toolchain_is_looked_at() {
     .await;
     assert_eq!(new.compile(saxpy("kernel")).await.unwrap().outcome, Outcome::Hit);
     assert_eq!(new.compile(saxpy("other")).await.unwrap().outcome, Outcome::Compiled);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_moved_is_found_where_it_is_whatever_it_compiles_with() {
+    let mut cluster = TestCluster::start(1).await;
+    let new = cluster.newcomer(|_, config| config.cluster.voter = false);
+    cluster.nodes[new].restart().await;
+    eventually("the compilers", async || {
+        let told = compilers(&cluster.nodes[0], cluster.nodes[new].id).await;
+        (told == ["cuda", "native", "eager"]).then_some(())
+    })
+    .await;
+    cluster.nodes[new].terminate().await;
+    // It comes back elsewhere, without a toolchain; its own index still has it as it was.
+    let ports = free_ports(3);
+    let config = &mut cluster.nodes[new].config;
+    (config.grpc_listen, config.http_listen, config.transfer_listen) =
+        (ports[0], ports[1], ports[2]);
+    config.compile.nvrtc = Some(cluster.folder.path().join("none"));
+    cluster.nodes[new].restart().await;
+    let (old, new) = (&cluster.nodes[0], &cluster.nodes[new]);
+    let here = new.config.grpc_listen.to_string();
+    // First as it sees itself: from then on it cannot repeat what was.
+    for asked in [new, old] {
+        eventually("the new address", async || {
+            let status = asked.status().await.ok()?;
+            let told = status.nodes.into_iter().find(|node| node.id == new.id)?;
+            (told.grpc == here && told.compilers.len() == 1).then_some(())
+        })
+        .await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
