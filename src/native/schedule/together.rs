@@ -49,7 +49,7 @@ fn is_ready(loops: &Loops, done: &BTreeSet<usize>, group: &Group) -> bool {
     read.all(|temp| done.contains(&temp) || group.members.contains(&temp))
 }
 
-/// Whether both walk rows of one length that is known: those of few columns.
+/// Whether both walk rows of one length that is known: then they want as many threads.
 fn are_rows(a: &Group, b: &Group) -> bool {
     let (Space::Rows { columns, .. }, Space::Rows { columns: other, .. }) = (&a.space, &b.space)
     else {
