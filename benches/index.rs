@@ -124,9 +124,9 @@ fn manifest(name: &str) -> Manifest {
 
 /// One acquire and one commit.
 async fn publish_one(member: &Member, key: ArtifactKey, signed: SignedManifest) -> Result<()> {
-    let acquired = member.index.acquire(&key, Instant::now() + PATIENCE, || {}).await?;
+    let acquired = member.index.acquire(&key, None, Instant::now() + PATIENCE, || {}).await?;
     let Acquired::Granted(lease) = acquired else { bail!("the key is taken") };
-    let published = member.index.publish(&lease, signed).await?;
+    let published = member.index.publish(&lease, signed, Vec::new()).await?;
     ensure!(matches!(published, Published::Committed(_)), "another's artifact was there");
     Ok(())
 }

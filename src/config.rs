@@ -6,6 +6,7 @@
 
 mod credentials;
 mod load;
+mod publish;
 mod units;
 mod validate;
 
@@ -15,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 pub use credentials::Credentials;
 pub use load::{ConfigError, Layers, environment_names};
+pub use publish::{Copies, PublishConfig};
 
 /// Everything that `kiln serve` is told.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -57,6 +59,8 @@ pub struct Config {
     pub compile: CompileConfig,
     /// What Redis clients may do.
     pub resp: RespConfig,
+    /// What an acknowledged publication is worth.
+    pub publish: PublishConfig,
     /// What a request that names no namespace gets.
     pub namespace: NamespaceConfig,
     /// The daemon's own log, on stderr.
@@ -243,6 +247,7 @@ impl Default for Config {
             object: ObjectConfig::default(),
             compile: CompileConfig::default(),
             resp: RespConfig::default(),
+            publish: PublishConfig::default(),
             namespace: NamespaceConfig::default(),
             log: LogConfig::default(),
         }

@@ -34,6 +34,17 @@ pub enum Error {
     /// No quorum or no leader: retry later, hits are still served.
     #[error("the cluster cannot commit now ({0}); what is stored is still served, retry later")]
     Unavailable(String),
+    /// The bytes may be on a node, or in the object store, that does not answer now:
+    /// retry later, or compile.
+    #[error("the artifact's bytes cannot be reached now, retry later: {0}")]
+    Unreachable(String),
+    /// The bytes are not durable where `publish.copies` wants them, and nothing was
+    /// acknowledged: make room, or retry.
+    #[error("the artifact is not stored: {0}")]
+    NotStored(String),
+    /// A later write of the same key took this one's place: nothing to do.
+    #[error("a later write of the key took the place of this one")]
+    Superseded,
     /// The node's own storage failed: look at its log.
     #[error("the node's storage failed: {0}")]
     Storage(String),
@@ -53,7 +64,6 @@ impl From<ClusterError> for Error {
             ClusterError::StaleToken => Self::StaleToken,
             ClusterError::Invalid(why) => Self::Invalid(why),
             ClusterError::Unavailable(why) => Self::Unavailable(why),
-            e @ ClusterError::Condemned(_) => Self::Unavailable(e.to_string()),
             other => Self::Storage(other.to_string()),
         }
     }
@@ -93,7 +103,9 @@ impl From<Error> for Status {
             Error::NotFound(_) => Code::NotFound,
             Error::Invalid(_) => Code::InvalidArgument,
             Error::StaleToken => Code::FailedPrecondition,
-            Error::Unavailable(_) => Code::Unavailable,
+            Error::Superseded => Code::Aborted,
+            Error::Unavailable(_) | Error::Unreachable(_) => Code::Unavailable,
+            Error::NotStored(_) => Code::ResourceExhausted,
             Error::Storage(_) => Code::Internal,
         };
         let mut status = Status::new(code, bounded(e.to_string()));

@@ -154,7 +154,13 @@ async fn peers(
             for _ in 0..count {
                 let start = Instant::now();
                 let mut writer = BlobWriter::with_size(size)?;
-                client.fetch_into(&address, &digest, &mut writer).await?;
+                client
+                    .fetch_into(
+                        kiln::transfer::PeerAddress { node: 0, address: &address },
+                        &digest,
+                        &mut writer,
+                    )
+                    .await?;
                 let blob = writer.finish_as(digest)?;
                 sample.count(start, blob.len());
             }

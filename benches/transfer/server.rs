@@ -13,10 +13,12 @@ use async_trait::async_trait;
 use kiln::{
     artifact,
     cache::Blob,
-    transfer::{Provider, Refusal, ServerSettings, bind_socket, serve_peers, serve_socket},
+    transfer::{
+        PeerAddress, Provider, Refusal, ServerSettings, bind_socket, serve_peers, serve_socket,
+    },
 };
 use kiln_proto::{
-    ArtifactKey, Component, Components, Digest, Fingerprint, Hasher, KeyField, Manifest,
+    ArtifactKey, Component, Components, Digest, Fingerprint, Hasher, KeyField, Manifest, NodeId,
     NodeIdentity, SignedManifest, Target, pb,
 };
 use tokio::net::TcpListener;
@@ -129,5 +131,13 @@ impl Provider for Shelf {
     ) -> Result<(SignedManifest, Blob, pb::Tier), Refusal> {
         let found = self.0.get(&Digest::from_bytes(*key.as_bytes())).ok_or(Refusal::NotFound)?;
         Ok((found.1.clone(), found.0.clone(), pb::Tier::Memory))
+    }
+
+    fn node(&self) -> NodeId {
+        1
+    }
+
+    async fn keep(&self, _: &Digest, _: u64, _: PeerAddress<'_>) -> Result<(), Refusal> {
+        Err(Refusal::Failed("this server has no disk".into()))
     }
 }

@@ -120,6 +120,7 @@ impl Cluster {
         core.tasks.spawn(Arc::clone(core).follow_addresses());
         core.tasks.spawn(Arc::clone(core).keep_house());
         core.tasks.spawn(Arc::clone(core).keep_leases());
+        core.tasks.spawn(Arc::clone(core).fence_writes());
         core.tasks.spawn(Arc::clone(core).take_standing(self.start.clone()));
         let me = member.owner.node;
         if resumed {

@@ -103,6 +103,65 @@ pub(crate) enum Command {
     SetVoter { node: NodeId, voter: bool },
     /// Voters to strive for; `raise`: only if there are to be fewer so far.
     SetVoters { voters: u64, raise: bool },
+    /// Grants the lease of a key whose artifact of `epoch` cannot be reached, though
+    /// its bytes may still exist: what is published under it begins a new epoch.
+    AcquireAgain { key: ArtifactKey, node: NodeId, request: u64, epoch: u64 },
+    /// [`Self::Publish`], which also names the pack's object in the object store and
+    /// takes a condemned pack back. `also`: other nodes that have the bytes.
+    Commit { publication: Publication, also: Vec<NodeId> },
+    /// [`Self::Retire`], unless a place that may have the bytes was not asked.
+    RetireAbsent { key: ArtifactKey, epoch: u64, asked: Asked },
+    /// Begins a session of ordered writes. The same `nonce` finds its session again.
+    OpenSession { node: NodeId, nonce: u64 },
+    /// A write that applies at most once, and never after a later one of its session
+    /// that superseded it.
+    Write(OrderedWrite),
+    /// This generation of the pack's object is in the object store.
+    StoreObject { pack: Digest, generation: u64 },
+    /// [`Self::StoreObject`] of an object that another index named: a backup's.
+    AdoptObject { pack: Digest, generation: u64 },
+    /// Announces that this generation of the pack's object will be deleted.
+    CondemnObject { pack: Digest, generation: u64 },
+    /// A condemned generation is deleted.
+    ForgetObject { pack: Digest, generation: u64 },
+}
+
+/// Who said that they do not have an artifact's bytes.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Asked {
+    /// Nodes that answered, the asking one included.
+    pub nodes: Vec<NodeId>,
+    /// Whether the object store answered.
+    pub object: bool,
+}
+
+/// One write of a session.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct OrderedWrite {
+    pub node: NodeId,
+    pub session: Token,
+    /// Rises with every write of the session.
+    pub sequence: u64,
+    /// All writes of the session below this one are over.
+    pub floor: u64,
+    /// Earlier writes that must not apply any more.
+    pub supersedes: Vec<u64>,
+    pub change: Change,
+}
+
+/// What an ordered write does.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) enum Change {
+    /// Only fences what it supersedes.
+    Nothing,
+    /// Commits an artifact of a replaceable key. `create`: only where the key has none.
+    /// `also`: other nodes that have the bytes.
+    Put { publication: Publication, create: bool, also: Vec<NodeId> },
+    /// Removes the artifact.
+    Remove { key: ArtifactKey, reason: String },
+    /// Removes the artifact if it is one that this node put: a later write of this
+    /// node was given up, so whatever it put before is out of date.
+    Withdraw { key: ArtifactKey },
 }
 
 /// What `apply` answers to who proposed the command.
@@ -136,6 +195,14 @@ pub(crate) enum Response {
     Refused(String),
     /// The key has an artifact of these very bytes.
     Unchanged,
+    /// The session that began.
+    Session(Token),
+    /// The write was applied before (and whether that changed anything), or superseded.
+    Repeated(bool),
+    /// The session is not the node's present one.
+    StaleSession,
+    /// Some place that may have the bytes was not asked.
+    NotProven,
 }
 
 impl fmt::Display for Command {
@@ -160,6 +227,40 @@ impl fmt::Display for Command {
             Self::Put { publication: p, .. } => write!(f, "put {}", p.key.short()),
             Self::SetVoter { node, voter } => write!(f, "node {node} may vote: {voter}"),
             Self::SetVoters { voters, .. } => write!(f, "{voters} voters"),
+            Self::AcquireAgain { key, node, epoch, .. } => {
+                write!(f, "acquire {} by {node}, instead of epoch {epoch}", key.short())
+            }
+            Self::Commit { publication: p, .. } => {
+                write!(f, "publish {} under {}", p.key.short(), p.token)
+            }
+            Self::RetireAbsent { key, epoch, .. } => {
+                write!(f, "retire {} of epoch {epoch}, absent", key.short())
+            }
+            Self::OpenSession { node, .. } => write!(f, "open a session of {node}"),
+            Self::Write(OrderedWrite { node, sequence, change, .. }) => match change {
+                Change::Nothing => write!(f, "write {node}.{sequence}: nothing"),
+                Change::Put { publication: p, .. } => {
+                    write!(f, "write {node}.{sequence}: put {}", p.key.short())
+                }
+                Change::Remove { key, .. } => {
+                    write!(f, "write {node}.{sequence}: remove {}", key.short())
+                }
+                Change::Withdraw { key } => {
+                    write!(f, "write {node}.{sequence}: withdraw {}", key.short())
+                }
+            },
+            Self::StoreObject { pack, generation } => {
+                write!(f, "stored {} of generation {generation}", pack.short())
+            }
+            Self::AdoptObject { pack, generation } => {
+                write!(f, "adopt {} of generation {generation}", pack.short())
+            }
+            Self::CondemnObject { pack, generation } => {
+                write!(f, "condemn {} of generation {generation}", pack.short())
+            }
+            Self::ForgetObject { pack, generation } => {
+                write!(f, "forget {} of generation {generation}", pack.short())
+            }
         }
     }
 }

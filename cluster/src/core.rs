@@ -19,7 +19,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     command::{Candidate, NewNode, NodeFacts},
-    entry::{BlobState, Entry},
+    entry::{Entry, PackState},
     error::ClusterError,
     held::Held,
     identity::Identity,
@@ -29,8 +29,9 @@ use crate::{
     raft::{Metrics, Raft, Types},
     settings::{Settings, Timings},
     store::{LogStore, Machine, Owner, Store},
-    table::{self, BlobRecord, EntryRecord, FailureRecord},
+    table::{self, BlobRecord, EntryRecord, FailureRecord, ObjectRecord},
     watch::Watch,
+    writes::Writes,
 };
 
 /// The library's log is shortened after this many applied entries.
@@ -60,6 +61,7 @@ pub(crate) struct Core {
     pub watch: Arc<Watch>,
     pub peers: Arc<Peers>,
     pub held: Held,
+    pub writes: Writes,
     pub gates: Gates,
     pub member: OnceLock<Member>,
     /// Notified when `member` is set.
@@ -99,6 +101,7 @@ impl Core {
             watch,
             peers: Arc::default(),
             held: Held::default(),
+            writes: Writes::new()?,
             gates: Gates::default(),
             member: OnceLock::new(),
             assigned: Notify::new(),
@@ -223,6 +226,7 @@ impl Core {
             manifest: record.manifest,
             pack: record.pack,
             pack_size: record.pack_size,
+            generation: self.generation(record.pack)?,
             compile_seconds: record.compile_seconds,
             stored: blob.stored,
             pinned: record.pinned,
@@ -236,13 +240,22 @@ impl Core {
         Ok(table::read::<FailureRecord>(&*self.store, *key)?.map(|record| record.failure))
     }
 
+    fn generation(&self, pack: Digest) -> Result<u64, ClusterError> {
+        let object: Option<ObjectRecord> = table::read(&*self.store, pack)?;
+        Ok(object.unwrap_or_default().generation)
+    }
+
     /// What the local replica knows of a pack.
-    pub(crate) fn blob(&self, pack: &Digest) -> Result<Option<BlobState>, ClusterError> {
-        let blob: Option<BlobRecord> = table::read(&*self.store, *pack)?;
-        Ok(blob.map(|blob| match blob.condemned {
-            true => BlobState::Condemned,
-            false if blob.entries > 0 => BlobState::Referenced,
-            false => BlobState::Unreferenced,
+    pub(crate) fn pack(&self, pack: &Digest) -> Result<Option<PackState>, ClusterError> {
+        let Some(blob) = table::read::<BlobRecord>(&*self.store, *pack)? else {
+            return Ok(None);
+        };
+        Ok(Some(PackState {
+            generation: self.generation(*pack)?,
+            named: blob.entries > 0,
+            referenced: blob.entries > 0 || blob.leases > 0,
+            condemned: blob.condemned,
+            stored: blob.stored,
         }))
     }
 

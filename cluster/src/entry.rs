@@ -21,6 +21,8 @@ pub struct Entry {
     pub pack: Digest,
     /// Bytes.
     pub pack_size: u64,
+    /// Which of the pack's objects in the object store is meant; see [`PackState`].
+    pub generation: u64,
     /// Seconds that a hit saves.
     pub compile_seconds: f64,
     /// Whether the object store has the pack.
@@ -34,14 +36,29 @@ pub struct Entry {
 }
 
 /// What the index knows of a pack.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum BlobState {
-    /// An entry names it.
-    Referenced,
-    /// It was referenced once, and may be condemned.
-    Unreferenced,
-    /// It will be deleted from the object store.
-    Condemned,
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PackState {
+    /// Part of the name of its object in the object store. A pack that is published
+    /// again after it was condemned has another, so that whoever deletes the
+    /// condemned object, however late, deletes nothing that is referred to.
+    pub generation: u64,
+    /// Whether an entry names it.
+    pub named: bool,
+    /// Whether an entry or an open lease refers to it.
+    pub referenced: bool,
+    /// Whether its object is about to be deleted.
+    pub condemned: bool,
+    /// Whether its object is in the object store.
+    pub stored: bool,
+}
+
+/// How a retirement ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Retired {
+    /// The epoch is over: this call ended it, or something else did before.
+    Over,
+    /// A place that may have the bytes was not asked: they are unreachable, not absent.
+    NotProven,
 }
 
 /// How an acquire ended.
@@ -73,6 +90,8 @@ pub enum Put {
     Unchanged(Entry),
     /// [`PutMode::Create`]: the key had other bytes already.
     Existing(Entry),
+    /// A later write of this node took its place before it was committed.
+    Superseded,
 }
 
 /// How a publication ended.

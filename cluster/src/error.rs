@@ -1,6 +1,5 @@
 //! What can go wrong, by what the caller should do about it.
 
-use kiln_proto::Digest;
 use serde::{Deserialize, Serialize};
 
 /// The outcome of anything asked of the cluster, when it is not the wanted one.
@@ -15,10 +14,6 @@ pub enum ClusterError {
     /// The lease ended: drop the result, or acquire again.
     #[error("the lease is no longer held")]
     StaleToken,
-    /// These bytes are being deleted from the object store: serve them without
-    /// publishing, and publish again once they are forgotten.
-    #[error("pack {0} is condemned")]
-    Condemned(Digest),
     /// The request can never succeed: fix it.
     #[error("refused: {0}")]
     Invalid(String),
@@ -31,7 +26,7 @@ pub enum ClusterError {
 impl ClusterError {
     /// Whether the same call may succeed later with nothing else changed.
     pub fn retryable(&self) -> bool {
-        matches!(self, Self::Unavailable(_) | Self::Deadline | Self::Condemned(_))
+        matches!(self, Self::Unavailable(_) | Self::Deadline)
     }
 
     pub(crate) fn unavailable(why: impl ToString) -> Self {

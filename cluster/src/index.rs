@@ -11,9 +11,9 @@ use kiln_proto::{ArtifactKey, Digest, Failure, NodeId, SignedManifest, Token};
 use tokio::{sync::broadcast, time::Instant};
 
 use crate::{
-    command::{AccessReport, Command, Publication, Response},
+    command::{AccessReport, Asked, Command, Publication, Response},
     core::Core,
-    entry::{Acquired, BlobState, Entry, Published, Put, PutMode},
+    entry::{Acquired, Entry, PackState, Published, Retired},
     error::ClusterError,
     held::Lease,
     leader::{AcquireRequest, Answer, Outcome, Reply, Request},
@@ -29,7 +29,7 @@ const MOST_SCANNED: usize = 10_000;
 /// The handle that the rest of the node holds.
 #[derive(Clone)]
 pub struct Index {
-    core: Arc<Core>,
+    pub(crate) core: Arc<Core>,
 }
 
 impl Index {
@@ -47,7 +47,7 @@ impl Index {
         &self,
         key: &ArtifactKey,
     ) -> Result<Option<Entry>, ClusterError> {
-        self.catch_up().await?;
+        self.barrier().await?;
         self.lookup(key)
     }
 
@@ -58,9 +58,12 @@ impl Index {
 
     /// The artifact, the failure, or the right to compile `key`. Waits while
     /// another node compiles it, until `deadline`; `on_waiting` tells that once.
+    /// `instead_of`: the epoch whose bytes the caller cannot reach, which is then no
+    /// answer; what is published under the lease begins another one.
     pub async fn acquire(
         &self,
         key: &ArtifactKey,
+        instead_of: Option<u64>,
         deadline: Instant,
         on_waiting: impl FnOnce() + Send,
     ) -> Result<Acquired, ClusterError> {
@@ -77,18 +80,18 @@ impl Index {
         let started = Instant::now();
         let mut last = ClusterError::unavailable("no leader is known");
         loop {
-            if let Some(found) = self.found(key)? {
+            if let Some(found) = self.found(key, instead_of)? {
                 return Ok(found);
             }
             let wait_ms = deadline.saturating_duration_since(Instant::now()).as_millis();
             let wait_ms = u64::try_from(wait_ms).unwrap_or(u64::MAX);
-            let asked = AcquireRequest { key: *key, node, request, wait_ms };
+            let asked = AcquireRequest { key: *key, node, request, instead_of, wait_ms };
             let answer = match self.core.leader() {
                 None => Answer::NotLeader,
                 Some(leader) => tokio::select! {
                     answer = self.acquire_at(leader, &asked, deadline, &mut waiting) => answer,
                     // This replica may hear of the end before the leader's answer is here.
-                    found = self.wait_found(key) => return found,
+                    found = self.wait_found(key, instead_of) => return found,
                     () = self.core.leader_changes(leader) => Answer::NotLeader,
                     () = tokio::time::sleep_until(deadline) => return Err(ClusterError::Deadline),
                 },
@@ -114,21 +117,30 @@ impl Index {
         }
     }
 
-    /// What the local replica says about `key`.
-    fn found(&self, key: &ArtifactKey) -> Result<Option<Acquired>, ClusterError> {
-        if let Some(entry) = self.core.entry(key)? {
+    /// What the local replica says about `key`, but for the epoch `instead_of`.
+    fn found(
+        &self,
+        key: &ArtifactKey,
+        instead_of: Option<u64>,
+    ) -> Result<Option<Acquired>, ClusterError> {
+        let entry = self.core.entry(key)?;
+        if let Some(entry) = entry.filter(|entry| Some(entry.epoch) != instead_of) {
             return Ok(Some(Acquired::Ready(entry)));
         }
         Ok(self.core.failure(key)?.map(Acquired::Failed))
     }
 
     /// Returns when the local replica says something about `key`.
-    async fn wait_found(&self, key: &ArtifactKey) -> Result<Acquired, ClusterError> {
+    async fn wait_found(
+        &self,
+        key: &ArtifactKey,
+        instead_of: Option<u64>,
+    ) -> Result<Acquired, ClusterError> {
         let waiter = self.core.watch.waiter(*key);
         loop {
             let mut woken = pin!(waiter.notified());
             woken.as_mut().enable();
-            if let Some(found) = self.found(key)? {
+            if let Some(found) = self.found(key, instead_of)? {
                 return Ok(found);
             }
             woken.await;
@@ -169,12 +181,14 @@ impl Index {
 
     /// Commits an artifact under `lease`, whose pack is durable on this node. The
     /// first commit of an epoch wins. Ends the lease unless an error is returned.
+    /// `also`: other nodes on whose disks the pack is.
     pub async fn publish(
         &self,
         lease: &Lease,
         manifest: SignedManifest,
+        also: Vec<NodeId>,
     ) -> Result<Published, ClusterError> {
-        let published = self.publish_as(lease.key(), lease.token(), manifest).await;
+        let published = self.publish_as(lease.key(), lease.token(), manifest, also).await;
         if matches!(published, Ok(_) | Err(ClusterError::StaleToken)) {
             self.core.lease_is_over(lease);
         }
@@ -187,42 +201,21 @@ impl Index {
         key: &ArtifactKey,
         token: Token,
         manifest: SignedManifest,
+        also: Vec<NodeId>,
     ) -> Result<Published, ClusterError> {
         let publication = self.publication(*key, token, manifest)?;
-        let pack = publication.pack;
-        let (index, response) = self.core.write(Command::Publish(publication)).await?;
+        let (index, response) = self.core.write(Command::Commit { publication, also }).await?;
         let committed = match response {
             Response::Committed => true,
             Response::Existing => false,
             Response::Stale => return Err(ClusterError::StaleToken),
-            Response::Condemned => return Err(ClusterError::Condemned(pack)),
             _ => return Err(out_of_place()),
         };
         let entry = self.committed(key, index).await?;
         Ok(if committed { Published::Committed(entry) } else { Published::Existing(entry) })
     }
 
-    /// Commits an artifact of a replaceable key ([`kiln_proto::Manifest::replaceable`])
-    /// without a lease; its pack is durable on this node. The last put counts; a
-    /// live lease of the key ends, and its waiters get this artifact.
-    pub async fn put(&self, manifest: SignedManifest, mode: PutMode) -> Result<Put, ClusterError> {
-        let key = manifest.read_unverified().map_err(ClusterError::invalid)?.key;
-        let publication = self.publication(key, Token(0), manifest)?;
-        let pack = publication.pack;
-        let create = mode == PutMode::Create;
-        let (index, response) = self.core.write(Command::Put { publication, create }).await?;
-        let put = match response {
-            Response::Committed => Put::Committed,
-            Response::Unchanged => Put::Unchanged,
-            Response::Existing => Put::Existing,
-            Response::Condemned => return Err(ClusterError::Condemned(pack)),
-            _ => return Err(out_of_place()),
-        };
-        self.core.leases_are_over(&key);
-        Ok(put(self.committed(&key, index).await?))
-    }
-
-    fn publication(
+    pub(crate) fn publication(
         &self,
         key: ArtifactKey,
         token: Token,
@@ -242,7 +235,11 @@ impl Index {
     }
 
     /// The entry of `key` as of `index`: whoever published here finds it here.
-    async fn committed(&self, key: &ArtifactKey, index: u64) -> Result<Entry, ClusterError> {
+    pub(crate) async fn committed(
+        &self,
+        key: &ArtifactKey,
+        index: u64,
+    ) -> Result<Entry, ClusterError> {
         if !self.core.wait_applied(index, Instant::now() + self.core.timings.patience).await {
             return Err(ClusterError::unavailable("committed, and not yet in this replica"));
         }
@@ -263,9 +260,15 @@ impl Index {
         }
     }
 
-    /// Notes that the object store has `pack`.
-    pub async fn mark_stored(&self, pack: &Digest) -> Result<(), ClusterError> {
-        self.changed(Command::MarkStored { pack: *pack }).await.map(drop)
+    /// Notes that the object store has this generation of `pack`; false where it is not
+    /// the present one.
+    pub async fn mark_stored(&self, pack: &Digest, generation: u64) -> Result<bool, ClusterError> {
+        self.changed(Command::StoreObject { pack: *pack, generation }).await
+    }
+
+    /// Notes that the object store has `pack` under the name that a backup gives.
+    pub async fn adopt_object(&self, pack: &Digest, generation: u64) -> Result<bool, ClusterError> {
+        self.changed(Command::AdoptObject { pack: *pack, generation }).await
     }
 
     /// Reports what this node used, gained and lost since the last report. Hints:
@@ -283,37 +286,46 @@ impl Index {
         self.changed(Command::SetPinned { key: *key, pinned }).await
     }
 
-    /// Removes the wrong artifact of `key` from the whole fleet; false when it has none.
-    pub async fn tombstone(&self, key: &ArtifactKey, reason: String) -> Result<bool, ClusterError> {
-        self.changed(Command::Tombstone { key: *key, reason }).await
-    }
-
-    /// Ends `epoch` of `key`, whose bytes can be had nowhere, so that the key may be
-    /// compiled again; false when the epoch is over already. On return the local
-    /// replica knows.
-    pub async fn retire(&self, key: &ArtifactKey, epoch: u64) -> Result<bool, ClusterError> {
-        let (index, response) = self.core.write(Command::Retire { key: *key, epoch }).await?;
+    /// Ends `epoch` of `key`, whose bytes are nowhere: all of `asked` said so. The key
+    /// may be compiled again; on return the local replica knows what became of it.
+    pub async fn retire(
+        &self,
+        key: &ArtifactKey,
+        epoch: u64,
+        asked: Asked,
+    ) -> Result<Retired, ClusterError> {
+        let command = Command::RetireAbsent { key: *key, epoch, asked };
+        let (index, response) = self.core.write(command).await?;
         self.wait_applied(index).await?;
         match response {
-            Response::Changed(changed) => Ok(changed),
+            Response::Changed(_) => Ok(Retired::Over),
+            Response::NotProven => Ok(Retired::NotProven),
             _ => Err(out_of_place()),
         }
     }
 
-    /// Announces that `pack` will be deleted from the object store; false while an
-    /// entry or an open lease refers to it.
-    pub async fn condemn(&self, pack: &Digest) -> Result<bool, ClusterError> {
-        self.changed(Command::Condemn { pack: *pack }).await
+    /// Announces that this generation of `pack` will be deleted from the object store;
+    /// false while an entry or an open lease refers to it.
+    pub async fn condemn(&self, pack: &Digest, generation: u64) -> Result<bool, ClusterError> {
+        self.changed(Command::CondemnObject { pack: *pack, generation }).await
     }
 
-    /// Notes that a condemned pack is deleted.
-    pub async fn forget(&self, pack: &Digest) -> Result<(), ClusterError> {
-        self.changed(Command::Forget { pack: *pack }).await.map(drop)
+    /// Notes that a condemned generation of `pack` is deleted.
+    pub async fn forget(&self, pack: &Digest, generation: u64) -> Result<(), ClusterError> {
+        self.changed(Command::ForgetObject { pack: *pack, generation }).await.map(drop)
     }
 
     /// What the local replica knows of a pack.
-    pub fn blob(&self, pack: &Digest) -> Result<Option<BlobState>, ClusterError> {
-        self.core.blob(pack)
+    pub fn pack(&self, pack: &Digest) -> Result<Option<PackState>, ClusterError> {
+        self.core.pack(pack)
+    }
+
+    /// Waits until the local replica has all that was acknowledged before this call.
+    pub async fn barrier(&self) -> Result<(), ClusterError> {
+        let Reply::ReadIndex(index) = self.core.ask(Request::ReadIndex).await? else {
+            return Err(out_of_place());
+        };
+        self.wait_applied(index).await
     }
 
     /// Whether this node is the one to bring a pack to the object store: an entry names
@@ -327,15 +339,6 @@ impl Index {
         let nodes = self.core.watch.nodes();
         let present = |id: &&NodeId| nodes.get(id).is_some_and(|node| !node.left);
         Ok(blob.holders.iter().find(present) == Some(&me))
-    }
-
-    /// What the index knows of a pack, after every change acknowledged before this call.
-    pub async fn blob_linearizable(
-        &self,
-        pack: &Digest,
-    ) -> Result<Option<BlobState>, ClusterError> {
-        self.catch_up().await?;
-        self.core.blob(pack)
     }
 
     /// Up to `limit` condemned packs, from the local replica. Reads all packs.
@@ -420,15 +423,7 @@ impl Index {
         self.core.watch.events()
     }
 
-    /// Waits until the local replica has all that was acknowledged before this call.
-    async fn catch_up(&self) -> Result<(), ClusterError> {
-        let Reply::ReadIndex(index) = self.core.ask(Request::ReadIndex).await? else {
-            return Err(out_of_place());
-        };
-        self.wait_applied(index).await
-    }
-
-    async fn wait_applied(&self, index: u64) -> Result<(), ClusterError> {
+    pub(crate) async fn wait_applied(&self, index: u64) -> Result<(), ClusterError> {
         match self.core.wait_applied(index, Instant::now() + self.core.timings.patience).await {
             true => Ok(()),
             false => Err(ClusterError::unavailable("this node's replica is far behind")),
@@ -443,6 +438,6 @@ impl Index {
     }
 }
 
-fn out_of_place() -> ClusterError {
+pub(crate) fn out_of_place() -> ClusterError {
     ClusterError::invalid("the leader gave an answer out of place: is it of another version?")
 }

@@ -21,19 +21,22 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use crate::{
-    command::{Command, NewNode, Publication, Response},
+    command::{Change, Command, NewNode, OrderedWrite, Publication, Response},
     core::{Core, Leadership},
     entry::Entry,
     error::ClusterError,
     membership,
     store::Owner,
     table::{self, Counters, LeaseRecord},
+    writes,
 };
 
 /// Largest encoded manifest, in bytes: it is in every replica and its log.
 const MOST_MANIFEST: usize = 4 << 20;
 /// Most keys and packs in one report.
 const MOST_REPORTED: usize = 100_000;
+/// Most other nodes that a publication is copied to.
+const MOST_COPIES: usize = 16;
 const LONGEST_MESSAGE: usize = 64 << 10;
 
 /// Something that only the leader can answer.
@@ -90,6 +93,8 @@ pub(crate) struct AcquireRequest {
     pub node: NodeId,
     /// Names this call, so that a retry finds the lease that it was granted.
     pub request: u64,
+    /// The epoch whose artifact the caller cannot reach: that one is no answer.
+    pub instead_of: Option<u64>,
     /// Milliseconds that the caller waits.
     pub wait_ms: u64,
 }
@@ -242,12 +247,13 @@ impl Core {
 
     fn check(&self, command: &Command) -> Result<(), ClusterError> {
         match command {
-            Command::Publish(publication) => self.check_publication(publication).map(drop),
-            Command::Put { publication, .. } => {
-                match self.check_publication(publication)?.replaceable() {
-                    true => Ok(()),
-                    false => Err(ClusterError::invalid("this key needs a lease")),
-                }
+            Command::Commit { publication, also } => {
+                check_holders(also)?;
+                self.check_publication(publication).map(drop)
+            }
+            Command::Write(write) => self.check_write(write),
+            Command::RetireAbsent { asked, .. } if asked.nodes.len() > MOST_REPORTED => {
+                Err(ClusterError::invalid("more nodes than there are"))
             }
             Command::Report { report, .. } => {
                 let size = report.hits.len() + report.gained.len() + report.lost.len();
@@ -260,6 +266,25 @@ impl Core {
                 Err(ClusterError::invalid("the reason is too long"))
             }
             _ => Ok(()),
+        }
+    }
+
+    fn check_write(&self, write: &OrderedWrite) -> Result<(), ClusterError> {
+        if write.supersedes.len() > writes::MOST_OPEN {
+            return Err(ClusterError::invalid("more writes than a node may have under way"));
+        }
+        match &write.change {
+            Change::Put { publication, also, .. } => {
+                check_holders(also)?;
+                match self.check_publication(publication)?.replaceable() {
+                    true => Ok(()),
+                    false => Err(ClusterError::invalid("this key needs a lease")),
+                }
+            }
+            Change::Remove { reason, .. } if reason.len() > LONGEST_MESSAGE => {
+                Err(ClusterError::invalid("the reason is too long"))
+            }
+            Change::Remove { .. } | Change::Withdraw { .. } | Change::Nothing => Ok(()),
         }
     }
 
@@ -303,7 +328,8 @@ impl Core {
             if !self.leads() {
                 return Answer::NotLeader;
             }
-            if let Some(entry) = ok!(self.entry(&key)) {
+            let entry = ok!(self.entry(&key));
+            if let Some(entry) = entry.filter(|entry| Some(entry.epoch) != asked.instead_of) {
                 return Answer::Done(Outcome::Ready(Box::new(entry)));
             }
             if let Some(failure) = ok!(self.failure(&key)) {
@@ -317,8 +343,11 @@ impl Core {
                 }
                 None if self.gates.0.lock().insert(key) => {
                     let _gate = Gate { core: self, key };
-                    let AcquireRequest { node, request, .. } = *asked;
-                    let acquire = Command::Acquire { key, node, request };
+                    let AcquireRequest { node, request, instead_of, .. } = *asked;
+                    let acquire = match instead_of {
+                        None => Command::Acquire { key, node, request },
+                        Some(epoch) => Command::AcquireAgain { key, node, request, epoch },
+                    };
                     if let Reply::Written { response: Response::Granted(token), .. } =
                         done!(self.propose(acquire).await)
                     {
@@ -348,6 +377,13 @@ async fn no_longer_leading(metrics: &mut Leadership) {
         if led != Some(id) || metrics.changed().await.is_err() {
             return;
         }
+    }
+}
+
+fn check_holders(nodes: &[NodeId]) -> Result<(), ClusterError> {
+    match nodes.len() <= MOST_COPIES {
+        true => Ok(()),
+        false => Err(ClusterError::invalid("more copies than a publication makes")),
     }
 }
 

@@ -23,6 +23,7 @@ mod leases;
 mod membership;
 mod network;
 mod peers;
+mod put;
 mod raft;
 mod route;
 mod service;
@@ -32,16 +33,18 @@ mod state;
 mod store;
 mod table;
 mod watch;
+mod writes;
 
 pub use crate::{
     cluster::{Cluster, ClusterStatus, NodeStatus, Role},
-    command::{AccessReport, NodeFacts},
-    entry::{Acquired, BlobState, Entry, Published, Put, PutMode},
+    command::{AccessReport, Asked, NodeFacts},
+    entry::{Acquired, Entry, PackState, Published, Put, PutMode, Retired},
     error::ClusterError,
     held::Lease,
     index::Index,
     settings::{Settings, Start, Timings},
     watch::{IndexEvent, NodeInfo},
+    writes::Turn,
 };
 
 #[allow(missing_docs, clippy::all, unreachable_pub)]

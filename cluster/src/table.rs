@@ -23,10 +23,12 @@ pub(crate) enum Table {
     Failures,
     Nodes,
     Counters,
+    Objects,
+    Sessions,
 }
 
 impl Table {
-    pub(crate) const ALL: [Self; 7] = [
+    pub(crate) const ALL: [Self; 9] = [
         Self::Entries,
         Self::Epochs,
         Self::Blobs,
@@ -34,6 +36,8 @@ impl Table {
         Self::Failures,
         Self::Nodes,
         Self::Counters,
+        Self::Objects,
+        Self::Sessions,
     ];
 
     /// The column family's name.
@@ -46,6 +50,8 @@ impl Table {
             Self::Failures => "failures",
             Self::Nodes => "nodes",
             Self::Counters => "counters",
+            Self::Objects => "objects",
+            Self::Sessions => "sessions",
         }
     }
 }
@@ -162,6 +168,30 @@ pub(crate) struct BlobRecord {
     pub holders: Vec<NodeId>,
 }
 record!(BlobRecord in Blobs by Digest);
+
+/// The pack's object in the object store. A pack without a record, published before
+/// there were any, has generation 0.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ObjectRecord {
+    /// Part of the object's name: some bits of the cluster's name, then the log index
+    /// of the command that first published the pack, or again after it was condemned.
+    pub generation: u64,
+}
+record!(ObjectRecord in Objects by Digest);
+
+/// A node's present session of ordered writes.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct SessionRecord {
+    pub session: Token,
+    /// Names the request that opened it.
+    pub nonce: u64,
+    /// All writes below are over.
+    pub floor: u64,
+    /// Writes at or above the floor that are over, in order, and whether each one
+    /// changed anything.
+    pub done: Vec<(u64, bool)>,
+}
+record!(SessionRecord in Sessions by NodeId);
 
 /// The live lease of a key.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -81,7 +81,7 @@ impl From<TransferError> for CliError {
     fn from(error: TransferError) -> Self {
         match error {
             TransferError::NotFound => Self::NotFound("the node has no such artifact".into()),
-            TransferError::Busy | TransferError::Broken { .. } => {
+            TransferError::Busy | TransferError::WrongNode | TransferError::Broken { .. } => {
                 Self::Unreachable(format!("the node's socket: {error}"))
             }
             TransferError::Unreachable { address, source } => Self::Unreachable(format!(

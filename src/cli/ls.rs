@@ -113,6 +113,7 @@ mod tests {
             pinned: false,
             holders: vec![1, 3],
             hits: 7,
+            generation: 0,
             manifest: None,
         };
         let view = EntryView::new(&entry, &manifest);

@@ -6,7 +6,7 @@ use std::{net::SocketAddr, path::Path, time::Duration};
 
 use kiln_proto::MAX_PACK_BYTES;
 
-use super::{Config, ConfigError, MIB};
+use super::{Config, ConfigError, Copies, MIB};
 
 /// A unix socket's address has 108 bytes, the last of them zero.
 const LONGEST_SOCKET_PATH: usize = 107;
@@ -171,6 +171,9 @@ impl Config {
         match object.url.as_deref().map(url::Url::parse) {
             None if object.endpoint.is_some() => {
                 wrong.push("object.endpoint without object.url: set url = \"s3://BUCKET\"".into());
+            }
+            None if self.publish.copies == Copies::Object => {
+                wrong.push("publish.copies is \"object\", and there is no object.url".into());
             }
             None => {}
             Some(Err(e)) => {

@@ -6,7 +6,7 @@ use std::{sync::Arc, time::Duration};
 
 use kiln_proto::{Manifest, SignedManifest};
 
-use super::Origin;
+use super::{Copies, Origin};
 use crate::{
     cache::Blob,
     compiler::{CompileInput, Limits},
@@ -71,4 +71,6 @@ pub struct Settings {
     pub limits: Limits,
     /// Longest that a flight may take, its wait for other nodes included.
     pub flight_limit: Duration,
+    /// Where bytes are durable before a publication is acknowledged.
+    pub copies: Copies,
 }

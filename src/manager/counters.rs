@@ -21,6 +21,7 @@ pub struct Counters {
     corrupt: AtomicU64,
     loaded: AtomicU64,
     lost: AtomicU64,
+    unreachable: AtomicU64,
     unpublished: AtomicU64,
     forwarded: AtomicU64,
     retired_manifests: AtomicU64,
@@ -33,28 +34,33 @@ fn add(counter: &AtomicU64) {
 impl Counters {
     /// Counts how a request ended.
     pub fn ended(&self, result: &Result<Answer, Error>) {
-        let (outcome, tier) = match result {
-            Ok(answer) => (answer.outcome.name(), answer.origin.map_or("none", origin_name)),
-            Err(_) => ("failed", "none"),
-        };
-        metrics::counter!("kiln_requests_total", "outcome" => outcome, "tier" => tier).increment(1);
         match result {
-            Ok(Answer { outcome: Outcome::Compiled, .. }) => add(&self.compiled),
-            Ok(Answer { outcome: Outcome::Coalesced, .. }) => add(&self.coalesced),
-            Ok(Answer { origin, .. }) => match origin {
-                Some(Origin::Disk) => add(&self.hits_disk),
-                Some(Origin::Peer) => add(&self.hits_peer),
-                Some(Origin::Object) => add(&self.hits_object),
-                _ => add(&self.hits_memory),
-            },
-            Err(e) => {
-                add(&self.failed);
-                if let Error::Failed(f) = e {
-                    let (code, kind) = (f.kind.code(), f.kind.name());
-                    metrics::counter!("kiln_failures_total", "code" => code, "kind" => kind)
-                        .increment(1);
-                }
-            }
+            Ok(answer) => self.answered(answer),
+            Err(e) => self.failed(e),
+        }
+    }
+
+    /// A request was answered with an artifact.
+    pub fn answered(&self, answer: &Answer) {
+        let tier = answer.origin.map_or("none", origin_name);
+        request(answer.outcome.name(), tier);
+        add(match (answer.outcome, answer.origin) {
+            (Outcome::Compiled, _) => &self.compiled,
+            (Outcome::Coalesced, _) => &self.coalesced,
+            (Outcome::Hit, Some(Origin::Disk)) => &self.hits_disk,
+            (Outcome::Hit, Some(Origin::Peer)) => &self.hits_peer,
+            (Outcome::Hit, Some(Origin::Object)) => &self.hits_object,
+            (Outcome::Hit, _) => &self.hits_memory,
+        });
+    }
+
+    /// A request was answered with an error.
+    pub fn failed(&self, error: &Error) {
+        request("failed", "none");
+        add(&self.failed);
+        if let Error::Failed(f) = error {
+            let (code, kind) = (f.kind.code(), f.kind.name());
+            metrics::counter!("kiln_failures_total", "code" => code, "kind" => kind).increment(1);
         }
     }
 
@@ -81,7 +87,13 @@ impl Counters {
         metrics::counter!("kiln_loaded_total").increment(artifacts);
     }
 
-    /// An entry's bytes could be had nowhere: a miss.
+    /// An entry's bytes may be somewhere that did not answer: a miss for now.
+    pub fn unreachable(&self) {
+        add(&self.unreachable);
+        metrics::counter!("kiln_unreachable_packs_total").increment(1);
+    }
+
+    /// An entry's bytes were proven to be nowhere: it was retired.
     pub fn lost(&self) {
         add(&self.lost);
         metrics::counter!("kiln_lost_packs_total").increment(1);
@@ -120,11 +132,16 @@ impl Counters {
             ("corrupt_copies", read(&self.corrupt)),
             ("loaded", read(&self.loaded)),
             ("lost_packs", read(&self.lost)),
+            ("unreachable_packs", read(&self.unreachable)),
             ("unpublished_compiles", read(&self.unpublished)),
             ("forwarded_compiles", read(&self.forwarded)),
             ("bad_manifests", read(&self.retired_manifests)),
         ]
     }
+}
+
+fn request(outcome: &'static str, tier: &'static str) {
+    metrics::counter!("kiln_requests_total", "outcome" => outcome, "tier" => tier).increment(1);
 }
 
 fn origin_name(origin: Origin) -> &'static str {

@@ -3,55 +3,51 @@
 //! The flow of a request, in the fewest hops:
 //!
 //! 1. [`Manager::compile`] prepares the key and asks the local replica.
-//! 2. A hit is brought from L1, L2, a holder or L3 by the [`Fetcher`], verified.
-//! 3. A miss boards this node's flight of the key ([`Flights`]), which acquires
+//! 2. A hit is fetched from L1, L2, a holder or L3 by the [`Fetcher`], verified.
+//! 3. A miss joins this node's flight of the key ([`SingleFlight`]), which acquires
 //!    the key at the leader: `Ready`, `Failed`, or `Granted` with a token.
-//! 4. Granted: compile in a child, pack, make durable in L2, publish under the
-//!    token, answer; the upload to L3 happens behind the answer.
+//! 4. Granted: compile in a child, pack, make durable, publish under the token,
+//!    answer; the upload to L3 happens behind the answer.
 //!
 //! Invariant: nothing is answered that was not checked against a manifest whose
-//! signer the index knows; nothing is published without a live token.
+//! signer the index knows; nothing is published without a live token, nor before it
+//! is durable where the settings say; and an entry is retired only when its bytes
+//! are proven to be nowhere.
 
 mod answer;
+mod compile;
 mod counters;
 mod fetch;
-mod flight;
 mod publish;
 mod report;
 mod restore;
 mod route;
+mod single_flight;
 mod stored;
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Instant,
-};
+use std::sync::Arc;
 
-use kiln_cluster::{Acquired, Index, Lease, Published};
-use kiln_proto::{ArtifactKey, Failure, FailureKind, Fingerprint, Manifest, NodeIdentity};
-use tokio::{sync::watch, time::timeout_at};
+use kiln_cluster::Index;
+use kiln_proto::{ArtifactKey, Manifest, NodeIdentity};
 use tokio_util::sync::CancellationToken;
 
 pub use self::{
     answer::{Answer, Outcome, Request, Settings},
+    compile::Stage,
     counters::Counters,
-    fetch::{Fetcher, Origin},
-    flight::{Flights, Stage},
+    fetch::{Fetched, Fetcher, Origin},
+    publish::Copies,
     report::Reporter,
+    single_flight::{Progress, SingleFlight},
+    stored::Found,
 };
 use crate::{
     cache::{Hints, Priority, Tiers},
-    compiler::{Compiler, Compilers, Output, Prepared},
-    error::Error,
+    compiler::Compilers,
 };
 
 /// Verified manifests kept so that a hit costs no signature check.
 const VERIFIED_MANIFESTS: usize = 16_384;
-/// How often a flight starts over when its entry's bytes or its lease are lost.
-const ATTEMPTS: usize = 4;
 
 /// Joins index, tiers and compilers; they never meet otherwise.
 pub struct Manager {
@@ -59,36 +55,55 @@ pub struct Manager {
     identity: NodeIdentity,
     index: Index,
     tiers: Arc<Tiers>,
-    fetcher: Fetcher,
+    fetcher: Arc<Fetcher>,
     compilers: Compilers,
-    flights: Flights,
+    flights: SingleFlight<ArtifactKey, Stage>,
     reporter: Reporter,
     counters: Arc<Counters>,
     verified: quick_cache::sync::Cache<(ArtifactKey, u64), Arc<Manifest>>,
     stop: CancellationToken,
 }
 
+/// What a [`Manager`] is made of.
+pub struct Parts {
+    /// Limits, and what an acknowledgement promises.
+    pub settings: Settings,
+    /// Signs what this node publishes.
+    pub identity: NodeIdentity,
+    /// The replicated index.
+    pub index: Index,
+    /// L1, L2, L3.
+    pub tiers: Arc<Tiers>,
+    /// Bytes from other nodes.
+    pub fetcher: Arc<Fetcher>,
+    /// The compilers of this node.
+    pub compilers: Compilers,
+    /// Where hits are reported.
+    pub reporter: Reporter,
+    /// Where it is counted what happened.
+    pub counters: Arc<Counters>,
+    /// Ends compiles in progress.
+    pub stop: CancellationToken,
+}
+
 impl Manager {
-    /// A manager over its parts; `stop` ends compiles in progress.
-    pub fn new(
-        settings: Settings,
-        identity: NodeIdentity,
-        fetcher: Fetcher,
-        compilers: Compilers,
-        reporter: Reporter,
-        stop: CancellationToken,
-    ) -> Self {
+    /// A manager over its parts.
+    pub fn new(parts: Parts) -> Self {
+        let Parts { settings, identity, index, tiers, fetcher, compilers, .. } = parts;
+        let Parts { reporter, counters, stop, .. } = parts;
+        let verified = quick_cache::sync::Cache::new(VERIFIED_MANIFESTS);
+        let flights = SingleFlight::default();
         Self {
             settings,
             identity,
-            index: fetcher.index.clone(),
-            tiers: fetcher.tiers.clone(),
-            counters: fetcher.counters.clone(),
+            index,
+            tiers,
             fetcher,
             compilers,
-            flights: Flights::default(),
+            flights,
             reporter,
-            verified: quick_cache::sync::Cache::new(VERIFIED_MANIFESTS),
+            counters,
+            verified,
             stop,
         }
     }
@@ -106,218 +121,6 @@ impl Manager {
     /// Keys that are being compiled or waited for.
     pub fn in_flight(&self) -> usize {
         self.flights.len()
-    }
-
-    /// The key and all that decides it, without compiling.
-    pub async fn prepare(&self, request: &Request) -> Result<Arc<Prepared>, Error> {
-        Ok(self.select(request).await?.1)
-    }
-
-    /// Answers a request from the cache or by compiling. `tell` hears the key
-    /// first and then each stage.
-    pub async fn compile(
-        self: &Arc<Self>,
-        request: Request,
-        mut tell: impl FnMut(ArtifactKey, &Stage) + Send,
-    ) -> Result<Answer, Error> {
-        let result = self.compile_uncounted(&request, &mut tell).await;
-        self.counters.ended(&result);
-        result
-    }
-
-    async fn compile_uncounted(
-        self: &Arc<Self>,
-        request: &Request,
-        tell: &mut (impl FnMut(ArtifactKey, &Stage) + Send),
-    ) -> Result<Answer, Error> {
-        let (compiler, prepared) = self.select(request).await?;
-        let key = prepared.components.key();
-        tell(key, &Stage::Acquiring);
-        if request.disable_cache {
-            let output = timeout_at(request.deadline, self.run(&*compiler, &prepared))
-                .await
-                .map_err(|_| Error::deadline("compiling"))??;
-            let (signed, manifest, pack) = self.sign(&prepared, output)?;
-            return Ok(Answer { signed, manifest, pack, outcome: Outcome::Compiled, origin: None });
-        }
-        if let Some(found) = self.find(&key, &request.input.namespace).await? {
-            return Ok(found);
-        }
-        if let Some(failure) = self.index.failure(&key)? {
-            return Err(failure.into());
-        }
-        // A node that cannot compile this takes no lease that others would wait for.
-        let elsewhere = match compiler.fingerprint() {
-            Ok(ours) if ours == prepared.fingerprint => None,
-            missing => Some(self.route(request, &*compiler, &prepared, missing.err())?),
-        };
-        let manager = self.clone();
-        let (flight, started) = self.flights.board(key, |progress| async move {
-            let limit = tokio::time::Instant::now() + manager.settings.flight_limit;
-            let landed = match elsewhere {
-                None => timeout_at(limit, manager.fly(compiler, prepared, progress, limit)).await,
-                Some(route) => timeout_at(limit, manager.forward(route, progress, limit)).await,
-            };
-            landed.unwrap_or_else(|_| Err(Error::deadline("compiling")))
-        });
-        let landed = timeout_at(request.deadline, watch_flight(key, flight, tell))
-            .await
-            .map_err(|_| Error::deadline("waiting for the artifact"))??;
-        match landed.outcome {
-            Outcome::Compiled if !started => Ok(Answer { outcome: Outcome::Coalesced, ..landed }),
-            _ => Ok(landed),
-        }
-    }
-
-    /// The compiler that is asked, and the prepared key.
-    async fn select(&self, request: &Request) -> Result<(Arc<dyn Compiler>, Arc<Prepared>), Error> {
-        let compiler = self.compilers.select(&request.backend, &request.input)?;
-        timeout_at(request.deadline, compiler.settled())
-            .await
-            .map_err(|_| Error::deadline("looking at the toolchain"))?;
-        let fingerprint = self.fingerprint(&*compiler)?;
-        let input = request.input.clone();
-        let preparing = compiler.clone();
-        // Parsing an exported graph takes milliseconds: not on a runtime thread.
-        let prepared = tokio::task::spawn_blocking(move || preparing.prepare(&input, &fingerprint))
-            .await
-            .map_err(|e| Failure::new(FailureKind::Crashed, e.to_string()))??;
-        Ok((compiler, Arc::new(prepared)))
-    }
-
-    /// This node's fingerprint of a compiler; without a toolchain of its own,
-    /// the newest that a node of the cluster has, so that hits go on.
-    fn fingerprint(&self, compiler: &dyn Compiler) -> Result<Fingerprint, Error> {
-        compiler.fingerprint().or_else(|missing| {
-            let nodes = self.index.nodes();
-            let known = nodes.into_iter().flat_map(|(_, node)| node.facts.compilers);
-            known.filter(|f| f.compiler == compiler.name()).max().ok_or(missing.into())
-        })
-    }
-
-    /// One flight: acquire until there is an artifact or a reason why not.
-    async fn fly(
-        self: Arc<Self>,
-        compiler: Arc<dyn Compiler>,
-        prepared: Arc<Prepared>,
-        progress: Arc<flight::Progress>,
-        deadline: tokio::time::Instant,
-    ) -> Result<Answer, Error> {
-        let key = prepared.components.key();
-        for _ in 0..ATTEMPTS {
-            let waited = AtomicBool::new(false);
-            let waiting = || {
-                waited.store(true, Ordering::Relaxed);
-                progress.tell(Stage::Waiting);
-            };
-            match self.index.acquire(&key, deadline, waiting).await? {
-                Acquired::Failed(failure) => return Err(failure.into()),
-                Acquired::Ready(entry) => {
-                    let outcome = match waited.into_inner() {
-                        true => Outcome::Coalesced,
-                        false => Outcome::Hit,
-                    };
-                    if let Some(found) = self.bring(&entry, &prepared.namespace, outcome).await? {
-                        return Ok(found);
-                    }
-                    self.counters.lost();
-                    tracing::warn!(%key, epoch = entry.epoch, "bytes are gone everywhere: recompile");
-                    self.index.retire(&key, entry.epoch).await?;
-                }
-                Acquired::Granted(lease) => {
-                    progress.tell(Stage::Compiling(lease.token()));
-                    match self.compile_under(&lease, &*compiler, &prepared).await {
-                        Err(Error::StaleToken) => tracing::warn!(%key, "the lease was lost: again"),
-                        ended => return ended,
-                    }
-                }
-            }
-        }
-        Err(Error::Unavailable("lease or bytes were lost again and again".into()))
-    }
-
-    /// Compiles and publishes as the holder of `lease`.
-    async fn compile_under(
-        &self,
-        lease: &Lease,
-        compiler: &dyn Compiler,
-        prepared: &Prepared,
-    ) -> Result<Answer, Error> {
-        let compiled = tokio::select! {
-            output = self.run(compiler, prepared) => output,
-            () = lease.lost() => return Err(Error::StaleToken),
-        };
-        let output = match compiled {
-            Ok(output) => output,
-            Err(Error::Failed(failure)) => {
-                // A failure of this node alone is no verdict: the dropped lease
-                // lets another node try.
-                if failure.kind.follows_from_request()
-                    && let Err(e) = self.index.fail(lease, failure.clone()).await
-                {
-                    tracing::warn!(error = %e, "a failed compile could not be recorded");
-                }
-                return Err(failure.into());
-            }
-            Err(e) => return Err(e),
-        };
-        let (signed, manifest, pack) = self.sign(prepared, output)?;
-        let mut answer = Answer {
-            signed,
-            manifest: manifest.clone(),
-            pack: pack.clone(),
-            outcome: Outcome::Compiled,
-            origin: None,
-        };
-        match self.commit(lease, &answer.signed, &manifest, &pack).await {
-            Ok(Published::Committed(_)) => Ok(answer),
-            Ok(Published::Existing(entry)) => {
-                // The first commit won: its bytes are the key's, not ours.
-                match self.bring(&entry, &prepared.namespace, Outcome::Coalesced).await? {
-                    Some(theirs) => Ok(theirs),
-                    None => Ok(answer),
-                }
-            }
-            Err(Error::Unavailable(why)) => {
-                self.counters.unpublished();
-                tracing::warn!(key = %manifest.key, why, "compiled, but not published");
-                answer.outcome = Outcome::Compiled;
-                Ok(answer)
-            }
-            Err(e) => Err(e),
-        }
-    }
-
-    async fn run(&self, compiler: &dyn Compiler, prepared: &Prepared) -> Result<Output, Error> {
-        let started = Instant::now();
-        let output =
-            compiler.compile(prepared, &self.settings.limits, self.stop.child_token()).await;
-        let seconds = output.as_ref().ok().map(|_| started.elapsed().as_secs_f64());
-        self.counters.ran(compiler.name(), seconds);
-        if output.is_err() && self.stop.is_cancelled() {
-            // No verdict on the request: whoever asked may ask another node.
-            return Err(Error::Unavailable("this node stops".into()));
-        }
-        Ok(output?)
-    }
-}
-
-/// Follows a flight to its end.
-async fn watch_flight(
-    key: ArtifactKey,
-    mut flight: watch::Receiver<Stage>,
-    tell: &mut (impl FnMut(ArtifactKey, &Stage) + Send),
-) -> Result<Answer, Error> {
-    loop {
-        let stage = flight.borrow_and_update().clone();
-        match stage {
-            Stage::Landed(result) => return *result,
-            stage => tell(key, &stage),
-        }
-        if flight.changed().await.is_err() && !matches!(*flight.borrow(), Stage::Landed(_)) {
-            let why = "the flight ended without a result";
-            return Err(Failure::new(FailureKind::Crashed, why).into());
-        }
     }
 }
 

@@ -1,24 +1,44 @@
-//! Publishing: signed, durable here, committed, then queued for L3.
+//! Publishing: signed, durable, committed, then queued for L3.
 //!
-//! Invariant: an entry is committed after its bytes are in this node's tiers, and
-//! names this node as its producer.
+//! Invariant: an entry is committed after its bytes are durable on this node's disk,
+//! and names this node as its producer; nothing removes them meanwhile. What is
+//! acknowledged is durable where `publish.copies` says; else the caller is told that
+//! it is not.
 
-use std::{sync::Arc, time::SystemTime};
+use std::{
+    num::NonZero,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
-use kiln_cluster::{Lease, Published, Put, PutMode};
-use kiln_proto::{Manifest, SignedManifest};
+use kiln_cluster::{Entry, IndexEvent, Lease, Published, Put, PutMode, Turn};
+use kiln_proto::{Manifest, NodeId, SignedManifest};
+use tokio::time::{sleep_until, timeout};
 
 use super::{Manager, hints};
 use crate::{
     artifact,
-    cache::Blob,
+    cache::{Blob, Kept},
     compiler::{Output, Prepared},
     error::Error,
+    transfer::PeerAddress,
 };
 
+/// What the copies of one publication may take, however long the bytes are on their way.
+const COPYING: Duration = Duration::from_secs(60);
+
+/// Where bytes are durable before their publication is acknowledged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Copies {
+    /// On the disks of so many nodes, this one among them.
+    Nodes(NonZero<usize>),
+    /// On this node's disk and in the object store.
+    Object,
+}
+
 impl Manager {
-    /// Publishes an artifact that a client compiled under `lease`: durable here
-    /// first, then committed. The manifest's producer becomes this node.
+    /// Publishes an artifact that a client compiled under `lease`: durable first, then
+    /// committed. The manifest's producer becomes this node.
     pub async fn save(
         &self,
         lease: &Lease,
@@ -39,9 +59,15 @@ impl Manager {
         })
     }
 
-    /// Commits what another tool stores under a key of its own: durable here
+    /// Commits what another tool stores under a key of its own, in its turn: durable
     /// first. The manifest's producer and time become this node's.
-    pub async fn put(&self, manifest: Manifest, pack: &Blob, mode: PutMode) -> Result<Put, Error> {
+    pub async fn put(
+        &self,
+        turn: Turn,
+        manifest: Manifest,
+        pack: &Blob,
+        mode: PutMode,
+    ) -> Result<Put, Error> {
         if !manifest.replaceable() {
             return Err(Error::Invalid("only a lease's holder may publish this key".into()));
         }
@@ -50,15 +76,18 @@ impl Manager {
         let signed = signed.map_err(refuse)?;
         let manifest = signed.read_unverified().map_err(refuse)?;
         artifact::verify_files(&manifest, pack).map_err(|e| Error::Invalid(e.to_string()))?;
-        self.tiers.insert(pack, hints(&manifest, false)).await;
-        let put = self.index.put(signed, mode).await?;
-        if let Put::Committed(_) = &put {
-            self.upload(&manifest).await;
+        let also = tokio::select! {
+            stored = self.store(&manifest, pack) => stored?,
+            () = turn.superseded() => return Ok(Put::Superseded),
+        };
+        let put = self.index.put(turn, signed, mode, also).await?;
+        if let Put::Committed(entry) | Put::Unchanged(entry) = &put {
+            self.upload(entry).await?;
         }
         Ok(put)
     }
 
-    /// Durable here, then committed, then queued for L3.
+    /// Durable first, then committed, then queued for L3.
     pub(super) async fn commit(
         &self,
         lease: &Lease,
@@ -66,17 +95,95 @@ impl Manager {
         manifest: &Manifest,
         pack: &Blob,
     ) -> Result<Published, Error> {
-        self.tiers.insert(pack, hints(manifest, false)).await;
-        let published = self.index.publish(lease, signed.clone()).await?;
-        if let Published::Committed(_) = &published {
-            self.upload(manifest).await;
+        let also = self.store(manifest, pack).await?;
+        let published = self.index.publish(lease, signed.clone(), also).await?;
+        if let Published::Committed(entry) = &published {
+            self.upload(entry).await?;
         }
         Ok(published)
     }
 
-    async fn upload(&self, manifest: &Manifest) {
-        if let Err(e) = self.tiers.enqueue_upload(&manifest.pack_digest).await {
-            tracing::warn!(pack = %manifest.pack_digest, error = %e, "the upload is not queued");
+    /// Makes the bytes durable on as many disks as the settings want; the other nodes
+    /// that have them.
+    async fn store(&self, manifest: &Manifest, pack: &Blob) -> Result<Vec<NodeId>, Error> {
+        match self.tiers.insert(pack, hints(manifest, false)).await {
+            Kept::Disk => {}
+            Kept::Memory | Kept::Nowhere => {
+                let size = pack.size();
+                let why =
+                    format!("this node's disk tier has no room for its {size} bytes, or fails");
+                return Err(Error::NotStored(why));
+            }
+        }
+        match self.settings.copies {
+            Copies::Nodes(n) if n.get() > 1 => self.copy(pack, n.get() - 1).await,
+            Copies::Nodes(_) | Copies::Object => Ok(Vec::new()),
+        }
+    }
+
+    /// Makes `wanted` other nodes keep the pack; which did.
+    async fn copy(&self, pack: &Blob, wanted: usize) -> Result<Vec<NodeId>, Error> {
+        let me = self.identity.node;
+        let nodes = self.index.nodes();
+        let own = nodes.iter().find(|(id, _)| *id == me);
+        let own = own.map(|(_, node)| node.facts.transfer.clone()).unwrap_or_default();
+        let mut others: Vec<_> = nodes.into_iter().filter(|(id, _)| *id != me).collect();
+        others.sort_by_cached_key(|(id, _)| {
+            let mut hasher = kiln_proto::Hasher::new();
+            *hasher.update(&id.to_le_bytes()).update(pack.digest().as_bytes()).finalize().as_bytes()
+        });
+        let (mut kept, mut refusals) = (Vec::new(), Vec::new());
+        let copying = async {
+            for (id, node) in &others {
+                if kept.len() == wanted {
+                    return;
+                }
+                let to = PeerAddress { node: *id, address: &node.facts.transfer };
+                let from = PeerAddress { node: me, address: &own };
+                match self.fetcher.keep_at(to, pack, from).await {
+                    Ok(()) => kept.push(*id),
+                    Err(e) => refusals.push(format!("node {id}: {e}")),
+                }
+            }
+        };
+        let in_time = timeout(COPYING, copying).await.is_ok();
+        if kept.len() == wanted {
+            return Ok(kept);
+        }
+        if !in_time {
+            refusals.push(format!("not copied within {COPYING:?}"));
+        }
+        let (copies, wanted) = (kept.len() + 1, wanted + 1);
+        let why = refusals.join("; ");
+        Err(Error::NotStored(format!("{copies} of {wanted} copies on disks of nodes: {why}")))
+    }
+
+    /// Queues the upload of a committed entry; waits for it where the settings say so.
+    async fn upload(&self, entry: &Entry) -> Result<(), Error> {
+        if entry.stored {
+            return Ok(());
+        }
+        let mut events = self.index.events();
+        if let Err(e) = self.tiers.enqueue_upload(&entry.pack).await {
+            tracing::warn!(pack = %entry.pack, error = %e, "the upload is not queued");
+        }
+        let Copies::Object = self.settings.copies else { return Ok(()) };
+        let deadline = tokio::time::Instant::now() + COPYING;
+        loop {
+            if self.index.pack(&entry.pack)?.is_some_and(|pack| pack.stored) {
+                return Ok(());
+            }
+            tokio::select! {
+                // A lagging subscriber looks again, too.
+                event = events.recv() => match event {
+                    Ok(IndexEvent::Stored { .. } | IndexEvent::Reset) | Err(_) => {}
+                    Ok(_) => continue,
+                },
+                () = sleep_until(deadline) => {
+                    let why = "committed, but the object store does not have its bytes yet";
+                    return Err(Error::NotStored(why.into()));
+                }
+            }
         }
     }
 

@@ -17,26 +17,27 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 impl Manager {
     /// Commits `manifest`, whose signature was checked, under this node's signature;
-    /// tells whether its key was free. `stored`: its bytes are in the object tier.
+    /// tells whether its key was free. `stored`: its bytes
+    /// are in the object tier, as this generation.
     pub async fn restore(
         &self,
         manifest: Manifest,
-        stored: bool,
+        stored: Option<u64>,
         pinned: bool,
     ) -> Result<bool, Error> {
         let (key, pack) = (manifest.key, manifest.pack_digest);
         let signed = self.identity.sign(manifest).map_err(|e| Error::Invalid(e.to_string()))?;
         let deadline = Instant::now() + PATIENCE;
-        let lease = match self.index.acquire(&key, deadline, || {}).await? {
+        let lease = match self.index.acquire(&key, None, deadline, || {}).await? {
             Acquired::Granted(lease) => lease,
             Acquired::Ready(_) | Acquired::Failed(_) => return Ok(false),
         };
-        let published = self.index.publish(&lease, signed).await?;
+        let published = self.index.publish(&lease, signed, Vec::new()).await?;
         if let Published::Existing(_) = published {
             return Ok(false);
         }
-        if stored {
-            self.index.mark_stored(&pack).await?;
+        if let Some(generation) = stored {
+            self.index.adopt_object(&pack, generation).await?;
         }
         if pinned {
             self.index.set_pinned(&key, true).await?;

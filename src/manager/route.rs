@@ -16,7 +16,7 @@ use tonic::{
     transport::{Channel, Endpoint},
 };
 
-use super::{Answer, Manager, Outcome, Request, Stage, flight::Progress};
+use super::{Answer, Found, Manager, Outcome, Progress, Request, Stage};
 use crate::{
     compiler::{Compiler, Prepared, Source},
     error::{Error, KIND},
@@ -87,7 +87,7 @@ impl Manager {
     pub(super) async fn forward(
         self: Arc<Self>,
         route: Route,
-        progress: Arc<Progress>,
+        progress: Arc<Progress<Stage>>,
         deadline: Instant,
     ) -> Result<Answer, Error> {
         let mut last = Error::Unavailable("no node that has the compiler can be reached".into());
@@ -120,12 +120,16 @@ impl Manager {
             None => self.index.lookup_linearizable(&route.key).await?,
         };
         let found = match entry {
-            Some(entry) => self.bring(&entry, &route.namespace, outcome).await?,
-            None => None,
+            Some(entry) => self.resolve(&entry, &route.namespace, outcome).await?,
+            None => Found::Retired,
         };
-        found.ok_or_else(|| {
-            Error::Unavailable("it was compiled elsewhere, but cannot be fetched: try again".into())
-        })
+        match found {
+            Found::Here(answer) => Ok(*answer),
+            Found::Unreachable(why) => Err(Error::Unreachable(why)),
+            Found::Retired => {
+                Err(Error::Unavailable("it was compiled elsewhere and is gone: try again".into()))
+            }
+        }
     }
 }
 
@@ -134,7 +138,7 @@ async fn ask(
     address: &str,
     request: pb::CompileRequest,
     key: &ArtifactKey,
-    progress: &Progress,
+    progress: &Progress<Stage>,
 ) -> Result<Outcome, Status> {
     let unreachable = |e: tonic::transport::Error| Status::unavailable(format!("{address}: {e}"));
     let channel: Channel = Endpoint::from_shared(format!("http://{address}"))
@@ -152,8 +156,8 @@ async fn ask(
     let mut events = client.compile(request).await?.into_inner();
     while let Some(event) = events.message().await? {
         match event.event {
-            Some(Event::Waiting(_)) => progress.tell(Stage::Waiting),
-            Some(Event::Compiling(stage)) => progress.tell(Stage::Compiling(Token(stage.token))),
+            Some(Event::Waiting(_)) => progress.set(Stage::Waiting),
+            Some(Event::Compiling(stage)) => progress.set(Stage::Compiling(Token(stage.token))),
             Some(Event::Done(done)) => return ended(&done, key),
             Some(Event::Started(_)) | None => {}
         }

@@ -2,92 +2,115 @@
 //!
 //! Invariant: what leaves here has a manifest whose signer the index knows, and
 //! the bytes that it names; a manifest is remembered, by key and epoch, only after
-//! its signature held.
+//! its signature held. An entry is retired only where its bytes are proven absent.
 
 use std::sync::Arc;
 
-use kiln_cluster::Entry;
+use kiln_cluster::{Asked, Entry, Retired};
 use kiln_proto::{ArtifactKey, Failure, FailureKind, Manifest};
 
-use super::{Answer, Manager, Outcome, hints};
+use super::{Answer, Fetched, Manager, Outcome};
 use crate::error::Error;
+
+/// What there is behind an entry.
+#[derive(Debug)]
+pub enum Found {
+    /// The artifact.
+    Here(Box<Answer>),
+    /// Its bytes were nowhere: the entry is no more, and the key is free.
+    Retired,
+    /// Its bytes may be somewhere that does not answer now; says where.
+    Unreachable(String),
+}
 
 impl Manager {
     /// A stored artifact with its bytes.
     pub async fn load(&self, key: &ArtifactKey, namespace: &str) -> Result<Answer, Error> {
-        let result = match self.find(key, namespace).await {
-            Ok(found) => found.ok_or(Error::NotFound(*key)),
+        let result = match self.stored(key, namespace).await {
+            Ok(Some(Found::Here(answer))) => Ok(*answer),
+            Ok(Some(Found::Unreachable(why))) => Err(Error::Unreachable(why)),
+            Ok(Some(Found::Retired) | None) => Err(Error::NotFound(*key)),
             Err(e) => Err(e),
         };
         self.counters.ended(&result);
         result
     }
 
-    /// The artifact of an entry that the caller looked up; `None`: its bytes can
-    /// be had nowhere.
-    pub async fn open(&self, entry: &Entry, namespace: &str) -> Result<Option<Answer>, Error> {
-        let result = match self.bring(entry, namespace, Outcome::Hit).await {
-            Ok(Some(found)) => Ok(found),
-            Ok(None) => {
-                self.counters.lost();
-                return Ok(None);
-            }
-            Err(e) => Err(e),
-        };
-        self.counters.ended(&result);
-        result.map(Some)
+    /// The artifact of an entry that the caller looked up.
+    pub async fn open(&self, entry: &Entry, namespace: &str) -> Result<Found, Error> {
+        let found = self.resolve(entry, namespace, Outcome::Hit).await;
+        match &found {
+            Ok(Found::Here(answer)) => self.counters.answered(answer),
+            Err(e) => self.counters.failed(e),
+            Ok(_) => {}
+        }
+        found
     }
 
-    /// Brings an entry's bytes into the local tiers, uncounted. False: had already.
+    /// Brings an entry's bytes into the local tiers, uncounted. False: nothing was
+    /// fetched.
     pub async fn warm(&self, entry: &Entry) -> Result<bool, Error> {
         let manifest = self.verify(entry)?;
-        if self.fetcher.local(&manifest.pack_digest).await?.is_some() {
+        if self.tiers.holds(&manifest.pack_digest) {
             return Ok(false);
         }
-        let Some((pack, _)) = self.fetcher.remote(entry, &manifest).await? else {
-            return Ok(false);
-        };
-        self.tiers.insert(&pack, hints(&manifest, entry.pinned)).await;
-        Ok(true)
+        let fetched = self.fetcher.fetch(entry, &manifest).await?;
+        Ok(matches!(fetched, Fetched::Here(..)))
     }
 
-    /// A hit, or `None` for a miss. Bytes that are gone everywhere are a miss.
-    pub(super) async fn find(
+    /// The artifact of `key` that the local replica knows; `None`: it knows none.
+    pub(super) async fn stored(
         &self,
         key: &ArtifactKey,
         namespace: &str,
-    ) -> Result<Option<Answer>, Error> {
+    ) -> Result<Option<Found>, Error> {
         match self.index.lookup(key)? {
             None => Ok(None),
-            Some(entry) => self.bring(&entry, namespace, Outcome::Hit).await,
+            Some(entry) => self.resolve(&entry, namespace, Outcome::Hit).await.map(Some),
         }
     }
 
-    /// An entry's artifact, verified, with backfill into the local tiers.
-    pub(super) async fn bring(
+    /// An entry's artifact, verified, with backfill into the local tiers. Retires the
+    /// entry where its bytes are nowhere.
+    pub(super) async fn resolve(
         &self,
         entry: &Entry,
         namespace: &str,
         outcome: Outcome,
-    ) -> Result<Option<Answer>, Error> {
+    ) -> Result<Found, Error> {
         let manifest = self.verify(entry)?;
         if manifest.namespace != namespace {
             // The namespace is part of the key: only a forged request gets here.
-            return Ok(None);
+            return Err(Error::NotFound(entry.key));
         }
-        let (pack, origin) = match self.fetcher.local(&manifest.pack_digest).await? {
-            Some(found) => found,
-            None => match self.fetcher.remote(entry, &manifest).await? {
-                None => return Ok(None),
-                Some((pack, origin)) => {
-                    self.tiers.insert(&pack, hints(&manifest, entry.pinned)).await;
-                    (pack, origin)
-                }
-            },
-        };
-        self.reporter.hit(entry.key);
-        let signed = entry.manifest.clone();
-        Ok(Some(Answer { signed, manifest, pack, outcome, origin: Some(origin) }))
+        match self.fetcher.fetch(entry, &manifest).await? {
+            Fetched::Here(pack, origin) => {
+                self.reporter.hit(entry.key);
+                let signed = entry.manifest.clone();
+                let origin = Some(origin);
+                Ok(Found::Here(Box::new(Answer { signed, manifest, pack, outcome, origin })))
+            }
+            Fetched::Unreachable(why) => {
+                self.counters.unreachable();
+                Ok(Found::Unreachable(why))
+            }
+            Fetched::Absent(asked) => self.retire(entry, asked).await,
+        }
+    }
+
+    async fn retire(&self, entry: &Entry, asked: Asked) -> Result<Found, Error> {
+        let (key, epoch) = (entry.key, entry.epoch);
+        match self.index.retire(&key, epoch, asked).await? {
+            Retired::Over => {
+                self.counters.lost();
+                tracing::warn!(%key, epoch, "its bytes are nowhere: the entry is retired");
+                Ok(Found::Retired)
+            }
+            Retired::NotProven => {
+                self.counters.unreachable();
+                Ok(Found::Unreachable("a node that may have it was not known here yet".into()))
+            }
+        }
     }
 
     fn verify(&self, entry: &Entry) -> Result<Arc<Manifest>, Error> {

@@ -5,18 +5,20 @@
 
 use std::sync::Arc;
 
-use kiln_proto::{ArtifactKey, Digest, SignedManifest, pb};
+use kiln_proto::{ArtifactKey, Digest, MAX_PACK_BYTES, NodeId, SignedManifest, pb};
 
 use crate::{
     cache::{Blob, TierError, Tiers},
     error::Error,
-    manager::Manager,
-    transfer::{Provider, Refusal},
+    manager::{Fetcher, Manager},
+    transfer::{PeerAddress, Provider, Refusal},
 };
 
 /// Tiers for peers, the manager for clients.
 pub(super) struct NodeBytes {
+    pub(super) node: NodeId,
     pub(super) tiers: Arc<Tiers>,
+    pub(super) fetcher: Arc<Fetcher>,
     pub(super) manager: Arc<Manager>,
     /// Tenant of clients on the unix socket.
     pub(super) namespace: String,
@@ -31,6 +33,18 @@ impl Provider for NodeBytes {
             Err(TierError::Corrupt { .. }) => Ok(None),
             Err(e) => Err(Refusal::Failed(e.to_string())),
         }
+    }
+
+    fn node(&self) -> NodeId {
+        self.node
+    }
+
+    async fn keep(&self, digest: &Digest, size: u64, from: PeerAddress<'_>) -> Result<(), Refusal> {
+        if size > MAX_PACK_BYTES {
+            return Err(Refusal::BadRequest(format!("{size} bytes are too many")));
+        }
+        let kept = self.fetcher.keep(digest, size, from).await;
+        kept.map_err(|e| Refusal::Failed(e.to_string()))
     }
 
     async fn artifact(

@@ -5,7 +5,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use kiln_cluster::{BlobState, Cluster, Index, IndexEvent, NodeFacts};
+use kiln_cluster::{Cluster, Index, IndexEvent, NodeFacts};
 use kiln_proto::NodeId;
 use tokio::sync::broadcast::{Receiver, error::RecvError};
 use tokio_util::sync::CancellationToken;
@@ -46,7 +46,7 @@ async fn follow(event: &IndexEvent, index: &Index, tiers: &Tiers) -> Result<(), 
     match event {
         // Another key may have the very same bytes, and they are right for it.
         IndexEvent::Tombstoned { pack, .. } | IndexEvent::Replaced { pack, .. }
-            if index.blob(pack)? != Some(BlobState::Referenced) =>
+            if !index.pack(pack)?.is_some_and(|state| state.named) =>
         {
             tiers.remove(pack).await?;
         }

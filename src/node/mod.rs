@@ -25,7 +25,7 @@ use crate::{
     cache::CollectSettings,
     config::Config,
     identity,
-    manager::{Fetcher, Manager, Reporter},
+    manager::{self, Fetcher, Manager, Reporter},
     resp,
     service::{self, api, http},
     transfer::{self, ClientSettings, PeerClient, Provider, ServerSettings, SocketFile},
@@ -156,24 +156,26 @@ impl Node {
         let identity = cluster.start().await?;
         let (node, index) = (identity.node, cluster.index());
         let reporter = Reporter::default();
-        let fetcher = Fetcher {
-            node,
+        let peers = Arc::new(PeerClient::new(ClientSettings::default()));
+        let counters = Arc::<manager::Counters>::default();
+        let fetcher =
+            Fetcher::new(node, index.clone(), tiers.clone(), peers, Arc::clone(&counters));
+        let fetcher = Arc::new(fetcher);
+        let manager = Arc::new(Manager::new(manager::Parts {
+            settings: parts::manager(&config),
+            identity,
             index: index.clone(),
             tiers: tiers.clone(),
-            peers: Arc::new(PeerClient::new(ClientSettings::default())),
-            counters: Arc::default(),
-        };
-        let settings = parts::manager(&config);
-        let manager = Arc::new(Manager::new(
-            settings,
-            identity,
-            fetcher,
+            fetcher: Arc::clone(&fetcher),
             compilers,
-            reporter.clone(),
-            stop.clone(),
-        ));
+            reporter: reporter.clone(),
+            counters,
+            stop: stop.clone(),
+        }));
         let provider: Arc<dyn Provider> = Arc::new(bytes::NodeBytes {
+            node,
             tiers: tiers.clone(),
+            fetcher,
             manager: manager.clone(),
             namespace: config.namespace.default.clone(),
         });

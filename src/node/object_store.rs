@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use kiln_cluster::{BlobState, Cluster, Index, Role};
+use kiln_cluster::{Cluster, Index, Role};
 use kiln_proto::Digest;
 use tokio_util::sync::CancellationToken;
 
@@ -25,29 +25,38 @@ const PASS: Duration = Duration::from_secs(600);
 #[derive(Clone)]
 pub(super) struct Packs(pub(super) Index);
 
+impl Packs {
+    fn generation(&self, pack: &Digest) -> Result<u64, IndexError> {
+        Ok(self.0.pack(pack)?.map_or(0, |state| state.generation))
+    }
+}
+
 #[tonic::async_trait]
 impl StoredSink for Packs {
     async fn stored(&self, pack: &Digest) -> Result<(), IndexError> {
-        Ok(self.0.mark_stored(pack).await?)
+        let generation = self.generation(pack)?;
+        self.0.mark_stored(pack, generation).await?;
+        Ok(())
     }
 }
 
 #[tonic::async_trait]
 impl PackIndex for Packs {
     async fn standing(&self, pack: &Digest) -> Result<Standing, IndexError> {
-        Ok(match self.0.blob_linearizable(pack).await? {
-            Some(BlobState::Referenced) => Standing::Referenced,
-            Some(BlobState::Condemned) => Standing::Condemned,
-            Some(BlobState::Unreferenced) | None => Standing::Unknown,
+        self.0.barrier().await?;
+        Ok(match self.0.pack(pack)? {
+            Some(state) if state.referenced => Standing::Referenced,
+            Some(state) if state.condemned => Standing::Condemned,
+            _ => Standing::Unknown,
         })
     }
 
     async fn condemn(&self, pack: &Digest) -> Result<bool, IndexError> {
-        Ok(self.0.condemn(pack).await?)
+        Ok(self.0.condemn(pack, self.generation(pack)?).await?)
     }
 
     async fn forget(&self, pack: &Digest) -> Result<(), IndexError> {
-        Ok(self.0.forget(pack).await?)
+        Ok(self.0.forget(pack, self.generation(pack)?).await?)
     }
 
     async fn condemned(&self, limit: usize) -> Result<Vec<Digest>, IndexError> {

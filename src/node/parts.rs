@@ -19,7 +19,7 @@ use crate::{
         CompilerSettings, Compilers, Environment, Limits, PoolSettings, PythonSettings,
         ToolchainSettings,
     },
-    config::{Config, EvictionPolicy},
+    config::{self, Config, EvictionPolicy},
     manager, resp,
 };
 
@@ -134,7 +134,14 @@ pub(super) fn client_address(config: &Config, listener: &TcpListener) -> io::Res
 /// The manager's settings.
 pub(super) fn manager(config: &Config) -> manager::Settings {
     let limits = limits(config);
-    manager::Settings { flight_limit: limits.time + FLIGHT_SLACK, limits }
+    manager::Settings {
+        flight_limit: limits.time + FLIGHT_SLACK,
+        limits,
+        copies: match config.publish.copies {
+            config::Copies::Nodes(nodes) => manager::Copies::Nodes(nodes),
+            config::Copies::Object => manager::Copies::Object,
+        },
+    }
 }
 
 fn limits(config: &Config) -> Limits {

@@ -28,11 +28,13 @@ pub(super) enum Count {
     Failed,
     /// SETs that were answered before they were committed.
     Late,
+    /// SETs whose place a later one took before they were committed.
+    Superseded,
     /// Connections over the limit.
     Refused,
 }
 
-const NAMES: [(&str, &str); 11] = [
+const NAMES: [(&str, &str); 12] = [
     ("resp_requests", "kiln_resp_requests_total"),
     ("resp_hits", "kiln_resp_hits_total"),
     ("resp_misses", "kiln_resp_misses_total"),
@@ -43,6 +45,7 @@ const NAMES: [(&str, &str); 11] = [
     ("resp_sets_unchanged", "kiln_resp_sets_unchanged_total"),
     ("resp_sets_failed", "kiln_resp_sets_failed_total"),
     ("resp_sets_late", "kiln_resp_sets_late_total"),
+    ("resp_sets_superseded", "kiln_resp_sets_superseded_total"),
     ("resp_refused", "kiln_resp_refused_connections_total"),
 ];
 

@@ -101,8 +101,8 @@ impl Connection {
                 Waited::Acquired(Ok(Acquired::Ready(entry))) => {
                     match self.take(&entry, waited, &family).await {
                         Opened::Here(blob) => return Ok(Some(blob)),
-                        Opened::Lost => {}
-                        Opened::Away => return Ok(None),
+                        Opened::Retired => {}
+                        Opened::Unreachable => return Ok(None),
                     }
                 }
                 Waited::Acquired(Err(ClusterError::Deadline)) if waited => {
@@ -136,7 +136,7 @@ impl Connection {
     ) -> Result<(Waited, bool), Ended> {
         let values = self.values.clone();
         let told = Notify::new();
-        let acquire = values.parts.index.acquire(key, deadline, || told.notify_one());
+        let acquire = values.parts.index.acquire(key, None, deadline, || told.notify_one());
         let mut acquire = pin!(acquire);
         let mut waits = false;
         loop {

@@ -91,7 +91,7 @@ impl Connection {
         let stored = self.values.set(set).await;
         Ok(match (options.return_old, stored, options.mode) {
             (true, ..) => old,
-            (false, Stored::Existing | Stored::No, Some(_)) => Reply::Null,
+            (false, Stored::Existing | Stored::Superseded | Stored::No, Some(_)) => Reply::Null,
             _ => Reply::OK,
         })
     }

@@ -6,7 +6,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use kiln_cluster::{Cluster, Entry, Index, Lease, Put, PutMode};
+use kiln_cluster::{Cluster, Entry, Index, Lease, Put, PutMode, Turn};
 use kiln_proto::{ArtifactKey, value};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
@@ -23,7 +23,7 @@ use super::{
 use crate::{
     cache::{Blob, Tiers},
     error::Error,
-    manager::{Manager, Reporter},
+    manager::{Found, Manager, Reporter},
 };
 
 /// Bringing a value here from another node or the object store.
@@ -65,6 +65,8 @@ pub(super) enum Stored {
     Yes,
     /// The key had a value, and was not to be overwritten.
     Existing,
+    /// A later SET of this node took its place.
+    Superseded,
     /// It was not stored, or nothing is known about it yet.
     No,
 }
@@ -86,10 +88,10 @@ pub(super) struct Set {
 /// An entry's bytes.
 pub(super) enum Opened {
     Here(Blob),
-    /// Nobody has them any more: the entry was retired.
-    Lost,
-    /// They cannot be had now.
-    Away,
+    /// They were nowhere: the entry is no more.
+    Retired,
+    /// They cannot be reached now.
+    Unreachable,
 }
 
 /// All values of the node.
@@ -203,30 +205,32 @@ impl Values {
     pub(super) async fn open(&self, entry: &Entry, namespace: &str) -> Opened {
         let key = &entry.key;
         match timeout(FETCH, self.parts.manager.open(entry, namespace)).await {
-            Ok(Ok(Some(found))) => {
+            Ok(Ok(Found::Here(found))) => {
                 let files = &found.manifest.files;
                 // Whoever publishes under such a key is bound by its form.
                 match files.len() == 1 && files[0].path == value::FILE {
                     true => Opened::Here(found.pack),
                     false => {
                         tracing::warn!(%key, "an artifact under a value's key is no value");
-                        Opened::Away
+                        Opened::Unreachable
                     }
                 }
             }
-            Ok(Ok(None)) => {
-                tracing::warn!(%key, epoch = entry.epoch, "a value's bytes are gone everywhere");
-                let retired = timeout(ASK, self.parts.index.retire(key, entry.epoch)).await;
+            Ok(Ok(Found::Retired)) => {
                 self.names.drop_key(key);
-                if matches!(retired, Ok(Ok(_))) { Opened::Lost } else { Opened::Away }
+                Opened::Retired
+            }
+            Ok(Ok(Found::Unreachable(why))) => {
+                tracing::debug!(%key, epoch = entry.epoch, why, "a value cannot be reached");
+                Opened::Unreachable
             }
             Ok(Err(error)) => {
                 tracing::warn!(%key, %error, "bring a value");
-                Opened::Away
+                Opened::Unreachable
             }
             Err(_) => {
                 tracing::warn!(%key, "a value did not come within {FETCH:?}");
-                Opened::Away
+                Opened::Unreachable
             }
         }
     }
@@ -238,10 +242,19 @@ impl Values {
         timeout(MEMORY, self.budget.clone().acquire_many_owned(wanted)).await.ok()?.ok()
     }
 
-    /// Stores a value. A store that takes too long goes on behind its answer.
+    /// Stores a value. A store that takes too long goes on behind its answer; of several
+    /// of one key, the one that arrived last counts.
     pub(super) async fn set(self: &Arc<Self>, set: Set) -> Stored {
+        let key = self.names.key(&set.namespace, &set.name);
+        let turn = match self.parts.index.turn(&key, set.mode) {
+            Ok(turn) => turn,
+            Err(error) => {
+                self.failed(&value::shown(&set.name), &error);
+                return Stored::No;
+            }
+        };
         let values = self.clone();
-        let store = self.stores.spawn(async move { values.store(set).await });
+        let store = self.stores.spawn(async move { values.store(set, turn).await });
         let bound = if self.quorum.is_lost() { STORE_ALONE } else { STORE };
         match timeout(bound, store).await {
             Ok(ended) => ended.unwrap_or(Stored::No),
@@ -252,14 +265,19 @@ impl Values {
         }
     }
 
-    async fn store(&self, set: Set) -> Stored {
+    async fn store(&self, set: Set, turn: Turn) -> Stored {
         let Set { namespace, name, value, mode, seconds, lease, permits } = set;
         let seconds = seconds.min(MOST_SECONDS);
         let manifest = value::manifest(&namespace, &name, value.digest(), value.size(), seconds);
         let key = manifest.key;
-        let stored = match self.has_already(&key, &value, mode).await {
+        // An earlier write that is under way must not come after this one.
+        let already = match turn.is_alone() {
+            true => self.has_already(&key, &value, mode).await,
+            false => None,
+        };
+        let stored = match already {
             Some(put) => Ok(put),
-            None => self.parts.manager.put(manifest, &value, mode).await,
+            None => self.parts.manager.put(turn, manifest, &value, mode).await,
         };
         // The client reads what it wrote, before any event tells this node.
         self.names.drop_key(&key);
@@ -274,6 +292,10 @@ impl Values {
                 if mode == PutMode::Create { Stored::Existing } else { Stored::Yes }
             }
             Ok(Put::Existing(_)) => Stored::Existing,
+            Ok(Put::Superseded) => {
+                self.count(Count::Superseded);
+                Stored::Superseded
+            }
             Err(error) => {
                 self.failed(&value::shown(&name), &error);
                 Stored::No
@@ -305,15 +327,9 @@ impl Values {
     /// Removes the value of `key`; whether it had one.
     pub(super) async fn delete(&self, key: &ArtifactKey) -> Result<bool, Error> {
         let index = &self.parts.index;
-        let delete = async {
-            let removed = index.tombstone(key, "deleted by a client".into()).await?;
-            // The client sees what it did: the local replica has it now.
-            index.lookup_linearizable(key).await?;
-            Ok(removed)
-        };
-        let removed = timeout(STORE, delete).await;
+        let removed = timeout(STORE, index.tombstone(key, "deleted by a client".into())).await;
         self.names.drop_key(key);
-        removed.map_err(|_| Error::deadline("deleting"))?
+        Ok(removed.map_err(|_| Error::deadline("deleting"))??)
     }
 }
 

@@ -182,7 +182,10 @@ impl Kiln for Api {
             }
             publish::Under::Replace => {
                 let mode = PutMode::Replace;
-                match parts.manager.put(received.manifest, &received.pack, mode).await? {
+                let key = received.manifest.key;
+                let turn = parts.index.turn(&key, mode).map_err(Error::from)?;
+                match parts.manager.put(turn, received.manifest, &received.pack, mode).await? {
+                    Put::Superseded => return Err(Error::Superseded.into()),
                     Put::Committed(entry) => (true, entry.manifest),
                     Put::Unchanged(entry) | Put::Existing(entry) => (false, entry.manifest),
                 }
@@ -366,7 +369,7 @@ fn stage_event(
         Stage::Acquiring => Event::Started(pb::Started { key, target: Some(target.into()) }),
         Stage::Waiting => Event::Waiting(pb::Waiting { key }),
         Stage::Compiling(token) => Event::Compiling(pb::Compiling { key, token: token.0 }),
-        Stage::Landed(_) => return None,
+        Stage::Ended(_) => return None,
     }))
 }
 

@@ -42,7 +42,7 @@ impl ClientLeases {
             }
         };
         let acquired = tokio::select! {
-            acquired = index.acquire(&key, deadline, waiting) => acquired,
+            acquired = index.acquire(&key, None, deadline, waiting) => acquired,
             () = events.closed() => return,
         };
         let tell = |event| pb::LeaseEvent { event: Some(event) };

@@ -20,7 +20,8 @@ pub(super) async fn restore(
         request.signers.iter().filter_map(|s| Some((s.node, key(&s.key)?))).collect();
     let mut done = pb::RestoreResponse::default();
     for entry in request.entries {
-        let (stored, pinned) = (entry.stored, entry.pinned);
+        let stored = entry.stored.then_some(entry.generation);
+        let pinned = entry.pinned;
         let Some(manifest) = entry.manifest.and_then(|signed| verified(signed, &signers)) else {
             done.refused += 1;
             continue;

@@ -114,6 +114,7 @@ pub(super) fn entry(entry: &Entry) -> pb::Entry {
         manifest: Some((&*entry.manifest).into()),
         epoch: entry.epoch,
         stored: entry.stored,
+        generation: entry.generation,
         pinned: entry.pinned,
         holders: entry.holders.clone(),
         hits: entry.hits,

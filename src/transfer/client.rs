@@ -5,11 +5,14 @@
 
 use std::io;
 
-use kiln_proto::{Digest, pb};
+use kiln_proto::{
+    Digest,
+    pb::{self, transfer_request::Subject},
+};
 use tokio::{io::AsyncReadExt, net::TcpStream};
 
 use super::{
-    ClientSettings, TransferError,
+    ClientSettings, PeerAddress, TransferError,
     error::{NoAnswer, accepted},
     frame,
     pool::Pool,
@@ -29,21 +32,23 @@ impl PeerClient {
         Self { pool: Pool::new(settings.clone()), settings }
     }
 
-    /// Fetches the blob `digest` from the peer at `address` (`host:port`) into
-    /// `writer`, from the byte on that `writer` lacks.
+    /// Fetches the blob `digest` from `peer` into `writer`, from the byte on that
+    /// `writer` lacks.
     ///
     /// After [`TransferError::Broken`] the same writer resumes at any peer.
     /// The bytes are what the peer sent: only `writer.finish_as(digest)` says
     /// that they are right.
     pub async fn fetch_into(
         &self,
-        address: &str,
+        peer: PeerAddress<'_>,
         digest: &Digest,
         writer: &mut BlobWriter,
     ) -> Result<(), TransferError> {
+        let address = peer.address;
         let request = pb::TransferRequest {
-            subject: Some(pb::transfer_request::Subject::Digest(digest.as_bytes().to_vec().into())),
+            subject: Some(Subject::Digest(digest.as_bytes().to_vec().into())),
             offset: writer.filled(),
+            node: peer.node,
         };
         let (mut stream, response) = self.ask(address, &request).await?;
         let outcome = match accepted(response) {
@@ -57,11 +62,39 @@ impl PeerClient {
             Err(refusal) => Err(refusal),
         };
         // After anything else, bytes of unknown meaning may be on their way.
-        use TransferError::{Busy, Failed, NotFound};
-        if matches!(outcome, Ok(()) | Err(NotFound | Busy | Failed(_))) {
+        self.keep_usable(address, stream, &outcome);
+        outcome
+    }
+
+    /// Makes `peer` fetch `size` bytes of the blob `digest` from `from`; they are durable
+    /// there on return.
+    pub async fn keep(
+        &self,
+        peer: PeerAddress<'_>,
+        digest: &Digest,
+        size: u64,
+        from: PeerAddress<'_>,
+    ) -> Result<(), TransferError> {
+        let keep = pb::Keep {
+            digest: digest.as_bytes().to_vec().into(),
+            size,
+            node: from.node,
+            address: from.address.to_owned(),
+        };
+        let subject = Some(Subject::Keep(keep));
+        let request = pb::TransferRequest { subject, offset: 0, node: peer.node };
+        let (stream, response) = self.ask(peer.address, &request).await?;
+        let outcome = accepted(response).map(drop);
+        self.keep_usable(peer.address, stream, &outcome);
+        outcome
+    }
+
+    /// Keeps a connection on which the next answer can begin.
+    fn keep_usable(&self, address: &str, stream: TcpStream, outcome: &Result<(), TransferError>) {
+        use TransferError::{Busy, Failed, NotFound, WrongNode};
+        if matches!(outcome, Ok(()) | Err(NotFound | WrongNode | Busy | Failed(_))) {
             self.pool.give(address, stream);
         }
-        outcome
     }
 
     #[cfg(test)]

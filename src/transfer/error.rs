@@ -13,6 +13,9 @@ pub enum TransferError {
     /// The other end does not have it: ask another, and forget that it had it.
     #[error("not found")]
     NotFound,
+    /// Another node answers at the address: nothing is known about the one that was meant.
+    #[error("another node answers there")]
+    WrongNode,
     /// The other end has too much to do: ask another, or later.
     #[error("busy")]
     Busy,
@@ -98,6 +101,7 @@ pub(super) fn accepted(
     match response.code() {
         TransferCode::Ok => Ok(response),
         TransferCode::NotFound => Err(TransferError::NotFound),
+        TransferCode::WrongNode => Err(TransferError::WrongNode),
         TransferCode::Busy => Err(TransferError::Busy),
         TransferCode::Failed => Err(TransferError::Failed(response.message)),
         TransferCode::BadRequest => Err(TransferError::Protocol(response.message)),

@@ -143,6 +143,7 @@ mod tests {
                 false => Subject::Digest(bytes.into()),
             }),
             offset,
+            node: offset / 7,
         })
     }
 

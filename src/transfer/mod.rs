@@ -38,7 +38,7 @@ pub use error::TransferError;
 pub use local::{LocalArtifact, LocalClient, Mapped};
 pub use peers::serve_peers;
 pub(crate) use progress::Progress;
-pub use provider::{Provider, Refusal};
+pub use provider::{PeerAddress, Provider, Refusal};
 pub use settings::{ClientSettings, ServerSettings};
 pub use socket::serve_socket;
 pub use socket_file::{SocketFile, bind_socket};

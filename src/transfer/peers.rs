@@ -17,7 +17,7 @@ use super::{
     ServerSettings,
     frame::{self, FrameError},
     progress::Progress,
-    provider::{Provider, Refusal},
+    provider::{PeerAddress, Provider, Refusal},
     server::{Asked, Door, Subject, refuse, serve},
 };
 use crate::cache::Blob;
@@ -58,22 +58,40 @@ impl Door for Peers {
         provider: &dyn Provider,
         settings: &ServerSettings,
     ) -> Result<(), FrameError> {
-        match find(asked, provider).await {
-            Ok(blob) => send(stream, &blob, asked.offset, settings).await,
+        match find(&asked, provider).await {
+            Ok(Some(blob)) => send(stream, &blob, asked.offset, settings).await,
+            Ok(None) => {
+                let kept = pb::TransferResponse {
+                    code: pb::TransferCode::Ok.into(),
+                    ..Default::default()
+                };
+                frame::write(stream, &kept, frame::MAX_RESPONSE, settings.progress).await
+            }
             Err(refusal) => refuse(stream, refusal, settings).await,
         }
     }
 }
 
-async fn find(asked: Asked, provider: &dyn Provider) -> Result<Blob, Refusal> {
-    let Subject::Blob(digest) = asked.subject else {
-        return Err(Refusal::BadRequest("keys are answered on the unix socket".into()));
+/// The blob to send; `None` where a copy was asked for and is kept.
+async fn find(asked: &Asked, provider: &dyn Provider) -> Result<Option<Blob>, Refusal> {
+    if asked.node.is_some_and(|meant| meant != provider.node()) {
+        return Err(Refusal::WrongNode);
+    }
+    let digest = match &asked.subject {
+        Subject::Blob(digest) => digest,
+        Subject::Keep { digest, size, node, address } => {
+            provider.keep(digest, *size, PeerAddress { node: *node, address }).await?;
+            return Ok(None);
+        }
+        Subject::Artifact(_) => {
+            return Err(Refusal::BadRequest("keys are answered on the unix socket".into()));
+        }
     };
-    let blob = provider.blob(&digest).await?.ok_or(Refusal::NotFound)?;
+    let blob = provider.blob(digest).await?.ok_or(Refusal::NotFound)?;
     if asked.offset > blob.size() {
         return Err(Refusal::BadRequest(format!("offset {} of {}", asked.offset, blob.size())));
     }
-    Ok(blob)
+    Ok(Some(blob))
 }
 
 /// Sends the header, then the bytes of `blob` from `offset` on.

@@ -4,7 +4,7 @@
 //! gives only verified [`Blob`]s.
 
 use async_trait::async_trait;
-use kiln_proto::{ArtifactKey, Digest, SignedManifest, pb};
+use kiln_proto::{ArtifactKey, Digest, NodeId, SignedManifest, pb};
 
 use crate::cache::Blob;
 
@@ -20,6 +20,21 @@ pub trait Provider: Send + Sync {
         &self,
         key: &ArtifactKey,
     ) -> Result<(SignedManifest, Blob, pb::Tier), Refusal>;
+
+    /// This node's id.
+    fn node(&self) -> NodeId;
+
+    /// Fetches a blob of `size` bytes from another node; it is durable here on return.
+    async fn keep(&self, digest: &Digest, size: u64, from: PeerAddress<'_>) -> Result<(), Refusal>;
+}
+
+/// A node, and where it takes requests for bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PeerAddress<'a> {
+    /// Who is meant: another one that answers there says so.
+    pub node: NodeId,
+    /// `host:port` of its transfer port.
+    pub address: &'a str,
 }
 
 /// Why a node does not give what it was asked for.
@@ -31,6 +46,9 @@ pub enum Refusal {
     /// It has too much to do: ask another, or later.
     #[error("busy")]
     Busy,
+    /// Another node than the one that was meant.
+    #[error("this is another node")]
+    WrongNode,
     /// It will never answer this request.
     #[error("bad request: {0}")]
     BadRequest(String),
@@ -48,6 +66,7 @@ impl From<Refusal> for pb::TransferResponse {
         let (code, mut message) = match refusal {
             Refusal::NotFound => (Code::NotFound, String::new()),
             Refusal::Busy => (Code::Busy, String::new()),
+            Refusal::WrongNode => (Code::WrongNode, String::new()),
             Refusal::BadRequest(why) => (Code::BadRequest, why),
             Refusal::Failed(why) => (Code::Failed, why),
         };

@@ -6,7 +6,7 @@
 
 use std::{future::Future, io, sync::Arc, time::Duration};
 
-use kiln_proto::{ArtifactKey, Digest, convert, pb};
+use kiln_proto::{ArtifactKey, Digest, NodeId, convert, pb};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     sync::{OwnedSemaphorePermit, Semaphore},
@@ -41,17 +41,20 @@ pub(super) trait Door: Send + Sync + 'static {
 }
 
 /// A request that makes sense.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Asked {
     pub(super) subject: Subject,
     pub(super) offset: u64,
+    /// The node that is meant; `None`: whichever answers.
+    pub(super) node: Option<NodeId>,
 }
 
 /// What a request is about.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Subject {
     Blob(Digest),
     Artifact(ArtifactKey),
+    Keep { digest: Digest, size: u64, node: NodeId, address: String },
 }
 
 impl TryFrom<pb::TransferRequest> for Asked {
@@ -62,10 +65,19 @@ impl TryFrom<pb::TransferRequest> for Asked {
         let subject = match wire.subject {
             Some(Wire::Digest(bytes)) => convert::digest("digest", &bytes).map(Subject::Blob),
             Some(Wire::Key(bytes)) => convert::key("key", &bytes).map(Subject::Artifact),
+            Some(Wire::Keep(pb::Keep { digest, size, node, address })) => {
+                convert::digest("digest", &digest).map(|digest| Subject::Keep {
+                    digest,
+                    size,
+                    node,
+                    address,
+                })
+            }
             None => return Err(Refusal::BadRequest("neither a digest nor a key".into())),
         };
+        let node = Some(wire.node).filter(|node| *node != 0);
         let subject = subject.map_err(|e| Refusal::BadRequest(e.to_string()))?;
-        Ok(Self { subject, offset: wire.offset })
+        Ok(Self { subject, offset: wire.offset, node })
     }
 }
 

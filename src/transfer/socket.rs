@@ -82,6 +82,9 @@ async fn find(
             let blob = provider.blob(&digest).await?.ok_or(Refusal::NotFound)?;
             (None, blob, pb::Tier::Unspecified)
         }
+        Subject::Keep { .. } => {
+            return Err(Refusal::BadRequest("copies are asked for by peers".into()));
+        }
     };
     let header = pb::TransferResponse {
         code: pb::TransferCode::Ok.into(),

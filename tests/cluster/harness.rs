@@ -207,11 +207,34 @@ impl TestNode {
 
     /// SIGTERM, and a tidy end.
     pub(crate) async fn terminate(&mut self) {
+        self.signal(rustix::process::Signal::TERM);
         let mut child = self.child.take().expect("it runs");
-        let pid = rustix::process::Pid::from_raw(child.id().unwrap() as i32).unwrap();
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
         let ended = timeout(SOON, child.wait()).await.expect("ends in time").unwrap();
         assert!(ended.success(), "{ended}:\n{}", self.log());
+    }
+
+    /// SIGSTOP: it answers nothing, and its connections stay.
+    pub(crate) async fn pause(&self) {
+        self.signal(rustix::process::Signal::STOP);
+        let threads = format!("/proc/{}/task", self.pid());
+        let stopped = async || {
+            let threads = std::fs::read_dir(&threads).unwrap().flatten();
+            let stat =
+                |thread: std::fs::DirEntry| std::fs::read_to_string(thread.path().join("stat"));
+            let mut states = threads.filter_map(|thread| stat(thread).ok());
+            states.all(|stat| stat.contains(") T ")).then_some(())
+        };
+        eventually("the process to stand still", stopped).await;
+    }
+
+    /// SIGCONT.
+    pub(crate) fn resume(&self) {
+        self.signal(rustix::process::Signal::CONT);
+    }
+
+    fn signal(&self, signal: rustix::process::Signal) {
+        let pid = rustix::process::Pid::from_raw(self.pid() as i32).unwrap();
+        rustix::process::kill_process(pid, signal).unwrap();
     }
 
     pub(crate) fn pid(&self) -> u32 {

@@ -6,6 +6,7 @@
 
 mod artifacts;
 mod bad_input;
+mod bytes;
 mod compile_once;
 mod corruption;
 mod day_two;
@@ -17,6 +18,7 @@ mod harness;
 mod inductor;
 mod keys;
 mod membership;
+mod order;
 mod publish;
 mod redis;
 mod resp;

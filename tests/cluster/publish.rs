@@ -42,7 +42,12 @@ async fn publish(
         .await
 }
 
-async fn replace(
+/// The manifest of the value `name`.
+pub(crate) fn value_of(name: &str, bytes: &[u8]) -> Manifest {
+    value::manifest(NAMESPACE, name.as_bytes(), Digest::of(bytes), bytes.len() as u64, 0.0)
+}
+
+pub(crate) async fn replace(
     node: &TestNode,
     manifest: &Manifest,
     pack: &[u8],

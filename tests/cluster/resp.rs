@@ -399,22 +399,3 @@ async fn without_a_quorum_nothing_hangs_and_nothing_fails() {
     })
     .await;
 }
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_value_whose_bytes_are_gone_is_a_miss_and_can_be_set_again() {
-    let mut cluster = TestCluster::start_with(3, |_, config| config.object.url = None).await;
-    let mut redis = Redis::connect(&cluster.nodes[0]).await;
-    redis.set("k", "only on node 1").await;
-    cluster.nodes[0].kill().await;
-    let alive = [1, 2];
-    cluster.leader(&alive).await;
-    let mut other = Redis::connect(&cluster.nodes[1]).await;
-    eventually("a miss, since the bytes are away", async || match other.get("k").await {
-        None => Some(()),
-        Some(_) => panic!("from where?"),
-    })
-    .await;
-    other.set("k", "anew").await;
-    let mut third = Redis::connect(&cluster.nodes[2]).await;
-    assert_eq!(third.get("k").await.unwrap(), b"anew");
-}

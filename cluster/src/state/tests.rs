@@ -2,15 +2,20 @@
 
 #![allow(clippy::unwrap_used)]
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use kiln_proto::{Failure, FailureKind, SignedManifest};
 use proptest::prelude::*;
 
 use super::*;
 use crate::{
-    command::{NewNode, NodeFacts},
-    table::{self, NodeRecord, Table},
+    command::{AccessReport, Asked, Change, NewNode, NodeFacts, OrderedWrite, Publication},
+    table::{
+        self, BlobRecord, Counters, EpochRecord, NodeRecord, ObjectRecord, SessionRecord, Table,
+    },
 };
 
 /// The whole state in memory.
@@ -53,6 +58,10 @@ impl Model {
     fn blob(&self, pack: Digest) -> Option<BlobRecord> {
         table::read(self, pack).unwrap()
     }
+
+    fn generation(&self, pack: Digest) -> u64 {
+        table::read::<ObjectRecord>(self, pack).unwrap().unwrap_or_default().generation
+    }
 }
 
 fn key(n: u8) -> ArtifactKey {
@@ -68,11 +77,25 @@ fn new_node(n: u8) -> NewNode {
 }
 
 fn publish_of(k: u8, p: u8, token: u64) -> Command {
-    Command::Publish(publication(k, p, token))
+    Command::Commit { publication: publication(k, p, token), also: vec![2] }
 }
 
-fn put_of(k: u8, p: u8, create: bool) -> Command {
-    Command::Put { publication: publication(k, p, 0), create }
+/// The session that [`founded`] opens for node 1.
+const SESSION: Token = Token(2);
+
+fn write_of(sequence: u64, supersedes: &[u64], change: Change) -> Command {
+    Command::Write(OrderedWrite {
+        node: 1,
+        session: SESSION,
+        sequence,
+        floor: sequence.saturating_sub(6),
+        supersedes: supersedes.to_vec(),
+        change,
+    })
+}
+
+fn put_of(k: u8, p: u8, create: bool) -> Change {
+    Change::Put { publication: publication(k, p, 0), create, also: Vec::new() }
 }
 
 fn publication(k: u8, p: u8, token: u64) -> Publication {
@@ -105,10 +128,28 @@ pub(crate) fn commands() -> impl Strategy<Value = Vec<Command>> {
         8 => (KEYS, PACKS, token.clone()).prop_map(|(k, p, t)| publish_of(k, p, t)),
         2 => (KEYS, token.clone())
             .prop_map(|(k, t)| Command::Expire { key: key(k), token: Token(t) }),
-        3 => (KEYS, PACKS, any::<bool>()).prop_map(|(k, p, create)| put_of(k, p, create)),
+        2 => (KEYS, 1..3u64, 1..4u64).prop_map(|(k, node, epoch)| {
+            Command::AcquireAgain { key: key(k), node, request: 9, epoch }
+        }),
+        4 => (KEYS, PACKS, any::<bool>(), 1..40u64, 0..4u64).prop_map(|(k, p, create, n, before)| {
+            let earlier: Vec<u64> = (before > 0).then(|| n.saturating_sub(before)).into_iter().collect();
+            write_of(n, &earlier, put_of(k, p, create))
+        }),
+        1 => (KEYS, 1..40u64)
+            .prop_map(|(k, n)| write_of(n, &[], Change::Withdraw { key: key(k) })),
+        1 => (KEYS, 1..40u64).prop_map(|(k, n)| {
+            write_of(n, &[], Change::Remove { key: key(k), reason: "deleted".into() })
+        }),
+        2 => (KEYS, 1..4u64, prop::collection::vec(1..4u64, 0..3), any::<bool>()).prop_map(
+            |(k, epoch, nodes, object)| {
+                let asked = Asked { nodes, object };
+                Command::RetireAbsent { key: key(k), epoch, asked }
+            },
+        ),
         1 => (KEYS, token.clone()).prop_map(|(k, t)| fail_of(k, t)),
         2 => (KEYS, token).prop_map(|(k, t)| Command::Lift { key: key(k), token: Token(t) }),
-        1 => PACKS.prop_map(|p| Command::MarkStored { pack: pack(p) }),
+        1 => (PACKS, 0..60u64)
+            .prop_map(|(p, generation)| Command::StoreObject { pack: pack(p), generation }),
         2 => (KEYS, PACKS, PACKS, 1..3u64).prop_map(|(k, gained, lost, node)| Command::Report {
             node,
             report: AccessReport {
@@ -120,21 +161,47 @@ pub(crate) fn commands() -> impl Strategy<Value = Vec<Command>> {
         1 => (KEYS, any::<bool>())
             .prop_map(|(k, pinned)| Command::SetPinned { key: key(k), pinned }),
         2 => KEYS.prop_map(|k| Command::Tombstone { key: key(k), reason: "wrong".into() }),
-        3 => PACKS.prop_map(|p| Command::Condemn { pack: pack(p) }),
-        2 => PACKS.prop_map(|p| Command::Forget { pack: pack(p) }),
+        3 => (PACKS, 0..60u64)
+            .prop_map(|(p, generation)| Command::CondemnObject { pack: pack(p), generation }),
+        2 => (PACKS, 0..60u64)
+            .prop_map(|(p, generation)| Command::ForgetObject { pack: pack(p), generation }),
         1 => (0..3u8).prop_map(|n| Command::Join(new_node(n))),
         1 => (1..4u64).prop_map(Command::Leave),
     ];
     prop::collection::vec(command, 1..120)
 }
 
-/// Makes about half of the tokens the live ones, which random numbers rarely are.
+/// Makes about half of the tokens, epochs and generations the present ones, which
+/// random numbers rarely are.
 fn aim(command: Command, state: &Model, index: u64) -> Command {
     let live = |key| state.lease(key).map(|l| l.token).filter(|_| index.is_multiple_of(2));
+    let epoch_of = |key, epoch| match index.is_multiple_of(2) {
+        true => state.entry(key).map_or(epoch, |entry| entry.epoch),
+        false => epoch,
+    };
+    let present = |pack, generation| match index.is_multiple_of(2) {
+        true => state.generation(pack),
+        false => generation,
+    };
     match command {
-        Command::Publish(p) => {
+        Command::Commit { publication: p, also } => {
             let token = live(p.key).unwrap_or(p.token);
-            Command::Publish(Publication { token, ..p })
+            Command::Commit { publication: Publication { token, ..p }, also }
+        }
+        Command::AcquireAgain { key, node, request, epoch } => {
+            Command::AcquireAgain { key, node, request, epoch: epoch_of(key, epoch) }
+        }
+        Command::RetireAbsent { key, epoch, asked } => {
+            Command::RetireAbsent { key, epoch: epoch_of(key, epoch), asked }
+        }
+        Command::StoreObject { pack, generation } => {
+            Command::StoreObject { pack, generation: present(pack, generation) }
+        }
+        Command::CondemnObject { pack, generation } => {
+            Command::CondemnObject { pack, generation: present(pack, generation) }
+        }
+        Command::ForgetObject { pack, generation } => {
+            Command::ForgetObject { pack, generation: present(pack, generation) }
         }
         Command::Expire { key, token } => {
             Command::Expire { key, token: live(key).unwrap_or(token) }
@@ -146,50 +213,69 @@ fn aim(command: Command, state: &Model, index: u64) -> Command {
     }
 }
 
+/// What must never come back.
+#[derive(Default)]
+struct History {
+    highest: BTreeMap<ArtifactKey, Token>,
+    condemned: BTreeSet<(Digest, u64)>,
+    applied: BTreeSet<u64>,
+}
+
+/// The publication that `command` may commit, and its token.
+fn publication_in(command: &Command, index: u64) -> Option<(&Publication, Token)> {
+    match command {
+        Command::Commit { publication: p, .. } => Some((p, p.token)),
+        Command::Write(OrderedWrite { change: Change::Put { publication, .. }, .. }) => {
+            Some((publication, Token(index)))
+        }
+        _ => None,
+    }
+}
+
 fn check_step(
     before: &Model,
     after: &Model,
     index: u64,
     command: &Command,
     response: &Response,
-    highest: &mut BTreeMap<ArtifactKey, Token>,
+    history: &mut History,
 ) {
     for key in KEYS.map(key) {
         if let Some(lease) = after.lease(key)
             && before.lease(key).as_ref() != Some(&lease)
         {
             assert!(before.lease(key).is_none(), "a lease replaced a live one");
-            assert!(before.entry(key).is_none(), "a lease for a key with an artifact");
-            let last = highest.insert(key, lease.token);
+            let beside = before.entry(key).map(|entry| entry.epoch);
+            let instead_of = match command {
+                Command::AcquireAgain { epoch, .. } => Some(*epoch),
+                _ => None,
+            };
+            assert!(beside.is_none() || beside == instead_of, "a lease beside an artifact");
+            let last = history.highest.insert(key, lease.token);
             assert!(last < Some(lease.token), "tokens rise strictly");
             assert_eq!(lease.token, Token(index));
         }
+        let last: Option<EpochRecord> = table::read(before, key).unwrap();
         match (before.entry(key), after.entry(key)) {
             (None, Some(entry)) => {
-                let (p, token) = match command {
-                    Command::Publish(p) => {
-                        let lease = before.lease(key).expect("a publication under a live lease");
-                        assert_eq!(lease.token, p.token, "a publication with an old token applied");
-                        (p, p.token)
-                    }
-                    Command::Put { publication, .. } => (publication, Token(index)),
-                    _ => panic!("{command:?} made an entry"),
-                };
+                let (p, token) = publication_in(command, index).expect("a publication");
+                if let Command::Commit { .. } = command {
+                    let lease = before.lease(key).expect("a publication under a live lease");
+                    assert_eq!(lease.token, token, "a publication with an old token applied");
+                }
                 assert_eq!((entry.pack, entry.token), (p.pack, token));
                 assert!(after.lease(key).is_none());
-                let condemned = before.blob(p.pack).is_some_and(|b| b.condemned);
-                assert!(!condemned, "a publication of a condemned pack applied");
-                let last: Option<EpochRecord> = table::read(before, key).unwrap();
                 assert!(last.is_none_or(|l| entry.epoch > l.epoch), "epochs rise");
             }
             (Some(was), Some(is)) if was.epoch != is.epoch => {
-                let Command::Put { publication: p, create: false } = command else {
-                    panic!("{command:?} replaced an artifact")
-                };
+                let (p, token) = publication_in(command, index).expect("a publication");
+                if let Command::Commit { .. } = command {
+                    assert_eq!(before.lease(key).map(|l| l.token), Some(token));
+                } else {
+                    assert_ne!(was.pack, is.pack, "equal bytes begin no epoch");
+                }
                 assert_eq!((is.epoch, is.pack), (was.epoch + 1, p.pack));
-                assert_ne!(was.pack, is.pack, "equal bytes begin no epoch");
                 assert_eq!(was.pinned, is.pinned, "a pin outlives the bytes");
-                assert!(!before.blob(p.pack).is_some_and(|b| b.condemned));
             }
             (Some(was), Some(is)) => {
                 assert_eq!(
@@ -198,12 +284,26 @@ fn check_step(
                     "an artifact changed within its epoch"
                 );
             }
-            (Some(_), None) => {
-                assert!(matches!(command, Command::Tombstone { .. }), "{command:?} removed one");
-            }
+            (Some(was), None) => match command {
+                Command::Tombstone { .. }
+                | Command::Write(OrderedWrite { change: Change::Remove { .. }, .. }) => {}
+                Command::Write(OrderedWrite { node, change: Change::Withdraw { .. }, .. }) => {
+                    assert_eq!(was.manifest.signer, *node, "another node put it");
+                }
+                Command::RetireAbsent { asked, .. } => {
+                    let blob = before.blob(was.pack).unwrap();
+                    let left = |id: &u64| {
+                        table::read::<NodeRecord>(before, *id).unwrap().is_none_or(|n| n.left())
+                    };
+                    let proven = |holder| asked.nodes.contains(holder) || left(holder);
+                    assert!(blob.holders.iter().all(proven), "a holder was not asked");
+                    assert!(!blob.stored || asked.object, "the object store was not asked");
+                }
+                other => panic!("{other:?} removed an artifact"),
+            },
             (None, None) => {}
         }
-        if let Command::Publish(p) = command
+        if let Command::Commit { publication: p, .. } = command
             && p.key == key
             && *response == Response::Committed
         {
@@ -220,6 +320,21 @@ fn check_step(
         assert!(!blob.condemned || entries + leases == 0, "a condemned pack is referred to");
         let gone = before.blob(pack).is_some() && after.blob(pack).is_none();
         assert!(!gone || before.blob(pack).unwrap().condemned, "forgotten, never condemned");
+        let generation = after.generation(pack);
+        if blob.condemned {
+            history.condemned.insert((pack, generation));
+        } else if entries > 0 {
+            let deletable = history.condemned.contains(&(pack, generation));
+            assert!(!deletable, "an entry refers to an object that may be deleted any time");
+        }
+    }
+    if let Command::Write(write) = command
+        && !matches!(response, Response::Repeated(_))
+    {
+        assert!(history.applied.insert(write.sequence), "a write applied twice, or superseded");
+        history.applied.extend(&write.supersedes);
+        let session: SessionRecord = table::read(after, 1u64).unwrap().unwrap();
+        assert!(session.done.is_sorted() && session.done.len() <= 8, "{session:?}");
     }
     let counters: Counters = table::read(after, ()).unwrap().unwrap();
     let entries = KEYS.map(key).filter(|k| after.entry(*k).is_some()).count();
@@ -230,6 +345,8 @@ fn founded() -> Model {
     let mut state = Model::default();
     let nodes = vec![new_node(0), new_node(1)];
     assert_eq!(state.apply(1, Command::Found { cluster: 5, nodes }).0, Response::Done);
+    let opened = state.apply(2, Command::OpenSession { node: 1, nonce: 7 }).0;
+    assert_eq!(opened, Response::Session(SESSION));
     state
 }
 
@@ -237,13 +354,13 @@ proptest! {
     #[test]
     fn every_history_keeps_the_rules(commands in commands()) {
         let mut state = founded();
-        let mut highest = BTreeMap::new();
+        let mut history = History::default();
         let mut log = Vec::new();
-        for (index, command) in (2..).zip(commands) {
+        for (index, command) in (3..).zip(commands) {
             let command = aim(command, &state, index);
             let before = state.clone();
             let (response, _) = state.apply(index, command.clone());
-            check_step(&before, &state, index, &command, &response, &mut highest);
+            check_step(&before, &state, index, &command, &response, &mut history);
             log.push((index, command));
         }
         let mut replayed = founded();
@@ -266,13 +383,13 @@ proptest! {
 fn a_late_publication_of_other_bytes_is_counted_and_not_served() {
     let mut state = founded();
     let acquire = |request| Command::Acquire { key: key(1), node: 1, request };
-    state.apply(2, acquire(1));
-    state.apply(3, Command::Expire { key: key(1), token: Token(2) });
-    assert_eq!(state.apply(4, publish_of(1, 1, 2)).0, Response::Stale);
-    assert_eq!(state.apply(5, acquire(2)).0, Response::Granted(Token(5)));
-    assert_eq!(state.apply(6, publish_of(1, 1, 5)).0, Response::Committed);
-    assert_eq!(state.apply(7, publish_of(1, 1, 5)).0, Response::Committed, "a retry");
-    assert_eq!(state.apply(8, publish_of(1, 2, 2)).0, Response::Existing);
+    state.apply(3, acquire(1));
+    state.apply(4, Command::Expire { key: key(1), token: Token(3) });
+    assert_eq!(state.apply(5, publish_of(1, 1, 3)).0, Response::Stale);
+    assert_eq!(state.apply(6, acquire(2)).0, Response::Granted(Token(6)));
+    assert_eq!(state.apply(7, publish_of(1, 1, 6)).0, Response::Committed);
+    assert_eq!(state.apply(8, publish_of(1, 1, 6)).0, Response::Committed, "a retry");
+    assert_eq!(state.apply(9, publish_of(1, 2, 3)).0, Response::Existing);
     assert_eq!(state.entry(key(1)).unwrap().pack, pack(1));
     assert_eq!(state.entry(key(1)).unwrap().differing, 1);
 }
@@ -280,20 +397,124 @@ fn a_late_publication_of_other_bytes_is_counted_and_not_served() {
 #[test]
 fn the_last_put_counts_and_ends_the_lease() {
     let mut state = founded();
-    state.apply(2, Command::Acquire { key: key(1), node: 1, request: 1 });
-    let (response, events) = state.apply(3, put_of(1, 1, false));
+    state.apply(3, Command::Acquire { key: key(1), node: 1, request: 1 });
+    let (response, events) = state.apply(4, write_of(1, &[], put_of(1, 1, false)));
     assert_eq!(response, Response::Committed);
-    assert!(events.contains(&Event::LeaseEnded { key: key(1), token: Token(2) }));
-    assert_eq!(state.apply(4, publish_of(1, 2, 2)).0, Response::Existing, "the holder is late");
-    assert_eq!(state.apply(5, put_of(1, 1, false)).0, Response::Unchanged);
-    assert_eq!(state.apply(6, put_of(1, 2, true)).0, Response::Existing);
+    assert!(events.contains(&Event::LeaseEnded { key: key(1), token: Token(3) }));
+    assert_eq!(state.apply(5, publish_of(1, 2, 3)).0, Response::Existing, "the holder is late");
+    assert_eq!(state.apply(6, write_of(2, &[], put_of(1, 1, false))).0, Response::Unchanged);
+    assert_eq!(state.apply(7, write_of(3, &[], put_of(1, 2, true))).0, Response::Existing);
     assert_eq!(state.entry(key(1)).unwrap().epoch, 1);
-    let (response, events) = state.apply(7, put_of(1, 2, false));
+    let (response, events) = state.apply(8, write_of(4, &[], put_of(1, 2, false)));
     assert_eq!(response, Response::Committed);
     assert!(events.contains(&Event::Replaced { key: key(1), pack: pack(1) }));
     assert_eq!(state.entry(key(1)).unwrap().epoch, 2);
-    assert_eq!(state.apply(8, Command::Condemn { pack: pack(1) }).0, Response::Changed(true));
-    assert_eq!(state.apply(9, put_of(1, 1, false)).0, Response::Condemned);
+}
+
+#[test]
+fn a_superseded_write_never_applies_and_a_repeated_one_applies_once() {
+    let mut state = founded();
+    let second = write_of(2, &[1], put_of(1, 2, false));
+    assert_eq!(state.apply(3, second.clone()).0, Response::Committed);
+    let first = write_of(1, &[], put_of(1, 1, false));
+    assert_eq!(state.apply(4, first.clone()).0, Response::Repeated(false), "it came too late");
+    assert_eq!(state.entry(key(1)).unwrap().pack, pack(2));
+    assert_eq!(state.apply(5, write_of(3, &[], put_of(1, 1, false))).0, Response::Committed);
+    assert_eq!(state.apply(6, second).0, Response::Repeated(true), "the network said it twice");
+    assert_eq!(state.entry(key(1)).unwrap().pack, pack(1));
+    // A fence without a change, and a removal that the write was before.
+    assert_eq!(state.apply(7, write_of(5, &[4], Change::Nothing)).0, Response::Done);
+    assert_eq!(state.apply(8, write_of(4, &[], put_of(1, 2, false))).0, Response::Repeated(false));
+    let remove = Change::Remove { key: key(1), reason: "deleted".into() };
+    assert_eq!(state.apply(9, write_of(7, &[6], remove)).0, Response::Changed(true));
+    assert_eq!(state.apply(10, write_of(6, &[], put_of(1, 2, false))).0, Response::Repeated(false));
+    assert!(state.entry(key(1)).is_none());
+    // Another process of the node: what the last one had under way is over.
+    let next = state.apply(11, Command::OpenSession { node: 1, nonce: 8 }).0;
+    assert_eq!(next, Response::Session(Token(11)));
+    assert_eq!(state.apply(12, Command::OpenSession { node: 1, nonce: 8 }).0, next, "a retry");
+    assert_eq!(state.apply(13, write_of(8, &[], put_of(1, 1, false))).0, Response::StaleSession);
+}
+
+#[test]
+fn unreachable_bytes_are_compiled_once_more_and_absent_ones_are_proven() {
+    let mut state = founded();
+    let again = |request, epoch| Command::AcquireAgain { key: key(1), node: 2, request, epoch };
+    state.apply(3, Command::Acquire { key: key(1), node: 1, request: 1 });
+    state.apply(4, publish_of(1, 1, 3));
+    assert_eq!(state.apply(5, again(1, 2)).0, Response::Ready, "that is another epoch");
+    assert_eq!(state.apply(6, again(1, 1)).0, Response::Granted(Token(6)));
+    assert_eq!(state.apply(7, again(2, 1)).0, Response::Held, "one compile for all");
+    assert!(state.entry(key(1)).is_some(), "who can reach it still finds it");
+    assert_eq!(state.apply(8, publish_of(1, 1, 6)).0, Response::Committed, "the same bytes");
+    assert_eq!(state.entry(key(1)).unwrap().epoch, 2);
+    assert_eq!(state.apply(9, again(2, 1)).0, Response::Ready);
+
+    let report = |gained| Command::Report {
+        node: 2,
+        report: AccessReport { gained, ..AccessReport::default() },
+    };
+    state.apply(10, report(vec![pack(1)]));
+    let retire = |nodes: &[u64], object| Command::RetireAbsent {
+        key: key(1),
+        epoch: 2,
+        asked: Asked { nodes: nodes.to_vec(), object },
+    };
+    assert_eq!(state.apply(11, retire(&[1], true)).0, Response::NotProven, "node 2 was not asked");
+    let generation = state.generation(pack(1));
+    state.apply(12, Command::StoreObject { pack: pack(1), generation });
+    assert_eq!(state.apply(13, retire(&[1, 2], false)).0, Response::NotProven, "it is in L3");
+    state.apply(14, Command::Leave(2));
+    assert_eq!(state.apply(15, retire(&[1], true)).0, Response::Changed(true), "node 2 left");
+    assert!(state.entry(key(1)).is_none());
+}
+
+#[test]
+fn a_condemned_pack_is_published_again_under_another_name() {
+    let mut state = founded();
+    let acquire = |request| Command::Acquire { key: key(1), node: 1, request };
+    state.apply(3, acquire(1));
+    state.apply(4, publish_of(1, 1, 3));
+    let first = state.generation(pack(1));
+    let of_index = |index: u64| 5 << 40 | index;
+    assert_eq!(first, of_index(4));
+    let condemn = |generation| Command::CondemnObject { pack: pack(1), generation };
+    assert_eq!(state.apply(5, condemn(first)).0, Response::Changed(false), "an entry names it");
+    state.apply(6, Command::Tombstone { key: key(1), reason: "wrong".into() });
+    state.apply(7, acquire(2));
+    assert_eq!(state.apply(8, condemn(first)).0, Response::Changed(false), "a lease may name it");
+    state.apply(9, Command::Expire { key: key(1), token: Token(7) });
+    assert_eq!(state.apply(10, condemn(first)).0, Response::Changed(true));
+    state.apply(11, acquire(3));
+    assert_eq!(state.apply(12, publish_of(1, 1, 11)).0, Response::Committed);
+    assert_eq!(state.generation(pack(1)), of_index(12));
+    assert_eq!(state.entry(key(1)).unwrap().epoch, 2);
+    let stored = |generation| Command::StoreObject { pack: pack(1), generation };
+    assert_eq!(state.apply(13, stored(first)).0, Response::Changed(false), "that one is condemned");
+    let forget = Command::ForgetObject { pack: pack(1), generation: first };
+    assert_eq!(state.apply(14, forget).0, Response::Changed(false), "the pack is needed");
+    assert_eq!(state.apply(15, condemn(first)).0, Response::Changed(true), "nothing refers to it");
+    assert_eq!(state.apply(16, stored(of_index(12))).0, Response::Changed(true));
+    assert!(state.blob(pack(1)).unwrap().stored);
+}
+
+#[test]
+fn commands_of_earlier_logs_mean_what_they_meant() {
+    let mut state = founded();
+    state.apply(3, Command::Acquire { key: key(1), node: 1, request: 1 });
+    let publish = |token| Command::Publish(publication(1, 1, token));
+    assert_eq!(state.apply(4, publish(3)).0, Response::Committed);
+    assert_eq!(state.generation(pack(1)), 0);
+    assert_eq!(state.apply(5, Command::MarkStored { pack: pack(1) }).0, Response::Changed(true));
+    let put = Command::Put { publication: publication(1, 2, 0), create: false };
+    assert_eq!(state.apply(6, put).0, Response::Committed);
+    assert_eq!(state.apply(7, Command::Condemn { pack: pack(1) }).0, Response::Changed(true));
+    let put = || Command::Put { publication: publication(1, 1, 0), create: false };
+    assert_eq!(state.apply(8, put()).0, Response::Condemned);
+    assert_eq!(state.apply(9, Command::Forget { pack: pack(1) }).0, Response::Changed(true));
+    assert_eq!(state.apply(10, put()).0, Response::Committed);
+    let retire = Command::Retire { key: key(1), epoch: 3 };
+    assert_eq!(state.apply(11, retire).0, Response::Changed(true));
 }
 
 #[test]
@@ -319,26 +540,6 @@ fn a_failure_ends_the_lease_and_is_lifted_by_name_only() {
     assert_eq!(state.apply(7, lift(1)).0, Response::Changed(false));
     assert_eq!(state.apply(8, lift(2)).0, Response::Changed(true));
     assert_eq!(state.apply(9, acquire).0, Response::Granted(Token(9)));
-}
-
-#[test]
-fn an_open_lease_keeps_its_keys_last_pack() {
-    let mut state = founded();
-    let acquire = |request| Command::Acquire { key: key(1), node: 1, request };
-    state.apply(2, acquire(1));
-    state.apply(3, publish_of(1, 1, 2));
-    let condemn = || Command::Condemn { pack: pack(1) };
-    assert_eq!(state.apply(4, condemn()).0, Response::Changed(false), "an entry names it");
-    state.apply(5, Command::Tombstone { key: key(1), reason: "wrong".into() });
-    state.apply(6, acquire(2));
-    assert_eq!(state.apply(7, condemn()).0, Response::Changed(false), "a lease may name it");
-    state.apply(8, Command::Expire { key: key(1), token: Token(6) });
-    assert_eq!(state.apply(9, condemn()).0, Response::Changed(true));
-    state.apply(10, acquire(3));
-    assert_eq!(state.apply(11, publish_of(1, 1, 10)).0, Response::Condemned);
-    assert_eq!(state.apply(12, Command::Forget { pack: pack(1) }).0, Response::Changed(true));
-    assert_eq!(state.apply(13, publish_of(1, 1, 10)).0, Response::Committed);
-    assert_eq!(state.entry(key(1)).unwrap().epoch, 2);
 }
 
 #[test]

@@ -233,7 +233,7 @@ impl Node {
     }
 
     pub async fn acquire(&self, key: &ArtifactKey) -> Result<Acquired, ClusterError> {
-        self.index.acquire(key, Instant::now() + PATIENCE, || {}).await
+        self.index.acquire(key, None, Instant::now() + PATIENCE, || {}).await
     }
 
     pub async fn granted(&self, key: &ArtifactKey) -> Lease {
@@ -247,7 +247,9 @@ impl Node {
     pub async fn publish(&self, name: &str, pack: &[u8]) -> Result<Published, ClusterError> {
         let (key, _) = manifest(name, pack);
         match self.acquire(&key).await? {
-            Acquired::Granted(lease) => self.index.publish(&lease, self.sign(name, pack)).await,
+            Acquired::Granted(lease) => {
+                self.index.publish(&lease, self.sign(name, pack), Vec::new()).await
+            }
             Acquired::Ready(entry) => Ok(Published::Existing(entry)),
             Acquired::Failed(failure) => panic!("failed: {failure}"),
         }

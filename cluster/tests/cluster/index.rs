@@ -1,6 +1,6 @@
 //! What the index takes, refuses and tells.
 
-use kiln_cluster::{AccessReport, Acquired, BlobState, ClusterError, IndexEvent, Published};
+use kiln_cluster::{AccessReport, Acquired, ClusterError, IndexEvent, Published};
 use kiln_proto::{Digest, NodeIdentity, SignedManifest};
 
 use crate::harness::{TestCluster, manifest, wait_for};
@@ -15,11 +15,12 @@ async fn a_publication_with_an_old_token_is_refused() {
     drop(old);
     let new = node.granted(&key).await;
     assert!(new.token() > stale);
-    let refused = node.index.publish_as(&key, stale, node.sign("a", b"pack")).await;
+    let refused = node.index.publish_as(&key, stale, node.sign("a", b"pack"), Vec::new()).await;
     assert_eq!(refused, Err(ClusterError::StaleToken));
     assert_eq!(node.index.lookup(&key).unwrap(), None);
-    node.index.publish(&new, node.sign("a", b"pack")).await.unwrap();
-    let late = node.index.publish_as(&key, stale, node.sign("a", b"other")).await.unwrap();
+    node.index.publish(&new, node.sign("a", b"pack"), Vec::new()).await.unwrap();
+    let late =
+        node.index.publish_as(&key, stale, node.sign("a", b"other"), Vec::new()).await.unwrap();
     let Published::Existing(entry) = late else { panic!("{late:?}") };
     assert_eq!(entry.pack, Digest::of(b"pack"));
     assert_eq!(node.cluster.status().differing, 1);
@@ -41,11 +42,11 @@ async fn only_a_registered_nodes_signature_counts() {
     let of_another_key = node.sign("b", b"pack");
     let unsigned = SignedManifest { signature: Vec::new(), ..node.sign("a", b"pack") };
     for wrong in [altered, by_a_stranger, by_nobody, of_another_key, unsigned] {
-        let refused = node.index.publish(&lease, wrong).await;
+        let refused = node.index.publish(&lease, wrong, Vec::new()).await;
         assert!(matches!(refused, Err(ClusterError::Invalid(_))), "{refused:?}");
     }
     assert!(!lease.is_lost());
-    node.index.publish(&lease, node.sign("a", b"pack")).await.unwrap();
+    node.index.publish(&lease, node.sign("a", b"pack"), Vec::new()).await.unwrap();
     cluster.stop().await;
 }
 
@@ -58,9 +59,12 @@ async fn a_blob_is_deleted_only_when_nothing_refers_to_it() {
     let (key, _) = manifest("a", b"pack");
     let pack = Digest::of(b"pack");
     node.publish("a", b"pack").await.unwrap();
-    assert_eq!(index.blob(&pack).unwrap(), Some(BlobState::Referenced));
-    assert!(!index.condemn(&pack).await.unwrap(), "an entry refers to it");
-    index.mark_stored(&pack).await.unwrap();
+    let state = || index.pack(&pack).unwrap().map(|p| (p.referenced, p.condemned, p.stored));
+    let generation = index.lookup(&key).unwrap().unwrap().generation;
+    assert_eq!(state(), Some((true, false, false)));
+    assert!(!index.condemn(&pack, generation).await.unwrap(), "an entry refers to it");
+    assert!(!index.mark_stored(&pack, generation + 1).await.unwrap(), "an object of another name");
+    assert!(index.mark_stored(&pack, generation).await.unwrap());
     assert!(index.lookup(&key).unwrap().unwrap().stored);
     assert!(index.set_pinned(&key, true).await.unwrap());
     assert!(index.lookup(&key).unwrap().unwrap().pinned);
@@ -68,20 +72,21 @@ async fn a_blob_is_deleted_only_when_nothing_refers_to_it() {
     assert!(index.tombstone(&key, "wrong".into()).await.unwrap());
     assert!(!index.tombstone(&key, "wrong".into()).await.unwrap());
     assert!(!index.set_pinned(&key, true).await.unwrap());
-    assert_eq!(index.blob(&pack).unwrap(), Some(BlobState::Unreferenced));
+    assert_eq!(state(), Some((false, false, true)));
     let lease = node.granted(&key).await;
-    assert!(!index.condemn(&pack).await.unwrap(), "the open lease may bring it back");
+    assert!(!index.condemn(&pack, generation).await.unwrap(), "the open lease may bring it back");
     drop(lease);
-    wait_for("the release", async || index.condemn(&pack).await.unwrap().then_some(())).await;
-    assert_eq!(index.blob(&pack).unwrap(), Some(BlobState::Condemned));
+    let condemn = async || index.condemn(&pack, generation).await.unwrap().then_some(());
+    wait_for("the release", condemn).await;
+    assert_eq!(state(), Some((false, true, true)));
+    // The bytes are published again before the object is deleted: under another name.
     let lease = node.granted(&key).await;
-    let refused = index.publish(&lease, node.sign("a", b"pack")).await;
-    assert_eq!(refused, Err(ClusterError::Condemned(pack)));
-    index.forget(&pack).await.unwrap();
-    assert_eq!(index.blob(&pack).unwrap(), None);
-    let published = index.publish(&lease, node.sign("a", b"pack")).await.unwrap();
+    let published = index.publish(&lease, node.sign("a", b"pack"), Vec::new()).await.unwrap();
     let Published::Committed(entry) = published else { panic!("{published:?}") };
     assert_eq!((entry.epoch, entry.stored, entry.pinned), (2, false, false));
+    assert!(entry.generation > generation);
+    index.forget(&pack, generation).await.unwrap();
+    assert_eq!(state(), Some((true, false, false)), "a late deletion touches nothing");
 
     let mut told = Vec::new();
     while let Ok(event) = events.try_recv() {
@@ -93,7 +98,6 @@ async fn a_blob_is_deleted_only_when_nothing_refers_to_it() {
         IndexEvent::Pinned { key, pinned: true },
         IndexEvent::Tombstoned { key, pack },
         IndexEvent::Condemned { pack },
-        IndexEvent::Forgotten { pack },
         IndexEvent::Published { key, pack },
     ];
     assert_eq!(told, expected);

@@ -25,7 +25,7 @@ fn waiter(
         let tell = || {
             waiting.fetch_add(1, Ordering::SeqCst);
         };
-        index.acquire(&key, Instant::now() + PATIENCE, tell).await
+        index.acquire(&key, None, Instant::now() + PATIENCE, tell).await
     })
 }
 
@@ -53,7 +53,8 @@ async fn of_sixty_who_ask_one_compiles() {
                 // Whoever was granted the lease publishes; any node may sign.
                 let node = cluster.nodes.iter().find(|n| n.index.is_live(&key, lease.token()));
                 let node = node.unwrap();
-                let published = node.index.publish(&lease, node.sign("hot", b"pack")).await;
+                let published =
+                    node.index.publish(&lease, node.sign("hot", b"pack"), Vec::new()).await;
                 assert!(matches!(published.unwrap(), Published::Committed(_)), "{at}");
             }
             Acquired::Ready(_) => ready += 1,
@@ -82,7 +83,11 @@ async fn a_holder_that_vanishes_makes_room() {
     let (first, at, others) = futures::future::select_all(waiters).await;
     let Acquired::Granted(lease) = first.unwrap().unwrap() else { panic!("no lease") };
     assert!(lease.token() > old, "tokens rise");
-    cluster.nodes[at].index.publish(&lease, cluster.nodes[at].sign("a", b"pack")).await.unwrap();
+    cluster.nodes[at]
+        .index
+        .publish(&lease, cluster.nodes[at].sign("a", b"pack"), Vec::new())
+        .await
+        .unwrap();
     for other in others {
         assert!(matches!(other.await.unwrap().unwrap(), Acquired::Ready(_)));
     }
@@ -113,7 +118,7 @@ async fn a_waiter_ends_at_its_deadline() {
     let _lease = cluster.nodes[0].granted(&key).await;
     for node in &cluster.nodes {
         let deadline = Instant::now() + Duration::from_millis(300);
-        let ended = node.index.acquire(&key, deadline, || {}).await;
+        let ended = node.index.acquire(&key, None, deadline, || {}).await;
         assert!(matches!(ended, Err(ClusterError::Deadline)), "{ended:?}");
         assert!(deadline.elapsed() < Duration::from_secs(2));
     }
@@ -182,7 +187,7 @@ async fn a_lease_outlives_its_leader() {
         (Instant::now() > watched).then_some(())
     })
     .await;
-    cluster.nodes[holder].index.publish(&lease, signed).await.unwrap();
+    cluster.nodes[holder].index.publish(&lease, signed, Vec::new()).await.unwrap();
     assert!(matches!(other.await.unwrap().unwrap(), Acquired::Ready(_)));
     cluster.states_are_equal().await;
     cluster.stop().await;

@@ -13,7 +13,7 @@ async fn one_node_publishes_and_finds() {
     let (key, _) = manifest("a", b"pack");
     assert_eq!(node.index.lookup(&key).unwrap(), None);
     let lease = node.granted(&key).await;
-    let published = node.index.publish(&lease, node.sign("a", b"pack")).await.unwrap();
+    let published = node.index.publish(&lease, node.sign("a", b"pack"), Vec::new()).await.unwrap();
     let Published::Committed(entry) = published else { panic!("{published:?}") };
     assert_eq!(node.index.lookup(&key).unwrap(), Some(entry.clone()));
     assert_eq!((entry.epoch, entry.holders.as_slice()), (1, &[node.id()][..]));

@@ -49,7 +49,7 @@ async fn blobs_of_any_size_arrive_whole() {
     let client = client();
     for wanted in &blobs {
         let mut writer = writer_for(wanted);
-        client.fetch_into(&peer.address, &wanted.digest(), &mut writer).await.unwrap();
+        client.fetch_into(anyone(&peer.address), &wanted.digest(), &mut writer).await.unwrap();
         assert_eq!(**wanted, *writer.finish_as(wanted.digest()).unwrap());
     }
     // Five fetches, one connection.
@@ -64,7 +64,7 @@ async fn a_fetch_starts_where_the_writer_stands() {
     for held in [1, 300_000, 1 << 20] {
         let mut writer = writer_for(&wanted);
         writer.write(&wanted[..held]).unwrap();
-        client().fetch_into(&peer.address, &wanted.digest(), &mut writer).await.unwrap();
+        client().fetch_into(anyone(&peer.address), &wanted.digest(), &mut writer).await.unwrap();
         writer.finish_as(wanted.digest()).unwrap();
     }
 }
@@ -85,10 +85,11 @@ async fn a_peer_that_dies_in_the_middle_is_replaced_by_another() {
     let healthy = Peer::of(&[&wanted]).await;
     let client = client();
     let mut writer = writer_for(&wanted);
-    let broken = client.fetch_into(&dying, &wanted.digest(), &mut writer).await.unwrap_err();
+    let broken =
+        client.fetch_into(anyone(&dying), &wanted.digest(), &mut writer).await.unwrap_err();
     assert!(matches!(broken, TransferError::Broken { at, .. } if at == cut as u64), "{broken:?}");
     assert_eq!(writer.filled(), cut as u64);
-    client.fetch_into(&healthy.address, &wanted.digest(), &mut writer).await.unwrap();
+    client.fetch_into(anyone(&healthy.address), &wanted.digest(), &mut writer).await.unwrap();
     assert_eq!(*wanted, *writer.finish_as(wanted.digest()).unwrap());
 }
 
@@ -118,7 +119,7 @@ async fn a_real_server_behind_a_network_that_breaks_is_resumed() {
     while writer.filled() < wanted.size() {
         let before = writer.filled();
         let via = proxy_that_dies_after(limit, healthy.address.clone()).await;
-        match client.fetch_into(&via, &wanted.digest(), &mut writer).await {
+        match client.fetch_into(anyone(&via), &wanted.digest(), &mut writer).await {
             Ok(()) => break,
             Err(TransferError::Broken { at, .. }) => assert_eq!(at, writer.filled()),
             Err(other) => panic!("{other:?}"),
@@ -149,7 +150,7 @@ async fn a_server_that_stops_ends_its_transfers_and_returns() {
 async fn ask(stream: &mut TcpStream, blob: &Blob, offset: u64) {
     let digest = blob.digest().as_bytes().to_vec().into();
     let subject = Some(pb::transfer_request::Subject::Digest(digest));
-    let request = pb::TransferRequest { subject, offset };
+    let request = pb::TransferRequest { subject, offset, node: 0 };
     frame::write(stream, &request, MAX_REQUEST, SOON.rest).await.unwrap();
 }
 
@@ -168,11 +169,11 @@ async fn a_corrupt_copy_is_seen_at_the_end_and_fetched_elsewhere() {
     })
     .await;
     let mut writer = writer_for(&wanted);
-    client().fetch_into(&liar, &wanted.digest(), &mut writer).await.unwrap();
+    client().fetch_into(anyone(&liar), &wanted.digest(), &mut writer).await.unwrap();
     assert!(matches!(writer.finish_as(wanted.digest()), Err(BlobError::Corrupt { .. })));
     let honest = Peer::of(&[&wanted]).await;
     let mut writer = writer_for(&wanted);
-    client().fetch_into(&honest.address, &wanted.digest(), &mut writer).await.unwrap();
+    client().fetch_into(anyone(&honest.address), &wanted.digest(), &mut writer).await.unwrap();
     writer.finish_as(wanted.digest()).unwrap();
 }
 
@@ -185,7 +186,8 @@ async fn a_blob_of_another_size_is_not_even_received() {
     })
     .await;
     let mut writer = writer_for(&wanted);
-    let refused = client().fetch_into(&liar, &wanted.digest(), &mut writer).await.unwrap_err();
+    let refused =
+        client().fetch_into(anyone(&liar), &wanted.digest(), &mut writer).await.unwrap_err();
     assert!(matches!(refused, TransferError::Protocol(_)));
     assert_eq!(writer.filled(), 0);
 }
@@ -202,9 +204,11 @@ async fn oversized_and_truncated_answers_are_told_apart() {
     })
     .await;
     let mut writer = writer_for(&wanted);
-    let refused = client().fetch_into(&oversized, &wanted.digest(), &mut writer).await.unwrap_err();
+    let refused =
+        client().fetch_into(anyone(&oversized), &wanted.digest(), &mut writer).await.unwrap_err();
     assert!(matches!(refused, TransferError::Protocol(_)), "{refused:?}");
-    let refused = client().fetch_into(&truncated, &wanted.digest(), &mut writer).await.unwrap_err();
+    let refused =
+        client().fetch_into(anyone(&truncated), &wanted.digest(), &mut writer).await.unwrap_err();
     assert!(matches!(refused, TransferError::Broken { at: 0, .. }), "{refused:?}");
 }
 
@@ -215,7 +219,8 @@ async fn what_a_peer_lacks_is_not_found_and_the_connection_stays() {
     let client = client();
     for _ in 0..3 {
         let mut writer = writer_for(&missing);
-        let refused = client.fetch_into(&peer.address, &missing.digest(), &mut writer).await;
+        let refused =
+            client.fetch_into(anyone(&peer.address), &missing.digest(), &mut writer).await;
         assert!(matches!(refused, Err(TransferError::NotFound)));
     }
     assert_eq!(client.idle(), 1);
@@ -228,7 +233,8 @@ async fn an_address_without_a_server_is_unreachable() {
     let address = listener.local_addr().unwrap().to_string();
     drop(listener);
     let mut writer = writer_for(&wanted);
-    let refused = client().fetch_into(&address, &wanted.digest(), &mut writer).await.unwrap_err();
+    let refused =
+        client().fetch_into(anyone(&address), &wanted.digest(), &mut writer).await.unwrap_err();
     assert!(matches!(refused, TransferError::Unreachable { .. }));
 }
 
@@ -241,7 +247,7 @@ async fn bad_requests_are_answered_and_do_not_end_the_connection() {
     let short = pb::transfer_request::Subject::Digest(vec![1; 31].into());
     let digest = pb::transfer_request::Subject::Digest(wanted.digest().as_bytes().to_vec().into());
     for (subject, offset) in [(None, 0), (Some(key), 0), (Some(short), 0), (Some(digest), 11)] {
-        let request = pb::TransferRequest { subject, offset };
+        let request = pb::TransferRequest { subject, offset, node: 0 };
         frame::write(&mut stream, &request, MAX_REQUEST, SOON.rest).await.unwrap();
         let answer: Option<pb::TransferResponse> =
             frame::read(&mut stream, MAX_RESPONSE, SOON).await.unwrap();
@@ -260,11 +266,12 @@ async fn one_connection_too_many_is_told_that_the_node_is_busy() {
     let holders = [client(), client()];
     for holder in &holders {
         let mut writer = writer_for(&wanted);
-        holder.fetch_into(&peer.address, &wanted.digest(), &mut writer).await.unwrap();
+        holder.fetch_into(anyone(&peer.address), &wanted.digest(), &mut writer).await.unwrap();
     }
     let third = client();
     let mut writer = writer_for(&wanted);
-    let refused = third.fetch_into(&peer.address, &wanted.digest(), &mut writer).await.unwrap_err();
+    let refused =
+        third.fetch_into(anyone(&peer.address), &wanted.digest(), &mut writer).await.unwrap_err();
     assert!(matches!(refused, TransferError::Busy), "{refused:?}");
     // A place that becomes free is given away again; the server learns of it
     // when the end of the connection arrives, so ask until then.
@@ -307,7 +314,7 @@ async fn a_reader_that_stalls_is_cut_off_and_frees_the_blob() {
 async fn fetch_when_there_is_a_place(client: &PeerClient, peer: &Peer, wanted: &Blob) {
     loop {
         let mut writer = writer_for(wanted);
-        match client.fetch_into(&peer.address, &wanted.digest(), &mut writer).await {
+        match client.fetch_into(anyone(&peer.address), &wanted.digest(), &mut writer).await {
             Ok(()) => break assert_eq!(writer.filled(), wanted.size()),
             Err(TransferError::Busy) => tokio::task::yield_now().await,
             Err(other) => panic!("{other:?}"),
@@ -340,7 +347,8 @@ async fn a_peer_that_stalls_is_given_up() {
     });
     let mut writer = writer_for(&wanted);
     for (address, came) in [(stalled, 1000), (silent, 1000)] {
-        let ended = client.fetch_into(&address, &wanted.digest(), &mut writer).await.unwrap_err();
+        let ended =
+            client.fetch_into(anyone(&address), &wanted.digest(), &mut writer).await.unwrap_err();
         let TransferError::Broken { at, source } = ended else { panic!("{ended:?}") };
         assert_eq!((at, source.kind()), (came, io::ErrorKind::TimedOut));
     }
@@ -371,7 +379,7 @@ async fn many_at_once_all_get_their_own_bytes() {
         fetches.spawn(async move {
             for wanted in blobs.iter().cycle().skip(i % 8).take(8) {
                 let mut writer = writer_for(wanted);
-                client.fetch_into(&address, &wanted.digest(), &mut writer).await.unwrap();
+                client.fetch_into(anyone(&address), &wanted.digest(), &mut writer).await.unwrap();
                 writer.finish_as(wanted.digest()).unwrap();
             }
         });
@@ -395,7 +403,7 @@ async fn thousands_of_fetches() {
     for i in 0..3000 {
         let wanted = if i % 10 == 0 { &missing } else { &there };
         let mut writer = writer_for(wanted);
-        let fetched = client.fetch_into(&peer.address, &wanted.digest(), &mut writer).await;
+        let fetched = client.fetch_into(anyone(&peer.address), &wanted.digest(), &mut writer).await;
         assert_eq!(fetched.is_ok(), i % 10 != 0);
         drop(writer);
         let now = descriptors();
@@ -416,7 +424,7 @@ async fn a_fetch_that_is_dropped_gives_no_connection_back() {
     let mut writer = writer_for(&wanted);
     {
         let digest = wanted.digest();
-        let fetch = client.fetch_into(&peer.address, &digest, &mut writer);
+        let fetch = client.fetch_into(anyone(&peer.address), &digest, &mut writer);
         tokio::pin!(fetch);
         while shelf.asked.load(Ordering::SeqCst) == 0 {
             assert!(futures::poll!(&mut fetch).is_pending());
@@ -426,4 +434,34 @@ async fn a_fetch_that_is_dropped_gives_no_connection_back() {
     assert_eq!(client.idle(), 0);
     shelf.gate.as_ref().unwrap().notify_one();
     shelf.gate.as_ref().unwrap().notify_one();
+}
+
+#[tokio::test]
+async fn another_node_at_an_address_answers_nothing_for_the_one_that_was_meant() {
+    let wanted = blob(1000);
+    let peer = Peer::of(&[&wanted]).await;
+    let (client, mut writer) = (client(), writer_for(&wanted));
+    let meant = PeerAddress { node: SHELF + 1, address: &peer.address };
+    let refused = client.fetch_into(meant, &wanted.digest(), &mut writer).await.unwrap_err();
+    assert!(matches!(refused, TransferError::WrongNode), "{refused}");
+    let missing = blob(10).digest();
+    let refused = client.fetch_into(meant, &missing, &mut writer).await.unwrap_err();
+    assert!(matches!(refused, TransferError::WrongNode), "no proof that it is absent: {refused}");
+    let right = PeerAddress { node: SHELF, ..meant };
+    client.fetch_into(right, &wanted.digest(), &mut writer).await.unwrap();
+    assert_eq!(client.idle(), 1, "a refusal leaves the connection usable");
+}
+
+#[tokio::test]
+async fn a_copy_is_kept_or_refused() {
+    let wanted = blob(1000);
+    let shelf = Shelf::of(&[]);
+    let peer = Peer::start(shelf.clone(), ServerSettings::default()).await;
+    let (client, to) = (client(), PeerAddress { node: SHELF, address: &peer.address });
+    let from = PeerAddress { node: 7, address: "127.0.0.1:9" };
+    client.keep(to, &wanted.digest(), wanted.size(), from).await.unwrap();
+    assert_eq!(*shelf.kept.lock(), [(wanted.digest(), wanted.size(), 7)]);
+    let nowhere = PeerAddress { node: 8, ..from };
+    let refused = client.keep(to, &wanted.digest(), wanted.size(), nowhere).await.unwrap_err();
+    assert!(matches!(refused, TransferError::Failed(_)), "{refused}");
 }

@@ -1,0 +1,213 @@
+//! Fetching an artifact's bytes: own tiers, then holders, then L3.
+//!
+//! Invariant: a blob returned from here hashes to what the signed manifest says; a
+//! copy that does not is counted, left, and another one is tried. Bytes are called
+//! absent only after every place that may have them said that it does not; while one
+//! place does not answer, they are unreachable. A digest is fetched once at a time,
+//! however many ask for it.
+
+mod backoff;
+mod source;
+
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
+
+use kiln_cluster::{Asked, Entry, Index};
+use kiln_proto::{Digest, Manifest, NodeId, pb};
+use tokio::time::timeout;
+
+use self::{
+    backoff::Backoff,
+    source::{Refusals, Refused, Source},
+};
+use super::{Counters, SingleFlight, hints};
+use crate::{
+    cache::{Blob, BlobError, BlobWriter, TierError, TierName, Tiers},
+    error::Error,
+    transfer::PeerClient,
+};
+
+/// Longest that one fetch may take: a peer that keeps moving bytes is slow, not dead.
+const LONGEST: Duration = Duration::from_secs(600);
+/// From this many holders on the record may name only some of them.
+const MANY_HOLDERS: usize = 32;
+
+/// Where bytes came from, as clients are told.
+pub type Origin = pb::Tier;
+
+/// What became of a fetch.
+#[derive(Debug, Clone)]
+pub enum Fetched {
+    /// The bytes, verified.
+    Here(Blob, Origin),
+    /// All places that may have them said that they do not.
+    Absent(Asked),
+    /// Some place that may have them does not answer; this says which, and why.
+    Unreachable(String),
+}
+
+/// Reads packs from wherever they are.
+pub struct Fetcher {
+    node: NodeId,
+    index: Index,
+    tiers: Arc<Tiers>,
+    peers: Arc<PeerClient>,
+    counters: Arc<Counters>,
+    backoff: Backoff,
+    running: SingleFlight<Digest, Option<Result<Fetched, Error>>>,
+}
+
+impl Fetcher {
+    /// A fetcher for `node`, which is never its own peer.
+    pub fn new(
+        node: NodeId,
+        index: Index,
+        tiers: Arc<Tiers>,
+        peers: Arc<PeerClient>,
+        counters: Arc<Counters>,
+    ) -> Self {
+        let (backoff, running) = (Backoff::default(), SingleFlight::default());
+        Self { node, index, tiers, peers, counters, backoff, running }
+    }
+
+    /// The pack of `entry`, whose manifest was verified; kept in the local tiers.
+    pub async fn fetch(
+        self: &Arc<Self>,
+        entry: &Entry,
+        manifest: &Arc<Manifest>,
+    ) -> Result<Fetched, Error> {
+        let pack = manifest.pack_digest;
+        if let Some((blob, origin)) = self.local(&pack).await {
+            return Ok(Fetched::Here(blob, origin));
+        }
+        let (fetcher, entry, manifest) = (self.clone(), entry.clone(), manifest.clone());
+        let (mut fetch, _) = self.running.join(pack, None, |_| async move {
+            let fetched = timeout(LONGEST, fetcher.remote(&entry, &manifest)).await;
+            let slow = || Ok(Fetched::Unreachable(format!("not fetched within {LONGEST:?}")));
+            let fetched = fetched.unwrap_or_else(|_| slow());
+            if let Ok(Fetched::Here(blob, _)) = &fetched {
+                // A hint for the next reader: nothing was promised.
+                fetcher.tiers.insert(blob, hints(&manifest, entry.pinned)).await;
+            }
+            Some(fetched)
+        });
+        let fetched = fetch.wait_for(Option::is_some).await;
+        match fetched.ok().and_then(|fetched| fetched.clone()) {
+            Some(fetched) => fetched,
+            None => Err(Error::Storage("a fetch ended without a result".into())),
+        }
+    }
+
+    /// The pack from L1 or L2, `None` where a remote one is needed.
+    pub async fn local(&self, pack: &Digest) -> Option<(Blob, Origin)> {
+        match self.tiers.get_local(pack).await {
+            Ok(found) => found.map(|(blob, tier)| (blob, origin(tier))),
+            Err(TierError::Corrupt { .. }) => {
+                self.counters.corrupt();
+                tracing::warn!(%pack, "a stored copy was corrupt and is quarantined: refetch");
+                None
+            }
+            Err(e) => {
+                // A broken disk must not keep the node from serving what peers have.
+                tracing::warn!(%pack, error = %e, "local tiers cannot be read: go on without");
+                None
+            }
+        }
+    }
+
+    /// The pack from a holder or L3, resumed from the next source when one breaks off.
+    async fn remote(&self, entry: &Entry, manifest: &Manifest) -> Result<Fetched, Error> {
+        let (pack, size) = (manifest.pack_digest, manifest.pack_size);
+        if size == 0 {
+            // Nothing to fetch, and so no source that could prove to have it.
+            let nothing = BlobWriter::with_size(0)?.finish_as(pack)?;
+            return Ok(Fetched::Here(nothing, Origin::Memory));
+        }
+        let sources = self.sources(entry);
+        let mut excluded: BTreeSet<usize> = BTreeSet::new();
+        let mut refusals = Refusals::default();
+        while excluded.len() < sources.len() {
+            let mut writer = BlobWriter::with_size(size)?;
+            let mut used = Vec::new();
+            for (at, source) in sources.iter().enumerate() {
+                if excluded.contains(&at) {
+                    continue;
+                }
+                let before = writer.filled();
+                let filled = self.fill(source, &pack, entry.generation, &mut writer).await;
+                if writer.filled() > before {
+                    used.push(at);
+                }
+                let Err(why) = filled else { break };
+                tracing::info!(%source, %why, filled = writer.filled(), "try the next source");
+                if writer.filled() == before {
+                    excluded.insert(at);
+                }
+                refusals.add(source, why);
+            }
+            let Some(&last) = used.last() else { break };
+            match writer.finish_as(pack) {
+                Ok(blob) => return Ok(Fetched::Here(blob, sources[last].origin())),
+                Err(BlobError::Length { .. }) => {
+                    // All sources broke off in the middle: none is left to resume from.
+                    excluded.extend(used);
+                }
+                Err(BlobError::Corrupt { .. }) => {
+                    metrics::counter!("kiln_remote_corrupt_total").increment(1);
+                    self.counters.corrupt();
+                    let from: Vec<_> = used.iter().map(|at| sources[*at].to_string()).collect();
+                    tracing::warn!(%pack, ?from, "C002: bytes do not match");
+                    // With several contributors the guilty one is unknown: drop the
+                    // last and let each of the others prove itself from the start.
+                    excluded.insert(last);
+                    if used.len() == 1 {
+                        refusals.add(&sources[last], Refused::Corrupt);
+                    }
+                }
+                Err(e) => return Err(e.into()),
+            }
+        }
+        Ok(match refusals.unreachable() {
+            Some(why) => Fetched::Unreachable(why),
+            None => {
+                let mut asked = refusals.absent();
+                asked.nodes.push(self.node);
+                asked.object |= self.tiers.object().is_none() && !entry.stored;
+                Fetched::Absent(asked)
+            }
+        })
+    }
+
+    /// The places that may have the pack, nearest first; nodes ask them in orders of
+    /// their own.
+    fn sources(&self, entry: &Entry) -> Vec<Source> {
+        let mut holders = entry.holders.clone();
+        if holders.len() >= MANY_HOLDERS {
+            let known: BTreeSet<NodeId> = holders.iter().copied().collect();
+            let others = self.index.nodes().into_iter().map(|(id, _)| id);
+            holders.extend(others.filter(|id| !known.contains(id)));
+        }
+        holders.retain(|id| *id != self.node);
+        holders.sort_by_cached_key(|id| {
+            let mut hasher = kiln_proto::Hasher::new();
+            hasher.update(&self.node.to_le_bytes()).update(&id.to_le_bytes());
+            *hasher.update(entry.pack.as_bytes()).finalize().as_bytes()
+        });
+        let source = |id| match self.index.node(id) {
+            Some(node) if !node.facts.transfer.is_empty() => Source::Peer(id, node.facts.transfer),
+            _ => Source::Unknown(id),
+        };
+        let mut sources: Vec<_> = holders.into_iter().map(source).collect();
+        if self.tiers.object().is_some() {
+            sources.push(Source::Object);
+        }
+        sources
+    }
+}
+
+const fn origin(tier: TierName) -> Origin {
+    match tier {
+        TierName::Memory => Origin::Memory,
+        TierName::Disk => Origin::Disk,
+        TierName::Object => Origin::Object,
+    }
+}
