@@ -10,6 +10,7 @@ mod failure;
 mod fingerprint;
 pub mod graph;
 mod key;
+mod limits;
 mod manifest;
 mod target;
 pub mod value;
@@ -18,6 +19,7 @@ pub use digest::{ArtifactKey, Digest, Hasher, ParseDigestError};
 pub use failure::{Failure, FailureKind};
 pub use fingerprint::Fingerprint;
 pub use key::{Component, Components, Difference, KeyField, component};
+pub use limits::{CHUNK_BYTES, MAX_MESSAGE_BYTES, NAMESPACE_RULE, is_namespace};
 pub use manifest::{
     FileEntry, MAX_FILES, MAX_PACK_BYTES, Manifest, ManifestError, NodeIdentity, SignedManifest,
     check_path,

@@ -7,7 +7,7 @@
 use std::{sync::Arc, time::Duration};
 
 use kiln_proto::{
-    ArtifactKey, Failure, FailureKind, NodeId, SignedManifest, Token, pb,
+    ArtifactKey, Failure, FailureKind, MAX_MESSAGE_BYTES, NodeId, SignedManifest, Token, pb,
     pb::{compile_event::Event, kiln_client::KilnClient},
 };
 use tokio::time::Instant;
@@ -20,7 +20,6 @@ use super::{Answer, Found, Manager, Outcome, Progress, Request, Stage};
 use crate::{
     compiler::{Compiler, Prepared, Source},
     error::{Error, KIND},
-    service::MAX_MESSAGE_BYTES,
 };
 
 /// A node that is there answers at once.

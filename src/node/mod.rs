@@ -14,7 +14,7 @@ mod parts;
 use std::{fs::File, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use kiln_cluster::{Cluster, NodeFacts};
-use kiln_proto::{pb, pb::kiln_server::KilnServer};
+use kiln_proto::{MAX_MESSAGE_BYTES, pb, pb::kiln_server::KilnServer};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use tokio::{net::TcpListener, task::JoinSet};
 use tokio_stream::wrappers::TcpListenerStream;
@@ -27,7 +27,7 @@ use crate::{
     identity,
     manager::{self, Fetcher, Manager, Reporter},
     resp,
-    service::{self, api, http},
+    service::{api, http},
     transfer::{self, ClientSettings, PeerClient, Provider, ServerSettings, SocketFile},
     warmup,
 };
@@ -136,8 +136,8 @@ impl Node {
             .build_v1()
             .map_err(|e| NodeError::Reflection(e.to_string()))?;
         let kiln = KilnServer::new(api.clone())
-            .max_decoding_message_size(service::MAX_MESSAGE_BYTES)
-            .max_encoding_message_size(service::MAX_MESSAGE_BYTES);
+            .max_decoding_message_size(MAX_MESSAGE_BYTES)
+            .max_encoding_message_size(MAX_MESSAGE_BYTES);
         let routes = routes.add_service(kiln).add_service(health_service).add_service(reflection);
         let server = tonic::transport::Server::builder()
             .http2_keepalive_interval(Some(Duration::from_secs(20)))

@@ -6,7 +6,7 @@
 
 use std::{collections::HashMap, io, path::Path, sync::Arc};
 
-use crate::service;
+use kiln_proto::{NAMESPACE_RULE, is_namespace};
 
 /// The user that clients name who name none.
 const DEFAULT_USER: &str = "default";
@@ -55,7 +55,7 @@ impl Users {
             _ => &self.default_namespace,
         };
         let granted = match &self.passwords {
-            None => !user.is_empty() && service::is_namespace(user),
+            None => !user.is_empty() && is_namespace(user),
             // Digests are compared in constant time.
             Some(passwords) => {
                 passwords.get(user).is_some_and(|known| *known == blake3::hash(password))
@@ -76,10 +76,8 @@ fn parse(text: &str) -> Result<HashMap<String, blake3::Hash>, String> {
         let words = line.split_once(char::is_whitespace).map(|(user, rest)| (user, rest.trim()));
         let (user, password) =
             words.ok_or_else(|| format!("line {number}: write NAMESPACE PASSWORD"))?;
-        if !service::is_namespace(user) {
-            return Err(format!(
-                "line {number}: a namespace has at most 64 letters, digits, '-', '_' and '.'"
-            ));
+        if !is_namespace(user) {
+            return Err(format!("line {number}: a namespace has {NAMESPACE_RULE}"));
         }
         if passwords.insert(user.to_owned(), blake3::hash(password.as_bytes())).is_some() {
             return Err(format!("line {number}: this namespace has a password already"));

@@ -10,12 +10,12 @@ use std::{
 
 use bytes::Bytes;
 use kiln_cluster::{Cluster, Index, Put, PutMode};
-use kiln_proto::{ArtifactKey, convert, pb, pb::kiln_server::Kiln};
+use kiln_proto::{ArtifactKey, CHUNK_BYTES, convert, pb, pb::kiln_server::Kiln};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{CHUNK_BYTES, explain, leases, publish, restore, wire};
+use super::{explain, leases, publish, restore, wire};
 use crate::{
     cache::{Blob, Health, Tiers},
     error::Error,

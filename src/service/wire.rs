@@ -6,7 +6,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use kiln_cluster::{Entry, Role};
-use kiln_proto::{convert, pb};
+use kiln_proto::{NAMESPACE_RULE, convert, is_namespace, pb};
 
 use crate::{
     compiler::{CompileInput, CudaSource, Source},
@@ -46,7 +46,9 @@ pub(super) fn requests(
             return Err(invalid("options", "an option is given twice"));
         }
     }
-    namespace(&wire.namespace)?;
+    if !is_namespace(&wire.namespace) {
+        return Err(invalid("namespace", NAMESPACE_RULE));
+    }
     let backend = match wire.backend.as_str() {
         "" => "auto".to_owned(),
         named => named.to_owned(),
@@ -76,19 +78,6 @@ pub(super) fn bound(deadline_ms: u64, default: Duration) -> Duration {
     match deadline_ms {
         0 => default,
         ms => Duration::from_millis(ms).min(LONGEST_DEADLINE),
-    }
-}
-
-/// Namespaces are short and plain: they appear in metrics and listings.
-pub(super) fn namespace(name: &str) -> Result<(), Error> {
-    let plain = name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b));
-    match plain && name.len() <= 64 {
-        true => Ok(()),
-        false => Err(convert::InvalidField::new(
-            "namespace",
-            "at most 64 letters, digits, '-', '_' and '.'",
-        )
-        .into()),
     }
 }
 
