@@ -10,6 +10,7 @@
 //! | [`resp`] | the port for Redis clients: values of other tools, single flight |
 //! | [`manager`] | lookup, lease, compile, publish: the one place that joins the rest |
 //! | [`transfer`] | bytes between nodes, descriptors to clients of this machine |
+//! | `net` | what every port shares: accepting connections, their least speed |
 //! | [`compiler`] | sources to files, in child processes |
 //! | [`cache`] | memory, disk and object tier |
 //! | [`exec`] | runs a compiled graph, on a GPU or by the interpreter |
@@ -35,6 +36,7 @@ pub mod error;
 pub mod exec;
 pub mod identity;
 pub mod manager;
+mod net;
 pub mod node;
 pub mod resp;
 pub mod service;

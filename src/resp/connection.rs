@@ -20,7 +20,7 @@ use super::{
     socket::Socket,
     values::Values,
 };
-use crate::transfer::Progress;
+use crate::net::Progress;
 
 /// Replies that may wait for more of them before they are written.
 const MOST_PENDING: usize = 1 << 20;

@@ -24,7 +24,7 @@ use super::{
     reply::{Reply, Version},
     socket::Socket,
 };
-use crate::{cache::Blob, transfer::Progress};
+use crate::{cache::Blob, net::Progress};
 
 /// Shorter values are copied behind their length when they are pushed.
 const COPIED: usize = 2 << 10;

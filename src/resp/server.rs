@@ -18,15 +18,21 @@ use tokio::{
     net::{TcpListener, UnixListener},
     sync::Semaphore,
 };
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::sync::CancellationToken;
 
 use super::{
-    Parts, Settings, connection::Connection, counters::Count, families::Families, session::Session,
-    socket::Socket, users::Users, values::Values,
+    Parts, Settings,
+    connection::Connection,
+    counters::Count,
+    families::Families,
+    reply::{Reply, Version},
+    session::Session,
+    socket::Socket,
+    users::Users,
+    values::Values,
 };
+use crate::net::{self, Listen};
 
-/// What a failing `accept` (out of descriptors) waits before it tries again.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// A client whose machine is gone is noticed after about this and three probes.
 const KEEP_ALIVE: Duration = Duration::from_secs(30);
 
@@ -90,57 +96,56 @@ impl Resp {
     }
 
     async fn serve(self: Arc<Self>, door: Door, stop: CancellationToken) {
-        let connections = TaskTracker::new();
-        loop {
-            let accepted = tokio::select! {
-                () = stop.cancelled() => break,
-                accepted = door.accept() => accepted,
-            };
-            let (socket, address) = match accepted {
-                Ok(accepted) => accepted,
-                Err(error) => {
-                    tracing::warn!(%error, "accept a RESP connection");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                    continue;
-                }
-            };
-            let Ok(place) = self.places.clone().try_acquire_owned() else {
-                refuse(&socket);
-                self.values.count(Count::Refused);
-                continue;
-            };
-            let id = self.ids.fetch_add(1, Ordering::Relaxed);
-            let session = Session::new(id, address, self.users.clone());
-            let (values, settings) = (self.values.clone(), self.settings.clone());
-            let stop = stop.clone();
-            connections.spawn(async move {
-                let counters = values.parts.counters.clone();
-                let _open = counters.connection();
-                Connection::new(values, settings, session, socket, stop).run().await;
-                drop(place);
-            });
-        }
-        connections.close();
-        connections.wait().await;
+        let places = self.places.clone();
+        let clients = Clients { port: self.clone(), stop: stop.clone() };
+        net::serve(door, Arc::new(clients), places, stop).await;
         self.values.stores.close();
         self.values.stores.wait().await;
     }
 }
 
-impl Door {
+/// The clients of one listener.
+struct Clients {
+    port: Arc<Resp>,
+    stop: CancellationToken,
+}
+
+impl net::Service<(Socket, String)> for Clients {
+    async fn serve(&self, (socket, address): (Socket, String)) {
+        let port = &self.port;
+        let id = port.ids.fetch_add(1, Ordering::Relaxed);
+        let session = Session::new(id, address, port.users.clone());
+        let (values, settings) = (port.values.clone(), port.settings.clone());
+        let counters = values.parts.counters.clone();
+        let _open = counters.connection();
+        Connection::new(values, settings, session, socket, self.stop.clone()).run().await;
+    }
+
+    /// The socket's buffer is empty, so this does not wait.
+    async fn refuse(&self, (socket, _): (Socket, String)) {
+        let mut text = BytesMut::new();
+        Reply::error("ERR max number of clients reached").encode(Version::Two, &mut text);
+        socket.write_now(&text);
+        self.port.values.count(Count::Refused);
+    }
+}
+
+impl Listen for Door {
+    type Stream = (Socket, String);
+
     async fn accept(&self) -> io::Result<(Socket, String)> {
         match self {
             Self::Tcp(listener) => {
-                let (stream, address) = listener.accept().await?;
-                // Only slower without; an error here would stop others from being accepted.
-                if let Err(error) = stream.set_nodelay(true).and_then(|()| keep_alive(&stream)) {
+                let stream = Listen::accept(listener).await?;
+                if let Err(error) = keep_alive(&stream) {
                     tracing::debug!(%error, "set a connection's options");
                 }
-                Ok((Socket::Tcp(stream), address.to_string()))
+                // A client that has left already is noticed when it is read from.
+                let address = stream.peer_addr().map_or_else(|e| e.to_string(), |a| a.to_string());
+                Ok((Socket::Tcp(stream), address))
             }
             Self::Unix(listener) => {
-                let (stream, _) = listener.accept().await?;
-                Ok((Socket::Unix(stream), "unix:0".into()))
+                Ok((Socket::Unix(Listen::accept(listener).await?), "unix:0".into()))
             }
         }
     }
@@ -154,13 +159,4 @@ fn keep_alive(stream: &impl AsFd) -> io::Result<()> {
     sockopt::set_tcp_keepintvl(stream, KEEP_ALIVE / 6)?;
     sockopt::set_tcp_keepcnt(stream, 3)?;
     Ok(())
-}
-
-/// Tells a client that there is no room; its socket's buffer is empty, so this
-/// does not wait.
-fn refuse(socket: &Socket) {
-    let mut text = BytesMut::new();
-    super::reply::Reply::error("ERR max number of clients reached")
-        .encode(super::reply::Version::Two, &mut text);
-    socket.write_now(&text);
 }

@@ -16,9 +16,8 @@ use super::{
     error::{NoAnswer, accepted},
     frame,
     pool::Pool,
-    progress::Progress,
 };
-use crate::cache::BlobWriter;
+use crate::{cache::BlobWriter, net::Progress};
 
 /// Fetches blobs from other nodes, over connections that it keeps.
 pub struct PeerClient {

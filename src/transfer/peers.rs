@@ -3,7 +3,7 @@
 //! Invariant: bytes go from sealed memory to the socket by `sendfile`, so a
 //! reader, slow or fast, costs this node a socket buffer and nothing else.
 
-use std::{io, sync::Arc};
+use std::sync::Arc;
 
 use kiln_proto::pb;
 use rustix::net::SendFlags;
@@ -16,11 +16,10 @@ use tokio_util::sync::CancellationToken;
 use super::{
     ServerSettings,
     frame::{self, FrameError},
-    progress::Progress,
     provider::{PeerAddress, Provider, Refusal},
     server::{Asked, Door, Subject, refuse, serve},
 };
-use crate::cache::Blob;
+use crate::{cache::Blob, net::Progress};
 
 /// Bytes handed to the kernel at once: bounds how long a worker is held.
 const SEND_AT_ONCE: u64 = 1 << 20;
@@ -34,23 +33,12 @@ pub async fn serve_peers(
     settings: ServerSettings,
     stop: CancellationToken,
 ) {
-    serve(Peers(listener), provider, settings, stop).await;
+    serve(listener, Peers, provider, settings, stop).await;
 }
 
-struct Peers(TcpListener);
+struct Peers;
 
-impl Door for Peers {
-    type Stream = TcpStream;
-
-    async fn accept(&self) -> io::Result<TcpStream> {
-        let (stream, _) = self.0.accept().await?;
-        // Only slower without; an error here would stop others from being accepted.
-        if let Err(error) = stream.set_nodelay(true) {
-            tracing::debug!(%error, "send small segments at once");
-        }
-        Ok(stream)
-    }
-
+impl Door<TcpStream> for Peers {
     async fn answer(
         &self,
         stream: &mut TcpStream,

@@ -1,39 +1,36 @@
-//! What both servers share: accepting, limits, and the loop over requests.
+//! What both servers share: their limits, and the loop over requests.
 //!
 //! Invariant: at most `max_connections` are served at once, each is ended by a
 //! time-out when its other end goes silent, and all have ended when
 //! [`serve`] returns.
 
-use std::{future::Future, io, sync::Arc, time::Duration};
+use std::{future::Future, sync::Arc};
 
 use kiln_proto::{ArtifactKey, Digest, NodeId, convert, pb};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    sync::{OwnedSemaphorePermit, Semaphore},
+    sync::Semaphore,
 };
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::sync::CancellationToken;
 
 use super::{
     ServerSettings,
     frame::{self, FrameError, Patience},
     provider::{Provider, Refusal},
 };
+use crate::net::{self, Listen};
 
-/// Connections over the limit that are told so; yet more are just closed.
-const REFUSED_AT_ONCE: usize = 64;
-/// What a failing `accept` (out of descriptors) waits before it tries again.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// A connection of either kind.
+pub(super) trait Connection: AsyncRead + AsyncWrite + Unpin + Send + 'static {}
 
-/// Where connections come in, and how their requests are answered.
-pub(super) trait Door: Send + Sync + 'static {
-    type Stream: AsyncRead + AsyncWrite + Unpin + Send;
+impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Connection for S {}
 
-    fn accept(&self) -> impl Future<Output = io::Result<Self::Stream>> + Send;
-
+/// How requests are answered on one kind of connection.
+pub(super) trait Door<S>: Send + Sync + 'static {
     /// Writes the whole answer, bytes included; an error ends the connection.
     fn answer(
         &self,
-        stream: &mut Self::Stream,
+        stream: &mut S,
         asked: Asked,
         provider: &dyn Provider,
         settings: &ServerSettings,
@@ -81,64 +78,48 @@ impl TryFrom<pb::TransferRequest> for Asked {
     }
 }
 
-/// Serves `door` until `stop`; returns when every connection has ended.
-pub(super) async fn serve<D: Door>(
-    door: D,
+/// Serves `listener` until `stop`; returns when every connection has ended.
+pub(super) async fn serve<L: Listen<Stream: Connection>>(
+    listener: L,
+    door: impl Door<L::Stream>,
     provider: Arc<dyn Provider>,
     settings: ServerSettings,
     stop: CancellationToken,
 ) {
     let places = Arc::new(Semaphore::new(settings.max_connections));
-    let refusals = Arc::new(Semaphore::new(REFUSED_AT_ONCE));
-    let server = Arc::new(Server { door, provider, settings });
-    let connections = TaskTracker::new();
-    loop {
-        let stream = tokio::select! {
-            () = stop.cancelled() => break,
-            accepted = server.door.accept() => match accepted {
-                Ok(stream) => stream,
-                Err(error) => {
-                    tracing::warn!(%error, "accept a transfer connection");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                    continue;
-                }
-            },
-        };
-        let server = server.clone();
-        let stop = stop.clone();
-        if let Ok(place) = places.clone().try_acquire_owned() {
-            connections.spawn(async move {
-                let served = server.connection(stream, place);
-                if let Some(Err(error)) = stop.run_until_cancelled(served).await {
-                    tracing::debug!(%error, "a transfer connection ended");
-                }
-            });
-        } else if let Ok(place) = refusals.clone().try_acquire_owned() {
-            tracing::debug!("too many transfer connections: one is told to come later");
-            connections.spawn(async move {
-                let refused = server.refuse(stream, place);
-                if let Some(Err(error)) = stop.run_until_cancelled(refused).await {
-                    tracing::debug!(%error, "refuse a transfer connection");
-                }
-            });
-        }
-    }
-    connections.close();
-    connections.wait().await;
+    let server = Server { door, provider, settings, stop: stop.clone() };
+    net::serve(listener, Arc::new(server), places, stop).await;
 }
 
 struct Server<D> {
     door: D,
     provider: Arc<dyn Provider>,
     settings: ServerSettings,
+    stop: CancellationToken,
 }
 
-impl<D: Door> Server<D> {
-    async fn connection(
-        &self,
-        mut stream: D::Stream,
-        _place: OwnedSemaphorePermit,
-    ) -> Result<(), FrameError> {
+impl<S: Connection, D: Door<S>> net::Service<S> for Server<D> {
+    async fn serve(&self, stream: S) {
+        let served = self.stop.run_until_cancelled(self.connection(stream)).await;
+        if let Some(Err(error)) = served {
+            tracing::debug!(%error, "a transfer connection ended");
+        }
+    }
+
+    async fn refuse(&self, stream: S) {
+        tracing::debug!("too many transfer connections: one is told to come later");
+        let refused = self.stop.run_until_cancelled(self.refuse_connection(stream)).await;
+        if let Some(Err(error)) = refused {
+            tracing::debug!(%error, "refuse a transfer connection");
+        }
+    }
+}
+
+impl<D> Server<D> {
+    async fn connection<S: Connection>(&self, mut stream: S) -> Result<(), FrameError>
+    where
+        D: Door<S>,
+    {
         let patience = Patience { first: self.settings.idle, rest: self.settings.progress };
         loop {
             let request: Option<pb::TransferRequest> =
@@ -156,11 +137,7 @@ impl<D: Door> Server<D> {
 
     /// Reads the request first: closing with unread bytes would reset the
     /// connection, and the client would not see the answer.
-    async fn refuse(
-        &self,
-        mut stream: D::Stream,
-        _place: OwnedSemaphorePermit,
-    ) -> Result<(), FrameError> {
+    async fn refuse_connection(&self, mut stream: impl Connection) -> Result<(), FrameError> {
         let patience = Patience { first: self.settings.progress, rest: self.settings.progress };
         let asked: Option<pb::TransferRequest> =
             frame::read(&mut stream, frame::MAX_REQUEST, patience).await?;

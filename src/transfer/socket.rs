@@ -3,12 +3,7 @@
 //! Invariant: a client is handed sealed memory that was verified; it can read
 //! it for as long as it likes and change nothing.
 
-use std::{
-    io::{self, IoSlice},
-    mem::MaybeUninit,
-    os::fd::AsFd,
-    sync::Arc,
-};
+use std::{io::IoSlice, mem::MaybeUninit, os::fd::AsFd, sync::Arc};
 
 use kiln_proto::pb;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
@@ -21,11 +16,10 @@ use tokio_util::sync::CancellationToken;
 use super::{
     ServerSettings,
     frame::{self, FrameError},
-    progress::Progress,
     provider::{Provider, Refusal},
     server::{Asked, Door, Subject, refuse, serve},
 };
-use crate::cache::Blob;
+use crate::{cache::Blob, net::Progress};
 
 /// Answers clients on `listener` until `stop`; returns when all have ended.
 pub async fn serve_socket(
@@ -34,18 +28,12 @@ pub async fn serve_socket(
     settings: ServerSettings,
     stop: CancellationToken,
 ) {
-    serve(Local(listener), provider, settings, stop).await;
+    serve(listener, Local, provider, settings, stop).await;
 }
 
-struct Local(UnixListener);
+struct Local;
 
-impl Door for Local {
-    type Stream = UnixStream;
-
-    async fn accept(&self) -> io::Result<UnixStream> {
-        Ok(self.0.accept().await?.0)
-    }
-
+impl Door<UnixStream> for Local {
     async fn answer(
         &self,
         stream: &mut UnixStream,

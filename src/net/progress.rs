@@ -1,4 +1,4 @@
-//! The least speed of a transfer.
+//! The least speed of a connection that moves bytes.
 //!
 //! Invariant: a transfer that moves less than [`LEAST`] bytes in a window ends,
 //! so that a reader or a sender that dribbles cannot hold a blob for ever.
