@@ -32,6 +32,7 @@ pub mod artifact;
 pub mod cache;
 pub mod compiler;
 pub mod config;
+pub mod counters;
 pub mod error;
 pub mod exec;
 pub mod identity;

@@ -5,7 +5,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::{Answer, Origin, Outcome};
-use crate::error::Error;
+use crate::{counters::CounterSource, error::Error};
 
 /// Counts since the node started.
 #[derive(Debug, Default)]
@@ -116,9 +116,10 @@ impl Counters {
         add(&self.retired_manifests);
         metrics::counter!("kiln_bad_manifests_total").increment(1);
     }
+}
 
-    /// Name and value of each counter.
-    pub fn snapshot(&self) -> Vec<(&'static str, u64)> {
+impl CounterSource for Counters {
+    fn snapshot(&self) -> Vec<(&'static str, u64)> {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         vec![
             ("hits_memory", read(&self.hits_memory)),

@@ -109,7 +109,7 @@ impl Manager {
     }
 
     /// What happened so far.
-    pub fn counters(&self) -> &Counters {
+    pub fn counters(&self) -> &Arc<Counters> {
         &self.counters
     }
 

@@ -27,7 +27,7 @@ use crate::{
     identity,
     manager::{self, Fetcher, Manager, Reporter},
     resp,
-    service::{api, http},
+    service::{self, api, http},
     transfer::{self, ClientSettings, PeerClient, Provider, ServerSettings, SocketFile},
     warmup,
 };
@@ -241,7 +241,7 @@ impl Node {
         let budget = config.memory.bytes / 2;
         tasks.spawn(async move { warmup::warm_up(&warm.0, warm.1, budget, warm.2).await });
 
-        api.open(api::Parts {
+        api.open(service::Parts {
             node,
             manager: manager.clone(),
             index,
@@ -249,7 +249,7 @@ impl Node {
             tiers,
             default_deadline: config.compile.default_deadline,
             default_namespace: config.namespace.default.clone(),
-            resp: resp_counters,
+            counters: vec![manager.counters().clone(), resp_counters],
         });
         health.set_serving::<KilnServer<api::Api>>().await;
         let ready = ReadyInfo {

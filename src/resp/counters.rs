@@ -5,6 +5,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::counters::CounterSource;
+
 /// What is counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Count {
@@ -96,11 +98,12 @@ impl Counters {
     pub(super) fn connections(&self) -> u64 {
         self.open.load(Ordering::Relaxed)
     }
+}
 
-    /// Name and value of each counter.
-    pub fn snapshot(&self) -> impl Iterator<Item = (&'static str, u64)> {
+impl CounterSource for Counters {
+    fn snapshot(&self) -> Vec<(&'static str, u64)> {
         let read = |value: &AtomicU64| value.load(Ordering::Relaxed);
-        NAMES.iter().zip(&self.values).map(move |((name, _), value)| (*name, read(value)))
+        NAMES.iter().zip(&self.values).map(|((name, _), value)| (*name, read(value))).collect()
     }
 }
 

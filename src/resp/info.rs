@@ -8,6 +8,7 @@ use bytes::Bytes;
 use super::{
     commands::COMMANDS, counters::Count, reply::Reply, session::REDIS_VERSION, values::Values,
 };
+use crate::counters::CounterSource;
 
 /// Settings that benchmarks and consoles ask Redis for.
 const SETTINGS: [(&str, &str); 4] =

@@ -3,66 +3,22 @@
 //! Invariant: until the node is a member every call answers UNAVAILABLE; after
 //! that, calls translate, ask the manager, the index or the cluster, and stream.
 
-use std::{
-    sync::{Arc, OnceLock},
-    time::{Duration, Instant},
-};
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
-use kiln_cluster::{Cluster, Index, Put, PutMode};
-use kiln_proto::{ArtifactKey, CHUNK_BYTES, convert, pb, pb::kiln_server::Kiln};
+use kiln_cluster::{Put, PutMode};
+use kiln_proto::{convert, pb, pb::kiln_server::Kiln};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{explain, leases, publish, restore, wire};
-use crate::{
-    cache::{Blob, Health, Tiers},
-    error::Error,
-    manager::{Manager, Stage},
-};
+use super::{compile, explain, fetch, leases, parts::Parts, publish, restore, status, wire};
+use crate::error::Error;
 
 /// Messages buffered towards a client that reads slowly.
 const STREAM_DEPTH: usize = 8;
 /// Most entries in one page of a listing.
 const LONGEST_PAGE: u32 = 1000;
-
-/// What the API answers from.
-pub struct Parts {
-    /// This node's id.
-    pub node: u64,
-    /// Compile, load, save.
-    pub manager: Arc<Manager>,
-    /// The replicated index.
-    pub index: Index,
-    /// Membership.
-    pub cluster: Arc<Cluster>,
-    /// For their usage.
-    pub tiers: Arc<Tiers>,
-    /// Bound on a call whose caller names none.
-    pub default_deadline: Duration,
-    /// Tenant of a call whose caller names none.
-    pub default_namespace: String,
-    /// What Redis clients did.
-    pub resp: Arc<crate::resp::Counters>,
-}
-
-impl Parts {
-    /// One request per target, for the tenant that the caller names.
-    fn requests(
-        &self,
-        mut wire: pb::CompileRequest,
-    ) -> Result<Vec<crate::manager::Request>, Error> {
-        if wire.namespace.is_empty() {
-            wire.namespace.clone_from(&self.default_namespace);
-        }
-        wire::requests(wire, self.default_deadline)
-    }
-
-    fn namespace<'a>(&'a self, named: &'a str) -> &'a str {
-        if named.is_empty() { &self.default_namespace } else { named }
-    }
-}
 
 /// The service; [`Api::open`] connects it once the node is a member.
 #[derive(Clone, Default)]
@@ -95,35 +51,8 @@ impl Kiln for Api {
     async fn compile(&self, request: Request<pb::CompileRequest>) -> Reply<Self::CompileStream> {
         let parts = self.parts()?;
         let requests = parts.requests(request.into_inner())?;
-        let (manager, node) = (parts.manager.clone(), parts.node);
         let (sender, receiver) = mpsc::channel(STREAM_DEPTH);
-        tokio::spawn(async move {
-            for request in requests {
-                let (began, target) = (Instant::now(), request.input.target);
-                // Stages are news, not results: a client that reads slowly misses some.
-                let tell = |key: ArtifactKey, stage: &Stage| {
-                    if let Some(event) = stage_event(key, stage, target) {
-                        let _ = sender.try_send(Ok(event));
-                    }
-                };
-                let answered = tokio::select! {
-                    answered = manager.compile(request, tell) => answered,
-                    // The client left. A flight that it began goes on for others.
-                    () = sender.closed() => return,
-                };
-                let last = answered.is_err();
-                let event = answered.map_err(Status::from).map(|answer| {
-                    event(pb::compile_event::Event::Done(wire::done(
-                        &answer,
-                        node,
-                        began.elapsed(),
-                    )))
-                });
-                if sender.send(event).await.is_err() || last {
-                    return;
-                }
-            }
-        });
+        tokio::spawn(compile::compile(parts.manager.clone(), parts.node, requests, sender));
         Ok(Response::new(ReceiverStream::new(receiver)))
     }
 
@@ -155,7 +84,7 @@ impl Kiln for Api {
             manifest: Some((&*answer.signed).into()),
             tier: answer.origin.unwrap_or_default().into(),
         };
-        tokio::spawn(send_pack(header, answer.pack, sender));
+        tokio::spawn(fetch::send(header, answer.pack, sender));
         Ok(Response::new(ReceiverStream::new(receiver)))
     }
 
@@ -233,12 +162,12 @@ impl Kiln for Api {
         let found = blocking(move || explain::explain(&index, &components)).await??;
         let (nearest, differences) = match &found.nearest {
             Some((key, differences)) => {
-                (to_bytes(key), differences.iter().map(Into::into).collect())
+                (wire::key(key), differences.iter().map(Into::into).collect())
             }
             None => (Bytes::new(), Vec::new()),
         };
         Ok(Response::new(pb::ExplainResponse {
-            key: to_bytes(&found.components.key()),
+            key: wire::key(&found.components.key()),
             stored: found.stored,
             components: found.components.iter().map(Into::into).collect(),
             nearest,
@@ -277,46 +206,7 @@ impl Kiln for Api {
     }
 
     async fn status(&self, _: Request<pb::StatusRequest>) -> Reply<pb::StatusResponse> {
-        let parts = self.parts()?;
-        let status = parts.cluster.status();
-        let nodes = status.nodes.iter().map(|node| pb::NodeStatus {
-            id: node.id,
-            grpc: node.facts.grpc.clone(),
-            transfer: node.facts.transfer.clone(),
-            voter: node.voter,
-            reachable: node.reachable,
-            compilers: node.facts.compilers.iter().map(Into::into).collect(),
-        });
-        let signers = parts.index.signers().into_iter();
-        let counters = parts.manager.counters().snapshot().into_iter();
-        let counters = counters.chain(parts.resp.snapshot());
-        let health = parts.tiers.health();
-        let tiers = parts.tiers.usage().into_iter().map(|(name, usage)| pb::TierStatus {
-            name: name.to_string(),
-            bytes: usage.bytes,
-            entries: usage.entries,
-            capacity_bytes: usage.capacity_bytes.unwrap_or_default(),
-            healthy: health.contains(&(name, Health::Up)),
-        });
-        Ok(Response::new(pb::StatusResponse {
-            node: parts.node,
-            version: crate::VERSION.into(),
-            role: wire::role(status.role).into(),
-            leader: status.leader.unwrap_or_default(),
-            term: status.term,
-            applied: status.applied,
-            quorum: status.quorum,
-            entries: status.entries,
-            nodes: nodes.collect(),
-            tiers: tiers.collect(),
-            compilers: parts.manager.compilers().fingerprints().iter().map(Into::into).collect(),
-            counters: counters
-                .map(|(name, value)| pb::Counter { name: name.into(), value })
-                .collect(),
-            signers: signers
-                .map(|(node, key)| pb::Signer { node, key: key.to_bytes().to_vec().into() })
-                .collect(),
-        }))
+        Ok(Response::new(status::status(self.parts()?)))
     }
 
     async fn add_node(&self, request: Request<pb::AddNodeRequest>) -> Reply<pb::AddNodeResponse> {
@@ -352,49 +242,6 @@ impl Kiln for Api {
         let parts = self.parts()?;
         Ok(Response::new(restore::restore(&parts.manager, request.into_inner()).await?))
     }
-}
-
-fn event(event: pb::compile_event::Event) -> pb::CompileEvent {
-    pb::CompileEvent { event: Some(event) }
-}
-
-fn stage_event(
-    key: ArtifactKey,
-    stage: &Stage,
-    target: kiln_proto::Target,
-) -> Option<pb::CompileEvent> {
-    use pb::compile_event::Event;
-    let key = to_bytes(&key);
-    Some(event(match stage {
-        Stage::Acquiring => Event::Started(pb::Started { key, target: Some(target.into()) }),
-        Stage::Waiting => Event::Waiting(pb::Waiting { key }),
-        Stage::Compiling(token) => Event::Compiling(pb::Compiling { key, token: token.0 }),
-        Stage::Ended(_) => return None,
-    }))
-}
-
-async fn send_pack(
-    header: pb::FetchHeader,
-    pack: Blob,
-    sender: mpsc::Sender<Result<pb::FetchChunk, Status>>,
-) {
-    use pb::fetch_chunk::Chunk;
-    let chunk = |chunk| Ok(pb::FetchChunk { chunk: Some(chunk) });
-    if sender.send(chunk(Chunk::Header(header))).await.is_err() {
-        return;
-    }
-    // Shares the sealed memory: no chunk is copied before the transport does.
-    let mut rest = Bytes::from_owner(pack);
-    while !rest.is_empty() {
-        let next = rest.split_to(rest.len().min(CHUNK_BYTES));
-        if sender.send(chunk(Chunk::Data(next))).await.is_err() {
-            return;
-        }
-    }
-}
-
-fn to_bytes(key: &ArtifactKey) -> Bytes {
-    Bytes::copy_from_slice(key.as_bytes())
 }
 
 async fn blocking<T: Send + 'static>(

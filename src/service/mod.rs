@@ -4,9 +4,15 @@
 //! the cluster's.
 
 pub mod api;
+mod compile;
 mod explain;
+mod fetch;
 pub mod http;
 mod leases;
+mod parts;
 mod publish;
 mod restore;
+mod status;
 mod wire;
+
+pub use self::parts::Parts;

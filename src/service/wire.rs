@@ -5,8 +5,9 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
+use bytes::Bytes;
 use kiln_cluster::{Entry, Role};
-use kiln_proto::{NAMESPACE_RULE, convert, is_namespace, pb};
+use kiln_proto::{ArtifactKey, NAMESPACE_RULE, convert, is_namespace, pb};
 
 use crate::{
     compiler::{CompileInput, CudaSource, Source},
@@ -95,6 +96,11 @@ pub(super) fn done(answer: &Answer, node: u64, elapsed: Duration) -> pb::Done {
         node,
         elapsed_seconds: elapsed.as_secs_f64(),
     }
+}
+
+/// A key.
+pub(super) fn key(key: &ArtifactKey) -> Bytes {
+    Bytes::copy_from_slice(key.as_bytes())
 }
 
 /// An index entry.

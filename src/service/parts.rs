@@ -1,0 +1,52 @@
+//! What the API answers from.
+//!
+//! Invariant: a caller that names no namespace or no bound gets the configured
+//! one, in whichever call.
+
+use std::{sync::Arc, time::Duration};
+
+use kiln_cluster::{Cluster, Index};
+use kiln_proto::pb;
+
+use super::wire;
+use crate::{
+    cache::Tiers,
+    counters::CounterSource,
+    error::Error,
+    manager::{Manager, Request},
+};
+
+/// The parts of the node that calls ask.
+pub struct Parts {
+    /// This node's id.
+    pub node: u64,
+    /// Compile, load, save.
+    pub manager: Arc<Manager>,
+    /// The replicated index.
+    pub index: Index,
+    /// Membership.
+    pub cluster: Arc<Cluster>,
+    /// For their usage.
+    pub tiers: Arc<Tiers>,
+    /// Bound on a call whose caller names none.
+    pub default_deadline: Duration,
+    /// Tenant of a call whose caller names none.
+    pub default_namespace: String,
+    /// What the status call adds up.
+    pub counters: Vec<Arc<dyn CounterSource>>,
+}
+
+impl Parts {
+    /// One request per target, for the tenant that the caller names.
+    pub(super) fn requests(&self, mut wire: pb::CompileRequest) -> Result<Vec<Request>, Error> {
+        if wire.namespace.is_empty() {
+            wire.namespace.clone_from(&self.default_namespace);
+        }
+        wire::requests(wire, self.default_deadline)
+    }
+
+    /// The namespace that a caller names, or the configured one.
+    pub(super) fn namespace<'a>(&'a self, named: &'a str) -> &'a str {
+        if named.is_empty() { &self.default_namespace } else { named }
+    }
+}
