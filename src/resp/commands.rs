@@ -11,53 +11,10 @@ use super::{
     decode::{Arg, Request},
     info,
     reply::Reply,
-    session::wrong_arguments,
     strings::SetOptions,
+    table,
 };
 
-/// Name and arity as COMMAND tells them: the name counts, and a negative number
-/// is a least one.
-pub(super) const COMMANDS: [(&str, i64); 36] = [
-    ("auth", -2),
-    ("client", -2),
-    ("command", -1),
-    ("config", -2),
-    ("dbsize", 1),
-    ("del", -2),
-    ("echo", 2),
-    ("exists", -2),
-    ("expire", -3),
-    ("expireat", -3),
-    ("get", 2),
-    ("getex", -2),
-    ("getrange", 4),
-    ("hello", -1),
-    ("info", -1),
-    ("mget", -2),
-    ("mset", -3),
-    ("persist", 2),
-    ("pexpire", -3),
-    ("pexpireat", -3),
-    ("ping", -1),
-    ("psetex", 4),
-    ("pttl", 2),
-    ("quit", -1),
-    ("reset", 1),
-    ("scan", -2),
-    ("select", 2),
-    ("set", -3),
-    ("setex", 4),
-    ("setnx", 3),
-    ("strlen", 2),
-    ("substr", 4),
-    ("touch", -2),
-    ("ttl", 2),
-    ("type", 2),
-    ("unlink", -2),
-];
-
-/// Longest name of a command, and a bit.
-const LONGEST: usize = 16;
 /// How much of an unknown command's words is repeated.
 const SHOWN: usize = 128;
 
@@ -65,24 +22,17 @@ impl Connection {
     /// Answers one request.
     pub(super) async fn answer(&mut self, request: Request) -> Result<(), Ended> {
         let Request { mut args, permits } = request;
-        let mut name = [0; LONGEST];
-        let name = match &args[0] {
-            Arg::Bytes(word) if word.len() <= LONGEST => {
-                name[..word.len()].copy_from_slice(word);
-                name[..word.len()].make_ascii_lowercase();
-                std::str::from_utf8(&name[..word.len()]).unwrap_or_default()
-            }
-            _ => "",
+        let named = match &args[0] {
+            Arg::Bytes(word) => table::find(word),
+            Arg::Blob(_) | Arg::Skipped(_) => None,
         };
-        let known = COMMANDS.binary_search_by(|(known, _)| known.cmp(&name));
-        let Ok(known) = known else {
+        let Some((name, arity)) = named else {
             self.push(unknown(&args));
             return Ok(());
         };
-        let (name, arity) = COMMANDS[known];
         let count = args.len() as i64;
         if (arity > 0 && count != arity) || count < -arity {
-            self.push(wrong_arguments(name));
+            self.push(Reply::wrong_arguments(name));
             return Ok(());
         }
         if !self.session.authenticated && !matches!(name, "hello" | "auth" | "quit" | "reset") {
@@ -138,7 +88,7 @@ impl Connection {
             "ping" => match words.as_slice() {
                 [] => Reply::Simple("PONG"),
                 [word] => Reply::Bulk(word.clone()),
-                _ => wrong_arguments(name),
+                _ => Reply::wrong_arguments(name),
             },
             "echo" => Reply::Bulk(words[0].clone()),
             "select" => match &words[0][..] {
@@ -193,7 +143,7 @@ impl Connection {
         };
         args.truncate(2);
         let (Some(value), Some(key)) = (args.pop(), args.pop()) else {
-            return Ok(wrong_arguments(name));
+            return Ok(Reply::wrong_arguments(name));
         };
         let reply = self.set(key, value, &options, permits).await?;
         Ok(match (name, reply) {
@@ -233,12 +183,6 @@ fn unknown(args: &[Arg]) -> Reply {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn commands_are_found_by_name() {
-        assert!(COMMANDS.is_sorted_by(|a, b| a.0 < b.0));
-        assert!(COMMANDS.iter().all(|(name, _)| name.len() <= LONGEST));
-    }
 
     #[test]
     fn an_unknown_command_is_named_on_one_line() {

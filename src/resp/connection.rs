@@ -1,7 +1,7 @@
-//! One client: read, answer in order, write.
+//! The state of one client's connection: what came, what goes, what it missed.
 //!
-//! Invariant: replies leave in the order of their requests; what waits for a
-//! client, or for the cluster on its behalf, ends when the client does.
+//! Invariant: replies leave in the order in which they are pushed, and a read of
+//! the middle of a request ends when the client stalls.
 
 use std::{io, sync::Arc};
 
@@ -10,13 +10,12 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Settings,
-    counters::Count,
-    decode::{DecodeError, Decoder, Request, Step},
+    decode::{DecodeError, Decoder},
     held::Held,
     outgoing::Outgoing,
     reply::Reply,
     session::Session,
+    settings::Settings,
     socket::Socket,
     values::Values,
 };
@@ -78,47 +77,6 @@ impl Connection {
         }
     }
 
-    /// Serves the client to its end.
-    pub(super) async fn run(mut self) {
-        let ended = self.serve().await;
-        if let Err(Ended::Decode(error)) = &ended {
-            self.push(Reply::error(format!("ERR {error}")));
-            // The client may be gone already.
-            let _ = self.flush().await;
-        }
-        tracing::debug!(client = self.session.id, ended = ?ended.err(), "a RESP connection ended");
-        self.held.clear(&self.values);
-    }
-
-    async fn serve(&mut self) -> Result<(), Ended> {
-        loop {
-            match self.decoder.next()? {
-                Step::Request(request) => self.request(request).await?,
-                Step::Reserve(bytes) => {
-                    self.flush().await?;
-                    let permit = self.values.reserve(bytes).await;
-                    self.decoder.admit(permit)?;
-                }
-                Step::Read => {
-                    self.flush().await?;
-                    self.read().await?;
-                }
-            }
-        }
-    }
-
-    async fn request(&mut self, request: Request) -> Result<(), Ended> {
-        self.arriving = None;
-        self.values.count(Count::Requests);
-        self.answer(request).await?;
-        if self.session.quits {
-            self.flush().await?;
-            return Err(Ended::Client);
-        }
-        self.flush_if_long().await?;
-        Ok(())
-    }
-
     /// Writes replies that are too long to wait for more.
     pub(super) async fn flush_if_long(&mut self) -> io::Result<()> {
         match self.out.len() > MOST_PENDING {
@@ -140,8 +98,13 @@ impl Connection {
         self.out.flush(&self.socket, self.settings.progress).await
     }
 
+    /// The request that was arriving is whole.
+    pub(super) fn arrived(&mut self) {
+        self.arriving = None;
+    }
+
     /// Reads more of a request, or waits for the next one.
-    async fn read(&mut self) -> Result<(), Ended> {
+    pub(super) async fn read(&mut self) -> Result<(), Ended> {
         let within = self.decoder.has_more();
         let window = self.settings.progress;
         loop {

@@ -6,7 +6,8 @@
 use bytes::Bytes;
 
 use super::{
-    commands::COMMANDS, counters::Count, reply::Reply, session::REDIS_VERSION, values::Values,
+    counters::Count, pattern::matches, reply::Reply, session::REDIS_VERSION, table::COMMANDS,
+    values::Values,
 };
 use crate::counters::CounterSource;
 
@@ -86,9 +87,9 @@ pub(super) fn config(words: &[Bytes]) -> Reply {
     match words.split_first() {
         Some((get, patterns)) if get.eq_ignore_ascii_case(b"GET") => {
             let asked = |name: &str| {
-                patterns.iter().any(|pattern| {
-                    super::families::matches(&pattern.to_ascii_lowercase(), name.as_bytes())
-                })
+                patterns
+                    .iter()
+                    .any(|pattern| matches(&pattern.to_ascii_lowercase(), name.as_bytes()))
             };
             let settings = SETTINGS.iter().filter(|(name, _)| asked(name));
             Reply::Map(settings.map(|(n, v)| (Reply::text(*n), Reply::text(*v))).collect())

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use kiln_cluster::{ClusterError, Index};
 use kiln_proto::{ArtifactKey, value};
 
-use super::{connection::Connection, families::matches, reply::Reply};
+use super::{connection::Connection, pattern::matches, reply::Reply};
 
 /// Keys of all kinds that one call of SCAN looks at, at most.
 const MOST_LOOKED_AT: usize = 10_000;

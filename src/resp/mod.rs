@@ -1,9 +1,9 @@
 //! The port for Redis clients: what any node's client SETs, any node's client GETs.
 //!
 //! ```text
-//!  bytes -> decode -> Request -> commands -> get, strings, keys, session, info
-//!                                   |            |
-//!  bytes <- outgoing <- Reply <-----+          Values -> names, tiers, manager, index
+//!  server -> requests -> commands -> get, strings, keys, info -> connection
+//!                                              |                   |
+//!       values -> names, tiers, manager, index <+    decode, session, outgoing -> socket
 //! ```
 //!
 //! A value is an artifact of `kiln_proto::value`: it goes through the same tiers,
@@ -25,13 +25,16 @@ mod info;
 mod keys;
 mod names;
 mod outgoing;
+mod pattern;
 mod quorum;
 mod reply;
+mod requests;
 mod server;
 mod session;
 mod settings;
 mod socket;
 mod strings;
+mod table;
 mod users;
 mod values;
 

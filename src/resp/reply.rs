@@ -45,6 +45,11 @@ impl Reply {
         Self::Error(text.into())
     }
 
+    /// A command had too many words or too few.
+    pub(super) fn wrong_arguments(command: &str) -> Self {
+        Self::error(format!("ERR wrong number of arguments for '{command}' command"))
+    }
+
     /// 1 or 0, as Redis answers yes or no.
     pub(super) fn flag(yes: bool) -> Self {
         Self::Integer(yes.into())

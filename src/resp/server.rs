@@ -21,15 +21,15 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Parts, Settings,
     connection::Connection,
     counters::Count,
     families::Families,
     reply::{Reply, Version},
     session::Session,
+    settings::Settings,
     socket::Socket,
     users::Users,
-    values::Values,
+    values::{Parts, Values},
 };
 use crate::net::{self, Listen};
 

@@ -131,7 +131,9 @@ impl Session {
 
     /// CLIENT and its many words.
     pub(super) fn client(&mut self, words: &[Bytes]) -> Reply {
-        let Some((command, rest)) = words.split_first() else { return wrong_arguments("client") };
+        let Some((command, rest)) = words.split_first() else {
+            return Reply::wrong_arguments("client");
+        };
         match (command.to_ascii_uppercase().as_slice(), rest) {
             (b"ID", []) => Reply::Integer(self.id.cast_signed()),
             (b"GETNAME", []) if self.name.is_empty() => Reply::Null,
@@ -196,9 +198,4 @@ impl Session {
 /// Names are shown in lists: short, and no spaces.
 fn is_plain(name: &[u8]) -> bool {
     name.len() <= 256 && name.iter().all(|byte| (b'!'..=b'~').contains(byte))
-}
-
-/// What Redis says of a command with too many words or too few.
-pub(super) fn wrong_arguments(command: &str) -> Reply {
-    Reply::error(format!("ERR wrong number of arguments for '{command}' command"))
 }

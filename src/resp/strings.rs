@@ -14,7 +14,6 @@ use super::{
     counters::Count,
     decode::Arg,
     reply::Reply,
-    session::wrong_arguments,
     values::{Set, Stored},
 };
 use crate::cache::Blob;
@@ -139,7 +138,7 @@ impl Connection {
         mut permits: Vec<OwnedSemaphorePermit>,
     ) -> Reply {
         if !args.len().is_multiple_of(2) {
-            return wrong_arguments("mset");
+            return Reply::wrong_arguments("mset");
         }
         let mut sets = Vec::with_capacity(args.len() / 2);
         let mut args = args.into_iter();

@@ -12,10 +12,11 @@ use kiln_proto::{
 use tokio::{io::AsyncReadExt, net::TcpStream};
 
 use super::{
-    ClientSettings, PeerAddress, TransferError,
-    error::{NoAnswer, accepted},
+    error::{NoAnswer, TransferError, accepted},
     frame,
     pool::Pool,
+    provider::PeerAddress,
+    settings::ClientSettings,
 };
 use crate::{cache::BlobWriter, net::Progress};
 

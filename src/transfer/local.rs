@@ -26,9 +26,9 @@ use tokio::{
 };
 
 use super::{
-    ClientSettings, TransferError,
-    error::{NoAnswer, accepted},
+    error::{NoAnswer, TransferError, accepted},
     frame::{self, FrameError, PREFIX},
+    settings::ClientSettings,
 };
 
 /// Bytes read from the socket at once: most manifests, whole.

@@ -14,10 +14,10 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    ServerSettings,
     frame::{self, FrameError},
     provider::{PeerAddress, Provider, Refusal},
     server::{Asked, Door, Subject, refuse, serve},
+    settings::ServerSettings,
 };
 use crate::{cache::Blob, net::Progress};
 

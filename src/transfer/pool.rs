@@ -11,7 +11,7 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use super::ClientSettings;
+use super::settings::ClientSettings;
 
 /// Bytes of a receive buffer: stays in a core's own cache while its bytes are
 /// received, hashed and stored; a runtime thread is held for some 50 us. Measured

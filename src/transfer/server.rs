@@ -14,9 +14,9 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    ServerSettings,
     frame::{self, FrameError, Patience},
     provider::{Provider, Refusal},
+    settings::ServerSettings,
 };
 use crate::net::{self, Listen};
 

@@ -1,0 +1,54 @@
+//! One client from its first request to its end: read, answer in order, write.
+//!
+//! Invariant: replies leave in the order of their requests; what waits for a
+//! client, or for the cluster on its behalf, ends when the client does.
+
+use super::{
+    connection::{Connection, Ended},
+    counters::Count,
+    decode::{Request, Step},
+    reply::Reply,
+};
+
+impl Connection {
+    /// Serves the client to its end.
+    pub(super) async fn run(mut self) {
+        let ended = self.serve().await;
+        if let Err(Ended::Decode(error)) = &ended {
+            self.push(Reply::error(format!("ERR {error}")));
+            // The client may be gone already.
+            let _ = self.flush().await;
+        }
+        tracing::debug!(client = self.session.id, ended = ?ended.err(), "a RESP connection ended");
+        self.held.clear(&self.values);
+    }
+
+    async fn serve(&mut self) -> Result<(), Ended> {
+        loop {
+            match self.decoder.next()? {
+                Step::Request(request) => self.request(request).await?,
+                Step::Reserve(bytes) => {
+                    self.flush().await?;
+                    let permit = self.values.reserve(bytes).await;
+                    self.decoder.admit(permit)?;
+                }
+                Step::Read => {
+                    self.flush().await?;
+                    self.read().await?;
+                }
+            }
+        }
+    }
+
+    async fn request(&mut self, request: Request) -> Result<(), Ended> {
+        self.arrived();
+        self.values.count(Count::Requests);
+        self.answer(request).await?;
+        if self.session.quits {
+            self.flush().await?;
+            return Err(Ended::Client);
+        }
+        self.flush_if_long().await?;
+        Ok(())
+    }
+}

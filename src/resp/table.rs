@@ -1,0 +1,72 @@
+//! The commands that there are.
+//!
+//! Invariant: sorted by name, so that a command is found by a binary search.
+
+/// Name and arity as COMMAND tells them: the name counts, and a negative number
+/// is a least one.
+pub(super) const COMMANDS: [(&str, i64); 36] = [
+    ("auth", -2),
+    ("client", -2),
+    ("command", -1),
+    ("config", -2),
+    ("dbsize", 1),
+    ("del", -2),
+    ("echo", 2),
+    ("exists", -2),
+    ("expire", -3),
+    ("expireat", -3),
+    ("get", 2),
+    ("getex", -2),
+    ("getrange", 4),
+    ("hello", -1),
+    ("info", -1),
+    ("mget", -2),
+    ("mset", -3),
+    ("persist", 2),
+    ("pexpire", -3),
+    ("pexpireat", -3),
+    ("ping", -1),
+    ("psetex", 4),
+    ("pttl", 2),
+    ("quit", -1),
+    ("reset", 1),
+    ("scan", -2),
+    ("select", 2),
+    ("set", -3),
+    ("setex", 4),
+    ("setnx", 3),
+    ("strlen", 2),
+    ("substr", 4),
+    ("touch", -2),
+    ("ttl", 2),
+    ("type", 2),
+    ("unlink", -2),
+];
+
+/// Longest name of a command, and a bit.
+const LONGEST: usize = 16;
+
+/// The command that `word` names, in whichever case.
+pub(super) fn find(word: &[u8]) -> Option<(&'static str, i64)> {
+    let mut name = [0; LONGEST];
+    let name = name.get_mut(..word.len())?;
+    name.copy_from_slice(word);
+    name.make_ascii_lowercase();
+    let found = COMMANDS.binary_search_by(|(known, _)| known.as_bytes().cmp(&*name));
+    found.ok().map(|at| COMMANDS[at])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn commands_are_found_by_name() {
+        assert!(COMMANDS.is_sorted_by(|a, b| a.0 < b.0));
+        assert!(COMMANDS.iter().all(|(name, _)| name.len() <= LONGEST));
+        assert_eq!(find(b"GeT"), Some(("get", 2)));
+        for unknown in [&b""[..], b"gett", b"an endless name of a command", b"\xff"] {
+            assert_eq!(find(unknown), None);
+        }
+    }
+}
