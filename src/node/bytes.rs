@@ -16,7 +16,6 @@ use crate::{
 
 /// Tiers for peers, the manager for clients.
 pub(super) struct NodeBytes {
-    pub(super) node: NodeId,
     pub(super) tiers: Arc<Tiers>,
     pub(super) fetcher: Arc<Fetcher>,
     pub(super) manager: Arc<Manager>,
@@ -36,7 +35,7 @@ impl Provider for NodeBytes {
     }
 
     fn node(&self) -> NodeId {
-        self.node
+        self.fetcher.node()
     }
 
     async fn keep(&self, digest: &Digest, size: u64, from: PeerAddress<'_>) -> Result<(), Refusal> {

@@ -3,11 +3,10 @@
 //! Invariant: the only place that knows both; parts never see the whole
 //! configuration.
 
-use std::{io, num::NonZero, path::Path, sync::Arc, time::Duration};
+use std::{num::NonZero, path::Path, sync::Arc, time::Duration};
 
 use bytesize::ByteSize;
 use kiln_cluster::{NodeFacts, Settings as ClusterSettings, Start, Timings};
-use tokio::net::TcpListener;
 
 use super::NodeError;
 use crate::{
@@ -120,15 +119,6 @@ pub(super) fn resp(config: &Config) -> resp::Settings {
         namespace: config.namespace.default.clone(),
         progress: RESP_PROGRESS,
     }
-}
-
-/// How clients reach `listener`: at its own address, or this node's if it has none.
-pub(super) fn client_address(config: &Config, listener: &TcpListener) -> io::Result<String> {
-    let bound = listener.local_addr()?;
-    Ok(match bound.ip().is_unspecified() {
-        true => config.advertised(bound),
-        false => bound.to_string(),
-    })
 }
 
 /// The manager's settings.

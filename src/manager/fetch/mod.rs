@@ -69,6 +69,11 @@ impl Fetcher {
         Self { node, index, tiers, peers, counters, backoff, running }
     }
 
+    /// This node.
+    pub fn node(&self) -> NodeId {
+        self.node
+    }
+
     /// The pack of `entry`, whose manifest was verified; kept in the local tiers.
     pub async fn fetch(
         self: &Arc<Self>,

@@ -1,0 +1,238 @@
+//! The third step of a start: membership, and then everything that answers.
+//!
+//! Invariant: peers are answered before this node asks to be a member; clients are
+//! answered (by more than "still joining") only once it is one.
+
+use std::{path::Path, sync::Arc, time::Duration};
+
+use kiln_cluster::{Cluster, Index, NodeFacts};
+use kiln_proto::{MAX_MESSAGE_BYTES, NodeId, pb, pb::kiln_server::KilnServer};
+use tokio::net::{TcpListener, UnixListener};
+use tokio_stream::wrappers::TcpListenerStream;
+use tonic::service::Routes;
+use tonic_health::server::HealthReporter;
+
+use super::{
+    NodeError, ReadyInfo, Tasks, bytes, follow, listeners::Listeners, object_store, parts,
+    storage::Storage,
+};
+use crate::{
+    cache::{CollectSettings, Tiers},
+    config::Config,
+    manager::{self, Fetcher, Manager, Reporter},
+    resp,
+    service::{self, api},
+    transfer::{self, ClientSettings, PeerClient, Provider, ServerSettings, SocketFile},
+    warmup,
+};
+
+/// The unix socket is for the user that runs the node, and nobody else, unless told.
+const SOCKET_MODE: u32 = 0o600;
+/// Between two questions whether a silent gRPC client is still there.
+const KEEP_ALIVE: Duration = Duration::from_secs(20);
+
+/// All that runs.
+pub(super) struct Services {
+    pub(super) ready: ReadyInfo,
+    pub(super) manager: Arc<Manager>,
+    /// Removed with the node.
+    pub(super) sockets: Vec<SocketFile>,
+}
+
+/// What most services share.
+struct Shared<'a> {
+    config: &'a Config,
+    cluster: Arc<Cluster>,
+    index: Index,
+    tiers: Arc<Tiers>,
+    fetcher: Arc<Fetcher>,
+    manager: Arc<Manager>,
+    reporter: Reporter,
+    sockets: Vec<SocketFile>,
+}
+
+impl Services {
+    /// Joins or resumes membership and serves; returns when the node is ready.
+    pub(super) async fn start(
+        config: &Config,
+        listeners: Listeners,
+        storage: Storage,
+        tasks: &mut Tasks,
+    ) -> Result<Self, NodeError> {
+        let Listeners { grpc, transfer, resp, resp_address, facts: _ } = listeners;
+        let Storage { tiers, compilers, cluster, routes, facts } = storage;
+        let (api, health) = serve_grpc(grpc, routes, tasks).await?;
+
+        let identity = cluster.start().await?;
+        let (node, index, reporter) = (identity.node, cluster.index(), Reporter::default());
+        let peers = Arc::new(PeerClient::new(ClientSettings::default()));
+        let counters = Arc::<manager::Counters>::default();
+        let fetcher = Fetcher::new(node, index.clone(), tiers.clone(), peers, counters.clone());
+        let fetcher = Arc::new(fetcher);
+        let manager = Arc::new(Manager::new(manager::Parts {
+            settings: parts::manager(config),
+            identity,
+            index: index.clone(),
+            tiers: tiers.clone(),
+            fetcher: fetcher.clone(),
+            compilers,
+            reporter: reporter.clone(),
+            counters,
+            stop: tasks.stop.clone(),
+        }));
+        let sockets = Vec::new();
+        let mut shared =
+            Shared { config, cluster, index, tiers, fetcher, manager, reporter, sockets };
+
+        shared.serve_bytes(transfer, tasks)?;
+        let resp_counters = shared.serve_resp(resp, tasks)?;
+        shared.keep_object_store(tasks);
+        shared.follow(node, facts.clone(), tasks);
+        shared.warm_up(tasks);
+
+        let Shared { cluster, index, tiers, manager, sockets, .. } = shared;
+        api.open(service::Parts {
+            node,
+            manager: manager.clone(),
+            index,
+            cluster,
+            tiers,
+            default_deadline: config.compile.default_deadline,
+            default_namespace: config.namespace.default.clone(),
+            counters: vec![manager.counters().clone(), resp_counters],
+        });
+        health.set_serving::<KilnServer<api::Api>>().await;
+        let ready = ReadyInfo {
+            id: node,
+            grpc: facts.grpc,
+            http: facts.http,
+            transfer: facts.transfer,
+            socket: config.socket.clone(),
+            resp: resp_address,
+            resp_socket: config.resp_socket.clone(),
+        };
+        Ok(Self { ready, manager, sockets })
+    }
+}
+
+/// Serves peers, and clients with "still joining" until the API is opened.
+async fn serve_grpc(
+    listener: TcpListener,
+    routes: Routes,
+    tasks: &mut Tasks,
+) -> Result<(api::Api, HealthReporter), NodeError> {
+    let api = api::Api::default();
+    let (health, health_service) = tonic_health::server::health_reporter();
+    health.set_not_serving::<KilnServer<api::Api>>().await;
+    let reflection = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(pb::DESCRIPTOR_SET)
+        .build_v1()
+        .map_err(|e| NodeError::Reflection(e.to_string()))?;
+    let kiln = KilnServer::new(api.clone())
+        .max_decoding_message_size(MAX_MESSAGE_BYTES)
+        .max_encoding_message_size(MAX_MESSAGE_BYTES);
+    let routes = routes.add_service(kiln).add_service(health_service).add_service(reflection);
+    let server = tonic::transport::Server::builder()
+        .http2_keepalive_interval(Some(KEEP_ALIVE))
+        .tcp_nodelay(true)
+        .add_routes(routes)
+        .serve_with_incoming_shutdown(
+            TcpListenerStream::new(listener),
+            tasks.stop.clone().cancelled_owned(),
+        );
+    tasks.spawn(async move {
+        if let Err(e) = server.await {
+            tracing::error!(error = %e, "the gRPC port failed");
+        }
+    });
+    Ok((api, health))
+}
+
+impl Shared<'_> {
+    /// The byte path: peers by TCP, clients of this machine by the unix socket.
+    fn serve_bytes(&mut self, listener: TcpListener, tasks: &mut Tasks) -> Result<(), NodeError> {
+        let provider: Arc<dyn Provider> = Arc::new(bytes::NodeBytes {
+            tiers: self.tiers.clone(),
+            fetcher: self.fetcher.clone(),
+            manager: self.manager.clone(),
+            namespace: self.config.namespace.default.clone(),
+        });
+        let (settings, stop) = (ServerSettings::default, tasks.stop.clone());
+        let peers = transfer::serve_peers(listener, provider.clone(), settings(), stop.clone());
+        tasks.spawn(peers);
+        if let Some(path) = &self.config.socket {
+            let listener = self.bind_socket(path)?;
+            tasks.spawn(transfer::serve_socket(listener, provider, settings(), stop));
+        }
+        Ok(())
+    }
+
+    /// Redis clients, by TCP and by the unix socket.
+    fn serve_resp(
+        &mut self,
+        listener: Option<TcpListener>,
+        tasks: &mut Tasks,
+    ) -> Result<Arc<resp::Counters>, NodeError> {
+        let (config, counters) = (self.config, Arc::<resp::Counters>::default());
+        let resp_parts = resp::Parts {
+            index: self.index.clone(),
+            cluster: self.cluster.clone(),
+            manager: self.manager.clone(),
+            tiers: self.tiers.clone(),
+            reporter: self.reporter.clone(),
+            counters: counters.clone(),
+        };
+        let resp = resp::Resp::new(resp_parts, parts::resp(config)).map_err(|source| {
+            NodeError::Io { doing: format!("read the users in {:?}", config.resp.users), source }
+        })?;
+        let resp = Arc::new(resp);
+        let served = listener.is_some() || config.resp_socket.is_some();
+        if let Some(listener) = listener {
+            tasks.spawn(resp.clone().serve_tcp(listener, tasks.stop.clone()));
+        }
+        if let Some(path) = &config.resp_socket {
+            let listener = self.bind_socket(path)?;
+            tasks.spawn(resp.clone().serve_unix(listener, tasks.stop.clone()));
+        }
+        if served {
+            tasks.spawn(resp.follow(tasks.stop.clone()));
+        }
+        Ok(counters)
+    }
+
+    /// Uploads to L3, and its collector.
+    fn keep_object_store(&self, tasks: &mut Tasks) {
+        let (tiers, index, stop) =
+            (|| self.tiers.clone(), || self.index.clone(), tasks.stop.clone());
+        tasks.spawn(object_store::upload(tiers(), index(), stop.clone()));
+        tasks.spawn(object_store::resume_uploads(tiers(), index(), stop.clone()));
+        let settings = CollectSettings::default();
+        tasks.spawn(object_store::collect(tiers(), self.cluster.clone(), settings, stop));
+    }
+
+    /// What keeps this node and the cluster informed of each other.
+    fn follow(&self, node: NodeId, own: NodeFacts, tasks: &mut Tasks) {
+        let stop = tasks.stop.clone();
+        tasks.spawn(self.reporter.clone().run(self.index.clone(), stop.clone()));
+        tasks.spawn(follow::index(self.index.clone(), self.tiers.clone(), stop.clone()));
+        tasks.spawn(follow::tiers(self.tiers.clone(), self.reporter.clone(), stop.clone()));
+        let (cluster, manager) = (self.cluster.clone(), self.manager.clone());
+        tasks.spawn(follow::facts(cluster, node, own, manager, stop));
+    }
+
+    fn warm_up(&self, tasks: &mut Tasks) {
+        let (manager, index) = (self.manager.clone(), self.index.clone());
+        let (budget, stop) = (self.config.memory.bytes / 2, tasks.stop.clone());
+        tasks.spawn(async move { warmup::warm_up(&manager, index, budget, stop).await });
+    }
+
+    /// Late, unlike the ports: a client takes a socket that exists for one that answers.
+    fn bind_socket(&mut self, path: &Path) -> Result<UnixListener, NodeError> {
+        let mode = self.config.socket_permissions().unwrap_or(SOCKET_MODE);
+        let (listener, file) = transfer::bind_socket(path, mode).map_err(|source| {
+            NodeError::Io { doing: format!("listen on {}", path.display()), source }
+        })?;
+        self.sockets.push(file);
+        Ok(listener)
+    }
+}
