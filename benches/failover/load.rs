@@ -61,10 +61,11 @@ pub(crate) async fn wait_readable(nodes: &Nodes, survivors: &[usize]) {
 pub(crate) async fn publish(mut node: KilnClient<Channel>, began: Instant) -> Duration {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     loop {
-        // New bytes each time: equal ones change nothing, and so prove nothing.
+        // A key and bytes of its own each time: what is there already proves nothing.
         let bytes = NEXT.fetch_add(1, Ordering::Relaxed).to_le_bytes();
-        let digest = Digest::of(&bytes);
-        let manifest = value::manifest("default", b"written", digest, bytes.len() as u64, 0.0);
+        let (digest, name) = (Digest::of(&bytes), format!("written-{bytes:?}"));
+        let size = bytes.len() as u64;
+        let manifest = value::manifest("default", name.as_bytes(), digest, size, 0.0);
         let header =
             pb::PublishHeader { token: 0, manifest: Some((&manifest).into()), replace: true };
         let chunks = [Chunk::Header(header), Chunk::Data(bytes.to_vec().into())];
