@@ -13,6 +13,7 @@
 //! | `net` | what every port shares: accepting connections, their least speed |
 //! | [`compiler`] | sources to files, in child processes |
 //! | [`cache`] | memory, disk and object tier |
+//! | [`scan`] | reads every entry of the index, in pages |
 //! | [`exec`] | runs a compiled graph, on a GPU or by the interpreter |
 //! | [`artifact`] | files to packs and back |
 //! | `kiln_cluster` | the Raft-replicated index, leases, membership |
@@ -40,6 +41,7 @@ pub mod manager;
 mod net;
 pub mod node;
 pub mod resp;
+pub mod scan;
 pub mod service;
 pub mod transfer;
 pub mod warmup;

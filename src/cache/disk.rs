@@ -178,6 +178,10 @@ impl DiskTier {
         self.store.catalog.lock().get(digest).is_some_and(|record| record.pinned)
     }
 
+    pub(super) fn pinned(&self) -> Vec<Digest> {
+        self.store.catalog.lock().pinned()
+    }
+
     /// Where others report what they keep beside the disk.
     pub(super) fn sender(&self) -> broadcast::Sender<Change> {
         self.store.changes.clone()

@@ -181,6 +181,15 @@ impl MemoryTier {
         true
     }
 
+    pub(super) fn is_pinned(&self, digest: &Digest) -> bool {
+        self.cache.peek(digest).is_some_and(|known| known.pinned.load(Ordering::Relaxed))
+    }
+
+    pub(super) fn pinned(&self) -> Vec<Digest> {
+        let pinned = |known: &Resident| known.pinned.load(Ordering::Relaxed);
+        self.cache.iter().filter_map(|(digest, known)| pinned(&known).then_some(digest)).collect()
+    }
+
     /// Forgets a blob; whether it was here. Who holds it keeps it.
     pub fn forget(&self, digest: &Digest) -> bool {
         let mut pinned = self.pinned.lock();

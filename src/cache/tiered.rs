@@ -4,7 +4,7 @@
 //! reader at a time fetches it; a tier that fails is gone around, counted and
 //! said, never waited for.
 
-use std::sync::Arc;
+use std::{collections::HashSet, sync::Arc};
 
 use kiln_proto::Digest;
 use serde::{Deserialize, Serialize};
@@ -120,6 +120,16 @@ impl Tiers {
     pub async fn set_pinned(&self, digest: &Digest, pinned: bool) -> Result<bool, TierError> {
         let in_memory = self.memory.set_pinned(digest, pinned);
         Ok(self.disk.set_pinned(digest, pinned).await? || in_memory)
+    }
+
+    /// Whether this node pins a blob, in memory or on disk.
+    pub fn is_pinned(&self, digest: &Digest) -> bool {
+        self.disk.is_pinned(digest) || self.memory.is_pinned(digest)
+    }
+
+    /// All blobs that this node pins. Looks at every one that it has.
+    pub fn pinned(&self) -> HashSet<Digest> {
+        self.disk.pinned().into_iter().chain(self.memory.pinned()).collect()
     }
 
     /// What is on this node's disk: to be told to the cluster at start.

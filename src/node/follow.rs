@@ -1,7 +1,9 @@
-//! What a node does behind its answers: follow the index, tell what it holds.
+//! What a node does behind its answers: apply what the index decided to its own
+//! tiers, and keep the cluster informed of what this node holds and is.
 //!
-//! Invariant: hints and clean-up only; a task here that falls behind costs time
-//! or space, never a wrong answer.
+//! Invariant: no answer depends on a task here. One that falls behind costs space
+//! (a pack that nothing names any more), a detour (a holder that is not registered
+//! yet) or a pin that comes late; all three are made good.
 
 use std::{sync::Arc, time::Duration};
 
@@ -10,60 +12,73 @@ use kiln_proto::NodeId;
 use tokio::sync::broadcast::{Receiver, error::RecvError};
 use tokio_util::sync::CancellationToken;
 
+use super::pins::Pins;
 use crate::{
     cache::{Change, Tiers},
     error::Error,
     manager::{Manager, Reporter},
 };
 
-/// After the cluster could not be told something.
+/// After the cluster did not accept this node's facts.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// Does locally what the index decided for the fleet.
+/// Applies what the index decided for the fleet to this node's tiers.
 pub(super) async fn index(index: Index, tiers: Arc<Tiers>, stop: CancellationToken) {
     let mut events = index.events();
+    // After the subscription: a change is compared, or its event comes, or both.
+    let mut pins = Pins::new(index.clone(), tiers.clone(), stop.clone());
+    let mut swept = std::pin::pin!(tiers.disk().swept());
+    let mut sweeping = true;
     loop {
         let event = tokio::select! {
             event = events.recv() => event,
+            () = pins.due() => {
+                pins.reconcile().await;
+                continue;
+            }
+            // Files that the disk's own index did not know have lost their pins.
+            _ = &mut swept, if sweeping => {
+                sweeping = false;
+                pins.doubt();
+                continue;
+            }
             () = stop.cancelled() => return,
         };
         match event {
             Ok(event) => {
-                if let Err(e) = follow(&event, &index, &tiers).await {
-                    tracing::warn!(?event, error = %e, "not done on this node's tiers");
+                let removed = remove(&event, &index, &tiers).await;
+                if let Err(e) = removed.and(pins.apply(&event).await) {
+                    tracing::warn!(?event, error = %e, "not applied to this node's tiers");
                 }
             }
-            // What was missed is only clean-up: lookups never see a tombstoned entry.
             Err(RecvError::Lagged(missed)) => {
+                // Removals among them are only clean-up: no look-up finds such a pack.
                 tracing::debug!(missed, "index events were missed");
+                pins.doubt();
             }
             Err(RecvError::Closed) => return,
         }
     }
 }
 
-async fn follow(event: &IndexEvent, index: &Index, tiers: &Tiers) -> Result<(), Error> {
+/// Removes a pack that lost its key, unless another key has the very same bytes: they
+/// are right for that one.
+async fn remove(event: &IndexEvent, index: &Index, tiers: &Tiers) -> Result<(), Error> {
     match event {
-        // Another key may have the very same bytes, and they are right for it.
         IndexEvent::Tombstoned { pack, .. } | IndexEvent::Replaced { pack, .. }
             if !index.pack(pack)?.is_some_and(|state| state.named) =>
         {
             tiers.remove(pack).await?;
-        }
-        IndexEvent::Pinned { key, pinned } => {
-            if let Some(entry) = index.lookup(key)? {
-                tiers.set_pinned(&entry.pack, *pinned).await?;
-            }
         }
         _ => {}
     }
     Ok(())
 }
 
-/// Tells the cluster what this node holds: all of it once, then each change.
+/// Reports what this node holds: all of it once, then each change.
 pub(super) async fn tiers(tiers: Arc<Tiers>, reporter: Reporter, stop: CancellationToken) {
     let mut changes = tiers.changes();
-    tell_all(&tiers, &reporter);
+    report_all(&tiers, &reporter);
     loop {
         let change = tokio::select! {
             change = changes.recv() => change,
@@ -72,15 +87,15 @@ pub(super) async fn tiers(tiers: Arc<Tiers>, reporter: Reporter, stop: Cancellat
         match change {
             Ok(Change::Gained(pack)) => reporter.holds(pack, true),
             Ok(Change::Lost(pack)) => reporter.holds(pack, false),
-            Err(RecvError::Lagged(_)) => tell_all(&tiers, &reporter),
+            Err(RecvError::Lagged(_)) => report_all(&tiers, &reporter),
             Err(RecvError::Closed) => return,
         }
     }
 }
 
-/// Keeps what the cluster knows of this node equal to what it is: `own`, with the
+/// Keeps what is registered of this node equal to what it is: `own`, with the
 /// compilers that it has by now. Never what is registered with new compilers: a node
-/// that moved while it was away reads its old address there, and would tell it again.
+/// that moved while it was away reads its old address there, and would register it again.
 pub(super) async fn facts(
     cluster: Arc<Cluster>,
     node: NodeId,
@@ -95,13 +110,14 @@ pub(super) async fn facts(
         let changed = manager.compilers().changes();
         let compilers = manager.compilers().fingerprints();
         let own = NodeFacts { compilers, ..own.clone() };
-        let wrong = index.node(node).is_some_and(|node| node.facts != own);
+        // A node that left is registered for its signatures alone.
+        let wrong = index.node(node).is_some_and(|node| !node.left && node.facts != own);
         let retry = match wrong {
             false => None,
             true => match cluster.set_facts(own).await {
                 Ok(()) => None,
                 Err(e) => {
-                    tracing::debug!(error = %e, "the cluster does not know this node's facts yet");
+                    tracing::debug!(error = %e, "this node's facts are not registered yet");
                     Some(RETRY)
                 }
             },
@@ -125,7 +141,7 @@ async fn nodes_changed(events: &mut Receiver<IndexEvent>) {
     }
 }
 
-fn tell_all(tiers: &Tiers, reporter: &Reporter) {
+fn report_all(tiers: &Tiers, reporter: &Reporter) {
     for pack in tiers.digests() {
         reporter.holds(pack, true);
     }

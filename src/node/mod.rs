@@ -11,6 +11,7 @@ mod listeners;
 mod lock;
 mod object_store;
 mod parts;
+mod pins;
 mod services;
 mod storage;
 

@@ -19,6 +19,7 @@ mod inductor;
 mod keys;
 mod membership;
 mod order;
+mod pins;
 mod publish;
 mod redis;
 mod resp;

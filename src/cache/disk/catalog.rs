@@ -92,6 +92,11 @@ impl Catalog {
         self.entries.keys().copied().collect()
     }
 
+    pub(super) fn pinned(&self) -> Vec<Digest> {
+        let pinned = self.entries.iter().filter(|(_, entry)| entry.record.pinned);
+        pinned.map(|(digest, _)| *digest).collect()
+    }
+
     pub(super) fn usage(&self) -> Usage {
         let entries = self.entries.len() as u64;
         Usage { bytes: self.bytes, entries, capacity_bytes: Some(self.limits.bytes) }
