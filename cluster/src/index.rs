@@ -328,17 +328,19 @@ impl Index {
         self.wait_applied(index).await
     }
 
-    /// Whether this node is the one to bring a pack to the object store: an entry names
-    /// it, nobody told that it is there, and of its holders this one comes first.
-    pub fn owes_upload(&self, pack: &Digest) -> Result<bool, ClusterError> {
+    /// Which of the holders that are still members this node is, the first being 0, where
+    /// a pack waits to be uploaded: an entry names it, and the object store is not known
+    /// to have it. `None`: it does not wait, or this node is not among its holders.
+    pub fn upload_rank(&self, pack: &Digest) -> Result<Option<usize>, ClusterError> {
         let me = self.core.member()?.owner.node;
         let blob: Option<BlobRecord> = table::read(&*self.core.store, *pack)?;
         let Some(blob) = blob.filter(|b| b.entries > 0 && !b.stored && !b.condemned) else {
-            return Ok(false);
+            return Ok(None);
         };
         let nodes = self.core.watch.nodes();
-        let present = |id: &&NodeId| nodes.get(id).is_some_and(|node| !node.left);
-        Ok(blob.holders.iter().find(present) == Some(&me))
+        let mut present =
+            blob.holders.iter().filter(|id| nodes.get(id).is_some_and(|node| !node.left));
+        Ok(present.position(|id| *id == me))
     }
 
     /// Up to `limit` condemned packs, from the local replica. Reads all packs.

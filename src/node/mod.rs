@@ -14,6 +14,7 @@ mod parts;
 mod pins;
 mod services;
 mod storage;
+mod uploads;
 
 use std::{fs::File, path::PathBuf, sync::Arc, time::Duration};
 

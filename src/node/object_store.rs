@@ -1,4 +1,4 @@
-//! The node's part in keeping L3: tell what is stored, collect what nothing needs.
+//! The node's part in keeping L3: record what is stored, collect what nothing needs.
 //!
 //! Invariant: what the collector asks about a pack is answered linearizably, so
 //! that a manifest committed a moment ago keeps its bytes.
@@ -16,8 +16,6 @@ use crate::cache::{
     CollectSettings, Collector, IndexError, PackIndex, Standing, StoredSink, SystemClock, Tiers,
 };
 
-/// Between two looks for uploads that nobody carried out.
-const RESUME: Duration = Duration::from_secs(30);
 /// Between two passes of the collector.
 const PASS: Duration = Duration::from_secs(600);
 
@@ -62,36 +60,6 @@ impl PackIndex for Packs {
     async fn condemned(&self, limit: usize) -> Result<Vec<Digest>, IndexError> {
         let index = self.0.clone();
         Ok(tokio::task::spawn_blocking(move || index.condemned(limit)).await??)
-    }
-}
-
-/// Uploads until `stop`.
-pub(super) async fn upload(tiers: Arc<Tiers>, index: Index, stop: CancellationToken) {
-    tiers.run_uploads(&Packs(index), stop).await;
-}
-
-/// Queues what was committed and not uploaded, until `stop`: a node that ended between
-/// the two knows of the one by its replica alone.
-pub(super) async fn resume_uploads(tiers: Arc<Tiers>, index: Index, stop: CancellationToken) {
-    if tiers.object().is_none() {
-        return;
-    }
-    loop {
-        tokio::select! {
-            () = tokio::time::sleep(RESUME) => {}
-            () = stop.cancelled() => return,
-        }
-        let (held, asked) = (tiers.digests(), index.clone());
-        let owed = tokio::task::spawn_blocking(move || {
-            held.into_iter().filter(|pack| asked.owes_upload(pack).unwrap_or(false)).collect()
-        });
-        let owed: Vec<Digest> = owed.await.unwrap_or_default();
-        for pack in owed {
-            // One that waits already stays as it is.
-            if let Err(e) = tiers.enqueue_upload(&pack).await {
-                tracing::warn!(%pack, error = %e, "an upload is not queued again");
-            }
-        }
     }
 }
 

@@ -14,7 +14,7 @@ use tonic_health::server::HealthReporter;
 
 use super::{
     NodeError, ReadyInfo, Tasks, bytes, follow, listeners::Listeners, object_store, parts,
-    storage::Storage,
+    storage::Storage, uploads,
 };
 use crate::{
     cache::{CollectSettings, Tiers},
@@ -204,8 +204,8 @@ impl Shared<'_> {
     fn keep_object_store(&self, tasks: &mut Tasks) {
         let (tiers, index, stop) =
             (|| self.tiers.clone(), || self.index.clone(), tasks.stop.clone());
-        tasks.spawn(object_store::upload(tiers(), index(), stop.clone()));
-        tasks.spawn(object_store::resume_uploads(tiers(), index(), stop.clone()));
+        tasks.spawn(uploads::carry_out(tiers(), index(), stop.clone()));
+        tasks.spawn(uploads::resume(tiers(), index(), uploads::Pace::default(), stop.clone()));
         let settings = CollectSettings::default();
         tasks.spawn(object_store::collect(tiers(), self.cluster.clone(), settings, stop));
     }
