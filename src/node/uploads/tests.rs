@@ -112,7 +112,9 @@ async fn a_dead_first_holder_stops_no_upload() {
     tiers.insert(&blob, Hints::default()).await;
     let manifest = value::manifest("test", b"name", pack, size, 0.0);
     let key = manifest.key;
-    index.put(second.identity.sign(manifest).unwrap(), PutMode::Replace).await.unwrap();
+    let turn = index.turn(&manifest.key, PutMode::Replace).unwrap();
+    let signed = second.identity.sign(manifest).unwrap();
+    index.put(turn, signed, PutMode::Replace, Vec::new()).await.unwrap();
     let gained = AccessReport { gained: vec![pack], ..AccessReport::default() };
     first.cluster.index().report(gained).await.unwrap();
     eventually(async || index.upload_rank(&pack).unwrap() == Some(1)).await;
