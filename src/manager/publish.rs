@@ -1,8 +1,8 @@
 //! Publishing: signed, durable, committed, then queued for L3.
 //!
-//! Invariant: an entry is committed after its bytes are durable on this node's disk,
-//! and names this node as its producer; nothing removes them meanwhile. What is
-//! acknowledged is durable where `publish.copies` says; else the caller is told that
+//! Invariant: an entry is committed after its bytes are durable on a disk, this node's
+//! or, where that one is full or fails, another's; nothing removes them meanwhile. What
+//! is acknowledged is durable where `publish.copies` says; else the caller is told that
 //! it is not.
 
 use std::{
@@ -106,23 +106,21 @@ impl Manager {
     /// Makes the bytes durable on as many disks as the settings want; the other nodes
     /// that have them.
     async fn store(&self, manifest: &Manifest, pack: &Blob) -> Result<Vec<NodeId>, Error> {
-        match self.tiers.insert(pack, hints(manifest, false)).await {
-            Kept::Disk => {}
-            Kept::Memory | Kept::Nowhere => {
-                let size = pack.size();
-                let why =
-                    format!("this node's disk tier has no room for its {size} bytes, or fails");
-                return Err(Error::NotStored(why));
-            }
-        }
-        match self.settings.copies {
-            Copies::Nodes(n) if n.get() > 1 => self.copy(pack, n.get() - 1).await,
-            Copies::Nodes(_) | Copies::Object => Ok(Vec::new()),
+        let kept = self.tiers.insert(pack, hints(manifest, false)).await;
+        let here = usize::from(kept == Kept::Disk);
+        let disks = match self.settings.copies {
+            Copies::Nodes(nodes) => nodes.get(),
+            Copies::Object => 1,
+        };
+        match disks - here {
+            0 => Ok(Vec::new()),
+            others => self.copy(pack, here, others).await,
         }
     }
 
-    /// Makes `wanted` other nodes keep the pack; which did.
-    async fn copy(&self, pack: &Blob, wanted: usize) -> Result<Vec<NodeId>, Error> {
+    /// Makes `wanted` other nodes keep the pack, which is on `here` disks of this one;
+    /// which did.
+    async fn copy(&self, pack: &Blob, here: usize, wanted: usize) -> Result<Vec<NodeId>, Error> {
         let me = self.identity.node;
         let nodes = self.index.nodes();
         let own = nodes.iter().find(|(id, _)| *id == me);
@@ -133,6 +131,10 @@ impl Manager {
             *hasher.update(&id.to_le_bytes()).update(pack.digest().as_bytes()).finalize().as_bytes()
         });
         let (mut kept, mut refusals) = (Vec::new(), Vec::new());
+        if here == 0 {
+            let size = pack.size();
+            refusals.push(format!("this node's disk has no room for its {size} bytes, or fails"));
+        }
         let copying = async {
             for (id, node) in &others {
                 if kept.len() == wanted {
@@ -153,7 +155,7 @@ impl Manager {
         if !in_time {
             refusals.push(format!("not copied within {COPYING:?}"));
         }
-        let (copies, wanted) = (kept.len() + 1, wanted + 1);
+        let (copies, wanted) = (kept.len() + here, wanted + here);
         let why = refusals.join("; ");
         Err(Error::NotStored(format!("{copies} of {wanted} copies on disks of nodes: {why}")))
     }
