@@ -32,7 +32,7 @@ const PAUSE: Duration = Duration::from_secs(4);
 #[tokio::main]
 async fn main() {
     let (kills, pauses) = (count("KILLS"), count("PAUSES"));
-    let mut nodes = Nodes::start().await;
+    let mut nodes = Nodes::start(|_, _| {}).await;
     load::fill(&nodes).await;
     let mut report = Report::default();
     for (failure, events) in [(Failure::Killed, kills), (Failure::Paused, pauses)] {

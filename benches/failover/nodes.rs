@@ -2,6 +2,7 @@
 
 use std::{
     net::{Ipv4Addr, SocketAddr, TcpListener},
+    path::Path,
     process::Stdio,
     time::{Duration, Instant},
 };
@@ -34,7 +35,8 @@ struct Process {
 }
 
 impl Nodes {
-    pub(crate) async fn start() -> Self {
+    /// Three nodes, each with what `configure` changes; it is told the clusters' folder.
+    pub(crate) async fn start(configure: impl Fn(&Path, &mut Config)) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let held: Vec<_> =
             (0..4 * VOTERS).map(|_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap()).collect();
@@ -53,6 +55,7 @@ impl Nodes {
             config.start.expect = VOTERS;
             config.start.peers = ports.iter().map(|p| p[0].to_string()).collect();
             config.memory.bytes = 64 << 20;
+            configure(folder.path(), &mut config);
             Process { id: 0, config, child: None }
         });
         let mut nodes = Self { nodes: configs.collect(), folder };
