@@ -7,53 +7,38 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
     sync::Arc,
     time::Duration,
 };
 
+use ed25519_dalek::VerifyingKey;
 use futures::future::join_all;
 use openraft::{
     BasicNode,
     errors::{InitializeError, RaftError},
 };
-use serde::{Deserialize, Serialize};
+use parking_lot::Mutex;
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     command::{Candidate, Command, NewNode, NodeFacts, Response},
-    core::Core,
     error::ClusterError,
-    leader::{Answer, Reply, Request},
-    membership::{assign, greet},
-    peers::{frame, say_abstains, unframe},
+    identity::Identity,
+    member::Member,
+    peers::{Peers, frame, set_abstains, unframe},
+    router::Router,
+    rpc::{Answer, Assignment, Greeting, Unanswered},
     settings::Start,
-    store::Owner,
+    store::{Owner, Store},
+    watch::Watch,
 };
 
-/// Between two looks at the peers.
-const LOOK: Duration = Duration::from_millis(300);
-
-/// How a node answers to `Hello`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub(crate) struct Greeting {
-    pub node: NewNode,
-    /// Its id and cluster, once it has them.
-    pub owner: Option<Owner>,
-    /// The candidates that it saw, itself included.
-    pub sees: BTreeSet<Candidate>,
-    /// Whether it asks for no vote: said beside the body, see [`say_abstains`].
-    #[serde(skip)]
-    pub abstains: bool,
-}
-
-/// What a candidate is told to be.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Assignment {
-    pub candidate: Candidate,
-    pub owner: Owner,
-}
+/// Between two times that the peers are asked.
+pub(crate) const INTERVAL: Duration = Duration::from_millis(300);
 
 /// The peers' addresses as of now; a name that does not resolve yet has none.
-async fn resolve(peers: &[String]) -> Result<Vec<String>, ClusterError> {
+pub(crate) async fn resolve(peers: &[String]) -> Result<Vec<String>, ClusterError> {
     let mut addresses = BTreeSet::new();
     for peer in peers {
         let Some(name) = peer.strip_prefix("dns:") else {
@@ -71,7 +56,37 @@ async fn resolve(peers: &[String]) -> Result<Vec<String>, ClusterError> {
     Ok(addresses.into_iter().collect())
 }
 
-impl Core {
+/// What a candidate says and does to become a node.
+pub(crate) struct Bootstrap {
+    pub data_dir: PathBuf,
+    pub store: Arc<Store>,
+    pub watch: Arc<Watch>,
+    pub member: Arc<Member>,
+    pub router: Arc<Router>,
+    pub peers: Arc<Peers>,
+    pub facts: NodeFacts,
+    pub key: VerifyingKey,
+    /// Whether it may vote.
+    pub voter: bool,
+    pub patience: Duration,
+    pub identity: Mutex<Identity>,
+    /// Candidates seen when the peers were last asked.
+    pub seen: Mutex<BTreeSet<Candidate>>,
+    /// Held while an assignment is accepted.
+    pub accepting: tokio::sync::Mutex<()>,
+    pub stop: CancellationToken,
+}
+
+impl Bootstrap {
+    /// What this node tells about itself when it joins.
+    pub(crate) fn introduction(&self) -> NewNode {
+        NewNode {
+            candidate: self.identity.lock().candidate,
+            facts: self.facts.clone(),
+            key: self.key.to_bytes(),
+        }
+    }
+
     /// How this node introduces itself.
     pub(crate) fn greeting(&self) -> Greeting {
         let node = self.introduction();
@@ -95,21 +110,26 @@ impl Core {
                 None => identity.become_node(&self.data_dir, &self.store, assignment.owner)?,
             }
         }
-        match self.member.get() {
-            Some(_) => Ok(()),
-            None => self.run_raft(assignment.owner).await,
+        match self.member.running() {
+            Ok(_) => Ok(()),
+            Err(_) => self.start_member(assignment.owner).await,
         }
     }
 
+    /// Starts Raft as `owner`, whose identity is durable.
+    pub(crate) async fn start_member(&self, owner: Owner) -> Result<(), ClusterError> {
+        self.member.start(owner, &self.store, &self.watch).await
+    }
+
     /// Finds this empty disk its place; returns when Raft runs.
-    pub(crate) async fn find_place(self: &Arc<Self>, start: &Start) -> Result<(), ClusterError> {
+    pub(crate) async fn find_place(&self, start: &Start) -> Result<(), ClusterError> {
         loop {
-            let assigned = self.assigned.notified();
-            if self.member.get().is_some() {
+            let started = self.member.started();
+            if self.member.running().is_ok() {
                 return Ok(());
             }
             let addresses = resolve(start.peers()).await?;
-            let greetings = self.look_around(&addresses).await;
+            let greetings = self.ask_peers(&addresses).await;
             let members = greetings.iter().filter(|(_, g)| g.owner.is_some());
             for (address, _) in members {
                 match self.join_at(address).await {
@@ -126,8 +146,8 @@ impl Core {
                 return self.found(founders).await;
             }
             tokio::select! {
-                () = assigned => {}
-                () = tokio::time::sleep(LOOK) => {}
+                () = started => {}
+                () = tokio::time::sleep(INTERVAL) => {}
                 () = self.stop.cancelled() => {
                     return Err(ClusterError::unavailable("this node stops"));
                 }
@@ -136,15 +156,16 @@ impl Core {
     }
 
     /// Whoever answers at the peers' addresses, but for this node.
-    async fn look_around(&self, addresses: &[String]) -> Vec<(String, Greeting)> {
+    pub(crate) async fn ask_peers(&self, addresses: &[String]) -> Vec<(String, Greeting)> {
         let mine = self.identity.lock().candidate;
-        let greetings = addresses.iter().map(async |address| match greet(self, address).await {
-            Ok(greeting) => Some((address.clone(), greeting)),
-            Err(e) => {
-                tracing::debug!(address, error = %e, "no answer from a peer");
-                None
-            }
-        });
+        let greetings =
+            addresses.iter().map(async |address| match self.peers.hello(address, mine).await {
+                Ok(greeting) => Some((address.clone(), greeting)),
+                Err(e) => {
+                    tracing::debug!(address, error = %e, "no answer from a peer");
+                    None
+                }
+            });
         let mut found: Vec<_> = join_all(greetings).await.into_iter().flatten().collect();
         found.retain(|(_, greeting)| greeting.node.candidate != mine);
         // Who founds a cluster votes in it.
@@ -201,7 +222,7 @@ impl Core {
     }
 
     /// Founds a cluster of `founders`, this node first.
-    async fn found(self: &Arc<Self>, founders: Vec<NewNode>) -> Result<(), ClusterError> {
+    async fn found(&self, founders: Vec<NewNode>) -> Result<(), ClusterError> {
         let mut cluster = [0; 8];
         getrandom::fill(&mut cluster).map_err(ClusterError::unavailable)?;
         // Never zero: that is the name of no cluster.
@@ -213,40 +234,37 @@ impl Core {
     }
 
     /// Brings a founding that this node began to its end, also after a restart.
-    pub(crate) async fn finish_founding(self: &Arc<Self>) -> Result<(), ClusterError> {
+    pub(crate) async fn finish_founding(&self) -> Result<(), ClusterError> {
         let Some(founders) = self.store.founders()? else { return Ok(()) };
-        let member = self.member()?;
-        let me = member.owner;
+        let running = self.member.running()?;
+        let me = running.owner;
         let ids = || (1u64..).zip(&founders);
         for (node, founder) in ids().filter(|(node, _)| *node != me.node) {
             let owner = Owner { node, ..me };
-            let assignment = Assignment { candidate: founder.candidate, owner };
-            while let Err(e) = assign(self, &founder.facts.grpc, &assignment).await {
+            let address = &founder.facts.grpc;
+            let assign = || self.peers.assign(address, founder.candidate, owner, self.patience);
+            while let Err(e) = assign().await {
                 tracing::warn!(
-                    address = founder.facts.grpc, error = %e,
+                    address, error = %e,
                     "a founding voter does not answer: all must before the cluster exists"
                 );
-                self.pause().await?;
+                self.router.pause().await?;
             }
         }
         let voters: BTreeMap<_, _> =
             ids().map(|(node, f)| (node, BasicNode::new(&f.facts.grpc))).collect();
-        match member.raft.initialize(voters).await {
+        match running.raft.initialize(voters).await {
             Ok(()) | Err(RaftError::APIError(InitializeError::NotAllowed(_))) => {}
             Err(e) => return Err(ClusterError::invalid(e)),
         }
         loop {
             let nodes = founders.clone();
-            match self.write(Command::Found { cluster: me.cluster, nodes }).await {
+            match self.router.write(Command::Found { cluster: me.cluster, nodes }).await {
                 Ok((_, Response::Done | Response::Refused(_))) => break,
-                Ok((_, other)) => {
-                    return Err(ClusterError::invalid(format!(
-                        "an answer out of place: {other:?}"
-                    )));
-                }
+                Ok((_, other)) => return Err(ClusterError::unexpected(&other)),
                 Err(ClusterError::Unavailable(why)) => {
                     tracing::debug!(why, "the new cluster has no leader yet");
-                    self.pause().await?;
+                    self.router.pause().await?;
                 }
                 Err(e) => return Err(e),
             }
@@ -255,88 +273,22 @@ impl Core {
     }
 
     /// Joins the cluster of the member at `address`.
-    async fn join_at(self: &Arc<Self>, address: &str) -> Result<(), ClusterError> {
+    async fn join_at(&self, address: &str) -> Result<(), ClusterError> {
         let node = self.introduction();
         let candidate = node.candidate;
         let asking = async {
             let mut introduction = tonic::Request::new(frame(&node)?);
-            say_abstains(introduction.metadata_mut(), !self.voter);
+            set_abstains(introduction.metadata_mut(), !self.voter);
             let answer = self.peers.at(address)?.join(introduction).await?;
-            unframe::<Answer<Reply>>(answer.get_ref())
+            unframe::<Answer<Owner>>(answer.get_ref())
         };
-        let asked = tokio::time::timeout(self.timings.patience * 2, asking).await?;
-        match asked.map_err(|status| ClusterError::unavailable(status.message()))? {
-            Answer::Done(Reply::Joined(owner)) => {
-                self.accept(Assignment { candidate, owner }).await
-            }
-            Answer::Refused(e) => Err(e),
-            _ => Err(ClusterError::unavailable("that node knows no leader")),
-        }
-    }
-
-    /// After a restart: tells the cluster where this node is by now, and learns
-    /// from the peers where they are.
-    pub(crate) async fn come_back(self: Arc<Self>, peers: Vec<String>) {
-        let Ok(member) = self.member() else { return };
-        let me = member.owner;
-        loop {
-            let mut members = Vec::new();
-            for (address, greeting) in self.look_around_quietly(&peers).await {
-                match greeting.owner {
-                    Some(owner) if owner.cluster == me.cluster => {
-                        self.peers.set_address(owner.node, &address);
-                        members.push(owner);
-                    }
-                    _ => {}
-                }
-            }
-            let nodes = self.watch.nodes();
-            let registered = nodes.get(&me.node);
-            // Compilers are told by who looks for them: here it is about being found.
-            let found = |facts: &NodeFacts| {
-                let compilers = self.facts.compilers.clone();
-                NodeFacts { compilers, ..facts.clone() } == self.facts
-            };
-            if registered.is_some_and(|node| node.left || found(&node.facts)) {
-                return;
-            }
-            if registered.is_some() && self.tell_facts(me, members).await {
-                return;
-            }
-            tokio::select! {
-                () = tokio::time::sleep(LOOK) => {}
-                () = self.stop.cancelled() => return,
-            }
-        }
-    }
-
-    /// Tells the leader where this node is, also where it is not known who leads: a
-    /// leader cannot reach a node that moved, so the node hears of no new one.
-    async fn tell_facts(self: &Arc<Self>, me: Owner, members: Vec<Owner>) -> bool {
-        let facts = self.facts.clone();
-        let request = Request::Write(Command::Facts { node: me.node, facts });
-        for member in members {
-            let asked =
-                tokio::time::timeout(self.timings.patience, self.ask_peer(member, &request));
-            match asked.await {
-                Ok(Ok(Answer::Done(_))) => return true,
-                Ok(Ok(Answer::NotLeader)) => {}
-                other => tracing::debug!(node = member.node, ?other, "the facts are not told yet"),
-            }
-        }
-        // None of the peers leads: whoever did when this node stopped may.
-        match self.leader() {
-            Some(_) => self.ask(request).await.is_ok(),
-            None => false,
-        }
-    }
-
-    async fn look_around_quietly(&self, peers: &[String]) -> Vec<(String, Greeting)> {
-        match resolve(peers).await {
-            Ok(addresses) => self.look_around(&addresses).await,
-            Err(e) => {
-                tracing::warn!(error = %e, "the peers cannot be asked");
-                Vec::new()
+        let asked = tokio::time::timeout(self.patience * 2, asking).await?;
+        let answer = asked.map_err(|status| ClusterError::unavailable(status.message()))?;
+        match answer {
+            Ok(owner) => self.accept(Assignment { candidate, owner }).await,
+            Err(Unanswered::Refused(e)) => Err(e),
+            Err(Unanswered::NotLeader) => {
+                Err(ClusterError::unavailable("that node knows no leader"))
             }
         }
     }

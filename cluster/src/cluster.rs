@@ -1,4 +1,4 @@
-//! One running member, and what it looks like from outside.
+//! One running member: its parts, put together, and what can be asked of it.
 //!
 //! Invariant: a `Cluster` is the only owner of its data folder; after `shutdown`
 //! nothing of it runs.
@@ -7,152 +7,196 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use ed25519_dalek::SigningKey;
 use kiln_proto::{Digest, NodeId, NodeIdentity};
-use openraft::{Instant, ServerState};
+use parking_lot::Mutex;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::service::Routes;
 
 use crate::{
+    announce,
+    bootstrap::Bootstrap,
     command::{Command, NodeFacts, Response},
-    core::Core,
     error::ClusterError,
+    housekeeping,
+    identity::Identity,
     index::Index,
-    leader::{Reply, Request},
+    leader::Leader,
+    leases::{Deadlines, Leases},
+    member::Member,
+    membership,
     pb::peer_server::PeerServer,
-    peers::MOST_MESSAGE,
+    peers::{MOST_MESSAGE, Peers},
     raft::Metrics,
+    replica::Replica,
+    router::Router,
+    rpc::{Add, Remove},
     service::Service,
-    settings::{Settings, Start},
-    table::{self, Counters},
+    settings::{Settings, Start, Timings},
+    status::{self, ClusterStatus},
+    store::{self, Store},
+    watch::Watch,
+    writer::Writer,
 };
-
-/// What a node is in Raft.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Role {
-    /// Orders all changes.
-    Leader,
-    /// Votes, and follows a leader.
-    Follower,
-    /// Stands for election.
-    Candidate,
-    /// Follows without a vote.
-    Learner,
-    /// Has no cluster yet.
-    Waiting,
-    /// Stopped, by request or by a failed disk.
-    Stopped,
-}
-
-/// A node as another one sees it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct NodeStatus {
-    /// Its id.
-    pub id: NodeId,
-    /// Its addresses and compilers.
-    pub facts: NodeFacts,
-    /// Whether it votes.
-    pub voter: bool,
-    /// Whether it answered lately; `None` where this node cannot know.
-    pub reachable: Option<bool>,
-}
-
-/// The cluster as one node sees it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ClusterStatus {
-    /// This node's id, once it has one.
-    pub node: Option<NodeId>,
-    /// The cluster's name.
-    pub cluster: Option<u64>,
-    /// This node's role.
-    pub role: Role,
-    /// The leader that this node knows of.
-    pub leader: Option<NodeId>,
-    /// Raft's term.
-    pub term: u64,
-    /// The log index up to which the local replica has applied.
-    pub applied: u64,
-    /// Whether a leader with a quorum was heard of lately: writes are possible.
-    pub quorum: bool,
-    /// All nodes that did not leave.
-    pub nodes: Vec<NodeStatus>,
-    /// Keys with an artifact.
-    pub entries: u64,
-    /// Publications with other bytes than the committed ones.
-    pub differing: u64,
-}
 
 /// One member of a cluster.
 pub struct Cluster {
-    pub(crate) core: Arc<Core>,
+    signing: SigningKey,
     start: Start,
+    timings: Timings,
+    pub(crate) store: Arc<Store>,
+    pub(crate) replica: Arc<Replica>,
+    pub(crate) peers: Arc<Peers>,
+    pub(crate) member: Arc<Member>,
+    leader: Arc<Leader>,
+    router: Arc<Router>,
+    leases: Arc<Leases>,
+    writer: Arc<Writer>,
+    pub(crate) bootstrap: Arc<Bootstrap>,
+    tasks: TaskTracker,
+    pub(crate) stop: CancellationToken,
 }
 
 impl Cluster {
     /// Opens the data folder. The routes are to be served at `facts.grpc` before
     /// [`Cluster::start`] is called; local reads work at once.
     pub fn open(settings: Settings, signing: SigningKey) -> Result<(Self, Routes), ClusterError> {
-        let start = settings.start.clone();
-        let core = Core::open(settings, signing)?;
-        let service = PeerServer::new(Service { core: Arc::clone(&core) })
-            .max_decoding_message_size(MOST_MESSAGE)
-            .max_encoding_message_size(MOST_MESSAGE);
-        Ok((Self { core, start }, Routes::new(service)))
+        let Settings { data_dir, start, facts, timings, voter } = settings;
+        std::fs::create_dir_all(&data_dir)
+            .map_err(|e| ClusterError::storage(format!("create {}: {e}", data_dir.display())))?;
+        let store = store::open(&data_dir)?;
+        let identity = Identity::open(&data_dir, &store)?;
+        let applied = store.applied()?.last.map_or(0, |id| id.index);
+        let deadlines = Deadlines::new(timings.lifetimes());
+        let watch = Arc::new(Watch::new(&*store, applied, deadlines)?);
+        let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
+
+        let peers: Arc<Peers> = Arc::default();
+        let replica = Arc::new(Replica::new(Arc::clone(&store), Arc::clone(&watch)));
+        let member = Arc::new(Member::new(timings.clone(), Arc::clone(&peers)));
+        let leader = Arc::new(Leader::new(
+            Arc::clone(&member),
+            Arc::clone(&replica),
+            Arc::clone(&peers),
+            timings.clone(),
+            stop.clone(),
+        ));
+        let router =
+            Router::new(Arc::clone(&leader), Arc::clone(&peers), timings.clone(), stop.clone());
+        let router = Arc::new(router);
+        let leases =
+            Leases::new(Arc::clone(&router), timings.lease_ttl, tasks.clone(), stop.clone());
+        let bootstrap = Arc::new(Bootstrap {
+            data_dir,
+            store: Arc::clone(&store),
+            watch,
+            member: Arc::clone(&member),
+            router: Arc::clone(&router),
+            peers: Arc::clone(&peers),
+            facts,
+            key: signing.verifying_key(),
+            voter,
+            patience: timings.patience,
+            identity: Mutex::new(identity),
+            seen: Mutex::default(),
+            accepting: tokio::sync::Mutex::new(()),
+            stop: stop.clone(),
+        });
+        let service = PeerServer::new(Service {
+            member: Arc::clone(&member),
+            leader: Arc::clone(&leader),
+            router: Arc::clone(&router),
+            bootstrap: Arc::clone(&bootstrap),
+            store: Arc::clone(&store),
+            tasks: tasks.clone(),
+            stop: stop.clone(),
+        })
+        .max_decoding_message_size(MOST_MESSAGE)
+        .max_encoding_message_size(MOST_MESSAGE);
+        let leases = Arc::new(leases);
+        let writer = Writer::new(Arc::clone(&router), timings.patience, stop.clone())?;
+        let writer = Arc::new(writer);
+        let cluster = Self {
+            signing,
+            start,
+            timings,
+            store,
+            replica,
+            peers,
+            member,
+            leader,
+            router,
+            leases,
+            writer,
+            bootstrap,
+            tasks,
+            stop,
+        };
+        Ok((cluster, Routes::new(service)))
     }
 
     /// Founds, joins or resumes. Returns when this node is registered and knows a
     /// leader; a node that resumes returns at once, since it can read without one.
     pub async fn start(&self) -> Result<NodeIdentity, ClusterError> {
-        let core = &self.core;
-        let owner = core.identity.lock().owner;
+        let bootstrap = &self.bootstrap;
+        let owner = bootstrap.identity.lock().owner;
         let resumed = owner.is_some();
         match owner {
             Some(owner) => {
-                core.refresh_addresses();
-                core.run_raft(owner).await?;
-                let founding = Arc::clone(core);
-                core.tasks.spawn(async move {
+                housekeeping::refresh_addresses(&self.replica, &self.peers);
+                bootstrap.start_member(owner).await?;
+                let founding = Arc::clone(bootstrap);
+                self.tasks.spawn(async move {
                     if let Err(e) = founding.finish_founding().await {
                         tracing::error!(error = %e, "the founding of this cluster failed");
                     }
                 });
             }
-            None => core.find_place(&self.start).await?,
+            None => bootstrap.find_place(&self.start).await?,
         }
-        let member = core.member()?;
-        core.tasks.spawn(Arc::clone(core).follow_addresses());
-        core.tasks.spawn(Arc::clone(core).keep_house());
-        core.tasks.spawn(Arc::clone(core).keep_leases());
-        core.tasks.spawn(Arc::clone(core).fence_writes());
-        core.tasks.spawn(Arc::clone(core).take_standing(self.start.clone()));
-        let me = member.owner.node;
+        let me = self.router.owner()?.node;
+        let replica = || Arc::clone(&self.replica);
+        self.tasks.spawn(housekeeping::follow_addresses(
+            replica(),
+            Arc::clone(&self.peers),
+            self.stop.clone(),
+        ));
+        let leader = Arc::clone(&self.leader);
+        self.tasks.spawn(housekeeping::run(leader, self.tasks.clone(), self.stop.clone()));
+        self.tasks.spawn(Arc::clone(&self.leases).send_heartbeats());
+        self.tasks.spawn(Arc::clone(&self.writer).fence_writes());
+        let standing =
+            announce::announce_standing(Arc::clone(bootstrap), replica(), self.start.clone());
+        self.tasks.spawn(standing);
         if resumed {
             let peers = self.start.peers().to_vec();
-            core.tasks.spawn(Arc::clone(core).come_back(peers));
+            let address = announce::announce_address(Arc::clone(bootstrap), replica(), peers);
+            self.tasks.spawn(address);
             self.elect_sole_voter().await;
         } else {
             self.wait_until_registered(me).await?;
         }
-        Ok(NodeIdentity::new(me, core.signing.clone()))
+        Ok(NodeIdentity::new(me, self.signing.clone()))
     }
 
     /// The only voter of a cluster needs nobody's leave to lead.
     async fn elect_sole_voter(&self) {
-        let (Ok(member), Some(metrics)) = (self.core.member(), self.core.metrics()) else {
+        let (Ok(running), Some(metrics)) = (self.member.running(), self.member.metrics()) else {
             return;
         };
         let voters: BTreeSet<NodeId> = metrics.membership_config.membership().voter_ids().collect();
-        if voters == BTreeSet::from([member.owner.node])
-            && let Err(e) = member.raft.trigger().elect(false).await
+        if voters == BTreeSet::from([running.owner.node])
+            && let Err(e) = running.raft.trigger().elect(false).await
         {
             tracing::warn!(error = %e, "no election could be held");
         }
     }
 
     async fn wait_until_registered(&self, me: NodeId) -> Result<(), ClusterError> {
-        let mut progress = self.core.watch.progress();
-        while !self.core.watch.nodes().contains_key(&me) || self.core.leader().is_none() {
+        let mut progress = self.replica.progress();
+        while !self.replica.nodes().contains_key(&me) || self.member.leader().is_none() {
             tokio::select! {
                 changed = progress.changed() => changed.map_err(ClusterError::unavailable)?,
                 () = tokio::time::sleep(Duration::from_millis(50)) => {}
-                () = self.core.stop.cancelled() => {
+                () = self.stop.cancelled() => {
                     return Err(ClusterError::unavailable("this node stops"));
                 }
             }
@@ -162,29 +206,24 @@ impl Cluster {
 
     /// The handle on the index; it may be used before [`Cluster::start`] for reads.
     pub fn index(&self) -> Index {
-        Index::new(Arc::clone(&self.core))
+        let (replica, router) = (Arc::clone(&self.replica), Arc::clone(&self.router));
+        Index::new(replica, router, Arc::clone(&self.leases), Arc::clone(&self.writer))
     }
 
     /// Admits the candidate that waits at `address`, and tells its id.
     pub async fn add(&self, address: &str) -> Result<NodeId, ClusterError> {
-        match self.core.ask(Request::Add(address.to_owned())).await? {
-            Reply::Joined(owner) => Ok(owner.node),
-            other => Err(ClusterError::invalid(format!("an answer out of place: {other:?}"))),
-        }
+        Ok(self.router.ask(Add(address.to_owned())).await?.node)
     }
 
     /// Replaces what the cluster knows of this node's addresses and compilers.
     pub async fn set_facts(&self, facts: NodeFacts) -> Result<(), ClusterError> {
-        let node = self.core.member()?.owner.node;
-        self.core.write(Command::Facts { node, facts }).await.map(drop)
+        let node = self.router.owner()?.node;
+        self.router.write(Command::Facts { node, facts }).await.map(drop)
     }
 
     /// Removes a node for good, dead or alive.
     pub async fn remove(&self, node: NodeId) -> Result<(), ClusterError> {
-        match self.core.ask(Request::Remove(node)).await? {
-            Reply::Removed => Ok(()),
-            other => Err(ClusterError::invalid(format!("an answer out of place: {other:?}"))),
-        }
+        self.router.ask(Remove(node)).await
     }
 
     /// Sets how many voters the leader strives for: 1, 3, 5 or 7. Fewer than there are
@@ -193,80 +232,33 @@ impl Cluster {
         if !matches!(voters, 1 | 3 | 5 | 7) {
             return Err(ClusterError::invalid("a cluster strives for 1, 3, 5 or 7 voters"));
         }
-        let command = Command::SetVoters { voters, raise: false };
-        match self.core.write(command).await?.1 {
+        match self.router.write(Command::SetVoters { voters, raise: false }).await?.1 {
             Response::Changed(changed) => Ok(changed),
-            other => Err(ClusterError::invalid(format!("an answer out of place: {other:?}"))),
+            other => Err(ClusterError::unexpected(&other)),
         }
     }
 
     /// Leaves for good. The node hands the leadership over if it has it, and is
     /// out of the membership when this returns: shut it down then.
     pub async fn leave(&self) -> Result<(), ClusterError> {
-        self.core.leave().await
+        let me = self.router.owner()?.node;
+        if self.member.leads() {
+            membership::hand_over(&self.leader).await;
+        }
+        self.router.ask(Remove(me)).await
     }
 
     /// The cluster as this node sees it.
     pub fn status(&self) -> ClusterStatus {
-        let core = &self.core;
-        let metrics = core.metrics();
-        let counters = table::read::<Counters>(&*core.store, ()).ok().flatten().unwrap_or_default();
-        let lately = core.timings.election_max + core.timings.heartbeat * 2;
-        let quorum = core.last_contact().elapsed() < lately && core.leader().is_some();
-        let role = match &metrics {
-            None => Role::Waiting,
-            Some(m) if m.running_state.is_err() => Role::Stopped,
-            Some(m) => match m.state {
-                ServerState::Leader => Role::Leader,
-                ServerState::Follower => Role::Follower,
-                ServerState::Candidate => Role::Candidate,
-                ServerState::Learner => Role::Learner,
-                ServerState::Shutdown => Role::Stopped,
-            },
-        };
-        // In the middle of a change, a node votes for good only if it does so on both sides.
-        let configs = metrics
-            .iter()
-            .flat_map(|m| m.committed_membership_config.membership().get_joint_config().clone());
-        let voters = configs.reduce(|a, b| &a & &b).unwrap_or_default();
-        let reachable = |id: NodeId| {
-            let metrics = metrics.as_ref()?;
-            if id == metrics.id {
-                return Some(true);
-            }
-            if role == Role::Leader {
-                let acked = metrics.heartbeat.as_ref()?.get(&id).copied().flatten();
-                return Some(acked.is_some_and(|acked| acked.into_inner().elapsed() < lately));
-            }
-            (metrics.current_leader == Some(id)).then_some(quorum)
-        };
-        let nodes = core.watch.nodes();
-        let nodes = nodes.iter().filter(|(_, node)| !node.left).map(|(id, node)| NodeStatus {
-            id: *id,
-            facts: node.facts.clone(),
-            voter: voters.contains(id),
-            reachable: reachable(*id),
-        });
-        ClusterStatus {
-            node: core.member.get().map(|m| m.owner.node),
-            cluster: core.member.get().map(|m| m.owner.cluster),
-            role,
-            leader: core.leader(),
-            term: metrics.as_ref().map_or(0, |m| m.current_term),
-            applied: *core.watch.progress().borrow(),
-            quorum,
-            nodes: nodes.collect(),
-            entries: counters.entries,
-            differing: counters.differing,
-        }
+        status::status(&self.member, &self.replica, &self.timings)
     }
 
     /// Shortens the log to what was applied by now; a node that lacks more than
     /// that gets a snapshot. The log is shortened now and then in any case.
     pub async fn compact(&self) -> Result<(), ClusterError> {
-        let raft = &self.core.member()?.raft;
-        let applied = *self.core.watch.progress().borrow();
-        let wait = raft.wait(Some(self.core.timings.patience));
+        let raft = &self.member.running()?.raft;
+        let applied = self.replica.applied();
+        let wait = raft.wait(Some(self.timings.patience));
         raft.trigger().snapshot().await.map_err(ClusterError::storage)?;
         let covered = |m: &Metrics| m.snapshot.is_some_and(|s| s.index >= applied);
         wait.metrics(covered, "a snapshot").await.map_err(ClusterError::unavailable)?;
@@ -279,16 +271,16 @@ impl Cluster {
     /// The applied log index and the digest of the whole replicated state at it:
     /// equal on all nodes that applied the same log. Reads everything.
     pub fn state_digest(&self) -> Result<(u64, Digest), ClusterError> {
-        self.core.store.digest()
+        self.store.digest()
     }
 
     /// Returns when this node can no longer work, with the reason: its disk
     /// failed, or Raft stopped. Stop the process then.
     pub async fn failed(&self) -> ClusterError {
-        let Some(member) = self.core.member.get() else {
+        let Ok(running) = self.member.running() else {
             return std::future::pending().await;
         };
-        let wait = member.raft.wait(None);
+        let wait = running.raft.wait(None);
         match wait.metrics(|m| m.running_state.is_err(), "stopped").await {
             Ok(metrics) => match metrics.running_state {
                 Err(e) => ClusterError::storage(e),
@@ -301,18 +293,16 @@ impl Cluster {
     /// Stops everything that runs for this member. A leader hands over first: the
     /// others then need not wait to find out that it is gone.
     pub async fn shutdown(&self) {
-        if let Some(member) = self.core.member.get()
-            && self.core.leads()
-        {
-            self.core.hand_over(member.owner.node).await;
+        if self.member.leads() {
+            membership::hand_over(&self.leader).await;
         }
-        self.core.stop.cancel();
-        if let Some(member) = self.core.member.get()
-            && let Err(e) = member.raft.shutdown().await
+        self.stop.cancel();
+        if let Ok(running) = self.member.running()
+            && let Err(e) = running.raft.shutdown().await
         {
             tracing::warn!(error = %e, "Raft did not stop cleanly");
         }
-        self.core.tasks.close();
-        self.core.tasks.wait().await;
+        self.tasks.close();
+        self.tasks.wait().await;
     }
 }

@@ -2,10 +2,8 @@
 
 use std::sync::Arc;
 
-use kiln_proto::{ArtifactKey, Digest, Failure, NodeId, SignedManifest};
+use kiln_proto::{ArtifactKey, Digest, NodeId, SignedManifest};
 use serde::{Deserialize, Serialize};
-
-use crate::held::Lease;
 
 /// The artifact of a key.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -59,17 +57,6 @@ pub enum Retired {
     Over,
     /// A place that may have the bytes was not asked: they are unreachable, not absent.
     NotProven,
-}
-
-/// How an acquire ended.
-#[derive(Debug)]
-pub enum Acquired {
-    /// The key has an artifact.
-    Ready(Entry),
-    /// The caller compiles, and publishes or fails under this lease.
-    Granted(Lease),
-    /// The compile failed a while ago, and would again.
-    Failed(Failure),
 }
 
 /// What a put does where the key has an artifact.

@@ -37,6 +37,11 @@ impl ClusterError {
         Self::Invalid(why.to_string())
     }
 
+    /// An answer of another kind than the request has.
+    pub(crate) fn unexpected(answer: &impl std::fmt::Debug) -> Self {
+        Self::Invalid(format!("unexpected answer {answer:?}: is the leader of another version?"))
+    }
+
     pub(crate) fn storage(why: impl ToString) -> Self {
         Self::Storage(why.to_string())
     }
@@ -52,4 +57,15 @@ impl From<crate::table::StateError> for ClusterError {
     fn from(e: crate::table::StateError) -> Self {
         Self::storage(e)
     }
+}
+
+impl From<tokio::time::error::Elapsed> for ClusterError {
+    fn from(_: tokio::time::error::Elapsed) -> Self {
+        Self::Deadline
+    }
+}
+
+/// An error of storage, in the one form that the Raft library takes.
+pub(crate) fn io_error(error: impl std::error::Error + Send + Sync + 'static) -> std::io::Error {
+    std::io::Error::other(error)
 }

@@ -11,35 +11,55 @@ use kiln_proto::{ArtifactKey, Digest, Failure, NodeId, SignedManifest, Token};
 use tokio::{sync::broadcast, time::Instant};
 
 use crate::{
-    command::{AccessReport, Asked, Command, Publication, Response},
-    core::Core,
-    entry::{Acquired, Entry, PackState, Published, Retired},
+    command::{AccessReport, Asked, Change, Command, Publication, Response},
+    entry::{Entry, PackState, Published, Put, PutMode, Retired},
     error::ClusterError,
-    held::Lease,
-    leader::{AcquireRequest, Answer, Outcome, Reply, Request},
-    peers::{frame, to_target, unframe},
-    store::Owner,
-    table::{self, BlobRecord, Table},
+    leases::{Lease, Leases},
+    replica::Replica,
+    router::Router,
+    rpc::{Acquire, Fail, Failed, Outcome, ReadIndex, Unanswered},
+    table::{BlobRecord, Table},
     watch::{IndexEvent, NodeInfo},
+    writer::{Writer, Written},
+    writes::Turn,
 };
 
 /// Most entries of one scan.
 const MOST_SCANNED: usize = 10_000;
 
+/// How an acquire ended.
+#[derive(Debug)]
+pub enum Acquired {
+    /// The key has an artifact.
+    Ready(Entry),
+    /// The caller compiles, and publishes or fails under this lease.
+    Granted(Lease),
+    /// The compile failed a while ago, and would again.
+    Failed(Failure),
+}
+
 /// The handle that the rest of the node holds.
 #[derive(Clone)]
 pub struct Index {
-    pub(crate) core: Arc<Core>,
+    replica: Arc<Replica>,
+    router: Arc<Router>,
+    leases: Arc<Leases>,
+    writer: Arc<Writer>,
 }
 
 impl Index {
-    pub(crate) fn new(core: Arc<Core>) -> Self {
-        Self { core }
+    pub(crate) fn new(
+        replica: Arc<Replica>,
+        router: Arc<Router>,
+        leases: Arc<Leases>,
+        writer: Arc<Writer>,
+    ) -> Self {
+        Self { replica, router, leases, writer }
     }
 
     /// The artifact of `key` in the local replica.
     pub fn lookup(&self, key: &ArtifactKey) -> Result<Option<Entry>, ClusterError> {
-        self.core.entry(key)
+        self.replica.entry(key)
     }
 
     /// The artifact of `key`, after every publication acknowledged before this call.
@@ -53,7 +73,7 @@ impl Index {
 
     /// The live negative entry of `key` in the local replica.
     pub fn failure(&self, key: &ArtifactKey) -> Result<Option<Failure>, ClusterError> {
-        self.core.failure(key)
+        self.replica.failure(key)
     }
 
     /// The artifact, the failure, or the right to compile `key`. Waits while
@@ -67,14 +87,14 @@ impl Index {
         deadline: Instant,
         on_waiting: impl FnOnce() + Send,
     ) -> Result<Acquired, ClusterError> {
-        let node = self.core.member()?.owner.node;
+        let node = self.router.owner()?.node;
         let mut request = [0; 8];
         getrandom::fill(&mut request).map_err(ClusterError::unavailable)?;
         let request = u64::from_le_bytes(request);
         let mut on_waiting = Some(on_waiting);
         let mut waiting = || {
-            if let Some(tell) = on_waiting.take() {
-                tell();
+            if let Some(on_waiting) = on_waiting.take() {
+                on_waiting();
             }
         };
         let started = Instant::now();
@@ -85,35 +105,35 @@ impl Index {
             }
             let wait_ms = deadline.saturating_duration_since(Instant::now()).as_millis();
             let wait_ms = u64::try_from(wait_ms).unwrap_or(u64::MAX);
-            let asked = AcquireRequest { key: *key, node, request, instead_of, wait_ms };
-            let answer = match self.core.leader() {
-                None => Answer::NotLeader,
+            let asked = Acquire { key: *key, node, request, instead_of, wait_ms };
+            let answer = match self.router.leader() {
+                None => Err(Unanswered::NotLeader),
                 Some(leader) => tokio::select! {
-                    answer = self.acquire_at(leader, &asked, deadline, &mut waiting) => answer,
+                    answer = self.router.acquire_at(leader, &asked, deadline, &mut waiting) => answer,
                     // This replica may hear of the end before the leader's answer is here.
                     found = self.wait_found(key, instead_of) => return found,
-                    () = self.core.leader_changes(leader) => Answer::NotLeader,
+                    () = self.router.leader_changes(leader) => Err(Unanswered::NotLeader),
                     () = tokio::time::sleep_until(deadline) => return Err(ClusterError::Deadline),
                 },
             };
             match answer {
-                Answer::Done(Outcome::Ready(entry)) => return Ok(Acquired::Ready(*entry)),
-                Answer::Done(Outcome::Failed(failure)) => return Ok(Acquired::Failed(failure)),
-                Answer::Done(Outcome::Granted(token)) => {
-                    return Ok(Acquired::Granted(self.core.hold(*key, token)));
+                Ok(Outcome::Ready(entry)) => return Ok(Acquired::Ready(*entry)),
+                Ok(Outcome::Failed(failure)) => return Ok(Acquired::Failed(failure)),
+                Ok(Outcome::Granted(token)) => {
+                    return Ok(Acquired::Granted(self.leases.hold(*key, token)));
                 }
-                Answer::NotLeader => {}
-                Answer::Refused(e @ ClusterError::Unavailable(_)) => last = e,
-                Answer::Refused(e) => return Err(e),
+                Err(Unanswered::NotLeader) => {}
+                Err(Unanswered::Refused(e @ ClusterError::Unavailable(_))) => last = e,
+                Err(Unanswered::Refused(e)) => return Err(e),
             }
             let now = Instant::now();
             if now >= deadline {
                 return Err(ClusterError::Deadline);
             }
-            if now >= self.core.give_up_at(started) {
+            if now >= self.router.give_up_at(started) {
                 return Err(last);
             }
-            self.core.pause().await?;
+            self.router.pause().await?;
         }
     }
 
@@ -123,11 +143,11 @@ impl Index {
         key: &ArtifactKey,
         instead_of: Option<u64>,
     ) -> Result<Option<Acquired>, ClusterError> {
-        let entry = self.core.entry(key)?;
+        let entry = self.replica.entry(key)?;
         if let Some(entry) = entry.filter(|entry| Some(entry.epoch) != instead_of) {
             return Ok(Some(Acquired::Ready(entry)));
         }
-        Ok(self.core.failure(key)?.map(Acquired::Failed))
+        Ok(self.replica.failure(key)?.map(Acquired::Failed))
     }
 
     /// Returns when the local replica says something about `key`.
@@ -136,7 +156,7 @@ impl Index {
         key: &ArtifactKey,
         instead_of: Option<u64>,
     ) -> Result<Acquired, ClusterError> {
-        let waiter = self.core.watch.waiter(*key);
+        let waiter = self.replica.waiter(*key);
         loop {
             let mut woken = pin!(waiter.notified());
             woken.as_mut().enable();
@@ -144,38 +164,6 @@ impl Index {
                 return Ok(found);
             }
             woken.await;
-        }
-    }
-
-    async fn acquire_at(
-        &self,
-        leader: NodeId,
-        asked: &AcquireRequest,
-        deadline: Instant,
-        mut waiting: impl FnMut() + Send,
-    ) -> Answer<Outcome> {
-        let me = match self.core.member() {
-            Ok(member) => member.owner,
-            Err(e) => return Answer::Refused(e),
-        };
-        if leader == me.node {
-            return self.core.lead_acquire(asked, deadline, waiting).await;
-        }
-        let asking = async {
-            let target = Owner { node: leader, ..me };
-            let mut client = self.core.peers.at(&self.core.address_of(leader)?)?;
-            let mut events = client.acquire(to_target(frame(asked)?, target)).await?.into_inner();
-            while let Some(event) = events.message().await? {
-                match unframe::<Option<Answer<Outcome>>>(&event)? {
-                    Some(answer) => return Ok(answer),
-                    None => waiting(),
-                }
-            }
-            Err(tonic::Status::unavailable("the leader ended the call"))
-        };
-        match asking.await {
-            Ok(answer) => answer,
-            Err(status) => Answer::Refused(ClusterError::unavailable(status.message())),
         }
     }
 
@@ -190,7 +178,7 @@ impl Index {
     ) -> Result<Published, ClusterError> {
         let published = self.publish_as(lease.key(), lease.token(), manifest, also).await;
         if matches!(published, Ok(_) | Err(ClusterError::StaleToken)) {
-            self.core.lease_is_over(lease);
+            self.leases.used(lease);
         }
         published
     }
@@ -204,24 +192,82 @@ impl Index {
         also: Vec<NodeId>,
     ) -> Result<Published, ClusterError> {
         let publication = self.publication(*key, token, manifest)?;
-        let (index, response) = self.core.write(Command::Commit { publication, also }).await?;
+        let (index, response) = self.router.write(Command::Commit { publication, also }).await?;
         let committed = match response {
             Response::Committed => true,
             Response::Existing => false,
             Response::Stale => return Err(ClusterError::StaleToken),
-            _ => return Err(out_of_place()),
+            other => return Err(ClusterError::unexpected(&other)),
         };
         let entry = self.committed(key, index).await?;
         Ok(if committed { Published::Committed(entry) } else { Published::Existing(entry) })
     }
 
-    pub(crate) fn publication(
+    /// Takes the next turn of `key` at this node: of several writes of one key, the one
+    /// with the latest turn counts, whichever is carried out first. Take it when the
+    /// write arrives.
+    pub fn turn(&self, key: &ArtifactKey, mode: PutMode) -> Result<Turn, ClusterError> {
+        self.writer.turn(key, mode == PutMode::Replace)
+    }
+
+    /// Commits an artifact of a replaceable key ([`kiln_proto::Manifest::replaceable`])
+    /// without a lease; its pack is durable on this node. The last put counts; a
+    /// live lease of the key ends, and its waiters get this artifact. `also`: other nodes
+    /// on whose disks the pack is.
+    pub async fn put(
+        &self,
+        mut turn: Turn,
+        manifest: SignedManifest,
+        mode: PutMode,
+        also: Vec<NodeId>,
+    ) -> Result<Put, ClusterError> {
+        let key = manifest.read_unverified().map_err(ClusterError::invalid)?.key;
+        if key != *turn.key() {
+            return Err(ClusterError::invalid("the turn is for another key"));
+        }
+        let create = mode == PutMode::Create;
+        let publication = self.publication(key, Token(0), manifest)?;
+        let change = Change::Put { publication, create, also };
+        let (index, response) = match self.writer.write(&mut turn, change).await? {
+            Written::Answered(index, response) => (index, response),
+            Written::Superseded => return Ok(Put::Superseded),
+        };
+        drop(turn);
+        let put = match response {
+            Response::Committed | Response::Repeated(true) => Put::Committed,
+            Response::Unchanged => Put::Unchanged,
+            Response::Existing => Put::Existing,
+            Response::Repeated(false) if create => Put::Existing,
+            Response::Repeated(false) => return Ok(Put::Superseded),
+            other => return Err(ClusterError::unexpected(&other)),
+        };
+        self.leases.all_used(&key);
+        Ok(put(self.committed(&key, index).await?))
+    }
+
+    /// Removes the wrong artifact of `key` from the whole fleet; false when it has none.
+    /// Writes of this node that arrived before and are not committed never will be.
+    pub async fn tombstone(&self, key: &ArtifactKey, reason: String) -> Result<bool, ClusterError> {
+        let mut turn = self.turn(key, PutMode::Replace)?;
+        let change = Change::Remove { key: *key, reason };
+        match self.writer.write(&mut turn, change).await? {
+            Written::Answered(index, Response::Changed(changed) | Response::Repeated(changed)) => {
+                self.wait_applied(index).await?;
+                Ok(changed)
+            }
+            Written::Answered(_, other) => Err(ClusterError::unexpected(&other)),
+            // What came later replaced what there was to remove.
+            Written::Superseded => Ok(false),
+        }
+    }
+
+    fn publication(
         &self,
         key: ArtifactKey,
         token: Token,
         manifest: SignedManifest,
     ) -> Result<Publication, ClusterError> {
-        let node = self.core.member()?.owner.node;
+        let node = self.router.owner()?.node;
         let signed = manifest.read_unverified().map_err(ClusterError::invalid)?;
         Ok(Publication {
             key,
@@ -235,12 +281,8 @@ impl Index {
     }
 
     /// The entry of `key` as of `index`: whoever published here finds it here.
-    pub(crate) async fn committed(
-        &self,
-        key: &ArtifactKey,
-        index: u64,
-    ) -> Result<Entry, ClusterError> {
-        if !self.core.wait_applied(index, Instant::now() + self.core.timings.patience).await {
+    async fn committed(&self, key: &ArtifactKey, index: u64) -> Result<Entry, ClusterError> {
+        if !self.replica.wait_applied(index, Instant::now() + self.router.patience()).await {
             return Err(ClusterError::unavailable("committed, and not yet in this replica"));
         }
         let entry = self.lookup(key)?;
@@ -251,12 +293,11 @@ impl Index {
     /// all waiters and remembered; after another one the next waiter is granted.
     pub async fn fail(&self, lease: &Lease, failure: Failure) -> Result<(), ClusterError> {
         let (key, token) = (*lease.key(), lease.token());
-        let reply = self.core.ask(Request::Fail { key, token, failure }).await?;
-        self.core.lease_is_over(lease);
-        match reply {
-            Reply::Written { response: Response::Done | Response::Changed(_), .. } => Ok(()),
-            Reply::Written { response: Response::Stale, .. } => Err(ClusterError::StaleToken),
-            _ => Err(out_of_place()),
+        let failed = self.router.ask(Fail { key, token, failure }).await?;
+        self.leases.used(lease);
+        match failed {
+            Failed::Ended => Ok(()),
+            Failed::Stale => Err(ClusterError::StaleToken),
         }
     }
 
@@ -277,8 +318,8 @@ impl Index {
         if report == AccessReport::default() {
             return Ok(());
         }
-        let node = self.core.member()?.owner.node;
-        self.core.write(Command::Report { node, report }).await.map(drop)
+        let node = self.router.owner()?.node;
+        self.router.write(Command::Report { node, report }).await.map(drop)
     }
 
     /// Pins or unpins `key`; false when it has no artifact.
@@ -295,12 +336,12 @@ impl Index {
         asked: Asked,
     ) -> Result<Retired, ClusterError> {
         let command = Command::RetireAbsent { key: *key, epoch, asked };
-        let (index, response) = self.core.write(command).await?;
+        let (index, response) = self.router.write(command).await?;
         self.wait_applied(index).await?;
         match response {
             Response::Changed(_) => Ok(Retired::Over),
             Response::NotProven => Ok(Retired::NotProven),
-            _ => Err(out_of_place()),
+            other => Err(ClusterError::unexpected(&other)),
         }
     }
 
@@ -317,27 +358,24 @@ impl Index {
 
     /// What the local replica knows of a pack.
     pub fn pack(&self, pack: &Digest) -> Result<Option<PackState>, ClusterError> {
-        self.core.pack(pack)
+        self.replica.pack(pack)
     }
 
     /// Waits until the local replica has all that was acknowledged before this call.
     pub async fn barrier(&self) -> Result<(), ClusterError> {
-        let Reply::ReadIndex(index) = self.core.ask(Request::ReadIndex).await? else {
-            return Err(out_of_place());
-        };
-        self.wait_applied(index).await
+        self.wait_applied(self.router.ask(ReadIndex).await?).await
     }
 
     /// Which of the holders that are still members this node is, the first being 0, where
     /// a pack waits to be uploaded: an entry names it, and the object store is not known
     /// to have it. `None`: it does not wait, or this node is not among its holders.
     pub fn upload_rank(&self, pack: &Digest) -> Result<Option<usize>, ClusterError> {
-        let me = self.core.member()?.owner.node;
-        let blob: Option<BlobRecord> = table::read(&*self.core.store, *pack)?;
+        let me = self.router.owner()?.node;
+        let blob: Option<BlobRecord> = self.replica.read(*pack)?;
         let Some(blob) = blob.filter(|b| b.entries > 0 && !b.stored && !b.condemned) else {
             return Ok(None);
         };
-        let nodes = self.core.watch.nodes();
+        let nodes = self.replica.nodes();
         let mut present =
             blob.holders.iter().filter(|id| nodes.get(id).is_some_and(|node| !node.left));
         Ok(present.position(|id| *id == me))
@@ -347,7 +385,7 @@ impl Index {
     pub fn condemned(&self, limit: usize) -> Result<Vec<Digest>, ClusterError> {
         let (mut found, mut start) = (Vec::new(), Vec::new());
         while found.len() < limit {
-            let pairs = self.core.store.scan(Table::Blobs, &start, MOST_SCANNED)?;
+            let pairs = self.replica.scan(Table::Blobs, &start, MOST_SCANNED)?;
             let Some((last, _)) = pairs.last() else { break };
             start = [last.as_slice(), &[0]].concat();
             for (pack, value) in &pairs {
@@ -381,10 +419,10 @@ impl Index {
             // The least key after it.
             start = start.max([&after.as_bytes()[..], &[0]].concat());
         }
-        let pairs = self.core.store.scan(Table::Entries, &start, limit.min(MOST_SCANNED))?;
+        let pairs = self.replica.scan(Table::Entries, &start, limit.min(MOST_SCANNED))?;
         let entries = pairs.into_iter().map(|(key, value)| {
             let key = ArtifactKey::try_from(key.as_slice()).map_err(ClusterError::storage)?;
-            self.core.complete(key, crate::codec::decode(&value)?)
+            self.replica.complete(key, crate::codec::decode(&value)?)
         });
         let within = |entry: &Result<Entry, ClusterError>| {
             entry.as_ref().map_or(true, |entry| entry.key.to_string().starts_with(prefix))
@@ -394,52 +432,48 @@ impl Index {
 
     /// A node, also one that left: its manifests stay verifiable.
     pub fn node(&self, id: NodeId) -> Option<NodeInfo> {
-        self.core.watch.nodes().get(&id).cloned()
+        self.replica.nodes().get(&id).cloned()
     }
 
     /// Whose signatures count: the key of every node that ever was a member.
     pub fn signers(&self) -> Vec<(NodeId, VerifyingKey)> {
-        self.core.watch.nodes().iter().map(|(id, node)| (*id, node.key)).collect()
+        self.replica.nodes().iter().map(|(id, node)| (*id, node.key)).collect()
     }
 
     /// All nodes that did not leave.
     pub fn nodes(&self) -> Vec<(NodeId, NodeInfo)> {
-        let nodes = self.core.watch.nodes();
+        let nodes = self.replica.nodes();
         let present = nodes.iter().filter(|(_, node)| !node.left);
         present.map(|(id, node)| (*id, node.clone())).collect()
     }
 
     /// The log index up to which the local replica has applied.
     pub fn applied(&self) -> u64 {
-        *self.core.watch.progress().borrow()
+        self.replica.applied()
     }
 
     /// Whether `token` is the live one of `key` in the local replica.
     pub fn is_live(&self, key: &ArtifactKey, token: Token) -> bool {
-        self.core.watch.deadlines.is_live(key, token)
+        self.replica.deadlines().is_live(key, token)
     }
 
     /// Changes as the local replica applies them. A subscriber that falls behind
     /// is told so by the channel, and looks again.
     pub fn events(&self) -> broadcast::Receiver<IndexEvent> {
-        self.core.watch.events()
+        self.replica.events()
     }
 
-    pub(crate) async fn wait_applied(&self, index: u64) -> Result<(), ClusterError> {
-        match self.core.wait_applied(index, Instant::now() + self.core.timings.patience).await {
+    async fn wait_applied(&self, index: u64) -> Result<(), ClusterError> {
+        match self.replica.wait_applied(index, Instant::now() + self.router.patience()).await {
             true => Ok(()),
             false => Err(ClusterError::unavailable("this node's replica is far behind")),
         }
     }
 
     async fn changed(&self, command: Command) -> Result<bool, ClusterError> {
-        match self.core.write(command).await?.1 {
+        match self.router.write(command).await?.1 {
             Response::Changed(changed) => Ok(changed),
-            _ => Err(out_of_place()),
+            other => Err(ClusterError::unexpected(&other)),
         }
     }
-}
-
-pub(crate) fn out_of_place() -> ClusterError {
-    ClusterError::invalid("the leader gave an answer out of place: is it of another version?")
 }

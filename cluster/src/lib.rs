@@ -1,48 +1,55 @@
 //! The replicated index: which artifact answers which key, and who may compile.
 //!
-//! Knows keys and manifests, never artifact bytes. Read in this order: `command`
-//! (what can change), `state` (what it means), `store` (where it is kept),
-//! `leader` and `route` (how a change gets there), `leases` and `held` (time),
-//! `bootstrap` and `membership` (who takes part), `index` and `cluster` (the API).
+//! Knows keys and manifests, never artifact bytes. Read in this order, each file using
+//! only those before it: `command` (what can change), `state` (what it means), `store`
+//! (where it is kept), `replica` (what is read here), `rpc` and `peers` (what nodes ask
+//! each other), `member` (Raft's handle, who leads), `leader` and `membership` (what a
+//! leader does), `requests` and `router` (how a request gets there), `leases` (time), `writes` and `writer` (order),
+//! `bootstrap` and `announce` (how a node takes part), `index` and `cluster` (the API).
 //!
 //! Invariant: all mutation is a command in Raft's log, applied in one place.
 
+mod announce;
 mod bootstrap;
 mod cluster;
 mod codec;
 mod command;
-mod core;
 mod entry;
 mod error;
-mod held;
 mod housekeeping;
 mod identity;
 mod index;
+mod judge;
 mod leader;
 mod leases;
+mod member;
 mod membership;
 mod network;
 mod peers;
-mod put;
 mod raft;
-mod route;
+mod replica;
+mod requests;
+mod router;
+mod rpc;
 mod service;
 mod settings;
-mod standing;
 mod state;
+mod status;
 mod store;
 mod table;
 mod watch;
+mod writer;
 mod writes;
 
 pub use crate::{
-    cluster::{Cluster, ClusterStatus, NodeStatus, Role},
+    cluster::Cluster,
     command::{AccessReport, Asked, NodeFacts},
-    entry::{Acquired, Entry, PackState, Published, Put, PutMode, Retired},
+    entry::{Entry, PackState, Published, Put, PutMode, Retired},
     error::ClusterError,
-    held::Lease,
-    index::Index,
+    index::{Acquired, Index},
+    leases::Lease,
     settings::{Settings, Start, Timings},
+    status::{ClusterStatus, NodeStatus, Role},
     watch::{IndexEvent, NodeInfo},
     writes::Turn,
 };

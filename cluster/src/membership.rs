@@ -7,25 +7,17 @@
 //! is forgotten. Voters come to an odd number: an even one tolerates no more failures
 //! and needs more answers. A node that abstains never votes.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-    time::Duration,
-};
+use std::collections::{BTreeMap, BTreeSet};
 
 use kiln_proto::NodeId;
 use openraft::{BasicNode, ChangeMembers, Instant as _};
-use tokio::time::Instant;
 
 use crate::{
-    bootstrap::{Assignment, Greeting},
     command::{Command, Response},
-    core::Core,
     error::ClusterError,
-    leader::{Answer, Reply, Request, unexpected},
-    peers::{abstains, frame, unframe},
+    leader::Leader,
     raft::Metrics,
-    table::{self, Counters},
+    rpc::{Answer, Unanswered},
 };
 
 /// Log entries that a learner may lack and still count as keeping up.
@@ -70,200 +62,132 @@ fn plan(
     (!next.is_empty() && next != *voters).then_some(next)
 }
 
-fn health(core: &Core, metrics: &Metrics, id: NodeId) -> Health {
+fn health(leader: &Leader, metrics: &Metrics, id: NodeId) -> Health {
     if id == metrics.id {
         return Health { alive: true, keeps_up: true };
     }
+    let timings = &leader.timings;
     let acked = metrics.heartbeat.as_ref().and_then(|h| h.get(&id).copied().flatten());
     let Some(acked) = acked else {
         // Nothing heard since this node leads: it counts as dead once that is long enough.
-        return Health { alive: core.armed_for() < core.timings.dead_after, keeps_up: false };
+        let leading = leader.counting_for().unwrap_or_default();
+        return Health { alive: leading < timings.dead_after, keeps_up: false };
     };
     let silent = acked.into_inner().elapsed();
     let matched = metrics.replication.as_ref().and_then(|r| r.get(&id).copied().flatten());
     let behind = metrics.last_log_index.unwrap_or(0).saturating_sub(matched.map_or(0, |m| m.index));
     Health {
-        alive: silent < core.timings.dead_after,
-        keeps_up: silent < core.timings.election_max && matched.is_some() && behind < CLOSE,
+        alive: silent < timings.dead_after,
+        keeps_up: silent < timings.election_max && matched.is_some() && behind < CLOSE,
     }
 }
 
-impl Core {
-    /// One step towards the membership that there should be.
-    pub(crate) async fn tend_membership(&self) -> Result<(), ClusterError> {
-        let member = self.member()?;
-        let Some(metrics) = self.metrics() else { return Ok(()) };
-        if metrics.membership_config != metrics.committed_membership_config {
-            return Ok(());
-        }
-        let membership = metrics.membership_config.membership();
-        let known: BTreeSet<NodeId> = membership.nodes().map(|(id, _)| *id).collect();
-        let voters: BTreeSet<NodeId> = membership.voter_ids().collect();
-        let learners = &known - &voters;
-        let nodes = self.watch.nodes();
-        if nodes.is_empty() {
-            return Ok(()); // not founded yet
-        }
-        let change = async |change: ChangeMembers<NodeId, BasicNode>, retain| {
-            tracing::info!(%change, "changing the membership");
-            let changed = member.raft.change_membership(change, retain).await;
-            changed.map(drop).map_err(ClusterError::unavailable)
-        };
-
-        let joined = nodes.iter().filter(|(id, node)| !node.left && !known.contains(id));
-        let joined: BTreeMap<NodeId, BasicNode> =
-            joined.map(|(id, node)| (*id, BasicNode::new(&node.facts.grpc))).collect();
-        if !joined.is_empty() {
-            return change(ChangeMembers::AddNodes(joined), true).await;
-        }
-        let left: BTreeSet<NodeId> =
-            known.iter().copied().filter(|id| nodes.get(id).is_none_or(|n| n.left)).collect();
-        let counters: Counters = table::read(&*self.store, ())?.unwrap_or_default();
-        let wanted = usize::try_from(counters.voters).unwrap_or(usize::MAX);
-        let never = |id: &NodeId| nodes.get(id).is_none_or(|n| n.left || !n.eligible);
-        let never: BTreeSet<NodeId> = known.iter().copied().filter(never).collect();
-        let health_of = |id| health(self, &metrics, id);
-        if let Some(next) = plan(&voters, &learners, &never, wanted, health_of) {
-            return change(ChangeMembers::ReplaceAllVoters(next), true).await;
-        }
-        let gone: BTreeSet<NodeId> = learners.intersection(&left).copied().collect();
-        if !gone.is_empty() {
-            return change(ChangeMembers::RemoveNodes(gone), true).await;
-        }
-        self.retire_replaced(&metrics, &learners).await
+/// One step towards the membership that there should be.
+pub(crate) async fn adjust(leader: &Leader) -> Result<(), ClusterError> {
+    let raft = &leader.member.running()?.raft;
+    let Some(metrics) = leader.member.metrics() else { return Ok(()) };
+    if metrics.membership_config != metrics.committed_membership_config {
+        return Ok(());
     }
-
-    /// A dead learner whose address another node answers by now never returns.
-    async fn retire_replaced(
-        &self,
-        metrics: &Metrics,
-        learners: &BTreeSet<NodeId>,
-    ) -> Result<(), ClusterError> {
-        let nodes = self.watch.nodes();
-        let replaced = learners.iter().find(|id| {
-            let Some(node) = nodes.get(id) else { return false };
-            let same_place = nodes
-                .iter()
-                .any(|(other, n)| other > *id && !n.left && n.facts.grpc == node.facts.grpc);
-            !node.left && same_place && !health(self, metrics, **id).alive
-        });
-        match replaced {
-            Some(id) => match self.propose(Command::Leave(*id)).await {
-                Answer::Done(_) => Ok(()),
-                Answer::NotLeader => Err(ClusterError::unavailable("no longer the leader")),
-                Answer::Refused(e) => Err(e),
-            },
-            None => Ok(()),
-        }
+    let membership = metrics.membership_config.membership();
+    let known: BTreeSet<NodeId> = membership.nodes().map(|(id, _)| *id).collect();
+    let voters: BTreeSet<NodeId> = membership.voter_ids().collect();
+    let learners = &known - &voters;
+    let nodes = leader.replica.nodes();
+    if nodes.is_empty() {
+        return Ok(()); // not founded yet
     }
-
-    /// Leaves the cluster for good: another node leads and this one is out of the
-    /// membership when it returns.
-    pub(crate) async fn leave(self: &Arc<Self>) -> Result<(), ClusterError> {
-        let me = self.member()?.owner.node;
-        if self.leads() {
-            self.hand_over(me).await;
-        }
-        match self.ask(Request::Remove(me)).await? {
-            Reply::Removed => Ok(()),
-            other => Err(ClusterError::invalid(format!("an answer out of place: {other:?}"))),
-        }
-    }
-
-    /// Gives the leadership to the voter that has most of the log, if there is
-    /// one. Raft would elect another leader in any case; this is only quicker.
-    pub(crate) async fn hand_over(&self, me: NodeId) {
-        let (Ok(member), Some(metrics)) = (self.member(), self.metrics()) else { return };
-        let voters: BTreeSet<NodeId> = metrics.membership_config.membership().voter_ids().collect();
-        let replication = metrics.replication.iter().flatten();
-        let heir = replication
-            .filter(|(id, _)| voters.contains(id) && **id != me)
-            .filter(|(id, _)| health(self, &metrics, **id).keeps_up)
-            .max_by_key(|(_, matched)| **matched);
-        let Some((heir, _)) = heir else { return };
-        if let Err(e) = member.raft.trigger().transfer_leader(*heir).await {
-            tracing::warn!(error = %e, "the leadership was not handed over");
-            return;
-        }
-        let moved = member.raft.wait(Some(self.timings.election_max));
-        if let Err(e) = moved.metrics(|m| m.current_leader != Some(me), "another leader").await {
-            tracing::warn!(error = %e, "the leadership was not taken over");
-        }
-    }
-}
-
-/// Admits the candidate that waits at `address`.
-pub(crate) async fn add(core: &Arc<Core>, address: &str) -> Answer<Reply> {
-    let greeting = match greet(core, address).await {
-        Ok(greeting) => greeting,
-        Err(e) => return Answer::Refused(e),
+    let change = async |change: ChangeMembers<NodeId, BasicNode>, retain| {
+        tracing::info!(%change, "changing the membership");
+        let changed = raft.change_membership(change, retain).await;
+        changed.map(drop).map_err(ClusterError::unavailable)
     };
-    let ours = core.member.get().map(|m| m.owner.cluster);
-    match greeting.owner {
-        Some(owner) if Some(owner.cluster) == ours => return Answer::Done(Reply::Joined(owner)),
-        Some(_) => return Answer::Refused(ClusterError::invalid("it belongs to another cluster")),
-        None => {}
+
+    let joined = nodes.iter().filter(|(id, node)| !node.left && !known.contains(id));
+    let joined: BTreeMap<NodeId, BasicNode> =
+        joined.map(|(id, node)| (*id, BasicNode::new(&node.facts.grpc))).collect();
+    if !joined.is_empty() {
+        return change(ChangeMembers::AddNodes(joined), true).await;
     }
-    let candidate = greeting.node.candidate;
-    let owner = match Box::pin(core.admit(greeting.node, greeting.abstains)).await {
-        Ok(Reply::Joined(owner)) => owner,
-        Ok(other) => return unexpected(&other),
-        Err(e) => return Answer::Refused(e),
-    };
-    Answer::from(assign(core, address, &Assignment { candidate, owner }).await)
-        .map(|()| Reply::Joined(owner))
-}
-
-impl<T> Answer<T> {
-    fn map<U>(self, f: impl FnOnce(T) -> U) -> Answer<U> {
-        match self {
-            Self::Done(value) => Answer::Done(f(value)),
-            Self::NotLeader => Answer::NotLeader,
-            Self::Refused(e) => Answer::Refused(e),
-        }
+    let left: BTreeSet<NodeId> =
+        known.iter().copied().filter(|id| nodes.get(id).is_none_or(|n| n.left)).collect();
+    let counters = leader.replica.counters()?.unwrap_or_default();
+    let wanted = usize::try_from(counters.voters).unwrap_or(usize::MAX);
+    let never = |id: &NodeId| nodes.get(id).is_none_or(|n| n.left || !n.eligible);
+    let never: BTreeSet<NodeId> = known.iter().copied().filter(never).collect();
+    let health_of = |id| health(leader, &metrics, id);
+    if let Some(next) = plan(&voters, &learners, &never, wanted, health_of) {
+        return change(ChangeMembers::ReplaceAllVoters(next), true).await;
     }
+    let gone: BTreeSet<NodeId> = learners.intersection(&left).copied().collect();
+    if !gone.is_empty() {
+        return change(ChangeMembers::RemoveNodes(gone), true).await;
+    }
+    remove_replaced(leader, &metrics, &learners).await
 }
 
-/// Asks who is at `address`.
-pub(crate) async fn greet(core: &Core, address: &str) -> Result<Greeting, ClusterError> {
-    let asking = async {
-        let mine = frame(&core.introduction().candidate)?;
-        let answer = core.peers.at(address)?.hello(mine).await?;
-        let abstains = abstains(answer.metadata());
-        Ok(Greeting { abstains, ..unframe(answer.get_ref())? })
-    };
-    let asked = tokio::time::timeout(Duration::from_secs(2), asking).await?;
-    asked.map_err(|status: tonic::Status| ClusterError::unavailable(status.message()))
-}
-
-/// Tells the candidate at `address` who it is from now on.
-pub(crate) async fn assign(
-    core: &Core,
-    address: &str,
-    assignment: &Assignment,
+/// A dead learner whose address another node answers by now never returns.
+async fn remove_replaced(
+    leader: &Leader,
+    metrics: &Metrics,
+    learners: &BTreeSet<NodeId>,
 ) -> Result<(), ClusterError> {
-    let asking = async { core.peers.at(address)?.assign(frame(assignment)?).await };
-    let asked = tokio::time::timeout(core.timings.patience, asking).await?;
-    asked.map(drop).map_err(|status| ClusterError::unavailable(status.message()))
+    let nodes = leader.replica.nodes();
+    let replaced = learners.iter().find(|id| {
+        let Some(node) = nodes.get(id) else { return false };
+        let same_place = nodes
+            .iter()
+            .any(|(other, n)| other > *id && !n.left && n.facts.grpc == node.facts.grpc);
+        !node.left && same_place && !health(leader, metrics, **id).alive
+    });
+    let Some(id) = replaced else { return Ok(()) };
+    match leader.propose(Command::Leave(*id)).await {
+        Ok(_) => Ok(()),
+        Err(Unanswered::NotLeader) => Err(ClusterError::unavailable("no longer the leader")),
+        Err(Unanswered::Refused(e)) => Err(e),
+    }
+}
+
+/// Gives the leadership to the voter that has most of the log, if there is
+/// one. Raft would elect another leader in any case; this is only quicker.
+pub(crate) async fn hand_over(leader: &Leader) {
+    let (Ok(running), Some(metrics)) = (leader.member.running(), leader.member.metrics()) else {
+        return;
+    };
+    let me = running.owner.node;
+    let voters: BTreeSet<NodeId> = metrics.membership_config.membership().voter_ids().collect();
+    let replication = metrics.replication.iter().flatten();
+    let heir = replication
+        .filter(|(id, _)| voters.contains(id) && **id != me)
+        .filter(|(id, _)| health(leader, &metrics, **id).keeps_up)
+        .max_by_key(|(_, matched)| **matched);
+    let Some((heir, _)) = heir else { return };
+    if let Err(e) = running.raft.trigger().transfer_leader(*heir).await {
+        tracing::warn!(error = %e, "the leadership was not handed over");
+        return;
+    }
+    let moved = running.raft.wait(Some(leader.timings.election_max));
+    if let Err(e) = moved.metrics(|m| m.current_leader != Some(me), "another leader").await {
+        tracing::warn!(error = %e, "the leadership was not taken over");
+    }
 }
 
 /// Removes a node, and answers when Raft no longer counts on it.
-pub(crate) async fn remove(core: &Arc<Core>, node: NodeId) -> Answer<Reply> {
-    let nodes = core.watch.nodes();
+pub(crate) async fn remove(leader: &Leader, node: NodeId) -> Answer<()> {
+    let nodes = leader.replica.nodes();
     let present = nodes.iter().filter(|(_, n)| !n.left);
     match nodes.get(&node) {
-        None => return Answer::Refused(ClusterError::invalid(format!("there is no node {node}"))),
+        None => return Err(ClusterError::invalid(format!("there is no node {node}")).into()),
         Some(n) if !n.left && present.count() == 1 => {
-            return Answer::Refused(ClusterError::invalid("the last node cannot leave"));
+            return Err(ClusterError::invalid("the last node cannot leave").into());
         }
         Some(_) => {}
     }
-    match core.propose(Command::Leave(node)).await {
-        Answer::Done(Reply::Written { response: Response::Changed(_), .. }) => {}
-        other => return other,
+    match leader.propose(Command::Leave(node)).await?.response {
+        Response::Changed(_) => {}
+        other => return Err(ClusterError::unexpected(&other).into()),
     }
-    core.housekeeping.notify_one();
-    let Some(member) = core.member.get() else { return Answer::NotLeader };
+    leader.housekeeping.notify_one();
     let gone = |m: &Metrics| {
         let settled = m.membership_config == m.committed_membership_config;
         let membership = m.membership_config.membership();
@@ -273,17 +197,10 @@ pub(crate) async fn remove(core: &Arc<Core>, node: NodeId) -> Answer<Reply> {
         };
         settled && !here
     };
-    match member.raft.wait(Some(core.timings.patience)).metrics(gone, "a node is removed").await {
-        Ok(_) => Answer::Done(Reply::Removed),
-        Err(e) => Answer::Refused(ClusterError::unavailable(format!("the removal goes on: {e}"))),
-    }
-}
-
-impl Core {
-    /// For how long this node has been the leader.
-    fn armed_for(&self) -> Duration {
-        let since = *self.armed_since.lock();
-        since.map_or(Duration::ZERO, |since: Instant| since.elapsed())
+    let wait = leader.member.running()?.raft.wait(Some(leader.timings.patience));
+    match wait.metrics(gone, "a node is removed").await {
+        Ok(_) => Ok(()),
+        Err(e) => Err(ClusterError::unavailable(format!("the removal goes on: {e}")).into()),
     }
 }
 

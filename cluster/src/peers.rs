@@ -17,7 +17,10 @@ use tonic::{
 
 use crate::{
     codec,
+    command::Candidate,
+    error::ClusterError,
     pb::{Frame, peer_client::PeerClient},
+    rpc::{Assignment, Greeting},
     store::Owner,
 };
 
@@ -26,6 +29,8 @@ pub(crate) const MOST_MESSAGE: usize = 80 << 20;
 const CONNECT: Duration = Duration::from_secs(1);
 /// A silent connection is probed, and given up when the probe is not answered.
 const PROBE: Duration = Duration::from_secs(2);
+/// How long the answer to a hello is waited for.
+const HELLO: Duration = Duration::from_secs(2);
 
 const CLUSTER: &str = "kiln-cluster";
 const TARGET: &str = "kiln-node";
@@ -73,6 +78,35 @@ impl Peers {
             .max_decoding_message_size(MOST_MESSAGE)
             .max_encoding_message_size(MOST_MESSAGE))
     }
+
+    /// Asks who is at `address`; `candidate` is the disk that asks.
+    pub(crate) async fn hello(
+        &self,
+        address: &str,
+        candidate: Candidate,
+    ) -> Result<Greeting, ClusterError> {
+        let asking = async {
+            let answer = self.at(address)?.hello(frame(&candidate)?).await?;
+            let abstains = abstains(answer.metadata());
+            Ok(Greeting { abstains, ..unframe(answer.get_ref())? })
+        };
+        let asked = tokio::time::timeout(HELLO, asking).await?;
+        asked.map_err(|status: Status| ClusterError::unavailable(status.message()))
+    }
+
+    /// Tells the `candidate` at `address` that it is `owner` from now on.
+    pub(crate) async fn assign(
+        &self,
+        address: &str,
+        candidate: Candidate,
+        owner: Owner,
+        patience: Duration,
+    ) -> Result<(), ClusterError> {
+        let assignment = Assignment { candidate, owner };
+        let asking = async { self.at(address)?.assign(frame(&assignment)?).await };
+        let asked = tokio::time::timeout(patience, asking).await?;
+        asked.map(drop).map_err(|status| ClusterError::unavailable(status.message()))
+    }
 }
 
 /// A message body.
@@ -96,7 +130,7 @@ pub(crate) fn to_target<T>(body: T, target: Owner) -> Request<T> {
 }
 
 /// Says in the metadata of an introduction whether its node abstains.
-pub(crate) fn say_abstains(metadata: &mut MetadataMap, abstains: bool) {
+pub(crate) fn set_abstains(metadata: &mut MetadataMap, abstains: bool) {
     if abstains {
         metadata.insert(ABSTAINS, MetadataValue::from_static("true"));
     }

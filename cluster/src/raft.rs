@@ -1,13 +1,10 @@
 //! The Raft library's types as used here.
-
-use std::io;
+//!
+//! Invariant: declarations only; this file uses nothing of the crate but commands.
 
 use openraft::{BasicNode, LogId, alias};
 
-use crate::{
-    command::{Command, Response},
-    store::Machine,
-};
+use crate::command::{Command, Response};
 
 openraft::declare_raft_types!(
     /// Kiln's commands over openraft's default types.
@@ -18,7 +15,6 @@ openraft::declare_raft_types!(
         Node = BasicNode,
 );
 
-pub(crate) type Raft = openraft::Raft<Types, Machine>;
 pub(crate) type Entry = alias::EntryOf<Types>;
 pub(crate) type Vote = alias::VoteOf<Types>;
 pub(crate) type Committed = alias::CommittedLeaderIdOf<Types>;
@@ -26,8 +22,6 @@ pub(crate) type RaftLogId = LogId<Committed>;
 pub(crate) type Membership = alias::StoredMembershipOf<Types>;
 pub(crate) type SnapshotMeta = alias::SnapshotMetaOf<Types>;
 pub(crate) type Metrics = openraft::RaftMetrics<Types>;
-
-/// An error of storage, in the one form that the library takes.
-pub(crate) fn io_error(error: impl std::error::Error + Send + Sync + 'static) -> io::Error {
-    io::Error::other(error)
-}
+/// The library's channel that tells who leads.
+pub(crate) type Leadership =
+    alias::WatchReceiverOf<Types, openraft::metrics::RaftServerMetrics<Types>>;

@@ -8,16 +8,21 @@ use futures::{Stream, StreamExt};
 use openraft::{Snapshot, raft::TransferLeaderRequest};
 use tokio::{sync::mpsc, time::Instant};
 use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::{
+    bootstrap::Bootstrap,
     command::{Candidate, Command, NewNode},
-    core::{Core, Member},
-    leader::{AcquireRequest, Answer, Outcome},
+    leader::Leader,
+    member::{Member, Running},
     pb::{Frame, peer_server::Peer},
-    peers::{abstains, check_target, frame, say_abstains, unframe},
+    peers::{abstains, check_target, frame, set_abstains, unframe},
     raft::{SnapshotMeta, Types, Vote},
-    store::{SnapshotData, Staging},
+    requests,
+    router::Router,
+    rpc::{Acquire, Answer, Join, Outcome, Progress, Unanswered},
+    store::{SnapshotData, Staging, Store},
 };
 
 /// Longest wait that an acquire may ask for.
@@ -25,7 +30,13 @@ const LONGEST_WAIT: Duration = Duration::from_secs(24 * 3600);
 
 /// The gRPC service.
 pub(crate) struct Service {
-    pub core: Arc<Core>,
+    pub member: Arc<Member>,
+    pub leader: Arc<Leader>,
+    pub router: Arc<Router>,
+    pub bootstrap: Arc<Bootstrap>,
+    pub store: Arc<Store>,
+    pub tasks: TaskTracker,
+    pub stop: CancellationToken,
 }
 
 type Reply = Result<Response<Frame>, Status>;
@@ -40,11 +51,11 @@ fn status(error: impl std::fmt::Display) -> Status {
 }
 
 impl Service {
-    /// The member that `request` is for.
-    fn member<T>(&self, request: &Request<T>) -> Result<&Member, Status> {
-        let member = self.core.member().map_err(status)?;
-        check_target(request.metadata(), member.owner)?;
-        Ok(member)
+    /// Raft, if `request` is for this very node.
+    fn running<T>(&self, request: &Request<T>) -> Result<&Running, Status> {
+        let running = self.member.running().map_err(status)?;
+        check_target(request.metadata(), running.owner)?;
+        Ok(running)
     }
 }
 
@@ -54,17 +65,17 @@ impl Peer for Service {
     type AcquireStream = Frames;
 
     async fn append(&self, request: Request<Streaming<Frame>>) -> Result<Response<Frames>, Status> {
-        let raft = self.member(&request)?.raft.clone();
-        let core = Arc::clone(&self.core);
+        let raft = self.running(&request)?.raft.clone();
+        let member = Arc::clone(&self.member);
         // A frame that cannot be read ends the stream; the leader opens another.
         let requests = request.into_inner().map(|frame| unframe(&frame?));
         let requests = requests.scan((), move |(), request| {
-            core.touch();
+            member.note_contact();
             let request = request.inspect_err(|e: &Status| tracing::debug!(error = %e, "append"));
             std::future::ready(request.ok())
         });
         // The leader would keep both streams, and with them a graceful server, for ever.
-        let stopped = || self.core.stop.clone().cancelled_owned();
+        let stopped = || self.stop.clone().cancelled_owned();
         let answers = raft.stream_append(requests.take_until(stopped()));
         let answers = answers.map(|answer| frame(&answer.map_err(status)?));
         let answers = answers.take_until(stopped());
@@ -72,31 +83,31 @@ impl Peer for Service {
     }
 
     async fn vote(&self, request: Request<Frame>) -> Reply {
-        let vote = self.member(&request)?.raft.vote(unframe(request.get_ref())?);
+        let vote = self.running(&request)?.raft.vote(unframe(request.get_ref())?);
         reply(&vote.await.map_err(status)?)
     }
 
     async fn pre_vote(&self, request: Request<Frame>) -> Reply {
-        let vote = self.member(&request)?.raft.pre_vote(unframe(request.get_ref())?);
+        let vote = self.running(&request)?.raft.pre_vote(unframe(request.get_ref())?);
         reply(&vote.await.map_err(status)?)
     }
 
     async fn transfer_leader(&self, request: Request<Frame>) -> Reply {
-        let member = self.member(&request)?;
+        let running = self.running(&request)?;
         let transfer: TransferLeaderRequest<Types> = unframe(request.get_ref())?;
-        reply(&member.raft.handle_transfer_leader(transfer).await.map_err(status)?)
+        reply(&running.raft.handle_transfer_leader(transfer).await.map_err(status)?)
     }
 
     async fn snapshot(&self, request: Request<Streaming<Frame>>) -> Reply {
-        let raft = self.member(&request)?.raft.clone();
+        let raft = self.running(&request)?.raft.clone();
         let mut frames = request.into_inner();
         let cut = || Status::aborted("the snapshot ended too soon");
         let header = frames.message().await?.ok_or_else(cut)?;
         let (vote, meta): (Vote, SnapshotMeta) = unframe(&header)?;
-        let mut staging = Staging::create(self.core.store.incoming(), &meta).map_err(status)?;
+        let mut staging = Staging::create(self.store.incoming(), &meta).map_err(status)?;
         loop {
             let chunk = frames.message().await?.ok_or_else(cut)?.body;
-            self.core.touch();
+            self.member.note_contact();
             if chunk.is_empty() {
                 break;
             }
@@ -110,42 +121,45 @@ impl Peer for Service {
 
     async fn hello(&self, request: Request<Frame>) -> Reply {
         let _from: Candidate = unframe(request.get_ref())?;
-        let mut greeting = reply(&self.core.greeting())?;
-        say_abstains(greeting.metadata_mut(), !self.core.voter);
+        let mut greeting = reply(&self.bootstrap.greeting())?;
+        set_abstains(greeting.metadata_mut(), !self.bootstrap.voter);
         Ok(greeting)
     }
 
     async fn assign(&self, request: Request<Frame>) -> Reply {
         let assignment = unframe(request.get_ref())?;
-        let accepted = self.core.accept(assignment).await;
+        let accepted = self.bootstrap.accept(assignment).await;
         accepted.map_err(|e| Status::failed_precondition(e.to_string()))?;
         reply(&())
     }
 
     async fn join(&self, request: Request<Frame>) -> Reply {
         let node: NewNode = unframe(request.get_ref())?;
-        reply(&Answer::from(self.core.admit(node, abstains(request.metadata())).await))
+        let abstains = abstains(request.metadata());
+        let joined = self.router.ask(Join { node, abstains }).await;
+        reply(&joined.map_err(Unanswered::Refused))
     }
 
     async fn ask(&self, request: Request<Frame>) -> Reply {
-        self.member(&request)?;
-        reply(&self.core.lead(unframe(request.get_ref())?).await)
+        self.running(&request)?;
+        let answer = requests::serve(&self.leader, unframe(request.get_ref())?).await;
+        answer.map(Response::new)
     }
 
     async fn acquire(&self, request: Request<Frame>) -> Result<Response<Frames>, Status> {
-        self.member(&request)?;
-        let asked: AcquireRequest = unframe(request.get_ref())?;
+        self.running(&request)?;
+        let asked: Acquire = unframe(request.get_ref())?;
         let (events, stream) = mpsc::channel(4);
-        let core = Arc::clone(&self.core);
-        self.core.tasks.spawn(async move { serve_acquire(core, asked, events).await });
+        let leader = Arc::clone(&self.leader);
+        self.tasks.spawn(async move { serve_acquire(&leader, asked, events).await });
         Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
     }
 }
 
-/// Holds one acquire open: `None` says "waiting", an answer ends it.
+/// Holds one acquire open until it is answered.
 async fn serve_acquire(
-    core: Arc<Core>,
-    asked: AcquireRequest,
+    leader: &Leader,
+    asked: Acquire,
     events: mpsc::Sender<Result<Frame, Status>>,
 ) {
     let deadline = Instant::now() + Duration::from_millis(asked.wait_ms).min(LONGEST_WAIT);
@@ -154,20 +168,21 @@ async fn serve_acquire(
         if !told {
             told = true;
             // Full means that the caller has this news already.
-            drop(events.try_send(frame(&None::<Answer<Outcome>>)));
+            drop(events.try_send(frame(&Progress::Waiting)));
         }
     };
-    let answer = tokio::select! {
-        answer = core.lead_acquire(&asked, deadline, waiting) => answer,
+    let answer: Answer<Outcome> = tokio::select! {
+        answer = leader.acquire(&asked, deadline, waiting) => answer,
         () = events.closed() => return,
     };
     let granted = match &answer {
-        Answer::Done(Outcome::Granted(token)) => Some(*token),
+        Ok(Outcome::Granted(token)) => Some(*token),
         _ => None,
     };
-    if events.send(frame(&Some(answer))).await.is_err()
+    if events.send(frame(&Progress::Ended(answer))).await.is_err()
         && let Some(token) = granted
-        && let Answer::Refused(e) = core.propose(Command::Expire { key: asked.key, token }).await
+        && let Err(Unanswered::Refused(e)) =
+            leader.propose(Command::Expire { key: asked.key, token }).await
     {
         tracing::debug!(error = %e, "a lease that nobody waited for is left to run out");
     }

@@ -178,25 +178,25 @@ impl Watch {
         events: &[Event],
     ) -> Result<(), StateError> {
         for event in events {
-            self.deadlines.take(event);
+            self.deadlines.follow(event);
             match *event {
                 Event::Published { key, pack } => {
-                    self.tell(IndexEvent::Published { key, pack });
+                    self.send(IndexEvent::Published { key, pack });
                     self.wake(&key);
                 }
-                Event::Tombstoned { key, pack } => self.tell(IndexEvent::Tombstoned { key, pack }),
-                Event::Replaced { key, pack } => self.tell(IndexEvent::Replaced { key, pack }),
-                Event::Pinned { key, pinned } => self.tell(IndexEvent::Pinned { key, pinned }),
-                Event::Stored { pack } => self.tell(IndexEvent::Stored { pack }),
-                Event::Condemned { pack } => self.tell(IndexEvent::Condemned { pack }),
-                Event::Forgotten { pack } => self.tell(IndexEvent::Forgotten { pack }),
+                Event::Tombstoned { key, pack } => self.send(IndexEvent::Tombstoned { key, pack }),
+                Event::Replaced { key, pack } => self.send(IndexEvent::Replaced { key, pack }),
+                Event::Pinned { key, pinned } => self.send(IndexEvent::Pinned { key, pinned }),
+                Event::Stored { pack } => self.send(IndexEvent::Stored { pack }),
+                Event::Condemned { pack } => self.send(IndexEvent::Condemned { pack }),
+                Event::Forgotten { pack } => self.send(IndexEvent::Forgotten { pack }),
                 Event::LeaseGranted { .. } => {}
                 Event::LeaseEnded { key, .. }
                 | Event::Failed { key, .. }
                 | Event::Lifted { key, .. } => self.wake(&key),
                 Event::NodesChanged => {
                     self.nodes.store(Arc::new(read_nodes(view)?));
-                    self.tell(IndexEvent::NodesChanged);
+                    self.send(IndexEvent::NodesChanged);
                 }
             }
         }
@@ -211,12 +211,12 @@ impl Watch {
         for notify in self.keys.lock().values() {
             notify.notify_waiters();
         }
-        self.tell(IndexEvent::Reset);
+        self.send(IndexEvent::Reset);
         self.applied.send_replace(index);
         Ok(())
     }
 
-    fn tell(&self, event: IndexEvent) {
+    fn send(&self, event: IndexEvent) {
         // An error means that nobody listens.
         drop(self.events.send(event));
     }

@@ -14,10 +14,14 @@ use openraft::{
 use rocksdb::{IteratorMode, WriteBatch};
 use tokio::sync::oneshot;
 
-use super::{LOG, META, Store, meta};
+use super::{
+    db::{LOG, Store},
+    meta::{self, META},
+};
 use crate::{
     codec,
-    raft::{Entry, RaftLogId, Types, Vote, io_error},
+    error::io_error,
+    raft::{Entry, RaftLogId, Types, Vote},
 };
 
 /// Most bytes of entries in one request to a follower, unless one entry is larger.

@@ -12,12 +12,16 @@ use openraft::{
     storage::{ApplyResponder, EntryResponder, RaftStateMachine},
 };
 use rocksdb::WriteBatch;
-use serde::{Deserialize, Serialize};
 
-use super::{SnapshotData, Store, meta, snapshot};
+use super::{
+    db::Store,
+    meta::{self, Applied},
+    snapshot::{self, SnapshotData},
+};
 use crate::{
     command::Response,
-    raft::{Membership, RaftLogId, SnapshotMeta, Types, io_error},
+    error::io_error,
+    raft::{Membership, RaftLogId, SnapshotMeta, Types},
     state::{self, Event},
     table::Txn,
     watch::Watch,
@@ -27,13 +31,6 @@ use crate::{
 const MOST_COMMANDS: usize = 256;
 
 type Snapshot = alias::SnapshotOf<Types, SnapshotData>;
-
-/// How far the state has come.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Applied {
-    pub last: Option<RaftLogId>,
-    pub membership: Membership,
-}
 
 /// Raft's view of the store: the state.
 pub(crate) struct Machine {
@@ -81,12 +78,6 @@ impl Machine {
         self.applied = applied;
         self.watch.applied(&*self.store, index, &events).map_err(io_error)?;
         Ok(answers)
-    }
-}
-
-impl Store {
-    pub(crate) fn applied(&self) -> Result<Applied, crate::table::StateError> {
-        Ok(self.meta(meta::APPLIED)?.unwrap_or_default())
     }
 }
 

@@ -16,11 +16,14 @@ use openraft::{Snapshot, alias};
 use rocksdb::{IteratorMode, WriteBatch};
 use tokio::sync::{mpsc, oneshot};
 
-use super::{META, Store, machine::Applied, meta};
+use super::{
+    db::Store,
+    meta::{self, Applied, META},
+};
 use crate::{
     codec,
-    error::ClusterError,
-    raft::{SnapshotMeta, Types, io_error},
+    error::{ClusterError, io_error},
+    raft::{SnapshotMeta, Types},
     table::Table,
 };
 

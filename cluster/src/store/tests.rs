@@ -13,9 +13,10 @@ use openraft::{
     type_config::TypeConfigExt,
 };
 use proptest::{prelude::*, test_runner::TestRunner};
+use rocksdb::WriteBatch;
 use tempfile::TempDir;
 
-use super::*;
+use super::{db::LOG, meta, *};
 use crate::{
     command::{Command, NewNode, NodeFacts},
     leases::{Deadlines, Lifetimes},
@@ -36,7 +37,7 @@ fn machine(store: &Arc<Store>) -> Machine {
 impl StoreBuilder<Types, LogStore, Machine, TempDir> for Builder {
     async fn build(&self) -> Result<(TempDir, LogStore, Machine), StorageError<Types>> {
         let dir = tempfile::tempdir().unwrap();
-        let store = Store::open(dir.path()).unwrap();
+        let store = open(dir.path()).unwrap();
         Ok((dir, LogStore::new(Arc::clone(&store)), machine(&store)))
     }
 }
@@ -76,14 +77,14 @@ fn copy(from: &Path, to: &Path) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_was_acknowledged_is_there_after_a_crash() {
     let (dir, crashed) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let store = Store::open(dir.path()).unwrap();
+    let store = open(dir.path()).unwrap();
     let mut log = LogStore::new(Arc::clone(&store));
     log.save_vote(&crate::raft::Vote::new(1, 1)).await.unwrap();
     let (flushed, acknowledged) = Types::oneshot();
     log.append((0..100).map(report), IOFlushed::signal(flushed)).await.unwrap();
     acknowledged.await.unwrap().unwrap();
     copy(dir.path(), crashed.path());
-    let mut log = LogStore::new(Store::open(crashed.path()).unwrap());
+    let mut log = LogStore::new(open(crashed.path()).unwrap());
     assert_eq!(log.read_vote().await.unwrap(), Some(crate::raft::Vote::new(1, 1)));
     let entries = log.try_get_log_entries(0..1000).await.unwrap();
     assert_eq!(entries, (0..100).map(report).collect::<Vec<_>>());
@@ -92,7 +93,7 @@ async fn what_was_acknowledged_is_there_after_a_crash() {
 #[test]
 fn a_crash_before_the_sync_loses_only_what_was_not_acknowledged() {
     let (dir, crashed) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let store = Store::open(dir.path()).unwrap();
+    let store = open(dir.path()).unwrap();
     let (started, copied) = (mpsc::channel::<()>(), mpsc::channel::<()>());
     // The sync thread waits here, as it would for a slow disk.
     store.syncer.after_sync(Box::new(move |_| {
@@ -104,7 +105,7 @@ fn a_crash_before_the_sync_loses_only_what_was_not_acknowledged() {
     batch.put_cf(store.cf(LOG), 7u64.to_be_bytes(), b"not yet durable");
     store.db.write(batch).unwrap();
     copy(dir.path(), crashed.path());
-    let crashed = Store::open(crashed.path()).unwrap();
+    let crashed = open(crashed.path()).unwrap();
     assert_eq!(crashed.db.get_cf(crashed.cf(LOG), 7u64.to_be_bytes()).unwrap(), None);
     copied.0.send(()).unwrap();
 }
@@ -122,7 +123,7 @@ fn founding() -> Command {
 /// One state by replay, one by a snapshot in the middle and the rest.
 async fn replay_and_snapshot_agree(history: Vec<Command>, cut: usize) {
     let (dir_a, dir_b) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let (a, b) = (Store::open(dir_a.path()).unwrap(), Store::open(dir_b.path()).unwrap());
+    let (a, b) = (open(dir_a.path()).unwrap(), open(dir_b.path()).unwrap());
     let (mut by_replay, mut by_snapshot) = (machine(&a), machine(&b));
     let entries: Vec<Entry> = (1..)
         .zip([founding()].into_iter().chain(history))
@@ -157,13 +158,13 @@ fn a_snapshot_and_a_replay_come_to_the_same_state() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_installation_cut_short_is_finished_at_the_next_start() {
     let (dir_a, dir_b) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let a = Store::open(dir_a.path()).unwrap();
+    let a = open(dir_a.path()).unwrap();
     let mut whole = machine(&a);
     apply(&mut whole, (1..500).map(report).collect()).await;
     let snapshot = whole.get_current_snapshot().await.unwrap().unwrap();
     let expected = a.digest().unwrap();
     {
-        let b = Store::open(dir_b.path()).unwrap();
+        let b = open(dir_b.path()).unwrap();
         apply(&mut machine(&b), (1..9).map(report).collect()).await;
         let mut staged = snapshot.snapshot.stage(&b, &snapshot.meta).await.unwrap();
         staged.keep();
@@ -173,7 +174,7 @@ async fn an_installation_cut_short_is_finished_at_the_next_start() {
         b.db.write(batch).unwrap();
         b.db.flush_wal(true).unwrap();
     }
-    let b = Store::open(dir_b.path()).unwrap();
+    let b = open(dir_b.path()).unwrap();
     assert_eq!(b.digest().unwrap(), expected);
     assert_eq!(std::fs::read_dir(b.incoming()).unwrap().count(), 0);
 }
@@ -181,7 +182,7 @@ async fn an_installation_cut_short_is_finished_at_the_next_start() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_damaged_snapshot_replaces_nothing() {
     let dir = tempfile::tempdir().unwrap();
-    let store = Store::open(dir.path()).unwrap();
+    let store = open(dir.path()).unwrap();
     let mut machine = machine(&store);
     apply(&mut machine, (1..50).map(report).collect()).await;
     let before = store.digest().unwrap();
@@ -199,7 +200,7 @@ async fn a_damaged_snapshot_replaces_nothing() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn large_entries_are_sent_in_pieces() {
     let dir = tempfile::tempdir().unwrap();
-    let mut log = LogStore::new(Store::open(dir.path()).unwrap());
+    let mut log = LogStore::new(open(dir.path()).unwrap());
     let large = |index| {
         let reason = "r".repeat(400 << 10);
         let key = kiln_proto::ArtifactKey::from_bytes([1; 32]);

@@ -15,12 +15,11 @@ use tonic::transport::{Server, server::TcpIncoming};
 
 use crate::{
     Cluster, NodeFacts, Settings, Start, Timings,
-    bootstrap::{Assignment, Greeting},
+    announce::announce_standing,
     codec,
     command::{Candidate, NewNode},
-    core::Core,
-    leader::{Answer, Reply},
     peers::{frame, unframe},
+    rpc::{Answer, Assignment, Greeting},
     store::{LogStore, Owner},
 };
 
@@ -48,7 +47,7 @@ impl Member {
         let mut seed = [0; 32];
         getrandom::fill(&mut seed).unwrap();
         let (cluster, routes) = Cluster::open(settings, SigningKey::from_bytes(&seed)).unwrap();
-        let stop = cluster.core.stop.clone();
+        let stop = cluster.stop.clone();
         let served = stop.clone().drop_guard();
         tokio::spawn(
             Server::builder()
@@ -58,25 +57,21 @@ impl Member {
         Self { cluster, address, _served: served }
     }
 
-    fn core(&self) -> &Arc<Core> {
-        &self.cluster.core
-    }
-
     /// Whether the node may vote, as far as this one has applied.
     fn eligible(&self, node: NodeId) -> bool {
-        self.core().watch.nodes().get(&node).unwrap().eligible
+        self.cluster.replica.nodes().get(&node).unwrap().eligible
     }
 
     /// Joins at `peer` and does nothing else that a member does after that: it follows.
     async fn join(&self, peer: &Self) -> NodeId {
         let start = Start::Join { peers: vec![peer.address.clone()] };
-        timeout(PATIENCE, self.core().find_place(&start)).await.unwrap().unwrap();
-        self.core().member().unwrap().owner.node
+        timeout(PATIENCE, self.cluster.bootstrap.find_place(&start)).await.unwrap().unwrap();
+        self.cluster.member.running().unwrap().owner.node
     }
 
     /// All sets of voters that the log tells of: none is missed, as a watch would.
     async fn all_voters(&self) -> BTreeSet<Vec<NodeId>> {
-        let mut log = LogStore::new(Arc::clone(&self.core().store));
+        let mut log = LogStore::new(Arc::clone(&self.cluster.store));
         let entries = log.try_get_log_entries(0..).await.unwrap();
         let memberships = entries.into_iter().filter_map(|entry| match entry.payload {
             EntryPayload::Membership(membership) => Some(membership.voter_ids().collect()),
@@ -105,7 +100,7 @@ async fn no_membership_ever_has_an_abstaining_node_among_its_voters() {
         members.push(member);
     }
     // Votes are given in the order of the ids: those who abstain were passed over.
-    let raft = &founder.core().member().unwrap().raft;
+    let raft = &founder.cluster.member.running().unwrap().raft;
     let three = |m: &crate::raft::Metrics| {
         m.committed_membership_config.membership().voter_ids().count() == 3
     };
@@ -137,17 +132,17 @@ async fn a_member_that_knows_of_no_abstaining_lets_in_all_the_same() {
     let founder = founder(&temp).await;
     let agent = Member::open(&temp.path().join("agent"), false).await;
     // As between an older member and this agent: the body alone is read.
-    let node = agent.core().introduction();
+    let node = agent.cluster.bootstrap.introduction();
     let candidate = node.candidate;
-    let mut client = agent.core().peers.at(&founder.address).unwrap();
+    let mut client = agent.cluster.peers.at(&founder.address).unwrap();
     let answer = client.join(frame(&node).unwrap()).await.unwrap();
-    let Answer::Done(Reply::Joined(owner)) = unframe(answer.get_ref()).unwrap() else {
-        panic!("not let in");
-    };
+    let owner = unframe::<Answer<Owner>>(answer.get_ref()).unwrap().unwrap();
     assert!(founder.eligible(owner.node));
-    agent.core().accept(Assignment { candidate, owner }).await.unwrap();
+    agent.cluster.bootstrap.accept(Assignment { candidate, owner }).await.unwrap();
     let start = Start::Join { peers: Vec::new() };
-    timeout(PATIENCE, Arc::clone(agent.core()).take_standing(start)).await.unwrap();
+    let (bootstrap, replica) = (&agent.cluster.bootstrap, &agent.cluster.replica);
+    let announced = announce_standing(Arc::clone(bootstrap), Arc::clone(replica), start);
+    timeout(PATIENCE, announced).await.unwrap();
     assert!(!founder.eligible(owner.node));
     agent.cluster.shutdown().await;
     founder.cluster.shutdown().await;

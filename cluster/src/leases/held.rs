@@ -8,26 +8,27 @@ use std::{
     collections::HashMap,
     fmt,
     sync::{Arc, Weak},
+    time::Duration,
 };
 
 use kiln_proto::{ArtifactKey, Token};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::{
-    command::Command,
-    core::Core,
-    leader::{Reply, Request},
-};
+use crate::{command::Command, router::Router, rpc::Renew};
 
 /// Heartbeats in one time to live.
 const HEARTBEATS: u32 = 4;
 
 /// The leases of this node.
-#[derive(Default)]
-pub(crate) struct Held {
-    leases: Mutex<HashMap<(ArtifactKey, Token), watch::Sender<bool>>>,
+pub(crate) struct Leases {
+    held: Mutex<HashMap<(ArtifactKey, Token), watch::Sender<bool>>>,
     added: Notify,
+    router: Arc<Router>,
+    interval: Duration,
+    tasks: TaskTracker,
+    stop: CancellationToken,
 }
 
 /// The cluster-wide right to compile one key. Heartbeats go on while it lives;
@@ -36,7 +37,7 @@ pub struct Lease {
     key: ArtifactKey,
     token: Token,
     lost: watch::Receiver<bool>,
-    core: Weak<Core>,
+    leases: Weak<Leases>,
 }
 
 impl Lease {
@@ -71,59 +72,63 @@ impl fmt::Debug for Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        let Some(core) = self.core.upgrade() else { return };
-        if core.held.remove(&self.key, self.token) {
-            core.release(self.key, self.token);
+        let Some(leases) = self.leases.upgrade() else { return };
+        if leases.forget(&self.key, self.token) {
+            leases.release(self.key, self.token);
         }
     }
 }
 
-impl Held {
-    /// Forgets a lease; whether it was still held.
-    fn remove(&self, key: &ArtifactKey, token: Token) -> bool {
-        let lost = self.leases.lock().remove(&(*key, token));
-        lost.is_some_and(|lost| !lost.send_replace(true))
+impl Leases {
+    /// No leases yet, each of which will live for `ttl` without heartbeats.
+    pub(crate) fn new(
+        router: Arc<Router>,
+        ttl: Duration,
+        tasks: TaskTracker,
+        stop: CancellationToken,
+    ) -> Self {
+        let interval = ttl / HEARTBEATS;
+        Self { held: Mutex::default(), added: Notify::new(), router, interval, tasks, stop }
     }
 
-    /// Forgets all leases of `key`.
-    fn remove_all(&self, key: &ArtifactKey) {
-        let mut leases = self.leases.lock();
-        for (_, lost) in leases.extract_if(|(held, _), _| held == key) {
+    /// Holds a lease that was granted to this node.
+    pub(crate) fn hold(self: &Arc<Self>, key: ArtifactKey, token: Token) -> Lease {
+        let mut held = self.held.lock();
+        let lost = held.entry((key, token)).or_insert_with(|| watch::channel(false).0);
+        let lost = lost.subscribe();
+        drop(held);
+        self.added.notify_one();
+        Lease { key, token, lost, leases: Arc::downgrade(self) }
+    }
+
+    /// Notes that a lease was used up: there is nothing to give back.
+    pub(crate) fn used(&self, lease: &Lease) {
+        self.forget(&lease.key, lease.token);
+    }
+
+    /// Notes that a put ended every lease of `key`: there is nothing to give back.
+    pub(crate) fn all_used(&self, key: &ArtifactKey) {
+        let mut held = self.held.lock();
+        for (_, lost) in held.extract_if(|(held, _), _| held == key) {
             lost.send_replace(true);
         }
     }
 
+    /// Forgets a lease; whether it was still held.
+    fn forget(&self, key: &ArtifactKey, token: Token) -> bool {
+        let lost = self.held.lock().remove(&(*key, token));
+        lost.is_some_and(|lost| !lost.send_replace(true))
+    }
+
     fn list(&self) -> Vec<(ArtifactKey, Token)> {
-        self.leases.lock().keys().copied().collect()
-    }
-}
-
-impl Core {
-    /// Holds a lease that was granted to this node.
-    pub(crate) fn hold(self: &Arc<Self>, key: ArtifactKey, token: Token) -> Lease {
-        let mut leases = self.held.leases.lock();
-        let lost = leases.entry((key, token)).or_insert_with(|| watch::channel(false).0);
-        let lost = lost.subscribe();
-        drop(leases);
-        self.held.added.notify_one();
-        Lease { key, token, lost, core: Arc::downgrade(self) }
-    }
-
-    /// Notes that a lease was used up: there is nothing to give back.
-    pub(crate) fn lease_is_over(&self, lease: &Lease) {
-        self.held.remove(&lease.key, lease.token);
-    }
-
-    /// Notes that a put ended every lease of `key`: there is nothing to give back.
-    pub(crate) fn leases_are_over(&self, key: &ArtifactKey) {
-        self.held.remove_all(key);
+        self.held.lock().keys().copied().collect()
     }
 
     /// Gives a lease back in the background. If that fails, it runs out.
-    pub(crate) fn release(self: &Arc<Self>, key: ArtifactKey, token: Token) {
-        let core = Arc::clone(self);
+    fn release(&self, key: ArtifactKey, token: Token) {
+        let router = Arc::clone(&self.router);
         let release = async move {
-            if let Err(e) = core.write(Command::Expire { key, token }).await {
+            if let Err(e) = router.write(Command::Expire { key, token }).await {
                 tracing::debug!(key = %key.short(), error = %e, "a lease is left to run out");
             }
         };
@@ -134,38 +139,36 @@ impl Core {
     }
 
     /// Sends heartbeats until the node stops.
-    pub(crate) async fn keep_leases(self: Arc<Self>) {
-        let interval = self.timings.lease_ttl / HEARTBEATS;
+    pub(crate) async fn send_heartbeats(self: Arc<Self>) {
         loop {
-            let held = self.held.list();
+            let held = self.list();
             let next = async {
                 match held.is_empty() {
-                    true => self.held.added.notified().await,
-                    false => tokio::time::sleep(interval).await,
+                    true => self.added.notified().await,
+                    false => tokio::time::sleep(self.interval).await,
                 }
             };
             tokio::select! {
                 () = next => {}
                 () = self.stop.cancelled() => return,
             }
-            self.renew(self.held.list()).await;
+            self.renew(self.list()).await;
         }
     }
 
-    async fn renew(self: &Arc<Self>, leases: Vec<(ArtifactKey, Token)>) {
+    async fn renew(&self, leases: Vec<(ArtifactKey, Token)>) {
         if leases.is_empty() {
             return;
         }
-        match self.ask(Request::Renew(leases.clone())).await {
-            Ok(Reply::Renewed(live)) => {
+        match self.router.ask(Renew(leases.clone())).await {
+            Ok(live) => {
                 for ((key, token), live) in leases.into_iter().zip(live) {
                     // A grant that the leader has not told this node of yet is in nobody's list.
-                    if !live && self.held.remove(&key, token) {
+                    if !live && self.forget(&key, token) {
                         tracing::warn!(key = %key.short(), %token, "a lease was lost");
                     }
                 }
             }
-            Ok(other) => tracing::error!(?other, "an answer out of place"),
             Err(e) => tracing::debug!(error = %e, "heartbeats of leases did not arrive"),
         }
     }

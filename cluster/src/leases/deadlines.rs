@@ -120,7 +120,7 @@ impl Deadlines {
     }
 
     /// Follows what was applied.
-    pub(crate) fn take(&self, event: &Event) {
+    pub(crate) fn follow(&self, event: &Event) {
         let now = Instant::now();
         let mut inner = self.inner.lock();
         match *event {
@@ -139,7 +139,7 @@ impl Deadlines {
     }
 
     /// This node became the leader: every live lease starts afresh.
-    pub(crate) fn arm(&self, now: Instant) {
+    pub(crate) fn start(&self, now: Instant) {
         let mut inner = self.inner.lock();
         for (_, deadline) in inner.leases.values_mut() {
             deadline.at = now + self.lifetimes.lease;
@@ -201,7 +201,7 @@ mod tests {
     }
 
     fn granted(deadlines: &Deadlines, n: u8) {
-        deadlines.take(&Event::LeaseGranted { key: key(n), token: Token(n.into()), node: 1 });
+        deadlines.follow(&Event::LeaseGranted { key: key(n), token: Token(n.into()), node: 1 });
     }
 
     /// Ticks on until `until`, renewing key 1; returns what came due on the way.
@@ -222,7 +222,7 @@ mod tests {
         granted(&deadlines, 1);
         granted(&deadlines, 2);
         let start = Instant::now();
-        deadlines.arm(start);
+        deadlines.start(start);
         assert!(run(&deadlines, start, TTL - TICK).is_empty());
         let due = run(&deadlines, start + TTL - TICK, TICK);
         assert_eq!(due, [(key(2), Token(2))]);
@@ -233,7 +233,7 @@ mod tests {
         let deadlines = deadlines();
         granted(&deadlines, 1);
         let start = Instant::now();
-        deadlines.arm(start);
+        deadlines.start(start);
         assert_eq!(deadlines.due(start + TICK), Due::default());
         let woken = start + TICK + TTL * 10;
         assert_eq!(deadlines.due(woken), Due::default(), "the pause expired a live lease");
@@ -246,7 +246,7 @@ mod tests {
         let deadlines = deadlines();
         granted(&deadlines, 1);
         let elected = Instant::now() + TTL * 3;
-        deadlines.arm(elected);
+        deadlines.start(elected);
         for tick in 1..8 {
             assert_eq!(deadlines.due(elected + TICK * tick), Due::default());
         }
@@ -258,7 +258,7 @@ mod tests {
         let deadlines = deadlines();
         granted(&deadlines, 1);
         assert!(!deadlines.renew(&key(1), Token(9), Instant::now()));
-        deadlines.take(&Event::LeaseEnded { key: key(1), token: Token(1) });
+        deadlines.follow(&Event::LeaseEnded { key: key(1), token: Token(1) });
         assert!(!deadlines.renew(&key(1), Token(1), Instant::now()));
     }
 }

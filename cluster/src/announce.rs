@@ -1,0 +1,146 @@
+//! What a node tells the cluster about itself after each start: where it is, whether
+//! it may vote, and how many voters it was told of.
+//!
+//! Invariant: a node that abstains has its id only once the cluster knows that it does,
+//! so it never votes; what the settings say later is told at the next start, and only
+//! where the cluster has it otherwise. A node's own word on the number of voters only
+//! ever raises it.
+
+use std::{sync::Arc, time::Duration};
+
+use crate::{
+    bootstrap::{Bootstrap, INTERVAL, resolve},
+    command::{Command, NodeFacts},
+    error::ClusterError,
+    replica::Replica,
+    rpc::{Greeting, Unanswered, Write},
+    settings::Start,
+    store::Owner,
+};
+
+/// Between two tries while there is no leader.
+const RETRY: Duration = Duration::from_millis(300);
+
+/// Makes the cluster's record of this node what its settings say: where they changed
+/// with a restart, and where a member let it in that did not know of abstaining.
+pub(crate) async fn announce_standing(node: Arc<Bootstrap>, replica: Arc<Replica>, start: Start) {
+    loop {
+        match wrong_standing(&node, &replica, &start) {
+            Ok(None) => return,
+            Ok(Some(command)) => {
+                tracing::info!(%command, "told by this node's settings");
+                // The last that there is to tell; said again it might undo what an
+                // operator has set meanwhile.
+                let last = matches!(command, Command::SetVoters { .. });
+                match node.router.ask(Write(command)).await {
+                    Ok(_) if last => return,
+                    Ok(_) => {}
+                    Err(e) => {
+                        tracing::debug!(error = %e, "this node's standing is not known yet");
+                    }
+                }
+            }
+            Err(e) => tracing::debug!(error = %e, "this node is not registered yet"),
+        }
+        tokio::select! {
+            () = tokio::time::sleep(RETRY) => {}
+            () = node.stop.cancelled() => return,
+        }
+    }
+}
+
+/// What the replica has otherwise than the settings, as the command that mends it.
+fn wrong_standing(
+    node: &Bootstrap,
+    replica: &Replica,
+    start: &Start,
+) -> Result<Option<Command>, ClusterError> {
+    let me = node.router.owner()?.node;
+    let nodes = replica.nodes();
+    let unknown = || ClusterError::unavailable("not in this replica");
+    let known = nodes.get(&me).ok_or_else(unknown)?;
+    if known.left {
+        return Ok(None);
+    }
+    if known.eligible != node.voter {
+        return Ok(Some(Command::SetVoter { node: me, voter: node.voter }));
+    }
+    let counters = replica.counters()?.ok_or_else(unknown)?;
+    Ok(match start {
+        Start::Expect { voters, .. } if *voters as u64 > counters.voters => {
+            Some(Command::SetVoters { voters: *voters as u64, raise: true })
+        }
+        _ => None,
+    })
+}
+
+/// After a restart: tells the cluster where this node is by now, and learns from the
+/// peers where they are.
+pub(crate) async fn announce_address(
+    node: Arc<Bootstrap>,
+    replica: Arc<Replica>,
+    peers: Vec<String>,
+) {
+    let Ok(me) = node.router.owner() else { return };
+    loop {
+        let mut members = Vec::new();
+        for (address, greeting) in ask_peers(&node, &peers).await {
+            match greeting.owner {
+                Some(owner) if owner.cluster == me.cluster => {
+                    node.peers.set_address(owner.node, &address);
+                    members.push(owner);
+                }
+                _ => {}
+            }
+        }
+        let nodes = replica.nodes();
+        let registered = nodes.get(&me.node);
+        // Compilers are told by who looks for them: here it is about being found.
+        let found = |facts: &NodeFacts| {
+            let compilers = node.facts.compilers.clone();
+            NodeFacts { compilers, ..facts.clone() } == node.facts
+        };
+        if registered.is_some_and(|known| known.left || found(&known.facts)) {
+            return;
+        }
+        if registered.is_some() && send_facts(&node, me, members).await {
+            return;
+        }
+        tokio::select! {
+            () = tokio::time::sleep(INTERVAL) => {}
+            () = node.stop.cancelled() => return,
+        }
+    }
+}
+
+async fn ask_peers(node: &Bootstrap, peers: &[String]) -> Vec<(String, Greeting)> {
+    match resolve(peers).await {
+        Ok(addresses) => node.ask_peers(&addresses).await,
+        Err(e) => {
+            tracing::warn!(error = %e, "the peers cannot be asked");
+            Vec::new()
+        }
+    }
+}
+
+/// Tells the leader where this node is, also where it is not known who leads: a
+/// leader cannot reach a node that moved, so the node hears of no new one.
+async fn send_facts(node: &Bootstrap, me: Owner, members: Vec<Owner>) -> bool {
+    let facts = Write(Command::Facts { node: me.node, facts: node.facts.clone() });
+    for member in members {
+        let asking = node.router.ask_peer::<Write>(member, facts.clone().into());
+        match tokio::time::timeout(node.patience, asking).await {
+            Ok(Ok(Ok(_))) => return true,
+            Ok(Ok(Err(Unanswered::NotLeader))) => {}
+            other => tracing::debug!(node = member.node, ?other, "the facts are not told yet"),
+        }
+    }
+    // None of the peers leads: whoever did when this node stopped may.
+    match node.router.leader() {
+        Some(_) => node.router.ask(facts).await.is_ok(),
+        None => false,
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,185 @@
+//! This node as a member of Raft: its handle, who leads, and when a quorum was last
+//! heard of.
+//!
+//! Invariant: the handle is set once, after this disk's identity is durable; until
+//! then the store can be read and nothing can be proposed.
+
+use std::{
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+use kiln_proto::NodeId;
+use openraft::{Instant as _, ServerState, async_runtime::watch::WatchReceiver};
+use parking_lot::Mutex;
+use tokio::{
+    sync::{Notify, futures::Notified},
+    time::Instant,
+};
+
+use crate::{
+    error::ClusterError,
+    network::Network,
+    peers::Peers,
+    raft::{Leadership, Metrics},
+    settings::Timings,
+    store::{LogStore, Machine, Owner, Store},
+    watch::Watch,
+};
+
+/// The library's log is shortened after this many applied entries.
+const LOG_LENGTH: u64 = 20_000;
+/// Entries kept behind that, for followers that were away for a moment.
+const LOG_KEPT: u64 = 10_000;
+
+pub(crate) type Raft = openraft::Raft<crate::raft::Types, Machine>;
+
+/// Raft under this node's identity.
+pub(crate) struct Running {
+    pub owner: Owner,
+    pub raft: Raft,
+}
+
+/// One node's membership, from before it has one.
+pub(crate) struct Member {
+    timings: Timings,
+    peers: Arc<Peers>,
+    running: OnceLock<Running>,
+    /// Notified when `running` is set.
+    started: Notify,
+    /// When this node last heard of a leader that has a quorum.
+    contact: Mutex<Instant>,
+}
+
+impl Member {
+    pub(crate) fn new(timings: Timings, peers: Arc<Peers>) -> Self {
+        Self {
+            timings,
+            peers,
+            running: OnceLock::new(),
+            started: Notify::new(),
+            contact: Mutex::new(Instant::now()),
+        }
+    }
+
+    /// Starts Raft over `store` as `owner`, whose identity is durable.
+    pub(crate) async fn start(
+        &self,
+        owner: Owner,
+        store: &Arc<Store>,
+        watch: &Arc<Watch>,
+    ) -> Result<(), ClusterError> {
+        let timings = &self.timings;
+        let millis = |d: Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
+        let config = openraft::Config {
+            cluster_name: format!("{:x}", owner.cluster),
+            heartbeat_interval: millis(timings.heartbeat),
+            election_timeout_min: millis(timings.election_min),
+            election_timeout_max: millis(timings.election_max),
+            install_snapshot_timeout: 600_000,
+            snapshot_policy: openraft::SnapshotPolicy::LogsSinceLast(LOG_LENGTH),
+            max_in_snapshot_log_to_keep: LOG_KEPT,
+            purge_batch_size: 1024,
+            replication_lag_threshold: LOG_LENGTH * 2,
+            enable_pre_vote: Some(true),
+            // The state is not fsynced per command, so a restarted leader may be behind itself.
+            enable_leader_restore: Some(false),
+            // Followers write while the leader fsyncs.
+            broadcast_submitted_on_append: Some(true),
+            ..openraft::Config::default()
+        };
+        let config = Arc::new(config.validate().map_err(ClusterError::invalid)?);
+        let machine =
+            Machine::new(Arc::clone(store), Arc::clone(watch)).map_err(ClusterError::storage)?;
+        let network = Network { peers: Arc::clone(&self.peers), me: owner };
+        let log = LogStore::new(Arc::clone(store));
+        let raft = Raft::new(owner.node, config, network, log, machine)
+            .await
+            .map_err(ClusterError::storage)?;
+        if self.running.set(Running { owner, raft }).is_err() {
+            return Err(ClusterError::invalid("this node runs already"));
+        }
+        self.started.notify_waiters();
+        Ok(())
+    }
+
+    /// Raft, once this node has a cluster.
+    pub(crate) fn running(&self) -> Result<&Running, ClusterError> {
+        let waiting = || ClusterError::unavailable("this node is not a member of a cluster yet");
+        self.running.get().ok_or_else(waiting)
+    }
+
+    /// Returns when Raft runs, if that is after this call.
+    pub(crate) fn started(&self) -> Notified<'_> {
+        self.started.notified()
+    }
+
+    pub(crate) fn metrics(&self) -> Option<Metrics> {
+        Some(self.running.get()?.raft.metrics().borrow_watched().clone())
+    }
+
+    /// The leader as this node knows it.
+    pub(crate) fn leader(&self) -> Option<NodeId> {
+        let running = self.running.get()?;
+        let metrics = running.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let leader = metrics.current_leader?;
+        let leads = leader != running.owner.node || metrics.state == ServerState::Leader;
+        leads.then_some(leader)
+    }
+
+    /// Whether this node believes to be the leader.
+    pub(crate) fn leads(&self) -> bool {
+        self.running.get().is_some_and(|m| self.leader() == Some(m.owner.node))
+    }
+
+    /// The channel that tells who leads.
+    pub(crate) fn leadership(&self) -> Result<Leadership, ClusterError> {
+        Ok(self.running()?.raft.server_metrics())
+    }
+
+    /// Returns when this node knows of another leader than `known`.
+    pub(crate) async fn leader_changes(&self, known: NodeId) {
+        let Ok(mut leadership) = self.leadership() else { return };
+        while leadership.borrow_watched().current_leader == Some(known) {
+            if leadership.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Notes that the leader has a quorum now.
+    pub(crate) fn note_contact(&self) {
+        *self.contact.lock() = Instant::now();
+    }
+
+    /// When this node last had contact with a leader that had a quorum.
+    pub(crate) fn last_contact(&self) -> Instant {
+        let contact = *self.contact.lock();
+        let Some(metrics) = self.metrics() else { return contact };
+        let leads = metrics.state == ServerState::Leader;
+        if leads && metrics.membership_config.membership().voter_ids().eq([metrics.id]) {
+            return Instant::now(); // a quorum of its own
+        }
+        let acked = metrics.last_quorum_acked;
+        let acked = acked.and_then(|at| Instant::now().checked_sub(at.into_inner().elapsed()));
+        acked.map_or(contact, |acked| contact.max(acked))
+    }
+
+    /// When a request that started at `started` gives up on finding a leader.
+    pub(crate) fn give_up_at(&self, started: Instant) -> Instant {
+        let soonest = started + self.timings.heartbeat * 2;
+        soonest.max(self.last_contact() + self.timings.patience)
+    }
+
+    /// Where a node is: by its facts, or by the membership before those are known.
+    pub(crate) fn address_of(&self, node: NodeId) -> Result<String, tonic::Status> {
+        let in_membership = || {
+            let metrics = self.metrics()?;
+            let node = metrics.membership_config.membership().get_node(&node)?;
+            Some(node.addr.clone())
+        };
+        let unknown = || tonic::Status::unavailable(format!("node {node} has no known address"));
+        self.peers.address(node).or_else(in_membership).ok_or_else(unknown)
+    }
+}

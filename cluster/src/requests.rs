@@ -1,0 +1,147 @@
+//! How the leader answers each request.
+//!
+//! Invariant: a node that does not lead answers nothing but that.
+
+use std::future::Future;
+
+use tokio::time::Instant;
+use tonic::Status;
+
+use crate::{
+    command::{Candidate, Command, Response},
+    error::ClusterError,
+    judge,
+    leader::Leader,
+    membership,
+    pb::Frame,
+    peers::frame,
+    rpc::{
+        Add, Answer, Ask, Fail, Failed, Join, ReadIndex, Remove, Renew, Request, Unanswered, Write,
+        Written,
+    },
+    store::Owner,
+};
+
+/// A request that a [`Leader`] answers.
+pub(crate) trait Lead: Ask {
+    /// The answer of `leader`, which believes to be one.
+    fn lead(self, leader: &Leader) -> impl Future<Output = Answer<Self::Reply>> + Send;
+}
+
+/// Answers `request` if this node leads.
+pub(crate) async fn answer<A: Lead>(leader: &Leader, request: A) -> Answer<A::Reply> {
+    match leader.member.leads() {
+        true => request.lead(leader).await,
+        false => Err(Unanswered::NotLeader),
+    }
+}
+
+/// The answer to any request, as it is sent.
+pub(crate) async fn serve(leader: &Leader, request: Request) -> Result<Frame, Status> {
+    match request {
+        Request::Write(request) => frame(&answer(leader, request).await),
+        Request::Fail(request) => frame(&answer(leader, request).await),
+        Request::Renew(request) => frame(&answer(leader, request).await),
+        Request::ReadIndex(request) => frame(&answer(leader, request).await),
+        Request::Join(request) => frame(&answer(leader, request).await),
+        Request::Add(request) => frame(&answer(leader, request).await),
+        Request::Remove(request) => frame(&answer(leader, request).await),
+    }
+}
+
+impl Lead for Write {
+    async fn lead(self, leader: &Leader) -> Answer<Written> {
+        judge::check(&leader.replica.nodes(), &self.0)?;
+        leader.propose(self.0).await
+    }
+}
+
+impl Lead for Fail {
+    /// A failure that any node would have is remembered; another one only ends
+    /// the lease, so that the next waiter tries.
+    async fn lead(self, leader: &Leader) -> Answer<Failed> {
+        let Self { key, token, mut failure } = self;
+        let command = if failure.kind.follows_from_request() {
+            let lifetimes = leader.replica.deadlines().lifetimes;
+            let until_unix_ms = lifetimes.until_unix_ms(failure.kind);
+            if failure.message.len() > judge::LONGEST_MESSAGE {
+                let cut = failure.message.floor_char_boundary(judge::LONGEST_MESSAGE);
+                failure.message.truncate(cut);
+            }
+            Command::Fail { key, token, failure, until_unix_ms }
+        } else {
+            Command::Expire { key, token }
+        };
+        match leader.propose(command).await?.response {
+            Response::Done | Response::Changed(_) => Ok(Failed::Ended),
+            Response::Stale => Ok(Failed::Stale),
+            other => Err(ClusterError::unexpected(&other).into()),
+        }
+    }
+}
+
+impl Lead for Renew {
+    async fn lead(self, leader: &Leader) -> Answer<Vec<bool>> {
+        if leader.counting_for().is_none() {
+            return Err(Unanswered::NotLeader);
+        }
+        let (now, deadlines) = (Instant::now(), leader.replica.deadlines());
+        Ok(self.0.into_iter().map(|(key, token)| deadlines.renew(&key, token, now)).collect())
+    }
+}
+
+impl Lead for ReadIndex {
+    async fn lead(self, leader: &Leader) -> Answer<u64> {
+        leader.read_index().await
+    }
+}
+
+impl Lead for Join {
+    /// Registers a candidate. Only a node that follows is given a vote, and it cannot
+    /// follow before it has its id: so the cluster learns first that it abstains. Two
+    /// commands that members of every version read, rather than one that some do not.
+    async fn lead(self, leader: &Leader) -> Answer<Owner> {
+        judge::check_node(&self.node)?;
+        let me = leader.member.running()?.owner;
+        if leader.replica.counters()?.is_none() {
+            return Err(ClusterError::unavailable("the cluster is being founded").into());
+        }
+        let node = match leader.propose(Command::Join(self.node)).await?.response {
+            Response::Node(node) => node,
+            Response::NotFounded => {
+                return Err(ClusterError::unavailable("the cluster is not founded yet").into());
+            }
+            Response::Refused(why) => return Err(ClusterError::Invalid(why).into()),
+            other => return Err(ClusterError::unexpected(&other).into()),
+        };
+        if self.abstains {
+            leader.propose(Command::SetVoter { node, voter: false }).await?;
+        }
+        leader.housekeeping.notify_one();
+        Ok(Owner { node, ..me })
+    }
+}
+
+impl Lead for Add {
+    /// Admits the candidate that waits at the address, and tells it who it is.
+    async fn lead(self, leader: &Leader) -> Answer<Owner> {
+        let me = leader.member.running()?.owner;
+        // A member asks, who is no candidate any more.
+        let greeting = leader.peers.hello(&self.0, Candidate::default()).await?;
+        match greeting.owner {
+            Some(owner) if owner.cluster == me.cluster => return Ok(owner),
+            Some(_) => return Err(ClusterError::invalid("it belongs to another cluster").into()),
+            None => {}
+        }
+        let candidate = greeting.node.candidate;
+        let owner = Join { node: greeting.node, abstains: greeting.abstains }.lead(leader).await?;
+        leader.peers.assign(&self.0, candidate, owner, leader.timings.patience).await?;
+        Ok(owner)
+    }
+}
+
+impl Lead for Remove {
+    async fn lead(self, leader: &Leader) -> Answer<()> {
+        membership::remove(leader, self.0).await
+    }
+}

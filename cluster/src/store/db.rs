@@ -1,0 +1,209 @@
+//! Everything a member keeps on disk, in one RocksDB with one write-ahead log.
+//!
+//! Invariant: what was acknowledged was fsynced, and what is on disk after a
+//! power loss is a prefix of what was written: log, vote and state share one
+//! write-ahead log, so none of them is ever ahead of what it depends on.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use parking_lot::Mutex;
+use rocksdb::{
+    BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBCompressionType,
+    DataBlockIndexType, IteratorMode, LogLevel, Options, WriteBatch,
+};
+use serde::{Serialize, de::DeserializeOwned};
+
+use super::{
+    meta::{self, Applied, META, Owner},
+    sync::Syncer,
+};
+use crate::{
+    codec,
+    command::NewNode,
+    error::ClusterError,
+    table::{Changes, Pairs, StateError, Table, View},
+};
+
+/// The column family of Raft's log.
+pub(super) const LOG: &str = "log";
+
+/// Bounds of what RocksDB keeps in memory, in bytes: of the entries with their
+/// manifests, of which the page cache has the rest, and of the many small records.
+const ENTRY_CACHE: usize = 32 << 20;
+const RECORD_CACHE: usize = 64 << 20;
+/// Bytes of one cached block, about.
+const BLOCK: usize = 4 << 10;
+const WRITE_BUFFERS: usize = 48 << 20;
+/// Most bytes of write-ahead log before tables are flushed to shorten it.
+const LONGEST_WAL: u64 = 128 << 20;
+
+/// The database of one member.
+pub(crate) struct Store {
+    pub(super) db: Arc<DB>,
+    pub(super) syncer: Syncer,
+    /// Taken while a received snapshot replaces the state.
+    pub(super) install: Mutex<()>,
+    incoming: PathBuf,
+}
+
+impl Store {
+    /// Opens or creates the database below `data_dir`.
+    pub(super) fn open(data_dir: &Path) -> Result<Arc<Self>, ClusterError> {
+        let (dir, incoming) = (data_dir.join("index"), data_dir.join("incoming"));
+        std::fs::create_dir_all(&incoming)
+            .map_err(|e| ClusterError::storage(format!("create {}: {e}", incoming.display())))?;
+        let mut options = Options::default();
+        options.create_if_missing(true);
+        options.create_missing_column_families(true);
+        options.set_max_background_jobs(2);
+        options.set_db_write_buffer_size(WRITE_BUFFERS);
+        options.set_max_total_wal_size(LONGEST_WAL);
+        // Writes are collected in memory until the next sync takes them all.
+        options.set_manual_wal_flush(true);
+        // Reused log files are already allocated: an fsync then writes no metadata.
+        options.set_recycle_log_file_num(2);
+        options.set_log_level(LogLevel::Warn);
+        options.set_keep_log_file_num(2);
+        let entries = Cache::new_hyper_clock_cache(ENTRY_CACHE, BLOCK);
+        let records = Cache::new_hyper_clock_cache(RECORD_CACHE, BLOCK);
+        let descriptor = |name: &str, point_reads: bool, buffer: usize| {
+            let mut table = BlockBasedOptions::default();
+            let mut cf = Options::default();
+            cf.set_write_buffer_size(buffer);
+            if name == Table::Entries.name() {
+                // Manifests are mostly digests: there is little to compress, and every look-up
+                // of a cold key would pay for it.
+                cf.set_compression_type(DBCompressionType::None);
+                table.set_block_cache(&entries);
+            } else {
+                cf.set_compression_type(DBCompressionType::Lz4);
+                table.set_block_cache(&records);
+            }
+            if point_reads {
+                table.set_bloom_filter(10.0, false);
+                table.set_data_block_index_type(DataBlockIndexType::BinaryAndHash);
+                cf.set_memtable_whole_key_filtering(true);
+                cf.set_memtable_prefix_bloom_ratio(0.05);
+            }
+            cf.set_block_based_table_factory(&table);
+            ColumnFamilyDescriptor::new(name, cf)
+        };
+        let mut families = vec![
+            descriptor(rocksdb::DEFAULT_COLUMN_FAMILY_NAME, false, 1 << 20),
+            descriptor(META, false, 1 << 20),
+            descriptor(LOG, false, 16 << 20),
+        ];
+        for table in Table::ALL {
+            let buffer = if table == Table::Entries { 16 << 20 } else { 4 << 20 };
+            families.push(descriptor(table.name(), true, buffer));
+        }
+        let db = DB::open_cf_descriptors(&options, &dir, families)
+            .map_err(|e| ClusterError::storage(format!("open {}: {e}", dir.display())))?;
+        let db = Arc::new(db);
+        let syncer = Syncer::spawn(Arc::clone(&db)).map_err(ClusterError::storage)?;
+        Ok(Arc::new(Self { db, syncer, install: Mutex::new(()), incoming }))
+    }
+
+    /// Who the data belongs to; `None` on an empty disk.
+    pub(crate) fn owner(&self) -> Result<Option<Owner>, ClusterError> {
+        self.meta(meta::OWNER).map_err(ClusterError::storage)
+    }
+
+    /// Marks the data as this node's, durably.
+    pub(crate) fn set_owner(&self, owner: Owner) -> Result<(), ClusterError> {
+        let bytes = codec::encode(&owner)?;
+        self.db.put_cf(self.cf(META), meta::OWNER, bytes).map_err(ClusterError::storage)?;
+        self.db.flush_wal(true).map_err(ClusterError::storage)
+    }
+
+    /// The first nodes of a cluster that this node is founding.
+    pub(crate) fn founders(&self) -> Result<Option<Vec<NewNode>>, ClusterError> {
+        self.meta(meta::FOUNDERS).map_err(ClusterError::storage)
+    }
+
+    /// Notes them; durable with the next owner.
+    pub(crate) fn set_founders(&self, founders: &[NewNode]) -> Result<(), ClusterError> {
+        let bytes = codec::encode(&founders)?;
+        self.db.put_cf(self.cf(META), meta::FOUNDERS, bytes).map_err(ClusterError::storage)
+    }
+
+    /// The cluster exists.
+    pub(crate) fn clear_founders(&self) -> Result<(), ClusterError> {
+        self.db.delete_cf(self.cf(META), meta::FOUNDERS).map_err(ClusterError::storage)
+    }
+
+    /// How far the state has come.
+    pub(crate) fn applied(&self) -> Result<Applied, StateError> {
+        Ok(self.meta(meta::APPLIED)?.unwrap_or_default())
+    }
+
+    /// Where snapshots from other nodes are received.
+    pub(crate) fn incoming(&self) -> &Path {
+        &self.incoming
+    }
+
+    pub(super) fn cf(&self, name: &str) -> &ColumnFamily {
+        match self.db.cf_handle(name) {
+            Some(cf) => cf,
+            // `open` creates every family that this program names.
+            None => unreachable!("column family {name} was opened"),
+        }
+    }
+
+    pub(super) fn meta<T: DeserializeOwned>(
+        &self,
+        key: &'static str,
+    ) -> Result<Option<T>, StateError> {
+        let bytes = self.db.get_pinned_cf(self.cf(META), key);
+        let bytes = bytes.map_err(|e| StateError::Read(key, e))?;
+        Ok(bytes.map(|b| codec::decode(&b)).transpose()?)
+    }
+
+    pub(super) fn put_meta<T: Serialize>(
+        &self,
+        batch: &mut WriteBatch,
+        key: &str,
+        value: &T,
+    ) -> Result<(), StateError> {
+        batch.put_cf(self.cf(META), key, codec::encode(value)?);
+        Ok(())
+    }
+
+    pub(super) fn put_changes(&self, batch: &mut WriteBatch, changes: &Changes) {
+        for ((table, key), value) in changes {
+            match value {
+                Some(value) => batch.put_cf(self.cf(table.name()), key, value),
+                None => batch.delete_cf(self.cf(table.name()), key),
+            }
+        }
+    }
+
+    /// Up to `limit` pairs of `table` from `start` on.
+    pub(crate) fn scan(
+        &self,
+        table: Table,
+        start: &[u8],
+        limit: usize,
+    ) -> Result<Pairs, StateError> {
+        let mode = IteratorMode::From(start, rocksdb::Direction::Forward);
+        let pairs = self.db.iterator_cf(self.cf(table.name()), mode).take(limit);
+        pairs
+            .map(|pair| pair.map(|(k, v)| (k.into_vec(), v.into_vec())))
+            .collect::<Result<_, _>>()
+            .map_err(|e| StateError::Read(table.name(), e))
+    }
+}
+
+impl View for Store {
+    fn get(&self, table: Table, key: &[u8]) -> Result<Option<impl AsRef<[u8]>>, StateError> {
+        let bytes = self.db.get_pinned_cf(self.cf(table.name()), key);
+        bytes.map_err(|e| StateError::Read(table.name(), e))
+    }
+
+    fn all(&self, table: Table) -> Result<Pairs, StateError> {
+        self.scan(table, &[], usize::MAX)
+    }
+}
