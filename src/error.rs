@@ -85,6 +85,7 @@ impl From<BlobError> for Error {
     fn from(e: BlobError) -> Self {
         match e {
             BlobError::Memory(e) => Self::Storage(e.to_string()),
+            BlobError::NoRoom(e) => Failure::new(FailureKind::Busy, e.to_string()).into(),
             other => Failure::new(FailureKind::Corrupt, other.to_string()).into(),
         }
     }

@@ -2,7 +2,8 @@
 //!
 //! Invariant: a [`Blob`] that exists hashes to its digest, and nobody, not even
 //! a client that was handed its descriptor, can change a byte of it: the memory
-//! is sealed against writing, growing and shrinking.
+//! is sealed against writing, growing and shrinking. One that was made within a
+//! [`Budget`] is charged to it until its last clone is dropped.
 
 use std::{
     fmt, io,
@@ -14,6 +15,8 @@ use std::{
 use kiln_proto::{Digest, Hasher};
 use memmap2::{Mmap, MmapMut, MmapOptions};
 use rustix::fs::{MemfdFlags, SealFlags};
+
+use super::{Budget, Charge, NoRoom};
 
 /// Inputs at least this long are hashed by several threads.
 const HASH_IN_PARALLEL: usize = 1 << 20;
@@ -27,6 +30,8 @@ struct Sealed {
     memory: OwnedFd,
     /// `None` for the empty blob: nothing to map.
     map: Option<Mmap>,
+    /// Given back with the memory.
+    _charge: Option<Charge>,
 }
 
 /// Memory that is being filled, hashed on the way in.
@@ -40,6 +45,7 @@ pub struct BlobWriter {
     filled: usize,
     size: usize,
     hasher: Hasher,
+    charge: Option<Charge>,
 }
 
 /// Why bytes did not become a blob.
@@ -61,13 +67,25 @@ pub enum BlobError {
         /// The bytes that came.
         found: u64,
     },
+    /// The process's budget for blobs has no room: shed load.
+    #[error(transparent)]
+    NoRoom(#[from] NoRoom),
     /// The system has no more memory or descriptors.
     #[error("allocate sealed memory: {0}")]
     Memory(#[from] io::Error),
 }
 
 impl Blob {
-    /// Copies `bytes` into sealed memory.
+    /// Copies `bytes` into sealed memory that `budget` has room for; see
+    /// [`BlobWriter::within`].
+    pub async fn copy_within(budget: &Budget, bytes: &[u8]) -> Result<Self, BlobError> {
+        let mut writer = BlobWriter::within(budget, bytes.len() as u64).await?;
+        writer.write(bytes)?;
+        writer.finish()
+    }
+
+    /// Copies `bytes` into sealed memory that no budget counts: for programs that
+    /// serve nobody.
     pub fn copy_of(bytes: &[u8]) -> Result<Self, BlobError> {
         let mut writer = BlobWriter::with_size(bytes.len() as u64)?;
         writer.write(bytes)?;
@@ -112,7 +130,19 @@ impl fmt::Debug for Blob {
 }
 
 impl BlobWriter {
-    /// Memory for exactly `size` bytes.
+    /// Memory for exactly `size` bytes once `budget` has room for them: at once,
+    /// after a bounded wait, or never, which is [`BlobError::NoRoom`].
+    pub async fn within(budget: &Budget, size: u64) -> Result<Self, BlobError> {
+        Self::charged(budget.charge(size).await?, size)
+    }
+
+    /// Memory for exactly `size` bytes, for which `charge` was set aside.
+    pub fn charged(charge: Charge, size: u64) -> Result<Self, BlobError> {
+        Ok(Self { charge: Some(charge), ..Self::with_size(size)? })
+    }
+
+    /// Memory for exactly `size` bytes that no budget counts: for programs that
+    /// serve nobody.
     pub fn with_size(size: u64) -> Result<Self, BlobError> {
         let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
         let memory = rustix::fs::memfd_create("kiln-blob", flags).map_err(io::Error::from)?;
@@ -123,7 +153,7 @@ impl BlobWriter {
             // SAFETY: the memfd is ours alone until it is sealed: no one truncates it.
             _ => Some(unsafe { MmapOptions::new().len(size).map_mut(&memory)? }),
         };
-        Ok(Self { memory, map, filled: 0, size, hasher: Hasher::new() })
+        Ok(Self { memory, map, filled: 0, size, hasher: Hasher::new(), charge: None })
     }
 
     /// Appends `bytes`; more than announced is an error.
@@ -195,7 +225,7 @@ impl BlobWriter {
             // SAFETY: sealed: no one can write or truncate it any more.
             size => Some(unsafe { MmapOptions::new().len(size).map_copy_read_only(&self.memory)? }),
         };
-        Ok(Blob(Arc::new(Sealed { digest, memory: self.memory, map })))
+        Ok(Blob(Arc::new(Sealed { digest, memory: self.memory, map, _charge: self.charge })))
     }
 
     /// Seals the memory if it hashes to `wanted`.

@@ -4,6 +4,7 @@
 //! or the cluster; whoever asks [`Tiers`] gets bytes that were hashed here.
 
 mod blob;
+mod budget;
 mod clock;
 mod collect;
 mod disk;
@@ -19,6 +20,7 @@ mod uploads;
 mod conformance;
 
 pub use blob::{Blob, BlobError, BlobWriter};
+pub use budget::{Budget, BudgetSettings, Charge, NoRoom, Reclaim};
 pub use clock::{Clock, SystemClock};
 pub use collect::{CollectSettings, Collected, Collector, IndexError, PackIndex, Standing};
 pub use disk::{Change, DiskCounters, DiskSettings, DiskTier, Swept};

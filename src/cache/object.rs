@@ -269,7 +269,7 @@ impl Tier for ObjectTier {
                 meter::hit(TierName::Object);
                 Ok(Some(blob))
             }
-            Err(e @ BlobError::Memory(_)) => Err(out_of_memory(e)),
+            Err(e @ (BlobError::Memory(_) | BlobError::NoRoom(_))) => Err(out_of_memory(e)),
             Err(e) => Err(self.corrupt(digest, e.to_string())),
         }
     }

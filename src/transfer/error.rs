@@ -51,6 +51,7 @@ impl From<BlobError> for TransferError {
     fn from(error: BlobError) -> Self {
         match error {
             BlobError::Memory(source) => Self::Memory(source),
+            BlobError::NoRoom(why) => Self::Memory(io::Error::other(why)),
             BlobError::Corrupt { .. } | BlobError::Length { .. } => {
                 Self::Protocol(error.to_string())
             }

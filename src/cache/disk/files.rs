@@ -259,7 +259,7 @@ impl Drop for Temporary {
 impl From<BlobError> for ReadError {
     fn from(e: BlobError) -> Self {
         match e {
-            BlobError::Memory(_) => Self::Memory(e),
+            BlobError::Memory(_) | BlobError::NoRoom(_) => Self::Memory(e),
             BlobError::Corrupt { .. } | BlobError::Length { .. } => Self::Corrupt(e.to_string()),
         }
     }
