@@ -59,9 +59,9 @@ async fn measure(size: usize) -> Result<()> {
     let (mut put, mut memory, mut disk, mut floor) =
         (Times::default(), Times::default(), Times::default(), Times::default());
     for _ in 0..5 {
-        tiers.remove(&blob.digest()).await?;
+        tiers.remove_if(&blob.digest(), || true).await?;
         let since = Instant::now();
-        tiers.insert(&blob, Hints::default()).await;
+        drop(tiers.insert(&blob, Hints::default()).await);
         put.add(since);
     }
     let name = blob.digest().to_string();

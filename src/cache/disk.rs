@@ -36,19 +36,42 @@ use self::{
     store::Store,
 };
 use super::{
-    Blob, Clock, EvictionSettings, Health, Hints, Tier, TierError, TierName, Usage, meter,
+    Blob, Change, Clock, EvictionSettings, Health, Hints, Presence, Removal, Tier, TierError,
+    TierName, Usage, meter,
 };
 
 /// Changes that a slow listener may be behind before it misses some.
 const CHANGES: usize = 4096;
 
-/// A digest that this node's disk has, or has no more.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Change {
-    /// It is here now.
-    Gained(Digest),
-    /// It is gone: evicted, removed, corrupt or missing.
-    Lost(Digest),
+/// Keeps a digest from leaving the disk tier until it is dropped.
+pub(super) struct DiskGuard {
+    store: Arc<Store>,
+    digest: Digest,
+}
+
+impl Drop for DiskGuard {
+    fn drop(&mut self) {
+        self.store.catalog.lock().unguard(&self.digest);
+    }
+}
+
+/// Says that a digest may be here in a moment, until it is dropped.
+pub(super) struct Unsettled {
+    store: Arc<Store>,
+    digest: Digest,
+}
+
+impl Unsettled {
+    fn new(store: &Arc<Store>, digest: Digest) -> Self {
+        store.catalog.lock().unsettle(&digest);
+        Self { store: Arc::clone(store), digest }
+    }
+}
+
+impl Drop for Unsettled {
+    fn drop(&mut self) {
+        self.store.catalog.lock().settle(&self.digest);
+    }
 }
 
 /// Where and how much.
@@ -107,12 +130,24 @@ pub struct DiskTier {
     permits: Arc<Semaphore>,
     swept: watch::Receiver<Option<Swept>>,
     adopter: Option<JoinHandle<()>>,
+    /// Lets the sweep begin, in tests that hold it back.
+    #[cfg(test)]
+    go: Option<std::sync::mpsc::Sender<()>>,
 }
 
 impl DiskTier {
     /// Opens the tier and sweeps its folder; blocks. Files that the index does
     /// not know are verified in the background: see [`swept`](Self::swept).
     pub fn open(settings: &DiskSettings, clock: Arc<dyn Clock>) -> Result<Self, TierError> {
+        Self::open_with(settings, clock, || {})
+    }
+
+    /// `before` runs on the sweep's thread before the first file is verified.
+    fn open_with(
+        settings: &DiskSettings,
+        clock: Arc<dyn Clock>,
+        before: impl FnOnce() + Send + 'static,
+    ) -> Result<Self, TierError> {
         let quarantine =
             QuarantineLimits { files: QUARANTINED, bytes: settings.quarantine.as_u64() };
         let files = Files::open(&settings.path, quarantine)
@@ -135,6 +170,7 @@ impl DiskTier {
         let adopt = {
             let store = Arc::clone(&store);
             move || {
+                before();
                 sweep::adopt_all(&store, strays, &mut swept);
                 done.send_replace(Some(swept));
             }
@@ -145,6 +181,8 @@ impl DiskTier {
             permits: Arc::new(Semaphore::new(settings.parallelism.max(1))),
             swept: swept_later,
             adopter: Some(adopter.map_err(|e| TierError::disk("start sweep", 0, e))?),
+            #[cfg(test)]
+            go: None,
         })
     }
 
@@ -172,6 +210,51 @@ impl DiskTier {
     /// Whether it is here, as far as is known without reading it; no use.
     pub fn holds(&self, digest: &Digest) -> bool {
         self.store.catalog.lock().get(digest).is_some()
+    }
+
+    /// Whether the digest is here, not here, or not known yet: then it is being
+    /// written, or its file waits to be verified.
+    pub fn presence(&self, digest: &Digest) -> Presence {
+        let catalog = self.store.catalog.lock();
+        match (catalog.get(digest), catalog.is_settled(digest)) {
+            (Some(_), _) => Presence::Here,
+            (None, true) => Presence::Absent,
+            (None, false) => Presence::Unknown,
+        }
+    }
+
+    /// Until it is dropped, [`presence`](Self::presence) does not say "absent".
+    pub(super) fn unsettled(&self, digest: &Digest) -> Unsettled {
+        Unsettled::new(&self.store, *digest)
+    }
+
+    /// From now on `digest`, here or not yet, is neither evicted nor removed.
+    pub(super) fn guard(&self, digest: &Digest) -> DiskGuard {
+        self.store.catalog.lock().guard(digest);
+        DiskGuard { store: Arc::clone(&self.store), digest: *digest }
+    }
+
+    /// Removes a blob that nothing guards if `decide` still says so where nothing
+    /// can come in between: `lane` is held until it is done, also when the caller
+    /// no longer waits for that.
+    pub(super) async fn remove_if(
+        &self,
+        digest: &Digest,
+        lane: impl Send + 'static,
+        decide: impl FnOnce() -> bool + Send + 'static,
+    ) -> Result<Removal, TierError> {
+        let digest = *digest;
+        self.run(move |store| {
+            let _lane = lane;
+            if store.catalog.lock().is_guarded(&digest) {
+                return Ok(Removal::Guarded);
+            }
+            if !decide() {
+                return Ok(Removal::Needed);
+            }
+            Ok(if store.remove(&digest)? { Removal::Removed } else { Removal::NotHere })
+        })
+        .await
     }
 
     pub(super) fn is_pinned(&self, digest: &Digest) -> bool {
@@ -266,7 +349,13 @@ impl Tier for DiskTier {
 
     async fn put(&self, blob: &Blob, hints: Hints) -> Result<(), TierError> {
         let blob = blob.clone();
-        self.run(move |store| store.put(&blob, hints)).await
+        // Before the job has its turn: until it ends nobody may say "not here".
+        let unsettled = Unsettled::new(&self.store, blob.digest());
+        self.run(move |store| {
+            let _unsettled = unsettled;
+            store.put(&blob, hints)
+        })
+        .await
     }
 
     async fn remove(&self, digest: &Digest) -> Result<bool, TierError> {

@@ -1,6 +1,6 @@
 //! L1: verified blobs in sealed memory.
 //!
-//! Invariant: bytes and blobs stay within the settings, pins included; a blob
+//! Invariant: bytes and blobs stay within the settings, pins and guards included; a blob
 //! here is one descriptor and one mapping, so the number of blobs is a limit of
 //! its own.
 //!
@@ -10,7 +10,7 @@
 
 use std::sync::{
     Arc,
-    atomic::{AtomicBool, AtomicU64, Ordering},
+    atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
 };
 
 use async_trait::async_trait;
@@ -42,7 +42,35 @@ impl Default for MemorySettings {
 #[derive(Clone)]
 struct Resident {
     blob: Blob,
-    pinned: Arc<AtomicBool>,
+    stay: Arc<Stay>,
+}
+
+/// Why a blob may not leave. Changed only under [`MemoryTier::fixed`].
+#[derive(Default)]
+struct Stay {
+    pinned: AtomicBool,
+    guards: AtomicU32,
+}
+
+impl Stay {
+    fn is_asked_for(&self) -> bool {
+        self.pinned.load(Ordering::Relaxed) || self.guards.load(Ordering::Relaxed) > 0
+    }
+}
+
+/// Keeps a blob in memory until it is dropped.
+pub(super) struct MemoryGuard {
+    tier: Arc<MemoryTier>,
+    digest: Digest,
+    stay: Arc<Stay>,
+}
+
+impl Drop for MemoryGuard {
+    fn drop(&mut self) {
+        self.tier.change(&self.digest, &self.stay, |stay| {
+            stay.guards.fetch_sub(1, Ordering::Relaxed);
+        });
+    }
 }
 
 /// Charges every blob at least an even share of the capacity: then one weight
@@ -71,7 +99,7 @@ impl Lifecycle<Digest, Resident> for Pins {
     type RequestState = Vec<Blob>;
 
     fn is_pinned(&self, _: &Digest, resident: &Resident) -> bool {
-        resident.pinned.load(Ordering::Relaxed)
+        resident.stay.is_asked_for()
     }
 
     fn on_evict(&self, evicted: &mut Vec<Blob>, _: Digest, resident: Resident) {
@@ -85,9 +113,9 @@ pub struct MemoryTier {
     charge: Charge,
     capacity: u64,
     bytes: AtomicU64,
-    /// What pins are charged. Held by every writer: a pin and an insertion must
-    /// not both take the last room. Readers do not need it.
-    pinned: Mutex<u64>,
+    /// What pins and guards are charged. Held by every writer: a pin and an
+    /// insertion must not both take the last room. Readers do not need it.
+    fixed: Mutex<u64>,
 }
 
 /// quick_cache admits nothing larger than this part of its capacity.
@@ -114,8 +142,8 @@ impl MemoryTier {
             .map_err(|e| refused(e.to_string()))?;
         let hasher = DefaultHashBuilder::default();
         let cache = Cache::with_options(options, charge.clone(), hasher, Pins);
-        let (bytes, pinned) = (AtomicU64::new(0), Mutex::new(0));
-        Ok(Self { cache, charge, capacity, bytes, pinned })
+        let (bytes, fixed) = (AtomicU64::new(0), Mutex::new(0));
+        Ok(Self { cache, charge, capacity, bytes, fixed })
     }
 
     /// The blob, if it is here. Counts as a use.
@@ -141,28 +169,31 @@ impl MemoryTier {
     /// Keeps `blob`; returns what made room for it.
     pub fn admit(&self, blob: &Blob, pin: bool) -> Result<Vec<Digest>, TierError> {
         let (digest, charge) = (blob.digest(), self.charge.of(blob.size()));
-        let mut pinned = self.pinned.lock();
+        let mut fixed = self.fixed.lock();
         if let Some(known) = self.cache.peek(&digest) {
-            if pin && !known.pinned.swap(true, Ordering::Relaxed) {
-                *pinned += charge;
+            if pin {
+                self.change_locked(&mut fixed, &known, |stay| {
+                    stay.pinned.store(true, Ordering::Relaxed);
+                });
             }
             return Ok(Vec::new());
         }
         let largest = (self.capacity as f64 * LARGEST) as u64;
-        if charge > largest || charge > self.capacity - *pinned {
-            let why = format!("{} of {} bytes are pinned", *pinned, self.capacity);
+        if charge > largest || charge > self.capacity - *fixed {
+            let why = format!("{} of {} bytes are pinned or guarded", *fixed, self.capacity);
             return Err(TierError::Full { tier: TierName::Memory, bytes: blob.size(), why });
         }
-        let resident = Resident { blob: blob.clone(), pinned: Arc::new(AtomicBool::new(pin)) };
+        let stay = Arc::new(Stay { pinned: pin.into(), ..Stay::default() });
+        let resident = Resident { blob: blob.clone(), stay };
         let mut evicted = Vec::new();
         self.cache.insert_with_lifecycle(digest, resident, &mut evicted);
         if pin {
-            *pinned += charge;
+            *fixed += charge;
         }
         self.bytes.fetch_add(blob.size(), Ordering::Relaxed);
         let freed = evicted.iter().map(Blob::size).sum();
         self.bytes.fetch_sub(freed, Ordering::Relaxed);
-        drop(pinned);
+        drop(fixed);
         meter::evicted(TierName::Memory, evicted.len() as u64);
         meter::usage(TierName::Memory, self.usage());
         Ok(evicted.iter().map(Blob::digest).collect())
@@ -170,35 +201,67 @@ impl MemoryTier {
 
     /// Pins a blob or takes the pin back; whether it is here.
     pub fn set_pinned(&self, digest: &Digest, pin: bool) -> bool {
-        let mut pinned = self.pinned.lock();
+        let mut fixed = self.fixed.lock();
         let Some(known) = self.cache.peek(digest) else { return false };
-        let charge = self.charge.of(known.blob.size());
-        match (known.pinned.swap(pin, Ordering::Relaxed), pin) {
-            (false, true) => *pinned += charge,
-            (true, false) => *pinned -= charge,
-            _ => {}
-        }
+        self.change_locked(&mut fixed, &known, |stay| stay.pinned.store(pin, Ordering::Relaxed));
         true
     }
 
     pub(super) fn is_pinned(&self, digest: &Digest) -> bool {
-        self.cache.peek(digest).is_some_and(|known| known.pinned.load(Ordering::Relaxed))
+        self.cache.peek(digest).is_some_and(|known| known.stay.pinned.load(Ordering::Relaxed))
     }
 
     pub(super) fn pinned(&self) -> Vec<Digest> {
-        let pinned = |known: &Resident| known.pinned.load(Ordering::Relaxed);
+        let pinned = |known: &Resident| known.stay.pinned.load(Ordering::Relaxed);
         self.cache.iter().filter_map(|(digest, known)| pinned(&known).then_some(digest)).collect()
     }
 
-    /// Forgets a blob; whether it was here. Who holds it keeps it.
+    /// Keeps a blob that is here until the guard is dropped. `None`: it is not here.
+    pub(super) fn guard(self: &Arc<Self>, digest: &Digest) -> Option<MemoryGuard> {
+        let mut fixed = self.fixed.lock();
+        let known = self.cache.peek(digest)?;
+        self.change_locked(&mut fixed, &known, |stay| {
+            stay.guards.fetch_add(1, Ordering::Relaxed);
+        });
+        Some(MemoryGuard { tier: Arc::clone(self), digest: *digest, stay: known.stay })
+    }
+
+    /// Changes why the blob of `stay` may not leave, if it is the one that is here.
+    fn change(&self, digest: &Digest, stay: &Arc<Stay>, change: impl FnOnce(&Stay)) {
+        let mut fixed = self.fixed.lock();
+        match self.cache.peek(digest).filter(|known| Arc::ptr_eq(&known.stay, stay)) {
+            Some(known) => self.change_locked(&mut fixed, &known, change),
+            None => change(stay),
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) fn fixed_bytes(&self) -> u64 {
+        *self.fixed.lock()
+    }
+
+    fn change_locked(&self, fixed: &mut u64, known: &Resident, change: impl FnOnce(&Stay)) {
+        let before = known.stay.is_asked_for();
+        change(&known.stay);
+        let charge = self.charge.of(known.blob.size());
+        match (before, known.stay.is_asked_for()) {
+            (false, true) => *fixed += charge,
+            (true, false) => *fixed -= charge,
+            _ => {}
+        }
+    }
+
+    /// Forgets a blob; whether it was here. Who holds it keeps it, and one that is
+    /// guarded stays.
     pub fn forget(&self, digest: &Digest) -> bool {
-        let mut pinned = self.pinned.lock();
-        let Some((_, known)) = self.cache.remove(digest) else { return false };
-        if known.pinned.load(Ordering::Relaxed) {
-            *pinned -= self.charge.of(known.blob.size());
+        let mut fixed = self.fixed.lock();
+        let unguarded = |known: &Resident| known.stay.guards.load(Ordering::Relaxed) == 0;
+        let Some((_, known)) = self.cache.remove_if(digest, unguarded) else { return false };
+        if known.stay.is_asked_for() {
+            *fixed -= self.charge.of(known.blob.size());
         }
         self.bytes.fetch_sub(known.blob.size(), Ordering::Relaxed);
-        drop(pinned);
+        drop(fixed);
         meter::usage(TierName::Memory, self.usage());
         true
     }

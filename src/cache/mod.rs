@@ -23,10 +23,12 @@ pub use blob::{Blob, BlobError, BlobWriter};
 pub use budget::{Budget, BudgetSettings, Charge, NoRoom, Reclaim};
 pub use clock::{Clock, SystemClock};
 pub use collect::{CollectSettings, Collected, Collector, IndexError, PackIndex, Standing};
-pub use disk::{Change, DiskCounters, DiskSettings, DiskTier, Swept};
+pub use disk::{DiskCounters, DiskSettings, DiskTier, Swept};
 pub use eviction::{Candidate, CostAware, EvictionSettings, Lru, Policy, Rank};
 pub use memory::{MemorySettings, MemoryTier};
 pub use object::{ObjectSettings, ObjectTier, StoredPack};
-pub use tier::{Health, Hints, Priority, Tier, TierError, TierName, Usage};
-pub use tiered::{Kept, Tiers, TiersSettings};
+pub use tier::{
+    Change, Health, Hints, Presence, Priority, Removal, Tier, TierError, TierName, Usage,
+};
+pub use tiered::{Guard, Inserted, Kept, Tiers, TiersSettings};
 pub use uploads::StoredSink;

@@ -66,6 +66,39 @@ pub struct Hints {
     pub pinned: bool,
 }
 
+/// What a node knows about having a blob.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Presence {
+    /// It has it, as far as is known without reading it.
+    Here,
+    /// It does not have it: proven.
+    Absent,
+    /// It is being written, or its file waits to be verified: ask again.
+    Unknown,
+}
+
+/// What became of a removal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Removal {
+    /// It was here and is no more.
+    Removed,
+    /// It was not here.
+    NotHere,
+    /// Somebody who put it relies on it: it stays.
+    Guarded,
+    /// The reason to remove it no longer holds: it stays.
+    Needed,
+}
+
+/// A blob that a node's memory or disk has, or has no more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Change {
+    /// It is here now.
+    Gained(Digest),
+    /// It is gone: evicted, removed, corrupt or missing.
+    Lost(Digest),
+}
+
 /// How full a tier is.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Usage {
@@ -199,7 +232,7 @@ pub trait Tier: Send + Sync {
     /// already changes nothing but its hints.
     async fn put(&self, blob: &Blob, hints: Hints) -> Result<(), TierError>;
 
-    /// Forgets a blob, pinned or not; whether it was here.
+    /// Forgets a blob, pinned or not; whether it was here. One that is guarded stays.
     async fn remove(&self, digest: &Digest) -> Result<bool, TierError>;
 
     /// Whether the blob is here, as far as is known without reading it.

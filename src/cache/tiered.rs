@@ -2,21 +2,29 @@
 //!
 //! Invariant: a blob comes up from a lower tier only as verified bytes, and one
 //! reader at a time fetches it; a tier that fails is gone around, counted and
-//! said, never waited for.
+//! said, never waited for. What [`Tiers::insert`] says is kept stays kept as long
+//! as its [`Guard`] lives.
 
-use std::{collections::HashSet, sync::Arc};
+use std::{
+    collections::HashSet,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use kiln_proto::Digest;
 use serde::{Deserialize, Serialize};
-use tokio::sync::{Mutex, broadcast};
+use tokio::sync::{Mutex, OwnedMutexGuard, broadcast};
 
 use super::{
     Blob, Change, Clock, DiskSettings, DiskTier, Health, Hints, MemorySettings, MemoryTier,
-    ObjectSettings, ObjectTier, Tier, TierError, TierName, Usage, meter, uploads::Uploads,
+    ObjectSettings, ObjectTier, Presence, Removal, Tier, TierError, TierName, Usage,
+    disk::DiskGuard, memory::MemoryGuard, meter, uploads::Uploads,
 };
 
 /// One lock for each of so many groups of digests.
-const LANES: usize = 64;
+const LANES: usize = 512;
 
 /// All tiers' settings.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -31,24 +39,42 @@ pub struct TiersSettings {
 }
 
 /// Where a blob is kept now.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug)]
 pub enum Kept {
     /// On disk, durably.
     Disk,
-    /// In memory only: the disk is full or fails. It is served as long as it stays.
-    Memory,
-    /// Nowhere: there was no room for it at all.
-    Nowhere,
+    /// In memory only: it is lost with this process. Why the disk did not take it.
+    Memory(TierError),
+    /// Nowhere: memory has no room for it either. Why the disk did not take it.
+    Nowhere(TierError),
+}
+
+/// What became of an insertion.
+#[must_use = "what was not kept must not be acknowledged"]
+pub struct Inserted {
+    /// Where it is.
+    pub kept: Kept,
+    /// Keeps it there. Hold it until an index entry refers to the blob.
+    pub guard: Guard,
+}
+
+/// While it lives, its blob is neither evicted nor removed from where it is kept.
+#[must_use = "a guard that is dropped guards nothing"]
+pub struct Guard {
+    _disk: DiskGuard,
+    /// Where memory alone has it.
+    _memory: Option<MemoryGuard>,
 }
 
 /// Memory over disk, and the object store beside them.
 pub struct Tiers {
-    memory: MemoryTier,
+    memory: Arc<MemoryTier>,
     disk: DiskTier,
     object: Option<ObjectTier>,
     pub(super) uploads: Uploads,
-    /// Many requests for one blob read it from the disk once.
-    lanes: [Mutex<()>; LANES],
+    /// Many requests for one blob read it from the disk once, and a removal never
+    /// comes between an insertion and its acknowledgement.
+    lanes: Vec<Arc<Mutex<()>>>,
     /// Changes of what is in memory alone; those of the disk come from it.
     changes: broadcast::Sender<Change>,
 }
@@ -56,7 +82,7 @@ pub struct Tiers {
 impl Tiers {
     /// Opens all tiers.
     pub async fn open(settings: TiersSettings, clock: Arc<dyn Clock>) -> Result<Self, TierError> {
-        let memory = MemoryTier::new(&settings.memory)?;
+        let memory = Arc::new(MemoryTier::new(&settings.memory)?);
         let object = &settings.object;
         let object =
             object.url.as_ref().map(|url| ObjectTier::from_url(url, object)).transpose()?;
@@ -65,7 +91,8 @@ impl Tiers {
         let disk = opened
             .map_err(|e| TierError::Unavailable { tier: TierName::Disk, why: e.to_string() })??;
         let uploads = Uploads::with(disk.uploads().await?);
-        let (lanes, changes) = ([const { Mutex::const_new(()) }; LANES], disk.sender());
+        let lanes = std::iter::repeat_with(Arc::default).take(LANES).collect();
+        let changes = disk.sender();
         Ok(Self { memory, disk, object, uploads, lanes, changes })
     }
 
@@ -75,8 +102,8 @@ impl Tiers {
         if let Some(blob) = self.memory.lookup(digest) {
             return Ok(Some((blob, TierName::Memory)));
         }
-        let _lane = self.lanes[usize::from(digest.as_bytes()[0]) % LANES].lock().await;
-        // Somebody who asked before may have brought it up.
+        let _lane = self.lane(digest).await;
+        // Somebody who asked before may have read it.
         if let Some(blob) = self.memory.peek(digest) {
             return Ok(Some((blob, TierName::Memory)));
         }
@@ -90,30 +117,86 @@ impl Tiers {
         self.memory.holds(digest) || self.disk.holds(digest)
     }
 
-    /// Keeps a blob: durably on the disk, then in memory. A disk that is full or
-    /// fails leaves it in memory alone.
-    pub async fn insert(&self, blob: &Blob, hints: Hints) -> Kept {
-        let on_disk = self.disk.put(blob, hints).await;
-        let in_memory = self.keep_in_memory(blob, hints.pinned);
-        let Err(e) = on_disk else { return Kept::Disk };
-        meter::degraded();
-        tracing::warn!(blob = %blob.digest(), error = %e, "kept in memory only");
-        if !in_memory {
-            return Kept::Nowhere;
+    /// Whether this node has it, as far as is known without reading it: the answer
+    /// for peers, who may give a blob up when nobody has it.
+    pub fn presence(&self, digest: &Digest) -> Presence {
+        match self.memory.holds(digest) {
+            true => Presence::Here,
+            false => self.disk.presence(digest),
         }
-        // No receiver: nobody wants to know.
-        let _ = self.changes.send(Change::Gained(blob.digest()));
-        Kept::Memory
     }
 
-    /// Forgets a blob on this node; whether it was here.
-    pub async fn remove(&self, digest: &Digest) -> Result<bool, TierError> {
-        let in_memory = self.memory.forget(digest);
-        let on_disk = self.disk.remove(digest).await?;
-        if in_memory && !on_disk {
-            let _ = self.changes.send(Change::Lost(*digest));
-        }
-        Ok(in_memory || on_disk)
+    /// Keeps a blob: durably on the disk, then in memory. A disk that is full or
+    /// fails leaves it in memory alone.
+    pub async fn insert(&self, blob: &Blob, hints: Hints) -> Inserted {
+        let digest = blob.digest();
+        let _lane = self.lane(&digest).await;
+        // Before the write, so that not even an eviction comes between the two.
+        let disk = self.disk.guard(&digest);
+        // Until it is in memory too, where the disk does not take it.
+        let _unsettled = self.disk.unsettled(&digest);
+        let on_disk = self.disk.put(blob, hints).await;
+        let in_memory = self.keep_in_memory(blob, hints.pinned);
+        let (kept, memory) = match on_disk {
+            Ok(()) => (Kept::Disk, None),
+            Err(e) => {
+                meter::degraded();
+                let guard = in_memory.then(|| self.memory.guard(&digest)).flatten();
+                match &guard {
+                    Some(_) => {
+                        tracing::warn!(blob = %digest, error = %e, "kept in memory only");
+                        // No receiver: nobody wants to know.
+                        let _ = self.changes.send(Change::Gained(digest));
+                        (Kept::Memory(e), guard)
+                    }
+                    None => {
+                        tracing::warn!(blob = %digest, error = %e, "kept nowhere");
+                        (Kept::Nowhere(e), None)
+                    }
+                }
+            }
+        };
+        Inserted { kept, guard: Guard { _disk: disk, _memory: memory } }
+    }
+
+    /// Forgets a blob on this node that nothing guards, if `unreferenced` says so.
+    /// It is asked on a blocking thread, right before the removal: no insertion of
+    /// the same blob is acknowledged between the two.
+    pub async fn remove_if(
+        &self,
+        digest: &Digest,
+        unreferenced: impl FnOnce() -> bool + Send + 'static,
+    ) -> Result<Removal, TierError> {
+        let lane = self.lane(digest).await;
+        let (memory, changes, digest) = (Arc::clone(&self.memory), self.changes.clone(), *digest);
+        let forgot = Arc::new(AtomicBool::new(false));
+        let forget = {
+            let forgot = Arc::clone(&forgot);
+            move || {
+                let unreferenced = unreferenced();
+                if unreferenced {
+                    forgot.store(memory.forget(&digest), Ordering::Relaxed);
+                }
+                unreferenced
+            }
+        };
+        let removal = self.disk.remove_if(&digest, lane, forget).await?;
+        Ok(match removal {
+            Removal::NotHere if forgot.load(Ordering::Relaxed) => {
+                let _ = changes.send(Change::Lost(digest));
+                Removal::Removed
+            }
+            removal => removal,
+        })
+    }
+
+    async fn lane(&self, digest: &Digest) -> OwnedMutexGuard<()> {
+        Arc::clone(self.lane_of(digest)).lock_owned().await
+    }
+
+    fn lane_of(&self, digest: &Digest) -> &Arc<Mutex<()>> {
+        let [a, b, ..] = *digest.as_bytes();
+        &self.lanes[usize::from(u16::from_be_bytes([a, b])) % LANES]
     }
 
     /// Pins a blob on this node or takes the pin back; whether it is here.

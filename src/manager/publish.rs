@@ -18,7 +18,7 @@ use tokio::time::{sleep_until, timeout};
 use super::{Manager, hints};
 use crate::{
     artifact,
-    cache::{Blob, Kept},
+    cache::{Blob, Guard, Inserted, Kept, TierError},
     compiler::{Output, Prepared},
     error::Error,
     transfer::PeerAddress,
@@ -34,6 +34,14 @@ pub enum Copies {
     Nodes(NonZero<usize>),
     /// On this node's disk and in the object store.
     Object,
+}
+
+/// Bytes that are durable where the settings want them.
+struct Stored {
+    /// Keeps them here until an entry refers to them.
+    guard: Guard,
+    /// Other nodes on whose disks they are.
+    also: Vec<NodeId>,
 }
 
 impl Manager {
@@ -76,11 +84,12 @@ impl Manager {
         let signed = signed.map_err(refuse)?;
         let manifest = signed.read_unverified().map_err(refuse)?;
         artifact::verify_files(&manifest, pack).map_err(|e| Error::Invalid(e.to_string()))?;
-        let also = tokio::select! {
+        let stored = tokio::select! {
             stored = self.store(&manifest, pack) => stored?,
             () = turn.superseded() => return Ok(Put::Superseded),
         };
-        let put = self.index.put(turn, signed, mode, also).await?;
+        let put = self.index.put(turn, signed, mode, stored.also).await?;
+        drop(stored.guard);
         if let Put::Committed(entry) | Put::Unchanged(entry) = &put {
             self.upload(entry).await?;
         }
@@ -95,32 +104,41 @@ impl Manager {
         manifest: &Manifest,
         pack: &Blob,
     ) -> Result<Published, Error> {
-        let also = self.store(manifest, pack).await?;
-        let published = self.index.publish(lease, signed.clone(), also).await?;
+        let stored = self.store(manifest, pack).await?;
+        let published = self.index.publish(lease, signed.clone(), stored.also).await?;
+        drop(stored.guard);
         if let Published::Committed(entry) = &published {
             self.upload(entry).await?;
         }
         Ok(published)
     }
 
-    /// Makes the bytes durable on as many disks as the settings want; the other nodes
-    /// that have them.
-    async fn store(&self, manifest: &Manifest, pack: &Blob) -> Result<Vec<NodeId>, Error> {
-        let kept = self.tiers.insert(pack, hints(manifest, false)).await;
-        let here = usize::from(kept == Kept::Disk);
+    /// Makes the bytes durable on as many disks as the settings want.
+    async fn store(&self, manifest: &Manifest, pack: &Blob) -> Result<Stored, Error> {
+        let Inserted { kept, guard } = self.tiers.insert(pack, hints(manifest, false)).await;
+        let why_not_here = match kept {
+            Kept::Disk => None,
+            Kept::Memory(why) | Kept::Nowhere(why) => Some(why),
+        };
         let disks = match self.settings.copies {
             Copies::Nodes(nodes) => nodes.get(),
             Copies::Object => 1,
         };
-        match disks - here {
-            0 => Ok(Vec::new()),
-            others => self.copy(pack, here, others).await,
-        }
+        let also = match disks - usize::from(why_not_here.is_none()) {
+            0 => Vec::new(),
+            others => self.copy(pack, why_not_here, others).await?,
+        };
+        Ok(Stored { guard, also })
     }
 
-    /// Makes `wanted` other nodes keep the pack, which is on `here` disks of this one;
-    /// which did.
-    async fn copy(&self, pack: &Blob, here: usize, wanted: usize) -> Result<Vec<NodeId>, Error> {
+    /// Makes `wanted` other nodes keep the pack, which is on this node's disk or, for the
+    /// reason given, is not; which did.
+    async fn copy(
+        &self,
+        pack: &Blob,
+        why_not_here: Option<TierError>,
+        wanted: usize,
+    ) -> Result<Vec<NodeId>, Error> {
         let me = self.identity.node;
         let nodes = self.index.nodes();
         let own = nodes.iter().find(|(id, _)| *id == me);
@@ -130,11 +148,10 @@ impl Manager {
             let mut hasher = kiln_proto::Hasher::new();
             *hasher.update(&id.to_le_bytes()).update(pack.digest().as_bytes()).finalize().as_bytes()
         });
-        let (mut kept, mut refusals) = (Vec::new(), Vec::new());
-        if here == 0 {
-            let size = pack.size();
-            refusals.push(format!("this node's disk has no room for its {size} bytes, or fails"));
-        }
+        let mut kept = Vec::new();
+        let here = usize::from(why_not_here.is_none());
+        let mut refusals: Vec<String> =
+            why_not_here.iter().map(|why| format!("this node: {why}")).collect();
         let copying = async {
             for (id, node) in &others {
                 if kept.len() == wanted {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use kiln_proto::{ArtifactKey, Digest, MAX_PACK_BYTES, NodeId, SignedManifest, pb};
 
 use crate::{
-    cache::{Blob, TierError, Tiers},
+    cache::{Blob, Presence, TierError, Tiers},
     error::Error,
     manager::{Fetcher, Manager},
     transfer::{PeerAddress, Provider, Refusal},
@@ -27,9 +27,14 @@ pub(super) struct NodeBytes {
 impl Provider for NodeBytes {
     async fn blob(&self, digest: &Digest) -> Result<Option<Blob>, Refusal> {
         match self.tiers.get_local(digest).await {
-            Ok(found) => Ok(found.map(|(blob, _)| blob)),
-            // A bad copy is none: the peer asks the next holder.
-            Err(TierError::Corrupt { .. }) => Ok(None),
+            Ok(Some((blob, _))) => Ok(Some(blob)),
+            // "Not here" makes others give the blob up: it is said only when proven. A
+            // bad copy is none: the peer asks the next holder.
+            Ok(None) | Err(TierError::Corrupt { .. }) => match self.tiers.presence(digest) {
+                Presence::Absent => Ok(None),
+                Presence::Here | Presence::Unknown => Err(Refusal::Busy),
+            },
+            Err(TierError::Memory { .. }) => Err(Refusal::Busy),
             Err(e) => Err(Refusal::Failed(e.to_string())),
         }
     }

@@ -65,10 +65,16 @@ pub(super) async fn index(index: Index, tiers: Arc<Tiers>, stop: CancellationTok
 /// are right for that one.
 async fn remove(event: &IndexEvent, index: &Index, tiers: &Tiers) -> Result<(), Error> {
     match event {
-        IndexEvent::Tombstoned { pack, .. } | IndexEvent::Replaced { pack, .. }
-            if !index.pack(pack)?.is_some_and(|state| state.named) =>
-        {
-            tiers.remove(pack).await?;
+        IndexEvent::Tombstoned { pack, .. } | IndexEvent::Replaced { pack, .. } => {
+            let (index, digest) = (index.clone(), *pack);
+            let unneeded = move || match index.pack(&digest) {
+                Ok(state) => !state.is_some_and(|state| state.named),
+                Err(e) => {
+                    tracing::warn!(pack = %digest, error = %e, "ask whether a pack is needed");
+                    false
+                }
+            };
+            tiers.remove_if(pack, unneeded).await?;
         }
         _ => {}
     }

@@ -1,7 +1,8 @@
 //! What the disk tier holds and who goes first: in memory, without I/O.
 //!
 //! Invariant: bytes and entries, those held and those reserved together, never
-//! exceed the limits; and `order` has exactly the entries that may be evicted.
+//! exceed the limits; and `order` has exactly the entries that may be evicted:
+//! those that are neither pinned nor guarded.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -53,7 +54,13 @@ struct Entry {
     record: Record,
     /// Not yet in L3: evicted only when nothing else is left.
     only_copy: bool,
+    /// Which of the files that had this name in turn it describes.
+    file: FileId,
 }
+
+/// One file of this run: the next one with the same name has another id.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct FileId(u64);
 
 /// Before all ranks come those that exist elsewhere too.
 type Place = (bool, Rank, Digest);
@@ -64,8 +71,14 @@ pub(super) struct Catalog {
     policy: Box<dyn Policy>,
     limits: Limits,
     bytes: u64,
-    /// Bytes and entries that can't be evicted.
-    pinned: Limits,
+    /// Bytes and entries that can't be evicted: pinned, guarded, or both.
+    fixed: Limits,
+    /// How many guard each digest, whether it is here or not.
+    guards: HashMap<Digest, u32>,
+    /// Digests of which it will be known in a moment whether they are here, and
+    /// for how many reasons.
+    unsettled: HashMap<Digest, u32>,
+    files: u64,
     /// Bytes and entries on their way in.
     reserved: Limits,
 }
@@ -79,7 +92,10 @@ impl Catalog {
             policy,
             limits,
             bytes: 0,
-            pinned: none,
+            fixed: none,
+            guards: HashMap::new(),
+            unsettled: HashMap::new(),
+            files: 0,
             reserved: none,
         }
     }
@@ -106,10 +122,10 @@ impl Catalog {
     /// and at least `shortfall` bytes of them. `None`, and nothing removed, when
     /// pins and reservations leave too little.
     pub(super) fn reserve(&mut self, size: u64, shortfall: u64) -> Option<Vec<(Digest, Record)>> {
-        let fixed = self.pinned.bytes.checked_add(self.reserved.bytes)?.checked_add(size)?;
+        let fixed = self.fixed.bytes.checked_add(self.reserved.bytes)?.checked_add(size)?;
         if fixed > self.limits.bytes
-            || self.pinned.entries + self.reserved.entries + 1 > self.limits.entries
-            || self.bytes - self.pinned.bytes < shortfall
+            || self.fixed.entries + self.reserved.entries + 1 > self.limits.entries
+            || self.bytes - self.fixed.bytes < shortfall
         {
             return None;
         }
@@ -174,7 +190,9 @@ impl Catalog {
         }) {
             return merged;
         }
-        self.add(digest, Entry { record, only_copy: false });
+        self.files += 1;
+        let file = FileId(self.files);
+        self.add(digest, Entry { record, only_copy: false, file });
         record
     }
 
@@ -186,8 +204,60 @@ impl Catalog {
         })
     }
 
-    pub(super) fn touch(&mut self, digest: &Digest, now_ms: u64) -> Option<Record> {
-        self.update(digest, |known| known.last_used_ms = known.last_used_ms.max(now_ms))
+    pub(super) fn touch(&mut self, digest: &Digest, now_ms: u64) -> Option<(Record, FileId)> {
+        let used = |known: &mut Record| known.last_used_ms = known.last_used_ms.max(now_ms);
+        let record = self.update(digest, used)?;
+        Some((record, self.file(digest)?))
+    }
+
+    /// The file that an entry describes.
+    pub(super) fn file(&self, digest: &Digest) -> Option<FileId> {
+        self.entries.get(digest).map(|e| e.file)
+    }
+
+    /// From now on `digest`, here or not yet, is neither evicted nor removed.
+    pub(super) fn guard(&mut self, digest: &Digest) {
+        self.change_guards(digest, |guards| guards + 1);
+    }
+
+    /// Takes one guard back.
+    pub(super) fn unguard(&mut self, digest: &Digest) {
+        self.change_guards(digest, |guards| guards.saturating_sub(1));
+    }
+
+    pub(super) fn is_guarded(&self, digest: &Digest) -> bool {
+        self.guards.contains_key(digest)
+    }
+
+    fn change_guards(&mut self, digest: &Digest, change: impl FnOnce(u32) -> u32) {
+        // Out of the order and in again: its place depends on the guards.
+        let entry = self.take(digest);
+        match change(self.guards.get(digest).copied().unwrap_or(0)) {
+            0 => self.guards.remove(digest),
+            guards => self.guards.insert(*digest, guards),
+        };
+        if let Some(entry) = entry {
+            self.add(*digest, entry);
+        }
+    }
+
+    /// Something is under way that decides whether `digest` is here.
+    pub(super) fn unsettle(&mut self, digest: &Digest) {
+        *self.unsettled.entry(*digest).or_default() += 1;
+    }
+
+    /// It was decided.
+    pub(super) fn settle(&mut self, digest: &Digest) {
+        if let Some(reasons) = self.unsettled.get_mut(digest) {
+            *reasons -= 1;
+            if *reasons == 0 {
+                self.unsettled.remove(digest);
+            }
+        }
+    }
+
+    pub(super) fn is_settled(&self, digest: &Digest) -> bool {
+        !self.unsettled.contains_key(digest)
     }
 
     pub(super) fn set_pinned(&mut self, digest: &Digest, pinned: bool) -> Option<Record> {
@@ -216,9 +286,9 @@ impl Catalog {
     fn take(&mut self, digest: &Digest) -> Option<Entry> {
         let entry = self.entries.remove(digest)?;
         self.bytes -= entry.record.size;
-        if entry.record.pinned {
-            self.pinned.bytes -= entry.record.size;
-            self.pinned.entries -= 1;
+        if self.is_fixed(digest, &entry) {
+            self.fixed.bytes -= entry.record.size;
+            self.fixed.entries -= 1;
         } else {
             self.order.remove(&self.place(digest, &entry));
         }
@@ -227,13 +297,17 @@ impl Catalog {
 
     fn add(&mut self, digest: Digest, entry: Entry) {
         self.bytes += entry.record.size;
-        if entry.record.pinned {
-            self.pinned.bytes += entry.record.size;
-            self.pinned.entries += 1;
+        if self.is_fixed(&digest, &entry) {
+            self.fixed.bytes += entry.record.size;
+            self.fixed.entries += 1;
         } else {
             self.order.insert(self.place(&digest, &entry));
         }
         self.entries.insert(digest, entry);
+    }
+
+    fn is_fixed(&self, digest: &Digest, entry: &Entry) -> bool {
+        entry.record.pinned || self.is_guarded(digest)
     }
 
     fn place(&self, digest: &Digest, entry: &Entry) -> Place {

@@ -140,14 +140,7 @@ impl Files {
 
     /// Reads and verifies a file of `size` bytes.
     pub(super) fn read(&self, digest: &Digest, size: u64) -> Result<Blob, ReadError> {
-        let mut file = match File::open(self.path(digest)) {
-            Err(e) if e.kind() == ErrorKind::NotFound => return Err(ReadError::Missing),
-            opened => opened.map_err(ReadError::Io)?,
-        };
-        let found = file.metadata().map_err(ReadError::Io)?.len();
-        if found != size {
-            return Err(ReadError::Corrupt(format!("{found} bytes on disk, {size} expected")));
-        }
+        let mut file = self.open_sized(digest, size)?;
         let mut writer = BlobWriter::with_size(size).map_err(ReadError::Memory)?;
         let mut chunk = vec![0; usize::try_from(size).unwrap_or(CHUNK).min(CHUNK)];
         while writer.filled() < size {
@@ -158,6 +151,31 @@ impl Files {
             }
         }
         writer.finish_as(*digest).map_err(ReadError::from)
+    }
+
+    /// Whether the file of `blob` is there and holds the same bytes. Cheaper than
+    /// [`read`](Self::read): nothing is hashed or kept.
+    pub(super) fn compare(&self, blob: &Blob) -> Result<(), ReadError> {
+        let mut file = self.open_sized(&blob.digest(), blob.size())?;
+        let mut chunk = vec![0; blob.len().min(CHUNK)];
+        for expected in blob.chunks(CHUNK) {
+            let found = read_up_to(&mut file, &mut chunk).map_err(ReadError::Io)?;
+            if chunk[..found] != *expected {
+                return Err(ReadError::Corrupt("not the bytes that were put".into()));
+            }
+        }
+        Ok(())
+    }
+
+    fn open_sized(&self, digest: &Digest, size: u64) -> Result<File, ReadError> {
+        let file = match File::open(self.path(digest)) {
+            Err(e) if e.kind() == ErrorKind::NotFound => return Err(ReadError::Missing),
+            opened => opened.map_err(ReadError::Io)?,
+        };
+        match file.metadata().map_err(ReadError::Io)?.len() {
+            found if found == size => Ok(file),
+            found => Err(ReadError::Corrupt(format!("{found} bytes on disk, {size} expected"))),
+        }
     }
 
     /// Removes a file; whether it was there. The caller holds the folder's lock.
@@ -266,6 +284,20 @@ impl From<BlobError> for ReadError {
 }
 
 impl ReadError {
+    /// Whether the file itself is to blame: not the lack of memory or descriptors
+    /// of this process, which says nothing about the bytes on the disk.
+    pub(super) fn condemns(&self) -> bool {
+        use rustix::io::Errno;
+        match self {
+            Self::Missing | Self::Corrupt(_) => true,
+            Self::Memory(_) => false,
+            Self::Io(e) => !matches!(
+                Errno::from_io_error(e),
+                Some(Errno::MFILE | Errno::NFILE | Errno::NOMEM | Errno::AGAIN | Errno::ACCESS)
+            ),
+        }
+    }
+
     /// As the tier reports it; a missing file is no error.
     pub(super) fn report(self, digest: &Digest) -> Option<TierError> {
         let (tier, digest) = (TierName::Disk, *digest);

@@ -16,7 +16,7 @@ use parking_lot::Mutex;
 use tokio::sync::broadcast;
 
 use super::{
-    catalog::{Catalog, Record},
+    catalog::{Catalog, FileId, Record},
     files::{Files, ReadError},
     index::Index,
 };
@@ -99,14 +99,14 @@ impl Store {
 
     pub(super) fn get(&self, digest: &Digest) -> Result<Option<Blob>, TierError> {
         let used = self.catalog.lock().touch(digest, self.clock.now_ms());
-        let Some(record) = used else { return Ok(None) };
+        let Some((record, file)) = used else { return Ok(None) };
         match self.files.read(digest, record.size) {
             Ok(blob) => {
                 self.touch(digest);
                 Ok(Some(blob))
             }
             Err(why) => {
-                self.set_unreadable_aside(digest, &why);
+                self.set_unreadable_aside(digest, Some(file), &why);
                 why.report(digest).map_or(Ok(None), Err)
             }
         }
@@ -114,9 +114,7 @@ impl Store {
 
     pub(super) fn put(&self, blob: &Blob, hints: Hints) -> Result<(), TierError> {
         let (digest, size, now) = (blob.digest(), blob.size(), self.clock.now_ms());
-        let known = self.catalog.lock().merge(&digest, hints, now);
-        if let Some(record) = known {
-            self.remember(&[(digest, record)], &[]);
+        if self.merge(blob, hints, now)? {
             return Ok(());
         }
         let room = self.make_room(size)?;
@@ -133,9 +131,37 @@ impl Store {
         Ok(())
     }
 
+    /// Adds `hints` to what is here already; false when it is not, or not whole:
+    /// an acknowledgement speaks of bytes that were seen, not of a record of them.
+    fn merge(&self, blob: &Blob, hints: Hints, now_ms: u64) -> Result<bool, TierError> {
+        let digest = blob.digest();
+        let (file, known) = {
+            let mut catalog = self.catalog.lock();
+            (catalog.file(&digest), catalog.merge(&digest, hints, now_ms))
+        };
+        let Some(record) = known else { return Ok(false) };
+        match self.files.compare(blob) {
+            Ok(()) => {
+                self.remember(&[(digest, record)], &[]);
+                Ok(true)
+            }
+            Err(why) if why.condemns() => {
+                self.set_unreadable_aside(&digest, file, &why);
+                Ok(false)
+            }
+            Err(why) => why.report(&digest).map_or(Ok(false), Err),
+        }
+    }
+
+    /// Forgets a blob; false where it is not here, or guarded.
     pub(super) fn remove(&self, digest: &Digest) -> Result<bool, TierError> {
         let folder = self.files.lock_folder(digest);
-        let known = self.catalog.lock().remove(digest).is_some();
+        let mut catalog = self.catalog.lock();
+        if catalog.is_guarded(digest) {
+            return Ok(false);
+        }
+        let known = catalog.remove(digest).is_some();
+        drop(catalog);
         let removed = self.files.remove(digest);
         drop(folder);
         if known {
@@ -192,16 +218,29 @@ impl Store {
     }
 
     /// A file that is not what it should be: out of the catalog and, where there
-    /// is one, into quarantine. A file that can't be read goes the same way, for
-    /// otherwise no good copy could take its place.
-    pub(super) fn set_unreadable_aside(&self, digest: &Digest, why: &ReadError) {
+    /// is one, into quarantine. A file that the device can't read goes the same
+    /// way, for otherwise no good copy could take its place. `file` is the one that
+    /// was read: another that took its place meanwhile stays.
+    pub(super) fn set_unreadable_aside(
+        &self,
+        digest: &Digest,
+        file: Option<FileId>,
+        why: &ReadError,
+    ) {
+        if !why.condemns() {
+            return;
+        }
         let counter = match why {
-            ReadError::Memory(_) => return,
             ReadError::Missing => &self.counters.lost,
-            ReadError::Corrupt(_) | ReadError::Io(_) => &self.counters.corrupt,
+            _ => &self.counters.corrupt,
         };
         let folder = self.files.lock_folder(digest);
-        let known = self.catalog.lock().remove(digest).is_some();
+        let mut catalog = self.catalog.lock();
+        if catalog.file(digest) != file {
+            return;
+        }
+        let known = catalog.remove(digest).is_some();
+        drop(catalog);
         let moved = self.files.quarantine(digest);
         drop(folder);
         if let Err(e) = moved {
@@ -243,11 +282,14 @@ impl Store {
         if victims.is_empty() {
             return;
         }
+        let mut removed = Vec::with_capacity(victims.len());
         for (digest, _) in victims {
             let _folder = self.files.lock_folder(digest);
+            // Put again since: that file is not the one that was evicted.
             if self.catalog.lock().get(digest).is_some() {
                 continue;
             }
+            removed.push(*digest);
             if let Err(e) = self.files.remove(digest) {
                 tracing::warn!(%digest, error = %e, "remove evicted file");
             }
@@ -255,8 +297,7 @@ impl Store {
         }
         self.counters.evicted.fetch_add(victims.len() as u64, Ordering::Relaxed);
         meter::evicted(TierName::Disk, victims.len() as u64);
-        let digests: Vec<_> = victims.iter().map(|(digest, _)| *digest).collect();
-        self.remember(&[], &digests);
+        self.remember(&[], &removed);
     }
 
     fn touch(&self, digest: &Digest) {

@@ -73,6 +73,9 @@ pub(super) fn sweep(
     index.write(&[], &forgotten)?;
     let (strays, excess): (Vec<_>, Vec<_>) =
         unknown.into_iter().partition(|(_, size)| catalog.reserve_spare(*size));
+    for (digest, _) in &strays {
+        catalog.unsettle(digest);
+    }
     for (digest, _) in &excess {
         files.remove(digest).map_err(|e| TierError::disk("remove file", 0, e))?;
     }
@@ -89,7 +92,13 @@ pub(super) fn sweep(
 }
 
 /// Verifies one stray and offers it from then on; whether it was what it says.
-pub(super) fn adopt(store: &Store, (digest, size): Stray) -> bool {
+pub(super) fn adopt(store: &Store, stray: Stray) -> bool {
+    let adopted = verify(store, stray);
+    store.catalog.lock().settle(&stray.0);
+    adopted
+}
+
+fn verify(store: &Store, (digest, size): Stray) -> bool {
     let read = store.files.read(&digest, size);
     let folder = store.files.lock_folder(&digest);
     let mut catalog = store.catalog.lock();
@@ -111,7 +120,7 @@ pub(super) fn adopt(store: &Store, (digest, size): Stray) -> bool {
             true
         }
         (None, Err(why)) => {
-            store.set_unreadable_aside(&digest, &why);
+            store.set_unreadable_aside(&digest, None, &why);
             false
         }
         (None, Ok(_)) => false,

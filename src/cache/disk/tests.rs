@@ -19,6 +19,12 @@ use crate::cache::{
     conformance::{self, blob},
 };
 
+impl DiskTier {
+    fn sweep_now(&self) {
+        self.go.as_ref().unwrap().send(()).unwrap();
+    }
+}
+
 struct Folder {
     _dir: TempDir,
     clock: Arc<ManualClock>,
@@ -39,6 +45,15 @@ impl Folder {
 
     fn open(&self) -> DiskTier {
         DiskTier::open(&self.settings, self.clock.clone()).unwrap()
+    }
+
+    /// With files that wait to be verified until [`DiskTier::sweep_now`].
+    fn open_unswept(&self) -> DiskTier {
+        let (go, gate) = std::sync::mpsc::channel();
+        let wait = move || gate.recv().unwrap();
+        let mut tier = DiskTier::open_with(&self.settings, self.clock.clone(), wait).unwrap();
+        tier.go = Some(go);
+        tier
     }
 
     fn file(&self, blob: &Blob) -> PathBuf {
@@ -295,6 +310,60 @@ async fn a_failed_sync_costs_the_file() {
     unique.dedup();
     assert_eq!(unique.len(), synced.len(), "no path is synced twice: {synced:?}");
     assert_eq!(tier.store.catalog.lock().reserved_bytes(), 0, "the room was given back");
+}
+
+/// "Absent" makes others give a blob up: while a file waits to be verified, or a
+/// write is under way, it is not said.
+#[tokio::test]
+async fn what_is_not_verified_yet_is_not_absent() {
+    let folder = Folder::new(1 << 20);
+    let tier = folder.open();
+    let [good, bad] = [1, 2].map(|n| blob(n, 5000));
+    for blob in [&good, &bad] {
+        assert_eq!(tier.presence(&blob.digest()), Presence::Absent);
+        let put = tier.put(blob, normal());
+        let mut put = std::pin::pin!(put);
+        assert!(futures::poll!(put.as_mut()).is_pending(), "a write takes a thread");
+        assert_ne!(tier.presence(&blob.digest()), Presence::Absent);
+        put.await.unwrap();
+        assert_eq!(tier.presence(&blob.digest()), Presence::Here);
+    }
+    drop(tier);
+    fs::remove_dir_all(folder.settings.path.join("index")).unwrap();
+    flip_a_byte(&folder.file(&bad));
+    let tier = folder.open_unswept();
+    for blob in [&good, &bad] {
+        assert_eq!(tier.presence(&blob.digest()), Presence::Unknown);
+    }
+    tier.sweep_now();
+    assert_eq!(tier.swept().await.adopted, 1);
+    assert_eq!(tier.presence(&good.digest()), Presence::Here);
+    assert_eq!(tier.presence(&bad.digest()), Presence::Absent);
+}
+
+/// A reader that found a file bad sets only that file aside.
+#[tokio::test]
+async fn a_good_copy_that_took_a_bad_ones_place_stays() {
+    let folder = Folder::new(1 << 20);
+    let tier = folder.open();
+    let blob = blob(1, 5000);
+    tier.put(&blob, normal()).await.unwrap();
+    let (_, file) = tier.store.catalog.lock().touch(&blob.digest(), 0).unwrap();
+    // Another reader was faster, and a writer after it.
+    flip_a_byte(&folder.file(&blob));
+    assert!(tier.get(&blob.digest()).await.is_err());
+    tier.put(&blob, normal()).await.unwrap();
+    let why = files::ReadError::Corrupt("read before".into());
+    tier.store.set_unreadable_aside(&blob.digest(), Some(file), &why);
+    assert_eq!(&*tier.get(&blob.digest()).await.unwrap().unwrap(), &*blob);
+}
+
+/// A process without descriptors says nothing about the disk's bytes.
+#[test]
+fn a_lack_of_descriptors_condemns_no_file() {
+    let io = |errno: rustix::io::Errno| files::ReadError::Io(errno.into()).condemns();
+    assert!(!io(rustix::io::Errno::MFILE) && !io(rustix::io::Errno::NFILE));
+    assert!(io(rustix::io::Errno::IO));
 }
 
 #[tokio::test]

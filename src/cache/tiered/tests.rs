@@ -67,7 +67,7 @@ async fn a_blob_comes_up_from_disk_once() {
     let blob = blob(1, 100_000);
     let tiers = place.open().await;
     assert!(tiers.get_local(&blob.digest()).await.unwrap().is_none());
-    assert_eq!(tiers.insert(&blob, Hints::default()).await, Kept::Disk);
+    assert!(matches!(tiers.insert(&blob, Hints::default()).await.kept, Kept::Disk));
     assert_eq!(tiers.get_local(&blob.digest()).await.unwrap().unwrap().1, TierName::Memory);
     drop(tiers);
     let tiers = place.open().await;
@@ -85,7 +85,7 @@ async fn a_blob_comes_up_from_disk_once() {
 async fn a_corrupt_file_is_a_miss_that_says_so() {
     let place = Place::new();
     let blob = blob(1, 100_000);
-    place.open().await.insert(&blob, Hints::default()).await;
+    drop(place.open().await.insert(&blob, Hints::default()).await);
     let tiers = place.open().await;
     let mut bytes = blob.to_vec();
     bytes[50_000] ^= 0x80;
@@ -93,7 +93,7 @@ async fn a_corrupt_file_is_a_miss_that_says_so() {
     let refused = tiers.get_local(&blob.digest()).await.unwrap_err();
     assert!(matches!(refused, TierError::Corrupt { tier: TierName::Disk, .. }), "{refused}");
     assert!(tiers.get_local(&blob.digest()).await.unwrap().is_none());
-    assert_eq!(tiers.insert(&blob, Hints::default()).await, Kept::Disk);
+    assert!(matches!(tiers.insert(&blob, Hints::default()).await.kept, Kept::Disk));
     assert!(tiers.get_local(&blob.digest()).await.unwrap().is_some());
 }
 
@@ -105,12 +105,17 @@ async fn a_disk_without_room_leaves_memory() {
     let tiers = Tiers::open(settings, Arc::new(SystemClock)).await.unwrap();
     let mut changes = tiers.changes();
     let large = blob(1, 1 << 20);
-    assert_eq!(tiers.insert(&large, Hints::default()).await, Kept::Memory);
+    let Inserted { kept, guard } = tiers.insert(&large, Hints::default()).await;
+    assert!(matches!(kept, Kept::Memory(TierError::Full { tier: TierName::Disk, .. })), "{kept:?}");
     assert_eq!(changes.recv().await.unwrap(), Change::Gained(large.digest()));
     assert_eq!(tiers.get_local(&large.digest()).await.unwrap().unwrap().1, TierName::Memory);
     for n in 2..12 {
-        assert_eq!(tiers.insert(&blob(n, 1 << 20), Hints::default()).await, Kept::Memory);
+        let kept = tiers.insert(&blob(n, 1 << 20), Hints::default()).await.kept;
+        assert!(matches!(kept, Kept::Memory(_)), "{kept:?}");
+        assert!(tiers.memory().holds(&large.digest()), "its guard keeps it in memory");
     }
+    drop(guard);
+    assert_eq!(tiers.memory().fixed_bytes(), 0, "no guard, no place of its own");
     let mut lost = Vec::new();
     while let Ok(change) = changes.try_recv() {
         if let Change::Lost(digest) = change {
@@ -121,7 +126,8 @@ async fn a_disk_without_room_leaves_memory() {
     assert!(!lost.is_empty(), "what only memory had is told when it goes");
     assert!(lost.iter().all(|digest| !tiers.holds(digest)));
     let huge = blob(20, 9 << 20);
-    assert_eq!(tiers.insert(&huge, Hints::default()).await, Kept::Nowhere);
+    let kept = tiers.insert(&huge, Hints::default()).await.kept;
+    assert!(matches!(kept, Kept::Nowhere(TierError::Full { .. })), "{kept:?}");
 }
 
 #[tokio::test]
@@ -130,12 +136,120 @@ async fn remove_and_pin_reach_all_local_tiers() {
     let tiers = place.open().await;
     let blob = blob(1, 1000);
     assert!(!tiers.set_pinned(&blob.digest(), true).await.unwrap());
-    tiers.insert(&blob, Hints::default()).await;
+    drop(tiers.insert(&blob, Hints::default()).await);
     assert!(tiers.set_pinned(&blob.digest(), true).await.unwrap());
     assert!(tiers.disk().is_pinned(&blob.digest()));
-    assert!(tiers.remove(&blob.digest()).await.unwrap());
+    let removal = tiers.remove_if(&blob.digest(), || true).await.unwrap();
+    assert_eq!(removal, Removal::Removed);
     assert!(!tiers.holds(&blob.digest()) && tiers.digests().is_empty());
-    assert!(!tiers.remove(&blob.digest()).await.unwrap());
+    let removal = tiers.remove_if(&blob.digest(), || true).await.unwrap();
+    assert_eq!(removal, Removal::NotHere);
+}
+
+/// Defect 4 of issue 12: a removal that was decided before an insertion of the
+/// same pack was carried out after it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_removal_asks_again_after_an_insertion_that_came_between() {
+    let place = Place::new();
+    let tiers = Arc::new(place.open().await);
+    let blob = blob(1, 1000);
+    let digest = blob.digest();
+    drop(tiers.insert(&blob, Hints::default()).await);
+    // What the index would say: the old entry is gone, no new one yet.
+    let referenced = Arc::new(AtomicBool::new(false));
+    // The removal is decided, and waits for its turn behind an insertion.
+    let lane = tiers.lane(&digest).await;
+    let insertion = tokio::spawn({
+        let (tiers, blob, referenced) = (tiers.clone(), blob.clone(), referenced.clone());
+        async move {
+            let inserted = tiers.insert(&blob, Hints::default()).await;
+            // Published: the entry refers to it, and nothing needs to guard it.
+            referenced.store(true, Ordering::SeqCst);
+            drop(inserted.guard);
+        }
+    });
+    queued_for_lane(&tiers, &digest, 1).await;
+    let removal = tokio::spawn({
+        let (tiers, referenced) = (tiers.clone(), referenced.clone());
+        async move { tiers.remove_if(&digest, move || !referenced.load(Ordering::SeqCst)).await }
+    });
+    queued_for_lane(&tiers, &digest, 2).await;
+    drop(lane);
+    insertion.await.unwrap();
+    let removal = removal.await.unwrap().unwrap();
+    assert!(matches!(removal, Removal::Needed | Removal::Guarded), "{removal:?}");
+    assert!(tiers.disk().get(&digest).await.unwrap().is_some(), "acknowledged bytes are here");
+}
+
+/// Until so many tasks wait for the lock of `digest`, beside the one that has it.
+async fn queued_for_lane(tiers: &Tiers, digest: &Digest, tasks: usize) {
+    let lane = tiers.lane_of(digest);
+    until("tasks wait for the lane", || Arc::strong_count(lane) >= 2 + tasks).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_that_is_guarded_is_removed() {
+    let place = Place::new();
+    let tiers = place.open().await;
+    let blob = blob(1, 1000);
+    let digest = blob.digest();
+    let first = tiers.insert(&blob, Hints::default()).await.guard;
+    let second = tiers.insert(&blob, Hints::default()).await.guard;
+    let asked = || panic!("a guarded blob needs no decision");
+    assert_eq!(tiers.remove_if(&digest, asked).await.unwrap(), Removal::Guarded);
+    drop(first);
+    assert_eq!(tiers.remove_if(&digest, || true).await.unwrap(), Removal::Guarded);
+    assert!(!tiers.disk().remove(&digest).await.unwrap(), "nor behind the tiers' back");
+    assert!(tiers.disk().get(&digest).await.unwrap().is_some());
+    drop(second);
+    assert_eq!(tiers.remove_if(&digest, || false).await.unwrap(), Removal::Needed);
+    assert_eq!(tiers.remove_if(&digest, || true).await.unwrap(), Removal::Removed);
+    assert_eq!(tiers.presence(&digest), Presence::Absent);
+}
+
+#[tokio::test]
+async fn what_is_guarded_on_disk_is_not_evicted() {
+    let place = Place::new();
+    let mut settings = place.settings();
+    settings.disk.capacity = ByteSize(10_000);
+    let tiers = Tiers::open(settings, Arc::new(SystemClock)).await.unwrap();
+    let guarded = blob(1, 4000);
+    let guard = tiers.insert(&guarded, Hints::default()).await.guard;
+    for n in 2..12 {
+        let kept = tiers.insert(&blob(n, 4000), Hints::default()).await.kept;
+        assert!(matches!(kept, Kept::Disk), "{kept:?}");
+        assert!(tiers.disk().holds(&guarded.digest()));
+    }
+    drop(guard);
+    for n in 12..15 {
+        drop(tiers.insert(&blob(n, 4000), Hints::default()).await);
+    }
+    assert!(!tiers.disk().holds(&guarded.digest()), "the last used goes last, not never");
+}
+
+/// An acknowledgement speaks of bytes on the disk, not of a record of them.
+#[tokio::test]
+async fn bytes_that_were_lost_or_damaged_are_written_again() {
+    let place = Place::new();
+    let tiers = place.open().await;
+    let blob = blob(1, 100_000);
+    drop(tiers.insert(&blob, Hints::default()).await);
+    let damages: [fn(&std::path::Path); 3] = [
+        |file| fs::remove_file(file).unwrap(),
+        |file| fs::write(file, b"short").unwrap(),
+        |file| {
+            let mut bytes = fs::read(file).unwrap();
+            bytes[70_000] ^= 1;
+            fs::write(file, bytes).unwrap();
+        },
+    ];
+    for damage in damages {
+        damage(&place.file(&blob));
+        let kept = tiers.insert(&blob, Hints::default()).await.kept;
+        assert!(matches!(kept, Kept::Disk), "{kept:?}");
+        let found = tiers.disk().get(&blob.digest()).await.unwrap();
+        assert_eq!(&*found.unwrap(), &*blob);
+    }
 }
 
 /// Remembers what it was told; refuses as long as it is told to.
@@ -165,7 +279,7 @@ async fn uploads_outlast_an_absent_store_and_a_restart() {
     fs::rename(place.path("l3"), place.path("away")).unwrap();
     let blobs: Vec<_> = (0..20).map(|n| blob(n, 10_000)).collect();
     for blob in &blobs {
-        tiers.insert(blob, Hints::default()).await;
+        drop(tiers.insert(blob, Hints::default()).await);
         tiers.enqueue_upload(&blob.digest()).await.unwrap();
     }
     let sink = Told::default();
@@ -211,9 +325,9 @@ async fn an_upload_whose_blob_is_gone_leaves_the_queue() {
     let place = Place::new();
     let tiers = place.open().await;
     let blob = blob(1, 1000);
-    tiers.insert(&blob, Hints::default()).await;
+    drop(tiers.insert(&blob, Hints::default()).await);
     tiers.enqueue_upload(&blob.digest()).await.unwrap();
-    tiers.remove(&blob.digest()).await.unwrap();
+    tiers.remove_if(&blob.digest(), || true).await.unwrap();
     let sink = Told::default();
     let stop = CancellationToken::new();
     let drained = async {

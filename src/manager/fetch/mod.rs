@@ -21,7 +21,7 @@ use self::{
 };
 use super::{Counters, SingleFlight, hints};
 use crate::{
-    cache::{Blob, BlobError, BlobWriter, TierError, TierName, Tiers},
+    cache::{Blob, BlobError, BlobWriter, Presence, TierError, TierName, Tiers},
     error::Error,
     transfer::PeerClient,
 };
@@ -91,7 +91,7 @@ impl Fetcher {
             let fetched = fetched.unwrap_or_else(|_| slow());
             if let Ok(Fetched::Here(blob, _)) = &fetched {
                 // A hint for the next reader: nothing was promised.
-                fetcher.tiers.insert(blob, hints(&manifest, entry.pinned)).await;
+                drop(fetcher.tiers.insert(blob, hints(&manifest, entry.pinned)).await);
             }
             Some(fetched)
         });
@@ -175,7 +175,9 @@ impl Fetcher {
             Some(why) => Fetched::Unreachable(why),
             None => {
                 let mut asked = refusals.absent();
-                asked.nodes.push(self.node);
+                if self.tiers.presence(&pack) == Presence::Absent {
+                    asked.nodes.push(self.node);
+                }
                 asked.object |= self.tiers.object().is_none() && !entry.stored;
                 Fetched::Absent(asked)
             }

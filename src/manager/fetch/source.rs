@@ -3,17 +3,25 @@
 //! Invariant: only a place that answered for itself proves that it does not have the
 //! bytes; silence, a refusal and another node's answer prove nothing.
 
-use std::{fmt, time::Instant};
+use std::{
+    fmt,
+    time::{Duration, Instant},
+};
 
-use kiln_cluster::Asked;
+use kiln_cluster::{Asked, Index};
 use kiln_proto::{Digest, NodeId};
+
+use tokio::{sync::broadcast::error::RecvError, time::timeout};
 
 use super::{Fetcher, Origin};
 use crate::{
-    cache::{Blob, BlobWriter, Hints, Kept, TierError},
+    cache::{Blob, BlobWriter, Guard, Hints, Kept, TierError},
     error::Error,
     transfer::{PeerAddress, TransferError},
 };
+
+/// What a publication may take from its copies to its commit.
+const PUBLICATION: Duration = Duration::from_secs(120);
 
 /// A remote place that may have the bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -107,6 +115,26 @@ impl Refusals {
     }
 }
 
+/// Holds on to a copy until the publication that it was made for is applied here.
+async fn guard_until_named(guard: Guard, index: Index, pack: Digest) {
+    let mut events = index.events();
+    let named = async {
+        loop {
+            match index.pack(&pack) {
+                Ok(Some(state)) if state.named => return,
+                Ok(_) => {}
+                Err(_) => return,
+            }
+            // An error is a lagging subscriber, who looks again, or the end of the node.
+            if let Err(RecvError::Closed) = events.recv().await {
+                return;
+            }
+        }
+    };
+    drop(timeout(PUBLICATION, named).await);
+    drop(guard);
+}
+
 impl Fetcher {
     /// Makes `to` fetch and keep `pack`, which this node has.
     pub async fn keep_at(
@@ -130,9 +158,13 @@ impl Fetcher {
                 writer.finish_as(*pack)?
             }
         };
-        match self.tiers.insert(&blob, Hints::default()).await {
-            Kept::Disk => Ok(()),
-            _ => Err(Error::NotStored(format!("no room for {size} bytes on this node's disk"))),
+        let inserted = self.tiers.insert(&blob, Hints::default()).await;
+        match inserted.kept {
+            Kept::Disk => {
+                tokio::spawn(guard_until_named(inserted.guard, self.index.clone(), *pack));
+                Ok(())
+            }
+            Kept::Memory(why) | Kept::Nowhere(why) => Err(Error::NotStored(why.to_string())),
         }
     }
 

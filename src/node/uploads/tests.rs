@@ -109,7 +109,7 @@ async fn a_dead_first_holder_stops_no_upload() {
     let index = second.cluster.index();
     let blob = Blob::copy_of(b"bytes").unwrap();
     let (pack, size) = (blob.digest(), blob.size());
-    tiers.insert(&blob, Hints::default()).await;
+    drop(tiers.insert(&blob, Hints::default()).await);
     let manifest = value::manifest("test", b"name", pack, size, 0.0);
     let key = manifest.key;
     let turn = index.turn(&manifest.key, PutMode::Replace).unwrap();
