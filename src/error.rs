@@ -15,6 +15,8 @@ use crate::cache::{BlobError, TierError};
 pub const CODE: &str = "kiln-code";
 /// Metadata key of the failure's kind.
 pub const KIND: &str = "kiln-kind";
+/// The kind of every refusal of a node that left its cluster.
+pub const LEFT: &str = "left";
 
 /// Why a request has no answer.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -45,6 +47,9 @@ pub enum Error {
     /// A later write of the same key took this one's place: nothing to do.
     #[error("a later write of the key took the place of this one")]
     Superseded,
+    /// This node is no member any more: ask another one.
+    #[error("this node left the cluster: ask another node")]
+    Left,
     /// The node's own storage failed: look at its log.
     #[error("the node's storage failed: {0}")]
     Storage(String),
@@ -103,21 +108,24 @@ impl From<Error> for Status {
             Error::Failed(failure) => grpc_code(failure.kind),
             Error::NotFound(_) => Code::NotFound,
             Error::Invalid(_) => Code::InvalidArgument,
-            Error::StaleToken => Code::FailedPrecondition,
+            Error::StaleToken | Error::Left => Code::FailedPrecondition,
             Error::Superseded => Code::Aborted,
             Error::Unavailable(_) | Error::Unreachable(_) => Code::Unavailable,
             Error::NotStored(_) => Code::ResourceExhausted,
             Error::Storage(_) => Code::Internal,
         };
         let mut status = Status::new(code, bounded(e.to_string()));
-        if let Error::Failed(failure) = &e {
-            let put = |status: &mut Status, name, text: &'static str| {
-                status
-                    .metadata_mut()
-                    .insert(name, tonic::metadata::MetadataValue::from_static(text));
-            };
-            put(&mut status, CODE, failure.kind.code());
-            put(&mut status, KIND, failure.kind.name());
+        let mut put = |name, text: &'static str| {
+            status.metadata_mut().insert(name, tonic::metadata::MetadataValue::from_static(text));
+        };
+        match &e {
+            Error::Failed(failure) => {
+                put(CODE, failure.kind.code());
+                put(KIND, failure.kind.name());
+            }
+            // Tells it apart from other refusals: only here another node would serve.
+            Error::Left => put(KIND, LEFT),
+            _ => {}
         }
         status
     }

@@ -3,7 +3,14 @@
 //! Invariant: a `Cluster` is the only owner of its data folder; after `shutdown`
 //! nothing of it runs.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeSet,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use ed25519_dalek::SigningKey;
 use kiln_proto::{Digest, NodeId, NodeIdentity};
@@ -32,7 +39,7 @@ use crate::{
     service::Service,
     settings::{Settings, Start, Timings},
     status::{self, ClusterStatus},
-    store::{self, Store},
+    store::{self, Owner, Store},
     watch::Watch,
     writer::Writer,
 };
@@ -53,6 +60,8 @@ pub struct Cluster {
     pub(crate) bootstrap: Arc<Bootstrap>,
     tasks: TaskTracker,
     pub(crate) stop: CancellationToken,
+    /// This node asked to leave, and did: its replica may not say so.
+    left: AtomicBool,
 }
 
 impl Cluster {
@@ -129,6 +138,7 @@ impl Cluster {
             bootstrap,
             tasks,
             stop,
+            left: AtomicBool::new(false),
         };
         Ok((cluster, Routes::new(service)))
     }
@@ -245,7 +255,16 @@ impl Cluster {
         if self.member.leads() {
             membership::hand_over(&self.leader).await;
         }
-        self.router.ask(Remove(me)).await
+        self.router.ask(Remove(me)).await?;
+        self.left.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Whether this node is a member no more, as far as it knows: it left by itself, or
+    /// its replica says that it was removed. What it has is never up to date again.
+    pub fn has_left(&self) -> bool {
+        let removed = |owner: Owner| self.replica.nodes().get(&owner.node).is_some_and(|n| n.left);
+        self.left.load(Ordering::Relaxed) || self.router.owner().is_ok_and(removed)
     }
 
     /// The cluster as this node sees it.

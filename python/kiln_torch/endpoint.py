@@ -132,6 +132,10 @@ class Endpoint:
         code, why = error.code(), f"{self.address}: {error.code().name}: {error.details()}"
         if code is grpc.StatusCode.NOT_FOUND:
             return NotFound(why)
+        if dict(error.trailing_metadata() or ()).get("kiln-kind") == "left":
+            # No member of the cluster any more: another node is.
+            self._fell(error.details())
+            return Unreachable(why)
         if code is grpc.StatusCode.FAILED_PRECONDITION:
             return Stale(why)
         if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):

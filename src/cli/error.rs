@@ -78,6 +78,10 @@ impl CliError {
         if std::error::Error::source(status).is_some() {
             return Self::Unreachable(message);
         }
+        // A node that left its cluster: another endpoint may be a member.
+        if text("kiln-kind") == Some(kiln::error::LEFT) {
+            return Self::Unreachable(message);
+        }
         match status.code() {
             Code::NotFound => Self::NotFound(message),
             Code::InvalidArgument | Code::OutOfRange | Code::Unimplemented => Self::Usage(message),
@@ -213,6 +217,12 @@ mod tests {
         let broken = std::io::Error::from(std::io::ErrorKind::ConnectionReset);
         let status = Status::from_error(Box::new(broken));
         assert!(matches!(CliError::from_status(&status), CliError::Unreachable(_)), "{status:?}");
+    }
+
+    #[test]
+    fn a_node_that_left_is_as_good_as_one_that_cannot_be_reached() {
+        let error = CliError::from_status(&kiln::error::Error::Left.into());
+        assert!(matches!(error, CliError::Unreachable(_)), "{error:?}");
     }
 
     #[test]

@@ -37,9 +37,16 @@ impl Status {
 
 fn for_people(view: &StatusView) -> String {
     let leader = view.leader.map_or("none known".to_owned(), |id| format!("node {id}"));
-    let quorum = if view.quorum { "" } else { "; NO QUORUM: reads only" };
+    let state = match (view.role.as_str(), view.quorum) {
+        ("removed", _) => {
+            "; this node LEFT its cluster and serves nothing: stop it, and delete its data folder \
+             before it is started again"
+        }
+        (_, true) => "",
+        (_, false) => "; NO QUORUM: reads only",
+    };
     let mut parts = vec![format!(
-        "node {} ({}, kiln {})\nleader: {leader}, term {}, applied {}{quorum}\nentries: {}",
+        "node {} ({}, kiln {})\nleader: {leader}, term {}, applied {}{state}\nentries: {}",
         view.node, view.role, view.version, view.term, view.applied, view.entries
     )];
     let node = |node: &NodeView| {
@@ -127,6 +134,13 @@ mod tests {
                 "signers": {"1": "ab".repeat(32)},
             })
         );
+    }
+
+    #[test]
+    fn a_node_that_left_says_so() {
+        let left = pb::StatusResponse { role: "removed".into(), quorum: true, ..status() };
+        let text = for_people(&StatusView::from(left));
+        assert!(text.contains("LEFT its cluster") && !text.contains("QUORUM"), "{text}");
     }
 
     #[test]

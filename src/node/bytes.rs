@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use kiln_cluster::Cluster;
 use kiln_proto::{ArtifactKey, Digest, MAX_PACK_BYTES, NodeId, SignedManifest, pb};
 
 use crate::{
@@ -16,6 +17,7 @@ use crate::{
 
 /// Tiers for peers, the manager for clients.
 pub(super) struct NodeBytes {
+    pub(super) cluster: Arc<Cluster>,
     pub(super) tiers: Arc<Tiers>,
     pub(super) fetcher: Arc<Fetcher>,
     pub(super) manager: Arc<Manager>,
@@ -55,6 +57,9 @@ impl Provider for NodeBytes {
         &self,
         key: &ArtifactKey,
     ) -> Result<(SignedManifest, Blob, pb::Tier), Refusal> {
+        if self.cluster.has_left() {
+            return Err(Refusal::Failed(Error::Left.to_string()));
+        }
         match self.manager.load(key, &self.namespace).await {
             Ok(found) => {
                 let origin = found.origin.unwrap_or_default();

@@ -152,6 +152,7 @@ impl Shared<'_> {
     /// The byte path: peers by TCP, clients of this machine by the unix socket.
     fn serve_bytes(&mut self, listener: TcpListener, tasks: &mut Tasks) -> Result<(), NodeError> {
         let provider: Arc<dyn Provider> = Arc::new(bytes::NodeBytes {
+            cluster: self.cluster.clone(),
             tiers: self.tiers.clone(),
             fetcher: self.fetcher.clone(),
             manager: self.manager.clone(),

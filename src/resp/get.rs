@@ -80,7 +80,7 @@ impl Connection {
         wait: Duration,
     ) -> Result<Option<Blob>, Ended> {
         let values = self.values.clone();
-        if values.quorum.is_lost() {
+        if values.is_cut_off() {
             return Ok(None);
         }
         let began = Instant::now();

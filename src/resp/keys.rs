@@ -96,6 +96,9 @@ impl Connection {
         count: usize,
         pattern: Option<Bytes>,
     ) -> Result<(u64, Vec<Vec<u8>>), String> {
+        if self.values.has_left() {
+            return Ok((0, Vec::new()));
+        }
         let (index, namespace) = (self.values.parts.index.clone(), self.session.namespace.clone());
         let scan = move || page(&index, &namespace, cursor, count, pattern.as_deref());
         let scanned = tokio::task::spawn_blocking(scan).await.map_err(|e| e.to_string())?;

@@ -122,12 +122,27 @@ impl Values {
         }
     }
 
+    /// Whether the cluster cannot answer, or not this node any more: what it has is then
+    /// what it may say, or nothing at all if it left.
+    pub(super) fn is_cut_off(&self) -> bool {
+        self.quorum.is_lost() || self.has_left()
+    }
+
+    /// A node that left never hears of an overwrite again: to its clients nothing is
+    /// stored, and nothing can be.
+    pub(super) fn has_left(&self) -> bool {
+        self.parts.cluster.has_left()
+    }
+
     pub(super) fn count(&self, count: Count) {
         self.parts.counters.add(count);
     }
 
     /// The value of `key`, if it is in memory and known to be the latest.
     pub(super) fn known(&self, key: &ArtifactKey) -> Option<Blob> {
+        if self.has_left() {
+            return None;
+        }
         let blob = self.parts.tiers.memory().lookup(&self.names.pack(key)?)?;
         self.parts.reporter.hit(*key);
         Some(blob)
@@ -168,6 +183,9 @@ impl Values {
     }
 
     fn look(&self, key: &ArtifactKey) -> Option<Entry> {
+        if self.has_left() {
+            return None;
+        }
         let found = self.parts.index.lookup(key);
         found.unwrap_or_else(|e| {
             tracing::error!(key = %key.short(), error = %e, "look up a value");
@@ -178,7 +196,7 @@ impl Values {
     /// The entry of `key` after all that was acknowledged; `None` also where the
     /// cluster cannot be asked.
     async fn fresh(&self, key: &ArtifactKey) -> Option<Entry> {
-        if self.quorum.is_lost() {
+        if self.is_cut_off() {
             return None;
         }
         let asked = timeout(ASK, self.parts.index.lookup_linearizable(key));
@@ -245,6 +263,10 @@ impl Values {
     /// Stores a value. A store that takes too long goes on behind its answer; of several
     /// of one key, the one that arrived last counts.
     pub(super) async fn set(self: &Arc<Self>, set: Set) -> Stored {
+        if self.has_left() {
+            self.failed(&value::shown(&set.name), &Error::Left);
+            return Stored::No;
+        }
         let key = self.names.key(&set.namespace, &set.name);
         let turn = match self.parts.index.turn(&key, set.mode) {
             Ok(turn) => turn,
@@ -326,6 +348,9 @@ impl Values {
 
     /// Removes the value of `key`; whether it had one.
     pub(super) async fn delete(&self, key: &ArtifactKey) -> Result<bool, Error> {
+        if self.has_left() {
+            return Ok(false);
+        }
         let index = &self.parts.index;
         let removed = timeout(STORE, index.tombstone(key, "deleted by a client".into())).await;
         self.names.drop_key(key);

@@ -1,7 +1,8 @@
 //! The public gRPC API.
 //!
 //! Invariant: until the node is a member every call answers UNAVAILABLE; after
-//! that, calls translate, ask the manager, the index or the cluster, and stream.
+//! that, calls translate, ask the manager, the index or the cluster, and stream. Once
+//! the node knows that it left, every call but Status answers FAILED_PRECONDITION.
 
 use std::sync::{Arc, OnceLock};
 
@@ -36,7 +37,14 @@ impl Api {
         let _ = self.parts.set(parts);
     }
 
+    /// For calls of a member.
     fn parts(&self) -> Result<&Parts, Error> {
+        let parts = self.opened()?;
+        if parts.cluster.has_left() { Err(Error::Left) } else { Ok(parts) }
+    }
+
+    /// For what a node answers that left, too.
+    fn opened(&self) -> Result<&Parts, Error> {
         let starting = || Error::Unavailable("this node is still joining".into());
         self.parts.get().ok_or_else(starting)
     }
@@ -206,7 +214,7 @@ impl Kiln for Api {
     }
 
     async fn status(&self, _: Request<pb::StatusRequest>) -> Reply<pb::StatusResponse> {
-        Ok(Response::new(status::status(self.parts()?)))
+        Ok(Response::new(status::status(self.opened()?)))
     }
 
     async fn add_node(&self, request: Request<pb::AddNodeRequest>) -> Reply<pb::AddNodeResponse> {

@@ -2,7 +2,7 @@
 //!
 //! Invariant: answers without quorum. Live: the process listens, whatever else it is
 //! still about. Ready: it is a member and can read its index; a node that lost quorum
-//! still serves hits.
+//! still serves hits, a node that left serves nothing.
 
 use std::sync::{Arc, OnceLock};
 
@@ -12,6 +12,8 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
+
+use crate::error::Error;
 
 /// What the port reports on.
 #[derive(Clone)]
@@ -62,15 +64,19 @@ async fn metrics_page(State(http): State<Arc<Http>>) -> String {
 
 async fn ready(State(http): State<Arc<Http>>) -> (StatusCode, Json<Value>) {
     let Some(cluster) = http.cluster.get() else {
-        let body = json!({ "node": null, "role": super::wire::role(Role::Waiting) });
-        return (StatusCode::SERVICE_UNAVAILABLE, Json(body));
+        return (StatusCode::SERVICE_UNAVAILABLE, Json(json!({ "node": null, "role": "waiting" })));
     };
     let status = cluster.status();
-    let body = json!({
-        "node": status.node, "role": super::wire::role(status.role), "leader": status.leader,
-        "quorum": status.quorum, "applied": status.applied,
+    let mut body = json!({
+        "node": status.node, "role": super::wire::role(cluster, status.role),
+        "leader": status.leader, "quorum": status.quorum, "applied": status.applied,
     });
-    // Without quorum the node still answers from what it has: ready for reads.
-    let code = if status.node.is_none() { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK };
-    (code, Json(body))
+    let reason = match status.node {
+        None => Some("this node is still joining".to_owned()),
+        Some(_) if cluster.has_left() => Some(Error::Left.to_string()),
+        // Without quorum the node still answers from what it has: ready for reads.
+        Some(_) => return (StatusCode::OK, Json(body)),
+    };
+    body["reason"] = json!(reason);
+    (StatusCode::SERVICE_UNAVAILABLE, Json(body))
 }

@@ -31,7 +31,7 @@ pub(super) fn status(parts: &Parts) -> pb::StatusResponse {
     pb::StatusResponse {
         node: parts.node,
         version: crate::VERSION.into(),
-        role: wire::role(status.role).into(),
+        role: wire::role(&parts.cluster, status.role).into(),
         leader: status.leader.unwrap_or_default(),
         term: status.term,
         applied: status.applied,

@@ -6,7 +6,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use bytes::Bytes;
-use kiln_cluster::{Entry, Role};
+use kiln_cluster::{Cluster, Entry, Role};
 use kiln_proto::{ArtifactKey, NAMESPACE_RULE, convert, is_namespace, pb};
 
 use crate::{
@@ -117,8 +117,9 @@ pub(super) fn entry(entry: &Entry) -> pb::Entry {
 }
 
 /// A node's role, as `kiln status` and `/readyz` show it.
-pub(super) const fn role(role: Role) -> &'static str {
+pub(super) fn role(cluster: &Cluster, role: Role) -> &'static str {
     match role {
+        _ if cluster.has_left() => "removed",
         Role::Leader => "leader",
         Role::Follower => "follower",
         Role::Candidate => "candidate",

@@ -18,6 +18,7 @@ mod harness;
 mod inductor;
 mod keys;
 mod membership;
+mod nodes;
 mod order;
 mod pins;
 mod publish;
