@@ -84,13 +84,13 @@ pub struct StartConfig {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ClusterConfig {
-    /// Between two heartbeats of the leader. Default: 250 ms.
+    /// Between two heartbeats of the leader. Default: 150 ms.
     #[serde(with = "humantime_serde")]
     pub heartbeat: Duration,
-    /// A follower that hears nothing stands for election after at least this. Default: 1 s.
+    /// A follower that hears nothing stands for election after at least this. Default: 600 ms.
     #[serde(with = "humantime_serde")]
     pub election_min: Duration,
-    /// And after at most this. Default: 2 s.
+    /// And after at most this, which is also the leader's lease. Default: 1.2 s.
     #[serde(with = "humantime_serde")]
     pub election_max: Duration,
     /// Whether this node may vote. One that may not follows as a learner, with a full
@@ -263,9 +263,9 @@ impl Default for StartConfig {
 impl Default for ClusterConfig {
     fn default() -> Self {
         Self {
-            heartbeat: Duration::from_millis(250),
-            election_min: Duration::from_secs(1),
-            election_max: Duration::from_secs(2),
+            heartbeat: Duration::from_millis(150),
+            election_min: Duration::from_millis(600),
+            election_max: Duration::from_millis(1200),
             voter: true,
             lease_ttl: Duration::from_secs(10),
         }

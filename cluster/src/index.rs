@@ -4,7 +4,13 @@
 //! is immutable within its epoch, so a stale hit is right and a stale miss only
 //! costs an acquire.
 
-use std::{pin::pin, sync::Arc};
+use std::{
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use ed25519_dalek::VerifyingKey;
 use kiln_proto::{ArtifactKey, Digest, Failure, NodeId, SignedManifest, Token};
@@ -91,13 +97,15 @@ impl Index {
         let mut request = [0; 8];
         getrandom::fill(&mut request).map_err(ClusterError::unavailable)?;
         let request = u64::from_le_bytes(request);
-        let mut on_waiting = Some(on_waiting);
+        let (mut on_waiting, waited) = (Some(on_waiting), AtomicBool::new(false));
         let mut waiting = || {
+            waited.store(true, Ordering::Relaxed);
             if let Some(on_waiting) = on_waiting.take() {
                 on_waiting();
             }
         };
-        let started = Instant::now();
+        // Since when no leader held this call open.
+        let mut since = Instant::now();
         let mut last = ClusterError::unavailable("no leader is known");
         loop {
             if let Some(found) = self.found(key, instead_of)? {
@@ -130,7 +138,10 @@ impl Index {
             if now >= deadline {
                 return Err(ClusterError::Deadline);
             }
-            if now >= self.router.give_up_at(started) {
+            if waited.swap(false, Ordering::Relaxed) {
+                since = now;
+            }
+            if now >= self.router.give_up_at(since) {
                 return Err(last);
             }
             self.router.pause().await?;

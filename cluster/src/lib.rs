@@ -26,6 +26,7 @@ mod member;
 mod membership;
 mod network;
 mod peers;
+mod quorum;
 mod raft;
 mod replica;
 mod requests;

@@ -10,7 +10,7 @@ use std::{
 };
 
 use kiln_proto::NodeId;
-use openraft::{Instant as _, ServerState, async_runtime::watch::WatchReceiver};
+use openraft::{ServerState, async_runtime::watch::WatchReceiver};
 use parking_lot::Mutex;
 use tokio::{
     sync::{Notify, futures::Notified},
@@ -21,6 +21,7 @@ use crate::{
     error::ClusterError,
     network::Network,
     peers::Peers,
+    quorum::{self, QuorumAge},
     raft::{Leadership, Metrics},
     settings::Timings,
     store::{LogStore, Machine, Owner, Store},
@@ -82,6 +83,8 @@ impl Member {
             purge_batch_size: 1024,
             replication_lag_threshold: LOG_LENGTH * 2,
             enable_pre_vote: Some(true),
+            // A leader without a quorum falls silent, so that who can elect another does.
+            quorum_loss_probe_interval: Some(millis(timings.election_max) * 2),
             // The state is not fsynced per command, so a restarted leader may be behind itself.
             enable_leader_restore: Some(false),
             // Followers write while the leader fsyncs.
@@ -91,11 +94,14 @@ impl Member {
         let config = Arc::new(config.validate().map_err(ClusterError::invalid)?);
         let machine =
             Machine::new(Arc::clone(store), Arc::clone(watch)).map_err(ClusterError::storage)?;
-        let network = Network { peers: Arc::clone(&self.peers), me: owner };
+        let quorum = Arc::<QuorumAge>::default();
+        let network =
+            Network { peers: Arc::clone(&self.peers), me: owner, quorum: Arc::clone(&quorum) };
         let log = LogStore::new(Arc::clone(store));
         let raft = Raft::new(owner.node, config, network, log, machine)
             .await
             .map_err(ClusterError::storage)?;
+        quorum.follow(raft.metrics());
         if self.running.set(Running { owner, raft }).is_err() {
             return Err(ClusterError::invalid("this node runs already"));
         }
@@ -148,28 +154,29 @@ impl Member {
         }
     }
 
-    /// Notes that the leader has a quorum now.
-    pub(crate) fn note_contact(&self) {
-        *self.contact.lock() = Instant::now();
+    /// Notes that the leader had a quorum so long ago.
+    pub(crate) fn note_contact(&self, quorum_age: Duration) {
+        if let Some(at) = Instant::now().checked_sub(quorum_age) {
+            let mut contact = self.contact.lock();
+            *contact = at.max(*contact);
+        }
     }
 
     /// When this node last had contact with a leader that had a quorum.
     pub(crate) fn last_contact(&self) -> Instant {
         let contact = *self.contact.lock();
-        let Some(metrics) = self.metrics() else { return contact };
-        let leads = metrics.state == ServerState::Leader;
-        if leads && metrics.membership_config.membership().voter_ids().eq([metrics.id]) {
-            return Instant::now(); // a quorum of its own
-        }
-        let acked = metrics.last_quorum_acked;
-        let acked = acked.and_then(|at| Instant::now().checked_sub(at.into_inner().elapsed()));
+        let metrics = self.metrics().filter(|metrics| metrics.state == ServerState::Leader);
+        let acked = metrics.and_then(|metrics| Instant::now().checked_sub(quorum::age(&metrics)));
         acked.map_or(contact, |acked| contact.max(acked))
     }
 
-    /// When a request that started at `started` gives up on finding a leader.
+    /// When a request that started at `started` gives up on finding a leader: soon where
+    /// none with a quorum was heard of for long, and after [`Timings::patience`] and an
+    /// election in any case.
     pub(crate) fn give_up_at(&self, started: Instant) -> Instant {
-        let soonest = started + self.timings.heartbeat * 2;
-        soonest.max(self.last_contact() + self.timings.patience)
+        let Timings { heartbeat, patience, election_max, .. } = self.timings;
+        let soonest = started + heartbeat * 2;
+        soonest.max(self.last_contact() + patience).min(started + patience + election_max)
     }
 
     /// Where a node is: by its facts, or by the membership before those are known.

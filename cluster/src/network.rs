@@ -25,6 +25,7 @@ use tonic::{Status, transport::Channel};
 use crate::{
     pb::{Frame, peer_client::PeerClient},
     peers::{Peers, frame, to_target, unframe},
+    quorum::QuorumAge,
     raft::{SnapshotMeta, Types, Vote},
     store::{Owner, SnapshotData},
 };
@@ -35,11 +36,13 @@ type Rpc<T> = Result<T, RPCError<Types>>;
 pub(crate) struct Network {
     pub peers: Arc<Peers>,
     pub me: Owner,
+    pub quorum: Arc<QuorumAge>,
 }
 
 /// One peer, as the library sees it.
 pub(crate) struct Connection {
     peers: Arc<Peers>,
+    quorum: Arc<QuorumAge>,
     me: Owner,
     target: Owner,
     /// Where the membership says that the node is; the address book knows better.
@@ -52,6 +55,7 @@ impl RaftNetworkFactory<Types> for Network {
     async fn new_client(&mut self, target: u64, node: &BasicNode) -> Connection {
         Connection {
             peers: Arc::clone(&self.peers),
+            quorum: Arc::clone(&self.quorum),
             me: self.me,
             target: Owner { node: target, ..self.me },
             address: node.addr.clone(),
@@ -122,8 +126,12 @@ impl NetStreamAppend<Types> for Connection {
             };
             let mut client = self.client()?;
             let input = futures::stream::iter([first]).chain(input);
+            let quorum = Arc::clone(&self.quorum);
             // A request that cannot be encoded ends the stream; the library retries.
-            let requests = input.map(|request| frame(&request).ok());
+            let requests = input.map(move |request| {
+                let quorum_age_ms = quorum.millis();
+                frame(&request).ok().map(|frame| Frame { quorum_age_ms, ..frame })
+            });
             let requests = requests.take_while(|frame| std::future::ready(frame.is_some()));
             let requests = to_target(requests.filter_map(std::future::ready), self.target);
             let opening = tokio::time::timeout(option.hard_ttl() * 4, client.append(requests));
@@ -183,11 +191,19 @@ impl NetSnapshot<Types> for Connection {
         let header: (Vote, SnapshotMeta) = (vote, snapshot.meta);
         let header = frame(&header).map_err(down)?;
         // An empty body marks the end. A read that failed ends the stream without it.
-        let chunks = futures::stream::unfold(Some(chunks), async |chunks| {
-            let mut chunks = chunks?;
-            match chunks.recv().await {
-                Some(chunk) => Some((Frame { body: chunk.ok()?.into() }, Some(chunks))),
-                None => Some((Frame::default(), None)),
+        let quorum = Arc::clone(&self.quorum);
+        let chunks = futures::stream::unfold(Some(chunks), move |chunks| {
+            let quorum = Arc::clone(&quorum);
+            async move {
+                let mut chunks = chunks?;
+                let quorum_age_ms = quorum.millis();
+                match chunks.recv().await {
+                    Some(chunk) => {
+                        let body = chunk.ok()?.into();
+                        Some((Frame { body, quorum_age_ms }, Some(chunks)))
+                    }
+                    None => Some((Frame { quorum_age_ms, ..Frame::default() }, None)),
+                }
             }
         });
         let frames = futures::stream::iter([header]).chain(chunks);

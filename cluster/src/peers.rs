@@ -112,7 +112,7 @@ impl Peers {
 /// A message body.
 pub(crate) fn frame<T: Serialize>(value: &T) -> Result<Frame, Status> {
     let body = codec::encode(value).map_err(|e| Status::internal(e.to_string()))?;
-    Ok(Frame { body: Bytes::from(body) })
+    Ok(Frame { body: Bytes::from(body), quorum_age_ms: 0 })
 }
 
 /// What a message body says.

@@ -25,3 +25,5 @@ pub(crate) type Metrics = openraft::RaftMetrics<Types>;
 /// The library's channel that tells who leads.
 pub(crate) type Leadership =
     alias::WatchReceiverOf<Types, openraft::metrics::RaftServerMetrics<Types>>;
+/// The library's channel of everything that it tells.
+pub(crate) type MetricsReceiver = alias::WatchReceiverOf<Types, Metrics>;

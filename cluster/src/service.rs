@@ -68,9 +68,12 @@ impl Peer for Service {
         let raft = self.running(&request)?.raft.clone();
         let member = Arc::clone(&self.member);
         // A frame that cannot be read ends the stream; the leader opens another.
-        let requests = request.into_inner().map(|frame| unframe(&frame?));
+        let requests = request.into_inner().map(move |frame| {
+            let frame = frame?;
+            member.note_contact(Duration::from_millis(frame.quorum_age_ms));
+            unframe(&frame)
+        });
         let requests = requests.scan((), move |(), request| {
-            member.note_contact();
             let request = request.inspect_err(|e: &Status| tracing::debug!(error = %e, "append"));
             std::future::ready(request.ok())
         });
@@ -106,8 +109,9 @@ impl Peer for Service {
         let (vote, meta): (Vote, SnapshotMeta) = unframe(&header)?;
         let mut staging = Staging::create(self.store.incoming(), &meta).map_err(status)?;
         loop {
-            let chunk = frames.message().await?.ok_or_else(cut)?.body;
-            self.member.note_contact();
+            let frame = frames.message().await?.ok_or_else(cut)?;
+            self.member.note_contact(Duration::from_millis(frame.quorum_age_ms));
+            let chunk = frame.body;
             if chunk.is_empty() {
                 break;
             }

@@ -71,9 +71,9 @@ pub struct Timings {
 impl Default for Timings {
     fn default() -> Self {
         Self {
-            heartbeat: Duration::from_millis(250),
-            election_min: Duration::from_millis(1000),
-            election_max: Duration::from_millis(2000),
+            heartbeat: Duration::from_millis(150),
+            election_min: Duration::from_millis(600),
+            election_max: Duration::from_millis(1200),
             lease_ttl: Duration::from_secs(10),
             failure_ttl: Duration::from_secs(600),
             resource_failure_ttl: Duration::from_secs(120),

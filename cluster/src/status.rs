@@ -52,6 +52,8 @@ pub struct ClusterStatus {
     pub term: u64,
     /// The log index up to which the local replica has applied.
     pub applied: u64,
+    /// The log index of the last entry of this node's log, committed or not.
+    pub logged: u64,
     /// Whether a leader with a quorum was heard of lately: writes are possible.
     pub quorum: bool,
     /// All nodes that did not leave.
@@ -111,6 +113,7 @@ pub(crate) fn status(member: &Member, replica: &Replica, timings: &Timings) -> C
         leader: member.leader(),
         term: metrics.as_ref().map_or(0, |m| m.current_term),
         applied: replica.applied(),
+        logged: metrics.as_ref().and_then(|m| m.last_log_index).unwrap_or(0),
         quorum,
         nodes: nodes.collect(),
         entries: counters.entries,

@@ -50,6 +50,7 @@ fn gauge(cluster: &Cluster) {
     // Known to the leader alone; others see themselves and, with a quorum, the leader.
     metrics::gauge!("kiln_cluster_voters_reachable").set(reachable as f64);
     metrics::gauge!("kiln_cluster_applied_index").set(status.applied as f64);
+    metrics::gauge!("kiln_cluster_log_index").set(status.logged as f64);
     metrics::gauge!("kiln_cluster_term").set(status.term as f64);
     metrics::gauge!("kiln_index_entries").set(status.entries as f64);
 }

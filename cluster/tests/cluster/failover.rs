@@ -66,6 +66,39 @@ async fn a_minority_reads_and_says_that_it_cannot_write() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_without_a_quorum_is_no_contact_for_its_followers() {
+    let mut cluster = TestCluster::start(3).await;
+    cluster.nodes[0].publish("a", b"pack").await.unwrap();
+    // A learner, which hears of the leader for as long as that one speaks.
+    let mut seat = Seat::new(&cluster.temp.path().join("learner")).await;
+    seat.voter = false;
+    let peers = cluster.nodes.iter().map(|n| n.address.to_string()).collect();
+    let learner = seat.start(Start::Join { peers }).await.unwrap();
+    let (key, _) = manifest("a", b"pack");
+    learner.has(&key).await;
+    let leader = cluster.wait_leader().await;
+    let alone = cluster.nodes.swap_remove(leader);
+    for node in cluster.nodes.drain(..) {
+        node.stop().await;
+    }
+    wait_for("the learner's doubts", async || (!learner.cluster.status().quorum).then_some(()))
+        .await;
+    let first = alone.cluster.status().logged;
+    let bound = timings().patience + timings().election_max * 2;
+    for n in 0..3 {
+        let asked = Instant::now();
+        let refused = learner.publish(&format!("in vain {n}"), b"pack").await;
+        assert!(matches!(refused, Err(ClusterError::Unavailable(_))), "{refused:?}");
+        assert!(asked.elapsed() < bound, "{:?}", asked.elapsed());
+    }
+    let last = alone.cluster.status().logged;
+    assert!(last - first <= 1, "each try left an entry in the log: {first} to {last}");
+    assert!(!learner.cluster.status().quorum);
+    learner.stop().await;
+    alone.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn everything_is_there_after_all_nodes_stopped() {
     let mut cluster = TestCluster::start(3).await;
     let mut keys = Vec::new();
