@@ -8,12 +8,14 @@
 
 use std::{sync::Arc, time::Duration};
 
+use tokio::time::Instant;
+
 use crate::{
     bootstrap::{Bootstrap, INTERVAL, resolve},
     command::{Command, NodeFacts},
     error::ClusterError,
     replica::Replica,
-    rpc::{Greeting, Unanswered, Write},
+    rpc::{Greeting, OfYou, Unanswered, Write},
     settings::Start,
     store::Owner,
 };
@@ -74,23 +76,38 @@ fn wrong_standing(
     })
 }
 
-/// After a restart: tells the cluster where this node is by now, and learns from the
-/// peers where they are.
+/// After a restart: tells the cluster where this node is by now, learns from the peers
+/// where they are, and whether this node is a member still. Goes on until a leader is
+/// heard of: one that was removed while it was away never hears of one.
 pub(crate) async fn announce_address(
     node: Arc<Bootstrap>,
     replica: Arc<Replica>,
     peers: Vec<String>,
 ) {
     let Ok(me) = node.router.owner() else { return };
+    let began = Instant::now();
     loop {
-        let mut members = Vec::new();
+        let (mut members, mut away) = (Vec::new(), false);
+        let known = replica.nodes();
+        let known = known.iter().filter(|(id, known)| **id != me.node && known.is_member());
+        let known = known.map(|(_, known)| known.facts.grpc.clone());
+        let peers: Vec<String> = peers.iter().cloned().chain(known).collect();
         for (address, greeting) in ask_peers(&node, &peers).await {
-            match greeting.owner {
-                Some(owner) if owner.cluster == me.cluster => {
-                    node.peers.set_address(owner.node, &address);
-                    members.push(owner);
+            let Some(owner) = greeting.owner.filter(|owner| owner.cluster == me.cluster) else {
+                continue;
+            };
+            node.peers.set_address(owner.node, &address);
+            members.push(owner);
+            match greeting.of_you {
+                Some(OfYou::Left) => {
+                    tracing::error!(
+                        node = me.node,
+                        "this node was removed from its cluster: empty its data folder to join anew"
+                    );
+                    return node.member.set_removed();
                 }
-                _ => {}
+                Some(OfYou::Away) => away = true,
+                None => {}
             }
         }
         let nodes = replica.nodes();
@@ -100,11 +117,15 @@ pub(crate) async fn announce_address(
             let compilers = node.facts.compilers.clone();
             NodeFacts { compilers, ..facts.clone() } == node.facts
         };
-        if registered.is_some_and(|known| known.left || found(&known.facts)) {
+        if registered.is_some_and(|known| known.left) {
             return;
         }
-        if registered.is_some() && send_facts(&node, me, members).await {
+        let is_right = registered.is_some_and(|known| !known.away && found(&known.facts));
+        if is_right && !away && node.member.last_contact() > began {
             return;
+        }
+        if registered.is_some() && (away || !is_right) {
+            send_facts(&node, me, members).await;
         }
         tokio::select! {
             () = tokio::time::sleep(INTERVAL) => {}
@@ -125,20 +146,21 @@ async fn ask_peers(node: &Bootstrap, peers: &[String]) -> Vec<(String, Greeting)
 
 /// Tells the leader where this node is, also where it is not known who leads: a
 /// leader cannot reach a node that moved, so the node hears of no new one.
-async fn send_facts(node: &Bootstrap, me: Owner, members: Vec<Owner>) -> bool {
+async fn send_facts(node: &Bootstrap, me: Owner, members: Vec<Owner>) {
     let facts = Write(Command::Facts { node: me.node, facts: node.facts.clone() });
     for member in members {
         let asking = node.router.ask_peer::<Write>(member, facts.clone().into());
         match tokio::time::timeout(node.patience, asking).await {
-            Ok(Ok(Ok(_))) => return true,
+            Ok(Ok(Ok(_))) => return,
             Ok(Ok(Err(Unanswered::NotLeader))) => {}
             other => tracing::debug!(node = member.node, ?other, "the facts are not told yet"),
         }
     }
     // None of the peers leads: whoever did when this node stopped may.
-    match node.router.leader() {
-        Some(_) => node.router.ask(facts).await.is_ok(),
-        None => false,
+    if node.router.leader().is_some()
+        && let Err(e) = node.router.ask(facts).await
+    {
+        tracing::debug!(error = %e, "the facts are not told yet");
     }
 }
 

@@ -28,7 +28,7 @@ use crate::{
     member::Member,
     peers::{Peers, frame, set_abstains, unframe},
     router::Router,
-    rpc::{Answer, Assignment, Greeting, Unanswered},
+    rpc::{Answer, Assignment, Greeting, OfYou, Unanswered},
     settings::Start,
     store::{Owner, Store},
     watch::Watch,
@@ -93,7 +93,18 @@ impl Bootstrap {
         let owner = self.identity.lock().owner;
         let mut sees = self.seen.lock().clone();
         sees.insert(node.candidate);
-        Greeting { node, owner, sees, abstains: !self.voter }
+        Greeting { node, owner, sees, abstains: !self.voter, of_you: None }
+    }
+
+    /// What a node should know about itself that may not be in its own replica.
+    pub(crate) fn known_of(&self, candidate: &Candidate) -> Option<OfYou> {
+        let nodes = self.watch.nodes();
+        let node = nodes.values().find(|node| node.candidate == *candidate)?;
+        match (node.left, node.away) {
+            (true, _) => Some(OfYou::Left),
+            (false, true) => Some(OfYou::Away),
+            (false, false) => None,
+        }
     }
 
     /// Becomes the node that the assignment says, durably, and starts Raft.

@@ -3,14 +3,7 @@
 //! Invariant: a `Cluster` is the only owner of its data folder; after `shutdown`
 //! nothing of it runs.
 
-use std::{
-    collections::BTreeSet,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Duration,
-};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use ed25519_dalek::SigningKey;
 use kiln_proto::{Digest, NodeId, NodeIdentity};
@@ -60,8 +53,6 @@ pub struct Cluster {
     pub(crate) bootstrap: Arc<Bootstrap>,
     tasks: TaskTracker,
     pub(crate) stop: CancellationToken,
-    /// This node asked to leave, and did: its replica may not say so.
-    left: AtomicBool,
 }
 
 impl Cluster {
@@ -138,7 +129,6 @@ impl Cluster {
             bootstrap,
             tasks,
             stop,
-            left: AtomicBool::new(false),
         };
         Ok((cluster, Routes::new(service)))
     }
@@ -256,15 +246,15 @@ impl Cluster {
             membership::hand_over(&self.leader).await;
         }
         self.router.ask(Remove(me)).await?;
-        self.left.store(true, Ordering::Relaxed);
+        self.member.set_removed();
         Ok(())
     }
 
     /// Whether this node is a member no more, as far as it knows: it left by itself, or
-    /// its replica says that it was removed. What it has is never up to date again.
+    /// its replica or a member says that it was removed. What it has is never up to date again.
     pub fn has_left(&self) -> bool {
         let removed = |owner: Owner| self.replica.nodes().get(&owner.node).is_some_and(|n| n.left);
-        self.left.load(Ordering::Relaxed) || self.router.owner().is_ok_and(removed)
+        self.member.is_removed() || self.router.owner().is_ok_and(removed)
     }
 
     /// The cluster as this node sees it.

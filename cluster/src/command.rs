@@ -124,6 +124,9 @@ pub(crate) enum Command {
     CondemnObject { pack: Digest, generation: u64 },
     /// A condemned generation is deleted.
     ForgetObject { pack: Digest, generation: u64 },
+    /// The node is silent, and another one has its address: it is no member of Raft
+    /// until its own [`Self::Facts`] say where it is.
+    SetAway(NodeId),
 }
 
 /// Who said that they do not have an artifact's bytes.
@@ -255,6 +258,7 @@ impl fmt::Display for Command {
             Self::AdoptObject { pack, generation } => {
                 write!(f, "adopt {} of generation {generation}", pack.short())
             }
+            Self::SetAway(node) => write!(f, "node {node} is away"),
             Self::CondemnObject { pack, generation } => {
                 write!(f, "condemn {} of generation {generation}", pack.short())
             }

@@ -451,10 +451,10 @@ impl Index {
         self.replica.nodes().iter().map(|(id, node)| (*id, node.key)).collect()
     }
 
-    /// All nodes that did not leave.
+    /// All nodes that are members now.
     pub fn nodes(&self) -> Vec<(NodeId, NodeInfo)> {
         let nodes = self.replica.nodes();
-        let present = nodes.iter().filter(|(_, node)| !node.left);
+        let present = nodes.iter().filter(|(_, node)| node.is_member());
         present.map(|(id, node)| (*id, node.clone())).collect()
     }
 

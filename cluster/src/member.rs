@@ -5,7 +5,10 @@
 //! then the store can be read and nothing can be proposed.
 
 use std::{
-    sync::{Arc, OnceLock},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -50,6 +53,8 @@ pub(crate) struct Member {
     started: Notify,
     /// When this node last heard of a leader that has a quorum.
     contact: Mutex<Instant>,
+    /// Whether the cluster said that this node left it.
+    removed: AtomicBool,
 }
 
 impl Member {
@@ -60,7 +65,22 @@ impl Member {
             running: OnceLock::new(),
             started: Notify::new(),
             contact: Mutex::new(Instant::now()),
+            removed: AtomicBool::new(false),
         }
+    }
+
+    /// Notes that this node left the cluster, or was removed: its replica may never
+    /// hear of it. It does not stand for election any more.
+    pub(crate) fn set_removed(&self) {
+        self.removed.store(true, Ordering::Relaxed);
+        if let Some(running) = self.running.get() {
+            running.raft.runtime_config().elect(false);
+        }
+    }
+
+    /// Whether it did.
+    pub(crate) fn is_removed(&self) -> bool {
+        self.removed.load(Ordering::Relaxed)
     }
 
     /// Starts Raft over `store` as `owner`, whose identity is durable.

@@ -103,17 +103,17 @@ pub(crate) async fn adjust(leader: &Leader) -> Result<(), ClusterError> {
         changed.map(drop).map_err(ClusterError::unavailable)
     };
 
-    let joined = nodes.iter().filter(|(id, node)| !node.left && !known.contains(id));
+    let joined = nodes.iter().filter(|(id, node)| node.is_member() && !known.contains(id));
     let joined: BTreeMap<NodeId, BasicNode> =
         joined.map(|(id, node)| (*id, BasicNode::new(&node.facts.grpc))).collect();
     if !joined.is_empty() {
         return change(ChangeMembers::AddNodes(joined), true).await;
     }
     let left: BTreeSet<NodeId> =
-        known.iter().copied().filter(|id| nodes.get(id).is_none_or(|n| n.left)).collect();
+        known.iter().copied().filter(|id| nodes.get(id).is_none_or(|n| !n.is_member())).collect();
     let counters = leader.replica.counters()?.unwrap_or_default();
     let wanted = usize::try_from(counters.voters).unwrap_or(usize::MAX);
-    let never = |id: &NodeId| nodes.get(id).is_none_or(|n| n.left || !n.eligible);
+    let never = |id: &NodeId| nodes.get(id).is_none_or(|n| !n.is_member() || !n.eligible);
     let never: BTreeSet<NodeId> = known.iter().copied().filter(never).collect();
     let health_of = |id| health(leader, &metrics, id);
     if let Some(next) = plan(&voters, &learners, &never, wanted, health_of) {
@@ -123,11 +123,12 @@ pub(crate) async fn adjust(leader: &Leader) -> Result<(), ClusterError> {
     if !gone.is_empty() {
         return change(ChangeMembers::RemoveNodes(gone), true).await;
     }
-    remove_replaced(leader, &metrics, &learners).await
+    set_aside_replaced(leader, &metrics, &learners).await
 }
 
-/// A dead learner whose address another node answers by now never returns.
-async fn remove_replaced(
+/// A dead learner whose address another node has by now is not asked any more. It may
+/// come back: addresses are given away while their nodes are away.
+async fn set_aside_replaced(
     leader: &Leader,
     metrics: &Metrics,
     learners: &BTreeSet<NodeId>,
@@ -137,11 +138,11 @@ async fn remove_replaced(
         let Some(node) = nodes.get(id) else { return false };
         let same_place = nodes
             .iter()
-            .any(|(other, n)| other > *id && !n.left && n.facts.grpc == node.facts.grpc);
-        !node.left && same_place && !health(leader, metrics, **id).alive
+            .any(|(other, n)| other != *id && n.is_member() && n.facts.grpc == node.facts.grpc);
+        node.is_member() && same_place && !health(leader, metrics, **id).alive
     });
     let Some(id) = replaced else { return Ok(()) };
-    match leader.propose(Command::Leave(*id)).await {
+    match leader.propose(Command::SetAway(*id)).await {
         Ok(_) => Ok(()),
         Err(Unanswered::NotLeader) => Err(ClusterError::unavailable("no longer the leader")),
         Err(Unanswered::Refused(e)) => Err(e),

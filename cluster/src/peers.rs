@@ -20,7 +20,7 @@ use crate::{
     command::Candidate,
     error::ClusterError,
     pb::{Frame, peer_client::PeerClient},
-    rpc::{Assignment, Greeting},
+    rpc::{Assignment, Greeting, OfYou},
     store::Owner,
 };
 
@@ -37,6 +37,8 @@ const TARGET: &str = "kiln-node";
 /// Who introduces itself asks for no vote. Beside the body, whose bytes older peers
 /// read too; one that does not know it takes the candidate for a voter.
 const ABSTAINS: &str = "kiln-abstains";
+/// What the node that is asked has of the one that asks.
+const OF_YOU: &str = "kiln-of-you";
 
 /// The address book and the channels.
 #[derive(Default)]
@@ -87,8 +89,8 @@ impl Peers {
     ) -> Result<Greeting, ClusterError> {
         let asking = async {
             let answer = self.at(address)?.hello(frame(&candidate)?).await?;
-            let abstains = abstains(answer.metadata());
-            Ok(Greeting { abstains, ..unframe(answer.get_ref())? })
+            let (abstains, of_you) = (abstains(answer.metadata()), of_you(answer.metadata()));
+            Ok(Greeting { abstains, of_you, ..unframe(answer.get_ref())? })
         };
         let asked = tokio::time::timeout(HELLO, asking).await?;
         asked.map_err(|status: Status| ClusterError::unavailable(status.message()))
@@ -139,6 +141,24 @@ pub(crate) fn set_abstains(metadata: &mut MetadataMap, abstains: bool) {
 /// Whether who introduces itself with `metadata` abstains.
 pub(crate) fn abstains(metadata: &MetadataMap) -> bool {
     metadata.get(ABSTAINS).is_some_and(|value| value == "true")
+}
+
+/// Says in the metadata of a greeting what is known of the node that asks.
+pub(crate) fn set_of_you(metadata: &mut MetadataMap, of_you: Option<OfYou>) {
+    let text = match of_you {
+        Some(OfYou::Left) => "left",
+        Some(OfYou::Away) => "away",
+        None => return,
+    };
+    metadata.insert(OF_YOU, MetadataValue::from_static(text));
+}
+
+fn of_you(metadata: &MetadataMap) -> Option<OfYou> {
+    match metadata.get(OF_YOU)?.to_str().ok()? {
+        "left" => Some(OfYou::Left),
+        "away" => Some(OfYou::Away),
+        _ => None,
+    }
 }
 
 /// Refuses a request that is meant for another node than `me`.

@@ -170,6 +170,18 @@ pub(crate) struct Greeting {
     /// bytes older members read too.
     #[serde(skip)]
     pub abstains: bool,
+    /// What the node that answers has of the one that asks: sent in the metadata.
+    #[serde(skip)]
+    pub of_you: Option<OfYou>,
+}
+
+/// Why a node is no member any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum OfYou {
+    /// It left, or was removed, for good.
+    Left,
+    /// It was away, and comes back by saying where it is.
+    Away,
 }
 
 /// What a candidate is told to be.

@@ -17,7 +17,7 @@ use crate::{
     leader::Leader,
     member::{Member, Running},
     pb::{Frame, peer_server::Peer},
-    peers::{abstains, check_target, frame, set_abstains, unframe},
+    peers::{abstains, check_target, frame, set_abstains, set_of_you, unframe},
     raft::{SnapshotMeta, Types, Vote},
     requests,
     router::Router,
@@ -124,8 +124,9 @@ impl Peer for Service {
     }
 
     async fn hello(&self, request: Request<Frame>) -> Reply {
-        let _from: Candidate = unframe(request.get_ref())?;
+        let from: Candidate = unframe(request.get_ref())?;
         let mut greeting = reply(&self.bootstrap.greeting())?;
+        set_of_you(greeting.metadata_mut(), self.bootstrap.known_of(&from));
         set_abstains(greeting.metadata_mut(), !self.bootstrap.voter);
         Ok(greeting)
     }

@@ -50,6 +50,7 @@ pub(crate) fn apply<V: View>(
         Command::Join(node) => members::join(txn, node, events),
         Command::Leave(node) => members::leave(txn, node, events),
         Command::Facts { node, facts } => members::set_facts(txn, node, facts, events),
+        Command::SetAway(node) => members::set_away(txn, node, events),
         Command::SetVoter { node, voter } => members::set_voter(txn, node, voter, events),
         Command::SetVoters { voters, raise } => members::set_voters(txn, voters, raise),
 

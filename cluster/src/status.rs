@@ -56,7 +56,7 @@ pub struct ClusterStatus {
     pub logged: u64,
     /// Whether a leader with a quorum was heard of lately: writes are possible.
     pub quorum: bool,
-    /// All nodes that did not leave.
+    /// All nodes that are members now.
     pub nodes: Vec<NodeStatus>,
     /// Keys with an artifact.
     pub entries: u64,
@@ -99,7 +99,7 @@ pub(crate) fn status(member: &Member, replica: &Replica, timings: &Timings) -> C
         (metrics.current_leader == Some(id)).then_some(quorum)
     };
     let nodes = replica.nodes();
-    let nodes = nodes.iter().filter(|(_, node)| !node.left).map(|(id, node)| NodeStatus {
+    let nodes = nodes.iter().filter(|(_, node)| node.is_member()).map(|(id, node)| NodeStatus {
         id: *id,
         facts: node.facts.clone(),
         voter: voters.contains(id),

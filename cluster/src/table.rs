@@ -225,6 +225,11 @@ pub(crate) enum Standing {
     Left,
     /// A learner for ever: it asked for no vote.
     Abstains,
+    /// Away, and another node has its address: out of Raft's membership until it says
+    /// where it is. It may become a voter then.
+    Away,
+    /// The same of a node that abstains.
+    AwayAbstains,
 }
 
 /// A node, also after it left.
@@ -239,6 +244,10 @@ pub(crate) struct NodeRecord {
 impl NodeRecord {
     pub(crate) fn left(&self) -> bool {
         self.standing == Standing::Left
+    }
+
+    pub(crate) fn away(&self) -> bool {
+        matches!(self.standing, Standing::Away | Standing::AwayAbstains)
     }
 }
 record!(NodeRecord in Nodes by NodeId);

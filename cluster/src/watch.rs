@@ -15,7 +15,7 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, broadcast, watch};
 
 use crate::{
-    command::NodeFacts,
+    command::{Candidate, NodeFacts},
     leases::Deadlines,
     state::Event,
     table::{self, Standing, StateError, View},
@@ -85,8 +85,20 @@ pub struct NodeInfo {
     pub key: VerifyingKey,
     /// Whether it left: its manifests remain verifiable.
     pub left: bool,
+    /// Whether it is silent while another node has its address: no member until it
+    /// says where it is.
+    pub away: bool,
     /// Whether it may become a voter.
     pub eligible: bool,
+    /// Its disk.
+    pub(crate) candidate: Candidate,
+}
+
+impl NodeInfo {
+    /// Whether it is a member now.
+    pub fn is_member(&self) -> bool {
+        !self.left && !self.away
+    }
 }
 
 pub(crate) type Nodes = BTreeMap<NodeId, NodeInfo>;
@@ -226,8 +238,9 @@ impl Watch {
 fn read_nodes(view: &impl View) -> Result<Nodes, StateError> {
     let nodes = table::nodes(view)?.into_iter().filter_map(|(id, record)| {
         let key = VerifyingKey::from_bytes(&record.key).ok()?;
-        let (left, eligible) = (record.left(), record.standing == Standing::Eligible);
-        Some((id, NodeInfo { facts: record.facts, key, left, eligible }))
+        let (left, away) = (record.left(), record.away());
+        let (eligible, candidate) = (record.standing == Standing::Eligible, record.candidate);
+        Some((id, NodeInfo { facts: record.facts, key, left, away, eligible, candidate }))
     });
     Ok(nodes.collect())
 }

@@ -158,7 +158,13 @@ fn older_members_read_the_greeting_of_a_node_that_abstains() {
     }
     let node = NewNode { candidate: [7; 16], facts: NodeFacts::default(), key: [1; 32] };
     let sees = BTreeSet::from([node.candidate]);
-    let greeting = Greeting { node: node.clone(), owner: None, sees: sees.clone(), abstains: true };
+    let greeting = Greeting {
+        node: node.clone(),
+        owner: None,
+        sees: sees.clone(),
+        abstains: true,
+        of_you: None,
+    };
     let older: Older = codec::decode(&codec::encode(&greeting).unwrap()).unwrap();
     assert_eq!((older.node, older.owner, older.sees), (node, None, sees));
 }

@@ -1,7 +1,7 @@
 //! Who belongs to the cluster, who of them may vote, and how many should.
 //!
-//! Invariant: pure, as all of [`super::apply`]. An identity is given out once;
-//! a node that left never comes back under it.
+//! Invariant: pure, as all of [`super::apply`]. An identity is given out once; a node
+//! that left never comes back under it, and one that is away comes back by its own word.
 
 use kiln_proto::NodeId;
 
@@ -99,7 +99,31 @@ pub(super) fn set_facts<V: View>(
     let Some(node) = txn.get::<NodeRecord>(id)?.filter(|n| !n.left()) else {
         return Ok(Response::Changed(false));
     };
-    txn.put(id, &NodeRecord { facts, ..node })?;
+    let standing = match node.standing {
+        // It is back.
+        Standing::Away => Standing::Eligible,
+        Standing::AwayAbstains => Standing::Abstains,
+        standing => standing,
+    };
+    txn.put(id, &NodeRecord { facts, standing, ..node })?;
+    events.push(Event::NodesChanged);
+    Ok(Response::Changed(true))
+}
+
+pub(super) fn set_away<V: View>(
+    txn: &mut Txn<'_, V>,
+    id: NodeId,
+    events: &mut Vec<Event>,
+) -> Result<Response, StateError> {
+    let present = txn.get::<NodeRecord>(id)?.filter(|n| !n.left() && !n.away());
+    let Some(node) = present else {
+        return Ok(Response::Changed(false));
+    };
+    let standing = match node.standing {
+        Standing::Abstains => Standing::AwayAbstains,
+        _ => Standing::Away,
+    };
+    txn.put(id, &NodeRecord { standing, ..node })?;
     events.push(Event::NodesChanged);
     Ok(Response::Changed(true))
 }
@@ -111,7 +135,8 @@ pub(super) fn set_voter<V: View>(
     events: &mut Vec<Event>,
 ) -> Result<Response, StateError> {
     let standing = if voter { Standing::Eligible } else { Standing::Abstains };
-    let known = txn.get::<NodeRecord>(id)?.filter(|n| !n.left() && n.standing != standing);
+    let may_change = |n: &NodeRecord| !n.left() && !n.away() && n.standing != standing;
+    let known = txn.get::<NodeRecord>(id)?.filter(may_change);
     let Some(node) = known else {
         return Ok(Response::Changed(false));
     };

@@ -190,7 +190,7 @@ async fn a_wiped_disk_is_a_new_node_and_takes_the_dead_ones_place() {
             (voters == expected && nodes.len() == 3).then_some(())
         })
         .await;
-        assert!(node.index.node(old).unwrap().left, "its manifests stay verifiable");
+        assert!(node.index.node(old).unwrap().away, "its manifests stay verifiable");
     }
     cluster.nodes[2].publish("after", b"pack").await.unwrap();
     cluster.states_are_equal().await;

@@ -148,3 +148,55 @@ async fn three_voters_become_five_and_three_again() {
     cluster.states_are_equal().await;
     cluster.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_was_removed_while_it_was_away_learns_it() {
+    let mut cluster = TestCluster::start(3).await;
+    let third = cluster.nodes.pop().unwrap();
+    let (id, dir, address) = (third.id(), third.dir.clone(), third.address);
+    third.stop().await;
+    cluster.nodes[0].cluster.remove(id).await.unwrap();
+    assert!(!cluster.nodes[0].cluster.has_left());
+
+    // It finds its peers by what its own replica has, too.
+    let again = Seat::at(&dir, address).await;
+    let again = again.start(Start::Join { peers: Vec::new() }).await.unwrap();
+    assert_eq!(again.id(), id);
+    wait_for("the news", async || again.cluster.has_left().then_some(())).await;
+    again.stop().await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_whose_address_was_given_away_comes_back_as_itself() {
+    let cluster = TestCluster::start(3).await;
+    let peers: Vec<String> = cluster.nodes.iter().map(|n| n.address.to_string()).collect();
+    let join = || Start::Join { peers: peers.clone() };
+    let start = async |name: &str, address| {
+        let mut seat = Seat::at(&cluster.temp.path().join(name), address).await;
+        seat.voter = false;
+        seat.start(join()).await.unwrap()
+    };
+    let anywhere = || "127.0.0.1:0".parse().unwrap();
+    let agent = start("agent", anywhere()).await;
+    let (id, address) = (agent.id(), agent.address);
+    agent.stop().await;
+    let other = start("other", address).await;
+    assert_ne!(other.id(), id);
+    let first = &cluster.nodes[0];
+    let listed = |id| first.cluster.status().nodes.iter().any(|node| node.id == id);
+    wait_for("the end of its membership", async || (!listed(id)).then_some(())).await;
+    assert!(first.index.node(id).is_some_and(|node| node.away && !node.left));
+
+    let agent = start("agent", anywhere()).await;
+    assert_eq!(agent.id(), id, "the same disk is the same node");
+    wait_for("its return", async || listed(id).then_some(())).await;
+    first.publish("after", b"pack").await.unwrap();
+    agent.has(&manifest("after", b"pack").0).await;
+    assert!(!agent.cluster.has_left() && agent.cluster.status().quorum);
+    let votes = |id| first.cluster.status().nodes.iter().any(|node| node.id == id && node.voter);
+    assert!(!votes(id), "it abstains as before");
+    agent.stop().await;
+    other.stop().await;
+    cluster.stop().await;
+}
