@@ -54,3 +54,6 @@ pub fn each(
     }
     Ok(scanned)
 }
+
+#[cfg(test)]
+pub(crate) mod tests;

@@ -1,56 +1,126 @@
-//! Warm-up at start: bring what this node's toolchain uses most.
+//! Warm-up at start: fetch what this node's toolchain uses most.
 //!
 //! Invariant: never more than a share of L1, one pack at a time, and never in
-//! the way of a request.
+//! the way of a request. Of all entries only the [`MOST_FETCHED`] most used are kept
+//! in memory.
+
+use std::{collections::BTreeMap, time::Duration};
 
 use kiln_cluster::{Entry, Index};
+use kiln_proto::{ArtifactKey, Fingerprint};
 use tokio_util::sync::CancellationToken;
 
-use crate::manager::Manager;
+use crate::{
+    manager::Manager,
+    scan::{self, Bounds},
+};
 
-/// Entries looked at, and packs brought at most.
-const MOST_SCANNED: usize = 50_000;
-const MOST_BROUGHT: usize = 256;
-const PAGE: usize = 1024;
+/// Packs that are fetched at most.
+const MOST_FETCHED: usize = 256;
+/// Nobody waits for it, so it may take longer than an answer.
+const BOUNDS: Bounds = Bounds { page: 1024, time: Duration::from_secs(60) };
 
-/// Brings the most used artifacts of this node's compilers, up to `budget` bytes.
+/// Fetches the most used artifacts of this node's compilers, up to `budget` bytes.
 pub async fn warm_up(manager: &Manager, index: Index, budget: u64, stop: CancellationToken) {
     tokio::select! {
         () = manager.compilers().settled() => {}
         () = stop.cancelled() => return,
     }
     let ours = manager.compilers().fingerprints();
-    let wanted = tokio::task::spawn_blocking(move || most_used(&index, &ours)).await;
-    let (mut bytes, mut brought) = (0, 0);
-    for entry in wanted.unwrap_or_default().into_iter().take(MOST_BROUGHT) {
+    let stopped = stop.clone();
+    let wanted = tokio::task::spawn_blocking(move || most_used(&index, &ours, &stopped)).await;
+    let (mut bytes, mut fetched) = (0, 0);
+    for entry in wanted.unwrap_or_default() {
         bytes += entry.pack_size;
         if bytes > budget || stop.is_cancelled() {
             break;
         }
         match manager.warm(&entry).await {
-            Ok(true) => brought += 1,
+            Ok(true) => fetched += 1,
             Ok(false) => {}
             Err(e) => tracing::debug!(key = %entry.key, error = %e, "not warmed"),
         }
     }
-    if brought > 0 {
-        tracing::info!(brought, bytes, "warmed up");
+    if fetched > 0 {
+        tracing::info!(fetched, bytes, "warmed up");
     }
 }
 
-fn most_used(index: &Index, ours: &[kiln_proto::Fingerprint]) -> Vec<Entry> {
-    let mut used = Vec::new();
-    let (mut after, mut seen) = (None, 0);
-    while seen < MOST_SCANNED {
-        let Ok(page) = index.scan(after.as_ref(), "", PAGE) else { break };
-        let Some(last) = page.last() else { break };
-        after = Some(last.key);
-        seen += page.len();
-        used.extend(page.into_iter().filter(|entry| {
-            entry.hits > 0
-                && entry.manifest.read_unverified().is_ok_and(|m| ours.contains(&m.fingerprint))
-        }));
+/// Blocks while it reads all entries.
+fn most_used(index: &Index, ours: &[Fingerprint], stop: &CancellationToken) -> Vec<Entry> {
+    let mut most = MostUsed::new(MOST_FETCHED);
+    let scanned = scan::each(index, BOUNDS, stop, |entry| {
+        // The cheap question first: few entries are used enough to be decoded.
+        if most.wants(&entry)
+            && entry.manifest.read_unverified().is_ok_and(|m| ours.contains(&m.fingerprint))
+        {
+            most.add(entry);
+        }
+    });
+    match scanned {
+        Ok(scanned) if !scanned.complete && !stop.is_cancelled() => {
+            tracing::warn!(
+                entries = scanned.entries,
+                "warm-up did not look at all entries in time"
+            );
+        }
+        Ok(_) => {}
+        Err(e) => tracing::warn!(error = %e, "warm-up did not look at all entries"),
     }
-    used.sort_by_key(|entry| std::cmp::Reverse(entry.hits));
-    used
+    most.into_entries()
+}
+
+/// The entries with most hits, so many at most.
+struct MostUsed {
+    most: usize,
+    by_hits: BTreeMap<(u64, ArtifactKey), Entry>,
+}
+
+impl MostUsed {
+    fn new(most: usize) -> Self {
+        Self { most, by_hits: BTreeMap::new() }
+    }
+
+    fn wants(&self, entry: &Entry) -> bool {
+        let least = self.by_hits.first_key_value().map_or(0, |((hits, _), _)| *hits);
+        entry.hits > 0 && (self.by_hits.len() < self.most || entry.hits > least)
+    }
+
+    fn add(&mut self, entry: Entry) {
+        self.by_hits.insert((entry.hits, entry.key), entry);
+        if self.by_hits.len() > self.most {
+            self.by_hits.pop_first();
+        }
+    }
+
+    /// The most used first.
+    fn into_entries(self) -> Vec<Entry> {
+        self.by_hits.into_values().rev().collect()
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::scan::tests::Filled;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn the_most_used_are_kept_wherever_they_lie() {
+        let filled = Filled::start(9).await;
+        let mut most = MostUsed::new(3);
+        // Hits rise and fall in key order.
+        let mut hits = [1, 0, 7, 2, 9, 4, 0, 8, 3].into_iter();
+        let bounds = Bounds { page: 2, time: Duration::MAX };
+        scan::each(&filled.index, bounds, &CancellationToken::new(), |mut entry| {
+            entry.hits = hits.next().unwrap();
+            if most.wants(&entry) {
+                most.add(entry);
+            }
+        })
+        .unwrap();
+        let kept: Vec<u64> = most.into_entries().iter().map(|entry| entry.hits).collect();
+        assert_eq!(kept, [9, 8, 7]);
+        filled.stop().await;
+    }
 }

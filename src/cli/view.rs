@@ -78,6 +78,12 @@ pub(crate) struct WhyView {
     pub(crate) nearest: Option<String>,
     pub(crate) differences: Vec<Difference>,
     pub(crate) components: Vec<Component>,
+    /// Entries that were looked at.
+    pub(crate) looked_at: u64,
+    /// Entries that the index has.
+    pub(crate) entries: u64,
+    /// The search ended at its time limit.
+    pub(crate) cut: bool,
 }
 
 /// `kiln status --json`.

@@ -102,12 +102,19 @@ fn view(answer: pb::ExplainResponse) -> Result<WhyView, CliError> {
         nearest: nearest.as_ref().map(ArtifactKey::to_string),
         differences: answer.differences.into_iter().map(difference).collect(),
         components: answer.components.into_iter().map(component).collect(),
+        looked_at: answer.looked_at,
+        entries: answer.entries,
+        cut: answer.cut,
     })
 }
 
 fn for_people(view: &WhyView) -> String {
     let state = if view.stored { "is stored" } else { "is not stored" };
     let mut lines = vec![format!("{} {state}", view.key)];
+    if view.cut {
+        let (seen, all) = (view.looked_at, view.entries);
+        lines.push(format!("looked at {seen} of {all} entries in time: a nearer one may exist"));
+    }
     let Some(nearest) = &view.nearest else {
         lines.push("no other entry is near it".into());
         return lines.join("\n");
@@ -144,6 +151,9 @@ mod tests {
                 ours: "580.65".into(),
                 theirs: String::new(),
             }],
+            looked_at: 2,
+            entries: 3,
+            cut: false,
         }
     }
 
@@ -155,10 +165,29 @@ mod tests {
     }
 
     #[test]
+    fn a_search_that_was_cut_says_so() {
+        let shown = |cut| for_people(&view(pb::ExplainResponse { cut, ..answer() }).unwrap());
+        assert!(shown(true).contains("looked at 2 of 3 entries"), "{}", shown(true));
+        assert!(!shown(false).contains("looked at"));
+    }
+
+    #[test]
     fn the_json_shape_holds() {
         let json = serde_json::to_value(view(answer()).unwrap()).unwrap();
         let fields: Vec<_> = json.as_object().unwrap().keys().map(String::as_str).collect();
-        assert_eq!(fields, ["key", "stored", "nearest", "differences", "components"]);
+        assert_eq!(
+            fields,
+            [
+                "key",
+                "stored",
+                "nearest",
+                "differences",
+                "components",
+                "looked_at",
+                "entries",
+                "cut"
+            ]
+        );
         assert_eq!(json["differences"][0]["ours"], "580.65");
         let alone = pb::ExplainResponse { nearest: Default::default(), ..answer() };
         assert_eq!(

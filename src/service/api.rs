@@ -11,10 +11,11 @@ use kiln_cluster::{Put, PutMode};
 use kiln_proto::{convert, pb, pb::kiln_server::Kiln};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{compile, explain, fetch, leases, parts::Parts, publish, restore, status, wire};
-use crate::error::Error;
+use crate::{error::Error, scan};
 
 /// Messages buffered towards a client that reads slowly.
 const STREAM_DEPTH: usize = 8;
@@ -167,7 +168,12 @@ impl Kiln for Api {
             }
         };
         let index = parts.index.clone();
-        let found = blocking(move || explain::explain(&index, &components)).await??;
+        // A client that leaves ends the search.
+        let stop = CancellationToken::new();
+        let (_ended, stopped) = (stop.clone().drop_guard(), stop);
+        let search =
+            move || explain::explain(&index, &components, scan::Bounds::default(), &stopped);
+        let found = blocking(search).await??;
         let (nearest, differences) = match &found.nearest {
             Some((key, differences)) => {
                 (wire::key(key), differences.iter().map(Into::into).collect())
@@ -180,6 +186,9 @@ impl Kiln for Api {
             components: found.components.iter().map(Into::into).collect(),
             nearest,
             differences,
+            looked_at: found.scanned.entries,
+            entries: parts.cluster.status().entries,
+            cut: !found.scanned.complete,
         }))
     }
 

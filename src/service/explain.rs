@@ -1,45 +1,49 @@
 //! Why a key was not answered: its nearest stored neighbour, and the fields
 //! that keep them apart.
 //!
-//! Invariant: reads at most [`MOST_ENTRIES`] entries, off the runtime threads.
+//! Invariant: looks at all entries, or says at how many; one page and the nearest
+//! entry are in memory, whatever the index holds. Blocks: not for runtime threads.
 
 use kiln_cluster::Index;
 use kiln_proto::{ArtifactKey, Components, Difference, Manifest};
+use tokio_util::sync::CancellationToken;
 
-use crate::error::Error;
-
-/// Bound on one explanation's scan.
-const MOST_ENTRIES: usize = 100_000;
-const PAGE: usize = 1024;
+use crate::{
+    error::Error,
+    scan::{self, Bounds, Scanned},
+};
 
 /// A key held against the entry that is nearest to it.
 pub(super) struct Explanation {
     pub(super) stored: bool,
     pub(super) components: Components,
     pub(super) nearest: Option<(ArtifactKey, Vec<Difference>)>,
+    /// How many entries were looked at.
+    pub(super) scanned: Scanned,
 }
 
-/// Explains the key of `components`.
-pub(super) fn explain(index: &Index, components: &Components) -> Result<Explanation, Error> {
+/// Explains the key of `components` within `bounds`; ends early when `stop` says so.
+pub(super) fn explain(
+    index: &Index,
+    components: &Components,
+    bounds: Bounds,
+    stop: &CancellationToken,
+) -> Result<Explanation, Error> {
     let key = components.key();
     let mut nearest: Option<(ArtifactKey, Vec<Difference>)> = None;
-    let (mut after, mut seen) = (None, 0);
-    while seen < MOST_ENTRIES {
-        let page = index.scan(after.as_ref(), "", PAGE)?;
-        let Some(last) = page.last() else { break };
-        after = Some(last.key);
-        seen += page.len();
-        for entry in page.iter().filter(|entry| entry.key != key) {
-            let Ok(other) = entry.manifest.read_unverified() else { continue };
-            let differences = components.differences(&other.components);
-            let best = nearest.as_ref().map_or(usize::MAX, |(_, found)| found.len());
-            if differences.len() < best {
-                nearest = Some((entry.key, differences));
-            }
+    let scanned = scan::each(index, bounds, stop, |entry| {
+        let Ok(other) = entry.manifest.read_unverified() else { return };
+        if entry.key == key {
+            return;
         }
-    }
+        let differences = components.differences(&other.components);
+        let best = nearest.as_ref().map_or(usize::MAX, |(_, found)| found.len());
+        if differences.len() < best {
+            nearest = Some((entry.key, differences));
+        }
+    })?;
     let stored = index.lookup(&key)?.is_some();
-    Ok(Explanation { stored, components: components.clone(), nearest })
+    Ok(Explanation { stored, components: components.clone(), nearest, scanned })
 }
 
 /// The components of a stored key.
@@ -47,4 +51,31 @@ pub(super) fn components_of(index: &Index, key: &ArtifactKey) -> Result<Componen
     let entry = index.lookup(key)?.ok_or(Error::NotFound(*key))?;
     let manifest: Manifest = entry.manifest.read_unverified()?;
     Ok(manifest.components)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::time::Duration;
+
+    use kiln_proto::value;
+
+    use super::*;
+    use crate::scan::tests::Filled;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn the_nearest_entry_is_found_on_whichever_page_it_lies() {
+        let filled = Filled::start(20).await;
+        // One field apart from the entry of the same name, two from all others.
+        let wanted = value::components("another", b"name-7");
+        let near = value::components("test", b"name-7").key();
+        let stop = CancellationToken::new();
+        let bounds = |time| Bounds { page: 3, time };
+        let all = explain(&filled.index, &wanted, bounds(Duration::MAX), &stop).unwrap();
+        assert_eq!(all.nearest.unwrap().0, near);
+        assert_eq!(all.scanned, Scanned { entries: 20, complete: true });
+        let cut = explain(&filled.index, &wanted, bounds(Duration::ZERO), &stop).unwrap();
+        assert_eq!(cut.scanned, Scanned { entries: 0, complete: false });
+        filled.stop().await;
+    }
 }
