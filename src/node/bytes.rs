@@ -1,7 +1,7 @@
 //! The node as its byte paths see it.
 //!
 //! Invariant: a peer gets only what this node has itself, so that a request is
-//! never forwarded in a circle; a client on this machine gets what the manager can bring.
+//! never forwarded in a circle; a client on this machine gets what the manager can get.
 
 use std::sync::Arc;
 

@@ -1,8 +1,9 @@
 //! The composition root: everything that exists in a node, in the order in
 //! which it is built, and torn down in reverse.
 //!
-//! Invariant: the ready line is told only when every port listens and this
-//! node is a member; a node that stops leaves no child, socket or lock behind.
+//! Invariant: the ready line is printed only when every port listens and this node
+//! has its id in a cluster (one that left has it too, and refuses: see `service`); a
+//! node that stops leaves no child, socket or lock behind.
 
 mod bytes;
 mod error;

@@ -74,7 +74,7 @@ impl Pins {
                     self.set(entry.pack, true).await?;
                 }
             }
-            // Another pinned key may have the very same bytes: only all entries tell.
+            // Another pinned key may have the very same bytes: only all entries show it.
             IndexEvent::Pinned { pinned: false, .. } | IndexEvent::Reset => self.doubt(),
             IndexEvent::Tombstoned { pack, .. } | IndexEvent::Replaced { pack, .. }
                 if self.tiers.is_pinned(pack) =>

@@ -26,7 +26,7 @@ use crate::{
     warmup,
 };
 
-/// The unix socket is for the user that runs the node, and nobody else, unless told.
+/// The unix socket is for the user that runs the node, and nobody else, unless configured.
 const SOCKET_MODE: u32 = 0o600;
 /// Between two questions whether a silent gRPC client is still there.
 const KEEP_ALIVE: Duration = Duration::from_secs(20);

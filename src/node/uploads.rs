@@ -1,8 +1,8 @@
 //! Uploads to L3 that nobody carried out: by a node that ended between its publication
 //! and the upload, or that has the pack and is away.
 //!
-//! Invariant: a pack that an entry names and that L3 lacks is queued by one of its
-//! holders as long as any of them runs. Holders take turns in the order in which all
+//! Invariant: a pack that an entry names and that is not recorded as stored is queued by
+//! one of its registered holders as long as any of them runs. Holders take turns in the order in which all
 //! nodes see them, so that one upload is the rule; several are the same object.
 
 use std::{
