@@ -66,8 +66,11 @@ pub(crate) async fn publish(mut node: KilnClient<Channel>, began: Instant) -> Du
         let (digest, name) = (Digest::of(&bytes), format!("written-{bytes:?}"));
         let size = bytes.len() as u64;
         let manifest = value::manifest("default", name.as_bytes(), digest, size, 0.0);
-        let header =
-            pb::PublishHeader { token: 0, manifest: Some((&manifest).into()), replace: true };
+        let header = pb::PublishHeader {
+            manifest: Some((&manifest).into()),
+            replace: true,
+            ..Default::default()
+        };
         let chunks = [Chunk::Header(header), Chunk::Data(bytes.to_vec().into())];
         let chunks = chunks.map(|chunk| pb::PublishChunk { chunk: Some(chunk) });
         let asked = node.publish(futures::stream::iter(chunks));

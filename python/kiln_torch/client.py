@@ -180,10 +180,10 @@ class Client:
             return False
         done: object = None
         if lease is not None:
-            token = lease.token
+            token, grant = lease.token, lease.grant
 
             def under(endpoint: Endpoint) -> bool:
-                chunks = publication(packed, token=token)
+                chunks = publication(packed, token=token, grant=grant)
                 return _committed(endpoint, chunks, packed.size)
 
             done = self._at(lease.endpoint, "publish", under) if lease.alive else None
@@ -308,7 +308,8 @@ class Client:
             for event in call:
                 kind = event.WhichOneof("event")
                 if kind == "granted":
-                    lease = Lease(key, event.granted.token, endpoint, call, waited=waited)
+                    token, grant = event.granted.token, event.granted.grant
+                    lease = Lease(key, token, grant, endpoint, call, waited=waited)
                     self._process().leases.add(lease)
                     report.count("leases")
                     return lease

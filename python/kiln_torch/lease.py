@@ -23,14 +23,19 @@ class Lease:
         self,
         key: bytes,
         token: int,
+        grant: bytes,
         endpoint: Endpoint,
         call: Any,
         *,
         waited: bool,
     ) -> None:
-        """Take over the stream ``call`` on which ``endpoint`` granted ``token``."""
+        """Take over the stream ``call`` on which ``endpoint`` granted ``token``.
+
+        ``grant`` proves to it that this process is the one to which it did.
+        """
         self.key = key
         self.token = token
+        self.grant = grant
         self.endpoint = endpoint
         # Another had it first, and ended without an artifact.
         self.waited = waited

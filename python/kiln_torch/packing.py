@@ -82,10 +82,17 @@ def pack(
     return Packed(message, tuple(parts), size)
 
 
-def publication(packed: Packed, *, token: int = 0, replace: bool = False) -> Iterator[Any]:
+def publication(
+    packed: Packed,
+    *,
+    token: int = 0,
+    grant: bytes = b"",
+    replace: bool = False,
+) -> Iterator[Any]:
     """Return the messages that publish ``packed``: a header, then the bytes."""
     first = wire.PublishChunk()
     first.header.token = token
+    first.header.grant = grant
     first.header.replace = replace
     first.header.manifest.CopyFrom(packed.manifest)
     yield first

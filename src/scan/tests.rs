@@ -38,7 +38,9 @@ impl Filled {
             let name = format!("name-{n}");
             let digest = Digest::of(name.as_bytes());
             let manifest = value::manifest("test", name.as_bytes(), digest, 1, 0.0);
-            index.put(identity.sign(manifest).unwrap(), PutMode::Replace).await.unwrap();
+            let turn = index.turn(&manifest.key, PutMode::Replace).unwrap();
+            let signed = identity.sign(manifest).unwrap();
+            index.put(turn, signed, PutMode::Replace, Vec::new()).await.unwrap();
         }
         Self { index, cluster, server, _folder: folder }
     }

@@ -114,8 +114,8 @@ impl Kiln for Api {
         let parts = self.parts()?;
         let received = publish::receive(request.into_inner()).await?;
         let (committed, manifest) = match received.under {
-            publish::Under::Lease(token) => {
-                let lease = self.leases.get(token)?;
+            publish::Under::Lease(token, grant) => {
+                let lease = self.leases.get(token, &grant)?;
                 parts.manager.save(&lease, received.manifest, received.pack).await?
             }
             publish::Under::Replace => {

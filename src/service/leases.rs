@@ -1,7 +1,8 @@
 //! Leases of clients that compile for themselves.
 //!
-//! Invariant: a client's lease lives exactly as long as its stream: a client
-//! that goes away, in whatever way, holds nothing.
+//! Invariant: a client's lease lives as long as its stream, or as a publication
+//! that began before the stream ended; nobody publishes under it who was not
+//! told its grant, which goes to its own stream and nowhere else.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -13,14 +14,34 @@ use tonic::Status;
 
 use crate::error::Error;
 
+/// Bytes of a grant.
+const GRANT: usize = 16;
+
 /// Leases granted to streams that are still open, by token.
 #[derive(Clone, Default)]
-pub(super) struct ClientLeases(Arc<Mutex<HashMap<Token, Arc<Lease>>>>);
+pub(super) struct ClientLeases(Arc<Mutex<HashMap<Token, ClientLease>>>);
+
+struct ClientLease {
+    lease: Arc<Lease>,
+    /// Of the grant: digests are compared in constant time.
+    grant: blake3::Hash,
+}
 
 impl ClientLeases {
-    /// The lease behind `token`, if its stream is open.
-    pub(super) fn get(&self, token: Token) -> Result<Arc<Lease>, Error> {
-        self.0.lock().get(&token).cloned().ok_or(Error::StaleToken)
+    /// The lease behind `token`, if its stream is open and `grant` came with it.
+    pub(super) fn get(&self, token: Token, grant: &[u8]) -> Result<Arc<Lease>, Error> {
+        let leases = self.0.lock();
+        let granted = leases.get(&token).filter(|held| held.grant == blake3::hash(grant));
+        granted.map(|held| held.lease.clone()).ok_or(Error::StaleToken)
+    }
+
+    /// Lets whoever shows the returned grant publish under `lease`.
+    fn insert(&self, lease: Arc<Lease>) -> Result<[u8; GRANT], Error> {
+        let mut grant = [0; GRANT];
+        getrandom::fill(&mut grant).map_err(|e| Error::Storage(format!("random bytes: {e}")))?;
+        let held = ClientLease { grant: blake3::hash(&grant), lease };
+        self.0.lock().insert(held.lease.token(), held);
+        Ok(grant)
     }
 
     /// Acquires `key` and tells `events` how it goes, until the client leaves.
@@ -53,20 +74,24 @@ impl ClientLeases {
             Ok(Acquired::Granted(lease)) => {
                 let token = lease.token();
                 let lease = Arc::new(lease);
-                self.0.lock().insert(token, lease.clone());
-                let granted = tell(Event::Granted(pb::Granted { token: token.0 }));
-                let told = events.send(Ok(granted)).await;
-                let ended = match told {
-                    Err(_) => None,
-                    Ok(()) => tokio::select! {
-                        () = events.closed() => None,
-                        () = lease.lost() => Some(Status::from(Error::StaleToken)),
-                    },
+                let ended = match self.insert(lease.clone()) {
+                    Err(error) => Some(error),
+                    Ok(grant) => {
+                        let grant = grant.to_vec().into();
+                        let granted = tell(Event::Granted(pb::Granted { token: token.0, grant }));
+                        match events.send(Ok(granted)).await {
+                            Err(_) => None,
+                            Ok(()) => tokio::select! {
+                                () = events.closed() => None,
+                                () = lease.lost() => Some(Error::StaleToken),
+                            },
+                        }
+                    }
                 };
                 self.0.lock().remove(&token);
                 match ended {
                     None => return,
-                    Some(status) => Err(status),
+                    Some(error) => Err(error.into()),
                 }
             }
         };

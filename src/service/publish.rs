@@ -3,6 +3,7 @@
 //! Invariant: memory is bounded by the announced, checked size; what arrives is
 //! hashed on the way in, and a stream that ends early leaves nothing.
 
+use bytes::Bytes;
 use kiln_proto::{MAX_PACK_BYTES, Manifest, Token, convert, pb};
 use tonic::Streaming;
 
@@ -13,8 +14,8 @@ use crate::{
 
 /// What gives a client the right to publish.
 pub(super) enum Under {
-    /// The lease behind this token.
-    Lease(Token),
+    /// The lease behind this token, for whoever shows its grant.
+    Lease(Token, Bytes),
     /// The key itself, which other tools own and overwrite.
     Replace,
 }
@@ -50,7 +51,7 @@ pub(super) async fn receive(mut chunks: Streaming<pb::PublishChunk>) -> Result<R
     let pack = writer.finish_as(manifest.pack_digest)?;
     let under = match header.replace {
         true => Under::Replace,
-        false => Under::Lease(Token(header.token)),
+        false => Under::Lease(Token(header.token), header.grant),
     };
     Ok(Received { under, manifest, pack })
 }

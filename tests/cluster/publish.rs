@@ -34,12 +34,13 @@ fn artifact(name: &str, pack: &[u8]) -> Manifest {
 
 async fn publish(
     node: &TestNode,
-    token: u64,
+    granted: &pb::Granted,
     manifest: &Manifest,
     pack: &[u8],
 ) -> Result<pb::PublishResponse, Status> {
-    send(node, pb::PublishHeader { token, manifest: Some(manifest.into()), replace: false }, pack)
-        .await
+    let pb::Granted { token, grant } = granted.clone();
+    let manifest = Some(manifest.into());
+    send(node, pb::PublishHeader { token, manifest, replace: false, grant }, pack).await
 }
 
 /// The manifest of the value `name`.
@@ -52,8 +53,8 @@ pub(crate) async fn replace(
     manifest: &Manifest,
     pack: &[u8],
 ) -> Result<pb::PublishResponse, Status> {
-    send(node, pb::PublishHeader { token: 0, manifest: Some(manifest.into()), replace: true }, pack)
-        .await
+    let manifest = Some(manifest.into());
+    send(node, pb::PublishHeader { manifest, replace: true, ..Default::default() }, pack).await
 }
 
 async fn send(
@@ -68,13 +69,16 @@ async fn send(
     Ok(sent.into_inner())
 }
 
-/// A lease's stream and its token.
-async fn lease(node: &TestNode, manifest: &Manifest) -> (tonic::Streaming<pb::LeaseEvent>, u64) {
+/// A lease's stream, and what it was granted.
+async fn lease(
+    node: &TestNode,
+    manifest: &Manifest,
+) -> (tonic::Streaming<pb::LeaseEvent>, pb::Granted) {
     let request = pb::LeaseRequest { key: bytes_of(&manifest.key), deadline_ms: 30_000 };
     let mut stream = node.client().await.lease(request).await.unwrap().into_inner();
     loop {
         match stream.message().await.unwrap().unwrap().event.unwrap() {
-            pb::lease_event::Event::Granted(granted) => return (stream, granted.token),
+            pb::lease_event::Event::Granted(granted) => return (stream, granted),
             pb::lease_event::Event::Waiting(_) => {}
             other => panic!("{other:?}"),
         }
@@ -86,8 +90,8 @@ async fn published_under_its_lease_and_fetched_elsewhere() {
     let cluster = TestCluster::start(3).await;
     let pack = vec![42; 3 << 20];
     let manifest = artifact("mine", &pack);
-    let (_stream, token) = lease(&cluster.nodes[0], &manifest).await;
-    let answer = publish(&cluster.nodes[0], token, &manifest, &pack).await.unwrap();
+    let (_stream, granted) = lease(&cluster.nodes[0], &manifest).await;
+    let answer = publish(&cluster.nodes[0], &granted, &manifest, &pack).await.unwrap();
     assert!(answer.committed);
     for node in &cluster.nodes {
         let (_, bytes) =
@@ -102,14 +106,34 @@ async fn a_stale_token_publishes_nothing() {
     let cluster = TestCluster::start(1).await;
     let node = &cluster.nodes[0];
     let manifest = artifact("stale", b"bytes");
-    let (stream, token) = lease(node, &manifest).await;
+    let (stream, granted) = lease(node, &manifest).await;
     drop(stream);
     // The next holder's grant proves that the first lease is over.
     let (_stream, next) = lease(node, &manifest).await;
-    assert!(next > token);
-    let refused = publish(node, token, &manifest, b"bytes").await.unwrap_err();
+    assert!(next.token > granted.token);
+    let refused = publish(node, &granted, &manifest, b"bytes").await.unwrap_err();
     assert_eq!(refused.code(), Code::FailedPrecondition, "{refused}");
     assert!(node.lookup(&manifest.key).await.unwrap().is_none());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_publishes_under_the_lease_of_another_client() {
+    let cluster = TestCluster::start(1).await;
+    let node = &cluster.nodes[0];
+    let manifest = artifact("guessed", b"bytes");
+    let (_stream, granted) = lease(node, &manifest).await;
+    let other = artifact("another lease", b"bytes");
+    let (_other_stream, of_another) = lease(node, &other).await;
+    assert_eq!(granted.grant.len(), 16);
+    assert_ne!(granted.grant, of_another.grant);
+    // A token is an index of the log, which another client can guess.
+    for grant in [Default::default(), of_another.grant, vec![0; 16].into()] {
+        let guessed = pb::Granted { token: granted.token, grant };
+        let refused = publish(node, &guessed, &manifest, b"bytes").await.unwrap_err();
+        assert_eq!(refused.code(), Code::FailedPrecondition, "{refused}");
+    }
+    assert!(node.lookup(&manifest.key).await.unwrap().is_none());
+    assert!(publish(node, &granted, &manifest, b"bytes").await.unwrap().committed);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -117,20 +141,20 @@ async fn what_does_not_match_its_manifest_is_not_published() {
     let cluster = TestCluster::start(1).await;
     let node = &cluster.nodes[0];
     let manifest = artifact("mismatch", b"bytes");
-    let (_stream, token) = lease(node, &manifest).await;
+    let (_stream, granted) = lease(node, &manifest).await;
     for wrong in [b"bytez".as_slice(), b"byte", b"bytes and more"] {
-        assert!(publish(node, token, &manifest, wrong).await.is_err(), "{wrong:?}");
+        assert!(publish(node, &granted, &manifest, wrong).await.is_err(), "{wrong:?}");
     }
     let mut swapped = artifact("another", b"bytes");
-    assert!(publish(node, token, &swapped, b"bytes").await.is_err(), "another key's");
+    assert!(publish(node, &granted, &swapped, b"bytes").await.is_err(), "another key's");
     swapped.key = manifest.key;
-    assert!(publish(node, token, &swapped, b"bytes").await.is_err(), "a key it does not have");
+    assert!(publish(node, &granted, &swapped, b"bytes").await.is_err(), "a key it does not have");
     let mut escaping = manifest.clone();
     escaping.files[0].path = "../../etc/cron.d/x".into();
-    assert!(publish(node, token, &escaping, b"bytes").await.is_err(), "a path outside");
+    assert!(publish(node, &granted, &escaping, b"bytes").await.is_err(), "a path outside");
     assert!(node.lookup(&manifest.key).await.unwrap().is_none());
     // The lease is still good for the right bytes.
-    assert!(publish(node, token, &manifest, b"bytes").await.unwrap().committed);
+    assert!(publish(node, &granted, &manifest, b"bytes").await.unwrap().committed);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -141,9 +165,9 @@ async fn keys_of_other_tools_are_overwritten_and_no_others() {
     };
     let key = value(b"").key;
     // Somebody holds the lease meanwhile: it ends, and its holder is too late.
-    let (_stream, token) = lease(&cluster.nodes[1], &value(b"")).await;
+    let (_stream, granted) = lease(&cluster.nodes[1], &value(b"")).await;
     assert!(replace(&cluster.nodes[0], &value(b"one"), b"one").await.unwrap().committed);
-    let late = publish(&cluster.nodes[1], token, &value(b"late"), b"late").await;
+    let late = publish(&cluster.nodes[1], &granted, &value(b"late"), b"late").await;
     assert!(!late.is_ok_and(|answer| answer.committed));
     for (bytes, node) in [(b"two".as_slice(), 1), (b"three", 2)] {
         assert!(replace(&cluster.nodes[node], &value(bytes), bytes).await.unwrap().committed);

@@ -456,7 +456,7 @@ async fn replace(
     pack: &[u8],
 ) -> Result<pb::PublishResponse, tonic::Status> {
     let manifest = Some(manifest.into());
-    let header = pb::PublishHeader { token: 0, manifest, replace: true };
+    let header = pb::PublishHeader { manifest, replace: true, ..Default::default() };
     let data = prost::bytes::Bytes::copy_from_slice(pack);
     let chunks = [Chunk::Header(header), Chunk::Data(data)];
     let chunks = chunks.map(|chunk| pb::PublishChunk { chunk: Some(chunk) });

@@ -125,7 +125,8 @@ impl Share {
 
     /// Puts `pack` under the key of `manifest`, in place of what it had.
     pub(crate) async fn publish(&self, manifest: &Manifest, pack: Pack) -> Result<(), CliError> {
-        let header = pb::PublishHeader { token: 0, manifest: Some(manifest.into()), replace: true };
+        let manifest = Some(manifest.into());
+        let header = pb::PublishHeader { manifest, replace: true, ..Default::default() };
         let chunks = std::iter::once(Chunk::Header(header))
             .chain(pack.into_chunks().map(Chunk::Data))
             .map(|chunk| pb::PublishChunk { chunk: Some(chunk) });
