@@ -21,28 +21,63 @@ const MOST_COPIES: usize = 16;
 /// Longest text that a command carries, in bytes.
 pub(crate) const LONGEST_MESSAGE: usize = 64 << 10;
 
-/// Whether `command` may be proposed in a cluster of `nodes`.
-pub(crate) fn check(nodes: &Nodes, command: &Command) -> Result<(), ClusterError> {
+/// Whether the member `from` of a cluster of `nodes` may have `command` proposed.
+pub(crate) fn check(nodes: &Nodes, from: NodeId, command: &Command) -> Result<(), ClusterError> {
+    let own = |node: NodeId| match node == from {
+        true => Ok(()),
+        false => Err(ClusterError::invalid(format!("node {from} speaks for node {node}"))),
+    };
+    let bounded = |size: usize, what: &str| match size > MOST_REPORTED {
+        true => Err(ClusterError::invalid(format!("{size} {what} in one command"))),
+        false => Ok(()),
+    };
     match command {
         Command::Commit { publication, also } => {
+            own(publication.node)?;
             check_holders(also)?;
             check_publication(nodes, publication).map(drop)
         }
-        Command::Write(write) => check_write(nodes, write),
-        Command::RetireAbsent { asked, .. } if asked.nodes.len() > MOST_REPORTED => {
-            Err(ClusterError::invalid("more nodes than there are"))
+        Command::Write(write) => {
+            own(write.node)?;
+            check_write(nodes, write)
         }
-        Command::Report { report, .. } => {
-            let size = report.hits.len() + report.gained.len() + report.lost.len();
-            match size > MOST_REPORTED {
-                true => Err(ClusterError::invalid(format!("a report of {size} items"))),
-                false => Ok(()),
-            }
+        Command::Report { node, report } => {
+            own(*node)?;
+            bounded(report.hits.len() + report.gained.len() + report.lost.len(), "reports")
         }
-        Command::Tombstone { reason, .. } if reason.len() > LONGEST_MESSAGE => {
-            Err(ClusterError::invalid("the reason is too long"))
+        Command::RetireAbsent { asked, .. } => bounded(asked.nodes.len(), "nodes"),
+        Command::Facts { node, .. }
+        | Command::SetVoter { node, .. }
+        | Command::OpenSession { node, .. } => own(*node),
+        Command::Found { .. } => match nodes.is_empty() {
+            true => Ok(()),
+            false => Err(ClusterError::invalid("the cluster is founded already")),
+        },
+        Command::Expire { .. }
+        | Command::SetPinned { .. }
+        | Command::SetVoters { .. }
+        | Command::StoreObject { .. }
+        | Command::AdoptObject { .. }
+        | Command::CondemnObject { .. }
+        | Command::ForgetObject { .. } => Ok(()),
+        // The leader's own, by requests of their own.
+        Command::Join(_)
+        | Command::Leave(_)
+        | Command::SetAway(_)
+        | Command::Acquire { .. }
+        | Command::AcquireAgain { .. }
+        | Command::Fail { .. }
+        | Command::Lift { .. }
+        // Of earlier versions.
+        | Command::Publish(_)
+        | Command::Put { .. }
+        | Command::Tombstone { .. }
+        | Command::Retire { .. }
+        | Command::MarkStored { .. }
+        | Command::Condemn { .. }
+        | Command::Forget { .. } => {
+            Err(ClusterError::invalid(format!("\"{command}\" is not proposed on request")))
         }
-        _ => Ok(()),
     }
 }
 
@@ -53,6 +88,9 @@ fn check_write(nodes: &Nodes, write: &OrderedWrite) -> Result<(), ClusterError> 
     match &write.change {
         Change::Put { publication, also, .. } => {
             check_holders(also)?;
+            if publication.node != write.node {
+                return Err(ClusterError::invalid("a put of another node's artifact"));
+            }
             match check_publication(nodes, publication)?.replaceable() {
                 true => Ok(()),
                 false => Err(ClusterError::invalid("this key needs a lease")),
@@ -84,7 +122,8 @@ fn check_publication(nodes: &Nodes, publication: &Publication) -> Result<Manifes
         ClusterError::invalid(format!("node {} is not registered", manifest.signer))
     })?;
     let signed = manifest.verify(&signer.key, &publication.key).map_err(ClusterError::invalid)?;
-    let same = signed.pack_digest == publication.pack
+    let same = manifest.signer == publication.node
+        && signed.pack_digest == publication.pack
         && signed.pack_size == publication.pack_size
         && signed.compile_seconds.to_bits() == publication.compile_seconds.to_bits();
     if same { Ok(signed) } else { Err(ClusterError::invalid("it differs from its manifest")) }
@@ -97,4 +136,94 @@ pub(crate) fn check_node(node: &NewNode) -> Result<(), ClusterError> {
         return Err(ClusterError::invalid("a node needs an address"));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use ed25519_dalek::SigningKey;
+    use kiln_proto::{ArtifactKey, Digest, Token};
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::{
+        command::{AccessReport, NodeFacts},
+        watch::NodeInfo,
+    };
+
+    fn nodes() -> Nodes {
+        let node = |id: u64| {
+            let key = SigningKey::from_bytes(&[id as u8; 32]).verifying_key();
+            let (facts, candidate) = (NodeFacts::default(), [id as u8; 16]);
+            (id, NodeInfo { facts, key, left: false, away: false, eligible: true, candidate })
+        };
+        (1..=3).map(node).collect()
+    }
+
+    #[test]
+    fn nobody_speaks_for_another_node() {
+        let fence = OrderedWrite {
+            node: 1,
+            session: Token(5),
+            sequence: 1,
+            floor: 1,
+            supersedes: Vec::new(),
+            change: Change::Nothing,
+        };
+        for command in [
+            Command::Facts { node: 1, facts: NodeFacts::default() },
+            Command::SetVoter { node: 1, voter: false },
+            Command::OpenSession { node: 1, nonce: 7 },
+            Command::Report { node: 1, report: AccessReport::default() },
+            Command::Write(fence),
+        ] {
+            assert_eq!(check(&nodes(), 1, &command), Ok(()), "{command}");
+            let refused = check(&nodes(), 2, &command);
+            assert!(matches!(refused, Err(ClusterError::Invalid(_))), "{command}: {refused:?}");
+        }
+    }
+
+    #[test]
+    fn what_only_the_leader_decides_is_not_proposed_on_request() {
+        let (key, pack) = (ArtifactKey::from_bytes([1; 32]), Digest::of(b"x"));
+        for command in [
+            Command::Found { cluster: 5, nodes: Vec::new() },
+            Command::Leave(2),
+            Command::SetAway(2),
+            Command::Acquire { key, node: 1, request: 1 },
+            Command::AcquireAgain { key, node: 1, request: 1, epoch: 1 },
+            Command::Lift { key, token: Token(1) },
+            Command::Tombstone { key, reason: String::new() },
+            Command::Retire { key, epoch: 1 },
+            Command::MarkStored { pack },
+            Command::Condemn { pack },
+            Command::Forget { pack },
+        ] {
+            let refused = check(&nodes(), 1, &command);
+            assert!(matches!(refused, Err(ClusterError::Invalid(_))), "{command}: {refused:?}");
+        }
+        let nobody = Nodes::default();
+        let found = Command::Found { cluster: 5, nodes: Vec::new() };
+        assert_eq!(check(&nobody, 1, &found), Ok(()));
+    }
+
+    proptest! {
+        /// Whatever is asked for a node that is not the one that asks is refused.
+        #[test]
+        fn any_command_is_judged(commands in crate::state::tests::commands()) {
+            for command in commands {
+                let judged = check(&nodes(), 9, &command);
+                let for_all = matches!(
+                    command,
+                    Command::Expire { .. }
+                        | Command::SetPinned { .. }
+                        | Command::RetireAbsent { .. }
+                        | Command::StoreObject { .. }
+                        | Command::CondemnObject { .. }
+                        | Command::ForgetObject { .. }
+                );
+                prop_assert_eq!(judged.is_ok(), for_all, "{}", command);
+            }
+        }
+    }
 }

@@ -85,7 +85,8 @@ impl Connection {
         ) -> Result<tonic::Response<Frame>, Status>,
     ) -> Rpc<A> {
         let client = self.client()?;
-        let request = to_target(frame(request).map_err(|e| unreachable(&e))?, self.target);
+        let request =
+            to_target(frame(request).map_err(|e| unreachable(&e))?, self.me.node, self.target);
         let timeout = option.hard_ttl();
         match tokio::time::timeout(timeout, send(client, request)).await {
             Ok(Ok(answer)) => unframe(answer.get_ref()).map_err(|e| unreachable(&e)),
@@ -133,7 +134,8 @@ impl NetStreamAppend<Types> for Connection {
                 frame(&request).ok().map(|frame| Frame { quorum_age_ms, ..frame })
             });
             let requests = requests.take_while(|frame| std::future::ready(frame.is_some()));
-            let requests = to_target(requests.filter_map(std::future::ready), self.target);
+            let requests =
+                to_target(requests.filter_map(std::future::ready), self.me.node, self.target);
             let opening = tokio::time::timeout(option.hard_ttl() * 4, client.append(requests));
             let answers = match opening.await {
                 Ok(answers) => answers.map_err(|e| unreachable(&e))?.into_inner(),
@@ -208,7 +210,7 @@ impl NetSnapshot<Types> for Connection {
         });
         let frames = futures::stream::iter([header]).chain(chunks);
         let mut client = self.client().map_err(StreamingError::from)?;
-        let request = to_target(Box::pin(frames), self.target);
+        let request = to_target(Box::pin(frames), self.me.node, self.target);
         tokio::select! {
             closed = cancel => Err(StreamingError::Closed(closed)),
             answer = client.snapshot(request) => {

@@ -34,6 +34,7 @@ const HELLO: Duration = Duration::from_secs(2);
 
 const CLUSTER: &str = "kiln-cluster";
 const TARGET: &str = "kiln-node";
+const FROM: &str = "kiln-from";
 /// Who introduces itself asks for no vote. Beside the body, whose bytes older peers
 /// read too; one that does not know it takes the candidate for a voter.
 const ABSTAINS: &str = "kiln-abstains";
@@ -122,13 +123,19 @@ pub(crate) fn unframe<T: DeserializeOwned>(frame: &Frame) -> Result<T, Status> {
     codec::decode(&frame.body).map_err(|e| Status::invalid_argument(e.to_string()))
 }
 
-/// A request to the very node `target`.
-pub(crate) fn to_target<T>(body: T, target: Owner) -> Request<T> {
+/// A request of the node `from` to the very node `target`.
+pub(crate) fn to_target<T>(body: T, from: NodeId, target: Owner) -> Request<T> {
     let mut request = Request::new(body);
     let number = |n: u64| -> MetadataValue<Ascii> { MetadataValue::from(n) };
     request.metadata_mut().insert(CLUSTER, number(target.cluster));
     request.metadata_mut().insert(TARGET, number(target.node));
+    request.metadata_mut().insert(FROM, number(from));
     request
+}
+
+/// Who says that it asks. Not proven: what keeps strangers out is the peers' port.
+pub(crate) fn sender(metadata: &MetadataMap) -> Option<NodeId> {
+    metadata.get(FROM)?.to_str().ok()?.parse().ok()
 }
 
 /// Says in the metadata of an introduction whether its node abstains.

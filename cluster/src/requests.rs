@@ -4,6 +4,7 @@
 
 use std::future::Future;
 
+use kiln_proto::{ArtifactKey, NodeId, Token};
 use tokio::time::Instant;
 use tonic::Status;
 
@@ -20,49 +21,77 @@ use crate::{
         Written,
     },
     store::Owner,
+    table::LeaseRecord,
 };
 
 /// A request that a [`Leader`] answers.
 pub(crate) trait Lead: Ask {
-    /// The answer of `leader`, which believes to be one.
-    fn lead(self, leader: &Leader) -> impl Future<Output = Answer<Self::Reply>> + Send;
+    /// The answer of `leader`, which believes to be one, to the member `from`.
+    fn lead(
+        self,
+        leader: &Leader,
+        from: NodeId,
+    ) -> impl Future<Output = Answer<Self::Reply>> + Send;
 }
 
-/// Answers `request` if this node leads.
-pub(crate) async fn answer<A: Lead>(leader: &Leader, request: A) -> Answer<A::Reply> {
+/// Answers the request of the member `from` if this node leads.
+pub(crate) async fn answer<A: Lead>(leader: &Leader, from: NodeId, request: A) -> Answer<A::Reply> {
     match leader.member.leads() {
-        true => request.lead(leader).await,
+        true => request.lead(leader, from).await,
         false => Err(Unanswered::NotLeader),
     }
 }
 
 /// The answer to any request, as it is sent.
-pub(crate) async fn serve(leader: &Leader, request: Request) -> Result<Frame, Status> {
+pub(crate) async fn serve(
+    leader: &Leader,
+    from: NodeId,
+    request: Request,
+) -> Result<Frame, Status> {
     match request {
-        Request::Write(request) => frame(&answer(leader, request).await),
-        Request::Fail(request) => frame(&answer(leader, request).await),
-        Request::Renew(request) => frame(&answer(leader, request).await),
-        Request::ReadIndex(request) => frame(&answer(leader, request).await),
-        Request::Join(request) => frame(&answer(leader, request).await),
-        Request::Add(request) => frame(&answer(leader, request).await),
-        Request::Remove(request) => frame(&answer(leader, request).await),
+        Request::Write(request) => frame(&answer(leader, from, request).await),
+        Request::Fail(request) => frame(&answer(leader, from, request).await),
+        Request::Renew(request) => frame(&answer(leader, from, request).await),
+        Request::ReadIndex(request) => frame(&answer(leader, from, request).await),
+        Request::Join(request) => frame(&answer(leader, from, request).await),
+        Request::Add(request) => frame(&answer(leader, from, request).await),
+        Request::Remove(request) => frame(&answer(leader, from, request).await),
     }
 }
 
 impl Lead for Write {
-    async fn lead(self, leader: &Leader) -> Answer<Written> {
-        judge::check(&leader.replica.nodes(), &self.0)?;
+    async fn lead(self, leader: &Leader, from: NodeId) -> Answer<Written> {
+        judge::check(&leader.replica.nodes(), from, &self.0)?;
+        if let Command::Expire { key, token } = &self.0 {
+            check_holder(leader, from, key, *token)?;
+        }
         leader.propose(self.0).await
+    }
+}
+
+/// Only the node that holds a lease ends it before its time.
+fn check_holder(
+    leader: &Leader,
+    from: NodeId,
+    key: &ArtifactKey,
+    token: Token,
+) -> Result<(), ClusterError> {
+    let lease: Option<LeaseRecord> = leader.replica.read(*key)?;
+    match lease.is_some_and(|lease| lease.token == token && lease.node != from) {
+        true => Err(ClusterError::invalid("the lease is another node's")),
+        false => Ok(()),
     }
 }
 
 impl Lead for Fail {
     /// A failure that any node would have is remembered; another one only ends
     /// the lease, so that the next waiter tries.
-    async fn lead(self, leader: &Leader) -> Answer<Failed> {
+    async fn lead(self, leader: &Leader, from: NodeId) -> Answer<Failed> {
         let Self { key, token, mut failure } = self;
-        let command = if failure.kind.follows_from_request() {
-            let lifetimes = leader.replica.deadlines().lifetimes;
+        check_holder(leader, from, &key, token)?;
+        let deadlines = leader.replica.deadlines();
+        let command = if failure.kind.follows_from_request() && deadlines.takes_failures() {
+            let lifetimes = deadlines.lifetimes;
             let until_unix_ms = lifetimes.until_unix_ms(failure.kind);
             if failure.message.len() > judge::LONGEST_MESSAGE {
                 let cut = failure.message.floor_char_boundary(judge::LONGEST_MESSAGE);
@@ -81,17 +110,18 @@ impl Lead for Fail {
 }
 
 impl Lead for Renew {
-    async fn lead(self, leader: &Leader) -> Answer<Vec<bool>> {
+    async fn lead(self, leader: &Leader, from: NodeId) -> Answer<Vec<bool>> {
         if leader.counting_for().is_none() {
             return Err(Unanswered::NotLeader);
         }
         let (now, deadlines) = (Instant::now(), leader.replica.deadlines());
-        Ok(self.0.into_iter().map(|(key, token)| deadlines.renew(&key, token, now)).collect())
+        let renew = |(key, token)| deadlines.renew(&key, token, from, now);
+        Ok(self.0.into_iter().map(renew).collect())
     }
 }
 
 impl Lead for ReadIndex {
-    async fn lead(self, leader: &Leader) -> Answer<u64> {
+    async fn lead(self, leader: &Leader, _: NodeId) -> Answer<u64> {
         leader.read_index().await
     }
 }
@@ -100,7 +130,7 @@ impl Lead for Join {
     /// Registers a candidate. Only a node that follows is given a vote, and it cannot
     /// follow before it has its id: so the cluster learns first that it abstains. Two
     /// commands that members of every version read, rather than one that some do not.
-    async fn lead(self, leader: &Leader) -> Answer<Owner> {
+    async fn lead(self, leader: &Leader, _: NodeId) -> Answer<Owner> {
         judge::check_node(&self.node)?;
         let me = leader.member.running()?.owner;
         if leader.replica.counters()?.is_none() {
@@ -124,7 +154,7 @@ impl Lead for Join {
 
 impl Lead for Add {
     /// Admits the candidate that waits at the address, and tells it who it is.
-    async fn lead(self, leader: &Leader) -> Answer<Owner> {
+    async fn lead(self, leader: &Leader, from: NodeId) -> Answer<Owner> {
         let me = leader.member.running()?.owner;
         // A member asks, who is no candidate any more.
         let greeting = leader.peers.hello(&self.0, Candidate::default()).await?;
@@ -134,14 +164,15 @@ impl Lead for Add {
             None => {}
         }
         let candidate = greeting.node.candidate;
-        let owner = Join { node: greeting.node, abstains: greeting.abstains }.lead(leader).await?;
+        let owner =
+            Join { node: greeting.node, abstains: greeting.abstains }.lead(leader, from).await?;
         leader.peers.assign(&self.0, candidate, owner, leader.timings.patience).await?;
         Ok(owner)
     }
 }
 
 impl Lead for Remove {
-    async fn lead(self, leader: &Leader) -> Answer<()> {
+    async fn lead(self, leader: &Leader, _: NodeId) -> Answer<()> {
         membership::remove(leader, self.0).await
     }
 }

@@ -102,7 +102,7 @@ impl Router {
     async fn ask_node<A: Lead>(&self, node: NodeId, request: A) -> Answer<A::Reply> {
         let me = self.owner()?;
         if node == me.node {
-            return requests::answer(&self.leader, request).await;
+            return requests::answer(&self.leader, me.node, request).await;
         }
         let asking = self.ask_peer::<A>(Owner { node, ..me }, request.into());
         match tokio::time::timeout(self.timings.patience, asking).await {
@@ -119,7 +119,8 @@ impl Router {
         request: Request,
     ) -> Result<Answer<A::Reply>, tonic::Status> {
         let mut client = self.peers.at(&self.member.address_of(target.node)?)?;
-        let answer = client.ask(to_target(frame(&request)?, target)).await?;
+        let from = self.member.running().map_or(0, |running| running.owner.node);
+        let answer = client.ask(to_target(frame(&request)?, from, target)).await?;
         unframe(answer.get_ref())
     }
 
@@ -139,7 +140,8 @@ impl Router {
         let asking = async {
             let target = Owner { node: leader, ..me };
             let mut client = self.peers.at(&self.member.address_of(leader)?)?;
-            let mut events = client.acquire(to_target(frame(asked)?, target)).await?.into_inner();
+            let mut events =
+                client.acquire(to_target(frame(asked)?, me.node, target)).await?.into_inner();
             while let Some(event) = events.message().await? {
                 match unframe(&event)? {
                     Progress::Ended(answer) => return Ok(answer),

@@ -5,6 +5,7 @@
 use std::{pin::Pin, sync::Arc, time::Duration};
 
 use futures::{Stream, StreamExt};
+use kiln_proto::NodeId;
 use openraft::{Snapshot, raft::TransferLeaderRequest};
 use tokio::{sync::mpsc, time::Instant};
 use tokio_stream::wrappers::ReceiverStream;
@@ -17,7 +18,7 @@ use crate::{
     leader::Leader,
     member::{Member, Running},
     pb::{Frame, peer_server::Peer},
-    peers::{abstains, check_target, frame, set_abstains, set_of_you, unframe},
+    peers::{abstains, check_target, frame, sender, set_abstains, set_of_you, unframe},
     raft::{SnapshotMeta, Types, Vote},
     requests,
     router::Router,
@@ -56,6 +57,15 @@ impl Service {
         let running = self.member.running().map_err(status)?;
         check_target(request.metadata(), running.owner)?;
         Ok(running)
+    }
+
+    /// The node that sent `request`, if it is a member, or one that was away.
+    fn member_that_asks<T>(&self, request: &Request<T>) -> Result<NodeId, Status> {
+        let nodes = self.leader.replica.nodes();
+        let from = sender(request.metadata());
+        // Nobody is registered before the first command.
+        let known = |id: &NodeId| nodes.is_empty() || nodes.get(id).is_some_and(|n| !n.left);
+        from.filter(known).ok_or_else(|| Status::permission_denied("not from a member"))
     }
 }
 
@@ -147,13 +157,17 @@ impl Peer for Service {
 
     async fn ask(&self, request: Request<Frame>) -> Reply {
         self.running(&request)?;
-        let answer = requests::serve(&self.leader, unframe(request.get_ref())?).await;
+        let from = self.member_that_asks(&request)?;
+        let answer = requests::serve(&self.leader, from, unframe(request.get_ref())?).await;
         answer.map(Response::new)
     }
 
     async fn acquire(&self, request: Request<Frame>) -> Result<Response<Frames>, Status> {
         self.running(&request)?;
         let asked: Acquire = unframe(request.get_ref())?;
+        if asked.node != self.member_that_asks(&request)? {
+            return Err(Status::permission_denied("a lease is for the node that asks for it"));
+        }
         let (events, stream) = mpsc::channel(4);
         let leader = Arc::clone(&self.leader);
         self.tasks.spawn(async move { serve_acquire(&leader, asked, events).await });

@@ -75,7 +75,6 @@ pub(crate) fn apply<V: View>(
         Command::Write(write) => writes::write(txn, index, write, events),
         Command::OpenSession { node, nonce } => writes::open_session(txn, index, node, nonce),
         Command::SetPinned { key, pinned } => set_pinned(txn, key, pinned, events),
-        Command::Tombstone { key, reason } => epochs::remove(txn, key, reason, events),
         Command::RetireAbsent { key, epoch, asked } => epochs::retire(txn, key, epoch, &asked),
 
         Command::Report { node, report } => packs::report(txn, node, report),
@@ -91,6 +90,7 @@ pub(crate) fn apply<V: View>(
         Command::ForgetObject { pack, generation } => packs::forget(txn, pack, generation, events),
 
         // Of earlier logs.
+        Command::Tombstone { key, reason } => epochs::remove(txn, key, reason, events),
         Command::Publish(publication) => epochs::publish(txn, None, publication, events),
         Command::Put { publication, create } => {
             epochs::put(txn, index, None, publication, create, events)

@@ -20,6 +20,8 @@ use crate::{
     table::{FailureRecord, LeaseRecord, StateError, Table, View},
 };
 
+/// Most negative entries at once; each is in every replica, with its message.
+const MOST_FAILURES: usize = 65_536;
 /// Ticks in one time to live.
 const TICKS: u32 = 8;
 
@@ -148,14 +150,29 @@ impl Deadlines {
     }
 
     /// A heartbeat: whether `token` is live.
-    pub(crate) fn renew(&self, key: &ArtifactKey, token: Token, now: Instant) -> bool {
+    pub(crate) fn renew(
+        &self,
+        key: &ArtifactKey,
+        token: Token,
+        from: NodeId,
+        now: Instant,
+    ) -> bool {
         match self.inner.lock().leases.get_mut(key) {
-            Some((_, deadline)) if deadline.token == token => {
+            Some((node, deadline)) if deadline.token == token && *node == from => {
                 deadline.at = now + self.lifetimes.lease;
                 true
             }
             _ => false,
         }
+    }
+
+    /// Whether one more failure may be remembered; where not, its key is free at once.
+    pub(crate) fn takes_failures(&self) -> bool {
+        let takes = self.inner.lock().failures.len() < MOST_FAILURES;
+        if !takes {
+            metrics::counter!("kiln_index_failures_dropped_total").increment(1);
+        }
+        takes
     }
 
     /// Whether `token` is live in this replica.
@@ -210,7 +227,7 @@ mod tests {
         let mut passed = Duration::ZERO;
         while passed < until {
             passed += TICK;
-            assert!(deadlines.renew(&key(1), Token(1), from + passed));
+            assert!(deadlines.renew(&key(1), Token(1), 1, from + passed));
             due.extend(deadlines.due(from + passed).leases);
         }
         due
@@ -237,7 +254,7 @@ mod tests {
         assert_eq!(deadlines.due(start + TICK), Due::default());
         let woken = start + TICK + TTL * 10;
         assert_eq!(deadlines.due(woken), Due::default(), "the pause expired a live lease");
-        assert!(deadlines.renew(&key(1), Token(1), woken), "the holder can still renew");
+        assert!(deadlines.renew(&key(1), Token(1), 1, woken), "the holder can still renew");
         assert_eq!(deadlines.due(woken + TICK), Due::default());
     }
 
@@ -257,8 +274,8 @@ mod tests {
     fn an_old_token_renews_nothing() {
         let deadlines = deadlines();
         granted(&deadlines, 1);
-        assert!(!deadlines.renew(&key(1), Token(9), Instant::now()));
+        assert!(!deadlines.renew(&key(1), Token(9), 1, Instant::now()));
         deadlines.follow(&Event::LeaseEnded { key: key(1), token: Token(1) });
-        assert!(!deadlines.renew(&key(1), Token(1), Instant::now()));
+        assert!(!deadlines.renew(&key(1), Token(1), 1, Instant::now()));
     }
 }
