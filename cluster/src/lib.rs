@@ -14,6 +14,7 @@ mod bootstrap;
 mod cluster;
 mod codec;
 mod command;
+mod deadlines;
 mod entry;
 mod error;
 mod housekeeping;

@@ -8,9 +8,9 @@ use kiln_proto::{ArtifactKey, Digest, Failure};
 use tokio::{sync::broadcast, time::Instant};
 
 use crate::{
+    deadlines::Deadlines,
     entry::{Entry, PackState},
     error::ClusterError,
-    leases::Deadlines,
     store::Store,
     table::{
         self, BlobRecord, Counters, EntryRecord, FailureRecord, ObjectRecord, Pairs, Record, Table,

@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use crate::{command::NodeFacts, leases::Lifetimes};
+use crate::{command::NodeFacts, deadlines::Lifetimes};
 
 /// Everything that [`crate::Cluster::open`] needs.
 #[derive(Debug, Clone)]

@@ -16,7 +16,7 @@ use tokio::sync::{Notify, broadcast, watch};
 
 use crate::{
     command::{Candidate, NodeFacts},
-    leases::Deadlines,
+    deadlines::Deadlines,
     state::Event,
     table::{self, Standing, StateError, View},
 };

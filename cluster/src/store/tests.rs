@@ -19,7 +19,7 @@ use tempfile::TempDir;
 use super::{db::LOG, meta, *};
 use crate::{
     command::{Command, NewNode, NodeFacts},
-    leases::{Deadlines, Lifetimes},
+    deadlines::{Deadlines, Lifetimes},
     raft::{Entry, RaftLogId, Types},
     state::tests::commands,
     watch::Watch,
