@@ -2,11 +2,11 @@
 //!
 //! Invariant: an [`Answer`]'s pack hashes to what its manifest says.
 
-use std::{sync::Arc, time::Duration};
+use std::{num::NonZero, sync::Arc, time::Duration};
 
 use kiln_proto::{Manifest, SignedManifest};
 
-use super::{Copies, Origin};
+use super::Origin;
 use crate::{
     cache::Blob,
     compiler::{CompileInput, Limits},
@@ -62,6 +62,15 @@ pub struct Request {
     pub forwarded: bool,
     /// When the caller stops waiting.
     pub deadline: tokio::time::Instant,
+}
+
+/// Where bytes are durable before their publication is acknowledged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Copies {
+    /// On the disks of so many nodes, this one among them.
+    Nodes(NonZero<usize>),
+    /// On this node's disk and in the object store.
+    Object,
 }
 
 /// Settings of the manager.

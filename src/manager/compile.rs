@@ -13,10 +13,10 @@ use std::{
 };
 
 use kiln_cluster::{Acquired, Lease, Published};
-use kiln_proto::{ArtifactKey, Failure, FailureKind, Fingerprint, Token};
+use kiln_proto::{ArtifactKey, Failure, FailureKind, Fingerprint};
 use tokio::{sync::watch, time::timeout_at};
 
-use super::{Answer, Found, Manager, Outcome, Progress, Request};
+use super::{Answer, Found, Manager, Outcome, Progress, Request, Stage};
 use crate::{
     compiler::{Compiler, Output, Prepared},
     error::Error,
@@ -24,19 +24,6 @@ use crate::{
 
 /// How often a flight starts over when its entry's bytes or its lease are lost.
 const ATTEMPTS: usize = 4;
-
-/// How far the flight of a key is.
-#[derive(Debug, Clone)]
-pub enum Stage {
-    /// Asking the cluster.
-    Acquiring,
-    /// Another node holds the lease.
-    Waiting,
-    /// This node compiles under the token.
-    Compiling(Token),
-    /// Over.
-    Ended(Box<Result<Answer, Error>>),
-}
 
 impl Manager {
     /// The key and all that decides it, without compiling.

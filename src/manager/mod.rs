@@ -23,6 +23,7 @@ mod report;
 mod restore;
 mod route;
 mod single_flight;
+mod stage;
 mod stored;
 
 use std::sync::Arc;
@@ -32,13 +33,12 @@ use kiln_proto::{ArtifactKey, Manifest, NodeIdentity};
 use tokio_util::sync::CancellationToken;
 
 pub use self::{
-    answer::{Answer, Outcome, Request, Settings},
-    compile::Stage,
+    answer::{Answer, Copies, Outcome, Request, Settings},
     counters::Counters,
     fetch::{Fetched, Fetcher, Origin},
-    publish::Copies,
     report::Reporter,
     single_flight::{Progress, SingleFlight},
+    stage::Stage,
     stored::Found,
 };
 use crate::{

@@ -6,7 +6,6 @@
 //! it is not.
 
 use std::{
-    num::NonZero,
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -15,7 +14,7 @@ use kiln_cluster::{Entry, IndexEvent, Lease, Published, Put, PutMode, Turn};
 use kiln_proto::{Manifest, NodeId, SignedManifest};
 use tokio::time::{sleep_until, timeout};
 
-use super::{Manager, hints};
+use super::{Copies, Manager, hints};
 use crate::{
     artifact,
     cache::{Blob, Guard, Inserted, Kept, TierError},
@@ -26,15 +25,6 @@ use crate::{
 
 /// What the copies of one publication may take, however long the bytes are on their way.
 const COPYING: Duration = Duration::from_secs(60);
-
-/// Where bytes are durable before their publication is acknowledged.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Copies {
-    /// On the disks of so many nodes, this one among them.
-    Nodes(NonZero<usize>),
-    /// On this node's disk and in the object store.
-    Object,
-}
 
 /// Bytes that are durable where the settings want them.
 struct Stored {

@@ -12,27 +12,26 @@ mod source;
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use kiln_cluster::{Asked, Entry, Index};
-use kiln_proto::{Digest, Manifest, NodeId, pb};
-use tokio::time::timeout;
+use kiln_proto::{Digest, Manifest, NodeId};
+use tokio::{sync::broadcast::error::RecvError, time::timeout};
 
-use self::{
-    backoff::Backoff,
-    source::{Refusals, Refused, Source},
-};
+pub use self::source::Origin;
+use self::source::{Places, Refusals, Refused, Source};
 use super::{Counters, SingleFlight, hints};
 use crate::{
-    cache::{Blob, BlobError, BlobWriter, Presence, TierError, TierName, Tiers},
+    cache::{
+        Blob, BlobError, BlobWriter, Guard, Hints, Kept, Presence, TierError, TierName, Tiers,
+    },
     error::Error,
-    transfer::PeerClient,
+    transfer::{PeerAddress, PeerClient, TransferError},
 };
 
 /// Longest that one fetch may take: a peer that keeps moving bytes is slow, not dead.
 const LONGEST: Duration = Duration::from_secs(600);
+/// What a publication may take from its copies to its commit.
+const PUBLICATION: Duration = Duration::from_secs(120);
 /// From this many holders on the record may name only some of them.
 const MANY_HOLDERS: usize = 32;
-
-/// Where bytes came from, as clients are told.
-pub type Origin = pb::Tier;
 
 /// What became of a fetch.
 #[derive(Debug, Clone)]
@@ -52,7 +51,7 @@ pub struct Fetcher {
     tiers: Arc<Tiers>,
     peers: Arc<PeerClient>,
     counters: Arc<Counters>,
-    backoff: Backoff,
+    places: Places,
     running: SingleFlight<Digest, Option<Result<Fetched, Error>>>,
 }
 
@@ -65,8 +64,9 @@ impl Fetcher {
         peers: Arc<PeerClient>,
         counters: Arc<Counters>,
     ) -> Self {
-        let (backoff, running) = (Backoff::default(), SingleFlight::default());
-        Self { node, index, tiers, peers, counters, backoff, running }
+        let places = Places::new(tiers.clone(), peers.clone());
+        let running = SingleFlight::default();
+        Self { node, index, tiers, peers, counters, places, running }
     }
 
     /// This node.
@@ -138,7 +138,7 @@ impl Fetcher {
                     continue;
                 }
                 let before = writer.filled();
-                let filled = self.fill(source, &pack, entry.generation, &mut writer).await;
+                let filled = self.places.fill(source, &pack, entry.generation, &mut writer).await;
                 if writer.filled() > before {
                     used.push(at);
                 }
@@ -209,6 +209,58 @@ impl Fetcher {
         }
         sources
     }
+
+    /// Makes `to` fetch and keep `pack`, which this node has.
+    pub async fn keep_at(
+        &self,
+        to: PeerAddress<'_>,
+        pack: &Blob,
+        from: PeerAddress<'_>,
+    ) -> Result<(), TransferError> {
+        self.peers.keep(to, &pack.digest(), pack.size(), from).await
+    }
+
+    /// Takes a copy of `size` bytes from `from`; durable on this node's disk on return.
+    pub async fn keep(&self, pack: &Digest, size: u64, from: PeerAddress<'_>) -> Result<(), Error> {
+        let known = self.local(pack).await.map(|(blob, _)| blob);
+        let blob = match known {
+            Some(blob) => blob,
+            None => {
+                let mut writer = BlobWriter::with_size(size)?;
+                let fetched = self.peers.fetch_into(from, pack, &mut writer).await;
+                fetched.map_err(|e| Error::Unreachable(format!("node {}: {e}", from.node)))?;
+                writer.finish_as(*pack)?
+            }
+        };
+        let inserted = self.tiers.insert(&blob, Hints::default()).await;
+        match inserted.kept {
+            Kept::Disk => {
+                tokio::spawn(guard_until_named(inserted.guard, self.index.clone(), *pack));
+                Ok(())
+            }
+            Kept::Memory(why) | Kept::Nowhere(why) => Err(Error::NotStored(why.to_string())),
+        }
+    }
+}
+
+/// Holds on to a copy until the publication that it was made for is applied here.
+async fn guard_until_named(guard: Guard, index: Index, pack: Digest) {
+    let mut events = index.events();
+    let named = async {
+        loop {
+            match index.pack(&pack) {
+                Ok(Some(state)) if state.named => return,
+                Ok(_) => {}
+                Err(_) => return,
+            }
+            // An error is a lagging subscriber, who looks again, or the end of the node.
+            if let Err(RecvError::Closed) = events.recv().await {
+                return;
+            }
+        }
+    };
+    drop(timeout(PUBLICATION, named).await);
+    drop(guard);
 }
 
 const fn origin(tier: TierName) -> Origin {

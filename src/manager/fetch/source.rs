@@ -3,25 +3,19 @@
 //! Invariant: only a place that answered for itself proves that it does not have the
 //! bytes; silence, a refusal and another node's answer prove nothing.
 
-use std::{
-    fmt,
-    time::{Duration, Instant},
-};
+use std::{fmt, sync::Arc, time::Instant};
 
-use kiln_cluster::{Asked, Index};
-use kiln_proto::{Digest, NodeId};
+use kiln_cluster::Asked;
+use kiln_proto::{Digest, NodeId, pb};
 
-use tokio::{sync::broadcast::error::RecvError, time::timeout};
-
-use super::{Fetcher, Origin};
+use super::backoff::Backoff;
 use crate::{
-    cache::{Blob, BlobWriter, Guard, Hints, Kept, TierError},
-    error::Error,
-    transfer::{PeerAddress, TransferError},
+    cache::{BlobWriter, TierError, Tiers},
+    transfer::{PeerAddress, PeerClient, TransferError},
 };
 
-/// What a publication may take from its copies to its commit.
-const PUBLICATION: Duration = Duration::from_secs(120);
+/// Where bytes came from, as clients are told.
+pub type Origin = pb::Tier;
 
 /// A remote place that may have the bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -115,57 +109,16 @@ impl Refusals {
     }
 }
 
-/// Holds on to a copy until the publication that it was made for is applied here.
-async fn guard_until_named(guard: Guard, index: Index, pack: Digest) {
-    let mut events = index.events();
-    let named = async {
-        loop {
-            match index.pack(&pack) {
-                Ok(Some(state)) if state.named => return,
-                Ok(_) => {}
-                Err(_) => return,
-            }
-            // An error is a lagging subscriber, who looks again, or the end of the node.
-            if let Err(RecvError::Closed) = events.recv().await {
-                return;
-            }
-        }
-    };
-    drop(timeout(PUBLICATION, named).await);
-    drop(guard);
+/// The remote places, and which of them failed lately.
+pub(super) struct Places {
+    tiers: Arc<Tiers>,
+    peers: Arc<PeerClient>,
+    backoff: Backoff,
 }
 
-impl Fetcher {
-    /// Makes `to` fetch and keep `pack`, which this node has.
-    pub async fn keep_at(
-        &self,
-        to: PeerAddress<'_>,
-        pack: &Blob,
-        from: PeerAddress<'_>,
-    ) -> Result<(), TransferError> {
-        self.peers.keep(to, &pack.digest(), pack.size(), from).await
-    }
-
-    /// Takes a copy of `size` bytes from `from`; durable on this node's disk on return.
-    pub async fn keep(&self, pack: &Digest, size: u64, from: PeerAddress<'_>) -> Result<(), Error> {
-        let known = self.local(pack).await.map(|(blob, _)| blob);
-        let blob = match known {
-            Some(blob) => blob,
-            None => {
-                let mut writer = BlobWriter::with_size(size)?;
-                let fetched = self.peers.fetch_into(from, pack, &mut writer).await;
-                fetched.map_err(|e| Error::Unreachable(format!("node {}: {e}", from.node)))?;
-                writer.finish_as(*pack)?
-            }
-        };
-        let inserted = self.tiers.insert(&blob, Hints::default()).await;
-        match inserted.kept {
-            Kept::Disk => {
-                tokio::spawn(guard_until_named(inserted.guard, self.index.clone(), *pack));
-                Ok(())
-            }
-            Kept::Memory(why) | Kept::Nowhere(why) => Err(Error::NotStored(why.to_string())),
-        }
+impl Places {
+    pub(super) fn new(tiers: Arc<Tiers>, peers: Arc<PeerClient>) -> Self {
+        Self { tiers, peers, backoff: Backoff::default() }
     }
 
     /// Fills the rest of `writer` from one place.
