@@ -145,3 +145,15 @@ async fn a_leader_that_is_removed_serves_nothing_and_says_so() {
     assert!(done.status.success(), "{done:?}");
     answers_as_one_that_left(&cluster.nodes[leader], &cluster.nodes[member], &key).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_was_removed_while_it_was_down_learns_it_when_it_is_back() {
+    let (mut cluster, key) = filled().await;
+    let id = cluster.nodes[2].id.to_string();
+    cluster.nodes[2].kill().await;
+    cluster.leader(&[0, 1]).await;
+    let done = kiln(&["cluster", "remove", &id], &[&cluster.nodes[0]]).await;
+    assert!(done.status.success(), "{done:?}");
+    cluster.nodes[2].restart().await;
+    answers_as_one_that_left(&cluster.nodes[2], &cluster.nodes[0], &key).await;
+}
