@@ -29,6 +29,14 @@ pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Malformed> 
     }
 }
 
+/// Whether the key of a `T` has `length` bytes.
+pub(crate) fn exact_length<T>(key: &[u8], length: usize) -> Result<(), Malformed> {
+    if key.len() == length {
+        return Ok(());
+    }
+    Err(Malformed { what: short_name::<T>(), why: format!("a key of {} bytes", key.len()) })
+}
+
 fn short_name<T>() -> &'static str {
     let full = std::any::type_name::<T>();
     full.rsplit("::").next().unwrap_or(full)

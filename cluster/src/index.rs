@@ -430,15 +430,8 @@ impl Index {
             // The least key after it.
             start = start.max([&after.as_bytes()[..], &[0]].concat());
         }
-        let pairs = self.replica.scan(Table::Entries, &start, limit.min(MOST_SCANNED))?;
-        let entries = pairs.into_iter().map(|(key, value)| {
-            let key = ArtifactKey::try_from(key.as_slice()).map_err(ClusterError::storage)?;
-            self.replica.complete(key, crate::codec::decode(&value)?)
-        });
-        let within = |entry: &Result<Entry, ClusterError>| {
-            entry.as_ref().map_or(true, |entry| entry.key.to_string().starts_with(prefix))
-        };
-        entries.take_while(within).collect()
+        let within = |key: &ArtifactKey| key.to_string().starts_with(prefix);
+        self.replica.entries(&start, limit.min(MOST_SCANNED), within)
     }
 
     /// A node, also one that left: its manifests stay verifiable.

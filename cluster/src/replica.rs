@@ -8,10 +8,11 @@ use kiln_proto::{ArtifactKey, Digest, Failure};
 use tokio::{sync::broadcast, time::Instant};
 
 use crate::{
+    codec,
     deadlines::Deadlines,
     entry::{Entry, PackState},
     error::ClusterError,
-    store::Store,
+    store::{StateView, Store},
     table::{
         self, BlobRecord, Counters, EntryRecord, FailureRecord, ObjectRecord, Pairs, Record, Table,
     },
@@ -46,34 +47,76 @@ impl Replica {
 
     /// The artifact of `key`.
     pub(crate) fn entry(&self, key: &ArtifactKey) -> Result<Option<Entry>, ClusterError> {
-        let Some(record) = self.read::<EntryRecord>(*key)? else {
+        let view = self.store.view();
+        let Some(record) = table::read::<EntryRecord>(&view, *key)? else {
             return Ok(None);
         };
-        self.complete(*key, record).map(Some)
+        self.complete(&view, *key, record)
+    }
+
+    /// Up to `limit` artifacts in key order, from `start` on, while `within` holds.
+    pub(crate) fn entries(
+        &self,
+        start: &[u8],
+        limit: usize,
+        within: impl Fn(&ArtifactKey) -> bool,
+    ) -> Result<Vec<Entry>, ClusterError> {
+        let (view, mut start) = (self.store.view(), start.to_vec());
+        let mut entries = Vec::new();
+        // Again only where keys lost their artifacts meanwhile.
+        while entries.len() < limit {
+            let pairs = view.scan(Table::Entries, &start, limit - entries.len())?;
+            let Some((last, _)) = pairs.last() else { break };
+            start = [last.as_slice(), &[0]].concat();
+            for (key, value) in pairs {
+                let key = ArtifactKey::try_from(key.as_slice()).map_err(ClusterError::storage)?;
+                if !within(&key) {
+                    return Ok(entries);
+                }
+                entries.extend(self.complete(&view, key, codec::decode(&value)?)?);
+            }
+        }
+        Ok(entries)
     }
 
     /// Adds to an entry what is kept apart from it because it changes more often.
-    pub(crate) fn complete(
+    /// `None` if the key has no artifact any more.
+    fn complete(
         &self,
+        view: &StateView<'_>,
         key: ArtifactKey,
-        record: EntryRecord,
-    ) -> Result<Entry, ClusterError> {
-        let mut blob: BlobRecord = self.read(record.pack)?.unwrap_or_default();
+        mut record: EntryRecord,
+    ) -> Result<Option<Entry>, ClusterError> {
+        // The record of an entry's pack is there for as long as the entry. A command that
+        // was applied between the two reads may have ended both: then look again.
+        let mut blob = loop {
+            if let Some(blob) = table::read::<BlobRecord>(view, record.pack)? {
+                break blob;
+            }
+            let again: Option<EntryRecord> = table::read(view, key)?;
+            match again {
+                None => return Ok(None),
+                Some(again) if again.epoch == record.epoch => {
+                    return Err(ClusterError::storage("an entry without its pack's record"));
+                }
+                Some(again) => record = again,
+            }
+        };
         let nodes = self.watch.nodes();
         blob.holders.retain(|holder| nodes.get(holder).is_some_and(|node| !node.left));
-        Ok(Entry {
+        Ok(Some(Entry {
             key,
             epoch: record.epoch,
             manifest: record.manifest,
             pack: record.pack,
             pack_size: record.pack_size,
-            generation: self.generation(record.pack)?,
+            generation: generation(view, record.pack)?,
             compile_seconds: record.compile_seconds,
             stored: blob.stored,
             pinned: record.pinned,
             holders: blob.holders,
             hits: blob.hits,
-        })
+        }))
     }
 
     /// The live negative entry of `key`.
@@ -81,18 +124,14 @@ impl Replica {
         Ok(self.read::<FailureRecord>(*key)?.map(|record| record.failure))
     }
 
-    fn generation(&self, pack: Digest) -> Result<u64, ClusterError> {
-        let object: Option<ObjectRecord> = self.read(pack)?;
-        Ok(object.unwrap_or_default().generation)
-    }
-
     /// What is known of a pack.
     pub(crate) fn pack(&self, pack: &Digest) -> Result<Option<PackState>, ClusterError> {
-        let Some(blob) = self.read::<BlobRecord>(*pack)? else {
+        let view = self.store.view();
+        let Some(blob) = table::read::<BlobRecord>(&view, *pack)? else {
             return Ok(None);
         };
         Ok(Some(PackState {
-            generation: self.generation(*pack)?,
+            generation: generation(&view, *pack)?,
             named: blob.entries > 0,
             referenced: blob.entries > 0 || blob.leases > 0,
             condemned: blob.condemned,
@@ -146,4 +185,9 @@ impl Replica {
         let reached = progress.wait_for(|applied| *applied >= index);
         tokio::time::timeout_at(deadline, reached).await.is_ok_and(|r| r.is_ok())
     }
+}
+
+fn generation(view: &StateView<'_>, pack: Digest) -> Result<u64, ClusterError> {
+    let object: Option<ObjectRecord> = table::read(view, pack)?;
+    Ok(object.unwrap_or_default().generation)
 }

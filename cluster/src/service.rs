@@ -23,7 +23,7 @@ use crate::{
     requests,
     router::Router,
     rpc::{Acquire, Answer, Join, Outcome, Progress, Unanswered},
-    store::{SnapshotData, Staging, Store},
+    store::{Part, SnapshotData, Staging, Store},
 };
 
 /// Longest wait that an acquire may ask for.
@@ -117,17 +117,21 @@ impl Peer for Service {
         let cut = || Status::aborted("the snapshot ended too soon");
         let header = frames.message().await?.ok_or_else(cut)?;
         let (vote, meta): (Vote, SnapshotMeta) = unframe(&header)?;
-        let mut staging = Staging::create(self.store.incoming(), &meta).map_err(status)?;
+        let (parts, received) = mpsc::channel(4);
+        let (dir, of) = (self.store.incoming().to_owned(), meta.clone());
+        let staging = tokio::task::spawn_blocking(move || Staging::receive(&dir, &of, received));
         loop {
             let frame = frames.message().await?.ok_or_else(cut)?;
             self.member.note_contact(Duration::from_millis(frame.quorum_age_ms));
             let chunk = frame.body;
-            if chunk.is_empty() {
+            let end = chunk.is_empty();
+            let part = if end { Part::End } else { Part::Chunk(chunk) };
+            // It takes no more only when it failed, and then says why.
+            if parts.send(part).await.is_err() || end {
                 break;
             }
-            staging.push(&chunk).map_err(status)?;
         }
-        let staged = tokio::task::spawn_blocking(move || staging.finish()).await.map_err(status)?;
+        let staged = staging.await.map_err(status)?;
         let snapshot = SnapshotData::Staged(staged.map_err(status)?);
         let installed = raft.install_full_snapshot(vote, Snapshot { meta, snapshot }).await;
         reply(&installed.map_err(status)?)

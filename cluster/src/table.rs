@@ -339,3 +339,22 @@ fn decode_nodes(
     };
     pairs.into_iter().map(decode).collect()
 }
+
+/// Whether `key` and `value` are what `table` holds.
+pub(crate) fn check(table: Table, key: &[u8], value: &[u8]) -> Result<(), Malformed> {
+    fn pair<R: Record>(key: &[u8], value: &[u8]) -> Result<(), Malformed> {
+        codec::decode::<R>(value)?;
+        codec::exact_length::<R>(key, size_of::<<R::Key as RecordKey>::Bytes>())
+    }
+    match table {
+        Table::Entries => pair::<EntryRecord>(key, value),
+        Table::Epochs => pair::<EpochRecord>(key, value),
+        Table::Blobs => pair::<BlobRecord>(key, value),
+        Table::Leases => pair::<LeaseRecord>(key, value),
+        Table::Failures => pair::<FailureRecord>(key, value),
+        Table::Nodes => pair::<NodeRecord>(key, value),
+        Table::Counters => pair::<Counters>(key, value),
+        Table::Objects => pair::<ObjectRecord>(key, value),
+        Table::Sessions => pair::<SessionRecord>(key, value),
+    }
+}

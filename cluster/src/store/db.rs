@@ -1,15 +1,19 @@
 //! Everything a member keeps on disk, in one RocksDB with one write-ahead log.
 //!
+//! The state is kept in one of two sets of column families; a snapshot is installed
+//! into the other one, which becomes the live set in one batch.
+//!
 //! Invariant: what was acknowledged was fsynced, and what is on disk after a
 //! power loss is a prefix of what was written: log, vote and state share one
-//! write-ahead log, so none of them is ever ahead of what it depends on.
+//! write-ahead log, so none of them is ever ahead of what it depends on. A view reads
+//! one set, which is not cleared while the view is held.
 
 use std::{
     path::{Path, PathBuf},
     sync::Arc,
 };
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 use rocksdb::{
     BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBCompressionType,
     DataBlockIndexType, IteratorMode, LogLevel, Options, WriteBatch,
@@ -17,7 +21,7 @@ use rocksdb::{
 use serde::{Serialize, de::DeserializeOwned};
 
 use super::{
-    meta::{self, Applied, META, Owner},
+    meta::{self, Applied, META, Owner, Set},
     sync::Syncer,
 };
 use crate::{
@@ -44,6 +48,9 @@ const LONGEST_WAL: u64 = 128 << 20;
 pub(crate) struct Store {
     pub(super) db: Arc<DB>,
     pub(super) syncer: Syncer,
+    /// The set that the state is in. Read-locked while it is read, write-locked while
+    /// another set takes its place.
+    pub(super) live: RwLock<Set>,
     /// Taken while a received snapshot replaces the state.
     pub(super) install: Mutex<()>,
     incoming: PathBuf,
@@ -73,7 +80,7 @@ impl Store {
             let mut table = BlockBasedOptions::default();
             let mut cf = Options::default();
             cf.set_write_buffer_size(buffer);
-            if name == Table::Entries.name() {
+            if name.starts_with(Table::Entries.name()) {
                 // Manifests are mostly digests: there is little to compress, and every look-up
                 // of a cold key would pay for it.
                 cf.set_compression_type(DBCompressionType::None);
@@ -98,13 +105,18 @@ impl Store {
         ];
         for table in Table::ALL {
             let buffer = if table == Table::Entries { 16 << 20 } else { 4 << 20 };
-            families.push(descriptor(table.name(), true, buffer));
+            families.push(descriptor(Set::A.family(table), true, buffer));
+            families.push(descriptor(Set::B.family(table), true, buffer));
         }
         let db = DB::open_cf_descriptors(&options, &dir, families)
             .map_err(|e| ClusterError::storage(format!("open {}: {e}", dir.display())))?;
         let db = Arc::new(db);
         let syncer = Syncer::spawn(Arc::clone(&db)).map_err(ClusterError::storage)?;
-        Ok(Arc::new(Self { db, syncer, install: Mutex::new(()), incoming }))
+        let live = RwLock::new(Set::A);
+        let store = Self { db, syncer, live, install: Mutex::new(()), incoming };
+        let live = store.meta(meta::LIVE)?.unwrap_or_default();
+        *store.live.write() = live;
+        Ok(Arc::new(store))
     }
 
     /// Who the data belongs to; `None` on an empty disk.
@@ -172,13 +184,32 @@ impl Store {
         Ok(())
     }
 
-    pub(super) fn put_changes(&self, batch: &mut WriteBatch, changes: &Changes) {
-        for ((table, key), value) in changes {
-            match value {
-                Some(value) => batch.put_cf(self.cf(table.name()), key, value),
-                None => batch.delete_cf(self.cf(table.name()), key),
-            }
-        }
+    /// The state as of now. Hold it for one read of some records, and never across
+    /// an await: a set that is read is not swapped.
+    pub(crate) fn view(&self) -> StateView<'_> {
+        StateView { store: self, set: self.live.read_recursive() }
+    }
+
+    /// Up to `limit` pairs of `table` from `start` on.
+    pub(crate) fn scan(
+        &self,
+        table: Table,
+        start: &[u8],
+        limit: usize,
+    ) -> Result<Pairs, StateError> {
+        self.view().scan(table, start, limit)
+    }
+}
+
+/// The live set, which no snapshot replaces while this is held.
+pub(crate) struct StateView<'a> {
+    store: &'a Store,
+    set: RwLockReadGuard<'a, Set>,
+}
+
+impl StateView<'_> {
+    fn cf(&self, table: Table) -> &ColumnFamily {
+        self.store.cf(self.set.family(table))
     }
 
     /// Up to `limit` pairs of `table` from `start` on.
@@ -189,17 +220,40 @@ impl Store {
         limit: usize,
     ) -> Result<Pairs, StateError> {
         let mode = IteratorMode::From(start, rocksdb::Direction::Forward);
-        let pairs = self.db.iterator_cf(self.cf(table.name()), mode).take(limit);
+        let pairs = self.store.db.iterator_cf(self.cf(table), mode).take(limit);
         pairs
             .map(|pair| pair.map(|(k, v)| (k.into_vec(), v.into_vec())))
             .collect::<Result<_, _>>()
             .map_err(|e| StateError::Read(table.name(), e))
     }
+
+    pub(super) fn put_changes(&self, batch: &mut WriteBatch, changes: &Changes) {
+        for ((table, key), value) in changes {
+            match value {
+                Some(value) => batch.put_cf(self.cf(*table), key, value),
+                None => batch.delete_cf(self.cf(*table), key),
+            }
+        }
+    }
 }
 
+impl View for StateView<'_> {
+    fn get(&self, table: Table, key: &[u8]) -> Result<Option<impl AsRef<[u8]>>, StateError> {
+        let bytes = self.store.db.get_pinned_cf(self.cf(table), key);
+        bytes.map_err(|e| StateError::Read(table.name(), e))
+    }
+
+    fn all(&self, table: Table) -> Result<Pairs, StateError> {
+        self.scan(table, &[], usize::MAX)
+    }
+}
+
+/// Reads one record each, for callers that need no more than that at once.
 impl View for Store {
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<impl AsRef<[u8]>>, StateError> {
-        let bytes = self.db.get_pinned_cf(self.cf(table.name()), key);
+        let live = self.live.read_recursive();
+        // What was found is pinned: clearing the set later does not touch it.
+        let bytes = self.db.get_pinned_cf(self.cf(live.family(table)), key);
         bytes.map_err(|e| StateError::Read(table.name(), e))
     }
 

@@ -15,6 +15,7 @@ use rocksdb::WriteBatch;
 
 use super::{
     db::Store,
+    install,
     meta::{self, Applied},
     snapshot::{self, SnapshotData},
 };
@@ -39,22 +40,28 @@ pub(crate) struct Machine {
     applied: Applied,
 }
 
+type Answers = Vec<(ApplyResponder<Types>, Response)>;
+
 impl Machine {
     /// The state machine of `store`, which tells `watch` what it did.
     pub(crate) fn new(store: Arc<Store>, watch: Arc<Watch>) -> io::Result<Self> {
         let applied = store.applied().map_err(io_error)?;
         Ok(Self { store, watch, applied })
     }
+}
 
-    /// Applies entries up to the first gap in the stream or [`MOST_COMMANDS`].
-    fn apply_batch(
-        &mut self,
-        entries: Vec<EntryResponder<Types>>,
-    ) -> io::Result<Vec<(ApplyResponder<Types>, Response)>> {
-        let mut txn = Txn::new(&*self.store);
-        let mut events: Vec<Event> = Vec::new();
-        let mut answers = Vec::new();
-        let mut applied = self.applied.clone();
+/// Applies `entries` after `applied` and writes what they change. Blocks.
+fn apply_batch(
+    store: &Store,
+    watch: &Watch,
+    mut applied: Applied,
+    entries: Vec<EntryResponder<Types>>,
+) -> io::Result<(Applied, Answers)> {
+    let mut events: Vec<Event> = Vec::new();
+    let mut answers = Vec::new();
+    {
+        let view = store.view();
+        let mut txn = Txn::new(&view);
         for (entry, responder) in entries {
             let log_id = entry.log_id();
             applied.last = Some(log_id);
@@ -71,14 +78,13 @@ impl Machine {
             answers.extend(responder.map(|responder| (responder, response)));
         }
         let mut batch = WriteBatch::default();
-        self.store.put_changes(&mut batch, &txn.into_changes());
-        self.store.put_meta(&mut batch, meta::APPLIED, &applied).map_err(io_error)?;
-        self.store.db.write(batch).map_err(io_error)?;
-        let index = applied.last.map_or(0, |id| id.index);
-        self.applied = applied;
-        self.watch.applied(&*self.store, index, &events).map_err(io_error)?;
-        Ok(answers)
+        view.put_changes(&mut batch, &txn.into_changes());
+        store.put_meta(&mut batch, meta::APPLIED, &applied).map_err(io_error)?;
+        store.db.write(batch).map_err(io_error)?;
     }
+    let index = applied.last.map_or(0, |id| id.index);
+    watch.applied(store, index, &events).map_err(io_error)?;
+    Ok((applied, answers))
 }
 
 impl RaftStateMachine<Types> for Machine {
@@ -96,7 +102,13 @@ impl RaftStateMachine<Types> for Machine {
         let mut ready = entries.ready_chunks(MOST_COMMANDS);
         while let Some(chunk) = ready.next().await {
             let chunk = chunk.into_iter().collect::<io::Result<Vec<_>>>()?;
-            for (responder, response) in self.apply_batch(chunk)? {
+            let (store, watch) = (Arc::clone(&self.store), Arc::clone(&self.watch));
+            let applied = self.applied.clone();
+            let applying =
+                tokio::task::spawn_blocking(move || apply_batch(&store, &watch, applied, chunk));
+            let (applied, answers) = applying.await.map_err(io_error)??;
+            self.applied = applied;
+            for (responder, response) in answers {
                 responder.send(response);
             }
         }
@@ -114,7 +126,7 @@ impl RaftStateMachine<Types> for Machine {
     ) -> io::Result<()> {
         let staged = data.stage(&self.store, meta).await?;
         let store = Arc::clone(&self.store);
-        tokio::task::spawn_blocking(move || snapshot::install(&store, &staged))
+        tokio::task::spawn_blocking(move || install::install(&store, &staged))
             .await
             .map_err(io_error)??;
         self.applied = self.store.applied().map_err(io_error)?;

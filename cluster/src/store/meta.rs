@@ -5,7 +5,10 @@
 use kiln_proto::NodeId;
 use serde::{Deserialize, Serialize};
 
-use crate::raft::{Membership, RaftLogId};
+use crate::{
+    raft::{Membership, RaftLogId},
+    table::Table,
+};
 
 /// The column family's name.
 pub(super) const META: &str = "meta";
@@ -15,7 +18,45 @@ pub(super) const PURGED: &str = "purged";
 pub(super) const APPLIED: &str = "applied";
 pub(super) const OWNER: &str = "owner";
 pub(super) const FOUNDERS: &str = "founders";
+/// The [`Set`] that the state is in.
+pub(super) const LIVE: &str = "live";
+/// Written by builds that installed in place: a file with a snapshot, half of which
+/// may be in the tables of [`Set::A`].
 pub(super) const INSTALLING: &str = "installing";
+
+/// One of the two sets of column families that can hold the state.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum Set {
+    #[default]
+    A,
+    B,
+}
+
+impl Set {
+    /// The set that is not this one.
+    pub(super) const fn other(self) -> Self {
+        match self {
+            Self::A => Self::B,
+            Self::B => Self::A,
+        }
+    }
+
+    /// The name of `table`'s column family in this set.
+    pub(super) const fn family(self, table: Table) -> &'static str {
+        match (self, table) {
+            (Self::A, _) => table.name(),
+            (Self::B, Table::Entries) => "entries.b",
+            (Self::B, Table::Epochs) => "epochs.b",
+            (Self::B, Table::Blobs) => "blobs.b",
+            (Self::B, Table::Leases) => "leases.b",
+            (Self::B, Table::Failures) => "failures.b",
+            (Self::B, Table::Nodes) => "nodes.b",
+            (Self::B, Table::Counters) => "counters.b",
+            (Self::B, Table::Objects) => "objects.b",
+            (Self::B, Table::Sessions) => "sessions.b",
+        }
+    }
+}
 
 /// Which node of which cluster the data belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

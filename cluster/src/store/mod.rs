@@ -4,27 +4,30 @@
 //! done is finished or undone by then.
 
 mod db;
+mod install;
 mod log;
 mod machine;
 mod meta;
 mod snapshot;
+mod staging;
 mod sync;
 
 use std::{path::Path, sync::Arc};
 
 pub(crate) use self::{
-    db::Store,
+    db::{StateView, Store},
     log::LogStore,
     machine::Machine,
     meta::Owner,
-    snapshot::{SnapshotData, Staging},
+    snapshot::SnapshotData,
+    staging::{Part, Staging},
 };
 use crate::error::ClusterError;
 
 /// Opens or creates the store below `data_dir`.
 pub(crate) fn open(data_dir: &Path) -> Result<Arc<Store>, ClusterError> {
     let store = Store::open(data_dir)?;
-    snapshot::finish_interrupted_install(&store)?;
+    install::recover(&store)?;
     Ok(store)
 }
 

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod install;
+
 use std::{path::Path, sync::mpsc};
 
 use kiln_proto::Digest;
@@ -16,7 +18,7 @@ use proptest::{prelude::*, test_runner::TestRunner};
 use rocksdb::WriteBatch;
 use tempfile::TempDir;
 
-use super::{db::LOG, meta, *};
+use super::{db::LOG, *};
 use crate::{
     command::{Command, NewNode, NodeFacts},
     deadlines::{Deadlines, Lifetimes},
@@ -153,48 +155,6 @@ fn a_snapshot_and_a_replay_come_to_the_same_state() {
             Ok(())
         })
         .unwrap();
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_installation_cut_short_is_finished_at_the_next_start() {
-    let (dir_a, dir_b) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let a = open(dir_a.path()).unwrap();
-    let mut whole = machine(&a);
-    apply(&mut whole, (1..500).map(report).collect()).await;
-    let snapshot = whole.get_current_snapshot().await.unwrap().unwrap();
-    let expected = a.digest().unwrap();
-    {
-        let b = open(dir_b.path()).unwrap();
-        apply(&mut machine(&b), (1..9).map(report).collect()).await;
-        let mut staged = snapshot.snapshot.stage(&b, &snapshot.meta).await.unwrap();
-        staged.keep();
-        // As far as the mark, and a crash.
-        let mut batch = WriteBatch::default();
-        b.put_meta(&mut batch, meta::INSTALLING, &staged.name().unwrap()).unwrap();
-        b.db.write(batch).unwrap();
-        b.db.flush_wal(true).unwrap();
-    }
-    let b = open(dir_b.path()).unwrap();
-    assert_eq!(b.digest().unwrap(), expected);
-    assert_eq!(std::fs::read_dir(b.incoming()).unwrap().count(), 0);
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_damaged_snapshot_replaces_nothing() {
-    let dir = tempfile::tempdir().unwrap();
-    let store = open(dir.path()).unwrap();
-    let mut machine = machine(&store);
-    apply(&mut machine, (1..50).map(report).collect()).await;
-    let before = store.digest().unwrap();
-    let snapshot = machine.get_current_snapshot().await.unwrap().unwrap();
-    let staged = snapshot.snapshot.stage(&store, &snapshot.meta).await.unwrap();
-    let path = store.incoming().join(staged.name().unwrap());
-    let mut bytes = std::fs::read(&path).unwrap();
-    let middle = bytes.len() / 2;
-    bytes[middle] ^= 1;
-    std::fs::write(&path, bytes).unwrap();
-    assert!(snapshot::install(&store, &staged).is_err());
-    assert_eq!(store.digest().unwrap(), before);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
