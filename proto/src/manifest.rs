@@ -1,15 +1,17 @@
 //! The signed description of one artifact.
 //!
 //! Invariant: a [`Manifest`] obtained from [`SignedManifest::verify`] was signed
-//! by the node it names, its key follows from its components, and its files
-//! cover its pack exactly, under paths that stay inside a folder.
+//! by the node it names, its key follows from its components and says the same as it
+//! of tenant, target and toolchain, and its files cover its pack exactly, under paths
+//! that stay inside a folder.
 
 use std::fmt;
 
 use ed25519_dalek::{Signature, Signer, SigningKey, VerifyingKey};
 
 use crate::{
-    ArtifactKey, Components, Digest, Fingerprint, NodeId, Target, component, convert, pb, value,
+    ArtifactKey, Components, Digest, Fingerprint, KeyField, NodeId, Target, component, convert, pb,
+    value,
 };
 
 /// Most files in one artifact.
@@ -179,11 +181,39 @@ impl Manifest {
         fields.any(|f| value::REPLACEABLE.contains(&f.value.as_str()))
     }
 
+    /// What it says of tenant, target or toolchain otherwise than its key does: whoever
+    /// signs a manifest must not move another tenant's key, or another GPU's.
+    fn contradiction(&self) -> Option<String> {
+        let in_key = |component: &str, field: &str| {
+            let fields = self.components.iter().filter(|c| c.name == component);
+            let mut fields = fields.flat_map(|c| &c.fields).filter(|f| f.name == field);
+            fields.next().map(|f| f.value.as_str())
+        };
+        let differs = |component: &str, field: &str, ours: &str| {
+            // Long values stand in a key as their digest.
+            let ours = KeyField::new(field, ours).value;
+            let theirs = in_key(component, field).filter(|theirs| *theirs != ours)?;
+            Some(format!("its {component} has {field} {ours:?}, its key {theirs:?}"))
+        };
+        let (target, compiler) = (&self.target, &self.fingerprint.compiler);
+        differs(component::NAMESPACE, "namespace", &self.namespace)
+            .or_else(|| differs(component::TARGET, "arch", &target.to_string()))
+            .or_else(|| differs(component::TARGET, "min_driver", &target.min_driver.to_string()))
+            .or_else(|| differs(component::FINGERPRINT, "compiler", compiler))
+            .or_else(|| {
+                let mut versions = self.fingerprint.versions.iter();
+                versions.find_map(|(tool, version)| differs(component::FINGERPRINT, tool, version))
+            })
+    }
+
     /// What every manifest must hold, whoever made it.
     pub fn validate(&self) -> Result<(), ManifestError> {
         let refuse = |why: String| Err(ManifestError::Invalid(why));
         if self.components.key() != self.key {
             return refuse("its key does not follow from its components".into());
+        }
+        if let Some(why) = self.contradiction() {
+            return refuse(why);
         }
         if self.files.is_empty() {
             return refuse("an artifact has at least one file".into());
@@ -302,6 +332,34 @@ mod tests {
         let registered = identity(7, 1).verifying_key();
         let refused = signed.verify(&registered, &manifest(b"abc").key).unwrap_err();
         assert!(matches!(refused, ManifestError::Signature { signer: 7 }));
+    }
+
+    #[test]
+    fn a_manifest_says_what_its_key_says() {
+        let field = |name, value: &str| vec![KeyField::new(name, value)];
+        let components = Components::new(vec![
+            Component::new(
+                component::FINGERPRINT,
+                vec![KeyField::new("compiler", "cuda"), KeyField::new("nvrtc", "13.0")],
+            ),
+            Component::new(component::TARGET, field("arch", "sm_90")),
+            Component::new(component::NAMESPACE, field("namespace", "team")),
+        ]);
+        let (key, namespace) = (components.key(), "team".to_owned());
+        let right = Manifest { key, namespace, components, ..manifest(b"abc") };
+        right.validate().unwrap();
+        let other_compiler = Fingerprint::new("native", [("nvrtc", "13.0")]);
+        let other_version = Fingerprint::new("cuda", [("nvrtc", "13.1")]);
+        for (wrong, named) in [
+            (Manifest { namespace: "other".into(), ..right.clone() }, "namespace"),
+            (Manifest { target: Target::cubin(100), ..right.clone() }, "arch"),
+            (Manifest { fingerprint: other_compiler, ..right.clone() }, "compiler"),
+            (Manifest { fingerprint: other_version, ..right.clone() }, "nvrtc"),
+        ] {
+            let refused = wrong.validate().unwrap_err().to_string();
+            assert!(refused.contains(named), "{refused}");
+            assert!(identity(7, 1).sign(wrong).is_err());
+        }
     }
 
     #[test]

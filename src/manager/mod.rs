@@ -46,8 +46,27 @@ use crate::{
     compiler::Compilers,
 };
 
-/// Verified manifests kept so that a hit costs no signature check.
+/// Verified manifests kept so that a hit costs no signature check: how many of the
+/// usual size, and bytes of their encoded form.
 const VERIFIED_MANIFESTS: usize = 16_384;
+const VERIFIED_BYTES: u64 = 64 << 20;
+
+/// A verified manifest, with the bytes that it was signed as.
+#[derive(Clone)]
+struct Verified {
+    manifest: Arc<Manifest>,
+    bytes: u64,
+}
+
+/// Manifests of thousands of files count as what they are.
+#[derive(Clone)]
+struct Size;
+
+impl quick_cache::Weighter<(ArtifactKey, u64), Verified> for Size {
+    fn weight(&self, _: &(ArtifactKey, u64), verified: &Verified) -> u64 {
+        verified.bytes.max(VERIFIED_BYTES / VERIFIED_MANIFESTS as u64)
+    }
+}
 
 /// Joins index, tiers and compilers; they never meet otherwise.
 pub struct Manager {
@@ -60,7 +79,7 @@ pub struct Manager {
     flights: SingleFlight<ArtifactKey, Stage>,
     reporter: Reporter,
     counters: Arc<Counters>,
-    verified: quick_cache::sync::Cache<(ArtifactKey, u64), Arc<Manifest>>,
+    verified: quick_cache::sync::Cache<(ArtifactKey, u64), Verified, Size>,
     stop: CancellationToken,
 }
 
@@ -91,7 +110,8 @@ impl Manager {
     pub fn new(parts: Parts) -> Self {
         let Parts { settings, identity, index, tiers, fetcher, compilers, .. } = parts;
         let Parts { reporter, counters, stop, .. } = parts;
-        let verified = quick_cache::sync::Cache::new(VERIFIED_MANIFESTS);
+        let verified =
+            quick_cache::sync::Cache::with_weighter(VERIFIED_MANIFESTS, VERIFIED_BYTES, Size);
         let flights = SingleFlight::default();
         Self {
             settings,

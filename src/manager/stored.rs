@@ -9,7 +9,7 @@ use std::sync::Arc;
 use kiln_cluster::{Asked, Entry, Retired};
 use kiln_proto::{ArtifactKey, Failure, FailureKind, Manifest};
 
-use super::{Answer, Fetched, Manager, Outcome};
+use super::{Answer, Fetched, Manager, Outcome, Verified};
 use crate::error::Error;
 
 /// What there is behind an entry.
@@ -116,7 +116,7 @@ impl Manager {
     fn verify(&self, entry: &Entry) -> Result<Arc<Manifest>, Error> {
         let id = (entry.key, entry.epoch);
         if let Some(known) = self.verified.get(&id) {
-            return Ok(known);
+            return Ok(known.manifest);
         }
         let checked = match self.index.node(entry.manifest.signer) {
             Some(signer) => entry.manifest.verify(&signer.key, &entry.key).map_err(Error::from),
@@ -130,7 +130,8 @@ impl Manager {
             self.counters.bad_manifest();
             tracing::error!(key = %entry.key, error = %e, "a manifest in the index is refused");
         })?);
-        self.verified.insert(id, manifest.clone());
+        let bytes = entry.manifest.bytes.len() as u64;
+        self.verified.insert(id, Verified { manifest: manifest.clone(), bytes });
         Ok(manifest)
     }
 }

@@ -4,6 +4,8 @@
 //! counted and logged: a cache that fails must not fail its clients. Only where
 //! a client asks whether it was the first, it is told that it was not.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use futures::{StreamExt, stream};
 use kiln_cluster::PutMode;
@@ -14,9 +16,8 @@ use super::{
     counters::Count,
     decode::Arg,
     reply::Reply,
-    values::{Set, Stored},
+    values::{Set, Stored, Value},
 };
-use crate::cache::Blob;
 
 /// Values of one MSET that are stored at once.
 const STORED_AT_ONCE: usize = 8;
@@ -75,7 +76,7 @@ impl Connection {
         options: &SetOptions,
         permits: Vec<OwnedSemaphorePermit>,
     ) -> Result<Reply, Ended> {
-        let Some(set) = self.prepare(key, value, options.mode, permits) else {
+        let Some(set) = self.prepare(key, value, options.mode, Arc::new(permits)) else {
             return Ok(if options.mode.is_some() { Reply::Null } else { Reply::OK });
         };
         let artifact = self.key(&set.name);
@@ -101,15 +102,15 @@ impl Connection {
         key: Arg,
         value: Arg,
         mode: Option<PutMode>,
-        permits: Vec<OwnedSemaphorePermit>,
+        permits: Arc<Vec<OwnedSemaphorePermit>>,
     ) -> Option<Set> {
         let Arg::Bytes(name) = key else {
             self.values.failed("...", &"its key is too long");
             return None;
         };
         let value = match value {
-            Arg::Blob(blob) => Ok(blob),
-            Arg::Bytes(bytes) => Blob::copy_of(&bytes).map_err(|e| e.to_string()),
+            Arg::Blob(blob) => Ok(Value::Blob(blob)),
+            Arg::Bytes(bytes) => Ok(Value::Bytes(bytes)),
             Arg::Skipped(size) => Err(format!("no room for its {size} bytes")),
         };
         let artifact = self.key(&name);
@@ -131,19 +132,21 @@ impl Connection {
         }
     }
 
-    /// MSET: each on its own, not all or nothing.
+    /// MSET: each on its own, not all or nothing. Of tens of thousands of values, only
+    /// those that are being stored have a descriptor.
     pub(super) async fn mset(
         &mut self,
         args: Vec<Arg>,
-        mut permits: Vec<OwnedSemaphorePermit>,
+        permits: Vec<OwnedSemaphorePermit>,
     ) -> Reply {
         if !args.len().is_multiple_of(2) {
             return Reply::wrong_arguments("mset");
         }
+        let permits = Arc::new(permits);
         let mut sets = Vec::with_capacity(args.len() / 2);
         let mut args = args.into_iter();
         while let (Some(key), Some(value)) = (args.next(), args.next()) {
-            sets.extend(self.prepare(key, value, None, std::mem::take(&mut permits)));
+            sets.extend(self.prepare(key, value, None, permits.clone()));
         }
         let values = &self.values;
         let stores = stream::iter(sets).map(|set| values.set(set));

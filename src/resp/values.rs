@@ -6,6 +6,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use bytes::Bytes;
 use kiln_cluster::{Cluster, Entry, Index, Lease, Put, PutMode, Turn};
 use kiln_proto::{ArtifactKey, value};
 use tokio::{
@@ -75,14 +76,22 @@ pub(super) enum Stored {
 pub(super) struct Set {
     pub(super) namespace: Arc<str>,
     pub(super) name: Box<[u8]>,
-    pub(super) value: Blob,
+    pub(super) value: Value,
     pub(super) mode: PutMode,
     /// What a hit saves, as far as is known.
     pub(super) seconds: f64,
     /// Of the client that missed the key: ends with the SET.
     pub(super) lease: Option<Lease>,
     /// What the value costs of the budget.
-    pub(super) permits: Vec<OwnedSemaphorePermit>,
+    pub(super) permits: Arc<Vec<OwnedSemaphorePermit>>,
+}
+
+/// A value as it came.
+pub(super) enum Value {
+    /// A long one, received into sealed memory.
+    Blob(Blob),
+    /// A short one, in the memory of its request.
+    Bytes(Bytes),
 }
 
 /// An entry's bytes.
@@ -290,6 +299,16 @@ impl Values {
     async fn store(&self, set: Set, turn: Turn) -> Stored {
         let Set { namespace, name, value, mode, seconds, lease, permits } = set;
         let seconds = seconds.min(MOST_SECONDS);
+        let value = match value {
+            Value::Blob(blob) => blob,
+            Value::Bytes(bytes) => match Blob::copy_of(&bytes) {
+                Ok(blob) => blob,
+                Err(error) => {
+                    self.failed(&value::shown(&name), &error);
+                    return Stored::No;
+                }
+            },
+        };
         let manifest = value::manifest(&namespace, &name, value.digest(), value.size(), seconds);
         let key = manifest.key;
         // An earlier write that is under way must not come after this one.

@@ -27,6 +27,7 @@ const LONGEST_PAGE: u32 = 1000;
 pub struct Api {
     parts: Arc<OnceLock<Parts>>,
     leases: leases::ClientLeases,
+    room: publish::Room,
 }
 
 type Reply<T> = Result<Response<T>, Status>;
@@ -112,17 +113,26 @@ impl Kiln for Api {
         request: Request<Streaming<pb::PublishChunk>>,
     ) -> Reply<pb::PublishResponse> {
         let parts = self.parts()?;
-        let received = publish::receive(request.into_inner()).await?;
-        let (committed, manifest) = match received.under {
+        let mut chunks = request.into_inner();
+        let publish::Announced { under, manifest } = publish::announced(&mut chunks).await?;
+        let (committed, manifest) = match under {
             publish::Under::Lease(token, grant) => {
                 let lease = self.leases.get(token, &grant)?;
-                parts.manager.save(&lease, received.manifest, received.pack).await?
+                let _room = self.room.take(manifest.pack_size).await?;
+                let pack = publish::pack(chunks, &manifest).await?;
+                parts.manager.save(&lease, manifest, pack).await?
             }
             publish::Under::Replace => {
+                if !manifest.replaceable() {
+                    let why = "only a lease's holder may publish this key";
+                    return Err(Error::Invalid(why.into()).into());
+                }
+                let _room = self.room.take(manifest.pack_size).await?;
                 let mode = PutMode::Replace;
-                let key = received.manifest.key;
-                let turn = parts.index.turn(&key, mode).map_err(Error::from)?;
-                match parts.manager.put(turn, received.manifest, &received.pack, mode).await? {
+                let pack = publish::pack(chunks, &manifest).await?;
+                // A slow sender is in nobody's way: it arrives when its last byte does.
+                let turn = parts.index.turn(&manifest.key, mode).map_err(Error::from)?;
+                match parts.manager.put(turn, manifest, &pack, mode).await? {
                     Put::Superseded => return Err(Error::Superseded.into()),
                     Put::Committed(entry) => (true, entry.manifest),
                     Put::Unchanged(entry) | Put::Existing(entry) => (false, entry.manifest),
