@@ -392,8 +392,9 @@ impl Index {
         Ok(present.position(|id| *id == me))
     }
 
-    /// Up to `limit` condemned packs, from the local replica. Reads all packs.
-    pub fn condemned(&self, limit: usize) -> Result<Vec<Digest>, ClusterError> {
+    /// Up to `limit` condemned packs with the generations that are, from the local
+    /// replica. Reads all packs.
+    pub fn condemned(&self, limit: usize) -> Result<Vec<(Digest, u64)>, ClusterError> {
         let (mut found, mut start) = (Vec::new(), Vec::new());
         while found.len() < limit {
             let pairs = self.replica.scan(Table::Blobs, &start, MOST_SCANNED)?;
@@ -402,7 +403,9 @@ impl Index {
             for (pack, value) in &pairs {
                 let blob: BlobRecord = crate::codec::decode(value)?;
                 if blob.condemned {
-                    found.push(Digest::try_from(pack.as_slice()).map_err(ClusterError::storage)?);
+                    let pack = Digest::try_from(pack.as_slice()).map_err(ClusterError::storage)?;
+                    let state = self.replica.pack(&pack)?.filter(|state| state.condemned);
+                    found.extend(state.map(|state| (pack, state.generation)));
                 }
             }
         }

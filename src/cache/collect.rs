@@ -1,13 +1,17 @@
 //! Garbage collection of L3.
 //!
-//! Invariant: an object is deleted only after the index committed that it is
-//! condemned, a grace period passed since this collector first saw that, and the
-//! index, asked once more right before, says that it still is. A collector that
-//! restarts waits the grace period again: late is safe, early is not.
+//! Invariant: an object is deleted only when its generation can never become
+//! current again: the index committed that it is condemned, and a grace period
+//! passed since this collector first saw that; or a later generation took its
+//! place. A pack that is published again gets a new generation, so a collector
+//! that is paused anywhere, for however long, deletes nothing that is needed. One
+//! that restarts waits the grace period again: late is safe, early is not.
 //!
 //! ```text
-//! listed, unknown to the index, older than an upload takes -> condemn
-//! condemned -> (grace) -> ask again -> delete -> forget
+//! current, referenced                                -> stays
+//! current or unknown, not referenced, old            -> condemn
+//! condemned -> (grace) -> delete -> forget
+//! an earlier generation than the current one, old    -> delete
 //! ```
 
 use std::{
@@ -21,58 +25,65 @@ use futures::StreamExt;
 use kiln_proto::Digest;
 use serde::{Deserialize, Serialize};
 
-use super::{Clock, ObjectTier, StoredPack, Tier, TierError, TierName, meter};
+use super::{Clock, IndexError, ObjectName, ObjectTier, StoredPack, TierError, TierName, meter};
 
 /// Condemned packs that are remembered between passes; more wait for the next.
 const MOST_CONDEMNED: usize = 100_000;
+/// Listed objects that the index is asked about at a time.
+const BATCH: usize = 1000;
 
-/// What the index says about a pack.
+/// What the index knows of a pack.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Standing {
+pub struct PackState {
+    /// The current one.
+    pub generation: u64,
     /// A manifest, or an open lease, refers to it.
-    Referenced,
-    /// Its condemnation was committed, and nothing referred to it since.
-    Condemned,
-    /// The index never heard of it, or has forgotten it.
-    Unknown,
+    pub referenced: bool,
+    /// The condemnation of this generation was committed.
+    pub condemned: bool,
 }
-
-/// The index failed; the collector leaves the pack for the next pass.
-pub type IndexError = Box<dyn std::error::Error + Send + Sync>;
 
 /// What the collector asks of the index.
 #[async_trait]
 pub trait PackIndex: Send + Sync {
-    /// How a pack stands, as of now: a stale answer must not say `Condemned`
-    /// where a manifest was committed since.
-    async fn standing(&self, pack: &Digest) -> Result<Standing, IndexError>;
-    /// Condemns a pack to which nothing refers; false where something does.
-    async fn condemn(&self, pack: &Digest) -> Result<bool, IndexError>;
-    /// The object is gone: forgets the condemnation.
-    async fn forget(&self, pack: &Digest) -> Result<(), IndexError>;
-    /// Packs that are condemned, at most `limit`: also those whose object was
+    /// Waits until the local replica has everything that was committed before this
+    /// call.
+    async fn barrier(&self) -> Result<(), IndexError>;
+    /// What the local replica knows of each pack; `None`: nothing.
+    async fn packs(&self, packs: Vec<Digest>) -> Result<Vec<Option<PackState>>, IndexError>;
+    /// Condemns a generation to which nothing refers; false where something does. To
+    /// one that is not the current one nothing refers. A pack that the index does not know is
+    /// condemned in the generation named.
+    async fn condemn(&self, pack: &Digest, generation: u64) -> Result<bool, IndexError>;
+    /// The object of a condemned generation is gone: forgets it, unless the pack
+    /// has another generation since.
+    async fn forget(&self, pack: &Digest, generation: u64) -> Result<(), IndexError>;
+    /// Generations that are condemned, at most `limit`: also those whose object was
     /// deleted by a collector that died before it could say so.
-    async fn condemned(&self, limit: usize) -> Result<Vec<Digest>, IndexError>;
+    async fn condemned(&self, limit: usize) -> Result<Vec<(Digest, u64)>, IndexError>;
 }
 
 /// How patient the collector is.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct CollectSettings {
-    /// Age at which an object that the index does not know is an orphan: longer
-    /// than an upload and its commit can take, clocks' differences included.
+    /// Age at which an object to which nothing refers is an orphan: longer than an
+    /// upload and its commit can take, clocks' differences included.
     #[serde(with = "humantime_serde")]
     pub orphan_after: Duration,
     /// From condemnation to deletion: longer than a reader holds on to an answer
     /// of the index.
     #[serde(with = "humantime_serde")]
     pub grace: Duration,
+    /// Between two passes.
+    #[serde(with = "humantime_serde")]
+    pub every: Duration,
 }
 
 impl Default for CollectSettings {
     fn default() -> Self {
         let hour = Duration::from_secs(3600);
-        Self { orphan_after: 24 * hour, grace: hour }
+        Self { orphan_after: 24 * hour, grace: hour, every: hour / 6 }
     }
 }
 
@@ -83,7 +94,7 @@ pub struct Collected {
     pub listed: u64,
     /// Of these, referenced.
     pub referenced: u64,
-    /// Unknown, but young enough for their commit to be under way.
+    /// Not referenced, but young enough for their commit to be under way.
     pub young: u64,
     /// Condemned in this pass.
     pub condemned: u64,
@@ -105,8 +116,8 @@ pub struct Collected {
 /// do no harm, only the same work.
 pub struct Collector {
     settings: CollectSettings,
-    /// When this collector first saw a pack condemned.
-    seen: HashMap<Digest, Instant>,
+    /// When this collector first saw a generation condemned.
+    seen: HashMap<ObjectName, Instant>,
 }
 
 impl Collector {
@@ -126,19 +137,19 @@ impl Collector {
         let done = Collected::default();
         let still_condemned = HashMap::new();
         let mut pass = Pass { collector: self, object, index, now, done, still_condemned };
-        let mut packs = pin!(object.list());
-        while let Some(pack) = packs.next().await {
-            let pack = pack?;
-            pass.done.listed += 1;
-            let judged = pass.judge(&pack, clock.now_ms()).await;
-            pass.leave_for_later(&pack.digest, judged);
+        let mut batches = pin!(object.list().chunks(BATCH));
+        while let Some(batch) = batches.next().await {
+            let batch = batch.into_iter().collect::<Result<Vec<_>, _>>()?;
+            pass.done.listed += batch.len() as u64;
+            pass.judge_all(&batch, clock.now_ms()).await;
         }
         // What has no object any more was not listed, and waits to be forgotten.
         match index.condemned(MOST_CONDEMNED).await {
             Ok(condemned) => {
-                for digest in condemned {
-                    let finished = pass.finish(&digest).await;
-                    pass.leave_for_later(&digest, finished);
+                for (pack, generation) in condemned {
+                    let name = ObjectName { pack, generation };
+                    let finished = pass.finish(&name).await;
+                    pass.leave_for_later(&name, finished);
                 }
             }
             Err(e) => {
@@ -168,92 +179,122 @@ struct Pass<'a> {
     now: Instant,
     done: Collected,
     /// What the next pass knows as seen condemned, and since when.
-    still_condemned: HashMap<Digest, Instant>,
+    still_condemned: HashMap<ObjectName, Instant>,
 }
 
 impl Pass<'_> {
-    async fn judge(&mut self, pack: &StoredPack, now_ms: u64) -> Result<(), IndexError> {
-        let digest = &pack.digest;
-        match self.index.standing(digest).await? {
-            Standing::Referenced => {
-                self.done.referenced += 1;
-                self.done.reprieved += u64::from(self.collector.seen.contains_key(digest));
+    /// One barrier, then local reads: what was listed before it was uploaded under
+    /// a generation that the replica has now.
+    async fn judge_all(&mut self, batch: &[StoredPack], now_ms: u64) {
+        let asked = async {
+            self.index.barrier().await?;
+            self.index.packs(batch.iter().map(|object| object.name.pack).collect()).await
+        };
+        let states = match asked.await {
+            Ok(states) => states,
+            Err(e) => {
+                tracing::warn!(error = %e, "ask the index about listed objects");
+                self.done.failed += batch.len() as u64;
+                batch.iter().for_each(|object| self.remember(&object.name));
+                return;
             }
-            Standing::Unknown => {
-                let age = Duration::from_millis(now_ms.saturating_sub(pack.modified_ms));
-                if age < self.collector.settings.orphan_after {
-                    self.done.young += 1;
-                } else if self.index.condemn(digest).await? {
+        };
+        for (object, state) in batch.iter().zip(states) {
+            let judged = self.judge(object, state, now_ms).await;
+            self.leave_for_later(&object.name, judged);
+        }
+    }
+
+    async fn judge(
+        &mut self,
+        object: &StoredPack,
+        state: Option<PackState>,
+        now_ms: u64,
+    ) -> Result<(), IndexError> {
+        let name = &object.name;
+        let age = Duration::from_millis(now_ms.saturating_sub(object.modified_ms));
+        let old = age >= self.collector.settings.orphan_after;
+        match state {
+            Some(state) if state.generation < name.generation => {
+                // No replica that passed the barrier lags behind an upload: this is
+                // of another cluster's past, and its number may come up in this one.
+                self.done.young += 1;
+            }
+            Some(state) if state.generation > name.generation => match old {
+                true => self.delete(object).await?,
+                false => self.done.young += 1,
+            },
+            Some(state) if state.referenced => {
+                self.done.referenced += 1;
+                self.done.reprieved += u64::from(self.collector.seen.contains_key(name));
+            }
+            Some(state) if state.condemned => match self.grace_passed(name) {
+                true => {
+                    self.delete(object).await?;
+                    self.forget(name).await?;
+                }
+                false => self.done.waiting += 1,
+            },
+            // Nothing refers to it: unreferenced, or unknown.
+            Some(_) | None if !old => self.done.young += 1,
+            Some(_) | None => {
+                if self.index.condemn(&name.pack, name.generation).await? {
                     self.done.condemned += 1;
-                    self.grace_passed(digest);
+                    self.grace_passed(name);
                 }
             }
-            Standing::Condemned if !self.grace_passed(digest) => self.done.waiting += 1,
-            Standing::Condemned => self.delete(pack).await?,
         }
         Ok(())
     }
 
-    async fn delete(&mut self, pack: &StoredPack) -> Result<(), IndexError> {
-        let digest = &pack.digest;
-        if !self.is_condemned_still(digest).await? {
-            return Ok(());
-        }
-        self.object.remove(digest).await?;
+    async fn delete(&mut self, object: &StoredPack) -> Result<(), IndexError> {
+        self.object.delete(&object.name).await?;
         self.done.deleted += 1;
-        self.done.bytes_freed += pack.size;
-        self.forget(digest).await
-    }
-
-    /// A condemned pack without an object has nothing left to delete.
-    async fn finish(&mut self, digest: &Digest) -> Result<(), IndexError> {
-        if !self.grace_passed(digest)
-            || self.object.contains(digest).await?
-            || !self.is_condemned_still(digest).await?
-        {
-            return Ok(());
-        }
-        self.forget(digest).await
-    }
-
-    async fn forget(&mut self, digest: &Digest) -> Result<(), IndexError> {
-        self.index.forget(digest).await?;
-        self.done.forgotten += 1;
-        self.still_condemned.remove(digest);
+        self.done.bytes_freed += object.size;
         Ok(())
     }
 
-    /// Asked right before something that can't be taken back: a pass may be long.
-    async fn is_condemned_still(&mut self, digest: &Digest) -> Result<bool, IndexError> {
-        let still = self.index.standing(digest).await? == Standing::Condemned;
-        if !still {
-            self.still_condemned.remove(digest);
-            self.done.reprieved += 1;
+    /// A condemned generation without an object has nothing left to delete.
+    async fn finish(&mut self, name: &ObjectName) -> Result<(), IndexError> {
+        match self.grace_passed(name) && self.object.stat(name).await?.is_none() {
+            true => self.forget(name).await,
+            false => Ok(()),
         }
-        Ok(still)
+    }
+
+    async fn forget(&mut self, name: &ObjectName) -> Result<(), IndexError> {
+        self.index.forget(&name.pack, name.generation).await?;
+        self.done.forgotten += 1;
+        self.still_condemned.remove(name);
+        Ok(())
     }
 
     /// Whether the grace period passed since the condemnation was first seen.
-    fn grace_passed(&mut self, digest: &Digest) -> bool {
-        let since = self.carry_over(digest).unwrap_or(self.now);
+    fn grace_passed(&mut self, name: &ObjectName) -> bool {
+        let since = self.seen_since(name).unwrap_or(self.now);
         if self.still_condemned.len() < MOST_CONDEMNED {
-            self.still_condemned.insert(*digest, since);
+            self.still_condemned.insert(*name, since);
         }
         self.now.duration_since(since) >= self.collector.settings.grace
     }
 
-    fn carry_over(&self, digest: &Digest) -> Option<Instant> {
-        self.still_condemned.get(digest).or_else(|| self.collector.seen.get(digest)).copied()
+    fn seen_since(&self, name: &ObjectName) -> Option<Instant> {
+        self.still_condemned.get(name).or_else(|| self.collector.seen.get(name)).copied()
     }
 
-    /// One pack that can't be judged now does not keep the others from it.
-    fn leave_for_later(&mut self, digest: &Digest, judged: Result<(), IndexError>) {
-        let Err(e) = judged else { return };
-        tracing::warn!(pack = %digest, error = %e, "collect garbage; left for the next pass");
-        self.done.failed += 1;
-        if let Some(since) = self.carry_over(digest) {
-            self.still_condemned.insert(*digest, since);
+    /// What was seen condemned is known as that in the next pass too.
+    fn remember(&mut self, name: &ObjectName) {
+        if let Some(since) = self.seen_since(name) {
+            self.still_condemned.insert(*name, since);
         }
+    }
+
+    /// One object that can't be judged now does not keep the others from it.
+    fn leave_for_later(&mut self, name: &ObjectName, judged: Result<(), IndexError>) {
+        let Err(e) = judged else { return };
+        tracing::warn!(object = %name, error = %e, "collect garbage; left for the next pass");
+        self.done.failed += 1;
+        self.remember(name);
     }
 }
 

@@ -14,6 +14,7 @@ mod meter;
 mod object;
 mod tier;
 mod tiered;
+mod upload_queue;
 mod uploads;
 
 #[cfg(test)]
@@ -22,13 +23,14 @@ mod conformance;
 pub use blob::{Blob, BlobError, BlobWriter};
 pub use budget::{Budget, BudgetSettings, Charge, NoRoom, Reclaim};
 pub use clock::{Clock, SystemClock};
-pub use collect::{CollectSettings, Collected, Collector, IndexError, PackIndex, Standing};
+pub use collect::{CollectSettings, Collected, Collector, PackIndex, PackState};
 pub use disk::{DiskCounters, DiskSettings, DiskTier, Swept};
 pub use eviction::{Candidate, CostAware, EvictionSettings, Lru, Policy, Rank};
 pub use memory::{MemorySettings, MemoryTier};
-pub use object::{ObjectSettings, ObjectTier, StoredPack};
+pub use object::{ObjectName, ObjectSettings, ObjectTier, StoredPack};
 pub use tier::{
-    Change, Health, Hints, Presence, Priority, Removal, Tier, TierError, TierName, Usage,
+    Change, Health, Hints, IndexError, Presence, Priority, Removal, Tier, TierError, TierName,
+    Usage,
 };
 pub use tiered::{Guard, Inserted, Kept, Tiers, TiersSettings};
-pub use uploads::StoredSink;
+pub use uploads::UploadIndex;

@@ -1,7 +1,9 @@
 //! L3: packs in an object store that all nodes share, S3 or a folder.
 //!
 //! Invariant: an object is written whole or not at all, under the digest of its
-//! bytes, and nothing that comes from it is believed before it was hashed.
+//! bytes and the generation of their publication, and nothing that comes from it is
+//! believed before it was hashed: an upload that finds its object there reads it,
+//! and replaces one that is wrong.
 //!
 //! A store that fails is left alone for a while (see `gate`), so that a cache
 //! miss costs no time-out while L3 is away. Multipart uploads that a crash cut
@@ -9,32 +11,42 @@
 //! of the bucket, `AbortIncompleteMultipartUpload`, removes them.
 
 mod gate;
+mod name;
 mod settings;
 #[cfg(test)]
 pub(crate) mod tests;
 
-use std::{collections::HashSet, fs::File, io, sync::Arc};
+use std::{
+    fs::File,
+    future::Future,
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
-use async_trait::async_trait;
 use bytes::Bytes;
 use futures::{Stream, StreamExt, TryStreamExt};
-use kiln_proto::{Digest, MAX_PACK_BYTES};
+use kiln_proto::Hasher;
 use object_store::{
     Error as StoreError, GetOptions, GetRange, GetResult, GetResultPayload, MultipartUpload,
     ObjectMeta, ObjectStore, ObjectStoreExt, PutMode, PutPayload, path::Path,
 };
-use parking_lot::Mutex;
 
 use self::gate::Gate;
-pub use self::settings::ObjectSettings;
-use super::{Blob, BlobError, BlobWriter, Health, Hints, Tier, TierError, TierName, Usage, meter};
+pub use self::{name::ObjectName, settings::ObjectSettings};
+use super::{Blob, BlobWriter, Health, TierError, TierName, meter};
 
 /// Times that a broken download goes on where it stopped.
 const RESUMES: u32 = 3;
 /// Bytes that are read from a folder at a time.
 const CHUNK: usize = 1 << 20;
-/// Objects that were seen corrupt and not yet replaced, at most.
-const SUSPECTS: usize = 1024;
+/// In which a folder must answer: it has no time-out of its own. S3's client has.
+const FOLDER_ANSWERS: Duration = Duration::from_secs(20);
+/// Bytes that a folder takes in a second, at the very least.
+const FOLDER_SPEED: u64 = 1 << 20;
 
 /// The object tier.
 pub struct ObjectTier {
@@ -44,15 +56,17 @@ pub struct ObjectTier {
     part_bytes: u64,
     parts_at_once: usize,
     gate: Gate,
-    /// What a download found corrupt: the next upload replaces it.
-    suspects: Mutex<HashSet<Digest>>,
+    /// Whether the store is a folder.
+    folder: bool,
+    /// The store was seen to refuse "create if absent" and to take plain writes.
+    unconditional: AtomicBool,
 }
 
 /// One object as the store lists it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StoredPack {
-    /// The digest in its name; nothing was read.
-    pub digest: Digest,
+    /// As listed; nothing was read.
+    pub name: ObjectName,
     /// Bytes.
     pub size: u64,
     /// The store's clock, milliseconds since the Unix epoch.
@@ -62,7 +76,18 @@ pub struct StoredPack {
 impl ObjectTier {
     /// The store at `url`: `file:///folder` or `s3://bucket/prefix`. Nothing is
     /// asked of it yet, so a store that is away does not keep a node from starting.
-    pub fn from_url(url: &str, settings: &ObjectSettings) -> Result<Self, TierError> {
+    pub async fn open(url: String, settings: ObjectSettings) -> Result<Self, TierError> {
+        let unavailable = |why: String| TierError::Unavailable { tier: TierName::Object, why };
+        let shown = url.clone();
+        // A folder is made and marked, which may hang: on a thread, for a while.
+        let opening = tokio::task::spawn_blocking(move || Self::from_url(&url, &settings));
+        match tokio::time::timeout(FOLDER_ANSWERS, opening).await {
+            Ok(opened) => opened.map_err(|e| unavailable(e.to_string()))?,
+            Err(_) => Err(unavailable(format!("{shown} does not answer"))),
+        }
+    }
+
+    fn from_url(url: &str, settings: &ObjectSettings) -> Result<Self, TierError> {
         let (store, prefix, marker) = settings::connect(url, settings)?;
         Ok(Self {
             store,
@@ -70,27 +95,32 @@ impl ObjectTier {
             // A folder takes any size at once, and leaves less behind in a crash.
             part_bytes: if marker.is_some() { u64::MAX } else { settings.part_size.as_u64() },
             parts_at_once: settings.parts_at_once.max(1),
+            folder: marker.is_some(),
             gate: Gate::new(marker),
-            suspects: Mutex::default(),
+            unconditional: AtomicBool::new(false),
         })
     }
 
     /// Goes on filling `writer` from where it stands; false when there is no such
     /// object. The caller seals the writer, which verifies the bytes.
-    pub async fn fill(&self, digest: &Digest, writer: &mut BlobWriter) -> Result<bool, TierError> {
+    pub async fn fill(
+        &self,
+        name: &ObjectName,
+        writer: &mut BlobWriter,
+    ) -> Result<bool, TierError> {
         let mut resumes = 0;
         loop {
             let (from, missing) = (writer.filled(), writer.size() - writer.filled());
             if missing == 0 {
-                return self.contains(digest).await;
+                return Ok(self.stat(name).await?.is_some());
             }
-            let Some(object) = self.open(digest, from, Some(missing)).await? else {
+            let Some(object) = self.read(name, from, missing).await? else {
                 return Ok(false);
             };
             if object.meta.size != from + missing {
-                return Err(self.corrupt(digest, format!("{} bytes", object.meta.size)));
+                return Err(self.corrupt(name, format!("{} bytes", object.meta.size)));
             }
-            match pour(object, writer).await {
+            match self.pour(object, |chunk| Ok(writer.write(chunk)?)).await {
                 Ok(()) if writer.filled() == writer.size() => return Ok(true),
                 Ok(()) if resumes == RESUMES => return Err(self.failed("the object ends early")),
                 Err(e) if resumes == RESUMES => return Err(self.failed(e)),
@@ -116,36 +146,77 @@ impl ObjectTier {
     }
 
     /// One pack as the store has it now.
-    pub async fn stat(&self, digest: &Digest) -> Result<Option<StoredPack>, TierError> {
-        self.gate.enter()?;
-        let head = self.answer(self.store.head(&self.path(digest)).await)?;
+    pub async fn stat(&self, name: &ObjectName) -> Result<Option<StoredPack>, TierError> {
+        self.gate.enter().await?;
+        let head = self.answer(self.head(name).await)?;
         Ok(head.as_ref().and_then(stored))
     }
 
-    fn path(&self, digest: &Digest) -> Path {
-        let name = digest.to_string();
-        self.prefix.clone().join("packs").join(&name[..2]).join(name.as_str())
+    /// Makes sure that the object is there and holds the bytes of `blob`.
+    pub async fn put(&self, name: &ObjectName, blob: &Blob) -> Result<(), TierError> {
+        debug_assert_eq!(name.pack, blob.digest(), "an object is named by its bytes");
+        self.gate.enter().await?;
+        let stored = self.store_once(name, blob).await;
+        self.answer(stored).map(drop)
     }
 
-    async fn open(
+    /// Deletes an object. One that is not there is as good as deleted.
+    pub async fn delete(&self, name: &ObjectName) -> Result<(), TierError> {
+        self.gate.enter().await?;
+        let path = name.path(&self.prefix);
+        let deleted = self.bounded(0, self.store.delete(&path)).await;
+        self.answer(deleted).map(drop)
+    }
+
+    async fn head(&self, name: &ObjectName) -> Result<ObjectMeta, StoreError> {
+        let path = name.path(&self.prefix);
+        self.bounded(0, self.store.head(&path)).await
+    }
+
+    async fn read(
         &self,
-        digest: &Digest,
+        name: &ObjectName,
         from: u64,
-        bytes: Option<u64>,
+        bytes: u64,
     ) -> Result<Option<GetResult>, TierError> {
-        self.gate.enter()?;
-        let range = bytes.map(|bytes| GetRange::Bounded(from..from + bytes));
+        self.gate.enter().await?;
+        let range = Some(GetRange::Bounded(from..from + bytes));
         let options = GetOptions { range, ..GetOptions::default() };
-        self.answer(self.store.get_opts(&self.path(digest), options).await)
+        let path = name.path(&self.prefix);
+        self.answer(self.bounded(0, self.store.get_opts(&path, options)).await)
     }
 
-    async fn put_whole(&self, blob: &Blob, mode: PutMode) -> Result<(), StoreError> {
+    /// Lets a folder take `bytes` in a bounded time: a thread that hangs in the
+    /// kernel is left behind, and the gate closes.
+    async fn bounded<T>(
+        &self,
+        bytes: u64,
+        operation: impl Future<Output = Result<T, StoreError>>,
+    ) -> Result<T, StoreError> {
+        if !self.folder {
+            return operation.await;
+        }
+        let limit = FOLDER_ANSWERS + Duration::from_secs(bytes / FOLDER_SPEED);
+        tokio::time::timeout(limit, operation).await.unwrap_or_else(|_| {
+            let why = format!("the folder did not answer for {limit:?}");
+            Err(StoreError::Generic { store: "folder", source: why.into() })
+        })
+    }
+
+    async fn put_whole(
+        &self,
+        name: &ObjectName,
+        blob: &Blob,
+        mode: PutMode,
+    ) -> Result<(), StoreError> {
         let payload = PutPayload::from_bytes(bytes_of(blob));
-        self.store.put_opts(&self.path(&blob.digest()), payload, mode.into()).await.map(drop)
+        let path = name.path(&self.prefix);
+        let put = self.store.put_opts(&path, payload, mode.into());
+        self.bounded(blob.size(), put).await.map(drop)
     }
 
-    async fn put_parts(&self, blob: &Blob) -> Result<(), StoreError> {
-        let mut upload = self.store.put_multipart(&self.path(&blob.digest())).await?;
+    async fn put_parts(&self, name: &ObjectName, blob: &Blob) -> Result<(), StoreError> {
+        let mut upload = self.store.put_multipart(&name.path(&self.prefix)).await?;
         let sent = self.send_parts(blob, upload.as_mut()).await;
         if sent.is_err()
             && let Err(e) = upload.abort().await
@@ -173,34 +244,95 @@ impl ObjectTier {
         upload.complete().await.map(drop)
     }
 
-    /// Creates the object, or makes sure that it is there and whole.
-    async fn store_once(&self, blob: &Blob) -> Result<(), StoreError> {
-        let replace = self.suspects.lock().contains(&blob.digest());
-        let small = blob.size() <= self.part_bytes;
-        let outcome = match (small, replace) {
-            (true, false) => self.put_whole(blob, PutMode::Create).await,
-            (true, true) => return self.put_whole(blob, PutMode::Overwrite).await,
-            (false, true) => return self.put_parts(blob).await,
-            // Parts have no create-if-absent: ask, and at worst write the same twice.
-            (false, false) => match self.store.head(&self.path(&blob.digest())).await {
-                Ok(meta) if meta.size == blob.size() => return Ok(()),
-                Ok(_) | Err(StoreError::NotFound { .. }) => return self.put_parts(blob).await,
-                Err(e) => Err(e),
-            },
-        };
-        match outcome {
-            Err(StoreError::AlreadyExists { .. }) => {
-                match self.store.head(&self.path(&blob.digest())).await?.size {
-                    size if size == blob.size() => Ok(()),
-                    _ => self.put_whole(blob, PutMode::Overwrite).await,
+    async fn write(&self, name: &ObjectName, blob: &Blob) -> Result<(), StoreError> {
+        match blob.size() <= self.part_bytes {
+            true => self.put_whole(name, blob, PutMode::Overwrite).await,
+            false => self.put_parts(name, blob).await,
+        }
+    }
+
+    async fn store_once(&self, name: &ObjectName, blob: &Blob) -> Result<(), StoreError> {
+        let conditional = !self.unconditional.load(Ordering::Relaxed);
+        // Parts have no create-if-absent: ask, and at worst write the same twice.
+        if blob.size() > self.part_bytes || !conditional {
+            return self.write_unless_whole(name, blob).await;
+        }
+        match self.put_whole(name, blob, PutMode::Create).await {
+            Err(StoreError::AlreadyExists { .. }) => self.write_unless_whole(name, blob).await,
+            // The store may not know conditions: the same bytes go by the same name.
+            Err(e) if may_refuse_conditions(&e) => {
+                self.write_unless_whole(name, blob).await?;
+                if !self.unconditional.swap(true, Ordering::Relaxed) {
+                    tracing::warn!(
+                        error = chain(&e),
+                        "the object store refuses conditional \
+                        writes: plain ones from now on"
+                    );
                 }
-            }
-            // A store without conditional writes: the same bytes go by the same name.
-            Err(StoreError::NotImplemented { .. } | StoreError::NotSupported { .. }) => {
-                self.put_whole(blob, PutMode::Overwrite).await
+                Ok(())
             }
             outcome => outcome,
         }
+    }
+
+    /// Writes the object unless it is there with the right bytes: a name and a size
+    /// prove nothing.
+    async fn write_unless_whole(&self, name: &ObjectName, blob: &Blob) -> Result<(), StoreError> {
+        match self.head(name).await {
+            Ok(meta) if meta.size == blob.size() => match self.verify(name, blob).await? {
+                true => return Ok(()),
+                false => {
+                    self.corrupt(name, "found by an upload".into());
+                    tracing::warn!(object = %name, "a corrupt object is replaced");
+                }
+            },
+            Ok(_) | Err(StoreError::NotFound { .. }) => {}
+            Err(e) => return Err(e),
+        }
+        self.write(name, blob).await
+    }
+
+    /// Whether the object's bytes hash to its name. Reads all of it, keeps nothing.
+    async fn verify(&self, name: &ObjectName, blob: &Blob) -> Result<bool, StoreError> {
+        let path = name.path(&self.prefix);
+        let object = self.bounded(0, self.store.get(&path)).await?;
+        if object.meta.size != blob.size() {
+            return Ok(false);
+        }
+        let mut hasher = Hasher::new();
+        let read = self.pour(object, |chunk| {
+            hasher.update(chunk);
+            Ok(())
+        });
+        read.await.map_err(|source| StoreError::Generic { store: "verify", source })?;
+        Ok(kiln_proto::Digest::from(hasher.finalize()) == name.pack)
+    }
+
+    /// Hands all that the store sends to `take`.
+    async fn pour(
+        &self,
+        object: GetResult,
+        mut take: impl FnMut(&[u8]) -> Result<(), BoxError>,
+    ) -> Result<(), BoxError> {
+        let range = object.range.clone();
+        match object.payload {
+            GetResultPayload::File(file, _) => {
+                let file = Arc::new(file);
+                let mut at = range.start;
+                while at < range.end {
+                    let length = usize::try_from(range.end - at).unwrap_or(CHUNK).min(CHUNK);
+                    let chunk = read_at(Arc::clone(&file), at, length);
+                    take(&self.bounded(0, chunk).await?)?;
+                    at += length as u64;
+                }
+            }
+            GetResultPayload::Stream(mut chunks) => {
+                while let Some(chunk) = chunks.next().await {
+                    take(&chunk?)?;
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Turns the store's answer into the tier's: not found is an answer.
@@ -230,125 +362,51 @@ impl ObjectTier {
         error
     }
 
-    fn corrupt(&self, digest: &Digest, why: String) -> TierError {
-        let mut suspects = self.suspects.lock();
-        if suspects.len() < SUSPECTS {
-            suspects.insert(*digest);
-        }
-        drop(suspects);
-        let error = TierError::Corrupt { tier: TierName::Object, digest: *digest, why };
+    fn corrupt(&self, name: &ObjectName, why: String) -> TierError {
+        let error = TierError::Corrupt { tier: TierName::Object, digest: name.pack, why };
         meter::failed(&error);
         error
     }
 }
 
-#[async_trait]
-impl Tier for ObjectTier {
-    fn name(&self) -> TierName {
-        TierName::Object
-    }
-
-    async fn get(&self, digest: &Digest) -> Result<Option<Blob>, TierError> {
-        let Some(object) = self.open(digest, 0, None).await? else {
-            meter::miss(TierName::Object);
-            return Ok(None);
-        };
-        let size = object.meta.size;
-        if size > MAX_PACK_BYTES {
-            return Err(self.corrupt(digest, format!("{size} bytes, at most {MAX_PACK_BYTES}")));
-        }
-        let out_of_memory = |source| TierError::Memory { tier: TierName::Object, source };
-        let mut writer = BlobWriter::with_size(size).map_err(out_of_memory)?;
-        let poured = pour(object, &mut writer).await;
-        if (poured.is_err() || writer.filled() < size) && !self.fill(digest, &mut writer).await? {
-            meter::miss(TierName::Object);
-            return Ok(None);
-        }
-        match writer.finish_as(*digest) {
-            Ok(blob) => {
-                meter::hit(TierName::Object);
-                Ok(Some(blob))
-            }
-            Err(e @ (BlobError::Memory(_) | BlobError::NoRoom(_))) => Err(out_of_memory(e)),
-            Err(e) => Err(self.corrupt(digest, e.to_string())),
-        }
-    }
-
-    async fn put(&self, blob: &Blob, _: Hints) -> Result<(), TierError> {
-        self.gate.enter()?;
-        let stored = self.store_once(blob).await;
-        self.answer(stored)?;
-        self.suspects.lock().remove(&blob.digest());
-        Ok(())
-    }
-
-    async fn remove(&self, digest: &Digest) -> Result<bool, TierError> {
-        // S3 does not say whether there was something to delete.
-        if self.stat(digest).await?.is_none() {
-            return Ok(false);
-        }
-        let deleted = self.store.delete(&self.path(digest)).await;
-        Ok(self.answer(deleted)?.is_some())
-    }
-
-    async fn contains(&self, digest: &Digest) -> Result<bool, TierError> {
-        Ok(self.stat(digest).await?.is_some())
-    }
-
-    /// A store that others fill too has no usage of ours.
-    fn usage(&self) -> Usage {
-        Usage::default()
-    }
-}
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// The blob's memory without a copy.
 fn bytes_of(blob: &Blob) -> Bytes {
     Bytes::from_owner(blob.clone())
 }
 
-/// Appends all that the store sends.
-async fn pour(
-    object: GetResult,
-    writer: &mut BlobWriter,
-) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-    let range = object.range.clone();
-    match object.payload {
-        GetResultPayload::File(file, _) => pour_file(file, range, writer).await,
-        GetResultPayload::Stream(mut chunks) => {
-            while let Some(chunk) = chunks.next().await {
-                writer.write(&chunk?)?;
-            }
-            Ok(())
-        }
-    }
+/// A piece of a folder's file, larger than the library's own stream reads.
+async fn read_at(file: Arc<File>, at: u64, length: usize) -> Result<Vec<u8>, StoreError> {
+    use std::os::unix::fs::FileExt;
+    let read = tokio::task::spawn_blocking(move || {
+        let mut chunk = vec![0; length];
+        file.read_exact_at(&mut chunk, at).map(|()| chunk)
+    });
+    let failed = |source: BoxError| StoreError::Generic { store: "folder", source };
+    read.await.map_err(|e| failed(e.into()))?.map_err(|e| failed(e.into()))
 }
 
-/// A file of a shared folder, in larger pieces than the library's own stream.
-async fn pour_file(
-    file: File,
-    range: std::ops::Range<u64>,
-    writer: &mut BlobWriter,
-) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-    use std::os::unix::fs::FileExt;
-    let file = Arc::new(file);
-    let mut at = range.start;
-    while at < range.end {
-        let length = usize::try_from(range.end - at).unwrap_or(CHUNK).min(CHUNK);
-        let file = Arc::clone(&file);
-        let chunk = tokio::task::spawn_blocking(move || {
-            let mut chunk = vec![0; length];
-            file.read_exact_at(&mut chunk, at).map(|()| chunk)
-        });
-        writer.write(&chunk.await??)?;
-        at += length as u64;
+/// Whether a store that answers so may take the same write without a condition:
+/// "not implemented" (501), or a client error that is neither about who asks nor
+/// about the time of the question. The library knows neither by a type.
+fn may_refuse_conditions(error: &StoreError) -> bool {
+    match error {
+        StoreError::NotImplemented { .. } | StoreError::NotSupported { .. } => true,
+        StoreError::Generic { source, .. } => {
+            let text = chain(&**source);
+            ["501", "400", "405", "411", "415", "422"]
+                .iter()
+                .any(|code| text.contains(&format!("status code: {code} ")))
+        }
+        _ => false,
     }
-    Ok(())
 }
 
 /// `None` for an object that is no pack.
 fn stored(meta: &ObjectMeta) -> Option<StoredPack> {
     Some(StoredPack {
-        digest: meta.location.filename()?.parse().ok()?,
+        name: ObjectName::parse(meta.location.filename()?)?,
         size: meta.size,
         modified_ms: u64::try_from(meta.last_modified.timestamp_millis()).unwrap_or(0),
     })

@@ -99,6 +99,9 @@ pub enum Change {
     Lost(Digest),
 }
 
+/// The index failed what a keeper of L3 asked of it: it is asked again later.
+pub type IndexError = Box<dyn std::error::Error + Send + Sync>;
+
 /// How full a tier is.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Usage {

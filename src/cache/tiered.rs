@@ -20,7 +20,7 @@ use tokio::sync::{Mutex, OwnedMutexGuard, broadcast};
 use super::{
     Blob, Change, Clock, DiskSettings, DiskTier, Health, Hints, MemorySettings, MemoryTier,
     ObjectSettings, ObjectTier, Presence, Removal, Tier, TierError, TierName, Usage,
-    disk::DiskGuard, memory::MemoryGuard, meter, uploads::Uploads,
+    disk::DiskGuard, memory::MemoryGuard, meter, upload_queue::UploadQueue,
 };
 
 /// One lock for each of so many groups of digests.
@@ -71,7 +71,7 @@ pub struct Tiers {
     memory: Arc<MemoryTier>,
     disk: DiskTier,
     object: Option<ObjectTier>,
-    pub(super) uploads: Uploads,
+    pub(super) uploads: UploadQueue,
     /// Many requests for one blob read it from the disk once, and a removal never
     /// comes between an insertion and its acknowledgement.
     lanes: Vec<Arc<Mutex<()>>>,
@@ -83,14 +83,15 @@ impl Tiers {
     /// Opens all tiers.
     pub async fn open(settings: TiersSettings, clock: Arc<dyn Clock>) -> Result<Self, TierError> {
         let memory = Arc::new(MemoryTier::new(&settings.memory)?);
-        let object = &settings.object;
-        let object =
-            object.url.as_ref().map(|url| ObjectTier::from_url(url, object)).transpose()?;
+        let object = match settings.object.url.clone() {
+            Some(url) => Some(ObjectTier::open(url, settings.object).await?),
+            None => None,
+        };
         let opened =
             tokio::task::spawn_blocking(move || DiskTier::open(&settings.disk, clock)).await;
         let disk = opened
             .map_err(|e| TierError::Unavailable { tier: TierName::Disk, why: e.to_string() })??;
-        let uploads = Uploads::with(disk.uploads().await?);
+        let uploads = UploadQueue::with(disk.uploads().await?);
         let lanes = std::iter::repeat_with(Arc::default).take(LANES).collect();
         let changes = disk.sender();
         Ok(Self { memory, disk, object, uploads, lanes, changes })
@@ -243,7 +244,8 @@ impl Tiers {
     /// How full each tier is.
     pub fn usage(&self) -> Vec<(TierName, Usage)> {
         let local = [(TierName::Memory, self.memory.usage()), (TierName::Disk, self.disk.usage())];
-        let object = self.object.as_ref().map(|object| (TierName::Object, object.usage()));
+        // A store that others fill too has no usage of ours.
+        let object = self.object.as_ref().map(|_| (TierName::Object, Usage::default()));
         local.into_iter().chain(object).collect()
     }
 

@@ -1,7 +1,8 @@
 //! The node's part in keeping L3: record what is stored, collect what nothing needs.
 //!
-//! Invariant: what the collector asks about a pack is answered linearizably, so
-//! that a manifest committed a moment ago keeps its bytes.
+//! Invariant: what the collector asks is read from a replica that has all that was
+//! committed before it listed, so that a manifest committed a moment ago keeps its
+//! bytes.
 
 use std::{
     sync::Arc,
@@ -13,7 +14,7 @@ use kiln_proto::Digest;
 use tokio_util::sync::CancellationToken;
 
 use crate::cache::{
-    CollectSettings, Collector, IndexError, PackIndex, Standing, StoredSink, SystemClock, Tiers,
+    CollectSettings, Collector, IndexError, PackIndex, PackState, SystemClock, Tiers, UploadIndex,
 };
 
 /// Between two passes of the collector.
@@ -23,16 +24,15 @@ const PASS: Duration = Duration::from_secs(600);
 #[derive(Clone)]
 pub(super) struct Packs(pub(super) Index);
 
-impl Packs {
-    fn generation(&self, pack: &Digest) -> Result<u64, IndexError> {
-        Ok(self.0.pack(pack)?.map_or(0, |state| state.generation))
-    }
-}
-
 #[tonic::async_trait]
-impl StoredSink for Packs {
-    async fn stored(&self, pack: &Digest) -> Result<(), IndexError> {
-        let generation = self.generation(pack)?;
+impl UploadIndex for Packs {
+    async fn generation(&self, pack: &Digest) -> Result<Option<u64>, IndexError> {
+        let (index, pack) = (self.0.clone(), *pack);
+        let state = tokio::task::spawn_blocking(move || index.pack(&pack)).await??;
+        Ok(state.filter(|state| state.referenced).map(|state| state.generation))
+    }
+
+    async fn stored(&self, pack: &Digest, generation: u64) -> Result<(), IndexError> {
         self.0.mark_stored(pack, generation).await?;
         Ok(())
     }
@@ -40,24 +40,32 @@ impl StoredSink for Packs {
 
 #[tonic::async_trait]
 impl PackIndex for Packs {
-    async fn standing(&self, pack: &Digest) -> Result<Standing, IndexError> {
-        self.0.barrier().await?;
-        Ok(match self.0.pack(pack)? {
-            Some(state) if state.referenced => Standing::Referenced,
-            Some(state) if state.condemned => Standing::Condemned,
-            _ => Standing::Unknown,
-        })
+    async fn barrier(&self) -> Result<(), IndexError> {
+        Ok(self.0.barrier().await?)
     }
 
-    async fn condemn(&self, pack: &Digest) -> Result<bool, IndexError> {
-        Ok(self.0.condemn(pack, self.generation(pack)?).await?)
+    async fn packs(&self, packs: Vec<Digest>) -> Result<Vec<Option<PackState>>, IndexError> {
+        let index = self.0.clone();
+        let read = tokio::task::spawn_blocking(move || {
+            let state = |state: kiln_cluster::PackState| PackState {
+                generation: state.generation,
+                referenced: state.referenced,
+                condemned: state.condemned,
+            };
+            packs.iter().map(|pack| Ok(index.pack(pack)?.map(state))).collect()
+        });
+        read.await?
     }
 
-    async fn forget(&self, pack: &Digest) -> Result<(), IndexError> {
-        Ok(self.0.forget(pack, self.generation(pack)?).await?)
+    async fn condemn(&self, pack: &Digest, generation: u64) -> Result<bool, IndexError> {
+        Ok(self.0.condemn(pack, generation).await?)
     }
 
-    async fn condemned(&self, limit: usize) -> Result<Vec<Digest>, IndexError> {
+    async fn forget(&self, pack: &Digest, generation: u64) -> Result<(), IndexError> {
+        Ok(self.0.forget(pack, generation).await?)
+    }
+
+    async fn condemned(&self, limit: usize) -> Result<Vec<(Digest, u64)>, IndexError> {
         let index = self.0.clone();
         Ok(tokio::task::spawn_blocking(move || index.condemned(limit)).await??)
     }
@@ -72,10 +80,10 @@ pub(super) async fn collect(
 ) {
     let Some(object) = tiers.object() else { return };
     let index = Packs(cluster.index());
-    let mut collector = Collector::new(settings);
+    let mut collector = Collector::new(settings.clone());
     loop {
         tokio::select! {
-            () = tokio::time::sleep(PASS) => {}
+            () = tokio::time::sleep(settings.every) => {}
             () = stop.cancelled() => return,
         }
         if cluster.status().role != Role::Leader {

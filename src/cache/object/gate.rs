@@ -1,10 +1,14 @@
 //! Whether the store is worth asking.
 //!
 //! Invariant: while the store is down, one caller per pause finds out whether it
-//! is back; all others are told at once and wait for nothing.
+//! is back; all others are told at once and wait for nothing. A folder that does
+//! not answer (an NFS whose server is away) holds at most one thread in the kernel
+//! here, and no caller longer than [`PROBE`].
 
 use std::{
-    path::PathBuf,
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -14,11 +18,18 @@ use crate::cache::{Health, TierError, TierName};
 
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(15);
+/// In which a folder says whether it is mounted.
+const PROBE: Duration = Duration::from_secs(3);
 
 pub(super) struct Gate {
     /// A folder's file that is there as long as the folder is mounted.
     marker: Option<PathBuf>,
     state: Mutex<Option<Down>>,
+    /// Held by the one thread that looks for the marker.
+    probe: Arc<tokio::sync::Mutex<()>>,
+    /// How it looks.
+    stat: fn(&Path) -> io::Result<()>,
+    probe_limit: Duration,
 }
 
 struct Down {
@@ -29,12 +40,38 @@ struct Down {
 
 impl Gate {
     pub(super) fn new(marker: Option<PathBuf>) -> Self {
-        Self { marker, state: Mutex::new(None) }
+        let stat = |marker: &Path| marker.symlink_metadata().map(drop);
+        Self { marker, state: Mutex::new(None), probe: Arc::default(), stat, probe_limit: PROBE }
     }
 
     /// Lets the caller try, or says why not.
-    pub(super) fn enter(&self) -> Result<(), TierError> {
-        self.enter_at(Instant::now())
+    pub(super) async fn enter(&self) -> Result<(), TierError> {
+        self.enter_at(Instant::now())?;
+        let Some(marker) = &self.marker else { return Ok(()) };
+        // Without this an unmounted folder would answer "not found" to every
+        // question, and take every upload onto the wrong device.
+        self.look(marker).await.map_err(|e| {
+            let why = format!("{}: {e}; is the folder mounted?", marker.display());
+            self.failed(why.clone());
+            unavailable(why)
+        })
+    }
+
+    async fn look(&self, marker: &Path) -> io::Result<()> {
+        let (probe, stat, marker) = (Arc::clone(&self.probe), self.stat, marker.to_owned());
+        let looked = tokio::time::timeout(self.probe_limit, async {
+            let turn = probe.lock_owned().await;
+            tokio::task::spawn_blocking(move || {
+                // Until the kernel answers: the next one waits here, not there.
+                let _turn = turn;
+                stat(&marker)
+            })
+            .await
+        });
+        match looked.await {
+            Ok(looked) => looked?,
+            Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, "no answer")),
+        }
     }
 
     fn enter_at(&self, now: Instant) -> Result<(), TierError> {
@@ -45,14 +82,7 @@ impl Gate {
             // This caller tries; the next ones wait for its result.
             down.until = now + down.pause;
         }
-        let Some(marker) = &self.marker else { return Ok(()) };
-        // Without this an unmounted folder would answer "not found" to every
-        // question, and take every upload onto the wrong device.
-        marker.symlink_metadata().map(drop).map_err(|e| {
-            let why = format!("{}: {e}; is the folder mounted?", marker.display());
-            self.failed(why.clone());
-            unavailable(why)
-        })
+        Ok(())
     }
 
     pub(super) fn succeeded(&self) {
@@ -88,6 +118,34 @@ fn unavailable(why: String) -> TierError {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+
+    /// A folder whose kernel does not answer closes the gate, and holds one thread.
+    #[tokio::test]
+    async fn a_folder_that_hangs_is_a_closed_gate_not_a_hung_node() {
+        static HANGS: Mutex<bool> = Mutex::new(true);
+        static ANSWERS: parking_lot::Condvar = parking_lot::Condvar::new();
+        static IN_KERNEL: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
+        let stat = |_: &Path| {
+            IN_KERNEL.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+            ANSWERS.wait_while(&mut HANGS.lock(), |hangs| *hangs);
+            Ok(())
+        };
+        let probe_limit = Duration::from_millis(20);
+        let gate = Gate { stat, probe_limit, ..Gate::new(Some("marker".into())) };
+        for _ in 0..5 {
+            // As if the pause were over: the caller that tries.
+            *gate.state.lock() = None;
+            let refused = gate.enter().await.unwrap_err();
+            assert!(refused.to_string().contains("no answer"), "{refused}");
+            assert!(matches!(gate.health(), Health::Down { .. }));
+        }
+        assert_eq!(IN_KERNEL.load(std::sync::atomic::Ordering::SeqCst), 1, "one thread, not five");
+        *HANGS.lock() = false;
+        ANSWERS.notify_all();
+        *gate.state.lock() = None;
+        let patient = Gate { probe_limit: Duration::from_secs(60), ..gate };
+        patient.enter().await.unwrap();
+    }
 
     #[test]
     fn one_caller_a_pause_tries_a_store_that_is_down() {

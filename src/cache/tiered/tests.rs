@@ -14,7 +14,7 @@ use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 
 use super::*;
-use crate::cache::{StoredSink, SystemClock, conformance::blob};
+use crate::cache::{IndexError, ObjectName, SystemClock, UploadIndex, conformance::blob};
 
 struct Place(TempDir);
 
@@ -257,11 +257,17 @@ async fn bytes_that_were_lost_or_damaged_are_written_again() {
 struct Told {
     stored: SyncMutex<Vec<Digest>>,
     refuses: SyncMutex<u32>,
+    unneeded: SyncMutex<Vec<Digest>>,
 }
 
 #[async_trait::async_trait]
-impl StoredSink for Told {
-    async fn stored(&self, pack: &Digest) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+impl UploadIndex for Told {
+    async fn generation(&self, pack: &Digest) -> Result<Option<u64>, IndexError> {
+        Ok((!self.unneeded.lock().contains(pack)).then_some(7))
+    }
+
+    async fn stored(&self, pack: &Digest, generation: u64) -> Result<(), IndexError> {
+        assert_eq!(generation, 7);
         let mut refuses = self.refuses.lock();
         if *refuses > 0 {
             *refuses -= 1;
@@ -314,10 +320,30 @@ async fn uploads_outlast_an_absent_store_and_a_restart() {
     expected.sort();
     assert_eq!(told, expected, "each is told, also after refusals");
     for blob in &blobs {
-        assert!(tiers.object().unwrap().get(&blob.digest()).await.unwrap().is_some());
+        let name = ObjectName { pack: blob.digest(), generation: 7 };
+        assert!(tiers.object().unwrap().stat(&name).await.unwrap().is_some());
     }
     drop(tiers);
     assert_eq!(place.open().await.uploads_pending(), 0);
+}
+
+#[tokio::test]
+async fn what_nothing_refers_to_is_not_uploaded() {
+    let place = Place::new();
+    let tiers = place.open().await;
+    let blob = blob(1, 1000);
+    drop(tiers.insert(&blob, Hints::default()).await);
+    tiers.enqueue_upload(&blob.digest()).await.unwrap();
+    let sink = Told::default();
+    sink.unneeded.lock().push(blob.digest());
+    let stop = CancellationToken::new();
+    let drained = async {
+        until("the queue is empty", || tiers.uploads_pending() == 0).await;
+        stop.cancel();
+    };
+    tokio::join!(tiers.run_uploads(&sink, stop.clone()), drained);
+    let name = ObjectName { pack: blob.digest(), generation: 7 };
+    assert!(tiers.object().unwrap().stat(&name).await.unwrap().is_none());
 }
 
 #[tokio::test]

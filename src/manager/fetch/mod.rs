@@ -88,12 +88,7 @@ impl Fetcher {
         let (mut fetch, _) = self.running.join(pack, None, |_| async move {
             let fetched = timeout(LONGEST, fetcher.remote(&entry, &manifest)).await;
             let slow = || Ok(Fetched::Unreachable(format!("not fetched within {LONGEST:?}")));
-            let fetched = fetched.unwrap_or_else(|_| slow());
-            if let Ok(Fetched::Here(blob, _)) = &fetched {
-                // A hint for the next reader: nothing was promised.
-                drop(fetcher.tiers.insert(blob, hints(&manifest, entry.pinned)).await);
-            }
-            Some(fetched)
+            Some(fetched.unwrap_or_else(|_| slow()))
         });
         let fetched = fetch.wait_for(Option::is_some).await;
         match fetched.ok().and_then(|fetched| fetched.clone()) {
@@ -119,7 +114,8 @@ impl Fetcher {
         }
     }
 
-    /// The pack from a holder or L3, resumed from the next source when one breaks off.
+    /// The pack from a holder or L3, resumed from the next source when one breaks off;
+    /// kept here, and a corrupt object replaced by it.
     async fn remote(&self, entry: &Entry, manifest: &Manifest) -> Result<Fetched, Error> {
         let (pack, size) = (manifest.pack_digest, manifest.pack_size);
         if size == 0 {
@@ -151,7 +147,16 @@ impl Fetcher {
             }
             let Some(&last) = used.last() else { break };
             match writer.finish_as(pack) {
-                Ok(blob) => return Ok(Fetched::Here(blob, sources[last].origin())),
+                Ok(blob) => {
+                    // For the next reader: nothing was promised.
+                    drop(self.tiers.insert(&blob, hints(manifest, entry.pinned)).await);
+                    if refusals.object_is_corrupt()
+                        && let Err(e) = self.tiers.repair(&pack).await
+                    {
+                        tracing::warn!(%pack, error = %e, "a corrupt object is not replaced yet");
+                    }
+                    return Ok(Fetched::Here(blob, sources[last].origin()));
+                }
                 Err(BlobError::Length { .. }) => {
                     // All sources broke off in the middle: none is left to resume from.
                     excluded.extend(used);

@@ -10,7 +10,7 @@ use kiln_proto::{Digest, NodeId, pb};
 
 use super::backoff::Backoff;
 use crate::{
-    cache::{BlobWriter, TierError, Tiers},
+    cache::{BlobWriter, ObjectName, TierError, Tiers},
     transfer::{PeerAddress, PeerClient, TransferError},
 };
 
@@ -88,6 +88,11 @@ impl Refusals {
         self.0.push((source.clone(), refused));
     }
 
+    /// Whether the object store has a copy that is not what it should be.
+    pub(super) fn object_is_corrupt(&self) -> bool {
+        self.0.iter().any(|(who, why)| matches!((who, why), (Source::Object, Refused::Corrupt)))
+    }
+
     /// Who does not have the bytes.
     pub(super) fn absent(&self) -> Asked {
         let mut asked = Asked::default();
@@ -150,9 +155,9 @@ impl Places {
                 })
             }
             Source::Object => {
-                let _ = generation;
                 let Some(object) = self.tiers.object() else { return Err(Refused::Absent) };
-                match object.fill(pack, writer).await {
+                let name = ObjectName { pack: *pack, generation };
+                match object.fill(&name, writer).await {
                     Ok(true) => Ok(()),
                     Ok(false) => Err(Refused::Absent),
                     Err(TierError::Corrupt { .. }) => Err(Refused::Corrupt),
