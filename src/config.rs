@@ -148,6 +148,25 @@ pub struct ObjectConfig {
     /// Profile of the AWS shared credentials file. Default: the environment's
     /// `AWS_*`, else the container's or the instance's credentials.
     pub profile: Option<String>,
+    /// What becomes of objects that nothing needs.
+    pub collect: CollectConfig,
+}
+
+/// The collector of L3's garbage, which the leader runs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct CollectConfig {
+    /// Age at which an object to which nothing refers is condemned: longer than an
+    /// upload and its commit can take, clocks' differences included. Default: 1 day.
+    #[serde(with = "humantime_serde")]
+    pub orphan_after: Duration,
+    /// From then until it is deleted: longer than a reader relies on what the index
+    /// said. Default: 1 h.
+    #[serde(with = "humantime_serde")]
+    pub grace: Duration,
+    /// Between two passes over the store. Default: 10 min.
+    #[serde(with = "humantime_serde")]
+    pub every: Duration,
 }
 
 /// Limits and libraries of compiles, each of which is a child process.
@@ -286,7 +305,20 @@ impl Default for DiskConfig {
 
 impl Default for ObjectConfig {
     fn default() -> Self {
-        Self { url: None, endpoint: None, region: "us-east-1".into(), profile: None }
+        Self {
+            url: None,
+            endpoint: None,
+            region: "us-east-1".into(),
+            profile: None,
+            collect: CollectConfig::default(),
+        }
+    }
+}
+
+impl Default for CollectConfig {
+    fn default() -> Self {
+        let minute = Duration::from_secs(60);
+        Self { orphan_after: 24 * 60 * minute, grace: 60 * minute, every: 10 * minute }
     }
 }
 

@@ -131,6 +131,7 @@ impl Config {
             ("memory.entries", self.memory.entries as u64),
             ("disk.bytes", self.disk.bytes),
             ("compile.time_limit", compile.time_limit.as_millis() as u64),
+            ("object.collect.every", self.object.collect.every.as_millis() as u64),
             ("compile.default_deadline", compile.default_deadline.as_millis() as u64),
         ];
         for (name, _) in positive.iter().filter(|(_, value)| *value == 0) {
@@ -209,7 +210,7 @@ mod tests {
     #[test]
     fn what_cannot_work_is_refused_with_what_to_do() {
         type Change = fn(&mut Config);
-        let cases: [(Change, &str); 19] = [
+        let cases: [(Change, &str); 20] = [
             (|c| c.http_listen = c.grpc_listen, "its own port"),
             (|c| c.grpc_listen = ([0, 0, 0, 0], 7400).into(), "set `advertise`"),
             (|c| c.advertise = Some("http://a".into()), "without scheme"),
@@ -221,6 +222,7 @@ mod tests {
             (|c| c.cluster.lease_ttl = c.cluster.election_max, "lease_ttl"),
             (|c| c.memory.bytes = 0, "memory.bytes is 0"),
             (|c| c.compile.memory_limit = 1, "256 MiB"),
+            (|c| c.object.collect.every = Duration::ZERO, "object.collect.every is 0"),
             (|c| c.object.url = Some("http://bucket".into()), "s3://BUCKET"),
             (|c| c.object.endpoint = Some("http://127.0.0.1:1".into()), "without object.url"),
             (|c| c.log.level = "a=b=c".into(), "log.level"),

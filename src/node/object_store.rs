@@ -4,10 +4,7 @@
 //! committed before it listed, so that a manifest committed a moment ago keeps its
 //! bytes.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Instant};
 
 use kiln_cluster::{Cluster, Index, Role};
 use kiln_proto::Digest;
@@ -16,9 +13,6 @@ use tokio_util::sync::CancellationToken;
 use crate::cache::{
     CollectSettings, Collector, IndexError, PackIndex, PackState, SystemClock, Tiers, UploadIndex,
 };
-
-/// Between two passes of the collector.
-const PASS: Duration = Duration::from_secs(600);
 
 /// The index as L3's keepers see it.
 #[derive(Clone)]

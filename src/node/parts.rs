@@ -11,14 +11,14 @@ use kiln_cluster::{NodeFacts, Settings as ClusterSettings, Start, Timings};
 use super::NodeError;
 use crate::{
     cache::{
-        DiskSettings, EvictionSettings, MemorySettings, ObjectSettings, SystemClock, Tiers,
-        TiersSettings,
+        CollectSettings, DiskSettings, EvictionSettings, MemorySettings, ObjectSettings,
+        SystemClock, Tiers, TiersSettings,
     },
     compiler::{
         CompilerSettings, Compilers, Environment, Limits, PoolSettings, PythonSettings,
         ToolchainSettings,
     },
-    config::{self, Config, EvictionPolicy},
+    config::{self, CollectConfig, Config, EvictionPolicy},
     manager, resp,
 };
 
@@ -55,6 +55,12 @@ pub(super) async fn tiers(config: &Config) -> Result<Arc<Tiers>, NodeError> {
         },
     };
     Ok(Arc::new(Tiers::open(settings, Arc::new(SystemClock)).await?))
+}
+
+/// How L3's garbage is collected.
+pub(super) fn collect(config: &Config) -> CollectSettings {
+    let CollectConfig { orphan_after, grace, every } = config.object.collect;
+    CollectSettings { orphan_after, grace, every }
 }
 
 /// Starts to look for the toolchains.

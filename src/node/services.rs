@@ -17,7 +17,7 @@ use super::{
     storage::Storage, uploads,
 };
 use crate::{
-    cache::{CollectSettings, Tiers},
+    cache::Tiers,
     config::Config,
     manager::{self, Fetcher, Manager, Reporter},
     resp,
@@ -207,7 +207,7 @@ impl Shared<'_> {
             (|| self.tiers.clone(), || self.index.clone(), tasks.stop.clone());
         tasks.spawn(uploads::carry_out(tiers(), index(), stop.clone()));
         tasks.spawn(uploads::resume(tiers(), index(), uploads::Pace::default(), stop.clone()));
-        let settings = CollectSettings::default();
+        let settings = parts::collect(self.config);
         tasks.spawn(object_store::collect(tiers(), self.cluster.clone(), settings, stop));
     }
 
