@@ -26,6 +26,7 @@ const RETRY: Duration = Duration::from_millis(300);
 /// Makes the cluster's record of this node what its settings say: where they changed
 /// with a restart, and where a member let it in that did not know of abstaining.
 pub(crate) async fn announce_standing(node: Arc<Bootstrap>, replica: Arc<Replica>, start: Start) {
+    let mut progress = replica.progress();
     loop {
         match wrong_standing(&node, &replica, &start) {
             Ok(None) => return,
@@ -45,6 +46,8 @@ pub(crate) async fn announce_standing(node: Arc<Bootstrap>, replica: Arc<Replica
             Err(e) => tracing::debug!(error = %e, "this node is not registered yet"),
         }
         tokio::select! {
+            // It may be what was missing: this node's registration.
+            changed = progress.changed() => if changed.is_err() { return },
             () = tokio::time::sleep(RETRY) => {}
             () = node.stop.cancelled() => return,
         }

@@ -166,7 +166,7 @@ impl Cluster {
         self.tasks.spawn(Arc::clone(&self.writer).fence_writes());
         let standing =
             announce::announce_standing(Arc::clone(bootstrap), replica(), self.start.clone());
-        self.tasks.spawn(standing);
+        let standing = self.tasks.spawn(standing);
         if resumed {
             let peers = self.start.peers().to_vec();
             let address = announce::announce_address(Arc::clone(bootstrap), replica(), peers);
@@ -174,6 +174,9 @@ impl Cluster {
             self.elect_sole_voter().await;
         } else {
             self.wait_until_registered(me).await?;
+            // What an operator sets after this call is not undone by this node's settings.
+            // Without a leader the settings are told later.
+            drop(tokio::time::timeout(self.timings.patience, standing).await);
         }
         Ok(NodeIdentity::new(me, self.signing.clone()))
     }
