@@ -14,7 +14,8 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use bytesize::ByteSize;
 use kiln::cache::{
-    Blob, DiskSettings, Hints, MemorySettings, SystemClock, Tier, TierName, Tiers, TiersSettings,
+    Blob, Budget, BudgetSettings, DiskSettings, Hints, MemorySettings, SystemClock, Tier, TierName,
+    Tiers, TiersSettings,
 };
 
 const ROUNDS: usize = 60;
@@ -52,7 +53,8 @@ async fn measure(size: usize) -> Result<()> {
         disk: DiskSettings { path: dir.path().join("l2"), ..DiskSettings::default() },
         ..TiersSettings::default()
     };
-    let tiers = Tiers::open(settings, Arc::new(SystemClock)).await?;
+    let budget = Budget::new(BudgetSettings { bytes: 1 << 30, blobs: 1024, wait: Duration::ZERO });
+    let tiers = Tiers::open(settings, budget, Arc::new(SystemClock)).await?;
     let mut bytes = vec![0; size];
     blake3::Hasher::new().finalize_xof().fill(&mut bytes);
     let blob = Blob::copy_of(&bytes)?;

@@ -108,8 +108,14 @@ pub struct MemoryConfig {
     /// Most bytes. Default: 1 GiB.
     #[serde(with = "units::bytes")]
     pub bytes: u64,
-    /// Most entries; each holds a file descriptor. Default: 4096.
+    /// Most entries; each holds a file descriptor. As many more may be on their way
+    /// in or out. Default: 4096.
     pub entries: usize,
+    /// Most bytes, beside these, of what is on its way in or out: values that are
+    /// received, packs that are published or sent to slow readers. 0: half of `bytes`,
+    /// at least 256 MiB. Default: 0.
+    #[serde(with = "units::bytes")]
+    pub in_flight: u64,
 }
 
 /// L2: content-addressed files.
@@ -293,7 +299,7 @@ impl Default for ClusterConfig {
 
 impl Default for MemoryConfig {
     fn default() -> Self {
-        Self { bytes: GIB, entries: 4096 }
+        Self { bytes: GIB, entries: 4096, in_flight: 0 }
     }
 }
 
@@ -378,6 +384,14 @@ impl Config {
     /// The permissions that `socket_mode` names.
     pub fn socket_permissions(&self) -> Option<u32> {
         u32::from_str_radix(&self.socket_mode, 8).ok().filter(|mode| *mode <= 0o777)
+    }
+
+    /// Bytes of blobs beside L1, with 0 resolved.
+    pub fn bytes_in_flight(&self) -> u64 {
+        match self.memory.in_flight {
+            0 => (self.memory.bytes / 2).max(256 * MIB),
+            bytes => bytes,
+        }
     }
 
     /// Compiles at once, with 0 resolved to the number of cores.

@@ -31,7 +31,7 @@ struct Sealed {
     /// `None` for the empty blob: nothing to map.
     map: Option<Mmap>,
     /// Given back with the memory.
-    _charge: Option<Charge>,
+    charge: Option<Charge>,
 }
 
 /// Memory that is being filled, hashed on the way in.
@@ -100,6 +100,16 @@ impl Blob {
     /// Bytes.
     pub fn size(&self) -> u64 {
         self.len() as u64
+    }
+
+    /// Bytes of a budget that come back when the last clone is dropped.
+    pub(super) fn charge(&self) -> u64 {
+        self.0.charge.as_ref().map_or(0, Charge::bytes)
+    }
+
+    /// Clones that exist now, this one included.
+    pub(super) fn clones(&self) -> usize {
+        Arc::strong_count(&self.0)
     }
 }
 
@@ -225,7 +235,7 @@ impl BlobWriter {
             // SAFETY: sealed: no one can write or truncate it any more.
             size => Some(unsafe { MmapOptions::new().len(size).map_copy_read_only(&self.memory)? }),
         };
-        Ok(Blob(Arc::new(Sealed { digest, memory: self.memory, map, _charge: self.charge })))
+        Ok(Blob(Arc::new(Sealed { digest, memory: self.memory, map, charge: self.charge })))
     }
 
     /// Seals the memory if it hashes to `wanted`.

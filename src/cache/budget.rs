@@ -83,9 +83,16 @@ pub struct Charge {
     pages: OwnedSemaphorePermit,
 }
 
+impl Charge {
+    /// Bytes that were set aside.
+    pub fn bytes(&self) -> u64 {
+        self.pages.num_permits() as u64 * PAGE
+    }
+}
+
 impl Drop for Charge {
     fn drop(&mut self) {
-        gauge!("kiln_blob_memory_bytes").decrement((self.pages.num_permits() as u64 * PAGE) as f64);
+        gauge!("kiln_blob_memory_bytes").decrement(self.bytes() as f64);
     }
 }
 
@@ -168,8 +175,9 @@ impl Budget {
 }
 
 fn charged(pages: OwnedSemaphorePermit) -> Charge {
-    gauge!("kiln_blob_memory_bytes").increment((pages.num_permits() as u64 * PAGE) as f64);
-    Charge { pages }
+    let charge = Charge { pages };
+    gauge!("kiln_blob_memory_bytes").increment(charge.bytes() as f64);
+    charge
 }
 
 /// Counts one that waits, also where its request is dropped.
@@ -211,7 +219,7 @@ mod tests {
             while bytes > 0
                 && let Some(charge) = self.0.lock().pop()
             {
-                bytes = bytes.saturating_sub(charge.pages.num_permits() as u64 * PAGE);
+                bytes = bytes.saturating_sub(charge.bytes());
             }
         }
     }

@@ -4,16 +4,21 @@
 
 #![allow(clippy::unwrap_used)]
 
-use std::fmt::Debug;
+use std::{fmt::Debug, time::Duration};
 
 use kiln_proto::Digest;
 
-use super::{Blob, Hints, Tier, TierError};
+use super::{Blob, Budget, BudgetSettings, Hints, Tier, TierError};
 
 pub(crate) fn blob(seed: u64, size: usize) -> Blob {
     let mut bytes = vec![0; size];
     blake3::Hasher::new().update(&seed.to_be_bytes()).finalize_xof().fill(&mut bytes);
     Blob::copy_of(&bytes).unwrap()
+}
+
+/// A budget in which there is always room.
+pub(crate) fn roomy() -> Budget {
+    Budget::new(BudgetSettings { bytes: 1 << 40, blobs: 1 << 28, wait: Duration::ZERO })
 }
 
 fn ok<T: Debug>(result: Result<T, TierError>) -> T {

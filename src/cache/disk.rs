@@ -36,8 +36,8 @@ use self::{
     store::Store,
 };
 use super::{
-    Blob, Change, Clock, EvictionSettings, Health, Hints, Presence, Removal, Tier, TierError,
-    TierName, Usage, meter,
+    Blob, Budget, Change, Clock, EvictionSettings, Health, Hints, Presence, Removal, Tier,
+    TierError, TierName, Usage, meter,
 };
 
 /// Changes that a slow listener may be behind before it misses some.
@@ -127,6 +127,8 @@ pub struct DiskCounters {
 /// The disk tier.
 pub struct DiskTier {
     store: Arc<Store>,
+    /// Memory for what is read.
+    budget: Budget,
     permits: Arc<Semaphore>,
     swept: watch::Receiver<Option<Swept>>,
     adopter: Option<JoinHandle<()>>,
@@ -138,13 +140,18 @@ pub struct DiskTier {
 impl DiskTier {
     /// Opens the tier and sweeps its folder; blocks. Files that the index does
     /// not know are verified in the background: see [`swept`](Self::swept).
-    pub fn open(settings: &DiskSettings, clock: Arc<dyn Clock>) -> Result<Self, TierError> {
-        Self::open_with(settings, clock, || {})
+    pub fn open(
+        settings: &DiskSettings,
+        budget: Budget,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Self, TierError> {
+        Self::open_with(settings, budget, clock, || {})
     }
 
     /// `before` runs on the sweep's thread before the first file is verified.
     fn open_with(
         settings: &DiskSettings,
+        budget: Budget,
         clock: Arc<dyn Clock>,
         before: impl FnOnce() + Send + 'static,
     ) -> Result<Self, TierError> {
@@ -178,6 +185,7 @@ impl DiskTier {
         let adopter = std::thread::Builder::new().name("kiln-adopt".into()).spawn(adopt);
         Ok(Self {
             store,
+            budget,
             permits: Arc::new(Semaphore::new(settings.parallelism.max(1))),
             swept: swept_later,
             adopter: Some(adopter.map_err(|e| TierError::disk("start sweep", 0, e))?),
@@ -334,12 +342,18 @@ impl Tier for DiskTier {
     }
 
     async fn get(&self, digest: &Digest) -> Result<Option<Blob>, TierError> {
-        if !self.holds(digest) {
+        let record = self.store.catalog.lock().get(digest);
+        let Some(record) = record else {
             meter::miss(TierName::Disk);
             return Ok(None);
-        }
+        };
+        let charge = self.budget.charge(record.size).await.map_err(|e| {
+            let error = TierError::Memory { tier: TierName::Disk, source: e.into() };
+            meter::failed(&error);
+            error
+        })?;
         let digest = *digest;
-        let found = self.run(move |store| store.get(&digest)).await?;
+        let found = self.run(move |store| store.get(&digest, charge)).await?;
         match found {
             Some(_) => meter::hit(TierName::Disk),
             None => meter::miss(TierName::Disk),

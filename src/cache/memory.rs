@@ -199,6 +199,32 @@ impl MemoryTier {
         Ok(evicted.iter().map(Blob::digest).collect())
     }
 
+    /// Gives blobs up that nobody else holds, until `charge` bytes of the budget
+    /// came back or none is left; returns them. In no order: rare, and what goes is
+    /// on the disk still.
+    pub(super) fn give_up(&self, charge: u64) -> Vec<Digest> {
+        let mut fixed = self.fixed.lock();
+        let (mut freed, mut gone) = (0, Vec::new());
+        for (digest, known) in self.cache.iter() {
+            if freed >= charge {
+                break;
+            }
+            // One clone is the cache's, one is this one.
+            let ours_alone = known.blob.clones() <= 2;
+            if known.blob.charge() == 0 || known.stay.is_asked_for() || !ours_alone {
+                continue;
+            }
+            freed += known.blob.charge();
+            gone.push(digest);
+        }
+        let blobs: Vec<_> = gone.iter().filter_map(|d| self.take(&mut fixed, d)).collect();
+        drop(fixed);
+        meter::evicted(TierName::Memory, gone.len() as u64);
+        meter::usage(TierName::Memory, self.usage());
+        drop(blobs);
+        gone
+    }
+
     /// Pins a blob or takes the pin back; whether it is here.
     pub fn set_pinned(&self, digest: &Digest, pin: bool) -> bool {
         let mut fixed = self.fixed.lock();
@@ -255,15 +281,20 @@ impl MemoryTier {
     /// guarded stays.
     pub fn forget(&self, digest: &Digest) -> bool {
         let mut fixed = self.fixed.lock();
+        let taken = self.take(&mut fixed, digest);
+        drop(fixed);
+        meter::usage(TierName::Memory, self.usage());
+        taken.is_some()
+    }
+
+    fn take(&self, fixed: &mut u64, digest: &Digest) -> Option<Blob> {
         let unguarded = |known: &Resident| known.stay.guards.load(Ordering::Relaxed) == 0;
-        let Some((_, known)) = self.cache.remove_if(digest, unguarded) else { return false };
+        let (_, known) = self.cache.remove_if(digest, unguarded)?;
         if known.stay.is_asked_for() {
             *fixed -= self.charge.of(known.blob.size());
         }
         self.bytes.fetch_sub(known.blob.size(), Ordering::Relaxed);
-        drop(fixed);
-        meter::usage(TierName::Memory, self.usage());
-        true
+        Some(known.blob)
     }
 }
 

@@ -8,7 +8,7 @@
 use std::{
     collections::HashSet,
     sync::{
-        Arc,
+        Arc, Weak,
         atomic::{AtomicBool, Ordering},
     },
 };
@@ -18,8 +18,8 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{Mutex, OwnedMutexGuard, broadcast};
 
 use super::{
-    Blob, Change, Clock, DiskSettings, DiskTier, Health, Hints, MemorySettings, MemoryTier,
-    ObjectSettings, ObjectTier, Presence, Removal, Tier, TierError, TierName, Usage,
+    Blob, Budget, Change, Clock, DiskSettings, DiskTier, Health, Hints, MemorySettings, MemoryTier,
+    ObjectSettings, ObjectTier, Presence, Reclaim, Removal, Tier, TierError, TierName, Usage,
     disk::DiskGuard, memory::MemoryGuard, meter, upload_queue::UploadQueue,
 };
 
@@ -69,32 +69,46 @@ pub struct Guard {
 /// Memory over disk, and the object store beside them.
 pub struct Tiers {
     memory: Arc<MemoryTier>,
-    disk: DiskTier,
+    disk: Arc<DiskTier>,
     object: Option<ObjectTier>,
     pub(super) uploads: UploadQueue,
     /// Many requests for one blob read it from the disk once, and a removal never
     /// comes between an insertion and its acknowledgement.
     lanes: Vec<Arc<Mutex<()>>>,
+    /// What all blobs of the process are charged to.
+    budget: Budget,
+    /// Gives memory back where others need it.
+    _giver: Arc<Giver>,
     /// Changes of what is in memory alone; those of the disk come from it.
     changes: broadcast::Sender<Change>,
 }
 
 impl Tiers {
     /// Opens all tiers.
-    pub async fn open(settings: TiersSettings, clock: Arc<dyn Clock>) -> Result<Self, TierError> {
+    pub async fn open(
+        settings: TiersSettings,
+        budget: Budget,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Self, TierError> {
         let memory = Arc::new(MemoryTier::new(&settings.memory)?);
         let object = match settings.object.url.clone() {
             Some(url) => Some(ObjectTier::open(url, settings.object).await?),
             None => None,
         };
+        let room = budget.clone();
         let opened =
-            tokio::task::spawn_blocking(move || DiskTier::open(&settings.disk, clock)).await;
+            tokio::task::spawn_blocking(move || DiskTier::open(&settings.disk, room, clock)).await;
         let disk = opened
             .map_err(|e| TierError::Unavailable { tier: TierName::Disk, why: e.to_string() })??;
         let uploads = UploadQueue::with(disk.uploads().await?);
+        let disk = Arc::new(disk);
+        let giver =
+            Arc::new(Giver { memory: memory.clone(), disk: disk.clone(), changes: disk.sender() });
+        let reclaim: Weak<Giver> = Arc::downgrade(&giver);
+        budget.reclaim_from(reclaim);
         let lanes = std::iter::repeat_with(Arc::default).take(LANES).collect();
         let changes = disk.sender();
-        Ok(Self { memory, disk, object, uploads, lanes, changes })
+        Ok(Self { memory, disk, object, uploads, lanes, budget, _giver: giver, changes })
     }
 
     /// The blob from memory or disk, and from which. [`TierError::Corrupt`] is a
@@ -226,6 +240,11 @@ impl Tiers {
         self.changes.subscribe()
     }
 
+    /// What all blobs of this process are charged to.
+    pub fn budget(&self) -> &Budget {
+        &self.budget
+    }
+
     /// L1.
     pub fn memory(&self) -> &MemoryTier {
         &self.memory
@@ -258,6 +277,10 @@ impl Tiers {
 
     /// Best effort: what does not fit in memory is read from the disk again.
     fn keep_in_memory(&self, blob: &Blob, pinned: bool) -> bool {
+        // Somebody waits for memory, and the disk has this one: rather read it again.
+        if self.budget.is_short() && self.disk.holds(&blob.digest()) {
+            return false;
+        }
         // A pin says "never lose this", which the disk sees to; it has its place
         // in memory only as long as that leaves room for others.
         let admitted = match self.memory.admit(blob, pinned) {
@@ -266,9 +289,7 @@ impl Tiers {
         };
         match admitted {
             Ok(evicted) => {
-                for digest in evicted.iter().filter(|d| !self.disk.holds(d)) {
-                    let _ = self.changes.send(Change::Lost(*digest));
-                }
+                tell_lost(&evicted, &self.disk, &self.changes);
                 true
             }
             Err(e) => {
@@ -276,6 +297,27 @@ impl Tiers {
                 false
             }
         }
+    }
+}
+
+/// Memory gives way where the budget is short.
+struct Giver {
+    memory: Arc<MemoryTier>,
+    disk: Arc<DiskTier>,
+    changes: broadcast::Sender<Change>,
+}
+
+impl Reclaim for Giver {
+    fn reclaim(&self, bytes: u64) {
+        tell_lost(&self.memory.give_up(bytes), &self.disk, &self.changes);
+    }
+}
+
+/// Tells of those that left memory and are not on the disk.
+fn tell_lost(evicted: &[Digest], disk: &DiskTier, changes: &broadcast::Sender<Change>) {
+    for digest in evicted.iter().filter(|d| !disk.holds(d)) {
+        // No receiver: nobody wants to know.
+        let _ = changes.send(Change::Lost(*digest));
     }
 }
 

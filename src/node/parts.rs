@@ -11,8 +11,8 @@ use kiln_cluster::{NodeFacts, Settings as ClusterSettings, Start, Timings};
 use super::NodeError;
 use crate::{
     cache::{
-        CollectSettings, DiskSettings, EvictionSettings, MemorySettings, ObjectSettings,
-        SystemClock, Tiers, TiersSettings,
+        Budget, BudgetSettings, CollectSettings, DiskSettings, EvictionSettings, MemorySettings,
+        ObjectSettings, SystemClock, Tiers, TiersSettings,
     },
     compiler::{
         CompilerSettings, Compilers, Environment, Limits, PoolSettings, PythonSettings,
@@ -24,6 +24,8 @@ use crate::{
 
 /// Time that a flight may take beyond one compile: queues, waits for others.
 const FLIGHT_SLACK: Duration = Duration::from_secs(300);
+/// Longest wait for memory that other blobs take.
+const BLOB_WAIT: Duration = Duration::from_secs(5);
 /// In which a Redis client must move 64 KiB of a long value.
 const RESP_PROGRESS: Duration = Duration::from_secs(10);
 
@@ -54,7 +56,16 @@ pub(super) async fn tiers(config: &Config) -> Result<Arc<Tiers>, NodeError> {
             ..ObjectSettings::default()
         },
     };
-    Ok(Arc::new(Tiers::open(settings, Arc::new(SystemClock)).await?))
+    Ok(Arc::new(Tiers::open(settings, budget(config), Arc::new(SystemClock)).await?))
+}
+
+/// Memory for blobs: L1's, and that of what is on its way in or out.
+fn budget(config: &Config) -> Budget {
+    Budget::new(BudgetSettings {
+        bytes: config.memory.bytes.saturating_add(config.bytes_in_flight()),
+        blobs: (config.memory.entries as u64).saturating_mul(2),
+        wait: BLOB_WAIT,
+    })
 }
 
 /// How L3's garbage is collected.

@@ -18,10 +18,10 @@ use std::{
     sync::atomic::{AtomicU64, Ordering},
 };
 
-use kiln_proto::Digest;
+use kiln_proto::{Digest, Hasher};
 use parking_lot::{Mutex, MutexGuard};
 
-use crate::cache::{Blob, BlobError, BlobWriter, TierError, TierName};
+use crate::cache::{Blob, BlobError, BlobWriter, Charge, TierError, TierName};
 
 /// Read at once: large enough for the writer to hash and copy side by side, small
 /// enough to be in the processor's cache still when it does.
@@ -138,10 +138,15 @@ impl Files {
         })
     }
 
-    /// Reads and verifies a file of `size` bytes.
-    pub(super) fn read(&self, digest: &Digest, size: u64) -> Result<Blob, ReadError> {
+    /// Reads and verifies a file of `size` bytes into memory that was set aside.
+    pub(super) fn read(
+        &self,
+        digest: &Digest,
+        size: u64,
+        charge: Charge,
+    ) -> Result<Blob, ReadError> {
         let mut file = self.open_sized(digest, size)?;
-        let mut writer = BlobWriter::with_size(size).map_err(ReadError::Memory)?;
+        let mut writer = BlobWriter::charged(charge, size).map_err(ReadError::Memory)?;
         let mut chunk = vec![0; usize::try_from(size).unwrap_or(CHUNK).min(CHUNK)];
         while writer.filled() < size {
             match read_up_to(&mut file, &mut chunk).map_err(ReadError::Io)? {
@@ -151,6 +156,23 @@ impl Files {
             }
         }
         writer.finish_as(*digest).map_err(ReadError::from)
+    }
+
+    /// Reads a file and hashes it; keeps nothing.
+    pub(super) fn verify(&self, digest: &Digest, size: u64) -> Result<(), ReadError> {
+        let mut file = self.open_sized(digest, size)?;
+        let mut hasher = Hasher::new();
+        let mut chunk = vec![0; usize::try_from(size).unwrap_or(CHUNK).clamp(1, CHUNK)];
+        loop {
+            match read_up_to(&mut file, &mut chunk).map_err(ReadError::Io)? {
+                0 => break,
+                n => hasher.update(&chunk[..n]),
+            };
+        }
+        match Digest::from(hasher.finalize()) {
+            found if found == *digest => Ok(()),
+            found => Err(ReadError::Corrupt(format!("the bytes hash to {found}"))),
+        }
     }
 
     /// Whether the file of `blob` is there and holds the same bytes. Cheaper than

@@ -20,7 +20,7 @@ use super::{
     files::{Files, ReadError},
     index::Index,
 };
-use crate::cache::{Blob, Change, Clock, Health, Hints, TierError, TierName, Usage, meter};
+use crate::cache::{Blob, Change, Charge, Clock, Health, Hints, TierError, TierName, Usage, meter};
 
 /// Uses that are remembered before they are written together.
 const TOUCHES: usize = 256;
@@ -97,10 +97,10 @@ impl Store {
         }
     }
 
-    pub(super) fn get(&self, digest: &Digest) -> Result<Option<Blob>, TierError> {
+    pub(super) fn get(&self, digest: &Digest, charge: Charge) -> Result<Option<Blob>, TierError> {
         let used = self.catalog.lock().touch(digest, self.clock.now_ms());
         let Some((record, file)) = used else { return Ok(None) };
-        match self.files.read(digest, record.size) {
+        match self.files.read(digest, record.size, charge) {
             Ok(blob) => {
                 self.touch(digest);
                 Ok(Some(blob))

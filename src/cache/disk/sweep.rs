@@ -99,7 +99,7 @@ pub(super) fn adopt(store: &Store, stray: Stray) -> bool {
 }
 
 fn verify(store: &Store, (digest, size): Stray) -> bool {
-    let read = store.files.read(&digest, size);
+    let read = store.files.verify(&digest, size);
     let folder = store.files.lock_folder(&digest);
     let mut catalog = store.catalog.lock();
     catalog.release(size);

@@ -16,7 +16,7 @@ mod bounds;
 use super::*;
 use crate::cache::{
     clock::ManualClock,
-    conformance::{self, blob},
+    conformance::{self, blob, roomy},
 };
 
 impl DiskTier {
@@ -44,14 +44,15 @@ impl Folder {
     }
 
     fn open(&self) -> DiskTier {
-        DiskTier::open(&self.settings, self.clock.clone()).unwrap()
+        DiskTier::open(&self.settings, roomy(), self.clock.clone()).unwrap()
     }
 
     /// With files that wait to be verified until [`DiskTier::sweep_now`].
     fn open_unswept(&self) -> DiskTier {
         let (go, gate) = std::sync::mpsc::channel();
         let wait = move || gate.recv().unwrap();
-        let mut tier = DiskTier::open_with(&self.settings, self.clock.clone(), wait).unwrap();
+        let mut tier =
+            DiskTier::open_with(&self.settings, roomy(), self.clock.clone(), wait).unwrap();
         tier.go = Some(go);
         tier
     }

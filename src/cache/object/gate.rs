@@ -139,9 +139,10 @@ mod tests {
             assert!(refused.to_string().contains("no answer"), "{refused}");
             assert!(matches!(gate.health(), Health::Down { .. }));
         }
-        assert_eq!(IN_KERNEL.load(std::sync::atomic::Ordering::SeqCst), 1, "one thread, not five");
+        let threads = IN_KERNEL.load(std::sync::atomic::Ordering::SeqCst);
         *HANGS.lock() = false;
         ANSWERS.notify_all();
+        assert_eq!(threads, 1, "one thread, not five");
         *gate.state.lock() = None;
         let patient = Gate { probe_limit: Duration::from_secs(60), ..gate };
         patient.enter().await.unwrap();

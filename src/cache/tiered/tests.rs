@@ -14,7 +14,10 @@ use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 
 use super::*;
-use crate::cache::{IndexError, ObjectName, SystemClock, UploadIndex, conformance::blob};
+use crate::cache::{
+    BlobWriter, BudgetSettings, IndexError, ObjectName, SystemClock, UploadIndex,
+    conformance::{blob, roomy},
+};
 
 struct Place(TempDir);
 
@@ -44,7 +47,7 @@ impl Place {
     }
 
     async fn open(&self) -> Tiers {
-        Tiers::open(self.settings(), Arc::new(SystemClock)).await.unwrap()
+        Tiers::open(self.settings(), roomy(), Arc::new(SystemClock)).await.unwrap()
     }
 
     fn file(&self, blob: &Blob) -> PathBuf {
@@ -102,7 +105,7 @@ async fn a_disk_without_room_leaves_memory() {
     let place = Place::new();
     let mut settings = place.settings();
     settings.disk.capacity = ByteSize::kib(64);
-    let tiers = Tiers::open(settings, Arc::new(SystemClock)).await.unwrap();
+    let tiers = Tiers::open(settings, roomy(), Arc::new(SystemClock)).await.unwrap();
     let mut changes = tiers.changes();
     let large = blob(1, 1 << 20);
     let Inserted { kept, guard } = tiers.insert(&large, Hints::default()).await;
@@ -128,6 +131,43 @@ async fn a_disk_without_room_leaves_memory() {
     let huge = blob(20, 9 << 20);
     let kept = tiers.insert(&huge, Hints::default()).await.kept;
     assert!(matches!(kept, Kept::Nowhere(TierError::Full { .. })), "{kept:?}");
+}
+
+/// Invariant 10: whatever is read and held, the blobs stay within the budget.
+#[tokio::test]
+async fn memory_gives_way_to_those_who_hold_blobs_then_they_wait_then_are_refused() {
+    let place = Place::new();
+    let settings = BudgetSettings { bytes: 4 << 20, blobs: 64, wait: Duration::from_millis(20) };
+    let budget = Budget::new(settings);
+    let open = Tiers::open(place.settings(), budget.clone(), Arc::new(SystemClock));
+    let tiers = open.await.unwrap();
+    let blobs: Vec<_> = (0..8).map(|n| blob(n, 1 << 20)).collect();
+    for blob in &blobs {
+        // Uncharged, as a test's own: on the disk, and out of memory again.
+        drop(tiers.insert(blob, Hints::default()).await);
+        tiers.memory().forget(&blob.digest());
+    }
+    // One after the other: each finds room that memory gives up.
+    for blob in &blobs {
+        assert!(tiers.get_local(&blob.digest()).await.unwrap().is_some());
+        assert!(budget.in_use() <= budget.capacity());
+    }
+    assert!(budget.in_use() >= 3 << 20, "L1 is charged");
+    // Slow readers hold four: then nobody gives way, and the fifth is refused.
+    let mut held = Vec::new();
+    for blob in &blobs[..4] {
+        held.push(tiers.get_local(&blob.digest()).await.unwrap().unwrap());
+    }
+    let refused = tiers.get_local(&blobs[4].digest()).await.unwrap_err();
+    assert!(matches!(refused, TierError::Memory { .. }), "{refused}");
+    assert!(tiers.disk().holds(&blobs[4].digest()), "busy is no verdict on the file");
+    held.pop();
+    assert!(tiers.get_local(&blobs[4].digest()).await.unwrap().is_some());
+    drop(held);
+    let half = BlobWriter::within(&budget, 3 << 20).await.unwrap();
+    assert!(budget.in_use() <= budget.capacity());
+    drop((half, tiers));
+    assert_eq!(budget.in_use(), 0, "all of it comes back");
 }
 
 #[tokio::test]
@@ -212,7 +252,7 @@ async fn what_is_guarded_on_disk_is_not_evicted() {
     let place = Place::new();
     let mut settings = place.settings();
     settings.disk.capacity = ByteSize(10_000);
-    let tiers = Tiers::open(settings, Arc::new(SystemClock)).await.unwrap();
+    let tiers = Tiers::open(settings, roomy(), Arc::new(SystemClock)).await.unwrap();
     let guarded = blob(1, 4000);
     let guard = tiers.insert(&guarded, Hints::default()).await.guard;
     for n in 2..12 {

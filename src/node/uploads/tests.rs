@@ -9,7 +9,9 @@ use tokio::{net::TcpListener, task::JoinHandle};
 use tonic::transport::{Server, server::TcpIncoming};
 
 use super::*;
-use crate::cache::{Blob, Hints, ObjectSettings, SystemClock, TiersSettings};
+use crate::cache::{
+    Blob, Budget, BudgetSettings, Hints, ObjectSettings, SystemClock, TiersSettings,
+};
 
 const TURN: Duration = Duration::from_secs(30);
 /// Bound on anything that is waited for.
@@ -102,7 +104,8 @@ async fn a_dead_first_holder_stops_no_upload() {
     };
     settings.disk.path = folder.path().join("disk");
     settings.memory.capacity = ByteSize::mib(1);
-    let tiers = Arc::new(Tiers::open(settings, Arc::new(SystemClock)).await.unwrap());
+    let budget = Budget::new(BudgetSettings { bytes: 1 << 30, blobs: 1 << 10, wait: SOON });
+    let tiers = Arc::new(Tiers::open(settings, budget, Arc::new(SystemClock)).await.unwrap());
 
     let mut members = members(folder.path()).await;
     let (first, second) = (members.remove(0), members.remove(0));
