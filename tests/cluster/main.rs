@@ -19,6 +19,7 @@ mod inductor;
 mod keys;
 mod membership;
 mod nodes;
+mod objects;
 mod order;
 mod pins;
 mod publish;
