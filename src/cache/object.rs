@@ -252,16 +252,18 @@ impl ObjectTier {
     }
 
     async fn store_once(&self, name: &ObjectName, blob: &Blob) -> Result<(), StoreError> {
-        let conditional = !self.unconditional.load(Ordering::Relaxed);
         // Parts have no create-if-absent: ask, and at worst write the same twice.
-        if blob.size() > self.part_bytes || !conditional {
+        if blob.size() > self.part_bytes {
             return self.write_unless_whole(name, blob).await;
+        }
+        if self.unconditional.load(Ordering::Relaxed) {
+            return self.write(name, blob).await;
         }
         match self.put_whole(name, blob, PutMode::Create).await {
             Err(StoreError::AlreadyExists { .. }) => self.write_unless_whole(name, blob).await,
             // The store may not know conditions: the same bytes go by the same name.
             Err(e) if may_refuse_conditions(&e) => {
-                self.write_unless_whole(name, blob).await?;
+                self.write(name, blob).await?;
                 if !self.unconditional.swap(true, Ordering::Relaxed) {
                     tracing::warn!(
                         error = chain(&e),

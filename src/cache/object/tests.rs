@@ -275,6 +275,8 @@ impl Unconditional {
                     seen.lock().push("plain");
                     plain
                 }
+                // Not even that, as in shared case 03.
+                (&Method::HEAD, _) => 501,
                 _ => 404,
             };
             (StatusCode::from_u16(status).unwrap(), [("etag", "\"x\"")])
