@@ -35,6 +35,10 @@ use crate::{
 const LOG_LENGTH: u64 = 20_000;
 /// Entries kept behind that, for followers that were away for a moment.
 const LOG_KEPT: u64 = 10_000;
+/// Between the elections that two voters begin because a leader's connection ended.
+const TURN: Duration = Duration::from_millis(150);
+/// Elections that one voter begins for that reason. Raft's own time-outs follow.
+const TURNS: u32 = 3;
 
 pub(crate) type Raft = openraft::Raft<crate::raft::Types, Machine>;
 
@@ -53,6 +57,8 @@ pub(crate) struct Member {
     started: Notify,
     /// When this node last heard of a leader that has a quorum.
     contact: Mutex<Instant>,
+    /// When this node last heard of any leader.
+    heard: Mutex<Instant>,
     /// Whether the cluster said that this node left it.
     removed: AtomicBool,
 }
@@ -65,6 +71,7 @@ impl Member {
             running: OnceLock::new(),
             started: Notify::new(),
             contact: Mutex::new(Instant::now()),
+            heard: Mutex::new(Instant::now()),
             removed: AtomicBool::new(false),
         }
     }
@@ -176,6 +183,7 @@ impl Member {
 
     /// Notes that the leader had a quorum so long ago.
     pub(crate) fn note_contact(&self, quorum_age: Duration) {
+        *self.heard.lock() = Instant::now();
         if let Some(at) = Instant::now().checked_sub(quorum_age) {
             let mut contact = self.contact.lock();
             *contact = at.max(*contact);
@@ -197,6 +205,37 @@ impl Member {
         let Timings { heartbeat, patience, election_max, .. } = self.timings;
         let soonest = started + heartbeat * 2;
         soonest.max(self.last_contact() + patience).min(started + patience + election_max)
+    }
+
+    /// The leader's connection ended, most likely with its process: stands for election as
+    /// soon as that leader's lease is over, unless one is heard of until then. The voters
+    /// take turns, so that they do not split the votes; each first asks the others
+    /// whether they would vote for it, which disturbs no leader that they hear.
+    pub(crate) async fn replace_lost_leader(&self) {
+        let ended = Instant::now();
+        let (Ok(running), Some(metrics), Some(lost)) =
+            (self.running(), self.metrics(), self.leader())
+        else {
+            return;
+        };
+        let voters = metrics.membership_config.membership().voter_ids();
+        let mut voters: Vec<NodeId> = voters.filter(|id| *id != lost).collect();
+        voters.sort_unstable();
+        let Some(place) = voters.iter().position(|id| *id == running.owner.node) else { return };
+        let turn = |n: usize| TURN * u32::try_from(n).unwrap_or(u32::MAX);
+        let mut at = *self.heard.lock() + self.timings.election_max + turn(place);
+        for _ in 0..TURNS {
+            tokio::time::sleep_until(at).await;
+            if *self.heard.lock() > ended || self.leader() != Some(lost) {
+                return;
+            }
+            tracing::info!(leader = lost, "the leader's connection ended: an election");
+            if let Err(e) = running.raft.trigger().elect(true).await {
+                tracing::debug!(error = %e, "no election could be held");
+                return;
+            }
+            at = Instant::now() + turn(voters.len());
+        }
     }
 
     /// Where a node is: by its facts, or by the membership before those are known.

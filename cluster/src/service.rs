@@ -83,7 +83,12 @@ impl Peer for Service {
             member.note_contact(Duration::from_millis(frame.quorum_age_ms));
             unframe(&frame)
         });
-        let requests = requests.scan((), move |(), request| {
+        let connection = LeaderConnection {
+            member: Arc::clone(&self.member),
+            tasks: self.tasks.clone(),
+            stop: self.stop.clone(),
+        };
+        let requests = requests.scan(connection, move |_, request| {
             let request = request.inspect_err(|e: &Status| tracing::debug!(error = %e, "append"));
             std::future::ready(request.ok())
         });
@@ -176,6 +181,31 @@ impl Peer for Service {
         let leader = Arc::clone(&self.leader);
         self.tasks.spawn(async move { serve_acquire(&leader, asked, events).await });
         Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
+    }
+}
+
+/// What ends with the stream on which a leader appends.
+struct LeaderConnection {
+    member: Arc<Member>,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+}
+
+impl Drop for LeaderConnection {
+    fn drop(&mut self) {
+        let (member, stop) = (Arc::clone(&self.member), self.stop.clone());
+        // It may end with the runtime itself, or because this node stops.
+        if let Ok(runtime) = tokio::runtime::Handle::try_current()
+            && !stop.is_cancelled()
+        {
+            let replacing = async move {
+                tokio::select! {
+                    () = member.replace_lost_leader() => {}
+                    () = stop.cancelled() => {}
+                }
+            };
+            self.tasks.spawn_on(replacing, &runtime);
+        }
     }
 }
 

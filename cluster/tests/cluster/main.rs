@@ -8,6 +8,7 @@
 mod failover;
 mod harness;
 mod index;
+mod killed;
 mod leases;
 mod membership;
 mod thin;
