@@ -354,7 +354,7 @@ mod tests {
             (Manifest { namespace: "other".into(), ..right.clone() }, "namespace"),
             (Manifest { target: Target::cubin(100), ..right.clone() }, "arch"),
             (Manifest { fingerprint: other_compiler, ..right.clone() }, "compiler"),
-            (Manifest { fingerprint: other_version, ..right.clone() }, "nvrtc"),
+            (Manifest { fingerprint: other_version, ..right }, "nvrtc"),
         ] {
             let refused = wrong.validate().unwrap_err().to_string();
             assert!(refused.contains(named), "{refused}");

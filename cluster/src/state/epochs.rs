@@ -101,7 +101,7 @@ pub(super) fn remove<V: View>(
         return Ok(Response::Changed(false));
     };
     let pack = entry.pack;
-    end(txn, key, &entry, EpochRecord { epoch: entry.epoch, pack, reason, pinned: false })?;
+    end(txn, key, &entry, &EpochRecord { epoch: entry.epoch, pack, reason, pinned: false })?;
     events.push(Event::Tombstoned { key, pack });
     Ok(Response::Changed(true))
 }
@@ -141,7 +141,7 @@ pub(super) fn retire_unproven<V: View>(
         return Ok(Response::Changed(false));
     };
     let (pack, pinned) = (entry.pack, entry.pinned);
-    end(txn, key, &entry, EpochRecord { epoch, pack, reason: "bytes lost".into(), pinned })?;
+    end(txn, key, &entry, &EpochRecord { epoch, pack, reason: "bytes lost".into(), pinned })?;
     if let Some(blob) = txn.get::<BlobRecord>(pack)? {
         // Nobody had it: whoever claimed to was wrong.
         txn.put(pack, &BlobRecord { stored: false, holders: Vec::new(), ..blob })?;
@@ -158,7 +158,7 @@ fn replace<V: View>(
     events: &mut Vec<Event>,
 ) -> Result<(), StateError> {
     let (epoch, pack, pinned) = (old.epoch, old.pack, old.pinned);
-    end(txn, key, old, EpochRecord { epoch, pack, reason: why.into(), pinned })?;
+    end(txn, key, old, &EpochRecord { epoch, pack, reason: why.into(), pinned })?;
     events.push(Event::Replaced { key, pack });
     Ok(())
 }
@@ -195,10 +195,10 @@ fn end<V: View>(
     txn: &mut Txn<'_, V>,
     key: ArtifactKey,
     entry: &EntryRecord,
-    last: EpochRecord,
+    last: &EpochRecord,
 ) -> Result<(), StateError> {
     txn.remove::<EntryRecord>(key);
-    txn.put(key, &last)?;
+    txn.put(key, last)?;
     if let Some(blob) = txn.get::<BlobRecord>(entry.pack)? {
         let entries = blob.entries.saturating_sub(1);
         txn.put(entry.pack, &BlobRecord { entries, ..blob })?;

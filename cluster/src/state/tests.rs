@@ -417,7 +417,7 @@ fn a_superseded_write_never_applies_and_a_repeated_one_applies_once() {
     let second = write_of(2, &[1], put_of(1, 2, false));
     assert_eq!(state.apply(3, second.clone()).0, Response::Committed);
     let first = write_of(1, &[], put_of(1, 1, false));
-    assert_eq!(state.apply(4, first.clone()).0, Response::Repeated(false), "it came too late");
+    assert_eq!(state.apply(4, first).0, Response::Repeated(false), "it came too late");
     assert_eq!(state.entry(key(1)).unwrap().pack, pack(2));
     assert_eq!(state.apply(5, write_of(3, &[], put_of(1, 1, false))).0, Response::Committed);
     assert_eq!(state.apply(6, second).0, Response::Repeated(true), "the network said it twice");
