@@ -87,7 +87,7 @@ pub(crate) async fn serve<L: Listen>(
 }
 
 /// The next connection, however long it takes.
-async fn accept<L: Listen>(listener: &L) -> L::Stream {
+pub(super) async fn accept<L: Listen>(listener: &L) -> L::Stream {
     loop {
         match listener.accept().await {
             Ok(stream) => return stream,

@@ -4,9 +4,11 @@
 //! same bounds as every other.
 
 mod accept;
+mod incoming;
 mod progress;
 
 pub(crate) use self::{
     accept::{Listen, Service, serve},
+    incoming::incoming,
     progress::Progress,
 };

@@ -6,6 +6,7 @@
 //! node that stops leaves no child, socket or lock behind.
 
 mod bytes;
+mod descriptors;
 mod error;
 mod follow;
 mod listeners;
@@ -77,6 +78,7 @@ impl Tasks {
 impl Node {
     /// Listens, opens its storage and starts its services; returns when it is ready.
     pub async fn start(config: Config, metrics: PrometheusHandle) -> Result<Self, NodeError> {
+        let config = descriptors::fit(config);
         let data = &config.data_dir;
         std::fs::create_dir_all(data).map_err(|source| NodeError::Io {
             doing: format!("make {}", data.display()),

@@ -8,19 +8,18 @@ use std::{path::Path, sync::Arc, time::Duration};
 use kiln_cluster::{Cluster, Index, NodeFacts};
 use kiln_proto::{MAX_MESSAGE_BYTES, NodeId, pb, pb::kiln_server::KilnServer};
 use tokio::net::{TcpListener, UnixListener};
-use tokio_stream::wrappers::TcpListenerStream;
 use tonic::service::Routes;
 use tonic_health::server::HealthReporter;
 
 use super::{
-    NodeError, ReadyInfo, Tasks, bytes, follow, listeners::Listeners, object_store, parts,
-    storage::Storage, uploads,
+    NodeError, ReadyInfo, Tasks, bytes, descriptors::GRPC_CONNECTIONS, follow,
+    listeners::Listeners, object_store, parts, storage::Storage, uploads,
 };
 use crate::{
     cache::Tiers,
     config::Config,
     manager::{self, Fetcher, Manager, Reporter},
-    resp,
+    net, resp,
     service::{self, api},
     transfer::{self, ClientSettings, PeerClient, Provider, ServerSettings, SocketFile},
     warmup,
@@ -134,10 +133,9 @@ async fn serve_grpc(
     let routes = routes.add_service(kiln).add_service(health_service).add_service(reflection);
     let server = tonic::transport::Server::builder()
         .http2_keepalive_interval(Some(KEEP_ALIVE))
-        .tcp_nodelay(true)
         .add_routes(routes)
         .serve_with_incoming_shutdown(
-            TcpListenerStream::new(listener),
+            net::incoming(listener, GRPC_CONNECTIONS),
             tasks.stop.clone().cancelled_owned(),
         );
     tasks.spawn(async move {

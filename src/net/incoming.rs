@@ -1,0 +1,122 @@
+//! Connections for a server that has an accept loop of its own, within the same bounds.
+//!
+//! Invariant: at most as many connections as there are places exist at once, and a
+//! listener that is out of descriptors is asked again after a pause (a server that
+//! is handed the error asks at once, for ever).
+
+use std::{
+    io,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use futures::{Stream, stream};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::{TcpListener, TcpStream},
+    sync::{OwnedSemaphorePermit, Semaphore},
+};
+use tonic::transport::server::{Connected, TcpConnectInfo};
+
+use super::accept::accept;
+
+/// A connection, and its place until it is dropped.
+pub(crate) struct Placed {
+    stream: TcpStream,
+    _place: OwnedSemaphorePermit,
+}
+
+/// The connections of `listener`, at most `most` at once; one more is closed.
+pub(crate) fn incoming(
+    listener: TcpListener,
+    most: usize,
+) -> impl Stream<Item = io::Result<Placed>> {
+    let places = Arc::new(Semaphore::new(most));
+    stream::unfold((listener, places), async |(listener, places)| {
+        loop {
+            let stream = accept(&listener).await;
+            if let Ok(place) = places.clone().try_acquire_owned() {
+                return Some((Ok(Placed { stream, _place: place }), (listener, places)));
+            }
+            metrics::counter!("kiln_grpc_refused_connections_total").increment(1);
+            tracing::debug!("too many gRPC connections: one is closed");
+        }
+    })
+}
+
+impl Connected for Placed {
+    type ConnectInfo = TcpConnectInfo;
+
+    fn connect_info(&self) -> TcpConnectInfo {
+        self.stream.connect_info()
+    }
+}
+
+impl AsyncRead for Placed {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(context, buffer)
+    }
+}
+
+impl AsyncWrite for Placed {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(context, bytes)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use futures::StreamExt;
+    use tokio::io::AsyncReadExt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn one_more_than_there_are_places_is_closed() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut connections = std::pin::pin!(incoming(listener, 1));
+        let _client = TcpStream::connect(address).await.unwrap();
+        let first = connections.next().await.unwrap().unwrap();
+        let mut second = TcpStream::connect(address).await.unwrap();
+        let closed = async { second.read(&mut [0]).await.unwrap_or(0) };
+        tokio::select! {
+            read = closed => assert_eq!(read, 0),
+            _ = connections.next() => panic!("two have a place"),
+        }
+        drop(first);
+        let _third = TcpStream::connect(address).await.unwrap();
+        connections.next().await.unwrap().unwrap();
+    }
+}
