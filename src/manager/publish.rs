@@ -34,6 +34,9 @@ struct Stored {
     also: Vec<NodeId>,
 }
 
+/// Packs from here on are hashed on a blocking thread.
+const HASHED_AT_ONCE: u64 = 1 << 20;
+
 impl Manager {
     /// Publishes an artifact that a client compiled under `lease`: durable first, then
     /// committed. The manifest's producer becomes this node.
@@ -49,7 +52,7 @@ impl Manager {
         let refuse = |e: kiln_proto::ManifestError| Error::Invalid(e.to_string());
         let signed = self.identity.sign(manifest).map_err(refuse)?;
         let manifest = signed.read_unverified().map_err(refuse)?;
-        artifact::verify_files(&manifest, &pack).map_err(|e| Error::Invalid(e.to_string()))?;
+        verify_files(&manifest, &pack).await?;
         let published = self.commit(lease, &signed, &manifest, &pack).await?;
         Ok(match published {
             Published::Committed(_) => (true, Arc::new(signed)),
@@ -73,7 +76,7 @@ impl Manager {
         let signed = self.identity.sign(Manifest { created_unix_ms: now_unix_ms(), ..manifest });
         let signed = signed.map_err(refuse)?;
         let manifest = signed.read_unverified().map_err(refuse)?;
-        artifact::verify_files(&manifest, pack).map_err(|e| Error::Invalid(e.to_string()))?;
+        verify_files(&manifest, pack).await?;
         let stored = tokio::select! {
             stored = self.store(&manifest, pack) => stored?,
             () = turn.superseded() => return Ok(Put::Superseded),
@@ -221,6 +224,21 @@ impl Manager {
         let manifest = signed.read_unverified()?;
         Ok((Arc::new(signed), Arc::new(manifest), pack))
     }
+}
+
+/// Whether `pack` holds the files of `manifest`; a large one is not hashed on a
+/// runtime thread.
+async fn verify_files(manifest: &Manifest, pack: &Blob) -> Result<(), Error> {
+    let verified = match pack.size() < HASHED_AT_ONCE {
+        true => artifact::verify_files(manifest, pack),
+        false => {
+            let (manifest, pack) = (manifest.clone(), pack.clone());
+            let hashing = move || artifact::verify_files(&manifest, &pack);
+            let hashed = tokio::task::spawn_blocking(hashing).await;
+            hashed.map_err(|e| Error::Storage(e.to_string()))?
+        }
+    };
+    verified.map_err(|e| Error::Invalid(e.to_string()))
 }
 
 /// This node's clock: information only, no decision rests on it.

@@ -94,7 +94,7 @@ impl Kiln for Api {
             manifest: Some((&*answer.signed).into()),
             tier: answer.origin.unwrap_or_default().into(),
         };
-        tokio::spawn(fetch::send(header, answer.pack, sender));
+        tokio::spawn(fetch::send(header, answer.pack, sender, fetch::PATIENCE));
         Ok(Response::new(ReceiverStream::new(receiver)))
     }
 

@@ -9,6 +9,7 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use kiln_proto::{Failure, FailureKind, MAX_PACK_BYTES, Manifest, Token, convert, pb};
+use pb::publish_chunk::Chunk;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     time::timeout,
@@ -18,13 +19,17 @@ use tonic::Streaming;
 use crate::{
     cache::{Blob, BlobWriter},
     error::Error,
+    net::Progress,
 };
 
 /// KiB of packs that are received at once.
 const RECEIVED_KIB: u32 = 1 << 20;
 /// What the smallest pack counts: each has a descriptor.
 const LEAST_KIB: u64 = 256;
-/// How long a publication waits for the room of others.
+/// Longer messages are hashed on a thread of their own.
+const LONG: usize = 1 << 20;
+/// How long a publication waits for the room of others, and the window in which its
+/// sender must give 64 KiB.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What gives a client the right to publish.
@@ -49,7 +54,6 @@ fn broken(e: &tonic::Status) -> Error {
 pub(super) async fn announced(
     chunks: &mut Streaming<pb::PublishChunk>,
 ) -> Result<Announced, Error> {
-    use pb::publish_chunk::Chunk;
     let first = chunks.message().await.map_err(|e| broken(&e))?.and_then(|c| c.chunk);
     let Some(Chunk::Header(header)) = first else {
         return Err(Error::Invalid("the first message is not a header".into()));
@@ -72,15 +76,44 @@ pub(super) async fn pack(
     mut chunks: Streaming<pb::PublishChunk>,
     manifest: &Manifest,
 ) -> Result<Blob, Error> {
-    use pb::publish_chunk::Chunk;
     let mut writer = BlobWriter::with_size(manifest.pack_size)?;
-    while let Some(message) = chunks.message().await.map_err(|e| broken(&e))? {
-        match message.chunk {
-            Some(Chunk::Data(bytes)) => writer.write(&bytes)?,
-            _ => return Err(Error::Invalid("only data follows the header".into())),
-        }
+    let mut progress = Progress::new(PATIENCE);
+    while let Some(bytes) = next(&mut chunks, &mut progress).await? {
+        writer = write(writer, bytes).await?;
     }
     Ok(writer.finish_as(manifest.pack_digest)?)
+}
+
+/// The next bytes; a client that sends too slowly holds room that others wait for.
+async fn next(
+    chunks: &mut Streaming<pb::PublishChunk>,
+    progress: &mut Progress,
+) -> Result<Option<Bytes>, Error> {
+    let mut came = Ok(None);
+    let step = async {
+        came = chunks.message().await;
+        let data = came.as_ref().ok().and_then(Option::as_ref);
+        Ok(data.map_or(0, |message| match &message.chunk {
+            Some(Chunk::Data(bytes)) => bytes.len(),
+            _ => 0,
+        }))
+    };
+    progress.step(step).await.map_err(|e| Error::Invalid(format!("the stream {e}")))?;
+    match came.map_err(|e| broken(&e))?.map(|message| message.chunk) {
+        None => Ok(None),
+        Some(Some(Chunk::Data(bytes))) => Ok(Some(bytes)),
+        Some(_) => Err(Error::Invalid("only data follows the header".into())),
+    }
+}
+
+/// Writes and hashes; long messages not on a runtime thread.
+async fn write(mut writer: BlobWriter, bytes: Bytes) -> Result<BlobWriter, Error> {
+    if bytes.len() < LONG {
+        writer.write(&bytes)?;
+        return Ok(writer);
+    }
+    let writing = tokio::task::spawn_blocking(move || writer.write(&bytes).map(|()| writer));
+    Ok(writing.await.map_err(|e| Error::Storage(e.to_string()))??)
 }
 
 /// Memory for packs that are received: at most so much at once, whoever sends them.
