@@ -24,6 +24,7 @@ mod order;
 mod pins;
 mod publish;
 mod redis;
+mod resources;
 mod resp;
 mod run;
 mod start;
