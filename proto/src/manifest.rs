@@ -184,16 +184,14 @@ impl Manifest {
     /// What it says of tenant, target or toolchain otherwise than its key does: whoever
     /// signs a manifest must not move another tenant's key, or another GPU's.
     fn contradiction(&self) -> Option<String> {
-        let in_key = |component: &str, field: &str| {
-            let fields = self.components.iter().filter(|c| c.name == component);
-            let mut fields = fields.flat_map(|c| &c.fields).filter(|f| f.name == field);
-            fields.next().map(|f| f.value.as_str())
-        };
         let differs = |component: &str, field: &str, ours: &str| {
             // Long values stand in a key as their digest.
             let ours = KeyField::new(field, ours).value;
-            let theirs = in_key(component, field).filter(|theirs| *theirs != ours)?;
-            Some(format!("its {component} has {field} {ours:?}, its key {theirs:?}"))
+            let fields = self.components.iter().filter(|c| c.name == component);
+            let mut fields = fields.flat_map(|c| &c.fields).filter(|f| f.name == field);
+            // All of them: a key that names two tenants is nobody's.
+            let theirs = fields.find(|f| f.value != ours)?;
+            Some(format!("its {component} has {field} {ours:?}, its key {:?}", theirs.value))
         };
         let (target, compiler) = (&self.target, &self.fingerprint.compiler);
         differs(component::NAMESPACE, "namespace", &self.namespace)
@@ -350,7 +348,11 @@ mod tests {
         right.validate().unwrap();
         let other_compiler = Fingerprint::new("native", [("nvrtc", "13.0")]);
         let other_version = Fingerprint::new("cuda", [("nvrtc", "13.1")]);
+        let another = Component::new(component::NAMESPACE, field("namespace", "other"));
+        let two = Components::new(right.components.iter().cloned().chain([another]).collect());
+        let (key, components) = (two.key(), two);
         for (wrong, named) in [
+            (Manifest { key, components, ..right.clone() }, "namespace"),
             (Manifest { namespace: "other".into(), ..right.clone() }, "namespace"),
             (Manifest { target: Target::cubin(100), ..right.clone() }, "arch"),
             (Manifest { fingerprint: other_compiler, ..right.clone() }, "compiler"),
