@@ -127,6 +127,8 @@ pub(crate) enum Command {
     /// The node is silent, and another one has its address: it is no member of Raft
     /// until its own [`Self::Facts`] say where it is.
     SetAway(NodeId),
+    /// The object store has no object of this generation, or not the pack's bytes in it.
+    LoseObject { pack: Digest, generation: u64 },
 }
 
 /// Who said that they do not have an artifact's bytes.
@@ -259,6 +261,9 @@ impl fmt::Display for Command {
                 write!(f, "adopt {} of generation {generation}", pack.short())
             }
             Self::SetAway(node) => write!(f, "node {node} is away"),
+            Self::LoseObject { pack, generation } => {
+                write!(f, "lost {} of generation {generation}", pack.short())
+            }
             Self::CondemnObject { pack, generation } => {
                 write!(f, "condemn {} of generation {generation}", pack.short())
             }

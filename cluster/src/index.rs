@@ -318,6 +318,12 @@ impl Index {
         self.changed(Command::StoreObject { pack: *pack, generation }).await
     }
 
+    /// Notes that a reader found no object of this generation of `pack`, or a corrupt one:
+    /// a holder uploads it again. False where it is not the present one.
+    pub async fn mark_lost(&self, pack: &Digest, generation: u64) -> Result<bool, ClusterError> {
+        self.changed(Command::LoseObject { pack: *pack, generation }).await
+    }
+
     /// Notes that the object store has `pack` under the name that a backup gives.
     pub async fn adopt_object(&self, pack: &Digest, generation: u64) -> Result<bool, ClusterError> {
         self.changed(Command::AdoptObject { pack: *pack, generation }).await

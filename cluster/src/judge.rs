@@ -58,6 +58,7 @@ pub(crate) fn check(nodes: &Nodes, from: NodeId, command: &Command) -> Result<()
         | Command::SetVoters { .. }
         | Command::StoreObject { .. }
         | Command::AdoptObject { .. }
+        | Command::LoseObject { .. }
         | Command::CondemnObject { .. }
         | Command::ForgetObject { .. } => Ok(()),
         // The leader's own, by requests of their own.
@@ -219,6 +220,7 @@ mod tests {
                         | Command::SetPinned { .. }
                         | Command::RetireAbsent { .. }
                         | Command::StoreObject { .. }
+                        | Command::LoseObject { .. }
                         | Command::CondemnObject { .. }
                         | Command::ForgetObject { .. }
                 );

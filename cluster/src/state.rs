@@ -81,6 +81,7 @@ pub(crate) fn apply<V: View>(
         Command::StoreObject { pack, generation } => {
             packs::store_object(txn, pack, generation, events)
         }
+        Command::LoseObject { pack, generation } => packs::lose_object(txn, pack, generation),
         Command::AdoptObject { pack, generation } => {
             packs::adopt_object(txn, pack, generation, events)
         }

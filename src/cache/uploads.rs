@@ -54,13 +54,6 @@ impl Tiers {
         self.disk().queue_upload(pack).await
     }
 
-    /// Queues an upload that replaces a copy in L3 that was found corrupt by one of
-    /// the good bytes that are here: an upload trusts no object that it finds.
-    pub async fn repair(&self, pack: &Digest) -> Result<(), TierError> {
-        meter::upload("repair");
-        self.enqueue_upload(pack).await
-    }
-
     /// Uploads that wait.
     pub fn uploads_pending(&self) -> usize {
         self.uploads.len()

@@ -171,8 +171,10 @@ impl Manager {
     }
 
     /// Queues the upload of a committed entry; waits for it where the settings say so.
-    /// One that is stored is queued too: the upload reads it, and replaces a corrupt one.
     async fn upload(&self, entry: &Entry) -> Result<(), Error> {
+        if entry.stored {
+            return Ok(());
+        }
         let mut events = self.index.events();
         if let Err(e) = self.tiers.enqueue_upload(&entry.pack).await {
             tracing::warn!(pack = %entry.pack, error = %e, "the upload is not queued");

@@ -6,9 +6,10 @@ use std::{
 };
 
 use kiln::config::Config;
+use kiln_proto::value;
 
 use crate::{
-    harness::{TestCluster, eventually},
+    harness::{NAMESPACE, TestCluster, eventually},
     redis::Redis,
 };
 
@@ -46,21 +47,40 @@ async fn an_overwritten_values_object_is_collected() {
     assert_eq!(client.get("key").await.unwrap(), [2; 5000]);
 }
 
-/// Defect 8 of issue 12: an object of the right size was never looked at again.
+/// What a reader finds corrupt, or not at all, a holder uploads again.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_corrupt_object_of_the_right_size_is_replaced() {
-    let cluster = TestCluster::start(1).await;
-    let mut client = Redis::connect(&cluster.nodes[0]).await;
-    let bytes = [7; 5000];
-    client.set("first", bytes).await;
-    let object = eventually("the object", async || objects(&cluster).pop()).await;
-    let mut corrupt = bytes;
+async fn objects_that_are_corrupt_or_missing_are_replaced() {
+    let mut cluster = TestCluster::start(3).await;
+    let leader = cluster.leader(&[0, 1, 2]).await;
+    let (holder, reader) = ((leader + 1) % 3, (leader + 2) % 3);
+    let bytes = [[7; 5000], [8; 5000]];
+    let mut client = Redis::connect(&cluster.nodes[holder]).await;
+    let mut files = Vec::new();
+    for (name, bytes) in ["corrupt", "missing"].iter().zip(bytes) {
+        client.set(name, bytes).await;
+        let file = eventually("its object", async || {
+            objects(&cluster).into_iter().find(|file| std::fs::read(file).unwrap() == bytes)
+        });
+        files.push(file.await);
+        eventually("recorded as stored everywhere", async || {
+            let key = value::components(NAMESPACE, name.as_bytes()).key();
+            let entry = cluster.nodes[reader].lookup(&key).await.unwrap()?;
+            entry.stored.then_some(())
+        })
+        .await;
+    }
+    let mut corrupt = bytes[0];
     corrupt[2500] ^= 1;
-    std::fs::write(&object, corrupt).unwrap();
-    // The same bytes under another key: their object seems to be there.
-    client.set("second", bytes).await;
-    eventually("the object is whole again", async || {
-        (std::fs::read(&object).ok()? == bytes).then_some(())
-    })
-    .await;
+    std::fs::write(&files[0], corrupt).unwrap();
+    std::fs::remove_file(&files[1]).unwrap();
+
+    cluster.nodes[holder].kill().await;
+    let mut other = Redis::connect(&cluster.nodes[reader]).await;
+    assert_eq!(other.get("corrupt").await, None, "no good copy can be reached");
+    assert_eq!(other.get("missing").await, None);
+    cluster.nodes[holder].restart().await;
+    for (file, bytes) in files.iter().zip(bytes) {
+        let whole = async || (std::fs::read(file).ok()? == bytes).then_some(());
+        eventually("the object is whole", whole).await;
+    }
 }

@@ -134,6 +134,23 @@ pub(super) fn store_object<V: View>(
     Ok(Response::Changed(true))
 }
 
+/// The object of this generation is not there; false for another than the present one.
+/// A holder of the bytes uploads it again.
+pub(super) fn lose_object<V: View>(
+    txn: &mut Txn<'_, V>,
+    pack: Digest,
+    of: u64,
+) -> Result<Response, StateError> {
+    let known = txn.get::<BlobRecord>(pack)?.filter(|b| !b.condemned && b.stored);
+    match known {
+        Some(blob) if generation(txn, pack)? == of => {
+            txn.put(pack, &BlobRecord { stored: false, ..blob })?;
+            Ok(Response::Changed(true))
+        }
+        _ => Ok(Response::Changed(false)),
+    }
+}
+
 /// Takes over an object that another index named.
 pub(super) fn adopt_object<V: View>(
     txn: &mut Txn<'_, V>,

@@ -150,6 +150,8 @@ pub(crate) fn commands() -> impl Strategy<Value = Vec<Command>> {
         2 => (KEYS, token).prop_map(|(k, t)| Command::Lift { key: key(k), token: Token(t) }),
         1 => (PACKS, 0..60u64)
             .prop_map(|(p, generation)| Command::StoreObject { pack: pack(p), generation }),
+        1 => (PACKS, 0..60u64)
+            .prop_map(|(p, generation)| Command::LoseObject { pack: pack(p), generation }),
         2 => (KEYS, PACKS, PACKS, 1..3u64).prop_map(|(k, gained, lost, node)| Command::Report {
             node,
             report: AccessReport {
@@ -196,6 +198,9 @@ fn aim(command: Command, state: &Model, index: u64) -> Command {
         }
         Command::StoreObject { pack, generation } => {
             Command::StoreObject { pack, generation: present(pack, generation) }
+        }
+        Command::LoseObject { pack, generation } => {
+            Command::LoseObject { pack, generation: present(pack, generation) }
         }
         Command::CondemnObject { pack, generation } => {
             Command::CondemnObject { pack, generation: present(pack, generation) }
@@ -496,6 +501,10 @@ fn a_condemned_pack_is_published_again_under_another_name() {
     assert_eq!(state.apply(15, condemn(first)).0, Response::Changed(true), "nothing refers to it");
     assert_eq!(state.apply(16, stored(of_index(12))).0, Response::Changed(true));
     assert!(state.blob(pack(1)).unwrap().stored);
+    let lost = |generation| Command::LoseObject { pack: pack(1), generation };
+    assert_eq!(state.apply(17, lost(first)).0, Response::Changed(false), "not the present one");
+    assert_eq!(state.apply(18, lost(of_index(12))).0, Response::Changed(true));
+    assert!(!state.blob(pack(1)).unwrap().stored);
 }
 
 #[test]

@@ -115,7 +115,8 @@ impl Fetcher {
     }
 
     /// The pack from a holder or L3, resumed from the next source when one breaks off;
-    /// kept here, and a corrupt object replaced by it.
+    /// kept here. An object that is not what the index says is reported, whatever else
+    /// comes of the fetch.
     async fn remote(&self, entry: &Entry, manifest: &Manifest) -> Result<Fetched, Error> {
         let (pack, size) = (manifest.pack_digest, manifest.pack_size);
         if size == 0 {
@@ -126,6 +127,7 @@ impl Fetcher {
         let sources = self.sources(entry);
         let mut excluded: BTreeSet<usize> = BTreeSet::new();
         let mut refusals = Refusals::default();
+        let mut doubtful = false;
         while excluded.len() < sources.len() {
             let mut writer = BlobWriter::with_size(size)?;
             let mut used = Vec::new();
@@ -150,11 +152,7 @@ impl Fetcher {
                 Ok(blob) => {
                     // For the next reader: nothing was promised.
                     drop(self.tiers.insert(&blob, hints(manifest, entry.pinned)).await);
-                    if refusals.object_is_corrupt()
-                        && let Err(e) = self.tiers.repair(&pack).await
-                    {
-                        tracing::warn!(%pack, error = %e, "a corrupt object is not replaced yet");
-                    }
+                    self.report_object(entry, doubtful || refusals.absent().object);
                     return Ok(Fetched::Here(blob, sources[last].origin()));
                 }
                 Err(BlobError::Length { .. }) => {
@@ -169,6 +167,7 @@ impl Fetcher {
                     // With several contributors the guilty one is unknown: drop the
                     // last and let each of the others prove itself from the start.
                     excluded.insert(last);
+                    doubtful |= matches!(sources[last], Source::Object);
                     if used.len() == 1 {
                         refusals.add(&sources[last], Refused::Corrupt);
                     }
@@ -176,6 +175,7 @@ impl Fetcher {
                 Err(e) => return Err(e.into()),
             }
         }
+        self.report_object(entry, doubtful || refusals.absent().object);
         Ok(match refusals.unreachable() {
             Some(why) => Fetched::Unreachable(why),
             None => {
@@ -187,6 +187,23 @@ impl Fetcher {
                 Fetched::Absent(asked)
             }
         })
+    }
+
+    /// Tells the cluster, without waiting for it, of an object that is `lost` though the
+    /// index calls it stored: a holder of the bytes uploads it again, when it is back.
+    fn report_object(&self, entry: &Entry, lost: bool) {
+        if !lost || !entry.stored {
+            return;
+        }
+        let (index, pack, generation) = (self.index.clone(), entry.pack, entry.generation);
+        tokio::spawn(async move {
+            match index.mark_lost(&pack, generation).await {
+                Ok(false) => {}
+                Ok(true) => tracing::warn!(%pack, "its object is missing or corrupt"),
+                // The next reader tells it again.
+                Err(e) => tracing::warn!(%pack, error = %e, "a lost object is not reported"),
+            }
+        });
     }
 
     /// The places that may have the pack, nearest first; nodes ask them in orders of

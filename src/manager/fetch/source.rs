@@ -88,11 +88,6 @@ impl Refusals {
         self.0.push((source.clone(), refused));
     }
 
-    /// Whether the object store has a copy that is not what it should be.
-    pub(super) fn object_is_corrupt(&self) -> bool {
-        self.0.iter().any(|(who, why)| matches!((who, why), (Source::Object, Refused::Corrupt)))
-    }
-
     /// Who does not have the bytes.
     pub(super) fn absent(&self) -> Asked {
         let mut asked = Asked::default();
