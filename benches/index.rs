@@ -165,7 +165,7 @@ async fn lookup() -> Result<()> {
             random ^= random << 17;
             let key = &keys[usize::try_from(random % size)?];
             let start = std::time::Instant::now();
-            let found = member.index.lookup(key)?;
+            let found = member.index.lookup(key).await?;
             let nanos = u64::try_from(start.elapsed().as_nanos())?;
             ensure!(found.is_some(), "a published key is missing");
             // The first half warms the caches up.

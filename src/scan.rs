@@ -44,7 +44,7 @@ pub fn each(
     let began = Instant::now();
     let (mut after, mut scanned) = (None, Scanned::default());
     while began.elapsed() < bounds.time && !stop.is_cancelled() {
-        let page = index.scan(after.as_ref(), "", bounds.page)?;
+        let page = index.blocking_scan(after.as_ref(), "", bounds.page)?;
         let Some(last) = page.last() else {
             return Ok(Scanned { complete: true, ..scanned });
         };

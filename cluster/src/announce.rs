@@ -70,7 +70,7 @@ fn wrong_standing(
     if known.eligible != node.voter {
         return Ok(Some(Command::SetVoter { node: me, voter: node.voter }));
     }
-    let counters = replica.counters()?.ok_or_else(unknown)?;
+    let counters = replica.counters().ok_or_else(unknown)?;
     Ok(match start {
         Start::Expect { voters, .. } if *voters as u64 > counters.voters => {
             Some(Command::SetVoters { voters: *voters as u64, raise: true })

@@ -63,9 +63,10 @@ impl Index {
         Self { replica, router, leases, writer }
     }
 
-    /// The artifact of `key` in the local replica.
-    pub fn lookup(&self, key: &ArtifactKey) -> Result<Option<Entry>, ClusterError> {
-        self.replica.entry(key)
+    /// The artifact of `key` in the local replica. Waits for the disk only where the key
+    /// was not used lately.
+    pub async fn lookup(&self, key: &ArtifactKey) -> Result<Option<Entry>, ClusterError> {
+        self.replica.entry(key).await
     }
 
     /// The artifact of `key`, after every publication acknowledged before this call.
@@ -74,12 +75,12 @@ impl Index {
         key: &ArtifactKey,
     ) -> Result<Option<Entry>, ClusterError> {
         self.barrier().await?;
-        self.lookup(key)
+        self.lookup(key).await
     }
 
     /// The live negative entry of `key` in the local replica.
-    pub fn failure(&self, key: &ArtifactKey) -> Result<Option<Failure>, ClusterError> {
-        self.replica.failure(key)
+    pub async fn failure(&self, key: &ArtifactKey) -> Result<Option<Failure>, ClusterError> {
+        self.replica.failure(key).await
     }
 
     /// The artifact, the failure, or the right to compile `key`. Waits while
@@ -108,7 +109,7 @@ impl Index {
         let mut since = Instant::now();
         let mut last = ClusterError::unavailable("no leader is known");
         loop {
-            if let Some(found) = self.found(key, instead_of)? {
+            if let Some(found) = self.found(key, instead_of).await? {
                 return Ok(found);
             }
             let wait_ms = deadline.saturating_duration_since(Instant::now()).as_millis();
@@ -149,16 +150,16 @@ impl Index {
     }
 
     /// What the local replica says about `key`, but for the epoch `instead_of`.
-    fn found(
+    async fn found(
         &self,
         key: &ArtifactKey,
         instead_of: Option<u64>,
     ) -> Result<Option<Acquired>, ClusterError> {
-        let entry = self.replica.entry(key)?;
+        let entry = self.replica.entry(key).await?;
         if let Some(entry) = entry.filter(|entry| Some(entry.epoch) != instead_of) {
             return Ok(Some(Acquired::Ready(entry)));
         }
-        Ok(self.replica.failure(key)?.map(Acquired::Failed))
+        Ok(self.replica.failure(key).await?.map(Acquired::Failed))
     }
 
     /// Returns when the local replica says something about `key`.
@@ -171,7 +172,7 @@ impl Index {
         loop {
             let mut woken = pin!(waiter.notified());
             woken.as_mut().enable();
-            if let Some(found) = self.found(key, instead_of)? {
+            if let Some(found) = self.found(key, instead_of).await? {
                 return Ok(found);
             }
             woken.await;
@@ -296,7 +297,7 @@ impl Index {
         if !self.replica.wait_applied(index, Instant::now() + self.router.patience()).await {
             return Err(ClusterError::unavailable("committed, and not yet in this replica"));
         }
-        let entry = self.lookup(key)?;
+        let entry = self.lookup(key).await?;
         entry.ok_or_else(|| ClusterError::invalid("removed right after its commit"))
     }
 
@@ -374,8 +375,13 @@ impl Index {
     }
 
     /// What the local replica knows of a pack.
-    pub fn pack(&self, pack: &Digest) -> Result<Option<PackState>, ClusterError> {
-        self.replica.pack(pack)
+    pub async fn pack(&self, pack: &Digest) -> Result<Option<PackState>, ClusterError> {
+        self.replica.pack(pack).await
+    }
+
+    /// [`Index::pack`] for a thread that may wait for the disk. Blocks.
+    pub fn blocking_pack(&self, pack: &Digest) -> Result<Option<PackState>, ClusterError> {
+        self.replica.blocking_pack(pack)
     }
 
     /// Waits until the local replica has all that was acknowledged before this call.
@@ -386,9 +392,9 @@ impl Index {
     /// Which of the holders that are still members this node is, the first being 0, where
     /// a pack waits to be uploaded: an entry names it, and the object store is not known
     /// to have it. `None`: it does not wait, or this node is not among its holders.
-    pub fn upload_rank(&self, pack: &Digest) -> Result<Option<usize>, ClusterError> {
+    pub async fn upload_rank(&self, pack: &Digest) -> Result<Option<usize>, ClusterError> {
         let me = self.router.owner()?.node;
-        let blob: Option<BlobRecord> = self.replica.read(*pack)?;
+        let blob: Option<BlobRecord> = self.replica.read(*pack).await?;
         let Some(blob) = blob.filter(|b| b.entries > 0 && !b.stored && !b.condemned) else {
             return Ok(None);
         };
@@ -399,8 +405,8 @@ impl Index {
     }
 
     /// Up to `limit` condemned packs with the generations that are, from the local
-    /// replica. Reads all packs.
-    pub fn condemned(&self, limit: usize) -> Result<Vec<(Digest, u64)>, ClusterError> {
+    /// replica. Reads all packs. Blocks.
+    pub fn blocking_condemned(&self, limit: usize) -> Result<Vec<(Digest, u64)>, ClusterError> {
         let (mut found, mut start) = (Vec::new(), Vec::new());
         while found.len() < limit {
             let pairs = self.replica.scan(Table::Blobs, &start, MOST_SCANNED)?;
@@ -410,7 +416,7 @@ impl Index {
                 let blob: BlobRecord = crate::codec::decode(value)?;
                 if blob.condemned {
                     let pack = Digest::try_from(pack.as_slice()).map_err(ClusterError::storage)?;
-                    let state = self.replica.pack(&pack)?.filter(|state| state.condemned);
+                    let state = self.replica.blocking_pack(&pack)?.filter(|state| state.condemned);
                     found.extend(state.map(|state| (pack, state.generation)));
                 }
             }
@@ -420,8 +426,8 @@ impl Index {
     }
 
     /// Up to `limit` entries in key order, strictly after `after`, whose key
-    /// starts with the hex digits `prefix`.
-    pub fn scan(
+    /// starts with the hex digits `prefix`. Blocks.
+    pub fn blocking_scan(
         &self,
         after: Option<&ArtifactKey>,
         prefix: &str,

@@ -143,14 +143,14 @@ impl Leader {
             if !self.member.leads() {
                 return Err(Unanswered::NotLeader);
             }
-            let entry = self.replica.entry(&key)?;
+            let entry = self.replica.entry(&key).await?;
             if let Some(entry) = entry.filter(|entry| Some(entry.epoch) != asked.instead_of) {
                 return Ok(Outcome::Ready(Box::new(entry)));
             }
-            if let Some(failure) = self.replica.failure(&key)? {
+            if let Some(failure) = self.replica.failure(&key).await? {
                 return Ok(Outcome::Failed(failure));
             }
-            let lease: Option<LeaseRecord> = self.replica.read(key)?;
+            let lease: Option<LeaseRecord> = self.replica.read(key).await?;
             let ours = |l: &LeaseRecord| l.node == asked.node && l.request == asked.request;
             match lease {
                 Some(lease) if ours(&lease) => return Ok(Outcome::Granted(lease.token)),

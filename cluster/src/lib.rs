@@ -10,6 +10,7 @@
 //! Invariant: all mutation is a command in Raft's log, applied in one place.
 
 mod announce;
+mod blocking;
 mod bootstrap;
 mod cluster;
 mod codec;

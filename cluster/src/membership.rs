@@ -111,7 +111,7 @@ pub(crate) async fn adjust(leader: &Leader) -> Result<(), ClusterError> {
     }
     let left: BTreeSet<NodeId> =
         known.iter().copied().filter(|id| nodes.get(id).is_none_or(|n| !n.is_member())).collect();
-    let counters = leader.replica.counters()?.unwrap_or_default();
+    let counters = leader.replica.counters().unwrap_or_default();
     let wanted = usize::try_from(counters.voters).unwrap_or(usize::MAX);
     let never = |id: &NodeId| nodes.get(id).is_none_or(|n| !n.is_member() || !n.eligible);
     let never: BTreeSet<NodeId> = known.iter().copied().filter(never).collect();

@@ -8,18 +8,20 @@ use kiln_proto::{ArtifactKey, Digest, Failure};
 use tokio::{sync::broadcast, time::Instant};
 
 use crate::{
-    codec,
+    blocking, codec,
     deadlines::Deadlines,
     entry::{Entry, PackState},
     error::ClusterError,
     store::{StateView, Store},
     table::{
-        self, BlobRecord, Counters, EntryRecord, FailureRecord, ObjectRecord, Pairs, Record, Table,
+        self, BlobRecord, Counters, EntryRecord, FailureRecord, ObjectRecord, Pairs, Record,
+        StateError, Table,
     },
     watch::{IndexEvent, Nodes, Waiter, Watch},
 };
 
-/// The store's state and the wake-ups that follow its changes.
+/// The store's state and the wake-ups that follow its changes. Clones share both.
+#[derive(Clone)]
 pub(crate) struct Replica {
     store: Arc<Store>,
     watch: Arc<Watch>,
@@ -30,12 +32,33 @@ impl Replica {
         Self { store, watch }
     }
 
-    /// One record of the state.
-    pub(crate) fn read<R: Record>(&self, key: R::Key) -> Result<Option<R>, ClusterError> {
-        Ok(table::read(&*self.store, key)?)
+    /// What `find` finds in the state: at once where all of it is in memory, else on a
+    /// thread that may wait for the disk.
+    async fn read_state<T: Send + 'static>(
+        &self,
+        find: impl Fn(&Self, &StateView<'_>) -> Result<T, StateError> + Send + 'static,
+    ) -> Result<T, ClusterError> {
+        // A task that reads much lets others run in between.
+        tokio::task::coop::consume_budget().await;
+        match find(self, &self.store.view_in_memory()) {
+            Err(StateError::NotInMemory(_)) => {}
+            found => return Ok(found?),
+        }
+        let replica = self.clone();
+        let found = blocking::run(move || find(&replica, &replica.store.view())).await;
+        Ok(found.map_err(ClusterError::storage)??)
     }
 
-    /// Up to `limit` pairs of `table` from `start` on.
+    /// One record of the state.
+    pub(crate) async fn read<R>(&self, key: R::Key) -> Result<Option<R>, ClusterError>
+    where
+        R: Record + Send + 'static,
+        R::Key: Send + 'static,
+    {
+        self.read_state(move |_, view| table::read(view, key)).await
+    }
+
+    /// Up to `limit` pairs of `table` from `start` on. Blocks.
     pub(crate) fn scan(
         &self,
         table: Table,
@@ -46,15 +69,19 @@ impl Replica {
     }
 
     /// The artifact of `key`.
-    pub(crate) fn entry(&self, key: &ArtifactKey) -> Result<Option<Entry>, ClusterError> {
-        let view = self.store.view();
-        let Some(record) = table::read::<EntryRecord>(&view, *key)? else {
-            return Ok(None);
+    pub(crate) async fn entry(&self, key: &ArtifactKey) -> Result<Option<Entry>, ClusterError> {
+        let key = *key;
+        let find = move |replica: &Self, view: &StateView<'_>| {
+            let Some(record) = table::read::<EntryRecord>(view, key)? else {
+                return Ok(None);
+            };
+            replica.complete(view, key, record)
         };
-        self.complete(&view, *key, record)
+        self.read_state(find).await
     }
 
     /// Up to `limit` artifacts in key order, from `start` on, while `within` holds.
+    /// Blocks.
     pub(crate) fn entries(
         &self,
         start: &[u8],
@@ -86,7 +113,7 @@ impl Replica {
         view: &StateView<'_>,
         key: ArtifactKey,
         mut record: EntryRecord,
-    ) -> Result<Option<Entry>, ClusterError> {
+    ) -> Result<Option<Entry>, StateError> {
         // The record of an entry's pack is there for as long as the entry. A command that
         // was applied between the two reads may have ended both: then look again.
         let mut blob = loop {
@@ -97,7 +124,7 @@ impl Replica {
             match again {
                 None => return Ok(None),
                 Some(again) if again.epoch == record.epoch => {
-                    return Err(ClusterError::storage("an entry without its pack's record"));
+                    return Err(StateError::NoPack);
                 }
                 Some(again) => record = again,
             }
@@ -120,28 +147,24 @@ impl Replica {
     }
 
     /// The live negative entry of `key`.
-    pub(crate) fn failure(&self, key: &ArtifactKey) -> Result<Option<Failure>, ClusterError> {
-        Ok(self.read::<FailureRecord>(*key)?.map(|record| record.failure))
+    pub(crate) async fn failure(&self, key: &ArtifactKey) -> Result<Option<Failure>, ClusterError> {
+        Ok(self.read::<FailureRecord>(*key).await?.map(|record| record.failure))
     }
 
     /// What is known of a pack.
-    pub(crate) fn pack(&self, pack: &Digest) -> Result<Option<PackState>, ClusterError> {
-        let view = self.store.view();
-        let Some(blob) = table::read::<BlobRecord>(&view, *pack)? else {
-            return Ok(None);
-        };
-        Ok(Some(PackState {
-            generation: generation(&view, *pack)?,
-            named: blob.entries > 0,
-            referenced: blob.entries > 0 || blob.leases > 0,
-            condemned: blob.condemned,
-            stored: blob.stored,
-        }))
+    pub(crate) async fn pack(&self, pack: &Digest) -> Result<Option<PackState>, ClusterError> {
+        let pack = *pack;
+        self.read_state(move |_, view| pack_state(view, pack)).await
+    }
+
+    /// What is known of a pack. Blocks.
+    pub(crate) fn blocking_pack(&self, pack: &Digest) -> Result<Option<PackState>, ClusterError> {
+        Ok(pack_state(&self.store.view(), *pack)?)
     }
 
     /// The numbers of the whole cluster; `None` before it is founded.
-    pub(crate) fn counters(&self) -> Result<Option<Counters>, ClusterError> {
-        self.read(())
+    pub(crate) fn counters(&self) -> Option<Counters> {
+        self.watch.counters()
     }
 
     /// All registered nodes, also those that left.
@@ -187,7 +210,20 @@ impl Replica {
     }
 }
 
-fn generation(view: &StateView<'_>, pack: Digest) -> Result<u64, ClusterError> {
+fn pack_state(view: &StateView<'_>, pack: Digest) -> Result<Option<PackState>, StateError> {
+    let Some(blob) = table::read::<BlobRecord>(view, pack)? else {
+        return Ok(None);
+    };
+    Ok(Some(PackState {
+        generation: generation(view, pack)?,
+        named: blob.entries > 0,
+        referenced: blob.entries > 0 || blob.leases > 0,
+        condemned: blob.condemned,
+        stored: blob.stored,
+    }))
+}
+
+fn generation(view: &StateView<'_>, pack: Digest) -> Result<u64, StateError> {
     let object: Option<ObjectRecord> = table::read(view, pack)?;
     Ok(object.unwrap_or_default().generation)
 }

@@ -63,20 +63,20 @@ impl Lead for Write {
     async fn lead(self, leader: &Leader, from: NodeId) -> Answer<Written> {
         judge::check(&leader.replica.nodes(), from, &self.0)?;
         if let Command::Expire { key, token } = &self.0 {
-            check_holder(leader, from, key, *token)?;
+            check_holder(leader, from, key, *token).await?;
         }
         leader.propose(self.0).await
     }
 }
 
 /// Only the node that holds a lease ends it before its time.
-fn check_holder(
+async fn check_holder(
     leader: &Leader,
     from: NodeId,
     key: &ArtifactKey,
     token: Token,
 ) -> Result<(), ClusterError> {
-    let lease: Option<LeaseRecord> = leader.replica.read(*key)?;
+    let lease: Option<LeaseRecord> = leader.replica.read(*key).await?;
     match lease.is_some_and(|lease| lease.token == token && lease.node != from) {
         true => Err(ClusterError::invalid("the lease is another node's")),
         false => Ok(()),
@@ -88,7 +88,7 @@ impl Lead for Fail {
     /// the lease, so that the next waiter tries.
     async fn lead(self, leader: &Leader, from: NodeId) -> Answer<Failed> {
         let Self { key, token, mut failure } = self;
-        check_holder(leader, from, &key, token)?;
+        check_holder(leader, from, &key, token).await?;
         let deadlines = leader.replica.deadlines();
         let command = if failure.kind.follows_from_request() && deadlines.takes_failures() {
             let lifetimes = deadlines.lifetimes;
@@ -133,7 +133,7 @@ impl Lead for Join {
     async fn lead(self, leader: &Leader, _: NodeId) -> Answer<Owner> {
         judge::check_node(&self.node)?;
         let me = leader.member.running()?.owner;
-        if leader.replica.counters()?.is_none() {
+        if leader.replica.counters().is_none() {
             return Err(ClusterError::unavailable("the cluster is being founded").into());
         }
         let node = match leader.propose(Command::Join(self.node)).await?.response {

@@ -67,8 +67,7 @@ pub struct ClusterStatus {
 /// What `member` and its replica know as of now.
 pub(crate) fn status(member: &Member, replica: &Replica, timings: &Timings) -> ClusterStatus {
     let metrics = member.metrics();
-    let counters = replica.counters().inspect_err(|e| tracing::error!(error = %e, "status"));
-    let counters = counters.ok().flatten().unwrap_or_default();
+    let counters = replica.counters().unwrap_or_default();
     let lately = timings.election_max + timings.heartbeat * 2;
     let quorum = member.last_contact().elapsed() < lately && member.leader().is_some();
     let role = match &metrics {

@@ -63,6 +63,11 @@ pub(crate) enum StateError {
     Read(&'static str, #[source] rocksdb::Error),
     #[error(transparent)]
     Malformed(#[from] Malformed),
+    #[error("an entry without its pack's record")]
+    NoPack,
+    /// Only where the reader did not want to wait for the disk.
+    #[error("{0} has it on disk, if at all")]
+    NotInMemory(&'static str),
 }
 
 /// Keys with their values.

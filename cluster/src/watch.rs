@@ -18,7 +18,7 @@ use crate::{
     command::{Candidate, NodeFacts},
     deadlines::Deadlines,
     state::Event,
-    table::{self, Standing, StateError, View},
+    table::{self, Counters, Standing, StateError, View},
 };
 
 /// Events kept for a subscriber that is behind.
@@ -109,6 +109,7 @@ pub(crate) struct Watch {
     events: broadcast::Sender<IndexEvent>,
     applied: watch::Sender<u64>,
     nodes: ArcSwap<Nodes>,
+    counters: ArcSwap<Option<Counters>>,
     /// The live leases; a leader counts their time.
     pub deadlines: Deadlines,
 }
@@ -149,9 +150,11 @@ impl Watch {
             events: broadcast::channel(EVENTS).0,
             applied: watch::Sender::new(applied),
             nodes: ArcSwap::default(),
+            counters: ArcSwap::default(),
             deadlines,
         };
         watch.nodes.store(Arc::new(read_nodes(view)?));
+        watch.counters.store(Arc::new(table::read(view, ())?));
         watch.deadlines.reload(view)?;
         Ok(watch)
     }
@@ -182,6 +185,11 @@ impl Watch {
         self.nodes.load_full()
     }
 
+    /// The numbers of the whole cluster; `None` before it is founded.
+    pub(crate) fn counters(&self) -> Option<Counters> {
+        Option::clone(&self.counters.load())
+    }
+
     /// Tells of commands whose changes are on disk.
     pub(crate) fn applied(
         &self,
@@ -189,6 +197,7 @@ impl Watch {
         index: u64,
         events: &[Event],
     ) -> Result<(), StateError> {
+        self.counters.store(Arc::new(table::read(view, ())?));
         for event in events {
             self.deadlines.follow(event);
             match *event {
@@ -219,6 +228,7 @@ impl Watch {
     /// Tells that a snapshot replaced the state.
     pub(crate) fn installed(&self, view: &impl View, index: u64) -> Result<(), StateError> {
         self.nodes.store(Arc::new(read_nodes(view)?));
+        self.counters.store(Arc::new(table::read(view, ())?));
         self.deadlines.reload(view)?;
         for notify in self.keys.lock().values() {
             notify.notify_waiters();

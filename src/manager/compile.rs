@@ -61,7 +61,7 @@ impl Manager {
         if let Some(Found::Here(answer)) = self.stored(&key, &request.input.namespace).await? {
             return Ok(*answer);
         }
-        if let Some(failure) = self.index.failure(&key)? {
+        if let Some(failure) = self.index.failure(&key).await? {
             return Err(failure.into());
         }
         // A node that cannot compile this takes no lease that others would wait for.

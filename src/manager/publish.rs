@@ -182,7 +182,7 @@ impl Manager {
         let Copies::Object = self.settings.copies else { return Ok(()) };
         let deadline = tokio::time::Instant::now() + COPYING;
         loop {
-            if self.index.pack(&entry.pack)?.is_some_and(|pack| pack.stored) {
+            if self.index.pack(&entry.pack).await?.is_some_and(|pack| pack.stored) {
                 return Ok(());
             }
             tokio::select! {

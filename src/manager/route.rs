@@ -113,7 +113,7 @@ impl Manager {
 
     /// The artifact that another node has just published.
     async fn collect(&self, route: &Route, outcome: Outcome) -> Result<Answer, Error> {
-        let entry = match self.index.lookup(&route.key)? {
+        let entry = match self.index.lookup(&route.key).await? {
             Some(entry) => Some(entry),
             // This replica is a moment behind.
             None => self.index.lookup_linearizable(&route.key).await?,

@@ -64,7 +64,7 @@ impl Manager {
         key: &ArtifactKey,
         namespace: &str,
     ) -> Result<Option<Found>, Error> {
-        match self.index.lookup(key)? {
+        match self.index.lookup(key).await? {
             None => Ok(None),
             Some(entry) => self.resolve(&entry, namespace, Outcome::Hit).await.map(Some),
         }

@@ -67,7 +67,7 @@ async fn remove(event: &IndexEvent, index: &Index, tiers: &Tiers) -> Result<(), 
     match event {
         IndexEvent::Tombstoned { pack, .. } | IndexEvent::Replaced { pack, .. } => {
             let (index, digest) = (index.clone(), *pack);
-            let unneeded = move || match index.pack(&digest) {
+            let unneeded = move || match index.blocking_pack(&digest) {
                 Ok(state) => !state.is_some_and(|state| state.named),
                 Err(e) => {
                     tracing::warn!(pack = %digest, error = %e, "ask whether a pack is needed");

@@ -21,8 +21,7 @@ pub(super) struct Packs(pub(super) Index);
 #[tonic::async_trait]
 impl UploadIndex for Packs {
     async fn generation(&self, pack: &Digest) -> Result<Option<u64>, IndexError> {
-        let (index, pack) = (self.0.clone(), *pack);
-        let state = tokio::task::spawn_blocking(move || index.pack(&pack)).await??;
+        let state = self.0.pack(pack).await?;
         Ok(state.filter(|state| state.referenced).map(|state| state.generation))
     }
 
@@ -39,16 +38,16 @@ impl PackIndex for Packs {
     }
 
     async fn packs(&self, packs: Vec<Digest>) -> Result<Vec<Option<PackState>>, IndexError> {
-        let index = self.0.clone();
-        let read = tokio::task::spawn_blocking(move || {
-            let state = |state: kiln_cluster::PackState| PackState {
+        let mut states = Vec::with_capacity(packs.len());
+        for pack in &packs {
+            let state = self.0.pack(pack).await?;
+            states.push(state.map(|state| PackState {
                 generation: state.generation,
                 referenced: state.referenced,
                 condemned: state.condemned,
-            };
-            packs.iter().map(|pack| Ok(index.pack(pack)?.map(state))).collect()
-        });
-        read.await?
+            }));
+        }
+        Ok(states)
     }
 
     async fn condemn(&self, pack: &Digest, generation: u64) -> Result<bool, IndexError> {
@@ -61,7 +60,7 @@ impl PackIndex for Packs {
 
     async fn condemned(&self, limit: usize) -> Result<Vec<(Digest, u64)>, IndexError> {
         let index = self.0.clone();
-        Ok(tokio::task::spawn_blocking(move || index.condemned(limit)).await??)
+        Ok(tokio::task::spawn_blocking(move || index.blocking_condemned(limit)).await??)
     }
 }
 

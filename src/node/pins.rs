@@ -63,14 +63,14 @@ impl Pins {
     pub(super) async fn apply(&mut self, event: &IndexEvent) -> Result<(), Error> {
         match event {
             // A new artifact of a pinned key, which its publisher inserted without a pin.
-            IndexEvent::Published { key, pack }
-                if self.tiers.holds(pack)
-                    && self.index.lookup(key)?.is_some_and(|e| e.pinned && e.pack == *pack) =>
-            {
-                self.set(*pack, true).await?;
+            IndexEvent::Published { key, pack } if self.tiers.holds(pack) => {
+                let entry = self.index.lookup(key).await?;
+                if entry.is_some_and(|entry| entry.pinned && entry.pack == *pack) {
+                    self.set(*pack, true).await?;
+                }
             }
             IndexEvent::Pinned { key, pinned: true } => {
-                if let Some(entry) = self.index.lookup(key)?.filter(|entry| entry.pinned) {
+                if let Some(entry) = self.index.lookup(key).await?.filter(|entry| entry.pinned) {
                     self.set(entry.pack, true).await?;
                 }
             }

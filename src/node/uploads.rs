@@ -49,12 +49,14 @@ pub(super) async fn resume(tiers: Arc<Tiers>, index: Index, pace: Pace, stop: Ca
             () = tokio::time::sleep(pace.look) => {}
             () = stop.cancelled() => return,
         }
-        let (held, index) = (tiers.digests(), index.clone());
-        let ranks = tokio::task::spawn_blocking(move || {
-            let rank = |pack| Some((pack, index.upload_rank(&pack).ok()??));
-            held.into_iter().filter_map(rank).collect::<Vec<_>>()
-        });
-        for pack in waiting.due(&ranks.await.unwrap_or_default(), Instant::now(), pace.turn) {
+        let mut ranks = Vec::new();
+        for pack in tiers.digests() {
+            // One that cannot be read is looked at again the next time.
+            if let Ok(Some(rank)) = index.upload_rank(&pack).await {
+                ranks.push((pack, rank));
+            }
+        }
+        for pack in waiting.due(&ranks, Instant::now(), pace.turn) {
             // One that is queued already stays as it is.
             if let Err(e) = tiers.enqueue_upload(&pack).await {
                 tracing::warn!(%pack, error = %e, "an upload is not queued again");

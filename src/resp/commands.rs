@@ -99,7 +99,7 @@ impl Connection {
             "auth" => self.session.auth(&words),
             "client" => self.session.client(&words),
             "reset" => {
-                self.held.clear(&self.values);
+                self.misses.clear(&self.values).await;
                 // The reply is in the version that a new connection has.
                 self.session.reset()
             }

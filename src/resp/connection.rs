@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     decode::{DecodeError, Decoder},
-    held::Held,
+    misses::Misses,
     outgoing::Outgoing,
     reply::Reply,
     session::Session,
@@ -32,7 +32,7 @@ pub(super) struct Connection {
     pub(super) socket: Socket,
     pub(super) decoder: Decoder,
     pub(super) out: Outgoing,
-    pub(super) held: Held,
+    pub(super) misses: Misses,
     pub(super) stop: CancellationToken,
     /// Of the request that has begun to come in.
     arriving: Option<Progress>,
@@ -71,7 +71,7 @@ impl Connection {
             socket,
             decoder: Decoder::new(longest),
             out: Outgoing::default(),
-            held: Held::default(),
+            misses: Misses::default(),
             stop,
             arriving: None,
         }
@@ -122,8 +122,8 @@ impl Connection {
                         false => self.socket.read(space).await,
                     }
                 } => read?,
-                () = until(self.held.next_end()) => {
-                    self.held.expire(&self.values);
+                () = until(self.misses.next_end()) => {
+                    self.misses.expire(&self.values).await;
                     continue;
                 }
                 () = self.stop.cancelled() => return Err(Ended::Stopped),

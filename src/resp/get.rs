@@ -16,7 +16,7 @@ use super::{
     connection::{Connection, Ended},
     counters::Count,
     families::{Family, Outcome, family_of},
-    held::Missed,
+    misses::Missed,
     values::Opened,
 };
 use crate::cache::Blob;
@@ -51,10 +51,10 @@ impl Connection {
         if let Some(blob) = values.local(key, &namespace).await {
             return Ok(Some(blob));
         }
-        if self.held.holds(key, &values) {
+        if self.misses.holds(key, &values) {
             return Ok(None);
         }
-        if self.held.contains(key) {
+        if self.misses.contains(key) {
             // It missed the key before and has no right to it any more: another has.
             return Ok(values.anywhere(key, &namespace).await);
         }
@@ -65,7 +65,7 @@ impl Connection {
             if found.is_none() {
                 // Whether a SET follows is worth knowing for the next time.
                 let until = Instant::now() + values.families.longest();
-                self.held.insert(*key, Missed::new(family, until, None), &values);
+                self.misses.insert(*key, Missed::new(family, until, None), &values).await;
             }
             return Ok(found);
         }
@@ -84,7 +84,7 @@ impl Connection {
             return Ok(None);
         }
         let began = Instant::now();
-        let patience = if self.held.has_leases() { wait / PART_OF_HOLDERS } else { wait };
+        let patience = if self.misses.has_leases() { wait / PART_OF_HOLDERS } else { wait };
         for _ in 0..ATTEMPTS {
             let (acquired, waited) = self.wait_for(key, began + patience).await?;
             if waited {
@@ -95,7 +95,7 @@ impl Connection {
                 Waited::Acquired(Ok(Acquired::Granted(lease))) => {
                     values.count(Count::Leases);
                     let missed = Missed::new(family, Instant::now() + wait, Some(lease));
-                    self.held.insert(*key, missed, &values);
+                    self.misses.insert(*key, missed, &values).await;
                     return Ok(None);
                 }
                 Waited::Acquired(Ok(Acquired::Ready(entry))) => {

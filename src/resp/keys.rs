@@ -120,7 +120,7 @@ fn page(
         bytes[..8].copy_from_slice(&cursor.to_be_bytes());
         ArtifactKey::from_bytes(bytes)
     });
-    let entries = index.scan(after.as_ref(), "", count)?;
+    let entries = index.blocking_scan(after.as_ref(), "", count)?;
     let next = match entries.last() {
         Some(last) if entries.len() == count => {
             let mut first = [0; 8];

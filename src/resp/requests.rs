@@ -20,7 +20,7 @@ impl Connection {
             let _ = self.flush().await;
         }
         tracing::debug!(client = self.session.id, ended = ?ended.err(), "a RESP connection ended");
-        self.held.clear(&self.values);
+        self.misses.clear(&self.values).await;
     }
 
     async fn serve(&mut self) -> Result<(), Ended> {

@@ -114,7 +114,7 @@ impl Connection {
             Arg::Skipped(size) => Err(format!("no room for its {size} bytes")),
         };
         let artifact = self.key(&name);
-        let (seconds, lease) = self.held.fill(&artifact, &self.values);
+        let (seconds, lease) = self.misses.fill(&artifact, &self.values);
         match value {
             Ok(value) => Some(Set {
                 namespace: self.session.namespace.clone(),

@@ -180,22 +180,22 @@ impl Values {
 
     /// The entry of `key`, from the local replica if it has one, else from the leader.
     pub(super) async fn entry(&self, key: &ArtifactKey) -> Option<Entry> {
-        match self.look(key) {
+        match self.look(key).await {
             Some(entry) => Some(entry),
             None => self.fresh(key).await,
         }
     }
 
     /// Whether the local replica has a value for `key`.
-    pub(super) fn is_stored(&self, key: &ArtifactKey) -> bool {
-        self.look(key).is_some()
+    pub(super) async fn is_stored(&self, key: &ArtifactKey) -> bool {
+        self.look(key).await.is_some()
     }
 
-    fn look(&self, key: &ArtifactKey) -> Option<Entry> {
+    async fn look(&self, key: &ArtifactKey) -> Option<Entry> {
         if self.has_left() {
             return None;
         }
-        let found = self.parts.index.lookup(key);
+        let found = self.parts.index.lookup(key).await;
         found.unwrap_or_else(|e| {
             tracing::error!(key = %key.short(), error = %e, "look up a value");
             None
@@ -220,7 +220,7 @@ impl Values {
 
     async fn opened(&self, key: &ArtifactKey, namespace: &str) -> Option<Opened> {
         let before = self.names.before(key);
-        let entry = self.look(key)?;
+        let entry = self.look(key).await?;
         let opened = self.open(&entry, namespace).await;
         if let Opened::Here(_) = &opened {
             self.names.keep(key, entry.pack, before);
@@ -352,7 +352,7 @@ impl Values {
 
     /// What needs no entry in the log: the key has this very value.
     async fn has_already(&self, key: &ArtifactKey, value: &Blob, mode: PutMode) -> Option<Put> {
-        let entry = self.look(key)?;
+        let entry = self.look(key).await?;
         let pack = value.digest();
         if mode == PutMode::Create && entry.pack != pack {
             return Some(Put::Existing(entry));

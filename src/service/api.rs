@@ -72,7 +72,7 @@ impl Kiln for Api {
         let key = convert::key("key", &request.key).map_err(Error::from)?;
         let found = match request.linearizable {
             true => parts.index.lookup_linearizable(&key).await,
-            false => parts.index.lookup(&key),
+            false => parts.index.lookup(&key).await,
         };
         let found = found.map_err(Error::from)?;
         let namespace = parts.namespace(&request.namespace);
@@ -155,7 +155,7 @@ impl Kiln for Api {
             limit => limit.min(LONGEST_PAGE),
         } as usize;
         let index = parts.index.clone();
-        let scan = move || index.scan(after.as_ref(), &request.prefix, limit + 1);
+        let scan = move || index.blocking_scan(after.as_ref(), &request.prefix, limit + 1);
         let mut found = blocking(scan).await?.map_err(Error::from)?;
         let more = found.len() > limit;
         found.truncate(limit);
@@ -170,13 +170,14 @@ impl Kiln for Api {
         let components = match subject.ok_or(Error::Invalid("name a key or a request".into()))? {
             Subject::Key(bytes) => {
                 let key = convert::key("key", &bytes).map_err(Error::from)?;
-                explain::components_of(&parts.index, &key)?
+                explain::components_of(&parts.index, &key).await?
             }
             Subject::Request(wire) => {
                 let requests = parts.requests(wire)?;
                 parts.manager.prepare(&requests[0]).await?.components.clone()
             }
         };
+        let stored = parts.index.lookup(&components.key()).await.map_err(Error::from)?.is_some();
         let index = parts.index.clone();
         // A client that leaves ends the search.
         let stop = CancellationToken::new();
@@ -192,7 +193,7 @@ impl Kiln for Api {
         };
         Ok(Response::new(pb::ExplainResponse {
             key: wire::key(&found.components.key()),
-            stored: found.stored,
+            stored,
             components: found.components.iter().map(Into::into).collect(),
             nearest,
             differences,

@@ -2,7 +2,7 @@
 //! that keep them apart.
 //!
 //! Invariant: looks at all entries, or says at how many; one page and the nearest
-//! entry are in memory, whatever the index holds. Blocks: not for runtime threads.
+//! entry are in memory, whatever the index holds.
 
 use kiln_cluster::Index;
 use kiln_proto::{ArtifactKey, Components, Difference, Manifest};
@@ -15,7 +15,6 @@ use crate::{
 
 /// A key held against the entry that is nearest to it.
 pub(super) struct Explanation {
-    pub(super) stored: bool,
     pub(super) components: Components,
     pub(super) nearest: Option<(ArtifactKey, Vec<Difference>)>,
     /// How many entries were looked at.
@@ -23,6 +22,7 @@ pub(super) struct Explanation {
 }
 
 /// Explains the key of `components` within `bounds`; ends early when `stop` says so.
+/// Blocks: not for runtime threads.
 pub(super) fn explain(
     index: &Index,
     components: &Components,
@@ -42,13 +42,12 @@ pub(super) fn explain(
             nearest = Some((entry.key, differences));
         }
     })?;
-    let stored = index.lookup(&key)?.is_some();
-    Ok(Explanation { stored, components: components.clone(), nearest, scanned })
+    Ok(Explanation { components: components.clone(), nearest, scanned })
 }
 
 /// The components of a stored key.
-pub(super) fn components_of(index: &Index, key: &ArtifactKey) -> Result<Components, Error> {
-    let entry = index.lookup(key)?.ok_or(Error::NotFound(*key))?;
+pub(super) async fn components_of(index: &Index, key: &ArtifactKey) -> Result<Components, Error> {
+    let entry = index.lookup(key).await?.ok_or(Error::NotFound(*key))?;
     let manifest: Manifest = entry.manifest.read_unverified()?;
     Ok(manifest.components)
 }

@@ -16,7 +16,8 @@ use std::{
 use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 use rocksdb::{
     BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBCompressionType,
-    DataBlockIndexType, IteratorMode, LogLevel, Options, WriteBatch,
+    DataBlockIndexType, ErrorKind, IteratorMode, LogLevel, Options, ReadOptions, ReadTier,
+    WriteBatch,
 };
 use serde::{Serialize, de::DeserializeOwned};
 
@@ -53,6 +54,8 @@ pub(crate) struct Store {
     pub(super) live: RwLock<Set>,
     /// Taken while a received snapshot replaces the state.
     pub(super) install: Mutex<()>,
+    /// How a read says that it does not wait for the disk.
+    in_memory: ReadOptions,
     incoming: PathBuf,
 }
 
@@ -113,7 +116,8 @@ impl Store {
         let db = Arc::new(db);
         let syncer = Syncer::spawn(Arc::clone(&db)).map_err(ClusterError::storage)?;
         let live = RwLock::new(Set::A);
-        let store = Self { db, syncer, live, install: Mutex::new(()), incoming };
+        let in_memory = in_memory();
+        let store = Self { db, syncer, live, install: Mutex::new(()), in_memory, incoming };
         let live = store.meta(meta::LIVE)?.unwrap_or_default();
         *store.live.write() = live;
         Ok(Arc::new(store))
@@ -187,7 +191,13 @@ impl Store {
     /// The state as of now. Hold it for one read of some records, and never across
     /// an await: a set that is read is not swapped.
     pub(crate) fn view(&self) -> StateView<'_> {
-        StateView { store: self, set: self.live.read_recursive() }
+        StateView { store: self, set: self.live.read_recursive(), in_memory: false }
+    }
+
+    /// Like [`Store::view`]; what it would have to read from the disk is
+    /// [`StateError::NotInMemory`].
+    pub(crate) fn view_in_memory(&self) -> StateView<'_> {
+        StateView { in_memory: true, ..self.view() }
     }
 
     /// Up to `limit` pairs of `table` from `start` on.
@@ -201,10 +211,19 @@ impl Store {
     }
 }
 
+/// Reads that fail with [`ErrorKind::Incomplete`] where they would have to wait for the
+/// disk.
+pub(super) fn in_memory() -> ReadOptions {
+    let mut options = ReadOptions::default();
+    options.set_read_tier(ReadTier::BlockCache);
+    options
+}
+
 /// The live set, which no snapshot replaces while this is held.
 pub(crate) struct StateView<'a> {
     store: &'a Store,
     set: RwLockReadGuard<'a, Set>,
+    in_memory: bool,
 }
 
 impl StateView<'_> {
@@ -239,8 +258,15 @@ impl StateView<'_> {
 
 impl View for StateView<'_> {
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<impl AsRef<[u8]>>, StateError> {
-        let bytes = self.store.db.get_pinned_cf(self.cf(table), key);
-        bytes.map_err(|e| StateError::Read(table.name(), e))
+        let (db, cf) = (&self.store.db, self.cf(table));
+        let bytes = match self.in_memory {
+            true => db.get_pinned_cf_opt(cf, key, &self.store.in_memory),
+            false => db.get_pinned_cf(cf, key),
+        };
+        bytes.map_err(|e| match e.kind() {
+            ErrorKind::Incomplete if self.in_memory => StateError::NotInMemory(table.name()),
+            _ => StateError::Read(table.name(), e),
+        })
     }
 
     fn all(&self, table: Table) -> Result<Pairs, StateError> {

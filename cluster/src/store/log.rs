@@ -4,22 +4,27 @@
 //! callback is called; the log has no hole, because appends, truncations and
 //! purges reach the one write-ahead log in the order in which they were asked.
 
-use std::{fmt::Debug, io, ops::RangeBounds, sync::Arc};
+use std::{
+    fmt::Debug,
+    io,
+    ops::{Range, RangeBounds},
+    sync::Arc,
+};
 
 use openraft::{
     LogState, OptionalSend, RaftLogReader,
     entry::RaftEntry,
     storage::{IOFlushed, RaftLogStorage},
 };
-use rocksdb::{IteratorMode, WriteBatch};
+use rocksdb::{ErrorKind, IteratorMode, ReadOptions, WriteBatch};
 use tokio::sync::oneshot;
 
 use super::{
-    db::{LOG, Store},
+    db::{self, LOG, Store},
     meta::{self, META},
 };
 use crate::{
-    codec,
+    blocking, codec,
     error::io_error,
     raft::{Entry, RaftLogId, Types, Vote},
 };
@@ -38,38 +43,26 @@ impl LogStore {
         Self { store }
     }
 
-    fn entries(
+    /// The entries in `range`, up to `most_bytes`. Those that followers and the state
+    /// machine ask for are mostly the last ones, which are in memory.
+    async fn entries(&self, range: Range<u64>, most_bytes: usize) -> io::Result<Vec<Entry>> {
+        if let Some(found) = read(&self.store, range.clone(), most_bytes, true)? {
+            return Ok(found);
+        }
+        self.blocking(move |store| {
+            let found = read(store, range, most_bytes, false)?;
+            found.ok_or_else(|| io::Error::other("the log is not in memory"))
+        })
+        .await
+    }
+
+    /// Does `work` where waiting for the disk delays nobody else.
+    async fn blocking<T: Send + 'static>(
         &self,
-        range: &(impl RangeBounds<u64> + Debug),
-        most_bytes: usize,
-    ) -> io::Result<Vec<Entry>> {
-        use std::ops::Bound::{Excluded, Included, Unbounded};
-        let start = match range.start_bound() {
-            Included(at) => *at,
-            Excluded(at) => at + 1,
-            Unbounded => 0,
-        };
-        let within = |index: u64| match range.end_bound() {
-            Included(end) => index <= *end,
-            Excluded(end) => index < *end,
-            Unbounded => true,
-        };
-        if !within(start) {
-            return Ok(Vec::new());
-        }
-        let start = start.to_be_bytes();
-        let mode = IteratorMode::From(&start, rocksdb::Direction::Forward);
-        let (mut found, mut bytes) = (Vec::new(), 0);
-        for pair in self.store.db.iterator_cf(self.store.cf(LOG), mode) {
-            let (_, value) = pair.map_err(io_error)?;
-            let entry: Entry = codec::decode(&value).map_err(io_error)?;
-            bytes += value.len();
-            if !within(entry.log_id.index) || (bytes > most_bytes && !found.is_empty()) {
-                break;
-            }
-            found.push(entry);
-        }
-        Ok(found)
+        work: impl FnOnce(&Store) -> io::Result<T> + Send + 'static,
+    ) -> io::Result<T> {
+        let store = Arc::clone(&self.store);
+        blocking::run(move || work(&store)).await?
     }
 
     async fn durable(&self) -> io::Result<()> {
@@ -82,20 +75,63 @@ impl LogStore {
     }
 }
 
+/// The entries of `range`, up to `most_bytes` or one that is larger; `None` where they
+/// are not all `in_memory` and had to be.
+pub(super) fn read(
+    store: &Store,
+    range: Range<u64>,
+    most_bytes: usize,
+    in_memory: bool,
+) -> io::Result<Option<Vec<Entry>>> {
+    let (mut found, mut bytes) = (Vec::new(), 0);
+    if range.is_empty() {
+        return Ok(Some(found));
+    }
+    let start = range.start.to_be_bytes();
+    let mode = IteratorMode::From(&start, rocksdb::Direction::Forward);
+    let options = if in_memory { db::in_memory() } else { ReadOptions::default() };
+    for pair in store.db.iterator_cf_opt(store.cf(LOG), options, mode) {
+        let (_, value) = match pair {
+            Err(e) if in_memory && e.kind() == ErrorKind::Incomplete => return Ok(None),
+            pair => pair.map_err(io_error)?,
+        };
+        let entry: Entry = codec::decode(&value).map_err(io_error)?;
+        bytes += value.len();
+        if !range.contains(&entry.log_id.index) || (bytes > most_bytes && !found.is_empty()) {
+            break;
+        }
+        found.push(entry);
+    }
+    Ok(Some(found))
+}
+
 impl RaftLogReader<Types> for LogStore {
     async fn try_get_log_entries<RB: RangeBounds<u64> + Clone + Debug + OptionalSend>(
         &mut self,
         range: RB,
     ) -> io::Result<Vec<Entry>> {
-        self.entries(&range, usize::MAX)
+        use std::ops::Bound::{Excluded, Included, Unbounded};
+        let start = match range.start_bound() {
+            Included(at) => *at,
+            Excluded(at) => at.saturating_add(1),
+            Unbounded => 0,
+        };
+        let end = match range.end_bound() {
+            Included(end) => end.saturating_add(1),
+            Excluded(end) => *end,
+            Unbounded => u64::MAX,
+        };
+        // Not held across the read: a range need not be one that threads share.
+        drop(range);
+        self.entries(start..end, usize::MAX).await
     }
 
     async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> io::Result<Vec<Entry>> {
-        self.entries(&(start..end), MOST_BYTES)
+        self.entries(start..end, MOST_BYTES).await
     }
 
     async fn read_vote(&mut self) -> io::Result<Option<Vote>> {
-        self.store.meta(meta::VOTE).map_err(io_error)
+        self.blocking(|store| store.meta(meta::VOTE).map_err(io_error)).await
     }
 }
 
@@ -103,14 +139,19 @@ impl RaftLogStorage<Types> for LogStore {
     type LogReader = Self;
 
     async fn get_log_state(&mut self) -> io::Result<LogState<Types>> {
-        let last_purged_log_id: Option<RaftLogId> =
-            self.store.meta(meta::PURGED).map_err(io_error)?;
-        let last = self.store.db.iterator_cf(self.store.cf(LOG), IteratorMode::End).next();
-        let last_log_id = match last.transpose().map_err(io_error)? {
-            Some((_, value)) => Some(codec::decode::<Entry>(&value).map_err(io_error)?.log_id()),
-            None => last_purged_log_id,
-        };
-        Ok(LogState { last_purged_log_id, last_log_id })
+        self.blocking(|store| {
+            let last_purged_log_id: Option<RaftLogId> =
+                store.meta(meta::PURGED).map_err(io_error)?;
+            let last = store.db.iterator_cf(store.cf(LOG), IteratorMode::End).next();
+            let last_log_id = match last.transpose().map_err(io_error)? {
+                Some((_, value)) => {
+                    Some(codec::decode::<Entry>(&value).map_err(io_error)?.log_id())
+                }
+                None => last_purged_log_id,
+            };
+            Ok(LogState { last_purged_log_id, last_log_id })
+        })
+        .await
     }
 
     async fn get_log_reader(&mut self) -> Self {
@@ -118,9 +159,13 @@ impl RaftLogStorage<Types> for LogStore {
     }
 
     async fn save_vote(&mut self, vote: &Vote) -> io::Result<()> {
-        let mut batch = WriteBatch::default();
-        self.store.put_meta(&mut batch, meta::VOTE, vote).map_err(io_error)?;
-        self.store.db.write(batch).map_err(io_error)?;
+        let vote = *vote;
+        self.blocking(move |store| {
+            let mut batch = WriteBatch::default();
+            store.put_meta(&mut batch, meta::VOTE, &vote).map_err(io_error)?;
+            store.db.write(batch).map_err(io_error)
+        })
+        .await?;
         self.durable().await
     }
 
@@ -134,7 +179,8 @@ impl RaftLogStorage<Types> for LogStore {
             let bytes = codec::encode(&entry).map_err(io_error)?;
             batch.put_cf(self.store.cf(LOG), entry.log_id.index.to_be_bytes(), bytes);
         }
-        self.store.db.write(batch).map_err(io_error)?;
+        // RocksDB lets a writer wait while its tables cannot be flushed fast enough.
+        self.blocking(move |store| store.db.write(batch).map_err(io_error)).await?;
         self.store.syncer.after_sync(Box::new(|result| callback.io_completed(result)));
         Ok(())
     }
@@ -143,7 +189,7 @@ impl RaftLogStorage<Types> for LogStore {
         let from = last.map_or(0, |id| id.index + 1);
         let mut batch = WriteBatch::default();
         batch.delete_range_cf(self.store.cf(LOG), from.to_be_bytes(), u64::MAX.to_be_bytes());
-        self.store.db.write(batch).map_err(io_error)
+        self.blocking(move |store| store.db.write(batch).map_err(io_error)).await
     }
 
     async fn purge(&mut self, upto: RaftLogId) -> io::Result<()> {
@@ -151,6 +197,6 @@ impl RaftLogStorage<Types> for LogStore {
         let end = (upto.index + 1).to_be_bytes();
         batch.delete_range_cf(self.store.cf(LOG), 0u64.to_be_bytes(), end);
         batch.put_cf(self.store.cf(META), meta::PURGED, codec::encode(&upto).map_err(io_error)?);
-        self.store.db.write(batch).map_err(io_error)
+        self.blocking(move |store| store.db.write(batch).map_err(io_error)).await
     }
 }

@@ -20,6 +20,7 @@ use super::{
     snapshot::{self, SnapshotData},
 };
 use crate::{
+    blocking,
     command::Response,
     error::io_error,
     raft::{Membership, RaftLogId, SnapshotMeta, Types},
@@ -104,9 +105,8 @@ impl RaftStateMachine<Types> for Machine {
             let chunk = chunk.into_iter().collect::<io::Result<Vec<_>>>()?;
             let (store, watch) = (Arc::clone(&self.store), Arc::clone(&self.watch));
             let applied = self.applied.clone();
-            let applying =
-                tokio::task::spawn_blocking(move || apply_batch(&store, &watch, applied, chunk));
-            let (applied, answers) = applying.await.map_err(io_error)??;
+            let applying = move || apply_batch(&store, &watch, applied, chunk);
+            let (applied, answers) = blocking::run(applying).await??;
             self.applied = applied;
             for (responder, response) in answers {
                 responder.send(response);
@@ -125,13 +125,16 @@ impl RaftStateMachine<Types> for Machine {
         data: SnapshotData,
     ) -> io::Result<()> {
         let staged = data.stage(&self.store, meta).await?;
-        let store = Arc::clone(&self.store);
-        tokio::task::spawn_blocking(move || install::install(&store, &staged))
-            .await
-            .map_err(io_error)??;
-        self.applied = self.store.applied().map_err(io_error)?;
-        let index = self.applied.last.map_or(0, |id| id.index);
-        self.watch.installed(&*self.store, index).map_err(io_error)
+        let (store, watch) = (Arc::clone(&self.store), Arc::clone(&self.watch));
+        let installing = move || -> io::Result<Applied> {
+            install::install(&store, &staged)?;
+            let applied = store.applied().map_err(io_error)?;
+            let index = applied.last.map_or(0, |id| id.index);
+            watch.installed(&*store, index).map_err(io_error)?;
+            Ok(applied)
+        };
+        self.applied = blocking::run(installing).await??;
+        Ok(())
     }
 
     async fn get_current_snapshot(&mut self) -> io::Result<Option<Snapshot>> {

@@ -15,7 +15,7 @@ use super::{
     staging::{Staged, Staging},
 };
 use crate::{
-    codec,
+    blocking, codec,
     error::{ClusterError, io_error},
     raft::{SnapshotMeta, Types},
     table::Table,
@@ -45,6 +45,7 @@ pub(super) async fn of_now(
 ) -> io::Result<alias::SnapshotOf<Types, SnapshotData>> {
     let (send_meta, meta) = oneshot::channel();
     let (chunks, data) = mpsc::channel(4);
+    // Goes on while the snapshot is sent.
     tokio::task::spawn_blocking(move || {
         let (view, set) = {
             let live = store.live.read_recursive();
@@ -135,7 +136,7 @@ impl SnapshotData {
                     }
                     staging.finish()
                 };
-                tokio::task::spawn_blocking(staging).await.map_err(io_error)?
+                blocking::run(staging).await?
             }
         }
     }

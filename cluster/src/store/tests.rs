@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod cold;
 mod install;
 
 use std::{path::Path, sync::mpsc};

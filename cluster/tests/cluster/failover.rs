@@ -56,7 +56,7 @@ async fn a_minority_reads_and_says_that_it_cannot_write() {
     let refused = alone.publish("b", b"pack").await;
     assert!(matches!(refused, Err(ClusterError::Unavailable(_))), "{refused:?}");
     assert!(again.elapsed() < timings().patience / 2, "{:?}", again.elapsed());
-    assert!(alone.index.lookup(&key).unwrap().is_some());
+    assert!(alone.index.lookup(&key).await.unwrap().is_some());
     assert!(matches!(
         alone.index.lookup_linearizable(&key).await,
         Err(ClusterError::Unavailable(_))
@@ -115,7 +115,10 @@ async fn everything_is_there_after_all_nodes_stopped() {
     for (id, dir, address) in places {
         let seat = Seat::at(&dir, address).await;
         let opened = seat.open(Start::Join { peers: Vec::new() });
-        assert!(opened.cluster.index().lookup(&keys[0]).unwrap().is_some(), "before any quorum");
+        assert!(
+            opened.cluster.index().lookup(&keys[0]).await.unwrap().is_some(),
+            "before any quorum"
+        );
         let node = opened.start().await.unwrap();
         assert_eq!(node.id(), id);
         cluster.nodes.push(node);

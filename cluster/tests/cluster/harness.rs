@@ -258,7 +258,7 @@ impl Node {
     /// Waits until this node's replica has `key`.
     pub async fn has(&self, key: &ArtifactKey) -> kiln_cluster::Entry {
         let what = format!("{} on node {}", key.short(), self.id());
-        wait_for(&what, async || self.index.lookup(key).unwrap()).await
+        wait_for(&what, async || self.index.lookup(key).await.unwrap()).await
     }
 }
 

@@ -17,7 +17,7 @@ async fn a_publication_with_an_old_token_is_refused() {
     assert!(new.token() > stale);
     let refused = node.index.publish_as(&key, stale, node.sign("a", b"pack"), Vec::new()).await;
     assert_eq!(refused, Err(ClusterError::StaleToken));
-    assert_eq!(node.index.lookup(&key).unwrap(), None);
+    assert_eq!(node.index.lookup(&key).await.unwrap(), None);
     node.index.publish(&new, node.sign("a", b"pack"), Vec::new()).await.unwrap();
     let late =
         node.index.publish_as(&key, stale, node.sign("a", b"other"), Vec::new()).await.unwrap();
@@ -59,26 +59,27 @@ async fn a_blob_is_deleted_only_when_nothing_refers_to_it() {
     let (key, _) = manifest("a", b"pack");
     let pack = Digest::of(b"pack");
     node.publish("a", b"pack").await.unwrap();
-    let state = || index.pack(&pack).unwrap().map(|p| (p.referenced, p.condemned, p.stored));
-    let generation = index.lookup(&key).unwrap().unwrap().generation;
-    assert_eq!(state(), Some((true, false, false)));
+    let state =
+        async || index.pack(&pack).await.unwrap().map(|p| (p.referenced, p.condemned, p.stored));
+    let generation = index.lookup(&key).await.unwrap().unwrap().generation;
+    assert_eq!(state().await, Some((true, false, false)));
     assert!(!index.condemn(&pack, generation).await.unwrap(), "an entry refers to it");
     assert!(!index.mark_stored(&pack, generation + 1).await.unwrap(), "an object of another name");
     assert!(index.mark_stored(&pack, generation).await.unwrap());
-    assert!(index.lookup(&key).unwrap().unwrap().stored);
+    assert!(index.lookup(&key).await.unwrap().unwrap().stored);
     assert!(index.set_pinned(&key, true).await.unwrap());
-    assert!(index.lookup(&key).unwrap().unwrap().pinned);
+    assert!(index.lookup(&key).await.unwrap().unwrap().pinned);
 
     assert!(index.tombstone(&key, "wrong".into()).await.unwrap());
     assert!(!index.tombstone(&key, "wrong".into()).await.unwrap());
     assert!(!index.set_pinned(&key, true).await.unwrap());
-    assert_eq!(state(), Some((false, false, true)));
+    assert_eq!(state().await, Some((false, false, true)));
     let lease = node.granted(&key).await;
     assert!(!index.condemn(&pack, generation).await.unwrap(), "the open lease may bring it back");
     drop(lease);
     let condemn = async || index.condemn(&pack, generation).await.unwrap().then_some(());
     wait_for("the release", condemn).await;
-    assert_eq!(state(), Some((false, true, true)));
+    assert_eq!(state().await, Some((false, true, true)));
     // The bytes are published again before the object is deleted: under another name.
     let lease = node.granted(&key).await;
     let published = index.publish(&lease, node.sign("a", b"pack"), Vec::new()).await.unwrap();
@@ -86,7 +87,7 @@ async fn a_blob_is_deleted_only_when_nothing_refers_to_it() {
     assert_eq!((entry.epoch, entry.stored, entry.pinned), (2, false, false));
     assert!(entry.generation > generation);
     index.forget(&pack, generation).await.unwrap();
-    assert_eq!(state(), Some((true, false, false)), "a late deletion touches nothing");
+    assert_eq!(state().await, Some((true, false, false)), "a late deletion touches nothing");
 
     let mut told = Vec::new();
     while let Ok(event) = events.try_recv() {
@@ -117,7 +118,7 @@ async fn hits_and_holders_are_hints_that_arrive() {
     cluster.nodes[0].index.report(lost).await.unwrap();
     for node in &cluster.nodes {
         wait_for("hits and holders", async || {
-            let entry = node.index.lookup(&key).unwrap()?;
+            let entry = node.index.lookup(&key).await.unwrap()?;
             (entry.hits == 3 && entry.holders == [cluster.nodes[1].id()]).then_some(())
         })
         .await;
@@ -137,17 +138,17 @@ async fn entries_are_listed_in_order_by_prefix_and_page() {
         node.publish(&name, b"pack").await.unwrap();
     }
     keys.sort_unstable();
-    let all = node.index.scan(None, "", 100).unwrap();
+    let all = node.index.blocking_scan(None, "", 100).unwrap();
     assert_eq!(all.iter().map(|e| e.key).collect::<Vec<_>>(), keys);
-    let page = node.index.scan(Some(&keys[9]), "", 10).unwrap();
+    let page = node.index.blocking_scan(Some(&keys[9]), "", 10).unwrap();
     assert_eq!(page.iter().map(|e| e.key).collect::<Vec<_>>(), keys[10..20]);
     for prefix in ["0", "7f", "e"] {
         let with: Vec<_> =
             keys.iter().filter(|k| k.to_string().starts_with(prefix)).copied().collect();
-        let found = node.index.scan(None, prefix, 100).unwrap();
+        let found = node.index.blocking_scan(None, prefix, 100).unwrap();
         assert_eq!(found.iter().map(|e| e.key).collect::<Vec<_>>(), with);
     }
-    assert!(matches!(node.index.scan(None, "XY", 1), Err(ClusterError::Invalid(_))));
+    assert!(matches!(node.index.blocking_scan(None, "XY", 1), Err(ClusterError::Invalid(_))));
     cluster.stop().await;
 }
 

@@ -142,7 +142,7 @@ async fn a_failure_is_told_to_all_who_wait_and_remembered_for_a_while() {
     }
     for node in &cluster.nodes {
         wait_for("the end of the negative entry", async || {
-            node.index.failure(&key).unwrap().is_none().then_some(())
+            node.index.failure(&key).await.unwrap().is_none().then_some(())
         })
         .await;
     }

@@ -11,11 +11,11 @@ async fn one_node_publishes_and_finds() {
     let cluster = TestCluster::start(1).await;
     let node = &cluster.nodes[0];
     let (key, _) = manifest("a", b"pack");
-    assert_eq!(node.index.lookup(&key).unwrap(), None);
+    assert_eq!(node.index.lookup(&key).await.unwrap(), None);
     let lease = node.granted(&key).await;
     let published = node.index.publish(&lease, node.sign("a", b"pack"), Vec::new()).await.unwrap();
     let Published::Committed(entry) = published else { panic!("{published:?}") };
-    assert_eq!(node.index.lookup(&key).unwrap(), Some(entry.clone()));
+    assert_eq!(node.index.lookup(&key).await.unwrap(), Some(entry.clone()));
     assert_eq!((entry.epoch, entry.holders.as_slice()), (1, &[node.id()][..]));
     assert!(matches!(node.acquire(&key).await.unwrap(), Acquired::Ready(_)));
     // A quorum of one does not go stale.
@@ -38,7 +38,7 @@ async fn what_one_node_publishes_all_nodes_read() {
         let (key, _) = manifest(&name, b"pack");
         let published = node.publish(&name, b"pack").await.unwrap();
         assert!(matches!(published, Published::Committed(_)), "{published:?}");
-        assert!(node.index.lookup(&key).unwrap().is_some(), "whoever published finds it");
+        assert!(node.index.lookup(&key).await.unwrap().is_some(), "whoever published finds it");
         for reader in &cluster.nodes {
             let entry = reader.has(&key).await;
             let signer = reader.index.node(entry.manifest.signer).unwrap();

@@ -270,7 +270,7 @@ async fn guard_until_named(guard: Guard, index: Index, pack: Digest) {
     let mut events = index.events();
     let named = async {
         loop {
-            match index.pack(&pack) {
+            match index.pack(&pack).await {
                 Ok(Some(state)) if state.named => return,
                 Ok(_) => {}
                 Err(_) => return,

@@ -120,7 +120,7 @@ async fn a_dead_first_holder_stops_no_upload() {
     index.put(turn, signed, PutMode::Replace, Vec::new()).await.unwrap();
     let gained = AccessReport { gained: vec![pack], ..AccessReport::default() };
     first.cluster.index().report(gained).await.unwrap();
-    eventually(async || index.upload_rank(&pack).unwrap() == Some(1)).await;
+    eventually(async || index.upload_rank(&pack).await.unwrap() == Some(1)).await;
 
     // Dead, and a member for all that the others know.
     first.server.abort();
@@ -129,7 +129,7 @@ async fn a_dead_first_holder_stops_no_upload() {
     let pace = Pace { look: Duration::from_millis(20), turn: Duration::from_millis(100) };
     let resuming = tokio::spawn(resume(tiers.clone(), index.clone(), pace, stop.clone()));
     let uploading = tokio::spawn(carry_out(tiers.clone(), index.clone(), stop.clone()));
-    eventually(async || index.lookup(&key).unwrap().unwrap().stored).await;
+    eventually(async || index.lookup(&key).await.unwrap().unwrap().stored).await;
     stop.cancel();
     let _ended = tokio::join!(resuming, uploading);
     for member in [second].into_iter().chain(members) {

@@ -156,7 +156,7 @@ async fn what_an_earlier_version_began_in_place_is_finished() {
 
 const SIGNER: u64 = 1;
 
-fn publications(count: u8) -> Vec<Command> {
+pub(super) fn publications(count: u8) -> Vec<Command> {
     let node = NewNode {
         candidate: [1; 16],
         facts: NodeFacts::default(),
@@ -183,11 +183,11 @@ fn publications(count: u8) -> Vec<Command> {
 }
 
 /// Looks up every key until `stop`, which no moment of any installation may disturb.
-fn read_all(replica: &Replica, count: u8, stop: &AtomicBool) -> u64 {
+async fn read_all(replica: &Replica, count: u8, stop: &AtomicBool) -> u64 {
     let mut rounds = 0;
     while !stop.load(Ordering::Relaxed) {
         for n in 0..count {
-            let found = replica.entry(&ArtifactKey::from_bytes([n; 32])).unwrap();
+            let found = replica.entry(&ArtifactKey::from_bytes([n; 32])).await.unwrap();
             let entry = found.unwrap_or_else(|| panic!("key {n} is missing"));
             assert_eq!(entry.holders, [SIGNER], "key {n} has lost its holder");
         }
@@ -215,7 +215,7 @@ async fn readers_find_every_entry_and_its_holders_while_snapshots_are_installed(
     let stop = Arc::new(AtomicBool::new(false));
     let reading = {
         let (replica, stop) = (Arc::clone(&replica), Arc::clone(&stop));
-        tokio::task::spawn_blocking(move || read_all(&replica, KEYS, &stop))
+        tokio::spawn(async move { read_all(&replica, KEYS, &stop).await })
     };
     for _ in 0..20 {
         let (meta, file) = staged(&mut machine, &store).await;

@@ -29,7 +29,7 @@ pub(super) struct Missed {
 
 /// The misses of one connection.
 #[derive(Default)]
-pub(super) struct Held {
+pub(super) struct Misses {
     missed: HashMap<ArtifactKey, Missed>,
     leases: usize,
     /// None of them ends before.
@@ -42,7 +42,7 @@ impl Missed {
     }
 }
 
-impl Held {
+impl Misses {
     /// Whether `key` was missed a while ago.
     pub(super) fn contains(&self, key: &ArtifactKey) -> bool {
         self.missed.contains_key(key)
@@ -65,11 +65,11 @@ impl Held {
     }
 
     /// Remembers a miss.
-    pub(super) fn insert(&mut self, key: ArtifactKey, missed: Missed, values: &Values) {
+    pub(super) async fn insert(&mut self, key: ArtifactKey, missed: Missed, values: &Values) {
         if self.missed.len() >= MOST
             && let Some(oldest) = self.missed.iter().min_by_key(|(_, m)| m.since).map(|(k, _)| *k)
         {
-            self.end(&oldest, Outcome::Unfilled, values);
+            self.end(&oldest, Outcome::Unfilled, values).await;
         }
         self.leases += usize::from(missed.lease.is_some());
         self.next = Some(self.next.map_or(missed.until, |next| next.min(missed.until)));
@@ -78,7 +78,7 @@ impl Held {
 
     /// The client SETs `key`: the seconds since it missed it, and its lease.
     pub(super) fn fill(&mut self, key: &ArtifactKey, values: &Values) -> (f64, Option<Lease>) {
-        match self.take(key) {
+        match self.remove(key) {
             None => (0.0, None),
             Some(missed) => {
                 values.families.count(&missed.family, Outcome::Filled);
@@ -88,33 +88,33 @@ impl Held {
     }
 
     /// Ends what is older than it may be.
-    pub(super) fn expire(&mut self, values: &Values) {
+    pub(super) async fn expire(&mut self, values: &Values) {
         let now = Instant::now();
         let over: Vec<_> =
             self.missed.iter().filter(|(_, m)| m.until <= now).map(|(key, _)| *key).collect();
         for key in over {
-            self.end(&key, Outcome::Unfilled, values);
+            self.end(&key, Outcome::Unfilled, values).await;
         }
         self.next = self.missed.values().map(|missed| missed.until).min();
     }
 
     /// The client leaves.
-    pub(super) fn clear(&mut self, values: &Values) {
+    pub(super) async fn clear(&mut self, values: &Values) {
         let all: Vec<_> = self.missed.keys().copied().collect();
         for key in all {
-            self.end(&key, Outcome::Abandoned, values);
+            self.end(&key, Outcome::Abandoned, values).await;
         }
         self.next = None;
     }
 
-    fn end(&mut self, key: &ArtifactKey, outcome: Outcome, values: &Values) {
-        let Some(missed) = self.take(key) else { return };
+    async fn end(&mut self, key: &ArtifactKey, outcome: Outcome, values: &Values) {
+        let Some(missed) = self.remove(key) else { return };
         // Another connection of the same client may have done it.
-        let outcome = if values.is_stored(key) { Outcome::Filled } else { outcome };
+        let outcome = if values.is_stored(key).await { Outcome::Filled } else { outcome };
         values.families.count(&missed.family, outcome);
     }
 
-    fn take(&mut self, key: &ArtifactKey) -> Option<Missed> {
+    fn remove(&mut self, key: &ArtifactKey) -> Option<Missed> {
         let missed = self.missed.remove(key)?;
         self.leases -= usize::from(missed.lease.is_some());
         Some(missed)
