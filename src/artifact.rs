@@ -57,25 +57,53 @@ pub enum ArtifactError {
     },
 }
 
-/// Packs `files`, given as path and bytes in any order.
-pub fn pack(mut files: Vec<(String, Bytes)>) -> Result<(Blob, Vec<FileEntry>), ArtifactError> {
-    if files.is_empty() || files.len() > MAX_FILES {
-        return Err(ArtifactError::Files(files.len()));
+/// Files that can become a pack.
+#[derive(Debug)]
+pub struct Packing {
+    /// By path.
+    files: Vec<(String, Bytes)>,
+    size: u64,
+}
+
+impl Packing {
+    /// Checks `files`, given as path and bytes in any order.
+    pub fn new(mut files: Vec<(String, Bytes)>) -> Result<Self, ArtifactError> {
+        if files.is_empty() || files.len() > MAX_FILES {
+            return Err(ArtifactError::Files(files.len()));
+        }
+        files.sort_by(|a, b| a.0.cmp(&b.0));
+        check_paths(files.iter().map(|(path, _)| path.as_str()))?;
+        let size = files.iter().map(|(_, bytes)| bytes.len() as u64).sum();
+        if size > MAX_PACK_BYTES {
+            return Err(ArtifactError::Size(size));
+        }
+        Ok(Self { files, size })
     }
-    files.sort_by(|a, b| a.0.cmp(&b.0));
-    check_paths(files.iter().map(|(path, _)| path.as_str()))?;
-    let size = files.iter().map(|(_, bytes)| bytes.len() as u64).sum();
-    if size > MAX_PACK_BYTES {
-        return Err(ArtifactError::Size(size));
+
+    /// Bytes of the pack.
+    pub fn size(&self) -> u64 {
+        self.size
     }
-    let mut writer = BlobWriter::with_size(size)?;
-    let mut entries = Vec::with_capacity(files.len());
-    for (path, bytes) in files {
-        let (offset, size) = (writer.filled(), bytes.len() as u64);
-        writer.write(&bytes)?;
-        entries.push(FileEntry { path, offset, size, digest: Digest::of(&bytes) });
+
+    /// Writes the pack into the memory of `writer`, which has its size. Hashes every
+    /// byte twice: not for runtime threads where it is large.
+    pub fn write(self, mut writer: BlobWriter) -> Result<(Blob, Vec<FileEntry>), ArtifactError> {
+        let mut entries = Vec::with_capacity(self.files.len());
+        for (path, bytes) in self.files {
+            let (offset, size) = (writer.filled(), bytes.len() as u64);
+            writer.write(&bytes)?;
+            entries.push(FileEntry { path, offset, size, digest: Digest::of(&bytes) });
+        }
+        Ok((writer.finish()?, entries))
     }
-    Ok((writer.finish()?, entries))
+}
+
+/// Packs `files` in memory that no budget counts: for tests.
+#[cfg(test)]
+pub(crate) fn pack(files: Vec<(String, Bytes)>) -> Result<(Blob, Vec<FileEntry>), ArtifactError> {
+    let packing = Packing::new(files)?;
+    let writer = BlobWriter::with_size(packing.size())?;
+    packing.write(writer)
 }
 
 /// The bytes of the file `path` within `pack`.

@@ -9,7 +9,7 @@ use kiln_cluster::ClusterError;
 use kiln_proto::{ArtifactKey, Failure, FailureKind, ManifestError, convert::InvalidField};
 use tonic::{Code, Status};
 
-use crate::cache::{BlobError, TierError};
+use crate::cache::{BlobError, NoRoom, TierError};
 
 /// Metadata key of the stable code.
 pub const CODE: &str = "kiln-code";
@@ -90,7 +90,10 @@ impl From<BlobError> for Error {
     fn from(e: BlobError) -> Self {
         match e {
             BlobError::Memory(e) => Self::Storage(e.to_string()),
-            BlobError::NoRoom(e) => Failure::new(FailureKind::Busy, e.to_string()).into(),
+            BlobError::NoRoom(e @ NoRoom::Busy { .. }) => {
+                Failure::new(FailureKind::Busy, e.to_string()).into()
+            }
+            BlobError::NoRoom(e @ NoRoom::TooLarge { .. }) => Self::NotStored(e.to_string()),
             other => Failure::new(FailureKind::Corrupt, other.to_string()).into(),
         }
     }

@@ -12,7 +12,7 @@ use anyhow::{Context, Result};
 use async_trait::async_trait;
 use kiln::{
     artifact,
-    cache::Blob,
+    cache::{Blob, BlobWriter},
     transfer::{
         PeerAddress, Provider, Refusal, ServerSettings, bind_socket, serve_peers, serve_socket,
     },
@@ -96,7 +96,11 @@ fn entry(blob: Blob) -> (Digest, (Blob, SignedManifest)) {
     let half = blob.len() / 2;
     let files = [("kernels.cu", &blob[..half]), ("module.cubin", &blob[half..])];
     let files = files.map(|(path, bytes)| (path.into(), bytes.to_vec().into()));
-    let (pack, files) = artifact::pack(files.into()).expect("a pack");
+    let (pack, files) = {
+        let packing = artifact::Packing::new(files.into()).expect("files");
+        let writer = BlobWriter::with_size(packing.size()).expect("memory");
+        packing.write(writer).expect("a pack")
+    };
     let fields = vec![KeyField::of_bytes("structure", &blob)];
     let components = Components::new(vec![Component::new("graph", fields)]);
     let manifest = Manifest {

@@ -152,6 +152,11 @@ impl Budget {
         self.0.waiting.load(Ordering::Relaxed) > 0
     }
 
+    /// Longest wait for others to give memory back.
+    pub fn patience(&self) -> Duration {
+        self.0.wait
+    }
+
     /// Bytes of the whole budget.
     pub fn capacity(&self) -> u64 {
         u64::from(self.0.most_pages) * PAGE

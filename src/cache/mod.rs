@@ -3,6 +3,7 @@
 //! Invariant: tiers know digests and bytes, nothing of keys, manifests, peers
 //! or the cluster; whoever asks [`Tiers`] gets bytes that were hashed here.
 
+mod arrivals;
 mod blob;
 mod budget;
 mod clock;
@@ -18,8 +19,9 @@ mod upload_queue;
 mod uploads;
 
 #[cfg(test)]
-mod conformance;
+pub(crate) mod conformance;
 
+pub use arrivals::{Arrivals, Arriving};
 pub use blob::{Blob, BlobError, BlobWriter};
 pub use budget::{Budget, BudgetSettings, Charge, NoRoom, Reclaim};
 pub use clock::{Clock, SystemClock};

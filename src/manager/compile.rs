@@ -55,7 +55,7 @@ impl Manager {
             let output = timeout_at(request.deadline, self.run(&*compiler, &prepared))
                 .await
                 .map_err(|_| Error::deadline("compiling"))??;
-            let (signed, manifest, pack) = self.sign(&prepared, output)?;
+            let (signed, manifest, pack) = self.sign(&prepared, output).await?;
             return Ok(Answer { signed, manifest, pack, outcome: Outcome::Compiled, origin: None });
         }
         if let Some(Found::Here(answer)) = self.stored(&key, &request.input.namespace).await? {
@@ -184,7 +184,7 @@ impl Manager {
             }
             Err(e) => return Err(e),
         };
-        let (signed, manifest, pack) = self.sign(prepared, output)?;
+        let (signed, manifest, pack) = self.sign(prepared, output).await?;
         let mut answer = Answer {
             signed,
             manifest: manifest.clone(),

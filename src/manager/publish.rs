@@ -16,8 +16,8 @@ use tokio::time::{sleep_until, timeout};
 
 use super::{Copies, Manager, hints};
 use crate::{
-    artifact,
-    cache::{Blob, Guard, Inserted, Kept, TierError},
+    artifact::{self, Packing},
+    cache::{Blob, BlobWriter, Guard, Inserted, Kept, TierError},
     compiler::{Output, Prepared},
     error::Error,
     transfer::PeerAddress,
@@ -199,13 +199,21 @@ impl Manager {
         }
     }
 
-    pub(super) fn sign(
+    pub(super) async fn sign(
         &self,
         prepared: &Prepared,
         output: Output,
     ) -> Result<(Arc<SignedManifest>, Arc<Manifest>, Blob), Error> {
-        let (pack, files) =
-            artifact::pack(output.files).map_err(|e| Error::Storage(e.to_string()))?;
+        let packing = Packing::new(output.files).map_err(|e| Error::Storage(e.to_string()))?;
+        let writer = BlobWriter::within(self.tiers.budget(), packing.size()).await?;
+        let packed = match packing.size() < HASHED_AT_ONCE {
+            true => packing.write(writer),
+            false => {
+                let packed = tokio::task::spawn_blocking(move || packing.write(writer)).await;
+                packed.map_err(|e| Error::Storage(e.to_string()))?
+            }
+        };
+        let (pack, files) = packed.map_err(|e| Error::Storage(e.to_string()))?;
         let manifest = Manifest {
             key: prepared.components.key(),
             namespace: prepared.namespace.clone(),

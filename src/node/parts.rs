@@ -131,7 +131,6 @@ pub(super) fn resp(config: &Config) -> resp::Settings {
         families: config.resp.family_waits().unwrap_or_default(),
         max_value: config.resp.max_value,
         max_connections: config.resp.max_connections,
-        budget: config.resp.max_value.max(config.memory.bytes / 2),
         users: config.resp.users.clone(),
         namespace: config.namespace.default.clone(),
         progress: RESP_PROGRESS,

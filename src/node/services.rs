@@ -16,7 +16,7 @@ use super::{
     listeners::Listeners, object_store, parts, storage::Storage, uploads,
 };
 use crate::{
-    cache::Tiers,
+    cache::{Arrivals, Tiers},
     config::Config,
     manager::{self, Fetcher, Manager, Reporter},
     net, resp,
@@ -47,6 +47,7 @@ struct Shared<'a> {
     fetcher: Arc<Fetcher>,
     manager: Arc<Manager>,
     reporter: Reporter,
+    arrivals: Arrivals,
     sockets: Vec<SocketFile>,
 }
 
@@ -79,9 +80,10 @@ impl Services {
             counters,
             stop: tasks.stop.clone(),
         }));
+        let arrivals = Arrivals::new(tiers.budget().clone());
         let sockets = Vec::new();
         let mut shared =
-            Shared { config, cluster, index, tiers, fetcher, manager, reporter, sockets };
+            Shared { config, cluster, index, tiers, fetcher, manager, reporter, arrivals, sockets };
 
         shared.serve_bytes(transfer, tasks)?;
         let resp_counters = shared.serve_resp(resp, tasks)?;
@@ -89,13 +91,14 @@ impl Services {
         shared.follow(node, facts.clone(), tasks);
         shared.warm_up(tasks);
 
-        let Shared { cluster, index, tiers, manager, sockets, .. } = shared;
+        let Shared { cluster, index, tiers, manager, arrivals, sockets, .. } = shared;
         api.open(service::Parts {
             node,
             manager: manager.clone(),
             index,
             cluster,
             tiers,
+            arrivals,
             default_deadline: config.compile.default_deadline,
             default_namespace: config.namespace.default.clone(),
             counters: vec![manager.counters().clone(), resp_counters],
@@ -130,6 +133,7 @@ async fn serve_grpc(
     let kiln = KilnServer::new(api.clone())
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
         .max_encoding_message_size(MAX_MESSAGE_BYTES);
+    let kiln = service::Counted::new(kiln);
     let routes = routes.add_service(kiln).add_service(health_service).add_service(reflection);
     let server = tonic::transport::Server::builder()
         .http2_keepalive_interval(Some(KEEP_ALIVE))
@@ -178,6 +182,7 @@ impl Shared<'_> {
             cluster: self.cluster.clone(),
             manager: self.manager.clone(),
             tiers: self.tiers.clone(),
+            arrivals: self.arrivals.clone(),
             reporter: self.reporter.clone(),
             counters: counters.clone(),
         };

@@ -8,7 +8,7 @@ use kiln_cluster::PutMode;
 
 use super::{
     connection::{Connection, Ended},
-    decode::{Arg, Request},
+    decode::{Admitted, Arg, Request},
     info,
     reply::Reply,
     strings::SetOptions,
@@ -21,7 +21,7 @@ const SHOWN: usize = 128;
 impl Connection {
     /// Answers one request.
     pub(super) async fn answer(&mut self, request: Request) -> Result<(), Ended> {
-        let Request { mut args, permits } = request;
+        let Request { mut args, admitted } = request;
         let named = match &args[0] {
             Arg::Bytes(word) => table::find(word),
             Arg::Blob(_) | Arg::Skipped(_) => None,
@@ -42,12 +42,12 @@ impl Connection {
         args.remove(0);
         match name {
             "set" | "setex" | "psetex" | "setnx" => {
-                let reply = self.set_command(name, args, permits).await?;
+                let reply = self.set_command(name, args, admitted).await?;
                 self.push(reply);
                 return Ok(());
             }
             "mset" => {
-                let reply = self.mset(args, permits).await;
+                let reply = self.mset(args, admitted).await;
                 self.push(reply);
                 return Ok(());
             }
@@ -121,7 +121,7 @@ impl Connection {
         &mut self,
         name: &str,
         mut args: Vec<Arg>,
-        permits: Vec<tokio::sync::OwnedSemaphorePermit>,
+        admitted: Admitted,
     ) -> Result<Reply, Ended> {
         let options = match name {
             "set" => {
@@ -145,7 +145,7 @@ impl Connection {
         let (Some(value), Some(key)) = (args.pop(), args.pop()) else {
             return Ok(Reply::wrong_arguments(name));
         };
-        let reply = self.set(key, value, &options, permits).await?;
+        let reply = self.set(key, value, &options, admitted).await?;
         Ok(match (name, reply) {
             ("setnx", Reply::Simple(_)) => Reply::flag(true),
             ("setnx", Reply::Null) => Reply::flag(false),

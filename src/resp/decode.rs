@@ -2,7 +2,8 @@
 //! or one line of words, as people type it.
 //!
 //! Invariant: what was parsed is never parsed again, memory grows with what has
-//! arrived and not with what was announced, and no request is more than one
+//! arrived and not with what was announced, all of a request beyond its first
+//! [`FREE`] bytes was admitted to the node's budget, and no request is more than one
 //! list deep.
 //!
 //! Not `redis_protocol`'s decoder, with which replies are encoded: it aborts the
@@ -11,16 +12,15 @@
 //! from one buffer that holds all of it, and knows no inline commands.
 
 use bytes::{Buf, Bytes, BytesMut};
-use tokio::sync::OwnedSemaphorePermit;
 
-use crate::cache::{Blob, BlobError, BlobWriter};
+use crate::cache::{Arriving, Blob, BlobError, BlobWriter, Charge};
 
 /// Arguments from here on become blobs while they arrive.
 const BLOB_FROM: usize = 32 << 10;
-/// Bytes of one request that are not taken from the budget.
+/// Bytes of a request's short arguments that need no admission.
 const FREE: usize = 64 << 10;
-/// What an argument that becomes a blob costs at least: it holds a descriptor.
-const LEAST_COST: usize = 1 << 20;
+/// Bytes of further short arguments that one admission is for.
+const STEP: usize = 256 << 10;
 const MOST_ARGUMENTS: usize = 1 << 16;
 /// Longest line: an inline command.
 const LONGEST_LINE: usize = 64 << 10;
@@ -44,8 +44,15 @@ pub(super) enum Arg {
 #[derive(Debug, Default)]
 pub(super) struct Request {
     pub(super) args: Vec<Arg>,
-    /// What the arguments cost of the budget, until the request is done with.
-    pub(super) permits: Vec<OwnedSemaphorePermit>,
+    /// What they may take, until the request is done with.
+    pub(super) admitted: Admitted,
+}
+
+/// Memory that was set aside for a request; a blob holds its own charge.
+#[derive(Debug, Default)]
+pub(super) struct Admitted {
+    places: Vec<Arriving>,
+    charges: Vec<Charge>,
 }
 
 /// What the connection does next.
@@ -55,8 +62,8 @@ pub(super) enum Step {
     Request(Request),
     /// Read more into [`Decoder::space`].
     Read,
-    /// Take so much from the budget, and tell with [`Decoder::admit`].
-    Reserve(usize),
+    /// Ask for the admission of so many bytes, and tell with [`Decoder::admit`].
+    Admit(usize),
 }
 
 /// Why a connection cannot go on: told to the client, in Redis's words.
@@ -75,8 +82,9 @@ pub(super) struct Decoder {
     /// The request that is being read, and the number of its missing arguments.
     partial: Request,
     missing: usize,
-    /// Bytes of its arguments so far.
-    taken: usize,
+    /// Bytes of its short arguments so far, and of what was admitted for them.
+    short: usize,
+    admitted: usize,
     body: Body,
 }
 
@@ -84,7 +92,7 @@ pub(super) struct Decoder {
 enum Body {
     /// Its length is not known yet.
     Unknown,
-    /// It waits for its share of the budget.
+    /// It waits for its admission.
     Announced(usize),
     Short(usize),
     Long(Box<BlobWriter>),
@@ -104,7 +112,8 @@ impl Decoder {
             longest,
             partial: Request::default(),
             missing: 0,
-            taken: 0,
+            short: 0,
+            admitted: 0,
             body: Body::Unknown,
         }
     }
@@ -130,28 +139,25 @@ impl Decoder {
         self.missing > 0 || !self.buffer.is_empty()
     }
 
-    /// The budget's answer to [`Step::Reserve`]; without a permit the argument
-    /// is skipped.
+    /// The answer to [`Step::Admit`]; an argument that is not admitted is skipped.
     pub(super) fn admit(
         &mut self,
-        permit: Option<OwnedSemaphorePermit>,
+        admitted: Option<(Charge, Arriving)>,
     ) -> Result<(), DecodeError> {
         let Body::Announced(size) = self.body else { return Ok(()) };
-        self.body = match permit {
-            None => Body::Skip { size, left: size },
-            Some(permit) => {
-                self.partial.permits.push(permit);
-                Self::body_of(size)?
-            }
+        let Some((charge, place)) = admitted else {
+            self.body = Body::Skip { size, left: size };
+            return Ok(());
+        };
+        self.partial.admitted.places.push(place);
+        self.body = if size < BLOB_FROM {
+            self.partial.admitted.charges.push(charge);
+            self.admitted += STEP;
+            Body::Short(size)
+        } else {
+            Body::Long(Box::new(BlobWriter::charged(charge, size as u64)?))
         };
         Ok(())
-    }
-
-    fn body_of(size: usize) -> Result<Body, DecodeError> {
-        Ok(match size < BLOB_FROM {
-            true => Body::Short(size),
-            false => Body::Long(Box::new(BlobWriter::with_size(size as u64)?)),
-        })
     }
 
     /// The next thing to do.
@@ -167,7 +173,7 @@ impl Decoder {
                 return Ok(step);
             }
             if self.missing == 0 {
-                self.taken = 0;
+                (self.short, self.admitted) = (0, 0);
                 return Ok(Step::Request(std::mem::take(&mut self.partial)));
             }
         }
@@ -200,7 +206,9 @@ impl Decoder {
                     Some(Arg::Bytes(word)) if matches!(&word[..], b"POST" | b"Host:") => {
                         Err(protocol("this is no HTTP server"))
                     }
-                    Some(_) => Ok(Some(Step::Request(Request { args, permits: Vec::new() }))),
+                    Some(_) => {
+                        Ok(Some(Step::Request(Request { args, admitted: Admitted::default() })))
+                    }
                     None => Ok(None),
                 }
             }
@@ -225,16 +233,21 @@ impl Decoder {
                     };
                     let size = usize::try_from(size).ok().filter(|size| *size <= MOST_SKIPPED);
                     let size = size.ok_or_else(|| protocol("invalid bulk length"))?;
-                    self.taken = self.taken.saturating_add(size);
-                    self.body = match size {
-                        _ if size > self.longest => Body::Skip { size, left: size },
-                        _ if self.taken > FREE => Body::Announced(size),
-                        _ => Self::body_of(size)?,
+                    self.body = if size > self.longest {
+                        Body::Skip { size, left: size }
+                    } else if size >= BLOB_FROM {
+                        Body::Announced(size)
+                    } else {
+                        self.short += size;
+                        match self.short > FREE + self.admitted {
+                            true => Body::Announced(size),
+                            false => Body::Short(size),
+                        }
                     };
                 }
                 Body::Announced(size) => {
-                    let least = if *size < BLOB_FROM { 1 } else { LEAST_COST };
-                    return Ok(Some(Step::Reserve((*size).max(least))));
+                    let wanted = if *size < BLOB_FROM { STEP } else { *size };
+                    return Ok(Some(Step::Admit(wanted)));
                 }
                 Body::Short(size) => {
                     if self.buffer.len() < *size {

@@ -1,18 +1,17 @@
 #![allow(clippy::unwrap_used)]
 
-use std::sync::Arc;
-
+use futures::FutureExt;
 use proptest::prelude::*;
 use redis_protocol::resp2::{encode, types::BytesFrame};
-use tokio::sync::Semaphore;
 
 use super::*;
+use crate::cache::{Arrivals, conformance::roomy};
 
 const LONGEST: usize = 1 << 20;
 
 /// Feeds `bytes` in pieces of `piece`; every reservation is granted if `grant`.
 fn feed(bytes: &[u8], piece: usize, grant: bool) -> Result<Vec<Vec<Vec<u8>>>, DecodeError> {
-    let budget = Arc::new(Semaphore::new(1 << 20));
+    let arrivals = Arrivals::new(roomy());
     let mut decoder = Decoder::new(LONGEST);
     let mut requests = Vec::new();
     let mut pieces = bytes.chunks(piece);
@@ -22,13 +21,17 @@ fn feed(bytes: &[u8], piece: usize, grant: bool) -> Result<Vec<Vec<Vec<u8>>>, De
                 Some(piece) => decoder.space().extend_from_slice(piece),
                 None => return Ok(requests),
             },
-            Step::Reserve(_) => {
-                let permit = grant.then(|| budget.clone().try_acquire_owned().unwrap());
-                decoder.admit(permit)?;
+            Step::Admit(bytes) => {
+                let admitted = grant.then(|| admit(&arrivals, bytes));
+                decoder.admit(admitted)?;
             }
             Step::Request(request) => requests.push(request.args.iter().map(bytes_of).collect()),
         }
     }
+}
+
+fn admit(arrivals: &Arrivals, bytes: usize) -> (Charge, Arriving) {
+    arrivals.admit(bytes as u64).now_or_never().unwrap().unwrap()
 }
 
 fn bytes_of(arg: &Arg) -> Vec<u8> {
@@ -127,9 +130,9 @@ fn too_long_or_unaffordable_values_are_skipped_and_the_next_request_is_read() {
 fn an_announcement_costs_nothing() {
     let mut decoder = Decoder::new(usize::MAX);
     decoder.space().extend_from_slice(b"*2\r\n$3\r\nSET\r\n$4000000000\r\n");
-    let Step::Reserve(bytes) = decoder.next().unwrap() else { panic!("no reservation") };
+    let Step::Admit(bytes) = decoder.next().unwrap() else { panic!("no admission") };
     assert_eq!(bytes, 4_000_000_000);
-    decoder.admit(Some(Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap())).unwrap();
+    decoder.admit(Some(admit(&Arrivals::new(roomy()), bytes))).unwrap();
     assert!(matches!(decoder.next().unwrap(), Step::Read));
     assert!(decoder.space().capacity() < 1 << 20);
 }

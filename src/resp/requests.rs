@@ -27,10 +27,10 @@ impl Connection {
         loop {
             match self.decoder.next()? {
                 Step::Request(request) => self.request(request).await?,
-                Step::Reserve(bytes) => {
+                Step::Admit(bytes) => {
                     self.flush().await?;
-                    let permit = self.values.reserve(bytes).await;
-                    self.decoder.admit(permit)?;
+                    let admitted = self.values.parts.arrivals.admit(bytes as u64).await;
+                    self.decoder.admit(admitted.ok())?;
                 }
                 Step::Read => {
                     self.flush().await?;

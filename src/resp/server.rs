@@ -69,7 +69,7 @@ impl Resp {
         let users = Users::read(settings.users.as_deref(), &settings.namespace)?;
         let families = Families::new(settings.wait, settings.families.clone());
         Ok(Self {
-            values: Arc::new(Values::new(parts, families, settings.budget)),
+            values: Arc::new(Values::new(parts, families)),
             users: Arc::new(users),
             places: Arc::new(Semaphore::new(settings.max_connections)),
             settings: Arc::new(settings),

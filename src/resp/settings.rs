@@ -15,8 +15,6 @@ pub struct Settings {
     pub max_value: u64,
     /// Connections at once.
     pub max_connections: usize,
-    /// Bytes of values that are received or stored at once.
-    pub budget: u64,
     /// Who may connect; `None`: anybody.
     pub users: Option<PathBuf>,
     /// What clients see that name no namespace.

@@ -9,12 +9,11 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures::{StreamExt, stream};
 use kiln_cluster::PutMode;
-use tokio::sync::OwnedSemaphorePermit;
 
 use super::{
     connection::{Connection, Ended},
     counters::Count,
-    decode::Arg,
+    decode::{Admitted, Arg},
     reply::Reply,
     values::{Set, Stored, Value},
 };
@@ -74,9 +73,9 @@ impl Connection {
         key: Arg,
         value: Arg,
         options: &SetOptions,
-        permits: Vec<OwnedSemaphorePermit>,
+        admitted: Admitted,
     ) -> Result<Reply, Ended> {
-        let Some(set) = self.prepare(key, value, options.mode, Arc::new(permits)) else {
+        let Some(set) = self.prepare(key, value, options.mode, Arc::new(admitted)) else {
             return Ok(if options.mode.is_some() { Reply::Null } else { Reply::OK });
         };
         let artifact = self.key(&set.name);
@@ -102,7 +101,7 @@ impl Connection {
         key: Arg,
         value: Arg,
         mode: Option<PutMode>,
-        permits: Arc<Vec<OwnedSemaphorePermit>>,
+        admitted: Arc<Admitted>,
     ) -> Option<Set> {
         let Arg::Bytes(name) = key else {
             self.values.failed("...", &"its key is too long");
@@ -123,7 +122,7 @@ impl Connection {
                 mode: mode.unwrap_or(PutMode::Replace),
                 seconds,
                 lease,
-                permits,
+                admitted,
             }),
             Err(why) => {
                 self.values.failed(&kiln_proto::value::shown(&name), &why);
@@ -134,19 +133,15 @@ impl Connection {
 
     /// MSET: each on its own, not all or nothing. Of tens of thousands of values, only
     /// those that are being stored have a descriptor.
-    pub(super) async fn mset(
-        &mut self,
-        args: Vec<Arg>,
-        permits: Vec<OwnedSemaphorePermit>,
-    ) -> Reply {
+    pub(super) async fn mset(&mut self, args: Vec<Arg>, admitted: Admitted) -> Reply {
         if !args.len().is_multiple_of(2) {
             return Reply::wrong_arguments("mset");
         }
-        let permits = Arc::new(permits);
+        let admitted = Arc::new(admitted);
         let mut sets = Vec::with_capacity(args.len() / 2);
         let mut args = args.into_iter();
         while let (Some(key), Some(value)) = (args.next(), args.next()) {
-            sets.extend(self.prepare(key, value, None, permits.clone()));
+            sets.extend(self.prepare(key, value, None, admitted.clone()));
         }
         let values = &self.values;
         let stores = stream::iter(sets).map(|set| values.set(set));

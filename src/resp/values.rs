@@ -9,20 +9,18 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 use kiln_cluster::{Cluster, Entry, Index, Lease, Put, PutMode, Turn};
 use kiln_proto::{ArtifactKey, value};
-use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore},
-    time::timeout,
-};
+use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 
 use super::{
     counters::{Count, Counters},
+    decode::Admitted,
     families::Families,
     names::Names,
     quorum::Quorum,
 };
 use crate::{
-    cache::{Blob, Tiers},
+    cache::{Arrivals, Blob, Tiers},
     error::Error,
     manager::{Found, Manager, Reporter},
 };
@@ -36,8 +34,6 @@ const ASK: Duration = Duration::from_secs(3);
 const STORE: Duration = Duration::from_secs(4);
 /// The same while the cluster cannot commit.
 const STORE_ALONE: Duration = Duration::from_millis(500);
-/// What a client waits for memory to take its value into.
-const MEMORY: Duration = Duration::from_secs(5);
 /// Most seconds that a value can be said to have cost: a client that missed a
 /// key and SETs it much later has not computed all that time.
 const MOST_SECONDS: f64 = 3600.0;
@@ -53,6 +49,8 @@ pub struct Parts {
     pub manager: Arc<Manager>,
     /// What is in memory.
     pub tiers: Arc<Tiers>,
+    /// Memory for what clients send.
+    pub arrivals: Arrivals,
     /// Where hits are told.
     pub reporter: Reporter,
     /// What happened, for the node's status.
@@ -82,8 +80,8 @@ pub(super) struct Set {
     pub(super) seconds: f64,
     /// Of the client that missed the key: ends with the SET.
     pub(super) lease: Option<Lease>,
-    /// What the value costs of the budget.
-    pub(super) permits: Arc<Vec<OwnedSemaphorePermit>>,
+    /// What its request may take of the node's memory.
+    pub(super) admitted: Arc<Admitted>,
 }
 
 /// A value as it came.
@@ -109,24 +107,17 @@ pub(super) struct Values {
     pub(super) names: Names,
     pub(super) families: Families,
     pub(super) quorum: Quorum,
-    /// KiB of values that are received or stored.
-    budget: Arc<Semaphore>,
-    most_permits: usize,
     /// Stores whose client has its answer already, perhaps.
     pub(super) stores: TaskTracker,
 }
 
 impl Values {
-    /// At most `budget` bytes are received or stored at once.
-    pub(super) fn new(parts: Parts, families: Families, budget: u64) -> Self {
-        let most_permits = permits(usize::try_from(budget).unwrap_or(usize::MAX));
+    pub(super) fn new(parts: Parts, families: Families) -> Self {
         Self {
             parts,
             names: Names::new(),
             families,
             quorum: Quorum::new(),
-            budget: Arc::new(Semaphore::new(most_permits)),
-            most_permits,
             stores: TaskTracker::new(),
         }
     }
@@ -262,13 +253,6 @@ impl Values {
         }
     }
 
-    /// Memory for a value of `bytes`; `None`: there is none left.
-    pub(super) async fn reserve(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
-        let wanted = permits(bytes).min(self.most_permits);
-        let wanted = u32::try_from(wanted).ok()?;
-        timeout(MEMORY, self.budget.clone().acquire_many_owned(wanted)).await.ok()?.ok()
-    }
-
     /// Stores a value. A store that takes too long goes on behind its answer; of several
     /// of one key, the one that arrived last counts.
     pub(super) async fn set(self: &Arc<Self>, set: Set) -> Stored {
@@ -297,11 +281,12 @@ impl Values {
     }
 
     async fn store(&self, set: Set, turn: Turn) -> Stored {
-        let Set { namespace, name, value, mode, seconds, lease, permits } = set;
+        let Set { namespace, name, value, mode, seconds, lease, admitted } = set;
         let seconds = seconds.min(MOST_SECONDS);
         let value = match value {
             Value::Blob(blob) => blob,
-            Value::Bytes(bytes) => match Blob::copy_of(&bytes) {
+            Value::Bytes(bytes) => match Blob::copy_within(self.parts.tiers.budget(), &bytes).await
+            {
                 Ok(blob) => blob,
                 Err(error) => {
                     self.failed(&value::shown(&name), &error);
@@ -322,7 +307,7 @@ impl Values {
         };
         // The client reads what it wrote, before any event tells this node.
         self.names.drop_key(&key);
-        drop((lease, permits));
+        drop((lease, admitted));
         match stored {
             Ok(Put::Committed(_)) => {
                 self.count(Count::Stored);
@@ -375,9 +360,4 @@ impl Values {
         self.names.drop_key(key);
         Ok(removed.map_err(|_| Error::deadline("deleting"))??)
     }
-}
-
-/// A permit is a KiB.
-fn permits(bytes: usize) -> usize {
-    bytes.div_ceil(1 << 10).clamp(1, Semaphore::MAX_PERMITS.min(u32::MAX as usize))
 }

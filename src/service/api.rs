@@ -27,7 +27,6 @@ const LONGEST_PAGE: u32 = 1000;
 pub struct Api {
     parts: Arc<OnceLock<Parts>>,
     leases: leases::ClientLeases,
-    room: publish::Room,
 }
 
 type Reply<T> = Result<Response<T>, Status>;
@@ -118,8 +117,7 @@ impl Kiln for Api {
         let (committed, manifest) = match under {
             publish::Under::Lease(token, grant) => {
                 let lease = self.leases.get(token, &grant)?;
-                let _room = self.room.take(manifest.pack_size).await?;
-                let pack = publish::pack(chunks, &manifest).await?;
+                let (pack, _arriving) = publish::pack(chunks, &manifest, &parts.arrivals).await?;
                 parts.manager.save(&lease, manifest, pack).await?
             }
             publish::Under::Replace => {
@@ -127,9 +125,8 @@ impl Kiln for Api {
                     let why = "only a lease's holder may publish this key";
                     return Err(Error::Invalid(why.into()).into());
                 }
-                let _room = self.room.take(manifest.pack_size).await?;
                 let mode = PutMode::Replace;
-                let pack = publish::pack(chunks, &manifest).await?;
+                let (pack, _arriving) = publish::pack(chunks, &manifest, &parts.arrivals).await?;
                 // A slow sender is in nobody's way: it arrives when its last byte does.
                 let turn = parts.index.turn(&manifest.key, mode).map_err(Error::from)?;
                 match parts.manager.put(turn, manifest, &pack, mode).await? {

@@ -9,10 +9,11 @@ mod explain;
 mod fetch;
 pub mod http;
 mod leases;
+mod messages;
 mod parts;
 mod publish;
 mod restore;
 mod status;
 mod wire;
 
-pub use self::parts::Parts;
+pub use self::{messages::Counted, parts::Parts};

@@ -10,7 +10,7 @@ use kiln_proto::pb;
 
 use super::wire;
 use crate::{
-    cache::Tiers,
+    cache::{Arrivals, Tiers},
     counters::CounterSource,
     error::Error,
     manager::{Manager, Request},
@@ -28,6 +28,8 @@ pub struct Parts {
     pub cluster: Arc<Cluster>,
     /// For their usage.
     pub tiers: Arc<Tiers>,
+    /// Memory for what clients send.
+    pub arrivals: Arrivals,
     /// Bound on a call whose caller names none.
     pub default_deadline: Duration,
     /// Tenant of a call whose caller names none.

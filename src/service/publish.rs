@@ -1,35 +1,25 @@
 //! Receiving an artifact that a client compiled.
 //!
-//! Invariant: no byte of a pack is taken before its right to be published was checked,
-//! and all that are received at once have at most [`RECEIVED_KIB`], or one larger one
-//! alone; what arrives is hashed on the way in, and a stream that ends early leaves
-//! nothing.
+//! Invariant: no byte of a pack is taken before its right to be published was checked
+//! and memory for all of it was set aside; what arrives is hashed on the way in, and a
+//! stream that ends early leaves nothing.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use bytes::Bytes;
-use kiln_proto::{Failure, FailureKind, MAX_PACK_BYTES, Manifest, Token, convert, pb};
+use kiln_proto::{MAX_PACK_BYTES, Manifest, Token, convert, pb};
 use pb::publish_chunk::Chunk;
-use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore},
-    time::timeout,
-};
 use tonic::Streaming;
 
 use crate::{
-    cache::{Blob, BlobWriter},
+    cache::{Arrivals, Arriving, Blob, BlobError, BlobWriter},
     error::Error,
     net::Progress,
 };
 
-/// KiB of packs that are received at once.
-const RECEIVED_KIB: u32 = 1 << 20;
-/// What the smallest pack counts: each has a descriptor.
-const LEAST_KIB: u64 = 256;
 /// Longer messages are hashed on a thread of their own.
 const LONG: usize = 1 << 20;
-/// How long a publication waits for the room of others, and the window in which its
-/// sender must give 64 KiB.
+/// The window in which a sender must give 64 KiB.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What gives a client the right to publish.
@@ -71,17 +61,21 @@ pub(super) async fn announced(
     Ok(Announced { under, manifest })
 }
 
-/// Reads the pack that `manifest` announced.
+/// Reads the pack that `manifest` announced. It keeps its place among what arrives
+/// until it is stored.
 pub(super) async fn pack(
     mut chunks: Streaming<pb::PublishChunk>,
     manifest: &Manifest,
-) -> Result<Blob, Error> {
-    let mut writer = BlobWriter::with_size(manifest.pack_size)?;
+    arrivals: &Arrivals,
+) -> Result<(Blob, Arriving), Error> {
+    let size = manifest.pack_size;
+    let (charge, arriving) = arrivals.admit(size).await.map_err(BlobError::from)?;
+    let mut writer = BlobWriter::charged(charge, size)?;
     let mut progress = Progress::new(PATIENCE);
     while let Some(bytes) = next(&mut chunks, &mut progress).await? {
         writer = write(writer, bytes).await?;
     }
-    Ok(writer.finish_as(manifest.pack_digest)?)
+    Ok((writer.finish_as(manifest.pack_digest)?, arriving))
 }
 
 /// The next bytes; a client that sends too slowly holds room that others wait for.
@@ -114,34 +108,4 @@ async fn write(mut writer: BlobWriter, bytes: Bytes) -> Result<BlobWriter, Error
     }
     let writing = tokio::task::spawn_blocking(move || writer.write(&bytes).map(|()| writer));
     Ok(writing.await.map_err(|e| Error::Storage(e.to_string()))??)
-}
-
-/// Memory for packs that are received: at most so much at once, whoever sends them.
-#[derive(Clone)]
-pub(super) struct Room {
-    kib: Arc<Semaphore>,
-    most: u32,
-}
-
-impl Default for Room {
-    fn default() -> Self {
-        let most = RECEIVED_KIB;
-        Self { kib: Arc::new(Semaphore::new(most as usize)), most }
-    }
-}
-
-impl Room {
-    /// Sets `bytes` aside, or says that this node has too much to do. A pack that is
-    /// larger than all the room is received alone.
-    pub(super) async fn take(&self, bytes: u64) -> Result<OwnedSemaphorePermit, Error> {
-        let kib = u32::try_from(bytes.div_ceil(1 << 10).max(LEAST_KIB)).unwrap_or(u32::MAX);
-        let taken = Arc::clone(&self.kib).acquire_many_owned(kib.min(self.most));
-        match timeout(PATIENCE, taken).await {
-            Ok(Ok(permit)) => Ok(permit),
-            Ok(Err(_)) | Err(_) => {
-                let why = "too many artifacts are published at once: try again";
-                Err(Failure::new(FailureKind::Busy, why).into())
-            }
-        }
-    }
 }

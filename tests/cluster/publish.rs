@@ -185,3 +185,27 @@ async fn keys_of_other_tools_are_overwritten_and_no_others() {
     let refused = replace(&cluster.nodes[0], &ours, b"bytes").await.unwrap_err();
     assert_eq!(refused.code(), Code::InvalidArgument, "{refused}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_too_large_for_one_node_is_no_loss_for_the_others() {
+    const SIZE: usize = 4 << 20;
+    let cluster = TestCluster::start_with(3, |i, config| {
+        if i == 2 {
+            (config.memory.bytes, config.memory.in_flight) = (1 << 20, 1 << 20);
+        }
+    })
+    .await;
+    let bytes = vec![7; SIZE];
+    let value =
+        |name: &[u8]| value::manifest(NAMESPACE, name, Digest::of(&bytes), SIZE as u64, 0.0);
+    let small = &cluster.nodes[2];
+    let refused = replace(small, &value(b"one"), &bytes).await.unwrap_err();
+    assert_eq!(refused.code(), Code::ResourceExhausted, "{refused}");
+    let made = value(b"two");
+    assert!(replace(&cluster.nodes[0], &made, &bytes).await.unwrap().committed);
+    crate::harness::eventually("the entry", async || small.lookup(&made.key).await.unwrap()).await;
+    let refused = small.fetch(&made.key).await.unwrap_err();
+    assert_eq!(refused.code(), Code::ResourceExhausted, "{refused}");
+    assert!(refused.message().contains("memory.in_flight"), "{refused}");
+    assert_eq!(cluster.nodes[1].fetch(&made.key).await.unwrap().1.len(), SIZE);
+}

@@ -121,7 +121,7 @@ impl Fetcher {
         let (pack, size) = (manifest.pack_digest, manifest.pack_size);
         if size == 0 {
             // Nothing to fetch, and so no source that could prove to have it.
-            let nothing = BlobWriter::with_size(0)?.finish_as(pack)?;
+            let nothing = BlobWriter::within(self.tiers.budget(), 0).await?.finish_as(pack)?;
             return Ok(Fetched::Here(nothing, Origin::Memory));
         }
         let sources = self.sources(entry);
@@ -129,7 +129,7 @@ impl Fetcher {
         let mut refusals = Refusals::default();
         let mut doubtful = false;
         while excluded.len() < sources.len() {
-            let mut writer = BlobWriter::with_size(size)?;
+            let mut writer = BlobWriter::within(self.tiers.budget(), size).await?;
             let mut used = Vec::new();
             for (at, source) in sources.iter().enumerate() {
                 if excluded.contains(&at) {
@@ -248,7 +248,7 @@ impl Fetcher {
         let blob = match known {
             Some(blob) => blob,
             None => {
-                let mut writer = BlobWriter::with_size(size)?;
+                let mut writer = BlobWriter::within(self.tiers.budget(), size).await?;
                 let fetched = self.peers.fetch_into(from, pack, &mut writer).await;
                 fetched.map_err(|e| Error::Unreachable(format!("node {}: {e}", from.node)))?;
                 writer.finish_as(*pack)?
