@@ -24,7 +24,7 @@ use kiln_cluster::{
 };
 use kiln_proto::{
     ArtifactKey, Component, Components, Digest, FileEntry, Fingerprint, KeyField, Manifest,
-    NodeIdentity, SignedManifest, Target,
+    NodeIdentity, SignedManifest, Target, claimed_components,
 };
 use tokio::{net::TcpListener, time::Instant};
 use tonic::transport::{Channel, Endpoint, Server, server::TcpIncoming};
@@ -96,22 +96,19 @@ fn manifest(name: &str) -> Manifest {
             |n| KeyField::of_bytes(format!("{n}.{component}"), format!("{name}{n}").as_bytes());
         Component::new(component, (0..count).map(field).collect())
     };
-    let components = Components::new(vec![
-        fields("graph", 2),
-        fields("inputs", 6),
-        fields("options", 3),
-        fields("fingerprint", 3),
-        fields("target", 1),
-        fields("namespace", 1),
-    ]);
+    let versions = [("nvrtc", "13.0.88"), ("headers", "13.0")];
+    let (fingerprint, target) = (Fingerprint::new("cuda", versions), Target::cubin(90));
+    let own = [fields("graph", 2), fields("inputs", 6), fields("options", 3)];
+    let claims = claimed_components(&fingerprint, &target, "");
+    let components = Components::new(own.into_iter().chain(claims).collect());
     let digest = Digest::of(name.as_bytes());
     let file = |path: &str, offset| FileEntry { path: path.into(), offset, size: 4096, digest };
     Manifest {
         key: components.key(),
         namespace: String::new(),
         components,
-        fingerprint: Fingerprint::new("cuda", [("nvrtc", "13.0.88")]),
-        target: Target::cubin(90),
+        fingerprint,
+        target,
         files: vec![file("module.cubin", 0), file("plan.json", 4096)],
         pack_digest: digest,
         pack_size: 8192,

@@ -2,7 +2,7 @@
 
 use std::{fs, os::unix::fs::symlink};
 
-use kiln_proto::{Component, Components, Fingerprint, KeyField, Target};
+use kiln_proto::{Component, Components, Fingerprint, KeyField, Target, claimed_components};
 
 use super::*;
 
@@ -12,14 +12,16 @@ fn files(list: &[(&str, &str)]) -> Vec<(String, Bytes)> {
 
 fn artifact(list: &[(&str, &str)]) -> (Manifest, Blob) {
     let (blob, entries) = pack(files(list)).unwrap();
-    let components =
-        Components::new(vec![Component::new("graph", vec![KeyField::of_bytes("structure", b"")])]);
+    let (fingerprint, target) = (Fingerprint::new("cuda", [("nvrtc", "13.0")]), Target::cubin(90));
+    let graph = Component::new("graph", vec![KeyField::of_bytes("structure", b"")]);
+    let claims = claimed_components(&fingerprint, &target, "");
+    let components = Components::new([graph].into_iter().chain(claims).collect());
     let manifest = Manifest {
         key: components.key(),
         namespace: String::new(),
         components,
-        fingerprint: Fingerprint::new("cuda", [("nvrtc", "13.0")]),
-        target: Target::cubin(90),
+        fingerprint,
+        target,
         files: entries,
         pack_digest: blob.digest(),
         pack_size: blob.size(),

@@ -19,7 +19,7 @@ use kiln::{
 };
 use kiln_proto::{
     ArtifactKey, Component, Components, Digest, Fingerprint, Hasher, KeyField, Manifest, NodeId,
-    NodeIdentity, SignedManifest, Target, pb,
+    NodeIdentity, SignedManifest, Target, claimed_components, pb,
 };
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -102,13 +102,16 @@ fn entry(blob: Blob) -> (Digest, (Blob, SignedManifest)) {
         packing.write(writer).expect("a pack")
     };
     let fields = vec![KeyField::of_bytes("structure", &blob)];
-    let components = Components::new(vec![Component::new("graph", fields)]);
+    let (fingerprint, target) = (Fingerprint::new("cuda", [("nvrtc", "13.0")]), Target::cubin(90));
+    let claims = claimed_components(&fingerprint, &target, "");
+    let graph = Component::new("graph", fields);
+    let components = Components::new([graph].into_iter().chain(claims).collect());
     let manifest = Manifest {
         key: components.key(),
         namespace: String::new(),
         components,
-        fingerprint: Fingerprint::new("cuda", [("nvrtc", "13.0")]),
-        target: Target::cubin(90),
+        fingerprint,
+        target,
         files,
         pack_digest: pack.digest(),
         pack_size: pack.size(),

@@ -4,6 +4,7 @@
 //! Invariant: [`convert`] is the one place that turns wire types into domain
 //! types, and a domain value that exists is valid.
 
+mod claims;
 pub mod convert;
 mod digest;
 mod failure;
@@ -15,6 +16,7 @@ mod manifest;
 mod target;
 pub mod value;
 
+pub use claims::claimed_components;
 pub use digest::{ArtifactKey, Digest, Hasher, ParseDigestError};
 pub use failure::{Failure, FailureKind};
 pub use fingerprint::Fingerprint;

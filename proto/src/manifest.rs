@@ -10,7 +10,7 @@ use std::fmt;
 use ed25519_dalek::{Signature, Signer, SigningKey, VerifyingKey};
 
 use crate::{
-    ArtifactKey, Components, Digest, Fingerprint, KeyField, NodeId, Target, component, convert, pb,
+    ArtifactKey, Components, Digest, Fingerprint, NodeId, Target, claims, component, convert, pb,
     value,
 };
 
@@ -181,36 +181,13 @@ impl Manifest {
         fields.any(|f| value::REPLACEABLE.contains(&f.value.as_str()))
     }
 
-    /// What it says of tenant, target or toolchain otherwise than its key does: whoever
-    /// signs a manifest must not move another tenant's key, or another GPU's.
-    fn contradiction(&self) -> Option<String> {
-        let differs = |component: &str, field: &str, ours: &str| {
-            // Long values stand in a key as their digest.
-            let ours = KeyField::new(field, ours).value;
-            let fields = self.components.iter().filter(|c| c.name == component);
-            let mut fields = fields.flat_map(|c| &c.fields).filter(|f| f.name == field);
-            // All of them: a key that names two tenants is nobody's.
-            let theirs = fields.find(|f| f.value != ours)?;
-            Some(format!("its {component} has {field} {ours:?}, its key {:?}", theirs.value))
-        };
-        let (target, compiler) = (&self.target, &self.fingerprint.compiler);
-        differs(component::NAMESPACE, "namespace", &self.namespace)
-            .or_else(|| differs(component::TARGET, "arch", &target.to_string()))
-            .or_else(|| differs(component::TARGET, "min_driver", &target.min_driver.to_string()))
-            .or_else(|| differs(component::FINGERPRINT, "compiler", compiler))
-            .or_else(|| {
-                let mut versions = self.fingerprint.versions.iter();
-                versions.find_map(|(tool, version)| differs(component::FINGERPRINT, tool, version))
-            })
-    }
-
     /// What every manifest must hold, whoever made it.
     pub fn validate(&self) -> Result<(), ManifestError> {
         let refuse = |why: String| Err(ManifestError::Invalid(why));
         if self.components.key() != self.key {
             return refuse("its key does not follow from its components".into());
         }
-        if let Some(why) = self.contradiction() {
+        if let Err(why) = claims::check(self) {
             return refuse(why);
         }
         if self.files.is_empty() {
@@ -274,16 +251,17 @@ mod tests {
     use crate::{Component, KeyField};
 
     fn manifest(pack: &[u8]) -> Manifest {
-        let components = Components::new(vec![Component::new(
-            "graph",
-            vec![KeyField::of_bytes("structure", pack)],
-        )]);
+        let (fingerprint, target) =
+            (Fingerprint::new("cuda", [("nvrtc", "13.0")]), Target::cubin(90));
+        let graph = Component::new("graph", vec![KeyField::of_bytes("structure", pack)]);
+        let claims = claims::claimed_components(&fingerprint, &target, "");
+        let components = Components::new([graph].into_iter().chain(claims).collect());
         Manifest {
             key: components.key(),
             namespace: String::new(),
             components,
-            fingerprint: Fingerprint::new("cuda", [("nvrtc", "13.0")]),
-            target: Target::cubin(90),
+            fingerprint,
+            target,
             files: vec![FileEntry {
                 path: "module.cubin".into(),
                 offset: 0,
@@ -330,38 +308,6 @@ mod tests {
         let registered = identity(7, 1).verifying_key();
         let refused = signed.verify(&registered, &manifest(b"abc").key).unwrap_err();
         assert!(matches!(refused, ManifestError::Signature { signer: 7 }));
-    }
-
-    #[test]
-    fn a_manifest_says_what_its_key_says() {
-        let field = |name, value: &str| vec![KeyField::new(name, value)];
-        let components = Components::new(vec![
-            Component::new(
-                component::FINGERPRINT,
-                vec![KeyField::new("compiler", "cuda"), KeyField::new("nvrtc", "13.0")],
-            ),
-            Component::new(component::TARGET, field("arch", "sm_90")),
-            Component::new(component::NAMESPACE, field("namespace", "team")),
-        ]);
-        let (key, namespace) = (components.key(), "team".to_owned());
-        let right = Manifest { key, namespace, components, ..manifest(b"abc") };
-        right.validate().unwrap();
-        let other_compiler = Fingerprint::new("native", [("nvrtc", "13.0")]);
-        let other_version = Fingerprint::new("cuda", [("nvrtc", "13.1")]);
-        let another = Component::new(component::NAMESPACE, field("namespace", "other"));
-        let two = Components::new(right.components.iter().cloned().chain([another]).collect());
-        let (key, components) = (two.key(), two);
-        for (wrong, named) in [
-            (Manifest { key, components, ..right.clone() }, "namespace"),
-            (Manifest { namespace: "other".into(), ..right.clone() }, "namespace"),
-            (Manifest { target: Target::cubin(100), ..right.clone() }, "arch"),
-            (Manifest { fingerprint: other_compiler, ..right.clone() }, "compiler"),
-            (Manifest { fingerprint: other_version, ..right }, "nvrtc"),
-        ] {
-            let refused = wrong.validate().unwrap_err().to_string();
-            assert!(refused.contains(named), "{refused}");
-            assert!(identity(7, 1).sign(wrong).is_err());
-        }
     }
 
     #[test]

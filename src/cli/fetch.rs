@@ -147,13 +147,18 @@ fn readable_by_all(file: &fs::File) -> Result<(), CliError> {
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use kiln_proto::{Component, Components, FileEntry, Fingerprint, KeyField, Target};
+    use kiln_proto::{
+        Component, Components, FileEntry, Fingerprint, KeyField, Target, claimed_components,
+    };
 
     use super::*;
 
     pub(crate) fn artifact(files: &[(&str, &[u8])]) -> (Manifest, Vec<u8>) {
-        let components =
-            Components::new(vec![Component::new("graph", vec![KeyField::new("structure", "g")])]);
+        let (fingerprint, target) =
+            (Fingerprint::new("cuda", [("nvrtc", "13.0")]), Target::cubin(90));
+        let graph = Component::new("graph", vec![KeyField::new("structure", "g")]);
+        let claims = claimed_components(&fingerprint, &target, "default");
+        let components = Components::new([graph].into_iter().chain(claims).collect());
         let mut pack = Vec::new();
         let mut entries = Vec::new();
         for (path, bytes) in files {
@@ -169,8 +174,8 @@ pub(crate) mod tests {
             key: components.key(),
             namespace: "default".into(),
             components,
-            fingerprint: Fingerprint::new("cuda", [("nvrtc", "13.0")]),
-            target: Target::cubin(90),
+            fingerprint,
+            target,
             files: entries,
             pack_digest: Digest::of(&pack),
             pack_size: pack.len() as u64,

@@ -1,8 +1,8 @@
 //! Artifacts that clients compile for themselves: fences and signatures.
 
 use kiln_proto::{
-    Component, Components, Digest, FileEntry, Fingerprint, KeyField, Manifest, Target, pb,
-    pb::publish_chunk::Chunk, value,
+    Component, Components, Digest, FileEntry, Fingerprint, KeyField, Manifest, Target,
+    claimed_components, pb, pb::publish_chunk::Chunk, value,
 };
 use tonic::{Code, Status};
 
@@ -10,13 +10,16 @@ use crate::harness::{NAMESPACE, TestCluster, TestNode, bytes_of};
 
 fn artifact(name: &str, pack: &[u8]) -> Manifest {
     let fields = vec![KeyField::new("name", name)];
-    let components = Components::new(vec![Component::new("graph", fields)]);
+    let (fingerprint, target) = (Fingerprint::new("test", [("version", "1")]), Target::cubin(90));
+    let claims = claimed_components(&fingerprint, &target, NAMESPACE);
+    let graph = Component::new("graph", fields);
+    let components = Components::new([graph].into_iter().chain(claims).collect());
     Manifest {
         key: components.key(),
         namespace: NAMESPACE.into(),
         components,
-        fingerprint: Fingerprint::new("test", [("version", "1")]),
-        target: Target::cubin(90),
+        fingerprint,
+        target,
         files: vec![FileEntry {
             path: "out.bin".into(),
             offset: 0,
@@ -149,6 +152,18 @@ async fn what_does_not_match_its_manifest_is_not_published() {
     assert!(publish(node, &granted, &swapped, b"bytes").await.is_err(), "another key's");
     swapped.key = manifest.key;
     assert!(publish(node, &granted, &swapped, b"bytes").await.is_err(), "a key it does not have");
+    // What a manifest says beside its key, it must say in it.
+    let altered: [fn(&mut Manifest); 3] = [
+        |m| m.namespace = "other".into(),
+        |m| m.target = Target::cubin(80),
+        |m| m.fingerprint = Fingerprint::new("test", [("version", "2")]),
+    ];
+    for (at, alter) in altered.into_iter().enumerate() {
+        let mut lying = manifest.clone();
+        alter(&mut lying);
+        let refused = publish(node, &granted, &lying, b"bytes").await.unwrap_err();
+        assert_eq!(refused.code(), Code::InvalidArgument, "claim {at}: {refused}");
+    }
     let mut escaping = manifest.clone();
     escaping.files[0].path = "../../etc/cron.d/x".into();
     assert!(publish(node, &granted, &escaping, b"bytes").await.is_err(), "a path outside");

@@ -15,7 +15,7 @@ use kiln_cluster::{
 };
 use kiln_proto::{
     ArtifactKey, Component, Components, Digest, FileEntry, Fingerprint, KeyField, Manifest, NodeId,
-    NodeIdentity, SignedManifest, Target,
+    NodeIdentity, SignedManifest, Target, claimed_components,
 };
 use tempfile::TempDir;
 use tokio::{net::TcpListener, task::JoinHandle, time::Instant};
@@ -207,15 +207,17 @@ pub async fn wait_for<T>(what: &str, mut found: impl AsyncFnMut() -> Option<T>) 
 /// A manifest of `pack` for the key that `name` makes, and that key.
 pub fn manifest(name: &str, pack: &[u8]) -> (ArtifactKey, Manifest) {
     let graph = Component::new("graph", vec![KeyField::new("name", name)]);
-    let components = Components::new(vec![graph]);
+    let (fingerprint, target) = (Fingerprint::new("cuda", [("nvrtc", "13.0")]), Target::cubin(90));
+    let claims = claimed_components(&fingerprint, &target, "");
+    let components = Components::new([graph].into_iter().chain(claims).collect());
     let size = pack.len() as u64;
     let file = FileEntry { path: "module.cubin".into(), offset: 0, size, digest: Digest::of(pack) };
     let manifest = Manifest {
         key: components.key(),
         namespace: String::new(),
         components,
-        fingerprint: Fingerprint::new("cuda", [("nvrtc", "13.0")]),
-        target: Target::cubin(90),
+        fingerprint,
+        target,
         files: vec![file],
         pack_digest: Digest::of(pack),
         pack_size: size,
