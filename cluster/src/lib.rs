@@ -10,6 +10,7 @@
 //! Invariant: all mutation is a command in Raft's log, applied in one place.
 
 mod announce;
+mod authorize;
 mod blocking;
 mod bootstrap;
 mod cluster;
@@ -21,7 +22,6 @@ mod error;
 mod housekeeping;
 mod identity;
 mod index;
-mod judge;
 mod leader;
 mod leases;
 mod member;

@@ -9,9 +9,9 @@ use tokio::time::Instant;
 use tonic::Status;
 
 use crate::{
+    authorize,
     command::{Candidate, Command, Response},
     error::ClusterError,
-    judge,
     leader::Leader,
     membership,
     pb::Frame,
@@ -61,7 +61,7 @@ pub(crate) async fn serve(
 
 impl Lead for Write {
     async fn lead(self, leader: &Leader, from: NodeId) -> Answer<Written> {
-        judge::check(&leader.replica.nodes(), from, &self.0)?;
+        authorize::check(&leader.replica.nodes(), from, &self.0)?;
         if let Command::Expire { key, token } = &self.0 {
             check_holder(leader, from, key, *token).await?;
         }
@@ -93,8 +93,8 @@ impl Lead for Fail {
         let command = if failure.kind.follows_from_request() && deadlines.takes_failures() {
             let lifetimes = deadlines.lifetimes;
             let until_unix_ms = lifetimes.until_unix_ms(failure.kind);
-            if failure.message.len() > judge::LONGEST_MESSAGE {
-                let cut = failure.message.floor_char_boundary(judge::LONGEST_MESSAGE);
+            if failure.message.len() > authorize::LONGEST_MESSAGE {
+                let cut = failure.message.floor_char_boundary(authorize::LONGEST_MESSAGE);
                 failure.message.truncate(cut);
             }
             Command::Fail { key, token, failure, until_unix_ms }
@@ -131,7 +131,7 @@ impl Lead for Join {
     /// follow before it has its id: so the cluster learns first that it abstains. Two
     /// commands that members of every version read, rather than one that some do not.
     async fn lead(self, leader: &Leader, _: NodeId) -> Answer<Owner> {
-        judge::check_node(&self.node)?;
+        authorize::check_node(&self.node)?;
         let me = leader.member.running()?.owner;
         if leader.replica.counters().is_none() {
             return Err(ClusterError::unavailable("the cluster is being founded").into());

@@ -202,7 +202,7 @@ impl MemoryTier {
     /// Gives blobs up that nobody else holds, until `charge` bytes of the budget
     /// came back or none is left; returns them. In no order: rare, and what goes is
     /// on the disk still.
-    pub(super) fn give_up(&self, charge: u64) -> Vec<Digest> {
+    pub(super) fn evict(&self, charge: u64) -> Vec<Digest> {
         let mut fixed = self.fixed.lock();
         let (mut freed, mut gone) = (0, Vec::new());
         for (digest, known) in self.cache.iter() {
@@ -217,7 +217,8 @@ impl MemoryTier {
             freed += known.blob.charge();
             gone.push(digest);
         }
-        let blobs: Vec<_> = gone.iter().filter_map(|d| self.take(&mut fixed, d)).collect();
+        let blobs: Vec<_> =
+            gone.iter().filter_map(|d| self.remove_unguarded(&mut fixed, d)).collect();
         drop(fixed);
         meter::evicted(TierName::Memory, gone.len() as u64);
         meter::usage(TierName::Memory, self.usage());
@@ -281,13 +282,13 @@ impl MemoryTier {
     /// guarded stays.
     pub fn forget(&self, digest: &Digest) -> bool {
         let mut fixed = self.fixed.lock();
-        let taken = self.take(&mut fixed, digest);
+        let taken = self.remove_unguarded(&mut fixed, digest);
         drop(fixed);
         meter::usage(TierName::Memory, self.usage());
         taken.is_some()
     }
 
-    fn take(&self, fixed: &mut u64, digest: &Digest) -> Option<Blob> {
+    fn remove_unguarded(&self, fixed: &mut u64, digest: &Digest) -> Option<Blob> {
         let unguarded = |known: &Resident| known.stay.guards.load(Ordering::Relaxed) == 0;
         let (_, known) = self.cache.remove_if(digest, unguarded)?;
         if known.stay.is_asked_for() {

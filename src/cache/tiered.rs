@@ -78,7 +78,7 @@ pub struct Tiers {
     /// What all blobs of the process are charged to.
     budget: Budget,
     /// Gives memory back where others need it.
-    _giver: Arc<Giver>,
+    _reclaimer: Arc<ReclaimMemory>,
     /// Changes of what is in memory alone; those of the disk come from it.
     changes: broadcast::Sender<Change>,
 }
@@ -102,13 +102,16 @@ impl Tiers {
             .map_err(|e| TierError::Unavailable { tier: TierName::Disk, why: e.to_string() })??;
         let uploads = UploadQueue::with(disk.uploads().await?);
         let disk = Arc::new(disk);
-        let giver =
-            Arc::new(Giver { memory: memory.clone(), disk: disk.clone(), changes: disk.sender() });
-        let reclaim: Weak<Giver> = Arc::downgrade(&giver);
-        budget.reclaim_from(reclaim);
+        let reclaimer = Arc::new(ReclaimMemory {
+            memory: memory.clone(),
+            disk: disk.clone(),
+            changes: disk.sender(),
+        });
+        let weak: Weak<ReclaimMemory> = Arc::downgrade(&reclaimer);
+        budget.reclaim_from(weak);
         let lanes = std::iter::repeat_with(Arc::default).take(LANES).collect();
         let changes = disk.sender();
-        Ok(Self { memory, disk, object, uploads, lanes, budget, _giver: giver, changes })
+        Ok(Self { memory, disk, object, uploads, lanes, budget, _reclaimer: reclaimer, changes })
     }
 
     /// The blob from memory or disk, and from which. [`TierError::Corrupt`] is a
@@ -289,7 +292,7 @@ impl Tiers {
         };
         match admitted {
             Ok(evicted) => {
-                tell_lost(&evicted, &self.disk, &self.changes);
+                notify_lost(&evicted, &self.disk, &self.changes);
                 true
             }
             Err(e) => {
@@ -301,20 +304,20 @@ impl Tiers {
 }
 
 /// Memory gives way where the budget is short.
-struct Giver {
+struct ReclaimMemory {
     memory: Arc<MemoryTier>,
     disk: Arc<DiskTier>,
     changes: broadcast::Sender<Change>,
 }
 
-impl Reclaim for Giver {
+impl Reclaim for ReclaimMemory {
     fn reclaim(&self, bytes: u64) {
-        tell_lost(&self.memory.give_up(bytes), &self.disk, &self.changes);
+        notify_lost(&self.memory.evict(bytes), &self.disk, &self.changes);
     }
 }
 
-/// Tells of those that left memory and are not on the disk.
-fn tell_lost(evicted: &[Digest], disk: &DiskTier, changes: &broadcast::Sender<Change>) {
+/// Notifies of those that left memory and are not on the disk.
+fn notify_lost(evicted: &[Digest], disk: &DiskTier, changes: &broadcast::Sender<Change>) {
     for digest in evicted.iter().filter(|d| !disk.holds(d)) {
         // No receiver: nobody wants to know.
         let _ = changes.send(Change::Lost(*digest));

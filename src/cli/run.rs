@@ -223,7 +223,7 @@ impl Run {
             () = finish => {}
             () = running.hurried() => {}
         }
-        self.tell(&RunReport {
+        self.print_report(&RunReport {
             exit_code: ended.code,
             command_seconds: lasted.as_secs_f64(),
             before_seconds: before.as_secs_f64(),
@@ -324,7 +324,7 @@ impl Run {
         }
     }
 
-    fn tell(&self, report: &RunReport) {
+    fn print_report(&self, report: &RunReport) {
         for folder in &report.folders {
             if let Some(line) = folder.closing() {
                 self.say(&line);

@@ -168,8 +168,8 @@ impl Look {
         std::fs::create_dir_all(&folder).map_err(unprepared)?;
         let toolchain =
             Toolchain::look_at(library, &self.toolchain, &self.program, &folder).await?;
-        let tongue = Nvrtc::new(self.program.clone(), folder, toolchain.setup());
-        let pool = Pool::new(tongue.map_err(unprepared)?, self.pool.clone());
+        let dialect = Nvrtc::new(self.program.clone(), folder, toolchain.setup());
+        let pool = Pool::new(dialect.map_err(unprepared)?, self.pool.clone());
         pool.warm_up();
         tracing::info!(
             nvrtc = toolchain.version,

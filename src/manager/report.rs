@@ -44,7 +44,7 @@ impl Reporter {
                 () = tokio::time::sleep(PERIOD) => false,
                 () = stop.cancelled() => true,
             };
-            while let Some(batch) = self.take() {
+            while let Some(batch) = self.drain() {
                 if let Err(e) = index.report(batch).await {
                     tracing::debug!(error = %e, "drop a batch of access statistics");
                     break;
@@ -56,7 +56,7 @@ impl Reporter {
         }
     }
 
-    fn take(&self) -> Option<AccessReport> {
+    fn drain(&self) -> Option<AccessReport> {
         let mut pending = self.0.lock();
         let hits: Vec<_> = pending.hits.iter().take(BATCH).map(|(k, n)| (*k, *n)).collect();
         let held: Vec<_> = pending.held.iter().take(BATCH).map(|(d, h)| (*d, *h)).collect();

@@ -1,7 +1,7 @@
 //! What Redis clients did, for `kiln status` and `/metrics` alike.
 //!
 //! Invariant: counters only rise; a GET is a hit or a miss, and a SET ends in
-//! exactly one way.
+//! exactly one way. One that was answered before it ended is counted as late besides.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 

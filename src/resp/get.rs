@@ -2,7 +2,7 @@
 //!
 //! Invariant: of all clients that miss a key in a family that waits, one holds
 //! its lease and is answered at once; each other one is answered when that one
-//! SETs, leaves or takes too long, and never waits while something else of its
+//! SETs, leaves or takes too long, or when the cluster cannot say, and never waits while something else of its
 //! own is due: a further request behind the GET, or another client that waits
 //! for it.
 
@@ -99,7 +99,7 @@ impl Connection {
                     return Ok(None);
                 }
                 Waited::Acquired(Ok(Acquired::Ready(entry))) => {
-                    match self.take(&entry, waited, &family).await {
+                    match self.open_and_count(&entry, waited, &family).await {
                         Opened::Here(blob) => return Ok(Some(blob)),
                         Opened::Retired => {}
                         Opened::Unreachable => return Ok(None),
@@ -119,7 +119,7 @@ impl Connection {
         Ok(None)
     }
 
-    async fn take(&mut self, entry: &Entry, waited: bool, family: &Family) -> Opened {
+    async fn open_and_count(&mut self, entry: &Entry, waited: bool, family: &Family) -> Opened {
         let opened = self.values.open(entry, &self.session.namespace).await;
         if waited && matches!(opened, Opened::Here(_)) {
             self.values.count(Count::WaitHits);
@@ -135,8 +135,9 @@ impl Connection {
         deadline: Instant,
     ) -> Result<(Waited, bool), Ended> {
         let values = self.values.clone();
-        let told = Notify::new();
-        let acquire = values.parts.index.acquire(key, None, deadline, || told.notify_one());
+        let waiting_began = Notify::new();
+        let acquire =
+            values.parts.index.acquire(key, None, deadline, || waiting_began.notify_one());
         let mut acquire = pin!(acquire);
         let mut waits = false;
         loop {
@@ -150,7 +151,7 @@ impl Connection {
             }
             tokio::select! {
                 acquired = &mut acquire => return Ok((Waited::Acquired(acquired), waits)),
-                () = told.notified(), if !waits => waits = true,
+                () = waiting_began.notified(), if !waits => waits = true,
                 read = self.socket.read(self.decoder.space()), if !more => {
                     if read? == 0 {
                         return Err(Ended::Client);

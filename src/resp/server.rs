@@ -46,18 +46,18 @@ pub struct Resp {
 }
 
 /// Where clients come in.
-pub(super) enum Door {
+pub(super) enum Listener {
     Tcp(TcpListener),
     Unix(UnixListener),
 }
 
-impl From<TcpListener> for Door {
+impl From<TcpListener> for Listener {
     fn from(listener: TcpListener) -> Self {
         Self::Tcp(listener)
     }
 }
 
-impl From<UnixListener> for Door {
+impl From<UnixListener> for Listener {
     fn from(listener: UnixListener) -> Self {
         Self::Unix(listener)
     }
@@ -95,10 +95,10 @@ impl Resp {
         self.serve(listener.into(), stop).await;
     }
 
-    async fn serve(self: Arc<Self>, door: Door, stop: CancellationToken) {
+    async fn serve(self: Arc<Self>, listener: Listener, stop: CancellationToken) {
         let places = self.places.clone();
         let clients = Clients { port: self.clone(), stop: stop.clone() };
-        net::serve(door, Arc::new(clients), places, stop).await;
+        net::serve(listener, Arc::new(clients), places, stop).await;
         self.values.stores.close();
         self.values.stores.wait().await;
     }
@@ -130,7 +130,7 @@ impl net::Service<(Socket, String)> for Clients {
     }
 }
 
-impl Listen for Door {
+impl Listen for Listener {
     type Stream = (Socket, String);
 
     async fn accept(&self) -> io::Result<(Socket, String)> {

@@ -53,10 +53,10 @@ impl PeerClient {
         let (mut stream, response) = self.ask(address, &request).await?;
         let outcome = match accepted(response) {
             Ok(header) => {
-                let mut buffer = self.pool.take_buffer();
+                let mut buffer = self.pool.pop_buffer();
                 let received =
                     receive(&mut stream, &header, writer, &mut buffer, &self.settings).await;
-                self.pool.give_buffer(buffer);
+                self.pool.put_back_buffer(buffer);
                 received
             }
             Err(refusal) => Err(refusal),
@@ -93,7 +93,7 @@ impl PeerClient {
     fn keep_usable(&self, address: &str, stream: TcpStream, outcome: &Result<(), TransferError>) {
         use TransferError::{Busy, Failed, NotFound, WrongNode};
         if matches!(outcome, Ok(()) | Err(NotFound | WrongNode | Busy | Failed(_))) {
-            self.pool.give(address, stream);
+            self.pool.put_back(address, stream);
         }
     }
 
@@ -109,7 +109,7 @@ impl PeerClient {
         address: &str,
         request: &pb::TransferRequest,
     ) -> Result<(TcpStream, pb::TransferResponse), TransferError> {
-        if let Some(mut stream) = self.pool.take(address) {
+        if let Some(mut stream) = self.pool.pop(address) {
             match exchange(&mut stream, request, &self.settings).await {
                 Ok(response) => return Ok((stream, response)),
                 Err(NoAnswer::Lost(e)) if e.kind() != io::ErrorKind::TimedOut => {

@@ -1,4 +1,7 @@
 //! Why bytes did not come.
+//!
+//! Invariant: a peer's own refusal, which says what it has, is never confused with a
+//! connection that failed, which says nothing.
 
 use std::io;
 
@@ -10,7 +13,7 @@ use crate::cache::BlobError;
 /// Why a fetch did not give its bytes, by what the caller should do.
 #[derive(Debug, thiserror::Error)]
 pub enum TransferError {
-    /// The other end does not have it: ask another, and forget that it had it.
+    /// The other end does not have it: ask another.
     #[error("not found")]
     NotFound,
     /// Another node answers at the address: nothing is known about the one that was meant.

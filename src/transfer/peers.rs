@@ -1,7 +1,8 @@
 //! The server for peers: bytes over TCP.
 //!
 //! Invariant: bytes go from sealed memory to the socket by `sendfile`, so a
-//! reader, slow or fast, costs this node a socket buffer and nothing else.
+//! reader costs this node a socket buffer beside the blob, which one that stalls
+//! gives up within a window.
 
 use std::sync::Arc;
 
@@ -16,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     frame::{self, FrameError},
     provider::{PeerAddress, Provider, Refusal},
-    server::{Asked, Door, Subject, refuse, serve},
+    server::{ParsedRequest, Responder, Subject, refuse, serve},
     settings::ServerSettings,
 };
 use crate::{cache::Blob, net::Progress};
@@ -38,11 +39,11 @@ pub async fn serve_peers(
 
 struct Peers;
 
-impl Door<TcpStream> for Peers {
+impl Responder<TcpStream> for Peers {
     async fn answer(
         &self,
         stream: &mut TcpStream,
-        asked: Asked,
+        asked: ParsedRequest,
         provider: &dyn Provider,
         settings: &ServerSettings,
     ) -> Result<(), FrameError> {
@@ -61,7 +62,7 @@ impl Door<TcpStream> for Peers {
 }
 
 /// The blob to send; `None` where a copy was asked for and is kept.
-async fn find(asked: &Asked, provider: &dyn Provider) -> Result<Option<Blob>, Refusal> {
+async fn find(asked: &ParsedRequest, provider: &dyn Provider) -> Result<Option<Blob>, Refusal> {
     if asked.node.is_some_and(|meant| meant != provider.node()) {
         return Err(Refusal::WrongNode);
     }

@@ -37,7 +37,7 @@ impl Pool {
     }
 
     /// The connection to `address` that was used last, if it still lives.
-    pub(super) fn take(&self, address: &str) -> Option<TcpStream> {
+    pub(super) fn pop(&self, address: &str) -> Option<TcpStream> {
         let mut idle = self.idle.lock();
         let waiting = idle.get_mut(address)?;
         while let Some(Idle { stream, since }) = waiting.pop() {
@@ -56,7 +56,7 @@ impl Pool {
     }
 
     /// Keeps a connection whose last answer came whole.
-    pub(super) fn give(&self, address: &str, stream: TcpStream) {
+    pub(super) fn put_back(&self, address: &str, stream: TcpStream) {
         let mut idle = self.idle.lock();
         idle.retain(|_, waiting| {
             waiting.retain(|c| c.since.elapsed() < self.settings.idle);
@@ -69,12 +69,12 @@ impl Pool {
     }
 
     /// A buffer to receive into: fresh memory would fault on every page.
-    pub(super) fn take_buffer(&self) -> Box<[u8]> {
+    pub(super) fn pop_buffer(&self) -> Box<[u8]> {
         self.buffers.lock().pop().unwrap_or_else(|| vec![0; BUFFER].into())
     }
 
     /// Keeps a buffer for the next fetch.
-    pub(super) fn give_buffer(&self, buffer: Box<[u8]>) {
+    pub(super) fn put_back_buffer(&self, buffer: Box<[u8]>) {
         let mut buffers = self.buffers.lock();
         if buffers.len() < MOST_BUFFERS {
             buffers.push(buffer);

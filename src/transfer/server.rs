@@ -26,12 +26,12 @@ pub(super) trait Connection: AsyncRead + AsyncWrite + Unpin + Send + 'static {}
 impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Connection for S {}
 
 /// How requests are answered on one kind of connection.
-pub(super) trait Door<S>: Send + Sync + 'static {
+pub(super) trait Responder<S>: Send + Sync + 'static {
     /// Writes the whole answer, bytes included; an error ends the connection.
     fn answer(
         &self,
         stream: &mut S,
-        asked: Asked,
+        asked: ParsedRequest,
         provider: &dyn Provider,
         settings: &ServerSettings,
     ) -> impl Future<Output = Result<(), FrameError>> + Send;
@@ -39,7 +39,7 @@ pub(super) trait Door<S>: Send + Sync + 'static {
 
 /// A request that makes sense.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Asked {
+pub(super) struct ParsedRequest {
     pub(super) subject: Subject,
     pub(super) offset: u64,
     /// The node that is meant; `None`: whichever answers.
@@ -54,7 +54,7 @@ pub(super) enum Subject {
     Keep { digest: Digest, size: u64, node: NodeId, address: String },
 }
 
-impl TryFrom<pb::TransferRequest> for Asked {
+impl TryFrom<pb::TransferRequest> for ParsedRequest {
     type Error = Refusal;
 
     fn try_from(wire: pb::TransferRequest) -> Result<Self, Refusal> {
@@ -81,24 +81,24 @@ impl TryFrom<pb::TransferRequest> for Asked {
 /// Serves `listener` until `stop`; returns when every connection has ended.
 pub(super) async fn serve<L: Listen<Stream: Connection>>(
     listener: L,
-    door: impl Door<L::Stream>,
+    responder: impl Responder<L::Stream>,
     provider: Arc<dyn Provider>,
     settings: ServerSettings,
     stop: CancellationToken,
 ) {
     let places = Arc::new(Semaphore::new(settings.max_connections));
-    let server = Server { door, provider, settings, stop: stop.clone() };
+    let server = Server { responder, provider, settings, stop: stop.clone() };
     net::serve(listener, Arc::new(server), places, stop).await;
 }
 
 struct Server<D> {
-    door: D,
+    responder: D,
     provider: Arc<dyn Provider>,
     settings: ServerSettings,
     stop: CancellationToken,
 }
 
-impl<S: Connection, D: Door<S>> net::Service<S> for Server<D> {
+impl<S: Connection, D: Responder<S>> net::Service<S> for Server<D> {
     async fn serve(&self, stream: S) {
         let served = self.stop.run_until_cancelled(self.connection(stream)).await;
         if let Some(Err(error)) = served {
@@ -118,17 +118,17 @@ impl<S: Connection, D: Door<S>> net::Service<S> for Server<D> {
 impl<D> Server<D> {
     async fn connection<S: Connection>(&self, mut stream: S) -> Result<(), FrameError>
     where
-        D: Door<S>,
+        D: Responder<S>,
     {
         let patience = Patience { first: self.settings.idle, rest: self.settings.progress };
         loop {
             let request: Option<pb::TransferRequest> =
                 frame::read(&mut stream, frame::MAX_REQUEST, patience).await?;
             let Some(request) = request else { return Ok(()) };
-            match Asked::try_from(request) {
+            match ParsedRequest::try_from(request) {
                 Ok(asked) => {
                     let provider = &*self.provider;
-                    self.door.answer(&mut stream, asked, provider, &self.settings).await?;
+                    self.responder.answer(&mut stream, asked, provider, &self.settings).await?;
                 }
                 Err(refusal) => refuse(&mut stream, refusal, &self.settings).await?,
             }

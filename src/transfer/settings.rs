@@ -1,4 +1,6 @@
 //! The limits of the byte paths.
+//!
+//! Invariant: every wait on a peer or a client has a limit here.
 
 use std::time::Duration;
 

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     frame::{self, FrameError},
     provider::{Provider, Refusal},
-    server::{Asked, Door, Subject, refuse, serve},
+    server::{ParsedRequest, Responder, Subject, refuse, serve},
     settings::ServerSettings,
 };
 use crate::{cache::Blob, net::Progress};
@@ -33,11 +33,11 @@ pub async fn serve_socket(
 
 struct Local;
 
-impl Door<UnixStream> for Local {
+impl Responder<UnixStream> for Local {
     async fn answer(
         &self,
         stream: &mut UnixStream,
-        asked: Asked,
+        asked: ParsedRequest,
         provider: &dyn Provider,
         settings: &ServerSettings,
     ) -> Result<(), FrameError> {
@@ -55,7 +55,7 @@ impl Door<UnixStream> for Local {
 }
 
 async fn find(
-    asked: Asked,
+    asked: ParsedRequest,
     provider: &dyn Provider,
 ) -> Result<(pb::TransferResponse, Blob), Refusal> {
     if asked.offset != 0 {

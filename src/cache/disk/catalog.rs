@@ -231,7 +231,7 @@ impl Catalog {
 
     fn change_guards(&mut self, digest: &Digest, change: impl FnOnce(u32) -> u32) {
         // Out of the order and in again: its place depends on the guards.
-        let entry = self.take(digest);
+        let entry = self.remove_entry(digest);
         match change(self.guards.get(digest).copied().unwrap_or(0)) {
             0 => self.guards.remove(digest),
             guards => self.guards.insert(*digest, guards),
@@ -265,25 +265,25 @@ impl Catalog {
     }
 
     pub(super) fn set_only_copy(&mut self, digest: &Digest, only_copy: bool) {
-        if let Some(mut entry) = self.take(digest) {
+        if let Some(mut entry) = self.remove_entry(digest) {
             entry.only_copy = only_copy;
             self.add(*digest, entry);
         }
     }
 
     pub(super) fn remove(&mut self, digest: &Digest) -> Option<Record> {
-        self.take(digest).map(|e| e.record)
+        self.remove_entry(digest).map(|e| e.record)
     }
 
     fn update(&mut self, digest: &Digest, change: impl FnOnce(&mut Record)) -> Option<Record> {
-        let mut entry = self.take(digest)?;
+        let mut entry = self.remove_entry(digest)?;
         change(&mut entry.record);
         let record = entry.record;
         self.add(*digest, entry);
         Some(record)
     }
 
-    fn take(&mut self, digest: &Digest) -> Option<Entry> {
+    fn remove_entry(&mut self, digest: &Digest) -> Option<Entry> {
         let entry = self.entries.remove(digest)?;
         self.bytes -= entry.record.size;
         if self.is_fixed(digest, &entry) {

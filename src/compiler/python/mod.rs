@@ -11,9 +11,9 @@
 //! compile leaves caches, patches and threads in its process, and what one
 //! tenant's program did there would be next to the next tenant's.
 
+mod dialect;
 mod probe;
 mod source;
-mod tongue;
 
 use std::{path::Path, sync::Arc};
 
@@ -21,8 +21,8 @@ use kiln_proto::{Failure, FailureKind, Fingerprint};
 use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
-use self::tongue::Snake;
-pub(super) use self::tongue::{Done, Job};
+use self::dialect::Snake;
+pub(super) use self::dialect::{Done, Job};
 use super::{Limits, PoolSettings, worker::Pool};
 
 /// Which Python, and how many of it.

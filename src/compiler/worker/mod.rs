@@ -8,16 +8,16 @@
 
 mod child;
 mod confine;
+mod dialect;
 mod nvrtc;
 mod pool;
 mod process;
 mod protocol;
-mod tongue;
 
 pub use child::worker_main;
+pub(super) use dialect::{Dialect, Nvrtc};
 pub(super) use nvrtc::SOURCE_NAME;
 pub(super) use pool::Pool;
 pub use pool::PoolSettings;
 pub(super) use process::Launch;
 pub(super) use protocol::{Answer, Bundled, Compiled, Octets, Program, Setup, module_file};
-pub(super) use tongue::{Nvrtc, Tongue};

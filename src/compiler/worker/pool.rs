@@ -19,8 +19,8 @@ use tokio::{sync::Semaphore, task::JoinHandle, time::timeout};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use super::{
+    dialect::Dialect,
     process::{Lost, Worker},
-    tongue::Tongue,
 };
 use crate::compiler::Limits;
 
@@ -50,8 +50,8 @@ impl Default for PoolSettings {
 
 /// Runs jobs through worker processes of one kind.
 #[derive(Debug)]
-pub(crate) struct Pool<T: Tongue> {
-    tongue: Arc<T>,
+pub(crate) struct Pool<T: Dialect> {
+    dialect: Arc<T>,
     settings: PoolSettings,
     slots: Semaphore,
     waiting: AtomicUsize,
@@ -65,11 +65,11 @@ struct Spare<R> {
     expiry: AbortOnDropHandle<()>,
 }
 
-impl<T: Tongue> Pool<T> {
-    /// A pool of workers that are spoken to in `tongue`.
-    pub(crate) fn new(tongue: T, settings: PoolSettings) -> Self {
+impl<T: Dialect> Pool<T> {
+    /// A pool of workers that are spoken to in `dialect`.
+    pub(crate) fn new(dialect: T, settings: PoolSettings) -> Self {
         Self {
-            tongue: Arc::new(tongue),
+            dialect: Arc::new(dialect),
             slots: Semaphore::new(settings.workers.get()),
             settings,
             waiting: AtomicUsize::new(0),
@@ -78,15 +78,15 @@ impl<T: Tongue> Pool<T> {
     }
 
     /// Asks a worker of its own what it is.
-    pub(crate) async fn probe(tongue: &T) -> Result<T::Ready, Failure> {
-        let (worker, ready) = start(tongue).await?;
+    pub(crate) async fn probe(dialect: &T) -> Result<T::Ready, Failure> {
+        let (worker, ready) = start(dialect).await?;
         worker.end().await;
         Ok(ready)
     }
 
     /// Asks a new worker what it is, and keeps it warm.
     pub(crate) async fn look(&self) -> Result<T::Ready, Failure> {
-        let (worker, ready) = start(&*self.tongue).await?;
+        let (worker, ready) = start(&*self.dialect).await?;
         let told = ready.clone();
         let started = tokio::spawn(std::future::ready(Ok((worker, ready))));
         *self.spare.lock() = Some(self.keep(started));
@@ -97,8 +97,8 @@ impl<T: Tongue> Pool<T> {
     pub(crate) fn warm_up(&self) {
         let mut spare = self.spare.lock();
         if spare.is_none() {
-            let tongue = Arc::clone(&self.tongue);
-            let starting = tokio::spawn(async move { start(&*tongue).await });
+            let dialect = Arc::clone(&self.dialect);
+            let starting = tokio::spawn(async move { start(&*dialect).await });
             *spare = Some(self.keep(starting));
         }
     }
@@ -137,7 +137,7 @@ impl<T: Tongue> Pool<T> {
         if let Ok(slot) = self.slots.try_acquire() {
             return Ok(slot);
         }
-        let _place = Place::take(&self.waiting, self.settings.queue).ok_or_else(|| {
+        let _place = Place::acquire(&self.waiting, self.settings.queue).ok_or_else(|| {
             let PoolSettings { workers, queue, .. } = &self.settings;
             let why = format!(
                 "all {workers} compilers of this node are busy and {queue} requests wait: try \
@@ -150,9 +150,9 @@ impl<T: Tongue> Pool<T> {
     }
 
     async fn run_now(&self, job: &T::Job, limits: &Limits) -> Result<T::Done, Failure> {
-        let (mut worker, ready) = self.take().await?;
-        self.tongue.fits(&ready, job)?;
-        let message = self.tongue.job(job, limits).map_err(unspeakable)?;
+        let (mut worker, ready) = self.worker().await?;
+        self.dialect.fits(&ready, job)?;
+        let message = self.dialect.job(job, limits).map_err(not_encodable)?;
         let compile = async {
             worker.send(&message).await;
             // The next one loads while this one compiles.
@@ -162,7 +162,7 @@ impl<T: Tongue> Pool<T> {
         let answer = timeout(limits.time, compile).await;
         worker.end().await;
         match answer {
-            Ok(Ok(message)) => self.tongue.done(message).map_err(unspeakable)?,
+            Ok(Ok(message)) => self.dialect.done(message).map_err(not_encodable)?,
             Ok(Err(lost)) => Err(lost.into_failure()),
             Err(_) => {
                 let why = format!("the compile was ended after {:?}, its limit", limits.time);
@@ -172,7 +172,7 @@ impl<T: Tongue> Pool<T> {
     }
 
     /// The spare if it is well, else a new worker.
-    async fn take(&self) -> Result<(Worker, T::Ready), Failure> {
+    async fn worker(&self) -> Result<(Worker, T::Ready), Failure> {
         let spare = self.spare.lock().take();
         if let Some(Spare { worker, expiry }) = spare {
             drop(expiry);
@@ -185,19 +185,19 @@ impl<T: Tongue> Pool<T> {
                 Err(e) => tracing::warn!("start a spare compiler process: {e}"),
             }
         }
-        start(&*self.tongue).await
+        start(&*self.dialect).await
     }
 }
 
 /// Starts a worker and waits until it has loaded its compiler.
-async fn start<T: Tongue>(tongue: &T) -> Result<(Worker, T::Ready), Failure> {
-    let mut worker = Worker::start(tongue.launch())?;
-    worker.send(&tongue.hello().map_err(unspeakable)?).await;
+async fn start<T: Dialect>(dialect: &T) -> Result<(Worker, T::Ready), Failure> {
+    let mut worker = Worker::start(dialect.launch())?;
+    worker.send(&dialect.hello().map_err(not_encodable)?).await;
     match timeout(T::START_LIMIT, worker.receive()).await {
-        Ok(Ok(message)) => Ok((worker, tongue.ready(&message).map_err(unspeakable)??)),
+        Ok(Ok(message)) => Ok((worker, dialect.ready(&message).map_err(not_encodable)??)),
         Ok(Err(lost)) => Err(lost.into_failure()),
         Err(_) => {
-            let (subject, limit) = (tongue.subject(), T::START_LIMIT);
+            let (subject, limit) = (dialect.subject(), T::START_LIMIT);
             let why = format!("{subject} was not loaded within {limit:?}: try again later");
             Err(Failure::new(FailureKind::Busy, why))
         }
@@ -205,7 +205,7 @@ async fn start<T: Tongue>(tongue: &T) -> Result<(Worker, T::Ready), Failure> {
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "for map_err")]
-fn unspeakable(e: std::io::Error) -> Failure {
+fn not_encodable(e: std::io::Error) -> Failure {
     Lost::Garbage(e.to_string()).into_failure()
 }
 
@@ -213,7 +213,7 @@ fn unspeakable(e: std::io::Error) -> Failure {
 struct Place<'a>(&'a AtomicUsize);
 
 impl<'a> Place<'a> {
-    fn take(waiting: &'a AtomicUsize, most: usize) -> Option<Self> {
+    fn acquire(waiting: &'a AtomicUsize, most: usize) -> Option<Self> {
         let one_more = |n| (n < most).then_some(n + 1);
         waiting.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more).ok()?;
         Some(Self(waiting))

@@ -14,7 +14,7 @@ use super::{
 use crate::compiler::Limits;
 
 /// One kind of worker: NVRTC's, Inductor's.
-pub(crate) trait Tongue: std::fmt::Debug + Send + Sync + 'static {
+pub(crate) trait Dialect: std::fmt::Debug + Send + Sync + 'static {
     /// What a worker says of itself once its compiler is loaded.
     type Ready: Clone + Send + Sync + 'static;
     /// What it is asked to do.
@@ -61,7 +61,7 @@ impl Nvrtc {
     }
 }
 
-impl Tongue for Nvrtc {
+impl Dialect for Nvrtc {
     type Ready = Ready;
     type Job = Program;
     type Done = Compiled;

@@ -12,7 +12,7 @@ use prost::Message;
 use super::source;
 use crate::compiler::{
     Limits,
-    worker::{Answer, Launch, Tongue},
+    worker::{Answer, Dialect, Launch},
 };
 
 /// What a compiler and its libraries are found by.
@@ -71,7 +71,7 @@ impl Snake {
     }
 }
 
-impl Tongue for Snake {
+impl Dialect for Snake {
     type Ready = Vec<Fingerprint>;
     type Job = Job;
     type Done = Done;
