@@ -4,7 +4,7 @@
 
 use std::{net::SocketAddr, path::Path, time::Duration};
 
-use kiln_proto::MAX_PACK_BYTES;
+use kiln_proto::{MAX_PACK_BYTES, NAMESPACE_RULE, is_namespace};
 
 use super::{Config, ConfigError, Copies, MIB};
 
@@ -140,8 +140,12 @@ impl Config {
         if compile.memory_limit < 256 * MIB {
             wrong.push("compile.memory_limit is below 256 MiB, in which NVRTC cannot start".into());
         }
-        if self.namespace.default.is_empty() {
-            wrong.push("namespace.default is empty: name one, such as \"default\"".into());
+        match &*self.namespace.default {
+            "" => wrong.push("namespace.default is empty: name one, such as \"default\"".into()),
+            name if !is_namespace(name) => {
+                wrong.push(format!("namespace.default is {name:?}: it has {NAMESPACE_RULE}"));
+            }
+            _ => {}
         }
         if self.data_dir.as_os_str().is_empty() {
             wrong.push("data_dir is empty: name a folder".into());
@@ -210,7 +214,7 @@ mod tests {
     #[test]
     fn what_cannot_work_is_refused_with_what_to_do() {
         type Change = fn(&mut Config);
-        let cases: [(Change, &str); 20] = [
+        let cases: [(Change, &str); 23] = [
             (|c| c.http_listen = c.grpc_listen, "its own port"),
             (|c| c.grpc_listen = ([0, 0, 0, 0], 7400).into(), "set `advertise`"),
             (|c| c.advertise = Some("http://a".into()), "without scheme"),
@@ -231,6 +235,9 @@ mod tests {
             (|c| c.resp_listen = Some(([10, 0, 0, 5], 7403).into()), "resp.users"),
             (|c| c.resp.max_value = 0, "resp.max_value"),
             (|c| c.resp.families = vec!["a:*".into()], "PATTERN=DURATION"),
+            (|c| c.namespace.default = String::new(), "namespace.default is empty"),
+            (|c| c.namespace.default = "a team".into(), "namespace.default is \"a team\""),
+            (|c| c.namespace.default = "a".repeat(65), "at most 64 letters"),
         ];
         for (change, told) in cases {
             let error = refused(change);
