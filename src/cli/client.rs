@@ -5,17 +5,15 @@
 
 use std::time::Duration;
 
-use kiln_proto::pb::kiln_client::KilnClient;
+use kiln_proto::{MAX_MESSAGE_BYTES, pb::kiln_client::KilnClient};
 use tonic::transport::{Channel, Endpoint};
 
-use super::CliError;
+use super::{CliError, output};
 
 pub(crate) const DEFAULT_ENDPOINT: &str = "http://127.0.0.1:7400";
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// A node that died without a word is noticed after this and the next time-out.
 const KEEP_ALIVE: Duration = Duration::from_secs(2);
-/// Sources and answers are bounded by the node; this only guards the client.
-const LARGEST_MESSAGE: usize = 256 << 20;
 
 /// The nodes that the command line names.
 #[derive(Debug, Clone, clap::Args)]
@@ -84,9 +82,19 @@ impl Endpoints {
     async fn reach(endpoint: &Endpoint) -> Result<Client, String> {
         let channel = endpoint.connect().await.map_err(|e| innermost(&e))?;
         Ok(KilnClient::new(channel)
-            .max_decoding_message_size(LARGEST_MESSAGE)
-            .max_encoding_message_size(LARGEST_MESSAGE))
+            .max_decoding_message_size(MAX_MESSAGE_BYTES)
+            .max_encoding_message_size(MAX_MESSAGE_BYTES))
     }
+}
+
+/// Refuses a request, made of `what`, that no node takes, before one is asked.
+pub(crate) fn check_size(request: &impl prost::Message, what: &str) -> Result<(), CliError> {
+    let size = request.encoded_len();
+    if size <= MAX_MESSAGE_BYTES {
+        return Ok(());
+    }
+    let (size, most) = (output::size(size as u64), output::size(MAX_MESSAGE_BYTES as u64));
+    Err(CliError::Usage(format!("{what} is too large: {size}, and a node takes at most {most}")))
 }
 
 /// "connection refused" rather than the library's "transport error".

@@ -13,7 +13,7 @@ use anyhow::Context;
 use clap::{Args, ValueEnum};
 use kiln_proto::{Target, pb};
 
-use super::{CliError, NamespaceArgs, includes};
+use super::{CliError, NamespaceArgs, client::check_size, includes};
 
 /// Every zip archive, so every torch.export archive, starts with this.
 const ZIP_MAGIC: &[u8] = b"PK\x03\x04";
@@ -124,7 +124,7 @@ impl SourceArgs {
             None => self.cuda(name, std::fs::read(file).with_context(reading(file))?, file)?,
         };
         let options = self.options.iter().cloned();
-        Ok(pb::CompileRequest {
+        let request = pb::CompileRequest {
             targets: self.targets.iter().map(|target| (*target).into()).collect(),
             backend: self.backend.name().into(),
             options: options.map(|(name, value)| pb::Field { name, value }).collect(),
@@ -133,7 +133,9 @@ impl SourceArgs {
             deadline_ms: 0,
             forwarded: false,
             source: Some(source),
-        })
+        };
+        check_size(&request, &format!("{} with what it includes", file.display()))?;
+        Ok(request)
     }
 
     fn program(
@@ -244,6 +246,20 @@ mod tests {
         fs::write(&file, [ZIP_MAGIC, b"rest"].concat()).unwrap();
         let refused = parse("probe").request(&file).unwrap_err();
         assert_eq!(refused.exit_code(), 11, "{refused}");
+    }
+
+    #[test]
+    fn what_no_node_takes_is_refused_before_one_is_asked() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("large.cu");
+        let holds = |bytes: usize| File::create(&file).unwrap().set_len(bytes as u64).unwrap();
+        holds(kiln_proto::MAX_MESSAGE_BYTES);
+        let refused = parse("probe").request(&file).unwrap_err();
+        assert_eq!(refused.exit_code(), 2, "{refused}");
+        let told = refused.to_string();
+        assert!(told.contains("large.cu") && told.contains("at most 64.0 MiB"), "{told}");
+        holds(1 << 20);
+        assert!(parse("probe").request(&file).is_ok());
     }
 
     #[test]
