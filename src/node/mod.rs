@@ -27,7 +27,13 @@ use tokio_util::sync::CancellationToken;
 
 pub use self::error::NodeError;
 use self::{listeners::Listeners, services::Services, storage::Storage};
-use crate::{config::Config, identity, manager::Manager, service::http, transfer::SocketFile};
+use crate::{
+    config::Config,
+    identity,
+    manager::Manager,
+    service::{Readiness, http},
+    transfer::SocketFile,
+};
 
 /// How long a stopping node waits for calls in progress.
 const DRAIN: Duration = Duration::from_secs(10);
@@ -91,8 +97,9 @@ impl Node {
         let (listeners, http) = Listeners::bind(&config).await?;
         let page = serve_http(http, metrics, &mut tasks);
         let storage = Storage::open(&config, signing, listeners.facts.clone()).await?;
-        let cluster = page.cluster.get_or_init(|| storage.cluster.clone()).clone();
-        let services = Services::start(&config, listeners, storage, &mut tasks).await?;
+        let (cluster, readiness) = (storage.cluster.clone(), page.readiness);
+        readiness.has_storage(cluster.clone());
+        let services = Services::start(&config, listeners, storage, &readiness, &mut tasks).await?;
 
         let Services { ready, manager, sockets } = services;
         tracing::info!(node = ready.id, grpc = %ready.grpc, "ready");
@@ -128,7 +135,7 @@ impl Node {
 
 /// Whether this process lives is answered before its storage is open.
 fn serve_http(listener: TcpListener, metrics: PrometheusHandle, tasks: &mut Tasks) -> http::Http {
-    let page = http::Http { cluster: Arc::default(), metrics };
+    let page = http::Http { readiness: Readiness::default(), metrics };
     let serving = http::serve(listener, page.clone(), tasks.stop.clone());
     tasks.spawn(async move {
         if let Err(e) = serving.await {

@@ -9,7 +9,6 @@ use kiln_cluster::{Cluster, Index, NodeFacts};
 use kiln_proto::{MAX_MESSAGE_BYTES, NodeId, pb, pb::kiln_server::KilnServer};
 use tokio::net::{TcpListener, UnixListener};
 use tonic::service::Routes;
-use tonic_health::server::HealthReporter;
 
 use super::{
     NodeError, ReadyInfo, Tasks, bytes, descriptors::GRPC_CONNECTIONS, follow,
@@ -20,7 +19,7 @@ use crate::{
     config::Config,
     manager::{self, Fetcher, Manager, Reporter},
     net, resp,
-    service::{self, api},
+    service::{self, Readiness, api},
     transfer::{self, ClientSettings, PeerClient, Provider, ServerSettings, SocketFile},
     warmup,
 };
@@ -57,11 +56,12 @@ impl Services {
         config: &Config,
         listeners: Listeners,
         storage: Storage,
+        readiness: &Readiness,
         tasks: &mut Tasks,
     ) -> Result<Self, NodeError> {
         let Listeners { grpc, transfer, resp, resp_address, facts: _ } = listeners;
         let Storage { tiers, compilers, cluster, routes, facts } = storage;
-        let (api, health) = serve_grpc(grpc, routes, tasks).await?;
+        let api = serve_grpc(grpc, routes, readiness, tasks)?;
 
         let identity = cluster.start().await?;
         let (node, index, reporter) = (identity.node, cluster.index(), Reporter::default());
@@ -103,7 +103,7 @@ impl Services {
             default_namespace: config.namespace.default.clone(),
             counters: vec![manager.counters().clone(), resp_counters],
         });
-        health.set_serving::<KilnServer<api::Api>>().await;
+        readiness.has_services();
         let ready = ReadyInfo {
             id: node,
             grpc: facts.grpc,
@@ -118,14 +118,14 @@ impl Services {
 }
 
 /// Serves peers, and clients with "still joining" until the API is opened.
-async fn serve_grpc(
+fn serve_grpc(
     listener: TcpListener,
     routes: Routes,
+    readiness: &Readiness,
     tasks: &mut Tasks,
-) -> Result<(api::Api, HealthReporter), NodeError> {
+) -> Result<api::Api, NodeError> {
     let api = api::Api::default();
-    let (health, health_service) = tonic_health::server::health_reporter();
-    health.set_not_serving::<KilnServer<api::Api>>().await;
+    let health = readiness.service(tasks.stop.clone());
     let reflection = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(pb::DESCRIPTOR_SET)
         .build_v1()
@@ -134,7 +134,7 @@ async fn serve_grpc(
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
         .max_encoding_message_size(MAX_MESSAGE_BYTES);
     let kiln = service::Counted::new(kiln);
-    let routes = routes.add_service(kiln).add_service(health_service).add_service(reflection);
+    let routes = routes.add_service(kiln).add_service(health).add_service(reflection);
     let server = tonic::transport::Server::builder()
         .http2_keepalive_interval(Some(KEEP_ALIVE))
         .add_routes(routes)
@@ -147,7 +147,7 @@ async fn serve_grpc(
             tracing::error!(error = %e, "the gRPC port failed");
         }
     });
-    Ok((api, health))
+    Ok(api)
 }
 
 impl Shared<'_> {

@@ -4,7 +4,7 @@
 //! still about. Ready: it is a member and can read its index; a node that lost quorum
 //! still serves hits, a node that left serves nothing.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use axum::{Json, Router, extract::State, http::StatusCode, routing::get};
 use kiln_cluster::{Cluster, Role};
@@ -13,13 +13,13 @@ use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use crate::error::Error;
+use super::Readiness;
 
 /// What the port reports on.
 #[derive(Clone)]
 pub struct Http {
-    /// This member, once its data folder is open.
-    pub cluster: Arc<OnceLock<Arc<Cluster>>>,
+    /// Whether this node serves clients.
+    pub readiness: Readiness,
     /// Renders the metrics.
     pub metrics: PrometheusHandle,
 }
@@ -56,7 +56,7 @@ fn gauge(cluster: &Cluster) {
 }
 
 async fn metrics_page(State(http): State<Arc<Http>>) -> String {
-    if let Some(cluster) = http.cluster.get() {
+    if let Some(cluster) = http.readiness.cluster() {
         gauge(cluster);
     }
     http.metrics.run_upkeep();
@@ -64,7 +64,7 @@ async fn metrics_page(State(http): State<Arc<Http>>) -> String {
 }
 
 async fn ready(State(http): State<Arc<Http>>) -> (StatusCode, Json<Value>) {
-    let Some(cluster) = http.cluster.get() else {
+    let Some(cluster) = http.readiness.cluster() else {
         return (StatusCode::SERVICE_UNAVAILABLE, Json(json!({ "node": null, "role": "waiting" })));
     };
     let status = cluster.status();
@@ -72,12 +72,8 @@ async fn ready(State(http): State<Arc<Http>>) -> (StatusCode, Json<Value>) {
         "node": status.node, "role": super::wire::role(cluster, status.role),
         "leader": status.leader, "quorum": status.quorum, "applied": status.applied,
     });
-    let reason = match status.node {
-        None => Some("this node is still joining".to_owned()),
-        Some(_) if cluster.has_left() => Some(Error::Left.to_string()),
-        // Without quorum the node still answers from what it has: ready for reads.
-        Some(_) => return (StatusCode::OK, Json(body)),
-    };
+    // Without quorum the node still answers from what it has: ready for reads.
+    let Some(reason) = http.readiness.why_not() else { return (StatusCode::OK, Json(body)) };
     body["reason"] = json!(reason);
     (StatusCode::SERVICE_UNAVAILABLE, Json(body))
 }

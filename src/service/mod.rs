@@ -7,6 +7,7 @@ pub mod api;
 mod compile;
 mod explain;
 mod fetch;
+mod health;
 pub mod http;
 mod leases;
 mod messages;
@@ -16,4 +17,4 @@ mod restore;
 mod status;
 mod wire;
 
-pub use self::{messages::Counted, parts::Parts};
+pub use self::{health::Readiness, messages::Counted, parts::Parts};

@@ -4,12 +4,15 @@
 use std::process::Output;
 
 use kiln::transfer::{ClientSettings, LocalClient};
-use kiln_proto::{ArtifactKey, pb, value};
-use tokio::process::Command;
-use tonic::{Code, Status};
+use kiln_proto::{ArtifactKey, pb, pb::kiln_server::SERVICE_NAME, value};
+use tokio::{process::Command, time::timeout};
+use tonic::{Code, Status, transport::Channel};
+use tonic_health::pb::{
+    HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
+};
 
 use crate::{
-    harness::{NAMESPACE, TestCluster, TestNode, bytes_of, eventually, http, kind, saxpy},
+    harness::{NAMESPACE, SOON, TestCluster, TestNode, bytes_of, eventually, http, kind, saxpy},
     redis::{Redis, integer, text},
 };
 
@@ -19,6 +22,17 @@ async fn kiln(arguments: &[&str], nodes: &[&TestNode]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_kiln"));
     command.args(arguments).args(["--json", "--endpoint", &endpoints.join(",")]);
     command.output().await.unwrap()
+}
+
+async fn health_client(node: &TestNode) -> HealthClient<Channel> {
+    let endpoint = format!("http://{}", node.config.grpc_listen);
+    HealthClient::new(Channel::from_shared(endpoint).unwrap().connect().await.unwrap())
+}
+
+/// What gRPC's health service says of `service`.
+async fn health(node: &TestNode, service: &str) -> Result<ServingStatus, Status> {
+    let request = HealthCheckRequest { service: service.into() };
+    Ok(health_client(node).await.check(request).await?.into_inner().status())
 }
 
 /// What every call of the API but Status answers.
@@ -61,6 +75,10 @@ async fn answers_as_one_that_left(left: &TestNode, member: &TestNode, key: &Arti
     let (code, page) = http(left, "/readyz").await;
     assert_eq!(code, 503, "{page}");
     assert!(page.contains("left the cluster") && page.contains("removed"), "{page}");
+    for service in ["", SERVICE_NAME] {
+        assert_eq!(health(left, service).await.unwrap(), ServingStatus::NotServing, "{service:?}");
+        assert_eq!(health(member, service).await.unwrap(), ServingStatus::Serving, "{service:?}");
+    }
 
     for (call, answer) in refusals(left, key).await {
         let refused = answer.expect_err(call);
@@ -115,8 +133,16 @@ async fn filled() -> (TestCluster, ArtifactKey) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_that_leaves_serves_nothing_and_says_so() {
     let (mut cluster, key) = filled().await;
+    let watch = HealthCheckRequest { service: SERVICE_NAME.into() };
+    let watched = health_client(&cluster.nodes[2]).await.watch(watch).await.unwrap();
+    let mut watched = watched.into_inner();
+    assert_eq!(watched.message().await.unwrap().unwrap().status(), ServingStatus::Serving);
+    let unknown = health(&cluster.nodes[2], "no.such.Service").await.unwrap_err();
+    assert_eq!(unknown.code(), Code::NotFound);
     let left = kiln(&["cluster", "leave"], &[&cluster.nodes[2]]).await;
     assert!(left.status.success(), "{left:?}");
+    let changed = timeout(SOON, watched.message()).await.expect("who watches is told");
+    assert_eq!(changed.unwrap().unwrap().status(), ServingStatus::NotServing);
     answers_as_one_that_left(&cluster.nodes[2], &cluster.nodes[0], &key).await;
     // Its data folder is that of a node that left, whenever it is started.
     cluster.nodes[2].terminate().await;
