@@ -168,7 +168,10 @@ pub(crate) async fn hand_over(leader: &Leader) {
         return;
     }
     let moved = running.raft.wait(Some(leader.timings.election_max));
-    if let Err(e) = moved.metrics(|m| m.current_leader != Some(me), "another leader").await {
+    if let Err(e) = moved
+        .metrics(|m| m.current_leader.is_some_and(|leader| leader != me), "another leader")
+        .await
+    {
         tracing::warn!(error = %e, "the leadership was not taken over");
     }
 }

@@ -27,10 +27,20 @@ async fn a_leader_that_stops_hands_over_first() {
     let mut cluster = TestCluster::start(3).await;
     cluster.nodes[0].publish("before", b"pack").await.unwrap();
     let leader = cluster.wait_leader().await;
-    cluster.nodes.remove(leader).stop().await;
-    // An election of its own would take at least `election_min` from here.
-    let leads = |n: &crate::harness::Node| n.cluster.status().role == kiln_cluster::Role::Leader;
-    assert!(cluster.nodes.iter().any(leads), "nobody leads");
+    let old = cluster.nodes.remove(leader);
+    let term = old.cluster.status().term;
+    old.cluster.shutdown().await;
+    // It heard of its heir before it stopped: nobody's time had to run out for that.
+    let last = old.cluster.status();
+    let heir = last.leader.filter(|heir| *heir != old.id());
+    assert!(heir.is_some() && last.term == term + 1, "{last:?}");
+    wait_for("the heir to lead", async || {
+        let heir = cluster.nodes.iter().find(|node| Some(node.id()) == heir)?;
+        let status = heir.cluster.status();
+        (status.role == kiln_cluster::Role::Leader && status.term == term + 1).then_some(())
+    })
+    .await;
+    old.stop().await;
     cluster.stop().await;
 }
 
