@@ -268,25 +268,25 @@ async fn a_failed_command_publishes_nothing_unless_it_is_to() {
 async fn waiters_go_on_when_the_folder_settles_and_later_files_are_added() {
     let (cluster, bench) = (TestCluster::start(3).await, Bench::new());
     let script = format!(
-        "{WAIT_FOR} mkdir -p $D; : > $H/started; echo 1 > $D/one; echo 2 > $D/two; \
-         wait_for $H/gate; echo 3 > $D/three; wait_for $H/end"
+        "{WAIT_FOR} mkdir -p $D $H/made; : > $H/started; echo 1 > $H/made/one; echo 2 > $H/made/two; \
+         mv $H/made $D/pair; wait_for $H/gate; echo 3 > $D/three; wait_for $H/end"
     );
     let first = bench.start(&grpc(&cluster.nodes[0]), "a", &[], &script);
     eventually("the first command", async || bench.path("started").exists().then_some(())).await;
     let second = bench.run(&cluster.nodes[1], "b", &[], "true").await.ok();
-    assert_eq!(paths(&bench.path("b")), ["one", "two"], "{second:?}");
+    assert_eq!(paths(&bench.path("b")), ["pair/one", "pair/two"], "{second:?}");
     // What the second adds stays when the first adds more.
     let fourth = "echo 4 > $D/four";
     let added = bench.run(&cluster.nodes[1], "b", &[], fourth).await.ok();
     assert_eq!((added.outcome(), added.captures()), ("hit", 1), "{added:?}");
     bench.open("gate");
     let all = eventually("the third file", async || {
-        let files = manifest(&cluster.nodes[0], &added.key()).await.files;
+        let files = manifest(&cluster.nodes[2], &added.key()).await.files;
         let files: Vec<_> = files.into_iter().map(|file| file.path).collect();
         files.contains(&"three".to_owned()).then_some(files)
     })
     .await;
-    assert_eq!(all, [".kiln/folder.json", "four", "one", "three", "two"]);
+    assert_eq!(all, [".kiln/folder.json", "four", "pair/one", "pair/two", "three"]);
     bench.open("end");
     first.done().await.ok();
     let third = bench.run(&cluster.nodes[2], "c", &[], "true").await.ok();

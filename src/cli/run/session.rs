@@ -288,7 +288,7 @@ impl Session {
         let began = Instant::now();
         let mut tries = TRIES;
         let (base, mut wanted, fetched) = loop {
-            let base = self.share.lookup(&self.key).await?;
+            let base = self.share.latest(&self.key).await?;
             let has = |path: &str| base.as_ref().is_some_and(|base| capture::has(base, path));
             let mut wanted = changed.clone();
             wanted.retain(|path, seen| self.taken.get(path) != Some(seen) || !has(path));

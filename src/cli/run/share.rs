@@ -53,11 +53,22 @@ pub(crate) enum Acquired {
 impl Share {
     /// The artifact that the asked node's index holds for `key`.
     pub(crate) async fn lookup(&self, key: &ArtifactKey) -> Result<Option<Manifest>, CliError> {
-        let request = pb::LookupRequest {
-            key: bytes(key),
-            linearizable: false,
-            namespace: self.namespace.clone(),
-        };
+        self.look(key, false).await
+    }
+
+    /// The artifact of `key` after every publication so far: what another one is to be
+    /// based on, so that nothing of them is lost.
+    pub(crate) async fn latest(&self, key: &ArtifactKey) -> Result<Option<Manifest>, CliError> {
+        self.look(key, true).await
+    }
+
+    async fn look(
+        &self,
+        key: &ArtifactKey,
+        linearizable: bool,
+    ) -> Result<Option<Manifest>, CliError> {
+        let request =
+            pb::LookupRequest { key: bytes(key), linearizable, namespace: self.namespace.clone() };
         let asked = self.endpoints.attempt(async |mut client| {
             let answer = client.lookup(request.clone()).await;
             answer.map_err(|e| CliError::from_status(&e))
