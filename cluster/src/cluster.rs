@@ -16,6 +16,7 @@ use crate::{
     bootstrap::Bootstrap,
     command::{Command, NodeFacts, Response},
     deadlines::Deadlines,
+    environment::Environment,
     error::ClusterError,
     housekeeping,
     identity::Identity,
@@ -60,17 +61,27 @@ impl Cluster {
     /// Opens the data folder. The routes are to be served at `facts.grpc` before
     /// [`Cluster::start`] is called; local reads work at once.
     pub fn open(settings: Settings, signing: SigningKey) -> Result<(Self, Routes), ClusterError> {
+        Self::open_on(Environment::default(), settings, signing)
+    }
+
+    /// The same on a machine that may be another one than this.
+    pub(crate) fn open_on(
+        machine: Environment,
+        settings: Settings,
+        signing: SigningKey,
+    ) -> Result<(Self, Routes), ClusterError> {
+        let Environment { network, disk, clock } = machine;
         let Settings { data_dir, start, facts, timings, voter } = settings;
         std::fs::create_dir_all(&data_dir)
             .map_err(|e| ClusterError::storage(format!("create {}: {e}", data_dir.display())))?;
-        let store = store::open(&data_dir)?;
+        let store = store::open(&data_dir, &*disk)?;
         let identity = Identity::open(&data_dir, &store)?;
         let applied = store.applied()?.last.map_or(0, |id| id.index);
-        let deadlines = Deadlines::new(timings.lifetimes());
+        let deadlines = Deadlines::new(timings.lifetimes(), clock);
         let watch = Arc::new(Watch::new(&*store, applied, deadlines)?);
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
 
-        let peers: Arc<Peers> = Arc::default();
+        let peers = Arc::new(Peers::new(network));
         let replica = Arc::new(Replica::new(Arc::clone(&store), Arc::clone(&watch)));
         let member = Arc::new(Member::new(timings.clone(), Arc::clone(&peers)));
         let leader = Arc::new(Leader::new(

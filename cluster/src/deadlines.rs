@@ -5,10 +5,7 @@
 //! in which a leader did not run counts for nobody, so a lease whose holder
 //! heartbeats ends only when the holder says so.
 
-use std::{
-    collections::HashMap,
-    time::{Duration, SystemTime, UNIX_EPOCH},
-};
+use std::{collections::HashMap, time::Duration};
 
 use kiln_proto::{ArtifactKey, FailureKind, NodeId, Token};
 use parking_lot::Mutex;
@@ -16,6 +13,7 @@ use tokio::time::Instant;
 
 use crate::{
     codec,
+    environment::WallClock,
     state::Event,
     table::{FailureRecord, LeaseRecord, StateError, Table, View},
 };
@@ -43,16 +41,6 @@ impl Lifetimes {
             _ => self.failure,
         }
     }
-
-    /// When a failure of `kind` that happens now is lifted, in Unix milliseconds.
-    pub(crate) fn until_unix_ms(&self, kind: FailureKind) -> u64 {
-        let until = now_unix() + self.of_failure(kind);
-        u64::try_from(until.as_millis()).unwrap_or(u64::MAX)
-    }
-}
-
-fn now_unix() -> Duration {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -77,13 +65,20 @@ pub(crate) struct Due {
 
 /// The live leases and negative entries of the replica, with their deadlines.
 pub(crate) struct Deadlines {
-    pub lifetimes: Lifetimes,
+    lifetimes: Lifetimes,
+    clock: WallClock,
     inner: Mutex<Inner>,
 }
 
 impl Deadlines {
-    pub(crate) fn new(lifetimes: Lifetimes) -> Self {
-        Self { lifetimes, inner: Mutex::default() }
+    pub(crate) fn new(lifetimes: Lifetimes, clock: WallClock) -> Self {
+        Self { lifetimes, clock, inner: Mutex::default() }
+    }
+
+    /// When a failure of `kind` that happens now is lifted, in Unix milliseconds.
+    pub(crate) fn until_unix_ms(&self, kind: FailureKind) -> u64 {
+        let until = (self.clock)() + self.lifetimes.of_failure(kind);
+        u64::try_from(until.as_millis()).unwrap_or(u64::MAX)
     }
 
     /// How often [`Self::due`] wants to be asked.
@@ -117,7 +112,7 @@ impl Deadlines {
     /// Never later than a failure of today would be lifted, whatever clock the
     /// leader had that wrote the entry.
     fn lift_at(&self, until_unix_ms: u64, now: Instant) -> Instant {
-        let left = Duration::from_millis(until_unix_ms).saturating_sub(now_unix());
+        let left = Duration::from_millis(until_unix_ms).saturating_sub((self.clock)());
         now + left.min(self.lifetimes.failure.max(self.lifetimes.resource_failure))
     }
 
@@ -205,12 +200,14 @@ impl Deadlines {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use crate::environment::system_clock;
 
     const TTL: Duration = Duration::from_secs(8);
     const TICK: Duration = Duration::from_secs(1);
 
     fn deadlines() -> Deadlines {
-        Deadlines::new(Lifetimes { lease: TTL, failure: TTL, resource_failure: TTL })
+        let lifetimes = Lifetimes { lease: TTL, failure: TTL, resource_failure: TTL };
+        Deadlines::new(lifetimes, system_clock())
     }
 
     fn key(n: u8) -> ArtifactKey {

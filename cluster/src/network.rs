@@ -20,11 +20,11 @@ use openraft::{
     },
 };
 use serde::{Serialize, de::DeserializeOwned};
-use tonic::{Status, transport::Channel};
+use tonic::Status;
 
 use crate::{
-    pb::{Frame, peer_client::PeerClient},
-    peers::{Peers, frame, to_target, unframe},
+    pb::Frame,
+    peers::{Client, Peers, frame, to_target, unframe},
     quorum::QuorumAge,
     raft::{SnapshotMeta, Types, Vote},
     store::{Owner, SnapshotData},
@@ -68,7 +68,7 @@ fn unreachable(status: &Status) -> RPCError<Types> {
 }
 
 impl Connection {
-    fn client(&self) -> Rpc<PeerClient<Channel>> {
+    fn client(&self) -> Rpc<Client> {
         let address = self.peers.address(self.target.node);
         self.peers.at(address.as_ref().unwrap_or(&self.address)).map_err(|e| unreachable(&e))
     }
@@ -79,10 +79,7 @@ impl Connection {
         kind: RPCTypes,
         option: &RPCOption,
         request: &Q,
-        send: impl AsyncFnOnce(
-            PeerClient<Channel>,
-            tonic::Request<Frame>,
-        ) -> Result<tonic::Response<Frame>, Status>,
+        send: impl AsyncFnOnce(Client, tonic::Request<Frame>) -> Result<tonic::Response<Frame>, Status>,
     ) -> Rpc<A> {
         let client = self.client()?;
         let request =
@@ -160,7 +157,7 @@ impl NetVote<Types> for Connection {
         request: VoteRequest<Types>,
         option: RPCOption,
     ) -> Rpc<VoteResponse<Types>> {
-        let send = async |mut client: PeerClient<Channel>, request| client.vote(request).await;
+        let send = async |mut client: Client, request| client.vote(request).await;
         self.call(RPCTypes::Vote, &option, &request, send).await
     }
 
@@ -169,7 +166,7 @@ impl NetVote<Types> for Connection {
         request: VoteRequest<Types>,
         option: RPCOption,
     ) -> Rpc<VoteResponse<Types>> {
-        let send = async |mut client: PeerClient<Channel>, request| client.pre_vote(request).await;
+        let send = async |mut client: Client, request| client.pre_vote(request).await;
         self.call(RPCTypes::Vote, &option, &request, send).await
     }
 }
@@ -227,8 +224,7 @@ impl NetTransferLeader<Types> for Connection {
         request: TransferLeaderRequest<Types>,
         option: RPCOption,
     ) -> Rpc<TransferLeaderResponse<Types>> {
-        let send =
-            async |mut client: PeerClient<Channel>, request| client.transfer_leader(request).await;
+        let send = async |mut client: Client, request| client.transfer_leader(request).await;
         self.call(RPCTypes::TransferLeader, &option, &request, send).await
     }
 }

@@ -3,7 +3,7 @@
 //! Invariant: a request for a node that another node answers by now is refused
 //! by the receiver: it names its cluster and its target.
 
-use std::{collections::HashMap, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use kiln_proto::NodeId;
@@ -12,7 +12,6 @@ use serde::{Serialize, de::DeserializeOwned};
 use tonic::{
     Request, Status,
     metadata::{Ascii, MetadataMap, MetadataValue},
-    transport::{Channel, Endpoint},
 };
 
 use crate::{
@@ -22,13 +21,11 @@ use crate::{
     pb::{Frame, peer_client::PeerClient},
     rpc::{Assignment, Greeting, OfYou},
     store::Owner,
+    transport::{Connect, Transport},
 };
 
 /// Largest message between nodes, in bytes.
 pub(crate) const MOST_MESSAGE: usize = 80 << 20;
-const CONNECT: Duration = Duration::from_secs(1);
-/// A silent connection is probed, and given up when the probe is not answered.
-const PROBE: Duration = Duration::from_secs(2);
 /// How long the answer to a hello is waited for.
 const HELLO: Duration = Duration::from_secs(2);
 
@@ -41,14 +38,22 @@ const ABSTAINS: &str = "kiln-abstains";
 /// What the node that is asked has of the one that asks.
 const OF_YOU: &str = "kiln-of-you";
 
+/// The client of one node.
+pub(crate) type Client = PeerClient<Transport>;
+
 /// The address book and the channels.
-#[derive(Default)]
 pub(crate) struct Peers {
-    channels: Mutex<HashMap<String, Channel>>,
+    network: Arc<dyn Connect>,
+    channels: Mutex<HashMap<String, Transport>>,
     addresses: Mutex<HashMap<NodeId, String>>,
 }
 
 impl Peers {
+    /// Nobody is known yet; whoever is, is found over `network`.
+    pub(crate) fn new(network: Arc<dyn Connect>) -> Self {
+        Self { network, channels: Mutex::default(), addresses: Mutex::default() }
+    }
+
     /// Notes where a node is.
     pub(crate) fn set_address(&self, node: NodeId, address: &str) {
         self.addresses.lock().insert(node, address.to_owned());
@@ -60,19 +65,12 @@ impl Peers {
     }
 
     /// The client for whoever is at `address`; connects when used.
-    pub(crate) fn at(&self, address: &str) -> Result<PeerClient<Channel>, Status> {
+    pub(crate) fn at(&self, address: &str) -> Result<Client, Status> {
         let mut channels = self.channels.lock();
         let channel = match channels.get(address) {
             Some(channel) => channel.clone(),
             None => {
-                let endpoint = Endpoint::from_shared(format!("http://{address}"))
-                    .map_err(|e| Status::invalid_argument(format!("address {address:?}: {e}")))?
-                    .connect_timeout(CONNECT)
-                    .tcp_nodelay(true)
-                    .http2_keep_alive_interval(PROBE)
-                    .keep_alive_timeout(PROBE)
-                    .keep_alive_while_idle(true);
-                let channel = endpoint.connect_lazy();
+                let channel = self.network.connect(address)?;
                 channels.insert(address.to_owned(), channel.clone());
                 channel
             }

@@ -91,8 +91,7 @@ impl Lead for Fail {
         check_holder(leader, from, &key, token).await?;
         let deadlines = leader.replica.deadlines();
         let command = if failure.kind.follows_from_request() && deadlines.takes_failures() {
-            let lifetimes = deadlines.lifetimes;
-            let until_unix_ms = lifetimes.until_unix_ms(failure.kind);
+            let until_unix_ms = deadlines.until_unix_ms(failure.kind);
             if failure.message.len() > authorize::LONGEST_MESSAGE {
                 let cut = failure.message.floor_char_boundary(authorize::LONGEST_MESSAGE);
                 failure.message.truncate(cut);

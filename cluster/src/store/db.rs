@@ -21,13 +21,11 @@ use rocksdb::{
 };
 use serde::{Serialize, de::DeserializeOwned};
 
-use super::{
-    meta::{self, Applied, META, Owner, Set},
-    sync::Syncer,
-};
+use super::meta::{self, Applied, META, Owner, Set};
 use crate::{
     codec,
     command::NewNode,
+    environment::{Disk, Syncs},
     error::ClusterError,
     table::{Changes, Pairs, StateError, Table, View},
 };
@@ -48,7 +46,7 @@ const LONGEST_WAL: u64 = 128 << 20;
 /// The database of one member.
 pub(crate) struct Store {
     pub(super) db: Arc<DB>,
-    pub(super) syncer: Syncer,
+    pub(super) syncer: Box<dyn Syncs>,
     /// The set that the state is in. Read-locked while it is read, write-locked while
     /// another set takes its place.
     pub(super) live: RwLock<Set>,
@@ -61,7 +59,7 @@ pub(crate) struct Store {
 
 impl Store {
     /// Opens or creates the database below `data_dir`.
-    pub(super) fn open(data_dir: &Path) -> Result<Arc<Self>, ClusterError> {
+    pub(super) fn open(data_dir: &Path, disk: &dyn Disk) -> Result<Arc<Self>, ClusterError> {
         let (dir, incoming) = (data_dir.join("index"), data_dir.join("incoming"));
         std::fs::create_dir_all(&incoming)
             .map_err(|e| ClusterError::storage(format!("create {}: {e}", incoming.display())))?;
@@ -114,7 +112,7 @@ impl Store {
         let db = DB::open_cf_descriptors(&options, &dir, families)
             .map_err(|e| ClusterError::storage(format!("open {}: {e}", dir.display())))?;
         let db = Arc::new(db);
-        let syncer = Syncer::spawn(Arc::clone(&db)).map_err(ClusterError::storage)?;
+        let syncer = disk.syncer(Arc::clone(&db)).map_err(ClusterError::storage)?;
         let live = RwLock::new(Set::A);
         let in_memory = in_memory();
         let store = Self { db, syncer, live, install: Mutex::new(()), in_memory, incoming };

@@ -21,12 +21,13 @@ pub(crate) use self::{
     meta::Owner,
     snapshot::SnapshotData,
     staging::{Part, Staging},
+    sync::SyncThread,
 };
-use crate::error::ClusterError;
+use crate::{environment::Disk, error::ClusterError};
 
-/// Opens or creates the store below `data_dir`.
-pub(crate) fn open(data_dir: &Path) -> Result<Arc<Store>, ClusterError> {
-    let store = Store::open(data_dir)?;
+/// Opens or creates the store below `data_dir`, which is on `disk`.
+pub(crate) fn open(data_dir: &Path, disk: &dyn Disk) -> Result<Arc<Store>, ClusterError> {
+    let store = Store::open(data_dir, disk)?;
     install::recover(&store)?;
     Ok(store)
 }

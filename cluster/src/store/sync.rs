@@ -15,25 +15,26 @@ use std::{
 
 use rocksdb::DB;
 
-type Completion = Box<dyn FnOnce(Result<(), io::Error>) + Send>;
+use crate::environment::{Completion, Syncs};
 
 /// The handle; dropping it ends the thread after what is queued.
-pub(super) struct Syncer {
+pub(crate) struct SyncThread {
     queue: Option<Sender<Completion>>,
     thread: Option<JoinHandle<()>>,
 }
 
-impl Syncer {
-    pub(super) fn spawn(db: Arc<DB>) -> io::Result<Self> {
+impl SyncThread {
+    pub(crate) fn spawn(db: Arc<DB>) -> io::Result<Self> {
         let (queue, requests) = channel();
         let thread = std::thread::Builder::new()
             .name("kiln-wal-sync".into())
             .spawn(move || run(&db, &requests))?;
         Ok(Self { queue: Some(queue), thread: Some(thread) })
     }
+}
 
-    /// Calls `done` once everything written before this call is durable.
-    pub(super) fn after_sync(&self, done: Completion) {
+impl Syncs for SyncThread {
+    fn after_sync(&self, done: Completion) {
         let gone = || io::Error::other("the store is closed");
         match &self.queue {
             None => done(Err(gone())),
@@ -46,7 +47,7 @@ impl Syncer {
     }
 }
 
-impl Drop for Syncer {
+impl Drop for SyncThread {
     fn drop(&mut self) {
         self.queue = None;
         if let Some(thread) = self.thread.take()

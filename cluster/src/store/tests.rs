@@ -23,6 +23,7 @@ use super::{db::LOG, *};
 use crate::{
     command::{Command, NewNode, NodeFacts},
     deadlines::{Deadlines, Lifetimes},
+    environment::{RealDisk, system_clock},
     raft::{Entry, RaftLogId, Types},
     state::tests::commands,
     watch::Watch,
@@ -30,11 +31,19 @@ use crate::{
 
 struct Builder;
 
-fn machine(store: &Arc<Store>) -> Machine {
+fn open(data_dir: &Path) -> Result<Arc<Store>, ClusterError> {
+    super::open(data_dir, &RealDisk)
+}
+
+fn watch(store: &Store) -> Arc<Watch> {
     let hour = std::time::Duration::from_secs(3600);
     let lifetimes = Lifetimes { lease: hour, failure: hour, resource_failure: hour };
-    let watch = Watch::new(&**store, 0, Deadlines::new(lifetimes)).unwrap();
-    Machine::new(Arc::clone(store), Arc::new(watch)).unwrap()
+    let deadlines = Deadlines::new(lifetimes, system_clock());
+    Arc::new(Watch::new(store, 0, deadlines).unwrap())
+}
+
+fn machine(store: &Arc<Store>) -> Machine {
+    Machine::new(Arc::clone(store), watch(store)).unwrap()
 }
 
 impl StoreBuilder<Types, LogStore, Machine, TempDir> for Builder {

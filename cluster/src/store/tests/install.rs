@@ -203,9 +203,7 @@ async fn readers_find_every_entry_and_its_holders_while_snapshots_are_installed(
     const KEYS: u8 = 100;
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path()).unwrap();
-    let hour = std::time::Duration::from_secs(3600);
-    let lifetimes = Lifetimes { lease: hour, failure: hour, resource_failure: hour };
-    let watch = Arc::new(Watch::new(&*store, 0, Deadlines::new(lifetimes)).unwrap());
+    let watch = watch(&store);
     let mut machine = Machine::new(Arc::clone(&store), Arc::clone(&watch)).unwrap();
     let commands = (1..).zip(publications(KEYS)).map(|(index, command)| entry(index, command));
     apply(&mut machine, commands.collect()).await;

@@ -1,0 +1,82 @@
+//! How a request travels to a peer: gRPC over TCP, or whatever a member is opened with.
+//!
+//! Invariant: a transport carries whole gRPC calls, streams of frames both ways, and
+//! knows nothing of what they say.
+
+use std::{
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use tonic::{
+    Status,
+    body::Body,
+    codegen::{BoxFuture, Service, StdError, http},
+    transport::{Channel, Endpoint},
+};
+
+const CONNECT: Duration = Duration::from_secs(1);
+/// A silent connection is probed, and given up when the probe is not answered.
+pub(crate) const PROBE: Duration = Duration::from_secs(2);
+
+/// Makes transports.
+pub(crate) trait Connect: Send + Sync {
+    /// The way to whoever is at `address`; it connects when it is used.
+    fn connect(&self, address: &str) -> Result<Transport, Status>;
+}
+
+/// Carries calls to one address.
+pub(crate) trait Carry: Send + Sync {
+    fn carry(&self, call: http::Request<Body>) -> BoxFuture<http::Response<Body>, StdError>;
+}
+
+/// The way to one address, as a gRPC client takes it.
+#[derive(Clone)]
+pub(crate) struct Transport(Arc<dyn Carry>);
+
+impl Transport {
+    pub(crate) fn new(carry: impl Carry + 'static) -> Self {
+        Self(Arc::new(carry))
+    }
+}
+
+impl Service<http::Request<Body>> for Transport {
+    type Response = http::Response<Body>;
+    type Error = StdError;
+    type Future = BoxFuture<http::Response<Body>, StdError>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), StdError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, call: http::Request<Body>) -> Self::Future {
+        self.0.carry(call)
+    }
+}
+
+/// HTTP/2 over TCP, one connection an address.
+pub(crate) struct Tcp;
+
+impl Connect for Tcp {
+    fn connect(&self, address: &str) -> Result<Transport, Status> {
+        let endpoint = Endpoint::from_shared(format!("http://{address}"))
+            .map_err(|e| Status::invalid_argument(format!("address {address:?}: {e}")))?
+            .connect_timeout(CONNECT)
+            .tcp_nodelay(true)
+            .http2_keep_alive_interval(PROBE)
+            .keep_alive_timeout(PROBE)
+            .keep_alive_while_idle(true);
+        Ok(Transport::new(endpoint.connect_lazy()))
+    }
+}
+
+impl Carry for Channel {
+    fn carry(&self, call: http::Request<Body>) -> BoxFuture<http::Response<Body>, StdError> {
+        let mut channel = self.clone();
+        Box::pin(async move {
+            std::future::poll_fn(|context| channel.poll_ready(context)).await?;
+            Ok(channel.call(call).await?)
+        })
+    }
+}
