@@ -156,19 +156,21 @@ impl Router {
         }
     }
 
-    /// Waits a moment, or until the leader changes.
+    /// Waits a moment, or until a leader is known where none is.
     pub(crate) async fn pause(&self) -> Result<(), ClusterError> {
-        let changed = async {
-            match self.leader() {
-                Some(_) => std::future::pending().await,
-                None => {
-                    let changed = self.member.leadership()?.changed().await;
-                    changed.map_err(ClusterError::unavailable)
-                }
+        let known = async {
+            if self.leader().is_some() {
+                return std::future::pending().await;
             }
+            let mut leadership = self.member.leadership()?;
+            // A new receiver calls what it has not seen a change: only a leader ends this.
+            while self.leader().is_none() {
+                leadership.changed().await.map_err(ClusterError::unavailable)?;
+            }
+            Ok(())
         };
         tokio::select! {
-            changed = changed => changed,
+            known = known => known,
             () = tokio::time::sleep(PAUSE) => Ok(()),
             () = self.stop.cancelled() => Err(ClusterError::unavailable("this node stops")),
         }
