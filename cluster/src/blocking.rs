@@ -11,3 +11,8 @@ pub(crate) async fn run<T: Send + 'static>(
 ) -> io::Result<T> {
     tokio::task::spawn_blocking(work).await.map_err(io::Error::other)
 }
+
+/// Starts `work`, which hands over what it reads through a channel.
+pub(crate) fn start(work: impl FnOnce() + Send + 'static) {
+    drop(tokio::task::spawn_blocking(work));
+}

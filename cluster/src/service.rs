@@ -15,6 +15,7 @@ use tonic::{Request, Response, Status, Streaming};
 use crate::{
     bootstrap::Bootstrap,
     command::{Candidate, Command, NewNode},
+    error::io_error,
     leader::Leader,
     member::{Member, Running},
     pb::{Frame, peer_server::Peer},
@@ -23,7 +24,7 @@ use crate::{
     requests,
     router::Router,
     rpc::{Acquire, Answer, Join, Outcome, Progress, Unanswered},
-    store::{Part, SnapshotData, Staging, Store},
+    store::{SnapshotData, Staging, Store},
 };
 
 /// Longest wait that an acquire may ask for.
@@ -122,21 +123,19 @@ impl Peer for Service {
         let cut = || Status::aborted("the snapshot ended too soon");
         let header = frames.message().await?.ok_or_else(cut)?;
         let (vote, meta): (Vote, SnapshotMeta) = unframe(&header)?;
-        let (parts, received) = mpsc::channel(4);
-        let (dir, of) = (self.store.incoming().to_owned(), meta.clone());
-        let staging = tokio::task::spawn_blocking(move || Staging::receive(&dir, &of, received));
-        loop {
-            let frame = frames.message().await?.ok_or_else(cut)?;
-            self.member.note_contact(Duration::from_millis(frame.quorum_age_ms));
-            let chunk = frame.body;
-            let end = chunk.is_empty();
-            let part = if end { Part::End } else { Part::Chunk(chunk) };
-            // It takes no more only when it failed, and then says why.
-            if parts.send(part).await.is_err() || end {
-                break;
+        let member = Arc::clone(&self.member);
+        // An empty frame marks the end: a stream that ends without it was cut.
+        let chunks = futures::stream::try_unfold(frames, move |mut frames| {
+            let member = Arc::clone(&member);
+            async move {
+                let frame = frames.message().await.transpose().unwrap_or_else(|| Err(cut()));
+                let Frame { body, quorum_age_ms } = frame.map_err(io_error)?;
+                member.note_contact(Duration::from_millis(quorum_age_ms));
+                Ok((!body.is_empty()).then_some((body, frames)))
             }
-        }
-        let staged = staging.await.map_err(status)?;
+        });
+        let incoming = self.store.incoming().to_owned();
+        let staged = Staging::receive(incoming, meta.clone(), chunks).await;
         let snapshot = SnapshotData::Staged(staged.map_err(status)?);
         let installed = raft.install_full_snapshot(vote, Snapshot { meta, snapshot }).await;
         reply(&installed.map_err(status)?)

@@ -20,7 +20,7 @@ pub(crate) use self::{
     machine::Machine,
     meta::Owner,
     snapshot::SnapshotData,
-    staging::{Part, Staging},
+    staging::Staging,
     sync::SyncThread,
 };
 use crate::{environment::Disk, error::ClusterError};

@@ -4,10 +4,12 @@
 
 use std::{io, sync::Arc};
 
+use futures::StreamExt;
 use kiln_proto::Digest;
 use openraft::{Snapshot, alias};
 use rocksdb::IteratorMode;
 use tokio::sync::{mpsc, oneshot};
+use tokio_stream::wrappers::ReceiverStream;
 
 use super::{
     db::Store,
@@ -46,7 +48,7 @@ pub(super) async fn of_now(
     let (send_meta, meta) = oneshot::channel();
     let (chunks, data) = mpsc::channel(4);
     // Goes on while the snapshot is sent.
-    tokio::task::spawn_blocking(move || {
+    blocking::start(move || {
         let (view, set) = {
             let live = store.live.read_recursive();
             (store.db.snapshot(), *live)
@@ -127,16 +129,9 @@ impl SnapshotData {
     pub(super) async fn stage(self, store: &Store, meta: &SnapshotMeta) -> io::Result<Staged> {
         match self {
             Self::Staged(staged) => Ok(staged),
-            Self::Live(mut chunks) => {
-                let (dir, meta) = (store.incoming().to_owned(), meta.clone());
-                let staging = move || {
-                    let mut staging = Staging::create(&dir, &meta)?;
-                    while let Some(chunk) = chunks.blocking_recv() {
-                        staging.push(&chunk?)?;
-                    }
-                    staging.finish()
-                };
-                blocking::run(staging).await?
+            Self::Live(chunks) => {
+                let chunks = ReceiverStream::new(chunks).map(|chunk| Ok(chunk?.into()));
+                Staging::receive(store.incoming().to_owned(), meta.clone(), chunks).await
             }
         }
     }

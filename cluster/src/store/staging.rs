@@ -1,18 +1,19 @@
 //! A snapshot from another node, as a file until it is installed.
 //!
 //! Invariant: a [`Staged`] file is complete and durable; its reader reaches the end
-//! only if every byte is as it was written. All of this blocks: call it off the runtime.
+//! only if every byte is as it was written. All but [`Staging::receive`] blocks.
 
 use std::{
     fs::File,
     io::{self, BufReader, BufWriter, Read, Write},
     path::{Path, PathBuf},
+    pin::pin,
 };
 
 use bytes::Bytes;
-use tokio::sync::mpsc;
+use futures::{Stream, StreamExt};
 
-use crate::{codec, error::io_error, raft::SnapshotMeta};
+use crate::{blocking, codec, error::io_error, raft::SnapshotMeta};
 
 /// Largest record or chunk that is taken from another node, in bytes.
 const MOST_CHUNK: usize = 64 << 20;
@@ -32,13 +33,6 @@ impl Drop for Staged {
             tracing::warn!(path = %self.path.display(), error = %e, "cannot remove a snapshot");
         }
     }
-}
-
-/// A part of a snapshot, as it arrives.
-pub(crate) enum Part {
-    Chunk(Bytes),
-    /// There is no more: the snapshot is complete.
-    End,
 }
 
 /// A snapshot that is being received.
@@ -61,21 +55,19 @@ impl Staging {
         Ok(staging)
     }
 
-    /// Receives a whole snapshot into `dir`. A channel that is closed before
-    /// [`Part::End`] is an error, and leaves no file.
-    pub(crate) fn receive(
-        dir: &Path,
-        meta: &SnapshotMeta,
-        mut parts: mpsc::Receiver<Part>,
+    /// Receives a whole snapshot into `dir`. An error among its chunks leaves no file.
+    pub(crate) async fn receive(
+        dir: PathBuf,
+        meta: SnapshotMeta,
+        chunks: impl Stream<Item = io::Result<Bytes>>,
     ) -> io::Result<Staged> {
-        let mut staging = Self::create(dir, meta)?;
-        loop {
-            match parts.blocking_recv() {
-                Some(Part::Chunk(chunk)) => staging.push(&chunk)?,
-                Some(Part::End) => return staging.finish(),
-                None => return Err(io::Error::other("the snapshot ended too soon")),
-            }
+        let mut chunks = pin!(chunks);
+        let mut staging = blocking::run(move || Self::create(&dir, &meta)).await??;
+        while let Some(chunk) = chunks.next().await {
+            let chunk = chunk?;
+            staging = blocking::run(move || staging.push(&chunk).map(|()| staging)).await??;
         }
+        blocking::run(move || staging.finish()).await?
     }
 
     /// Adds one chunk.
