@@ -37,6 +37,8 @@ mod router;
 mod rpc;
 mod service;
 mod settings;
+#[cfg(test)]
+mod sim;
 mod state;
 mod status;
 mod store;

@@ -1,0 +1,456 @@
+//! What clients do all through a run, and what they may rightly expect.
+//!
+//! Invariant: every call is bounded by what the crate promises; a call whose member died is
+//! of unknown outcome, and no other is forgotten.
+
+use std::{
+    collections::BTreeMap,
+    future::Future,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use kiln_proto::{
+    ArtifactKey, Component, Components, Digest, FileEntry, Fingerprint, KeyField, Manifest,
+    SignedManifest, Target, Token, value,
+};
+use parking_lot::Mutex;
+use tokio::time::Instant;
+
+use super::{
+    chance::Chance,
+    fleet::{Fleet, Running, timings},
+    history::{Ask, History, Pack, Told},
+    network::Host,
+};
+use crate::{
+    AccessReport, Acquired, Asked, ClusterError, Entry, Lease, Published, Put, PutMode, Retired,
+};
+
+/// Between two uses of one set of keys and the next.
+const KEYS_CHANGE: Duration = Duration::from_secs(6);
+/// What a promised bound may be passed by: timers and the last steps.
+const SLACK: Duration = Duration::from_millis(500);
+
+/// What all clients of a run share.
+pub(super) struct Clients {
+    pub fleet: Arc<Fleet>,
+    pub history: History,
+    seen: Mutex<Seen>,
+    packs: AtomicU64,
+    clients: AtomicU64,
+    start: Instant,
+}
+
+/// What was seen, by anyone, of things that must not change.
+#[derive(Default)]
+struct Seen {
+    /// Digests of packs by their numbers.
+    packs: BTreeMap<Digest, Pack>,
+    /// The pack of each epoch of each key.
+    epochs: BTreeMap<(String, u64), Pack>,
+    /// The greatest epoch and applied index that each incarnation showed.
+    local: BTreeMap<(u64, String), u64>,
+    applied: BTreeMap<u64, u64>,
+    /// Tokens that were granted, with the call that each was granted to.
+    tokens: BTreeMap<(String, Token), u64>,
+}
+
+/// How a call of a client ended.
+enum Ended<T> {
+    Answered(Result<T, ClusterError>),
+    /// Its member died.
+    Died,
+}
+
+/// One client.
+pub(super) struct Client {
+    all: Arc<Clients>,
+    chance: Chance,
+    number: u32,
+    host: Host,
+}
+
+impl Clients {
+    pub(super) fn new(fleet: Arc<Fleet>) -> Arc<Self> {
+        Arc::new(Self {
+            fleet,
+            history: History::default(),
+            seen: Mutex::default(),
+            packs: AtomicU64::new(1),
+            clients: AtomicU64::new(0),
+            start: Instant::now(),
+        })
+    }
+
+    /// One more client, of the member on `host`.
+    pub(super) fn client(self: &Arc<Self>, host: Host, chance: Chance) -> Client {
+        let number = self.clients.fetch_add(1, Ordering::Relaxed);
+        let number = u32::try_from(number).unwrap_or(u32::MAX);
+        Client { all: Arc::clone(self), chance, number, host }
+    }
+
+    /// Bytes that nothing else has.
+    fn new_pack(&self) -> (Pack, Digest) {
+        let pack = self.packs.fetch_add(1, Ordering::Relaxed);
+        let digest = Digest::of(&pack.to_be_bytes());
+        self.seen.lock().packs.insert(digest, pack);
+        (pack, digest)
+    }
+
+    pub(super) fn pack(&self, digest: &Digest) -> Pack {
+        self.seen.lock().packs.get(digest).copied().unwrap_or(0)
+    }
+
+    /// An entry was shown to someone: an epoch has one artifact, whoever looks.
+    fn saw(&self, key: &str, entry: &Entry) {
+        let pack = self.pack(&entry.pack);
+        let mut seen = self.seen.lock();
+        let known = *seen.epochs.entry((key.to_owned(), entry.epoch)).or_insert(pack);
+        drop(seen);
+        if known != pack || pack == 0 {
+            let epoch = entry.epoch;
+            self.violation(format!("epoch {epoch} of {key} has packs {known} and {pack}"));
+        }
+    }
+
+    fn violation(&self, what: String) {
+        self.fleet.trace.violation(what);
+    }
+
+    /// What one member shows never goes back while it runs.
+    async fn look(&self, member: &Running, key: &str) {
+        let (of, name) = (member.incarnation, key.to_owned());
+        let found = member.index.lookup(&key_of(key)).await;
+        let applied = member.index.applied();
+        let entry = match found {
+            Ok(entry) => entry,
+            Err(e) => return self.violation(format!("a local read failed: {e}")),
+        };
+        let mut seen = self.seen.lock();
+        let last = seen.applied.insert(of, applied).unwrap_or(0);
+        let epoch = entry.as_ref().map(|entry| entry.epoch);
+        let shown = seen.local.entry((of, name)).or_default();
+        let before = *shown;
+        *shown = before.max(epoch.unwrap_or(0));
+        drop(seen);
+        if last > applied || epoch.is_some_and(|epoch| epoch < before) {
+            self.violation(format!(
+                "incarnation {of} went back: index {last} to {applied}, {key} {before} to {epoch:?}"
+            ));
+        }
+        if let Some(entry) = entry {
+            self.saw(key, &entry);
+        }
+    }
+}
+
+/// Of a name, `v...` is a key that may be overwritten, any other one that is compiled.
+fn components(name: &str) -> Components {
+    match name.starts_with('v') {
+        true => value::components("", name.as_bytes()),
+        false => Components::new(vec![Component::new("graph", vec![KeyField::new("name", name)])]),
+    }
+}
+
+pub(super) fn key_of(name: &str) -> ArtifactKey {
+    components(name).key()
+}
+
+fn manifest(name: &str, digest: Digest) -> Manifest {
+    if name.starts_with('v') {
+        return value::manifest("", name.as_bytes(), digest, 8, 1.0);
+    }
+    let components = components(name);
+    Manifest {
+        key: components.key(),
+        namespace: String::new(),
+        components,
+        fingerprint: Fingerprint::new("cuda", [("nvrtc", "13.0")]),
+        target: Target::cubin(90),
+        files: vec![FileEntry { path: "module.cubin".into(), offset: 0, size: 8, digest }],
+        pack_digest: digest,
+        pack_size: 8,
+        producer: 0,
+        compile_seconds: 1.5,
+        created_unix_ms: 1,
+        label: name.into(),
+    }
+}
+
+/// The longest that one request for the leader takes, by the router's own promise: a try
+/// that begins just before it gives up takes as long again.
+fn longest_ask() -> Duration {
+    (timings().patience + timings().election_max) * 2
+}
+
+impl Client {
+    /// Works until `until`.
+    pub(super) async fn work(mut self, until: Instant) {
+        while Instant::now() < until {
+            tokio::time::sleep(self.chance.millis(5..250)).await;
+            let Some(member) = self.all.fleet.running(self.host) else { continue };
+            if member.identity().is_some() && !member.process.is_dead() {
+                self.one(&member).await;
+            }
+        }
+    }
+
+    async fn one(&mut self, member: &Arc<Running>) {
+        let phase = self.all.start.elapsed().as_secs() / KEYS_CHANGE.as_secs();
+        let slot = self.chance.within(0..2);
+        let (value, compiled) = (format!("v{phase}.{slot}"), format!("c{phase}.{slot}"));
+        self.all.look(member, &value).await;
+        self.all.look(member, &compiled).await;
+        match self.chance.within(0..100) {
+            0..22 => self.put(member, &value, PutMode::Replace).await,
+            22..30 => self.put(member, &value, PutMode::Create).await,
+            30..36 => self.remove(member, &value).await,
+            36..40 => self.remove(member, &compiled).await,
+            40..65 => self.compile(member, &compiled).await,
+            65..82 => {
+                let key = if self.chance.permille(500) { value } else { compiled };
+                self.read(member, &key).await;
+            }
+            82..86 => self.retire(member, &compiled).await,
+            86..93 => self.collect(member, &compiled).await,
+            _ => self.report(member, &compiled).await,
+        }
+    }
+
+    /// Waits for a call, for as long as its member lives. It ends within `bound`.
+    async fn call<T>(
+        &self,
+        member: &Running,
+        what: &str,
+        bound: Duration,
+        call: impl Future<Output = Result<T, ClusterError>>,
+    ) -> Ended<T> {
+        let began = Instant::now();
+        let (trace, number) = (&self.all.fleet.trace, self.number);
+        trace.event(format_args!("client {number}: {what}"));
+        let answer = tokio::select! {
+            biased;
+            () = member.process.dead.cancelled() => {
+                trace.event(format_args!("client {number}: its member died"));
+                return Ended::Died;
+            }
+            answer = tokio::time::timeout(bound * 4, call) => answer,
+        };
+        let took = began.elapsed();
+        if took > bound + SLACK {
+            self.all.violation(format!("{what} took {took:?}, and is to end in {bound:?}"));
+        }
+        let answer = answer.unwrap_or(Err(ClusterError::Deadline));
+        trace.count(if answer.is_ok() { "answered" } else { "refused" });
+        match &answer {
+            Ok(_) => trace.event(format_args!("client {number}: answered")),
+            Err(e) => trace.event(format_args!("client {number}: {e}")),
+        }
+        if let Err(e @ (ClusterError::Storage(_) | ClusterError::Invalid(_))) = &answer {
+            let raced =
+                ["removed right after its commit", "not from a member", "another process writes"];
+            if !raced.iter().any(|known| e.to_string().contains(known)) {
+                self.all.violation(format!("{what}: {e}"));
+            }
+        }
+        Ended::Answered(answer)
+    }
+
+    fn sign(&self, member: &Running, name: &str, digest: Digest) -> Option<(SignedManifest, u64)> {
+        let identity = member.identity()?;
+        Some((identity.sign(manifest(name, digest)).ok()?, identity.node))
+    }
+
+    /// A write whose end is not known may have been given up: then what its node wrote
+    /// before is taken back, some time.
+    fn settle(&self, key: &str, node: u64, told: Told) {
+        if told == Told::Unknown {
+            drop(self.all.history.begin(self.number, key, Ask::Withdraw { node }));
+        }
+    }
+
+    async fn put(&mut self, member: &Arc<Running>, key: &str, mode: PutMode) {
+        let (pack, digest) = self.all.new_pack();
+        let Some((manifest, node)) = self.sign(member, key, digest) else { return };
+        let Ok(turn) = member.index.turn(&key_of(key), mode) else { return };
+        let ask = match mode {
+            PutMode::Replace => Ask::Put { pack, node },
+            PutMode::Create => Ask::Create { pack, node },
+        };
+        let pending = self.all.history.begin(self.number, key, ask);
+        // For its turn, a session, the write itself, and this replica.
+        let bound = timings().patience * 2 + longest_ask() * 2;
+        let what = format!("{ask:?} {key}");
+        let call = member.index.put(turn, manifest, mode, Vec::new());
+        let told = match self.call(member, &what, bound, call).await {
+            Ended::Answered(Ok(Put::Committed(_))) => Told::Committed,
+            Ended::Answered(Ok(Put::Unchanged(_))) => Told::Unchanged,
+            Ended::Answered(Ok(Put::Existing(_))) => Told::Existing,
+            Ended::Answered(Ok(Put::Superseded) | Err(_)) | Ended::Died => Told::Unknown,
+        };
+        self.all.history.end(&pending, told);
+        self.settle(key, node, told);
+    }
+
+    async fn remove(&mut self, member: &Arc<Running>, key: &str) {
+        let Some(node) = member.identity().map(|identity| identity.node) else { return };
+        let pending = self.all.history.begin(self.number, key, Ask::Remove);
+        let bound = timings().patience + longest_ask() * 2;
+        let found = key_of(key);
+        let call = member.index.tombstone(&found, "wrong".into());
+        let told = match self.call(member, &format!("remove {key}"), bound, call).await {
+            Ended::Answered(Ok(true)) => Told::Removed(true),
+            // Not there, or a later write of this node took its place.
+            _ => Told::Unknown,
+        };
+        self.all.history.end(&pending, told);
+        self.settle(key, node, told);
+    }
+
+    async fn read(&mut self, member: &Arc<Running>, key: &str) {
+        let pending = self.all.history.begin(self.number, key, Ask::Read);
+        let found = key_of(key);
+        let call = member.index.lookup_linearizable(&found);
+        let bound = longest_ask() + timings().patience;
+        let told = match self.call(member, &format!("read {key}"), bound, call).await {
+            Ended::Answered(Ok(None)) => Told::Found(None),
+            Ended::Answered(Ok(Some(entry))) => {
+                self.all.saw(key, &entry);
+                Told::Found(Some((entry.epoch, self.all.pack(&entry.pack))))
+            }
+            _ => Told::Unknown,
+        };
+        self.all.history.end(&pending, told);
+    }
+
+    async fn compile(&mut self, member: &Arc<Running>, key: &str) {
+        let wait = self.chance.millis(200..8000);
+        let found = key_of(key);
+        let call = member.index.acquire(&found, None, Instant::now() + wait, || {});
+        let what = format!("acquire {key} for {wait:?}");
+        let lease = match self.call(member, &what, wait, call).await {
+            Ended::Answered(Ok(Acquired::Granted(lease))) => lease,
+            Ended::Answered(Ok(Acquired::Ready(entry))) => return self.all.saw(key, &entry),
+            _ => return,
+        };
+        self.granted(key, &lease);
+        // Some compiles take longer than a lease lives without heartbeats.
+        let takes = match self.chance.permille(150) {
+            true => self.chance.millis(2000..6000),
+            false => self.chance.millis(5..600),
+        };
+        tokio::select! {
+            biased;
+            () = member.process.dead.cancelled() => return,
+            () = tokio::time::sleep(takes) => {}
+        }
+        match self.chance.within(0..100) {
+            0..70 => self.publish(member, key, &lease).await,
+            70..85 => self.fail(member, &lease).await,
+            _ => {} // given back
+        }
+    }
+
+    fn granted(&self, key: &str, lease: &Lease) {
+        let token = lease.token();
+        self.all.fleet.trace.event(format_args!("client {}: {key} under {token}", self.number));
+        let mut seen = self.all.seen.lock();
+        let later = seen.tokens.range((key.to_owned(), token)..).next();
+        let again = later.is_some_and(|((known, granted), _)| known == key && *granted == token);
+        seen.tokens.insert((key.to_owned(), token), self.number.into());
+        drop(seen);
+        if again {
+            self.all.violation(format!("{token} of {key} was granted twice"));
+        }
+    }
+
+    async fn publish(&mut self, member: &Arc<Running>, key: &str, lease: &Lease) {
+        let (pack, digest) = self.all.new_pack();
+        let Some((manifest, node)) = self.sign(member, key, digest) else { return };
+        let pending = self.all.history.begin(self.number, key, Ask::Publish { pack, node });
+        let call = member.index.publish(lease, manifest, Vec::new());
+        let bound = longest_ask() + timings().patience;
+        let what = format!("publish {pack} as {key} under {}", lease.token());
+        let told = match self.call(member, &what, bound, call).await {
+            Ended::Answered(Ok(Published::Committed(_))) => {
+                self.all.fleet.trace.count("published");
+                Told::Committed
+            }
+            // A try before may have committed it, and something else ended that since.
+            _ => Told::Unknown,
+        };
+        self.all.history.end(&pending, told);
+    }
+
+    async fn fail(&mut self, member: &Arc<Running>, lease: &Lease) {
+        use kiln_proto::{Failure, FailureKind};
+        let kinds = [FailureKind::CompileError, FailureKind::Timeout, FailureKind::Crashed];
+        let kind = self.chance.pick(&kinds).unwrap_or(FailureKind::Timeout);
+        let call = member.index.fail(lease, Failure::new(kind, "simulated"));
+        drop(self.call(member, &format!("fail {kind:?}"), longest_ask(), call).await);
+    }
+
+    /// Whoever finds the bytes nowhere ends the epoch.
+    async fn retire(&mut self, member: &Arc<Running>, key: &str) {
+        let Ok(Some(entry)) = member.index.lookup(&key_of(key)).await else { return };
+        let pending = self.all.history.begin(self.number, key, Ask::Retire { epoch: entry.epoch });
+        let nodes = match self.chance.permille(600) {
+            true => entry.holders.clone(),
+            false => Vec::new(),
+        };
+        let asked = Asked { nodes, object: true };
+        let found = key_of(key);
+        let call = member.index.retire(&found, entry.epoch, asked);
+        let bound = longest_ask() + timings().patience;
+        let told = match self.call(member, &format!("retire {key}"), bound, call).await {
+            Ended::Answered(Ok(Retired::Over)) => Told::Removed(true),
+            _ => Told::Unknown,
+        };
+        self.all.history.end(&pending, told);
+    }
+
+    /// The collector of the object store: stored, condemned, deleted, forgotten.
+    async fn collect(&mut self, member: &Arc<Running>, key: &str) {
+        let packs: Vec<(Pack, Digest)> = {
+            let seen = self.all.seen.lock();
+            let last = seen.packs.iter().map(|(digest, pack)| (*pack, *digest));
+            last.collect()
+        };
+        let Some((pack, digest)) = self.chance.pick(&packs) else { return };
+        let Ok(Some(state)) = member.index.pack(&digest).await else {
+            return self.report(member, key).await;
+        };
+        let (index, generation) = (&member.index, state.generation);
+        let what = format!("collect {pack}.{generation}");
+        if !state.stored && !state.condemned {
+            let call = index.mark_stored(&digest, generation);
+            drop(self.call(member, &what, longest_ask(), call).await);
+        }
+        if !state.referenced || self.chance.permille(200) {
+            let call = index.condemn(&digest, generation);
+            let condemned = self.call(member, &what, longest_ask(), call).await;
+            if matches!(condemned, Ended::Answered(Ok(true))) {
+                self.all.fleet.trace.count("condemned");
+                tokio::time::sleep(self.chance.millis(5..900)).await;
+                let call = index.forget(&digest, generation);
+                drop(self.call(member, &what, longest_ask(), call).await);
+            }
+        }
+    }
+
+    async fn report(&mut self, member: &Arc<Running>, key: &str) {
+        let found = key_of(key);
+        let pinned = self.chance.permille(500);
+        let call = member.index.set_pinned(&found, pinned);
+        drop(self.call(member, &format!("pin {key} {pinned}"), longest_ask(), call).await);
+        let Ok(Some(entry)) = member.index.lookup(&found).await else { return };
+        let report =
+            AccessReport { hits: vec![(found, 1)], gained: vec![entry.pack], lost: Vec::new() };
+        let call = member.index.report(report);
+        drop(self.call(member, &format!("report {key}"), longest_ask(), call).await);
+    }
+}

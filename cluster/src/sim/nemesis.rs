@@ -1,0 +1,297 @@
+//! The faults of a run, one after the other and sometimes together.
+//!
+//! Invariant: whatever was done to the network or a disk is undone again, and a fault is
+//! counted only when it struck: a message was held or lost, a process ended.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::time::Instant;
+
+use super::{
+    chance::Chance,
+    disk::Unsynced,
+    fleet::Fleet,
+    network::{Host, Weather, address},
+};
+use crate::{Role, Start};
+
+/// Most machines of one run.
+const MOST_HOSTS: Host = 6;
+
+/// One thing that goes wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Fault {
+    CutOneWay,
+    Isolate,
+    IsolateLeader,
+    Split,
+    Crash,
+    CrashLeader,
+    PowerOfOne,
+    PowerOfAll,
+    Restart,
+    SlowDisk,
+    Storm,
+    Reset,
+    Join,
+    Remove,
+    Voters,
+    Compact,
+}
+
+impl Fault {
+    pub(super) const ALL: [Self; 16] = [
+        Self::CutOneWay,
+        Self::Isolate,
+        Self::IsolateLeader,
+        Self::Split,
+        Self::Crash,
+        Self::CrashLeader,
+        Self::PowerOfOne,
+        Self::PowerOfAll,
+        Self::Restart,
+        Self::SlowDisk,
+        Self::Storm,
+        Self::Reset,
+        Self::Join,
+        Self::Remove,
+        Self::Voters,
+        Self::Compact,
+    ];
+
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::CutOneWay => "cut one way",
+            Self::Isolate => "isolate",
+            Self::IsolateLeader => "isolate the leader",
+            Self::Split => "split",
+            Self::Crash => "crash",
+            Self::CrashLeader => "crash the leader",
+            Self::PowerOfOne => "power of one",
+            Self::PowerOfAll => "power of all",
+            Self::Restart => "restart",
+            Self::SlowDisk => "slow disk",
+            Self::Storm => "storm",
+            Self::Reset => "reset",
+            Self::Join => "join",
+            Self::Remove => "remove",
+            Self::Voters => "voters",
+            Self::Compact => "compact",
+        }
+    }
+}
+
+/// Whoever does it.
+pub(super) struct Nemesis {
+    pub fleet: Arc<Fleet>,
+    pub chance: Chance,
+}
+
+impl Nemesis {
+    /// Makes trouble until `until`, and mends everything.
+    pub(super) async fn rage(mut self, until: Instant) {
+        let mut deck: Vec<Fault> = Vec::new();
+        while Instant::now() < until {
+            tokio::time::sleep(self.chance.millis(100..1200)).await;
+            if deck.is_empty() {
+                deck = Fault::ALL.to_vec();
+            }
+            let at = self.chance.within(0..deck.len() as u64);
+            let fault = deck.swap_remove(usize::try_from(at).unwrap_or(0));
+            self.strike(fault).await;
+        }
+        self.fleet.trace.event("calm");
+        self.mend().await;
+    }
+
+    async fn strike(&mut self, fault: Fault) {
+        let trace = Arc::clone(&self.fleet.trace);
+        trace.event(format_args!("fault: {}", fault.name()));
+        let before = ["held", "lost", "resent", "stalled"].map(|what| trace.counted(what));
+        trace.count("faults");
+        let struck = self.inflict(fault).await;
+        let after = ["held", "lost", "resent", "stalled"].map(|what| trace.counted(what));
+        if struck || before != after {
+            trace.count(fault.name());
+        }
+        trace.event(format_args!("over: {}", fault.name()));
+    }
+
+    /// Does it and takes it back; whether it struck, where no message or sync tells that.
+    async fn inflict(&mut self, fault: Fault) -> bool {
+        let fleet = Arc::clone(&self.fleet);
+        let hosts: Vec<Host> = fleet.all().iter().map(|member| member.host()).collect();
+        let others = |of: &[Host]| -> Vec<Host> {
+            (0..fleet.size()).filter(|host| !of.contains(host)).collect()
+        };
+        let Some(victim) = self.chance.pick(&hosts) else { return false };
+        let leader = self.leader().unwrap_or(victim);
+        match fault {
+            Fault::CutOneWay => {
+                let other = self.chance.pick(&others(&[victim])).unwrap_or(victim);
+                self.part(&[victim], &[other], false, 300..6000).await;
+            }
+            Fault::Isolate => self.part(&[victim], &others(&[victim]), true, 300..7000).await,
+            Fault::IsolateLeader => self.part(&[leader], &others(&[leader]), true, 300..7000).await,
+            Fault::Split => {
+                let half: Vec<Host> =
+                    (0..fleet.size()).filter(|_| self.chance.permille(500)).collect();
+                self.part(&half, &others(&half), true, 300..5000).await;
+            }
+            Fault::Crash => return self.crash(&[victim], false).await,
+            Fault::CrashLeader => return self.crash(&[leader], false).await,
+            Fault::PowerOfOne => return self.crash(&[victim], true).await,
+            Fault::PowerOfAll => return self.crash(&hosts, true).await,
+            Fault::Restart => {
+                let stopped = fleet.stop(victim).await;
+                tokio::time::sleep(self.chance.millis(50..1500)).await;
+                fleet.boot(victim);
+                return stopped;
+            }
+            Fault::SlowDisk => {
+                let disks: Vec<_> = fleet.all().iter().map(|m| Arc::clone(&m.disk)).collect();
+                let one = self.chance.within(0..disks.len() as u64);
+                let all = self.chance.permille(300);
+                for (at, disk) in (0u64..).zip(&disks) {
+                    disk.stall(all || at == one);
+                }
+                tokio::time::sleep(self.chance.millis(500..5000)).await;
+                disks.iter().for_each(|disk| disk.stall(false));
+            }
+            Fault::Storm => {
+                let lost = self.chance.within(20..250);
+                let delay = 100..self.chance.within(2_000..250_000);
+                fleet.network.set_weather(Weather { delay, resent: lost / 2, lost });
+                tokio::time::sleep(self.chance.millis(500..5000)).await;
+                fleet.network.set_weather(Weather::fair());
+            }
+            Fault::Reset => {
+                fleet.network.reset_all();
+                return true;
+            }
+            Fault::Join => return self.join(),
+            Fault::Remove => return self.remove().await,
+            Fault::Voters => {
+                let Some(member) = fleet.running(victim) else { return false };
+                let voters = if self.chance.permille(500) { 5 } else { 3 };
+                let set =
+                    tokio::time::timeout(Duration::from_secs(3), member.cluster.set_voters(voters));
+                return matches!(set.await, Ok(Ok(_)));
+            }
+            Fault::Compact => {
+                let mut compacted = false;
+                for member in fleet.all() {
+                    let compact = member.cluster.compact();
+                    let compact = tokio::time::timeout(Duration::from_secs(2), compact);
+                    compacted |= matches!(compact.await, Ok(Ok(())));
+                }
+                return compacted;
+            }
+        }
+        false
+    }
+
+    fn leader(&self) -> Option<Host> {
+        let all = self.fleet.all();
+        let leads = |m: &&Arc<super::fleet::Running>| m.cluster.status().role == Role::Leader;
+        all.iter().find(leads).map(|member| member.host())
+    }
+
+    /// Nothing of `some` reaches `others` for a while, nor, `both`, the other way round.
+    async fn part(
+        &mut self,
+        some: &[Host],
+        others: &[Host],
+        both: bool,
+        millis: std::ops::Range<u64>,
+    ) {
+        let pairs: Vec<(Host, Host)> =
+            some.iter().flat_map(|a| others.iter().map(move |b| (*a, *b))).collect();
+        for (a, b) in &pairs {
+            self.fleet.network.cut(*a, *b);
+            if both {
+                self.fleet.network.cut(*b, *a);
+            }
+        }
+        // Sometimes a crash on top, while nobody can tell.
+        if let Some(victim) = self.chance.pick(some)
+            && self.chance.permille(200)
+        {
+            self.crash(&[victim], false).await;
+        }
+        tokio::time::sleep(self.chance.millis(millis)).await;
+        for (a, b) in pairs {
+            self.fleet.network.mend(a, b);
+            self.fleet.network.mend(b, a);
+        }
+    }
+
+    async fn crash(&mut self, hosts: &[Host], power: bool) -> bool {
+        let kinds = [Unsynced::Lost, Unsynced::Lost, Unsynced::Torn, Unsynced::Kept];
+        let mut crashed = false;
+        for host in hosts {
+            let unsynced = match power {
+                true => self.chance.pick(&kinds[..3]),
+                // What a process wrote to files outlives it; what it had in memory does not.
+                false => self.chance.pick(&kinds),
+            };
+            crashed |= self.fleet.crash(*host, power, unsynced.unwrap_or(Unsynced::Lost));
+        }
+        tokio::time::sleep(self.chance.millis(50..3500)).await;
+        for host in hosts {
+            self.fleet.boot(*host);
+            tokio::time::sleep(self.chance.millis(1..300)).await;
+        }
+        crashed
+    }
+
+    /// One more machine asks to be let in.
+    fn join(&mut self) -> bool {
+        if self.fleet.size() >= MOST_HOSTS {
+            return true; // earlier ones joined
+        }
+        let peers = (0..self.fleet.size()).map(address).collect();
+        let voter = self.chance.permille(700);
+        let host = self.fleet.add(Start::Join { peers }, voter);
+        self.fleet.boot(host);
+        true
+    }
+
+    /// A machine leaves for good, by its own word or another's, where four are left.
+    async fn remove(&mut self) -> bool {
+        let all = self.fleet.all();
+        let members: Vec<Host> =
+            all.iter().filter(|m| m.identity().is_some()).map(|m| m.host()).collect();
+        let (Some(leaver), true) = (self.chance.pick(&members), members.len() > 3) else {
+            return true;
+        };
+        let Some(member) = self.fleet.running(leaver) else { return true };
+        let Some(node) = member.identity().map(|identity| identity.node) else { return true };
+        let by = all.iter().find(|m| m.host() != leaver && m.identity().is_some());
+        let patience = Duration::from_secs(20);
+        let removed = match by {
+            Some(by) if self.chance.permille(500) => {
+                tokio::time::timeout(patience, by.cluster.remove(node)).await
+            }
+            _ => tokio::time::timeout(patience, member.cluster.leave()).await,
+        };
+        self.fleet.trace.event(format_args!("node {node} is removed: {removed:?}"));
+        // It may be out of the membership also where the answer was lost.
+        self.fleet.retire(leaver);
+        self.fleet.trace.count("removed");
+        self.fleet.crash(leaver, false, Unsynced::Kept);
+        true
+    }
+
+    /// All is well again.
+    async fn mend(&mut self) {
+        let fleet = Arc::clone(&self.fleet);
+        for a in 0..fleet.size() {
+            (0..fleet.size()).for_each(|b| fleet.network.mend(a, b));
+        }
+        fleet.network.set_weather(Weather::fair());
+        for host in fleet.off() {
+            fleet.boot(host);
+        }
+    }
+}
