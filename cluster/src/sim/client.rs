@@ -206,11 +206,11 @@ impl Client {
         self.all.look(member, &value).await;
         self.all.look(member, &compiled).await;
         match self.chance.within(0..100) {
-            0..22 => self.put(member, &value, PutMode::Replace).await,
-            22..30 => self.put(member, &value, PutMode::Create).await,
-            30..36 => self.remove(member, &value).await,
-            36..40 => self.remove(member, &compiled).await,
-            40..65 => self.compile(member, &compiled).await,
+            0..18 => self.put(member, &value, PutMode::Replace).await,
+            18..26 => self.put(member, &value, PutMode::Create).await,
+            26..31 => self.remove(member, &value).await,
+            31..38 => self.remove(member, &compiled).await,
+            38..65 => self.compile(member, &compiled).await,
             65..82 => {
                 let key = if self.chance.permille(500) { value } else { compiled };
                 self.read(member, &key).await;
@@ -246,14 +246,17 @@ impl Client {
         }
         let answer = answer.unwrap_or(Err(ClusterError::Deadline));
         trace.count(if answer.is_ok() { "answered" } else { "refused" });
+        if answer.is_ok() && trace.in_trouble() {
+            trace.count("answered meanwhile");
+        }
         match &answer {
             Ok(_) => trace.event(format_args!("client {number}: answered")),
             Err(e) => trace.event(format_args!("client {number}: {e}")),
         }
         if let Err(e @ (ClusterError::Storage(_) | ClusterError::Invalid(_))) = &answer {
-            let raced =
-                ["removed right after its commit", "not from a member", "another process writes"];
-            if !raced.iter().any(|known| e.to_string().contains(known)) {
+            let raced = ["removed right after its commit", "another process writes"];
+            let raced = raced.iter().any(|known| e.to_string().contains(known));
+            if !raced && !member.is_going() && !member.disk.has_failed() {
                 self.all.violation(format!("{what}: {e}"));
             }
         }
@@ -349,8 +352,8 @@ impl Client {
             () = tokio::time::sleep(takes) => {}
         }
         match self.chance.within(0..100) {
-            0..70 => self.publish(member, key, &lease).await,
-            70..85 => self.fail(member, &lease).await,
+            0..62 => self.publish(member, key, &lease).await,
+            62..85 => self.fail(member, &lease).await,
             _ => {} // given back
         }
     }

@@ -21,6 +21,9 @@ use crate::environment::{Completion, Disk, Syncs};
 pub(super) struct SimDisk {
     chance: Mutex<Chance>,
     stalled: Mutex<bool>,
+    failed: Mutex<bool>,
+    /// Whether anyone was told that it failed.
+    told: Mutex<bool>,
     db: Mutex<Option<Arc<DB>>>,
     trace: Arc<Trace>,
 }
@@ -35,13 +38,35 @@ pub(super) enum Unsynced {
 
 impl SimDisk {
     pub(super) fn new(chance: Chance, trace: Arc<Trace>) -> Arc<Self> {
-        let (chance, stalled) = (Mutex::new(chance), Mutex::new(false));
-        Arc::new(Self { chance, stalled, db: Mutex::default(), trace })
+        let [stalled, failed, told] = [(); 3].map(|()| Mutex::new(false));
+        Arc::new(Self {
+            chance: Mutex::new(chance),
+            stalled,
+            failed,
+            told,
+            db: Mutex::default(),
+            trace,
+        })
     }
 
     /// Makes each sync take long, or not any more.
     pub(super) fn stall(&self, stalled: bool) {
         *self.stalled.lock() = stalled;
+    }
+
+    /// Every sync from now on fails.
+    pub(super) fn fail(&self) {
+        *self.failed.lock() = true;
+    }
+
+    /// Whether it failed.
+    pub(super) fn has_failed(&self) -> bool {
+        *self.failed.lock()
+    }
+
+    /// Whether a sync was asked for since, and refused.
+    pub(super) fn told_so(&self) -> bool {
+        *self.told.lock()
     }
 
     fn takes(&self) -> Duration {
@@ -131,7 +156,13 @@ impl Disk for Mounted {
                     batch.push(more);
                 }
                 tokio::time::sleep(disk.takes()).await;
-                let synced = db.flush_wal(true).map_err(|e| e.to_string());
+                let synced = match disk.has_failed() {
+                    false => db.flush_wal(true).map_err(|e| e.to_string()),
+                    true => {
+                        *disk.told.lock() = true;
+                        Err("simulated: the disk failed".to_owned())
+                    }
+                };
                 for done in batch {
                     done(synced.clone().map_err(io::Error::other));
                 }

@@ -56,14 +56,24 @@ pub(super) struct Running {
     /// Counts the members that ran in this simulation.
     pub incarnation: u64,
     identity: OnceLock<NodeIdentity>,
-    /// Whether it is being stopped.
-    stopping: AtomicBool,
+    /// Whether it is being stopped, or removed.
+    going: AtomicBool,
     dir: PathBuf,
 }
 
 impl Running {
     pub(super) fn host(&self) -> Host {
         self.process.host
+    }
+
+    /// It is about to stop, or to be removed.
+    pub(super) fn goes(&self) {
+        self.going.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether it is: then calls may be refused.
+    pub(super) fn is_going(&self) -> bool {
+        self.going.load(Ordering::Relaxed)
     }
 
     /// Who it is, once it has found its place.
@@ -150,13 +160,16 @@ impl Fleet {
         let (of_disk, process) = (self.chance.lock().fork(), Process::new(host));
         let disk = SimDisk::new(of_disk, Arc::clone(&self.trace));
         let began = Instant::now() - Duration::from_micros(self.trace.micros().unsigned_abs());
+        // The machines do not agree on the time of day.
+        let epoch =
+            EPOCH + Duration::from_secs(Chance::new(self.seed ^ host as u64).within(0..7200));
         let machine = Environment {
             network: Arc::new(Uplink {
                 network: Arc::clone(&self.network),
                 process: Arc::clone(&process),
             }),
             disk: Arc::new(Mounted(Arc::clone(&disk))),
-            clock: Arc::new(move || EPOCH + began.elapsed()),
+            clock: Arc::new(move || epoch + began.elapsed()),
         };
         let facts = NodeFacts { grpc: address(host), ..NodeFacts::default() };
         let settings = Settings { data_dir: dir.clone(), start, facts, timings: timings(), voter };
@@ -174,7 +187,7 @@ impl Fleet {
             disk,
             incarnation,
             identity: OnceLock::new(),
-            stopping: AtomicBool::new(false),
+            going: AtomicBool::new(false),
             dir,
         });
         if let Some(machine) = self.machines.lock().get_mut(host) {
@@ -195,7 +208,8 @@ impl Fleet {
                 Err(e) => return self.trace.event(format_args!("host {host} found no place: {e}")),
             }
             let failed = running.cluster.failed().await;
-            if !running.process.is_dead() && !running.stopping.load(Ordering::Relaxed) {
+            let expected = running.is_going() || running.disk.has_failed();
+            if !running.process.is_dead() && !expected {
                 self.trace.violation(format!("host {host} failed: {failed}"));
             }
         };
@@ -268,7 +282,7 @@ impl Fleet {
     pub(super) async fn stop(&self, host: Host) -> bool {
         let Some(running) = self.running(host) else { return false };
         self.trace.event(format_args!("stop {host}"));
-        running.stopping.store(true, Ordering::Relaxed);
+        running.goes();
         running.cluster.shutdown().await;
         if running.process.is_dead() {
             return false; // it crashed meanwhile

@@ -1,7 +1,7 @@
 //! The faults of a run, one after the other and sometimes together.
 //!
 //! Invariant: whatever was done to the network or a disk is undone again, and a fault is
-//! counted only when it struck: a message was held or lost, a process ended.
+//! counted only when it struck: a message was held or lost, a process ended, a snapshot was sent.
 
 use std::{sync::Arc, time::Duration};
 
@@ -12,6 +12,7 @@ use super::{
     disk::Unsynced,
     fleet::Fleet,
     network::{Host, Weather, address},
+    wire::SNAPSHOT,
 };
 use crate::{Role, Start};
 
@@ -31,16 +32,18 @@ pub(super) enum Fault {
     PowerOfAll,
     Restart,
     SlowDisk,
+    BrokenDisk,
     Storm,
     Reset,
     Join,
     Remove,
     Voters,
-    Compact,
+    Behind,
 }
 
 impl Fault {
-    pub(super) const ALL: [Self; 16] = [
+    /// What happens to machines and to the network between them.
+    pub(super) const OUTSIDE: [Self; 11] = [
         Self::CutOneWay,
         Self::Isolate,
         Self::IsolateLeader,
@@ -49,15 +52,13 @@ impl Fault {
         Self::CrashLeader,
         Self::PowerOfOne,
         Self::PowerOfAll,
-        Self::Restart,
         Self::SlowDisk,
         Self::Storm,
         Self::Reset,
-        Self::Join,
-        Self::Remove,
-        Self::Voters,
-        Self::Compact,
     ];
+    /// What operators do meanwhile, and what breaks besides.
+    pub(super) const INSIDE: [Self; 6] =
+        [Self::Restart, Self::BrokenDisk, Self::Join, Self::Remove, Self::Voters, Self::Behind];
 
     pub(super) const fn name(self) -> &'static str {
         match self {
@@ -71,12 +72,13 @@ impl Fault {
             Self::PowerOfAll => "power of all",
             Self::Restart => "restart",
             Self::SlowDisk => "slow disk",
+            Self::BrokenDisk => "broken disk",
             Self::Storm => "storm",
             Self::Reset => "reset",
             Self::Join => "join",
             Self::Remove => "remove",
             Self::Voters => "voters",
-            Self::Compact => "compact",
+            Self::Behind => "behind",
         }
     }
 }
@@ -85,33 +87,35 @@ impl Fault {
 pub(super) struct Nemesis {
     pub fleet: Arc<Fleet>,
     pub chance: Chance,
+    pub faults: &'static [Fault],
 }
 
 impl Nemesis {
-    /// Makes trouble until `until`, and mends everything.
+    /// Makes trouble until `until`.
     pub(super) async fn rage(mut self, until: Instant) {
         let mut deck: Vec<Fault> = Vec::new();
         while Instant::now() < until {
             tokio::time::sleep(self.chance.millis(100..1200)).await;
             if deck.is_empty() {
-                deck = Fault::ALL.to_vec();
+                deck = self.faults.to_vec();
             }
             let at = self.chance.within(0..deck.len() as u64);
             let fault = deck.swap_remove(usize::try_from(at).unwrap_or(0));
             self.strike(fault).await;
         }
-        self.fleet.trace.event("calm");
-        self.mend().await;
     }
 
     async fn strike(&mut self, fault: Fault) {
         let trace = Arc::clone(&self.fleet.trace);
         trace.event(format_args!("fault: {}", fault.name()));
-        let before = ["held", "lost", "resent", "stalled"].map(|what| trace.counted(what));
+        let blows = || ["held", "lost", "resent", "stalled"].map(|what| trace.counted(what));
+        let before = blows();
         trace.count("faults");
+        trace.trouble(1);
         let struck = self.inflict(fault).await;
-        let after = ["held", "lost", "resent", "stalled"].map(|what| trace.counted(what));
-        if struck || before != after {
+        trace.trouble(-1);
+        if struck || before != blows() {
+            trace.count("struck");
             trace.count(fault.name());
         }
         trace.event(format_args!("over: {}", fault.name()));
@@ -120,6 +124,7 @@ impl Nemesis {
     /// Does it and takes it back; whether it struck, where no message or sync tells that.
     async fn inflict(&mut self, fault: Fault) -> bool {
         let fleet = Arc::clone(&self.fleet);
+        let trace = Arc::clone(&fleet.trace);
         let hosts: Vec<Host> = fleet.all().iter().map(|member| member.host()).collect();
         let others = |of: &[Host]| -> Vec<Host> {
             (0..fleet.size()).filter(|host| !of.contains(host)).collect()
@@ -158,6 +163,23 @@ impl Nemesis {
                 tokio::time::sleep(self.chance.millis(500..5000)).await;
                 disks.iter().for_each(|disk| disk.stall(false));
             }
+            Fault::BrokenDisk => {
+                let Some(member) = fleet.running(victim) else { return false };
+                member.disk.fail();
+                // A disk that failed once is not trusted again: the member stops itself.
+                let stopped = async {
+                    tokio::select! {
+                        biased;
+                        () = member.process.dead.cancelled() => {}
+                        _ = member.cluster.failed() => {}
+                    }
+                };
+                let stopped = tokio::time::timeout(Duration::from_secs(10), stopped).await;
+                if stopped.is_err() && member.disk.told_so() {
+                    trace.violation(format!("host {victim} works on with a broken disk"));
+                }
+                return self.crash(&[victim], false).await;
+            }
             Fault::Storm => {
                 let lost = self.chance.within(20..250);
                 let delay = 100..self.chance.within(2_000..250_000);
@@ -178,15 +200,7 @@ impl Nemesis {
                     tokio::time::timeout(Duration::from_secs(3), member.cluster.set_voters(voters));
                 return matches!(set.await, Ok(Ok(_)));
             }
-            Fault::Compact => {
-                let mut compacted = false;
-                for member in fleet.all() {
-                    let compact = member.cluster.compact();
-                    let compact = tokio::time::timeout(Duration::from_secs(2), compact);
-                    compacted |= matches!(compact.await, Ok(Ok(())));
-                }
-                return compacted;
-            }
+            Fault::Behind => return self.leave_behind(victim).await,
         }
         false
     }
@@ -269,6 +283,7 @@ impl Nemesis {
         let Some(node) = member.identity().map(|identity| identity.node) else { return true };
         let by = all.iter().find(|m| m.host() != leaver && m.identity().is_some());
         let patience = Duration::from_secs(20);
+        member.goes();
         let removed = match by {
             Some(by) if self.chance.permille(500) => {
                 tokio::time::timeout(patience, by.cluster.remove(node)).await
@@ -283,15 +298,28 @@ impl Nemesis {
         true
     }
 
-    /// All is well again.
-    async fn mend(&mut self) {
+    /// One member misses what the others do and then forget: it gets a snapshot.
+    async fn leave_behind(&mut self, victim: Host) -> bool {
         let fleet = Arc::clone(&self.fleet);
-        for a in 0..fleet.size() {
-            (0..fleet.size()).for_each(|b| fleet.network.mend(a, b));
+        let before = fleet.trace.counted(SNAPSHOT);
+        fleet.crash(victim, false, Unsynced::Lost);
+        tokio::time::sleep(self.chance.millis(300..2500)).await;
+        for member in fleet.all() {
+            let compact = tokio::time::timeout(Duration::from_secs(2), member.cluster.compact());
+            drop(compact.await);
         }
-        fleet.network.set_weather(Weather::fair());
-        for host in fleet.off() {
-            fleet.boot(host);
-        }
+        fleet.boot(victim);
+        tokio::time::sleep(Duration::from_millis(1500)).await;
+        fleet.trace.counted(SNAPSHOT) > before
     }
+}
+
+/// All is well again.
+pub(super) fn mend(fleet: &Arc<Fleet>) {
+    fleet.trace.event("calm");
+    for a in 0..fleet.size() {
+        (0..fleet.size()).for_each(|b| fleet.network.mend(a, b));
+    }
+    fleet.network.set_weather(Weather::fair());
+    fleet.off().into_iter().for_each(|host| fleet.boot(host));
 }

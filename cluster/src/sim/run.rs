@@ -1,7 +1,7 @@
 //! One seed from beginning to end: found, disturb, calm down, check.
 //!
-//! Invariant: a run passes only if every check does, every kind of fault that was tried
-//! struck, and enough was answered meanwhile.
+//! Invariant: a run passes only if every check does, most of its faults struck, and enough
+//! was answered meanwhile.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -13,19 +13,19 @@ use super::{
     client::{Clients, key_of},
     fleet::{Fleet, Running},
     history::{Ask, Told},
-    nemesis::{Fault, Nemesis},
+    nemesis::{Fault, Nemesis, mend},
     trace::Trace,
 };
 use crate::table::{BlobRecord, EntryRecord, SessionRecord, Table, View};
 
 /// How long things go wrong.
-const TROUBLE: Duration = Duration::from_secs(40);
+const TROUBLE: Duration = Duration::from_secs(30);
 /// How long the cluster may take to be whole again.
 const RECOVERY: Duration = Duration::from_secs(90);
 /// Clients of one member.
 const CLIENTS: usize = 3;
-/// Fewer answers than this while things go wrong prove nothing.
-const LEAST_ANSWERS: u64 = 100;
+/// Fewer answers than this while something is wrong prove nothing.
+const LEAST_ANSWERS: u64 = 50;
 
 /// What a run was.
 pub(super) struct Outcome {
@@ -66,21 +66,20 @@ async fn simulate(seed: u64, shown: bool) -> Outcome {
         trace.violation("the cluster was not founded".into());
     } else {
         let until = Instant::now() + TROUBLE;
-        let nemesis = Nemesis { fleet: Arc::clone(&fleet), chance: chance.fork() };
         let mut working: Vec<_> = (0..5 * CLIENTS)
             .map(|n| tokio::spawn(clients.client(n % 5, chance.fork()).work(until)))
             .collect();
-        working.push(tokio::spawn(nemesis.rage(until)));
+        for faults in [&Fault::OUTSIDE[..], &Fault::INSIDE[..]] {
+            let nemesis = Nemesis { fleet: Arc::clone(&fleet), chance: chance.fork(), faults };
+            working.push(tokio::spawn(nemesis.rage(until)));
+        }
         for work in working {
             if let Err(e) = work.await {
                 trace.violation(format!("the simulation itself failed: {e}"));
             }
         }
-        let answered = trace.counted("answered");
-        if answered < LEAST_ANSWERS {
-            trace.violation(format!("only {answered} calls were answered"));
-        }
-        struck(&trace);
+        mend(&fleet);
+        enough(&trace);
         recovered(&fleet, &clients).await;
     }
     let (operations, wrong) = clients.history.check();
@@ -90,17 +89,23 @@ async fn simulate(seed: u64, shown: bool) -> Outcome {
     Outcome { events, trace: digest, counts: trace.counts(), violations: trace.violations() }
 }
 
-/// Every fault that a run tries strikes.
-fn struck(trace: &Trace) {
-    for fault in Fault::ALL {
-        trace.event(format_args!("{} struck {} times", fault.name(), trace.counted(fault.name())));
+/// A run in which little went wrong, or little went on meanwhile, proves nothing.
+fn enough(trace: &Trace) {
+    let [faults, struck, answered] =
+        ["faults", "struck", "answered meanwhile"].map(|what| trace.counted(what));
+    if answered < LEAST_ANSWERS {
+        trace.violation(format!("only {answered} calls were answered in {faults} faults"));
+    }
+    // A few miss: half of the machines may be none, and a machine may be off already.
+    if struck * 4 < faults * 3 {
+        trace.violation(format!("of {faults} faults only {struck} struck"));
     }
 }
 
 async fn wait_for(fleet: &Fleet, holds: impl Fn() -> bool) -> bool {
     let give_up = Instant::now() + RECOVERY;
     while !holds() {
-        if Instant::now() > give_up || !fleet.trace.violations().is_empty() {
+        if Instant::now() > give_up {
             return false;
         }
         tokio::time::sleep(Duration::from_millis(20)).await;

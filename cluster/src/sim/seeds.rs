@@ -3,15 +3,24 @@
 //! Invariant: a seed that fails is told with the command that replays it.
 
 use std::{
+    collections::BTreeSet,
     process::{Command, Stdio},
+    sync::atomic::{AtomicU64, Ordering},
     time::Instant,
 };
 
-use super::run::{Outcome, run};
+use parking_lot::Mutex;
+
+use super::{
+    nemesis::Fault,
+    run::{Outcome, run},
+};
 
 const SEED: &str = "KILN_SIM_SEED";
 const SHOWN: &str = "KILN_SIM_TRACE";
 const COUNT: &str = "KILN_SIM_SEEDS";
+/// Begins the lines that name the faults which struck.
+const STRUCK: &str = "struck: ";
 
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
@@ -32,6 +41,8 @@ fn one() {
     let Outcome { events, trace, counts, violations } = run(seed, number(SHOWN) == Some(1));
     println!("seed {seed}: {events} events, trace {trace}");
     println!("counts {counts:?}");
+    let faults = Fault::OUTSIDE.iter().chain(&Fault::INSIDE).map(|fault| fault.name());
+    faults.filter(|name| counts.contains_key(name)).for_each(|name| println!("{STRUCK}{name}"));
     for violation in &violations {
         println!("VIOLATION {violation}");
     }
@@ -56,17 +67,20 @@ fn child(seed: u64) -> (bool, String) {
 /// Runs the seeds of `range`, two at a time.
 fn all(range: std::ops::Range<u64>) {
     let began = Instant::now();
-    let next = std::sync::atomic::AtomicU64::new(range.start);
-    let failed = parking_lot::Mutex::new(Vec::new());
+    let next = AtomicU64::new(range.start);
+    let failed = Mutex::new(Vec::new());
+    let struck = Mutex::new(BTreeSet::new());
     std::thread::scope(|scope| {
         for _ in 0..2 {
             scope.spawn(|| {
                 loop {
-                    let seed = next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
                     if seed >= range.end {
                         return;
                     }
                     let (passed, told) = child(seed);
+                    let of_seed = told.lines().filter_map(|line| line.strip_prefix(STRUCK));
+                    struck.lock().extend(of_seed.map(str::to_owned));
                     if !passed {
                         println!("seed {seed} fails; replay: {}\n{told}", replay(seed));
                         failed.lock().push(seed);
@@ -78,6 +92,10 @@ fn all(range: std::ops::Range<u64>) {
     let failed = failed.into_inner();
     println!("{} seeds in {:?}", range.end - range.start, began.elapsed());
     assert!(failed.is_empty(), "seeds that fail: {failed:?}");
+    let struck = struck.into_inner();
+    let never = Fault::OUTSIDE.iter().chain(&Fault::INSIDE).map(|fault| fault.name());
+    let never: Vec<_> = never.filter(|name| !struck.contains(*name)).collect();
+    assert!(never.is_empty(), "faults that never struck: {never:?}");
 }
 
 #[test]

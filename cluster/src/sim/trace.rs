@@ -20,6 +20,7 @@ struct Inner {
     events: u64,
     counts: BTreeMap<&'static str, u64>,
     violations: Vec<String>,
+    troubles: i64,
 }
 
 impl Trace {
@@ -30,6 +31,7 @@ impl Trace {
             events: 0,
             counts: BTreeMap::new(),
             violations: Vec::new(),
+            troubles: 0,
         };
         Self { start: Instant::now(), shown, inner: Mutex::new(inner) }
     }
@@ -52,6 +54,15 @@ impl Trace {
     /// Counts one more of `what`.
     pub(super) fn count(&self, what: &'static str) {
         *self.inner.lock().counts.entry(what).or_default() += 1;
+    }
+
+    /// One more thing goes wrong, or one fewer.
+    pub(super) fn trouble(&self, more: i64) {
+        self.inner.lock().troubles += more;
+    }
+
+    pub(super) fn in_trouble(&self) -> bool {
+        self.inner.lock().troubles > 0
     }
 
     pub(super) fn counted(&self, what: &str) -> u64 {

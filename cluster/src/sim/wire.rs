@@ -27,6 +27,9 @@ use tonic::{
 use super::network::{Host, Lost, Network, Process};
 use crate::transport::{Carry, Connect, Transport};
 
+/// Snapshots are counted: a run should send some.
+pub(super) const SNAPSHOT: &str = "/kiln.cluster.v1.Peer/Snapshot";
+
 /// The network as one process uses it.
 pub(super) struct Uplink {
     pub network: Arc<Network>,
@@ -91,6 +94,9 @@ impl Connection {
         let (parts, body) = call.into_parts();
         let (client, server) = (self.client.host, self.server.host);
         self.network.trace.event(format_args!("{client}>{server} {}", parts.uri.path()));
+        if parts.uri.path() == SNAPSHOT {
+            self.network.trace.count(SNAPSHOT);
+        }
         let call = http::Request::from_parts(parts, self.pipe(body, client, server));
         let (answer, answered) = oneshot::channel();
         let gone = CancellationToken::new();
