@@ -211,6 +211,7 @@ impl Cluster {
             tokio::select! {
                 changed = progress.changed() => changed.map_err(ClusterError::unavailable)?,
                 () = tokio::time::sleep(Duration::from_millis(50)) => {}
+                failed = self.failed() => return Err(failed),
                 () = self.stop.cancelled() => {
                     return Err(ClusterError::unavailable("this node stops"));
                 }
@@ -301,8 +302,13 @@ impl Cluster {
     /// Returns when this node can no longer work, with the reason: its disk
     /// failed, or Raft stopped. Stop the process then.
     pub async fn failed(&self) -> ClusterError {
-        let Ok(running) = self.member.running() else {
-            return std::future::pending().await;
+        let running = loop {
+            // Registered before the look: no start is missed.
+            let started = self.member.started();
+            match self.member.running() {
+                Ok(running) => break running,
+                Err(_) => started.await,
+            }
         };
         let wait = running.raft.wait(None);
         match wait.metrics(|m| m.running_state.is_err(), "stopped").await {
