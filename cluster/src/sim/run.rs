@@ -58,7 +58,7 @@ async fn simulate(seed: u64, shown: bool) -> Outcome {
         fleet.boot(host);
     }
     let clients = Clients::new(Arc::clone(&fleet));
-    let founded = wait_for(&fleet, || {
+    let founded = wait_for(|| {
         let all = fleet.all();
         all.len() == 3 && all.iter().all(|member| member.identity().is_some())
     });
@@ -102,7 +102,7 @@ fn enough(trace: &Trace) {
     }
 }
 
-async fn wait_for(fleet: &Fleet, holds: impl Fn() -> bool) -> bool {
+async fn wait_for(holds: impl Fn() -> bool) -> bool {
     let give_up = Instant::now() + RECOVERY;
     while !holds() {
         if Instant::now() > give_up {
@@ -116,7 +116,7 @@ async fn wait_for(fleet: &Fleet, holds: impl Fn() -> bool) -> bool {
 /// After the trouble: one leader, no lease, no failure, and equal replicas.
 async fn recovered(fleet: &Arc<Fleet>, clients: &Clients) {
     let trace = &fleet.trace;
-    let whole = wait_for(fleet, || {
+    let whole = wait_for(|| {
         let all = fleet.all();
         let placed = all.iter().all(|member| member.identity().is_some());
         placed && all.iter().all(|member| member.cluster.status().quorum)
@@ -127,7 +127,7 @@ async fn recovered(fleet: &Arc<Fleet>, clients: &Clients) {
         }
         return trace.violation("no leader that all members follow".into());
     }
-    let quiet = wait_for(fleet, || fleet.all().iter().all(|member| left_over(member).is_none()));
+    let quiet = wait_for(|| fleet.all().iter().all(|member| left_over(member).is_none()));
     if !quiet.await {
         for member in fleet.all() {
             if let Some(left) = left_over(&member) {
@@ -135,7 +135,7 @@ async fn recovered(fleet: &Arc<Fleet>, clients: &Clients) {
             }
         }
     }
-    let equal = wait_for(fleet, || {
+    let equal = wait_for(|| {
         let states: Vec<_> =
             fleet.all().iter().map(|m| m.cluster.state_digest().unwrap()).collect();
         states.iter().all(|state| *state == states[0])
