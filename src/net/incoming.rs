@@ -27,20 +27,22 @@ pub(crate) struct Placed {
     _place: OwnedSemaphorePermit,
 }
 
-/// The connections of `listener`, at most `most` at once; one more is closed.
+/// The connections of `listener`, at most `most` at once; one more is closed, and
+/// counted for `port`.
 pub(crate) fn incoming(
     listener: TcpListener,
     most: usize,
+    port: &'static str,
 ) -> impl Stream<Item = io::Result<Placed>> {
     let places = Arc::new(Semaphore::new(most));
-    stream::unfold((listener, places), async |(listener, places)| {
+    stream::unfold((listener, places), move |(listener, places)| async move {
         loop {
             let stream = accept(&listener).await;
             if let Ok(place) = places.clone().try_acquire_owned() {
                 return Some((Ok(Placed { stream, _place: place }), (listener, places)));
             }
-            metrics::counter!("kiln_grpc_refused_connections_total").increment(1);
-            tracing::debug!("too many gRPC connections: one is closed");
+            metrics::counter!("kiln_refused_connections_total", "port" => port).increment(1);
+            tracing::debug!(port, "too many connections: one is closed");
         }
     })
 }
@@ -106,7 +108,7 @@ mod tests {
     async fn one_more_than_there_are_places_is_closed() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let mut connections = std::pin::pin!(incoming(listener, 1));
+        let mut connections = std::pin::pin!(incoming(listener, 1, "test"));
         let _client = TcpStream::connect(address).await.unwrap();
         let first = connections.next().await.unwrap().unwrap();
         let mut second = TcpStream::connect(address).await.unwrap();

@@ -9,6 +9,6 @@ mod progress;
 
 pub(crate) use self::{
     accept::{Listen, Service, serve},
-    incoming::incoming,
+    incoming::{Placed, incoming},
     progress::Progress,
 };

@@ -84,7 +84,7 @@ impl Tasks {
 impl Node {
     /// Listens, opens its storage and starts its services; returns when it is ready.
     pub async fn start(config: Config, metrics: PrometheusHandle) -> Result<Self, NodeError> {
-        let config = descriptors::fit(config);
+        let (config, descriptors) = descriptors::fit(config);
         let data = &config.data_dir;
         std::fs::create_dir_all(data).map_err(|source| NodeError::Io {
             doing: format!("make {}", data.display()),
@@ -95,11 +95,14 @@ impl Node {
         let mut tasks = Tasks { stop: CancellationToken::new(), set: JoinSet::new() };
 
         let (listeners, http) = Listeners::bind(&config).await?;
-        let page = serve_http(http, metrics, &mut tasks);
-        let storage = Storage::open(&config, signing, listeners.facts.clone()).await?;
+        let page = serve_http(http, descriptors.http, metrics, &mut tasks);
+        let storage =
+            Storage::open(&config, descriptors.blobs, signing, listeners.facts.clone()).await?;
         let (cluster, readiness) = (storage.cluster.clone(), page.readiness);
         readiness.has_storage(cluster.clone());
-        let services = Services::start(&config, listeners, storage, &readiness, &mut tasks).await?;
+        let services =
+            Services::start(&config, descriptors, listeners, storage, &readiness, &mut tasks)
+                .await?;
 
         let Services { ready, manager, sockets } = services;
         tracing::info!(node = ready.id, grpc = %ready.grpc, "ready");
@@ -134,9 +137,14 @@ impl Node {
 }
 
 /// Whether this process lives is answered before its storage is open.
-fn serve_http(listener: TcpListener, metrics: PrometheusHandle, tasks: &mut Tasks) -> http::Http {
+fn serve_http(
+    listener: TcpListener,
+    connections: usize,
+    metrics: PrometheusHandle,
+    tasks: &mut Tasks,
+) -> http::Http {
     let page = http::Http { readiness: Readiness::default(), metrics };
-    let serving = http::serve(listener, page.clone(), tasks.stop.clone());
+    let serving = http::serve(listener, connections, page.clone(), tasks.stop.clone());
     tasks.spawn(async move {
         if let Err(e) = serving.await {
             tracing::error!(error = %e, "the HTTP port failed");

@@ -29,8 +29,8 @@ const BLOB_WAIT: Duration = Duration::from_secs(5);
 /// In which a Redis client must move 64 KiB of a long value.
 const RESP_PROGRESS: Duration = Duration::from_secs(10);
 
-/// Opens L1, L2 and L3.
-pub(super) async fn tiers(config: &Config) -> Result<Arc<Tiers>, NodeError> {
+/// Opens L1, L2 and L3; at most `blobs` exist at once.
+pub(super) async fn tiers(config: &Config, blobs: usize) -> Result<Arc<Tiers>, NodeError> {
     let eviction = match config.disk.policy {
         EvictionPolicy::Cost => EvictionSettings::default(),
         EvictionPolicy::Lru => EvictionSettings::Lru,
@@ -56,14 +56,14 @@ pub(super) async fn tiers(config: &Config) -> Result<Arc<Tiers>, NodeError> {
             ..ObjectSettings::default()
         },
     };
-    Ok(Arc::new(Tiers::open(settings, budget(config), Arc::new(SystemClock)).await?))
+    Ok(Arc::new(Tiers::open(settings, budget(config, blobs), Arc::new(SystemClock)).await?))
 }
 
 /// Memory for blobs: L1's, and that of what is on its way in or out.
-fn budget(config: &Config) -> Budget {
+fn budget(config: &Config, blobs: usize) -> Budget {
     Budget::new(BudgetSettings {
         bytes: config.memory.bytes.saturating_add(config.bytes_in_flight()),
-        blobs: (config.memory.entries as u64).saturating_mul(2),
+        blobs: blobs as u64,
         wait: BLOB_WAIT,
     })
 }

@@ -11,8 +11,8 @@ use tokio::net::{TcpListener, UnixListener};
 use tonic::service::Routes;
 
 use super::{
-    NodeError, ReadyInfo, Tasks, bytes, descriptors::GRPC_CONNECTIONS, follow,
-    listeners::Listeners, object_store, parts, storage::Storage, uploads,
+    NodeError, ReadyInfo, Tasks, bytes, descriptors::Descriptors, follow, listeners::Listeners,
+    object_store, parts, storage::Storage, uploads,
 };
 use crate::{
     cache::{Arrivals, Tiers},
@@ -54,6 +54,7 @@ impl Services {
     /// Joins or resumes membership and serves; returns when the node is ready.
     pub(super) async fn start(
         config: &Config,
+        descriptors: Descriptors,
         listeners: Listeners,
         storage: Storage,
         readiness: &Readiness,
@@ -61,7 +62,7 @@ impl Services {
     ) -> Result<Self, NodeError> {
         let Listeners { grpc, transfer, resp, resp_address, facts: _ } = listeners;
         let Storage { tiers, compilers, cluster, routes, facts } = storage;
-        let api = serve_grpc(grpc, routes, readiness, tasks)?;
+        let api = serve_grpc(grpc, descriptors.grpc, routes, readiness, tasks)?;
 
         let identity = cluster.start().await?;
         let (node, index, reporter) = (identity.node, cluster.index(), Reporter::default());
@@ -85,7 +86,7 @@ impl Services {
         let mut shared =
             Shared { config, cluster, index, tiers, fetcher, manager, reporter, arrivals, sockets };
 
-        shared.serve_bytes(transfer, tasks)?;
+        shared.serve_bytes(transfer, descriptors.bytes, tasks)?;
         let resp_counters = shared.serve_resp(resp, tasks)?;
         shared.keep_object_store(tasks);
         shared.follow(node, facts.clone(), tasks);
@@ -120,6 +121,7 @@ impl Services {
 /// Serves peers, and clients with "still joining" until the API is opened.
 fn serve_grpc(
     listener: TcpListener,
+    connections: usize,
     routes: Routes,
     readiness: &Readiness,
     tasks: &mut Tasks,
@@ -139,7 +141,7 @@ fn serve_grpc(
         .http2_keepalive_interval(Some(KEEP_ALIVE))
         .add_routes(routes)
         .serve_with_incoming_shutdown(
-            net::incoming(listener, GRPC_CONNECTIONS),
+            net::incoming(listener, connections, "grpc"),
             tasks.stop.clone().cancelled_owned(),
         );
     tasks.spawn(async move {
@@ -152,7 +154,12 @@ fn serve_grpc(
 
 impl Shared<'_> {
     /// The byte path: peers by TCP, clients of this machine by the unix socket.
-    fn serve_bytes(&mut self, listener: TcpListener, tasks: &mut Tasks) -> Result<(), NodeError> {
+    fn serve_bytes(
+        &mut self,
+        listener: TcpListener,
+        connections: usize,
+        tasks: &mut Tasks,
+    ) -> Result<(), NodeError> {
         let provider: Arc<dyn Provider> = Arc::new(bytes::NodeBytes {
             cluster: self.cluster.clone(),
             tiers: self.tiers.clone(),
@@ -160,7 +167,9 @@ impl Shared<'_> {
             manager: self.manager.clone(),
             namespace: self.config.namespace.default.clone(),
         });
-        let (settings, stop) = (ServerSettings::default, tasks.stop.clone());
+        let settings =
+            || ServerSettings { max_connections: connections, ..ServerSettings::default() };
+        let stop = tasks.stop.clone();
         let peers = transfer::serve_peers(listener, provider.clone(), settings(), stop.clone());
         tasks.spawn(peers);
         if let Some(path) = &self.config.socket {

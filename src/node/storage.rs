@@ -31,12 +31,13 @@ impl Storage {
     /// Opens the tiers and the index while the toolchains are looked for.
     pub(super) async fn open(
         config: &Config,
+        blobs: usize,
         signing: SigningKey,
         facts: NodeFacts,
     ) -> Result<Self, NodeError> {
         let compilers = parts::compilers(config)?;
         let known = tokio::time::timeout(TOOLCHAIN_WAIT, compilers.settled());
-        let (tiers, known) = tokio::join!(parts::tiers(config), known);
+        let (tiers, known) = tokio::join!(parts::tiers(config, blobs), known);
         let tiers = tiers?;
         if known.is_err() {
             tracing::warn!("NVRTC is still being looked at: this node goes on without it");

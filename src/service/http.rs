@@ -4,9 +4,10 @@
 //! still about. Ready: it is a member and can read its index; a node that lost quorum
 //! still serves hits, a node that left serves nothing.
 
-use std::sync::Arc;
+use std::{io, net::SocketAddr, pin::Pin, sync::Arc};
 
 use axum::{Json, Router, extract::State, http::StatusCode, routing::get};
+use futures::{Stream, StreamExt};
 use kiln_cluster::{Cluster, Role};
 use metrics_exporter_prometheus::PrometheusHandle;
 use serde_json::{Value, json};
@@ -14,6 +15,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use super::Readiness;
+use crate::net;
 
 /// What the port reports on.
 #[derive(Clone)]
@@ -24,18 +26,51 @@ pub struct Http {
     pub metrics: PrometheusHandle,
 }
 
-/// Serves until `stop`.
+/// Serves at most `connections` at once, until `stop`.
 pub async fn serve(
     listener: TcpListener,
+    connections: usize,
     http: Http,
     stop: CancellationToken,
-) -> std::io::Result<()> {
+) -> io::Result<()> {
     let routes = Router::new()
         .route("/metrics", get(metrics_page))
         .route("/healthz", get(async || "ok\n"))
         .route("/readyz", get(ready))
         .with_state(Arc::new(http));
-    axum::serve(listener, routes).with_graceful_shutdown(stop.cancelled_owned()).await
+    axum::serve(Bounded::new(listener, connections)?, routes)
+        .with_graceful_shutdown(stop.cancelled_owned())
+        .await
+}
+
+/// A listener that has so many connections at most.
+struct Bounded {
+    incoming: Pin<Box<dyn Stream<Item = io::Result<net::Placed>> + Send>>,
+    address: SocketAddr,
+}
+
+impl Bounded {
+    fn new(listener: TcpListener, connections: usize) -> io::Result<Self> {
+        let address = listener.local_addr()?;
+        Ok(Self { incoming: Box::pin(net::incoming(listener, connections, "http")), address })
+    }
+}
+
+impl axum::serve::Listener for Bounded {
+    type Io = net::Placed;
+    type Addr = SocketAddr;
+
+    async fn accept(&mut self) -> (net::Placed, SocketAddr) {
+        loop {
+            if let Some(Ok(stream)) = self.incoming.next().await {
+                return (stream, self.address);
+            }
+        }
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        Ok(self.address)
+    }
 }
 
 /// What alerts ask about the cluster, as of now and as this node sees it.

@@ -34,6 +34,8 @@ pub(crate) struct TestCluster {
 pub(crate) struct TestNode {
     pub(crate) id: u64,
     pub(crate) config: Config,
+    /// The hard limit of descriptors, where the system's is not meant.
+    pub(crate) descriptors: Option<u64>,
     folder: PathBuf,
     child: Option<Child>,
     ready: Value,
@@ -155,7 +157,7 @@ impl TestCluster {
 
 impl TestNode {
     fn new(folder: PathBuf, config: Config) -> Self {
-        Self { id: 0, config, folder, child: None, ready: Value::Null }
+        Self { id: 0, config, descriptors: None, folder, child: None, ready: Value::Null }
     }
 
     /// Starts the process without waiting for it.
@@ -167,7 +169,16 @@ impl TestNode {
             .append(true)
             .open(self.folder.join("log"))
             .unwrap();
-        let child = Command::new(env!("CARGO_BIN_EXE_kiln"))
+        let kiln = env!("CARGO_BIN_EXE_kiln");
+        let mut command = match self.descriptors {
+            None => Command::new(kiln),
+            Some(limit) => {
+                let mut limited = Command::new("sh");
+                limited.args(["-c", "ulimit -n $0 && exec \"$@\"", &limit.to_string(), kiln]);
+                limited
+            }
+        };
+        let child = command
             .args(["serve", "--config"])
             .arg(&file)
             .stdin(Stdio::null())

@@ -1,13 +1,18 @@
 //! What many clients at once may cost a node: descriptors, memory, threads.
 
-use std::{path::PathBuf, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use futures::future::join_all;
 use kiln_proto::{Digest, pb, pb::publish_chunk::Chunk, value};
+use tokio::{
+    io::{AsyncBufReadExt, AsyncWriteExt, BufReader},
+    net::TcpStream,
+    time::timeout,
+};
 use tonic::Code;
 
 use crate::{
-    harness::{NAMESPACE, TestCluster, TestNode},
+    harness::{NAMESPACE, SOON, TestCluster, TestNode, eventually, http},
     redis::{Redis, request, text},
 };
 
@@ -88,4 +93,74 @@ async fn nothing_is_taken_in_that_may_not_be_published() {
     let peak = status(node.pid(), "VmHWM") >> 10;
     println!("publish: {most} descriptors, {before} -> {peak} MiB at most");
     assert!(peak - before < 256, "{before} -> {peak} MiB for 4 GiB that were refused");
+}
+
+/// What a client that only asks whether the node is there is told.
+async fn ping(address: SocketAddr) -> Option<(TcpStream, String)> {
+    let mut stream = TcpStream::connect(address).await.ok()?;
+    stream.write_all(&request(["PING"])).await.ok()?;
+    let mut line = String::new();
+    let mut reader = BufReader::new(&mut stream);
+    let read = timeout(SOON, reader.read_line(&mut line)).await.ok()?.ok()?;
+    (read > 0).then_some((stream, line))
+}
+
+/// Connections to a port that say nothing; those that are still open.
+async fn idlers(address: SocketAddr, count: usize) -> Vec<TcpStream> {
+    let connect = || async move { TcpStream::connect(address).await.ok() };
+    join_all((0..count).map(|_| connect())).await.into_iter().flatten().collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_with_few_descriptors_refuses_and_serves_again() {
+    const LIMIT: u64 = 256;
+    let mut cluster = TestCluster::start(1).await;
+    let node = &mut cluster.nodes[0];
+    node.terminate().await;
+    node.descriptors = Some(LIMIT);
+    node.restart().await;
+    let node = &cluster.nodes[0];
+    let (pid, resp) = (node.pid(), node.config.resp_listen.unwrap());
+    let work = async {
+        let crowd = [node.config.grpc_listen, node.config.http_listen, node.config.transfer_listen];
+        let idle = join_all(crowd.map(|address| idlers(address, 200))).await;
+        let asked = join_all((0..200).map(|_| ping(resp))).await;
+        let told =
+            |word: &str| asked.iter().flatten().filter(|(_, line)| line.contains(word)).count();
+        let served = told("PONG");
+        assert!(served >= 8, "{served} of 200 have a place");
+        assert!(told("max number of clients") > 0, "the others are told why not");
+        drop(asked);
+        // Those that have a place store more than can be in memory at once.
+        let client = |n: usize| async move {
+            let mut words = vec!["MSET".to_owned()];
+            words.extend((0..100).flat_map(|v| [format!("{n}:{v}"), format!("value {n} {v}")]));
+            let mut redis = Redis::connect(node).await;
+            redis.send(&request(words)).await;
+            // Refused, or answered: a cache never fails its clients.
+            redis.try_reply().await;
+        };
+        join_all((0..CLIENTS).map(client)).await;
+        drop(idle);
+    };
+    let most = most_descriptors(node, work).await;
+    println!("{most} descriptors of {LIMIT}");
+    assert!(most < LIMIT as usize, "no descriptor was left for a file");
+    let mut again = eventually("a place", async || {
+        let (stream, line) = ping(resp).await?;
+        line.contains("PONG").then_some(stream)
+    })
+    .await;
+    again.shutdown().await.unwrap();
+    assert_eq!(node.pid(), pid, "it never stopped");
+    let stored = async || {
+        let mut redis = Redis::connect(node).await;
+        redis.send(&request(["SET", "after", "all"])).await;
+        let answer = redis.try_reply().await?;
+        (text(answer) == "OK").then_some(())?;
+        redis.get("after").await
+    };
+    assert_eq!(eventually("a value", stored).await, b"all");
+    assert!(node.status().await.is_ok());
+    assert_eq!(http(node, "/readyz").await.0, 200);
 }
