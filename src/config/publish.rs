@@ -3,7 +3,7 @@
 //! Invariant: what can be read is one of the two forms that README names, and writes
 //! itself in that form again.
 
-use std::num::NonZero;
+use std::{num::NonZero, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
@@ -11,12 +11,22 @@ use serde::{Deserialize, Serialize};
 const MOST: usize = 9;
 
 /// Publications.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct PublishConfig {
     /// Where the bytes are durable before a publication is acknowledged: a number of
     /// nodes' disks, this one's first, or `object` for this disk and L3. Default: 1.
     pub copies: Copies,
+    /// In which a client that publishes must send 64 KiB; one that does not is cut off,
+    /// for others wait for the memory. Default: 10 s.
+    #[serde(with = "humantime_serde")]
+    pub patience: Duration,
+}
+
+impl Default for PublishConfig {
+    fn default() -> Self {
+        Self { copies: Copies::default(), patience: Duration::from_secs(10) }
+    }
 }
 
 /// See [`PublishConfig::copies`].
@@ -79,7 +89,8 @@ mod tests {
         for wrong in ["copies = 0", "copies = 10", "copies = 'disk'", "copies = -1"] {
             assert!(read(wrong).is_err(), "{wrong}");
         }
-        let written = toml::to_string(&PublishConfig { copies: Copies::Object }).unwrap();
-        assert_eq!(written.trim(), "copies = \"object\"");
+        let written =
+            toml::to_string(&PublishConfig { copies: Copies::Object, ..Default::default() });
+        assert!(written.unwrap().starts_with("copies = \"object\"\n"));
     }
 }

@@ -100,6 +100,7 @@ impl Services {
             cluster,
             tiers,
             arrivals,
+            patience: config.publish.patience,
             default_deadline: config.compile.default_deadline,
             default_namespace: config.namespace.default.clone(),
             counters: vec![manager.counters().clone(), resp_counters],

@@ -117,7 +117,8 @@ impl Kiln for Api {
         let (committed, manifest) = match under {
             publish::Under::Lease(token, grant) => {
                 let lease = self.leases.get(token, &grant)?;
-                let (pack, _arriving) = publish::pack(chunks, &manifest, &parts.arrivals).await?;
+                let (pack, _arriving) =
+                    publish::pack(chunks, &manifest, &parts.arrivals, parts.patience).await?;
                 parts.manager.save(&lease, manifest, pack).await?
             }
             publish::Under::Replace => {
@@ -126,7 +127,8 @@ impl Kiln for Api {
                     return Err(Error::Invalid(why.into()).into());
                 }
                 let mode = PutMode::Replace;
-                let (pack, _arriving) = publish::pack(chunks, &manifest, &parts.arrivals).await?;
+                let (pack, _arriving) =
+                    publish::pack(chunks, &manifest, &parts.arrivals, parts.patience).await?;
                 // A slow sender is in nobody's way: it arrives when its last byte does.
                 let turn = parts.index.turn(&manifest.key, mode).map_err(Error::from)?;
                 match parts.manager.put(turn, manifest, &pack, mode).await? {

@@ -30,6 +30,8 @@ pub struct Parts {
     pub tiers: Arc<Tiers>,
     /// Memory for what clients send.
     pub arrivals: Arrivals,
+    /// In which who publishes must send 64 KiB.
+    pub patience: Duration,
     /// Bound on a call whose caller names none.
     pub default_deadline: Duration,
     /// Tenant of a call whose caller names none.

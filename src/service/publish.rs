@@ -19,8 +19,6 @@ use crate::{
 
 /// Longer messages are hashed on a thread of their own.
 const LONG: usize = 1 << 20;
-/// The window in which a sender must give 64 KiB.
-const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What gives a client the right to publish.
 pub(super) enum Under {
@@ -62,16 +60,17 @@ pub(super) async fn announced(
 }
 
 /// Reads the pack that `manifest` announced. It keeps its place among what arrives
-/// until it is stored.
+/// until it is stored. A sender must give 64 KiB in each `patience`.
 pub(super) async fn pack(
     mut chunks: Streaming<pb::PublishChunk>,
     manifest: &Manifest,
     arrivals: &Arrivals,
+    patience: Duration,
 ) -> Result<(Blob, Arriving), Error> {
     let size = manifest.pack_size;
     let (charge, arriving) = arrivals.admit(size).await.map_err(BlobError::from)?;
     let mut writer = BlobWriter::charged(charge, size)?;
-    let mut progress = Progress::new(PATIENCE);
+    let mut progress = Progress::new(patience);
     while let Some(bytes) = next(&mut chunks, &mut progress).await? {
         writer = write(writer, bytes).await?;
     }

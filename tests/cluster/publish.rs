@@ -1,12 +1,16 @@
 //! Artifacts that clients compile for themselves: fences and signatures.
 
+use std::time::Duration;
+
+use futures::{StreamExt, stream};
 use kiln_proto::{
     Component, Components, Digest, FileEntry, Fingerprint, KeyField, Manifest, Target,
     claimed_components, pb, pb::publish_chunk::Chunk, value,
 };
+use tokio::time::timeout;
 use tonic::{Code, Status};
 
-use crate::harness::{NAMESPACE, TestCluster, TestNode, bytes_of};
+use crate::harness::{NAMESPACE, SOON, TestCluster, TestNode, bytes_of};
 
 fn artifact(name: &str, pack: &[u8]) -> Manifest {
     let fields = vec![KeyField::new("name", name)];
@@ -223,4 +227,33 @@ async fn what_is_too_large_for_one_node_is_no_loss_for_the_others() {
     assert_eq!(refused.code(), Code::ResourceExhausted, "{refused}");
     assert!(refused.message().contains("memory.in_flight"), "{refused}");
     assert_eq!(cluster.nodes[1].fetch(&made.key).await.unwrap().1.len(), SIZE);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_stops_sending_is_cut_off_and_its_room_is_given_back() {
+    let cluster = TestCluster::start_with(1, |_, config| {
+        config.publish.patience = Duration::from_secs(1);
+        // Half of both is for what arrives: one such pack at a time.
+        (config.memory.bytes, config.memory.in_flight) = (4 << 20, 4 << 20);
+    })
+    .await;
+    let node = &cluster.nodes[0];
+    let pack = vec![7; 3 << 20];
+    let manifest = value_of("stalled", &pack);
+    let header = pb::PublishHeader {
+        manifest: Some((&manifest).into()),
+        replace: true,
+        ..Default::default()
+    };
+    let data = prost::bytes::Bytes::copy_from_slice(&pack[..100 << 10]);
+    let chunks = [Chunk::Header(header), Chunk::Data(data)];
+    let chunks = chunks.map(|chunk| pb::PublishChunk { chunk: Some(chunk) });
+    let stalls = stream::iter(chunks).chain(stream::pending());
+    let sent = timeout(SOON, async { node.client().await.publish(stalls).await });
+    let refused = sent.await.expect("it ends").unwrap_err();
+    assert_eq!(refused.code(), Code::InvalidArgument, "{refused}");
+    assert!(refused.message().contains("stalled for 1s"), "{refused}");
+    assert!(node.lookup(&manifest.key).await.unwrap().is_none());
+    let next = value_of("next", &pack);
+    assert!(replace(node, &next, &pack).await.unwrap().committed, "it has the room");
 }
