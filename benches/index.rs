@@ -75,6 +75,7 @@ async fn members(dir: &Path, size: usize) -> Result<Vec<Member>> {
             facts: NodeFacts { grpc: address, ..NodeFacts::default() },
             timings: Timings::default(),
             voter: true,
+            log_entries: kiln_cluster::LOG_ENTRIES,
         };
         async move {
             let seed = u8::try_from(n)? + 1;

@@ -99,6 +99,9 @@ pub struct ClusterConfig {
     /// A compile lease whose holder is silent for this long expires. Default: 10 s.
     #[serde(with = "humantime_serde")]
     pub lease_ttl: Duration,
+    /// The log of changes is shortened after so many; a node that missed more than half of
+    /// them gets a snapshot of the index instead. Default: 20000.
+    pub log_entries: u64,
 }
 
 /// L1: verified bytes in sealed memory.
@@ -293,6 +296,7 @@ impl Default for ClusterConfig {
             election_max: Duration::from_millis(1200),
             voter: true,
             lease_ttl: Duration::from_secs(10),
+            log_entries: kiln_cluster::LOG_ENTRIES,
         }
     }
 }

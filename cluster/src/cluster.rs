@@ -71,7 +71,7 @@ impl Cluster {
         signing: SigningKey,
     ) -> Result<(Self, Routes), ClusterError> {
         let Environment { network, disk, clock } = machine;
-        let Settings { data_dir, start, facts, timings, voter } = settings;
+        let Settings { data_dir, start, facts, timings, voter, log_entries } = settings;
         std::fs::create_dir_all(&data_dir)
             .map_err(|e| ClusterError::storage(format!("create {}: {e}", data_dir.display())))?;
         let store = store::open(&data_dir, &*disk)?;
@@ -83,7 +83,7 @@ impl Cluster {
 
         let peers = Arc::new(Peers::new(network));
         let replica = Arc::new(Replica::new(Arc::clone(&store), Arc::clone(&watch)));
-        let member = Arc::new(Member::new(timings.clone(), Arc::clone(&peers)));
+        let member = Arc::new(Member::new(timings.clone(), log_entries, Arc::clone(&peers)));
         let leader = Arc::new(Leader::new(
             Arc::clone(&member),
             Arc::clone(&replica),

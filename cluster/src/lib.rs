@@ -55,7 +55,7 @@ pub use crate::{
     error::ClusterError,
     index::{Acquired, Index},
     leases::Lease,
-    settings::{Settings, Start, Timings},
+    settings::{LOG_ENTRIES, Settings, Start, Timings},
     status::{ClusterStatus, NodeStatus, Role},
     watch::{IndexEvent, NodeInfo},
     writes::Turn,

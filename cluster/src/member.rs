@@ -31,10 +31,8 @@ use crate::{
     watch::Watch,
 };
 
-/// The library's log is shortened after this many applied entries.
-const LOG_LENGTH: u64 = 20_000;
-/// Entries kept behind that, for followers that were away for a moment.
-const LOG_KEPT: u64 = 10_000;
+/// Most log entries that are removed at once.
+const PURGED_AT_ONCE: u64 = 1024;
 /// Between the elections that two voters begin because a leader's connection ended.
 const TURN: Duration = Duration::from_millis(150);
 /// Elections that one voter begins for that reason. Raft's own time-outs follow.
@@ -51,6 +49,7 @@ pub(crate) struct Running {
 /// One node's membership, from before it has one.
 pub(crate) struct Member {
     timings: Timings,
+    log_entries: u64,
     peers: Arc<Peers>,
     running: OnceLock<Running>,
     /// Notified when `running` is set.
@@ -64,9 +63,10 @@ pub(crate) struct Member {
 }
 
 impl Member {
-    pub(crate) fn new(timings: Timings, peers: Arc<Peers>) -> Self {
+    pub(crate) fn new(timings: Timings, log_entries: u64, peers: Arc<Peers>) -> Self {
         Self {
             timings,
+            log_entries,
             peers,
             running: OnceLock::new(),
             started: Notify::new(),
@@ -97,7 +97,7 @@ impl Member {
         store: &Arc<Store>,
         watch: &Arc<Watch>,
     ) -> Result<(), ClusterError> {
-        let timings = &self.timings;
+        let (timings, log_entries) = (&self.timings, self.log_entries);
         let millis = |d: Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
         let config = openraft::Config {
             cluster_name: format!("{:x}", owner.cluster),
@@ -105,10 +105,10 @@ impl Member {
             election_timeout_min: millis(timings.election_min),
             election_timeout_max: millis(timings.election_max),
             install_snapshot_timeout: 600_000,
-            snapshot_policy: openraft::SnapshotPolicy::LogsSinceLast(LOG_LENGTH),
-            max_in_snapshot_log_to_keep: LOG_KEPT,
-            purge_batch_size: 1024,
-            replication_lag_threshold: LOG_LENGTH * 2,
+            snapshot_policy: openraft::SnapshotPolicy::LogsSinceLast(log_entries),
+            max_in_snapshot_log_to_keep: log_entries / 2,
+            purge_batch_size: (log_entries / 16).clamp(1, PURGED_AT_ONCE),
+            replication_lag_threshold: log_entries.saturating_mul(2),
             enable_pre_vote: Some(true),
             // A leader without a quorum falls silent, so that who can elect another does.
             quorum_loss_probe_interval: Some(millis(timings.election_max) * 2),

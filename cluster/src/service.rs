@@ -137,6 +137,7 @@ impl Peer for Service {
         let incoming = self.store.incoming().to_owned();
         let staged = Staging::receive(incoming, meta.clone(), chunks).await;
         let snapshot = SnapshotData::Staged(staged.map_err(status)?);
+        tracing::info!(last = meta.last_log_id.map(|id| id.index), "a snapshot of the index came");
         let installed = raft.install_full_snapshot(vote, Snapshot { meta, snapshot }).await;
         reply(&installed.map_err(status)?)
     }

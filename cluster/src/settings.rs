@@ -16,9 +16,15 @@ pub struct Settings {
     pub facts: NodeFacts,
     /// Whether it may vote. One that may not is a learner for as long as it says so.
     pub voter: bool,
+    /// The log is shortened after so many applied entries; half of them are kept for
+    /// members that were away for a moment, the others get a snapshot.
+    pub log_entries: u64,
     /// Time-outs.
     pub timings: Timings,
 }
+
+/// Usual [`Settings::log_entries`].
+pub const LOG_ENTRIES: u64 = 20_000;
 
 /// How a new node finds its cluster. A peer is `host:port`, or `dns:NAME:PORT`
 /// for every address that the name resolves to.

@@ -11,6 +11,9 @@ use super::{Config, ConfigError, Copies, MIB};
 /// A unix socket's address has 108 bytes, the last of them zero.
 const LONGEST_SOCKET_PATH: usize = 107;
 
+/// With a shorter log, every node that restarts would need a snapshot.
+const LEAST_LOG: u64 = 64;
+
 impl Config {
     /// Refuses what cannot work.
     pub fn validate(&self) -> Result<(), ConfigError> {
@@ -115,6 +118,9 @@ impl Config {
         if cluster.election_max <= cluster.election_min {
             wrong.push("cluster.election_max must be above cluster.election_min".into());
         }
+        if cluster.log_entries < LEAST_LOG {
+            wrong.push(format!("cluster.log_entries is below {LEAST_LOG}"));
+        }
         if cluster.lease_ttl <= cluster.election_max {
             wrong.push(
                 "cluster.lease_ttl must be above cluster.election_max: a change of leader would \
@@ -130,6 +136,7 @@ impl Config {
             ("memory.bytes", self.memory.bytes),
             ("memory.entries", self.memory.entries as u64),
             ("disk.bytes", self.disk.bytes),
+            ("publish.patience", self.publish.patience.as_millis() as u64),
             ("compile.time_limit", compile.time_limit.as_millis() as u64),
             ("object.collect.every", self.object.collect.every.as_millis() as u64),
             ("compile.default_deadline", compile.default_deadline.as_millis() as u64),
@@ -214,7 +221,7 @@ mod tests {
     #[test]
     fn what_cannot_work_is_refused_with_what_to_do() {
         type Change = fn(&mut Config);
-        let cases: [(Change, &str); 23] = [
+        let cases: [(Change, &str); 25] = [
             (|c| c.http_listen = c.grpc_listen, "its own port"),
             (|c| c.grpc_listen = ([0, 0, 0, 0], 7400).into(), "set `advertise`"),
             (|c| c.advertise = Some("http://a".into()), "without scheme"),
@@ -224,6 +231,8 @@ mod tests {
             (|c| c.start.join = vec!["nowhere".into()], "HOST:PORT"),
             (|c| c.cluster.election_min = c.cluster.heartbeat, "two heartbeats"),
             (|c| c.cluster.lease_ttl = c.cluster.election_max, "lease_ttl"),
+            (|c| c.cluster.log_entries = 1, "log_entries is below 64"),
+            (|c| c.publish.patience = Duration::ZERO, "publish.patience is 0"),
             (|c| c.memory.bytes = 0, "memory.bytes is 0"),
             (|c| c.compile.memory_limit = 1, "256 MiB"),
             (|c| c.object.collect.every = Duration::ZERO, "object.collect.every is 0"),

@@ -120,6 +120,7 @@ pub(super) fn cluster(config: &Config, facts: NodeFacts) -> ClusterSettings {
         facts,
         timings,
         voter: config.cluster.voter,
+        log_entries: config.cluster.log_entries,
     }
 }
 

@@ -26,6 +26,7 @@ impl Filled {
             start: Start::Expect { voters: 1, peers: vec![address.clone()] },
             facts: NodeFacts { grpc: address, ..NodeFacts::default() },
             voter: true,
+            log_entries: kiln_cluster::LOG_ENTRIES,
             timings: Timings::default(),
         };
         let (cluster, routes) = Cluster::open(settings, SigningKey::from_bytes(&[1; 32])).unwrap();

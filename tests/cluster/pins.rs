@@ -85,6 +85,46 @@ async fn pins_that_changed_while_a_node_was_away_are_reconciled() {
     assert!(!has(&cluster.nodes[2], &kept), "a pack that is pinned no more stays for ever");
 }
 
+/// A snapshot says nothing of what changed, only what is.
+#[tokio::test(flavor = "multi_thread")]
+async fn pins_that_came_with_a_snapshot_are_reconciled() {
+    let mut cluster = TestCluster::start_with(3, |i, config| {
+        config.cluster.log_entries = 64;
+        if i == 2 {
+            config.disk.bytes = DISK;
+            config.disk.policy = kiln::config::EvictionPolicy::Lru;
+        }
+    })
+    .await;
+    let (kept, free) = (bytes("kept"), bytes("free"));
+    for (name, bytes) in [("kept", &kept), ("free", &free)] {
+        set(&cluster.nodes[2], name, bytes).await;
+    }
+    pin(&cluster.nodes[2], "free", true).await;
+    changed(&cluster.nodes[2], "pinned", 1).await;
+    cluster.nodes[2].kill().await;
+    cluster.leader(&[0, 1]).await;
+    pin(&cluster.nodes[0], "kept", true).await;
+    pin(&cluster.nodes[0], "free", false).await;
+    // More than the log keeps: what the node missed is not in it any more.
+    for n in 0..300 {
+        set(&cluster.nodes[0], &format!("more {n}"), b"x").await;
+    }
+    let known = cluster.nodes[2].log().len();
+    cluster.nodes[2].restart().await;
+    changed(&cluster.nodes[2], "pinned", 1).await;
+    changed(&cluster.nodes[2], "unpinned", 1).await;
+    let log = cluster.nodes[2].log();
+    assert!(
+        log[known..].contains("a snapshot of the index came"),
+        "the log brought it up to date:\n{}",
+        &log[known..]
+    );
+    press(&cluster.nodes[2], "after").await;
+    assert!(has(&cluster.nodes[2], &kept), "a pinned pack was evicted");
+    assert!(!has(&cluster.nodes[2], &free), "a pack that is pinned no more stays for ever");
+}
+
 /// No event tells of these pins: their node alone forgot them.
 #[tokio::test(flavor = "multi_thread")]
 async fn pins_outlive_the_disk_tiers_own_index() {

@@ -14,7 +14,7 @@ use tokio_util::sync::DropGuard;
 use tonic::transport::{Server, server::TcpIncoming};
 
 use crate::{
-    Cluster, NodeFacts, Settings, Start, Timings,
+    Cluster, LOG_ENTRIES, NodeFacts, Settings, Start, Timings,
     announce::announce_standing,
     codec,
     command::{Candidate, NewNode},
@@ -42,6 +42,7 @@ impl Member {
             start: Start::Expect { voters: 1, peers: Vec::new() },
             facts: NodeFacts { grpc: address.clone(), ..NodeFacts::default() },
             voter,
+            log_entries: LOG_ENTRIES,
             timings: Timings::default(),
         };
         let mut seed = [0; 32];

@@ -28,7 +28,9 @@ use super::{
     trace::Trace,
     wire::Uplink,
 };
-use crate::{Cluster, Index, NodeFacts, Settings, Start, Timings, environment::Environment};
+use crate::{
+    Cluster, Index, LOG_ENTRIES, NodeFacts, Settings, Start, Timings, environment::Environment,
+};
 
 /// The day on which every run begins.
 const EPOCH: Duration = Duration::from_secs(1_800_000_000);
@@ -172,7 +174,9 @@ impl Fleet {
             clock: Arc::new(move || epoch + began.elapsed()),
         };
         let facts = NodeFacts { grpc: address(host), ..NodeFacts::default() };
-        let settings = Settings { data_dir: dir.clone(), start, facts, timings: timings(), voter };
+        let (timings, log_entries) = (timings(), LOG_ENTRIES);
+        let settings =
+            Settings { data_dir: dir.clone(), start, facts, timings, voter, log_entries };
         let opened = Cluster::open_on(machine, settings, self.signing_key(host));
         let (cluster, routes) = match opened {
             Ok(opened) => opened,

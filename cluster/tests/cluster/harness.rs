@@ -11,7 +11,8 @@ use std::{
 
 use ed25519_dalek::SigningKey;
 use kiln_cluster::{
-    Acquired, Cluster, ClusterError, Index, Lease, NodeFacts, Published, Settings, Start, Timings,
+    Acquired, Cluster, ClusterError, Index, LOG_ENTRIES, Lease, NodeFacts, Published, Settings,
+    Start, Timings,
 };
 use kiln_proto::{
     ArtifactKey, Component, Components, Digest, FileEntry, Fingerprint, KeyField, Manifest, NodeId,
@@ -89,7 +90,8 @@ impl Seat {
     pub fn open(self, start: Start) -> Opened {
         let facts = NodeFacts { grpc: self.address.to_string(), ..NodeFacts::default() };
         let data_dir = self.dir.clone();
-        let settings = Settings { data_dir, start, facts, timings: timings(), voter: self.voter };
+        let (timings, voter, log_entries) = (timings(), self.voter, LOG_ENTRIES);
+        let settings = Settings { data_dir, start, facts, timings, voter, log_entries };
         let (cluster, routes) = Cluster::open(settings, signing_key(&self.dir)).unwrap();
         let stop = CancellationToken::new();
         let incoming = TcpIncoming::from(self.listener).with_nodelay(Some(true));

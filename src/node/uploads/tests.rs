@@ -68,6 +68,7 @@ async fn members(folder: &std::path::Path) -> Vec<Member> {
             start: Start::Expect { voters: 3, peers: peers.clone() },
             facts: NodeFacts { grpc: peers[n].clone(), ..NodeFacts::default() },
             voter: true,
+            log_entries: kiln_cluster::LOG_ENTRIES,
             timings: Timings {
                 heartbeat: Duration::from_millis(150),
                 election_min: Duration::from_millis(600),
