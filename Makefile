@@ -4,12 +4,15 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
+.PHONY: faults-crash
 .PHONY: help build demo test test-python test-torch test-clients test-gpu test-kube test-compose test-vllm
 .PHONY: check bench format lint helm python python-wire
 
 # `make check CHECK_TESTS=0` leaves the tests out, for callers that run
 # `make test` beside it, as .ci/run does.
 CHECK_TESTS ?= 1
+# Arguments of `make faults-crash`, such as --kills 3.
+CRASH ?=
 KILN_KUBE_SCRIPT ?= ../shared/kube/kube
 
 PYTHON_FILES = tests deploy python
@@ -49,6 +52,10 @@ test-torch: ## kiln_torch with real PyTorch and Triton: installs 6 GB, takes hal
 test-gpu: ## on this machine's GPU: operations, transformers' models, 2,000 random graphs
 	$(call toolchain,build) && \
 	cargo test --locked --package kiln --test gpu -- --ignored --nocapture --test-threads 1
+
+faults-crash: ## real nodes, killed 25 times at each durable step and restarted; an hour or two
+	$(call toolchain,test) && \
+	cargo test --locked --package kiln --features crash-points --test crash -- $(CRASH)
 
 python-wire: ## write the wire format that python/ ships, from proto/
 	$(call toolchain,build) && \

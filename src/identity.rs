@@ -12,6 +12,7 @@ use std::{
 };
 
 use ed25519_dalek::SigningKey;
+use fail::fail_point;
 
 const FILE: &str = "signing.key";
 
@@ -63,8 +64,11 @@ fn create(folder: &Path, path: &Path) -> io::Result<SigningKey> {
         .mode(0o600)
         .open(&temporary)?;
     file.write_all(&secret)?;
+    fail_point!("key.written");
     file.sync_all()?;
+    fail_point!("key.synced");
     fs::rename(&temporary, path)?;
+    fail_point!("key.renamed");
     fs::File::open(folder)?.sync_all()?;
     Ok(SigningKey::from_bytes(&secret))
 }

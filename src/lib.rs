@@ -34,6 +34,8 @@ pub mod cache;
 pub mod compiler;
 pub mod config;
 pub mod counters;
+#[cfg(feature = "crash-points")]
+pub mod crash;
 pub mod error;
 pub mod exec;
 pub mod identity;

@@ -3,6 +3,8 @@
 mod cli;
 
 fn main() -> std::process::ExitCode {
+    #[cfg(feature = "crash-points")]
+    kiln::crash::watch();
     // A worker is a child that loads a compiler: it starts nothing else.
     match std::env::args().nth(1).as_deref() {
         Some("worker") => kiln::compiler::worker_main(),

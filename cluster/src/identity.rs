@@ -11,6 +11,8 @@ use std::{
     path::Path,
 };
 
+use fail::fail_point;
+
 use crate::{
     command::Candidate,
     error::ClusterError,
@@ -84,8 +86,11 @@ impl Identity {
             .mode(0o600)
             .open(&temporary)?;
         file.write_all(text.as_bytes())?;
+        fail_point!("identity.written");
         file.sync_all()?;
+        fail_point!("identity.synced");
         fs::rename(&temporary, dir.join(NAME))?;
+        fail_point!("identity.renamed");
         File::open(dir)?.sync_all()
     }
 }

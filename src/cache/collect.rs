@@ -21,6 +21,7 @@ use std::{
 };
 
 use async_trait::async_trait;
+use fail::fail_point;
 use futures::StreamExt;
 use kiln_proto::Digest;
 use serde::{Deserialize, Serialize};
@@ -239,6 +240,7 @@ impl Pass<'_> {
             Some(_) | None if !old => self.done.young += 1,
             Some(_) | None => {
                 if self.index.condemn(&name.pack, name.generation).await? {
+                    fail_point!("collect.condemned");
                     self.done.condemned += 1;
                     self.grace_passed(name);
                 }
@@ -248,7 +250,9 @@ impl Pass<'_> {
     }
 
     async fn delete(&mut self, object: &StoredPack) -> Result<(), IndexError> {
+        fail_point!("collect.begin");
         self.object.delete(&object.name).await?;
+        fail_point!("collect.deleted");
         self.done.deleted += 1;
         self.done.bytes_freed += object.size;
         Ok(())
@@ -264,6 +268,7 @@ impl Pass<'_> {
 
     async fn forget(&mut self, name: &ObjectName) -> Result<(), IndexError> {
         self.index.forget(&name.pack, name.generation).await?;
+        fail_point!("collect.forgotten");
         self.done.forgotten += 1;
         self.still_condemned.remove(name);
         Ok(())

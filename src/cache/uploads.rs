@@ -9,6 +9,7 @@
 use std::time::Instant;
 
 use async_trait::async_trait;
+use fail::fail_point;
 use futures::{FutureExt, StreamExt};
 use kiln_proto::Digest;
 use tokio_util::sync::CancellationToken;
@@ -124,12 +125,15 @@ impl Tiers {
             tracing::warn!(%pack, "evicted before it was uploaded");
             return Ok(Outcome::Gone);
         };
+        fail_point!("upload.begin");
         let was_down = object.health() != Health::Up;
         object.put(&ObjectName { pack: *pack, generation }, &blob).await?;
         if was_down {
             self.uploads.retry_all_now();
         }
+        fail_point!("upload.put");
         index.stored(pack, generation).await?;
+        fail_point!("upload.noted");
         Ok(Outcome::Stored)
     }
 

@@ -10,6 +10,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use fail::fail_point;
 use kiln_cluster::{Entry, IndexEvent, Lease, Published, Put, PutMode, Turn};
 use kiln_proto::{Manifest, NodeId, SignedManifest};
 use tokio::time::{sleep_until, timeout};
@@ -82,6 +83,7 @@ impl Manager {
             () = turn.superseded() => return Ok(Put::Superseded),
         };
         let put = self.index.put(turn, signed, mode, stored.also).await?;
+        fail_point!("publish.put");
         drop(stored.guard);
         if let Put::Committed(entry) | Put::Unchanged(entry) = &put {
             self.upload(entry).await?;
@@ -99,6 +101,7 @@ impl Manager {
     ) -> Result<Published, Error> {
         let stored = self.store(manifest, pack).await?;
         let published = self.index.publish(lease, signed.clone(), stored.also).await?;
+        fail_point!("publish.committed");
         drop(stored.guard);
         if let Published::Committed(entry) = &published {
             self.upload(entry).await?;
@@ -121,6 +124,7 @@ impl Manager {
             0 => Vec::new(),
             others => self.copy(pack, why_not_here, others).await?,
         };
+        fail_point!("publish.stored");
         Ok(Stored { guard, also })
     }
 

@@ -184,6 +184,7 @@ impl TestNode {
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(log)
+            .env("KILN_CRASH_FILE", self.crash_file())
             .kill_on_drop(true)
             .spawn()
             .unwrap();
@@ -214,6 +215,26 @@ impl TestNode {
     pub(crate) async fn kill(&mut self) {
         let mut child = self.child.take().expect("it runs");
         child.kill().await.unwrap();
+    }
+
+    /// Where builds with the feature `crash-points` read at which step they end.
+    pub(crate) fn crash_file(&self) -> PathBuf {
+        self.folder.join("crash")
+    }
+
+    /// Whether the process ended by itself, and was not waited for yet.
+    #[allow(dead_code, reason = "for tests/crash")]
+    pub(crate) fn has_ended(&mut self) -> bool {
+        let ended = self.child.as_mut().is_some_and(|child| child.try_wait().unwrap().is_some());
+        if ended {
+            self.child = None;
+        }
+        ended
+    }
+
+    #[allow(dead_code, reason = "for tests/crash")]
+    pub(crate) fn is_running(&self) -> bool {
+        self.child.is_some()
     }
 
     /// SIGTERM, and a tidy end.

@@ -13,6 +13,7 @@ use std::{
     sync::Arc,
 };
 
+use fail::fail_point;
 use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 use rocksdb::{
     BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBCompressionType,
@@ -130,7 +131,10 @@ impl Store {
     pub(crate) fn set_owner(&self, owner: Owner) -> Result<(), ClusterError> {
         let bytes = codec::encode(&owner)?;
         self.db.put_cf(self.cf(META), meta::OWNER, bytes).map_err(ClusterError::storage)?;
-        self.db.flush_wal(true).map_err(ClusterError::storage)
+        fail_point!("owner.written");
+        self.db.flush_wal(true).map_err(ClusterError::storage)?;
+        fail_point!("owner.synced");
+        Ok(())
     }
 
     /// The first nodes of a cluster that this node is founding.

@@ -7,6 +7,7 @@
 
 use std::io;
 
+use fail::fail_point;
 use rocksdb::WriteBatch;
 
 use super::{
@@ -46,6 +47,7 @@ pub(super) fn install(store: &Store, staged: &Staged) -> io::Result<()> {
 /// Writes the staged records into `set`, which is not live, and returns what they are of.
 pub(super) fn fill(store: &Store, set: Set, staged: &Staged) -> io::Result<Applied> {
     clear(store, set)?;
+    fail_point!("install.cleared");
     let mut applied = Applied::default();
     read_chunks(&staged.path, |at, chunk| {
         if at == 0 {
@@ -59,8 +61,11 @@ pub(super) fn fill(store: &Store, set: Set, staged: &Staged) -> io::Result<Appli
             table::check(table, &key, &value).map_err(io_error)?;
             batch.put_cf(store.cf(set.family(table)), key, value);
         }
-        store.db.write(batch).map_err(io_error)
+        store.db.write(batch).map_err(io_error)?;
+        fail_point!("install.chunk");
+        Ok(())
     })?;
+    fail_point!("install.filled");
     Ok(applied)
 }
 
@@ -74,7 +79,10 @@ fn swap(store: &Store, set: Set, applied: &Applied) -> io::Result<()> {
     let mut live = store.live.write();
     store.db.write(batch).map_err(io_error)?;
     *live = set;
-    store.db.flush_wal(true).map_err(io_error)
+    fail_point!("install.swapped");
+    store.db.flush_wal(true).map_err(io_error)?;
+    fail_point!("install.synced");
+    Ok(())
 }
 
 /// Empties `set`, which is not live.

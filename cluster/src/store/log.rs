@@ -11,6 +11,7 @@ use std::{
     sync::Arc,
 };
 
+use fail::fail_point;
 use openraft::{
     LogState, OptionalSend, RaftLogReader,
     entry::RaftEntry,
@@ -163,10 +164,14 @@ impl RaftLogStorage<Types> for LogStore {
         self.blocking(move |store| {
             let mut batch = WriteBatch::default();
             store.put_meta(&mut batch, meta::VOTE, &vote).map_err(io_error)?;
+            fail_point!("vote.begin");
             store.db.write(batch).map_err(io_error)
         })
         .await?;
-        self.durable().await
+        fail_point!("vote.written");
+        self.durable().await?;
+        fail_point!("vote.synced");
+        Ok(())
     }
 
     async fn append<I>(&mut self, entries: I, callback: IOFlushed<Types>) -> io::Result<()>
@@ -179,9 +184,14 @@ impl RaftLogStorage<Types> for LogStore {
             let bytes = codec::encode(&entry).map_err(io_error)?;
             batch.put_cf(self.store.cf(LOG), entry.log_id.index.to_be_bytes(), bytes);
         }
+        fail_point!("log.begin");
         // RocksDB lets a writer wait while its tables cannot be flushed fast enough.
         self.blocking(move |store| store.db.write(batch).map_err(io_error)).await?;
-        self.store.syncer.after_sync(Box::new(|result| callback.io_completed(result)));
+        fail_point!("log.written");
+        self.store.syncer.after_sync(Box::new(|result| {
+            fail_point!("log.synced");
+            callback.io_completed(result);
+        }));
         Ok(())
     }
 
@@ -189,7 +199,9 @@ impl RaftLogStorage<Types> for LogStore {
         let from = last.map_or(0, |id| id.index + 1);
         let mut batch = WriteBatch::default();
         batch.delete_range_cf(self.store.cf(LOG), from.to_be_bytes(), u64::MAX.to_be_bytes());
-        self.blocking(move |store| store.db.write(batch).map_err(io_error)).await
+        self.blocking(move |store| store.db.write(batch).map_err(io_error)).await?;
+        fail_point!("log.truncated");
+        Ok(())
     }
 
     async fn purge(&mut self, upto: RaftLogId) -> io::Result<()> {
@@ -197,6 +209,8 @@ impl RaftLogStorage<Types> for LogStore {
         let end = (upto.index + 1).to_be_bytes();
         batch.delete_range_cf(self.store.cf(LOG), 0u64.to_be_bytes(), end);
         batch.put_cf(self.store.cf(META), meta::PURGED, codec::encode(&upto).map_err(io_error)?);
-        self.blocking(move |store| store.db.write(batch).map_err(io_error)).await
+        self.blocking(move |store| store.db.write(batch).map_err(io_error)).await?;
+        fail_point!("log.purged");
+        Ok(())
     }
 }

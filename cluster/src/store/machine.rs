@@ -5,6 +5,7 @@
 
 use std::{io, sync::Arc};
 
+use fail::fail_point;
 use futures::{Stream, StreamExt};
 use openraft::{
     EntryPayload, OptionalSend, RaftSnapshotBuilder, alias,
@@ -58,6 +59,7 @@ fn apply_batch(
     mut applied: Applied,
     entries: Vec<EntryResponder<Types>>,
 ) -> io::Result<(Applied, Answers)> {
+    fail_point!("apply.begin");
     let mut events: Vec<Event> = Vec::new();
     let mut answers = Vec::new();
     {
@@ -83,8 +85,10 @@ fn apply_batch(
         store.put_meta(&mut batch, meta::APPLIED, &applied).map_err(io_error)?;
         store.db.write(batch).map_err(io_error)?;
     }
+    fail_point!("apply.written");
     let index = applied.last.map_or(0, |id| id.index);
     watch.applied(store, index, &events).map_err(io_error)?;
+    fail_point!("apply.seen");
     Ok((applied, answers))
 }
 
@@ -128,6 +132,7 @@ impl RaftStateMachine<Types> for Machine {
         let (store, watch) = (Arc::clone(&self.store), Arc::clone(&self.watch));
         let installing = move || -> io::Result<Applied> {
             install::install(&store, &staged)?;
+            fail_point!("install.done");
             let applied = store.applied().map_err(io_error)?;
             let index = applied.last.map_or(0, |id| id.index);
             watch.installed(&*store, index).map_err(io_error)?;

@@ -11,6 +11,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use fail::fail_point;
 use futures::{Stream, StreamExt};
 
 use crate::{blocking, codec, error::io_error, raft::SnapshotMeta};
@@ -52,6 +53,7 @@ impl Staging {
         let staged = Staged { path, keep: false };
         let mut staging = Self { staged, file, hasher: kiln_proto::Hasher::new() };
         staging.push(&codec::encode(meta).map_err(io_error)?)?;
+        fail_point!("snapshot.created");
         Ok(staging)
     }
 
@@ -79,6 +81,7 @@ impl Staging {
         self.hasher.update(&size);
         self.hasher.update(chunk);
         self.file.write_all(&size)?;
+        fail_point!("snapshot.torn");
         self.file.write_all(chunk)
     }
 
@@ -87,10 +90,12 @@ impl Staging {
         self.file.write_all(&0u32.to_be_bytes())?;
         self.file.write_all(self.hasher.finalize().as_bytes())?;
         self.file.flush()?;
+        fail_point!("snapshot.written");
         self.file.get_ref().sync_all()?;
         if let Some(dir) = self.staged.path.parent() {
             File::open(dir)?.sync_all()?;
         }
+        fail_point!("snapshot.synced");
         Ok(self.staged)
     }
 }

@@ -18,6 +18,7 @@ use std::{
     sync::atomic::{AtomicU64, Ordering},
 };
 
+use fail::fail_point;
 use kiln_proto::{Digest, Hasher};
 use parking_lot::{Mutex, MutexGuard};
 
@@ -112,8 +113,11 @@ impl Files {
         // From here on the file is removed, also when the sync fails: a sync
         // that failed once says nothing when it succeeds the second time.
         let temporary = Temporary { path, placed: false };
+        fail_point!("blob.created");
         file.write_all(blob)?;
+        fail_point!("blob.written");
         self.sync_file(&file, &temporary.path)?;
+        fail_point!("blob.synced");
         Ok(temporary)
     }
 
@@ -130,6 +134,7 @@ impl Files {
             fs::rename(&temporary.path, &path)?;
         }
         temporary.placed = true;
+        fail_point!("blob.renamed");
         self.sync(folder).inspect_err(|_| {
             // Whether the name survives a power loss is unknown: rather none.
             if let Err(e) = fs::remove_file(&path) {
@@ -211,6 +216,7 @@ impl Files {
         let folder = self.root.join("quarantine");
         let kept = folder.join(self.unique(digest));
         let moved = found(fs::rename(self.path(digest), kept))?;
+        fail_point!("quarantine.moved");
         let mut files = Vec::new();
         for file in fs::read_dir(&folder)? {
             let file = file?;

@@ -11,6 +11,7 @@ use std::{
     },
 };
 
+use fail::fail_point;
 use kiln_proto::Digest;
 use parking_lot::Mutex;
 use tokio::sync::broadcast;
@@ -124,9 +125,11 @@ impl Store {
         let placed = self.files.place(temporary, &digest);
         placed.map_err(|e| TierError::disk("name file", size, e))?;
         *self.health.lock() = Health::Up;
+        fail_point!("blob.placed");
         let record = room.fill(digest, Record::new(size, hints, now));
         drop(folder);
         self.remember(&[(digest, record)], &[]);
+        fail_point!("blob.recorded");
         self.changed(Change::Gained(digest));
         Ok(())
     }
@@ -164,8 +167,10 @@ impl Store {
         drop(catalog);
         let removed = self.files.remove(digest);
         drop(folder);
+        fail_point!("remove.unlinked");
         if known {
             self.remember(&[], &[*digest]);
+            fail_point!("remove.recorded");
             self.changed(Change::Lost(*digest));
         }
         removed.map_err(|e| TierError::disk("remove file", 0, e)).map(|file| known || file)
@@ -176,7 +181,9 @@ impl Store {
         let Some(record) = known else { return Ok(false) };
         // Unlike a use, a pin is a promise: not remembered is not done.
         self.counters.index_writes.fetch_add(1, Ordering::Relaxed);
-        self.index.write(&[(*digest, record)], &[]).map(|()| true)
+        self.index.write(&[(*digest, record)], &[])?;
+        fail_point!("pin.recorded");
+        Ok(true)
     }
 
     pub(super) fn usage(&self) -> Usage {
@@ -185,12 +192,16 @@ impl Store {
 
     pub(super) fn queue_upload(&self, digest: &Digest) -> Result<(), TierError> {
         self.catalog.lock().set_only_copy(digest, true);
-        self.index.put_upload(digest)
+        self.index.put_upload(digest)?;
+        fail_point!("upload.queued");
+        Ok(())
     }
 
     pub(super) fn finish_upload(&self, digest: &Digest) -> Result<(), TierError> {
         self.catalog.lock().set_only_copy(digest, false);
-        self.index.delete_upload(digest)
+        self.index.delete_upload(digest)?;
+        fail_point!("upload.finished");
+        Ok(())
     }
 
     /// Writes the uses that were not written yet.
@@ -290,6 +301,7 @@ impl Store {
                 continue;
             }
             removed.push(*digest);
+            fail_point!("evict.begin");
             if let Err(e) = self.files.remove(digest) {
                 tracing::warn!(%digest, error = %e, "remove evicted file");
             }
@@ -297,7 +309,9 @@ impl Store {
         }
         self.counters.evicted.fetch_add(victims.len() as u64, Ordering::Relaxed);
         meter::evicted(TierName::Disk, victims.len() as u64);
+        fail_point!("evict.unlinked");
         self.remember(&[], &removed);
+        fail_point!("evict.recorded");
     }
 
     fn touch(&self, digest: &Digest) {
