@@ -113,7 +113,8 @@ impl Kiln for Api {
     ) -> Reply<pb::PublishResponse> {
         let parts = self.parts()?;
         let mut chunks = request.into_inner();
-        let publish::Announced { under, manifest } = publish::announced(&mut chunks).await?;
+        let publish::Announced { under, manifest } =
+            publish::announced(&mut chunks, parts.patience).await?;
         let (committed, manifest) = match under {
             publish::Under::Lease(token, grant) => {
                 let lease = self.leases.get(token, &grant)?;

@@ -9,6 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use kiln_proto::{MAX_PACK_BYTES, Manifest, Token, convert, pb};
 use pb::publish_chunk::Chunk;
+use tokio::time::timeout;
 use tonic::Streaming;
 
 use crate::{
@@ -38,11 +39,15 @@ fn broken(e: &tonic::Status) -> Error {
     Error::Invalid(format!("the stream broke: {}", e.message()))
 }
 
-/// Reads the header. Nothing is set aside for the pack yet.
+/// Reads the header, which must come within `patience`. Nothing is set aside for the
+/// pack yet.
 pub(super) async fn announced(
     chunks: &mut Streaming<pb::PublishChunk>,
+    patience: Duration,
 ) -> Result<Announced, Error> {
-    let first = chunks.message().await.map_err(|e| broken(&e))?.and_then(|c| c.chunk);
+    let first = timeout(patience, chunks.message()).await;
+    let first = first.map_err(|_| Error::Invalid(format!("no header within {patience:?}")))?;
+    let first = first.map_err(|e| broken(&e))?.and_then(|c| c.chunk);
     let Some(Chunk::Header(header)) = first else {
         return Err(Error::Invalid("the first message is not a header".into()));
     };

@@ -254,6 +254,9 @@ async fn who_stops_sending_is_cut_off_and_its_room_is_given_back() {
     assert_eq!(refused.code(), Code::InvalidArgument, "{refused}");
     assert!(refused.message().contains("stalled for 1s"), "{refused}");
     assert!(node.lookup(&manifest.key).await.unwrap().is_none());
+    let silent = timeout(SOON, async { node.client().await.publish(stream::pending()).await });
+    let refused = silent.await.expect("it ends").unwrap_err();
+    assert!(refused.message().contains("no header within 1s"), "{refused}");
     let next = value_of("next", &pack);
     assert!(replace(node, &next, &pack).await.unwrap().committed, "it has the room");
 }

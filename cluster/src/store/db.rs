@@ -41,6 +41,9 @@ const RECORD_CACHE: usize = 64 << 20;
 /// Bytes of one cached block, about.
 const BLOCK: usize = 4 << 10;
 const WRITE_BUFFERS: usize = 48 << 20;
+/// Tables that are open at once: those of an index of some gigabytes. Others are opened
+/// again when they are read.
+const OPEN_FILES: i32 = 128;
 /// Most bytes of write-ahead log before tables are flushed to shorten it.
 const LONGEST_WAL: u64 = 128 << 20;
 
@@ -76,6 +79,7 @@ impl Store {
         options.set_recycle_log_file_num(2);
         options.set_log_level(LogLevel::Warn);
         options.set_keep_log_file_num(2);
+        options.set_max_open_files(OPEN_FILES);
         let entries = Cache::new_hyper_clock_cache(ENTRY_CACHE, BLOCK);
         let records = Cache::new_hyper_clock_cache(RECORD_CACHE, BLOCK);
         let descriptor = |name: &str, point_reads: bool, buffer: usize| {
