@@ -28,6 +28,8 @@ const REACHED: Duration = Duration::from_secs(20);
 const SETTLED: Duration = Duration::from_secs(10);
 /// Changes after which the log no longer has what a node missed.
 const LOG: u64 = 64;
+/// A step is armed within moments.
+const ARMED: Duration = Duration::from_millis(100);
 const NODES: usize = 3;
 
 pub(crate) struct Fleet {
@@ -93,8 +95,7 @@ impl Fleet {
                 let leader = self.cluster.leader(&all).await;
                 let victim = (leader + 1) % NODES;
                 arm(&self.cluster.nodes[victim], step, 1);
-                // The file is read within moments.
-                sleep(Duration::from_millis(100)).await;
+                sleep(ARMED).await;
                 self.cluster.nodes[leader].kill().await;
                 self.reached(&[victim]).await
             }
@@ -128,8 +129,12 @@ impl Fleet {
                     };
                     eventually("the upload of all", stored).await;
                 }
+                // A new process has nothing in memory.
+                self.cluster.nodes[victim].kill().await;
                 flip(&self.cluster.nodes[victim]);
+                self.cluster.nodes[victim].restart().await;
                 arm(&self.cluster.nodes[victim], step, 1);
+                sleep(ARMED).await;
                 for (name, _) in self.load.ledger.keys() {
                     // The node is gone in the middle of it.
                     drop(read(&self.cluster.nodes[victim], &name).await);

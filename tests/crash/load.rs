@@ -65,7 +65,7 @@ impl Ledger {
 }
 
 pub(crate) fn bytes(name: &str, version: Version) -> Vec<u8> {
-    format!("{name} {version} ").into_bytes().repeat(SIZE / 16)[..SIZE].to_vec()
+    format!("{name} {version} ").into_bytes().repeat(SIZE / 4)[..SIZE].to_vec()
 }
 
 pub(crate) fn manifest(name: &str, pack: &[u8]) -> Manifest {
