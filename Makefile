@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: faults-crash
+.PHONY: faults-crash faults-planted
 .PHONY: help build demo test test-python test-torch test-clients test-gpu test-kube test-compose test-vllm
 .PHONY: check bench format lint helm python python-wire
 
@@ -13,6 +13,8 @@ SHELL := /bin/bash
 CHECK_TESTS ?= 1
 # Arguments of `make faults-crash`, such as --kills 3.
 CRASH ?=
+# Arguments of `make faults-planted`, such as --only fence.
+PLANTED ?=
 KILN_KUBE_SCRIPT ?= ../shared/kube/kube
 
 PYTHON_FILES = tests deploy python
@@ -56,6 +58,9 @@ test-gpu: ## on this machine's GPU: operations, transformers' models, 2,000 rand
 faults-crash: ## real nodes, killed 25 times at each durable step and restarted; an hour or two
 	$(call toolchain,test) && \
 	cargo test --locked --package kiln --features crash-points --test crash -- $(CRASH)
+
+faults-planted: ## planted bugs, one at a time: the simulation and the tests must see each
+	$(call toolchain,test) && python3 -B tests/faults/planted.py $(PLANTED)
 
 python-wire: ## write the wire format that python/ ships, from proto/
 	$(call toolchain,build) && \
@@ -110,7 +115,7 @@ python:
 	ruff check --config .config/ruff.toml $(PYTHON_FILES) && \
 	ruff format --config .config/ruff.toml --check $(PYTHON_FILES) && \
 	pyrefly check --config .config/pyrefly.toml \
-		--site-package-path "$$KILN_CHART_PACKAGES" $(wildcard tests/*.py tests/kube/*.py deploy/*/*.py) && \
+		--site-package-path "$$KILN_CHART_PACKAGES" $(wildcard tests/*.py tests/kube/*.py tests/faults/*.py deploy/*/*.py) && \
 	pyrefly check --config .config/pyrefly-python.toml \
 		--site-package-path "$$KILN_PYTHON_PACKAGES" $(wildcard python/*/*.py python/*/*/*.py)
 
