@@ -295,7 +295,7 @@ impl Bootstrap {
         };
         let asked = tokio::time::timeout(self.patience * 2, asking).await?;
         let answer = asked.map_err(|status| ClusterError::unavailable(status.message()))?;
-        match answer {
+        match answer.map_err(Unanswered::of_another_node) {
             Ok(owner) => self.accept(Assignment { candidate, owner }).await,
             Err(Unanswered::Refused(e)) => Err(e),
             Err(Unanswered::NotLeader) => {

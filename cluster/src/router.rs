@@ -106,7 +106,7 @@ impl Router {
         }
         let asking = self.ask_peer::<A>(Owner { node, ..me }, request.into());
         match tokio::time::timeout(self.timings.patience, asking).await {
-            Ok(Ok(answer)) => answer,
+            Ok(Ok(answer)) => answer.map_err(Unanswered::of_another_node),
             Ok(Err(status)) => Err(ClusterError::unavailable(status.message()).into()),
             Err(_) => Err(ClusterError::unavailable("the leader does not answer").into()),
         }
@@ -144,7 +144,9 @@ impl Router {
                 client.acquire(to_target(frame(asked)?, me.node, target)).await?.into_inner();
             while let Some(event) = events.message().await? {
                 match unframe(&event)? {
-                    Progress::Ended(answer) => return Ok(answer),
+                    Progress::Ended(answer) => {
+                        return Ok(answer.map_err(Unanswered::of_another_node));
+                    }
                     Progress::Waiting => waiting(),
                 }
             }

@@ -27,6 +27,19 @@ pub(crate) enum Unanswered {
     Refused(ClusterError),
 }
 
+impl Unanswered {
+    /// What another node said, as this one should take it: that one's disk is not this
+    /// one's, and there will be another leader.
+    pub(crate) fn of_another_node(self) -> Self {
+        match self {
+            Self::Refused(ClusterError::Storage(why)) => {
+                ClusterError::unavailable(format!("the leader's storage failed: {why}")).into()
+            }
+            other => other,
+        }
+    }
+}
+
 impl From<ClusterError> for Unanswered {
     fn from(error: ClusterError) -> Self {
         Self::Refused(error)
