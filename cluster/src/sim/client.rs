@@ -4,7 +4,7 @@
 //! of unknown outcome, and no other is forgotten.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     future::Future,
     sync::{
         Arc,
@@ -31,7 +31,7 @@ use crate::{
 };
 
 /// Between two uses of one set of keys and the next.
-const KEYS_CHANGE: Duration = Duration::from_secs(6);
+const KEYS_CHANGE: Duration = Duration::from_secs(4);
 /// What a promised bound may be passed by: timers and the last steps.
 const SLACK: Duration = Duration::from_millis(500);
 
@@ -55,8 +55,10 @@ struct Seen {
     /// The greatest epoch and applied index that each incarnation showed.
     local: BTreeMap<(u64, String), u64>,
     applied: BTreeMap<u64, u64>,
-    /// Tokens that were granted, with the call that each was granted to.
-    tokens: BTreeMap<(String, Token), u64>,
+    /// Writes of each incarnation to each key that may not be over.
+    open: BTreeMap<(u64, String), u64>,
+    /// Tokens that were granted.
+    tokens: BTreeSet<(String, Token)>,
 }
 
 /// How a call of a client ended.
@@ -206,12 +208,12 @@ impl Client {
         self.all.look(member, &value).await;
         self.all.look(member, &compiled).await;
         match self.chance.within(0..100) {
-            0..18 => self.put(member, &value, PutMode::Replace).await,
-            18..26 => self.put(member, &value, PutMode::Create).await,
-            26..31 => self.remove(member, &value).await,
-            31..38 => self.remove(member, &compiled).await,
-            38..65 => self.compile(member, &compiled).await,
-            65..82 => {
+            0..14 => self.put(member, &value, PutMode::Replace).await,
+            14..20 => self.put(member, &value, PutMode::Create).await,
+            20..25 => self.remove(member, &value).await,
+            25..31 => self.remove(member, &compiled).await,
+            31..57 => self.compile(member, &compiled).await,
+            57..82 => {
                 let key = if self.chance.permille(500) { value } else { compiled };
                 self.read(member, &key).await;
             }
@@ -268,10 +270,24 @@ impl Client {
         Some((identity.sign(manifest(name, digest)).ok()?, identity.node))
     }
 
-    /// A write whose end is not known may have been given up: then what its node wrote
-    /// before is taken back, some time.
-    fn settle(&self, key: &str, node: u64, told: Told) {
-        if told == Told::Unknown {
+    /// A write of a member begins.
+    fn opens(&self, member: &Running, key: &str) {
+        let mut seen = self.all.seen.lock();
+        *seen.open.entry((member.incarnation, key.to_owned())).or_default() += 1;
+    }
+
+    /// It ended. If it was given up while an earlier one may be open still, the member takes
+    /// back what that one wrote, some time.
+    fn settle(&self, member: &Running, key: &str, node: u64, told: Told) {
+        let mut seen = self.all.seen.lock();
+        let open = seen.open.entry((member.incarnation, key.to_owned())).or_default();
+        let others = *open > 1;
+        if told != Told::Unknown {
+            *open -= 1;
+        }
+        drop(seen);
+        // A member that died takes nothing back.
+        if told == Told::Unknown && others && !member.process.is_dead() {
             drop(self.all.history.begin(self.number, key, Ask::Withdraw { node }));
         }
     }
@@ -280,6 +296,7 @@ impl Client {
         let (pack, digest) = self.all.new_pack();
         let Some((manifest, node)) = self.sign(member, key, digest) else { return };
         let Ok(turn) = member.index.turn(&key_of(key), mode) else { return };
+        self.opens(member, key);
         let ask = match mode {
             PutMode::Replace => Ask::Put { pack, node },
             PutMode::Create => Ask::Create { pack, node },
@@ -296,11 +313,12 @@ impl Client {
             Ended::Answered(Ok(Put::Superseded) | Err(_)) | Ended::Died => Told::Unknown,
         };
         self.all.history.end(&pending, told);
-        self.settle(key, node, told);
+        self.settle(member, key, node, told);
     }
 
     async fn remove(&mut self, member: &Arc<Running>, key: &str) {
         let Some(node) = member.identity().map(|identity| identity.node) else { return };
+        self.opens(member, key);
         let pending = self.all.history.begin(self.number, key, Ask::Remove);
         let bound = timings().patience + longest_ask() * 2;
         let found = key_of(key);
@@ -311,7 +329,7 @@ impl Client {
             _ => Told::Unknown,
         };
         self.all.history.end(&pending, told);
-        self.settle(key, node, told);
+        self.settle(member, key, node, told);
     }
 
     async fn read(&mut self, member: &Arc<Running>, key: &str) {
@@ -352,9 +370,18 @@ impl Client {
             () = tokio::time::sleep(takes) => {}
         }
         match self.chance.within(0..100) {
-            0..62 => self.publish(member, key, &lease).await,
-            62..85 => self.fail(member, &lease).await,
-            _ => {} // given back
+            0..62 => self.publish(member, key, lease.token(), Some(&lease)).await,
+            62..80 => self.fail(member, &lease).await,
+            80..90 => {} // given back
+            _ => {
+                // Given back, and the compiler did not hear of it.
+                let token = lease.token();
+                drop(lease);
+                tokio::time::sleep(self.chance.millis(1..1500)).await;
+                if !member.process.is_dead() {
+                    self.publish(member, key, token, None).await;
+                }
+            }
         }
     }
 
@@ -362,25 +389,48 @@ impl Client {
         let token = lease.token();
         self.all.fleet.trace.event(format_args!("client {}: {key} under {token}", self.number));
         let mut seen = self.all.seen.lock();
-        let later = seen.tokens.range((key.to_owned(), token)..).next();
-        let again = later.is_some_and(|((known, granted), _)| known == key && *granted == token);
-        seen.tokens.insert((key.to_owned(), token), self.number.into());
+        let again = !seen.tokens.insert((key.to_owned(), token));
         drop(seen);
         if again {
             self.all.violation(format!("{token} of {key} was granted twice"));
         }
     }
 
-    async fn publish(&mut self, member: &Arc<Running>, key: &str, lease: &Lease) {
+    /// Publishes under `token`, of `lease` where it is still held.
+    async fn publish(
+        &mut self,
+        member: &Arc<Running>,
+        key: &str,
+        token: Token,
+        lease: Option<&Lease>,
+    ) {
         let (pack, digest) = self.all.new_pack();
         let Some((manifest, node)) = self.sign(member, key, digest) else { return };
         let pending = self.all.history.begin(self.number, key, Ask::Publish { pack, node });
-        let call = member.index.publish(lease, manifest, Vec::new());
+        // Whoever was granted the key later fenced this one off.
+        let fenced = {
+            let seen = self.all.seen.lock();
+            let later = seen.tokens.range((key.to_owned(), Token(token.0 + 1))..).next();
+            later.is_some_and(|(known, _)| known == key)
+        };
+        if fenced {
+            self.all.fleet.trace.count("fenced");
+        }
+        let found = key_of(key);
+        let call = async {
+            match lease {
+                Some(lease) => member.index.publish(lease, manifest, Vec::new()).await,
+                None => member.index.publish_as(&found, token, manifest, Vec::new()).await,
+            }
+        };
         let bound = longest_ask() + timings().patience;
-        let what = format!("publish {pack} as {key} under {}", lease.token());
+        let what = format!("publish {pack} as {key} under {token}");
         let told = match self.call(member, &what, bound, call).await {
             Ended::Answered(Ok(Published::Committed(_))) => {
                 self.all.fleet.trace.count("published");
+                if fenced {
+                    self.all.violation(format!("{token} of {key} published after a later one"));
+                }
                 Told::Committed
             }
             // A try before may have committed it, and something else ended that since.

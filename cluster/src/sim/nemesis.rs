@@ -161,6 +161,11 @@ impl Nemesis {
                     disk.stall(all || at == one);
                 }
                 tokio::time::sleep(self.chance.millis(500..5000)).await;
+                // Much is written and not synced: a good moment to lose it.
+                if self.chance.permille(600) {
+                    let hosts = if all { hosts } else { vec![victim, leader] };
+                    self.crash(&hosts, true).await;
+                }
                 disks.iter().for_each(|disk| disk.stall(false));
             }
             Fault::BrokenDisk => {
