@@ -119,6 +119,15 @@ impl Clients {
         }
     }
 
+    /// The operations, and what no order explains.
+    pub(super) fn check(&self) -> (usize, Vec<String>) {
+        let seen = self.seen.lock();
+        self.history.check(|key| {
+            let epochs = seen.epochs.range((key.to_owned(), 0)..=(key.to_owned(), u64::MAX));
+            Arc::new(epochs.map(|((_, epoch), pack)| (*epoch, *pack)).collect())
+        })
+    }
+
     fn violation(&self, what: String) {
         self.fleet.trace.violation(what);
     }
@@ -307,7 +316,10 @@ impl Client {
         let what = format!("{ask:?} {key}");
         let call = member.index.put(turn, manifest, mode, Vec::new());
         let told = match self.call(member, &what, bound, call).await {
-            Ended::Answered(Ok(Put::Committed(_))) => Told::Committed,
+            Ended::Answered(Ok(Put::Committed(entry))) => {
+                self.all.saw(key, &entry);
+                Told::Committed
+            }
             Ended::Answered(Ok(Put::Unchanged(_))) => Told::Unchanged,
             Ended::Answered(Ok(Put::Existing(_))) => Told::Existing,
             Ended::Answered(Ok(Put::Superseded) | Err(_)) | Ended::Died => Told::Unknown,
@@ -426,7 +438,8 @@ impl Client {
         let bound = longest_ask() + timings().patience;
         let what = format!("publish {pack} as {key} under {token}");
         let told = match self.call(member, &what, bound, call).await {
-            Ended::Answered(Ok(Published::Committed(_))) => {
+            Ended::Answered(Ok(Published::Committed(entry))) => {
+                self.all.saw(key, &entry);
                 self.all.fleet.trace.count("published");
                 if fenced {
                     self.all.violation(format!("{token} of {key} published after a later one"));

@@ -28,9 +28,7 @@ use super::{
     trace::Trace,
     wire::Uplink,
 };
-use crate::{
-    Cluster, Index, LOG_ENTRIES, NodeFacts, Settings, Start, Timings, environment::Environment,
-};
+use crate::{Cluster, Index, NodeFacts, Settings, Start, Timings, environment::Environment};
 
 /// The day on which every run begins.
 const EPOCH: Duration = Duration::from_secs(1_800_000_000);
@@ -100,6 +98,8 @@ pub(super) struct Fleet {
     pub network: Arc<Network>,
     chance: Mutex<Chance>,
     seed: u64,
+    /// In many runs so few that whoever was away for a moment needs a snapshot.
+    log_entries: u64,
     folder: TempDir,
     machines: Mutex<Vec<Machine>>,
     incarnations: Mutex<u64>,
@@ -120,11 +120,13 @@ impl Fleet {
             false => tempfile::tempdir(),
         };
         let network = Network::new(chance.fork(), Arc::clone(&trace));
+        let log_entries = chance.pick(&[50, 200, 1000]).unwrap_or(1000);
         let fleet = Self {
             trace,
             network,
             chance: Mutex::new(chance),
             seed,
+            log_entries,
             folder: folder.unwrap(),
             machines: Mutex::default(),
             incarnations: Mutex::new(0),
@@ -174,7 +176,7 @@ impl Fleet {
             clock: Arc::new(move || epoch + began.elapsed()),
         };
         let facts = NodeFacts { grpc: address(host), ..NodeFacts::default() };
-        let (timings, log_entries) = (timings(), LOG_ENTRIES);
+        let (timings, log_entries) = (timings(), self.log_entries);
         let settings =
             Settings { data_dir: dir.clone(), start, facts, timings, voter, log_entries };
         let opened = Cluster::open_on(machine, settings, self.signing_key(host));

@@ -8,7 +8,10 @@
 
 use std::{
     collections::BTreeMap,
-    sync::atomic::{AtomicI64, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicI64, Ordering},
+    },
     time::Duration,
 };
 
@@ -99,20 +102,36 @@ impl Register {
     }
 }
 
+/// The pack of each epoch of one key that anyone saw.
+pub(super) type Seen = Arc<BTreeMap<u64, Pack>>;
+
+/// One operation and its answer, with what was seen of its key: that narrows the search,
+/// and what was seen must fit the order, too.
+#[derive(Debug, Clone)]
+struct Op {
+    ask: Ask,
+    told: Told,
+    seen: Seen,
+}
+
 #[derive(Debug, Clone)]
 struct OneKey;
 
 impl Model for OneKey {
     type State = Register;
-    type Op = (Ask, Told);
+    type Op = Op;
     type Metadata = ();
 
     fn init() -> Register {
         Register::default()
     }
 
-    fn step(state: &Register, (ask, told): &(Ask, Told)) -> (bool, Register) {
-        match state.step(*ask, *told) {
+    fn step(state: &Register, op: &Op) -> (bool, Register) {
+        let fits = |next: &Register| {
+            let Some((pack, _)) = next.art else { return true };
+            next.epoch == state.epoch || op.seen.get(&next.epoch).is_none_or(|seen| *seen == pack)
+        };
+        match state.step(op.ask, op.told).filter(fits) {
             Some(next) => (true, next),
             None => (false, *state),
         }
@@ -143,7 +162,7 @@ impl History {
             client_id: Some(client),
             call_time: self.tick(),
             return_time: i64::MAX,
-            op: (ask, Told::Unknown),
+            op: Op { ask, told: Told::Unknown, seen: Seen::default() },
             metadata: None,
         };
         let mut keys = self.keys.lock();
@@ -161,7 +180,7 @@ impl History {
             && told != Told::Unknown
         {
             operation.return_time = now;
-            operation.op.1 = told;
+            operation.op.told = told;
         }
     }
 
@@ -170,11 +189,13 @@ impl History {
         self.keys.lock().keys().cloned().collect()
     }
 
-    /// How many operations, and of which keys no order explains them.
-    pub(super) fn check(&self) -> (usize, Vec<String>) {
-        let keys = self.keys.lock();
+    /// How many operations, and of which keys no order explains them and what was `seen`.
+    pub(super) fn check(&self, seen: impl Fn(&str) -> Seen) -> (usize, Vec<String>) {
+        let mut keys = self.keys.lock();
         let mut wrong = Vec::new();
-        for (key, operations) in &*keys {
+        for (key, operations) in &mut *keys {
+            let seen = seen(key);
+            operations.iter_mut().for_each(|operation| operation.op.seen = Arc::clone(&seen));
             let verdict = check_operations_timeout::<OneKey>(operations, PATIENCE);
             if verdict != CheckResult::Ok {
                 let told: Vec<String> = operations.iter().map(describe).collect();
@@ -189,7 +210,7 @@ impl History {
 }
 
 fn describe(operation: &Operation<OneKey>) -> String {
-    let Operation { client_id, call_time, return_time, op: (ask, told), .. } = operation;
+    let Operation { client_id, call_time, return_time, op: Op { ask, told, .. }, .. } = operation;
     let until = match *return_time {
         i64::MAX => "".to_owned(),
         until => until.to_string(),
@@ -207,7 +228,7 @@ mod tests {
             let pending = history.begin(1, "key", *ask);
             history.end(&pending, *told);
         }
-        history.check().1.is_empty()
+        history.check(|_| Seen::default()).1.is_empty()
     }
 
     #[test]

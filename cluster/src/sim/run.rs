@@ -82,7 +82,7 @@ async fn simulate(seed: u64, shown: bool) -> Outcome {
         enough(&trace);
         recovered(&fleet, &clients).await;
     }
-    let (operations, wrong) = clients.history.check();
+    let (operations, wrong) = clients.check();
     trace.event(format_args!("{operations} operations of {} keys", clients.history.keys().len()));
     wrong.into_iter().for_each(|wrong| trace.violation(wrong));
     let (events, digest) = trace.digest();
