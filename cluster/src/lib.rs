@@ -6,6 +6,8 @@
 //! each other), `member` (Raft's handle, who leads), `leader` and `membership` (what a
 //! leader does), `requests` and `router` (how a request gets there), `leases` (time), `writes` and `writer` (order),
 //! `bootstrap` and `announce` (how a node takes part), `index` and `cluster` (the API).
+//! `environment`, `transport` and `blocking` are all that it has of the machine: `sim`, in
+//! the tests, makes up another.
 //!
 //! Invariant: all mutation is a command in Raft's log, applied in one place.
 

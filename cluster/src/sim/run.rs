@@ -83,6 +83,7 @@ async fn simulate(seed: u64, shown: bool) -> Outcome {
         recovered(&fleet, &clients).await;
     }
     let (operations, wrong) = clients.check();
+    trace.add("operations in histories", operations as u64);
     trace.event(format_args!("{operations} operations of {} keys", clients.history.keys().len()));
     wrong.into_iter().for_each(|wrong| trace.violation(wrong));
     let (events, digest) = trace.digest();

@@ -3,7 +3,7 @@
 //! Invariant: a seed that fails is told with the command that replays it.
 
 use std::{
-    collections::BTreeSet,
+    collections::BTreeMap,
     process::{Command, Stdio},
     sync::atomic::{AtomicU64, Ordering},
     time::Instant,
@@ -19,8 +19,8 @@ use super::{
 const SEED: &str = "KILN_SIM_SEED";
 const SHOWN: &str = "KILN_SIM_TRACE";
 const COUNT: &str = "KILN_SIM_SEEDS";
-/// Begins the lines that name the faults which struck.
-const STRUCK: &str = "struck: ";
+/// Begins the lines that tell a run's counts.
+const COUNTED: &str = "counted ";
 
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
@@ -40,9 +40,9 @@ fn one() {
     let seed = number(SEED).unwrap_or(0);
     let Outcome { events, trace, counts, violations } = run(seed, number(SHOWN) == Some(1));
     println!("seed {seed}: {events} events, trace {trace}");
-    println!("counts {counts:?}");
-    let faults = Fault::OUTSIDE.iter().chain(&Fault::INSIDE).map(|fault| fault.name());
-    faults.filter(|name| counts.contains_key(name)).for_each(|name| println!("{STRUCK}{name}"));
+    for (what, count) in counts {
+        println!("{COUNTED}{count:>7} {what}");
+    }
     for violation in &violations {
         println!("VIOLATION {violation}");
     }
@@ -69,7 +69,7 @@ fn all(range: std::ops::Range<u64>) {
     let began = Instant::now();
     let next = AtomicU64::new(range.start);
     let failed = Mutex::new(Vec::new());
-    let struck = Mutex::new(BTreeSet::new());
+    let counts = Mutex::new(BTreeMap::<String, u64>::new());
     std::thread::scope(|scope| {
         for _ in 0..2 {
             scope.spawn(|| {
@@ -79,8 +79,11 @@ fn all(range: std::ops::Range<u64>) {
                         return;
                     }
                     let (passed, told) = child(seed);
-                    let of_seed = told.lines().filter_map(|line| line.strip_prefix(STRUCK));
-                    struck.lock().extend(of_seed.map(str::to_owned));
+                    for line in told.lines().filter_map(|line| line.strip_prefix(COUNTED)) {
+                        let (count, what) = line.trim().split_once(' ').unwrap();
+                        *counts.lock().entry(what.to_owned()).or_default() +=
+                            count.parse::<u64>().unwrap();
+                    }
                     if !passed {
                         println!("seed {seed} fails; replay: {}\n{told}", replay(seed));
                         failed.lock().push(seed);
@@ -90,11 +93,12 @@ fn all(range: std::ops::Range<u64>) {
         }
     });
     let failed = failed.into_inner();
-    println!("{} seeds in {:?}", range.end - range.start, began.elapsed());
+    let counts = counts.into_inner();
+    println!("{} seeds in {:?}, together:", range.end - range.start, began.elapsed());
+    counts.iter().for_each(|(what, count)| println!("{count:>9} {what}"));
     assert!(failed.is_empty(), "seeds that fail: {failed:?}");
-    let struck = struck.into_inner();
-    let never = Fault::OUTSIDE.iter().chain(&Fault::INSIDE).map(|fault| fault.name());
-    let never: Vec<_> = never.filter(|name| !struck.contains(*name)).collect();
+    let faults = Fault::OUTSIDE.iter().chain(&Fault::INSIDE).map(|fault| fault.name());
+    let never: Vec<_> = faults.filter(|name| !counts.contains_key(*name)).collect();
     assert!(never.is_empty(), "faults that never struck: {never:?}");
 }
 

@@ -53,7 +53,11 @@ impl Trace {
 
     /// Counts one more of `what`.
     pub(super) fn count(&self, what: &'static str) {
-        *self.inner.lock().counts.entry(what).or_default() += 1;
+        self.add(what, 1);
+    }
+
+    pub(super) fn add(&self, what: &'static str, count: u64) {
+        *self.inner.lock().counts.entry(what).or_default() += count;
     }
 
     /// One more thing goes wrong, or one fewer.
