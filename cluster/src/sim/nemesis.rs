@@ -314,8 +314,19 @@ impl Nemesis {
             drop(compact.await);
         }
         fleet.boot(victim);
-        tokio::time::sleep(Duration::from_millis(1500)).await;
-        fleet.trace.counted(SNAPSHOT) > before
+        let sent = || fleet.trace.counted(SNAPSHOT) > before;
+        for _ in 0..1500 {
+            if sent() {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        // Sometimes it crashes in the middle of it, or right after.
+        if sent() && self.chance.permille(600) {
+            tokio::time::sleep(self.chance.millis(0..20)).await;
+            self.crash(&[victim], false).await;
+        }
+        sent()
     }
 }
 
