@@ -15,7 +15,7 @@ use std::{
 
 use kiln_proto::{
     ArtifactKey, Component, Components, Digest, FileEntry, Fingerprint, KeyField, Manifest,
-    SignedManifest, Target, Token, value,
+    SignedManifest, Target, Token, claimed_components, value,
 };
 use parking_lot::Mutex;
 use tokio::time::Instant;
@@ -161,10 +161,16 @@ impl Clients {
 
 /// Of a name, `v...` is a key that may be overwritten, any other one that is compiled.
 fn components(name: &str) -> Components {
-    match name.starts_with('v') {
-        true => value::components("", name.as_bytes()),
-        false => Components::new(vec![Component::new("graph", vec![KeyField::new("name", name)])]),
+    if name.starts_with('v') {
+        return value::components("", name.as_bytes());
     }
+    let graph = Component::new("graph", vec![KeyField::new("name", name)]);
+    let claims = claimed_components(&compiler(), &Target::cubin(90), "");
+    Components::new([graph].into_iter().chain(claims).collect())
+}
+
+fn compiler() -> Fingerprint {
+    Fingerprint::new("cuda", [("nvrtc", "13.0")])
 }
 
 pub(super) fn key_of(name: &str) -> ArtifactKey {
@@ -180,7 +186,7 @@ fn manifest(name: &str, digest: Digest) -> Manifest {
         key: components.key(),
         namespace: String::new(),
         components,
-        fingerprint: Fingerprint::new("cuda", [("nvrtc", "13.0")]),
+        fingerprint: compiler(),
         target: Target::cubin(90),
         files: vec![FileEntry { path: "module.cubin".into(), offset: 0, size: 8, digest }],
         pack_digest: digest,
@@ -276,7 +282,13 @@ impl Client {
 
     fn sign(&self, member: &Running, name: &str, digest: Digest) -> Option<(SignedManifest, u64)> {
         let identity = member.identity()?;
-        Some((identity.sign(manifest(name, digest)).ok()?, identity.node))
+        match identity.sign(manifest(name, digest)) {
+            Ok(signed) => Some((signed, identity.node)),
+            Err(e) => {
+                self.all.violation(format!("the simulation's own manifest: {e}"));
+                None
+            }
+        }
     }
 
     /// A write of a member begins.
@@ -317,6 +329,7 @@ impl Client {
         let call = member.index.put(turn, manifest, mode, Vec::new());
         let told = match self.call(member, &what, bound, call).await {
             Ended::Answered(Ok(Put::Committed(entry))) => {
+                self.all.fleet.trace.count("put");
                 self.all.saw(key, &entry);
                 Told::Committed
             }
@@ -336,7 +349,10 @@ impl Client {
         let found = key_of(key);
         let call = member.index.tombstone(&found, "wrong".into());
         let told = match self.call(member, &format!("remove {key}"), bound, call).await {
-            Ended::Answered(Ok(true)) => Told::Removed(true),
+            Ended::Answered(Ok(true)) => {
+                self.all.fleet.trace.count("removed from the index");
+                Told::Removed(true)
+            }
             // Not there, or a later write of this node took its place.
             _ => Told::Unknown,
         };

@@ -97,6 +97,12 @@ fn enough(trace: &Trace) {
     if answered < LEAST_ANSWERS {
         trace.violation(format!("only {answered} calls were answered in {faults} faults"));
     }
+    // Of each kind of work, some was done.
+    for what in ["put", "published", "condemned", "removed from the index"] {
+        if trace.counted(what) == 0 {
+            trace.violation(format!("nothing was {what}"));
+        }
+    }
     // A few miss: half of the machines may be none, and a machine may be off already.
     if struck * 4 < faults * 3 {
         trace.violation(format!("of {faults} faults only {struck} struck"));
