@@ -84,6 +84,8 @@ impl SimDisk {
     /// Copies what a crash at this moment leaves of the folder `from` to `to`.
     pub(super) fn crash(&self, from: &Path, to: &Path, unsynced: Unsynced) -> io::Result<()> {
         let Some(db) = self.db.lock().take() else { return copy(from, to) };
+        // Its own threads must not change the folder while it is copied.
+        db.cancel_all_background_work(true);
         let index = from.join("index");
         let before = logs(&index)?;
         let torn = self.chance.lock().number();
