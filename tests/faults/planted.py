@@ -57,6 +57,7 @@ BUGS = [
         CLUSTER + "store/log.rs",
         "synced.await.map_err(io_error)?",
         "drop(synced);\n        Ok(())",
+        test="test(store::tests::a_vote)",
     ),
     Bug(
         "a stale read as the latest",
@@ -70,6 +71,7 @@ BUGS = [
         "let reading = raft.ensure_linearizable(ReadPolicy::ReadIndex);",
         "if self.member.leads() {\n            return Ok(self.replica.applied());\n        }\n"
         "        let reading = raft.ensure_linearizable(ReadPolicy::ReadIndex);",
+        test="test(failover::)",
     ),
     Bug(
         "a superseded write is applied",
@@ -114,6 +116,7 @@ BUGS = [
         CLUSTER + "state/writes.rs",
         "let ours = |entry: EntryRecord| entry.manifest.signer == node;",
         "let ours = |entry: EntryRecord| entry.manifest.signer > 0;",
+        test="test(state::tests)",
     ),
     Bug(
         "an epoch's number comes again",

@@ -102,6 +102,17 @@ async fn what_was_acknowledged_is_there_after_a_crash() {
     assert_eq!(entries, (0..100).map(report).collect::<Vec<_>>());
 }
 
+/// Two votes in one term would make two leaders.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_vote_is_there_after_a_crash_that_follows_it_at_once() {
+    let (dir, crashed) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let mut log = LogStore::new(open(dir.path()).unwrap());
+    log.save_vote(&crate::raft::Vote::new(7, 1)).await.unwrap();
+    copy(dir.path(), crashed.path());
+    let mut log = LogStore::new(open(crashed.path()).unwrap());
+    assert_eq!(log.read_vote().await.unwrap(), Some(crate::raft::Vote::new(7, 1)));
+}
+
 #[test]
 fn a_crash_before_the_sync_loses_only_what_was_not_acknowledged() {
     let (dir, crashed) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
