@@ -222,7 +222,7 @@ def by_seeds(tree: Path, seeds: int) -> str | None:
     """Return the first seed that fails, and why; None: all pass."""
     test = ["cargo", "test", "--locked", "--package", "kiln-cluster", "--lib"]
     code, output = call([*test, "--no-run", "--message-format", "json"], tree, BUILD)
-    assert code == 0, output
+    assert code == 0, f"no build: {output[-2000:]}"
     messages = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
     program = next(path for m in messages if (path := m.get("executable")))
     for seed in range(seeds):
@@ -237,7 +237,7 @@ def by_test(tree: Path, bug: Bug) -> str | None:
     """Return what the tests say; None: they pass."""
     nextest = ["cargo", "nextest", "run", "--locked", "--package", bug.package]
     code, output = call([*nextest, "--no-run"], tree, BUILD)
-    assert code == 0, output
+    assert code == 0, f"no build: {output[-2000:]}"
     code, output = call([*nextest, "--no-fail-fast", "-E", bug.test], tree, RUN)
     assert "0 tests run" not in output, f"no test matches {bug.test}"
     return reason(output) if code != 0 else None
