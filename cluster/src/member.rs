@@ -114,6 +114,9 @@ impl Member {
             quorum_loss_probe_interval: Some(millis(timings.election_max) * 2),
             // The state is not fsynced per command, so a restarted leader may be behind itself.
             enable_leader_restore: Some(false),
+            // A follower whose disk lost what it had acknowledged gets it again; the leader
+            // is not to blame, and must not end for it.
+            allow_log_reversion: Some(true),
             // Followers write while the leader fsyncs.
             broadcast_submitted_on_append: Some(true),
             ..openraft::Config::default()
