@@ -211,7 +211,9 @@ impl Index {
             Response::Stale => return Err(ClusterError::StaleToken),
             other => return Err(ClusterError::unexpected(&other)),
         };
-        let entry = self.committed(key, index).await?;
+        let Some(entry) = self.committed(key, index).await? else {
+            return Err(ClusterError::unavailable("removed right after its commit"));
+        };
         Ok(if committed { Published::Committed(entry) } else { Published::Existing(entry) })
     }
 
@@ -254,11 +256,15 @@ impl Index {
             other => return Err(ClusterError::unexpected(&other)),
         };
         self.leases.all_used(&key);
-        Ok(put(self.committed(&key, index).await?))
+        let entry = self.committed(&key, index).await?;
+        // What has no entry any more was removed right after it.
+        Ok(entry.map_or(Put::Superseded, put))
     }
 
-    /// Removes the wrong artifact of `key` from the whole fleet; false when it has none.
-    /// Writes of this node that arrived before and are not committed never will be.
+    /// Removes the wrong artifact of `key` from the whole fleet; on return this node serves
+    /// it no more. False when this call removed nothing: there was nothing, or a later
+    /// write of this node replaced it. Writes of this node that arrived before and are not
+    /// committed never will be.
     pub async fn tombstone(&self, key: &ArtifactKey, reason: String) -> Result<bool, ClusterError> {
         let mut turn = self.turn(key, PutMode::Replace)?;
         let change = Change::Remove { key: *key, reason };
@@ -268,8 +274,16 @@ impl Index {
                 Ok(changed)
             }
             Written::Answered(_, other) => Err(ClusterError::unexpected(&other)),
-            // What came later replaced what there was to remove.
-            Written::Superseded => Ok(false),
+            // What there was to remove is gone once what came later is over.
+            Written::Superseded => {
+                let over = tokio::time::timeout(self.router.patience(), async {
+                    turn.give_way().over().await;
+                    self.barrier().await
+                });
+                let unknown = "a later write of the key has no outcome yet";
+                over.await.map_err(|_| ClusterError::unavailable(unknown))??;
+                Ok(false)
+            }
         }
     }
 
@@ -292,13 +306,16 @@ impl Index {
         })
     }
 
-    /// The entry of `key` as of `index`: whoever published here finds it here.
-    async fn committed(&self, key: &ArtifactKey, index: u64) -> Result<Entry, ClusterError> {
+    /// The entry of `key` as of `index`, or later: whoever published here finds it here.
+    async fn committed(
+        &self,
+        key: &ArtifactKey,
+        index: u64,
+    ) -> Result<Option<Entry>, ClusterError> {
         if !self.replica.wait_applied(index, Instant::now() + self.router.patience()).await {
             return Err(ClusterError::unavailable("committed, and not yet in this replica"));
         }
-        let entry = self.lookup(key).await?;
-        entry.ok_or_else(|| ClusterError::invalid("removed right after its commit"))
+        self.lookup(key).await
     }
 
     /// Ends `lease` with a failure. One that follows from the request is told to

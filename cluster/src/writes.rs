@@ -226,6 +226,17 @@ impl Turn {
         .await;
     }
 
+    /// Gives the turn up to the later ones that took its place.
+    pub(crate) fn give_way(self) -> Successors {
+        let last = {
+            let open = self.open.lock();
+            let sequences = open.keys.get(&self.key).into_iter().flat_map(|k| &k.sequences);
+            sequences.copied().max().unwrap_or(self.sequence)
+        };
+        let (key, changed, open) = (self.key, self.changed.clone(), self.open.clone());
+        Successors { key, last, changed, open }
+    }
+
     async fn changes_until(&self, holds: impl Fn(&Self) -> bool) {
         loop {
             // Registered before the look: no change is missed.
@@ -252,6 +263,34 @@ impl Turn {
     pub(crate) fn end(&mut self, fence: &Fence) {
         self.sent = false;
         self.open.lock().end([self.sequence].iter().chain(&fence.supersedes));
+    }
+}
+
+/// The writes that took the place of another one.
+pub(crate) struct Successors {
+    key: ArtifactKey,
+    last: u64,
+    changed: Arc<Notify>,
+    open: Arc<Mutex<Open>>,
+}
+
+impl Successors {
+    /// Returns when all of them are over: one is committed, or none ever will be.
+    pub(crate) async fn over(&self) {
+        loop {
+            // Registered before the look: no change is missed.
+            let mut changed = std::pin::pin!(self.changed.notified());
+            changed.as_mut().enable();
+            let over = {
+                let open = self.open.lock();
+                let of_key = open.keys.get(&self.key);
+                of_key.is_none_or(|of_key| of_key.sequences.iter().all(|s| *s > self.last))
+            };
+            if over {
+                return;
+            }
+            changed.await;
+        }
     }
 }
 
@@ -304,6 +343,22 @@ mod tests {
         assert!(first.is_superseded(), "also when its successor is over");
         drop(first);
         assert_eq!(writes.fence().unwrap(), None, "its outcome is known: it never applies");
+    }
+
+    #[test]
+    fn what_gives_way_waits_for_the_outcome_of_what_came_later() {
+        let writes = Writes::new().unwrap();
+        let removal = writes.turn(&key(1), true).unwrap();
+        let mut put = writes.turn(&key(1), true).unwrap();
+        let successors = removal.give_way();
+        let fence = put.send();
+        let mut later = writes.turn(&key(1), true).unwrap();
+        assert!(successors.over().now_or_never().is_none(), "the old value may be served yet");
+        put.end(&fence);
+        assert!(successors.over().now_or_never().is_some(), "whatever comes after that");
+        let fence = later.send();
+        later.end(&fence);
+        assert!(successors.over().now_or_never().is_some());
     }
 
     #[test]

@@ -271,7 +271,7 @@ impl Client {
             Err(e) => trace.event(format_args!("client {number}: {e}")),
         }
         if let Err(e @ (ClusterError::Storage(_) | ClusterError::Invalid(_))) = &answer {
-            let raced = ["removed right after its commit", "another process writes"];
+            let raced = ["another process writes"];
             let raced = raced.iter().any(|known| e.to_string().contains(known));
             if !raced && !member.is_going() && !member.disk.has_failed() {
                 self.all.violation(format!("{what}: {e}"));
