@@ -6,6 +6,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .PHONY: faults-crash faults-planted
 .PHONY: help build demo test test-python test-torch test-clients test-gpu test-kube test-compose test-vllm
+.PHONY: faults faults-long
 .PHONY: check bench format lint helm python python-wire
 
 # `make check CHECK_TESTS=0` leaves the tests out, for callers that run
@@ -83,6 +84,17 @@ test-kube: ## the chart on a real Kubernetes of two nodes, while clients ask; ne
 test-compose: ## deploy/compose.yaml as processes, with a real S3; needs root
 	$(call toolchain,check) && cargo build --locked --package kiln --bin kiln && \
 	PYTHONPATH="$$KILN_CHART_PACKAGES" python3 -B tests/compose.py --kiln $(binary)
+
+# FAULTS: more words for it, as `--only kill --seed 7`; `--help` names all.
+faults: ## kills, cuts, full disks on real nodes under load, histories checked: 20 minutes; root
+	$(call toolchain,test) && cargo build --locked --package kiln --bin kiln --test faults && \
+	cargo test --locked --quiet --package kiln --test faults -- --minutes 18 $(FAULTS)
+
+HOURS ?= 2
+faults-long: ## the same for HOURS=2 hours, seed after seed
+	$(call toolchain,test) && cargo build --locked --package kiln --bin kiln --test faults && \
+	cargo test --locked --quiet --package kiln --test faults -- \
+		--minutes $$(( $(HOURS) * 60 )) $(FAULTS)
 
 test-vllm: ## vLLM's compilation package through Kiln, on CPU; installs 6 GB the first time
 	$(call toolchain,build) && cargo build --locked --workspace && \

@@ -1,0 +1,41 @@
+//! Faults on real nodes while clients work, and checks of what those were told.
+//!
+//! Invariant: a run in which a promise was broken, in which its fault never struck, or
+//! during which too little succeeded, is a failure, leaves its history in a file, and
+//! makes the exit code 1. Whatever a run starts or makes is gone when it ends.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod calls;
+mod check;
+mod clients;
+mod door;
+mod fleet;
+mod history;
+mod leftovers;
+mod nemesis;
+mod node;
+mod options;
+mod payload;
+mod report;
+mod resp;
+mod run;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::options::Options;
+
+fn main() -> ExitCode {
+    let options = Options::parse();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    let passed = runtime.block_on(async {
+        tokio::select! {
+            passed = run::all(&options) => passed,
+            // What was started or made is dropped, and so ended, with the futures.
+            _ = tokio::signal::ctrl_c() => false,
+        }
+    });
+    runtime.shutdown_timeout(std::time::Duration::from_secs(5));
+    if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}

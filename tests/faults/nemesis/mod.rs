@@ -1,0 +1,106 @@
+//! What goes wrong, and when.
+//!
+//! Invariant: a strike records when its fault held, and ends with everything healed.
+
+mod process;
+
+use std::{collections::BTreeMap, time::Duration};
+
+use anyhow::Context;
+use futures::future::BoxFuture;
+use kiln::config::Config;
+use tokio::time::sleep;
+
+use crate::{
+    calls::Shared,
+    fleet::{Fleet, Plan},
+    history::Fault,
+    payload::Chance,
+};
+
+/// One way in which things go wrong.
+pub(crate) struct Nemesis {
+    pub(crate) name: &'static str,
+    pub(crate) about: &'static str,
+    pub(crate) plan: Plan,
+    /// Fewest calls that must succeed during each strike, on average.
+    pub(crate) least: usize,
+    /// Whether copies of bytes are destroyed, so that some may be gone by rights.
+    pub(crate) destroys: bool,
+    pub(crate) strike: for<'a> fn(&'a mut Strike<'_>) -> BoxFuture<'a, anyhow::Result<()>>,
+}
+
+const THREE: Plan = Plan { nodes: 3, configure: plain };
+
+fn plain(_: usize, _: &mut Config) {}
+
+/// All of them.
+pub(crate) fn all() -> Vec<Nemesis> {
+    process::all()
+}
+
+/// One strike of a nemesis at a cluster.
+pub(crate) struct Strike<'r> {
+    pub(crate) fleet: &'r mut Fleet,
+    pub(crate) shared: &'r Shared,
+    pub(crate) chance: Chance,
+    began: Option<(String, i64)>,
+    away: BTreeMap<usize, i64>,
+    /// When each fault of this strike was healed.
+    pub(crate) healed: Vec<i64>,
+}
+
+impl<'r> Strike<'r> {
+    pub(crate) fn new(fleet: &'r mut Fleet, shared: &'r Shared, chance: Chance) -> Self {
+        let (began, away, healed) = Default::default();
+        Self { fleet, shared, chance, began, away, healed }
+    }
+
+    /// The fault holds from now on.
+    fn struck(&mut self, what: impl Into<String>) {
+        self.began = Some((what.into(), self.shared.recorder.now()));
+    }
+
+    /// The fault is over.
+    fn heal(&mut self) -> anyhow::Result<()> {
+        let (what, start) = self.began.take().context("nothing struck")?;
+        let end = self.shared.recorder.now();
+        self.shared.recorder.fault(Fault::Strike { what, start, end });
+        self.healed.push(end);
+        Ok(())
+    }
+
+    /// Clients work for so long meanwhile.
+    async fn hold(&self, seconds: f64) {
+        sleep(Duration::from_secs_f64(seconds)).await;
+    }
+
+    async fn pause(&mut self, at: usize) -> anyhow::Result<()> {
+        self.away.insert(at, self.shared.recorder.now());
+        self.fleet.pause(at).await
+    }
+
+    fn resume(&mut self, at: usize) -> anyhow::Result<()> {
+        self.fleet.resume(at)?;
+        self.back(at);
+        Ok(())
+    }
+
+    /// Takes down that a node was away until now.
+    fn back(&mut self, node: usize) {
+        let end = self.shared.recorder.now();
+        if let Some(start) = self.away.remove(&node) {
+            self.shared.recorder.fault(Fault::Away { node, start, end });
+        }
+    }
+
+    /// The leader and the others, in random order.
+    async fn roles(&mut self) -> anyhow::Result<(usize, Vec<usize>)> {
+        let leader = self.fleet.leader().await?;
+        let mut others: Vec<_> = (0..self.fleet.nodes.len()).filter(|at| *at != leader).collect();
+        for at in (1..others.len()).rev() {
+            others.swap(at, self.chance.below(at + 1));
+        }
+        Ok((leader, others))
+    }
+}

@@ -1,0 +1,123 @@
+//! Processes that die, stand still, or are restarted.
+//!
+//! Invariant: who was struck runs again when the strike ends.
+
+use futures::future::BoxFuture;
+
+use super::{Nemesis, Strike, THREE};
+
+pub(super) fn all() -> Vec<Nemesis> {
+    let nemesis = |name, about, least, strike| Nemesis {
+        name,
+        about,
+        plan: THREE,
+        least,
+        destroys: false,
+        strike,
+    };
+    vec![
+        nemesis("kill-leader", "SIGKILL of the leader, restarted after 3 s", 20, kill_leader),
+        nemesis("kill-follower", "SIGKILL of a follower", 20, kill_follower),
+        nemesis("kill-two", "SIGKILL of two of three: no quorum for 3 s", 5, kill_two),
+        nemesis(
+            "pause-leader",
+            "SIGSTOP of the leader for longer than lease and election",
+            20,
+            pause_leader,
+        ),
+        nemesis("pause-follower", "the same of a follower", 20, pause_follower),
+        nemesis(
+            "pause-short",
+            "SIGSTOP of the leader for longer than an election, not a lease",
+            10,
+            pause_short,
+        ),
+        nemesis(
+            "rolling-restart",
+            "SIGTERM and start of each node in turn, same build",
+            20,
+            rolling_restart,
+        ),
+    ]
+}
+
+type Done<'a> = BoxFuture<'a, anyhow::Result<()>>;
+
+fn kill_leader<'a>(strike: &'a mut Strike<'_>) -> Done<'a> {
+    Box::pin(async {
+        let (leader, _) = strike.roles().await?;
+        kill(strike, &[leader]).await
+    })
+}
+
+fn kill_follower<'a>(strike: &'a mut Strike<'_>) -> Done<'a> {
+    Box::pin(async {
+        let (_, others) = strike.roles().await?;
+        kill(strike, &others[..1]).await
+    })
+}
+
+fn kill_two<'a>(strike: &'a mut Strike<'_>) -> Done<'a> {
+    Box::pin(async {
+        let (leader, others) = strike.roles().await?;
+        let both = if strike.chance.percent(50) { vec![leader, others[0]] } else { others };
+        kill(strike, &both).await
+    })
+}
+
+/// Kills and restarts them.
+async fn kill(strike: &mut Strike<'_>, nodes: &[usize]) -> anyhow::Result<()> {
+    for at in nodes {
+        strike.fleet.nodes[*at].kill().await?;
+    }
+    strike.struck(format!("killed {nodes:?}"));
+    strike.hold(3.0).await;
+    for at in nodes {
+        strike.fleet.nodes[*at].spawn()?;
+    }
+    for at in nodes {
+        strike.fleet.nodes[*at].ready().await?;
+    }
+    strike.heal()
+}
+
+fn pause_leader<'a>(strike: &'a mut Strike<'_>) -> Done<'a> {
+    Box::pin(async {
+        let (leader, _) = strike.roles().await?;
+        pause(strike, leader, 5.0).await
+    })
+}
+
+fn pause_follower<'a>(strike: &'a mut Strike<'_>) -> Done<'a> {
+    Box::pin(async {
+        let (_, others) = strike.roles().await?;
+        pause(strike, others[0], 5.0).await
+    })
+}
+
+fn pause_short<'a>(strike: &'a mut Strike<'_>) -> Done<'a> {
+    Box::pin(async {
+        let (leader, _) = strike.roles().await?;
+        pause(strike, leader, 2.0).await
+    })
+}
+
+async fn pause(strike: &mut Strike<'_>, at: usize, seconds: f64) -> anyhow::Result<()> {
+    strike.pause(at).await?;
+    strike.struck(format!("paused {at}"));
+    strike.hold(seconds).await;
+    strike.resume(at)?;
+    strike.heal()
+}
+
+fn rolling_restart<'a>(strike: &'a mut Strike<'_>) -> Done<'a> {
+    Box::pin(async {
+        strike.struck("restarted each in turn");
+        for at in 0..strike.fleet.nodes.len() {
+            strike.fleet.nodes[at].terminate().await?;
+            strike.fleet.nodes[at].start().await?;
+            strike.hold(1.0).await;
+        }
+        strike.heal()
+    })
+}

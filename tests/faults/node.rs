@@ -1,0 +1,134 @@
+//! One real `kiln serve` process.
+//!
+//! Invariant: no process outlives its [`Node`], and signals go only to processes that
+//! this program started.
+
+use std::{
+    path::PathBuf,
+    process::Stdio,
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
+};
+
+use anyhow::{Context, bail, ensure};
+use kiln::config::Config;
+use kiln_proto::pb;
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::{
+    io::{AsyncBufReadExt, BufReader},
+    process::{Child, Command},
+    time::timeout,
+};
+
+use crate::door::Door;
+
+/// Longest start or tidy end of a process, on a machine with other work.
+pub(crate) const START: Duration = Duration::from_secs(60);
+
+pub(crate) struct Node {
+    pub(crate) id: u64,
+    pub(crate) config: Config,
+    pub(crate) folder: PathBuf,
+    /// What starts the process: `ip netns exec NAME`, or nothing.
+    pub(crate) prefix: Vec<String>,
+    pub(crate) environment: Vec<(String, String)>,
+    pub(crate) door: Arc<Door>,
+    child: Option<Child>,
+}
+
+impl Node {
+    pub(crate) fn new(at: usize, folder: PathBuf, config: Config) -> anyhow::Result<Self> {
+        std::fs::create_dir_all(&folder)?;
+        let door = Arc::new(Door::new(at, &config)?);
+        let (prefix, environment) = (Vec::new(), Vec::new());
+        Ok(Self { id: 0, config, folder, prefix, environment, door, child: None })
+    }
+
+    /// Starts the process without waiting for it.
+    pub(crate) fn spawn(&mut self) -> anyhow::Result<()> {
+        let file = self.folder.join("config.toml");
+        std::fs::write(&file, toml::to_string(&self.config)?)?;
+        let mut options = std::fs::OpenOptions::new();
+        let log = options.create(true).append(true).open(self.folder.join("log"))?;
+        let mut words = self.prefix.clone();
+        words.extend([env!("CARGO_BIN_EXE_kiln").to_owned(), "serve".into(), "--config".into()]);
+        let mut command = Command::new(&words[0]);
+        command.args(&words[1..]).arg(&file).envs(self.environment.iter().cloned());
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log).kill_on_drop(true);
+        self.child = Some(command.spawn().context("start kiln")?);
+        self.door.life.fetch_add(1, Relaxed);
+        Ok(())
+    }
+
+    /// Waits for the line that says that it serves.
+    pub(crate) async fn ready(&mut self) -> anyhow::Result<()> {
+        let stdout = self.child.as_mut().and_then(|child| child.stdout.take());
+        let mut lines = BufReader::new(stdout.context("it does not run")?).lines();
+        let line = timeout(START, lines.next_line()).await.context("not ready in time")??;
+        let Some(line) = line else { bail!("it ended early: {}", self.last_words()) };
+        let ready: serde_json::Value = serde_json::from_str(&line)?;
+        self.id = ready["id"].as_u64().context("no id")?;
+        Ok(())
+    }
+
+    pub(crate) async fn start(&mut self) -> anyhow::Result<()> {
+        self.spawn()?;
+        self.ready().await
+    }
+
+    /// Waits for its end; the exit code.
+    pub(crate) async fn ended(&mut self) -> anyhow::Result<Option<i32>> {
+        let child = self.child.as_mut().context("it does not run")?;
+        let ended = timeout(START, child.wait()).await.context("it does not end")??;
+        self.child = None;
+        Ok(ended.code())
+    }
+
+    /// SIGKILL, and the end of it.
+    pub(crate) async fn kill(&mut self) -> anyhow::Result<()> {
+        let mut child = self.child.take().context("it does not run")?;
+        Ok(child.kill().await?)
+    }
+
+    /// SIGTERM, and a tidy end.
+    pub(crate) async fn terminate(&mut self) -> anyhow::Result<()> {
+        self.signal(Signal::TERM)?;
+        let code = self.ended().await?;
+        ensure!(code == Some(0), "it ended with {code:?}: {}", self.last_words());
+        Ok(())
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) -> anyhow::Result<()> {
+        let pid = self.pid().and_then(|pid| Pid::from_raw(pid as i32));
+        Ok(kill_process(pid.context("it does not run")?, signal)?)
+    }
+
+    pub(crate) fn pid(&self) -> Option<u32> {
+        self.child.as_ref().and_then(Child::id)
+    }
+
+    /// Whether the process stands still, every thread of it.
+    pub(crate) fn stands_still(&self) -> bool {
+        let Some(pid) = self.pid() else { return false };
+        let threads = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten();
+        let stat = |thread: std::fs::DirEntry| std::fs::read_to_string(thread.path().join("stat"));
+        threads.flatten().filter_map(|t| stat(t).ok()).all(|stat| stat.contains(") T "))
+    }
+
+    pub(crate) fn log(&self) -> String {
+        std::fs::read_to_string(self.folder.join("log")).unwrap_or_default()
+    }
+
+    fn last_words(&self) -> String {
+        let log = self.log();
+        let lines: Vec<_> = log.lines().rev().take(6).collect();
+        lines.into_iter().rev().collect::<Vec<_>>().join("\n")
+    }
+
+    /// What it says of itself; `None` where it does not answer at once.
+    pub(crate) async fn status(&self) -> Option<pb::StatusResponse> {
+        let mut client = self.door.client();
+        let asked = client.status(pb::StatusRequest {});
+        Some(timeout(Duration::from_secs(2), asked).await.ok()?.ok()?.into_inner())
+    }
+}
