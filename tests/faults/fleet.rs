@@ -4,6 +4,7 @@
 
 use std::{
     net::{Ipv4Addr, SocketAddr, TcpListener},
+    os::unix::fs::PermissionsExt,
     path::Path,
     sync::{Arc, atomic::Ordering::Relaxed},
     time::Duration,
@@ -11,23 +12,52 @@ use std::{
 
 use anyhow::{Context, bail};
 use kiln::config::Config;
-use kiln_proto::pb;
 use parking_lot::Mutex;
 use rustix::process::Signal;
 use tempfile::TempDir;
 use tokio::time::{Instant, sleep};
 
-use crate::{door::Door, node::Node};
+use crate::{
+    clock::Clocks, disk::SmallDisk, door::Door, network::Network, node::Node, payload::Chance,
+    proxy::Proxy, resp, store::Store,
+};
 
 /// Of one node: gRPC, HTTP, transfer, RESP.
 const PORTS: usize = 4;
 /// How long a node that is silent keeps its leases.
 pub(crate) const LEASE: Duration = Duration::from_secs(3);
 
+/// What the nodes' sockets stand on.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ground {
+    Loopback,
+    /// Each has a namespace of its own.
+    Namespaces,
+    /// Each is reached by the others through a proxy.
+    Proxies,
+}
+
+/// What lies on a small disk.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Small {
+    Tier,
+    Data,
+}
+
+/// Its size in MiB.
+const SMALL: u32 = 96;
+
 /// What a cluster is like before anything strikes it.
 #[derive(Clone, Copy)]
 pub(crate) struct Plan {
     pub(crate) nodes: usize,
+    pub(crate) ground: Ground,
+    /// What of node 0 lies on a small disk of its own.
+    pub(crate) small: Option<Small>,
+    /// A real S3 instead of a folder.
+    pub(crate) s3: bool,
+    /// Wall clocks can be set.
+    pub(crate) clocks: bool,
     pub(crate) configure: fn(usize, &mut Config),
 }
 
@@ -37,6 +67,11 @@ pub(crate) type Doors = Arc<Mutex<Vec<Arc<Door>>>>;
 pub(crate) struct Fleet {
     pub(crate) nodes: Vec<Node>,
     pub(crate) doors: Doors,
+    pub(crate) proxies: Vec<Proxy>,
+    pub(crate) network: Option<Network>,
+    pub(crate) store: Option<Store>,
+    pub(crate) small: Option<SmallDisk>,
+    clocks: Option<Clocks>,
     pub(crate) folder: TempDir,
 }
 
@@ -56,13 +91,39 @@ impl Fleet {
     async fn try_start(plan: Plan) -> anyhow::Result<Self> {
         let folder = tempfile::Builder::new().prefix("kiln-faults-").tempdir()?;
         std::fs::create_dir(folder.path().join("object"))?;
-        let mut fleet = Self { nodes: Vec::new(), doors: Doors::default(), folder };
+        let users = folder.path().join("users");
+        std::fs::write(&users, format!("default {}\n", resp::PASSWORD))?;
+        std::fs::set_permissions(&users, std::fs::Permissions::from_mode(0o600))?;
+        let (nodes, proxies, doors) = Default::default();
+        let network = (plan.ground == Ground::Namespaces).then(Network::make).transpose()?;
+        let clocks = plan.clocks.then(|| Clocks::make(folder.path())).transpose()?;
+        let store = if plan.s3 { Some(Store::start().await?) } else { None };
+        let mut fleet = Self { nodes, doors, proxies, network, store, small: None, clocks, folder };
         for at in 0..plan.nodes {
-            let config = fleet.config(at)?;
-            fleet.nodes.push(Node::new(at, fleet.home(at), config)?);
+            let (prefix, config) = fleet.config(at, plan.ground)?;
+            let mut node = Node::new(at, fleet.home(at), config)?;
+            node.prefix = prefix;
+            if let Some(clocks) = &fleet.clocks {
+                node.environment = clocks.environment(at)?;
+            }
+            if let Some(store) = &fleet.store {
+                node.environment = Store::environment();
+                node.config.object.url = Some(Store::url());
+                node.config.object.endpoint = Some(store.endpoint());
+            }
+            fleet.nodes.push(node);
         }
-        let peers: Vec<_> =
-            fleet.nodes.iter().map(|node| node.config.grpc_listen.to_string()).collect();
+        if let Some(small) = plan.small {
+            let config = &fleet.nodes[0].config;
+            let at =
+                if small == Small::Data { config.data_dir.clone() } else { config.disk_path() };
+            fleet.small = Some(SmallDisk::mount(&at, SMALL)?);
+        }
+        if plan.ground == Ground::Proxies {
+            fleet.put_proxies().await?;
+        }
+        let address = |node: &Node| node.config.advertised(node.config.grpc_listen);
+        let peers: Vec<_> = fleet.nodes.iter().map(address).collect();
         for (at, node) in fleet.nodes.iter_mut().enumerate() {
             node.config.start.expect = plan.nodes;
             node.config.start.peers = peers.clone();
@@ -85,8 +146,29 @@ impl Fleet {
         self.folder.path().join("object")
     }
 
-    fn config(&self, at: usize) -> anyhow::Result<Config> {
-        let ports = free_ports(Ipv4Addr::LOCALHOST)?;
+    /// A proxy before each port on which other nodes reach a node: the same port of
+    /// another address of this machine.
+    async fn put_proxies(&mut self) -> anyhow::Result<()> {
+        for (at, node) in self.nodes.iter_mut().enumerate() {
+            let ip = Ipv4Addr::new(127, 78, (std::process::id() % 251) as u8, at as u8 + 1);
+            node.config.advertise = Some(ip.to_string());
+            for to in [node.config.grpc_listen, node.config.transfer_listen] {
+                let (listen, chance) = ((ip, to.port()).into(), Chance::new(u64::from(to.port())));
+                self.proxies.push(Proxy::start(listen, to, chance).await?);
+            }
+        }
+        Ok(())
+    }
+
+    /// The settings of node `at`, and what its process is started with.
+    fn config(&mut self, at: usize, ground: Ground) -> anyhow::Result<(Vec<String>, Config)> {
+        let (prefix, ports) = match (&mut self.network, ground) {
+            (Some(network), Ground::Namespaces) => {
+                let ip = network.address(at);
+                (network.add()?, (7400..7404).map(|port| (ip, port).into()).collect())
+            }
+            _ => (Vec::new(), free_ports(Ipv4Addr::LOCALHOST)?),
+        };
         let home = self.home(at);
         let mut config = Config {
             data_dir: home.join("data"),
@@ -104,19 +186,35 @@ impl Fleet {
         config.memory.bytes = 64 << 20;
         config.memory.entries = 256;
         config.resp.wait = Duration::ZERO;
-        Ok(config)
+        config.resp.users = Some(self.folder.path().join("users"));
+        Ok((prefix, config))
     }
 
-    /// The index of the node that leads, once a node says so and means it.
+    /// A new node joins; clients ask it once it serves.
+    pub(crate) async fn newcomer(&mut self) -> anyhow::Result<usize> {
+        let at = self.nodes.len();
+        let (_, mut config) = self.config(at, Ground::Loopback)?;
+        let members = self.nodes.iter().filter(|node| node.pid().is_some());
+        config.start.join = members.map(|node| node.config.grpc_listen.to_string()).collect();
+        let mut node = Node::new(at, self.home(at), config)?;
+        node.start().await?;
+        self.doors.lock().push(Arc::clone(&node.door));
+        self.nodes.push(node);
+        Ok(at)
+    }
+
+    /// The wall clock of a node is so many seconds ahead.
+    pub(crate) fn set_clock(&self, at: usize, seconds: i64) -> anyhow::Result<()> {
+        self.clocks.as_ref().context("no clocks of its own")?.set(at, seconds)
+    }
+
+    /// The index of the node that leads, once it says so itself and means it.
     pub(crate) async fn leader(&self) -> anyhow::Result<usize> {
         let end = Instant::now() + Duration::from_secs(30);
         while Instant::now() < end {
-            for node in self.nodes.iter().filter(|node| node.pid().is_some()) {
-                let Some(pb::StatusResponse { leader, quorum: true, .. }) = node.status().await
-                else {
-                    continue;
-                };
-                if let Some(at) = self.nodes.iter().position(|node| node.id == leader) {
+            for (at, node) in self.nodes.iter().enumerate().filter(|(_, n)| n.pid().is_some()) {
+                let status = node.status().await;
+                if status.is_some_and(|status| status.quorum && status.leader == node.id) {
                     return Ok(at);
                 }
             }

@@ -8,17 +8,25 @@
 mod calls;
 mod check;
 mod clients;
+mod clock;
+mod disk;
 mod door;
 mod fleet;
 mod history;
 mod leftovers;
 mod nemesis;
+mod network;
 mod node;
 mod options;
 mod payload;
+mod proxy;
 mod report;
 mod resp;
 mod run;
+#[path = "../support/seaweed.rs"]
+#[allow(dead_code)]
+mod seaweed;
+mod store;
 
 use std::process::ExitCode;
 

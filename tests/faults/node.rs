@@ -65,7 +65,10 @@ impl Node {
         let stdout = self.child.as_mut().and_then(|child| child.stdout.take());
         let mut lines = BufReader::new(stdout.context("it does not run")?).lines();
         let line = timeout(START, lines.next_line()).await.context("not ready in time")??;
-        let Some(line) = line else { bail!("it ended early: {}", self.last_words()) };
+        let Some(line) = line else {
+            self.ended().await?;
+            bail!("it ended early: {}", self.last_words())
+        };
         let ready: serde_json::Value = serde_json::from_str(&line)?;
         self.id = ready["id"].as_u64().context("no id")?;
         Ok(())
@@ -115,11 +118,16 @@ impl Node {
         threads.flatten().filter_map(|t| stat(t).ok()).all(|stat| stat.contains(") T "))
     }
 
+    /// Whether the process ended by itself.
+    pub(crate) fn has_ended(&mut self) -> bool {
+        self.child.as_mut().is_none_or(|child| !matches!(child.try_wait(), Ok(None)))
+    }
+
     pub(crate) fn log(&self) -> String {
         std::fs::read_to_string(self.folder.join("log")).unwrap_or_default()
     }
 
-    fn last_words(&self) -> String {
+    pub(crate) fn last_words(&self) -> String {
         let log = self.log();
         let lines: Vec<_> = log.lines().rev().take(6).collect();
         lines.into_iter().rev().collect::<Vec<_>>().join("\n")

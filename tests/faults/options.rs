@@ -30,6 +30,10 @@ pub(crate) struct Options {
     /// Check the history in this file again, and do nothing else.
     #[arg(long, value_name = "FILE")]
     pub(crate) replay: Option<PathBuf>,
+    /// Believe a removal also where it says that there was nothing to remove: see the
+    /// README, what was found.
+    #[arg(long)]
+    pub(crate) strict: bool,
     /// Folder for the histories of failed runs, and the logs of their nodes.
     #[arg(long, value_name = "FOLDER", default_value = "target/faults")]
     pub(crate) failures: PathBuf,

@@ -10,6 +10,9 @@ use tokio::{
     net::TcpStream,
 };
 
+/// Of Redis clients.
+pub(crate) const PASSWORD: &str = "faults";
+
 #[derive(Default)]
 pub(crate) struct Resp(Option<BufStream<TcpStream>>);
 
@@ -36,13 +39,20 @@ impl Resp {
         // Only a whole answer keeps the connection, also where this future is dropped.
         let stream = match self.0.take() {
             Some(stream) => Ok(stream),
-            None => TcpStream::connect(at).await.map(BufStream::new),
+            None => connect(at).await,
         };
         let mut stream = stream.map_err(|e| format!("connect: {e}"))?;
         let answer = exchange(&mut stream, words).await.map_err(|e| e.to_string())?;
         self.0 = Some(stream);
         answer
     }
+}
+
+/// A connection of the tenant of every call.
+async fn connect(at: SocketAddr) -> std::io::Result<BufStream<TcpStream>> {
+    let mut stream = BufStream::new(TcpStream::connect(at).await?);
+    let answer = exchange(&mut stream, &[b"AUTH", b"default", PASSWORD.as_bytes()]).await?;
+    answer.map(|_| stream).map_err(std::io::Error::other)
 }
 
 async fn exchange(

@@ -43,7 +43,7 @@ pub(crate) async fn all(options: &Options) -> bool {
         return true;
     }
     if let Some(file) = &options.replay {
-        return replay(file);
+        return replay(file, options.strict);
     }
     if chosen.is_empty() {
         eprintln!("no nemesis has such a name; --list names them");
@@ -80,7 +80,7 @@ pub(crate) async fn all(options: &Options) -> bool {
 }
 
 /// Checks a history that was written down.
-fn replay(file: &Path) -> bool {
+fn replay(file: &Path, strict: bool) -> bool {
     let history = match History::read(file) {
         Ok(history) => history,
         Err(e) => {
@@ -88,7 +88,7 @@ fn replay(file: &Path) -> bool {
             return false;
         }
     };
-    let verdict = Verdict::of(&history);
+    let verdict = Verdict::of(&history, strict);
     for violation in &verdict.violations {
         println!("VIOLATION of {}, key {}: {}", violation.check, violation.key, violation.what);
     }
@@ -114,7 +114,9 @@ async fn one(nemesis: &Nemesis, seed: u64, share: Duration, options: &Options) -
         Err(_) => row.failed.push(format!("seed {seed}: it is stuck")),
     }
     let history = shared.recorder.history(head);
-    let checked = tokio::task::spawn_blocking(move || (Verdict::of(&history), history)).await;
+    let strict = options.strict;
+    let check = move || (Verdict::of(&history, strict), history);
+    let checked = tokio::task::spawn_blocking(check).await;
     if let Ok((verdict, history)) = checked {
         count(&mut row, &history, &verdict);
         row.violations.extend(verdict.violations);

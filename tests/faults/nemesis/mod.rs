@@ -2,9 +2,14 @@
 //!
 //! Invariant: a strike records when its fault held, and ends with everything healed.
 
+mod machine;
+mod members;
+mod network;
+mod objects;
 mod process;
+mod storage;
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, sync::atomic::Ordering::Relaxed, time::Duration};
 
 use anyhow::Context;
 use futures::future::BoxFuture;
@@ -13,8 +18,9 @@ use tokio::time::sleep;
 
 use crate::{
     calls::Shared,
-    fleet::{Fleet, Plan},
+    fleet::{Fleet, Ground, Plan},
     history::Fault,
+    network::Network,
     payload::Chance,
 };
 
@@ -27,16 +33,42 @@ pub(crate) struct Nemesis {
     pub(crate) least: usize,
     /// Whether copies of bytes are destroyed, so that some may be gone by rights.
     pub(crate) destroys: bool,
-    pub(crate) strike: for<'a> fn(&'a mut Strike<'_>) -> BoxFuture<'a, anyhow::Result<()>>,
+    pub(crate) strike: for<'a> fn(&'a mut Strike<'_>) -> Done<'a>,
 }
 
-const THREE: Plan = Plan { nodes: 3, configure: plain };
+type Done<'a> = BoxFuture<'a, anyhow::Result<()>>;
+
+const THREE: Plan = Plan {
+    nodes: 3,
+    ground: Ground::Loopback,
+    small: None,
+    s3: false,
+    clocks: false,
+    configure: plain,
+};
+
+fn nemesis(
+    name: &'static str,
+    about: &'static str,
+    least: usize,
+    strike: for<'a> fn(&'a mut Strike<'_>) -> Done<'a>,
+) -> Nemesis {
+    Nemesis { name, about, plan: THREE, least, destroys: false, strike }
+}
 
 fn plain(_: usize, _: &mut Config) {}
 
 /// All of them.
 pub(crate) fn all() -> Vec<Nemesis> {
-    process::all()
+    let families = [
+        process::all(),
+        network::all(),
+        storage::all(),
+        objects::all(),
+        members::all(),
+        machine::all(),
+    ];
+    families.into_iter().flatten().collect()
 }
 
 /// One strike of a nemesis at a cluster.
@@ -61,6 +93,14 @@ impl<'r> Strike<'r> {
         self.began = Some((what.into(), self.shared.recorder.now()));
     }
 
+    /// What came of it.
+    fn note(&mut self, what: impl AsRef<str>) {
+        if let Some((began, _)) = &mut self.began {
+            began.push_str("; ");
+            began.push_str(what.as_ref());
+        }
+    }
+
     /// The fault is over.
     fn heal(&mut self) -> anyhow::Result<()> {
         let (what, start) = self.began.take().context("nothing struck")?;
@@ -76,7 +116,7 @@ impl<'r> Strike<'r> {
     }
 
     async fn pause(&mut self, at: usize) -> anyhow::Result<()> {
-        self.away.insert(at, self.shared.recorder.now());
+        self.away(at);
         self.fleet.pause(at).await
     }
 
@@ -86,12 +126,30 @@ impl<'r> Strike<'r> {
         Ok(())
     }
 
-    /// Takes down that a node was away until now.
+    /// Clients get no answer of a node from now on.
+    fn away(&mut self, node: usize) {
+        self.away.insert(node, self.shared.recorder.now());
+        self.fleet.nodes[node].door.away.store(true, Relaxed);
+    }
+
+    /// They do again.
     fn back(&mut self, node: usize) {
+        self.fleet.nodes[node].door.away.store(false, Relaxed);
         let end = self.shared.recorder.now();
         if let Some(start) = self.away.remove(&node) {
             self.shared.recorder.fault(Fault::Away { node, start, end });
         }
+    }
+
+    /// The same of the nodes that run.
+    async fn members(&mut self) -> anyhow::Result<(usize, Vec<usize>)> {
+        let (leader, mut others) = self.roles().await?;
+        others.retain(|at| self.fleet.nodes[*at].pid().is_some());
+        Ok((leader, others))
+    }
+
+    fn network(&self) -> anyhow::Result<&Network> {
+        self.fleet.network.as_ref().context("no network of its own")
     }
 
     /// The leader and the others, in random order.

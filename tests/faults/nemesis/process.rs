@@ -2,19 +2,9 @@
 //!
 //! Invariant: who was struck runs again when the strike ends.
 
-use futures::future::BoxFuture;
-
-use super::{Nemesis, Strike, THREE};
+use super::{Done, Nemesis, Strike, nemesis};
 
 pub(super) fn all() -> Vec<Nemesis> {
-    let nemesis = |name, about, least, strike| Nemesis {
-        name,
-        about,
-        plan: THREE,
-        least,
-        destroys: false,
-        strike,
-    };
     vec![
         nemesis("kill-leader", "SIGKILL of the leader, restarted after 3 s", 20, kill_leader),
         nemesis("kill-follower", "SIGKILL of a follower", 20, kill_follower),
@@ -40,8 +30,6 @@ pub(super) fn all() -> Vec<Nemesis> {
         ),
     ]
 }
-
-type Done<'a> = BoxFuture<'a, anyhow::Result<()>>;
 
 fn kill_leader<'a>(strike: &'a mut Strike<'_>) -> Done<'a> {
     Box::pin(async {
