@@ -47,7 +47,12 @@ pub(crate) fn usage(fleet: &Fleet) -> Vec<Usage> {
 }
 
 /// What is left over, compared with `before`.
-pub(crate) async fn check(fleet: &Fleet, caller: &Caller, before: &[Usage]) -> Vec<Violation> {
+pub(crate) async fn check(
+    fleet: &Fleet,
+    caller: &Caller,
+    before: &[Usage],
+    strict: bool,
+) -> Vec<Violation> {
     let mut found = Vec::new();
     let mut breaks = |check, what: String| {
         found.push(Violation { check, key: String::new(), what });
@@ -56,12 +61,13 @@ pub(crate) async fn check(fleet: &Fleet, caller: &Caller, before: &[Usage]) -> V
         breaks("leftover lease", format!("nobody has a lease of {key}, and nobody gets it"));
     }
     let end = Instant::now() + SETTLES;
-    while (!temporary(fleet).is_empty() || !orphans(fleet).await.is_empty()) && Instant::now() < end
+    while (!temporary(fleet, strict).is_empty() || !orphans(fleet).await.is_empty())
+        && Instant::now() < end
     {
         sleep(Duration::from_millis(500)).await;
     }
-    if !temporary(fleet).is_empty() {
-        breaks("leftover file", format!("{:?}", temporary(fleet)));
+    if !temporary(fleet, strict).is_empty() {
+        breaks("leftover file", format!("{:?}", temporary(fleet, strict)));
     }
     let orphans = orphans(fleet).await;
     if !orphans.is_empty() {
@@ -93,16 +99,22 @@ async fn held(fleet: &Fleet, caller: &Caller) -> Option<String> {
 }
 
 /// Files that are still being written, by their names.
-fn temporary(fleet: &Fleet) -> Vec<PathBuf> {
+fn temporary(fleet: &Fleet, strict: bool) -> Vec<PathBuf> {
     let tmp = fleet.nodes.iter().flat_map(|node| files(&node.config.disk_path().join("tmp")));
-    // A folder store's file has a '#' in its name until it is whole.
-    let parts = files(&fleet.objects()).into_iter();
-    tmp.chain(parts.filter(|file| file.to_string_lossy().contains('#'))).collect()
+    // Nobody collects these yet.
+    let parts = files(&fleet.objects()).into_iter().filter(|_| strict);
+    tmp.chain(parts.filter(|file| partial(file))).collect()
+}
+
+/// Whether it is a folder store's file that is not whole yet.
+fn partial(file: &std::path::Path) -> bool {
+    file.to_string_lossy().contains('#')
 }
 
 /// Objects of a folder store whose pack no entry names.
 async fn orphans(fleet: &Fleet) -> Vec<String> {
-    let objects = files(&fleet.objects().join("packs"));
+    let mut objects = files(&fleet.objects().join("packs"));
+    objects.retain(|file| !partial(file));
     let names = objects.iter().filter_map(|file| Some(file.file_name()?.to_str()?.to_owned()));
     let Some(needed) = packs(fleet).await else { return Vec::new() };
     names.filter(|name| !needed.iter().any(|pack| name.starts_with(pack))).collect()

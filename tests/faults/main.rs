@@ -26,6 +26,7 @@ mod run;
 #[path = "../support/seaweed.rs"]
 #[allow(dead_code)]
 mod seaweed;
+mod session;
 mod store;
 
 use std::process::ExitCode;

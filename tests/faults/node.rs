@@ -51,7 +51,8 @@ impl Node {
         let mut options = std::fs::OpenOptions::new();
         let log = options.create(true).append(true).open(self.folder.join("log"))?;
         let mut words = self.prefix.clone();
-        words.extend([env!("CARGO_BIN_EXE_kiln").to_owned(), "serve".into(), "--config".into()]);
+        let kiln = std::env::var("KILN_BINARY").unwrap_or(env!("CARGO_BIN_EXE_kiln").into());
+        words.extend([kiln, "serve".into(), "--config".into()]);
         let mut command = Command::new(&words[0]);
         command.args(&words[1..]).arg(&file).envs(self.environment.iter().cloned());
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log).kill_on_drop(true);
@@ -116,6 +117,11 @@ impl Node {
         let threads = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten();
         let stat = |thread: std::fs::DirEntry| std::fs::read_to_string(thread.path().join("stat"));
         threads.flatten().filter_map(|t| stat(t).ok()).all(|stat| stat.contains(") T "))
+    }
+
+    /// Whether clients may ask it.
+    pub(crate) fn serves(&self) -> bool {
+        self.pid().is_some() && self.door.open.load(Relaxed)
     }
 
     /// Whether the process ended by itself.

@@ -3,6 +3,8 @@
 //! Invariant: a write may be gone only if another that may have taken effect after it
 //! explains that.
 
+use std::collections::BTreeSet;
+
 use super::{Keys, Verdict, finale, shown};
 use crate::history::{Call, End, History, Kind};
 
@@ -14,7 +16,8 @@ pub(super) fn check(history: &History, keys: &Keys<'_>, verdict: &mut Verdict) {
         let acknowledged = writes.iter().filter(|write| sure(write) && write.kind != Kind::Remove);
         let Some(acknowledged) = acknowledged.max_by_key(|write| write.end) else { continue };
         let may_be_gone = history.head.destroys || writes.iter().any(|write| removes(write));
-        for node in 0..history.head.nodes {
+        let nodes = after.iter().map(|call| call.node).collect::<BTreeSet<_>>();
+        for node in nodes {
             let of_node = |kind| {
                 let mut calls = after.iter().filter(move |c| c.node == node && c.kind == kind);
                 calls.next_back().copied()

@@ -5,16 +5,27 @@
 use std::{sync::atomic::Ordering::Relaxed, time::Duration};
 
 use anyhow::{Context, ensure};
+use kiln::config::{Config, Copies};
 use kiln_proto::pb;
 use tokio::time::{Instant, sleep};
 
-use super::{Done, Nemesis, Strike, nemesis};
+use super::{Done, Nemesis, Strike, THREE, nemesis};
+use crate::fleet::Plan;
 
 pub(super) fn all() -> Vec<Nemesis> {
     vec![
         nemesis("join-leave", "a node joins, another leaves; the leader in turn", 20, join_leave),
-        nemesis("remove-dead", "a node dies and is removed, a new one joins", 20, remove_dead),
+        Nemesis {
+            once: true,
+            plan: Plan { configure: two_copies, ..THREE },
+            ..nemesis("remove-dead", "a node dies and is removed, a new one joins", 20, remove_dead)
+        },
     ]
+}
+
+/// What is acknowledged survives the loss of one disk for good.
+fn two_copies(_: usize, config: &mut Config) {
+    config.publish.copies = Copies::Nodes(2.try_into().unwrap());
 }
 
 fn join_leave<'a>(strike: &'a mut Strike<'_>) -> Done<'a> {

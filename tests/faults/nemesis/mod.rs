@@ -33,6 +33,10 @@ pub(crate) struct Nemesis {
     pub(crate) least: usize,
     /// Whether copies of bytes are destroyed, so that some may be gone by rights.
     pub(crate) destroys: bool,
+    /// Whether a run has one strike: two lose more than was promised.
+    pub(crate) once: bool,
+    /// It finds what is not mended yet: only on demand.
+    pub(crate) known: bool,
     pub(crate) strike: for<'a> fn(&'a mut Strike<'_>) -> Done<'a>,
 }
 
@@ -53,7 +57,7 @@ fn nemesis(
     least: usize,
     strike: for<'a> fn(&'a mut Strike<'_>) -> Done<'a>,
 ) -> Nemesis {
-    Nemesis { name, about, plan: THREE, least, destroys: false, strike }
+    Nemesis { name, about, plan: THREE, least, destroys: false, once: false, known: false, strike }
 }
 
 fn plain(_: usize, _: &mut Config) {}

@@ -17,7 +17,7 @@ const CUT_FIVE: Plan = Plan { nodes: 5, ..CUT };
 const PROXIED: Plan = Plan { ground: Ground::Proxies, ..THREE };
 
 pub(super) fn all() -> Vec<Nemesis> {
-    let cut = |name, about, plan, strike| Nemesis { plan, ..nemesis(name, about, 20, strike) };
+    let cut = |name, about, plan, strike| Nemesis { plan, ..nemesis(name, about, 5, strike) };
     vec![
         cut("cut-leader", "the leader hears no other node; clients reach it", CUT, |strike| {
             Box::pin(async {

@@ -2,12 +2,17 @@
 //!
 //! Invariant: who was struck runs again when the strike ends.
 
-use super::{Done, Nemesis, Strike, nemesis};
+use super::{Done, Nemesis, Strike, THREE, nemesis};
+use crate::fleet::Plan;
 
 pub(super) fn all() -> Vec<Nemesis> {
     vec![
         nemesis("kill-leader", "SIGKILL of the leader, restarted after 3 s", 20, kill_leader),
         nemesis("kill-follower", "SIGKILL of a follower", 20, kill_follower),
+        Nemesis {
+            plan: Plan { configure: |_, config| config.object.url = None, ..THREE },
+            ..nemesis("kill-holder", "SIGKILL of a node that alone has bytes: no L3", 20, kill_any)
+        },
         nemesis("kill-two", "SIGKILL of two of three: no quorum for 3 s", 5, kill_two),
         nemesis(
             "pause-leader",
@@ -42,6 +47,13 @@ fn kill_follower<'a>(strike: &'a mut Strike<'_>) -> Done<'a> {
     Box::pin(async {
         let (_, others) = strike.roles().await?;
         kill(strike, &others[..1]).await
+    })
+}
+
+fn kill_any<'a>(strike: &'a mut Strike<'_>) -> Done<'a> {
+    Box::pin(async {
+        let any = strike.chance.below(3);
+        kill(strike, &[any]).await
     })
 }
 

@@ -29,7 +29,17 @@ pub(super) fn all() -> Vec<Nemesis> {
             20,
             torn_l3,
         )),
-        nemesis("torn-index", "RocksDB of a stopped node is damaged", 20, torn_index),
+        nemesis("torn-index", "tables of a stopped node's RocksDB are damaged", 20, |strike| {
+            Box::pin(torn_index(strike, |name| {
+                name.ends_with(".sst") || name.starts_with("MANIFEST")
+            }))
+        }),
+        Nemesis {
+            known: true,
+            ..nemesis("torn-wal", "the log of a stopped node's RocksDB is damaged", 20, |strike| {
+                Box::pin(torn_index(strike, |name| name.ends_with(".log")))
+            })
+        },
     ]
 }
 
@@ -126,43 +136,40 @@ fn torn_l3<'a>(strike: &'a mut Strike<'_>) -> Done<'a> {
 }
 
 /// A node whose index is damaged refuses to start and says so, or serves nothing wrong.
-fn torn_index<'a>(strike: &'a mut Strike<'_>) -> Done<'a> {
-    Box::pin(async {
-        let (_, others) = strike.roles().await?;
-        let at = others[0];
-        let data = strike.fleet.nodes[at].config.data_dir.clone();
-        strike.fleet.nodes[at].terminate().await?;
-        let saved = strike.fleet.folder.path().join("saved");
-        copy(&data, &saved)?;
-        let index = data.join("index/index");
-        let tables = |file: &std::path::PathBuf| {
-            let name = file.file_name().unwrap_or_default().to_string_lossy();
-            name.ends_with(".sst") || name.ends_with(".log") || name.starts_with("MANIFEST")
-        };
-        let tables: Vec<_> = files(&index).into_iter().filter(tables).collect();
-        let whole = |file: &&std::path::PathBuf| file.metadata().is_ok_and(|m| m.len() > 0);
-        let tables: Vec<_> = tables.iter().filter(whole).collect();
-        ensure!(!tables.is_empty(), "no table to damage in {}", index.display());
-        let file = tables[strike.chance.below(tables.len())].clone();
-        let how = damage(&file, &mut strike.chance)?;
-        let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let before = strike.fleet.nodes[at].log().len();
-        let started = strike.fleet.nodes[at].start().await.is_ok();
-        strike.struck(format!("{name} of node {at}: {how}; it starts: {started}"));
-        strike.hold(3.0).await;
-        let node = &mut strike.fleet.nodes[at];
-        if !started || node.has_ended() {
-            let says = node.log()[before..].to_owned();
-            ensure!(says.contains("error"), "{name}, {how}: it ends without an error: {says}");
-            ensure!(!says.contains("panicked"), "{name}, {how}: it panics: {says}");
-            node.ended().await.ok();
-            std::fs::remove_dir_all(&data)?;
-            copy(&saved, &data)?;
-            node.start().await?;
-        }
-        std::fs::remove_dir_all(&saved)?;
-        strike.heal()
-    })
+async fn torn_index(strike: &mut Strike<'_>, damaged: fn(&str) -> bool) -> anyhow::Result<()> {
+    let (_, others) = strike.roles().await?;
+    let at = others[0];
+    let data = strike.fleet.nodes[at].config.data_dir.clone();
+    strike.fleet.nodes[at].terminate().await?;
+    let saved = strike.fleet.folder.path().join("saved");
+    copy(&data, &saved)?;
+    let index = data.join("index/index");
+    let tables = |file: &std::path::PathBuf| {
+        damaged(&file.file_name().unwrap_or_default().to_string_lossy())
+    };
+    let tables: Vec<_> = files(&index).into_iter().filter(tables).collect();
+    let whole = |file: &&std::path::PathBuf| file.metadata().is_ok_and(|m| m.len() > 0);
+    let tables: Vec<_> = tables.iter().filter(whole).collect();
+    ensure!(!tables.is_empty(), "no table to damage in {}", index.display());
+    let file = tables[strike.chance.below(tables.len())].clone();
+    let how = damage(&file, &mut strike.chance)?;
+    let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let before = strike.fleet.nodes[at].log().len();
+    let started = strike.fleet.nodes[at].start().await.is_ok();
+    strike.struck(format!("{name} of node {at}: {how}; it starts: {started}"));
+    strike.hold(3.0).await;
+    let node = &mut strike.fleet.nodes[at];
+    if !started || node.has_ended() {
+        let says = node.log()[before..].to_owned();
+        ensure!(says.contains("error"), "{name}, {how}: it ends without an error: {says}");
+        ensure!(!says.contains("panicked"), "{name}, {how}: it panics: {says}");
+        node.ended().await.ok();
+        std::fs::remove_dir_all(&data)?;
+        copy(&saved, &data)?;
+        node.start().await?;
+    }
+    std::fs::remove_dir_all(&saved)?;
+    strike.heal()
 }
 
 fn copy(from: &std::path::Path, to: &std::path::Path) -> anyhow::Result<()> {
