@@ -12,6 +12,7 @@
 
 mod gate;
 mod name;
+mod partial;
 mod settings;
 #[cfg(test)]
 pub(crate) mod tests;
@@ -20,6 +21,7 @@ use std::{
     fs::File,
     future::Future,
     io,
+    path::PathBuf,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -56,8 +58,8 @@ pub struct ObjectTier {
     part_bytes: u64,
     parts_at_once: usize,
     gate: Gate,
-    /// Whether the store is a folder.
-    folder: bool,
+    /// Where the store lies, if it is a folder.
+    root: Option<PathBuf>,
     /// The store was seen to refuse "create if absent" and to take plain writes.
     unconditional: AtomicBool,
 }
@@ -95,7 +97,7 @@ impl ObjectTier {
             // A folder takes any size at once, and leaves less behind in a crash.
             part_bytes: if marker.is_some() { u64::MAX } else { settings.part_size.as_u64() },
             parts_at_once: settings.parts_at_once.max(1),
-            folder: marker.is_some(),
+            root: marker.as_ref().and_then(|marker| marker.parent()).map(Into::into),
             gate: Gate::new(marker),
             unconditional: AtomicBool::new(false),
         })
@@ -193,7 +195,7 @@ impl ObjectTier {
         bytes: u64,
         operation: impl Future<Output = Result<T, StoreError>>,
     ) -> Result<T, StoreError> {
-        if !self.folder {
+        if self.root.is_none() {
             return operation.await;
         }
         let limit = FOLDER_ANSWERS + Duration::from_secs(bytes / FOLDER_SPEED);

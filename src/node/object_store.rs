@@ -86,5 +86,10 @@ pub(super) async fn collect(
             Ok(done) => tracing::info!(?done, "collected the object store"),
             Err(e) => tracing::warn!(error = %e, "collect the object store; again later"),
         }
+        match object.sweep_unfinished(settings.orphan_after).await {
+            Ok(0) => {}
+            Ok(swept) => tracing::info!(swept, "removed what uploads left unfinished"),
+            Err(e) => tracing::warn!(error = %e, "look for unfinished uploads; again later"),
+        }
     }
 }
