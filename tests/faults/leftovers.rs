@@ -47,12 +47,7 @@ pub(crate) fn usage(fleet: &Fleet) -> Vec<Usage> {
 }
 
 /// What is left over, compared with `before`.
-pub(crate) async fn check(
-    fleet: &Fleet,
-    caller: &Caller,
-    before: &[Usage],
-    strict: bool,
-) -> Vec<Violation> {
+pub(crate) async fn check(fleet: &Fleet, caller: &Caller, before: &[Usage]) -> Vec<Violation> {
     let mut found = Vec::new();
     let mut breaks = |check, what: String| {
         found.push(Violation { check, key: String::new(), what });
@@ -61,13 +56,12 @@ pub(crate) async fn check(
         breaks("leftover lease", format!("nobody has a lease of {key}, and nobody gets it"));
     }
     let end = Instant::now() + SETTLES;
-    while (!temporary(fleet, strict).is_empty() || !orphans(fleet).await.is_empty())
-        && Instant::now() < end
+    while (!temporary(fleet).is_empty() || !orphans(fleet).await.is_empty()) && Instant::now() < end
     {
         sleep(Duration::from_millis(500)).await;
     }
-    if !temporary(fleet, strict).is_empty() {
-        breaks("leftover file", format!("{:?}", temporary(fleet, strict)));
+    if !temporary(fleet).is_empty() {
+        breaks("leftover file", format!("{:?}", temporary(fleet)));
     }
     let orphans = orphans(fleet).await;
     if !orphans.is_empty() {
@@ -99,10 +93,9 @@ async fn held(fleet: &Fleet, caller: &Caller) -> Option<String> {
 }
 
 /// Files that are still being written, by their names.
-fn temporary(fleet: &Fleet, strict: bool) -> Vec<PathBuf> {
+fn temporary(fleet: &Fleet) -> Vec<PathBuf> {
     let tmp = fleet.nodes.iter().flat_map(|node| files(&node.config.disk_path().join("tmp")));
-    // Nobody collects these yet.
-    let parts = files(&fleet.objects()).into_iter().filter(|_| strict);
+    let parts = files(&fleet.objects()).into_iter();
     tmp.chain(parts.filter(|file| partial(file))).collect()
 }
 

@@ -42,7 +42,7 @@ pub(crate) async fn work(
 ) -> anyhow::Result<()> {
     let until = Instant::now() + share.saturating_sub(AROUND);
     let mut fleet = Fleet::start(nemesis.plan).await.context("start the cluster")?;
-    let done = strikes(nemesis, chance, until, shared, row, &mut fleet, options).await;
+    let done = strikes(nemesis, chance, until, shared, row, &mut fleet).await;
     let logs = &options.failures;
     // Kept only where the checks, which come later, find something.
     std::fs::create_dir_all(logs)?;
@@ -59,7 +59,6 @@ async fn strikes(
     shared: &Arc<Shared>,
     row: &mut Row,
     fleet: &mut Fleet,
-    options: &Options,
 ) -> anyhow::Result<()> {
     let (work, mut clients) = clients::start(&fleet.doors, shared, chance);
     sleep(Duration::from_secs(2)).await;
@@ -91,7 +90,7 @@ async fn strikes(
     shared.recorder.fault(Fault::Final { at: shared.recorder.now() });
     read_all(fleet, shared).await?;
     let caller = Caller::new(100, Arc::clone(shared));
-    row.violations.extend(leftovers::check(fleet, &caller, &before, options.strict).await);
+    row.violations.extend(leftovers::check(fleet, &caller, &before).await);
     Ok(())
 }
 

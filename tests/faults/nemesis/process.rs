@@ -24,7 +24,7 @@ pub(super) fn all() -> Vec<Nemesis> {
         nemesis(
             "pause-short",
             "SIGSTOP of the leader for longer than an election, not a lease",
-            10,
+            2,
             pause_short,
         ),
         nemesis(
