@@ -244,6 +244,12 @@ impl Fleet {
     }
 }
 
+impl Drop for Fleet {
+    fn drop(&mut self) {
+        self.nodes.iter_mut().for_each(Node::end);
+    }
+}
+
 /// Ports of one node; all held until all are known.
 fn free_ports(ip: Ipv4Addr) -> std::io::Result<Vec<SocketAddr>> {
     let held: Vec<_> =

@@ -32,6 +32,7 @@ mod store;
 use std::process::ExitCode;
 
 use clap::Parser;
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::options::Options;
 
@@ -39,10 +40,12 @@ fn main() -> ExitCode {
     let options = Options::parse();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
     let passed = runtime.block_on(async {
+        let mut terminated = signal(SignalKind::terminate()).unwrap();
         tokio::select! {
             passed = run::all(&options) => passed,
             // What was started or made is dropped, and so ended, with the futures.
             _ = tokio::signal::ctrl_c() => false,
+            _ = terminated.recv() => false,
         }
     });
     runtime.shutdown_timeout(std::time::Duration::from_secs(5));

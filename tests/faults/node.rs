@@ -13,7 +13,7 @@ use std::{
 use anyhow::{Context, bail, ensure};
 use kiln::config::Config;
 use kiln_proto::pb;
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 use tokio::{
     io::{AsyncBufReadExt, BufReader},
     process::{Child, Command},
@@ -92,6 +92,16 @@ impl Node {
     pub(crate) async fn kill(&mut self) -> anyhow::Result<()> {
         let mut child = self.child.take().context("it does not run")?;
         Ok(child.kill().await?)
+    }
+
+    /// SIGKILL, from a destructor: waits for the end without a runtime.
+    pub(crate) fn end(&mut self) {
+        let Some(mut child) = self.child.take() else { return };
+        let pid = child.id().and_then(|pid| Pid::from_raw(pid as i32));
+        if let (Ok(()), Some(pid)) = (child.start_kill(), pid) {
+            // It may have ended, and been waited for, by itself.
+            let _ = waitid(WaitId::Pid(pid), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT);
+        }
     }
 
     /// SIGTERM, and a tidy end.

@@ -94,7 +94,7 @@ fn damage_some(strike: &mut Strike<'_>, paths: &[std::path::PathBuf]) -> anyhow:
     let mut damaged = 0;
     for path in paths {
         let whole = std::fs::metadata(path).is_ok_and(|meta| meta.len() > 0);
-        if whole && strike.chance.percent(40) {
+        if whole && (damaged == 0 || strike.chance.percent(40)) {
             damage(path, &mut strike.chance)?;
             damaged += 1;
         }
