@@ -4,9 +4,8 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: faults-crash faults-planted
+.PHONY: faults faults-long faults-crash faults-planted
 .PHONY: help build demo test test-python test-torch test-clients test-gpu test-kube test-compose test-vllm
-.PHONY: faults faults-long
 .PHONY: check bench format lint helm python python-wire
 
 # `make check CHECK_TESTS=0` leaves the tests out, for callers that run
