@@ -66,11 +66,14 @@ fn local_reads_go_on(key: &str, calls: &[&Call], verdict: &mut Verdict) {
     }
 }
 
-/// A key that one connection writes: the leader's index never goes back to an earlier SET.
+/// A key that one client writes: the leader's index never goes back to an earlier SET.
+/// One that was given up with its connection may arrive whenever the network likes.
 fn one_writers_order(key: &str, calls: &[&Call], verdict: &mut Verdict) {
-    let sets = calls.iter().filter(|call| call.kind == Kind::Set);
+    let sets = calls.iter().filter(|call| call.kind == Kind::Set && call.why.is_empty());
     let place: BTreeMap<_, _> = sets.enumerate().map(|(n, set)| (set.wrote.as_ref(), n)).collect();
-    let reads = || calls.iter().filter(|c| c.kind == Kind::Latest && c.read.is_some());
+    let placed = |call: &&&Call| place.contains_key(&call.read.as_ref());
+    let reads =
+        || calls.iter().filter(|c| c.kind == Kind::Latest && c.read.is_some()).filter(placed);
     for later in reads() {
         let earlier = reads().filter(|read| read.end < later.start);
         let newest = earlier.max_by_key(|read| place.get(&read.read.as_ref()));

@@ -30,10 +30,14 @@ pub(super) fn all() -> Vec<Nemesis> {
             torn_l3,
         )),
         nemesis("torn-index", "tables of a stopped node's RocksDB are damaged", 20, |strike| {
-            Box::pin(torn_index(strike, |name| {
-                name.ends_with(".sst") || name.starts_with("MANIFEST")
-            }))
+            Box::pin(torn_index(strike, |name| name.ends_with(".sst")))
         }),
+        Nemesis {
+            known: true,
+            ..nemesis("torn-manifest", "RocksDB's list of its tables is damaged", 20, |strike| {
+                Box::pin(torn_index(strike, |name| name.starts_with("MANIFEST")))
+            })
+        },
         Nemesis {
             known: true,
             ..nemesis("torn-wal", "the log of a stopped node's RocksDB is damaged", 20, |strike| {
@@ -140,7 +144,11 @@ async fn torn_index(strike: &mut Strike<'_>, damaged: fn(&str) -> bool) -> anyho
     let (_, others) = strike.roles().await?;
     let at = others[0];
     let data = strike.fleet.nodes[at].config.data_dir.clone();
-    strike.fleet.nodes[at].terminate().await?;
+    let node = &mut strike.fleet.nodes[at];
+    // At a second start, what was in the log goes to tables.
+    node.terminate().await?;
+    node.start().await?;
+    node.terminate().await?;
     let saved = strike.fleet.folder.path().join("saved");
     copy(&data, &saved)?;
     let index = data.join("index/index");
