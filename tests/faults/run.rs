@@ -61,7 +61,8 @@ pub(crate) async fn all(options: &Options) -> bool {
                 None => rows.push(row),
             }
         }
-        if end.saturating_duration_since(Instant::now()) < session::AROUND * 2 {
+        let nothing = rows.iter().all(|row| row.strikes == 0);
+        if nothing || end.saturating_duration_since(Instant::now()) < session::AROUND * 2 {
             break;
         }
     }

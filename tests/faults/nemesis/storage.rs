@@ -3,6 +3,8 @@
 //! Invariant: when a strike ends, each node runs on a disk that works; what was damaged
 //! is either replaced or the node's own to find.
 
+use std::sync::atomic::Ordering::Relaxed;
+
 use anyhow::{Context, ensure};
 
 use super::{Done, Nemesis, Strike, THREE, nemesis};
@@ -29,19 +31,29 @@ pub(super) fn all() -> Vec<Nemesis> {
             20,
             torn_l3,
         )),
-        nemesis("torn-index", "tables of a stopped node's RocksDB are damaged", 20, |strike| {
-            Box::pin(torn_index(strike, |name| name.ends_with(".sst")))
-        }),
+        Nemesis {
+            once: true,
+            ..nemesis(
+                "torn-index",
+                "a table of a stopped node's RocksDB is damaged",
+                20,
+                torn_table,
+            )
+        },
         Nemesis {
             known: true,
             ..nemesis("torn-manifest", "RocksDB's list of its tables is damaged", 20, |strike| {
-                Box::pin(torn_index(strike, |name| name.starts_with("MANIFEST")))
+                Box::pin(async {
+                    torn_index(strike, |name| name.starts_with("MANIFEST")).await.map(drop)
+                })
             })
         },
         Nemesis {
             known: true,
             ..nemesis("torn-wal", "the log of a stopped node's RocksDB is damaged", 20, |strike| {
-                Box::pin(torn_index(strike, |name| name.ends_with(".log")))
+                Box::pin(async {
+                    torn_index(strike, |name| name.ends_with(".log")).await.map(drop)
+                })
             })
         },
     ]
@@ -139,35 +151,56 @@ fn torn_l3<'a>(strike: &'a mut Strike<'_>) -> Done<'a> {
     })
 }
 
+fn torn_table<'a>(strike: &'a mut Strike<'_>) -> Done<'a> {
+    Box::pin(async {
+        let Some(at) = torn_index(strike, |name| name.ends_with(".sst")).await? else {
+            return Ok(());
+        };
+        // It ends by itself when it reads what is damaged, at whatever time.
+        let node = &mut strike.fleet.nodes[at];
+        node.door.open.store(false, Relaxed);
+        if !node.has_ended() {
+            node.kill().await?;
+        }
+        Ok(())
+    })
+}
+
 /// A node whose index is damaged refuses to start and says so, or serves nothing wrong.
-async fn torn_index(strike: &mut Strike<'_>, damaged: fn(&str) -> bool) -> anyhow::Result<()> {
+///
+/// The node, where it runs on what is damaged.
+async fn torn_index(
+    strike: &mut Strike<'_>,
+    damaged: fn(&str) -> bool,
+) -> anyhow::Result<Option<usize>> {
     let (_, others) = strike.roles().await?;
     let at = others[0];
     let data = strike.fleet.nodes[at].config.data_dir.clone();
     let node = &mut strike.fleet.nodes[at];
-    // At a second start, what was in the log goes to tables.
     node.terminate().await?;
-    node.start().await?;
-    node.terminate().await?;
+    if !files(&data.join("index/index")).iter().any(|file| damaged(&name_of(file))) {
+        // At a second start, what was in the log goes to tables.
+        node.start().await?;
+        node.terminate().await?;
+    }
     let saved = strike.fleet.folder.path().join("saved");
     copy(&data, &saved)?;
     let index = data.join("index/index");
-    let tables = |file: &std::path::PathBuf| {
-        damaged(&file.file_name().unwrap_or_default().to_string_lossy())
-    };
+    let tables = |file: &std::path::PathBuf| damaged(&name_of(file));
     let tables: Vec<_> = files(&index).into_iter().filter(tables).collect();
     let whole = |file: &&std::path::PathBuf| file.metadata().is_ok_and(|m| m.len() > 0);
     let tables: Vec<_> = tables.iter().filter(whole).collect();
     ensure!(!tables.is_empty(), "no table to damage in {}", index.display());
     let file = tables[strike.chance.below(tables.len())].clone();
     let how = damage(&file, &mut strike.chance)?;
-    let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let name = name_of(&file);
     let before = strike.fleet.nodes[at].log().len();
     let started = strike.fleet.nodes[at].start().await.is_ok();
     strike.struck(format!("{name} of node {at}: {how}; it starts: {started}"));
     strike.hold(3.0).await;
     let node = &mut strike.fleet.nodes[at];
-    if !started || node.has_ended() {
+    let refused = !started || node.has_ended();
+    if refused {
         let says = node.log()[before..].to_owned();
         ensure!(says.contains("error"), "{name}, {how}: it ends without an error: {says}");
         ensure!(!says.contains("panicked"), "{name}, {how}: it panics: {says}");
@@ -177,7 +210,12 @@ async fn torn_index(strike: &mut Strike<'_>, damaged: fn(&str) -> bool) -> anyho
         node.start().await?;
     }
     std::fs::remove_dir_all(&saved)?;
-    strike.heal()
+    strike.heal()?;
+    Ok((!refused).then_some(at))
+}
+
+fn name_of(file: &std::path::Path) -> String {
+    file.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
 fn copy(from: &std::path::Path, to: &std::path::Path) -> anyhow::Result<()> {
