@@ -7,6 +7,7 @@ mod db;
 mod install;
 mod log;
 mod machine;
+mod mark;
 mod meta;
 mod snapshot;
 mod staging;
@@ -28,6 +29,7 @@ use crate::{environment::Disk, error::ClusterError};
 /// Opens or creates the store below `data_dir`, which is on `disk`.
 pub(crate) fn open(data_dir: &Path, disk: &dyn Disk) -> Result<Arc<Store>, ClusterError> {
     let store = Store::open(data_dir, disk)?;
+    mark::check(&store.db)?;
     install::recover(&store)?;
     Ok(store)
 }

@@ -2,7 +2,8 @@
 //!
 //! Invariant: a completion is called with `Ok` only after an fsync that started
 //! after its write. A failed fsync is final: every later one fails as well,
-//! because the kernel may have dropped the pages that it could not write.
+//! because the kernel may have dropped the pages that it could not write. The mark is
+//! raised after an fsync, to what was written before it.
 
 use std::{
     io,
@@ -15,6 +16,7 @@ use std::{
 
 use rocksdb::DB;
 
+use super::mark::Mark;
 use crate::environment::{Completion, Syncs};
 
 /// The handle; dropping it ends the thread after what is queued.
@@ -26,9 +28,10 @@ pub(crate) struct SyncThread {
 impl SyncThread {
     pub(crate) fn spawn(db: Arc<DB>) -> io::Result<Self> {
         let (queue, requests) = channel();
+        let mark = Mark::open(&db)?;
         let thread = std::thread::Builder::new()
             .name("kiln-wal-sync".into())
-            .spawn(move || run(&db, &requests))?;
+            .spawn(move || run(&db, mark, &requests))?;
         Ok(Self { queue: Some(queue), thread: Some(thread) })
     }
 }
@@ -59,15 +62,24 @@ impl Drop for SyncThread {
     }
 }
 
-fn run(db: &DB, requests: &Receiver<Completion>) {
+fn run(db: &DB, mut mark: Mark, requests: &Receiver<Completion>) {
     let mut broken: Option<String> = None;
     while let Ok(first) = requests.recv() {
         let waiting: Vec<Completion> = std::iter::once(first).chain(requests.try_iter()).collect();
-        if broken.is_none()
-            && let Err(e) = db.flush_wal(true)
-        {
-            tracing::error!(error = %e, "fsync of the index failed: this node must stop");
-            broken = Some(e.to_string());
+        if broken.is_none() {
+            // Before the fsync: what is written during it may miss it.
+            let sequence = db.latest_sequence_number();
+            match db.flush_wal(true) {
+                Ok(()) => {
+                    if let Err(e) = mark.raise(sequence) {
+                        tracing::warn!(error = %e, "the index's mark is not written");
+                    }
+                }
+                Err(e) => {
+                    tracing::error!(error = %e, "fsync of the index failed: this node must stop");
+                    broken = Some(e.to_string());
+                }
+            }
         }
         for done in waiting {
             done(match &broken {

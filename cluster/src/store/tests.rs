@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod cold;
+mod damaged;
 mod install;
 
 use std::{path::Path, sync::mpsc};
