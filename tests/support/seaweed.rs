@@ -32,19 +32,30 @@ pub(crate) struct Seaweed {
 impl Seaweed {
     /// Starts a server and waits until it takes requests.
     pub(crate) async fn start() -> Self {
+        let mut seaweed = Self::new();
+        let mut tries = 3;
+        // A port that was free a moment ago may be taken now: then once more, with others.
+        while let Err(log) = seaweed.try_resume().await {
+            tries -= 1;
+            assert!(tries > 0, "SeaweedFS does not get ready; its log:\n{log}");
+            seaweed.stop();
+            seaweed = Self::new();
+        }
+        // A bucket is a folder of the file store below S3.
+        let bucket = format!("http://127.0.0.1:{}/buckets/{BUCKET}/", seaweed.ports[6]);
+        let made = client().post(bucket).send().await.expect("create the bucket");
+        assert!(made.status().is_success(), "create the bucket: {}", made.status());
+        seaweed
+    }
+
+    fn new() -> Self {
         let folder = tempfile::tempdir().expect("a folder for SeaweedFS");
         let identities = format!(
             r#"{{"identities":[{{"name":"kiln","actions":["Admin","Read","Write","List","Tagging"],
             "credentials":[{{"accessKey":"{ACCESS_KEY_ID}","secretKey":"{SECRET_ACCESS_KEY}"}}]}}]}}"#
         );
         std::fs::write(folder.path().join("s3.json"), identities).expect("write s3.json");
-        let mut seaweed = Self { folder, ports: free_ports(), server: None };
-        seaweed.resume().await;
-        // A bucket is a folder of the file store below S3.
-        let bucket = format!("http://127.0.0.1:{}/buckets/{BUCKET}/", seaweed.ports[6]);
-        let made = client().post(bucket).send().await.expect("create the bucket");
-        assert!(made.status().is_success(), "create the bucket: {}", made.status());
-        seaweed
+        Self { folder, ports: free_ports(), server: None }
     }
 
     /// Where S3 clients connect.
@@ -62,6 +73,13 @@ impl Seaweed {
 
     /// Starts the server again, with the same data on the same ports.
     pub(crate) async fn resume(&mut self) {
+        if let Err(log) = self.try_resume().await {
+            panic!("SeaweedFS does not get ready; its log:\n{log}");
+        }
+    }
+
+    /// An error is the server's log.
+    async fn try_resume(&mut self) -> Result<(), String> {
         let [s3, s3_grpc, master, master_grpc, volume, volume_grpc, filer, filer_grpc] = self.ports;
         let dir = self.folder.path();
         let log = std::fs::File::create(dir.join("weed.log")).expect("weed.log");
@@ -89,10 +107,11 @@ impl Seaweed {
             let exited = self.server.as_mut().is_none_or(|s| !matches!(s.try_wait(), Ok(None)));
             if exited || Instant::now() > deadline {
                 let log = std::fs::read_to_string(self.folder.path().join("weed.log"));
-                panic!("SeaweedFS does not get ready; its log:\n{}", log.unwrap_or_default());
+                return Err(log.unwrap_or_default());
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
+        Ok(())
     }
 
     /// S3, the file store below it and the volumes below that all answer.
