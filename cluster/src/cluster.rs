@@ -16,7 +16,7 @@ use crate::{
     bootstrap::Bootstrap,
     command::{Command, NodeFacts, Response},
     deadlines::Deadlines,
-    environment::Environment,
+    environment::{Environment, system_clock},
     error::ClusterError,
     housekeeping,
     identity::Identity,
@@ -34,7 +34,8 @@ use crate::{
     service::Service,
     settings::{Settings, Start, Timings},
     status::{self, ClusterStatus},
-    store::{self, Owner, Store},
+    store::{self, Owner, RealDisk, Store},
+    transport::Tcp,
     watch::Watch,
     writer::Writer,
 };
@@ -61,7 +62,9 @@ impl Cluster {
     /// Opens the data folder. The routes are to be served at `facts.grpc` before
     /// [`Cluster::start`] is called; local reads work at once.
     pub fn open(settings: Settings, signing: SigningKey) -> Result<(Self, Routes), ClusterError> {
-        Self::open_on(Environment::default(), settings, signing)
+        let here =
+            Environment { network: Arc::new(Tcp), disk: Arc::new(RealDisk), clock: system_clock() };
+        Self::open_on(here, settings, signing)
     }
 
     /// The same on a machine that may be another one than this.

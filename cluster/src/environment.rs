@@ -13,10 +13,7 @@ use std::{
 
 use rocksdb::DB;
 
-use crate::{
-    store::SyncThread,
-    transport::{Connect, Tcp},
-};
+use crate::transport::Connect;
 
 /// The machine of one member.
 #[derive(Clone)]
@@ -46,19 +43,4 @@ pub(crate) type WallClock = Arc<dyn Fn() -> Duration + Send + Sync>;
 /// The real machine's clock.
 pub(crate) fn system_clock() -> WallClock {
     Arc::new(|| SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default())
-}
-
-/// The real machine's disk.
-pub(crate) struct RealDisk;
-
-impl Disk for RealDisk {
-    fn syncer(&self, db: Arc<DB>) -> io::Result<Box<dyn Syncs>> {
-        Ok(Box::new(SyncThread::spawn(db)?))
-    }
-}
-
-impl Default for Environment {
-    fn default() -> Self {
-        Self { network: Arc::new(Tcp), disk: Arc::new(RealDisk), clock: system_clock() }
-    }
 }

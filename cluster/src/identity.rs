@@ -116,7 +116,7 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;
-    use crate::{environment::RealDisk, store};
+    use crate::store::{self, RealDisk};
 
     const OWNER: Owner = Owner { cluster: 0xfeed, node: 7 };
 

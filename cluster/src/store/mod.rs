@@ -22,7 +22,7 @@ pub(crate) use self::{
     meta::Owner,
     snapshot::SnapshotData,
     staging::Staging,
-    sync::SyncThread,
+    sync::RealDisk,
 };
 use crate::{environment::Disk, error::ClusterError};
 

@@ -17,16 +17,25 @@ use std::{
 use rocksdb::DB;
 
 use super::mark::Mark;
-use crate::environment::{Completion, Syncs};
+use crate::environment::{Completion, Disk, Syncs};
+
+/// This machine's disk.
+pub(crate) struct RealDisk;
+
+impl Disk for RealDisk {
+    fn syncer(&self, db: Arc<DB>) -> io::Result<Box<dyn Syncs>> {
+        Ok(Box::new(SyncThread::spawn(db)?))
+    }
+}
 
 /// The handle; dropping it ends the thread after what is queued.
-pub(crate) struct SyncThread {
+struct SyncThread {
     queue: Option<Sender<Completion>>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl SyncThread {
-    pub(crate) fn spawn(db: Arc<DB>) -> io::Result<Self> {
+    fn spawn(db: Arc<DB>) -> io::Result<Self> {
         let (queue, requests) = channel();
         let mark = Mark::open(&db)?;
         let thread = std::thread::Builder::new()

@@ -24,7 +24,7 @@ use super::{db::LOG, *};
 use crate::{
     command::{Command, NewNode, NodeFacts},
     deadlines::{Deadlines, Lifetimes},
-    environment::{RealDisk, system_clock},
+    environment::system_clock,
     raft::{Entry, RaftLogId, Types},
     state::tests::commands,
     watch::Watch,
