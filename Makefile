@@ -55,7 +55,7 @@ test-gpu: ## on this machine's GPU: operations, transformers' models, 2,000 rand
 	$(call toolchain,build) && \
 	cargo test --locked --package kiln --test gpu -- --ignored --nocapture --test-threads 1
 
-faults-crash: ## real nodes, killed 25 times at each durable step and restarted; an hour or two
+faults-crash: ## real nodes, killed 25 times at each durable step and restarted; takes long
 	$(call toolchain,test) && \
 	cargo test --locked --package kiln --features crash-points --test crash -- $(CRASH)
 
