@@ -12,6 +12,7 @@
 //! Invariant: all mutation is a command in Raft's log, applied in one place.
 
 mod announce;
+mod append;
 mod authorize;
 mod blocking;
 mod bootstrap;

@@ -23,6 +23,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use tonic::Status;
 
 use crate::{
+    append::{Unanswered, with_headway},
     pb::Frame,
     peers::{Client, Peers, frame, to_target, unframe},
     quorum::QuorumAge,
@@ -123,11 +124,14 @@ impl NetStreamAppend<Types> for Connection {
                 return Ok(none);
             };
             let mut client = self.client()?;
-            let input = futures::stream::iter([first]).chain(input);
+            let input = with_headway(futures::stream::iter([first]).chain(input));
             let quorum = Arc::clone(&self.quorum);
+            let unanswered = Unanswered::default();
+            let asked = unanswered.clone();
             // A request that cannot be encoded ends the stream; the library retries.
             let requests = input.map(move |request| {
                 let quorum_age_ms = quorum.millis();
+                asked.asked();
                 frame(&request).ok().map(|frame| Frame { quorum_age_ms, ..frame })
             });
             let requests = requests.take_while(|frame| std::future::ready(frame.is_some()));
@@ -145,7 +149,8 @@ impl NetStreamAppend<Types> for Connection {
                     RPCError::Network(NetworkError::from_string(status.message()))
                 })
             });
-            let answers: BoxStream<'s, _> = Box::pin(answers);
+            let cut = || RPCError::Network(NetworkError::from_string("the stream ended too soon"));
+            let answers: BoxStream<'s, _> = Box::pin(unanswered.until_all(answers, cut));
             Ok(answers)
         })
     }

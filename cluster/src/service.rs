@@ -13,6 +13,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::{
+    append::is_gapless,
     bootstrap::Bootstrap,
     command::{Candidate, Command, NewNode},
     error::io_error,
@@ -82,7 +83,11 @@ impl Peer for Service {
         let requests = request.into_inner().map(move |frame| {
             let frame = frame?;
             member.note_contact(Duration::from_millis(frame.quorum_age_ms));
-            unframe(&frame)
+            let request = unframe(&frame)?;
+            match is_gapless(&request) {
+                true => Ok(request),
+                false => Err(Status::invalid_argument("entries that do not follow each other")),
+            }
         });
         let connection = LeaderConnection {
             member: Arc::clone(&self.member),

@@ -128,7 +128,12 @@ impl RaftLogReader<Types> for LogStore {
     }
 
     async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> io::Result<Vec<Entry>> {
-        self.entries(start..end, MOST_BYTES).await
+        let mut entries = self.entries(start..end, MOST_BYTES).await?;
+        // What was purged meanwhile would be a hole at the follower's.
+        if entries.first().is_some_and(|first| first.log_id.index != start) {
+            entries.clear();
+        }
+        Ok(entries)
     }
 
     async fn read_vote(&mut self) -> io::Result<Option<Vote>> {

@@ -192,3 +192,15 @@ async fn large_entries_are_sent_in_pieces() {
     assert_eq!(log.limited_get_log_entries(3, 10).await.unwrap().len(), 2);
     assert_eq!(log.try_get_log_entries(3..10).await.unwrap().len(), 7);
 }
+
+/// openraft may ask for a range that it purged meanwhile, and sends what it gets.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_range_whose_beginning_is_purged_is_empty() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut log = LogStore::new(open(dir.path()).unwrap());
+    let forget = |index| entry(index, Command::Forget { pack: kiln_proto::Digest::of(b"") });
+    log.blocking_append((0..10).map(forget)).await.unwrap();
+    log.purge(log_id(5)).await.unwrap();
+    assert_eq!(log.limited_get_log_entries(4, 10).await.unwrap(), []);
+    assert_eq!(log.limited_get_log_entries(6, 10).await.unwrap().len(), 4);
+}
