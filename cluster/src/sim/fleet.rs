@@ -88,6 +88,8 @@ struct Machine {
     voter: bool,
     start: Start,
     running: Option<Arc<Running>>,
+    /// The node that is asked to leave; it may be a member until the cluster says otherwise.
+    leaving: Option<u64>,
     /// Out of the cluster for good.
     retired: bool,
 }
@@ -143,18 +145,18 @@ impl Fleet {
         let mut machines = self.machines.lock();
         let host = machines.len();
         let dir = self.folder.path().join(format!("{host}-0"));
-        machines.push(Machine { dir, voter, start, running: None, retired: false });
+        machines.push(Machine { dir, voter, start, running: None, leaving: None, retired: false });
         host
     }
 
     /// Starts a member on a machine that is off.
     pub(super) fn boot(self: &Arc<Self>, host: Host) {
-        let (dir, voter, start) = {
+        let (dir, voter, start, going) = {
             let machines = self.machines.lock();
             let Some(m) = machines.get(host).filter(|m| m.running.is_none() && !m.retired) else {
                 return;
             };
-            (m.dir.clone(), m.voter, m.start.clone())
+            (m.dir.clone(), m.voter, m.start.clone(), m.leaving.is_some())
         };
         let incarnation = {
             let mut incarnations = self.incarnations.lock();
@@ -193,7 +195,7 @@ impl Fleet {
             disk,
             incarnation,
             identity: OnceLock::new(),
-            going: AtomicBool::new(false),
+            going: AtomicBool::new(going),
             dir,
         });
         if let Some(machine) = self.machines.lock().get_mut(host) {
@@ -253,6 +255,21 @@ impl Fleet {
     /// How many machines there are.
     pub(super) fn size(&self) -> Host {
         self.machines.lock().len()
+    }
+
+    /// The machine's node is asked to leave.
+    pub(super) fn leaves(&self, running: &Running, node: u64) {
+        running.goes();
+        if let Some(machine) = self.machines.lock().get_mut(running.host()) {
+            machine.leaving = Some(node);
+        }
+    }
+
+    /// Machines whose nodes were asked to leave and may still be members.
+    pub(super) fn leaving(&self) -> Vec<(Host, u64)> {
+        let machines = self.machines.lock();
+        let asked = machines.iter().enumerate().filter(|(_, m)| !m.retired);
+        asked.filter_map(|(host, m)| Some((host, m.leaving?))).collect()
     }
 
     /// The machine never comes back.

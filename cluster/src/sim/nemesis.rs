@@ -279,16 +279,19 @@ impl Nemesis {
     /// A machine leaves for good, by its own word or another's, where four are left.
     async fn remove(&mut self) -> bool {
         let all = self.fleet.all();
-        let members: Vec<Host> =
-            all.iter().filter(|m| m.identity().is_some()).map(|m| m.host()).collect();
+        let members: Vec<Host> = all
+            .iter()
+            .filter(|m| m.identity().is_some() && !m.is_going())
+            .map(|m| m.host())
+            .collect();
         let (Some(leaver), true) = (self.chance.pick(&members), members.len() > 3) else {
             return true;
         };
         let Some(member) = self.fleet.running(leaver) else { return true };
         let Some(node) = member.identity().map(|identity| identity.node) else { return true };
-        let by = all.iter().find(|m| m.host() != leaver && m.identity().is_some());
+        let by = all.iter().find(|m| m.host() != leaver && !m.is_going() && m.identity().is_some());
         let patience = Duration::from_secs(20);
-        member.goes();
+        self.fleet.leaves(&member, node);
         let removed = match by {
             Some(by) if self.chance.permille(500) => {
                 tokio::time::timeout(patience, by.cluster.remove(node)).await
@@ -296,10 +299,12 @@ impl Nemesis {
             _ => tokio::time::timeout(patience, member.cluster.leave()).await,
         };
         self.fleet.trace.event(format_args!("node {node} is removed: {removed:?}"));
-        // It may be out of the membership also where the answer was lost.
-        self.fleet.retire(leaver);
-        self.fleet.trace.count("removed");
-        self.fleet.crash(leaver, false, Unsynced::Kept);
+        // Without that answer it may still be one of those whose votes are needed.
+        if matches!(removed, Ok(Ok(_))) {
+            self.fleet.trace.count("removed");
+            self.fleet.retire(leaver);
+            self.fleet.crash(leaver, false, Unsynced::Kept);
+        }
         true
     }
 

@@ -18,6 +18,8 @@ use super::{
 
 const SEED: &str = "KILN_SIM_SEED";
 const SHOWN: &str = "KILN_SIM_TRACE";
+/// A filter of `tracing`: what the code itself logs, among the events.
+const LOGGED: &str = "KILN_SIM_LOG";
 const COUNT: &str = "KILN_SIM_SEEDS";
 /// Begins the lines that tell a run's counts.
 const COUNTED: &str = "counted ";
@@ -38,6 +40,9 @@ fn replay(seed: u64) -> String {
 #[ignore = "one seed, for those that run many and for a replay"]
 fn one() {
     let seed = number(SEED).unwrap_or(0);
+    if let Ok(filter) = std::env::var(LOGGED) {
+        tracing_subscriber::fmt().with_env_filter(filter).without_time().with_ansi(false).init();
+    }
     let Outcome { events, trace, counts, violations } = run(seed, number(SHOWN) == Some(1));
     println!("seed {seed}: {events} events, trace {trace}");
     for (what, count) in counts {

@@ -24,7 +24,7 @@ use tonic::{
     codegen::{BoxFuture, Service, StdError, http},
 };
 
-use super::network::{Host, Lost, Network, Process};
+use super::network::{Lost, Network, Process};
 use crate::transport::{Carry, Connect, Transport};
 
 /// Snapshots are counted: a run should send some.
@@ -97,7 +97,7 @@ impl Connection {
         if parts.uri.path() == SNAPSHOT {
             self.network.trace.count(SNAPSHOT);
         }
-        let call = http::Request::from_parts(parts, self.pipe(body, client, server));
+        let call = http::Request::from_parts(parts, self.pipe(body, &self.client, &self.server));
         let (answer, answered) = oneshot::channel();
         let gone = CancellationToken::new();
         let abandons = gone.clone().drop_guard();
@@ -139,7 +139,7 @@ impl Connection {
         }
         self.network.trace.event(format_args!("{client}<{server}"));
         let (parts, body) = answer.into_parts();
-        Ok(http::Response::from_parts(parts, self.pipe(body, server, client)))
+        Ok(http::Response::from_parts(parts, self.pipe(body, &self.server, &self.client)))
     }
 
     /// Returns when the server heard that its caller does not wait any more.
@@ -149,7 +149,9 @@ impl Connection {
     }
 
     /// `body` as it arrives at the other end.
-    fn pipe(self: &Arc<Self>, mut body: Body, from: Host, to: Host) -> Body {
+    fn pipe(self: &Arc<Self>, body: Body, sender: &Arc<Process>, receiver: &Process) -> Body {
+        let (from, to) = (sender.host, receiver.host);
+        let (mut body, sender) = (body, Arc::clone(sender));
         let (frames, arriving) = mpsc::unbounded_channel();
         let connection = Arc::clone(self);
         let network = Arc::clone(&self.network);
@@ -163,6 +165,12 @@ impl Connection {
                 });
                 tokio::select! {
                     biased;
+                    () = sender.dead.cancelled() => {
+                        // What still runs of it says no more; the other end learns it later.
+                        drop(body);
+                        connection.network.broken(&connection.client, &connection.server).await;
+                        return;
+                    }
                     () = connection.network.broken(&connection.client, &connection.server) => return,
                     () = frames.closed() => {
                         drop(connection.network.transit(to, from).await);
