@@ -15,7 +15,8 @@ use std::{
 
 use rustix::process::{Signal, getpid, kill_process};
 
-/// Names a file: once it holds `STEP:N`, the N-th time at that step is the last.
+/// Names a file: once it holds `STEP:N`, the N-th time at that step is the last. The file
+/// is removed when that is so.
 pub const VARIABLE: &str = "KILN_CRASH_FILE";
 
 /// Between two looks into the file.
@@ -45,5 +46,5 @@ fn arm(file: &PathBuf) -> bool {
             let _ = kill_process(getpid(), Signal::KILL);
         }
     };
-    fail::cfg_callback(step, reached).is_ok()
+    fail::cfg_callback(step, reached).is_ok() && std::fs::remove_file(file).is_ok()
 }

@@ -28,8 +28,6 @@ const REACHED: Duration = Duration::from_secs(20);
 const SETTLED: Duration = Duration::from_secs(10);
 /// Changes after which the log no longer has what a node missed.
 const LOG: u64 = 64;
-/// A step is armed within moments.
-const ARMED: Duration = Duration::from_millis(100);
 const NODES: usize = 3;
 
 pub(crate) struct Fleet {
@@ -95,7 +93,7 @@ impl Fleet {
                 let leader = self.cluster.leader(&all).await;
                 let victim = (leader + 1) % NODES;
                 arm(&self.cluster.nodes[victim], step, 1);
-                sleep(ARMED).await;
+                armed(&self.cluster.nodes[victim]).await;
                 self.cluster.nodes[leader].kill().await;
                 self.reached(&[victim]).await
             }
@@ -134,7 +132,7 @@ impl Fleet {
                 flip(&self.cluster.nodes[victim]);
                 self.cluster.nodes[victim].restart().await;
                 arm(&self.cluster.nodes[victim], step, 1);
-                sleep(ARMED).await;
+                armed(&self.cluster.nodes[victim]).await;
                 for (name, _) in self.load.ledger.keys() {
                     // The node is gone in the middle of it.
                     drop(read(&self.cluster.nodes[victim], &name).await);
@@ -270,6 +268,12 @@ fn arm(node: &TestNode, step: &str, count: u64) {
     let whole = file.with_extension("new");
     std::fs::write(&whole, format!("{step}:{count}")).unwrap();
     std::fs::rename(whole, file).unwrap();
+}
+
+/// Waits until the node, which runs, has taken the step from its file.
+async fn armed(node: &TestNode) {
+    let taken = async || (!node.crash_file().exists()).then_some(());
+    eventually("the armed step", taken).await;
 }
 
 async fn reached(node: &mut TestNode, limit: Duration) -> bool {
