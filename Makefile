@@ -84,14 +84,25 @@ test-compose: ## deploy/compose.yaml as processes, with a real S3; needs root
 	$(call toolchain,check) && cargo build --locked --package kiln --bin kiln && \
 	PYTHONPATH="$$KILN_CHART_PACKAGES" python3 -B tests/compose.py --kiln $(binary)
 
+# The nodes' binary, and another build of it: KILN_BINARY_BEFORE, or this one with another version.
+builds = { before=$${KILN_BINARY_BEFORE:-$$(dirname $(binary))/kiln-next} && \
+	{ [ -n "$${KILN_BINARY_BEFORE:-}" ] || \
+	{ KILN_VERSION=0.1.0-next cargo build --locked --package kiln --bin kiln && \
+	cp $(binary) "$$before"; }; } && export KILN_BINARY_BEFORE="$$(realpath "$$before")" && \
+	cargo build --locked --package kiln --bin kiln --test faults; }
+
 # FAULTS: more words for it, as `--only kill --seed 7`; `--help` names all.
 faults: ## kills, cuts, full disks on real nodes under load, histories checked: 20 minutes; root
-	$(call toolchain,test) && cargo build --locked --package kiln --bin kiln --test faults && \
-	cargo test --locked --quiet --package kiln --test faults -- --minutes 18 $(FAULTS)
+	$(call toolchain,test) && $(builds) && \
+	cargo test --locked --quiet --package kiln --test faults -- --minutes 17 $(FAULTS)
 
 HOURS ?= 2
-faults-long: ## the same for HOURS=2 hours, seed after seed
-	$(call toolchain,test) && cargo build --locked --package kiln --bin kiln --test faults && \
+SEEDS ?= 2000
+faults-long: ## SEEDS=2000 of the simulation, then the faults for HOURS=2 hours
+	$(call toolchain,test) && $(builds) && \
+	KILN_SIM_SEEDS=$(SEEDS) cargo test --locked --quiet --package kiln-cluster --lib \
+		--config 'profile.dev.package.kiln-cluster.opt-level=1' -- \
+		--exact sim::seeds::many_seeds_keep_every_promise --ignored --nocapture && \
 	cargo test --locked --quiet --package kiln --test faults -- \
 		--minutes $$(( $(HOURS) * 60 )) $(FAULTS)
 

@@ -14,6 +14,7 @@ mod door;
 mod fleet;
 mod history;
 mod leftovers;
+mod memory;
 mod nemesis;
 mod network;
 mod node;

@@ -32,6 +32,8 @@ pub(crate) struct Node {
     /// What starts the process: `ip netns exec NAME`, or nothing.
     pub(crate) prefix: Vec<String>,
     pub(crate) environment: Vec<(String, String)>,
+    /// The program that the next start runs.
+    pub(crate) binary: PathBuf,
     pub(crate) door: Arc<Door>,
     child: Option<Child>,
 }
@@ -41,7 +43,9 @@ impl Node {
         std::fs::create_dir_all(&folder)?;
         let door = Arc::new(Door::new(at, &config)?);
         let (prefix, environment) = (Vec::new(), Vec::new());
-        Ok(Self { id: 0, config, folder, prefix, environment, door, child: None })
+        let binary = std::env::var("KILN_BINARY").unwrap_or(env!("CARGO_BIN_EXE_kiln").into());
+        let binary = binary.into();
+        Ok(Self { id: 0, config, folder, prefix, environment, binary, door, child: None })
     }
 
     /// Starts the process without waiting for it.
@@ -51,8 +55,8 @@ impl Node {
         let mut options = std::fs::OpenOptions::new();
         let log = options.create(true).append(true).open(self.folder.join("log"))?;
         let mut words = self.prefix.clone();
-        let kiln = std::env::var("KILN_BINARY").unwrap_or(env!("CARGO_BIN_EXE_kiln").into());
-        words.extend([kiln, "serve".into(), "--config".into()]);
+        let kiln = self.binary.to_str().context("the binary's path is no text")?;
+        words.extend([kiln.into(), "serve".into(), "--config".into()]);
         let mut command = Command::new(&words[0]);
         command.args(&words[1..]).arg(&file).envs(self.environment.iter().cloned());
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log).kill_on_drop(true);

@@ -30,9 +30,6 @@ pub(crate) struct Options {
     /// Check the history in this file again, and do nothing else.
     #[arg(long, value_name = "FILE")]
     pub(crate) replay: Option<PathBuf>,
-    /// Check also what is known to fail, and is not mended yet: see the README.
-    #[arg(long)]
-    pub(crate) strict: bool,
     /// Folder for the histories of failed runs, and the logs of their nodes.
     #[arg(long, value_name = "FOLDER", default_value = "target/faults")]
     pub(crate) failures: PathBuf,
@@ -43,9 +40,7 @@ pub(crate) struct Options {
 
 impl Options {
     pub(crate) fn chooses(&self, nemesis: &Nemesis) -> bool {
-        match self.only.is_empty() {
-            true => self.strict || !nemesis.known,
-            false => self.only.iter().any(|part| nemesis.name.contains(part.as_str())),
-        }
+        let named = |part: &String| nemesis.name.contains(part.as_str());
+        self.only.is_empty() || self.only.iter().any(named)
     }
 }

@@ -35,7 +35,7 @@ pub(crate) async fn all(options: &Options) -> bool {
         return true;
     }
     if let Some(file) = &options.replay {
-        return replay(file, options.strict);
+        return replay(file);
     }
     if chosen.is_empty() {
         eprintln!("no nemesis has such a name; --list names them");
@@ -74,7 +74,7 @@ pub(crate) async fn all(options: &Options) -> bool {
 }
 
 /// Checks a history that was written down.
-fn replay(file: &Path, strict: bool) -> bool {
+fn replay(file: &Path) -> bool {
     let history = match History::read(file) {
         Ok(history) => history,
         Err(e) => {
@@ -82,7 +82,7 @@ fn replay(file: &Path, strict: bool) -> bool {
             return false;
         }
     };
-    let verdict = Verdict::of(&history, strict);
+    let verdict = Verdict::of(&history);
     for violation in &verdict.violations {
         println!("VIOLATION of {}, key {}: {}", violation.check, violation.key, violation.what);
     }
@@ -108,8 +108,7 @@ async fn one(nemesis: &Nemesis, seed: u64, share: Duration, options: &Options) -
         Err(_) => row.failed.push(format!("seed {seed}: it is stuck")),
     }
     let history = shared.recorder.history(head);
-    let strict = options.strict;
-    let check = move || (Verdict::of(&history, strict), history);
+    let check = move || (Verdict::of(&history), history);
     let checked = tokio::task::spawn_blocking(check).await;
     if let Ok((verdict, history)) = checked {
         count(&mut row, &history, &verdict);

@@ -112,9 +112,7 @@ fn failed(kind: Kind, status: &Status) -> End {
         Kind::Latest | Kind::Local | Kind::Fetch | Kind::Get | Kind::List | Kind::Compile
     );
     let never_sent = format!("{status:?}").contains("ConnectError");
-    // Committed all the same: see the README, what was found.
-    let removed = status.message().contains("removed right after its commit");
-    match reads || never_sent || (status.code() == Code::InvalidArgument && !removed) {
+    match reads || never_sent || status.code() == Code::InvalidArgument {
         true => End::Failed,
         false => End::Unknown,
     }

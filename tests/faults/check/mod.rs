@@ -28,13 +28,11 @@ pub(crate) struct Verdict {
     /// Keys whose histories were searched for an order.
     pub(crate) histories: usize,
     pub(crate) violations: Vec<Violation>,
-    strict: bool,
 }
 
 impl Verdict {
-    /// `strict`: a removal that says that there was nothing to remove is believed, too.
-    pub(crate) fn of(history: &History, strict: bool) -> Self {
-        let mut verdict = Self { strict, ..Self::default() };
+    pub(crate) fn of(history: &History) -> Self {
+        let mut verdict = Self::default();
         let keys = by_key(history);
         register::check(history, &keys, &mut verdict);
         lost::check(history, &keys, &mut verdict);

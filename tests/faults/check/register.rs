@@ -72,7 +72,7 @@ pub(super) fn check(history: &History, keys: &Keys<'_>, verdict: &mut Verdict) {
         if !key.starts_with(['v', 'r', 'a']) {
             continue;
         }
-        let acts = acts(calls, history.head.destroys, verdict.strict);
+        let acts = acts(calls, history.head.destroys);
         verdict.histories += 1;
         let found = check_operations_timeout::<Register>(&acts, PATIENCE);
         if found != CheckResult::Ok {
@@ -83,7 +83,7 @@ pub(super) fn check(history: &History, keys: &Keys<'_>, verdict: &mut Verdict) {
     }
 }
 
-fn acts(calls: &[&Call], destroys: bool, strict: bool) -> Vec<Operation<Register>> {
+fn acts(calls: &[&Call], destroys: bool) -> Vec<Operation<Register>> {
     let mut numbers = BTreeMap::new();
     let reads = calls.iter().filter(|c| decided(c));
     for read in reads.clone().filter_map(|call| call.read.as_deref()) {
@@ -118,10 +118,8 @@ fn acts(calls: &[&Call], destroys: bool, strict: bool) -> Vec<Operation<Register
                     add(call, Act::Withdraw { node }, true);
                 }
             }
-            (Kind::Remove, End::Ok) if strict || call.made == Some(true) => {
-                add(call, Act::Remove, false);
-            }
-            (Kind::Remove, End::Ok | End::Unknown) if none_seen => add(call, Act::Remove, true),
+            (Kind::Remove, End::Ok) => add(call, Act::Remove, false),
+            (Kind::Remove, End::Unknown) if none_seen => add(call, Act::Remove, true),
             (Kind::Publish, End::Ok) if call.made == Some(true) => {
                 add(call, Act::Create { value, node }, false);
             }

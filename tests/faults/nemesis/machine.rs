@@ -9,7 +9,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use tokio::time::{Instant, sleep};
 
 use super::{Done, Nemesis, Strike, THREE, nemesis};
-use crate::fleet::Plan;
+use crate::{fleet::Plan, memory::Cramped};
 
 const CLOCKS: Plan = Plan { clocks: true, ..THREE };
 
@@ -23,8 +23,9 @@ pub(super) fn all() -> Vec<Nemesis> {
             "compiler-killed",
             "SIGKILL of each compiler's process, as when memory ends",
             20,
-            oom,
+            killed,
         ),
+        nemesis("compiler-memory", "compilers have 4 MiB, the kernel kills them", 20, cramped),
     ]
 }
 
@@ -43,24 +44,41 @@ fn step<'a>(strike: &'a mut Strike<'_>) -> Done<'a> {
     })
 }
 
-fn oom<'a>(strike: &'a mut Strike<'_>) -> Done<'a> {
+fn killed<'a>(strike: &'a mut Strike<'_>) -> Done<'a> {
     Box::pin(async {
-        let end = Instant::now() + Duration::from_secs(6);
         let mut killed = 0;
         strike.struck("compilers are killed");
-        while Instant::now() < end {
-            for node in &strike.fleet.nodes {
-                for child in node.pid().map(children).unwrap_or_default() {
-                    // It may have ended by itself meanwhile.
-                    killed += usize::from(kill_process(child, Signal::KILL).is_ok());
-                }
-            }
-            sleep(Duration::from_millis(40)).await;
-        }
+        let kill = |child| killed += usize::from(kill_process(child, Signal::KILL).is_ok());
+        each_compiler(strike, Duration::from_millis(40), kill).await;
         ensure!(killed > 0, "no compiler ran");
         strike.note(format!("{killed} of them"));
         strike.heal()
     })
+}
+
+fn cramped<'a>(strike: &'a mut Strike<'_>) -> Done<'a> {
+    Box::pin(async {
+        let cramped = Cramped::new(4 << 20)?;
+        strike.struck("compilers have little memory");
+        let take = |child| {
+            cramped.take(child);
+        };
+        each_compiler(strike, Duration::from_millis(2), take).await;
+        let killed = cramped.killed()?;
+        ensure!(killed > 0, "the kernel killed no compiler");
+        strike.note(format!("the kernel killed {killed}"));
+        strike.heal()
+    })
+}
+
+/// Does it to every compiler that runs, for some seconds. It may end by itself meanwhile.
+async fn each_compiler(strike: &Strike<'_>, every: Duration, mut act: impl FnMut(Pid)) {
+    let end = Instant::now() + Duration::from_secs(6);
+    while Instant::now() < end {
+        let nodes = strike.fleet.nodes.iter().filter_map(|node| node.pid());
+        nodes.flat_map(children).for_each(&mut act);
+        sleep(every).await;
+    }
 }
 
 /// The processes that `pid` started.

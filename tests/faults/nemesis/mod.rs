@@ -35,8 +35,6 @@ pub(crate) struct Nemesis {
     pub(crate) destroys: bool,
     /// Whether a run has one strike: two lose more than was promised.
     pub(crate) once: bool,
-    /// It finds what is not mended yet: only on demand.
-    pub(crate) known: bool,
     pub(crate) strike: for<'a> fn(&'a mut Strike<'_>) -> Done<'a>,
 }
 
@@ -57,7 +55,7 @@ fn nemesis(
     least: usize,
     strike: for<'a> fn(&'a mut Strike<'_>) -> Done<'a>,
 ) -> Nemesis {
-    Nemesis { name, about, plan: THREE, least, destroys: false, once: false, known: false, strike }
+    Nemesis { name, about, plan: THREE, least, destroys: false, once: false, strike }
 }
 
 fn plain(_: usize, _: &mut Config) {}

@@ -2,6 +2,10 @@
 //!
 //! Invariant: who was struck runs again when the strike ends.
 
+use std::path::PathBuf;
+
+use anyhow::Context;
+
 use super::{Done, Nemesis, Strike, THREE, nemesis};
 use crate::fleet::Plan;
 
@@ -32,6 +36,12 @@ pub(super) fn all() -> Vec<Nemesis> {
             "SIGTERM and start of each node in turn, same build",
             20,
             rolling_restart,
+        ),
+        nemesis(
+            "rolling-builds",
+            "the same, each with the other of two builds: KILN_BINARY_BEFORE",
+            20,
+            rolling_builds,
         ),
     ]
 }
@@ -108,6 +118,27 @@ async fn pause(strike: &mut Strike<'_>, at: usize, seconds: f64) -> anyhow::Resu
     strike.hold(seconds).await;
     strike.resume(at)?;
     strike.heal()
+}
+
+/// Each node in turn goes from one build to the other; the next strike brings it back.
+fn rolling_builds<'a>(strike: &'a mut Strike<'_>) -> Done<'a> {
+    Box::pin(async {
+        let before = std::env::var("KILN_BINARY_BEFORE");
+        let before = PathBuf::from(before.context("KILN_BINARY_BEFORE names no other build")?);
+        let now = strike.fleet.nodes[0].binary.clone();
+        let other = match now == before {
+            true => PathBuf::from(env!("CARGO_BIN_EXE_kiln")),
+            false => before,
+        };
+        strike.struck(format!("restarted each in turn as {}", other.display()));
+        for at in 0..strike.fleet.nodes.len() {
+            strike.fleet.nodes[at].terminate().await?;
+            strike.fleet.nodes[at].binary.clone_from(&other);
+            strike.fleet.nodes[at].start().await?;
+            strike.hold(1.0).await;
+        }
+        strike.heal()
+    })
 }
 
 fn rolling_restart<'a>(strike: &'a mut Strike<'_>) -> Done<'a> {

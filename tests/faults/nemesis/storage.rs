@@ -40,22 +40,14 @@ pub(super) fn all() -> Vec<Nemesis> {
                 torn_table,
             )
         },
-        Nemesis {
-            known: true,
-            ..nemesis("torn-manifest", "RocksDB's list of its tables is damaged", 20, |strike| {
-                Box::pin(async {
-                    torn_index(strike, |name| name.starts_with("MANIFEST")).await.map(drop)
-                })
+        nemesis("torn-manifest", "RocksDB's list of its tables is damaged", 20, |strike| {
+            Box::pin(async {
+                torn_index(strike, |name| name.starts_with("MANIFEST")).await.map(drop)
             })
-        },
-        Nemesis {
-            known: true,
-            ..nemesis("torn-wal", "the log of a stopped node's RocksDB is damaged", 20, |strike| {
-                Box::pin(async {
-                    torn_index(strike, |name| name.ends_with(".log")).await.map(drop)
-                })
-            })
-        },
+        }),
+        nemesis("torn-wal", "the log of a stopped node's RocksDB is damaged", 20, |strike| {
+            Box::pin(async { torn_index(strike, |name| name.ends_with(".log")).await.map(drop) })
+        }),
     ]
 }
 
