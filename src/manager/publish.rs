@@ -84,9 +84,8 @@ impl Manager {
         };
         let put = self.index.put(turn, signed, mode, stored.also).await?;
         fail_point!("publish.put");
-        drop(stored.guard);
         if let Put::Committed(entry) | Put::Unchanged(entry) = &put {
-            self.upload(entry).await?;
+            self.upload(entry, stored.guard).await?;
         }
         Ok(put)
     }
@@ -102,9 +101,8 @@ impl Manager {
         let stored = self.store(manifest, pack).await?;
         let published = self.index.publish(lease, signed.clone(), stored.also).await?;
         fail_point!("publish.committed");
-        drop(stored.guard);
         if let Published::Committed(entry) = &published {
-            self.upload(entry).await?;
+            self.upload(entry, stored.guard).await?;
         }
         Ok(published)
     }
@@ -175,7 +173,8 @@ impl Manager {
     }
 
     /// Queues the upload of a committed entry; waits for it where the settings say so.
-    async fn upload(&self, entry: &Entry) -> Result<(), Error> {
+    /// What is queued is evicted last: the guard is for the time until then.
+    async fn upload(&self, entry: &Entry, guard: Guard) -> Result<(), Error> {
         if entry.stored {
             return Ok(());
         }
@@ -183,6 +182,7 @@ impl Manager {
         if let Err(e) = self.tiers.enqueue_upload(&entry.pack).await {
             tracing::warn!(pack = %entry.pack, error = %e, "the upload is not queued");
         }
+        drop(guard);
         let Copies::Object = self.settings.copies else { return Ok(()) };
         let deadline = tokio::time::Instant::now() + COPYING;
         loop {

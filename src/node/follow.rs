@@ -25,6 +25,14 @@ const RETRY: Duration = Duration::from_secs(1);
 /// Applies what the index decided for the fleet to this node's tiers.
 pub(super) async fn index(index: Index, tiers: Arc<Tiers>, stop: CancellationToken) {
     let mut events = index.events();
+    // What a replica that goes back in time replays says nothing of what is needed now.
+    while let Err(e) = index.barrier().await {
+        tracing::debug!(error = %e, "events wait until this replica is up to date");
+        tokio::select! {
+            () = tokio::time::sleep(RETRY) => {}
+            () = stop.cancelled() => return,
+        }
+    }
     // After the subscription: a change is compared, or its event comes, or both.
     let mut pins = Pins::new(index.clone(), tiers.clone(), stop.clone());
     let mut swept = std::pin::pin!(tiers.disk().swept());

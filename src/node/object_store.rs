@@ -21,8 +21,19 @@ pub(super) struct Packs(pub(super) Index);
 #[tonic::async_trait]
 impl UploadIndex for Packs {
     async fn generation(&self, pack: &Digest) -> Result<Option<u64>, IndexError> {
-        let state = self.0.pack(pack).await?;
-        Ok(state.filter(|state| state.referenced).map(|state| state.generation))
+        let referenced = async || {
+            let state = self.0.pack(pack).await?;
+            Ok(state.filter(|state| state.referenced).map(|state| state.generation))
+        };
+        match referenced().await? {
+            // This replica may be behind, as after a restart: an acknowledged entry would
+            // lose its only copy.
+            None => {
+                self.0.barrier().await?;
+                referenced().await
+            }
+            known => Ok(known),
+        }
     }
 
     async fn stored(&self, pack: &Digest, generation: u64) -> Result<(), IndexError> {
