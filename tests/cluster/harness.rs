@@ -169,12 +169,12 @@ impl TestNode {
             .append(true)
             .open(self.folder.join("log"))
             .unwrap();
-        let kiln = env!("CARGO_BIN_EXE_kiln");
+        let kiln = std::env::var("KILN_BINARY").unwrap_or(env!("CARGO_BIN_EXE_kiln").into());
         let mut command = match self.descriptors {
             None => Command::new(kiln),
             Some(limit) => {
                 let mut limited = Command::new("sh");
-                limited.args(["-c", "ulimit -n $0 && exec \"$@\"", &limit.to_string(), kiln]);
+                limited.args(["-c", "ulimit -n $0 && exec \"$@\"", &limit.to_string(), &kiln]);
                 limited
             }
         };

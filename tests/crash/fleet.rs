@@ -43,8 +43,10 @@ pub(crate) struct Fleet {
 fn configure(_: usize, config: &mut Config) {
     (config.memory.bytes, config.memory.in_flight) = (1 << 20, 64 << 20);
     // Less than the values of the clients together.
-    config.disk.bytes = 2 << 20;
+    config.disk.bytes = 5 << 18;
     config.cluster.log_entries = LOG;
+    // Nobody compiles: starts need not look for the library.
+    config.compile.nvrtc = Some("/nonexistent".into());
     let second = Duration::from_secs(1);
     config.object.collect.orphan_after = second;
     config.object.collect.grace = second;
@@ -237,6 +239,8 @@ impl Fleet {
             eventually("the removal of the guest", remove).await;
             let mut node = self.cluster.nodes.remove(guest);
             node.kill().await;
+            // The next guest is another node, which has nothing.
+            std::fs::remove_dir_all(node.data().parent().unwrap()).unwrap();
         }
         lost
     }

@@ -39,6 +39,9 @@ struct Options {
     /// Begin the list at this step: to spread a long run over several.
     #[arg(long, default_value_t = 0)]
     skip: usize,
+    /// Try so many steps of the list.
+    #[arg(long, default_value_t = POINTS.len())]
+    steps: usize,
 }
 
 /// What became of the kills at one step.
@@ -57,8 +60,11 @@ async fn main() -> ExitCode {
     let mut fleet = Fleet::start().await;
     let mut failed = false;
     println!("{:<20} {:>5} {:>5} {:>8} {:>8}", "step", "kills", "lost", "p50 s", "max s");
-    for (step, way) in
-        POINTS.iter().skip(options.skip).filter(|(s, _)| s.starts_with(&options.only))
+    for (step, way) in POINTS
+        .iter()
+        .skip(options.skip)
+        .take(options.steps)
+        .filter(|(s, _)| s.starts_with(&options.only))
     {
         if began.elapsed() > limit {
             println!("{step}: not begun, the time is over");
