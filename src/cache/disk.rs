@@ -164,9 +164,6 @@ impl DiskTier {
         let (index, index_rebuilt) = index::Index::open(&files.index())?;
         let (mut swept, strays) = sweep::sweep(&files, &index, &mut catalog)?;
         swept.index_rebuilt = index_rebuilt;
-        for digest in index.uploads()? {
-            catalog.set_only_copy(&digest, true);
-        }
         let excess = catalog.shrink();
         let changes = broadcast::Sender::new(CHANGES);
         let keep_free = settings.keep_free.as_u64();
@@ -303,6 +300,11 @@ impl DiskTier {
     /// Uploads that were queued and not finished, also before a restart.
     pub(super) async fn uploads(&self) -> Result<Vec<Digest>, TierError> {
         self.run(|store| store.index.uploads()).await
+    }
+
+    /// Whether what waits for its upload takes more than half of the tier.
+    pub(super) fn is_crowded(&self) -> bool {
+        self.store.catalog.lock().is_crowded()
     }
 
     /// Remembers an upload; until it is finished the blob is evicted last.

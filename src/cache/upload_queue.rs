@@ -11,7 +11,7 @@ use std::{
 
 use kiln_proto::Digest;
 use parking_lot::Mutex;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, futures::Notified};
 
 use super::{TierError, TierName, meter};
 
@@ -24,6 +24,7 @@ const MOST: usize = 1 << 20;
 pub(super) struct UploadQueue {
     waiting: Mutex<BTreeMap<Digest, Attempt>>,
     wake: Notify,
+    finished: Notify,
 }
 
 #[derive(Clone, Copy)]
@@ -47,7 +48,7 @@ impl UploadQueue {
         let fresh = Attempt { failures: 0, due: Instant::now(), asked: 0 };
         let waiting: BTreeMap<_, _> = digests.into_iter().map(|d| (d, fresh)).collect();
         meter::uploads_pending(waiting.len() as u64);
-        Self { waiting: Mutex::new(waiting), wake: Notify::new() }
+        Self { waiting: Mutex::new(waiting), ..Self::default() }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -84,6 +85,17 @@ impl UploadQueue {
         drop(waiting);
         meter::uploads_pending(self.len() as u64);
         last
+    }
+
+    /// Tells those who wait that an upload is over, and noted to be.
+    pub(super) fn tell_finished(&self) {
+        self.finished.notify_waiters();
+    }
+
+    /// Returns at the next [`tell_finished`](Self::tell_finished) after this call, awaited
+    /// or not.
+    pub(super) fn next_finished(&self) -> Notified<'_> {
+        self.finished.notified()
     }
 
     /// After a failure: later, and later each time.

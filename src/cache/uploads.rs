@@ -6,7 +6,7 @@
 //! that the object of the pack's current generation is stored. So an upload, and
 //! telling about it, may happen twice, and both may.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use fail::fail_point;
@@ -21,6 +21,8 @@ use super::{
 
 /// Packs that are uploaded at a time.
 const AT_ONCE: usize = 4;
+/// How long a publication waits for uploads to make room.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// What the uploader asks of the index, and tells it.
 #[async_trait]
@@ -53,6 +55,23 @@ impl Tiers {
         // A disk that does not take the note must not keep the bytes from L3:
         // what is lost then is the upload of a node that crashes in between.
         self.disk().queue_upload(pack).await
+    }
+
+    /// Waits while a publication might push out what was acknowledged and is nowhere else:
+    /// while queued uploads fill half of the disk, and L3 takes them. At most [`PATIENCE`]:
+    /// where L3 is away, a cache goes on without what is worth least.
+    pub async fn upload_room(&self) {
+        let Some(object) = self.object() else { return };
+        let waiting = async {
+            loop {
+                let finished = self.uploads.next_finished();
+                if !self.disk().is_crowded() || object.health() != Health::Up {
+                    return;
+                }
+                finished.await;
+            }
+        };
+        drop(tokio::time::timeout(PATIENCE, waiting).await);
     }
 
     /// Uploads that wait.
@@ -93,7 +112,9 @@ impl Tiers {
             Outcome::Failed => "failed",
         });
         if let Outcome::Failed = outcome {
-            return self.uploads.postpone(&pack);
+            self.uploads.postpone(&pack);
+            // L3 may be down now: nobody waits for it then.
+            return self.uploads.tell_finished();
         }
         if !self.uploads.finish(&due) {
             return;
@@ -102,6 +123,7 @@ impl Tiers {
             // It is done once more after a restart.
             tracing::warn!(%pack, error = %e, "take a finished upload out of the queue");
         }
+        self.uploads.tell_finished();
         // Asked for while the note was taken away: note it again.
         if self.uploads.contains(&pack)
             && let Err(e) = self.disk().queue_upload(&pack).await

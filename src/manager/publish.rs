@@ -109,6 +109,7 @@ impl Manager {
 
     /// Makes the bytes durable on as many disks as the settings want.
     async fn store(&self, manifest: &Manifest, pack: &Blob) -> Result<Stored, Error> {
+        self.tiers.upload_room().await;
         let Inserted { kept, guard } = self.tiers.insert(pack, hints(manifest, false)).await;
         let why_not_here = match kept {
             Kept::Disk => None,

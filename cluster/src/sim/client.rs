@@ -23,7 +23,7 @@ use tokio::time::Instant;
 use super::{
     chance::Chance,
     fleet::{Fleet, Running, timings},
-    history::{Ask, History, Pack, Told},
+    history::{Ask, History, Pack, Told, Verdict},
     network::Host,
 };
 use crate::{
@@ -120,7 +120,7 @@ impl Clients {
     }
 
     /// The operations, and what no order explains.
-    pub(super) fn check(&self) -> (usize, Vec<String>) {
+    pub(super) fn check(&self) -> Verdict {
         let seen = self.seen.lock();
         self.history.check(|key| {
             let epochs = seen.epochs.range((key.to_owned(), 0)..=(key.to_owned(), u64::MAX));

@@ -145,6 +145,17 @@ pub(super) struct History {
     keys: Mutex<BTreeMap<String, Vec<Operation<OneKey>>>>,
 }
 
+/// What came of the search.
+#[derive(Debug, Default)]
+pub(super) struct Verdict {
+    /// Operations that were looked at.
+    pub operations: usize,
+    /// Keys of which no order was found within [`PATIENCE`], nor shown that there is none.
+    pub undecided: u64,
+    /// The keys that no order explains.
+    pub wrong: Vec<String>,
+}
+
 /// One operation that has not ended.
 pub(super) struct Pending {
     key: String,
@@ -189,23 +200,28 @@ impl History {
         self.keys.lock().keys().cloned().collect()
     }
 
-    /// How many operations, and of which keys no order explains them and what was `seen`.
-    pub(super) fn check(&self, seen: impl Fn(&str) -> Seen) -> (usize, Vec<String>) {
+    /// What the search for an order that explains each key's operations, and what was
+    /// `seen`, came to.
+    pub(super) fn check(&self, seen: impl Fn(&str) -> Seen) -> Verdict {
         let mut keys = self.keys.lock();
-        let mut wrong = Vec::new();
+        let mut verdict = Verdict::default();
         for (key, operations) in &mut *keys {
             let seen = seen(key);
             operations.iter_mut().for_each(|operation| operation.op.seen = Arc::clone(&seen));
-            let verdict = check_operations_timeout::<OneKey>(operations, PATIENCE);
-            if verdict != CheckResult::Ok {
-                let told: Vec<String> = operations.iter().map(describe).collect();
-                wrong.push(format!(
-                    "no order of the operations on {key} explains their answers ({verdict:?}):\n  {}",
-                    told.join("\n  ")
-                ));
+            match check_operations_timeout::<OneKey>(operations, PATIENCE) {
+                CheckResult::Ok => {}
+                CheckResult::Unknown => verdict.undecided += 1,
+                CheckResult::Illegal => {
+                    let told: Vec<String> = operations.iter().map(describe).collect();
+                    verdict.wrong.push(format!(
+                        "no order of the operations on {key} explains their answers:\n  {}",
+                        told.join("\n  ")
+                    ));
+                }
             }
+            verdict.operations += operations.len();
         }
-        (keys.values().map(Vec::len).sum(), wrong)
+        verdict
     }
 }
 
@@ -228,7 +244,9 @@ mod tests {
             let pending = history.begin(1, "key", *ask);
             history.end(&pending, *told);
         }
-        history.check(|_| Seen::default()).1.is_empty()
+        let verdict = history.check(|_| Seen::default());
+        assert_eq!(verdict.undecided, 0);
+        verdict.wrong.is_empty()
     }
 
     #[test]

@@ -13,7 +13,7 @@ use super::{
     client::{Clients, key_of},
     disk::Unsynced,
     fleet::{Fleet, Running},
-    history::{Ask, Told},
+    history::{Ask, Told, Verdict},
     nemesis::{Fault, Nemesis, mend},
     trace::Trace,
 };
@@ -83,7 +83,8 @@ async fn simulate(seed: u64, shown: bool) -> Outcome {
         enough(&trace);
         recovered(&fleet, &clients).await;
     }
-    let (operations, wrong) = clients.check();
+    let Verdict { operations, undecided, wrong } = clients.check();
+    trace.add("undecided keys", undecided);
     trace.add("operations in histories", operations as u64);
     trace.event(format_args!("{operations} operations of {} keys", clients.history.keys().len()));
     wrong.into_iter().for_each(|wrong| trace.violation(wrong));

@@ -102,6 +102,8 @@ fn all(range: std::ops::Range<u64>) {
     println!("{} seeds in {:?}, together:", range.end - range.start, began.elapsed());
     counts.iter().for_each(|(what, count)| println!("{count:>9} {what}"));
     assert!(failed.is_empty(), "seeds that fail: {failed:?}");
+    let undecided = counts.get("undecided keys").copied().unwrap_or(0);
+    assert!(undecided * 100 <= range.end - range.start, "{undecided} keys were not decided");
     let faults = Fault::OUTSIDE.iter().chain(&Fault::INSIDE).map(|fault| fault.name());
     let never: Vec<_> = faults.filter(|name| !counts.contains_key(*name)).collect();
     assert!(never.is_empty(), "faults that never struck: {never:?}");

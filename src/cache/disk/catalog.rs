@@ -4,7 +4,7 @@
 //! exceed the limits; and `order` has exactly the entries that may be evicted:
 //! those that are neither pinned nor guarded.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use kiln_proto::Digest;
 use serde::{Deserialize, Serialize};
@@ -52,8 +52,6 @@ pub(super) struct Limits {
 
 struct Entry {
     record: Record,
-    /// Not yet in L3: evicted only when nothing else is left.
-    only_copy: bool,
     /// Which of the files that had this name in turn it describes.
     file: FileId,
 }
@@ -75,6 +73,10 @@ pub(super) struct Catalog {
     fixed: Limits,
     /// How many guard each digest, whether it is here or not.
     guards: HashMap<Digest, u32>,
+    /// Not yet in L3, here or not yet found here: evicted only when nothing else is left.
+    only_copies: HashSet<Digest>,
+    /// Bytes of those of them that are here.
+    only_copy_bytes: u64,
     /// Digests of which it will be known in a moment whether they are here, and
     /// for how many reasons.
     unsettled: HashMap<Digest, u32>,
@@ -94,6 +96,8 @@ impl Catalog {
             bytes: 0,
             fixed: none,
             guards: HashMap::new(),
+            only_copies: HashSet::new(),
+            only_copy_bytes: 0,
             unsettled: HashMap::new(),
             files: 0,
             reserved: none,
@@ -192,7 +196,7 @@ impl Catalog {
         }
         self.files += 1;
         let file = FileId(self.files);
-        self.add(digest, Entry { record, only_copy: false, file });
+        self.add(digest, Entry { record, file });
         record
     }
 
@@ -264,9 +268,24 @@ impl Catalog {
         self.update(digest, |known| known.pinned = pinned)
     }
 
+    pub(super) fn is_only_copy(&self, digest: &Digest) -> bool {
+        self.only_copies.contains(digest)
+    }
+
+    /// Whether what L3 does not have yet takes more than half of the room.
+    pub(super) fn is_crowded(&self) -> bool {
+        self.only_copy_bytes > self.limits.bytes / 2
+            || self.only_copies.len() as u64 > self.limits.entries / 2
+    }
+
     pub(super) fn set_only_copy(&mut self, digest: &Digest, only_copy: bool) {
-        if let Some(mut entry) = self.remove_entry(digest) {
-            entry.only_copy = only_copy;
+        // Out of the order and in again: its place depends on this.
+        let entry = self.remove_entry(digest);
+        match only_copy {
+            true => self.only_copies.insert(*digest),
+            false => self.only_copies.remove(digest),
+        };
+        if let Some(entry) = entry {
             self.add(*digest, entry);
         }
     }
@@ -286,6 +305,9 @@ impl Catalog {
     fn remove_entry(&mut self, digest: &Digest) -> Option<Entry> {
         let entry = self.entries.remove(digest)?;
         self.bytes -= entry.record.size;
+        if self.is_only_copy(digest) {
+            self.only_copy_bytes -= entry.record.size;
+        }
         if self.is_fixed(digest, &entry) {
             self.fixed.bytes -= entry.record.size;
             self.fixed.entries -= 1;
@@ -297,6 +319,9 @@ impl Catalog {
 
     fn add(&mut self, digest: Digest, entry: Entry) {
         self.bytes += entry.record.size;
+        if self.is_only_copy(&digest) {
+            self.only_copy_bytes += entry.record.size;
+        }
         if self.is_fixed(&digest, &entry) {
             self.fixed.bytes += entry.record.size;
             self.fixed.entries += 1;
@@ -313,6 +338,6 @@ impl Catalog {
     fn place(&self, digest: &Digest, entry: &Entry) -> Place {
         let Record { size, compile_seconds, priority, last_used_ms, .. } = entry.record;
         let candidate = Candidate { size, compile_seconds, priority, last_used_ms };
-        (entry.only_copy, self.policy.rank(&candidate), *digest)
+        (self.is_only_copy(digest), self.policy.rank(&candidate), *digest)
     }
 }

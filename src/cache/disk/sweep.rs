@@ -47,6 +47,10 @@ pub(super) fn sweep(
         temporaries: cleared.map_err(|e| TierError::disk("clear temporary files", 0, e))?,
         ..Swept::default()
     };
+    // Before the first file: what L3 does not have goes last, found now or later.
+    for digest in index.uploads()? {
+        catalog.set_only_copy(&digest, true);
+    }
     let mut records: HashMap<_, _> = index.files()?.into_iter().collect();
     let mut unknown = Vec::new();
     let mut forgotten = Vec::new();
@@ -70,9 +74,24 @@ pub(super) fn sweep(
     })?;
     forgotten.extend(records.into_keys());
     swept.dropped = forgotten.len() as u64;
+    unknown.sort_by_key(|(digest, _)| !catalog.is_only_copy(digest));
+    let (mut strays, mut excess) = (Vec::new(), Vec::new());
+    for (digest, size) in unknown {
+        // Others make room for the only copy of what was acknowledged.
+        let evicted = match catalog.is_only_copy(&digest) {
+            true => catalog.reserve(size, 0),
+            false => catalog.reserve_spare(size).then(Vec::new),
+        };
+        match evicted {
+            Some(evicted) => {
+                strays.push((digest, size));
+                forgotten.extend(evicted.iter().map(|(digest, _)| *digest));
+                excess.extend(evicted.into_iter().map(|(digest, record)| (digest, record.size)));
+            }
+            None => excess.push((digest, size)),
+        }
+    }
     index.write(&[], &forgotten)?;
-    let (strays, excess): (Vec<_>, Vec<_>) =
-        unknown.into_iter().partition(|(_, size)| catalog.reserve_spare(*size));
     for (digest, _) in &strays {
         catalog.unsettle(digest);
     }

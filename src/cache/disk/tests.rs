@@ -285,6 +285,31 @@ async fn a_smaller_capacity_is_kept_from_the_start() {
     assert_eq!((tier.usage().bytes, folder.bytes_on_disk()), (2000, 2000));
 }
 
+/// What L3 does not have yet, the index forgot and a sweep finds again is not rejected
+/// for want of room, and goes last.
+#[tokio::test]
+async fn an_only_copy_that_the_index_forgot_stays() {
+    let mut folder = Folder::new(4000);
+    let tier = folder.open();
+    let [only, other] = [1, 2].map(|n| blob(n, 2000));
+    tier.put(&only, normal()).await.unwrap();
+    tier.queue_upload(&only.digest()).await.unwrap();
+    tier.store.remember(&[], &[only.digest()]);
+    drop(tier);
+    let tier = folder.open();
+    assert_eq!(tier.swept().await.adopted, 1);
+    tier.put(&other, normal()).await.unwrap();
+    tier.put(&blob(3, 2000), normal()).await.unwrap();
+    assert!(tier.holds(&only.digest()) && !tier.holds(&other.digest()), "found late, goes last");
+    tier.store.remember(&[], &[only.digest()]);
+    drop(tier);
+    folder.settings.capacity = ByteSize(2500);
+    let tier = folder.open();
+    tier.swept().await;
+    assert!(tier.holds(&only.digest()) && !tier.holds(&blob(3, 2000).digest()));
+    assert_eq!(folder.bytes_on_disk(), 2000);
+}
+
 /// A sync that failed is not tried again on the same file (ATC'20): the file
 /// goes, and the next attempt is a new one.
 #[tokio::test]

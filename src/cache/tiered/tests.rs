@@ -367,6 +367,29 @@ async fn uploads_outlast_an_absent_store_and_a_restart() {
     assert_eq!(place.open().await.uploads_pending(), 0);
 }
 
+/// What fills the disk and is nowhere else holds publications up, while L3 takes it.
+#[tokio::test]
+async fn a_disk_full_of_queued_uploads_is_given_time() {
+    let place = Place::new();
+    let tiers = place.open().await;
+    tiers.upload_room().await;
+    let capacity = tiers.disk().usage().capacity_bytes.unwrap();
+    let blobs: Vec<_> = (0..6).map(|n| blob(n, capacity as usize / 10)).collect();
+    for blob in &blobs {
+        drop(tiers.insert(blob, Hints::default()).await);
+        tiers.enqueue_upload(&blob.digest()).await.unwrap();
+    }
+    let mut room = std::pin::pin!(tiers.upload_room());
+    assert!(futures::poll!(room.as_mut()).is_pending());
+    let (sink, stop) = (Told::default(), CancellationToken::new());
+    let waits = async {
+        room.await;
+        stop.cancel();
+    };
+    tokio::join!(tiers.run_uploads(&sink, stop.clone()), waits);
+    assert!(!sink.stored.lock().is_empty(), "an upload made the room, not the end of patience");
+}
+
 #[tokio::test]
 async fn what_nothing_refers_to_is_not_uploaded() {
     let place = Place::new();
