@@ -4,6 +4,8 @@
 //! is immutable within its epoch, so a stale hit is right and a stale miss only
 //! costs an acquire.
 
+mod objects;
+
 use std::{
     pin::pin,
     sync::{
@@ -13,18 +15,17 @@ use std::{
 };
 
 use ed25519_dalek::VerifyingKey;
-use kiln_proto::{ArtifactKey, Digest, Failure, NodeId, SignedManifest, Token};
+use kiln_proto::{ArtifactKey, Failure, NodeId, SignedManifest, Token};
 use tokio::{sync::broadcast, time::Instant};
 
 use crate::{
     command::{AccessReport, Asked, Change, Command, Publication, Response},
-    entry::{Entry, PackState, Published, Put, PutMode, Retired},
+    entry::{Entry, Published, Put, PutMode, Retired},
     error::ClusterError,
     leases::{Lease, Leases},
     replica::Replica,
     router::Router,
     rpc::{Acquire, Fail, Failed, Outcome, ReadIndex, Unanswered},
-    table::{BlobRecord, Table},
     watch::{IndexEvent, NodeInfo},
     writer::{Writer, Written},
     writes::Turn,
@@ -330,23 +331,6 @@ impl Index {
         }
     }
 
-    /// Notes that the object store has this generation of `pack`; false where it is not
-    /// the present one.
-    pub async fn mark_stored(&self, pack: &Digest, generation: u64) -> Result<bool, ClusterError> {
-        self.changed(Command::StoreObject { pack: *pack, generation }).await
-    }
-
-    /// Notes that a reader found no object of this generation of `pack`, or a corrupt one:
-    /// a holder uploads it again. False where it is not the present one.
-    pub async fn mark_lost(&self, pack: &Digest, generation: u64) -> Result<bool, ClusterError> {
-        self.changed(Command::LoseObject { pack: *pack, generation }).await
-    }
-
-    /// Notes that the object store has `pack` under the name that a backup gives.
-    pub async fn adopt_object(&self, pack: &Digest, generation: u64) -> Result<bool, ClusterError> {
-        self.changed(Command::AdoptObject { pack: *pack, generation }).await
-    }
-
     /// Reports what this node used, gained and lost since the last report. Hints:
     /// counts may be doubled when a leader changes.
     pub async fn report(&self, report: AccessReport) -> Result<(), ClusterError> {
@@ -380,66 +364,9 @@ impl Index {
         }
     }
 
-    /// Announces that this generation of `pack` will be deleted from the object store;
-    /// false while an entry or an open lease refers to it.
-    pub async fn condemn(&self, pack: &Digest, generation: u64) -> Result<bool, ClusterError> {
-        self.changed(Command::CondemnObject { pack: *pack, generation }).await
-    }
-
-    /// Notes that a condemned generation of `pack` is deleted.
-    pub async fn forget(&self, pack: &Digest, generation: u64) -> Result<(), ClusterError> {
-        self.changed(Command::ForgetObject { pack: *pack, generation }).await.map(drop)
-    }
-
-    /// What the local replica knows of a pack.
-    pub async fn pack(&self, pack: &Digest) -> Result<Option<PackState>, ClusterError> {
-        self.replica.pack(pack).await
-    }
-
-    /// [`Index::pack`] for a thread that may wait for the disk. Blocks.
-    pub fn blocking_pack(&self, pack: &Digest) -> Result<Option<PackState>, ClusterError> {
-        self.replica.blocking_pack(pack)
-    }
-
     /// Waits until the local replica has all that was acknowledged before this call.
     pub async fn barrier(&self) -> Result<(), ClusterError> {
         self.wait_applied(self.router.ask(ReadIndex).await?).await
-    }
-
-    /// Which of the holders that are still members this node is, the first being 0, where
-    /// a pack waits to be uploaded: an entry names it, and the object store is not known
-    /// to have it. `None`: it does not wait, or this node is not among its holders.
-    pub async fn upload_rank(&self, pack: &Digest) -> Result<Option<usize>, ClusterError> {
-        let me = self.router.owner()?.node;
-        let blob: Option<BlobRecord> = self.replica.read(*pack).await?;
-        let Some(blob) = blob.filter(|b| b.entries > 0 && !b.stored && !b.condemned) else {
-            return Ok(None);
-        };
-        let nodes = self.replica.nodes();
-        let mut present =
-            blob.holders.iter().filter(|id| nodes.get(id).is_some_and(|node| !node.left));
-        Ok(present.position(|id| *id == me))
-    }
-
-    /// Up to `limit` condemned packs with the generations that are, from the local
-    /// replica. Reads all packs. Blocks.
-    pub fn blocking_condemned(&self, limit: usize) -> Result<Vec<(Digest, u64)>, ClusterError> {
-        let (mut found, mut start) = (Vec::new(), Vec::new());
-        while found.len() < limit {
-            let pairs = self.replica.scan(Table::Blobs, &start, MOST_SCANNED)?;
-            let Some((last, _)) = pairs.last() else { break };
-            start = [last.as_slice(), &[0]].concat();
-            for (pack, value) in &pairs {
-                let blob: BlobRecord = crate::codec::decode(value)?;
-                if blob.condemned {
-                    let pack = Digest::try_from(pack.as_slice()).map_err(ClusterError::storage)?;
-                    let state = self.replica.blocking_pack(&pack)?.filter(|state| state.condemned);
-                    found.extend(state.map(|state| (pack, state.generation)));
-                }
-            }
-        }
-        found.truncate(limit);
-        Ok(found)
     }
 
     /// Up to `limit` entries in key order, strictly after `after`, whose key
