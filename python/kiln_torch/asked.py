@@ -86,13 +86,21 @@ def _refuse(gm: torch.fx.GraphModule) -> None:
         raise Unkeyable("CUDA graphs are recorded by the process that compiles")
     if config.force_disable_caches:
         raise Unkeyable("caches are disabled")
+    refuse_graph(gm)
+
+
+def refuse_graph(gm: torch.fx.GraphModule, *, overlap: bool = False) -> None:
+    """Refuse a graph whose code an artifact cannot stand for, whatever the settings.
+
+    ``overlap``: its inputs may share memory, because it writes to none of them.
+    """
     held = [value for node in gm.graph.nodes if (value := _tensor(node)) is not None]
     switched = any(_switches_grad(node) for node in gm.graph.nodes)
     if any(value.requires_grad for value in held) and (torch.is_grad_enabled() or switched):
         raise Unkeyable("the graph needs gradients")
     if any(node.target in ("requires_grad_", "requires_grad") for node in gm.graph.nodes):
         raise Unkeyable("the graph turns gradients on")
-    if len({value.untyped_storage()._cdata for value in held}) < len(held):
+    if not overlap and len({value.untyped_storage()._cdata for value in held}) < len(held):
         # Where one of them is written to, the code depends on how they overlap.
         raise Unkeyable("inputs share their memory")
 

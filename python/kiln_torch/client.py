@@ -197,6 +197,32 @@ class Client:
         report.count("published" if done is True else "unpublished")
         return done is True
 
+    def compile_program(
+        self, archive: bytes, *, backend: str, target: str, name: str = "graph"
+    ) -> Artifact | str:
+        """Have a node compile an exported program; the artifact, or why there is none."""
+        wanted = Target.parse(target)
+        request = wire.CompileRequest(backend=backend, namespace=self.namespace)
+        request.program.name, request.program.archive = name, archive
+        request.targets.add(
+            kind=wire.KINDS[wanted.kind],
+            compute=wanted.compute,
+            arch_specific=wanted.arch_specific,
+        )
+        said: list[str] = []
+
+        def ask(endpoint: Endpoint) -> bytes:
+            try:
+                return self._compile(endpoint, request)
+            except KilnError as error:
+                said.append(str(error))
+                raise
+
+        key = self._first("compile", ask)
+        if isinstance(key, _Nothing):
+            return said[-1] if said else "no node can be reached"
+        return self.fetch(key) or "the artifact cannot be fetched"
+
     def loaded(self, keys: Sequence[bytes]) -> None:
         """Say that the engine loaded these artifacts: later, and never in the caller's time."""
         report.count("loaded", len(keys))
@@ -295,6 +321,20 @@ class Client:
             raise Refused("the stream ended early")
         tier = wire.TIERS.get(header.tier, "unspecified")
         return Artifact.verified(described, memoryview(memory), tier)
+
+    def _compile(self, endpoint: Endpoint, request: Any) -> bytes:
+        """Return the key under which the node has it now."""
+        key = b""
+        bound = self.settings.hold
+        call = endpoint.stream("Compile", request, wire.CompileEvent, bound)
+        with endpoint.reading(call, bound):
+            for event in call:
+                kind = event.WhichOneof("event")
+                if kind == "started":
+                    key = event.started.key
+        if not key:
+            raise Refused("the node named no key")
+        return key
 
     def _lease(self, endpoint: Endpoint, key: bytes, end: float) -> Lease | str | None:
         """Return a lease; ``_READY``: there is an artifact now; ``None``: neither."""

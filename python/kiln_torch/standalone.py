@@ -52,7 +52,7 @@ def compile_graph(
 
 def save(compiled: Any, gm: fx.GraphModule) -> dict[str, bytes]:
     """Return the files of what ``compile_graph`` made."""
-    files = {BINARY: _binary(compiled)}
+    files = {BINARY: binary(compiled)}
     if sizes := symbolic_sizes(gm):
         environment = _environment()
         guards = environment.get_pruned_guards(sizes)
@@ -111,7 +111,8 @@ def _environment() -> Any:
     return torch._guards.TracingContext.get().fake_mode.shape_env
 
 
-def _binary(compiled: Any) -> bytes:
+def binary(compiled: Any) -> bytes:
+    """Return what ``compile_graph`` made as torch saves it."""
     if hasattr(compiled, "is_saveable") and not compiled.is_saveable():
         raise Unsaveable("torch made no artifact of it")
     with tempfile.TemporaryDirectory(prefix="kiln-") as folder:

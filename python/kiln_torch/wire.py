@@ -40,6 +40,8 @@ def _enum(name: str) -> dict[str, int]:
 
 Manifest = _message("Manifest")
 SignedManifest = _message("SignedManifest")
+CompileRequest = _message("CompileRequest")
+CompileEvent = _message("CompileEvent")
 LookupRequest = _message("LookupRequest")
 LookupResponse = _message("LookupResponse")
 FetchRequest = _message("FetchRequest")

@@ -1,0 +1,139 @@
+"""A compile as bytes, for a process that does nothing else.
+
+The other process builds the graph again under the same settings, and finds its
+key; a key that differs says that something was not carried over.
+Invariant: what it gives back has the key that was asked for, or it gives nothing.
+"""
+
+from __future__ import annotations
+
+import pickle
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ..graph import Unkeyable
+from ..key import key_of
+from .counter import CompilationCounter
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from .traced import Traced
+
+# What the graph is compiled from; the rest of a node's metadata holds live objects.
+_KEPT = ("example_value", "val")
+
+
+def describe(traced: Traced, **asked: Any) -> bytes:
+    """Write down a compile. Raises where the graph holds what cannot be sent."""
+    from torch.fx._graph_pickler import GraphPickler, Options
+
+    if any(_reads_number(node) for node in traced.gm.graph.nodes):
+        # Dynamo knows the number that it reads; only here can it be asked.
+        raise Unkeyable("it reads a number from a tensor")
+    return pickle.dumps(
+        {
+            **asked,
+            "dynamo": traced.dynamo,
+            "graph": GraphPickler.dumps(_stripped(traced.gm), Options(ops_filter=None)),
+            "state": _state(),
+        }
+    )
+
+
+def perform(job: bytes) -> dict[str, bytes] | None:
+    """Compile; the files, or ``None`` where this process is not like the one that asked.
+
+    ``job`` came from the process that started this one, through its own pipe.
+    """
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.fx._graph_pickler import GraphPickler
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+    from .keys import ask
+    from .making import make_named
+    from .traced import Traced
+    from .tracing import restarts
+
+    mode = FakeTensorMode(shape_env=ShapeEnv())
+    try:
+        told = pickle.loads(job)  # noqa: S301 - our own parent's
+        _restore(told["state"])
+        gm = GraphPickler.loads(told["graph"], mode)
+    except Exception:
+        # It names what is only there: a function of its main module, for example.
+        return None
+    traced = Traced(gm, _mode_of(gm) or mode, dynamo=told["dynamo"])
+    compiler = make_named(told["compiler"], CompilationCounter())
+    with traced.context(), torch.no_grad():
+        settings = compiler.merged_config(told["config"], told["runtime_shape"])
+        try:
+            asked = ask(traced, compiler, settings, told["facts"], told["namespace"])
+            found = [key_of(each).hex() for each in asked.candidates()]
+        except Unkeyable:
+            return None
+        if found != told["keys"]:
+            return None
+        try:
+            _, files = compiler.compile(gm, traced.inputs, told["config"], told["runtime_shape"])
+        except Exception as error:
+            if restarts(error):
+                return None
+            raise
+    return files
+
+
+def _stripped(gm: torch.fx.GraphModule) -> torch.fx.GraphModule:
+    """Return the graph with the metadata that compilers use alone."""
+    graph = torch.fx.Graph()
+    known: dict[torch.fx.Node, torch.fx.Node] = {}
+    for node in gm.graph.nodes:
+        new = known[node] = graph.node_copy(node, lambda given: known[given])
+        new.meta = {name: node.meta[name] for name in _KEPT if name in node.meta}
+    return torch.fx.GraphModule(gm, graph)
+
+
+def _mode_of(gm: torch.fx.GraphModule) -> Any:
+    from torch._guards import detect_fake_mode
+
+    values = [each for node in gm.graph.nodes for each in node.meta.values()]
+    return detect_fake_mode([each for each in values if isinstance(each, torch.Tensor)])
+
+
+# What a process has set that decides code: how it is read, and how it is set.
+_SETTINGS: dict[str, tuple[Callable[[], Any], Callable[[Any], None]]] = {
+    "threads": (torch.get_num_threads, torch.set_num_threads),
+    "deterministic": (
+        torch.are_deterministic_algorithms_enabled,
+        torch.use_deterministic_algorithms,
+    ),
+    "matmul": (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
+    "dtype": (torch.get_default_dtype, torch.set_default_dtype),
+}
+
+
+def _configs() -> dict[str, Any]:
+    from torch._functorch import config as functorch
+
+    return {"inductor": torch._inductor.config, "functorch": functorch}
+
+
+def _state() -> dict[str, Any]:
+    read = {name: get() for name, (get, _) in _SETTINGS.items()}
+    return {**read, **{name: each.save_config_portable() for name, each in _configs().items()}}
+
+
+def _restore(state: Mapping[str, Any]) -> None:
+    """Set what differs, and nothing else: setting a default is not always nothing."""
+    for name, config in _configs().items():
+        have = config.save_config_portable()
+        config.load_config({k: v for k, v in state[name].items() if k not in have or have[k] != v})
+    for name, (get, put) in _SETTINGS.items():
+        if get() != state[name]:
+            put(state[name])
+
+
+def _reads_number(node: torch.fx.Node) -> bool:
+    target = node.target
+    return target == "item" or "local_scalar_dense" in str(target)

@@ -1,0 +1,222 @@
+"""Piecewise compilation: split, compile the pieces at once, stitch, check.
+
+Lookups, waits for other processes and compiles in processes of their own overlap;
+what uses torch's compiler in this process runs one after another, in this thread.
+Invariant: equal pieces are compiled once; a piece that fails fails alone, and
+what the others gave is kept.
+"""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from .. import report
+from . import checking
+from .errors import CompilationError, CompilationModuleError
+from .splitting import SplitItem, analyze_graph_for_splitting, split_graph_into_pieces
+from .stitching import create_piecewise_callable, create_split_graph_module
+from .tracing import restarts
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from torch import fx
+
+    from .config import CompilationConfig
+    from .manager import CompilerManager
+    from .request import Request
+    from .splitting import SplitStrategy
+    from .traced import Traced
+
+# Threads that look and wait: they cost nothing meanwhile.
+_MOST_LOOKING = 16
+
+
+@dataclass(frozen=True)
+class PieceResult:
+    """How one piece came about."""
+
+    index: int
+    # In hex; "": no key says all that decides it.
+    key: str
+    # compiled, memory, disk, shared (equal to another piece) or eager (it failed).
+    outcome: str
+    compile_seconds: float
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class PiecewiseResult:
+    """A graph compiled by pieces."""
+
+    run: Callable[..., Any]
+    strategy: SplitStrategy
+    items: tuple[SplitItem, ...]
+    pieces: tuple[PieceResult, ...]
+    wall_seconds: float
+    parallel_efficiency: float
+
+
+def piecewise_compile(
+    manager: CompilerManager,
+    traced: Traced,
+    config: CompilationConfig,
+    options: Mapping[str, Any] | None = None,
+    runtime_shape: int | None = None,
+) -> PiecewiseResult:
+    """Compile ``traced``, in its context, by pieces."""
+    strategy = analyze_graph_for_splitting(traced.gm, config)
+    items = split_graph_into_pieces(traced.gm, strategy)
+    if not items:
+        raise CompilationError("the graph computes nothing: there is nothing to split")
+    stitching = create_split_graph_module(traced.gm, items)
+    started = time.monotonic()
+    compiling = _Compiling(manager, traced, items, config, options, runtime_shape)
+    compiling.run()
+    wall = time.monotonic() - started
+    run = create_piecewise_callable(stitching, compiling.compiled)
+    efficiency = manager.performance_monitor.record_piecewise_compilation_complete(
+        tuple(each.compile_seconds for each in compiling.results if each.compile_seconds),
+        wall,
+        config.parallel_compiles,
+    )
+    if config.validate:
+        validate_piecewise_execution(manager, traced, items, compiling, run)
+    return PiecewiseResult(run, strategy, tuple(items), tuple(compiling.results), wall, efficiency)
+
+
+def validate_piecewise_execution(
+    manager: CompilerManager,
+    traced: Traced,
+    items: Sequence[SplitItem],
+    compiling: _Compiling,
+    run: fx.GraphModule,
+) -> None:
+    """Run each distinct piece, then the whole; what a wrong piece stored is removed."""
+    seen: set[str] = set()
+    for item, result in zip(items, compiling.results):
+        if result.key in seen and result.key:
+            continue
+        seen.add(result.key)
+        inputs = checking.test_inputs(traced.piece(item.graph).inputs, seed=item.index)
+        try:
+            checking.test_piece_execution(
+                compiling.compiled[item.name], item.graph, inputs, item.name
+            )
+        except checking.Mismatch:
+            report.count("compilation.mismatch")
+            manager.forget(result.key)
+            raise
+    whole = checking.test_inputs(traced.inputs)
+    checking.verify_end_to_end_equivalence(run, traced.gm, whole)
+
+
+class _Compiling:
+    """The pieces on their way."""
+
+    def __init__(
+        self,
+        manager: CompilerManager,
+        traced: Traced,
+        items: Sequence[SplitItem],
+        config: CompilationConfig,
+        options: Mapping[str, Any] | None,
+        runtime_shape: int | None,
+    ) -> None:
+        self._manager = manager
+        self._traced = traced
+        self._items = items
+        self._config = config
+        self._options = options
+        self._shape = runtime_shape
+        self.compiled: dict[str, Callable[..., Any]] = {}
+        self.results: list[PieceResult] = []
+
+    def run(self) -> None:
+        first: dict[bytes, int] = {}
+        found: dict[int, PieceResult] = {}
+        waiting: dict[int, Request] = {}
+        shared: dict[int, tuple[int, Request]] = {}
+        for item in self._items:
+            request = self._request(item)
+            request.describe()
+            if request.key is not None and request.key in first:
+                shared[item.index] = first[request.key], request
+                continue
+            if request.key is not None:
+                first[request.key] = item.index
+            run = request.in_memory()
+            if run is not None:
+                self._have(found, item, request, run, "memory")
+            else:
+                waiting[item.index] = request
+        self._look(list(waiting.values()))
+        for index, request in waiting.items():
+            self._finish(found, self._items[index], request)
+        for index, (original, request) in shared.items():
+            self._share(found, self._items[index], self._items[original], request)
+        self.results = [found[item.index] for item in self._items]
+
+    def _request(self, item: SplitItem) -> Request:
+        self._manager.compilation_counter.count("num_backend_compilations")
+        traced = self._traced.piece(item.graph)
+        return self._manager.request(traced, self._options, self._config, self._shape)
+
+    def _look(self, requests: Sequence[Request]) -> None:
+        if len(requests) < 2:
+            for request in requests:
+                request.look()
+            return
+        with ThreadPoolExecutor(min(len(requests), _MOST_LOOKING)) as threads:
+            list(threads.map(lambda request: request.look(), requests))
+
+    def _finish(self, found: dict[int, PieceResult], item: SplitItem, request: Request) -> None:
+        try:
+            run = request.finish()
+        except Exception as error:
+            if not self._config.fallback or restarts(error):
+                raise
+            # Alone: the others are compiled, and stay so.
+            why = (
+                error
+                if isinstance(error, CompilationModuleError)
+                else CompilationError(repr(error))
+            )
+            report.count("compilation.piece_failed")
+            report.log.warning("%s runs uncompiled: %s", item.name, why)
+            self._have(found, item, request, item.graph.forward, "eager", str(why))
+            return
+        self._have(found, item, request, run, "compiled" if request.missed else "disk")
+
+    def _share(
+        self,
+        found: dict[int, PieceResult],
+        item: SplitItem,
+        original: SplitItem,
+        request: Request,
+    ) -> None:
+        """Give a piece what an equal one has: from memory, where that keeps it."""
+        before = found[original.index]
+        if before.outcome == "eager":
+            run: Callable[..., Any] = item.graph.forward
+        else:
+            run = request.in_memory() or self.compiled[original.name]
+        self.compiled[item.name] = run
+        outcome = "eager" if before.outcome == "eager" else "shared"
+        found[item.index] = PieceResult(item.index, before.key, outcome, 0.0, before.error)
+
+    def _have(
+        self,
+        found: dict[int, PieceResult],
+        item: SplitItem,
+        request: Request,
+        run: Callable[..., Any],
+        outcome: str,
+        error: str = "",
+    ) -> None:
+        self.compiled[item.name] = run
+        key = "" if request.key is None else request.key.hex()
+        found[item.index] = PieceResult(item.index, key, outcome, request.seconds, error)
