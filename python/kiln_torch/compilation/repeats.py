@@ -86,26 +86,24 @@ def crossings(nodes: Sequence[fx.Node]) -> list[int]:
 def _marks(nodes: Sequence[fx.Node]) -> list[int]:
     """Return a number for each node: equal for equal operations on equal values."""
     known: dict[Any, int] = {}
-    place = {node: at for at, node in enumerate(nodes)}
 
-    def argument(given: Any, at: int) -> Any:
+    def argument(given: Any) -> Any:
         if hasattr(given, "op") and hasattr(given, "users"):
-            # How far back; what comes from outside is a parameter or an early value.
-            back = at - place[given] if given in place else 0
-            return ("node", back if back < len(nodes) // 2 else -1, _shape(value_of(given)))
+            # Not how far back: sizes and masks are made once, before the first layer.
+            return ("node", _shape(value_of(given)))
         if isinstance(given, (tuple, list)):
-            return tuple(argument(each, at) for each in given)
+            return tuple(argument(each) for each in given)
         if isinstance(given, dict):
-            return tuple((name, argument(each, at)) for name, each in sorted(given.items()))
+            return tuple((name, argument(each)) for name, each in sorted(given.items()))
         return repr(given)
 
     marks = []
-    for at, node in enumerate(nodes):
+    for node in nodes:
         mark = (
             node.op,
             str(node.target) if node.op != "get_attr" else "",
-            argument(node.args, at),
-            argument(node.kwargs, at),
+            argument(node.args),
+            argument(node.kwargs),
             _shape(value_of(node)),
         )
         marks.append(known.setdefault(mark, len(known)))
