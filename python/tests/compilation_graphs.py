@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-WIDTH = 16
+WIDTH: int = 16
 
 
 class Layer(nn.Module):

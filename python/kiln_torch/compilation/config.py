@@ -6,6 +6,7 @@ or changed, with C003, and never in the middle of a compile.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -71,6 +72,11 @@ class CompilationConfig:
         fits, wanted = _CHECKS.get(name, (lambda _: True, ""))
         if not fits(value):
             raise IncompatibleConfigError(f"{name} is {value!r}, not {wanted}")
+
+
+def compile_cache_disabled() -> bool:
+    """Whether vLLM's switch says to keep nothing."""
+    return os.environ.get("VLLM_DISABLE_COMPILE_CACHE", "0") not in ("", "0")
 
 
 def _count(value: Any) -> bool:

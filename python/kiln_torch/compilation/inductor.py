@@ -92,9 +92,10 @@ class InductorAdaptor(CompilerInterface):
             loaded = self._load_files(handle)
         return traced.callable(_run(loaded))
 
-    def compute_hash(self, config: Any) -> str:
+    def compute_hash(self, vllm_config: Any) -> str:
         """Hash the versions of all that decides Inductor's output, and its defaults."""
-        del config
+        # Where things are kept, and what a graph is compiled with, is in its key.
+        del vllm_config
         factors = [f"torch_version:{torch.__version__}", f"machine:{platform.machine()}"]
         factors += [f"{factor}:{self._get_inductor_factor(factor)}" for factor in _FACTORS]
         return blake3("|".join(sorted(factors)).encode()).hexdigest()

@@ -38,7 +38,7 @@ class CompilerInterface(ABC):
         """Return the options under which it compiles."""
         return dict(compiler_config or {})
 
-    def compute_hash(self, config: Any) -> str:  # noqa: ARG002 - the document's
+    def compute_hash(self, vllm_config: Any) -> str:  # noqa: ARG002 - the document's
         """Return the hash of the compiler's version, in full."""
         from blake3 import blake3
 

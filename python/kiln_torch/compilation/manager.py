@@ -6,6 +6,7 @@ empty, corrupt, full or away costs a compile and is never an error.
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from .. import report
 from ..client import Client
 from ..graph import Unkeyable
 from . import metrics
-from .config import EAGER, CompilationConfig
+from .config import EAGER, CompilationConfig, compile_cache_disabled
 from .counter import CompilationCounter, compilation_counter
 from .errors import CompilationError, CompilationModuleError, IncompatibleConfigError
 from .local_cache import LocalCache
@@ -53,7 +54,7 @@ class CompilerManager:
         if not isinstance(compilation_config, CompilationConfig):
             raise IncompatibleConfigError(f"{compilation_config!r} is no CompilationConfig")
         self.compilation_config = compilation_config
-        self.disable_cache = disable_cache
+        self.disable_cache = disable_cache or compile_cache_disabled()
         self.compilation_counter = CompilationCounter(compilation_counter)
         self.performance_monitor = PerformanceMonitor(performance_monitor)
         self.compiler = make_compiler(compilation_config, self.compilation_counter)
@@ -62,7 +63,7 @@ class CompilerManager:
         # What decides the code beside graph and options: passes, by their ids.
         self.facts: dict[str, str] = {}
         store = None
-        if not disable_cache:
+        if not self.disable_cache:
             self.cache_dir = Path(cache_dir)
             self.cache = MemoryCache(compilation_config.memory_cache_entries)
             store = _store(self.cache_dir, compilation_config)
@@ -94,6 +95,7 @@ class CompilerManager:
         _check(graph, graph_index, num_graphs, runtime_shape)
         self.compilation_counter.count("num_backend_compilations")
         config = compilation_config or self.compilation_config
+        started = time.monotonic()
         if config.compiler == EAGER:
             return self.compiler_of(config).compile(graph, example_inputs, {})[0]
         with failing():
@@ -105,9 +107,10 @@ class CompilerManager:
                     request.look()
                     run = request.finish()
                 compiled = traced.callable(run)
-        report.log.debug(
-            "graph %d of %d: %.2f s of compiling", graph_index + 1, num_graphs, request.seconds
-        )
+        if request.missed:
+            report.log.debug("graph %d of %d: compiled", graph_index + 1, num_graphs)
+        else:
+            self._log_cache_hit(started, graph_index, num_graphs)
         return compiled
 
     def load(
@@ -201,6 +204,19 @@ class CompilerManager:
             return
         if not self.tiers.discard(bytes.fromhex(key)) and self.tiers.store is not None:
             report.log.warning("the cluster has a wrong artifact: kiln rm %s", key)
+
+    def _log_cache_hit(self, start_time: float, graph_index: int, num_graphs: int) -> None:
+        report.log.debug(
+            "graph %d of %d: from a cache in %.0f ms",
+            graph_index + 1,
+            num_graphs,
+            1000 * (time.monotonic() - start_time),
+        )
+
+    def _generate_cache_key(
+        self, graph: fx.GraphModule, example_inputs: Sequence[Any], runtime_shape: int | None
+    ) -> str:
+        return self._compute_hash_keys(graph, example_inputs, 0, runtime_shape)[0]
 
     def _compute_hash_keys(
         self,

@@ -1,13 +1,14 @@
 """Piecewise compilation: split, compile the pieces at once, stitch, check.
 
-Lookups, waits for other processes and compiles in processes of their own overlap;
-what uses torch's compiler in this process runs one after another, in this thread.
+Lookups, waits and compiles of what goes to processes of their own overlap; what is
+compiled in this process is looked up and compiled one piece after another.
 Invariant: equal pieces are compiled once; a piece that fails fails alone, and
 what the others gave is kept.
 """
 
 from __future__ import annotations
 
+import secrets
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -153,8 +154,14 @@ class _Compiling:
                 self._have(found, item, request, run, "memory")
             else:
                 waiting[item.index] = request
-        self._look(list(waiting.values()))
-        for index, request in waiting.items():
+        # Processes that start together begin at different pieces, and share the work.
+        order = _rotated(list(waiting))
+        sent = [waiting[index] for index in order if waiting[index].sent]
+        self._look(sent)
+        for index in order:
+            request = waiting[index]
+            if request not in sent:
+                request.look()
             self._finish(found, self._items[index], request)
         for index, (original, request) in shared.items():
             self._share(found, self._items[index], self._items[original], request)
@@ -166,9 +173,7 @@ class _Compiling:
         return self._manager.request(traced, self._options, self._config, self._shape)
 
     def _look(self, requests: Sequence[Request]) -> None:
-        if len(requests) < 2:
-            for request in requests:
-                request.look()
+        if not requests:
             return
         with ThreadPoolExecutor(min(len(requests), _MOST_LOOKING)) as threads:
             list(threads.map(lambda request: request.look(), requests))
@@ -220,3 +225,10 @@ class _Compiling:
         self.compiled[item.name] = run
         key = "" if request.key is None else request.key.hex()
         found[item.index] = PieceResult(item.index, key, outcome, request.seconds, error)
+
+
+def _rotated(indices: list[int]) -> list[int]:
+    if not indices:
+        return indices
+    start = secrets.randbelow(len(indices))
+    return indices[start:] + indices[:start]

@@ -3,8 +3,9 @@
 ``begin`` and ``finish`` use torch, whose compiler state belongs to the process:
 they run in the caller's thread. ``look`` uses none, so that many can look, wait
 for others and compile in processes of their own at once.
-Invariant: a permit that ``look`` took is published under or released by
-``finish``, whatever happens, and each request counts one hit or one miss.
+Invariant: a permit is published under or released before anything else is waited
+for, so that two processes never wait for each other; each request counts one hit
+or one miss.
 """
 
 from __future__ import annotations
@@ -58,6 +59,7 @@ class Request:
         self._job: bytes | None = None
         self._made: Mapping[str, bytes] | None = None
         self._failure: Exception | None = None
+        self._postponed = False
         # Whether no cache had it.
         self.missed = False
         # Seconds that its compile took, here or in another process; 0 for a hit.
@@ -79,6 +81,11 @@ class Request:
             report.count("compilation.bypassed")
             report.log.info("compiled without a cache: %s", reason)
         return bool(self._candidates)
+
+    @property
+    def sent(self) -> bool:
+        """Whether another process compiles it, as far as is known."""
+        return self._job is not None
 
     def begin(self) -> Callable[..., Any] | None:
         """Find the key, and look in memory."""
@@ -110,6 +117,9 @@ class Request:
     def finish(self) -> Callable[..., Any]:
         """Load what was found, or compile here."""
         try:
+            if self._postponed:
+                self._postponed = False
+                self.look()
             if self._failure is not None:
                 raise self._failure
             return self._found() or self._compiled()
@@ -206,10 +216,14 @@ class Request:
         pool = self._tiers.pool
         if pool is None or self._job is None:
             return
-        self._count_miss()
         made = pool.compile(self._job, self._tiers.timeout)
         if made is None:
+            # Not for another process. Until it is compiled here, by ``finish``, others
+            # may: a permit is never held by who waits for something else.
+            self._release()
+            self._job, self._postponed = None, True
             return
+        self._count_miss()
         files, self.seconds = made
         self._made = files
         self._tiers.counter.count("num_inductor_compiles")

@@ -23,6 +23,7 @@ from .. import report, standalone
 from ..key import key_of, value_components
 from ..manifest import Fingerprint, Target
 from ..packing import pack
+from .config import compile_cache_disabled
 from .errors import CacheCorruptedError, IncompatibleConfigError, InductorNotAvailableError
 from .inductor import InductorAdaptor
 from .local_cache import SUFFIX, LocalCache
@@ -60,6 +61,12 @@ class InductorStandaloneAdaptor(InductorAdaptor):
         """Keep artifacts in ``cache_dir``."""
         self._cache = None if disable_cache else LocalCache(Path(cache_dir), LocalKey(), _LIMIT)
 
+    def merged_config(
+        self, compiler_config: Mapping[str, Any] | None, runtime_shape: int | None
+    ) -> dict[str, Any]:
+        """Return Inductor's options in full."""
+        return self._prepare_standalone_config(compiler_config, runtime_shape)
+
     def compile(
         self,
         graph: fx.GraphModule,
@@ -73,7 +80,7 @@ class InductorStandaloneAdaptor(InductorAdaptor):
         compiled, files = super().compile(graph, example_inputs, compiler_config, runtime_shape)
         if self._cache is None or files is None:
             return compiled, files
-        if not key:
+        if not key or compile_cache_disabled():
             return compiled, None
         packed = pack(
             value_components(_NAMESPACE, key),
@@ -109,6 +116,11 @@ class InductorStandaloneAdaptor(InductorAdaptor):
                 report.log.warning("not loaded: %s", error)
                 return None
         return super().load(handle, graph, example_inputs, graph_index, runtime_shape)
+
+    def _prepare_standalone_config(
+        self, compiler_config: Mapping[str, Any] | None, runtime_shape: int | None
+    ) -> dict[str, Any]:
+        return self._merge_inductor_config(compiler_config, runtime_shape)
 
     def _saved(self, key: str, artifact_path: str) -> Mapping[str, Any] | None:
         if self._cache is None:
