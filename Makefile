@@ -136,10 +136,11 @@ python:
 	$(call toolchain,check) && \
 	ruff check --config .config/ruff.toml $(PYTHON_FILES) && \
 	ruff format --config .config/ruff.toml --check $(PYTHON_FILES) && \
+	python3 -B python/check_table.py && \
 	pyrefly check --config .config/pyrefly.toml \
 		--site-package-path "$$KILN_CHART_PACKAGES" $(wildcard tests/*.py tests/kube/*.py tests/faults/*.py deploy/*/*.py) && \
 	pyrefly check --config .config/pyrefly-python.toml \
-		--site-package-path "$$KILN_PYTHON_PACKAGES" $(wildcard python/*/*.py python/*/*/*.py)
+		--site-package-path "$$KILN_PYTHON_PACKAGES" $(wildcard python/*.py python/*/*.py python/*/*/*.py)
 
 bench: ## measure; ratios against rivals in one run
 	$(call toolchain,test) && cargo bench --locked --workspace
