@@ -191,6 +191,16 @@ def test_shapes_and_values_are_compared() -> None:
     with pytest.raises(checking.Mismatch):
         checking.verify_end_to_end_equivalence(lambda x: x + 1, writes, [x])
     assert x.sum() == 0
+    # Code relies on strides: what is made up has those of the graph, gaps and overlaps too.
+    for like in (torch.empty(4, 6)[:, :3], torch.empty(3).expand(2, 3), torch.empty(2, 3).t()):
+        (made,) = checking.test_inputs([like])
+        assert (made.shape, made.stride()) == (like.shape, like.stride())
+        seen: list[torch.Tensor] = []
+        checking.test_piece_execution(
+            lambda x, seen=seen: seen.append(x) or x + 1, graph, [made], "it"
+        )
+        assert seen[0].stride() == like.stride()
+        assert seen[0].data_ptr() != made.data_ptr()
 
 
 def test_the_strategy_follows_from_the_graph_and_says_why(tmp_path: Path) -> None:

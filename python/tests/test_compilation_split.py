@@ -28,12 +28,18 @@ from kiln_torch.compilation.stitching import create_split_graph_module  # noqa: 
 from kiln_torch.compilation.tracing import trace  # noqa: E402
 from kiln_torch.graph import form  # noqa: E402
 from torch import fx  # noqa: E402
+from torch.utils import _pytree as pytree  # noqa: E402
 
 pytestmark = pytest.mark.torch
 
 SEED = 20261127
 GRAPHS = 300
 ATTENTION = "aten.scaled_dot_product_attention"
+
+
+@pytest.fixture(autouse=True)
+def _fresh() -> None:
+    torch._dynamo.reset()
 
 
 def traced(count: int) -> fx.GraphModule:
@@ -172,3 +178,18 @@ def test_what_nobody_uses_is_not_passed() -> None:
     assert all(node.users for node in got)
     # FX lets a value go after its last use.
     assert stitched.code.count("= None") >= len(items)
+
+
+def test_a_branch_goes_with_the_piece_that_takes_it() -> None:
+    def branches(x: torch.Tensor) -> torch.Tensor:
+        y = torch.tanh(x)
+        return torch.relu(torch.cond(y.sum() > 0, torch.sin, torch.cos, (y,)))
+
+    x = torch.randn(4)
+    gm = torch._dynamo.export(branches)(x).graph_module
+    assert any(node.op == "get_attr" for node in gm.graph.nodes)
+    items, _ = split(gm, splitting_ops=(), max_piece_nodes=1)
+    assert len(items) == len(calls(gm))
+    for each in (x, x.abs(), -x.abs()):
+        (got,) = pytree.tree_leaves(create_split_graph_module(gm, items)(each))
+        torch.testing.assert_close(got, branches(each))

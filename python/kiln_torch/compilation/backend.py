@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from .. import report
-from . import checking
 from .complexity import GraphComplexity, analyze_graph_complexity
 from .config import CompilationConfig
-from .manager import CompilerManager
+from .errors import CompilationError
+from .manager import CompilerManager, failing
 from .passes import Pass, post_pass
 from .piecewise import PiecewiseResult, piecewise_compile
 from .robust import robust_compile
@@ -130,8 +130,9 @@ class KilnBackend:
     def _piecewise_compile(
         self, graph: fx.GraphModule, example_inputs: Sequence[Any]
     ) -> Callable[..., Any]:
-        traced = self.compiler_manager.trace(graph, example_inputs, self.compilation_config)
         try:
+            with failing():
+                traced = self.compiler_manager.trace(graph, example_inputs, self.compilation_config)
             with traced.context():
                 self.last_result = piecewise_compile(
                     self.compiler_manager,
@@ -139,11 +140,11 @@ class KilnBackend:
                     self.compilation_config,
                     self._get_inductor_config(),
                 )
-        except checking.Mismatch as error:
+        except CompilationError as error:
             if not self.compilation_config.fallback:
                 raise
             report.count("compilation.fell_back")
-            report.log.error("the pieces do not compute the graph, not compiled: %s", error)
+            report.log.error("not compiled: %s", error)
             return graph.forward
         return traced.callable(self.last_result.run)
 

@@ -122,7 +122,21 @@ def _pairs(got: Any, expected: Any, name: str) -> list[tuple[Any, Any]]:
 
 
 def _copies(inputs: Sequence[Any]) -> list[Any]:
-    return [each.clone() if isinstance(each, torch.Tensor) else each for each in inputs]
+    return [_copy(each) if isinstance(each, torch.Tensor) else each for each in inputs]
+
+
+def _copy(tensor: torch.Tensor) -> torch.Tensor:
+    """Copy a tensor with its strides, whatever they are: compiled code relies on them."""
+    extent = _extent(tensor.shape, tensor.stride())
+    memory = tensor.detach().as_strided((extent,), (1,)).clone()
+    return memory.as_strided(tensor.shape, tensor.stride())
+
+
+def _extent(size: Sequence[int], stride: Sequence[int]) -> int:
+    """Return how many elements of memory a tensor spans."""
+    if 0 in size:
+        return 0
+    return 1 + sum((length - 1) * step for length, step in zip(size, stride))
 
 
 def _made_up(fake: Any, generator: torch.Generator) -> Any:
@@ -135,8 +149,10 @@ def _made_up(fake: Any, generator: torch.Generator) -> Any:
         return standalone.hints([number])[0] if isinstance(number, torch.SymInt) else int(number)
 
     size, stride = [now(s) for s in fake.shape], [now(s) for s in fake.stride()]
-    made = torch.empty_strided(size, stride, dtype=fake.dtype, device=fake.device)
-    if made.dtype.is_floating_point:
-        numbers = torch.randn(size, generator=generator) * 0.1
-        return made.copy_(numbers)
-    return made.zero_()
+    extent = _extent(size, stride)
+    if fake.dtype.is_floating_point:
+        numbers = torch.randn(extent, generator=generator) * 0.1
+        memory = numbers.to(device=fake.device, dtype=fake.dtype)
+    else:
+        memory = torch.zeros(extent, dtype=fake.dtype, device=fake.device)
+    return memory.as_strided(size, stride)

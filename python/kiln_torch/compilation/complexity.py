@@ -49,7 +49,7 @@ class GraphComplexity:
 
 def calls(gm: fx.GraphModule) -> list[fx.Node]:
     """Return the nodes that compute, in order."""
-    return [node for node in gm.graph.nodes if node.op in (*_CALLS, "get_attr")]
+    return [node for node in gm.graph.nodes if node.op in _CALLS]
 
 
 def operation(node: fx.Node) -> str:

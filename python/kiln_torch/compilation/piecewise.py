@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from .splitting import SplitStrategy
     from .traced import Traced
 
+_NO_GRAPHS = {"triton.cudagraphs": False}
 # Threads that look and wait: they cost nothing meanwhile.
 _MOST_LOOKING = 16
 
@@ -131,10 +132,14 @@ class _Compiling:
         self._traced = traced
         self._items = items
         self._config = config
-        self._options = options
+        # What one piece gives would be overwritten when the next one is recorded.
+        inductor = manager.compiler_of(config).portable
+        before = _NO_GRAPHS if inductor else {}
+        self._options = {**before, **config.inductor_config, **(options or {})}
         self._shape = runtime_shape
         self.compiled: dict[str, Callable[..., Any]] = {}
         self.results: list[PieceResult] = []
+        self._failures: list[Exception] = []
 
     def run(self) -> None:
         first: dict[bytes, int] = {}
@@ -165,6 +170,8 @@ class _Compiling:
             self._finish(found, self._items[index], request)
         for index, (original, request) in shared.items():
             self._share(found, self._items[index], self._items[original], request)
+        if self._failures and not self._config.fallback:
+            raise self._failures[0]
         self.results = [found[item.index] for item in self._items]
 
     def _request(self, item: SplitItem) -> Request:
@@ -182,9 +189,10 @@ class _Compiling:
         try:
             run = request.finish()
         except Exception as error:
-            if not self._config.fallback or restarts(error):
+            if restarts(error):
                 raise
             # Alone: the others are compiled, and stay so.
+            self._failures.append(error)
             why = (
                 error
                 if isinstance(error, CompilationModuleError)
@@ -206,12 +214,17 @@ class _Compiling:
         """Give a piece what an equal one has: from memory, where that keeps it."""
         before = found[original.index]
         if before.outcome == "eager":
-            run: Callable[..., Any] = item.graph.forward
-        else:
-            run = request.in_memory() or self.compiled[original.name]
-        self.compiled[item.name] = run
-        outcome = "eager" if before.outcome == "eager" else "shared"
-        found[item.index] = PieceResult(item.index, before.key, outcome, 0.0, before.error)
+            self._have(found, item, request, item.graph.forward, "eager", before.error)
+            return
+        run = request.in_memory()
+        if run is None and self._traced.piece(item.graph).fixed:
+            run = self.compiled[original.name]
+        if run is not None:
+            self._have(found, item, request, run, "shared")
+            return
+        # For other sizes than the equal one's, or out of memory again.
+        request.look()
+        self._finish(found, item, request)
 
     def _have(
         self,

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 # Less than this is no layer.
 _LEAST_PERIOD = 4
+# A longer one would be few layers of a model that is no smaller for it.
+_LONGEST_PERIOD = 1000
 # Above this the search would take longer than what it finds is worth.
 _MOST_NODES = 20_000
 
@@ -44,7 +46,7 @@ def find_repeats(nodes: Sequence[fx.Node]) -> Repeats | None:
         return None
     marks = _marks(nodes)
     best: tuple[int, int, int] | None = None
-    for period in range(_LEAST_PERIOD, len(marks) // 2 + 1):
+    for period in range(_LEAST_PERIOD, min(len(marks) // 2, _LONGEST_PERIOD) + 1):
         if best is not None and best[0] >= len(marks) - period + 1:
             break
         run = 0

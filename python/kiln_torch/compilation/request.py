@@ -216,7 +216,11 @@ class Request:
         pool = self._tiers.pool
         if pool is None or self._job is None:
             return
-        made = pool.compile(self._job, self._tiers.timeout)
+        try:
+            made = pool.compile(self._job, self._tiers.timeout)
+        except CompilationModuleError:
+            self._count_miss()
+            raise
         if made is None:
             # Not for another process. Until it is compiled here, by ``finish``, others
             # may: a permit is never held by who waits for something else.
@@ -237,7 +241,7 @@ class Request:
             if run is not None:
                 return run
         started = time.monotonic()
-        if self._asked is None and self._traced.dynamo:
+        if self._asked is None and self._traced.dynamo and self._compiler.portable:
             # For training, for example: only this way gives what it needs.
             run, handle = self._by_inductor(), None
         else:

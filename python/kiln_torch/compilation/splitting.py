@@ -116,8 +116,14 @@ def extract_subgraph(
     """Return the graph of ``nodes``, with the nodes that it takes and gives."""
     own = set(nodes)
     inputs: dict[fx.Node, None] = {}
+    held: dict[fx.Node, None] = {}
     for node in nodes:
-        inputs.update((each, None) for each in node.all_input_nodes if each not in own)
+        for each in node.all_input_nodes:
+            if each.op == "get_attr":
+                # A graph of its own, as a branch is: it goes along, it is no value.
+                held.setdefault(each)
+            elif each not in own:
+                inputs.setdefault(each)
     for size in _sizes_of(gm, list(inputs)):
         inputs.setdefault(size)
     outputs = [node for node in nodes if any(user not in own for user in node.users)]
@@ -126,7 +132,7 @@ def extract_subgraph(
     for at, node in enumerate(inputs):
         known[node] = graph.placeholder(f"in_{at}")
         known[node].meta = dict(node.meta)
-    for node in nodes:
+    for node in (*held, *nodes):
         known[node] = graph.node_copy(node, lambda given: known[given])
     graph.output(tuple(known[node] for node in outputs))
     graph.lint()

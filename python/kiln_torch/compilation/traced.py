@@ -47,6 +47,11 @@ class Traced:
         """The inputs on whose sizes guards can be checked where it is loaded."""
         return standalone.symbolic_sizes(self.gm) if self.dynamo else self.inputs
 
+    @property
+    def fixed(self) -> bool:
+        """Whether all sizes are numbers, so that no guards are needed."""
+        return not any(map(_symbolic, self.inputs))
+
     @contextlib.contextmanager
     def context(self) -> Iterator[None]:
         """Work on it: in Dynamo's tracing context, or in one of its own."""
