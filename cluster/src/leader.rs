@@ -172,7 +172,7 @@ impl Leader {
             on_waiting();
             tokio::select! {
                 () = woken => {}
-                () = leads_no_longer(&mut leadership) => {}
+                () = leads_no_longer(&mut leadership) => return Err(Unanswered::NotLeader),
                 () = tokio::time::sleep_until(deadline) => {
                     return Err(ClusterError::Deadline.into());
                 }
@@ -186,6 +186,7 @@ fn no_quorum() -> Unanswered {
     ClusterError::unavailable("the leader has no quorum").into()
 }
 
+/// Returns when this node does not lead any more, or Raft ended.
 async fn leads_no_longer(leadership: &mut Leadership) {
     loop {
         let leader = leadership.borrow_watched().current_leader;

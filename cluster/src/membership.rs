@@ -93,6 +93,9 @@ pub(crate) async fn adjust(leader: &Leader) -> Result<(), ClusterError> {
     let known: BTreeSet<NodeId> = membership.nodes().map(|(id, _)| *id).collect();
     let voters: BTreeSet<NodeId> = membership.voter_ids().collect();
     let learners = &known - &voters;
+    if !voters.contains(&metrics.id) {
+        return Err(ClusterError::unavailable("a leader that is no voter changes nothing more"));
+    }
     let nodes = leader.replica.nodes();
     if nodes.is_empty() {
         return Ok(()); // not founded yet

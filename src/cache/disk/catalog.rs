@@ -75,8 +75,8 @@ pub(super) struct Catalog {
     guards: HashMap<Digest, u32>,
     /// Not yet in L3, here or not yet found here: evicted only when nothing else is left.
     only_copies: HashSet<Digest>,
-    /// Bytes of those of them that are here.
-    only_copy_bytes: u64,
+    /// Those of them that are here and may be evicted.
+    evictable_only: Limits,
     /// Digests of which it will be known in a moment whether they are here, and
     /// for how many reasons.
     unsettled: HashMap<Digest, u32>,
@@ -97,7 +97,7 @@ impl Catalog {
             fixed: none,
             guards: HashMap::new(),
             only_copies: HashSet::new(),
-            only_copy_bytes: 0,
+            evictable_only: none,
             unsettled: HashMap::new(),
             files: 0,
             reserved: none,
@@ -272,10 +272,12 @@ impl Catalog {
         self.only_copies.contains(digest)
     }
 
-    /// Whether what L3 does not have yet takes more than half of the room.
+    /// Whether what L3 does not have yet takes more than half of the room that is left
+    /// beside what cannot be evicted.
     pub(super) fn is_crowded(&self) -> bool {
-        self.only_copy_bytes > self.limits.bytes / 2
-            || self.only_copies.len() as u64 > self.limits.entries / 2
+        let Limits { bytes, entries } = self.limits;
+        self.evictable_only.bytes > bytes.saturating_sub(self.fixed.bytes) / 2
+            || self.evictable_only.entries > entries.saturating_sub(self.fixed.entries) / 2
     }
 
     pub(super) fn set_only_copy(&mut self, digest: &Digest, only_copy: bool) {
@@ -305,28 +307,30 @@ impl Catalog {
     fn remove_entry(&mut self, digest: &Digest) -> Option<Entry> {
         let entry = self.entries.remove(digest)?;
         self.bytes -= entry.record.size;
-        if self.is_only_copy(digest) {
-            self.only_copy_bytes -= entry.record.size;
-        }
         if self.is_fixed(digest, &entry) {
             self.fixed.bytes -= entry.record.size;
             self.fixed.entries -= 1;
         } else {
             self.order.remove(&self.place(digest, &entry));
+            if self.is_only_copy(digest) {
+                self.evictable_only.bytes -= entry.record.size;
+                self.evictable_only.entries -= 1;
+            }
         }
         Some(entry)
     }
 
     fn add(&mut self, digest: Digest, entry: Entry) {
         self.bytes += entry.record.size;
-        if self.is_only_copy(&digest) {
-            self.only_copy_bytes += entry.record.size;
-        }
         if self.is_fixed(&digest, &entry) {
             self.fixed.bytes += entry.record.size;
             self.fixed.entries += 1;
         } else {
             self.order.insert(self.place(&digest, &entry));
+            if self.is_only_copy(&digest) {
+                self.evictable_only.bytes += entry.record.size;
+                self.evictable_only.entries += 1;
+            }
         }
         self.entries.insert(digest, entry);
     }

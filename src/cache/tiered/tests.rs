@@ -375,10 +375,17 @@ async fn a_disk_full_of_queued_uploads_is_given_time() {
     tiers.upload_room().await;
     let capacity = tiers.disk().usage().capacity_bytes.unwrap();
     let blobs: Vec<_> = (0..6).map(|n| blob(n, capacity as usize / 10)).collect();
-    for blob in &blobs {
+    for blob in &blobs[..3] {
         drop(tiers.insert(blob, Hints::default()).await);
         tiers.enqueue_upload(&blob.digest()).await.unwrap();
     }
+    tiers.upload_room().await;
+    // Less than half of the disk, and more than half of what pins leave of it.
+    for blob in &blobs[3..] {
+        drop(tiers.insert(blob, Hints { pinned: true, ..Hints::default() }).await);
+    }
+    drop(tiers.insert(&blob(6, capacity as usize / 10), Hints::default()).await);
+    tiers.enqueue_upload(&blob(6, capacity as usize / 10).digest()).await.unwrap();
     let mut room = std::pin::pin!(tiers.upload_room());
     assert!(futures::poll!(room.as_mut()).is_pending());
     let (sink, stop) = (Told::default(), CancellationToken::new());
