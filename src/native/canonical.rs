@@ -14,7 +14,7 @@ use kiln_proto::{
 };
 
 /// Arguments that are operands: their numbers are constants, not structure.
-const OPERANDS: [&str; 11] =
+pub(super) const OPERANDS: [&str; 11] =
     ["self", "other", "exponent", "alpha", "beta", "eps", "value", "fill_value", "min", "max", "s"];
 /// Switches that are on where they are not given.
 const ON: [&str; 4] = ["largest", "sorted", "unbiased", "count_include_pad"];
@@ -217,7 +217,7 @@ pub(super) fn canonical_name(op: &str) -> &str {
 /// Arguments by name, less those that say what the schema says anyway: of the
 /// operations with a rule, every factor defaults to one and every switch to
 /// false but those in [`ON`].
-fn sorted_args(node: &Node) -> Vec<&(String, Argument)> {
+pub(super) fn sorted_args(node: &Node) -> Vec<&(String, Argument)> {
     let mut args: Vec<_> = node
         .args
         .iter()
@@ -232,7 +232,7 @@ fn sorted_args(node: &Node) -> Vec<&(String, Argument)> {
     args
 }
 
-fn sorted_tensors(node: &Node) -> Vec<ValueId> {
+pub(super) fn sorted_tensors(node: &Node) -> Vec<ValueId> {
     sorted_args(node).into_iter().flat_map(|(_, argument)| argument.tensors()).collect()
 }
 

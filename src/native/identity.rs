@@ -36,16 +36,25 @@ pub struct Identity {
 pub fn identify(archive: &[u8]) -> Result<Identity, Failure> {
     let name = archive::name(archive);
     match parse::parse(archive) {
-        Ok(graph) if is_exact(&graph) => {
-            let Component { name: of, mut fields, .. } = canonical::graph_component(&graph);
-            fields.insert(0, KeyField::new("form", "canonical"));
-            let inputs = canonical::inputs_component(&graph);
-            Ok(Identity { graph: Component::new(of, fields), inputs, name })
-        }
-        Ok(_) => as_exported(archive, name),
+        Ok(graph) => match identify_graph(&graph, name.clone()) {
+            Some(identity) => Ok(identity),
+            None => as_exported(archive, name),
+        },
         Err(failure) if failure.kind == FailureKind::UnsupportedOp => as_exported(archive, name),
         Err(failure) => Err(failure),
     }
+}
+
+/// The identity of a graph alone: the same as that of an archive with it. `None`:
+/// the canonical form does not have all of it.
+pub fn identify_graph(graph: &Graph, name: String) -> Option<Identity> {
+    if !is_exact(graph) {
+        return None;
+    }
+    let Component { name: of, mut fields, .. } = canonical::graph_component(graph);
+    fields.insert(0, KeyField::new("form", "canonical"));
+    let inputs = canonical::inputs_component(graph);
+    Some(Identity { graph: Component::new(of, fields), inputs, name })
 }
 
 /// Whether the canonical form has all of the graph: it names arguments of forms

@@ -34,12 +34,13 @@ mod schema;
 mod signature;
 pub mod size;
 mod slim;
+pub mod split;
 
 use std::collections::BTreeMap;
 
 use kiln_proto::{BinaryKind, Component, Failure, FailureKind, Target, graph::Graph};
 
-pub use identity::{Identity, identify};
+pub use identity::{Identity, identify, identify_graph};
 pub use plan::Plan;
 pub use signature::{NamedInput, SIGNATURE_FILE, Signature, signature};
 pub use slim::slim;

@@ -11,7 +11,7 @@ use kiln_proto::graph::DType;
 use serde::{Deserialize, Serialize};
 
 pub use call::{Base, Call, CallError, Launch, Layout, Tile, Value, shown};
-pub(crate) use place::{Life, place};
+pub(crate) use place::{Sized, place_sized};
 
 /// Of the format below.
 pub const VERSION: u32 = 2;

@@ -27,6 +27,7 @@ use kiln_proto::graph::{Dim, Graph, InputKind, TensorType, ValueId};
 
 use crate::interp::Tensor;
 pub use judge::Bound;
+use rng::Rng;
 
 /// A graph, calls of it, and what its outputs may differ by.
 #[derive(Debug, Clone)]
@@ -49,6 +50,22 @@ impl Random {
             builder.step();
         }
         builder.finish(seed)
+    }
+
+    /// The same with outputs that are aliases: of inputs, and of other outputs.
+    pub fn with_aliases(seed: u64, steps: usize) -> Self {
+        let mut random = Self::new(seed, steps);
+        let mut rng = Rng::new(!seed);
+        let any = Bound { error: 0.0, low: f64::MIN, high: f64::MAX };
+        for _ in 0..rng.int(1, 3) {
+            let at = rng.below(random.graph.outputs.len().max(1));
+            let again = random.graph.outputs.get(at).copied().zip(random.bounds.get(at).copied());
+            let input = random.graph.inputs[rng.below(random.graph.inputs.len())].value;
+            let (output, bound) = again.filter(|_| rng.one_in(2)).unwrap_or((input, any));
+            random.graph.outputs.push(output);
+            random.bounds.push(bound);
+        }
+        random
     }
 }
 

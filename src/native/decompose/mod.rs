@@ -48,7 +48,7 @@ use args::Args;
 use builder::Builder;
 pub(crate) use elementwise::stored;
 use promote::is_supported;
-use shapes::Symbols;
+pub(crate) use shapes::Symbols;
 
 /// Most operations of one program; the passes after this one are not linear.
 const MOST_NODES: usize = 50_000;

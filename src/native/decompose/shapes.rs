@@ -18,13 +18,14 @@ const MOST_ELEMENTS: i64 = 1 << 40;
 const MOST_DIMENSIONS: usize = 64;
 
 /// The symbols of a program, in the order of the inputs.
-pub(super) struct Symbols<'a> {
+#[derive(Debug)]
+pub(crate) struct Symbols<'a> {
     names: Vec<&'a str>,
-    pub(super) ranges: Vec<Range>,
+    pub(crate) ranges: Vec<Range>,
 }
 
 impl<'a> Symbols<'a> {
-    pub(super) fn of(graph: &'a Graph) -> Self {
+    pub(crate) fn of(graph: &'a Graph) -> Self {
         let mut symbols = Self { names: Vec::new(), ranges: Vec::new() };
         let mut seen = HashSet::new();
         for input in &graph.inputs {
@@ -46,7 +47,7 @@ impl<'a> Symbols<'a> {
         symbols
     }
 
-    pub(super) fn size(&self, dim: &Dim) -> Result<Size, String> {
+    pub(crate) fn size(&self, dim: &Dim) -> Result<Size, String> {
         match dim {
             Dim::Static(size) => i64::try_from(*size).map(Size::from).map_err(|e| e.to_string()),
             Dim::Symbolic(formula) => self.formula(formula),
@@ -55,6 +56,16 @@ impl<'a> Symbols<'a> {
 
     pub(super) fn formula(&self, formula: &str) -> Result<Size, String> {
         Size::parse(formula, &self.names)
+    }
+
+    /// A symbol's name in the graph.
+    pub(crate) fn name(&self, symbol: usize) -> &'a str {
+        self.names[symbol]
+    }
+
+    /// The symbol of that name.
+    pub(crate) fn position(&self, name: &str) -> Option<usize> {
+        self.names.iter().position(|known| *known == name)
     }
 }
 

@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 
 use super::ALIGNMENT;
+use crate::size::Size;
 
 /// A value in the workspace: written by kernel `from`, last read by kernel `to`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,6 +49,51 @@ pub(crate) fn place(lives: &[Life]) -> (Vec<u64>, u64) {
         size = size.max(offset + bytes);
     }
     (offsets, size)
+}
+
+/// A value whose size may depend on symbols.
+#[derive(Debug, Clone)]
+pub(crate) struct Sized {
+    pub(crate) bytes: Size,
+    pub(crate) from: usize,
+    pub(crate) to: usize,
+}
+
+/// Offsets for values, and the size of the workspace that holds them: those of
+/// known size in gaps between each other, the others after them in slots of
+/// their own size.
+pub(crate) fn place_sized(values: &[Sized]) -> (Vec<Size>, Size) {
+    let known = |value: &Sized| value.bytes.known().map(|bytes| bytes.max(0) as u64);
+    let lives: Vec<Life> = values
+        .iter()
+        .filter_map(|value| Some(Life { bytes: known(value)?, from: value.from, to: value.to }))
+        .collect();
+    let (placed, size) = place(&lives);
+    let (mut placed, mut end) = (placed.into_iter(), Size::from(size as i64));
+    // (bytes, offset, last reader): a slot is free for its own size after that.
+    let mut slots: Vec<(&Size, Size, usize)> = Vec::new();
+    let mut offsets = Vec::with_capacity(values.len());
+    for value in values {
+        if known(value).is_some() {
+            offsets.push(Size::from(placed.next().unwrap_or(0) as i64));
+            continue;
+        }
+        let free =
+            slots.iter_mut().find(|(bytes, _, to)| **bytes == value.bytes && *to < value.from);
+        offsets.push(match free {
+            Some(slot) => {
+                slot.2 = value.to;
+                slot.1.clone()
+            }
+            None => {
+                let (offset, alignment) = (end.clone(), Size::from(ALIGNMENT as i64));
+                end = &offset + &(&value.bytes.div_ceil(&alignment) * &alignment);
+                slots.push((&value.bytes, offset.clone(), value.to));
+                offset
+            }
+        });
+    }
+    (offsets, end)
 }
 
 #[cfg(test)]

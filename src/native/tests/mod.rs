@@ -16,6 +16,7 @@ mod product_kernels;
 mod products;
 mod random;
 mod rows;
+mod split;
 mod together;
 
 use std::collections::BTreeMap;
