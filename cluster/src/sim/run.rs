@@ -106,7 +106,7 @@ fn enough(trace: &Trace) {
         }
     }
     // A few miss: half of the machines may be none, and a machine may be off already.
-    if struck * 3 < faults * 2 {
+    if struck * 2 < faults {
         trace.violation(format!("of {faults} faults only {struck} struck"));
     }
 }
