@@ -94,7 +94,9 @@ pub(crate) async fn adjust(leader: &Leader) -> Result<(), ClusterError> {
     let voters: BTreeSet<NodeId> = membership.voter_ids().collect();
     let learners = &known - &voters;
     if !voters.contains(&metrics.id) {
-        return Err(ClusterError::unavailable("a leader that is no voter changes nothing more"));
+        // It made itself a learner; the library lets it lead on, and fails if it changes more.
+        hand_over(leader).await;
+        return Ok(());
     }
     let nodes = leader.replica.nodes();
     if nodes.is_empty() {
