@@ -34,6 +34,23 @@ fn the_last_put_counts_and_ends_the_lease() {
     assert_eq!(state.entry(key(1)).unwrap().epoch, 2);
 }
 
+/// A node takes back what it put itself, in whatever order the two arrived.
+#[test]
+fn a_withdrawal_leaves_what_another_node_put() {
+    let mut state = founded();
+    let SignedManifest { bytes, signature, .. } = (*publication(1, 1, 0).manifest).clone();
+    let manifest = Arc::new(SignedManifest { bytes, signer: 2, signature });
+    let publication = Publication { manifest, ..publication(1, 1, 0) };
+    let of_another = Change::Put { publication, create: false, also: Vec::new() };
+    let withdraw = || Change::Withdraw { key: key(1) };
+    assert_eq!(state.apply(3, write_of(1, &[], of_another)).0, Response::Committed);
+    assert_eq!(state.apply(4, write_of(2, &[], withdraw())).0, Response::Changed(false));
+    assert_eq!(state.entry(key(1)).unwrap().manifest.signer, 2);
+    assert_eq!(state.apply(5, write_of(3, &[], put_of(1, 2, false))).0, Response::Committed);
+    assert_eq!(state.apply(6, write_of(4, &[], withdraw())).0, Response::Changed(true));
+    assert!(state.entry(key(1)).is_none());
+}
+
 #[test]
 fn a_superseded_write_never_applies_and_a_repeated_one_applies_once() {
     let mut state = founded();
