@@ -28,6 +28,8 @@ use crate::harness::{NAMESPACE, bytes_of};
 /// Writers, and the keys of each.
 pub(crate) const WRITERS: usize = 3;
 const KEYS: usize = 10;
+/// Of these, those that are pinned now and then.
+const PINNED: usize = 2;
 /// Bytes of a value: a few dozen are more than the disk tier has.
 const SIZE: usize = 128 << 10;
 /// Bound on a call.
@@ -121,6 +123,9 @@ impl Load {
                 self.ledger.is(name, 0);
             }
             6 | 9 => {
+                // Few, or pins would fill the small disks and push out what is nowhere else.
+                let writer = name.trim_end_matches(|digit: char| digit.is_ascii_digit());
+                let key = bytes_of(&self::key(&format!("{writer}{}", n % PINNED)));
                 // A key that has no value cannot be pinned: that is an answer as well.
                 let pinned = client.pin(pb::PinRequest { key, pinned: n % 13 == 6 }).await;
                 pinned.map(drop).or_else(|e| match e.code() {
