@@ -66,11 +66,8 @@ impl Unanswered {
                 counted.fetch_sub(1, Ordering::Relaxed);
             }
         });
-        let end = stream::once(async move { self.0.load(Ordering::Relaxed) })
-            .filter(|left| ready(*left > 0))
-            .map(|_| ())
-            .scan(Some(cut), |cut, ()| ready(cut.take().map(|cut| Err(cut()))));
-        answers.chain(end)
+        let end = stream::once(async move { (self.0.load(Ordering::Relaxed) > 0).then(cut) });
+        answers.chain(end.filter_map(|cut| ready(cut.map(Err))))
     }
 }
 
