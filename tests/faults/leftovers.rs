@@ -93,7 +93,7 @@ async fn held(fleet: &Fleet, caller: &Caller) -> Option<String> {
 }
 
 /// Files that are still being written, by their names.
-fn temporary(fleet: &Fleet) -> Vec<PathBuf> {
+pub(crate) fn temporary(fleet: &Fleet) -> Vec<PathBuf> {
     let tmp = fleet.nodes.iter().flat_map(|node| files(&node.config.disk_path().join("tmp")));
     let parts = files(&fleet.objects()).into_iter();
     tmp.chain(parts.filter(|file| partial(file))).collect()

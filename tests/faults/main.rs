@@ -28,6 +28,7 @@ mod run;
 #[allow(dead_code)]
 mod seaweed;
 mod session;
+mod soak;
 mod store;
 
 use std::process::ExitCode;
@@ -42,8 +43,14 @@ fn main() -> ExitCode {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
     let passed = runtime.block_on(async {
         let mut terminated = signal(SignalKind::terminate()).unwrap();
+        let work = async {
+            match options.soak {
+                Some(minutes) => soak::soak(minutes, &options).await,
+                None => run::all(&options).await,
+            }
+        };
         tokio::select! {
-            passed = run::all(&options) => passed,
+            passed = work => passed,
             // What was started or made is dropped, and so ended, with the futures.
             _ = tokio::signal::ctrl_c() => false,
             _ = terminated.recv() => false,

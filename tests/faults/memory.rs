@@ -69,6 +69,7 @@ impl Cramped {
     }
 }
 
+#[expect(clippy::disallowed_methods, reason = "the kernel tells nobody when a group is empty")]
 impl Drop for Cramped {
     fn drop(&mut self) {
         // It can be removed once the last process in it is gone.

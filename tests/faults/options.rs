@@ -24,6 +24,9 @@ pub(crate) struct Options {
     /// Name the nemeses and end.
     #[arg(long)]
     pub(crate) list: bool,
+    /// Strike nothing: work for so many minutes, and show what the nodes take meanwhile.
+    #[arg(long, value_name = "MINUTES")]
+    pub(crate) soak: Option<f64>,
     /// Write the table to this file, as JSON.
     #[arg(long, value_name = "FILE")]
     pub(crate) json: Option<PathBuf>,

@@ -148,7 +148,7 @@ fn forget_logs(nemesis: &str, folder: &Path) {
     }
 }
 
-fn keep(history: &History, folder: &Path) {
+pub(crate) fn keep(history: &History, folder: &Path) {
     let Head { nemesis, seed, .. } = &history.head;
     let file = folder.join(format!("{nemesis}-{seed}.jsonl"));
     let written = std::fs::create_dir_all(folder).map_err(Into::into);

@@ -4,6 +4,7 @@
 //! key, until it had the latest bytes or time was up.
 
 use std::{
+    path::Path,
     sync::{Arc, atomic::Ordering::Relaxed},
     time::Duration,
 };
@@ -17,7 +18,7 @@ use crate::{
     clients,
     fleet::Fleet,
     history::{End, Fault},
-    leftovers,
+    leftovers::{self, Usage},
     nemesis::{Nemesis, Strike},
     options::Options,
     payload::Chance,
@@ -43,13 +44,17 @@ pub(crate) async fn work(
     let until = Instant::now() + share.saturating_sub(AROUND);
     let mut fleet = Fleet::start(nemesis.plan).await.context("start the cluster")?;
     let done = strikes(nemesis, chance, until, shared, row, &mut fleet).await;
-    let logs = &options.failures;
-    // Kept only where the checks, which come later, find something.
-    std::fs::create_dir_all(logs)?;
-    for (at, node) in fleet.nodes.iter().enumerate() {
-        std::fs::write(logs.join(format!("{}-node-{at}.log", nemesis.name)), node.log())?;
-    }
+    keep_logs(&fleet, nemesis.name, &options.failures)?;
     done
+}
+
+/// Kept only where the checks, which come later, find something.
+pub(crate) fn keep_logs(fleet: &Fleet, name: &str, folder: &Path) -> anyhow::Result<()> {
+    std::fs::create_dir_all(folder)?;
+    for (at, node) in fleet.nodes.iter().enumerate() {
+        std::fs::write(folder.join(format!("{name}-node-{at}.log")), node.log())?;
+    }
+    Ok(())
 }
 
 async fn strikes(
@@ -80,17 +85,28 @@ async fn strikes(
     }
     work.stop.cancel();
     while clients.join_next().await.is_some() {}
+    end(fleet, shared, &before, &mut row.violations).await
+}
+
+/// What is true when the clients have ended: every key is read at every node, and nothing is
+/// left over.
+pub(crate) async fn end(
+    fleet: &mut Fleet,
+    shared: &Arc<Shared>,
+    before: &[Usage],
+    found: &mut Vec<Violation>,
+) -> anyhow::Result<()> {
     for (at, node) in fleet.nodes.iter_mut().enumerate() {
         if node.door.open.load(Relaxed) && node.has_ended() {
             let what = format!("node {at} ended by itself: {}", node.last_words());
-            row.violations.push(Violation { check: "died", key: String::new(), what });
+            found.push(Violation { check: "died", key: String::new(), what });
             node.start().await.context("start it again")?;
         }
     }
     shared.recorder.fault(Fault::Final { at: shared.recorder.now() });
     read_all(fleet, shared).await?;
     let caller = Caller::new(100, Arc::clone(shared));
-    row.violations.extend(leftovers::check(fleet, &caller, &before).await);
+    found.extend(leftovers::check(fleet, &caller, before).await);
     Ok(())
 }
 

@@ -40,7 +40,8 @@ pub(crate) struct Nemesis {
 
 type Done<'a> = BoxFuture<'a, anyhow::Result<()>>;
 
-const THREE: Plan = Plan {
+/// Three nodes of this machine, with a folder for objects.
+pub(crate) const THREE: Plan = Plan {
     nodes: 3,
     ground: Ground::Loopback,
     small: None,
