@@ -117,6 +117,7 @@ fn manifest(name: &str) -> Manifest {
         compile_seconds: 1.5,
         created_unix_ms: 1,
         label: name.into(),
+        pieces: Vec::new(),
     }
 }
 

@@ -29,6 +29,7 @@ fn artifact(list: &[(&str, &str)]) -> (Manifest, Blob) {
         compile_seconds: 1.0,
         created_unix_ms: 1,
         label: String::new(),
+        pieces: Vec::new(),
     };
     manifest.validate().unwrap();
     (manifest, blob)

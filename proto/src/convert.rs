@@ -5,7 +5,8 @@
 
 use crate::{
     ArtifactKey, BinaryKind, Component, Components, Difference, Digest, Failure, FailureKind,
-    FileEntry, Fingerprint, KeyField, Manifest, ManifestError, SignedManifest, Target, pb,
+    FileEntry, Fingerprint, KeyField, Manifest, ManifestError, PieceRef, SignedManifest, Target,
+    pb,
 };
 
 /// A wire message that means nothing in the domain.
@@ -97,6 +98,15 @@ pub fn manifest(wire: pb::Manifest) -> Result<Manifest, InvalidField> {
         compile_seconds: wire.compile_seconds,
         created_unix_ms: wire.created_unix_ms,
         label: wire.label,
+        pieces: wire.pieces.iter().map(piece).collect::<Result<_, _>>()?,
+    })
+}
+
+fn piece(wire: &pb::PieceRef) -> Result<PieceRef, InvalidField> {
+    Ok(PieceRef {
+        key: key("pieces.key", &wire.key)?,
+        pack: digest("pieces.pack_digest", &wire.pack_digest)?,
+        pack_size: wire.pack_size,
     })
 }
 
@@ -203,6 +213,11 @@ impl From<&Component> for pb::Component {
 
 impl From<&Manifest> for pb::Manifest {
     fn from(m: &Manifest) -> Self {
+        let pieces = m.pieces.iter().map(|piece| pb::PieceRef {
+            key: piece.key.as_bytes().to_vec().into(),
+            pack_digest: piece.pack.as_bytes().to_vec().into(),
+            pack_size: piece.pack_size,
+        });
         let files = m.files.iter().map(|f| pb::FileEntry {
             path: f.path.clone(),
             offset: f.offset,
@@ -222,6 +237,7 @@ impl From<&Manifest> for pb::Manifest {
             compile_seconds: m.compile_seconds,
             created_unix_ms: m.created_unix_ms,
             label: m.label.clone(),
+            pieces: pieces.collect(),
         }
     }
 }

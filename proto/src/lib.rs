@@ -23,8 +23,8 @@ pub use fingerprint::Fingerprint;
 pub use key::{Component, Components, Difference, KeyField, component};
 pub use limits::{CHUNK_BYTES, MAX_MESSAGE_BYTES, NAMESPACE_RULE, is_namespace};
 pub use manifest::{
-    FileEntry, MAX_FILES, MAX_PACK_BYTES, Manifest, ManifestError, NodeIdentity, SignedManifest,
-    check_path,
+    FileEntry, MAX_FILES, MAX_PACK_BYTES, MAX_PIECES, Manifest, ManifestError, NodeIdentity,
+    PieceRef, SignedManifest, check_path,
 };
 pub use target::{BinaryKind, ParseTargetError, Target};
 

@@ -18,6 +18,8 @@ use crate::{
 pub const MAX_FILES: usize = 16_384;
 /// Largest pack in bytes.
 pub const MAX_PACK_BYTES: u64 = 8 << 30;
+/// Most pieces of one artifact.
+pub const MAX_PIECES: usize = 1024;
 const LONGEST_PATH: usize = 1024;
 /// Keeps a manifest's signature from being valid for anything else.
 const SIGNING_CONTEXT: &[u8] = b"kiln-manifest-v1\0";
@@ -62,6 +64,20 @@ pub struct Manifest {
     pub created_unix_ms: u64,
     /// A name to show.
     pub label: String,
+    /// Other artifacts that this one is stitched of, by position; empty for one that is
+    /// whole itself.
+    pub pieces: Vec<PieceRef>,
+}
+
+/// An artifact that another one is made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct PieceRef {
+    /// Of the piece, in the namespace of the whole.
+    pub key: ArtifactKey,
+    /// Its pack, as the whole was made and checked with it.
+    pub pack: Digest,
+    /// Bytes of the pack.
+    pub pack_size: u64,
 }
 
 /// A manifest as it was signed: these exact bytes.
@@ -202,6 +218,9 @@ impl Manifest {
         if !self.compile_seconds.is_finite() || self.compile_seconds < 0.0 {
             return refuse("its cost in seconds is no number".into());
         }
+        if let Err(why) = self.check_pieces() {
+            return refuse(why);
+        }
         let mut next = 0u64;
         let mut previous: Option<&str> = None;
         for file in &self.files {
@@ -224,6 +243,26 @@ impl Manifest {
             return refuse(format!("its files cover {next} of {} bytes", self.pack_size));
         }
         Ok(())
+    }
+}
+
+impl Manifest {
+    fn check_pieces(&self) -> Result<(), String> {
+        if self.pieces.len() > MAX_PIECES {
+            return Err(format!("{} pieces, at most {MAX_PIECES}", self.pieces.len()));
+        }
+        // Only what a compiler made is put together of others.
+        if !self.pieces.is_empty() && self.replaceable() {
+            return Err("a replaceable artifact has no pieces".into());
+        }
+        let mut keys: Vec<_> = self.pieces.iter().map(|piece| piece.key).collect();
+        keys.push(self.key);
+        keys.sort_unstable();
+        match keys.windows(2).find(|pair| pair[0] == pair[1]) {
+            Some(pair) if pair[0] == self.key => Err("it is a piece of itself".into()),
+            Some(pair) => Err(format!("piece {} comes twice", pair[0])),
+            None => Ok(()),
+        }
     }
 }
 
@@ -274,6 +313,7 @@ mod tests {
             compile_seconds: 0.5,
             created_unix_ms: 1,
             label: "m".into(),
+            pieces: Vec::new(),
         }
     }
 
@@ -334,6 +374,36 @@ mod tests {
             break_it(&mut m);
             assert!(matches!(node.sign(m), Err(ManifestError::Invalid(_))));
         }
+    }
+
+    fn piece(n: u8) -> PieceRef {
+        PieceRef { key: ArtifactKey::from_bytes([n; 32]), pack: Digest::of(&[n]), pack_size: 1 }
+    }
+
+    #[test]
+    fn pieces_are_signed_with_the_whole() {
+        let node = identity(7, 1);
+        let whole = Manifest { pieces: vec![piece(2), piece(1)], ..manifest(b"abc") };
+        let signed = node.sign(whole.clone()).unwrap();
+        let read = signed.verify(&node.verifying_key(), &whole.key).unwrap();
+        assert_eq!(read.pieces, whole.pieces, "in their order");
+    }
+
+    #[test]
+    fn pieces_are_others_and_come_once() {
+        let node = identity(7, 1);
+        let itself = PieceRef { key: manifest(b"abc").key, ..piece(1) };
+        let many = (0..=MAX_PIECES).map(|n| {
+            let key = ArtifactKey::from_bytes(*Digest::of(&n.to_le_bytes()).as_bytes());
+            PieceRef { key, ..piece(1) }
+        });
+        for pieces in [vec![piece(1), piece(2), piece(1)], vec![itself], many.collect()] {
+            let whole = Manifest { pieces, ..manifest(b"abc") };
+            assert!(matches!(node.sign(whole), Err(ManifestError::Invalid(_))));
+        }
+        let value = crate::value::manifest("", b"name", Digest::of(b"v"), 1, 0.0);
+        let whole = Manifest { pieces: vec![piece(1)], ..value };
+        assert!(matches!(node.sign(whole), Err(ManifestError::Invalid(_))));
     }
 
     #[test]

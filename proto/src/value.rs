@@ -66,6 +66,7 @@ pub fn manifest(
         compile_seconds: seconds,
         created_unix_ms: 0,
         label: shown(name),
+        pieces: Vec::new(),
     }
 }
 

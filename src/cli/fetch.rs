@@ -183,6 +183,7 @@ pub(crate) mod tests {
             compile_seconds: 0.5,
             created_unix_ms: 0,
             label: "k.cu".into(),
+            pieces: Vec::new(),
         };
         (manifest, pack)
     }

@@ -232,6 +232,7 @@ impl Manager {
             compile_seconds: output.compile_seconds,
             created_unix_ms: now_unix_ms(),
             label: prepared.label.clone(),
+            pieces: Vec::new(),
         };
         let signed = self.identity.sign(manifest)?;
         let manifest = signed.read_unverified()?;

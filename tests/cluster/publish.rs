@@ -36,6 +36,7 @@ fn artifact(name: &str, pack: &[u8]) -> Manifest {
         compile_seconds: 1.0,
         created_unix_ms: 0,
         label: name.into(),
+        pieces: Vec::new(),
     }
 }
 

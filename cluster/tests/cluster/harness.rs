@@ -227,6 +227,7 @@ pub fn manifest(name: &str, pack: &[u8]) -> (ArtifactKey, Manifest) {
         compile_seconds: 1.5,
         created_unix_ms: 1,
         label: name.into(),
+        pieces: Vec::new(),
     };
     (manifest.key, manifest)
 }

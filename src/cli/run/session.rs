@@ -371,6 +371,7 @@ impl Session {
                 "" => self.folder.label.clone(),
                 tag => format!("{} {tag}", self.folder.label),
             },
+            pieces: Vec::new(),
         }
     }
 
