@@ -64,7 +64,7 @@ pub(crate) struct Store {
 impl Store {
     /// Opens or creates the database below `data_dir`.
     pub(super) fn open(data_dir: &Path, disk: &dyn Disk) -> Result<Arc<Self>, ClusterError> {
-        let (dir, incoming) = (data_dir.join("index"), data_dir.join("incoming"));
+        let (dir, incoming) = (Self::folder(data_dir), data_dir.join("incoming"));
         std::fs::create_dir_all(&incoming)
             .map_err(|e| ClusterError::storage(format!("create {}: {e}", incoming.display())))?;
         let mut options = Options::default();
@@ -124,6 +124,11 @@ impl Store {
         let live = store.meta(meta::LIVE)?.unwrap_or_default();
         *store.live.write() = live;
         Ok(Arc::new(store))
+    }
+
+    /// The database's own folder.
+    pub(super) fn folder(data_dir: &Path) -> PathBuf {
+        data_dir.join("index")
     }
 
     /// Who the data belongs to; `None` on an empty disk.

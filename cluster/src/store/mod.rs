@@ -28,8 +28,9 @@ use crate::{environment::Disk, error::ClusterError};
 
 /// Opens or creates the store below `data_dir`, which is on `disk`.
 pub(crate) fn open(data_dir: &Path, disk: &dyn Disk) -> Result<Arc<Store>, ClusterError> {
+    mark::check_manifest(&Store::folder(data_dir))?;
     let store = Store::open(data_dir, disk)?;
-    mark::check(&store.db)?;
+    mark::check_writes(&store.db)?;
     install::recover(&store)?;
     Ok(store)
 }
