@@ -14,8 +14,8 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    command::Command, leader::Leader, membership, peers::Peers, replica::Replica, rpc::Unanswered,
-    watch::IndexEvent,
+    command::Command, finish::finish, leader::Leader, membership, peers::Peers, replica::Replica,
+    rpc::Unanswered, watch::IndexEvent,
 };
 
 /// Most expiries proposed in one tick; the rest follow in the next.
@@ -44,8 +44,9 @@ async fn one_term(leader: &Arc<Leader>, tasks: &TaskTracker, stop: &Cancellation
     let timings = &leader.timings;
     while leader.member.leads() {
         // Everything committed before is applied here when this succeeds.
-        let reading = running.raft.ensure_linearizable(ReadPolicy::ReadIndex);
-        match timeout(timings.election_max, reading).await {
+        let raft = running.raft.clone();
+        let reading = async move { raft.ensure_linearizable(ReadPolicy::ReadIndex).await };
+        match timeout(timings.election_max, finish(running, reading)).await {
             Ok(Ok(_)) => break,
             Ok(Err(e)) => tracing::debug!(error = %e, "this leader is not established yet"),
             Err(_) => tracing::debug!("this leader has no quorum yet"),

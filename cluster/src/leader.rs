@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     command::{Command, Response},
     error::ClusterError,
+    finish::finish,
     member::Member,
     peers::Peers,
     raft::Leadership,
@@ -94,9 +95,11 @@ impl Leader {
 
     /// Proposes `command` and waits until it is applied here.
     pub(crate) async fn propose(&self, command: Command) -> Answer<Written> {
-        let raft = &self.member.running()?.raft;
+        let running = self.member.running()?;
+        let raft = running.raft.clone();
+        let writing = finish(running, async move { raft.client_write(command).await });
         let give_up = self.member.give_up_at(Instant::now());
-        let written = match tokio::time::timeout_at(give_up, raft.client_write(command)).await {
+        let written = match tokio::time::timeout_at(give_up, writing).await {
             Ok(written) => written,
             Err(_) => return Err(no_quorum()),
         };
@@ -112,8 +115,10 @@ impl Leader {
 
     /// An index that covers everything acknowledged before this call.
     pub(crate) async fn read_index(&self) -> Answer<u64> {
-        let raft = &self.member.running()?.raft;
-        let reading = raft.ensure_linearizable(ReadPolicy::ReadIndex);
+        let running = self.member.running()?;
+        let raft = running.raft.clone();
+        let reading = async move { raft.ensure_linearizable(ReadPolicy::ReadIndex).await };
+        let reading = finish(running, reading);
         let give_up = self.member.give_up_at(Instant::now());
         match tokio::time::timeout_at(give_up, reading).await {
             Ok(Ok(read)) => Ok(read.index()),

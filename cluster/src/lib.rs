@@ -23,6 +23,7 @@ mod deadlines;
 mod entry;
 mod environment;
 mod error;
+mod finish;
 mod housekeeping;
 mod identity;
 mod index;

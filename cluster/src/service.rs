@@ -17,6 +17,7 @@ use crate::{
     bootstrap::Bootstrap,
     command::{Candidate, Command, NewNode},
     error::io_error,
+    finish::finish,
     leader::Leader,
     member::{Member, Running},
     pb::{Frame, peer_server::Peer},
@@ -107,19 +108,25 @@ impl Peer for Service {
     }
 
     async fn vote(&self, request: Request<Frame>) -> Reply {
-        let vote = self.running(&request)?.raft.vote(unframe(request.get_ref())?);
-        reply(&vote.await.map_err(status)?)
+        let (running, vote) = (self.running(&request)?, unframe(request.get_ref())?);
+        let raft = running.raft.clone();
+        let voted = finish(running, async move { raft.vote(vote).await });
+        reply(&voted.await.map_err(status)?)
     }
 
     async fn pre_vote(&self, request: Request<Frame>) -> Reply {
-        let vote = self.running(&request)?.raft.pre_vote(unframe(request.get_ref())?);
-        reply(&vote.await.map_err(status)?)
+        let (running, vote) = (self.running(&request)?, unframe(request.get_ref())?);
+        let raft = running.raft.clone();
+        let voted = finish(running, async move { raft.pre_vote(vote).await });
+        reply(&voted.await.map_err(status)?)
     }
 
     async fn transfer_leader(&self, request: Request<Frame>) -> Reply {
         let running = self.running(&request)?;
         let transfer: TransferLeaderRequest<Types> = unframe(request.get_ref())?;
-        reply(&running.raft.handle_transfer_leader(transfer).await.map_err(status)?)
+        let raft = running.raft.clone();
+        let moved = finish(running, async move { raft.handle_transfer_leader(transfer).await });
+        reply(&moved.await.map_err(status)?)
     }
 
     async fn snapshot(&self, request: Request<Streaming<Frame>>) -> Reply {
