@@ -71,7 +71,7 @@ impl Work {
         let mut caller = Caller::new(client, Arc::clone(&self.shared));
         let mut sets = 0;
         while !self.stop.is_cancelled() {
-            let Some(door) = self.door(&mut chance) else { break };
+            let Some(door) = self.door(client, &mut chance) else { break };
             let call = match client {
                 0..8 => self.value(&mut caller, &door, &mut chance).await,
                 8..11 => self.artifact(&caller, &door, &mut chance).await,
@@ -84,10 +84,14 @@ impl Work {
         }
     }
 
-    /// Some node that clients may ask.
-    fn door(&self, chance: &mut Chance) -> Option<Arc<Door>> {
+    /// Some node that clients may ask. Each leaves one alone, where there are others: a node
+    /// that keeps whoever asks it waiting never has all of them.
+    fn door(&self, client: u32, chance: &mut Chance) -> Option<Arc<Door>> {
         let doors = self.doors.lock();
-        let open: Vec<_> = doors.iter().filter(|door| door.open.load(Relaxed)).collect();
+        let mut open: Vec<_> = doors.iter().filter(|door| door.open.load(Relaxed)).collect();
+        if open.len() > 1 {
+            open.remove(client as usize % open.len());
+        }
         (!open.is_empty()).then(|| Arc::clone(open[chance.below(open.len())]))
     }
 
@@ -138,7 +142,7 @@ impl Work {
             // The lease ends, another is granted: its token is stale.
             15..25 => {
                 let stale = held.end();
-                let Some(other) = self.door(chance) else { return call };
+                let Some(other) = self.door(caller.client, chance) else { return call };
                 let (again, new) = caller.lease(&other, &name, deadline).await;
                 let Some(new) = new else { return again };
                 caller.publish(door, &name, &stale, &self.bytes(&name, chance)).await;
