@@ -14,6 +14,8 @@
 //! an earlier generation than the current one, old    -> delete
 //! ```
 
+mod step;
+
 use std::{
     collections::HashMap,
     pin::pin,
@@ -21,17 +23,19 @@ use std::{
 };
 
 use async_trait::async_trait;
-use fail::fail_point;
 use futures::StreamExt;
 use kiln_proto::Digest;
 use serde::{Deserialize, Serialize};
 
+use self::step::{Step, Taken, take};
 use super::{Clock, IndexError, ObjectName, ObjectTier, StoredPack, TierError, TierName, meter};
 
 /// Condemned packs that are remembered between passes; more wait for the next.
 const MOST_CONDEMNED: usize = 100_000;
 /// Listed objects that the index is asked about at a time.
 const BATCH: usize = 1000;
+/// Objects that are condemned or deleted at a time.
+const AT_ONCE: usize = 64;
 
 /// What the index knows of a pack.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -147,11 +151,11 @@ impl Collector {
         // What has no object any more was not listed, and waits to be forgotten.
         match index.condemned(MOST_CONDEMNED).await {
             Ok(condemned) => {
-                for (pack, generation) in condemned {
-                    let name = ObjectName { pack, generation };
-                    let finished = pass.finish(&name).await;
-                    pass.leave_for_later(&name, finished);
-                }
+                let names =
+                    condemned.into_iter().map(|(pack, generation)| ObjectName { pack, generation });
+                let steps = names.filter(|name| pass.grace_passed(name)).map(Step::Finish);
+                let steps: Vec<Step> = steps.collect();
+                pass.carry_out(steps).await;
             }
             Err(e) => {
                 tracing::warn!(error = %e, "ask the index for what is condemned");
@@ -200,78 +204,75 @@ impl Pass<'_> {
                 return;
             }
         };
-        for (object, state) in batch.iter().zip(states) {
-            let judged = self.judge(object, state, now_ms).await;
-            self.leave_for_later(&object.name, judged);
-        }
+        let judged = batch.iter().zip(states);
+        let steps = judged.filter_map(|(object, state)| self.judge(object, state, now_ms));
+        let steps: Vec<Step> = steps.collect();
+        self.carry_out(steps).await;
     }
 
-    async fn judge(
+    /// What is to be done about one object; `None`: nothing now.
+    fn judge(
         &mut self,
         object: &StoredPack,
         state: Option<PackState>,
         now_ms: u64,
-    ) -> Result<(), IndexError> {
-        let name = &object.name;
+    ) -> Option<Step> {
+        let (name, size) = (object.name, object.size);
         let age = Duration::from_millis(now_ms.saturating_sub(object.modified_ms));
         let old = age >= self.collector.settings.orphan_after;
         match state {
-            Some(state) if state.generation < name.generation => {
-                // No replica that passed the barrier lags behind an upload: this is
-                // of another cluster's past, and its number may come up in this one.
-                self.done.young += 1;
-            }
+            // No replica that passed the barrier lags behind an upload: this is
+            // of another cluster's past, and its number may come up in this one.
+            Some(state) if state.generation < name.generation => self.done.young += 1,
             Some(state) if state.generation > name.generation => match old {
-                true => self.delete(object).await?,
+                true => return Some(Step::Delete { name, size, forget: false }),
                 false => self.done.young += 1,
             },
             Some(state) if state.referenced => {
                 self.done.referenced += 1;
-                self.done.reprieved += u64::from(self.collector.seen.contains_key(name));
+                self.done.reprieved += u64::from(self.collector.seen.contains_key(&name));
             }
-            Some(state) if state.condemned => match self.grace_passed(name) {
-                true => {
-                    self.delete(object).await?;
-                    self.forget(name).await?;
-                }
+            Some(state) if state.condemned => match self.grace_passed(&name) {
+                true => return Some(Step::Delete { name, size, forget: true }),
                 false => self.done.waiting += 1,
             },
             // Nothing refers to it: unreferenced, or unknown.
             Some(_) | None if !old => self.done.young += 1,
-            Some(_) | None => {
-                if self.index.condemn(&name.pack, name.generation).await? {
-                    fail_point!("collect.condemned");
-                    self.done.condemned += 1;
-                    self.grace_passed(name);
-                }
-            }
+            Some(_) | None => return Some(Step::Condemn(name)),
         }
-        Ok(())
+        None
     }
 
-    async fn delete(&mut self, object: &StoredPack) -> Result<(), IndexError> {
-        fail_point!("collect.begin");
-        self.object.delete(&object.name).await?;
-        fail_point!("collect.deleted");
-        self.done.deleted += 1;
-        self.done.bytes_freed += object.size;
-        Ok(())
-    }
-
-    /// A condemned generation without an object has nothing left to delete.
-    async fn finish(&mut self, name: &ObjectName) -> Result<(), IndexError> {
-        match self.grace_passed(name) && self.object.stat(name).await?.is_none() {
-            true => self.forget(name).await,
-            false => Ok(()),
+    /// Takes many steps at a time: each waits for a commit, and the index commits many
+    /// at once. One that fails does not keep the others from it.
+    async fn carry_out(&mut self, steps: Vec<Step>) {
+        let (object, index) = (self.object, self.index);
+        let steps = futures::stream::iter(steps).map(|step| take(object, index, step));
+        let mut steps = steps.buffer_unordered(AT_ONCE);
+        while let Some(taken) = steps.next().await {
+            self.note(taken);
         }
     }
 
-    async fn forget(&mut self, name: &ObjectName) -> Result<(), IndexError> {
-        self.index.forget(&name.pack, name.generation).await?;
-        fail_point!("collect.forgotten");
-        self.done.forgotten += 1;
-        self.still_condemned.remove(name);
-        Ok(())
+    fn note(&mut self, taken: Taken) {
+        let Taken { name, condemned, freed, forgotten, failed } = taken;
+        if condemned {
+            self.done.condemned += 1;
+            self.grace_passed(&name);
+        }
+        if let Some(bytes) = freed {
+            self.done.deleted += 1;
+            self.done.bytes_freed += bytes;
+        }
+        if forgotten {
+            self.done.forgotten += 1;
+            self.still_condemned.remove(&name);
+        }
+        if let Some(e) = failed {
+            tracing::warn!(object = %name, error = %e, "collect garbage; left for the next pass");
+            self.done.failed += 1;
+            self.remember(&name);
+        }
     }
 
     /// Whether the grace period passed since the condemnation was first seen.
@@ -292,14 +293,6 @@ impl Pass<'_> {
         if let Some(since) = self.seen_since(name) {
             self.still_condemned.insert(*name, since);
         }
-    }
-
-    /// One object that can't be judged now does not keep the others from it.
-    fn leave_for_later(&mut self, name: &ObjectName, judged: Result<(), IndexError>) {
-        let Err(e) = judged else { return };
-        tracing::warn!(object = %name, error = %e, "collect garbage; left for the next pass");
-        self.done.failed += 1;
-        self.remember(name);
     }
 }
 

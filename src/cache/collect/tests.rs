@@ -19,6 +19,8 @@ struct Packs {
     publish_after_answer: Mutex<Option<(Blob, std::sync::Arc<ObjectTier>)>>,
     away: Mutex<bool>,
     asked: Mutex<Vec<(&'static str, Digest)>>,
+    /// A commit ends only when so many wait for theirs.
+    together: Option<tokio::sync::Barrier>,
     barriers: Mutex<u64>,
 }
 
@@ -38,6 +40,12 @@ impl Packs {
 
     fn drop_reference(&self, pack: &Digest) {
         self.known.lock().get_mut(pack).unwrap().referenced = false;
+    }
+
+    async fn commit(&self) {
+        if let Some(together) = &self.together {
+            together.wait().await;
+        }
     }
 
     fn answer(&self, what: &'static str, pack: &Digest) -> Result<(), IndexError> {
@@ -65,6 +73,7 @@ impl PackIndex for Packs {
 
     async fn condemn(&self, pack: &Digest, generation: u64) -> Result<bool, IndexError> {
         self.answer("condemn", pack)?;
+        self.commit().await;
         let mut known = self.known.lock();
         let unknown = PackState { generation, referenced: false, condemned: false };
         let state = known.entry(*pack).or_insert(unknown);
@@ -77,6 +86,7 @@ impl PackIndex for Packs {
 
     async fn forget(&self, pack: &Digest, generation: u64) -> Result<(), IndexError> {
         self.answer("forget", pack)?;
+        self.commit().await;
         let mut known = self.known.lock();
         if known.get(pack).is_some_and(|s| s.condemned && s.generation == generation) {
             known.remove(pack);
@@ -228,4 +238,26 @@ async fn a_restarted_collector_waits_again_and_finishes_what_another_began() {
     let done = collector.pass(&object, &index, &OLD, start + GRACE).await.unwrap();
     assert_eq!((done.deleted, done.forgotten), (1, 2));
     assert!(index.known.lock().is_empty());
+}
+
+/// A store that is overwritten all the time has more garbage than one commit after the
+/// other can name.
+#[tokio::test]
+async fn many_are_condemned_and_forgotten_at_a_time() {
+    const MANY: usize = 16;
+    let dir = tempfile::tempdir().unwrap();
+    let together = Some(tokio::sync::Barrier::new(MANY));
+    let (object, index) = (in_folder(&dir), Packs { together, ..Packs::default() });
+    let mut collector = collector();
+    for n in 0..MANY {
+        upload(&object, &blob(n as u64, 10), 0).await;
+    }
+    let start = Instant::now();
+    let passes = async {
+        let condemned = collector.pass(&object, &index, &OLD, start).await.unwrap().condemned;
+        let done = collector.pass(&object, &index, &OLD, start + GRACE).await.unwrap();
+        (condemned, done.deleted, done.forgotten)
+    };
+    let passes = tokio::time::timeout(Duration::from_secs(60), passes).await;
+    assert_eq!(passes.expect("one waits for the other"), (16, 16, 16));
 }
