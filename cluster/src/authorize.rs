@@ -42,7 +42,12 @@ pub(crate) fn check(nodes: &Nodes, from: NodeId, command: &Command) -> Result<()
             check_write(nodes, write)
         }
         Command::Report { node, report } => {
-            own(*node)?;
+            // Who made another node keep packs vouches for that, as a publication does.
+            let vouches = report.hits.is_empty() && report.lost.is_empty();
+            let member = nodes.get(node).is_some_and(|node| node.is_member());
+            if !(vouches && member && !report.gained.is_empty()) {
+                own(*node)?;
+            }
             bounded(report.hits.len() + report.gained.len() + report.lost.len(), "reports")
         }
         Command::RetireAbsent { asked, .. } => bounded(asked.nodes.len(), "nodes"),
@@ -182,6 +187,23 @@ mod tests {
             let refused = check(&nodes(), 2, &command);
             assert!(matches!(refused, Err(ClusterError::Invalid(_))), "{command}: {refused:?}");
         }
+    }
+
+    #[test]
+    fn a_node_vouches_for_what_another_one_keeps_and_for_nothing_else() {
+        let gained = AccessReport { gained: vec![Digest::of(b"x")], ..AccessReport::default() };
+        let lost = AccessReport { lost: vec![Digest::of(b"y")], ..gained.clone() };
+        let used =
+            AccessReport { hits: vec![(ArtifactKey::from_bytes([1; 32]), 1)], ..gained.clone() };
+        let judge = |node, report: &AccessReport| {
+            check(&nodes(), 2, &Command::Report { node, report: report.clone() })
+        };
+        assert_eq!(judge(1, &gained), Ok(()));
+        for report in [&lost, &used] {
+            assert!(judge(1, report).is_err(), "{report:?}");
+            assert_eq!(judge(2, report), Ok(()));
+        }
+        assert!(judge(9, &gained).is_err(), "no member");
     }
 
     #[test]

@@ -331,6 +331,12 @@ impl Index {
         }
     }
 
+    /// Gives back every lease that this node holds: who waits for one of them need not
+    /// wait until it runs out. Returns when the cluster knows, or cannot be told.
+    pub async fn give_leases_back(&self) {
+        self.leases.give_all_back().await;
+    }
+
     /// Reports what this node used, gained and lost since the last report. Hints:
     /// counts may be doubled when a leader changes.
     pub async fn report(&self, report: AccessReport) -> Result<(), ClusterError> {

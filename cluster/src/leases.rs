@@ -28,6 +28,8 @@ pub(crate) struct Leases {
     router: Arc<Router>,
     interval: Duration,
     tasks: TaskTracker,
+    /// Those of `tasks` that give a lease back.
+    releases: TaskTracker,
     stop: CancellationToken,
 }
 
@@ -88,7 +90,11 @@ impl Leases {
         stop: CancellationToken,
     ) -> Self {
         let interval = ttl / HEARTBEATS;
-        Self { held: Mutex::default(), added: Notify::new(), router, interval, tasks, stop }
+        let releases = TaskTracker::new();
+        // Closed ones track as well; their wait ends whenever nothing is under way.
+        releases.close();
+        let (held, added) = (Mutex::default(), Notify::new());
+        Self { held, added, router, interval, tasks, releases, stop }
     }
 
     /// Holds a lease that was granted to this node.
@@ -134,8 +140,19 @@ impl Leases {
         };
         // A lease may be dropped where no runtime is left to release it.
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            self.tasks.spawn_on(release, &runtime);
+            self.tasks.spawn_on(self.releases.track_future(release), &runtime);
         }
+    }
+
+    /// Ends every lease that this node holds, and returns when the cluster was told of
+    /// these and of those that ended before.
+    pub(crate) async fn give_all_back(&self) {
+        for (key, token) in self.list() {
+            if self.forget(&key, token) {
+                self.release(key, token);
+            }
+        }
+        self.releases.wait().await;
     }
 
     /// Sends heartbeats until the node stops.

@@ -3,14 +3,15 @@
 //! Invariant: a pack is condemned only while no entry and no open lease refers to it, and
 //! each name that it had in the object store is condemned, deleted and forgotten by itself.
 
-use kiln_proto::Digest;
+use kiln_proto::{Digest, NodeId};
 
 use super::{Index, MOST_SCANNED};
 use crate::{
-    command::Command,
+    command::{AccessReport, Command},
     entry::PackState,
     error::ClusterError,
     table::{BlobRecord, Table},
+    watch::NodeInfo,
 };
 
 impl Index {
@@ -65,6 +66,25 @@ impl Index {
         let mut present =
             blob.holders.iter().filter(|id| nodes.get(id).is_some_and(|node| !node.left));
         Ok(present.position(|id| *id == me))
+    }
+
+    /// The other members that are believed to have `pack`, where an entry names it and the
+    /// object store is not known to have it; `None`: it needs no node. From the local replica.
+    pub async fn needed_copies(&self, pack: &Digest) -> Result<Option<Vec<NodeId>>, ClusterError> {
+        let me = self.router.owner()?.node;
+        let blob: Option<BlobRecord> = self.replica.read(*pack).await?;
+        let Some(blob) = blob.filter(|blob| blob.entries > 0 && !blob.stored) else {
+            return Ok(None);
+        };
+        let nodes = self.replica.nodes();
+        let other = |id: &NodeId| *id != me && nodes.get(id).is_some_and(NodeInfo::is_member);
+        Ok(Some(blob.holders.into_iter().filter(other).collect()))
+    }
+
+    /// Notes that the member `node` keeps `packs`, which this node made it fetch.
+    pub async fn vouch(&self, node: NodeId, packs: Vec<Digest>) -> Result<(), ClusterError> {
+        let report = AccessReport { gained: packs, ..AccessReport::default() };
+        self.router.write(Command::Report { node, report }).await.map(drop)
     }
 
     /// Up to `limit` condemned packs with the generations that are, from the local
