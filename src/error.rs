@@ -17,6 +17,10 @@ pub const CODE: &str = "kiln-code";
 pub const KIND: &str = "kiln-kind";
 /// The kind of every refusal of a node that left its cluster.
 pub const LEFT: &str = "left";
+/// The kind of what a node refuses that leaves its cluster: another node takes it.
+pub const LEAVING: &str = "leaving";
+/// The kind of the refusal to leave with what no other place has.
+pub const ONLY_HERE: &str = "only_here";
 
 /// Why a request has no answer.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -50,6 +54,26 @@ pub enum Error {
     /// This node is no member any more: ask another one.
     #[error("this node left the cluster: ask another node")]
     Left,
+    /// This node is about to leave, and takes no more: ask another one.
+    #[error("this node leaves the cluster and takes nothing new: ask another node")]
+    Leaving,
+    /// This node has what no other place took over: make room there, or give it up.
+    #[error(
+        "the node stays, and takes writes again: {packs} packs ({bytes} bytes) that the index names \
+         are only here, and {publications} publications are under way; neither the object store nor \
+         another node's disk took them within {within:?}. See that one of them does and ask again, \
+         or lose them: kiln cluster leave --force"
+    )]
+    OnlyHere {
+        /// Packs.
+        packs: u64,
+        /// Of these packs.
+        bytes: u64,
+        /// Publications, and copies of other nodes' publications.
+        publications: u64,
+        /// What they were given.
+        within: std::time::Duration,
+    },
     /// The node's own storage failed: look at its log.
     #[error("the node's storage failed: {0}")]
     Storage(String),
@@ -111,9 +135,9 @@ impl From<Error> for Status {
             Error::Failed(failure) => grpc_code(failure.kind),
             Error::NotFound(_) => Code::NotFound,
             Error::Invalid(_) => Code::InvalidArgument,
-            Error::StaleToken | Error::Left => Code::FailedPrecondition,
+            Error::StaleToken | Error::Left | Error::OnlyHere { .. } => Code::FailedPrecondition,
             Error::Superseded => Code::Aborted,
-            Error::Unavailable(_) | Error::Unreachable(_) => Code::Unavailable,
+            Error::Unavailable(_) | Error::Unreachable(_) | Error::Leaving => Code::Unavailable,
             Error::NotStored(_) => Code::ResourceExhausted,
             Error::Storage(_) => Code::Internal,
         };
@@ -128,6 +152,8 @@ impl From<Error> for Status {
             }
             // Tells it apart from other refusals: only here another node would serve.
             Error::Left => put(KIND, LEFT),
+            Error::Leaving => put(KIND, LEAVING),
+            Error::OnlyHere { .. } => put(KIND, ONLY_HERE),
             _ => {}
         }
         status

@@ -16,6 +16,7 @@
 //! | [`scan`] | reads every entry of the index, in pages |
 //! | [`exec`] | runs a compiled graph, on a GPU or by the interpreter |
 //! | [`artifact`] | files to packs and back |
+//! | [`gate`] | whether this node takes what it would have to keep |
 //! | `kiln_cluster` | the Raft-replicated index, leases, membership |
 //! | `kiln_proto` | the shared vocabulary and the wire format |
 //!
@@ -38,6 +39,7 @@ pub mod counters;
 pub mod crash;
 pub mod error;
 pub mod exec;
+pub mod gate;
 pub mod identity;
 pub mod manager;
 mod net;

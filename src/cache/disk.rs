@@ -212,6 +212,11 @@ impl DiskTier {
         self.store.catalog.lock().digests()
     }
 
+    /// What is here and how many bytes each has, in no order.
+    pub fn contents(&self) -> Vec<(Digest, u64)> {
+        self.store.catalog.lock().contents()
+    }
+
     /// Whether it is here, as far as is known without reading it; no use.
     pub fn holds(&self, digest: &Digest) -> bool {
         self.store.catalog.lock().get(digest).is_some()

@@ -238,6 +238,11 @@ impl Tiers {
         self.disk.digests()
     }
 
+    /// What is on this node's disk, with the bytes of each.
+    pub fn contents(&self) -> Vec<(Digest, u64)> {
+        self.disk.contents()
+    }
+
     /// Blobs that this node gains and loses from now on.
     pub fn changes(&self) -> broadcast::Receiver<Change> {
         self.changes.subscribe()

@@ -106,10 +106,11 @@ impl UploadQueue {
         }
     }
 
-    /// The store is back: what waited for it waits no longer.
+    /// What waits for its next try waits no longer: the store is back, or time is short.
     pub(super) fn retry_all_now(&self) {
         let now = Instant::now();
         self.waiting.lock().values_mut().for_each(|attempt| attempt.due = now);
+        self.wake.notify_one();
     }
 
     /// At most `most` that are due, or how long nothing is (`None`: until

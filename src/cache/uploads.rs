@@ -57,6 +57,21 @@ impl Tiers {
         self.disk().queue_upload(pack).await
     }
 
+    /// [`enqueue_upload`](Self::enqueue_upload) of what does not wait already. One that is
+    /// not queued is seen to by the next look for such packs.
+    pub async fn ensure_upload(&self, pack: &Digest) {
+        if !self.uploads.contains(pack)
+            && let Err(e) = self.enqueue_upload(pack).await
+        {
+            tracing::warn!(%pack, error = %e, "an upload is not queued");
+        }
+    }
+
+    /// Has all that waits tried now: time is short.
+    pub fn hurry_uploads(&self) {
+        self.uploads.retry_all_now();
+    }
+
     /// Waits while a publication might push out what was acknowledged and is nowhere else:
     /// while queued uploads fill half of the disk, and L3 takes them. At most [`PATIENCE`]:
     /// where L3 is away, a cache goes on without what is worth least.

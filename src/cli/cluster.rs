@@ -1,15 +1,22 @@
 //! `kiln cluster`: membership.
 
+use std::time::Duration;
+
 use clap::{Args, Subcommand};
 use kiln_proto::pb;
+use tonic::Status;
 
-use super::{CliError, ClientArgs, backup, output};
+use super::{CliError, ClientArgs, backup, client::Client, output, view::LeavingView};
+
+/// How often who waits for a node to leave is told how far it is.
+const TELL: Duration = Duration::from_secs(2);
 
 const EXAMPLES: &str = "\
 Examples:
   kiln cluster add 10.0.0.4:7400
   kiln cluster remove 3
   kiln cluster leave --endpoint http://10.0.0.4:7400
+  kiln cluster leave --within 5m
   kiln cluster voters 5
   kiln cluster backup > index.kiln
   kiln cluster restore < index.kiln";
@@ -31,13 +38,22 @@ enum Change {
         /// Its gRPC address, HOST:PORT.
         address: String,
     },
-    /// Remove a node for good, dead or alive.
+    /// Remove a node for good, dead or alive, without asking it. What its disk alone has of
+    /// what was stored is lost; a node that runs hands that over when it is told to leave.
     Remove {
         /// Its id; see kiln status.
         id: u64,
     },
-    /// Make the node asked leave its cluster.
-    Leave,
+    /// Make the node asked leave its cluster for good. It takes nothing new, hands over what
+    /// only its disk has, to the object store or to other nodes, and stays where that fails.
+    Leave {
+        /// What handing over may take; 60 s if not given.
+        #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+        within: Option<Duration>,
+        /// Leave then all the same: what no other place took is lost.
+        #[arg(long)]
+        force: bool,
+    },
     /// Set how many voters the cluster strives for: 1, 3, 5 or 7.
     Voters {
         /// The number.
@@ -71,9 +87,11 @@ impl ClusterArgs {
                 client.remove_node(pb::RemoveNodeRequest { id }).await.map_err(refused)?;
                 (format!("removed node {id}"), serde_json::json!({ "removed": id }))
             }
-            Change::Leave => {
-                client.leave(pb::LeaveRequest {}).await.map_err(refused)?;
-                ("the node left its cluster".to_owned(), serde_json::json!({ "left": true }))
+            Change::Leave { within, force } => {
+                let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+                let request = pb::LeaveRequest { force, within_ms: within.map(millis) };
+                let lost = leave(client, request).await.map_err(refused)?;
+                left(lost)
             }
             Change::Voters { number } => {
                 let request = pb::SetVotersRequest { voters: number };
@@ -84,5 +102,39 @@ impl ClusterArgs {
             Change::Backup | Change::Restore => return Ok(()),
         };
         if self.client.json { output::json(&json) } else { output::line(done) }
+    }
+}
+
+/// Makes the node leave, and tells how far it is; what was lost by force.
+async fn leave(client: Client, request: pb::LeaveRequest) -> Result<Option<LeavingView>, Status> {
+    let progress = async {
+        let mut told = None;
+        loop {
+            tokio::time::sleep(TELL).await;
+            // It is news: a node that is busy gives it later.
+            let status = client.clone().status(pb::StatusRequest {}).await;
+            let leaving = status.ok().and_then(|status| status.into_inner().leaving);
+            let leaving = leaving.map(LeavingView::from);
+            if let Some(left) = leaving.filter(|left| told != Some(*left)) {
+                eprintln!("handing over: {left}");
+                told = Some(left);
+            }
+        }
+    };
+    let mut leaving = client.clone();
+    tokio::select! {
+        left = leaving.leave(request) => Ok(left?.into_inner().lost.map(Into::into)),
+        never = progress => never,
+    }
+}
+
+/// What is said of a node that left.
+fn left(lost: Option<LeavingView>) -> (String, serde_json::Value) {
+    match lost {
+        None => ("the node left its cluster".into(), serde_json::json!({ "left": true })),
+        Some(lost) => (
+            format!("the node left its cluster by force; lost: {lost}"),
+            serde_json::json!({ "left": true, "lost": lost }),
+        ),
     }
 }

@@ -45,8 +45,10 @@ fn for_people(view: &StatusView) -> String {
         (_, true) => "",
         (_, false) => "; NO QUORUM: reads only",
     };
+    let leaving = view.leaving.map(|left| format!("\nLEAVING: reads only; {left}"));
+    let leaving = leaving.unwrap_or_default();
     let mut parts = vec![format!(
-        "node {} ({}, kiln {})\nleader: {leader}, term {}, applied {}{state}\nentries: {}",
+        "node {} ({}, kiln {})\nleader: {leader}, term {}, applied {}{state}{leaving}\nentries: {}",
         view.node, view.role, view.version, view.term, view.applied, view.entries
     )];
     let node = |node: &NodeView| {
@@ -115,6 +117,7 @@ mod tests {
             }],
             counters: vec![pb::Counter { name: "compiles".into(), value: 3 }],
             signers: vec![pb::Signer { node: 1, key: vec![0xab; 32].into() }],
+            leaving: None,
         }
     }
 
@@ -141,6 +144,17 @@ mod tests {
         let left = pb::StatusResponse { role: "removed".into(), quorum: true, ..status() };
         let text = for_people(&StatusView::from(left));
         assert!(text.contains("LEFT its cluster") && !text.contains("QUORUM"), "{text}");
+    }
+
+    #[test]
+    fn a_node_that_leaves_says_what_is_left_to_do() {
+        let leaving = Some(pb::Leaving { packs: 3, bytes: 2048, publications: 1 });
+        let view = StatusView::from(pb::StatusResponse { leaving, ..status() });
+        let text = for_people(&view);
+        assert!(text.contains("LEAVING: reads only; 3 packs (2.0 KiB) only there, 1"), "{text}");
+        let json = serde_json::to_value(view).unwrap();
+        let left = serde_json::json!({"packs": 3, "bytes": 2048, "publications": 1});
+        assert_eq!(json["leaving"], left);
     }
 
     #[test]

@@ -104,6 +104,31 @@ pub(crate) struct StatusView {
     pub(crate) counters: serde_json::Map<String, serde_json::Value>,
     /// Public keys by node, also of nodes that left: what `KILN_SIGNERS` takes.
     pub(crate) signers: BTreeMap<u64, String>,
+    /// What a node that leaves has to see to yet; not there while it stays.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) leaving: Option<LeavingView>,
+}
+
+/// What no other place took over from a node that leaves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub(crate) struct LeavingView {
+    pub(crate) packs: u64,
+    pub(crate) bytes: u64,
+    pub(crate) publications: u64,
+}
+
+impl From<pb::Leaving> for LeavingView {
+    fn from(pb::Leaving { packs, bytes, publications }: pb::Leaving) -> Self {
+        Self { packs, bytes, publications }
+    }
+}
+
+impl std::fmt::Display for LeavingView {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { packs, bytes, publications } = self;
+        let size = super::output::size(*bytes);
+        write!(f, "{packs} packs ({size}) only there, {publications} publications under way")
+    }
 }
 
 /// One member.
@@ -244,6 +269,7 @@ impl From<pb::StatusResponse> for StatusView {
             compilers: status.compilers.into_iter().map(Into::into).collect(),
             counters: status.counters.into_iter().map(|c| (c.name, c.value.into())).collect(),
             signers: status.signers.into_iter().map(|s| (s.node, hex::encode(s.key))).collect(),
+            leaving: status.leaving.map(Into::into),
         }
     }
 }

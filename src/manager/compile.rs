@@ -69,6 +69,9 @@ impl Manager {
             Ok(ours) if ours == prepared.fingerprint => None,
             missing => Some(self.route(request, &*compiler, &prepared, missing.err())?),
         };
+        if elsewhere.is_none() {
+            self.gate.check()?;
+        }
         let manager = self.clone();
         let (flight, started) = self.flights.join(key, Stage::Acquiring, |progress| async move {
             let limit = tokio::time::Instant::now() + manager.settings.flight_limit;
@@ -131,7 +134,12 @@ impl Manager {
                 waited.store(true, Ordering::Relaxed);
                 progress.set(Stage::Waiting);
             };
-            match self.index.acquire(&key, instead_of, deadline, waiting).await? {
+            // A lease that came after the gate closed would be given back at once.
+            let acquired = tokio::select! {
+                acquired = self.index.acquire(&key, instead_of, deadline, waiting) => acquired?,
+                () = self.gate.closed() => return Err(Error::Leaving),
+            };
+            match acquired {
                 Acquired::Failed(failure) => return Err(failure.into()),
                 Acquired::Ready(entry) => {
                     let outcome = match waited.into_inner() {
@@ -166,8 +174,10 @@ impl Manager {
         compiler: &dyn Compiler,
         prepared: &Prepared,
     ) -> Result<Answer, Error> {
+        let inside = self.gate.enter()?;
         let compiled = tokio::select! {
             output = self.run(compiler, prepared) => output,
+            () = self.gate.turned_away() => return Err(Error::Leaving),
             () = lease.lost() => return Err(Error::StaleToken),
         };
         let output = match compiled {
@@ -192,7 +202,7 @@ impl Manager {
             outcome: Outcome::Compiled,
             origin: None,
         };
-        match self.commit(lease, &answer.signed, &manifest, &pack).await {
+        match self.commit(&inside, lease, &answer.signed, &manifest, &pack).await {
             Ok(Published::Committed(_)) => Ok(answer),
             Ok(Published::Existing(entry)) => {
                 // The first commit won: its bytes are the key's, not ours.
@@ -201,7 +211,7 @@ impl Manager {
                     Found::Retired | Found::Unreachable(_) => Ok(answer),
                 }
             }
-            Err(why @ (Error::Unavailable(_) | Error::NotStored(_))) => {
+            Err(why @ (Error::Unavailable(_) | Error::NotStored(_) | Error::Leaving)) => {
                 // The caller asked for an artifact, and here it is; others do without.
                 self.counters.unpublished();
                 tracing::warn!(key = %manifest.key, %why, "compiled, but not published");

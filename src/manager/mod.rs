@@ -18,6 +18,7 @@ mod answer;
 mod compile;
 mod counters;
 mod fetch;
+mod hand_over;
 mod publish;
 mod report;
 mod restore;
@@ -36,6 +37,7 @@ pub use self::{
     answer::{Answer, Copies, Outcome, Request, Settings},
     counters::Counters,
     fetch::{Fetched, Fetcher, Origin},
+    hand_over::OnlyHere,
     report::Reporter,
     single_flight::{Progress, SingleFlight},
     stage::Stage,
@@ -44,6 +46,7 @@ pub use self::{
 use crate::{
     cache::{Hints, Priority, Tiers},
     compiler::Compilers,
+    gate::Gate,
 };
 
 /// Verified manifests kept so that a hit costs no signature check: how many of the
@@ -76,6 +79,7 @@ pub struct Manager {
     tiers: Arc<Tiers>,
     fetcher: Arc<Fetcher>,
     compilers: Compilers,
+    gate: Gate,
     flights: SingleFlight<ArtifactKey, Stage>,
     reporter: Reporter,
     counters: Arc<Counters>,
@@ -97,6 +101,8 @@ pub struct Parts {
     pub fetcher: Arc<Fetcher>,
     /// The compilers of this node.
     pub compilers: Compilers,
+    /// Whether this node takes publications and leases.
+    pub gate: Gate,
     /// Where hits are reported.
     pub reporter: Reporter,
     /// Where it is counted what happened.
@@ -109,7 +115,7 @@ impl Manager {
     /// A manager over its parts.
     pub fn new(parts: Parts) -> Self {
         let Parts { settings, identity, index, tiers, fetcher, compilers, .. } = parts;
-        let Parts { reporter, counters, stop, .. } = parts;
+        let Parts { gate, reporter, counters, stop, .. } = parts;
         let verified =
             quick_cache::sync::Cache::with_weighter(VERIFIED_MANIFESTS, VERIFIED_BYTES, Size);
         let flights = SingleFlight::default();
@@ -120,6 +126,7 @@ impl Manager {
             tiers,
             fetcher,
             compilers,
+            gate,
             flights,
             reporter,
             counters,
@@ -136,6 +143,11 @@ impl Manager {
     /// The compilers of this node.
     pub fn compilers(&self) -> &Compilers {
         &self.compilers
+    }
+
+    /// Whether this node takes publications and leases.
+    pub fn gate(&self) -> &Gate {
+        &self.gate
     }
 
     /// Keys that are being compiled or waited for.

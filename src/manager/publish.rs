@@ -11,8 +11,8 @@ use std::{
 };
 
 use fail::fail_point;
-use kiln_cluster::{Entry, IndexEvent, Lease, Published, Put, PutMode, Turn};
-use kiln_proto::{Manifest, NodeId, SignedManifest};
+use kiln_cluster::{Entry, IndexEvent, Lease, NodeInfo, Published, Put, PutMode, Turn};
+use kiln_proto::{Digest, Manifest, NodeId, SignedManifest};
 use tokio::time::{sleep_until, timeout};
 
 use super::{Copies, Manager, hints};
@@ -21,6 +21,7 @@ use crate::{
     cache::{Blob, BlobWriter, Guard, Inserted, Kept, TierError},
     compiler::{Output, Prepared},
     error::Error,
+    gate::Inside,
     transfer::PeerAddress,
 };
 
@@ -43,6 +44,7 @@ impl Manager {
     /// committed. The manifest's producer becomes this node.
     pub async fn save(
         &self,
+        inside: &Inside,
         lease: &Lease,
         manifest: Manifest,
         pack: Blob,
@@ -54,7 +56,7 @@ impl Manager {
         let signed = self.identity.sign(manifest).map_err(refuse)?;
         let manifest = signed.read_unverified().map_err(refuse)?;
         verify_files(&manifest, &pack).await?;
-        let published = self.commit(lease, &signed, &manifest, &pack).await?;
+        let published = self.commit(inside, lease, &signed, &manifest, &pack).await?;
         Ok(match published {
             Published::Committed(_) => (true, Arc::new(signed)),
             Published::Existing(entry) => (false, entry.manifest),
@@ -65,6 +67,7 @@ impl Manager {
     /// first. The manifest's producer and time become this node's.
     pub async fn put(
         &self,
+        inside: &Inside,
         turn: Turn,
         manifest: Manifest,
         pack: &Blob,
@@ -78,6 +81,7 @@ impl Manager {
         let signed = signed.map_err(refuse)?;
         let manifest = signed.read_unverified().map_err(refuse)?;
         verify_files(&manifest, pack).await?;
+        let _writing = inside.write()?;
         let stored = tokio::select! {
             stored = self.store(&manifest, pack) => stored?,
             () = turn.superseded() => return Ok(Put::Superseded),
@@ -93,11 +97,13 @@ impl Manager {
     /// Durable first, then committed, then queued for L3.
     pub(super) async fn commit(
         &self,
+        inside: &Inside,
         lease: &Lease,
         signed: &SignedManifest,
         manifest: &Manifest,
         pack: &Blob,
     ) -> Result<Published, Error> {
+        let _writing = inside.write()?;
         let stored = self.store(manifest, pack).await?;
         let published = self.index.publish(lease, signed.clone(), stored.also).await?;
         fail_point!("publish.committed");
@@ -136,14 +142,7 @@ impl Manager {
         wanted: usize,
     ) -> Result<Vec<NodeId>, Error> {
         let me = self.identity.node;
-        let nodes = self.index.nodes();
-        let own = nodes.iter().find(|(id, _)| *id == me);
-        let own = own.map(|(_, node)| node.facts.transfer.clone()).unwrap_or_default();
-        let mut others: Vec<_> = nodes.into_iter().filter(|(id, _)| *id != me).collect();
-        others.sort_by_cached_key(|(id, _)| {
-            let mut hasher = kiln_proto::Hasher::new();
-            *hasher.update(&id.to_le_bytes()).update(pack.digest().as_bytes()).finalize().as_bytes()
-        });
+        let (own, others) = self.others_for(&pack.digest());
         let mut kept = Vec::new();
         let here = usize::from(why_not_here.is_none());
         let mut refusals: Vec<String> =
@@ -155,7 +154,7 @@ impl Manager {
                 }
                 let to = PeerAddress { node: *id, address: &node.facts.transfer };
                 let from = PeerAddress { node: me, address: &own };
-                match self.fetcher.keep_at(to, pack, from).await {
+                match self.fetcher.keep_at(to, &pack.digest(), pack.size(), from).await {
                     Ok(()) => kept.push(*id),
                     Err(e) => refusals.push(format!("node {id}: {e}")),
                 }
@@ -171,6 +170,21 @@ impl Manager {
         let (copies, wanted) = (kept.len() + here, wanted + here);
         let why = refusals.join("; ");
         Err(Error::NotStored(format!("{copies} of {wanted} copies on disks of nodes: {why}")))
+    }
+
+    /// Where this node's bytes are fetched, and the other members with their addresses, in
+    /// the order in which they are asked to keep `pack`: each has its share of all packs.
+    pub(super) fn others_for(&self, pack: &Digest) -> (String, Vec<(NodeId, NodeInfo)>) {
+        let me = self.identity.node;
+        let nodes = self.index.nodes();
+        let own = nodes.iter().find(|(id, _)| *id == me);
+        let own = own.map(|(_, node)| node.facts.transfer.clone()).unwrap_or_default();
+        let mut others: Vec<_> = nodes.into_iter().filter(|(id, _)| *id != me).collect();
+        others.sort_by_cached_key(|(id, _)| {
+            let mut hasher = kiln_proto::Hasher::new();
+            *hasher.update(&id.to_le_bytes()).update(pack.as_bytes()).finalize().as_bytes()
+        });
+        (own, others)
     }
 
     /// Queues the upload of a committed entry; waits for it where the settings say so.

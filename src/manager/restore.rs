@@ -25,6 +25,7 @@ impl Manager {
         stored: Option<u64>,
         pinned: bool,
     ) -> Result<bool, Error> {
+        let inside = self.gate.enter()?;
         let (key, pack) = (manifest.key, manifest.pack_digest);
         let signed = self.identity.sign(manifest).map_err(|e| Error::Invalid(e.to_string()))?;
         let deadline = Instant::now() + PATIENCE;
@@ -32,6 +33,7 @@ impl Manager {
             Acquired::Granted(lease) => lease,
             Acquired::Ready(_) | Acquired::Failed(_) => return Ok(false),
         };
+        let _writing = inside.write()?;
         let published = self.index.publish(&lease, signed, Vec::new()).await?;
         if let Published::Existing(_) = published {
             return Ok(false);

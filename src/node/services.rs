@@ -68,7 +68,9 @@ impl Services {
         let (node, index, reporter) = (identity.node, cluster.index(), Reporter::default());
         let peers = Arc::new(PeerClient::new(ClientSettings::default()));
         let counters = Arc::<manager::Counters>::default();
-        let fetcher = Fetcher::new(node, index.clone(), tiers.clone(), peers, counters.clone());
+        let gate = readiness.gate().clone();
+        let fetcher =
+            Fetcher::new(node, index.clone(), tiers.clone(), peers, gate.clone(), counters.clone());
         let fetcher = Arc::new(fetcher);
         let manager = Arc::new(Manager::new(manager::Parts {
             settings: parts::manager(config),
@@ -77,6 +79,7 @@ impl Services {
             tiers: tiers.clone(),
             fetcher: fetcher.clone(),
             compilers,
+            gate,
             reporter: reporter.clone(),
             counters,
             stop: tasks.stop.clone(),
@@ -93,11 +96,14 @@ impl Services {
         shared.warm_up(tasks);
 
         let Shared { cluster, index, tiers, manager, arrivals, sockets, .. } = shared;
+        let departure =
+            service::Departure::new(cluster.clone(), manager.clone(), tasks.stop.clone());
         api.open(service::Parts {
             node,
             manager: manager.clone(),
             index,
             cluster,
+            departure: Arc::new(departure),
             tiers,
             arrivals,
             patience: config.publish.patience,

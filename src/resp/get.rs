@@ -83,6 +83,10 @@ impl Connection {
         if values.is_cut_off() {
             return Ok(None);
         }
+        if values.parts.manager.gate().check().is_err() {
+            // No lease is taken by a node that leaves.
+            return Ok(values.anywhere(key, &self.session.namespace).await);
+        }
         let began = Instant::now();
         let patience = if self.misses.has_leases() { wait / PART_OF_HOLDERS } else { wait };
         for _ in 0..ATTEMPTS {
@@ -157,6 +161,7 @@ impl Connection {
                         return Err(Ended::Client);
                     }
                 }
+                () = values.parts.manager.gate().closed() => return Ok((Waited::Cut, waits)),
                 () = values.quorum.lost() => return Ok((Waited::Cut, waits)),
                 () = self.stop.cancelled() => return Err(Ended::Stopped),
             }

@@ -22,6 +22,7 @@ use super::{
 use crate::{
     cache::{Arrivals, Blob, Tiers},
     error::Error,
+    gate::Inside,
     manager::{Found, Manager, Reporter},
 };
 
@@ -260,6 +261,13 @@ impl Values {
             self.failed(&value::shown(&set.name), &Error::Left);
             return Stored::No;
         }
+        let inside = match self.parts.manager.gate().enter() {
+            Ok(inside) => inside,
+            Err(error) => {
+                self.failed(&value::shown(&set.name), &error);
+                return Stored::No;
+            }
+        };
         let key = self.names.key(&set.namespace, &set.name);
         let turn = match self.parts.index.turn(&key, set.mode) {
             Ok(turn) => turn,
@@ -269,7 +277,7 @@ impl Values {
             }
         };
         let values = self.clone();
-        let store = self.stores.spawn(async move { values.store(set, turn).await });
+        let store = self.stores.spawn(async move { values.store(set, turn, inside).await });
         let bound = if self.quorum.is_lost() { STORE_ALONE } else { STORE };
         match timeout(bound, store).await {
             Ok(ended) => ended.unwrap_or(Stored::No),
@@ -280,7 +288,7 @@ impl Values {
         }
     }
 
-    async fn store(&self, set: Set, turn: Turn) -> Stored {
+    async fn store(&self, set: Set, turn: Turn, inside: Inside) -> Stored {
         let Set { namespace, name, value, mode, seconds, lease, admitted } = set;
         let seconds = seconds.min(MOST_SECONDS);
         let value = match value {
@@ -303,7 +311,7 @@ impl Values {
         };
         let stored = match already {
             Some(put) => Ok(put),
-            None => self.parts.manager.put(turn, manifest, &value, mode).await,
+            None => self.parts.manager.put(&inside, turn, manifest, &value, mode).await,
         };
         // The client reads what it wrote, before any event tells this node.
         self.names.drop_key(&key);

@@ -102,8 +102,10 @@ impl Kiln for Api {
         let request = request.into_inner();
         let key = leases::key(&request)?;
         let limit = wire::bound(request.deadline_ms, parts.default_deadline);
+        let gate = parts.manager.gate().clone();
+        gate.check()?;
         let (sender, receiver) = mpsc::channel(STREAM_DEPTH);
-        tokio::spawn(self.leases.clone().serve(parts.index.clone(), key, limit, sender));
+        tokio::spawn(self.leases.clone().serve(parts.index.clone(), gate, key, limit, sender));
         Ok(Response::new(ReceiverStream::new(receiver)))
     }
 
@@ -112,6 +114,7 @@ impl Kiln for Api {
         request: Request<Streaming<pb::PublishChunk>>,
     ) -> Reply<pb::PublishResponse> {
         let parts = self.parts()?;
+        let inside = parts.manager.gate().enter()?;
         let mut chunks = request.into_inner();
         let publish::Announced { under, manifest } =
             publish::announced(&mut chunks, parts.patience).await?;
@@ -120,7 +123,7 @@ impl Kiln for Api {
                 let lease = self.leases.get(token, &grant)?;
                 let (pack, _arriving) =
                     publish::pack(chunks, &manifest, &parts.arrivals, parts.patience).await?;
-                parts.manager.save(&lease, manifest, pack).await?
+                parts.manager.save(&inside, &lease, manifest, pack).await?
             }
             publish::Under::Replace => {
                 if !manifest.replaceable() {
@@ -132,7 +135,7 @@ impl Kiln for Api {
                     publish::pack(chunks, &manifest, &parts.arrivals, parts.patience).await?;
                 // A slow sender is in nobody's way: it arrives when its last byte does.
                 let turn = parts.index.turn(&manifest.key, mode).map_err(Error::from)?;
-                match parts.manager.put(turn, manifest, &pack, mode).await? {
+                match parts.manager.put(&inside, turn, manifest, &pack, mode).await? {
                     Put::Superseded => return Err(Error::Superseded.into()),
                     Put::Committed(entry) => (true, entry.manifest),
                     Put::Unchanged(entry) | Put::Existing(entry) => (false, entry.manifest),
@@ -252,9 +255,10 @@ impl Kiln for Api {
         Ok(Response::new(pb::RemoveNodeResponse {}))
     }
 
-    async fn leave(&self, _: Request<pb::LeaveRequest>) -> Reply<pb::LeaveResponse> {
-        self.parts()?.cluster.leave().await.map_err(Error::from)?;
-        Ok(Response::new(pb::LeaveResponse {}))
+    async fn leave(&self, request: Request<pb::LeaveRequest>) -> Reply<pb::LeaveResponse> {
+        let parts = self.parts()?;
+        let lost = parts.departure.leave(request.into_inner().into()).await?;
+        Ok(Response::new(pb::LeaveResponse { lost: lost.map(Into::into) }))
     }
 
     async fn set_voters(

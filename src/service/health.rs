@@ -2,7 +2,8 @@
 //! own health service.
 //!
 //! Invariant: the two agree at any moment, since neither keeps a copy. A node that lost
-//! quorum serves what it has; one that still joins or that left serves nothing.
+//! quorum serves what it has; one that still joins or that left serves nothing. One that
+//! leaves serves reads to whoever asks it, and is no place to send new clients to.
 
 use std::{
     sync::{
@@ -23,7 +24,7 @@ use tonic_health::pb::{
     health_server::{Health, HealthServer},
 };
 
-use crate::error::Error;
+use crate::{error::Error, gate::Gate};
 
 /// How soon who watches hears of a change.
 const LOOK: Duration = Duration::from_secs(1);
@@ -33,6 +34,7 @@ const LOOK: Duration = Duration::from_secs(1);
 pub struct Readiness {
     cluster: Arc<OnceLock<Arc<Cluster>>>,
     opened: Arc<AtomicBool>,
+    gate: Gate,
 }
 
 impl Readiness {
@@ -47,6 +49,11 @@ impl Readiness {
         self.opened.store(true, Ordering::Release);
     }
 
+    /// Whether this node takes publications.
+    pub fn gate(&self) -> &Gate {
+        &self.gate
+    }
+
     /// This member, once its data folder is open.
     pub(super) fn cluster(&self) -> Option<&Cluster> {
         self.cluster.get().map(|cluster| &**cluster)
@@ -56,7 +63,9 @@ impl Readiness {
     pub(super) fn why_not(&self) -> Option<String> {
         match self.cluster() {
             Some(cluster) if cluster.has_left() => Some(Error::Left.to_string()),
-            Some(_) if self.opened.load(Ordering::Acquire) => None,
+            Some(_) if self.opened.load(Ordering::Acquire) => {
+                self.gate.check().err().map(|leaving| leaving.to_string())
+            }
             _ => Some("this node is still joining".to_owned()),
         }
     }

@@ -1,7 +1,7 @@
 //! Leases of clients that compile for themselves.
 //!
 //! Invariant: a client's lease lives as long as its stream, or as a publication
-//! that began before the stream ended; nobody publishes under it who was not
+//! that began before the stream ended, and no longer than its node takes publications; nobody publishes under it who was not
 //! told its grant, which goes to its own stream and nowhere else.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use tokio::sync::mpsc;
 use tonic::Status;
 
-use crate::error::Error;
+use crate::{error::Error, gate::Gate};
 
 /// Bytes of a grant.
 const GRANT: usize = 16;
@@ -48,6 +48,7 @@ impl ClientLeases {
     pub(super) async fn serve(
         self,
         index: Index,
+        gate: Gate,
         key: ArtifactKey,
         limit: Duration,
         events: mpsc::Sender<Result<pb::LeaseEvent, Status>>,
@@ -63,14 +64,15 @@ impl ClientLeases {
             }
         };
         let acquired = tokio::select! {
-            acquired = index.acquire(&key, None, deadline, waiting) => acquired,
+            acquired = index.acquire(&key, None, deadline, waiting) => acquired.map_err(Error::from),
+            () = gate.closed() => Err(Error::Leaving),
             () = events.closed() => return,
         };
         let tell = |event| pb::LeaseEvent { event: Some(event) };
         let last = match acquired {
             Ok(Acquired::Ready(entry)) => Ok(tell(Event::Ready((&*entry.manifest).into()))),
             Ok(Acquired::Failed(failure)) => Ok(tell(Event::Failed((&failure).into()))),
-            Err(e) => Err(Error::from(e).into()),
+            Err(e) => Err(e.into()),
             Ok(Acquired::Granted(lease)) => {
                 let token = lease.token();
                 let lease = Arc::new(lease);
@@ -83,6 +85,7 @@ impl ClientLeases {
                             Err(_) => None,
                             Ok(()) => tokio::select! {
                                 () = events.closed() => None,
+                                () = gate.closed() => Some(Error::Leaving),
                                 () = lease.lost() => Some(Error::StaleToken),
                             },
                         }

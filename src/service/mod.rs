@@ -5,6 +5,7 @@
 
 pub mod api;
 mod compile;
+mod departure;
 mod explain;
 mod fetch;
 mod health;
@@ -17,4 +18,4 @@ mod restore;
 mod status;
 mod wire;
 
-pub use self::{health::Readiness, messages::Counted, parts::Parts};
+pub use self::{departure::Departure, health::Readiness, messages::Counted, parts::Parts};

@@ -8,7 +8,7 @@ use std::{sync::Arc, time::Duration};
 use kiln_cluster::{Cluster, Index};
 use kiln_proto::pb;
 
-use super::wire;
+use super::{departure::Departure, wire};
 use crate::{
     cache::{Arrivals, Tiers},
     counters::CounterSource,
@@ -26,6 +26,8 @@ pub struct Parts {
     pub index: Index,
     /// Membership.
     pub cluster: Arc<Cluster>,
+    /// The way out of the cluster.
+    pub departure: Arc<Departure>,
     /// For their usage.
     pub tiers: Arc<Tiers>,
     /// Memory for what clients send.

@@ -44,5 +44,6 @@ pub(super) fn status(parts: &Parts) -> pb::StatusResponse {
         signers: signers
             .map(|(node, key)| pb::Signer { node, key: key.to_bytes().to_vec().into() })
             .collect(),
+        leaving: parts.departure.progress().map(Into::into),
     }
 }

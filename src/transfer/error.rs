@@ -50,6 +50,13 @@ pub enum TransferError {
     Memory(io::Error),
 }
 
+impl TransferError {
+    /// Whether the other end answered, and may answer otherwise for other bytes.
+    pub fn is_refusal(&self) -> bool {
+        matches!(self, Self::NotFound | Self::Busy | Self::Failed(_))
+    }
+}
+
 impl From<BlobError> for TransferError {
     fn from(error: BlobError) -> Self {
         match error {

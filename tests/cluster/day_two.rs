@@ -104,7 +104,12 @@ async fn gauges_show_the_cluster_and_sockets_their_mode() {
         assert_eq!(std::fs::metadata(socket).unwrap().permissions().mode() & 0o777, mode);
     }
     // A vote is free, and stays so: the newcomer abstains.
-    cluster.nodes[(leader + 1) % 3].client().await.leave(pb::LeaveRequest {}).await.unwrap();
+    cluster.nodes[(leader + 1) % 3]
+        .client()
+        .await
+        .leave(pb::LeaveRequest::default())
+        .await
+        .unwrap();
     let status = cluster.nodes[leader].status().await.unwrap();
     let voters: Vec<u64> = status.nodes.iter().filter(|n| n.voter).map(|n| n.id).collect();
     assert!(voters.len() == 2 && !voters.contains(&cluster.nodes[new].id), "{voters:?}");

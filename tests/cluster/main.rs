@@ -17,6 +17,7 @@ mod failover;
 mod harness;
 mod inductor;
 mod keys;
+mod leave;
 mod membership;
 mod nodes;
 mod objects;

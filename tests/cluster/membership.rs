@@ -52,7 +52,7 @@ async fn a_leader_that_leaves_hands_over_first() {
     let leader = cluster.leader(&[0, 1, 2]).await;
     let others: Vec<usize> = (0..3).filter(|i| *i != leader).collect();
     let gone = cluster.nodes[leader].id;
-    cluster.nodes[leader].client().await.leave(pb::LeaveRequest {}).await.unwrap();
+    cluster.nodes[leader].client().await.leave(pb::LeaveRequest::default()).await.unwrap();
     cluster.leader(&others).await;
     eventually("the smaller membership", async || {
         let status = cluster.nodes[others[0]].status().await.unwrap();

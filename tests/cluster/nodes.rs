@@ -59,7 +59,7 @@ async fn refusals(node: &TestNode, key: &ArtifactKey) -> Vec<(&'static str, Resu
         ("loaded", client.loaded(pb::LoadedRequest::default()).await.map(drop)),
         ("add", client.add_node(add).await.map(drop)),
         ("remove", client.remove_node(pb::RemoveNodeRequest { id: 1 }).await.map(drop)),
-        ("leave", client.leave(pb::LeaveRequest {}).await.map(drop)),
+        ("leave", client.leave(pb::LeaveRequest::default()).await.map(drop)),
         ("voters", client.set_voters(pb::SetVotersRequest { voters: 3 }).await.map(drop)),
         ("restore", client.restore(pb::RestoreRequest::default()).await.map(drop)),
     ]

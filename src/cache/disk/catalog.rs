@@ -112,6 +112,11 @@ impl Catalog {
         self.entries.keys().copied().collect()
     }
 
+    /// With their sizes.
+    pub(super) fn contents(&self) -> Vec<(Digest, u64)> {
+        self.entries.iter().map(|(digest, entry)| (*digest, entry.record.size)).collect()
+    }
+
     pub(super) fn pinned(&self) -> Vec<Digest> {
         let pinned = self.entries.iter().filter(|(_, entry)| entry.record.pinned);
         pinned.map(|(digest, _)| *digest).collect()

@@ -23,6 +23,7 @@ use crate::{
         Blob, BlobError, BlobWriter, Guard, Hints, Kept, Presence, TierError, TierName, Tiers,
     },
     error::Error,
+    gate::{Gate, Inside, Writing},
     transfer::{PeerAddress, PeerClient, TransferError},
 };
 
@@ -50,6 +51,7 @@ pub struct Fetcher {
     index: Index,
     tiers: Arc<Tiers>,
     peers: Arc<PeerClient>,
+    gate: Gate,
     counters: Arc<Counters>,
     places: Places,
     running: SingleFlight<Digest, Option<Result<Fetched, Error>>>,
@@ -62,11 +64,12 @@ impl Fetcher {
         index: Index,
         tiers: Arc<Tiers>,
         peers: Arc<PeerClient>,
+        gate: Gate,
         counters: Arc<Counters>,
     ) -> Self {
         let places = Places::new(tiers.clone(), peers.clone());
         let running = SingleFlight::default();
-        Self { node, index, tiers, peers, counters, places, running }
+        Self { node, index, tiers, peers, gate, counters, places, running }
     }
 
     /// This node.
@@ -232,18 +235,23 @@ impl Fetcher {
         sources
     }
 
-    /// Makes `to` fetch and keep `pack`, which this node has.
+    /// Makes `to` fetch and keep `pack` of `size` bytes, which this node has.
     pub async fn keep_at(
         &self,
         to: PeerAddress<'_>,
-        pack: &Blob,
+        pack: &Digest,
+        size: u64,
         from: PeerAddress<'_>,
     ) -> Result<(), TransferError> {
-        self.peers.keep(to, &pack.digest(), pack.size(), from).await
+        self.peers.keep(to, pack, size, from).await
     }
 
-    /// Takes a copy of `size` bytes from `from`; durable on this node's disk on return.
+    /// Takes a copy of `size` bytes from `from`; durable on this node's disk on return. From
+    /// then on this node answers for it: one that leaves takes none, and hands over what it
+    /// took.
     pub async fn keep(&self, pack: &Digest, size: u64, from: PeerAddress<'_>) -> Result<(), Error> {
+        let inside = self.gate.enter()?;
+        let writing = inside.write()?;
         let known = self.local(pack).await.map(|(blob, _)| blob);
         let blob = match known {
             Some(blob) => blob,
@@ -257,7 +265,12 @@ impl Fetcher {
         let inserted = self.tiers.insert(&blob, Hints::default()).await;
         match inserted.kept {
             Kept::Disk => {
-                tokio::spawn(guard_until_named(inserted.guard, self.index.clone(), *pack));
+                // What is handed over is uploaded from here now, and evicted last until then.
+                if self.index.needed_copies(pack).await?.is_some() {
+                    self.tiers.ensure_upload(pack).await;
+                }
+                let held = (inserted.guard, inside, writing);
+                tokio::spawn(guard_until_named(held, self.index.clone(), *pack));
                 Ok(())
             }
             Kept::Memory(why) | Kept::Nowhere(why) => Err(Error::NotStored(why.to_string())),
@@ -266,7 +279,7 @@ impl Fetcher {
 }
 
 /// Holds on to a copy until the publication that it was made for is applied here.
-async fn guard_until_named(guard: Guard, index: Index, pack: Digest) {
+async fn guard_until_named(guard: (Guard, Inside, Writing), index: Index, pack: Digest) {
     let mut events = index.events();
     let named = async {
         loop {

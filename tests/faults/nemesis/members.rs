@@ -36,7 +36,7 @@ fn join_leave<'a>(strike: &'a mut Strike<'_>) -> Done<'a> {
         join(strike).await?;
         let mut client = strike.fleet.nodes[leaves].door.client();
         strike.fleet.nodes[leaves].door.open.store(false, Relaxed);
-        client.leave(pb::LeaveRequest {}).await.context("leave")?;
+        client.leave(pb::LeaveRequest::default()).await.context("leave")?;
         strike.hold(3.0).await;
         strike.fleet.nodes[leaves].terminate().await?;
         strike.heal()
