@@ -184,11 +184,14 @@ volumeMounts:
 {{- end }}
 
 {{- /* A voter needs none: SIGTERM makes it hand over its leadership. An agent whose disk
-       ends with its pod leaves, for it comes back as another node. */}}
+       ends with its pod leaves, for it comes back as another node: what nobody took over
+       in time is lost with that disk in any case. 30 s are for the change of the membership
+       and for SIGTERM. */}}
 {{- define "kiln.preStop" -}}
 {{- if .own.preStop -}}
 {{ toJson .own.preStop }}
 {{- else if and (eq .component "agents") (ne .own.storage.type "hostPath") -}}
-["kiln", "cluster", "leave"]
+{{- $within := max 0 (sub (int .own.terminationGracePeriodSeconds) 30) -}}
+["kiln", "cluster", "leave", "--force", "--within", "{{ $within }}s"]
 {{- end }}
 {{- end }}
