@@ -1,8 +1,9 @@
 //! The public gRPC API.
 //!
 //! Invariant: until the node is a member every call answers UNAVAILABLE; after
-//! that, calls translate, ask the manager, the index or the cluster, and stream. Once
-//! the node knows that it left, every call but Status answers FAILED_PRECONDITION.
+//! that, calls translate, ask the manager, the index or the cluster, and stream. While the
+//! node leaves, what it would have to keep is UNAVAILABLE; once it knows that it left, every
+//! call but Status answers FAILED_PRECONDITION.
 
 use std::sync::{Arc, OnceLock};
 
