@@ -4,18 +4,22 @@
 //! was hashed after it left the disk; capacity, entries, open files and memory
 //! are bounded whatever is stored.
 //!
-//! `catalog` knows what is here and who goes first, `index` remembers it across
-//! restarts, `files` reads and writes, `sweep` makes the three agree at start,
-//! and `store` keeps them in step. This file is their asynchronous face: all of
-//! it runs on tokio's blocking threads, `parallelism` jobs at a time.
+//! `catalog` knows what is here and who goes first, `references` what belongs
+//! together, `index` remembers it across restarts, `files` reads and writes, `sweep`
+//! makes the three agree at start, and `store` keeps them in step. This file is their
+//! asynchronous face: all of it runs on tokio's blocking threads, `parallelism` jobs at
+//! a time.
 
 mod catalog;
 mod files;
 mod index;
+mod record;
+mod references;
 mod store;
 mod sweep;
 #[cfg(test)]
 mod tests;
+mod together;
 
 use std::{
     path::PathBuf,
@@ -29,12 +33,12 @@ use kiln_proto::Digest;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Semaphore, broadcast, watch};
 
-pub use self::sweep::Swept;
 use self::{
     catalog::{Catalog, Limits},
     files::{Files, QuarantineLimits},
     store::Store,
 };
+pub use self::{record::Piece, sweep::Swept};
 use super::{
     Blob, Budget, Change, Clock, EvictionSettings, Health, Hints, Presence, Removal, Tier,
     TierError, TierName, Usage, meter,
@@ -236,6 +240,26 @@ impl DiskTier {
     /// Until it is dropped, [`presence`](Self::presence) does not say "absent".
     pub(super) fn unsettled(&self, digest: &Digest) -> Unsettled {
         Unsettled::new(&self.store, *digest)
+    }
+
+    /// From now on `pieces` leave after `whole`, and a use of it is one of them. False:
+    /// it is not here, or too many are remembered.
+    pub(super) async fn keep_together(
+        &self,
+        whole: &Digest,
+        pieces: &[Piece],
+    ) -> Result<bool, TierError> {
+        let now = self.store.clock.now_ms();
+        if self.store.catalog.lock().knows_use(whole, pieces, now) {
+            return Ok(true);
+        }
+        let (whole, pieces) = (*whole, pieces.to_vec());
+        self.run(move |store| Ok(store.keep_together(&whole, &pieces))).await
+    }
+
+    /// What `whole` is known to be made of; none: it is no whole, as far as is known.
+    pub fn pieces(&self, whole: &Digest) -> Arc<[Piece]> {
+        self.store.catalog.lock().pieces(whole)
     }
 
     /// From now on `digest`, here or not yet, is neither evicted nor removed.

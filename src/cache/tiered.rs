@@ -19,8 +19,8 @@ use tokio::sync::{Mutex, OwnedMutexGuard, broadcast};
 
 use super::{
     Blob, Budget, Change, Clock, DiskSettings, DiskTier, Health, Hints, MemorySettings, MemoryTier,
-    ObjectSettings, ObjectTier, Presence, Reclaim, Removal, Tier, TierError, TierName, Usage,
-    disk::DiskGuard, memory::MemoryGuard, meter, upload_queue::UploadQueue,
+    ObjectSettings, ObjectTier, Piece, Presence, Reclaim, Removal, Tier, TierError, TierName,
+    Usage, disk::DiskGuard, memory::MemoryGuard, meter, upload_queue::UploadQueue,
 };
 
 /// One lock for each of so many groups of digests.
@@ -133,6 +133,31 @@ impl Tiers {
     /// Whether memory or disk has it, as far as is known without reading it.
     pub fn holds(&self, digest: &Digest) -> bool {
         self.memory.holds(digest) || self.disk.holds(digest)
+    }
+
+    /// Whether memory or disk has each of these, as far as is known without reading it.
+    pub fn holds_all<'a>(&self, mut digests: impl Iterator<Item = &'a Digest>) -> bool {
+        digests.all(|digest| self.holds(digest))
+    }
+
+    /// Keeps `whole` and `pieces`, here or not yet, on the disk as long as the guards
+    /// live: none of them makes room for another. None where they take more than half of
+    /// the disk, which others need too.
+    pub fn guard_together(&self, whole: &Digest, pieces: &[Piece]) -> Vec<Guard> {
+        let bytes = pieces.iter().fold(0, |sum: u64, piece| sum.saturating_add(piece.size));
+        if self.disk.usage().capacity_bytes.is_some_and(|most| bytes > most / 2) {
+            return Vec::new();
+        }
+        let all = pieces.iter().map(|piece| &piece.pack).chain([whole]);
+        all.map(|digest| Guard { _disk: self.disk.guard(digest), _memory: None }).collect()
+    }
+
+    /// Says that `whole`, which was just used, is of no use without `pieces`: on the disk
+    /// they leave after it, stay as long as it is pinned or guarded, and a use of it is
+    /// one of them. False: the disk does not have it, or remembers too many already, and
+    /// its pieces are blobs like others.
+    pub async fn keep_together(&self, whole: &Digest, pieces: &[Piece]) -> Result<bool, TierError> {
+        self.disk.keep_together(whole, pieces).await
     }
 
     /// Whether this node has it, as far as is known without reading it: the answer

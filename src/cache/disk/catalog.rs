@@ -2,46 +2,28 @@
 //!
 //! Invariant: bytes and entries, those held and those reserved together, never
 //! exceed the limits; and `order` has exactly the entries that may be evicted:
-//! those that are neither pinned nor guarded.
+//! those that are neither pinned nor guarded, nor pieces of a whole that is. A piece
+//! goes after every whole here that is known to refer to it.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
 use kiln_proto::Digest;
-use serde::{Deserialize, Serialize};
 
+use super::{
+    record::{Piece, Record},
+    references::{References, Referred, Standing},
+};
 use crate::cache::{
-    Hints, Priority, Usage,
+    Hints, Usage,
     eviction::{Candidate, Policy, Rank},
 };
 
-/// What the index stores about a file.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub(super) struct Record {
-    pub(super) size: u64,
-    pub(super) compile_seconds: f64,
-    pub(super) priority: Priority,
-    pub(super) pinned: bool,
-    pub(super) last_used_ms: u64,
-}
-
-impl Record {
-    pub(super) fn new(size: u64, hints: Hints, now_ms: u64) -> Self {
-        Self {
-            size,
-            compile_seconds: hints.compile_seconds,
-            priority: hints.priority,
-            pinned: hints.pinned,
-            last_used_ms: now_ms,
-        }
-    }
-
-    /// Better knowledge of the same blob: a pin stays, a cost is not forgotten.
-    fn merge(&mut self, hints: Hints) {
-        self.compile_seconds = self.compile_seconds.max(hints.compile_seconds);
-        self.priority = self.priority.max(hints.priority);
-        self.pinned |= hints.pinned;
-    }
-}
+/// References that may be remembered for each entry that may be held.
+const REFERENCES: u64 = 2;
+/// What a small tier may remember.
+const FEWEST_REFERENCES: u64 = 8192;
+/// A whole that was used so lately is not used again for the order of leaving.
+const LATELY_MS: u64 = 30_000;
 
 /// The most that may be held.
 #[derive(Debug, Clone, Copy)]
@@ -60,8 +42,9 @@ struct Entry {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct FileId(u64);
 
-/// Before all ranks come those that exist elsewhere too.
-type Place = (bool, Rank, Digest);
+/// Before all ranks come those that exist elsewhere too; before a piece comes a whole
+/// of the same standing.
+type Place = (bool, Rank, bool, Digest);
 
 pub(super) struct Catalog {
     entries: HashMap<Digest, Entry>,
@@ -75,6 +58,8 @@ pub(super) struct Catalog {
     guards: HashMap<Digest, u32>,
     /// Not yet in L3, here or not yet found here: evicted only when nothing else is left.
     only_copies: HashSet<Digest>,
+    /// Which are wholes, of which pieces.
+    references: References,
     /// Those of them that are here and may be evicted.
     evictable_only: Limits,
     /// Digests of which it will be known in a moment whether they are here, and
@@ -88,6 +73,8 @@ pub(super) struct Catalog {
 impl Catalog {
     pub(super) fn new(limits: Limits, policy: Box<dyn Policy>) -> Self {
         let none = Limits { bytes: 0, entries: 0 };
+        let most = limits.entries.saturating_mul(REFERENCES).max(FEWEST_REFERENCES);
+        let references = References::new(usize::try_from(most).unwrap_or(usize::MAX));
         Self {
             entries: HashMap::new(),
             order: BTreeSet::new(),
@@ -97,6 +84,7 @@ impl Catalog {
             fixed: none,
             guards: HashMap::new(),
             only_copies: HashSet::new(),
+            references,
             evictable_only: none,
             unsettled: HashMap::new(),
             files: 0,
@@ -175,7 +163,7 @@ impl Catalog {
             || self.bytes + self.reserved.bytes > self.limits.bytes
             || self.entries.len() as u64 + self.reserved.entries > self.limits.entries
         {
-            let Some(&(_, _, digest)) = self.order.first() else { break };
+            let Some(&(.., digest)) = self.order.first() else { break };
             victims.extend(self.remove(&digest).map(|record| (digest, record)));
         }
         victims
@@ -195,13 +183,14 @@ impl Catalog {
         };
         if let Some(merged) = self.update(&digest, |known| {
             known.merge(hints);
-            known.last_used_ms = known.last_used_ms.max(record.last_used_ms);
+            known.touch(record.last_used_ms);
         }) {
             return merged;
         }
         self.files += 1;
         let file = FileId(self.files);
         self.add(digest, Entry { record, file });
+        self.hold_pieces(&digest);
         record
     }
 
@@ -209,13 +198,12 @@ impl Catalog {
     pub(super) fn merge(&mut self, digest: &Digest, hints: Hints, now_ms: u64) -> Option<Record> {
         self.update(digest, |known| {
             known.merge(hints);
-            known.last_used_ms = known.last_used_ms.max(now_ms);
+            known.touch(now_ms);
         })
     }
 
     pub(super) fn touch(&mut self, digest: &Digest, now_ms: u64) -> Option<(Record, FileId)> {
-        let used = |known: &mut Record| known.last_used_ms = known.last_used_ms.max(now_ms);
-        let record = self.update(digest, used)?;
+        let record = self.update(digest, |known| known.touch(now_ms))?;
         Some((record, self.file(digest)?))
     }
 
@@ -247,6 +235,7 @@ impl Catalog {
         };
         if let Some(entry) = entry {
             self.add(*digest, entry);
+            self.hold_pieces(digest);
         }
     }
 
@@ -294,11 +283,86 @@ impl Catalog {
         };
         if let Some(entry) = entry {
             self.add(*digest, entry);
+            self.hold_pieces(digest);
         }
     }
 
     pub(super) fn remove(&mut self, digest: &Digest) -> Option<Record> {
-        self.remove_entry(digest).map(|e| e.record)
+        let record = self.remove_entry(digest).map(|e| e.record);
+        self.forget_pieces(digest);
+        record
+    }
+
+    /// Remembers that `whole`, here or expected, is of no use without `pieces`: they
+    /// leave after it, and are fixed as long as it is.
+    pub(super) fn refer(&mut self, whole: &Digest, pieces: &[Piece]) -> Referred {
+        if self.references.knows(whole, pieces) {
+            return Referred::Known;
+        }
+        self.let_go(whole);
+        // Out of the order and in again: a whole is worth what it saves for all its bytes.
+        let entry = self.remove_entry(whole);
+        let referred = self.references.refer(whole, pieces);
+        if let Some(entry) = entry {
+            self.add(*whole, entry);
+            self.hold_pieces(whole);
+        }
+        referred
+    }
+
+    /// All pieces that `whole` is known to be made of.
+    pub(super) fn pieces(&self, whole: &Digest) -> std::sync::Arc<[Piece]> {
+        self.references.pieces(whole)
+    }
+
+    /// Forgets what `whole` is made of: its pieces are blobs like others.
+    pub(super) fn forget_pieces(&mut self, whole: &Digest) {
+        self.let_go(whole);
+        let entry = self.remove_entry(whole);
+        self.references.forget(whole);
+        if let Some(entry) = entry {
+            self.add(*whole, entry);
+        }
+    }
+
+    /// Whether `whole` is known to be made of `pieces`, and was used a moment ago, which
+    /// is as good as now.
+    pub(super) fn knows_use(&self, whole: &Digest, pieces: &[Piece], now_ms: u64) -> bool {
+        let used = self.get(whole).map(|known| known.last_used_ms);
+        used.is_some_and(|used| now_ms.saturating_sub(used) < LATELY_MS)
+            && self.references.knows(whole, pieces)
+    }
+
+    /// Counts a use of `whole` as one of its pieces too; those that are here.
+    pub(super) fn touch_whole(&mut self, whole: &Digest, now_ms: u64) -> Vec<Digest> {
+        let pieces = self.pieces(whole);
+        let all = pieces.iter().map(|piece| piece.pack).chain([*whole]);
+        all.filter(|digest| self.touch(digest, now_ms).is_some()).collect()
+    }
+
+    /// Holds the pieces of `whole` at the standing that it has now.
+    fn hold_pieces(&mut self, whole: &Digest) {
+        let standing = self.entries.get(whole).map(|entry| self.own_standing(whole, entry));
+        self.change_holds(whole, standing);
+    }
+
+    fn let_go(&mut self, whole: &Digest) {
+        self.change_holds(whole, None);
+    }
+
+    fn change_holds(&mut self, whole: &Digest, after: Option<Standing>) {
+        let before = self.references.standing(whole);
+        if before == after {
+            return;
+        }
+        for piece in &*self.references.pieces(whole) {
+            let entry = self.remove_entry(&piece.pack);
+            self.references.change_hold(whole, &piece.pack, before, after);
+            if let Some(entry) = entry {
+                self.add(piece.pack, entry);
+            }
+        }
+        self.references.hold(whole, after);
     }
 
     fn update(&mut self, digest: &Digest, change: impl FnOnce(&mut Record)) -> Option<Record> {
@@ -306,6 +370,7 @@ impl Catalog {
         change(&mut entry.record);
         let record = entry.record;
         self.add(*digest, entry);
+        self.hold_pieces(digest);
         Some(record)
     }
 
@@ -341,12 +406,24 @@ impl Catalog {
     }
 
     fn is_fixed(&self, digest: &Digest, entry: &Entry) -> bool {
-        entry.record.pinned || self.is_guarded(digest)
+        entry.record.pinned
+            || self.is_guarded(digest)
+            || self.references.held(digest).is_some_and(|held| held.fixed)
     }
 
     fn place(&self, digest: &Digest, entry: &Entry) -> Place {
-        let Record { size, compile_seconds, priority, last_used_ms, .. } = entry.record;
-        let candidate = Candidate { size, compile_seconds, priority, last_used_ms };
-        (self.is_only_copy(digest), self.policy.rank(&candidate), *digest)
+        let own = self.own_standing(digest, entry);
+        let held = self.references.held(digest);
+        let Standing { only_copy, rank, .. } = held.map_or(own, |held| held.max(own));
+        (only_copy, rank, held.is_some(), *digest)
+    }
+
+    /// Without what wholes lend it.
+    fn own_standing(&self, digest: &Digest, entry: &Entry) -> Standing {
+        let Record { size, compile_seconds, priority, last_used_ms, pinned } = entry.record;
+        let size = size.saturating_add(self.references.bytes(digest));
+        let rank = self.policy.rank(&Candidate { size, compile_seconds, priority, last_used_ms });
+        let fixed = pinned || self.is_guarded(digest);
+        Standing { fixed, only_copy: self.is_only_copy(digest), rank }
     }
 }

@@ -17,11 +17,13 @@ use rocksdb::{
 };
 use serde::{Serialize, de::DeserializeOwned};
 
-use super::catalog::Record;
+use super::record::{Piece, Record};
 use crate::cache::TierError;
 
 const FILES: &str = "files";
 const UPLOADS: &str = "uploads";
+const WHOLES: &str = "wholes";
+const FAMILIES: [&str; 3] = [FILES, UPLOADS, WHOLES];
 /// RocksDB's own files: descriptors, memory and logs stay small, for it holds
 /// a hundred bytes a blob.
 const OPEN_FILES: i32 = 32;
@@ -65,10 +67,9 @@ impl Index {
         let mut blocks = BlockBasedOptions::default();
         blocks.set_block_cache(&Cache::new_lru_cache(BLOCK_CACHE));
         options.set_block_based_table_factory(&blocks);
-        let families =
-            [FILES, UPLOADS].map(|name| ColumnFamilyDescriptor::new(name, options.clone()));
+        let families = FAMILIES.map(|name| ColumnFamilyDescriptor::new(name, options.clone()));
         let index = Self { db: DB::open_cf_descriptors(&options, path, families)? };
-        for name in [FILES, UPLOADS] {
+        for name in FAMILIES {
             for row in index.db.iterator_cf(index.family(name), IteratorMode::Start) {
                 row?;
             }
@@ -79,6 +80,21 @@ impl Index {
     /// All file records; one that cannot be decoded is as good as none.
     pub(super) fn files(&self) -> Result<Vec<(Digest, Record)>, TierError> {
         self.rows(FILES)
+    }
+
+    /// Which blobs are of no use without which others.
+    pub(super) fn wholes(&self) -> Result<Vec<(Digest, Vec<Piece>)>, TierError> {
+        self.rows(WHOLES)
+    }
+
+    /// Remembers all pieces of `whole`; none: it is no whole.
+    pub(super) fn put_whole(&self, whole: &Digest, pieces: &[Piece]) -> Result<(), TierError> {
+        let (wholes, digest) = (self.family(WHOLES), whole.as_bytes());
+        let written = match pieces {
+            [] => self.db.delete_cf(wholes, digest),
+            pieces => self.db.put_cf(wholes, digest, encode(&pieces)?),
+        };
+        written.map_err(|e| failed("write whole", e))
     }
 
     /// All uploads that wait.
@@ -99,7 +115,7 @@ impl Index {
         .collect()
     }
 
-    /// Stores and deletes file records in one write.
+    /// Stores and deletes file records in one write; what is deleted is no whole any more.
     pub(super) fn write(
         &self,
         stored: &[(Digest, Record)],
@@ -108,13 +124,14 @@ impl Index {
         if stored.is_empty() && deleted.is_empty() {
             return Ok(());
         }
-        let files = self.family(FILES);
+        let (files, wholes) = (self.family(FILES), self.family(WHOLES));
         let mut batch = WriteBatch::default();
         for (digest, record) in stored {
             batch.put_cf(files, digest.as_bytes(), encode(record)?);
         }
         for digest in deleted {
             batch.delete_cf(files, digest.as_bytes());
+            batch.delete_cf(wholes, digest.as_bytes());
         }
         self.db.write(batch).map_err(|e| failed("write index", e))
     }

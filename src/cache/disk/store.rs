@@ -17,9 +17,10 @@ use parking_lot::Mutex;
 use tokio::sync::broadcast;
 
 use super::{
-    catalog::{Catalog, FileId, Record},
+    catalog::{Catalog, FileId},
     files::{Files, ReadError},
     index::Index,
+    record::Record,
 };
 use crate::cache::{Blob, Change, Charge, Clock, Health, Hints, TierError, TierName, Usage, meter};
 
@@ -315,8 +316,13 @@ impl Store {
     }
 
     fn touch(&self, digest: &Digest) {
+        self.touch_all([*digest]);
+    }
+
+    /// Remembers that these were used.
+    pub(super) fn touch_all(&self, digests: impl IntoIterator<Item = Digest>) {
         let mut touched = self.touched.lock();
-        touched.insert(*digest);
+        touched.extend(digests);
         let many = touched.len() >= TOUCHES;
         drop(touched);
         if many {

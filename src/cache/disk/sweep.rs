@@ -8,12 +8,7 @@ use std::{collections::HashMap, fs, io, path::Path, sync::atomic::Ordering};
 
 use kiln_proto::Digest;
 
-use super::{
-    catalog::{Catalog, Record},
-    files::Files,
-    index::Index,
-    store::Store,
-};
+use super::{catalog::Catalog, files::Files, index::Index, record::Record, store::Store};
 use crate::cache::{Change, Hints, TierError, TierName, meter};
 
 /// What the sweep at start found.
@@ -50,6 +45,11 @@ pub(super) fn sweep(
     // Before the first file: what L3 does not have goes last, found now or later.
     for digest in index.uploads()? {
         catalog.set_only_copy(&digest, true);
+    }
+    // And what belongs together stays together while room is made.
+    let wholes = index.wholes()?;
+    for (whole, pieces) in &wholes {
+        catalog.refer(whole, pieces);
     }
     let mut records: HashMap<_, _> = index.files()?.into_iter().collect();
     let mut unknown = Vec::new();
@@ -95,6 +95,13 @@ pub(super) fn sweep(
     for (digest, _) in &strays {
         catalog.unsettle(digest);
     }
+    for (whole, _) in &wholes {
+        // Neither here nor a stray.
+        if catalog.get(whole).is_none() && catalog.is_settled(whole) {
+            catalog.forget_pieces(whole);
+            index.put_whole(whole, &[])?;
+        }
+    }
     for (digest, _) in &excess {
         files.remove(digest).map_err(|e| TierError::disk("remove file", 0, e))?;
     }
@@ -129,11 +136,16 @@ fn verify(store: &Store, (digest, size): Stray) -> bool {
     let adopted = read
         .is_ok()
         .then(|| catalog.insert(digest, Record::new(size, Hints::default(), store.clock.now_ms())));
+    if adopted.is_none() {
+        catalog.forget_pieces(&digest);
+    }
+    let pieces = catalog.pieces(&digest);
     drop((catalog, folder));
     meter::swept(TierName::Disk, if adopted.is_some() { "adopted" } else { "rejected" }, 1);
     match (adopted, read) {
         (Some(record), _) => {
             store.remember(&[(digest, record)], &[]);
+            store.remember_whole(&digest, &pieces);
             // No receiver: nobody wants to know.
             let _ = store.changes.send(Change::Gained(digest));
             true

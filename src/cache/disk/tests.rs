@@ -12,6 +12,7 @@ use std::{
 use tempfile::TempDir;
 
 mod bounds;
+mod wholes;
 
 use super::*;
 use crate::cache::{
