@@ -44,18 +44,22 @@ pub(super) async fn index(index: Index, tiers: Arc<Tiers>, stop: CancellationTok
                 pins.reconcile().await;
                 continue;
             }
-            // Files that the disk's own index did not know have lost their pins.
-            _ = &mut swept, if sweeping => {
+            swept = &mut swept, if sweeping => {
                 sweeping = false;
-                pins.doubt();
+                // Files that the disk's own index did not know have lost their pins.
+                match swept.adopted > 0 || swept.index_rebuilt {
+                    true => pins.doubt_all(),
+                    false => pins.doubt(),
+                }
                 continue;
             }
             () = stop.cancelled() => return,
         };
         match event {
             Ok(event) => {
-                let removed = remove(&event, &index, &tiers).await;
-                if let Err(e) = removed.and(pins.apply(&event).await) {
+                // First: of what is removed it is not known any more that it was pinned.
+                let pinned = pins.apply(&event).await;
+                if let Err(e) = remove(&event, &index, &tiers).await.and(pinned) {
                     tracing::warn!(?event, error = %e, "not applied to this node's tiers");
                 }
             }

@@ -1,19 +1,22 @@
 //! Pins: what the index protects is protected in this node's tiers, and nothing else.
 //!
-//! Invariant: a pack is pinned here if and only if an entry that names it is pinned,
-//! within [`SETTLE`] of a change that this node hears of, and within [`PERIOD`] of
+//! A whole is protected with its pieces. Which artifacts are wholes, the tiers learn here
+//! too, of what this node publishes and of what its disk had forgotten.
+//!
+//! Invariant: a pack is pinned here if and only if a pinned entry names it, as its own or
+//! as that of a piece, within [`SETTLE`] of a change that this node hears of, and within [`PERIOD`] of
 //! one that it does not: while it was away, behind, or between the look-up of an entry
 //! and the arrival of its bytes.
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
-use kiln_cluster::{Index, IndexEvent};
-use kiln_proto::Digest;
+use kiln_cluster::{Entry, Index, IndexEvent};
+use kiln_proto::{Digest, PieceRef};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    cache::Tiers,
+    cache::{Piece, Tiers},
     error::Error,
     scan::{self, Bounds, Scanned},
 };
@@ -34,6 +37,8 @@ pub(super) struct Pins {
     stop: CancellationToken,
     /// When all pins are compared next.
     due: Instant,
+    /// The next comparison looks at which packs belong together too.
+    wholes: bool,
 }
 
 /// What a comparison found to change.
@@ -41,12 +46,14 @@ pub(super) struct Pins {
 struct Differences {
     pin: Vec<Digest>,
     unpin: Vec<Digest>,
+    /// Wholes here, with their pieces.
+    wholes: Vec<(Digest, Vec<Piece>)>,
 }
 
 impl Pins {
     /// The first comparison is due at once.
     pub(super) fn new(index: Index, tiers: Arc<Tiers>, stop: CancellationToken) -> Self {
-        Self { index, tiers, stop, due: Instant::now() }
+        Self { index, tiers, stop, due: Instant::now(), wholes: false }
     }
 
     /// Returns when [`Pins::reconcile`] is due.
@@ -59,22 +66,36 @@ impl Pins {
         self.due = self.due.min(Instant::now() + SETTLE);
     }
 
+    /// The disk has files that its index did not know: neither their pins, nor which of
+    /// them belong together.
+    pub(super) fn doubt_all(&mut self) {
+        self.wholes = true;
+        self.doubt();
+    }
+
     /// Does what `event` says about pins.
     pub(super) async fn apply(&mut self, event: &IndexEvent) -> Result<(), Error> {
         match event {
             // A new artifact of a pinned key, which its publisher inserted without a pin.
             IndexEvent::Published { key, pack } if self.tiers.holds(pack) => {
                 let entry = self.index.lookup(key).await?;
-                if entry.is_some_and(|entry| entry.pinned && entry.pack == *pack) {
-                    self.set(*pack, true).await?;
+                if let Some(entry) = entry.filter(|entry| entry.pack == *pack) {
+                    let pieces = pieces_of(&entry);
+                    if !pieces.is_empty() {
+                        self.tiers.keep_together(pack, &pieces).await?;
+                    }
+                    if entry.pinned {
+                        self.pin(&entry, &pieces).await?;
+                    }
                 }
             }
             IndexEvent::Pinned { key, pinned: true } => {
                 if let Some(entry) = self.index.lookup(key).await?.filter(|entry| entry.pinned) {
-                    self.set(entry.pack, true).await?;
+                    self.pin(&entry, &pieces_of(&entry)).await?;
                 }
             }
-            // Another pinned key may have the very same bytes: only all entries show it.
+            // Another pinned key may have the very same bytes, or pieces: only all entries
+            // show it.
             IndexEvent::Pinned { pinned: false, .. } | IndexEvent::Reset => self.doubt(),
             IndexEvent::Tombstoned { pack, .. } | IndexEvent::Replaced { pack, .. }
                 if self.tiers.is_pinned(pack) =>
@@ -90,19 +111,41 @@ impl Pins {
     pub(super) async fn reconcile(&mut self) {
         self.due = Instant::now() + PERIOD;
         let done = match self.compare().await {
-            Ok(Differences { pin, unpin }) => {
+            Ok(Differences { pin, unpin, wholes }) => {
                 if !(pin.is_empty() && unpin.is_empty()) {
                     tracing::info!(pin = pin.len(), unpin = unpin.len(), "pins differ");
                 }
                 let changes = pin.into_iter().map(|pack| (pack, true));
-                self.set_all(changes.chain(unpin.into_iter().map(|pack| (pack, false)))).await
+                let changes = changes.chain(unpin.into_iter().map(|pack| (pack, false)));
+                let set = self.set_all(changes).await;
+                set.and(self.keep_all_together(wholes).await)
             }
             Err(e) => Err(e),
         };
-        if let Err(e) = done {
-            tracing::warn!(error = %e, "make the pins of this node the index's; again later");
-            self.due = Instant::now() + AGAIN;
+        match done {
+            Ok(()) => self.wholes = false,
+            Err(e) => {
+                tracing::warn!(error = %e, "make the pins of this node the index's; again later");
+                self.due = Instant::now() + AGAIN;
+            }
         }
+    }
+
+    /// Does what can be done; the last error.
+    async fn keep_all_together(&self, wholes: Vec<(Digest, Vec<Piece>)>) -> Result<(), Error> {
+        let mut done = Ok(());
+        for (whole, pieces) in wholes {
+            if let Err(e) = self.tiers.keep_together(&whole, &pieces).await {
+                done = Err(e.into());
+            }
+        }
+        done
+    }
+
+    /// Pins what is here of a pinned entry.
+    async fn pin(&self, entry: &Entry, pieces: &[Piece]) -> Result<(), Error> {
+        let packs = pieces.iter().map(|piece| piece.pack).chain([entry.pack]);
+        self.set_all(packs.map(|pack| (pack, true))).await
     }
 
     /// Changes what can be changed; the last error.
@@ -128,29 +171,48 @@ impl Pins {
     /// Reads all entries, on a blocking thread.
     async fn compare(&self) -> Result<Differences, Error> {
         let (index, tiers, stop) = (self.index.clone(), self.tiers.clone(), self.stop.clone());
+        let all = self.wholes;
         let comparing = tokio::task::spawn_blocking(move || {
-            // At most what this node has: entries of other packs are not remembered.
-            let mut wanted = HashSet::new();
+            // At most what this node has: other packs are not remembered.
+            let (mut wanted, mut wholes) = (HashSet::new(), Vec::new());
             let Scanned { complete, .. } = scan::each(&index, BOUNDS, &stop, |entry| {
-                if entry.pinned && tiers.holds(&entry.pack) {
-                    wanted.insert(entry.pack);
+                let here = tiers.holds(&entry.pack);
+                // Few entries are worth a look into their manifests.
+                let pieces = match entry.pinned || (all && here) {
+                    true => pieces_of(&entry),
+                    false => Vec::new(),
+                };
+                if entry.pinned {
+                    let packs = pieces.iter().map(|piece| piece.pack).chain([entry.pack]);
+                    wanted.extend(packs.filter(|pack| tiers.holds(pack)));
+                }
+                if all && here && !pieces.is_empty() {
+                    wholes.push((entry.pack, pieces));
                 }
             })?;
             // Half a truth would unpin what the other half protects.
-            Ok(if complete {
-                differences(&wanted, &tiers.pinned())
-            } else {
-                Differences::default()
+            Ok(match complete {
+                true => Differences { wholes, ..differences(&wanted, &tiers.pinned()) },
+                false => Differences::default(),
             })
         });
         comparing.await.map_err(|e| Error::Storage(e.to_string()))?
     }
 }
 
+/// What the artifact of `entry` is made of. Whoever signed a manifest that cannot be read
+/// has pinned nothing by it.
+fn pieces_of(entry: &Entry) -> Vec<Piece> {
+    let manifest = entry.manifest.read_unverified();
+    let pieces: &[PieceRef] = manifest.as_ref().map_or(&[], |manifest| &manifest.pieces);
+    pieces.iter().map(Piece::from).collect()
+}
+
 fn differences(wanted: &HashSet<Digest>, pinned: &HashSet<Digest>) -> Differences {
     Differences {
         pin: wanted.difference(pinned).copied().collect(),
         unpin: pinned.difference(wanted).copied().collect(),
+        wholes: Vec::new(),
     }
 }
 
@@ -162,6 +224,6 @@ mod tests {
     fn pins_differ_in_both_directions() {
         let [kept, new, old] = [b"1", b"2", b"3"].map(|bytes| Digest::of(bytes));
         let found = differences(&HashSet::from([kept, new]), &HashSet::from([kept, old]));
-        assert_eq!(found, Differences { pin: vec![new], unpin: vec![old] });
+        assert_eq!((found.pin, found.unpin), (vec![new], vec![old]));
     }
 }
