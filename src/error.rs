@@ -6,7 +6,7 @@
 //! [`CODE`] and [`KIND`].
 
 use kiln_cluster::ClusterError;
-use kiln_proto::{ArtifactKey, Failure, FailureKind, ManifestError, convert::InvalidField};
+use kiln_proto::{ArtifactKey, Digest, Failure, FailureKind, ManifestError, convert::InvalidField};
 use tonic::{Code, Status};
 
 use crate::cache::{BlobError, NoRoom, TierError};
@@ -44,6 +44,9 @@ pub enum Error {
     /// retry later, or compile.
     #[error("the artifact's bytes cannot be reached now, retry later: {0}")]
     Unreachable(String),
+    /// A piece of the artifact cannot be had: compile the piece again, or retry later.
+    #[error("{0}")]
+    MissingPiece(MissingPiece),
     /// The bytes are not durable where `publish.copies` wants them, and nothing was
     /// acknowledged: make room, or retry.
     #[error("the artifact is not stored: {0}")]
@@ -77,6 +80,32 @@ pub enum Error {
     /// The node's own storage failed: look at its log.
     #[error("the node's storage failed: {0}")]
     Storage(String),
+}
+
+/// A piece without which its whole is of no use, and which this node cannot have now.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("piece {index} of the artifact, key {key}, {why}")]
+pub struct MissingPiece {
+    /// Its position in the whole's manifest.
+    pub index: usize,
+    /// Its key.
+    pub key: ArtifactKey,
+    /// Its pack, as the whole names it.
+    pub pack: Digest,
+    /// What is known of it.
+    pub why: NoPiece,
+}
+
+/// Why there is no piece.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NoPiece {
+    /// Proven: the index has no such artifact any more. Compile the piece again.
+    #[error("is no more: compile it again")]
+    Absent,
+    /// Some place that may have it does not answer, which proves nothing: retry later,
+    /// or compile the piece again.
+    #[error("cannot be reached now, retry later: {0}")]
+    Unreachable(String),
 }
 
 impl Error {
@@ -138,6 +167,10 @@ impl From<Error> for Status {
             Error::StaleToken | Error::Left | Error::OnlyHere { .. } => Code::FailedPrecondition,
             Error::Superseded => Code::Aborted,
             Error::Unavailable(_) | Error::Unreachable(_) | Error::Leaving => Code::Unavailable,
+            Error::MissingPiece(piece) => match piece.why {
+                NoPiece::Absent => Code::NotFound,
+                NoPiece::Unreachable(_) => Code::Unavailable,
+            },
             Error::NotStored(_) => Code::ResourceExhausted,
             Error::Storage(_) => Code::Internal,
         };

@@ -1,13 +1,16 @@
 //! Warm-up at start: fetch what this node's toolchain uses most.
 //!
-//! Invariant: never more than a share of L1, one pack at a time, and never in
-//! the way of a request. Of all entries only the [`MOST_FETCHED`] most used are kept
+//! Invariant: never more than a share of L1, one artifact at a time, its pieces with it,
+//! and never in the way of a request. Of all entries only the [`MOST_FETCHED`] most used are kept
 //! in memory.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, HashSet},
+    time::Duration,
+};
 
 use kiln_cluster::{Entry, Index};
-use kiln_proto::{ArtifactKey, Fingerprint};
+use kiln_proto::{ArtifactKey, Digest, Fingerprint};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -29,9 +32,9 @@ pub async fn warm_up(manager: &Manager, index: Index, budget: u64, stop: Cancell
     let ours = manager.compilers().fingerprints();
     let stopped = stop.clone();
     let wanted = tokio::task::spawn_blocking(move || most_used(&index, &ours, &stopped)).await;
-    let (mut bytes, mut fetched) = (0, 0);
+    let (mut fetched, mut bytes, mut counted) = (0, 0u64, HashSet::new());
     for entry in wanted.unwrap_or_default() {
-        bytes += entry.pack_size;
+        bytes = bytes.saturating_add(new_bytes(&entry, &mut counted));
         if bytes > budget || stop.is_cancelled() {
             break;
         }
@@ -44,6 +47,16 @@ pub async fn warm_up(manager: &Manager, index: Index, budget: u64, stop: Cancell
     if fetched > 0 {
         tracing::info!(fetched, bytes, "warmed up");
     }
+}
+
+/// Bytes of an artifact and its pieces that no artifact before it has.
+pub(crate) fn new_bytes(entry: &Entry, counted: &mut HashSet<Digest>) -> u64 {
+    let manifest = entry.manifest.read_unverified();
+    let pieces = manifest.map(|manifest| manifest.pieces).unwrap_or_default();
+    let packs = pieces.iter().map(|piece| (piece.pack, piece.pack_size));
+    let new =
+        packs.chain([(entry.pack, entry.pack_size)]).filter(|(pack, _)| counted.insert(*pack));
+    new.fold(0, |sum, (_, size)| sum.saturating_add(size))
 }
 
 /// Blocks while it reads all entries.

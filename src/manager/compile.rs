@@ -153,6 +153,10 @@ impl Manager {
                             tracing::warn!(%key, epoch = entry.epoch, why, "compile it once more");
                             instead_of = Some(entry.epoch);
                         }
+                        Found::Incomplete(piece) => {
+                            tracing::warn!(%key, epoch = entry.epoch, %piece, "make it once more");
+                            instead_of = Some(entry.epoch);
+                        }
                     }
                 }
                 Acquired::Granted(lease) => {
@@ -208,7 +212,7 @@ impl Manager {
                 // The first commit won: its bytes are the key's, not ours.
                 match self.resolve(&entry, &prepared.namespace, Outcome::Coalesced).await? {
                     Found::Here(theirs) => Ok(*theirs),
-                    Found::Retired | Found::Unreachable(_) => Ok(answer),
+                    Found::Retired | Found::Unreachable(_) | Found::Incomplete(_) => Ok(answer),
                 }
             }
             Err(why @ (Error::Unavailable(_) | Error::NotStored(_) | Error::Leaving)) => {

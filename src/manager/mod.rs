@@ -19,6 +19,7 @@ mod compile;
 mod counters;
 mod fetch;
 mod hand_over;
+mod pieces;
 mod publish;
 mod report;
 mod restore;
@@ -148,6 +149,12 @@ impl Manager {
     /// Whether this node takes publications and leases.
     pub fn gate(&self) -> &Gate {
         &self.gate
+    }
+
+    /// The tiers, for tests that look into them.
+    #[cfg(test)]
+    pub(crate) fn tiers(&self) -> &Arc<Tiers> {
+        &self.tiers
     }
 
     /// Keys that are being compiled or waited for.

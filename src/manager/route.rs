@@ -125,6 +125,7 @@ impl Manager {
         match found {
             Found::Here(answer) => Ok(*answer),
             Found::Unreachable(why) => Err(Error::Unreachable(why)),
+            Found::Incomplete(piece) => Err(Error::MissingPiece(piece)),
             Found::Retired => {
                 Err(Error::Unavailable("it was compiled elsewhere and is gone: try again".into()))
             }

@@ -2,7 +2,8 @@
 //!
 //! Invariant: what leaves here has a manifest whose signer the index knows, and
 //! the bytes that it names; a manifest is remembered, by key and epoch, only after
-//! its signature held. An entry is retired only where its bytes are proven absent.
+//! its signature held. An entry is retired only where its bytes are proven absent. An
+//! artifact of pieces is here when all of them are.
 
 use std::sync::Arc;
 
@@ -10,7 +11,7 @@ use kiln_cluster::{Asked, Entry, Retired};
 use kiln_proto::{ArtifactKey, Failure, FailureKind, Manifest};
 
 use super::{Answer, Fetched, Manager, Outcome, Verified};
-use crate::error::Error;
+use crate::error::{Error, MissingPiece};
 
 /// What there is behind an entry.
 #[derive(Debug)]
@@ -21,6 +22,8 @@ pub enum Found {
     Retired,
     /// Its bytes may be somewhere that does not answer now; says where.
     Unreachable(String),
+    /// One of its pieces cannot be had; what else it is made of is here.
+    Incomplete(MissingPiece),
 }
 
 impl Manager {
@@ -29,6 +32,7 @@ impl Manager {
         let result = match self.stored(key, namespace).await {
             Ok(Some(Found::Here(answer))) => Ok(*answer),
             Ok(Some(Found::Unreachable(why))) => Err(Error::Unreachable(why)),
+            Ok(Some(Found::Incomplete(piece))) => Err(Error::MissingPiece(piece)),
             Ok(Some(Found::Retired) | None) => Err(Error::NotFound(*key)),
             Err(e) => Err(e),
         };
@@ -47,15 +51,19 @@ impl Manager {
         found
     }
 
-    /// Brings an entry's bytes into the local tiers, uncounted. False: nothing was
-    /// fetched.
+    /// Brings an entry's bytes, those of its pieces too, into the local tiers, uncounted.
+    /// False: nothing was fetched.
     pub async fn warm(&self, entry: &Entry) -> Result<bool, Error> {
         let manifest = self.verify(entry)?;
-        if self.tiers.holds(&manifest.pack_digest) {
+        if self.is_here(&manifest) {
             return Ok(false);
         }
         let fetched = self.fetcher.fetch(entry, &manifest).await?;
-        Ok(matches!(fetched, Fetched::Here(..)))
+        if !matches!(fetched, Fetched::Here(..)) {
+            return Ok(false);
+        }
+        self.bring_pieces(&manifest, entry.pinned).await?;
+        Ok(true)
     }
 
     /// The artifact of `key` that the local replica knows; `None`: it knows none.
@@ -85,6 +93,11 @@ impl Manager {
         }
         match self.fetcher.fetch(entry, &manifest).await? {
             Fetched::Here(pack, origin) => {
+                match self.bring_pieces(&manifest, entry.pinned).await {
+                    Ok(()) => {}
+                    Err(Error::MissingPiece(piece)) => return Ok(Found::Incomplete(piece)),
+                    Err(e) => return Err(e),
+                }
                 self.reporter.hit(entry.key);
                 let signed = entry.manifest.clone();
                 let origin = Some(origin);
@@ -98,7 +111,7 @@ impl Manager {
         }
     }
 
-    async fn retire(&self, entry: &Entry, asked: Asked) -> Result<Found, Error> {
+    pub(super) async fn retire(&self, entry: &Entry, asked: Asked) -> Result<Found, Error> {
         let (key, epoch) = (entry.key, entry.epoch);
         match self.index.retire(&key, epoch, asked).await? {
             Retired::Over => {
@@ -113,7 +126,7 @@ impl Manager {
         }
     }
 
-    fn verify(&self, entry: &Entry) -> Result<Arc<Manifest>, Error> {
+    pub(super) fn verify(&self, entry: &Entry) -> Result<Arc<Manifest>, Error> {
         let id = (entry.key, entry.epoch);
         if let Some(known) = self.verified.get(&id) {
             return Ok(known.manifest);

@@ -157,3 +157,6 @@ fn serve_http(
 pub fn install_metrics() -> Result<PrometheusHandle, NodeError> {
     PrometheusBuilder::new().install_recorder().map_err(|e| NodeError::Metrics(e.to_string()))
 }
+
+#[cfg(test)]
+mod tests;

@@ -243,6 +243,10 @@ impl Values {
                 tracing::debug!(%key, epoch = entry.epoch, why, "a value cannot be reached");
                 Opened::Unreachable
             }
+            Ok(Ok(Found::Incomplete(piece))) => {
+                tracing::warn!(%key, %piece, "an artifact of pieces is no value");
+                Opened::Unreachable
+            }
             Ok(Err(error)) => {
                 tracing::warn!(%key, %error, "bring a value");
                 Opened::Unreachable
