@@ -2,13 +2,18 @@
 
 use std::path::PathBuf;
 
+use anyhow::Context;
 use clap::Args;
+use kiln_proto::ArtifactKey;
 
 use super::{
-    CliError, ClientArgs, NamespaceArgs, SocketArgs, fetch,
+    CliError, ClientArgs, NamespaceArgs, SocketArgs,
+    client::Client,
+    fetch::{self, Fetched},
     keys::KeyArg,
     output::{self, size},
     view::{self, FetchView},
+    whole::{self, Staged},
 };
 
 const EXAMPLES: &str = "\
@@ -18,7 +23,8 @@ Examples:
 
 /// Fetch an artifact by its key and write its files.
 ///
-/// All bytes are checked against the manifest before a file is written.
+/// All bytes are checked against the manifest before a file is written. An artifact of
+/// pieces comes with them, in DIR/pieces/N.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Get {
@@ -37,40 +43,92 @@ pub(crate) struct Get {
 
 impl Get {
     pub(crate) async fn run(self) -> Result<(), CliError> {
-        let fetched = self.fetch().await?;
-        let folder = fetch::write_files(&self.output, &fetched.manifest, &fetched.pack)?;
+        let (fetched, staged) = tokio::select! {
+            fetched = self.fetch() => fetched?,
+            // So that what is half fetched goes.
+            e = interrupted() => return Err(e),
+        };
+        match staged {
+            Some(staged) => staged.finish(&fetched)?,
+            None => {
+                fetch::write_files(&self.output, &fetched.manifest, &fetched.pack)?;
+                whole::clear_whole(&self.output)
+                    .with_context(|| self.output.display().to_string())?;
+            }
+        }
         let found = FetchView {
             key: fetched.manifest.key.to_string(),
             tier: view::tier(fetched.tier),
             artifact: fetched.manifest.pack_digest.to_string(),
             bytes: fetched.manifest.pack_size,
             files: view::files(&fetched.manifest),
-            directory: folder.display().to_string(),
+            directory: self.output.display().to_string(),
+            pieces: view::pieces(&fetched.manifest),
         };
         if self.client.json {
             return output::json(&found);
         }
         for file in &found.files {
-            output::line(format_args!(
-                "{}  {}",
-                folder.join(&file.path).display(),
-                size(file.bytes)
-            ))?;
+            let path = self.output.join(&file.path);
+            output::line(format_args!("{}  {}", path.display(), size(file.bytes)))?;
+        }
+        for piece in &found.pieces {
+            let folder = self.output.join(whole::PIECES).join(piece.index.to_string());
+            output::line(format_args!("{}/  {}", folder.display(), size(piece.bytes)))?;
         }
         Ok(())
     }
-    async fn fetch(&self) -> Result<fetch::Fetched, CliError> {
+
+    /// The artifact, and where its pieces are if it has any.
+    async fn fetch(&self) -> Result<(Fetched, Option<Staged>), CliError> {
         if let (KeyArg::Whole(key), Some(socket)) = (&self.key, &self.socket.socket) {
-            return fetch::fetch_local(socket, key).await;
+            let fetched = fetch::fetch_local(socket, key).await?;
+            let staged = self
+                .stage(&fetched, async |key: &ArtifactKey| fetch::fetch_local(socket, key).await);
+            let staged = staged.await?;
+            return Ok((fetched, staged));
         }
-        let namespace = &self.namespace.namespace;
-        let fetched = self.client.endpoints.attempt(async |mut client| {
-            let key = self.key.resolve(&mut client, namespace).await?;
-            match &self.socket.socket {
-                Some(socket) => fetch::fetch_local(socket, &key).await,
-                None => fetch::fetch(&mut client, &key, namespace).await,
-            }
-        });
-        fetched.await
+        self.client.endpoints.attempt(async |client| self.fetch_from(client).await).await
     }
+
+    async fn fetch_from(&self, mut client: Client) -> Result<(Fetched, Option<Staged>), CliError> {
+        let namespace = &self.namespace.namespace;
+        let key = self.key.resolve(&mut client, namespace).await?;
+        let mut fetch = async |key: &ArtifactKey| match &self.socket.socket {
+            Some(socket) => fetch::fetch_local(socket, key).await,
+            None => fetch::fetch(&mut client, key, namespace).await,
+        };
+        let fetched = fetch(&key).await?;
+        let staged = self.stage(&fetched, fetch).await?;
+        Ok((fetched, staged))
+    }
+
+    async fn stage(
+        &self,
+        fetched: &Fetched,
+        mut fetch: impl AsyncFnMut(&ArtifactKey) -> Result<Fetched, CliError>,
+    ) -> Result<Option<Staged>, CliError> {
+        if fetched.manifest.pieces.is_empty() {
+            return Ok(None);
+        }
+        let mut staged = Staged::new(&self.output)?;
+        for piece in &fetched.manifest.pieces {
+            staged.add(piece, &fetch(&piece.key).await?)?;
+        }
+        Ok(Some(staged))
+    }
+}
+
+/// Ends when this process is asked to.
+async fn interrupted() -> CliError {
+    use tokio::signal::unix::{SignalKind, signal};
+    let ended = async |kind| match signal(kind) {
+        Ok(mut signal) => drop(signal.recv().await),
+        Err(_) => std::future::pending().await,
+    };
+    tokio::select! {
+        () = ended(SignalKind::interrupt()) => {}
+        () = ended(SignalKind::terminate()) => {}
+    }
+    CliError::Local(anyhow::anyhow!("interrupted: nothing was written"))
 }

@@ -1,12 +1,14 @@
 //! `kiln inspect`: what is in an artifact.
 
 mod code;
+mod pieces;
 mod view;
 
 use std::{collections::BTreeMap, fs, path::Path};
 
 use anyhow::Context;
 use clap::Args;
+use kiln_proto::Manifest;
 
 use super::{
     CliError, ClientArgs, NamespaceArgs, SocketArgs, fetch,
@@ -62,11 +64,15 @@ type Files = BTreeMap<String, Vec<u8>>;
 
 impl Inspect {
     pub(crate) async fn run(self) -> Result<(), CliError> {
-        let files = match Path::new(&self.artifact) {
-            folder if folder.is_dir() => read_folder(folder)?,
-            _ => self.fetch().await?,
+        let (files, manifest) = match Path::new(&self.artifact) {
+            folder if folder.is_dir() => (read_folder(folder)?, None),
+            _ => self.fetch().await.map(|(files, manifest)| (files, Some(manifest)))?,
         };
+        let pieces = pieces::of(&files, manifest.as_ref())?;
         let Code { source, ptx, sass } = &self.code;
+        if !pieces.is_empty() && (source.is_some() || *ptx || sass.is_some()) {
+            return Err(pieces::has_no_code(&pieces));
+        }
         let text = match (source, ptx, sass) {
             (Some(kernel), ..) => Some(code::source(&files, kernel)?),
             (None, true, _) => Some(code::ptx(&files)?),
@@ -77,13 +83,14 @@ impl Inspect {
             Some(text) if self.client.json => output::json(&serde_json::json!({ "text": text })),
             Some(text) => output::line(text.trim_end()),
             None => {
-                let view = View::new(&files)?;
+                let mut view = View::new(&files)?;
+                view.pieces = pieces;
                 if self.client.json { output::json(&view) } else { output::line(shown(&view)) }
             }
         }
     }
 
-    async fn fetch(&self) -> Result<Files, CliError> {
+    async fn fetch(&self) -> Result<(Files, Manifest), CliError> {
         let key: KeyArg = self.artifact.parse().map_err(|why| {
             CliError::Usage(format!("{:?} is no folder, and no key: {why}", self.artifact))
         })?;
@@ -96,9 +103,10 @@ impl Inspect {
             }
         });
         let fetched = fetched.await?;
-        fetch::checked_files(&fetched.manifest, &fetched.pack)
+        let files = fetch::checked_files(&fetched.manifest, &fetched.pack)
             .map(|file| file.map(|(path, bytes)| (path.to_owned(), bytes.to_vec())))
-            .collect()
+            .collect::<Result<_, _>>()?;
+        Ok((files, fetched.manifest))
     }
 }
 
@@ -119,6 +127,11 @@ fn read_folder(folder: &Path) -> Result<Files, CliError> {
 /// Sections with a table each, for people.
 fn shown(view: &View) -> String {
     let mut sections = vec![view.summary()];
+    if !view.pieces.is_empty() {
+        let heading = ["PIECE", "KEY", "SIZE", "RUNS"];
+        let rows = view.pieces.iter().map(pieces::Piece::row);
+        sections.push(table(heading, &rows.collect::<Vec<_>>()));
+    }
     if !view.symbols.is_empty() {
         let heading = ["SYMBOL", "FROM", "TO", "IS"];
         sections

@@ -6,7 +6,7 @@ use kiln_proto::pb;
 use super::{
     CliError, ClientArgs, NamespaceArgs, fetch,
     output::{self, seconds, size, table},
-    view::EntryView,
+    view::{self, EntryView},
 };
 
 const PAGE: u32 = 500;
@@ -85,13 +85,16 @@ const HEADING: [&str; 8] =
 
 fn row(entry: &EntryView) -> [String; 8] {
     let flags = [(entry.stored, "stored"), (entry.pinned, "pinned")];
-    let flags: Vec<_> = flags.iter().filter(|(set, _)| *set).map(|(_, name)| *name).collect();
+    let flags = flags.iter().filter(|(set, _)| *set).map(|(_, name)| (*name).to_owned());
+    let whole = (!entry.pieces.is_empty()).then(|| view::whole_of(entry.pieces.len()));
+    let flags: Vec<_> = flags.chain(whole).collect();
+    let bytes = entry.pieces.iter().fold(entry.bytes, |sum, piece| sum.saturating_add(piece.bytes));
     let holders: Vec<_> = entry.holders.iter().map(u64::to_string).collect();
     [
         entry.key[..16].to_owned(),
         entry.label.clone(),
         entry.target.clone(),
-        size(entry.bytes),
+        size(bytes),
         seconds(entry.compile_seconds),
         entry.hits.to_string(),
         holders.join(","),
@@ -138,8 +141,26 @@ mod tests {
                 "pinned",
                 "hits",
                 "producer",
-                "holders"
+                "holders",
+                "pieces"
             ]
         );
+    }
+
+    #[test]
+    fn a_whole_says_of_how_many_pieces() {
+        let (mut manifest, _) = artifact(&[("stitching.json", b"1234")]);
+        let piece = |n: u8| kiln_proto::PieceRef {
+            key: kiln_proto::ArtifactKey::from_bytes([n; 32]),
+            pack: kiln_proto::Digest::of(&[n]),
+            pack_size: 1022,
+        };
+        manifest.pieces = vec![piece(1), piece(2)];
+        let view = EntryView::new(&pb::Entry { pinned: true, ..Default::default() }, &manifest);
+        let row = row(&view);
+        assert_eq!((row[3].as_str(), row[7].as_str()), ("2.0 KiB", "pinned,whole of 2 pieces"));
+        let json = serde_json::to_value(&view).unwrap();
+        assert_eq!(json["pieces"][1]["key"], "02".repeat(32));
+        assert_eq!(json["pieces"][1]["index"], 1);
     }
 }

@@ -25,6 +25,7 @@ mod serve;
 mod source;
 mod status;
 mod view;
+mod whole;
 mod why;
 
 use std::{future::Future, path::PathBuf, process::ExitCode};

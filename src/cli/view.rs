@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use kiln_proto::{Component, Difference, FileEntry, Manifest, pb};
+use kiln_proto::{Component, Difference, FileEntry, Manifest, PieceRef, pb};
 use serde::Serialize;
 
 /// `kiln compile --json`: one for each target.
@@ -48,6 +48,17 @@ pub(crate) struct FetchView {
     pub(crate) bytes: u64,
     pub(crate) files: Vec<FileView>,
     pub(crate) directory: String,
+    /// Artifacts that this one is stitched of, in `pieces/N` of the directory.
+    pub(crate) pieces: Vec<PieceView>,
+}
+
+/// One piece of an artifact.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct PieceView {
+    pub(crate) index: usize,
+    pub(crate) key: String,
+    pub(crate) artifact: String,
+    pub(crate) bytes: u64,
 }
 
 /// `kiln ls --json`: one for each entry.
@@ -67,6 +78,8 @@ pub(crate) struct EntryView {
     pub(crate) hits: u64,
     pub(crate) producer: u64,
     pub(crate) holders: Vec<u64>,
+    /// Artifacts that this one is stitched of.
+    pub(crate) pieces: Vec<PieceView>,
 }
 
 /// `kiln why --json`.
@@ -84,6 +97,17 @@ pub(crate) struct WhyView {
     pub(crate) entries: u64,
     /// The search ended at its time limit.
     pub(crate) cut: bool,
+    /// What a stored artifact is stitched of.
+    pub(crate) pieces: Vec<StoredPieceView>,
+}
+
+/// One piece of a stored artifact.
+#[derive(Debug, Serialize)]
+pub(crate) struct StoredPieceView {
+    #[serde(flatten)]
+    pub(crate) piece: PieceView,
+    /// Whether the index has it, with these bytes.
+    pub(crate) stored: bool,
 }
 
 /// `kiln status --json`.
@@ -180,6 +204,22 @@ pub(crate) fn tier(tier: pb::Tier) -> Option<&'static str> {
     }
 }
 
+/// The pieces of a manifest.
+pub(crate) fn pieces(manifest: &Manifest) -> Vec<PieceView> {
+    let view = |(index, piece): (usize, &PieceRef)| PieceView {
+        index,
+        key: piece.key.to_string(),
+        artifact: piece.pack.to_string(),
+        bytes: piece.pack_size,
+    };
+    manifest.pieces.iter().enumerate().map(view).collect()
+}
+
+/// `whole of 3 pieces`, for people.
+pub(crate) fn whole_of(pieces: usize) -> String {
+    format!("whole of {pieces} piece{}", if pieces == 1 { "" } else { "s" })
+}
+
 /// The files of a manifest.
 pub(crate) fn files(manifest: &Manifest) -> Vec<FileView> {
     let view = |file: &FileEntry| FileView {
@@ -227,6 +267,7 @@ impl EntryView {
             hits: entry.hits,
             producer: manifest.producer,
             holders: entry.holders.clone(),
+            pieces: pieces(manifest),
         }
     }
 }

@@ -2,11 +2,18 @@
 
 use std::path::{Path, PathBuf};
 
+use bytes::Bytes;
 use clap::Args;
-use kiln_proto::{ArtifactKey, Component, Difference, Digest, KeyField, convert, pb};
+use kiln_proto::{ArtifactKey, Component, Difference, Digest, KeyField, Manifest, convert, pb};
 
 use super::{
-    CliError, ClientArgs, client::Client, keys::KeyArg, output, source::SourceArgs, view::WhyView,
+    CliError, ClientArgs,
+    client::Client,
+    fetch,
+    keys::KeyArg,
+    output,
+    source::SourceArgs,
+    view::{self, StoredPieceView, WhyView},
 };
 
 const EXAMPLES: &str = "\
@@ -53,8 +60,42 @@ impl Why {
         };
         let request = pb::ExplainRequest { subject: Some(subject) };
         let answer = client.explain(request).await.map_err(|e| CliError::from_status(&e))?;
-        view(answer.into_inner())
+        let answer = answer.into_inner();
+        let pieces = match answer.stored {
+            true => self.pieces(&mut client, answer.key.clone()).await?,
+            false => Vec::new(),
+        };
+        Ok(WhyView { pieces, ..view(answer)? })
     }
+
+    /// What the artifact of `key` is stitched of, and which of these are stored.
+    async fn pieces(
+        &self,
+        client: &mut Client,
+        key: Bytes,
+    ) -> Result<Vec<StoredPieceView>, CliError> {
+        let namespace = &self.source.namespace.namespace;
+        let Some(whole) = look_up(client, key, namespace).await? else { return Ok(Vec::new()) };
+        let mut pieces = Vec::with_capacity(whole.pieces.len());
+        for (piece, shown) in whole.pieces.iter().zip(view::pieces(&whole)) {
+            let key = piece.key.as_bytes().to_vec().into();
+            let found = look_up(client, key, namespace).await?;
+            let stored = found.is_some_and(|found| found.pack_digest == piece.pack);
+            pieces.push(StoredPieceView { piece: shown, stored });
+        }
+        Ok(pieces)
+    }
+}
+
+async fn look_up(
+    client: &mut Client,
+    key: Bytes,
+    namespace: &str,
+) -> Result<Option<Manifest>, CliError> {
+    let request = pb::LookupRequest { key, linearizable: false, namespace: namespace.to_owned() };
+    let answer = client.lookup(request).await.map_err(|e| CliError::from_status(&e))?;
+    let signed = answer.into_inner().entry.and_then(|entry| entry.manifest);
+    signed.map(fetch::manifest).transpose()
 }
 
 enum Subject<'a> {
@@ -105,12 +146,21 @@ fn view(answer: pb::ExplainResponse) -> Result<WhyView, CliError> {
         looked_at: answer.looked_at,
         entries: answer.entries,
         cut: answer.cut,
+        pieces: Vec::new(),
     })
 }
 
 fn for_people(view: &WhyView) -> String {
-    let state = if view.stored { "is stored" } else { "is not stored" };
+    let state = match (view.stored, view.pieces.len()) {
+        (false, _) => "is not stored".to_owned(),
+        (true, 0) => "is stored".to_owned(),
+        (true, pieces) => format!("is stored, a {}:", view::whole_of(pieces)),
+    };
     let mut lines = vec![format!("{} {state}", view.key)];
+    for StoredPieceView { piece, stored } in &view.pieces {
+        let state = if *stored { "is stored" } else { "is not stored: it is compiled again" };
+        lines.push(format!("  piece {} {} {state}", piece.index, piece.key));
+    }
     if view.cut {
         let (seen, all) = (view.looked_at, view.entries);
         lines.push(format!("looked at {seen} of {all} entries in time: a nearer one may exist"));
@@ -172,6 +222,26 @@ mod tests {
     }
 
     #[test]
+    fn a_whole_shows_which_piece_is_missing() {
+        let piece = |index, stored| StoredPieceView {
+            piece: view::PieceView {
+                index,
+                key: format!("key-{index}"),
+                artifact: String::new(),
+                bytes: 1,
+            },
+            stored,
+        };
+        let known = view(pb::ExplainResponse { stored: true, ..answer() }).unwrap();
+        let text = for_people(&WhyView { pieces: vec![piece(0, true), piece(1, false)], ..known });
+        assert!(text.contains("is stored, a whole of 2 pieces:"), "{text}");
+        assert!(text.contains("piece 0 key-0 is stored\n"), "{text}");
+        assert!(text.contains("piece 1 key-1 is not stored"), "{text}");
+        let json = serde_json::to_value(piece(1, false)).unwrap();
+        assert_eq!((&json["index"], &json["stored"]), (&1.into(), &false.into()));
+    }
+
+    #[test]
     fn the_json_shape_holds() {
         let json = serde_json::to_value(view(answer()).unwrap()).unwrap();
         let fields: Vec<_> = json.as_object().unwrap().keys().map(String::as_str).collect();
@@ -185,7 +255,8 @@ mod tests {
                 "components",
                 "looked_at",
                 "entries",
-                "cut"
+                "cut",
+                "pieces"
             ]
         );
         assert_eq!(json["differences"][0]["ours"], "580.65");

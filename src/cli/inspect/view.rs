@@ -15,6 +15,7 @@ use serde::Serialize;
 use super::{
     super::{CliError, output::size},
     Files,
+    pieces::{self, Piece},
 };
 
 #[derive(Debug, Serialize)]
@@ -29,6 +30,8 @@ pub(super) struct View {
     pub(super) kernels: Vec<Kernel>,
     pub(super) buffers: Vec<Buffer>,
     pub(super) files: Vec<File>,
+    /// Artifacts that it is stitched of.
+    pub(super) pieces: Vec<Piece>,
 }
 
 #[derive(Debug, Serialize)]
@@ -117,6 +120,7 @@ impl View {
             kernels: Vec::new(),
             buffers: Vec::new(),
             files: files.iter().map(list).collect(),
+            pieces: Vec::new(),
         };
         if let Some(plan) = &plan {
             view.describe(plan, signature.as_ref());
@@ -189,6 +193,10 @@ impl View {
     pub(super) fn summary(&self) -> String {
         let mut parts: Vec<String> = Vec::new();
         parts.extend(self.target.clone());
+        // The kernels of a whole are its pieces'.
+        if let Some(whole) = pieces::summary(&self.pieces) {
+            return whole;
+        }
         parts.push(match self.kernels.len() {
             1 => "1 kernel".to_owned(),
             count => format!("{count} kernels"),
