@@ -15,11 +15,11 @@
 //! are proven to be nowhere.
 
 mod answer;
+mod bring;
 mod compile;
 mod counters;
 mod fetch;
 mod hand_over;
-mod pieces;
 mod publish;
 mod report;
 mod restore;
