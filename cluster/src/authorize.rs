@@ -50,6 +50,10 @@ pub(crate) fn check(nodes: &Nodes, from: NodeId, command: &Command) -> Result<()
             }
             bounded(report.hits.len() + report.gained.len() + report.lost.len(), "reports")
         }
+        Command::Want(wanted) => {
+            own(wanted.node)?;
+            wanted.check().map_err(ClusterError::Invalid)
+        }
         Command::RetireAbsent { asked, .. } => bounded(asked.nodes.len(), "nodes"),
         Command::Facts { node, .. }
         | Command::SetVoter { node, .. }

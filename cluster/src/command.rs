@@ -8,6 +8,8 @@ use std::{fmt, sync::Arc};
 use kiln_proto::{ArtifactKey, Digest, Failure, Fingerprint, NodeId, SignedManifest, Token};
 use serde::{Deserialize, Serialize};
 
+use crate::wanted::Wanted;
+
 /// What a node tells the others about itself.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeFacts {
@@ -129,6 +131,8 @@ pub(crate) enum Command {
     SetAway(NodeId),
     /// The object store has no object of this generation, or not the pack's bytes in it.
     LoseObject { pack: Digest, generation: u64 },
+    /// The pieces that a whole waits for, until the lease ends whose token it has.
+    Want(Wanted),
 }
 
 /// Who said that they do not have an artifact's bytes.
@@ -270,6 +274,7 @@ impl fmt::Display for Command {
             Self::ForgetObject { pack, generation } => {
                 write!(f, "forget {} of generation {generation}", pack.short())
             }
+            Self::Want(w) => write!(f, "want {} pieces of {}", w.pieces.len(), w.whole.short()),
         }
     }
 }

@@ -4,15 +4,11 @@
 //! is immutable within its epoch, so a stale hit is right and a stale miss only
 //! costs an acquire.
 
+mod acquire;
 mod objects;
+mod pieces;
 
-use std::{
-    pin::pin,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-};
+use std::sync::Arc;
 
 use ed25519_dalek::VerifyingKey;
 use kiln_proto::{ArtifactKey, Failure, NodeId, SignedManifest, Token};
@@ -25,7 +21,7 @@ use crate::{
     leases::{Lease, Leases},
     replica::Replica,
     router::Router,
-    rpc::{Acquire, Fail, Failed, Outcome, ReadIndex, Unanswered},
+    rpc::{Fail, Failed, ReadIndex},
     watch::{IndexEvent, NodeInfo},
     writer::{Writer, Written},
     writes::Turn,
@@ -33,17 +29,6 @@ use crate::{
 
 /// Most entries of one scan.
 const MOST_SCANNED: usize = 10_000;
-
-/// How an acquire ended.
-#[derive(Debug)]
-pub enum Acquired {
-    /// The key has an artifact.
-    Ready(Entry),
-    /// The caller compiles, and publishes or fails under this lease.
-    Granted(Lease),
-    /// The compile failed a while ago, and would again.
-    Failed(Failure),
-}
 
 /// The handle that the rest of the node holds.
 #[derive(Clone)]
@@ -82,102 +67,6 @@ impl Index {
     /// The live negative entry of `key` in the local replica.
     pub async fn failure(&self, key: &ArtifactKey) -> Result<Option<Failure>, ClusterError> {
         self.replica.failure(key).await
-    }
-
-    /// The artifact, the failure, or the right to compile `key`. Waits while
-    /// another node compiles it, until `deadline`; `on_waiting` tells that once.
-    /// `instead_of`: the epoch whose bytes the caller cannot reach, which is then no
-    /// answer; what is published under the lease begins another one.
-    pub async fn acquire(
-        &self,
-        key: &ArtifactKey,
-        instead_of: Option<u64>,
-        deadline: Instant,
-        on_waiting: impl FnOnce() + Send,
-    ) -> Result<Acquired, ClusterError> {
-        let node = self.router.owner()?.node;
-        let mut request = [0; 8];
-        getrandom::fill(&mut request).map_err(ClusterError::unavailable)?;
-        let request = u64::from_le_bytes(request);
-        let (mut on_waiting, waited) = (Some(on_waiting), AtomicBool::new(false));
-        let mut waiting = || {
-            waited.store(true, Ordering::Relaxed);
-            if let Some(on_waiting) = on_waiting.take() {
-                on_waiting();
-            }
-        };
-        // Since when no leader held this call open.
-        let mut since = Instant::now();
-        let mut last = ClusterError::unavailable("no leader is known");
-        loop {
-            if let Some(found) = self.found(key, instead_of).await? {
-                return Ok(found);
-            }
-            let wait_ms = deadline.saturating_duration_since(Instant::now()).as_millis();
-            let wait_ms = u64::try_from(wait_ms).unwrap_or(u64::MAX);
-            let asked = Acquire { key: *key, node, request, instead_of, wait_ms };
-            let answer = match self.router.leader() {
-                None => Err(Unanswered::NotLeader),
-                Some(leader) => tokio::select! {
-                    answer = self.router.acquire_at(leader, &asked, deadline, &mut waiting) => answer,
-                    // This replica may hear of the end before the leader's answer is here.
-                    found = self.wait_found(key, instead_of) => return found,
-                    () = self.router.leader_changes(leader) => Err(Unanswered::NotLeader),
-                    () = tokio::time::sleep_until(deadline) => return Err(ClusterError::Deadline),
-                },
-            };
-            match answer {
-                Ok(Outcome::Ready(entry)) => return Ok(Acquired::Ready(*entry)),
-                Ok(Outcome::Failed(failure)) => return Ok(Acquired::Failed(failure)),
-                Ok(Outcome::Granted(token)) => {
-                    return Ok(Acquired::Granted(self.leases.hold(*key, token)));
-                }
-                Err(Unanswered::NotLeader) => {}
-                Err(Unanswered::Refused(e @ ClusterError::Unavailable(_))) => last = e,
-                Err(Unanswered::Refused(e)) => return Err(e),
-            }
-            let now = Instant::now();
-            if now >= deadline {
-                return Err(ClusterError::Deadline);
-            }
-            if waited.swap(false, Ordering::Relaxed) {
-                since = now;
-            }
-            if now >= self.router.give_up_at(since) {
-                return Err(last);
-            }
-            self.router.pause().await?;
-        }
-    }
-
-    /// What the local replica says about `key`, but for the epoch `instead_of`.
-    async fn found(
-        &self,
-        key: &ArtifactKey,
-        instead_of: Option<u64>,
-    ) -> Result<Option<Acquired>, ClusterError> {
-        let entry = self.replica.entry(key).await?;
-        if let Some(entry) = entry.filter(|entry| Some(entry.epoch) != instead_of) {
-            return Ok(Some(Acquired::Ready(entry)));
-        }
-        Ok(self.replica.failure(key).await?.map(Acquired::Failed))
-    }
-
-    /// Returns when the local replica says something about `key`.
-    async fn wait_found(
-        &self,
-        key: &ArtifactKey,
-        instead_of: Option<u64>,
-    ) -> Result<Acquired, ClusterError> {
-        let waiter = self.replica.waiter(*key);
-        loop {
-            let mut woken = pin!(waiter.notified());
-            woken.as_mut().enable();
-            if let Some(found) = self.found(key, instead_of).await? {
-                return Ok(found);
-            }
-            woken.await;
-        }
     }
 
     /// Commits an artifact under `lease`, whose pack is durable on this node. The

@@ -4,7 +4,7 @@
 //! could contradict, other than through the log: grants, commits and expiries are
 //! log entries, and what is read here only saves the proposal.
 
-use std::{collections::HashSet, pin::pin, sync::Arc, time::Duration};
+use std::{collections::HashSet, future::Future, pin::pin, sync::Arc, time::Duration};
 
 use kiln_proto::ArtifactKey;
 use openraft::{
@@ -24,7 +24,7 @@ use crate::{
     peers::Peers,
     raft::Leadership,
     replica::Replica,
-    rpc::{Acquire, Answer, Outcome, Unanswered, Written},
+    rpc::{Acquire, Answer, Outcome, TryAcquire, Unanswered, Written},
     settings::Timings,
     table::LeaseRecord,
 };
@@ -138,53 +138,106 @@ impl Leader {
         deadline: Instant,
         mut on_waiting: impl FnMut() + Send,
     ) -> Answer<Outcome> {
-        let key = asked.key;
-        let waiter = self.replica.waiter(key);
+        let waiter = self.replica.waiter(asked.key);
         let mut leadership = self.member.leadership()?;
         loop {
             // Registered before the state is read: no wake-up is missed.
             let mut woken = pin!(waiter.notified());
             woken.as_mut().enable();
-            if !self.member.leads() {
-                return Err(Unanswered::NotLeader);
-            }
-            let entry = self.replica.entry(&key).await?;
-            if let Some(entry) = entry.filter(|entry| Some(entry.epoch) != asked.instead_of) {
-                return Ok(Outcome::Ready(Box::new(entry)));
-            }
-            if let Some(failure) = self.replica.failure(&key).await? {
-                return Ok(Outcome::Failed(failure));
-            }
-            let lease: Option<LeaseRecord> = self.replica.read(key).await?;
-            let ours = |l: &LeaseRecord| l.node == asked.node && l.request == asked.request;
-            match lease {
-                Some(lease) if ours(&lease) => return Ok(Outcome::Granted(lease.token)),
-                None if self.proposing.lock().insert(key) => {
-                    let _proposing = Proposing { leader: self, key };
-                    let Acquire { node, request, instead_of, .. } = *asked;
-                    let command = match instead_of {
-                        None => Command::Acquire { key, node, request },
-                        Some(epoch) => Command::AcquireAgain { key, node, request, epoch },
-                    };
-                    let written = self.propose(command).await?;
-                    if let Response::Granted(token) = written.response {
-                        return Ok(Outcome::Granted(token));
-                    }
-                    continue;
+            match self.try_to_grant(asked).await? {
+                Grant::Ended(outcome) => return Ok(outcome),
+                Grant::Overtaken => {}
+                Grant::Held | Grant::Proposing => {
+                    on_waiting();
+                    self.wait(woken, &mut leadership, deadline).await?;
                 }
-                _ => {}
-            }
-            on_waiting();
-            tokio::select! {
-                () = woken => {}
-                () = leads_no_longer(&mut leadership) => return Err(Unanswered::NotLeader),
-                () = tokio::time::sleep_until(deadline) => {
-                    return Err(ClusterError::Deadline.into());
-                }
-                () = self.stop.cancelled() => return Err(Unanswered::NotLeader),
             }
         }
     }
+
+    /// The artifact, the lease or the failure of a key, or `None`: another's lease is live.
+    /// Only another's proposal is waited for, which ends as this one would.
+    pub(crate) async fn try_acquire(&self, asked: TryAcquire) -> Answer<Option<Outcome>> {
+        let TryAcquire { key, node, request } = asked;
+        let asked = Acquire { key, node, request, instead_of: None, wait_ms: 0 };
+        let waiter = self.replica.waiter(key);
+        let mut leadership = self.member.leadership()?;
+        let give_up = self.member.give_up_at(Instant::now());
+        loop {
+            let mut woken = pin!(waiter.notified());
+            woken.as_mut().enable();
+            match self.try_to_grant(&asked).await? {
+                Grant::Ended(outcome) => return Ok(Some(outcome)),
+                Grant::Held => return Ok(None),
+                Grant::Overtaken => {}
+                Grant::Proposing => match self.wait(woken, &mut leadership, give_up).await {
+                    Err(Unanswered::Refused(ClusterError::Deadline)) => return Err(no_quorum()),
+                    waited => waited?,
+                },
+            }
+        }
+    }
+
+    /// Answers from the state, or proposes the lease where the key is free.
+    async fn try_to_grant(&self, asked: &Acquire) -> Answer<Grant> {
+        let Acquire { key, node, request, instead_of, .. } = *asked;
+        if !self.member.leads() {
+            return Err(Unanswered::NotLeader);
+        }
+        let entry = self.replica.entry(&key).await?;
+        if let Some(entry) = entry.filter(|entry| Some(entry.epoch) != instead_of) {
+            return Ok(Grant::Ended(Outcome::Ready(Box::new(entry))));
+        }
+        if let Some(failure) = self.replica.failure(&key).await? {
+            return Ok(Grant::Ended(Outcome::Failed(failure)));
+        }
+        if let Some(lease) = self.replica.read::<LeaseRecord>(key).await? {
+            let ours = lease.node == node && lease.request == request;
+            return Ok(if ours {
+                Grant::Ended(Outcome::Granted(lease.token))
+            } else {
+                Grant::Held
+            });
+        }
+        if !self.proposing.lock().insert(key) {
+            return Ok(Grant::Proposing);
+        }
+        let _proposing = Proposing { leader: self, key };
+        let command = match instead_of {
+            None => Command::Acquire { key, node, request },
+            Some(epoch) => Command::AcquireAgain { key, node, request, epoch },
+        };
+        match self.propose(command).await?.response {
+            Response::Granted(token) => Ok(Grant::Ended(Outcome::Granted(token))),
+            _ => Ok(Grant::Overtaken),
+        }
+    }
+
+    /// Waits until `woken`, while this node leads.
+    async fn wait(
+        &self,
+        woken: impl Future<Output = ()>,
+        leadership: &mut Leadership,
+        deadline: Instant,
+    ) -> Answer<()> {
+        tokio::select! {
+            () = woken => Ok(()),
+            () = leads_no_longer(leadership) => Err(Unanswered::NotLeader),
+            () = tokio::time::sleep_until(deadline) => Err(ClusterError::Deadline.into()),
+            () = self.stop.cancelled() => Err(Unanswered::NotLeader),
+        }
+    }
+}
+
+/// What came of a try to grant a lease.
+enum Grant {
+    Ended(Outcome),
+    /// Another's lease is live.
+    Held,
+    /// Another call's lease is being proposed.
+    Proposing,
+    /// Something else was committed first: look again.
+    Overtaken,
 }
 
 fn no_quorum() -> Unanswered {

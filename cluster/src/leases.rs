@@ -11,12 +11,12 @@ use std::{
     time::Duration,
 };
 
-use kiln_proto::{ArtifactKey, Token};
+use kiln_proto::{ArtifactKey, Failure, Token};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::{command::Command, router::Router, rpc::Renew};
+use crate::{command::Command, entry::Entry, router::Router, rpc::Renew};
 
 /// Heartbeats in one time to live.
 const HEARTBEATS: u32 = 4;
@@ -40,6 +40,30 @@ pub struct Lease {
     token: Token,
     lost: watch::Receiver<bool>,
     leases: Weak<Leases>,
+}
+
+/// How an acquire ended.
+#[derive(Debug)]
+pub enum Acquired {
+    /// The key has an artifact.
+    Ready(Entry),
+    /// The caller compiles, and publishes or fails under this lease.
+    Granted(Lease),
+    /// The compile failed a while ago, and would again.
+    Failed(Failure),
+}
+
+/// How a try to acquire a key ended.
+#[derive(Debug)]
+pub enum Tried {
+    /// The caller compiles, and publishes or fails under this lease.
+    Granted(Lease),
+    /// Another call's lease is live.
+    Held,
+    /// The key has an artifact.
+    Ready(Entry),
+    /// The compile failed a while ago, and would again.
+    Failed(Failure),
 }
 
 impl Lease {

@@ -48,6 +48,7 @@ mod status;
 mod store;
 mod table;
 mod transport;
+mod wanted;
 mod watch;
 mod writer;
 mod writes;
@@ -57,10 +58,11 @@ pub use crate::{
     command::{AccessReport, Asked, NodeFacts},
     entry::{Entry, PackState, Published, Put, PutMode, Retired},
     error::ClusterError,
-    index::{Acquired, Index},
-    leases::Lease,
+    index::Index,
+    leases::{Acquired, Lease, Tried},
     settings::{LOG_ENTRIES, Settings, Start, Timings},
     status::{ClusterStatus, NodeStatus, Role},
+    wanted::{Wanted, WantedPiece},
     watch::{IndexEvent, NodeInfo},
     writes::Turn,
 };

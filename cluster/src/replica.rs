@@ -17,6 +17,7 @@ use crate::{
         self, BlobRecord, Counters, EntryRecord, FailureRecord, ObjectRecord, Pairs, Record,
         StateError, Table,
     },
+    wanted::Wanted,
     watch::{IndexEvent, Nodes, Waiter, Watch},
 };
 
@@ -170,6 +171,11 @@ impl Replica {
     /// All registered nodes, also those that left.
     pub(crate) fn nodes(&self) -> Arc<Nodes> {
         self.watch.nodes()
+    }
+
+    /// The lists of wanted pieces, the oldest first.
+    pub(crate) fn wanted(&self) -> Arc<[Arc<Wanted>]> {
+        self.watch.wanted()
     }
 
     /// The live leases and negative entries, with their deadlines.

@@ -17,12 +17,16 @@ use crate::{
     pb::Frame,
     peers::frame,
     rpc::{
-        Add, Answer, Ask, Fail, Failed, Join, ReadIndex, Remove, Renew, Request, Unanswered, Write,
-        Written,
+        Add, Answer, Ask, Fail, Failed, Join, Outcome, ReadIndex, Remove, Renew, Request,
+        TryAcquire, Unanswered, Write, Written,
     },
     store::Owner,
     table::LeaseRecord,
+    wanted::Wanted,
 };
+
+/// Most lists of wanted pieces at once.
+const MOST_LISTS: usize = 1024;
 
 /// A request that a [`Leader`] answers.
 pub(crate) trait Lead: Ask {
@@ -56,6 +60,7 @@ pub(crate) async fn serve(
         Request::Join(request) => frame(&answer(leader, from, request).await),
         Request::Add(request) => frame(&answer(leader, from, request).await),
         Request::Remove(request) => frame(&answer(leader, from, request).await),
+        Request::TryAcquire(request) => frame(&answer(leader, from, request).await),
     }
 }
 
@@ -64,6 +69,9 @@ impl Lead for Write {
         authorize::check(&leader.replica.nodes(), from, &self.0)?;
         if let Command::Expire { key, token } = &self.0 {
             check_holder(leader, from, key, *token).await?;
+        }
+        if let Command::Want(wanted) = &self.0 {
+            check_room(leader, wanted)?;
         }
         leader.propose(self.0).await
     }
@@ -80,6 +88,15 @@ async fn check_holder(
     match lease.is_some_and(|lease| lease.token == token && lease.node != from) {
         true => Err(ClusterError::invalid("the lease is another node's")),
         false => Ok(()),
+    }
+}
+
+/// Every list is in every replica's memory.
+fn check_room(leader: &Leader, wanted: &Wanted) -> Result<(), ClusterError> {
+    let lists = leader.replica.wanted();
+    match lists.len() < MOST_LISTS || lists.iter().any(|list| list.whole == wanted.whole) {
+        true => Ok(()),
+        false => Err(ClusterError::unavailable("too many compiles in pieces are under way")),
     }
 }
 
@@ -116,6 +133,15 @@ impl Lead for Renew {
         let (now, deadlines) = (Instant::now(), leader.replica.deadlines());
         let renew = |(key, token)| deadlines.renew(&key, token, from, now);
         Ok(self.0.into_iter().map(renew).collect())
+    }
+}
+
+impl Lead for TryAcquire {
+    async fn lead(self, leader: &Leader, from: NodeId) -> Answer<Option<Outcome>> {
+        if self.node != from {
+            return Err(ClusterError::invalid("a lease is for the node that asks for it").into());
+        }
+        leader.try_acquire(self).await
     }
 }
 

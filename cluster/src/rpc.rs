@@ -87,6 +87,7 @@ requests! {
     Join => Owner,
     Add => Owner,
     Remove => (),
+    TryAcquire => Option<Outcome>,
 }
 
 /// Propose a command, once it is found valid.
@@ -153,6 +154,15 @@ pub(crate) struct Acquire {
     pub instead_of: Option<u64>,
     /// Milliseconds that the caller waits.
     pub wait_ms: u64,
+}
+
+/// The lease of a key if it can be had at once; no reply: another's is live.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct TryAcquire {
+    pub key: ArtifactKey,
+    pub node: NodeId,
+    /// Names this call, as that of an [`Acquire`].
+    pub request: u64,
 }
 
 /// How an [`Acquire`] ended.

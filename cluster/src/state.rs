@@ -8,6 +8,7 @@ mod epochs;
 mod leases;
 mod members;
 mod packs;
+mod wanted;
 mod writes;
 
 use kiln_proto::{ArtifactKey, Digest, NodeId, Token};
@@ -32,6 +33,9 @@ pub(crate) enum Event {
     Failed { key: ArtifactKey, token: Token, until_unix_ms: u64 },
     Lifted { key: ArtifactKey, token: Token },
     NodesChanged,
+    Wanted { whole: ArtifactKey },
+    Unwanted { whole: ArtifactKey },
+    Retired { key: ArtifactKey },
 }
 
 /// Applies `command`, committed at `index`, to `txn`.
@@ -65,6 +69,7 @@ pub(crate) fn apply<V: View>(
             leases::fail(txn, key, &FailureRecord { token, failure, until_unix_ms }, events)
         }
         Command::Lift { key, token } => leases::lift(txn, key, token, events),
+        Command::Want(list) => wanted::want(txn, &list, events),
 
         Command::Commit { publication, also } => {
             let pack = publication.pack;
@@ -75,7 +80,9 @@ pub(crate) fn apply<V: View>(
         Command::Write(write) => writes::write(txn, index, write, events),
         Command::OpenSession { node, nonce } => writes::open_session(txn, index, node, nonce),
         Command::SetPinned { key, pinned } => set_pinned(txn, key, pinned, events),
-        Command::RetireAbsent { key, epoch, asked } => epochs::retire(txn, key, epoch, &asked),
+        Command::RetireAbsent { key, epoch, asked } => {
+            epochs::retire(txn, key, epoch, &asked, events)
+        }
 
         Command::Report { node, report } => packs::report(txn, node, report),
         Command::StoreObject { pack, generation } => {
@@ -96,7 +103,7 @@ pub(crate) fn apply<V: View>(
         Command::Put { publication, create } => {
             epochs::put(txn, index, None, publication, create, events)
         }
-        Command::Retire { key, epoch } => epochs::retire_unproven(txn, key, epoch),
+        Command::Retire { key, epoch } => epochs::retire_unproven(txn, key, epoch, events),
         Command::MarkStored { pack } => packs::store_object(txn, pack, 0, events),
         Command::Condemn { pack } => packs::condemn(txn, pack, 0, events),
         Command::Forget { pack } => packs::forget(txn, pack, 0, events),

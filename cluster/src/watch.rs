@@ -3,6 +3,9 @@
 //! Invariant: the state is on disk before anyone is told of it, and a waiter that
 //! registered before it looked at the state misses nothing that came after.
 
+mod event;
+mod lists;
+
 use std::{
     collections::{BTreeMap, HashMap},
     sync::Arc,
@@ -10,71 +13,25 @@ use std::{
 
 use arc_swap::ArcSwap;
 use ed25519_dalek::VerifyingKey;
-use kiln_proto::{ArtifactKey, Digest, NodeId};
+use kiln_proto::{ArtifactKey, NodeId};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, broadcast, watch};
 
+pub use self::event::IndexEvent;
+use self::lists::Lists;
 use crate::{
     command::{Candidate, NodeFacts},
     deadlines::Deadlines,
     state::Event,
-    table::{self, Counters, Standing, StateError, View},
+    table::{
+        self, Counters, EntryRecord, FailureRecord, LeaseRecord, Record, RecordKey, Standing,
+        StateError, View,
+    },
+    wanted::Wanted,
 };
 
 /// Events kept for a subscriber that is behind.
 const EVENTS: usize = 4096;
-
-/// A change of the index, as this node's replica applied it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum IndexEvent {
-    /// A key has an artifact.
-    Published {
-        /// The key.
-        key: ArtifactKey,
-        /// Its pack.
-        pack: Digest,
-    },
-    /// A key's artifact was wrong and is gone: drop it everywhere.
-    Tombstoned {
-        /// The key.
-        key: ArtifactKey,
-        /// The pack that it had.
-        pack: Digest,
-    },
-    /// A key has another artifact than before; its publication is told as well.
-    Replaced {
-        /// The key.
-        key: ArtifactKey,
-        /// The pack that it had.
-        pack: Digest,
-    },
-    /// A key was pinned or unpinned.
-    Pinned {
-        /// The key.
-        key: ArtifactKey,
-        /// Whether it is pinned now.
-        pinned: bool,
-    },
-    /// A pack's bytes are in the object store.
-    Stored {
-        /// The pack.
-        pack: Digest,
-    },
-    /// A pack will be deleted from the object store.
-    Condemned {
-        /// The pack.
-        pack: Digest,
-    },
-    /// A condemned pack is deleted.
-    Forgotten {
-        /// The pack.
-        pack: Digest,
-    },
-    /// The membership or a node's facts changed.
-    NodesChanged,
-    /// The replica took over a whole state: anything may have changed.
-    Reset,
-}
 
 /// A node as the index knows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -110,6 +67,7 @@ pub(crate) struct Watch {
     applied: watch::Sender<u64>,
     nodes: ArcSwap<Nodes>,
     counters: ArcSwap<Option<Counters>>,
+    wanted: Mutex<Lists>,
     /// The live leases; a leader counts their time.
     pub deadlines: Deadlines,
 }
@@ -151,6 +109,7 @@ impl Watch {
             applied: watch::Sender::new(applied),
             nodes: ArcSwap::default(),
             counters: ArcSwap::default(),
+            wanted: Mutex::new(Lists::read(view)?),
             deadlines,
         };
         watch.nodes.store(Arc::new(read_nodes(view)?));
@@ -190,6 +149,11 @@ impl Watch {
         Option::clone(&self.counters.load())
     }
 
+    /// The lists of wanted pieces, the oldest first.
+    pub(crate) fn wanted(&self) -> Arc<[Arc<Wanted>]> {
+        self.wanted.lock().all()
+    }
+
     /// Tells of commands whose changes are on disk.
     pub(crate) fn applied(
         &self,
@@ -205,16 +169,27 @@ impl Watch {
                     self.send(IndexEvent::Published { key, pack });
                     self.wake(&key);
                 }
-                Event::Tombstoned { key, pack } => self.send(IndexEvent::Tombstoned { key, pack }),
+                Event::Tombstoned { key, pack } => {
+                    self.send(IndexEvent::Tombstoned { key, pack });
+                    self.tell_if_free(view, key)?;
+                }
                 Event::Replaced { key, pack } => self.send(IndexEvent::Replaced { key, pack }),
                 Event::Pinned { key, pinned } => self.send(IndexEvent::Pinned { key, pinned }),
                 Event::Stored { pack } => self.send(IndexEvent::Stored { pack }),
                 Event::Condemned { pack } => self.send(IndexEvent::Condemned { pack }),
                 Event::Forgotten { pack } => self.send(IndexEvent::Forgotten { pack }),
                 Event::LeaseGranted { .. } => {}
-                Event::LeaseEnded { key, .. }
-                | Event::Failed { key, .. }
-                | Event::Lifted { key, .. } => self.wake(&key),
+                Event::Failed { key, .. } => self.wake(&key),
+                Event::LeaseEnded { key, .. } | Event::Lifted { key, .. } => {
+                    self.wake(&key);
+                    self.tell_if_free(view, key)?;
+                }
+                Event::Retired { key } => self.tell_if_free(view, key)?,
+                Event::Wanted { whole } => {
+                    self.wanted.lock().follow(view, whole)?;
+                    self.send(IndexEvent::Wanted { whole });
+                }
+                Event::Unwanted { whole } => self.wanted.lock().follow(view, whole)?,
                 Event::NodesChanged => {
                     self.nodes.store(Arc::new(read_nodes(view)?));
                     self.send(IndexEvent::NodesChanged);
@@ -225,11 +200,26 @@ impl Watch {
         Ok(())
     }
 
+    /// Tells that `key` can be taken, where a list wants it and the state in `view` has
+    /// nothing of it.
+    fn tell_if_free(&self, view: &impl View, key: ArtifactKey) -> Result<(), StateError> {
+        let taken = || -> Result<bool, StateError> {
+            Ok(has::<EntryRecord>(view, key)?
+                || has::<FailureRecord>(view, key)?
+                || has::<LeaseRecord>(view, key)?)
+        };
+        if self.wanted.lock().want(&key) && !taken()? {
+            self.send(IndexEvent::Free { key });
+        }
+        Ok(())
+    }
+
     /// Tells that a snapshot replaced the state.
     pub(crate) fn installed(&self, view: &impl View, index: u64) -> Result<(), StateError> {
         self.nodes.store(Arc::new(read_nodes(view)?));
         self.counters.store(Arc::new(table::read(view, ())?));
         self.deadlines.reload(view)?;
+        *self.wanted.lock() = Lists::read(view)?;
         for notify in self.keys.lock().values() {
             notify.notify_waiters();
         }
@@ -242,6 +232,11 @@ impl Watch {
         // An error means that nobody listens.
         drop(self.events.send(event));
     }
+}
+
+/// Whether a record is there.
+fn has<R: Record>(view: &impl View, key: R::Key) -> Result<bool, StateError> {
+    Ok(view.get(R::TABLE, key.bytes().as_ref())?.is_some())
 }
 
 /// The registered nodes whose keys can be read; a node cannot join with another.

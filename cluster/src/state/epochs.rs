@@ -113,6 +113,7 @@ pub(super) fn retire<V: View>(
     key: ArtifactKey,
     epoch: u64,
     asked: &Asked,
+    events: &mut Vec<Event>,
 ) -> Result<Response, StateError> {
     let Some(entry) = txn.get::<EntryRecord>(key)?.filter(|e| e.epoch == epoch) else {
         return Ok(Response::Changed(false)); // somebody else saw to it
@@ -128,7 +129,7 @@ pub(super) fn retire<V: View>(
     if !holders_answered || (blob.stored && !asked.object) {
         return Ok(Response::NotProven);
     }
-    retire_unproven(txn, key, epoch)
+    retire_unproven(txn, key, epoch, events)
 }
 
 /// [`retire`] as earlier versions did it.
@@ -136,6 +137,7 @@ pub(super) fn retire_unproven<V: View>(
     txn: &mut Txn<'_, V>,
     key: ArtifactKey,
     epoch: u64,
+    events: &mut Vec<Event>,
 ) -> Result<Response, StateError> {
     let Some(entry) = txn.get::<EntryRecord>(key)?.filter(|e| e.epoch == epoch) else {
         return Ok(Response::Changed(false));
@@ -146,6 +148,7 @@ pub(super) fn retire_unproven<V: View>(
         // Nobody had it: whoever claimed to was wrong.
         txn.put(pack, &BlobRecord { stored: false, holders: Vec::new(), ..blob })?;
     }
+    events.push(Event::Retired { key });
     Ok(Response::Changed(true))
 }
 

@@ -6,7 +6,7 @@
 
 use kiln_proto::{ArtifactKey, Token};
 
-use super::Event;
+use super::{Event, wanted};
 use crate::{
     command::Response,
     table::{
@@ -55,7 +55,7 @@ pub(super) fn live<V: View>(
     Ok(txn.get::<LeaseRecord>(key)?.filter(|lease| lease.token == token))
 }
 
-/// Ends a lease that is live.
+/// Ends a lease that is live, and with it the list of pieces that was wanted under it.
 pub(super) fn end<V: View>(
     txn: &mut Txn<'_, V>,
     key: ArtifactKey,
@@ -68,6 +68,7 @@ pub(super) fn end<V: View>(
     {
         txn.put(pack, &BlobRecord { leases: blob.leases.saturating_sub(1), ..blob })?;
     }
+    wanted::end(txn, key, events)?;
     events.push(Event::LeaseEnded { key, token: lease.token });
     Ok(())
 }

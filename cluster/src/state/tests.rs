@@ -3,13 +3,14 @@
 #![allow(clippy::unwrap_used)]
 
 mod histories;
+mod pieces;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
 };
 
-use kiln_proto::{Failure, FailureKind, SignedManifest};
+use kiln_proto::{Failure, FailureKind, Fingerprint, SignedManifest};
 use proptest::prelude::*;
 
 use super::*;
@@ -18,6 +19,7 @@ use crate::{
     table::{
         self, BlobRecord, Counters, EpochRecord, NodeRecord, ObjectRecord, SessionRecord, Table,
     },
+    wanted::{Wanted, WantedPiece},
 };
 
 /// The whole state in memory.
@@ -55,6 +57,10 @@ impl Model {
 
     fn lease(&self, key: ArtifactKey) -> Option<LeaseRecord> {
         table::read(self, key).unwrap()
+    }
+
+    fn wanted(&self, whole: ArtifactKey) -> Option<Wanted> {
+        table::read(self, whole).unwrap()
     }
 
     fn blob(&self, pack: Digest) -> Option<BlobRecord> {
@@ -113,6 +119,20 @@ fn publication(k: u8, p: u8, token: u64) -> Publication {
     }
 }
 
+/// A list of `pieces` for key `k` under `token`, which node 1 holds.
+fn list_of(k: u8, pieces: &[u8], token: u64) -> Wanted {
+    let piece = |n: &u8| WantedPiece { key: key(*n), seconds: 0.5, memory: 1 << 20 };
+    Wanted {
+        whole: key(k),
+        token: Token(token),
+        node: 1,
+        request: pack(9),
+        request_bytes: 3,
+        pieces: pieces.iter().map(piece).collect(),
+        fingerprint: Fingerprint::new("native", [("nvrtc", "13.0")]),
+    }
+}
+
 fn fail_of(k: u8, token: u64) -> Command {
     let failure = Failure::new(FailureKind::CompileError, "no");
     Command::Fail { key: key(k), token: Token(token), failure, until_unix_ms: 9 }
@@ -149,7 +169,7 @@ pub(crate) fn commands() -> impl Strategy<Value = Vec<Command>> {
             },
         ),
         1 => (KEYS, token.clone()).prop_map(|(k, t)| fail_of(k, t)),
-        2 => (KEYS, token).prop_map(|(k, t)| Command::Lift { key: key(k), token: Token(t) }),
+        2 => (KEYS, token.clone()).prop_map(|(k, t)| Command::Lift { key: key(k), token: Token(t) }),
         1 => (PACKS, 0..60u64)
             .prop_map(|(p, generation)| Command::StoreObject { pack: pack(p), generation }),
         1 => (PACKS, 0..60u64)
@@ -169,6 +189,9 @@ pub(crate) fn commands() -> impl Strategy<Value = Vec<Command>> {
             .prop_map(|(p, generation)| Command::CondemnObject { pack: pack(p), generation }),
         2 => (PACKS, 0..60u64)
             .prop_map(|(p, generation)| Command::ForgetObject { pack: pack(p), generation }),
+        3 => (KEYS, prop::collection::btree_set(KEYS, 0..3), token).prop_map(
+            |(k, pieces, t)| Command::Want(list_of(k, &pieces.into_iter().collect::<Vec<_>>(), t)),
+        ),
         1 => (0..3u8).prop_map(|n| Command::Join(new_node(n))),
         1 => (1..4u64).prop_map(Command::Leave),
     ];
@@ -194,6 +217,10 @@ fn aim(command: Command, state: &Model, index: u64) -> Command {
         }
         Command::AcquireAgain { key, node, request, epoch } => {
             Command::AcquireAgain { key, node, request, epoch: epoch_of(key, epoch) }
+        }
+        Command::Want(list) => {
+            let token = live(list.whole).unwrap_or(list.token);
+            Command::Want(Wanted { token, ..list })
         }
         Command::RetireAbsent { key, epoch, asked } => {
             Command::RetireAbsent { key, epoch: epoch_of(key, epoch), asked }
@@ -309,6 +336,11 @@ fn check_step(
                 other => panic!("{other:?} removed an artifact"),
             },
             (None, None) => {}
+        }
+        if let Some(list) = after.wanted(key) {
+            let lease = after.lease(key).expect("a list without a lease");
+            assert_eq!((list.token, list.node), (lease.token, lease.node), "of another lease");
+            assert_eq!(list.check(), Ok(()));
         }
         if let Command::Commit { publication: p, .. } = command
             && p.key == key

@@ -54,6 +54,7 @@ impl Set {
             (Self::B, Table::Counters) => "counters.b",
             (Self::B, Table::Objects) => "objects.b",
             (Self::B, Table::Sessions) => "sessions.b",
+            (Self::B, Table::Wanted) => "wanted.b",
         }
     }
 }

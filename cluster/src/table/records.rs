@@ -1,0 +1,208 @@
+//! The records of the tables.
+//!
+//! Invariant: a record's bytes never change their meaning: what an earlier version wrote is
+//! read as it was meant. So fields are not added to a record; another table is.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use kiln_proto::{ArtifactKey, Digest, Failure, NodeId, SignedManifest, Token};
+use serde::{Deserialize, Serialize};
+
+use super::view::{Pairs, Record, RecordKey, StateError, Table, Txn, View};
+use crate::{
+    codec::{self, Malformed},
+    command::{Candidate, NodeFacts},
+    wanted::Wanted,
+};
+
+macro_rules! record {
+    ($name:ident in $table:ident by $key:ty) => {
+        impl Record for $name {
+            type Key = $key;
+            const TABLE: Table = Table::$table;
+        }
+    };
+}
+
+/// The artifact of a key in its present epoch.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct EntryRecord {
+    pub epoch: u64,
+    /// The token under which it was committed.
+    pub token: Token,
+    pub pinned: bool,
+    /// Publications with other bytes than the committed ones.
+    pub differing: u64,
+    pub pack: Digest,
+    pub pack_size: u64,
+    pub compile_seconds: f64,
+    #[serde(with = "crate::codec::manifest")]
+    pub manifest: Arc<SignedManifest>,
+}
+record!(EntryRecord in Entries by ArtifactKey);
+
+/// The last epoch of a key that was ended, and the pack it had.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct EpochRecord {
+    pub epoch: u64,
+    pub pack: Digest,
+    pub reason: String,
+    /// The next epoch's artifact is protected from the start.
+    pub pinned: bool,
+}
+record!(EpochRecord in Epochs by ArtifactKey);
+
+/// What the index knows of a pack.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct BlobRecord {
+    /// Entries that name it.
+    pub entries: u64,
+    /// Open leases of keys whose last artifact it was.
+    pub leases: u64,
+    pub stored: bool,
+    pub condemned: bool,
+    /// Reported uses of the entries that name it.
+    pub hits: u64,
+    /// Sorted; hints.
+    pub holders: Vec<NodeId>,
+}
+record!(BlobRecord in Blobs by Digest);
+
+/// The pack's object in the object store. A pack without a record, published before
+/// there were any, has generation 0.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ObjectRecord {
+    /// Part of the object's name: some bits of the cluster's name, then the log index
+    /// of the command that first published the pack, or again after it was condemned.
+    pub generation: u64,
+}
+record!(ObjectRecord in Objects by Digest);
+
+/// A node's present session of ordered writes.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct SessionRecord {
+    pub session: Token,
+    /// Names the request that opened it.
+    pub nonce: u64,
+    /// All writes below are over.
+    pub floor: u64,
+    /// Writes at or above the floor that are over, in order, and whether each one
+    /// changed anything.
+    pub done: Vec<(u64, bool)>,
+}
+record!(SessionRecord in Sessions by NodeId);
+
+/// The live lease of a key.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct LeaseRecord {
+    pub token: Token,
+    pub node: NodeId,
+    pub request: u64,
+    /// The key's last pack, which the lease keeps from being condemned.
+    pub pack: Option<Digest>,
+}
+record!(LeaseRecord in Leases by ArtifactKey);
+
+record!(Wanted in Wanted by ArtifactKey);
+
+/// A negative entry.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct FailureRecord {
+    /// The token of the lease that failed: names this very failure.
+    pub token: Token,
+    pub failure: Failure,
+    /// The leader's clock; only a leader acts on it.
+    pub until_unix_ms: u64,
+}
+record!(FailureRecord in Failures by ArtifactKey);
+
+/// What a node is to the cluster. Disks written before there was an abstainer
+/// have a flag here, whose bytes are those of the first two.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Standing {
+    /// A voter, or a learner that may become one.
+    Eligible,
+    /// Gone for good.
+    Left,
+    /// A learner for ever: it asked for no vote.
+    Abstains,
+    /// Away, and another node has its address: out of Raft's membership until it says
+    /// where it is. It may become a voter then.
+    Away,
+    /// The same of a node that abstains.
+    AwayAbstains,
+}
+
+/// A node, also after it left.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct NodeRecord {
+    pub candidate: Candidate,
+    pub facts: NodeFacts,
+    pub key: [u8; 32],
+    pub standing: Standing,
+}
+
+impl NodeRecord {
+    pub(crate) fn left(&self) -> bool {
+        self.standing == Standing::Left
+    }
+
+    pub(crate) fn away(&self) -> bool {
+        matches!(self.standing, Standing::Away | Standing::AwayAbstains)
+    }
+}
+record!(NodeRecord in Nodes by NodeId);
+
+/// Numbers of the whole cluster.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Counters {
+    /// The cluster's name; 0 before it is founded.
+    pub cluster: u64,
+    /// Voters to strive for.
+    pub voters: u64,
+    /// The next node's id.
+    pub next_node: NodeId,
+    pub entries: u64,
+    pub differing: u64,
+}
+record!(Counters in Counters by ());
+
+impl<V: View> Txn<'_, V> {
+    /// All nodes by id.
+    pub(crate) fn nodes(&self) -> Result<BTreeMap<NodeId, NodeRecord>, StateError> {
+        decode_nodes(self.all(Table::Nodes)?)
+    }
+}
+
+/// All nodes of `view` by id.
+pub(crate) fn nodes(view: &impl View) -> Result<BTreeMap<NodeId, NodeRecord>, StateError> {
+    decode_nodes(view.all(Table::Nodes)?)
+}
+
+fn decode_nodes(pairs: Pairs) -> Result<BTreeMap<NodeId, NodeRecord>, StateError> {
+    let decode = |(key, value): (Vec<u8>, Vec<u8>)| {
+        let id = key.iter().fold(0, |id, byte| id << 8 | NodeId::from(*byte));
+        Ok((id, codec::decode(&value)?))
+    };
+    pairs.into_iter().map(decode).collect()
+}
+
+/// Whether `key` and `value` are what `table` holds.
+pub(crate) fn check(table: Table, key: &[u8], value: &[u8]) -> Result<(), Malformed> {
+    fn pair<R: Record>(key: &[u8], value: &[u8]) -> Result<(), Malformed> {
+        codec::decode::<R>(value)?;
+        codec::exact_length::<R>(key, size_of::<<R::Key as RecordKey>::Bytes>())
+    }
+    match table {
+        Table::Entries => pair::<EntryRecord>(key, value),
+        Table::Epochs => pair::<EpochRecord>(key, value),
+        Table::Blobs => pair::<BlobRecord>(key, value),
+        Table::Leases => pair::<LeaseRecord>(key, value),
+        Table::Failures => pair::<FailureRecord>(key, value),
+        Table::Nodes => pair::<NodeRecord>(key, value),
+        Table::Counters => pair::<Counters>(key, value),
+        Table::Objects => pair::<ObjectRecord>(key, value),
+        Table::Sessions => pair::<SessionRecord>(key, value),
+        Table::Wanted => pair::<Wanted>(key, value),
+    }
+}
