@@ -163,18 +163,21 @@ impl Leader {
         let waiter = self.replica.waiter(key);
         let mut leadership = self.member.leadership()?;
         let give_up = self.member.give_up_at(Instant::now());
-        loop {
-            let mut woken = pin!(waiter.notified());
-            woken.as_mut().enable();
-            match self.try_to_grant(&asked).await? {
-                Grant::Ended(outcome) => return Ok(Some(outcome)),
-                Grant::Held => return Ok(None),
-                Grant::Overtaken => {}
-                Grant::Proposing => match self.wait(woken, &mut leadership, give_up).await {
-                    Err(Unanswered::Refused(ClusterError::Deadline)) => return Err(no_quorum()),
-                    waited => waited?,
-                },
+        let granting = async {
+            loop {
+                let mut woken = pin!(waiter.notified());
+                woken.as_mut().enable();
+                match self.try_to_grant(&asked).await? {
+                    Grant::Ended(outcome) => return Ok(Some(outcome)),
+                    Grant::Held => return Ok(None),
+                    Grant::Overtaken => {}
+                    Grant::Proposing => self.wait(woken, &mut leadership, give_up).await?,
+                }
             }
+        };
+        match tokio::time::timeout_at(give_up, granting).await {
+            Ok(Err(Unanswered::Refused(ClusterError::Deadline))) | Err(_) => Err(no_quorum()),
+            Ok(answer) => answer,
         }
     }
 

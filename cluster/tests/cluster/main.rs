@@ -11,4 +11,5 @@ mod index;
 mod killed;
 mod leases;
 mod membership;
+mod pieces;
 mod thin;
