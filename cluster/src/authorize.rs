@@ -3,7 +3,7 @@
 //! Invariant: a check reads only the request and the registered nodes; it decides
 //! whether a command is proposed, never what it does.
 
-use kiln_proto::{Manifest, NodeId};
+use kiln_proto::{ArtifactKey, Digest, Manifest, NodeId};
 
 use crate::{
     command::{Change, Command, NewNode, OrderedWrite, Publication},
@@ -35,7 +35,12 @@ pub(crate) fn check(nodes: &Nodes, from: NodeId, command: &Command) -> Result<()
         Command::Commit { publication, also } => {
             own(publication.node)?;
             check_holders(also)?;
-            check_publication(nodes, publication).map(drop)
+            check_pieces(&check_publication(nodes, publication)?, &[])
+        }
+        Command::CommitWhole { publication, also, pieces } => {
+            own(publication.node)?;
+            check_holders(also)?;
+            check_pieces(&check_publication(nodes, publication)?, pieces)
         }
         Command::Write(write) => {
             own(write.node)?;
@@ -139,6 +144,15 @@ fn check_publication(nodes: &Nodes, publication: &Publication) -> Result<Manifes
     if same { Ok(signed) } else { Err(ClusterError::invalid("it differs from its manifest")) }
 }
 
+/// A whole is committed with the pieces that its manifest names, and nothing else is.
+fn check_pieces(manifest: &Manifest, pieces: &[(ArtifactKey, Digest)]) -> Result<(), ClusterError> {
+    let named = manifest.pieces.iter().map(|piece| (piece.key, piece.pack));
+    match named.eq(pieces.iter().copied()) {
+        true => Ok(()),
+        false => Err(ClusterError::invalid("its pieces are not those of its manifest")),
+    }
+}
+
 /// Whether a node may be registered.
 pub(crate) fn check_node(node: &NewNode) -> Result<(), ClusterError> {
     ed25519_dalek::VerifyingKey::from_bytes(&node.key).map_err(ClusterError::invalid)?;
@@ -151,8 +165,13 @@ pub(crate) fn check_node(node: &NewNode) -> Result<(), ClusterError> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use std::sync::Arc;
+
     use ed25519_dalek::SigningKey;
-    use kiln_proto::{ArtifactKey, Digest, Token};
+    use kiln_proto::{
+        ArtifactKey, Components, Digest, FileEntry, Fingerprint, NodeIdentity, PieceRef, Target,
+        Token, claimed_components,
+    };
     use proptest::prelude::*;
 
     use super::*;
@@ -232,6 +251,65 @@ mod tests {
         let nobody = Nodes::default();
         let found = Command::Found { cluster: 5, nodes: Vec::new() };
         assert_eq!(check(&nobody, 1, &found), Ok(()));
+    }
+
+    /// The members would not agree which wholes go with which pieces.
+    #[test]
+    fn a_whole_is_committed_with_the_pieces_of_its_manifest() {
+        let key = SigningKey::from_bytes(&[1; 32]);
+        let piece = PieceRef {
+            key: ArtifactKey::from_bytes([7; 32]),
+            pack: Digest::of(b"piece"),
+            pack_size: 5,
+        };
+        let signed = |pieces: Vec<PieceRef>| {
+            let fingerprint = Fingerprint::new("native", [("nvrtc", "13.0")]);
+            let target = Target::cubin(90);
+            let components = Components::new(claimed_components(&fingerprint, &target, "").into());
+            let digest = Digest::of(b"pack");
+            let manifest = Manifest {
+                key: components.key(),
+                namespace: String::new(),
+                components,
+                fingerprint,
+                target,
+                files: vec![FileEntry { path: "f".into(), offset: 0, size: 4, digest }],
+                pack_digest: digest,
+                pack_size: 4,
+                producer: 1,
+                compile_seconds: 1.0,
+                created_unix_ms: 1,
+                label: String::new(),
+                pieces,
+            };
+            Publication {
+                key: manifest.key,
+                token: Token(3),
+                node: 1,
+                pack: digest,
+                pack_size: 4,
+                compile_seconds: 1.0,
+                manifest: Arc::new(NodeIdentity::new(1, key.clone()).sign(manifest).unwrap()),
+            }
+        };
+        let commit = |publication| Command::Commit { publication, also: Vec::new() };
+        let whole = |publication, pieces| {
+            let also = Vec::new();
+            Command::CommitWhole { publication, also, pieces }
+        };
+        let named = vec![(piece.key, piece.pack)];
+        for command in [commit(signed(vec![])), whole(signed(vec![piece]), named.clone())] {
+            assert_eq!(check(&nodes(), 1, &command), Ok(()), "{command}");
+        }
+        for command in [
+            commit(signed(vec![piece])),
+            whole(signed(vec![piece]), Vec::new()),
+            whole(signed(vec![piece]), vec![(piece.key, Digest::of(b"another"))]),
+            whole(signed(vec![]), named),
+        ] {
+            let refused = check(&nodes(), 1, &command);
+            assert!(matches!(refused, Err(ClusterError::Invalid(_))), "{command}: {refused:?}");
+        }
     }
 
     proptest! {

@@ -133,6 +133,9 @@ pub(crate) enum Command {
     LoseObject { pack: Digest, generation: u64 },
     /// The pieces that a whole waits for, until the lease ends whose token it has.
     Want(Wanted),
+    /// [`Self::Commit`] of an artifact that is stitched of others, each with the pack that
+    /// it was made with.
+    CommitWhole { publication: Publication, also: Vec<NodeId>, pieces: Vec<(ArtifactKey, Digest)> },
 }
 
 /// Who said that they do not have an artifact's bytes.
@@ -212,6 +215,8 @@ pub(crate) enum Response {
     StaleSession,
     /// Some place that may have the bytes was not asked.
     NotProven,
+    /// This piece has no artifact of the pack that the whole was made with.
+    NoPiece(ArtifactKey),
 }
 
 impl fmt::Display for Command {
@@ -273,6 +278,9 @@ impl fmt::Display for Command {
             }
             Self::ForgetObject { pack, generation } => {
                 write!(f, "forget {} of generation {generation}", pack.short())
+            }
+            Self::CommitWhole { publication: p, pieces, .. } => {
+                write!(f, "publish {} of {} pieces under {}", p.key.short(), pieces.len(), p.token)
             }
             Self::Want(w) => write!(f, "want {} pieces of {}", w.pieces.len(), w.whole.short()),
         }

@@ -1,5 +1,6 @@
 //! What can go wrong, by what the caller should do about it.
 
+use kiln_proto::ArtifactKey;
 use serde::{Deserialize, Serialize};
 
 /// The outcome of anything asked of the cluster, when it is not the wanted one.
@@ -20,6 +21,10 @@ pub enum ClusterError {
     /// This node's disk failed or its data is damaged: stop the node.
     #[error("the index's storage failed: {0}")]
     Storage(String),
+    /// A whole cannot be committed, since this piece of it has no artifact, or not of the
+    /// pack that the whole was made with: compile it again, and stitch again.
+    #[error("piece {0} has no artifact of the pack that the whole was made with")]
+    NoPiece(ArtifactKey),
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "made for map_err, which gives the error away")]

@@ -11,7 +11,7 @@ mod pieces;
 use std::sync::Arc;
 
 use ed25519_dalek::VerifyingKey;
-use kiln_proto::{ArtifactKey, Failure, NodeId, SignedManifest, Token};
+use kiln_proto::{ArtifactKey, Digest, Failure, NodeId, SignedManifest, Token};
 use tokio::{sync::broadcast, time::Instant};
 
 use crate::{
@@ -70,7 +70,8 @@ impl Index {
     }
 
     /// Commits an artifact under `lease`, whose pack is durable on this node. The
-    /// first commit of an epoch wins. Ends the lease unless an error is returned.
+    /// first commit of an epoch wins. Ends the lease unless an error is returned. What is
+    /// stitched of pieces is [`ClusterError::NoPiece`] while one has no artifact of its pack.
     /// `also`: other nodes on whose disks the pack is.
     pub async fn publish(
         &self,
@@ -93,12 +94,18 @@ impl Index {
         manifest: SignedManifest,
         also: Vec<NodeId>,
     ) -> Result<Published, ClusterError> {
-        let publication = self.publication(*key, token, manifest)?;
-        let (index, response) = self.router.write(Command::Commit { publication, also }).await?;
+        let (publication, pieces) = self.publication(*key, token, manifest)?;
+        let command = match pieces.is_empty() {
+            true => Command::Commit { publication, also },
+            false => Command::CommitWhole { publication, also, pieces },
+        };
+        let (index, response) = self.router.write(command).await?;
         let committed = match response {
             Response::Committed => true,
             Response::Existing => false,
             Response::Stale => return Err(ClusterError::StaleToken),
+            Response::NoPiece(piece) => return Err(ClusterError::NoPiece(piece)),
+            Response::Refused(why) => return Err(ClusterError::Invalid(why)),
             other => return Err(ClusterError::unexpected(&other)),
         };
         let Some(entry) = self.committed(key, index).await? else {
@@ -130,7 +137,7 @@ impl Index {
             return Err(ClusterError::invalid("the turn is for another key"));
         }
         let create = mode == PutMode::Create;
-        let publication = self.publication(key, Token(0), manifest)?;
+        let (publication, _) = self.publication(key, Token(0), manifest)?;
         let change = Change::Put { publication, create, also };
         let (index, response) = match self.writer.write(&mut turn, change).await? {
             Written::Answered(index, response) => (index, response),
@@ -177,15 +184,17 @@ impl Index {
         }
     }
 
+    /// What `manifest` says, as a command has it, and what it is stitched of.
     fn publication(
         &self,
         key: ArtifactKey,
         token: Token,
         manifest: SignedManifest,
-    ) -> Result<Publication, ClusterError> {
+    ) -> Result<(Publication, Vec<(ArtifactKey, Digest)>), ClusterError> {
         let node = self.router.owner()?.node;
         let signed = manifest.read_unverified().map_err(ClusterError::invalid)?;
-        Ok(Publication {
+        let pieces = signed.pieces.iter().map(|piece| (piece.key, piece.pack)).collect();
+        let publication = Publication {
             key,
             token,
             node,
@@ -193,7 +202,8 @@ impl Index {
             pack_size: signed.pack_size,
             compile_seconds: signed.compile_seconds,
             manifest: Arc::new(manifest),
-        })
+        };
+        Ok((publication, pieces))
     }
 
     /// The entry of `key` as of `index`, or later: whoever published here finds it here.

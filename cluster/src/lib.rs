@@ -1,11 +1,12 @@
 //! The replicated index: which artifact answers which key, and who may compile.
 //!
 //! Knows keys and manifests, never artifact bytes. Read in this order, each file using
-//! only those before it: `command` (what can change), `state` (what it means), `store`
-//! (where it is kept), `replica` (what is read here), `rpc` and `peers` (what nodes ask
-//! each other), `member` (Raft's handle, who leads), `leader` and `membership` (what a
-//! leader does), `requests` and `router` (how a request gets there), `leases` (time), `writes` and `writer` (order),
-//! `bootstrap` and `announce` (how a node takes part), `index` and `cluster` (the API).
+//! only those before it: `wanted` (what a compile in pieces asks for), `command` (what can
+//! change), `state` (what it means), `store` (where it is kept), `replica` (what is read
+//! here), `rpc` and `peers` (what nodes ask each other), `member` (Raft's handle, who
+//! leads), `leader` and `membership` (what a leader does), `requests` and `router` (how a
+//! request gets there), `leases` (time), `writes` and `writer` (order), `bootstrap` and
+//! `announce` (how a node takes part), `index` and `cluster` (the API).
 //! `environment`, `transport` and `blocking` are all that it has of the machine: `sim`, in
 //! the tests, makes up another.
 //!

@@ -163,6 +163,14 @@ impl Replica {
         Ok(pack_state(&self.store.view(), *pack)?)
     }
 
+    /// The wholes that are stitched of `piece`. Blocks.
+    pub(crate) fn blocking_wholes(
+        &self,
+        piece: &ArtifactKey,
+    ) -> Result<Vec<ArtifactKey>, ClusterError> {
+        Ok(table::wholes_of(&self.store.view(), *piece)?)
+    }
+
     /// The numbers of the whole cluster; `None` before it is founded.
     pub(crate) fn counters(&self) -> Option<Counters> {
         self.watch.counters()

@@ -8,6 +8,7 @@ mod epochs;
 mod leases;
 mod members;
 mod packs;
+mod references;
 mod wanted;
 mod writes;
 
@@ -73,7 +74,13 @@ pub(crate) fn apply<V: View>(
 
         Command::Commit { publication, also } => {
             let pack = publication.pack;
-            let response = epochs::publish(txn, Some(index), publication, events)?;
+            let response = epochs::publish(txn, Some(index), publication, None, events)?;
+            packs::add_holders(txn, pack, &also, &response)?;
+            Ok(response)
+        }
+        Command::CommitWhole { publication, also, pieces } => {
+            let pack = publication.pack;
+            let response = epochs::publish(txn, Some(index), publication, Some(pieces), events)?;
             packs::add_holders(txn, pack, &also, &response)?;
             Ok(response)
         }
@@ -99,7 +106,7 @@ pub(crate) fn apply<V: View>(
 
         // Of earlier logs.
         Command::Tombstone { key, reason } => epochs::remove(txn, key, reason, events),
-        Command::Publish(publication) => epochs::publish(txn, None, publication, events),
+        Command::Publish(publication) => epochs::publish(txn, None, publication, None, events),
         Command::Put { publication, create } => {
             epochs::put(txn, index, None, publication, create, events)
         }

@@ -1,9 +1,11 @@
-//! Compiles in pieces: what they wait for.
+//! Compiles in pieces: what they wait for, and what is stitched of what.
 //!
 //! Invariant: a list is wanted under the lease of its whole, and only for as long as that
 //! lease lives.
 
 use std::sync::Arc;
+
+use kiln_proto::ArtifactKey;
 
 use super::Index;
 use crate::{
@@ -29,6 +31,11 @@ impl Index {
             Response::Refused(why) => Err(ClusterError::Invalid(why)),
             other => Err(ClusterError::unexpected(&other)),
         }
+    }
+
+    /// The wholes that are stitched of `piece`, by the local replica. Blocks.
+    pub fn blocking_wholes(&self, piece: &ArtifactKey) -> Result<Vec<ArtifactKey>, ClusterError> {
+        self.replica.blocking_wholes(piece)
     }
 
     /// The lists of pieces that wholes wait for, as the local replica has them: the oldest

@@ -4,23 +4,28 @@
 //! epoch ends when its artifact is replaced, removed, or proven to be nowhere;
 //! never because somebody could not reach it.
 
-use kiln_proto::{ArtifactKey, Token};
+use kiln_proto::{ArtifactKey, Digest, Token};
 
-use super::{Event, leases, members, packs};
+use super::{
+    Event, leases, members, packs,
+    references::{self, Piece},
+};
 use crate::{
     command::{Asked, Publication, Response},
     table::{
-        BlobRecord, Counters, EntryRecord, EpochRecord, FailureRecord, LeaseRecord, StateError,
-        Txn, View,
+        self, BlobRecord, Counters, EntryRecord, EpochRecord, FailureRecord, LeaseRecord,
+        StateError, Txn, View,
     },
 };
 
 /// Gives a key its artifact under a live token. `index`, that of the command: names
 /// the pack's object if it has no name yet; without it, a condemned pack is refused.
+/// `pieces`: what the artifact is stitched of.
 pub(super) fn publish<V: View>(
     txn: &mut Txn<'_, V>,
     index: Option<u64>,
     publication: Publication,
+    pieces: Option<Vec<Piece>>,
     events: &mut Vec<Event>,
 ) -> Result<Response, StateError> {
     let Publication { key, token, pack, .. } = publication;
@@ -42,12 +47,20 @@ pub(super) fn publish<V: View>(
             if index.is_none() && packs::is_condemned(txn, pack)? {
                 return Ok(Response::Condemned);
             }
+            if let Some(pieces) = &pieces
+                && let Some(refused) = references::refusal(txn, key, pieces)?
+            {
+                return Ok(refused);
+            }
             leases::end(txn, key, &lease, events)?;
             if let Some(old) = old {
                 // A lease beside an artifact: that one could not be reached.
-                replace(txn, key, &old, "its bytes could not be reached", events)?;
+                replace(txn, key, &old, pack, "its bytes could not be reached", events)?;
             }
             begin(txn, index, publication, events)?;
+            if let Some(pieces) = pieces {
+                references::refer(txn, key, pieces)?;
+            }
             Ok(Response::Committed)
         }
     }
@@ -77,7 +90,7 @@ pub(super) fn put<V: View>(
         return Ok(Response::Condemned);
     }
     if let Some(old) = old {
-        replace(txn, key, &old, "replaced", events)?;
+        replace(txn, key, &old, pack, "replaced", events)?;
     }
     if let Some(lease) = txn.get::<LeaseRecord>(key)? {
         leases::end(txn, key, &lease, events)?;
@@ -103,6 +116,7 @@ pub(super) fn remove<V: View>(
     let pack = entry.pack;
     end(txn, key, &entry, &EpochRecord { epoch: entry.epoch, pack, reason, pinned: false })?;
     events.push(Event::Tombstoned { key, pack });
+    remove_wholes(txn, key, "is wrong", events)?;
     Ok(Response::Changed(true))
 }
 
@@ -119,7 +133,7 @@ pub(super) fn retire<V: View>(
         return Ok(Response::Changed(false)); // somebody else saw to it
     };
     let blob = txn.get::<BlobRecord>(entry.pack)?.unwrap_or_default();
-    let nodes = txn.nodes()?;
+    let nodes = table::nodes(&*txn)?;
     let answered = |node| asked.nodes.contains(node) || nodes.get(node).is_none_or(|n| n.left());
     let holders_answered = match packs::knows_all_holders(&blob) {
         true => blob.holders.iter().all(answered),
@@ -149,20 +163,46 @@ pub(super) fn retire_unproven<V: View>(
         txn.put(pack, &BlobRecord { stored: false, holders: Vec::new(), ..blob })?;
     }
     events.push(Event::Retired { key });
+    remove_wholes(txn, key, "is lost", events)?;
     Ok(Response::Changed(true))
 }
 
-/// Ends the epoch of `old`, which another artifact follows; a pin stays.
+/// Ends the epoch of `old`, which an artifact of the pack `next` follows; a pin stays.
 fn replace<V: View>(
     txn: &mut Txn<'_, V>,
     key: ArtifactKey,
     old: &EntryRecord,
+    next: Digest,
     why: &str,
     events: &mut Vec<Event>,
 ) -> Result<(), StateError> {
     let (epoch, pack, pinned) = (old.epoch, old.pack, old.pinned);
     end(txn, key, old, &EpochRecord { epoch, pack, reason: why.into(), pinned })?;
     events.push(Event::Replaced { key, pack });
+    if pack == next {
+        return Ok(()); // the very bytes that wholes were made with
+    }
+    remove_wholes(txn, key, "has other bytes now", events)
+}
+
+/// The pack of `piece` is not its artifact's any more: whatever is stitched of it goes
+/// with it, and keeps its pin, since it is compiled again for what it has of that piece.
+fn remove_wholes<V: View>(
+    txn: &mut Txn<'_, V>,
+    piece: ArtifactKey,
+    why: &str,
+    events: &mut Vec<Event>,
+) -> Result<(), StateError> {
+    for whole in table::wholes_of(&*txn, piece)? {
+        let Some(entry) = txn.get::<EntryRecord>(whole)? else {
+            debug_assert!(false, "a reference outlived its whole");
+            continue;
+        };
+        let (epoch, pack, pinned) = (entry.epoch, entry.pack, entry.pinned);
+        let reason = format!("its piece {} {why}", piece.short());
+        end(txn, whole, &entry, &EpochRecord { epoch, pack, reason, pinned })?;
+        events.push(Event::Tombstoned { key: whole, pack });
+    }
     Ok(())
 }
 
@@ -201,6 +241,7 @@ fn end<V: View>(
     last: &EpochRecord,
 ) -> Result<(), StateError> {
     txn.remove::<EntryRecord>(key);
+    references::unrefer(txn, key)?;
     txn.put(key, last)?;
     if let Some(blob) = txn.get::<BlobRecord>(entry.pack)? {
         let entries = blob.entries.saturating_sub(1);

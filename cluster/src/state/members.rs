@@ -8,7 +8,7 @@ use kiln_proto::NodeId;
 use super::Event;
 use crate::{
     command::{NewNode, NodeFacts, Response},
-    table::{Counters, NodeRecord, Standing, StateError, Txn, View},
+    table::{self, Counters, NodeRecord, Standing, StateError, Txn, View},
 };
 
 /// Voters to strive for in a cluster that was founded with fewer.
@@ -60,7 +60,7 @@ pub(super) fn join<V: View>(
     if counters.cluster == 0 {
         return Ok(Response::NotFounded);
     }
-    let known = txn.nodes()?.into_iter().find(|(_, n)| n.candidate == node.candidate);
+    let known = table::nodes(&*txn)?.into_iter().find(|(_, n)| n.candidate == node.candidate);
     match known {
         Some((_, known)) if known.left() => {
             return Ok(Response::Refused("this disk belongs to a node that left".into()));

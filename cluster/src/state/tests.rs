@@ -4,6 +4,7 @@
 
 mod histories;
 mod pieces;
+mod rules;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -13,11 +14,13 @@ use std::{
 use kiln_proto::{Failure, FailureKind, Fingerprint, SignedManifest};
 use proptest::prelude::*;
 
+use self::rules::{History, check_step};
 use super::*;
 use crate::{
     command::{AccessReport, Asked, Change, NewNode, NodeFacts, OrderedWrite, Publication},
     table::{
-        self, BlobRecord, Counters, EpochRecord, NodeRecord, ObjectRecord, SessionRecord, Table,
+        self, BlobRecord, Counters, EpochRecord, NodeRecord, ObjectRecord, PiecesRecord,
+        ReferenceRecord, SessionRecord, Table,
     },
     wanted::{Wanted, WantedPiece},
 };
@@ -32,7 +35,11 @@ impl View for Model {
     }
 
     fn all(&self, table: Table) -> Result<table::Pairs, StateError> {
-        let pairs = self.0.iter().filter(|((t, _), _)| *t == table);
+        self.starting_with(table, &[])
+    }
+
+    fn starting_with(&self, table: Table, prefix: &[u8]) -> Result<table::Pairs, StateError> {
+        let pairs = self.0.iter().filter(|((t, key), _)| *t == table && key.starts_with(prefix));
         Ok(pairs.map(|((_, key), value)| (key.clone(), value.clone())).collect())
     }
 }
@@ -63,6 +70,10 @@ impl Model {
         table::read(self, whole).unwrap()
     }
 
+    fn pieces(&self, whole: ArtifactKey) -> Option<Vec<(ArtifactKey, Digest)>> {
+        table::read::<PiecesRecord>(self, whole).unwrap().map(|record| record.pieces)
+    }
+
     fn blob(&self, pack: Digest) -> Option<BlobRecord> {
         table::read(self, pack).unwrap()
     }
@@ -86,6 +97,12 @@ fn new_node(n: u8) -> NewNode {
 
 fn publish_of(k: u8, p: u8, token: u64) -> Command {
     Command::Commit { publication: publication(k, p, token), also: vec![2] }
+}
+
+/// A whole of `pieces`, keys with their packs.
+fn whole_of(k: u8, p: u8, token: u64, pieces: &[(u8, u8)]) -> Command {
+    let pieces = pieces.iter().map(|(k, p)| (key(*k), pack(*p))).collect();
+    Command::CommitWhole { publication: publication(k, p, token), also: vec![2], pieces }
 }
 
 /// The session that [`founded`] opens for node 1.
@@ -148,6 +165,9 @@ pub(crate) fn commands() -> impl Strategy<Value = Vec<Command>> {
         6 => (KEYS, 1..3u64, 0..3u64)
             .prop_map(|(k, node, request)| Command::Acquire { key: key(k), node, request }),
         8 => (KEYS, PACKS, token.clone()).prop_map(|(k, p, t)| publish_of(k, p, t)),
+        6 => (KEYS, PACKS, token.clone(), prop::collection::btree_map(KEYS, PACKS, 0..3)).prop_map(
+            |(k, p, t, pieces)| whole_of(k, p, t, &pieces.into_iter().collect::<Vec<_>>()),
+        ),
         2 => (KEYS, token.clone())
             .prop_map(|(k, t)| Command::Expire { key: key(k), token: Token(t) }),
         2 => (KEYS, 1..3u64, 1..4u64).prop_map(|(k, node, epoch)| {
@@ -215,6 +235,13 @@ fn aim(command: Command, state: &Model, index: u64) -> Command {
             let token = live(p.key).unwrap_or(p.token);
             Command::Commit { publication: Publication { token, ..p }, also }
         }
+        Command::CommitWhole { publication: p, also, mut pieces } => {
+            let token = live(p.key).unwrap_or(p.token);
+            for (piece, pack) in &mut pieces {
+                *pack = state.entry(*piece).map_or(*pack, |entry| entry.pack);
+            }
+            Command::CommitWhole { publication: Publication { token, ..p }, also, pieces }
+        }
         Command::AcquireAgain { key, node, request, epoch } => {
             Command::AcquireAgain { key, node, request, epoch: epoch_of(key, epoch) }
         }
@@ -245,139 +272,6 @@ fn aim(command: Command, state: &Model, index: u64) -> Command {
         }
         other => other,
     }
-}
-
-/// What must never come back.
-#[derive(Default)]
-struct History {
-    highest: BTreeMap<ArtifactKey, Token>,
-    condemned: BTreeSet<(Digest, u64)>,
-    applied: BTreeSet<u64>,
-}
-
-/// The publication that `command` may commit, and its token.
-fn publication_in(command: &Command, index: u64) -> Option<(&Publication, Token)> {
-    match command {
-        Command::Commit { publication: p, .. } => Some((p, p.token)),
-        Command::Write(OrderedWrite { change: Change::Put { publication, .. }, .. }) => {
-            Some((publication, Token(index)))
-        }
-        _ => None,
-    }
-}
-
-fn check_step(
-    before: &Model,
-    after: &Model,
-    index: u64,
-    command: &Command,
-    response: &Response,
-    history: &mut History,
-) {
-    for key in KEYS.map(key) {
-        if let Some(lease) = after.lease(key)
-            && before.lease(key).as_ref() != Some(&lease)
-        {
-            assert!(before.lease(key).is_none(), "a lease replaced a live one");
-            let beside = before.entry(key).map(|entry| entry.epoch);
-            let instead_of = match command {
-                Command::AcquireAgain { epoch, .. } => Some(*epoch),
-                _ => None,
-            };
-            assert!(beside.is_none() || beside == instead_of, "a lease beside an artifact");
-            let last = history.highest.insert(key, lease.token);
-            assert!(last < Some(lease.token), "tokens rise strictly");
-            assert_eq!(lease.token, Token(index));
-        }
-        let last: Option<EpochRecord> = table::read(before, key).unwrap();
-        match (before.entry(key), after.entry(key)) {
-            (None, Some(entry)) => {
-                let (p, token) = publication_in(command, index).expect("a publication");
-                if let Command::Commit { .. } = command {
-                    let lease = before.lease(key).expect("a publication under a live lease");
-                    assert_eq!(lease.token, token, "a publication with an old token applied");
-                }
-                assert_eq!((entry.pack, entry.token), (p.pack, token));
-                assert!(after.lease(key).is_none());
-                assert!(last.is_none_or(|l| entry.epoch > l.epoch), "epochs rise");
-            }
-            (Some(was), Some(is)) if was.epoch != is.epoch => {
-                let (p, token) = publication_in(command, index).expect("a publication");
-                if let Command::Commit { .. } = command {
-                    assert_eq!(before.lease(key).map(|l| l.token), Some(token));
-                } else {
-                    assert_ne!(was.pack, is.pack, "equal bytes begin no epoch");
-                }
-                assert_eq!((is.epoch, is.pack), (was.epoch + 1, p.pack));
-                assert_eq!(was.pinned, is.pinned, "a pin outlives the bytes");
-            }
-            (Some(was), Some(is)) => {
-                assert_eq!(
-                    (was.epoch, was.pack, &was.manifest),
-                    (is.epoch, is.pack, &is.manifest),
-                    "an artifact changed within its epoch"
-                );
-            }
-            (Some(was), None) => match command {
-                Command::Tombstone { .. }
-                | Command::Write(OrderedWrite { change: Change::Remove { .. }, .. }) => {}
-                Command::Write(OrderedWrite { node, change: Change::Withdraw { .. }, .. }) => {
-                    assert_eq!(was.manifest.signer, *node, "another node put it");
-                }
-                Command::RetireAbsent { asked, .. } => {
-                    let blob = before.blob(was.pack).unwrap();
-                    let left = |id: &u64| {
-                        table::read::<NodeRecord>(before, *id).unwrap().is_none_or(|n| n.left())
-                    };
-                    let proven = |holder| asked.nodes.contains(holder) || left(holder);
-                    assert!(blob.holders.iter().all(proven), "a holder was not asked");
-                    assert!(!blob.stored || asked.object, "the object store was not asked");
-                }
-                other => panic!("{other:?} removed an artifact"),
-            },
-            (None, None) => {}
-        }
-        if let Some(list) = after.wanted(key) {
-            let lease = after.lease(key).expect("a list without a lease");
-            assert_eq!((list.token, list.node), (lease.token, lease.node), "of another lease");
-            assert_eq!(list.check(), Ok(()));
-        }
-        if let Command::Commit { publication: p, .. } = command
-            && p.key == key
-            && *response == Response::Committed
-        {
-            assert_eq!(after.entry(key).unwrap().token, p.token);
-        }
-    }
-    for pack in PACKS.map(pack) {
-        let entries = KEYS.map(key).filter(|k| after.entry(*k).is_some_and(|e| e.pack == pack));
-        let leases =
-            KEYS.map(key).filter(|k| after.lease(*k).is_some_and(|l| l.pack == Some(pack)));
-        let (entries, leases) = (entries.count() as u64, leases.count() as u64);
-        let blob = after.blob(pack).unwrap_or_default();
-        assert_eq!((blob.entries, blob.leases), (entries, leases), "references are counted");
-        assert!(!blob.condemned || entries + leases == 0, "a condemned pack is referred to");
-        let gone = before.blob(pack).is_some() && after.blob(pack).is_none();
-        assert!(!gone || before.blob(pack).unwrap().condemned, "forgotten, never condemned");
-        let generation = after.generation(pack);
-        if blob.condemned {
-            history.condemned.insert((pack, generation));
-        } else if entries > 0 {
-            let deletable = history.condemned.contains(&(pack, generation));
-            assert!(!deletable, "an entry refers to an object that may be deleted any time");
-        }
-    }
-    if let Command::Write(write) = command
-        && !matches!(response, Response::Repeated(_))
-    {
-        assert!(history.applied.insert(write.sequence), "a write applied twice, or superseded");
-        history.applied.extend(&write.supersedes);
-        let session: SessionRecord = table::read(after, 1u64).unwrap().unwrap();
-        assert!(session.done.is_sorted() && session.done.len() <= 8, "{session:?}");
-    }
-    let counters: Counters = table::read(after, ()).unwrap().unwrap();
-    let entries = KEYS.map(key).filter(|k| after.entry(*k).is_some()).count();
-    assert_eq!(counters.entries, entries as u64);
 }
 
 fn founded() -> Model {

@@ -17,8 +17,8 @@ use fail::fail_point;
 use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 use rocksdb::{
     BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBCompressionType,
-    DataBlockIndexType, ErrorKind, IteratorMode, LogLevel, Options, ReadOptions, ReadTier,
-    WriteBatch,
+    DataBlockIndexType, ErrorKind, IteratorMode, LogLevel, Options, PrefixRange, ReadOptions,
+    ReadTier, WriteBatch,
 };
 use serde::{Serialize, de::DeserializeOwned};
 
@@ -283,6 +283,17 @@ impl View for StateView<'_> {
     fn all(&self, table: Table) -> Result<Pairs, StateError> {
         self.scan(table, &[], usize::MAX)
     }
+
+    fn starting_with(&self, table: Table, prefix: &[u8]) -> Result<Pairs, StateError> {
+        let mut options = ReadOptions::default();
+        // Or else the end would be looked for beyond all that was removed behind it.
+        options.set_iterate_range(PrefixRange(prefix));
+        let pairs = self.store.db.iterator_cf_opt(self.cf(table), options, IteratorMode::Start);
+        pairs
+            .map(|pair| pair.map(|(k, v)| (k.into_vec(), v.into_vec())))
+            .collect::<Result<_, _>>()
+            .map_err(|e| StateError::Read(table.name(), e))
+    }
 }
 
 /// Reads one record each, for callers that need no more than that at once.
@@ -296,5 +307,9 @@ impl View for Store {
 
     fn all(&self, table: Table) -> Result<Pairs, StateError> {
         self.scan(table, &[], usize::MAX)
+    }
+
+    fn starting_with(&self, table: Table, prefix: &[u8]) -> Result<Pairs, StateError> {
+        self.view().starting_with(table, prefix)
     }
 }

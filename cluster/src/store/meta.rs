@@ -55,6 +55,8 @@ impl Set {
             (Self::B, Table::Objects) => "objects.b",
             (Self::B, Table::Sessions) => "sessions.b",
             (Self::B, Table::Wanted) => "wanted.b",
+            (Self::B, Table::Pieces) => "pieces.b",
+            (Self::B, Table::References) => "references.b",
         }
     }
 }

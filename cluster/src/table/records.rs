@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use kiln_proto::{ArtifactKey, Digest, Failure, NodeId, SignedManifest, Token};
 use serde::{Deserialize, Serialize};
 
-use super::view::{Pairs, Record, RecordKey, StateError, Table, Txn, View};
+use super::view::{Record, RecordKey, StateError, Table, View};
 use crate::{
     codec::{self, Malformed},
     command::{Candidate, NodeFacts},
@@ -92,6 +92,23 @@ pub(crate) struct SessionRecord {
 }
 record!(SessionRecord in Sessions by NodeId);
 
+/// What the artifact of a key is stitched of. One that is whole itself has no record.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct PiecesRecord {
+    /// By position: the piece's key, and the pack that the whole was made with.
+    pub pieces: Vec<(ArtifactKey, Digest)>,
+}
+record!(PiecesRecord in Pieces by ArtifactKey);
+
+/// That a whole is stitched of a piece: under the piece's key and then the whole's, so
+/// that no record grows with the wholes of a piece.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ReferenceRecord {
+    /// The piece's pack.
+    pub pack: Digest,
+}
+record!(ReferenceRecord in References by (ArtifactKey, ArtifactKey));
+
 /// The live lease of a key.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct LeaseRecord {
@@ -167,24 +184,26 @@ pub(crate) struct Counters {
 }
 record!(Counters in Counters by ());
 
-impl<V: View> Txn<'_, V> {
-    /// All nodes by id.
-    pub(crate) fn nodes(&self) -> Result<BTreeMap<NodeId, NodeRecord>, StateError> {
-        decode_nodes(self.all(Table::Nodes)?)
-    }
-}
-
 /// All nodes of `view` by id.
 pub(crate) fn nodes(view: &impl View) -> Result<BTreeMap<NodeId, NodeRecord>, StateError> {
-    decode_nodes(view.all(Table::Nodes)?)
-}
-
-fn decode_nodes(pairs: Pairs) -> Result<BTreeMap<NodeId, NodeRecord>, StateError> {
     let decode = |(key, value): (Vec<u8>, Vec<u8>)| {
         let id = key.iter().fold(0, |id, byte| id << 8 | NodeId::from(*byte));
         Ok((id, codec::decode(&value)?))
     };
-    pairs.into_iter().map(decode).collect()
+    view.all(Table::Nodes)?.into_iter().map(decode).collect()
+}
+
+/// The wholes that are stitched of `piece`, in the order of their keys.
+pub(crate) fn wholes_of(
+    view: &impl View,
+    piece: ArtifactKey,
+) -> Result<Vec<ArtifactKey>, StateError> {
+    let pairs = view.starting_with(Table::References, piece.as_bytes())?;
+    let whole = |(key, _): (Vec<u8>, Vec<u8>)| {
+        codec::exact_length::<ReferenceRecord>(&key, 64)?;
+        Ok(ArtifactKey::from_bytes(std::array::from_fn(|at| key[32 + at])))
+    };
+    pairs.into_iter().map(whole).collect()
 }
 
 /// Whether `key` and `value` are what `table` holds.
@@ -204,5 +223,7 @@ pub(crate) fn check(table: Table, key: &[u8], value: &[u8]) -> Result<(), Malfor
         Table::Objects => pair::<ObjectRecord>(key, value),
         Table::Sessions => pair::<SessionRecord>(key, value),
         Table::Wanted => pair::<Wanted>(key, value),
+        Table::Pieces => pair::<PiecesRecord>(key, value),
+        Table::References => pair::<ReferenceRecord>(key, value),
     }
 }

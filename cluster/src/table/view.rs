@@ -23,10 +23,12 @@ pub(crate) enum Table {
     Objects,
     Sessions,
     Wanted,
+    Pieces,
+    References,
 }
 
 impl Table {
-    pub(crate) const ALL: [Self; 10] = [
+    pub(crate) const ALL: [Self; 12] = [
         Self::Entries,
         Self::Epochs,
         Self::Blobs,
@@ -37,6 +39,8 @@ impl Table {
         Self::Objects,
         Self::Sessions,
         Self::Wanted,
+        Self::Pieces,
+        Self::References,
     ];
 
     /// The column family's name.
@@ -52,6 +56,8 @@ impl Table {
             Self::Objects => "objects",
             Self::Sessions => "sessions",
             Self::Wanted => "wanted",
+            Self::Pieces => "pieces",
+            Self::References => "references",
         }
     }
 }
@@ -79,6 +85,8 @@ pub(crate) trait View {
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<impl AsRef<[u8]>>, StateError>;
     /// All pairs of a table that is known to be small.
     fn all(&self, table: Table) -> Result<Pairs, StateError>;
+    /// All pairs whose keys begin with `prefix`, in order.
+    fn starting_with(&self, table: Table, prefix: &[u8]) -> Result<Pairs, StateError>;
 }
 
 /// A type that lives in one table.
@@ -111,6 +119,14 @@ impl RecordKey for NodeId {
     type Bytes = [u8; 8];
     fn bytes(&self) -> [u8; 8] {
         self.to_be_bytes()
+    }
+}
+
+impl RecordKey for (ArtifactKey, ArtifactKey) {
+    type Bytes = [u8; 64];
+    fn bytes(&self) -> [u8; 64] {
+        let (first, second) = (self.0.as_bytes(), self.1.as_bytes());
+        std::array::from_fn(|at| if at < 32 { first[at] } else { second[at - 32] })
     }
 }
 
@@ -161,20 +177,36 @@ impl<'a, V: View> Txn<'a, V> {
         self.changes.insert((R::TABLE, key.bytes().as_ref().to_vec()), None);
     }
 
-    /// All pairs of a table that is known to be small.
-    pub(super) fn all(&self, table: Table) -> Result<Pairs, StateError> {
-        let mut found: BTreeMap<Vec<u8>, Vec<u8>> = self.base.all(table)?.into_iter().collect();
-        for ((of, key), value) in &self.changes {
+    pub(crate) fn into_changes(self) -> Changes {
+        self.changes
+    }
+}
+
+/// What is there once the changes are written.
+impl<V: View> View for Txn<'_, V> {
+    fn get(&self, table: Table, key: &[u8]) -> Result<Option<impl AsRef<[u8]>>, StateError> {
+        match self.changes.get(&(table, key.to_vec())) {
+            Some(changed) => Ok(changed.clone()),
+            None => Ok(self.base.get(table, key)?.map(|bytes| bytes.as_ref().to_vec())),
+        }
+    }
+
+    fn all(&self, table: Table) -> Result<Pairs, StateError> {
+        self.starting_with(table, &[])
+    }
+
+    fn starting_with(&self, table: Table, prefix: &[u8]) -> Result<Pairs, StateError> {
+        let found = self.base.starting_with(table, prefix)?;
+        let mut found: BTreeMap<Vec<u8>, Vec<u8>> = found.into_iter().collect();
+        let changed = self.changes.range((table, prefix.to_vec())..);
+        for ((_, key), value) in
+            changed.take_while(|((of, key), _)| *of == table && key.starts_with(prefix))
+        {
             match value {
-                _ if *of != table => {}
                 Some(value) => drop(found.insert(key.clone(), value.clone())),
                 None => drop(found.remove(key)),
             }
         }
         Ok(found.into_iter().collect())
-    }
-
-    pub(crate) fn into_changes(self) -> Changes {
-        self.changes
     }
 }

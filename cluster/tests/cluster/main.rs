@@ -13,3 +13,4 @@ mod leases;
 mod membership;
 mod pieces;
 mod thin;
+mod wholes;
