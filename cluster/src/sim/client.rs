@@ -3,7 +3,9 @@
 //! Invariant: every call is bounded by what the crate promises; a call whose member died is
 //! of unknown outcome, and no other is forgotten.
 
+mod artifacts;
 mod leases;
+mod pieces;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -15,13 +17,12 @@ use std::{
     time::Duration,
 };
 
-use kiln_proto::{
-    ArtifactKey, Component, Components, Digest, FileEntry, Fingerprint, KeyField, Manifest,
-    SignedManifest, Target, Token, claimed_components, value,
-};
+use kiln_proto::{ArtifactKey, Digest, PieceRef, SignedManifest, Token};
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
+pub(super) use self::artifacts::key_of;
+use self::artifacts::manifest;
 use super::{
     chance::Chance,
     fleet::{Fleet, Running, timings},
@@ -59,6 +60,8 @@ struct Seen {
     open: BTreeMap<(u64, String), u64>,
     /// Tokens that were granted.
     tokens: BTreeSet<(String, Token)>,
+    /// The names of wanted pieces.
+    pieces: BTreeMap<ArtifactKey, String>,
 }
 
 /// How a call of a client ended.
@@ -159,46 +162,6 @@ impl Clients {
     }
 }
 
-/// Of a name, `v...` is a key that may be overwritten, any other one that is compiled.
-fn components(name: &str) -> Components {
-    if name.starts_with('v') {
-        return value::components("", name.as_bytes());
-    }
-    let graph = Component::new("graph", vec![KeyField::new("name", name)]);
-    let claims = claimed_components(&compiler(), &Target::cubin(90), "");
-    Components::new([graph].into_iter().chain(claims).collect())
-}
-
-fn compiler() -> Fingerprint {
-    Fingerprint::new("cuda", [("nvrtc", "13.0")])
-}
-
-pub(super) fn key_of(name: &str) -> ArtifactKey {
-    components(name).key()
-}
-
-fn manifest(name: &str, digest: Digest) -> Manifest {
-    if name.starts_with('v') {
-        return value::manifest("", name.as_bytes(), digest, 8, 1.0);
-    }
-    let components = components(name);
-    Manifest {
-        key: components.key(),
-        namespace: String::new(),
-        components,
-        fingerprint: compiler(),
-        target: Target::cubin(90),
-        files: vec![FileEntry { path: "module.cubin".into(), offset: 0, size: 8, digest }],
-        pack_digest: digest,
-        pack_size: 8,
-        producer: 0,
-        compile_seconds: 1.5,
-        created_unix_ms: 1,
-        label: name.into(),
-        pieces: Vec::new(),
-    }
-}
-
 /// The longest that one request for the leader takes, by the router's own promise: a try
 /// that begins just before it gives up takes as long again.
 fn longest_ask() -> Duration {
@@ -220,22 +183,31 @@ impl Client {
     async fn one(&mut self, member: &Arc<Running>) {
         let phase = self.all.start.elapsed().as_secs() / KEYS_CHANGE.as_secs();
         let slot = self.chance.within(0..2);
-        let (value, compiled) = (format!("v{phase}.{slot}"), format!("c{phase}.{slot}"));
+        let value = format!("v{phase}.{slot}");
+        let compiled = match self.chance.permille(600) {
+            true => format!("c{phase}.{slot}"),
+            // A piece is an artifact as any other.
+            false => format!("p{phase}.{}", slot + self.chance.within(0..3)),
+        };
         self.all.look(member, &value).await;
         self.all.look(member, &compiled).await;
+        self.all.look(member, &format!("w{phase}.{slot}")).await;
+        self.all.stitching_holds(member);
         match self.chance.within(0..100) {
-            0..14 => self.put(member, &value, PutMode::Replace).await,
-            14..20 => self.put(member, &value, PutMode::Create).await,
-            20..25 => self.remove(member, &value).await,
-            25..31 => self.remove(member, &compiled).await,
-            31..57 => self.compile(member, &compiled).await,
-            57..82 => {
+            0..12 => self.put(member, &value, PutMode::Replace).await,
+            12..17 => self.put(member, &value, PutMode::Create).await,
+            17..21 => self.remove(member, &value).await,
+            21..26 => self.remove(member, &compiled).await,
+            26..44 => self.compile(member, &compiled).await,
+            44..64 => {
                 let key = if self.chance.permille(500) { value } else { compiled };
                 self.read(member, &key).await;
             }
-            82..86 => self.retire(member, &compiled).await,
-            86..93 => self.collect(member, &compiled).await,
-            _ => self.report(member, &compiled).await,
+            64..67 => self.retire(member, &compiled).await,
+            67..74 => self.collect(member, &compiled).await,
+            74..79 => self.report(member, &compiled).await,
+            79..86 => self.stitch(member, phase, slot).await,
+            _ => self.pull(member).await,
         }
     }
 
@@ -282,8 +254,18 @@ impl Client {
     }
 
     fn sign(&self, member: &Running, name: &str, digest: Digest) -> Option<(SignedManifest, u64)> {
+        self.sign_whole(member, name, digest, Vec::new())
+    }
+
+    fn sign_whole(
+        &self,
+        member: &Running,
+        name: &str,
+        digest: Digest,
+        pieces: Vec<PieceRef>,
+    ) -> Option<(SignedManifest, u64)> {
         let identity = member.identity()?;
-        match identity.sign(manifest(name, digest)) {
+        match identity.sign(manifest(name, digest, pieces)) {
             Ok(signed) => Some((signed, identity.node)),
             Err(e) => {
                 self.all.violation(format!("the simulation's own manifest: {e}"));

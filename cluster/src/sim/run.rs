@@ -100,7 +100,7 @@ fn enough(trace: &Trace) {
         trace.violation(format!("only {answered} calls were answered in {faults} faults"));
     }
     // Of each kind of work, some was done.
-    for what in ["put", "published", "condemned", "removed from the index"] {
+    for what in ["put", "published", "condemned", "removed from the index", "wanted", "taken"] {
         if trace.counted(what) == 0 {
             trace.violation(format!("nothing was {what}"));
         }
@@ -164,6 +164,7 @@ async fn recovered(fleet: &Arc<Fleet>, clients: &Clients) {
     }
     for member in fleet.all() {
         whole_state(trace, &member);
+        clients.stitching_holds(&member);
         for key in clients.history.keys() {
             let pending = clients.history.begin(1000, &key, Ask::Read);
             match member.index.lookup_linearizable(&key_of(&key)).await {
@@ -197,9 +198,12 @@ async fn part_with_the_leaving(fleet: &Arc<Fleet>) {
 /// What a member has that should be gone when nobody works.
 fn left_over(member: &Running) -> Option<String> {
     let count = |table| member.cluster.store.scan(table, &[], 1000).unwrap().len();
-    match (count(Table::Leases), count(Table::Failures)) {
-        (0, 0) => None,
-        (leases, failures) => Some(format!("{leases} leases and {failures} failures")),
+    let lists = count(Table::Wanted) + member.index.wanted().len();
+    match (count(Table::Leases), count(Table::Failures), lists) {
+        (0, 0, 0) => None,
+        (leases, failures, lists) => {
+            Some(format!("{leases} leases, {failures} failures and {lists} lists"))
+        }
     }
 }
 

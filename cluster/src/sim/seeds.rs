@@ -107,6 +107,9 @@ fn all(range: std::ops::Range<u64>) {
     let faults = Fault::OUTSIDE.iter().chain(&Fault::INSIDE).map(|fault| fault.name());
     let never: Vec<_> = faults.filter(|name| !counts.contains_key(*name)).collect();
     assert!(never.is_empty(), "faults that never struck: {never:?}");
+    // Not in each run: all of its pieces must be there at once.
+    let done = |what: &str| counts.contains_key(what);
+    assert!(done("stitched") && done("without a piece"), "no whole was put to the test");
 }
 
 #[test]

@@ -28,6 +28,11 @@ impl Client {
             _ => return,
         };
         self.granted(key, &lease);
+        self.compile_under(member, key, lease).await;
+    }
+
+    /// Compiles `key`, so to speak, and publishes it most of the time.
+    pub(super) async fn compile_under(&mut self, member: &Arc<Running>, key: &str, lease: Lease) {
         // Some compiles take longer than a lease lives without heartbeats.
         let takes = match self.chance.permille(150) {
             true => self.chance.millis(2000..6000),
@@ -61,7 +66,7 @@ impl Client {
         }
     }
 
-    fn granted(&self, key: &str, lease: &Lease) {
+    pub(super) fn granted(&self, key: &str, lease: &Lease) {
         let token = lease.token();
         self.all.fleet.trace.event(format_args!("client {}: {key} under {token}", self.number));
         let mut seen = self.all.seen.lock();
@@ -70,6 +75,18 @@ impl Client {
         if again {
             self.all.violation(format!("{token} of {key} was granted twice"));
         }
+    }
+
+    /// Whether a later token of `key` was granted to anyone.
+    pub(super) fn is_fenced(&self, key: &str, token: Token) -> bool {
+        let seen = self.all.seen.lock();
+        let later = seen.tokens.range((key.to_owned(), Token(token.0 + 1))..).next();
+        let fenced = later.is_some_and(|(known, _)| known == key);
+        drop(seen);
+        if fenced {
+            self.all.fleet.trace.count("fenced");
+        }
+        fenced
     }
 
     /// Publishes under `token`, of `lease` where it is still held.
@@ -84,14 +101,7 @@ impl Client {
         let Some((manifest, node)) = self.sign(member, key, digest) else { return };
         let pending = self.all.history.begin(self.number, key, Ask::Publish { pack, node });
         // Whoever was granted the key later fenced this one off.
-        let fenced = {
-            let seen = self.all.seen.lock();
-            let later = seen.tokens.range((key.to_owned(), Token(token.0 + 1))..).next();
-            later.is_some_and(|(known, _)| known == key)
-        };
-        if fenced {
-            self.all.fleet.trace.count("fenced");
-        }
+        let fenced = self.is_fenced(key, token);
         let found = key_of(key);
         let call = async {
             match lease {
