@@ -2,7 +2,7 @@
 
 The other process builds the graph again under the same settings, and finds its
 key; a key that differs says that something was not carried over.
-Invariant: what it gives back has the key that was asked for, or it gives nothing.
+Invariant: what it gives back has the key that was asked for, or it is ``Unfit``.
 """
 
 from __future__ import annotations
@@ -15,19 +15,17 @@ import torch
 from ..graph import Unkeyable
 from ..key import key_of
 from .counter import CompilationCounter
+from .pool import Unfit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from .traced import Traced
 
-# What the graph is compiled from; the rest of a node's metadata holds live objects.
-_KEPT = ("example_value", "val")
-
 
 def describe(traced: Traced, **asked: Any) -> bytes:
     """Write down a compile. Raises where the graph holds what cannot be sent."""
-    from torch.fx._graph_pickler import GraphPickler, Options
+    from . import plain_graph
 
     if any(_reads_number(node) for node in traced.gm.graph.nodes):
         # Dynamo knows the number that it reads; only here can it be asked.
@@ -36,21 +34,21 @@ def describe(traced: Traced, **asked: Any) -> bytes:
         {
             **asked,
             "dynamo": traced.dynamo,
-            "graph": GraphPickler.dumps(_stripped(traced.gm), Options(ops_filter=None)),
+            "graph": plain_graph.write(traced.gm),
             "state": _state(),
         }
     )
 
 
-def perform(job: bytes) -> dict[str, bytes] | None:
-    """Compile; the files, or ``None`` where this process is not like the one that asked.
+def perform(job: bytes) -> dict[str, bytes]:
+    """Compile; return the files. ``Unfit``: this process is not like the one that asked.
 
     ``job`` came from the process that started this one, through its own pipe.
     """
     from torch._subclasses.fake_tensor import FakeTensorMode
-    from torch.fx._graph_pickler import GraphPickler
     from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
+    from . import plain_graph
     from .keys import ask
     from .making import make_named
     from .traced import Traced
@@ -60,45 +58,30 @@ def perform(job: bytes) -> dict[str, bytes] | None:
     try:
         told = pickle.loads(job)  # noqa: S301 - our own parent's
         _restore(told["state"])
-        gm = GraphPickler.loads(told["graph"], mode)
-    except Exception:
+        gm = plain_graph.read(told["graph"], mode)
+    except Exception as error:
         # It names what is only there: a function of its main module, for example.
-        return None
-    traced = Traced(gm, _mode_of(gm) or mode, dynamo=told["dynamo"])
+        raise Unfit(f"it cannot be read: {error!r}") from error
+    traced = Traced(gm, mode, dynamo=told["dynamo"])
     compiler = make_named(told["compiler"], CompilationCounter())
     with traced.context(), torch.no_grad():
         settings = compiler.merged_config(told["config"], told["runtime_shape"])
         try:
             asked = ask(traced, compiler, settings, told["facts"], told["namespace"])
             found = [key_of(each).hex() for each in asked.candidates()]
-        except Unkeyable:
-            return None
+        except Unkeyable as error:
+            raise Unfit(f"no key: {error}") from error
         if found != told["keys"]:
-            return None
+            raise Unfit("its key is another one there")
         try:
             _, files = compiler.compile(gm, traced.inputs, told["config"], told["runtime_shape"])
         except Exception as error:
             if restarts(error):
-                return None
+                raise Unfit("Dynamo is to trace again") from error
             raise
+    if files is None:
+        raise Unfit("torch cannot save it")
     return files
-
-
-def _stripped(gm: torch.fx.GraphModule) -> torch.fx.GraphModule:
-    """Return the graph with the metadata that compilers use alone."""
-    graph = torch.fx.Graph()
-    known: dict[torch.fx.Node, torch.fx.Node] = {}
-    for node in gm.graph.nodes:
-        new = known[node] = graph.node_copy(node, lambda given: known[given])
-        new.meta = {name: node.meta[name] for name in _KEPT if name in node.meta}
-    return torch.fx.GraphModule(gm, graph)
-
-
-def _mode_of(gm: torch.fx.GraphModule) -> Any:
-    from torch._guards import detect_fake_mode
-
-    values = [each for node in gm.graph.nodes for each in node.meta.values()]
-    return detect_fake_mode([each for each in values if isinstance(each, torch.Tensor)])
 
 
 # What a process has set that decides code: how it is read, and how it is set.

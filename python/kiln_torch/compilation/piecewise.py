@@ -24,15 +24,16 @@ from .tracing import restarts
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from torch import fx
-
     from .config import CompilationConfig
     from .manager import CompilerManager
     from .request import Request
     from .splitting import SplitStrategy
     from .traced import Traced
 
-_NO_GRAPHS = {"triton.cudagraphs": False}
+# What the document sets for a graph as one, and is not for pieces: a CUDA graph of a
+# piece would be overwritten when the next one is recorded; and a pool within a piece
+# saves little memory, while each value taken from it is a call more than an allocation.
+_OF_PIECES = {"triton.cudagraphs": False, "memory_planning": False}
 # Threads that look and wait: they cost nothing meanwhile.
 _MOST_LOOKING = 16
 
@@ -48,6 +49,8 @@ class PieceResult:
     outcome: str
     compile_seconds: float
     error: str = ""
+    # Whether a process of its own compiled it.
+    elsewhere: bool = False
 
 
 @dataclass(frozen=True)
@@ -95,7 +98,7 @@ def validate_piecewise_execution(
     traced: Traced,
     items: Sequence[SplitItem],
     compiling: _Compiling,
-    run: fx.GraphModule,
+    run: Callable[..., Any],
 ) -> None:
     """Run each distinct piece, then the whole; what a wrong piece stored is removed."""
     seen: set[str] = set()
@@ -132,9 +135,8 @@ class _Compiling:
         self._traced = traced
         self._items = items
         self._config = config
-        # What one piece gives would be overwritten when the next one is recorded.
         inductor = manager.compiler_of(config).portable
-        before = _NO_GRAPHS if inductor else {}
+        before = _OF_PIECES if inductor else {}
         self._options = {**before, **config.inductor_config, **(options or {})}
         self._shape = runtime_shape
         self.compiled: dict[str, Callable[..., Any]] = {}
@@ -237,7 +239,9 @@ class _Compiling:
     ) -> None:
         self.compiled[item.name] = run
         key = "" if request.key is None else request.key.hex()
-        found[item.index] = PieceResult(item.index, key, outcome, request.seconds, error)
+        found[item.index] = PieceResult(
+            item.index, key, outcome, request.seconds, error, request.elsewhere
+        )
 
 
 def _rotated(indices: list[int]) -> list[int]:

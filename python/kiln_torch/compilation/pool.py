@@ -23,6 +23,8 @@ from typing import Any, BinaryIO
 from .errors import CompilationError, TimeoutError  # noqa: A004 - the module's own
 
 _LENGTH = 8
+# Inductor's setting: how many processes it compiles kernels with.
+_THREADS = "TORCHINDUCTOR_COMPILE_THREADS"
 # By how many may run at once: managers of one process share them.
 _shared: dict[int, Pool] = {}
 _shared_lock = threading.Lock()
@@ -51,15 +53,22 @@ _START = (
 )
 
 
+class Unfit(Exception):
+    """The other process is not like this one."""
+
+
 class Pool:
     """At most so many compiles at once, each in a process that is kept for the next."""
 
     def __init__(self, most: int) -> None:
         """Start nothing yet."""
+        self._most = most
         self._free = threading.Semaphore(most)
         self._lock = threading.Lock()
         self._idle: list[_Process] = []
         self._running: set[_Process] = set()
+        # Those that are being started for a compile.
+        self._starting = 0
         atexit.register(_close, weakref.ref(self))
 
     @property
@@ -73,40 +82,74 @@ class Pool:
         with self._lock:
             return [each.pid for each in (*self._idle, *self._running)]
 
-    def compile(self, job: bytes, timeout: float | None) -> tuple[dict[str, bytes], float] | None:
+    def warm(self, count: int) -> None:
+        """Start processes before there is work: until it comes they import what it needs."""
+        with self._lock:
+            self._prune()
+            have = len(self._idle) + len(self._running) + self._starting
+            for _ in range(min(count, self._most) - have):
+                self._idle.append(_Process(self._threads))
+
+    def compile(self, job: bytes, timeout: float | None) -> tuple[dict[str, bytes], float]:
         """Return the files and the seconds that they took.
 
-        ``None``: the process is not like this one, compile here.
+        ``Unfit``: the process is not like this one, compile here.
         ``CompilationError``: the compiler's; ``TimeoutError``: longer than ``timeout``.
         """
         with self._free:
-            process = self._taken() or _Process()
-            with self._lock:
-                self._running.add(process)
-            kept = False
-            try:
-                answer = process.ask(job, timeout)
-                kept = True
-            finally:
-                with self._lock:
-                    self._running.discard(process)
-                    if kept:
-                        self._idle.append(process)
-                if not kept:
-                    process.end()
+            while True:
+                process, used = self._taken()
+                kept = False
+                try:
+                    answer = process.ask(job, timeout)
+                    kept = True
+                    break
+                except _Idle:
+                    # It ended itself just then, for nobody had asked it.
+                    if not used:
+                        raise CompilationError("the compiling process did not start") from None
+                finally:
+                    with self._lock:
+                        self._running.discard(process)
+                        if kept:
+                            self._idle.append(process)
+                    if not kept:
+                        process.end()
         if "error" in answer:
             raise CompilationError(answer["error"])
-        return None if answer["files"] is None else (answer["files"], answer["seconds"])
+        if answer["files"] is None:
+            raise Unfit(answer["why"])
+        return answer["files"], answer["seconds"]
 
-    def _taken(self) -> _Process | None:
-        """Return an idle process that lives: after a while they end by themselves."""
+    @property
+    def _threads(self) -> int:
+        """How many kernels one process compiles at once: all together use each core once."""
+        return max(1, len(os.sched_getaffinity(0)) // self._most)
+
+    def _taken(self) -> tuple[_Process, bool]:
+        """Return a process, running from now on, and whether it was idle."""
         with self._lock:
-            while self._idle:
-                process = self._idle.pop()
-                if process.alive:
-                    return process
-                process.end()
-        return None
+            self._prune()
+            if self._idle:
+                process = self._idle.pop(0)
+                self._running.add(process)
+                return process, True
+            self._starting += 1
+        process = None
+        try:
+            process = _Process(self._threads)
+        finally:
+            with self._lock:
+                self._starting -= 1
+                if process is not None:
+                    self._running.add(process)
+        return process, False
+
+    def _prune(self) -> None:
+        """Let go of those that ended: after a while without work they do."""
+        for process in [each for each in self._idle if not each.alive]:
+            self._idle.remove(process)
+            process.end()
 
     def close(self) -> None:
         """End all processes."""
@@ -117,12 +160,21 @@ class Pool:
             process.end()
 
 
+class _Idle(Exception):
+    """The process had ended by itself before it was asked."""
+
+
 class _Process:
     """One process; its standard output is for the compilers' own words."""
 
-    def __init__(self) -> None:
+    def __init__(self, threads: int) -> None:
         told, self._answers_to = os.pipe()
-        environment = {**os.environ, "KILN_COMPILATION_ANSWERS": str(self._answers_to)}
+        environment = {
+            **os.environ,
+            "KILN_COMPILATION_ANSWERS": str(self._answers_to),
+            "KILN_COMPILATION_DEVICE": _device(),
+            _THREADS: str(min(threads, _asked_threads() or threads)),
+        }
         try:
             self._process = subprocess.Popen(
                 [sys.executable, "-c", _START, json.dumps(sys.path)],
@@ -155,10 +207,12 @@ class _Process:
         except queue.Empty:
             took = time.monotonic() - started
             raise TimeoutError(f"no result after {took:.1f} s") from None
-        except OSError as error:
-            raise CompilationError(f"the compiling process ended: {error}") from error
+        except OSError:
+            answer = None
         if answer is None:
             status = self._process.wait()
+            if status == 0:
+                raise _Idle
             raise CompilationError(f"the compiling process ended with status {status}")
         return answer
 
@@ -193,6 +247,17 @@ def read(file: BinaryIO | Any) -> bytes | None:
     size = int.from_bytes(head, "big")
     data = file.read(size)
     return data if len(data) == size else None
+
+
+def _device() -> str:
+    """Return the kind of device that this process uses already: what to make ready for."""
+    torch = sys.modules.get("torch")
+    return "cuda" if torch is not None and torch.cuda.is_initialized() else ""
+
+
+def _asked_threads() -> int:
+    value = os.environ.get(_THREADS, "")
+    return int(value) if value.isdecimal() else 0
 
 
 def _close(reference: weakref.ref[Pool]) -> None:

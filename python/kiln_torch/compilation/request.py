@@ -20,6 +20,7 @@ from ..manifest import Artifact
 from .errors import CompilationModuleError
 from .keys import ask
 from .memory import Cached
+from .pool import Unfit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -57,6 +58,7 @@ class Request:
         self._at = 0
         self._answer: Artifact | Permit | None = None
         self._job: bytes | None = None
+        # What another process made.
         self._made: Mapping[str, bytes] | None = None
         self._failure: Exception | None = None
         self._postponed = False
@@ -86,6 +88,11 @@ class Request:
     def sent(self) -> bool:
         """Whether another process compiles it, as far as is known."""
         return self._job is not None
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether another process compiled it."""
+        return self._made is not None
 
     def begin(self) -> Callable[..., Any] | None:
         """Find the key, and look in memory."""
@@ -221,11 +228,12 @@ class Request:
         except CompilationModuleError:
             self._count_miss()
             raise
-        if made is None:
-            # Not for another process. Until it is compiled here, by ``finish``, others
-            # may: a permit is never held by who waits for something else.
+        except Unfit as why:
+            # Until it is compiled here, by ``finish``, others may: a permit is never
+            # held by who waits for something else.
             self._release()
             self._job, self._postponed = None, True
+            _said_here(why)
             return
         self._count_miss()
         files, self.seconds = made
@@ -323,6 +331,12 @@ class Request:
         except CompilationModuleError:
             raise
         except Exception as error:
-            report.count("compilation.here")
-            report.log.info("compiled in this process: the graph cannot be sent: %r", error)
+            _said_here(error)
             return None
+
+
+def _said_here(why: Exception) -> None:
+    """Say that a compile was for another process, and is done in this one."""
+    report.count("compilation.here")
+    report.once(f"here {type(why).__name__}", "compiled in this process, one by one: %r", why)
+    report.log.info("compiled in this process: %r", why)

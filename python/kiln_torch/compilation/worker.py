@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 
-from .pool import read, write
+from .pool import Unfit, read, write
 
 # Seconds after which a process that nobody asks ends: it holds hundreds of megabytes.
 _IDLE = 60.0
@@ -23,8 +23,10 @@ _IDLE = 60.0
 def main() -> None:
     """Serve until the input ends."""
     answers = os.fdopen(int(os.environ.pop("KILN_COMPILATION_ANSWERS")), "wb")
+    device = os.environ.pop("KILN_COMPILATION_DEVICE", "")
     jobs: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     threading.Thread(target=_receive, args=(jobs,), daemon=True).start()
+    _make_ready(device)
     while True:
         try:
             job = jobs.get(timeout=_IDLE)
@@ -33,13 +35,26 @@ def main() -> None:
         write(answers, pickle.dumps(_answer(job)))
 
 
+def _make_ready(device: str) -> None:
+    """Import and set up what every compile needs, while there is no work yet."""
+    try:
+        from . import ready
+
+        ready.make_ready(device)
+    except Exception:
+        # The first job says what is wrong, to who can read it.
+        return
+
+
 def _answer(job: bytes) -> dict[str, object]:
     try:
         from .job import perform
 
-        # Not the import of torch, which only the first job pays.
+        # Not the import of torch, which is no part of the compile.
         started = time.monotonic()
         return {"files": perform(job), "seconds": time.monotonic() - started}
+    except Unfit as why:
+        return {"files": None, "why": str(why)}
     except Exception as error:
         return {"error": f"{type(error).__name__}: {error}"}
 
