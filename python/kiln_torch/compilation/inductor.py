@@ -13,6 +13,7 @@ import torch
 from blake3 import blake3
 
 from .. import standalone
+from . import direct
 from .errors import CompilationError, IncompatibleConfigError, InductorNotAvailableError
 from .interface import CompilerInterface
 from .tracing import restarts, trace
@@ -54,13 +55,14 @@ class InductorAdaptor(CompilerInterface):
         with traced.context():
             self.counter.count("num_inductor_compiles")
             try:
-                compiled = standalone.compile_graph(traced.gm, traced.inputs, settings)
+                with direct.watched() as seen:
+                    compiled = standalone.compile_graph(traced.gm, traced.inputs, settings)
             except Exception as error:
                 if restarts(error):
                     raise
                 raise CompilationError(f"Inductor: {type(error).__name__}: {error}") from error
             handle = self._create_inductor_handle(traced, compiled)
-        return traced.callable(_run(compiled)), handle
+        return traced.callable(_run(compiled, direct.generated(seen, traced.gm))), handle
 
     def load(
         self,
@@ -89,8 +91,9 @@ class InductorAdaptor(CompilerInterface):
         with traced.context():
             if not traced.admits(bytes(handle.get(standalone.GUARDS, b"")).decode()):
                 return None
-            loaded = self._load_files(handle)
-        return traced.callable(_run(loaded))
+            with direct.watched() as seen:
+                loaded = self._load_files(handle)
+        return traced.callable(_run(loaded, direct.generated(seen, traced.gm)))
 
     def compute_hash(self, vllm_config: Any) -> str:
         """Hash the versions of all that decides Inductor's output, and its defaults."""
@@ -162,8 +165,8 @@ class InductorAdaptor(CompilerInterface):
             raise IncompatibleConfigError(f"made by another torch: {error}") from error
 
 
-def _run(compiled: Any) -> Callable[..., Any]:
+def _run(compiled: Any, boxed: Callable[[list[Any]], Any] | None) -> Callable[..., Any]:
     def run(*args: Any) -> Any:
         return compiled(*args)
 
-    return run
+    return direct.Runnable(run, boxed)
