@@ -78,6 +78,9 @@ def perform(job: bytes) -> dict[str, bytes]:
         except Exception as error:
             if restarts(error):
                 raise Unfit("Dynamo is to trace again") from error
+            if isinstance(error.__cause__ or error, torch.OutOfMemoryError):
+                # Of the GPU, which several such processes share: one alone may do.
+                raise Unfit(f"it has too little of the GPU's memory: {error}") from error
             raise
     if files is None:
         raise Unfit("torch cannot save it")

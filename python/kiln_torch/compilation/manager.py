@@ -28,7 +28,7 @@ from .request import Request
 from .signing import LocalKey, UnsafeKey
 from .store import ClusterStore, LocalStore, filename
 from .tiers import Tiers
-from .tracing import restarts, trace
+from .tracing import restarts, torch_lock, trace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -39,6 +39,10 @@ if TYPE_CHECKING:
     from .pool import Pool
     from .store import Store
     from .traced import Traced
+
+
+# Processes that are started before a graph is seen: a model's distinct pieces are few.
+_EARLY = 4
 
 
 class CompilerManager:
@@ -99,14 +103,19 @@ class CompilerManager:
         if config.compiler == EAGER:
             return self.compiler_of(config).compile(graph, example_inputs, {})[0]
         with failing():
-            traced = self.trace(graph, example_inputs, config, runtime_shape)
-            with traced.context():
-                request = self.request(traced, additional_inductor_config, config, runtime_shape)
-                run = request.begin()
-                if run is None:
-                    request.look()
-                    run = request.finish()
-                compiled = traced.callable(run)
+            with torch_lock():
+                traced = self.trace(graph, example_inputs, config, runtime_shape)
+                with traced.context():
+                    request = self.request(
+                        traced, additional_inductor_config, config, runtime_shape
+                    )
+                    run = request.begin()
+                    compiled = None if run is None else traced.callable(run)
+            if compiled is None:
+                # Others may use torch meanwhile.
+                request.look()
+                with torch_lock(), traced.context():
+                    compiled = traced.callable(request.finish())
         if request.missed:
             report.log.debug("graph %d of %d: compiled", graph_index + 1, num_graphs)
         else:
@@ -128,7 +137,7 @@ class CompilerManager:
         if self.disable_cache:
             return None
         config = compilation_config or self.compilation_config
-        with failing():
+        with failing(), torch_lock():
             traced = self.trace(graph, example_inputs, config, runtime_shape)
             with traced.context():
                 request = self.request(traced, additional_inductor_config, config, runtime_shape)
@@ -156,7 +165,7 @@ class CompilerManager:
         if self.disable_cache:
             return
         config = compilation_config or self.compilation_config
-        with failing():
+        with failing(), torch_lock():
             traced = self.trace(graph, example_inputs, config, runtime_shape)
             with traced.context():
                 request = self.request(traced, additional_inductor_config, config, runtime_shape)
@@ -166,6 +175,15 @@ class CompilerManager:
                     request.keep(compiled_graph, traced.guards())
                 if handle is not None:
                     request.save(handle)
+
+    def warm(self, config: CompilationConfig | None = None) -> None:
+        """Start processes that will compile pieces, where there is nothing to find yet."""
+        config, pool = config or self.compilation_config, self.tiers.pool
+        if pool is None or config.parallel_compiles == 1 or config.compilation_level == "full":
+            return
+        store = self.tiers.store
+        if store is None or store.empty():
+            pool.warm(min(config.parallel_compiles, _EARLY))
 
     def trace(
         self,
@@ -226,8 +244,9 @@ class CompilerManager:
         runtime_shape: int | None = None,
     ) -> tuple[str, str]:
         """Return the full key in hex, and the name of its file."""
-        traced = trace(graph, example_inputs, runtime_shape)
-        with traced.context():
+        with torch_lock():
+            traced = trace(graph, example_inputs, runtime_shape)
+        with torch_lock(), traced.context():
             request = self.request(traced, None, self.compilation_config, runtime_shape)
             if not request.describe() or request.key is None:
                 raise Unkeyable("no key says all that decides the code of this graph")

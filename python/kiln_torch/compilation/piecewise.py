@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -146,30 +146,32 @@ class _Compiling:
     def run(self) -> None:
         first: dict[bytes, int] = {}
         found: dict[int, PieceResult] = {}
-        waiting: dict[int, Request] = {}
+        here: list[tuple[SplitItem, Request]] = []
+        away: dict[Future[None], tuple[SplitItem, Request]] = {}
         shared: dict[int, tuple[int, Request]] = {}
-        for item in self._items:
-            request = self._request(item)
-            request.describe()
-            if request.key is not None and request.key in first:
-                shared[item.index] = first[request.key], request
-                continue
-            if request.key is not None:
-                first[request.key] = item.index
-            run = request.in_memory()
-            if run is not None:
-                self._have(found, item, request, run, "memory")
-            else:
-                waiting[item.index] = request
-        # Processes that start together begin at different pieces, and share the work.
-        order = _rotated(list(waiting))
-        sent = [waiting[index] for index in order if waiting[index].sent]
-        self._look(sent)
-        for index in order:
-            request = waiting[index]
-            if request not in sent:
+        with ThreadPoolExecutor(_MOST_LOOKING) as threads:
+            # Processes that start together begin at different pieces, and share the work.
+            for item in _rotated(self._items):
+                request = self._request(item)
+                request.describe()
+                if request.key is not None and request.key in first:
+                    shared[item.index] = first[request.key], request
+                    continue
+                if request.key is not None:
+                    first[request.key] = item.index
+                run = request.in_memory()
+                if run is not None:
+                    self._have(found, item, request, run, "memory")
+                elif request.sent:
+                    # Its compile begins while the next ones are described.
+                    away[threads.submit(request.look)] = item, request
+                else:
+                    here.append((item, request))
+            for item, request in here:
                 request.look()
-            self._finish(found, self._items[index], request)
+                self._finish(found, item, request)
+            for future in as_completed(away):
+                self._finish(found, *away[future])
         for index, (original, request) in shared.items():
             self._share(found, self._items[index], self._items[original], request)
         if self._failures and not self._config.fallback:
@@ -180,12 +182,6 @@ class _Compiling:
         self._manager.compilation_counter.count("num_backend_compilations")
         traced = self._traced.piece(item.graph)
         return self._manager.request(traced, self._options, self._config, self._shape)
-
-    def _look(self, requests: Sequence[Request]) -> None:
-        if not requests:
-            return
-        with ThreadPoolExecutor(min(len(requests), _MOST_LOOKING)) as threads:
-            list(threads.map(lambda request: request.look(), requests))
 
     def _finish(self, found: dict[int, PieceResult], item: SplitItem, request: Request) -> None:
         try:
@@ -244,8 +240,6 @@ class _Compiling:
         )
 
 
-def _rotated(indices: list[int]) -> list[int]:
-    if not indices:
-        return indices
-    start = secrets.randbelow(len(indices))
-    return indices[start:] + indices[:start]
+def _rotated(items: Sequence[SplitItem]) -> list[SplitItem]:
+    start = secrets.randbelow(len(items)) if items else 0
+    return [*items[start:], *items[:start]]

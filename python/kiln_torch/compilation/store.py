@@ -44,6 +44,11 @@ class Store(Protocol):
     """The second tier, behind the process's memory."""
 
     namespace: str
+    # Stores of one process with one place have the same entries.
+    place: str
+
+    def empty(self) -> bool:
+        """Whether it has surely nothing yet: then everything is to be compiled."""
 
     def acquire(self, key: bytes) -> Artifact | Permit | None:
         """Return the artifact, or the right to make it. May raise ``CacheCorruptedError``."""
@@ -66,6 +71,11 @@ class LocalStore:
     def __init__(self, cache: LocalCache) -> None:
         """Store in ``cache``."""
         self.cache = cache
+        self.place = str(cache.folder.resolve())
+
+    def empty(self) -> bool:
+        """Look for a first file."""
+        return self.cache.size() == 0
 
     def acquire(self, key: bytes) -> Artifact | Permit | None:
         """Read the file."""
@@ -125,6 +135,11 @@ class ClusterStore:
         """Ask through ``client``, which raises nothing."""
         self._client = client
         self.namespace = client.namespace
+        self.place = ",".join(client.settings.endpoints)
+
+    def empty(self) -> bool:
+        """Say no: what the fleet has is known only when it is asked."""
+        return False
 
     def acquire(self, key: bytes) -> Artifact | Permit | None:
         """Ask; wait while another process makes it."""

@@ -38,6 +38,16 @@ def trace(
         return Retraced(graph, example_inputs, mode, dynamic=runtime_shape is None)
 
 
+def torch_lock() -> Any:
+    """Return torch's own lock for compiling, to be held while its compiler state is used.
+
+    Dynamo holds it while it calls a backend; the same thread may take it again.
+    """
+    from torch._dynamo.convert_frame import compile_lock
+
+    return compile_lock
+
+
 def restarts(error: BaseException) -> bool:
     """Whether it is no failure but tells Dynamo to trace again, and must reach it."""
     from torch._dynamo.exc import RestartAnalysis
