@@ -85,7 +85,8 @@ API: dict[str, str | None] = {
     "TimeoutError": None,
     "InductorNotAvailableError": None,
     "robust_compile": (
-        "graph, example_inputs, config, compiler_manager=None, additional_inductor_config=None"
+        "graph, example_inputs, config, compiler_manager=None, additional_inductor_config=None, "
+        "runtime_shape=None"
     ),
     "CompilationCounter": None,
     "CompilationCounter.num_backend_compilations": None,

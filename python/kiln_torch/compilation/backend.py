@@ -12,13 +12,17 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from .. import report
+from . import by_size
 from .complexity import GraphComplexity, analyze_graph_complexity
 from .config import CompilationConfig
 from .errors import CompilationError
 from .manager import CompilerManager, failing
 from .passes import Pass, post_pass
 from .piecewise import PiecewiseResult, piecewise_compile
+from .plain_values import Unsent
 from .robust import robust_compile
+from .traced import Traced
+from .tracing import torch_lock
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -51,21 +55,22 @@ class KilnBackend:
         self.compiler_manager = CompilerManager(
             self.compilation_config, cache_dir=cache_dir, disable_cache=disable_cache
         )
+        # While Dynamo traces they import what they need.
+        self.compiler_manager.warm()
         self._passes: list[Pass] = []
         self._post_pass: Any = None
         # How the last graph was compiled.
         self.last_strategy: Strategy | None = None
         self.last_result: PiecewiseResult | None = None
+        self.last_by_size: by_size.BySize | None = None
 
     def __call__(self, graph: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
         """Compile ``graph``."""
         self.configure_post_pass()
-        self.last_strategy = self.select_compilation_strategy(self.analyze_graph_complexity(graph))
-        self.last_result = None
-        report.log.debug("%s: %s", self.last_strategy.name, "; ".join(self.last_strategy.reasons))
-        if self.last_strategy.name == PIECEWISE:
-            return self._piecewise_compile(graph, example_inputs)
-        return self._full_compile(graph, example_inputs)
+        self.last_by_size = None
+        if self.compilation_config.compile_sizes:
+            return self._compile_sizes(graph, example_inputs)
+        return self._compile(graph, example_inputs)
 
     def register_pass(self, function: Callable[[fx.Graph], Any], uuid: str | None = None) -> None:
         """Run ``function`` on each graph after Inductor's own passes.
@@ -112,33 +117,104 @@ class KilnBackend:
         complexity = self.analyze_graph_complexity(graph)
         return self.select_compilation_strategy(complexity).name == PIECEWISE
 
+    def _compile(
+        self,
+        graph: fx.GraphModule,
+        example_inputs: Sequence[Any],
+        runtime_shape: int | None = None,
+    ) -> Callable[..., Any]:
+        self.last_strategy = self.select_compilation_strategy(self.analyze_graph_complexity(graph))
+        self.last_result = None
+        report.log.debug("%s: %s", self.last_strategy.name, "; ".join(self.last_strategy.reasons))
+        piecewise = self.last_strategy.name == PIECEWISE
+        if runtime_shape is not None:
+            at_size = self._by_pieces if piecewise else self._whole
+            return at_size(graph, example_inputs, runtime_shape)
+        whole = self._piecewise_compile if piecewise else self._full_compile
+        return whole(graph, example_inputs)
+
+    def _compile_sizes(
+        self, graph: fx.GraphModule, example_inputs: Sequence[Any]
+    ) -> Callable[..., Any]:
+        """Compile for all sizes, and for some by themselves."""
+        with failing(), torch_lock():
+            traced = self.compiler_manager.trace(graph, example_inputs, self.compilation_config)
+        if traced.dynamo:
+            dynamic = self._compile(graph, example_inputs)
+        else:
+            with torch_lock(), traced.context():
+                dynamic = self._compile(traced.gm, traced.inputs)
+        kept = self.last_strategy, self.last_result
+        try:
+            if traced.needs_gradients:
+                raise Unsent("it is compiled for gradients")
+            symbol = by_size.symbol_of(traced.gm)
+            chosen = by_size.BySize(dynamic, by_size.reader_of(traced.gm, symbol))
+        except Unsent as why:
+            report.log.info("no sizes are compiled by themselves: %s", why)
+            return traced.callable(dynamic)
+        for size in sorted(set(self.compilation_config.compile_sizes)):
+            self._compile_size(chosen, traced, symbol, size)
+        self.last_strategy, self.last_result = kept
+        self.last_by_size = chosen
+        return traced.callable(chosen)
+
+    def _compile_size(self, chosen: by_size.BySize, traced: Traced, symbol: Any, size: int) -> None:
+        try:
+            gm, mode = by_size.fixed(traced.gm, symbol, size)
+            own = Traced(gm, mode, dynamo=traced.dynamo)
+            with torch_lock(), own.context():
+                chosen.static[size] = self._compile(gm, own.inputs, size)
+        except (Unsent, CompilationError) as error:
+            if isinstance(error, CompilationError) and not self.compilation_config.fallback:
+                raise
+            report.count("compilation.size_failed")
+            report.log.warning("size %d runs the code for all sizes: %s", size, error)
+
     def _full_compile(
         self, graph: fx.GraphModule, example_inputs: Sequence[Any]
+    ) -> Callable[..., Any]:
+        return self._whole(graph, example_inputs, None)
+
+    def _piecewise_compile(
+        self, graph: fx.GraphModule, example_inputs: Sequence[Any]
+    ) -> Callable[..., Any]:
+        return self._by_pieces(graph, example_inputs, None)
+
+    def _whole(
+        self, graph: fx.GraphModule, example_inputs: Sequence[Any], runtime_shape: int | None
     ) -> Callable[..., Any]:
         options = self._get_inductor_config()
         if self.compilation_config.fallback:
             return robust_compile(
-                graph, example_inputs, self.compilation_config, self.compiler_manager, options
+                graph,
+                example_inputs,
+                self.compilation_config,
+                self.compiler_manager,
+                options,
+                runtime_shape,
             )
         return self.compiler_manager.compile(
             graph=graph,
             example_inputs=example_inputs,
             additional_inductor_config=options,
             compilation_config=self.compilation_config,
+            runtime_shape=runtime_shape,
         )
 
-    def _piecewise_compile(
-        self, graph: fx.GraphModule, example_inputs: Sequence[Any]
+    def _by_pieces(
+        self, graph: fx.GraphModule, example_inputs: Sequence[Any], runtime_shape: int | None
     ) -> Callable[..., Any]:
         try:
-            with failing():
+            with failing(), torch_lock():
                 traced = self.compiler_manager.trace(graph, example_inputs, self.compilation_config)
-            with traced.context():
+            with torch_lock(), traced.context():
                 self.last_result = piecewise_compile(
                     self.compiler_manager,
                     traced,
                     self.compilation_config,
                     self._get_inductor_config(),
+                    runtime_shape,
                 )
         except CompilationError as error:
             if not self.compilation_config.fallback:

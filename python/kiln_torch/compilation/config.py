@@ -44,6 +44,9 @@ class CompilationConfig:
     memory_cache_entries: int = 256
     # Above this the least recently used files of cache_dir go.
     disk_cache_bytes: int = 10 << 30
+    # Sizes that are compiled for themselves, beside the code for all sizes: a graph
+    # with one symbolic size runs the code of the size that it is called with.
+    compile_sizes: tuple[int, ...] = ()
     # Inductor's options for every compile; those of a single compile come on top.
     inductor_config: dict[str, Any] = field(default_factory=dict)
     # Whether a backend falls back to eager where a compile fails.
@@ -83,6 +86,10 @@ def _count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
+def _sizes(value: Any) -> bool:
+    return isinstance(value, (tuple, list)) and all(map(_count, value))
+
+
 def _seconds(value: Any) -> bool:
     return value is None or (isinstance(value, (int, float)) and value > 0)
 
@@ -90,6 +97,7 @@ def _seconds(value: Any) -> bool:
 _CHECKS = {
     "backend": (lambda value: value in BACKENDS, f"one of {', '.join(BACKENDS)}"),
     "compilation_level": (lambda value: value in LEVELS, f"one of {', '.join(LEVELS)}"),
+    "compile_sizes": (_sizes, "a list of positive whole numbers"),
     "compile_timeout": (_seconds, "a positive number of seconds, or None"),
     **dict.fromkeys(
         (

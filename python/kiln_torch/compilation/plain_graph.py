@@ -18,7 +18,9 @@ from torch import fx
 from .plain_values import Reader, Size, Unsent, Writer, shared_memory
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
+
+    import sympy
 
 # Metadata under which Dynamo and make_fx keep a node's fake value.
 _VALUES = ("example_value", "val")
@@ -57,10 +59,13 @@ def write(gm: fx.GraphModule) -> bytes:
     return buffer.getvalue()
 
 
-def read(data: bytes, mode: Any) -> fx.GraphModule:
-    """Make the graph again, with fake values of ``mode``. ``data``: this user's own."""
-    told = pickle.loads(data)  # noqa: S301 - from the process that started this one
-    reader = Reader(mode, told["symbols"], told["shared"])
+def read(data: bytes, mode: Any, fixed: Mapping[sympy.Symbol, int] | None = None) -> fx.GraphModule:
+    """Make the graph again, with fake values of ``mode``; ``fixed``: with numbers for symbols.
+
+    ``data`` is this process's own, or of the one that started it.
+    """
+    told = pickle.loads(data)  # noqa: S301
+    reader = Reader(mode, told["symbols"], told["shared"], fixed or {})
     return _read(told["nodes"], reader)
 
 

@@ -43,6 +43,12 @@ class Symbol:
     least: int | None
     most: int | None
 
+    def admits(self, size: int) -> bool:
+        """Whether it may have this value."""
+        small = self.least is not None and size < self.least
+        large = self.most is not None and size > self.most
+        return not (small or large)
+
 
 @dataclass(frozen=True)
 class Tensor:
@@ -114,14 +120,29 @@ class Writer:
 class Reader:
     """Makes fake values of what a ``Writer`` wrote, in a mode of its own."""
 
-    def __init__(self, mode: Any, symbols: Sequence[Symbol], shared: Mapping[int, int]) -> None:
-        """Make the symbols; ``shared``: elements of the memory that several inputs share."""
+    def __init__(
+        self,
+        mode: Any,
+        symbols: Sequence[Symbol],
+        shared: Mapping[int, int],
+        fixed: Mapping[sympy.Symbol, int],
+    ) -> None:
+        """Make the symbols, less the ``fixed`` ones, which are numbers from now on.
+
+        ``shared``: elements of the memory that several inputs share.
+        """
         self._mode = mode
         self._shared = shared
         self._bases: dict[int, torch.Tensor] = {}
         self._here: dict[sympy.Symbol, sympy.Expr] = {}
         self._hints: dict[sympy.Symbol, int] = {}
         for each in symbols:
+            if each.symbol in fixed:
+                size = fixed[each.symbol]
+                if not each.admits(size):
+                    raise Unsent(f"{each.symbol} is never {size}")
+                self._here[each.symbol] = sympy.Integer(size)
+                continue
             self._here[each.symbol] = made = _make(mode.shape_env, each)
             self._hints[made] = each.hint
 
@@ -140,6 +161,8 @@ class Reader:
         if not isinstance(told, Size):
             return told
         expression = told.expression.xreplace(self._here)
+        if expression.is_Integer:
+            return int(expression)
         hint = int(expression.xreplace(self._hints))
         return self._mode.shape_env.create_symintnode(expression, hint=hint)
 

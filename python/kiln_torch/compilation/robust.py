@@ -13,7 +13,7 @@ from .. import report
 from .errors import CompilationError, IncompatibleConfigError, TimeoutError  # noqa: A004
 from .manager import CompilerManager
 from .piecewise import piecewise_compile
-from .tracing import restarts
+from .tracing import restarts, torch_lock
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -29,6 +29,7 @@ def robust_compile(
     config: CompilationConfig,
     compiler_manager: CompilerManager | None = None,
     additional_inductor_config: Mapping[str, Any] | None = None,
+    runtime_shape: int | None = None,
 ) -> Callable[..., Any]:
     """Compile; step down to eager where that fails, to pieces where it takes too long.
 
@@ -38,7 +39,7 @@ def robust_compile(
     manager = compiler_manager or CompilerManager(config)
     options = additional_inductor_config
     try:
-        return manager.compile(graph, example_inputs, options, config)
+        return manager.compile(graph, example_inputs, options, config, runtime_shape=runtime_shape)
     except IncompatibleConfigError:
         raise
     except CompilationError as error:
@@ -49,7 +50,7 @@ def robust_compile(
     except TimeoutError as error:
         report.count("compilation.fell_back")
         report.log.warning("compilation timeout, by pieces instead: %s", error)
-        return _by_pieces(manager, graph, example_inputs, config, options)
+        return _by_pieces(manager, graph, example_inputs, config, options, runtime_shape)
     except Exception as error:
         if restarts(error):
             raise
@@ -64,12 +65,14 @@ def _by_pieces(
     example_inputs: Sequence[Any],
     config: CompilationConfig,
     options: Mapping[str, Any] | None,
+    runtime_shape: int | None,
 ) -> Callable[..., Any]:
     pieces = replace(config, compilation_level="piecewise", fallback=True)
     try:
-        traced = manager.trace(graph, example_inputs, pieces)
-        with traced.context():
-            result = piecewise_compile(manager, traced, pieces, options)
+        with torch_lock():
+            traced = manager.trace(graph, example_inputs, pieces)
+            with traced.context():
+                result = piecewise_compile(manager, traced, pieces, options, runtime_shape)
         return traced.callable(result.run)
     except Exception as error:
         if restarts(error):

@@ -52,6 +52,12 @@ class Traced:
         """Whether all sizes are numbers, so that no guards are needed."""
         return not any(map(_symbolic, self.inputs))
 
+    @property
+    def needs_gradients(self) -> bool:
+        """Whether its result is to be differentiated."""
+        tensors = [each for each in self.inputs if isinstance(each, torch.Tensor)]
+        return torch.is_grad_enabled() and any(each.requires_grad for each in tensors)
+
     @contextlib.contextmanager
     def context(self) -> Iterator[None]:
         """Work on it: in Dynamo's tracing context, or in one of its own."""
