@@ -158,6 +158,12 @@ def test_the_native_compiler_is_a_nodes(
             assert run is not None
             with pytest.raises(ValueError, match="not on a GPU"):
                 run(x)
+        # As a backend of torch.compile, while Dynamo traces: compiled, and the same answer.
+        native = config(backend="native", fallback=False, inductor_config={"target": "sm_90"})
+        own = KilnBackend(native, str(tmp_path / "cache"))
+        with pytest.raises(ValueError, match="not on a GPU"):
+            torch.compile(graph, backend=own)(x)
+        assert own.compiler_manager.compilation_counter.num_cache_misses == 1
         writes = torch.fx.symbolic_trace(lambda x: x.add_(1))
         with pytest.raises(CompilationError, match="writes to its inputs"):
             adaptor.compile(writes, [x], {"target": "sm_90"})
