@@ -144,17 +144,17 @@ def test_pieces_of_a_model_need_none_of_torchs_layers(tmp_path: Path) -> None:
     assert "compilation.layered" not in report.stats()
 
 
-def test_what_writes_or_gives_its_input_back_keeps_its_layers(tmp_path: Path) -> None:
-    def writes(x: torch.Tensor, seen: torch.Tensor) -> Any:
+def test_what_is_written_and_given_back_is_as_the_graph_has_it(tmp_path: Path) -> None:
+    def updates(x: torch.Tensor, seen: torch.Tensor) -> Any:
         seen.add_(x.sum())
         return torch.tanh(x * 2) * seen, x.view(4, 2)
 
     seen, expected = torch.zeros(1), torch.zeros(1)
-    compiled = torch.compile(writes, backend=backend(tmp_path, "aten.tanh"))
+    compiled = torch.compile(updates, backend=backend(tmp_path, "aten.tanh"))
     for at in range(4):
         x = torch.full((2, 4), float(at))
         got, view = compiled(x, seen)
-        want, _ = writes(x, expected)
+        want, _ = updates(x, expected)
         close(got, want)
         close(seen, expected)
         # An alias, as the graph has it: what is written to one is seen in the other.
@@ -163,15 +163,44 @@ def test_what_writes_or_gives_its_input_back_keeps_its_layers(tmp_path: Path) ->
     assert report.stats()["compilation.layered"] > 0
 
 
-def test_autocast_keeps_its_layers(tmp_path: Path) -> None:
-    def mixed(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
-        return torch.tanh(x @ w) @ w
+def writes(x: torch.Tensor) -> Any:
+    return x.add_(1) * 2
 
-    x, w = torch.randn(4, 4), torch.randn(4, 4)
-    compiled = torch.compile(mixed, backend=backend(tmp_path, "aten.tanh"))
+
+def aliases(x: torch.Tensor) -> Any:
+    return x * 2, x.view(-1)
+
+
+def mixes(x: torch.Tensor) -> Any:
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        expected = mixed(x, w)
-        for _ in range(3):
-            got = compiled(x, w)
-            assert got.dtype == expected.dtype
-            torch.testing.assert_close(got, expected, atol=5e-2, rtol=5e-2)
+        return x @ x
+
+
+@pytest.mark.parametrize(
+    ("function", "bare"),
+    [(torch.tanh, True), (torch.mm, True), (writes, False), (aliases, False), (mixes, False)],
+)
+def test_only_where_layers_do_nothing_are_they_left_out(
+    tmp_path: Path, function: Any, bare: bool
+) -> None:
+    """Each of them does something that Inductor's code alone does not."""
+    config = CompilationConfig(compile_timeout=None, compilation_level="full", fallback=False)
+    own = KilnBackend(config, str(tmp_path / "cache"))
+    found: list[Any] = []
+
+    def backend(gm: Any, inputs: Any) -> Any:
+        found.append(own(gm, inputs))
+        return found[-1]
+
+    def whole(x: torch.Tensor) -> Any:
+        return function(x, x) if function is torch.mm else function(x)
+
+    # Autocast is on around the call, as it is around a model's.
+    amp = torch.autocast("cpu", dtype=torch.bfloat16, enabled=function is mixes)
+    with amp:
+        got = torch.compile(whole, backend=backend)(torch.ones(4, 4))
+        expected = whole(torch.ones(4, 4))
+    torch.testing.assert_close(got, expected)
+    (run,) = found
+    assert (run.boxed is not None) == bare
+    assert report.stats().get("compilation.layered", 0) == (0 if bare else 1)
