@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _VALUES = ("example_value", "val")
 # Arguments that are places in a table of this process; the kernels themselves are
 # among the options (see ``options.py``).
-_PROCESS_LOCAL = ("kernel_idx", "constant_args_idx")
+PROCESS_LOCAL = ("kernel_idx", "constant_args_idx")
 # Functions of these modules are part of torch's own key, or of Python.
 _KNOWN_MODULES = ("torch", "_operator", "operator", "builtins", "math")
 
@@ -166,7 +166,7 @@ def _named(given: Mapping[str, Any], places: dict[fx.Node, int], symbols: Symbol
     return [
         [name, _argument(given[name], places, symbols)]
         for name in sorted(given)
-        if name not in _PROCESS_LOCAL
+        if name not in PROCESS_LOCAL
     ]
 
 

@@ -68,8 +68,12 @@ def test_one_that_ended_is_replaced(two: Pool) -> None:
 
 def test_all_together_use_each_core_once(two: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
     def threads(pid: int) -> str:
-        told = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-        return next(each for each in told if each.startswith(b"TORCHINDUCTOR_")).decode()
+        def told() -> str | None:
+            # Empty for a moment, while the program begins.
+            lines = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+            return next((e.decode() for e in lines if e.startswith(b"TORCHINDUCTOR_")), None)
+
+        return eventually("environment", told)
 
     monkeypatch.delenv("TORCHINDUCTOR_COMPILE_THREADS", raising=False)
     for name in [name for name in os.environ if name.startswith("TORCHINDUCTOR_")]:

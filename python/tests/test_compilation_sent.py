@@ -154,6 +154,12 @@ def test_what_is_no_plain_data_is_refused() -> None:
         node.meta["val"] = value
         with pytest.raises(Unsent, match=why):
             plain_graph.write(graph)
+    # A Triton kernel of the user's is a number there.
+    node.meta["val"] = torch.ones(2)
+    call = next(each for each in graph.graph.nodes if each.op == "call_function")
+    call.kwargs = {"kernel_idx": 0}
+    with pytest.raises(Unsent, match="in a table of this process"):
+        plain_graph.write(graph)
 
 
 def test_nothing_that_hangs_on_a_node_keeps_it_here(tmp_path: Path) -> None:

@@ -69,8 +69,8 @@ def perform(job: bytes) -> dict[str, bytes]:
         try:
             asked = ask(traced, compiler, settings, told["facts"], told["namespace"])
             found = [key_of(each).hex() for each in asked.candidates()]
-        except Unkeyable as error:
-            raise Unfit(f"no key: {error}") from error
+        except Exception as error:
+            raise Unfit(f"it has no key there: {error!r}") from error
         if found != told["keys"]:
             raise Unfit("its key is another one there")
         try:
@@ -96,7 +96,24 @@ _SETTINGS: dict[str, tuple[Callable[[], Any], Callable[[Any], None]]] = {
     ),
     "matmul": (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
     "dtype": (torch.get_default_dtype, torch.set_default_dtype),
+    "fp16": (
+        lambda: torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction,
+        lambda value: _set_matmul("allow_fp16_reduced_precision_reduction", value),
+    ),
+    "bf16": (
+        lambda: torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction,
+        lambda value: _set_matmul("allow_bf16_reduced_precision_reduction", value),
+    ),
+    # What is tuned runs there: not all ranks of a machine on the first GPU.
+    "gpu": (
+        lambda: torch.cuda.current_device() if torch.cuda.is_initialized() else None,
+        lambda index: None if index is None else torch.cuda.set_device(index),
+    ),
 }
+
+
+def _set_matmul(name: str, value: Any) -> None:
+    setattr(torch.backends.cuda.matmul, name, value)
 
 
 def _configs() -> dict[str, Any]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import fx
 
+from ..graph import PROCESS_LOCAL
 from .plain_values import Reader, Size, Unsent, Writer, shared_memory
 
 if TYPE_CHECKING:
@@ -83,6 +84,8 @@ def _written(gm: fx.GraphModule, writer: Writer) -> list[tuple[Any, ...]]:
             raise Unsent("a module that is not in the graph")
         name = next((name for name in _VALUES if name in node.meta), None)
         value = None if name is None else writer.value(node.meta[name])
+        if any(key in PROCESS_LOCAL for key in node.kwargs):
+            raise Unsent("a kernel of the user's, by its place in a table of this process")
         args = [_argument(each, places, writer) for each in node.args]
         kwargs = {key: _argument(each, places, writer) for key, each in node.kwargs.items()}
         lines.append((node.op, node.name, target, args, kwargs, name, value))

@@ -250,9 +250,11 @@ def read(file: BinaryIO | Any) -> bytes | None:
 
 
 def _device() -> str:
-    """Return the kind of device that this process uses already: what to make ready for."""
+    """Return the device that this process uses already: what to make ready for."""
     torch = sys.modules.get("torch")
-    return "cuda" if torch is not None and torch.cuda.is_initialized() else ""
+    if torch is None or not torch.cuda.is_initialized():
+        return ""
+    return f"cuda:{torch.cuda.current_device()}"
 
 
 def _asked_threads() -> int:

@@ -18,6 +18,8 @@ def make_ready(device: str) -> None:
     from .. import standalone
     from . import job, keys, making, plain_graph, traced  # noqa: F401
 
+    if device:
+        torch.cuda.set_device(device)
     mode = FakeTensorMode(shape_env=ShapeEnv())
     kind = device or "cpu"
     with torch.no_grad():
