@@ -27,6 +27,8 @@ _PROMOTE_256 = 3
 # 12.3) whose graphs keep such launches as they are.
 _SERIALIZATION = 6
 _RECORDS_OVERLAPS = 12_030
+# CU_MEMORYTYPE_DEVICE.
+_DEVICE = 2
 _THREAD = threading.local()
 
 
@@ -58,6 +60,27 @@ class LaunchAttribute(ctypes.Structure):
     )
 
 
+class Rows(ctypes.Structure):
+    """``CUDA_MEMCPY2D``."""
+
+    _fields_ = (
+        *[(f"source_{name}", ctypes.c_size_t) for name in ("x", "y")],
+        ("source_type", ctypes.c_uint),
+        ("source_host", ctypes.c_void_p),
+        ("source", ctypes.c_uint64),
+        ("source_array", ctypes.c_void_p),
+        ("source_pitch", ctypes.c_size_t),
+        *[(f"target_{name}", ctypes.c_size_t) for name in ("x", "y")],
+        ("target_type", ctypes.c_uint),
+        ("target_host", ctypes.c_void_p),
+        ("target", ctypes.c_uint64),
+        ("target_array", ctypes.c_void_p),
+        ("target_pitch", ctypes.c_size_t),
+        ("width", ctypes.c_size_t),
+        ("height", ctypes.c_size_t),
+    )
+
+
 # The launch may begin before the one before it in its stream has ended.
 OVERLAP = LaunchAttribute(_SERIALIZATION, b"", 1)
 
@@ -82,6 +105,9 @@ def driver() -> ctypes.CDLL:
         "cuDriverGetVersion": [pointer],
         "cuModuleLoadData": [pointer, ctypes.c_char_p],
         "cuModuleUnload": [pointer],
+        # To, from, bytes, stream.
+        "cuMemcpyDtoDAsync_v2": [ctypes.c_uint64, ctypes.c_uint64, ctypes.c_size_t, pointer],
+        "cuMemcpy2DAsync_v2": [pointer, pointer],
         "cuModuleGetFunction": [pointer, pointer, ctypes.c_char_p],
         "cuFuncSetAttribute": [pointer, integer, integer],
         # The configuration, the function, its arguments, and extra options.
@@ -148,6 +174,18 @@ class Module:
             asked = driver().cuFuncSetAttribute(handle, _MAX_DYNAMIC_SHARED, shared_bytes)
             check(asked, f"get {shared_bytes} bytes of shared memory for {name}")
         return handle.value or 0
+
+
+def copy_rows(source: int, target: int, width: int, rows: int, pitch: int, stream: int) -> None:
+    """Queue a copy of rows that begin ``pitch`` bytes apart, to where they are back to back."""
+    if rows == 1 or pitch == width:
+        copied = driver().cuMemcpyDtoDAsync_v2(target, source, width * rows, stream)
+    else:
+        told = Rows(source_type=_DEVICE, source=source, source_pitch=pitch)
+        told.target_type, told.target, told.target_pitch = _DEVICE, target, width
+        told.width, told.height = width, rows
+        copied = driver().cuMemcpy2DAsync_v2(ctypes.byref(told), stream)
+    check(copied, "copy an output")
 
 
 def encode_map(

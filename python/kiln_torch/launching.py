@@ -1,4 +1,4 @@
-"""A module on one device, and its launches made ready for inputs of certain shapes.
+"""Modules on one device, and its launches made ready for inputs of certain shapes.
 
 Invariant: what a launch reads was written before it, under a lock: its arguments'
 values lie in memory of this module, and change only where a tensor moved.
@@ -13,9 +13,12 @@ from typing import TYPE_CHECKING
 import torch
 
 from . import cuda_driver, plan
+from .copying import strips
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    from .program import Program
 
 DTYPES = {
     "f64": torch.float64,
@@ -33,14 +36,19 @@ _WORD = ctypes.sizeof(ctypes.c_uint64)
 
 
 class Loaded:
-    """The module in the context of one device."""
+    """A program in the context of one device."""
 
-    def __init__(self, told: plan.Plan, cubin: bytes, device: torch.device) -> None:
-        """Load it there."""
-        self.plan = told
+    def __init__(self, told: Program, device: torch.device) -> None:
+        """Load it there; equal machine code is loaded once."""
+        self.plan = told.plan
         self.device = device
-        self._module = cuda_driver.Module(cubin)
-        self.functions = [self._module.function(k.name, k.shared_bytes) for k in told.kernels]
+        self._modules: dict[bytes, cuda_driver.Module] = {}
+        self.functions = []
+        for code in told.codes:
+            module = self._modules.get(code.cubin)
+            if module is None:
+                module = self._modules[code.cubin] = cuda_driver.Module(code.cubin)
+            self.functions += [module.function(k.name, k.shared_bytes) for k in code.kernels]
 
 
 class Prepared:
@@ -98,7 +106,8 @@ class Prepared:
             pointers = (ctypes.c_void_p * max(len(addresses), 1))(*addresses)
             config = cuda_driver.LaunchConfig(launch.grid, kernel.block, kernel.shared_bytes)
             # The first one follows what others queued.
-            if kernel.overlaps and self._configs and cuda_driver.overlaps():
+            follows = bool(self._configs) and not launch.begins
+            if kernel.overlaps and follows and cuda_driver.overlaps():
                 config.attributes = ctypes.addressof(cuda_driver.OVERLAP)
                 config.attribute_count = 1
             self._pointers.append(pointers)
@@ -111,6 +120,12 @@ class Prepared:
                     kernel.name,
                 )
             )
+        # Where from, where to, and which bytes.
+        self._copies = [
+            (base(copy.source), self._first_output + copy.output, strip)
+            for copy in call.copies
+            for strip in strips(copy.layout, copy.width)
+        ]
         self._stream = 0
         self._launch: Callable[..., int] = cuda_driver.driver().cuLaunchKernelEx
 
@@ -150,6 +165,9 @@ class Prepared:
                 status = launch(config_at, function, pointers_at, None)
                 if status:
                     cuda_driver.check(status, f"launch {name}")
+            for source, target, strip in self._copies:
+                at = starts[source] + strip.source, starts[target] + strip.target
+                cuda_driver.copy_rows(*at, strip.width, strip.rows, strip.pitch, stream)
         return outputs[0] if len(outputs) == 1 else outputs
 
     def place(self, inputs: Sequence[tuple[int, int]]) -> None:

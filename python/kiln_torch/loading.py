@@ -1,36 +1,44 @@
 """``kiln_torch.load``: a compiled artifact as a callable over torch tensors.
 
-Artifacts of the native compiler (``module.cubin`` and ``plan.json``) run through
-the CUDA driver on torch's current stream; standalone artifacts of Inductor
-through torch.
+Artifacts of the native compiler (``module.cubin`` and ``plan.json``, or a
+``stitching.json`` and those of its pieces) run through the CUDA driver on torch's
+current stream; standalone artifacts of Inductor through torch. A stitched whole may
+have pieces of both.
 
 Invariant: what is loaded was checked: by its manifest where it came from the
-cluster, and for hanging together in any case.
+cluster, pieces by the manifest of the whole too, and for hanging together in any
+case.
 """
 
 from __future__ import annotations
 
+import contextlib
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from . import plan, stitching
 from .client import Client
 from .manifest import Artifact
+from .mixed import Mixed
 from .native import Native
+from .program import CUBIN, PLAN, Stitched
 from .sizes import BrokenArtifact
 from .standalone import BINARY, load_binary
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from typing import TypeAlias
 
     Source: TypeAlias = str | bytes | Path | Artifact
 
-CUBIN = "module.cubin"
-PLAN = "plan.json"
 # What the client that compiled wrote beside the artifact: the inputs' names.
 SIGNATURE = "signature.json"
 # Only artifacts of the eager compiler have it.
 GRAPH = "graph.json"
+# Beside a stitching: the pieces' keys, and a folder for each by its position.
+PIECE_KEYS = "pieces.json"
+PIECES = "pieces"
 _KEY_BYTES = 32
 
 
@@ -49,27 +57,93 @@ def load(source: Source, params: Any = None) -> Callable[..., Any]:
         if params is not None:
             raise TypeError("an artifact of Inductor takes all of its inputs at each call")
         loaded = load_binary(bytes(files[BINARY]))
+    elif any(name.startswith(f"{PIECES}/") and name.endswith(f"/{BINARY}") for name in files):
+        if params is not None:
+            raise TypeError("pieces of Inductor take all of their inputs at each call")
+        loaded = mixed_of(files)
     else:
-        if GRAPH in files:
-            raise BrokenArtifact("compiled by the eager compiler, for `kiln exec` on the CPU")
-        missing = [name for name in (CUBIN, PLAN) if name not in files]
-        if missing:
-            raise BrokenArtifact(f"it has no {missing[0]}: nothing that can be loaded")
-        signature = bytes(files[SIGNATURE]) if SIGNATURE in files else None
-        native = Native(bytes(files[CUBIN]), bytes(files[PLAN]), signature)
+        native = native_of(files)
         loaded = native if params is None else native.bind(params)
     client = Client.from_env()
     if artifact is not None and client is not None:
-        client.loaded([artifact.key])
+        client.loaded([artifact.key, *(piece.key for piece in artifact.manifest.pieces)])
     return loaded
+
+
+def native_of(files: Mapping[str, Any]) -> Native:
+    """Return the graph whose files these are, by their paths in the artifact's folder."""
+    signature = bytes(files[SIGNATURE]) if SIGNATURE in files else None
+    if stitching.FILE not in files:
+        return Native(*_module(files, ""), signature)
+    told, names = _stitching(files)
+    pieces = []
+    for at, name in enumerate(names):
+        with _naming(name):
+            cubin, plan_json = _module(files, f"{PIECES}/{at}/")
+            pieces.append((cubin, plan.read(plan_json)))
+    return Native.of(Stitched(told, pieces, names), signature)
+
+
+def mixed_of(files: Mapping[str, Any]) -> Mixed:
+    """Return a stitched whole that has pieces of Inductor."""
+    told, names = _stitching(files)
+    pieces: list[Callable[..., Any]] = []
+    for at, (name, interface) in enumerate(zip(names, told.pieces)):
+        folder = f"{PIECES}/{at}/"
+        with _naming(name):
+            if folder + BINARY in files:
+                pieces.append(load_binary(bytes(files[folder + BINARY])))
+                continue
+            native = Native(*_module(files, folder))
+            why = stitching.misfit(interface, native.plan)
+            if why is not None:
+                raise BrokenArtifact(why)
+            pieces.append(native)
+    return Mixed(told, pieces, names)
+
+
+def _stitching(files: Mapping[str, Any]) -> tuple[stitching.Stitching, list[str]]:
+    beside = [name for name in (CUBIN, PLAN, GRAPH, BINARY) if name in files]
+    if beside:
+        raise BrokenArtifact(f"{beside[0]} is beside {stitching.FILE}, of another artifact")
+    told = stitching.read(bytes(files[stitching.FILE]))
+    return told, _names(files, len(told.pieces))
+
+
+@contextlib.contextmanager
+def _naming(piece: str) -> Iterator[None]:
+    """Say of which piece it is what is broken."""
+    try:
+        yield
+    except BrokenArtifact as error:
+        raise BrokenArtifact(f"{piece}: {error}") from error
+
+
+def _module(files: Mapping[str, Any], folder: str) -> tuple[bytes, bytes]:
+    if folder + GRAPH in files:
+        raise BrokenArtifact("compiled by the eager compiler, for `kiln exec` on the CPU")
+    missing = [name for name in (CUBIN, PLAN) if folder + name not in files]
+    if missing:
+        raise BrokenArtifact(f"it has no {missing[0]}: nothing that can be loaded")
+    return bytes(files[folder + CUBIN]), bytes(files[folder + PLAN])
+
+
+def _names(files: Mapping[str, Any], count: int) -> list[str]:
+    """Return what pieces are called in messages: with their keys, where they are known."""
+    try:
+        keys = [f" (key {each['key']})" for each in json.loads(bytes(files[PIECE_KEYS]))]
+    except (ValueError, KeyError, TypeError):
+        keys = []
+    if len(keys) != count:
+        keys = [""] * count
+    return [f"piece {at}{key}" for at, key in enumerate(keys)]
 
 
 def _files(source: Source) -> tuple[Mapping[str, Any], Artifact | None]:
     if isinstance(source, Artifact):
-        return source.files, source
+        return whole_files(source, _fetch), source
     if not isinstance(source, bytes) and Path(source).is_dir():
-        paths = [each for each in Path(source).iterdir() if each.is_file()]
-        return {each.name: each.read_bytes() for each in paths}, None
+        return _folder(Path(source)), None
     try:
         key = source if isinstance(source, bytes) else bytes.fromhex(str(source))
     except ValueError:
@@ -81,4 +155,45 @@ def _files(source: Source) -> tuple[Mapping[str, Any], Artifact | None]:
     if artifact is None:
         why = "KILN_ENDPOINT is not set" if client is None else "the cluster has no such artifact"
         raise KeyError(f"{key.hex()}: {why}")
-    return artifact.files, artifact
+    return whole_files(artifact, _fetch), artifact
+
+
+def _fetch(key: bytes) -> Artifact | None:
+    client = Client.from_env()
+    return client.fetch(key) if client is not None else None
+
+
+def _folder(folder: Path) -> dict[str, bytes]:
+    files = {each.name: each.read_bytes() for each in folder.iterdir() if each.is_file()}
+    if stitching.FILE in files:
+        # By position, as the stitching counts them: what else is there is not its.
+        for at in range(len(stitching.read(files[stitching.FILE]).pieces)):
+            for name in (CUBIN, PLAN, GRAPH, BINARY):
+                path = folder / PIECES / str(at) / name
+                if path.is_file():
+                    files[f"{PIECES}/{at}/{name}"] = path.read_bytes()
+    return files
+
+
+def whole_files(artifact: Artifact, fetch: Callable[[bytes], Artifact | None]) -> Mapping[str, Any]:
+    """Return the artifact's files, and below ``pieces/`` those of the pieces it is made of.
+
+    ``KeyError``: ``fetch`` has one of them not. ``BrokenArtifact``: it has another.
+    """
+    pieces = artifact.manifest.pieces
+    if not pieces:
+        return artifact.files
+    # Its other files do not pass for a piece's.
+    files: dict[str, Any] = {stitching.FILE: artifact.file(stitching.FILE)}
+    keys = []
+    for at, piece in enumerate(pieces):
+        name = f"piece {at} (key {piece.key.hex()})"
+        found = fetch(piece.key)
+        if found is None:
+            raise KeyError(f"{name}: the cluster has it no more, or KILN_ENDPOINT is not set")
+        if found.manifest.pack_digest != piece.pack:
+            raise BrokenArtifact(f"{name} is another than was stitched")
+        files |= {f"{PIECES}/{at}/{path}": data for path, data in found.files.items()}
+        keys.append({"key": piece.key.hex()})
+    files[PIECE_KEYS] = json.dumps(keys).encode()
+    return files

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 SIGNING_CONTEXT = b"kiln-manifest-v1\0"
 MAX_FILES = 16_384
 MAX_PACK_BYTES = 8 << 30
+MAX_PIECES = 1024
 _LONGEST_PATH = 1024
 _HASH_BYTES = 32
 
@@ -88,6 +89,15 @@ class FileEntry:
 
 
 @dataclass(frozen=True)
+class PieceRef:
+    """An artifact that another one is made of: its key, and its pack as that was made."""
+
+    key: bytes
+    pack: bytes
+    size: int
+
+
+@dataclass(frozen=True)
 class Manifest:
     """What an artifact is: its key with all that decided it, its files, its maker."""
 
@@ -102,6 +112,8 @@ class Manifest:
     producer: int
     compile_seconds: float
     label: str
+    # Other artifacts that this one is stitched of, by position.
+    pieces: tuple[PieceRef, ...] = ()
 
 
 def read(data: bytes) -> Manifest:
@@ -125,6 +137,7 @@ def read(data: bytes) -> Manifest:
         producer=message.producer,
         compile_seconds=message.compile_seconds,
         label=message.label,
+        pieces=tuple(PieceRef(p.key, p.pack_digest, p.pack_size) for p in message.pieces),
     )
     _validate(manifest)
     return manifest
@@ -174,6 +187,7 @@ def _validate(manifest: Manifest) -> None:
         raise Refused(f"the manifest's {manifest.pack_size} bytes are too many")
     if not (math.isfinite(manifest.compile_seconds) and manifest.compile_seconds >= 0):
         raise Refused("the manifest's cost in seconds is no number")
+    _check_pieces(manifest)
     end, previous = 0, b""
     for file in manifest.files:
         why = check_path(file.path)
@@ -186,6 +200,16 @@ def _validate(manifest: Manifest) -> None:
         end, previous = end + file.size, file.path.encode()
     if end != manifest.pack_size or len(manifest.pack_digest) != _HASH_BYTES:
         raise Refused("the manifest's files do not cover its pack")
+
+
+def _check_pieces(manifest: Manifest) -> None:
+    pieces = manifest.pieces
+    if len(pieces) > MAX_PIECES:
+        raise Refused(f"the manifest has {len(pieces)} pieces")
+    if any(len(digest) != _HASH_BYTES for piece in pieces for digest in (piece.key, piece.pack)):
+        raise Refused("a piece of the manifest has no key")
+    if len({manifest.key, *(piece.key for piece in pieces)}) != len(pieces) + 1:
+        raise Refused("a piece of the manifest comes twice, or is the whole")
 
 
 def _component(message: Any) -> Component:

@@ -17,10 +17,11 @@ import torch
 from . import cuda_driver, plan
 from .launching import DTYPES, Loaded, Prepared
 from .plan import ALIGNMENT
+from .program import Program, Whole
 from .sizes import BrokenArtifact, shape_shown
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 # Shapes for which launches are kept ready: the oldest goes.
 _MOST_PREPARED = 64
@@ -36,10 +37,17 @@ class Native:
 
     def __init__(self, cubin: bytes, plan_json: bytes, signature: bytes | None = None) -> None:
         """Check the files; the module is loaded on each device at its first call."""
-        self.plan = plan.read(plan_json)
-        if not cubin.startswith(b"\x7fELF"):
-            raise BrokenArtifact("module.cubin: no machine code")
-        self._cubin = cubin
+        self._hold(Whole(plan.read(plan_json), cubin), signature)
+
+    @classmethod
+    def of(cls, program: Program, signature: bytes | None = None) -> Native:
+        """Make one of a program that was read before: one that is stitched, for example."""
+        native = cls.__new__(cls)
+        native._hold(program, signature)
+        return native
+
+    def _hold(self, program: Program, signature: bytes | None) -> None:
+        self.program, self.plan = program, program.plan
         self.given = [self.plan.inputs[at] for at in self.plan.given]
         unknown = {t.dtype for t in (*self.given, *self.plan.outputs)} - DTYPES.keys()
         if unknown:
@@ -92,7 +100,7 @@ class Native:
                         f"the artifact is for {self.plan.target}, {device} ({name}) is {here}: "
                         f"compile with --target {here}"
                     )
-                loaded = self._on[device.index] = Loaded(self.plan, self._cubin, device)
+                loaded = self._on[device.index] = Loaded(self.program, device)
             return loaded
 
     def shown(self, position: int) -> str:
@@ -203,7 +211,8 @@ class Bound:
                 raise self._wrong(at, f"is no tensor but a {type(tensor).__name__}")
             if tensor.dtype != DTYPES[wanted.dtype]:
                 raise self._wrong(at, f"has elements of {tensor.dtype}, not {DTYPES[wanted.dtype]}")
-        call = plan.call(self.native.named, [tensor.shape for tensor in tensors])
+        shapes = [tensor.shape for tensor in tensors]
+        call = self.native.program.call(self.native.named, shapes)
         device = None
         for at, (tensor, layout) in enumerate(zip(tensors, call.inputs)):
             why = _elsewhere(tensor, layout, device)
@@ -231,7 +240,7 @@ class Graphed:
     returns the same tensors each time: what the call before returned is overwritten.
     """
 
-    def __init__(self, bound: Bound, example: Sequence[torch.Tensor]) -> None:
+    def __init__(self, bound: Callable[..., Any], example: Sequence[torch.Tensor]) -> None:
         """Run twice: once to load what is needed, once to record."""
         with torch.no_grad():
             self.inputs = [tensor.detach().clone() for tensor in example]

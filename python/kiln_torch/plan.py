@@ -134,6 +134,21 @@ class Launch:
     kernel: int
     grid: tuple[int, int, int]
     values: tuple[Pointer | Tile | int, ...]
+    # The first of its piece: it may read what the launch before it writes before it
+    # waits, as a kernel knows only what the others of its module write.
+    begins: bool = False
+
+
+@dataclass(frozen=True)
+class Copied:
+    """An output that is filled by a copy, after all launches; it is dense."""
+
+    output: int
+    source: Pointer
+    # How that lies; its sizes are the output's.
+    layout: Layout
+    # Bytes of an element.
+    width: int
 
 
 @dataclass(frozen=True)
@@ -144,6 +159,7 @@ class Call:
     outputs: tuple[Layout, ...]
     workspace_bytes: int
     launches: tuple[Launch, ...]
+    copies: tuple[Copied, ...] = ()
 
 
 def read(data: bytes) -> Plan:
@@ -152,12 +168,12 @@ def read(data: bytes) -> Plan:
         told = json.loads(data)
         if told["version"] != VERSION:
             raise BrokenArtifact(f"plan.json: version {told['version']}, not {VERSION}")
-        inputs = tuple(_tensor(each) for each in told["inputs"])
+        inputs = tuple(read_tensor(each) for each in told["inputs"])
         plan = Plan(
             target=told["target"],
-            symbols=tuple(_symbol(each) for each in told["symbols"]),
+            symbols=tuple(read_symbol(each) for each in told["symbols"]),
             inputs=inputs,
-            outputs=tuple(_tensor(each) for each in told["outputs"]),
+            outputs=tuple(read_tensor(each) for each in told["outputs"]),
             workspace_bytes=sizes.read(told["workspace_bytes"]),
             kernels=tuple(_kernel(each) for each in told["kernels"]),
             given=tuple(i for i, each in enumerate(inputs) if each.kind != CONSTANT),
@@ -166,15 +182,20 @@ def read(data: bytes) -> Plan:
         raise
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise BrokenArtifact(f"plan.json cannot be read: {error!r}") from error
-    for symbol in plan.symbols:
-        if symbol.input not in plan.given or symbol.dim >= len(plan.inputs[symbol.input].shape):
-            raise BrokenArtifact("plan.json: a symbol has no dimension")
+    check_symbols(plan, "plan.json")
     for kernel in plan.kernels:
         memory = [a.memory if isinstance(a, TensorMap) else a for a in kernel.args]
         places = [each for each in memory if isinstance(each, Memory)]
         if not (all(kernel.block) and all(_exists(plan, place) for place in places)):
             raise BrokenArtifact(f"plan.json: kernel {kernel.name} cannot be launched")
     return plan
+
+
+def check_symbols(plan: Plan, file: str) -> None:
+    """Refuse symbols that no size of an input decides."""
+    for symbol in plan.symbols:
+        if symbol.input not in plan.given or symbol.dim >= len(plan.inputs[symbol.input].shape):
+            raise BrokenArtifact(f"{file}: a symbol has no dimension")
 
 
 def runs_on(target: str, capability: tuple[int, int]) -> bool:
@@ -193,6 +214,25 @@ def call(plan: Plan, shapes: Sequence[Sequence[int]]) -> Call:
 
     ``ValueError``: the plan does not admit them.
     """
+    symbols, inputs, outputs = laid_out(plan, shapes)
+    launches = []
+    for index, kernel in enumerate(plan.kernels):
+        x, y, z = (value(blocks, symbols) for blocks in kernel.grid)
+        if any(n > most for n, most in zip((x, y, z), _MOST_BLOCKS)):
+            raise ValueError(f"an input is too large for kernel {kernel.name}: {x, y, z} blocks")
+        if min(x, y, z) > 0:
+            values = tuple(_value(each, symbols) for each in kernel.args)
+            launches.append(Launch(index, (x, y, z), values))
+    return Call(inputs, outputs, value(plan.workspace_bytes, symbols), tuple(launches))
+
+
+def laid_out(
+    plan: Plan, shapes: Sequence[Sequence[int]]
+) -> tuple[list[int], tuple[Layout, ...], tuple[Layout, ...]]:
+    """Return the symbols' values and how inputs and outputs lie: one shape for each ``given``.
+
+    ``ValueError``: the plan does not admit them.
+    """
     given = dict(zip(plan.given, map(tuple, shapes)))
     symbols = [_bound(plan, i, given) for i in range(len(plan.symbols))]
 
@@ -204,16 +244,12 @@ def call(plan: Plan, shapes: Sequence[Sequence[int]]) -> Call:
     for at, wanted in zip(plan.given, inputs):
         if wanted.shape != given[at]:
             raise ValueError(_disagreement(plan, at, given[at], wanted.shape, symbols))
-    launches = []
-    for index, kernel in enumerate(plan.kernels):
-        x, y, z = (value(blocks, symbols) for blocks in kernel.grid)
-        if any(n > most for n, most in zip((x, y, z), _MOST_BLOCKS)):
-            raise ValueError(f"an input is too large for kernel {kernel.name}: {x, y, z} blocks")
-        if min(x, y, z) > 0:
-            values = tuple(_value(each, symbols) for each in kernel.args)
-            launches.append(Launch(index, (x, y, z), values))
-    outputs = tuple(map(layout, plan.outputs))
-    return Call(inputs, outputs, value(plan.workspace_bytes, symbols), tuple(launches))
+    return symbols, inputs, tuple(map(layout, plan.outputs))
+
+
+def width(dtype: str) -> int:
+    """Return the bytes of an element."""
+    return _BYTES.get(dtype, 1)
 
 
 def _bound(plan: Plan, index: int, given: dict[int, tuple[int, ...]]) -> int:
@@ -256,19 +292,20 @@ def _value(arg: Memory | TensorMap | Expr, symbols: Sequence[int]) -> Pointer | 
     if isinstance(arg, Memory):
         return _pointer(arg, symbols)
     if isinstance(arg, TensorMap):
-        width = _BYTES.get(arg.dtype, 1)
+        bytes_each = width(arg.dtype)
         return Tile(
-            start=_pointer(arg.memory, symbols, value(arg.offset, symbols) * width),
+            start=_pointer(arg.memory, symbols, value(arg.offset, symbols) * bytes_each),
             dtype=arg.dtype,
             sizes=tuple(value(each, symbols) for each in arg.sizes),
-            strides=tuple(value(each, symbols) * width for each in arg.strides),
+            strides=tuple(value(each, symbols) * bytes_each for each in arg.strides),
             tile=arg.tile,
             swizzle=arg.swizzle,
         )
     return value(arg, symbols)
 
 
-def _symbol(told: dict[str, Any]) -> Symbol:
+def read_symbol(told: dict[str, Any]) -> Symbol:
+    """Read a symbol as JSON has it."""
     most = told.get("max")
     numbers = (told["min"], told["input"], told["dim"], told["scale"], told["offset"])
     low, at, dim, scale, offset = map(int, numbers)
@@ -277,7 +314,8 @@ def _symbol(told: dict[str, Any]) -> Symbol:
     return Symbol(low, None if most is None else int(most), at, dim, scale, offset)
 
 
-def _tensor(told: dict[str, Any]) -> Tensor:
+def read_tensor(told: dict[str, Any]) -> Tensor:
+    """Read a tensor as JSON has it."""
     shape, strides = (tuple(map(sizes.read, told[each])) for each in ("shape", "strides"))
     return Tensor(told["name"], told["kind"], told["dtype"], shape, strides)
 
@@ -291,7 +329,7 @@ def _kernel(told: dict[str, Any]) -> Kernel:
 
 def _arg(kind: str, told: Any) -> Memory | TensorMap | Expr:
     if kind == "memory":
-        return _memory(told)
+        return read_memory(told)
     if kind == "size":
         return sizes.read(told)
     if kind != "map":
@@ -300,11 +338,12 @@ def _arg(kind: str, told: Any) -> Memory | TensorMap | Expr:
     tile, swizzle = tuple(map(int, told["tile"])), int(told["swizzle"])
     if not 1 <= len(lengths) == len(tile) == len(strides) + 1:
         raise BrokenArtifact("plan.json: a tensor map of no rank")
-    memory, offset = _memory(told["memory"]), sizes.read(told["offset"])
+    memory, offset = read_memory(told["memory"]), sizes.read(told["offset"])
     return TensorMap(memory, offset, told["dtype"], lengths, strides, tile, swizzle)
 
 
-def _memory(told: dict[str, Any]) -> Memory:
+def read_memory(told: dict[str, Any]) -> Memory:
+    """Read a place as JSON has it."""
     ((base, at),) = told.items()
     return Memory(base, sizes.read(at))
 

@@ -127,6 +127,25 @@ def test_what_is_signed_and_wrong_is_refused(how: str) -> None:
         verify(sign(message))
 
 
+def test_pieces_are_read_and_each_comes_once() -> None:
+    """In their order; none is the whole."""
+
+    def read(*keys: bytes) -> manifest.Manifest:
+        message = unsigned()
+        for key in keys:
+            message.pieces.add(key=key, pack_digest=b"p" * 32, pack_size=9)
+        return verify(sign(message))
+
+    assert read().pieces == ()
+    pieces = read(b"b" * 32, b"a" * 32).pieces
+    assert [piece.key for piece in pieces] == [b"b" * 32, b"a" * 32]
+    assert (pieces[0].pack, pieces[0].size) == (b"p" * 32, 9)
+    many = [at.to_bytes(32, "big") for at in range(manifest.MAX_PIECES + 1)]
+    for keys in ([b"a" * 32, b"a" * 32], [KEY], [b"short"], many):
+        with pytest.raises(Refused, match="piece"):
+            read(*keys)
+
+
 def test_altered_bytes_are_refused() -> None:
     """By the pack's digest, and by each file's."""
     read = verify(sign(unsigned()))
