@@ -5,7 +5,7 @@ use std::{ffi::c_void, path::Path, process::Command};
 
 use crate::{
     Lowered,
-    plan::{Base, Plan, Tensor, Value},
+    plan::{Base, Call, Plan, Tensor, Value},
 };
 
 /// A module as host code.
@@ -98,39 +98,51 @@ impl Module {
     /// Runs the plan on inputs of these shapes, in memory order.
     pub(super) fn run_shaped(&self, inputs: &[Vec<u8>], shapes: &[&[usize]]) -> Vec<Vec<u8>> {
         let call = self.plan.call(shapes).unwrap();
-        let mut inputs: Vec<Aligned> = inputs.iter().map(|bytes| Aligned::of(bytes)).collect();
-        for ((input, tensor), layout) in inputs.iter().zip(&self.plan.inputs).zip(&call.inputs) {
-            assert_eq!(input.bytes as u64, layout.bytes, "{}", tensor.name);
+        for (bytes, (tensor, layout)) in
+            inputs.iter().zip(self.plan.inputs.iter().zip(&call.inputs))
+        {
+            assert_eq!(bytes.len() as u64, layout.bytes, "{}", tensor.name);
         }
-        // What a kernel fails to write must not look right by accident.
-        let poisoned = |bytes: u64| Aligned::of(&vec![0xff; bytes as usize]);
-        let mut outputs: Vec<Aligned> =
-            call.outputs.iter().map(|output| poisoned(output.bytes)).collect();
-        let mut workspace = poisoned(call.workspace_bytes);
-        for launch in &call.launches {
-            let kernel = &self.plan.kernels[launch.kernel];
-            // By value, as the driver takes them: a pointer and a size have 64 bits.
-            let mut args: Vec<*mut c_void> = launch
-                .values
-                .iter()
-                .map(|value| match value {
-                    Value::Pointer(Base::Input(i), offset) => inputs[*i].at(*offset as usize),
-                    Value::Pointer(Base::Output(i), offset) => outputs[*i].at(*offset as usize),
-                    Value::Pointer(Base::Workspace, offset) => workspace.at(*offset as usize),
-                    Value::Size(size) => *size as *mut c_void,
-                    Value::Map(_) => panic!(
-                        "{}: tensor maps are for the GPU, no emulation has them",
-                        kernel.name
-                    ),
-                })
-                .collect();
-            // SAFETY: the kernel was generated with this signature; the pointers
-            // are of the sizes that the plan says.
-            unsafe { self.kernels.launch(&kernel.name, launch.grid, kernel.block[0], &mut args) };
-            assert_eq!(kernel.block[1..], [1, 1], "{}", kernel.name);
-        }
-        outputs.iter().map(Aligned::to_vec).collect()
+        launch_all(&call, inputs, |kernel| (self, kernel))
     }
+}
+
+/// Launches what `call` says; `of` has for each of its kernels a module and its
+/// position there.
+pub(super) fn launch_all<'m>(
+    call: &Call,
+    inputs: &[Vec<u8>],
+    of: impl Fn(usize) -> (&'m Module, usize),
+) -> Vec<Vec<u8>> {
+    let mut inputs: Vec<Aligned> = inputs.iter().map(|bytes| Aligned::of(bytes)).collect();
+    // What a kernel fails to write must not look right by accident.
+    let poisoned = |bytes: u64| Aligned::of(&vec![0xff; bytes as usize]);
+    let mut outputs: Vec<Aligned> =
+        call.outputs.iter().map(|output| poisoned(output.bytes)).collect();
+    let mut workspace = poisoned(call.workspace_bytes);
+    for launch in &call.launches {
+        let (module, kernel) = of(launch.kernel);
+        let kernel = &module.plan.kernels[kernel];
+        // By value, as the driver takes them: a pointer and a size have 64 bits.
+        let mut args: Vec<*mut c_void> = launch
+            .values
+            .iter()
+            .map(|value| match value {
+                Value::Pointer(Base::Input(i), offset) => inputs[*i].at(*offset as usize),
+                Value::Pointer(Base::Output(i), offset) => outputs[*i].at(*offset as usize),
+                Value::Pointer(Base::Workspace, offset) => workspace.at(*offset as usize),
+                Value::Size(size) => *size as *mut c_void,
+                Value::Map(_) => {
+                    panic!("{}: tensor maps are for the GPU, no emulation has them", kernel.name)
+                }
+            })
+            .collect();
+        // SAFETY: the kernel was generated with this signature; the pointers
+        // are of the sizes that the plan says.
+        unsafe { module.kernels.launch(&kernel.name, launch.grid, kernel.block[0], &mut args) };
+        assert_eq!(kernel.block[1..], [1, 1], "{}", kernel.name);
+    }
+    outputs.iter().map(Aligned::to_vec).collect()
 }
 
 /// Builds a shared library of what the emulator's headers and a module are.

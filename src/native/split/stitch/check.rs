@@ -46,6 +46,22 @@ pub enum Broken {
         /// Which piece.
         piece: usize,
     },
+    /// Other pieces than it is stitched of.
+    #[error("{count} pieces, not {wanted}")]
+    Pieces {
+        /// How many there are.
+        count: usize,
+        /// How many it is made of.
+        wanted: usize,
+    },
+    /// A piece that is another than the one that was stitched.
+    #[error("piece {piece} does not fit: {why}")]
+    Unfit {
+        /// Which.
+        piece: usize,
+        /// How.
+        why: String,
+    },
     /// A call with more or fewer arguments or results than its piece has.
     #[error("call {call} has not the arguments and results of its piece")]
     Count {

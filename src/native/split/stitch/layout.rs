@@ -69,7 +69,7 @@ impl Stitching {
     }
 
     /// What it takes and gives, without what it does.
-    pub(super) fn as_plan(&self) -> Plan {
+    pub fn as_plan(&self) -> Plan {
         Plan {
             version: plan::VERSION,
             target: "any".to_owned(),

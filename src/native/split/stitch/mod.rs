@@ -12,6 +12,7 @@ mod build;
 mod check;
 mod in_place;
 mod layout;
+mod linked;
 mod run;
 
 use kiln_proto::{Digest, graph::DType};
@@ -21,6 +22,7 @@ use crate::plan::{Expr, Memory, Symbol, Tensor};
 pub use build::stitch;
 pub use check::Broken;
 pub use layout::{Laid, Place};
+pub use linked::{Copied, Linked, LinkedCall};
 pub use run::{RunPiece, run, run_with};
 
 /// Of the format below.

@@ -4,6 +4,7 @@ mod build;
 mod costs;
 mod hostile;
 mod keys;
+mod linked;
 mod memory;
 mod models;
 mod native;
