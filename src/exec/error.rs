@@ -54,6 +54,14 @@ pub enum ExecError {
         /// What is wrong with it.
         why: String,
     },
+    /// As the error of that piece says; compiled alone again, it fits as before.
+    #[error("{name}: {error}")]
+    Piece {
+        /// Its position, and its key where that is known.
+        name: String,
+        /// What is wrong with it.
+        error: Box<ExecError>,
+    },
     /// Give other inputs.
     #[error("{0}")]
     Inputs(String),

@@ -1,5 +1,6 @@
 //! Runs a compiled graph: the module and its plan, as `kiln compile -o DIR`
-//! wrote them, on the GPU; an artifact of the eager compiler on the CPU.
+//! wrote them, on the GPU; an artifact of the eager compiler on the CPU. One that is
+//! stitched of pieces runs as one that is whole: see [`layout`].
 //!
 //! A program that links Kiln holds a [`Module`] (machine code on a device) and a
 //! [`Session`] of it (memory and a stream): inputs are copied once, runs are
@@ -9,15 +10,20 @@
 //! unless the plan's pointers and the device were checked. The daemon never
 //! comes here.
 
+mod copying;
 mod cpu;
 mod error;
 mod launching;
+pub mod layout;
 mod memory;
 mod module;
+mod pieces;
+mod program;
 mod session;
 mod tensor_map;
 mod tensors;
 mod times;
+mod trial;
 mod verify;
 
 use std::{
@@ -29,12 +35,16 @@ use std::{
 };
 
 pub use error::ExecError;
-use kiln_native::{Plan, interp::Settings};
+use kiln_native::{Plan, interp::Settings, split};
 pub use kiln_proto::graph::DType;
-pub use module::{Module, parse_plan};
+use kiln_proto::graph::Graph;
+pub use module::Module;
+pub use pieces::{PieceVerdicts, verify_piece};
+pub use program::parse_plan;
 pub use session::Session;
 pub use tensors::{Tensor, read_inputs, write_outputs};
 pub use times::Times;
+pub use trial::Trial;
 pub use verify::Verdict;
 
 /// What to run, and how.
@@ -50,8 +60,11 @@ pub struct Exec {
     pub device: usize,
     /// Runs that are timed; 0: none.
     pub repeat: usize,
-    /// The torch.export archive with which the reference interpreter judges.
+    /// The torch.export archive with which the reference interpreter judges; of a
+    /// stitched artifact each piece, and then the whole.
     pub verify: Option<PathBuf>,
+    /// How that archive was split.
+    pub split: split::Settings,
 }
 
 /// What a run took, for people and as JSON.
@@ -62,15 +75,42 @@ pub struct Report {
     /// Measured after the run whose outputs were written.
     #[serde(flatten)]
     pub times: Times,
+    /// Of each piece on inputs of its own, where that was asked for.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub pieces: Vec<PieceVerdicts>,
     /// Of each output, where that was asked for.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub verdicts: Vec<Verdict>,
 }
 
+/// An output that is too far from the interpreter's.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Wrong<'a> {
+    /// Of which piece; none: of the whole.
+    pub piece: Option<&'a PieceVerdicts>,
+    /// Which, and how far.
+    pub verdict: &'a Verdict,
+}
+
+impl fmt::Display for Wrong<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(piece) = self.piece {
+            write!(f, "{}: ", piece.name())?;
+        }
+        let Verdict { output, relative_error, limit } = self.verdict;
+        write!(f, "{output} is not what the interpreter has: ")?;
+        write!(f, "relative error {relative_error:.2e}, limit {limit:.0e}")
+    }
+}
+
 impl Report {
-    /// The first output that is too far from the interpreter's.
-    pub fn wrong(&self) -> Option<&Verdict> {
-        self.verdicts.iter().find(|verdict| !verdict.holds())
+    /// The first output that is too far from the interpreter's; those of pieces first.
+    pub fn wrong(&self) -> Option<Wrong<'_>> {
+        let all = self.pieces.iter().flat_map(|piece| {
+            piece.verdicts.iter().map(move |verdict| Wrong { piece: Some(piece), verdict })
+        });
+        let whole = self.verdicts.iter().map(|verdict| Wrong { piece: None, verdict });
+        all.chain(whole).find(|wrong| !wrong.verdict.holds())
     }
 }
 
@@ -88,12 +128,16 @@ impl fmt::Display for Report {
         for (name, micros) in kernels {
             write!(f, "\n  {name:<width$} {micros:>9.1} us")?;
         }
-        for verdict in &self.verdicts {
+        let pieces = self.pieces.iter().flat_map(|piece| {
+            piece.verdicts.iter().map(move |verdict| (format!("{}: ", piece.name()), verdict))
+        });
+        let whole = self.verdicts.iter().map(|verdict| (String::new(), verdict));
+        for (of, verdict) in pieces.chain(whole) {
             let Verdict { output, relative_error, limit } = verdict;
             let said = if verdict.holds() { "ok" } else { "TOO LARGE" };
             write!(
                 f,
-                "\n{output}: relative error {relative_error:.2e}, limit {limit:.0e}: {said}"
+                "\n{of}{output}: relative error {relative_error:.2e}, limit {limit:.0e}: {said}"
             )?;
         }
         Ok(())
@@ -105,7 +149,7 @@ impl fmt::Display for Report {
 ///
 /// `output` gets `out0`, ... and the kernels' times as metadata.
 pub fn exec_main(exec: &Exec) -> Result<Report, ExecError> {
-    let file = module::read(&exec.inputs)?;
+    let file = program::read(&exec.inputs)?;
     let run = if cpu::is_eager(&exec.dir) { on_cpu(exec, &file)? } else { on_gpu(exec, &file)? };
     let Run { plan, device, inputs, outputs, times } = run;
     let mut notes = HashMap::new();
@@ -113,18 +157,23 @@ pub fn exec_main(exec: &Exec) -> Result<Report, ExecError> {
         notes.insert(format!("micros.{name}"), micros.to_string());
     }
     write_outputs(&exec.output, &outputs, notes)?;
-    let verdicts = match &exec.verify {
-        Some(archive) => verify::verify(&program(archive)?, &plan, &inputs, &outputs)?,
-        None => Vec::new(),
-    };
-    Ok(Report { device, times, verdicts })
+    let (mut pieces, mut verdicts) = (Vec::new(), Vec::new());
+    if let Some(archive) = &exec.verify {
+        let graph = read_graph(archive)?;
+        if layout::is_stitched(&exec.dir) {
+            pieces = pieces::verify(&exec.dir, &graph, &exec.split, exec.device)?;
+        }
+        verdicts = verify::verify(&graph, &plan, &inputs, &outputs)?;
+    }
+    Ok(Report { device, times, pieces, verdicts })
 }
 
-/// A torch.export archive but for its weights, which may be larger than memory.
-fn program(path: &Path) -> Result<Vec<u8>, ExecError> {
+/// The graph of a torch.export archive, without its weights, which may be larger
+/// than memory.
+fn read_graph(path: &Path) -> Result<Graph, ExecError> {
     let file = File::open(path);
     let file = file.map_err(|error| ExecError::File { path: path.to_owned(), error })?;
-    Ok(kiln_native::slim(BufReader::new(file))?)
+    Ok(kiln_native::read_graph(&kiln_native::slim(BufReader::new(file))?)?)
 }
 
 /// What came of running an artifact.
@@ -149,18 +198,13 @@ fn on_gpu<'a>(exec: &Exec, file: &'a [u8]) -> Result<Run<'a>, ExecError> {
 }
 
 fn on_cpu<'a>(exec: &Exec, file: &'a [u8]) -> Result<Run<'a>, ExecError> {
-    let eager = cpu::load(&exec.dir)?;
-    let mut plan = eager.plan().clone();
-    let signature = module::read_signature(&exec.dir, &plan)?;
+    let program = cpu::Program::load(&exec.dir)?;
+    let mut plan = program.plan();
+    let signature = program::read_signature(&exec.dir, &plan)?;
     let inputs = read_inputs(file, &plan, signature.as_ref())?;
-    module::rename(&mut plan, signature.as_ref());
-    let (outputs, times) = cpu::run(&eager, &plan, &inputs, &Settings::default())?;
-    let outputs = outputs.into_iter().map(|tensor| Tensor {
-        dtype: tensor.dtype,
-        shape: tensor.shape,
-        bytes: tensor.bytes,
-    });
-    let (device, outputs) = ("cpu".to_owned(), outputs.collect());
+    program::rename(&mut plan, signature.as_ref());
+    let (outputs, times) = program.run(&plan, &inputs, &Settings::default())?;
+    let (device, outputs) = ("cpu".to_owned(), outputs.into_iter().map(Tensor::from).collect());
     Ok(Run { plan, device, inputs, outputs, times })
 }
 

@@ -1,48 +1,44 @@
-//! A module on a device.
+//! A module on a device, or the modules of a stitched whole.
 //!
 //! Invariant: the driver is probed before it is called, and a module exists only
-//! where its machine code runs and its plan hangs together.
+//! where its machine code runs and its plan hangs together. Equal machine code is
+//! loaded once.
 
-use std::{
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::{collections::HashMap, path::Path, sync::Arc};
 
 use cudarc::{
-    driver::{CudaContext, CudaFunction, sys},
+    driver::{CudaContext, CudaFunction, CudaModule, sys},
     nvrtc::Ptx,
 };
-use kiln_native::{
-    SIGNATURE_FILE, Signature,
-    plan::{self, Plan},
-};
-use kiln_proto::Target;
+use kiln_native::{Plan, Signature, plan::Kernel};
+use kiln_proto::{Digest, Target};
 
-use super::{ExecError, Session, Tensor, error::During, launching};
+use super::{
+    ExecError, Session, Tensor,
+    error::During,
+    launching,
+    program::{Code, Program},
+};
 
 /// Dynamic shared memory that every kernel gets unasked.
 const PLAIN_SHARED: u32 = 48 << 10;
 
 /// A compiled graph on the device, ready to run.
 pub struct Module {
-    pub(super) plan: Plan,
-    signature: Option<Signature>,
+    pub(super) program: Program,
     pub(super) device: String,
     pub(super) context: Arc<CudaContext>,
+    /// As the program has its kernels.
     pub(super) functions: Vec<CudaFunction>,
     /// Whether launches may overlap where their kernels allow it.
     pub(super) overlaps: bool,
 }
 
 impl Module {
-    /// Loads `module.cubin` and `plan.json` from `dir` onto device `ordinal`.
+    /// Loads the artifact in `dir` onto device `ordinal`: `module.cubin` and
+    /// `plan.json`, or a `stitching.json` and those of its pieces.
     pub fn load(dir: &Path, ordinal: usize) -> Result<Arc<Self>, ExecError> {
-        let (mut plan, path) = (read_plan(dir)?, dir.join("module.cubin"));
-        let signature = read_signature(dir, &plan)?;
-        let cubin = read(&path)?;
-        if !cubin.starts_with(b"\x7fELF") {
-            return Err(ExecError::Artifact { path, why: "no machine code".to_owned() });
-        }
+        let mut program = Program::read(dir)?;
         // SAFETY: it only tries to open the driver's library.
         if !unsafe { sys::is_culib_present() } {
             return Err(ExecError::NoDriver);
@@ -50,33 +46,36 @@ impl Module {
         let context = CudaContext::new(ordinal)
             .map_err(|error| ExecError::NoDevice { device: ordinal, error })?;
         let device = context.name().during("name the device")?;
-        check_device(&plan, &path, &context, &device)?;
-        let module = context.load_module(Ptx::from_binary(cubin)).during("load the module")?;
-        let function = |kernel: &plan::Kernel| {
-            let function = module.load_function(&kernel.name).during("find a kernel")?;
-            if kernel.shared_bytes > PLAIN_SHARED {
-                let most =
-                    sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-                let asked = function.set_attribute(most, kernel.shared_bytes as i32);
-                asked.during("ask for shared memory")?;
+        let mut loaded: HashMap<Digest, Arc<CudaModule>> = HashMap::new();
+        let mut functions = Vec::with_capacity(program.kernels.len());
+        for Code { path, bytes, kernels } in std::mem::take(&mut program.codes) {
+            check_device(&program.plan, &path, &context, &device)?;
+            let digest = Digest::of(&bytes);
+            let module = match loaded.get(&digest) {
+                Some(module) => module.clone(),
+                None => {
+                    let module = context.load_module(Ptx::from_binary(bytes));
+                    module.during("load the module")?
+                }
+            };
+            for kernel in &program.kernels[kernels] {
+                functions.push(function(&module, kernel)?);
             }
-            Ok(function)
-        };
-        let functions = plan.kernels.iter().map(function).collect::<Result<_, ExecError>>()?;
+            loaded.insert(digest, module);
+        }
         let overlaps = launching::overlaps().during("ask for the driver's version")?;
-        rename(&mut plan, signature.as_ref());
-        Ok(Arc::new(Self { plan, signature, device, context, functions, overlaps }))
+        Ok(Arc::new(Self { program, device, context, functions, overlaps }))
     }
 
-    /// What it takes and gives.
+    /// What it takes and gives, and how; of a stitched whole without the kernels.
     pub fn plan(&self) -> &Plan {
-        &self.plan
+        &self.program.plan
     }
 
     /// What the program calls its inputs, where the artifact was compiled from
     /// it and not fetched by its key.
     pub fn signature(&self) -> Option<&Signature> {
-        self.signature.as_ref()
+        self.program.signature.as_ref()
     }
 
     /// The device's name.
@@ -99,52 +98,14 @@ impl Module {
     }
 }
 
-pub(super) fn read(path: &Path) -> Result<Vec<u8>, ExecError> {
-    std::fs::read(path).map_err(|error| ExecError::File { path: path.to_owned(), error })
-}
-
-/// Reads the plan in `dir` and checks that it hangs together.
-pub(super) fn read_plan(dir: &Path) -> Result<Plan, ExecError> {
-    let path: PathBuf = dir.join("plan.json");
-    let bytes = read(&path)?;
-    parse_plan(&bytes).map_err(|why| ExecError::Artifact { path, why })
-}
-
-/// Reads a `plan.json` and checks that it hangs together; an error says why not.
-pub fn parse_plan(bytes: &[u8]) -> Result<Plan, String> {
-    // The version first: another version's plan may not even parse.
-    let told: serde_json::Value = serde_json::from_slice(bytes).map_err(|e| e.to_string())?;
-    let version = told["version"].as_u64();
-    if version != Some(u64::from(plan::VERSION)) {
-        let version = version.map_or("none".to_owned(), |version| version.to_string());
-        return Err(format!("version {version}, not {}: compile it again", plan::VERSION));
+fn function(module: &Arc<CudaModule>, kernel: &Kernel) -> Result<CudaFunction, ExecError> {
+    let function = module.load_function(&kernel.name).during("find a kernel")?;
+    if kernel.shared_bytes > PLAIN_SHARED {
+        let most = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+        let asked = function.set_attribute(most, kernel.shared_bytes as i32);
+        asked.during("ask for shared memory")?;
     }
-    let plan: Plan = serde_json::from_value(told).map_err(|e| e.to_string())?;
-    plan.check().map_err(|why| why.to_string())?;
-    Ok(plan)
-}
-
-/// The names in `dir`, if there are any: those of another program are refused.
-pub(super) fn read_signature(dir: &Path, plan: &Plan) -> Result<Option<Signature>, ExecError> {
-    let path = dir.join(SIGNATURE_FILE);
-    if !path.exists() {
-        return Ok(None);
-    }
-    let refuse = |why: String| ExecError::Artifact { path: path.clone(), why };
-    let signature: Signature =
-        serde_json::from_slice(&read(&path)?).map_err(|e| refuse(e.to_string()))?;
-    let (got, wanted) = (signature.inputs.len(), plan.inputs.len());
-    if got != wanted {
-        return Err(refuse(format!("{got} inputs, not {wanted}: of another program")));
-    }
-    Ok(Some(signature))
-}
-
-/// Gives a plan's inputs the program's own names: for messages.
-pub(super) fn rename(plan: &mut Plan, signature: Option<&Signature>) {
-    for (tensor, named) in plan.inputs.iter_mut().zip(signature.iter().flat_map(|s| &s.inputs)) {
-        tensor.name.clone_from(&named.name);
-    }
+    Ok(function)
 }
 
 /// Machine code runs on its own architecture and on later minor ones of it.

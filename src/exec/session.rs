@@ -8,9 +8,15 @@
 use std::{borrow::Cow, ffi::c_void, sync::Arc};
 
 use cudarc::driver::{CudaGraph, CudaStream, sys};
-use kiln_native::plan::{Base, CONSTANT, Call, Launch, Layout, Value, shown};
+use kiln_native::{
+    plan::{Base, CONSTANT, Call, Launch, Layout, Value, shown},
+    split::stitch::Copied,
+};
 
-use super::{ExecError, Module, Tensor, error::During, launching, memory::Memory, tensor_map};
+use super::{
+    ExecError, Module, Tensor, copying, error::During, launching, memory::Memory, program::Steps,
+    tensor_map,
+};
 
 /// Inputs, outputs, scratch memory and a stream for one caller at a time.
 ///
@@ -58,7 +64,7 @@ enum Data {
 
 /// What a launch needs, for inputs of certain shapes in certain places.
 struct Ready {
-    call: Call,
+    steps: Steps,
     /// For each launch, its arguments' values.
     arguments: Vec<Vec<Argument>>,
 }
@@ -79,7 +85,7 @@ impl Session {
     pub(super) fn new(module: Arc<Module>) -> Result<Self, ExecError> {
         // Not the default stream: that one cannot be recorded.
         let stream = module.context.new_stream().during("make a stream")?;
-        let inputs = module.plan.inputs.iter().map(|_| None).collect();
+        let inputs = module.program.plan.inputs.iter().map(|_| None).collect();
         let (graph, ready, outputs, workspace) = (None, None, Vec::new(), None);
         Ok(Self { module, stream, graph, ready, inputs, outputs, workspace })
     }
@@ -96,7 +102,7 @@ impl Session {
 
     /// What the next launch consists of; makes ready for it.
     pub fn call(&mut self) -> Result<&Call, ExecError> {
-        Ok(&self.prepared()?.call)
+        Ok(&self.prepared()?.steps.call)
     }
 
     /// Sets all inputs, in the plan's order; what is given for a constant is not read.
@@ -106,7 +112,7 @@ impl Session {
             return Err(ExecError::Inputs(format!("{got} inputs, not {wanted}")));
         }
         for (index, tensor) in inputs.iter().enumerate() {
-            if self.module.plan.inputs[index].kind != CONSTANT {
+            if self.module.program.plan.inputs[index].kind != CONSTANT {
                 self.set(index, tensor)?;
             }
         }
@@ -117,7 +123,7 @@ impl Session {
     /// An input that keeps its shape keeps its memory, and a recorded graph.
     pub fn set(&mut self, index: usize, tensor: &Tensor<'_>) -> Result<(), ExecError> {
         let known = self.admitted(index, &tensor.shape)?;
-        let wanted = &self.module.plan.inputs[index];
+        let wanted = &self.module.program.plan.inputs[index];
         if tensor.dtype != wanted.dtype {
             let (name, got, wanted) = (&wanted.name, tensor.dtype, wanted.dtype);
             return Err(ExecError::Inputs(format!("{name} is {got}, not {wanted}")));
@@ -156,7 +162,7 @@ impl Session {
     ) -> Result<(), ExecError> {
         self.admitted(index, shape)?;
         if !pointer.is_multiple_of(16) {
-            let name = &self.module.plan.inputs[index].name;
+            let name = &self.module.program.plan.inputs[index].name;
             let why = format!("{name} does not start at a multiple of 16 bytes");
             return Err(ExecError::Inputs(why));
         }
@@ -177,11 +183,10 @@ impl Session {
         self.prepared()?;
         self.module.context.bind_to_thread().during("use the device")?;
         let Some(ready) = &self.ready else { return Ok(()) };
-        for index in 0..ready.call.launches.len() {
-            // The first one follows what others queued.
-            self.launch_one(index, stream, index > 0)?;
+        for index in 0..ready.steps.call.launches.len() {
+            self.launch_one(index, stream, ready.steps.may_overlap(index))?;
         }
-        Ok(())
+        ready.steps.copies.iter().try_for_each(|copy| self.copy(copy, stream))
     }
 
     /// Queues one run on the session's stream as a CUDA graph: recorded at the
@@ -209,12 +214,12 @@ impl Session {
         let (pointer, layout) = self.place(index)?;
         debug_assert_eq!(pointer, self.outputs[index].start());
         let bytes = self.outputs[index].read(layout.bytes, &self.stream)?;
-        Ok(Tensor::gathered(self.module.plan.outputs[index].dtype, layout, bytes))
+        Ok(Tensor::gathered(self.module.program.plan.outputs[index].dtype, layout, bytes))
     }
 
     /// All outputs.
     pub fn outputs(&self) -> Result<Vec<Tensor<'static>>, ExecError> {
-        (0..self.module.plan.outputs.len()).map(|index| self.output(index)).collect()
+        (0..self.module.program.plan.outputs.len()).map(|index| self.output(index)).collect()
     }
 
     /// Where one output lies on the device, and how: good until an input
@@ -232,9 +237,9 @@ impl Session {
         overlaps: bool,
     ) -> Result<(), ExecError> {
         let Some(ready) = &self.ready else { return Ok(()) };
-        let Launch { kernel, grid, .. } = ready.call.launches[index];
+        let Launch { kernel, grid, .. } = ready.steps.call.launches[index];
         let (module, overlaps) = (&self.module, overlaps && self.module.overlaps);
-        let (function, kernel) = (&module.functions[kernel], &module.plan.kernels[kernel]);
+        let (function, kernel) = (&module.functions[kernel], &module.program.kernels[kernel]);
         let mut pointers: Vec<*mut c_void> = ready.arguments[index]
             .iter()
             .map(|argument| match argument {
@@ -249,8 +254,30 @@ impl Session {
             .during("launch a kernel")
     }
 
+    /// What a launch of [`Call::launches`] is called.
+    pub(super) fn label(&self, index: usize, kernel: usize) -> String {
+        let kernel = &self.module.program.kernels[kernel];
+        let ready = self.ready.as_ref();
+        ready.map_or_else(|| kernel.name.clone(), |ready| ready.steps.label(index, kernel))
+    }
+
+    fn copy(&self, copy: &Copied, stream: &CudaStream) -> Result<(), ExecError> {
+        let (from, to) = (self.start(copy.from)?, self.start(Base::Output(copy.output))?);
+        let strips = copying::strips(&copy.layout, copy.width).ok_or_else(|| {
+            let output = copy.output;
+            let why = format!("output {output} is an input that lies in too many strips to copy");
+            ExecError::Inputs(format!("{why}: give it dense"))
+        })?;
+        for strip in &strips {
+            // SAFETY: an output has the bytes of its sizes, and what is copied those
+            // of its layout; both live as long as the session, or as the caller says.
+            unsafe { copying::copy(strip, from, to, stream) }.during("copy an output")?;
+        }
+        Ok(())
+    }
+
     fn place(&self, index: usize) -> Result<(u64, &Layout), ExecError> {
-        let layouts = self.ready.as_ref().map(|ready| &ready.call.outputs);
+        let layouts = self.ready.as_ref().map(|ready| &ready.steps.call.outputs);
         let place = layouts.and_then(|l| Some((self.outputs.get(index)?.start(), l.get(index)?)));
         place.ok_or_else(|| ExecError::Inputs(format!("there is no output {index} yet")))
     }
@@ -258,7 +285,9 @@ impl Session {
     /// Checks an input's position and shape; its layout, where that needs no
     /// other input.
     fn admitted(&self, index: usize, shape: &[usize]) -> Result<Option<Layout>, ExecError> {
-        let Some(wanted) = self.module.plan.inputs.get(index).filter(|t| t.kind != CONSTANT) else {
+        let Some(wanted) =
+            self.module.program.plan.inputs.get(index).filter(|t| t.kind != CONSTANT)
+        else {
             return Err(ExecError::Inputs(format!("there is no input {index} to set")));
         };
         let layout = wanted.layout(&[]);
@@ -289,7 +318,7 @@ impl Session {
         tensor: &Tensor<'_>,
         layout: Layout,
     ) -> Result<Data, ExecError> {
-        let name = &self.module.plan.inputs[index].name;
+        let name = &self.module.program.plan.inputs[index].name;
         let mut memory = match self.inputs[index].take() {
             Some(Input { data: Data::Own(memory, _), .. }) if memory.bytes() == layout.bytes => {
                 memory
@@ -312,14 +341,15 @@ impl Session {
     fn prepare(&mut self) -> Result<Ready, ExecError> {
         let module = self.module.clone();
         let mut shapes: Vec<&[usize]> = Vec::with_capacity(self.inputs.len());
-        for (tensor, input) in module.plan.inputs.iter().zip(&self.inputs) {
+        for (tensor, input) in module.program.plan.inputs.iter().zip(&self.inputs) {
             shapes.push(match input {
                 Some(input) => &input.shape,
                 None if tensor.kind == CONSTANT => &[],
                 None => return Err(ExecError::Inputs(format!("{} is not set", tensor.name))),
             });
         }
-        let call = module.plan.call(&shapes)?;
+        let steps = module.program.steps(&shapes)?;
+        let call = &steps.call;
         for (index, layout) in call.inputs.iter().enumerate() {
             match self.inputs[index].take() {
                 Some(Input { shape, data: Data::Waiting(tensor) }) => {
@@ -327,20 +357,20 @@ impl Session {
                     self.inputs[index] = Some(Input { shape, data });
                 }
                 Some(Input { data: Data::Own(_, had), .. }) if had != *layout => {
-                    let name = &module.plan.inputs[index].name;
+                    let name = &module.program.plan.inputs[index].name;
                     let why = format!("{name} is to be set again: its strides follow other inputs");
                     return Err(ExecError::Inputs(why));
                 }
                 kept => self.inputs[index] = kept,
             }
         }
-        self.make_room(&call)?;
+        self.make_room(call)?;
         let arguments = call.launches.iter().map(|launch| {
-            let name = &module.plan.kernels[launch.kernel].name;
+            let name = &module.program.kernels[launch.kernel].name;
             launch.values.iter().map(|value| self.argument(name, value)).collect()
         });
         let arguments = arguments.collect::<Result<_, ExecError>>()?;
-        Ok(Ready { call, arguments })
+        Ok(Ready { steps, arguments })
     }
 
     /// Memory for outputs and scratch: what was there, where it is enough.

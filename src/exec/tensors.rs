@@ -6,7 +6,7 @@
 use std::{borrow::Cow, collections::HashMap, path::Path};
 
 use kiln_native::{
-    Signature,
+    Signature, interp,
     plan::{CONSTANT, Layout, Plan, Tensor as Wanted, shown},
 };
 use kiln_proto::graph::DType;
@@ -103,6 +103,13 @@ impl<'a> Tensor<'a> {
             }
         }
         Tensor { dtype, shape, bytes: Cow::Owned(out) }
+    }
+}
+
+/// What the interpreter gives is dense.
+impl<'a> From<interp::Tensor<'a>> for Tensor<'a> {
+    fn from(tensor: interp::Tensor<'a>) -> Self {
+        Self { dtype: tensor.dtype, shape: tensor.shape, bytes: tensor.bytes }
     }
 }
 

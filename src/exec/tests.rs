@@ -1,6 +1,11 @@
 //! Artifacts of the eager compiler through the whole of `kiln exec`.
 
-use kiln_native::{eager::Eager, read_graph, signature};
+use kiln_native::{
+    eager::Eager,
+    read_graph, signature,
+    split::{Settings as Splitting, Split, split, stitch},
+};
+use kiln_proto::{ArtifactKey, Digest, PieceRef, graph::Graph as Exported};
 use safetensors::{SafeTensors, tensor::TensorView};
 
 use super::*;
@@ -40,8 +45,62 @@ fn artifact(archive: &str, golden: &str, named: bool) -> (tempfile::TempDir, Exe
         device: 0,
         repeat: 1,
         verify: Some(path("program.pt2")),
+        split: small(),
     };
     (folder, exec)
+}
+
+/// Several pieces of any block.
+pub(super) fn small() -> Splitting {
+    let mut settings = Splitting::default();
+    settings.budget.most_operations = 4;
+    settings
+}
+
+/// The key that the tests give a piece.
+pub(super) fn key(piece: usize) -> ArtifactKey {
+    ArtifactKey::from_bytes(*Digest::of(&[piece as u8]).as_bytes())
+}
+
+/// Writes a stitched artifact of the archive into `dir`: of each piece the files
+/// that `files` gives.
+pub(super) fn write_stitched(
+    dir: &Path,
+    archive: &[u8],
+    files: impl Fn(&Exported) -> Vec<(String, Vec<u8>)>,
+) -> Split {
+    let graph = read_graph(archive).unwrap();
+    let split = split(&graph, &small()).unwrap();
+    for (at, piece) in split.pieces.iter().enumerate() {
+        let folder = layout::piece_dir(dir, at);
+        std::fs::create_dir_all(&folder).unwrap();
+        for (name, bytes) in files(split.graph(piece)) {
+            std::fs::write(folder.join(name), bytes).unwrap();
+        }
+    }
+    let pieces = (0..split.pieces.len()).map(|at| PieceRef {
+        key: key(at),
+        pack: Digest::of(&[at as u8]),
+        pack_size: 1,
+    });
+    let keys = layout::keys_file(&pieces.collect::<Vec<_>>());
+    std::fs::write(dir.join(layout::PIECE_KEYS), keys).unwrap();
+    let stitching = stitch::stitch(&graph, &split).unwrap();
+    std::fs::write(dir.join(layout::STITCHING), stitching.to_bytes()).unwrap();
+    split
+}
+
+/// As [`artifact`], stitched.
+fn stitched(archive: &str, golden: &str) -> (tempfile::TempDir, Exec, Split) {
+    let (folder, exec) = artifact(archive, golden, false);
+    for name in ["graph.json", "plan.json", "constants.bin"] {
+        let _ = std::fs::remove_file(folder.path().join(name));
+    }
+    let split = write_stitched(folder.path(), &fixture(archive), |graph| {
+        Eager::new(graph).unwrap().files().unwrap()
+    });
+    assert!(split.pieces.len() > 3, "{} pieces", split.pieces.len());
+    (folder, exec, split)
 }
 
 fn floats(bytes: &[u8]) -> Vec<f32> {
@@ -75,7 +134,8 @@ fn the_judge_sees_a_wrong_number_and_another_program() {
     let file = std::fs::read(&exec.inputs).unwrap();
     let Run { plan, inputs, mut outputs, .. } = on_cpu(&exec, &file).unwrap();
     let judged = |archive: &str, outputs: &[Tensor<'_>]| {
-        verify::verify(&fixture(archive), &plan, &inputs, outputs)
+        let graph = read_graph(&fixture(archive)).unwrap();
+        verify::verify(&graph, &plan, &inputs, outputs)
     };
     let verdicts = judged("block_bf16.211.pt2", &outputs).unwrap();
     assert!(verdicts[0].holds() && verdicts[0].limit == 1e-2, "{verdicts:?}");
@@ -107,4 +167,98 @@ fn wrong_inputs_are_refused_by_the_programs_names() {
     let refused = exec_main(&exec).unwrap_err().to_string();
     assert!(refused.contains("x has shape [1, 1, 3]"), "{refused}");
     assert!(!exec.output.exists(), "nothing was written");
+}
+
+#[test]
+fn a_stitched_artifact_gives_what_the_whole_gives_and_each_piece_is_judged() {
+    for (archive, golden) in [
+        ("block_f32.211.pt2", "block_f32.safetensors"),
+        ("block_bf16.211.pt2", "block_bf16.safetensors"),
+    ] {
+        let (_whole, whole) = artifact(archive, golden, false);
+        exec_main(&whole).unwrap();
+        let (_folder, exec, split) = stitched(archive, golden);
+        let report = exec_main(&exec).unwrap();
+        assert!(report.wrong().is_none(), "{report}");
+        assert_eq!(report.pieces.len(), split.pieces.len());
+        assert!(report.pieces.iter().all(|piece| !piece.verdicts.is_empty()));
+        assert_eq!(report.pieces[2].key, Some(key(2)));
+        let of = |exec: &Exec| {
+            let bytes = std::fs::read(&exec.output).unwrap();
+            SafeTensors::deserialize(&bytes).unwrap().tensor("out0").unwrap().data().to_vec()
+        };
+        assert_eq!(of(&whole), of(&exec), "bit for bit: both are the interpreter's");
+    }
+}
+
+#[test]
+fn a_piece_that_computes_something_else_is_named() {
+    let (folder, exec, split) = stitched("block_f32.211.pt2", "block_f32.safetensors");
+    let op = |graph: &Exported| graph.nodes.iter().position(|node| node.op == "aten.mul.Tensor");
+    let graphs = split.pieces.iter().map(|piece| split.graph(piece));
+    let (wrong, mut graph) = graphs
+        .enumerate()
+        .filter(|(at, graph)| *at > 0 && op(graph).is_some())
+        .map(|(at, graph)| (at, graph.clone()))
+        .next()
+        .unwrap();
+    let node = op(&graph).unwrap();
+    graph.nodes[node].op = "aten.add.Tensor".to_owned();
+    for (name, bytes) in Eager::new(&graph).unwrap().files().unwrap() {
+        std::fs::write(layout::piece_dir(folder.path(), wrong).join(name), bytes).unwrap();
+    }
+    let report = exec_main(&exec).unwrap();
+    let found = report.wrong().unwrap();
+    assert_eq!(found.piece.map(|piece| piece.piece), Some(wrong), "{report}");
+    assert!(found.to_string().contains(&format!("piece {wrong} (key {})", key(wrong))), "{found}");
+    let others = report.pieces.iter().filter(|piece| piece.piece != wrong);
+    assert!(others.flat_map(|piece| &piece.verdicts).all(Verdict::holds), "{report}");
+}
+
+#[test]
+fn pieces_that_are_missing_or_swapped_are_refused_by_name_before_anything_runs() {
+    let refused = |break_it: &dyn Fn(&Path)| {
+        let (folder, exec, _) = stitched("block_f32.211.pt2", "block_f32.safetensors");
+        break_it(folder.path());
+        let refused = exec_main(&exec).unwrap_err().to_string();
+        assert!(!exec.output.exists(), "nothing ran");
+        refused
+    };
+    let name = |piece: usize| format!("piece {piece} (key {})", key(piece));
+    let missing = refused(&|dir| std::fs::remove_dir_all(layout::piece_dir(dir, 2)).unwrap());
+    assert!(missing.contains(&name(2)), "{missing}");
+    let swapped = refused(&|dir| {
+        let [a, b, c] = [layout::piece_dir(dir, 0), layout::piece_dir(dir, 2), dir.join("x")];
+        std::fs::rename(&a, &c).unwrap();
+        std::fs::rename(&b, &a).unwrap();
+        std::fs::rename(&c, &b).unwrap();
+    });
+    assert!(swapped.contains(&name(0)) && swapped.contains("not"), "{swapped}");
+    let mixed = refused(&|dir| {
+        let piece = layout::piece_dir(dir, 1);
+        std::fs::remove_file(piece.join("graph.json")).unwrap();
+        std::fs::write(piece.join("module.cubin"), b"\x7fELF").unwrap();
+    });
+    assert!(mixed.contains(&name(1)) && mixed.contains("for a GPU"), "{mixed}");
+    let both = refused(&|dir| std::fs::write(dir.join("module.cubin"), b"\x7fELF").unwrap());
+    assert!(both.contains("module.cubin is beside it"), "{both}");
+    let altered = refused(&|dir| std::fs::write(dir.join("stitching.json"), b"{}").unwrap());
+    assert!(altered.contains("stitching.json: it cannot be read"), "{altered}");
+    let of_another = refused(&|dir| {
+        let file = dir.join(layout::STITCHING);
+        let text = std::fs::read_to_string(&file).unwrap();
+        let mut told: serde_json::Value = serde_json::from_str(&text).unwrap();
+        told["calls"][1]["args"][0] = serde_json::json!({"value": 0});
+        told["values"][0]["to"] = serde_json::json!(0);
+        std::fs::write(file, told.to_string()).unwrap();
+    });
+    assert!(of_another.contains("stitching.json"), "{of_another}");
+}
+
+#[test]
+fn an_archive_that_splits_otherwise_judges_no_piece() {
+    let (_folder, mut exec, _) = stitched("block_f32.211.pt2", "block_f32.safetensors");
+    exec.split.budget.most_operations = 1;
+    let refused = exec_main(&exec).unwrap_err().to_string();
+    assert!(refused.contains("has no such piece") && refused.contains("piece "), "{refused}");
 }

@@ -32,15 +32,20 @@ impl Session {
             return Ok(Times::default());
         }
         let eager_us = self.median(repeat, Self::launch)?;
-        let graph_us = self.median(repeat, Self::replay)?;
+        let graph_us = self.graph_micros(repeat)?;
         let mut kernels = Vec::with_capacity(launches.len());
         for (index, launch) in launches.iter().enumerate() {
             let stream = self.stream().clone();
             let micros =
                 self.median(repeat, |session| session.launch_one(index, &stream, false))?;
-            kernels.push((self.module().plan.kernels[launch.kernel].name.clone(), micros));
+            kernels.push((self.label(index, launch.kernel), micros));
         }
         Ok(Times { repeat, eager_us, graph_us, kernels })
+    }
+
+    /// What one run as a CUDA graph takes: the median of `repeat`, in microseconds.
+    pub fn graph_micros(&mut self, repeat: usize) -> Result<f64, ExecError> {
+        self.median(repeat, Self::replay)
     }
 
     fn median(

@@ -8,9 +8,9 @@ use kiln_native::{
     interp::{self, Precision, Settings},
     plan::{Plan, shown},
 };
-use kiln_proto::graph::DType;
+use kiln_proto::graph::{DType, Graph};
 
-use super::{ExecError, Tensor, cpu};
+use super::{ExecError, Tensor, cpu::Program};
 
 /// How far one output is from the interpreter's.
 #[derive(Debug, Clone, PartialEq, serde::Serialize)]
@@ -30,18 +30,36 @@ impl Verdict {
     }
 }
 
-/// Runs the program in the torch.export `archive` on `inputs`, and compares.
-/// `plan` is that of the artifact whose outputs are judged.
-pub(super) fn verify(
-    archive: &[u8],
-    plan: &Plan,
+/// An interpreter of the program that an artifact was compiled from.
+pub(super) struct Judge {
+    program: Program,
+}
+
+impl Judge {
+    /// Of `graph`. `plan` is that of the artifact whose outputs are judged.
+    pub(super) fn new(graph: &Graph, plan: &Plan) -> Result<Self, ExecError> {
+        let judge = Eager::new(graph)?;
+        same_program(plan, judge.plan())?;
+        Ok(Self { program: Program::Whole(judge) })
+    }
+
+    /// What the outputs should be.
+    pub(super) fn golden(
+        &self,
+        plan: &Plan,
+        inputs: &[Tensor<'_>],
+    ) -> Result<Vec<interp::Tensor<'static>>, ExecError> {
+        let settings = Settings { precision: Precision::Exact, ..Settings::default() };
+        Ok(self.program.run(plan, inputs, &settings)?.0)
+    }
+}
+
+/// Compares `outputs`, made of `inputs`, with what they should be.
+pub(super) fn compare(
     inputs: &[Tensor<'_>],
     outputs: &[Tensor<'_>],
+    golden: &[interp::Tensor<'_>],
 ) -> Result<Vec<Verdict>, ExecError> {
-    let judge = Eager::new(&kiln_native::read_graph(archive)?)?;
-    same_program(plan, judge.plan())?;
-    let settings = Settings { precision: Precision::Exact, ..Settings::default() };
-    let (golden, _) = cpu::run(&judge, plan, inputs, &settings)?;
     let coarsest = inputs.iter().map(|input| tolerance(input.dtype)).fold(0.0, f64::max);
     let verdict = |(index, (ours, golden)): (usize, (&Tensor<'_>, &interp::Tensor<'_>))| {
         let numbers = interp::Tensor::dense(ours.dtype, &ours.shape, &*ours.bytes).to_f64()?;
@@ -53,7 +71,19 @@ pub(super) fn verify(
         let relative_error = relative_error(&numbers, &golden.to_f64()?);
         Ok(Verdict { output: format!("out{index}"), relative_error, limit })
     };
-    outputs.iter().zip(&golden).enumerate().map(verdict).collect()
+    outputs.iter().zip(golden).enumerate().map(verdict).collect()
+}
+
+/// Runs `graph` on `inputs`, and compares. `plan` is that of the artifact whose
+/// outputs are judged.
+pub(super) fn verify(
+    graph: &Graph,
+    plan: &Plan,
+    inputs: &[Tensor<'_>],
+    outputs: &[Tensor<'_>],
+) -> Result<Vec<Verdict>, ExecError> {
+    let golden = Judge::new(graph, plan)?.golden(plan, inputs)?;
+    compare(inputs, outputs, &golden)
 }
 
 /// What rounding to the type may cost.

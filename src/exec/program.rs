@@ -1,0 +1,236 @@
+//! What the folder of an artifact has for a GPU: a plan and its machine code, or
+//! a stitching and those of its pieces.
+//!
+//! Invariant: read without the driver. What was read hangs together: nothing runs
+//! of a stitched artifact of which one piece is missing or another's.
+
+use std::{
+    ops::Range,
+    path::{Path, PathBuf},
+};
+
+use kiln_native::{
+    SIGNATURE_FILE, Signature, eager,
+    plan::{self, Call, CallError, Kernel, Plan},
+    split::stitch::{Broken, Copied, Linked, LinkedCall, Stitching},
+};
+use kiln_proto::ArtifactKey;
+
+use super::{
+    ExecError,
+    layout::{self, CUBIN, PLAN, STITCHING},
+};
+
+/// A compiled graph, not yet on a device.
+pub(super) struct Program {
+    /// What it takes and gives, and what it runs on.
+    pub(super) plan: Plan,
+    /// Of all its modules.
+    pub(super) kernels: Vec<Kernel>,
+    /// By module; of a stitched one, by piece.
+    pub(super) codes: Vec<Code>,
+    pub(super) signature: Option<Signature>,
+    linked: Option<Linked>,
+}
+
+/// Machine code.
+pub(super) struct Code {
+    pub(super) path: PathBuf,
+    pub(super) bytes: Vec<u8>,
+    /// Which of [`Program::kernels`] it has.
+    pub(super) kernels: Range<usize>,
+}
+
+/// What one call does, in order: launches, then copies.
+pub(super) struct Steps {
+    pub(super) call: Call,
+    pub(super) copies: Vec<Copied>,
+    /// For each launch, its call of a piece; empty where nothing is stitched.
+    of: Vec<usize>,
+}
+
+impl Steps {
+    /// Whether a launch may begin before the one before it has ended, where its
+    /// kernel allows that. A kernel knows what the others of its module write, and
+    /// nothing of other pieces: it may read their results before it waits.
+    pub(super) fn may_overlap(&self, launch: usize) -> bool {
+        launch > 0 && self.of.get(launch) == self.of.get(launch - 1)
+    }
+
+    /// A launch of `kernel` as people see it: with its call, where there are several.
+    pub(super) fn label(&self, launch: usize, kernel: &Kernel) -> String {
+        match self.of.get(launch) {
+            Some(call) => format!("{call}/{}", kernel.name),
+            None => kernel.name.clone(),
+        }
+    }
+}
+
+impl Program {
+    /// Reads the artifact in `dir` and checks that it hangs together.
+    pub(super) fn read(dir: &Path) -> Result<Self, ExecError> {
+        let mut program = match layout::is_stitched(dir) {
+            true => Self::read_stitched(dir)?,
+            false => Self::read_whole(dir)?,
+        };
+        rename(&mut program.plan, program.signature.as_ref());
+        if let (Some(linked), Some(signature)) = (&mut program.linked, &program.signature) {
+            linked.name_inputs(signature.inputs.iter().map(|input| input.name.as_str()));
+        }
+        Ok(program)
+    }
+
+    fn read_whole(dir: &Path) -> Result<Self, ExecError> {
+        let plan = read_plan(dir)?;
+        let signature = read_signature(dir, &plan)?;
+        let code = Code { kernels: 0..plan.kernels.len(), ..read_code(dir)? };
+        let kernels = plan.kernels.clone();
+        Ok(Self { plan, kernels, codes: vec![code], signature, linked: None })
+    }
+
+    fn read_stitched(dir: &Path) -> Result<Self, ExecError> {
+        let stitching = read_stitching(dir)?;
+        let names = piece_names(dir, stitching.pieces.len());
+        let (mut plans, mut codes, mut count) = (Vec::new(), Vec::new(), 0);
+        for (piece, name) in names.iter().enumerate() {
+            let folder = layout::piece_dir(dir, piece);
+            let read = || {
+                refuse_eager(&folder)?;
+                Ok((read_plan(&folder)?, read_code(&folder)?))
+            };
+            let (plan, code) = read().map_err(|error| about(name, error))?;
+            codes.push(Code { kernels: count..count + plan.kernels.len(), ..code });
+            count += plan.kernels.len();
+            plans.push(plan);
+        }
+        let mut linked =
+            Linked::new(stitching, plans).map_err(|broken| unfit(dir, &names, &broken))?;
+        linked.name_pieces(names.into_iter());
+        let (plan, kernels) = (linked.interface(), linked.kernels().cloned().collect());
+        let signature = read_signature(dir, &plan)?;
+        Ok(Self { plan, kernels, codes, signature, linked: Some(linked) })
+    }
+
+    /// What a call with inputs of these shapes does.
+    pub(super) fn steps(&self, shapes: &[&[usize]]) -> Result<Steps, CallError> {
+        Ok(match &self.linked {
+            None => {
+                let call = self.plan.call(shapes)?;
+                Steps { call, copies: Vec::new(), of: Vec::new() }
+            }
+            Some(linked) => {
+                let LinkedCall { call, of, copies } = linked.call(shapes)?;
+                Steps { call, copies, of }
+            }
+        })
+    }
+}
+
+/// What the pieces in `dir` are called: `piece 3 (key 1f2e...)`, where keys are known.
+pub(super) fn piece_names(dir: &Path, count: usize) -> Vec<String> {
+    let keys: Vec<ArtifactKey> = layout::keys(dir, count);
+    let name = |piece: usize| match keys.get(piece) {
+        Some(key) => format!("piece {piece} (key {key})"),
+        None => format!("piece {piece}"),
+    };
+    (0..count).map(name).collect()
+}
+
+/// What happened to a piece.
+pub(super) fn about(name: &str, error: ExecError) -> ExecError {
+    ExecError::Piece { name: name.to_owned(), error: Box::new(error) }
+}
+
+/// A stitching that cannot be run with the pieces beside it.
+pub(super) fn unfit(dir: &Path, names: &[String], broken: &Broken) -> ExecError {
+    match broken {
+        Broken::Unfit { piece, why } => {
+            let path = layout::piece_dir(dir, *piece).join(PLAN);
+            let name = names.get(*piece).map_or("a piece", String::as_str);
+            about(name, ExecError::Artifact { path, why: why.clone() })
+        }
+        broken => ExecError::Artifact { path: dir.join(STITCHING), why: broken.to_string() },
+    }
+}
+
+pub(super) fn read(path: &Path) -> Result<Vec<u8>, ExecError> {
+    std::fs::read(path).map_err(|error| ExecError::File { path: path.to_owned(), error })
+}
+
+/// Reads how the artifact in `dir` is stitched.
+pub(super) fn read_stitching(dir: &Path) -> Result<Stitching, ExecError> {
+    let path = dir.join(STITCHING);
+    if let Some(other) = [CUBIN, PLAN, eager::GRAPH].iter().find(|name| dir.join(name).exists()) {
+        let why =
+            format!("{other} is beside it, of another artifact: write each to its own folder");
+        return Err(ExecError::Artifact { path, why });
+    }
+    Stitching::read(&read(&path)?)
+        .map_err(|broken| ExecError::Artifact { path, why: broken.to_string() })
+}
+
+/// Reads the plan in `dir` and checks that it hangs together.
+fn read_plan(dir: &Path) -> Result<Plan, ExecError> {
+    let path: PathBuf = dir.join(PLAN);
+    let bytes = read(&path)?;
+    parse_plan(&bytes).map_err(|why| ExecError::Artifact { path, why })
+}
+
+fn read_code(dir: &Path) -> Result<Code, ExecError> {
+    let path = dir.join(CUBIN);
+    let bytes = read(&path)?;
+    if !bytes.starts_with(b"\x7fELF") {
+        return Err(ExecError::Artifact { path, why: "no machine code".to_owned() });
+    }
+    Ok(Code { path, bytes, kernels: 0..0 })
+}
+
+fn refuse_eager(dir: &Path) -> Result<(), ExecError> {
+    let path = dir.join(eager::GRAPH);
+    if !path.exists() {
+        return Ok(());
+    }
+    let why = "it is for the CPU, piece 0 for a GPU: all run on one of them".to_owned();
+    Err(ExecError::Artifact { path, why })
+}
+
+/// Reads a `plan.json` and checks that it hangs together; an error says why not.
+pub fn parse_plan(bytes: &[u8]) -> Result<Plan, String> {
+    // The version first: another version's plan may not even parse.
+    let told: serde_json::Value = serde_json::from_slice(bytes).map_err(|e| e.to_string())?;
+    let version = told["version"].as_u64();
+    if version != Some(u64::from(plan::VERSION)) {
+        let version = version.map_or("none".to_owned(), |version| version.to_string());
+        return Err(format!("version {version}, not {}: compile it again", plan::VERSION));
+    }
+    let plan: Plan = serde_json::from_value(told).map_err(|e| e.to_string())?;
+    plan.check().map_err(|why| why.to_string())?;
+    Ok(plan)
+}
+
+/// The names in `dir`, if there are any: those of another program are refused.
+pub(super) fn read_signature(dir: &Path, plan: &Plan) -> Result<Option<Signature>, ExecError> {
+    let path = dir.join(SIGNATURE_FILE);
+    if !path.exists() {
+        return Ok(None);
+    }
+    let refuse = |why: String| ExecError::Artifact { path: path.clone(), why };
+    let signature: Signature =
+        serde_json::from_slice(&read(&path)?).map_err(|e| refuse(e.to_string()))?;
+    let (got, wanted) = (signature.inputs.len(), plan.inputs.len());
+    if got != wanted {
+        return Err(refuse(format!("{got} inputs, not {wanted}: of another program")));
+    }
+    Ok(Some(signature))
+}
+
+/// Gives a plan's inputs the program's own names: for messages.
+pub(super) fn rename(plan: &mut Plan, signature: Option<&Signature>) {
+    for (tensor, named) in plan.inputs.iter_mut().zip(signature.iter().flat_map(|s| &s.inputs)) {
+        tensor.name.clone_from(&named.name);
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;
