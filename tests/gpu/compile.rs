@@ -80,13 +80,19 @@ fn log(program: sys::nvrtcProgram) -> String {
     String::from_utf8_lossy(&text).chars().take(2000).collect()
 }
 
+/// Compiles `lowered` into `dir`, as its artifact has it.
+pub(crate) fn write(dir: &Path, lowered: &Lowered) -> Result<(), String> {
+    std::fs::create_dir_all(dir).map_err(|e| e.to_string())?;
+    let write = |name: &str, bytes: &[u8]| {
+        std::fs::write(Path::join(dir, name), bytes).map_err(|e| e.to_string())
+    };
+    write("module.cubin", &cubin(lowered)?)?;
+    write("plan.json", &serde_json::to_vec(&lowered.plan).map_err(|e| e.to_string())?)
+}
+
 /// The module on the device.
 pub(crate) fn module(lowered: &Lowered) -> Result<Arc<Module>, String> {
     let dir = tempfile::tempdir().map_err(|e| e.to_string())?;
-    let write = |name: &str, bytes: &[u8]| {
-        std::fs::write(Path::join(dir.path(), name), bytes).map_err(|e| e.to_string())
-    };
-    write("module.cubin", &cubin(lowered)?)?;
-    write("plan.json", &serde_json::to_vec(&lowered.plan).map_err(|e| e.to_string())?)?;
+    write(dir.path(), lowered)?;
     Module::load(dir.path(), 0).map_err(|e| e.to_string())
 }

@@ -12,6 +12,7 @@ mod fixtures;
 mod models;
 mod operations;
 mod random;
+mod stitched;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 

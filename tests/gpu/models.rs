@@ -11,7 +11,7 @@ use crate::{
 };
 
 /// The greatest relative error to float64 of an output.
-fn limit(name: &str) -> f64 {
+pub(crate) fn limit(name: &str) -> f64 {
     match name {
         _ if name.contains("f32") => 1e-5,
         // Sixteen layers of rounded residuals: PyTorch's own error is 1.3e-2.
@@ -58,7 +58,7 @@ fn models_are_pytorchs() {
 
 /// Length of the difference over the length of what is right; NaN must meet NaN
 /// and infinity itself.
-fn relative_error(ours: &[f64], golden: &[f64]) -> f64 {
+pub(crate) fn relative_error(ours: &[f64], golden: &[f64]) -> f64 {
     if ours.len() != golden.len() {
         return f64::INFINITY;
     }
