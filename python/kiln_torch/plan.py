@@ -81,6 +81,8 @@ class Kernel:
     shared_bytes: int
     # It waits for what it reads, so that it may begin before the launch before it ended.
     overlaps: bool
+    # It waits for what it reads of user inputs too: see Launch.begins.
+    follows: bool
     args: tuple[Memory | TensorMap | Expr, ...]
 
 
@@ -134,8 +136,8 @@ class Launch:
     kernel: int
     grid: tuple[int, int, int]
     values: tuple[Pointer | Tile | int, ...]
-    # The first of its piece: it may read what the launch before it writes before it
-    # waits, as a kernel knows only what the others of its module write.
+    # The first of a piece, and not all of it waits for what others leave it: it must
+    # not begin while the launch before it runs.
     begins: bool = False
 
 
@@ -323,8 +325,9 @@ def read_tensor(told: dict[str, Any]) -> Tensor:
 def _kernel(told: dict[str, Any]) -> Kernel:
     (gx, gy, gz), (bx, by, bz) = map(sizes.read, told["grid"]), told["block"]
     args = tuple(_arg(kind, each) for arg in told["args"] for kind, each in arg.items())
-    shared_bytes, overlaps = told["shared_bytes"], bool(told.get("overlaps"))
-    return Kernel(told["name"], (gx, gy, gz), (bx, by, bz), shared_bytes, overlaps, args)
+    overlaps, follows = bool(told.get("overlaps")), bool(told.get("follows"))
+    grid, block = (gx, gy, gz), (bx, by, bz)
+    return Kernel(told["name"], grid, block, told["shared_bytes"], overlaps, follows, args)
 
 
 def _arg(kind: str, told: Any) -> Memory | TensorMap | Expr:

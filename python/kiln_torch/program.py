@@ -122,10 +122,11 @@ class Stitched:
                 own = known[key] = self._own(at, step, key[1])
             self._check(at, step, own, layouts, places)
             moved = _Moved(step, places, scratch)
+            begins = not self._waits(step, own)
             for index, launch in enumerate(own.launches):
                 values = tuple(moved.value(each) for each in launch.values)
                 kernel = self._first[step.piece] + launch.kernel
-                launches.append(Launch(kernel, launch.grid, values, begins=index == 0))
+                launches.append(Launch(kernel, launch.grid, values, begins=begins and index == 0))
             most = max(most, own.workspace_bytes)
         copies = []
         for copy in told.copies:
@@ -138,6 +139,14 @@ class Stitched:
             copies.append(Copied(copy.output, Pointer(*base, 0), layout, width))
         memory = scratch + most if most else left
         return Call(inputs, outputs, memory, tuple(launches), tuple(copies))
+
+    def _waits(self, step: Step, own: Call) -> bool:
+        """Whether all that a piece reads of other pieces, each of its kernels waits for."""
+        told = self._plans[step.piece]
+        # Only what a user gives is waited for.
+        given = zip(step.args, told.inputs)
+        users = all(kind != "value" or tensor.kind == "user" for (kind, _), tensor in given)
+        return users and all(told.kernels[launch.kernel].follows for launch in own.launches)
 
     def _own(self, at: int, step: Step, shapes: tuple[tuple[int, ...], ...]) -> Call:
         try:

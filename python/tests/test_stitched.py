@@ -167,6 +167,15 @@ def test_a_call_launches_all_pieces_on_one_memory() -> None:
     assert call.workspace_bytes == 512 + 1024
     assert [launch.kernel for launch in call.launches] == [0, 1, 2, 3, 2, 3]
     assert [launch.begins for launch in call.launches] == [True, False] * 3
+    # Kernels that wait for what other pieces leave them begin before these have ended.
+    pieces = plans()
+    for kernel in pieces[1]["kernels"]:
+        kernel["follows"] = True
+    later = read(told(), pieces).call(program.plan, [(4, 4), (17, 4)])
+    assert [launch.begins for launch in later.launches] == [True] + [False] * 5
+    pieces[1]["inputs"][0]["kind"] = "buffer"
+    later = read(told(), pieces).call(program.plan, [(4, 4), (17, 4)])
+    assert [launch.begins for launch in later.launches] == [True, False] * 3
     scratch = Pointer("workspace", 0, 512)
     value = Pointer("workspace", 0, 0)
     assert call.launches[0].values == (Pointer("input", 0, 0), Pointer("input", 1, 0), scratch)

@@ -47,14 +47,16 @@ pub(super) struct Steps {
     pub(super) copies: Vec<Copied>,
     /// For each launch, its call of a piece; empty where nothing is stitched.
     of: Vec<usize>,
+    /// For each launch, whether it may begin while one of another piece runs.
+    follows: Vec<bool>,
 }
 
 impl Steps {
     /// Whether a launch may begin before the one before it has ended, where its
-    /// kernel allows that. A kernel knows what the others of its module write, and
-    /// nothing of other pieces: it may read their results before it waits.
+    /// kernel allows that. The first of a piece only if all of it waits for what
+    /// others leave it: it would read that too early else.
     pub(super) fn may_overlap(&self, launch: usize) -> bool {
-        launch > 0 && self.of.get(launch) == self.of.get(launch - 1)
+        launch > 0 && self.follows.get(launch) != Some(&false)
     }
 
     /// A launch of `kernel` as people see it: with its call, where there are several.
@@ -116,11 +118,11 @@ impl Program {
         Ok(match &self.linked {
             None => {
                 let call = self.plan.call(shapes)?;
-                Steps { call, copies: Vec::new(), of: Vec::new() }
+                Steps { call, copies: Vec::new(), of: Vec::new(), follows: Vec::new() }
             }
             Some(linked) => {
-                let LinkedCall { call, of, copies } = linked.call(shapes)?;
-                Steps { call, copies, of }
+                let LinkedCall { call, of, follows, copies } = linked.call(shapes)?;
+                Steps { call, copies, of, follows }
             }
         })
     }

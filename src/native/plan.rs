@@ -134,6 +134,10 @@ pub struct Kernel {
     /// before it in the plan has ended (programmatic dependent launch).
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub overlaps: bool,
+    /// It waits for what it reads of `user` inputs too, so that the first launch of a
+    /// plan may begin before one has ended that writes these.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub follows: bool,
     /// In the order of the kernel's parameters.
     pub args: Vec<Arg>,
     /// The operations that it computes, numbered in canonical order.

@@ -154,7 +154,8 @@ pub(crate) fn generate(
         let computes = computes(graph, loops, group);
         let name = module.function(loops, &emitted, index, &computes);
         let launch = module.launch(loops, name, emitted, computes, &memory)?;
-        kernels.push(plan::Kernel { overlaps: target.compute >= DEPENDENT_LAUNCH, ..launch });
+        let overlaps = target.compute >= DEPENDENT_LAUNCH;
+        kernels.push(plan::Kernel { overlaps, follows: overlaps, ..launch });
     }
     let buffers = values
         .iter()
@@ -353,10 +354,8 @@ impl Module {
                 None => {
                     // What an earlier launch writes is not `__restrict__`: the compiler
                     // might load it before `kiln_wait`, and by the read-only cache.
-                    let only_read = match read {
-                        Source::Input(_) => " __restrict__",
-                        Source::Temp(_) => "",
-                    };
+                    let settled = loops.settled.contains(read);
+                    let only_read = if settled { " __restrict__" } else { "" };
                     list.push(format!("const {}*{only_read} r{i}", pointee(loops, *read)));
                 }
             }
@@ -423,6 +422,7 @@ impl Module {
             block: [threads as u32, 1, 1],
             shared_bytes,
             overlaps: false,
+            follows: false,
             args,
             computes,
         })

@@ -102,7 +102,8 @@ template <class T, class R> __device__ __forceinline__ R kiln_round(R x) {
 // A kernel may begin while earlier ones of the module still run (programmatic
 // dependent launch, sm_90). `kiln_begin` lets the next one begin, once all blocks
 // of this one have said so; after `kiln_wait` all that the earlier ones wrote is
-// there. Before it only inputs of the program may be read, and nothing written.
+// there. Before it only parameters, buffers and constants may be read, and nothing
+// written: what a user gives may be what the launch before the first one writes.
 __device__ __forceinline__ void kiln_begin() {
 #if !defined(KILN_EMULATED) && __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");

@@ -33,6 +33,9 @@ pub(crate) struct Loops {
     pub(crate) inputs: Vec<DType>,
     /// Those of them that are baked in.
     pub(crate) constants: BTreeSet<Source>,
+    /// Those of them that are what they are before anything is launched: parameters,
+    /// buffers and constants. What a user gives, the launch before may still write.
+    pub(crate) settled: BTreeSet<Source>,
     /// In an order in which they can run.
     pub(crate) temps: Vec<Temp>,
     /// For each output, the temporary that holds it, and nothing else does.

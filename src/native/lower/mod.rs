@@ -48,6 +48,9 @@ pub(crate) fn lower(program: &Program, graph: &Graph, origins: &Origins) -> Resu
     let constants = graph.inputs.iter().enumerate();
     let constants = constants.filter(|(_, i)| matches!(i.kind, InputKind::Constant(_)));
     lowering.loops.constants = constants.map(|(i, _)| Source::Input(i)).collect();
+    let settled = graph.inputs.iter().enumerate();
+    let settled = settled.filter(|(_, i)| !matches!(i.kind, InputKind::User));
+    lowering.loops.settled = settled.map(|(i, _)| Source::Input(i)).collect();
     for input in &program.inputs {
         let value = program.value(input.value);
         let index = Size::default();

@@ -21,7 +21,7 @@ use super::{
     params::Params,
 };
 use crate::{
-    loops::{Def, Loops, Matrix, Product, ROW, Source},
+    loops::{Def, Loops, Matrix, Product, ROW},
     plan,
     schedule::{self, Fused, Group, Space},
     size::{Atom, Size},
@@ -124,7 +124,7 @@ fn one(
          static_assert(V == {lanes}, \"\");\n\
          const kiln_index c = n / {lanes};\n{outer}{inner}}}\n"
     ));
-    let structure = structure(&mut own, product, problem, wide);
+    let structure = structure(loops, &mut own, product, problem, wide);
     // The operands are parameters of their own, even where the epilogue reads them too.
     let operands = first + own.reads.len();
     own.reads.extend([product.a.source, product.b.source]);
@@ -229,7 +229,13 @@ fn problem(loops: &Loops, product: &Product) -> Problem {
 }
 
 /// The problem as the templates read it: see `tensor.cu`.
-fn structure(params: &mut Params, product: &Product, problem: &Problem, wide: bool) -> Members {
+fn structure(
+    loops: &Loops,
+    params: &mut Params,
+    product: &Product,
+    problem: &Problem,
+    wide: bool,
+) -> Members {
     let mut members = Members::default();
     let sizes = [
         ("M", &product.m),
@@ -251,7 +257,7 @@ fn structure(params: &mut Params, product: &Product, problem: &Problem, wide: bo
         ("B_ALONG_K", problem.b == Dense::Reduced),
         ("B_ALONG_N", problem.b == Dense::Other),
         ("WIDE", wide),
-        ("B_GIVEN", matches!(product.b.source, Source::Input(_))),
+        ("B_GIVEN", loops.settled.contains(&product.b.source)),
     ];
     for (name, switch) in switches {
         members.switch(name, switch);

@@ -23,6 +23,7 @@ fn plan() -> Plan {
         block: [32, 1, 1],
         shared_bytes: 0,
         overlaps: false,
+        follows: false,
         args: vec![
             Arg::Memory(Memory::Input(0)),
             Arg::Size(symbol(0)),

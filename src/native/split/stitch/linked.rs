@@ -34,6 +34,9 @@ pub struct LinkedCall {
     pub call: Call,
     /// For each launch, which call of the stitching it is part of.
     pub of: Vec<usize>,
+    /// For each launch, whether the one before it may be another piece's and still run
+    /// when it begins, where its kernel allows overlaps.
+    pub follows: Vec<bool>,
     /// After all launches.
     pub copies: Vec<Copied>,
 }
@@ -128,7 +131,7 @@ impl Linked {
         let scratch = laid.workspace_bytes.checked_next_multiple_of(ALIGNMENT);
         let scratch =
             scratch.ok_or_else(|| CallError::Plan("its memory has no size".to_owned()))?;
-        let (mut launches, mut of, mut most) = (Vec::new(), Vec::new(), 0);
+        let (mut launches, mut of, mut follows, mut most) = (Vec::new(), Vec::new(), Vec::new(), 0);
         for (at, step) in stitching.calls.iter().enumerate() {
             let named = |why: &str| format!("{}, call {at}: {why}", self.names[step.piece]);
             let about = |error: CallError| match error {
@@ -145,6 +148,7 @@ impl Linked {
             if launches.len() + own.launches.len() > MOST_LAUNCHES {
                 return Err(CallError::Plan(format!("more than {MOST_LAUNCHES} launches")));
             }
+            let waits = waits(plan, &own, step);
             let place = |base: Base, offset: u64| match base {
                 Base::Input(input) => (args[input].base, args[input].offset + offset),
                 Base::Output(output) => (results[output].base, results[output].offset + offset),
@@ -164,6 +168,7 @@ impl Linked {
                 });
                 let kernel = self.first[step.piece] + kernel;
                 launches.push(Launch { kernel, grid, values: values.collect() });
+                follows.push(waits || of.last() == Some(&at));
                 of.push(at);
             }
             most = own.workspace_bytes.max(most);
@@ -177,7 +182,7 @@ impl Linked {
         };
         let Laid { symbols, inputs, outputs, .. } = laid;
         let call = Call { symbols, inputs, outputs, workspace_bytes, launches };
-        Ok(LinkedCall { call, of, copies })
+        Ok(LinkedCall { call, of, follows, copies })
     }
 
     fn copies(&self, laid: &Laid) -> Result<Vec<Copied>, CallError> {
@@ -272,6 +277,15 @@ fn fits(plan: &Plan, own: &Call, args: &[Given], results: &[Given]) -> Result<()
         }
     }
     Ok(())
+}
+
+/// Whether all that a piece reads of other pieces, each of its kernels waits for.
+fn waits(plan: &Plan, own: &Call, step: &super::Call) -> bool {
+    // Only what a user gives is waited for.
+    let given =
+        |(arg, tensor): (&Arg, &Tensor)| !matches!(arg, Arg::Value(_)) || tensor.kind == "user";
+    step.args.iter().zip(&plan.inputs).all(given)
+        && own.launches.iter().all(|launch| plan.kernels[launch.kernel].follows)
 }
 
 /// Whether two layouts are one: where a dimension has one element its stride
