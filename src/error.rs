@@ -51,6 +51,9 @@ pub enum Error {
     /// acknowledged: make room, or retry.
     #[error("the artifact is not stored: {0}")]
     NotStored(String),
+    /// A piece went while its whole was put together: ask again.
+    #[error("piece {0} went while its whole was put together: ask again")]
+    NoPiece(ArtifactKey),
     /// A later write of the same key took this one's place: nothing to do.
     #[error("a later write of the key took the place of this one")]
     Superseded,
@@ -113,6 +116,15 @@ impl Error {
     pub fn deadline(doing: &str) -> Self {
         Failure::new(FailureKind::Timeout, format!("the deadline passed while {doing}")).into()
     }
+
+    /// As a failure, for what knows no other errors: what is not one of a compile is
+    /// one of the node.
+    pub fn into_failure(self) -> Failure {
+        match self {
+            Self::Failed(failure) => failure,
+            other => Failure::new(FailureKind::Crashed, other.to_string()),
+        }
+    }
 }
 
 impl From<ClusterError> for Error {
@@ -120,6 +132,7 @@ impl From<ClusterError> for Error {
         match e {
             ClusterError::Deadline => Self::deadline("waiting for the cluster"),
             ClusterError::StaleToken => Self::StaleToken,
+            ClusterError::NoPiece(key) => Self::NoPiece(key),
             ClusterError::Invalid(why) => Self::Invalid(why),
             ClusterError::Unavailable(why) => Self::Unavailable(why),
             other => Self::Storage(other.to_string()),
@@ -166,7 +179,9 @@ impl From<Error> for Status {
             Error::Invalid(_) => Code::InvalidArgument,
             Error::StaleToken | Error::Left | Error::OnlyHere { .. } => Code::FailedPrecondition,
             Error::Superseded => Code::Aborted,
-            Error::Unavailable(_) | Error::Unreachable(_) | Error::Leaving => Code::Unavailable,
+            Error::Unavailable(_) | Error::Unreachable(_) | Error::Leaving | Error::NoPiece(_) => {
+                Code::Unavailable
+            }
             Error::MissingPiece(piece) => match piece.why {
                 NoPiece::Absent => Code::NotFound,
                 NoPiece::Unreachable(_) => Code::Unavailable,

@@ -1,26 +1,31 @@
 //! `kiln compile`: compile a file, or get what was compiled before.
 
 use std::{
+    fs,
     path::{Path, PathBuf},
     time::Duration,
 };
 
-use clap::{Args, ValueEnum};
-use indicatif::{ProgressBar, ProgressStyle as Template};
-use kiln_proto::{ArtifactKey, FailureKind, convert, pb};
-use pb::compile_event::Event;
+use anyhow::Context;
+use clap::Args;
+use kiln_native::split::stitch::STITCHING;
+use kiln_proto::{ArtifactKey, FailureKind, pb};
 
 use super::{
     CliError, ClientArgs, SocketArgs,
+    asking::{Answered, ask},
     client::Client,
-    fetch,
+    fetch::{self, Fetched},
     output::{self, seconds, size},
+    pieces::{FailedView, PieceView},
+    progress::{Progress, ProgressStyle},
     source::{self, SourceArgs},
     view::CompileView,
+    whole::{self, Staged},
 };
 
-/// What only graphs' artifacts have.
-const PLAN: &str = "plan.json";
+/// What only graphs' artifacts have: in one compile, and in pieces.
+const OF_GRAPHS: [&str; 2] = ["plan.json", STITCHING];
 /// The node's own time-out answers first; this is for a node that says nothing.
 const GRACE: Duration = Duration::from_secs(10);
 
@@ -29,6 +34,7 @@ Examples:
   kiln compile saxpy.cu --target sm_90 --target sm_80 -o out
   kiln compile gemm.cu -I include -D TILE=64 -- -use_fast_math
   kiln compile block.pt2 --json
+  kiln compile model.pt2 --piecewise always --explain
   kiln compile k.cu --endpoint http://10.0.0.1:7400,http://10.0.0.2:7400";
 
 /// Compile a CUDA C++ file or a torch.export archive, or get what was compiled before.
@@ -51,22 +57,18 @@ pub(crate) struct Compile {
     /// Give up after this long: 30s, 5m. Default: the node's own bound.
     #[arg(long, value_name = "TIME", value_parser = deadline)]
     deadline: Option<Duration>,
-    /// How to tell on stderr what happens meanwhile; auto: a spinner on a
-    /// terminal, nothing elsewhere.
+    /// Tell how it is compiled, and why so: in one compile or in pieces, with what each
+    /// was thought to take.
+    #[arg(long)]
+    explain: bool,
+    /// How to tell on stderr what happens meanwhile; auto: a spinner and a bar for each
+    /// piece on a terminal, elsewhere a line for each piece.
     #[arg(long, value_enum, default_value_t = ProgressStyle::Auto, value_name = "STYLE")]
     progress: ProgressStyle,
     #[command(flatten)]
     socket: SocketArgs,
     #[command(flatten)]
     pub(crate) client: ClientArgs,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum ProgressStyle {
-    Auto,
-    /// A line for each step.
-    Plain,
-    None,
 }
 
 fn deadline(text: &str) -> Result<Duration, String> {
@@ -78,9 +80,9 @@ fn deadline(text: &str) -> Result<Duration, String> {
 }
 
 /// What came of a request: the targets answered, and why not all of them were.
-struct Answered {
+struct Compiled {
     done: Vec<CompileView>,
-    error: Option<CliError>,
+    failed: Option<(FailedView, CliError)>,
 }
 
 impl Compile {
@@ -99,9 +101,41 @@ impl Compile {
             }
         };
         for view in &answered.done {
-            if self.client.json { output::json(view)? } else { output::line(for_people(view))? }
+            match self.client.json {
+                true => output::json(view)?,
+                false => {
+                    output::line(for_people(view))?;
+                    self.explain(&view.strategy, &view.reasons, &view.pieces)?;
+                }
+            }
         }
-        answered.error.map_or(Ok(()), Err)
+        let Some((view, error)) = answered.failed else { return Ok(()) };
+        match self.client.json {
+            // Without pieces the error says it all.
+            true if !view.pieces.is_empty() => output::json(&view)?,
+            true => {}
+            false => self.explain(&view.strategy, &view.reasons, &view.pieces)?,
+        }
+        Err(error)
+    }
+
+    fn explain(
+        &self,
+        strategy: &Option<&str>,
+        reasons: &[String],
+        pieces: &[PieceView],
+    ) -> Result<(), CliError> {
+        let (true, Some(strategy)) = (self.explain, strategy) else { return Ok(()) };
+        output::line(format_args!("strategy: {strategy}"))?;
+        for reason in reasons {
+            output::line(format_args!("  {reason}"))?;
+        }
+        if pieces.is_empty() {
+            return Ok(());
+        }
+        let rows: Vec<_> = pieces.iter().map(PieceView::row).collect();
+        let heading = ["PIECE", "TIMES", "OUTCOME", "NODE", "ESTIMATE", "COMPILE", "KEY"];
+        output::line(output::table(heading, &rows))
     }
 
     /// Asks one node. `Unreachable` moves on to the next: all of this may be repeated.
@@ -109,32 +143,15 @@ impl Compile {
         &self,
         mut client: Client,
         request: pb::CompileRequest,
-    ) -> Result<Answered, CliError> {
-        let progress = Progress::start(self.progress, &self.file);
-        let answer = client.compile(request).await.map_err(|e| CliError::from_status(&e))?;
-        let mut events = answer.into_inner();
-        let mut done = Vec::new();
-        loop {
-            let event = match events.message().await {
-                Ok(event) => event,
-                Err(status) => match CliError::from_status(&status) {
-                    lost @ CliError::Unreachable(_) => return Err(lost),
-                    error => return Ok(Answered { done, error: Some(error) }),
-                },
-            };
-            match event {
-                None if done.len() == self.source.targets() => {
-                    return Ok(Answered { done, error: None });
-                }
-                None => {
-                    return Err(CliError::Unreachable("the node ended its answer early".into()));
-                }
-                Some(pb::CompileEvent { event: Some(Event::Done(answer)) }) => {
-                    done.push(self.settle(&mut client, &answer).await?);
-                }
-                Some(pb::CompileEvent { event }) => progress.show(event.as_ref()),
-            }
+    ) -> Result<Compiled, CliError> {
+        let mut progress = Progress::start(self.progress, &self.file.display().to_string());
+        let Answered { done: answers, failed } = ask(&mut client, request, &mut progress).await?;
+        drop(progress);
+        let mut done = Vec::with_capacity(answers.len());
+        for answer in &answers {
+            done.push(self.settle(&mut client, answer).await?);
         }
+        Ok(Compiled { done, failed })
     }
 
     /// One target is done: its view, and its files where they are wanted.
@@ -146,15 +163,18 @@ impl Compile {
                 1 => output.clone(),
                 _ => output.join(&view.target),
             };
-            let fetched = match &self.socket.socket {
-                Some(socket) => fetch::fetch_local(socket, &manifest.key).await?,
-                None => {
-                    let namespace = &self.source.namespace.namespace;
-                    fetch::fetch(client, &manifest.key, namespace).await?
+            let fetched = self.fetch(client, &manifest.key).await?;
+            if fetched.manifest.pieces.is_empty() {
+                fetch::write_files(&folder, &fetched.manifest, &fetched.pack)?;
+                whole::clear_whole(&folder).with_context(|| folder.display().to_string())?;
+            } else {
+                let mut staged = Staged::new(&folder)?;
+                for piece in &fetched.manifest.pieces {
+                    staged.add(piece, &self.fetch(client, &piece.key).await?)?;
                 }
-            };
-            let folder = fetch::write_files(&folder, &fetched.manifest, &fetched.pack)?;
-            if fetched.manifest.files.iter().any(|file| file.path == PLAN) {
+                staged.finish(&fetched)?;
+            }
+            if fetched.manifest.files.iter().any(|file| OF_GRAPHS.contains(&file.path.as_str())) {
                 self.write_signature(&folder)?;
             }
             view.directory = Some(folder.display().to_string());
@@ -162,9 +182,18 @@ impl Compile {
         Ok(view)
     }
 
+    /// An artifact, by the shortest way.
+    async fn fetch(&self, client: &mut Client, key: &ArtifactKey) -> Result<Fetched, CliError> {
+        match &self.socket.socket {
+            Some(socket) => fetch::fetch_local(socket, key).await,
+            None => fetch::fetch(client, key, &self.source.namespace.namespace).await,
+        }
+    }
+
     /// What the program calls its inputs, beside the artifact's files: the
     /// artifact serves every program of its key, so it has no names.
     fn write_signature(&self, folder: &Path) -> Result<(), CliError> {
+        fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
         let archive = source::archive(&self.file)?.unwrap_or_default();
         let signature = kiln_native::signature(&archive)
             .map_err(|failure| CliError::failed(failure.kind, failure.message))?;
@@ -189,63 +218,6 @@ fn for_people(view: &CompileView) -> String {
     )
 }
 
-/// Tells on stderr what happens until the answer is there.
-enum Progress {
-    Spinner(ProgressBar),
-    Plain,
-    None,
-}
-
-impl Progress {
-    fn start(style: ProgressStyle, file: &Path) -> Self {
-        match style {
-            ProgressStyle::None => return Self::None,
-            ProgressStyle::Plain => return Self::Plain,
-            ProgressStyle::Auto => {}
-        }
-        // Draws nothing where stderr is no terminal.
-        let bar = ProgressBar::new_spinner();
-        if let Ok(template) = Template::with_template("{spinner} {msg} {elapsed}") {
-            bar.set_style(template);
-        }
-        bar.set_message(format!("asking about {}", file.display()));
-        bar.enable_steady_tick(Duration::from_millis(100));
-        Self::Spinner(bar)
-    }
-
-    fn show(&self, event: Option<&Event>) {
-        let Some(step) = event.and_then(step) else { return };
-        match self {
-            Self::Spinner(bar) => bar.set_message(step),
-            Self::Plain => eprintln!("{step}"),
-            Self::None => {}
-        }
-    }
-}
-
-impl Drop for Progress {
-    fn drop(&mut self) {
-        if let Self::Spinner(bar) = self {
-            bar.finish_and_clear();
-        }
-    }
-}
-
-/// `started KEY for sm_90`, `waiting KEY`, `compiling KEY`: the plain lines.
-fn step(event: &Event) -> Option<String> {
-    let shown = |key: &[u8]| ArtifactKey::try_from(key).map(|k| k.to_string()).unwrap_or_default();
-    match event {
-        Event::Started(started) => {
-            let target = started.target.as_ref().and_then(|t| convert::target(t).ok());
-            let target = target.map(|t| format!(" for {t}")).unwrap_or_default();
-            Some(format!("started {}{target}", shown(&started.key)))
-        }
-        Event::Waiting(waiting) => Some(format!("waiting {}", shown(&waiting.key))),
-        Event::Compiling(compiling) => Some(format!("compiling {}", shown(&compiling.key))),
-        Event::Done(_) => None,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -254,11 +226,26 @@ mod tests {
     #[test]
     fn the_json_shape_holds() {
         let (manifest, _) = artifact(&[("module.cubin", b"12345")]);
+        let mut piece = pb::Piece {
+            key: vec![0xab; 32].into(),
+            node: 3,
+            compile_seconds: 1.5,
+            times: 16,
+            ..Default::default()
+        };
+        piece.set_stage(pb::PieceStage::Done);
+        piece.set_outcome(pb::Outcome::Compiled);
         let done = pb::Done {
             outcome: pb::Outcome::Hit.into(),
             tier: pb::Tier::Peer.into(),
             node: 2,
             elapsed_seconds: 0.25,
+            strategy: Some(pb::Strategy {
+                choice: pb::Choice::Piecewise.into(),
+                reasons: vec!["asked for".into()],
+                ..Default::default()
+            }),
+            pieces: vec![piece],
             manifest: None,
         };
         let view = serde_json::to_value(CompileView::new(&done, &manifest)).unwrap();
@@ -270,22 +257,18 @@ mod tests {
                 "target": "sm_90", "artifact": digest, "bytes": 5,
                 "files": [{"path": "module.cubin", "bytes": 5, "digest": digest}],
                 "compile_seconds": 0.5, "elapsed_seconds": 0.25, "directory": null,
+                "strategy": "piecewise", "reasons": ["asked for"],
+                "pieces": [{
+                    "index": 0, "key": "ab".repeat(32), "outcome": "compiled", "node": 3,
+                    "compile_seconds": 1.5, "times": 16, "estimated_seconds": null,
+                    "error": null,
+                }],
             })
         );
         let done = pb::Done { outcome: pb::Outcome::Compiled.into(), tier: 0, ..done };
         let view = CompileView::new(&done, &manifest);
         assert_eq!((view.outcome, view.tier), ("compiled", None));
         assert!(for_people(&view).starts_with("compiled  "));
-    }
-
-    #[test]
-    fn plain_progress_is_a_word_and_a_key() {
-        let key = vec![0xab; 32];
-        let waiting = Event::Waiting(pb::Waiting { key: key.clone().into() });
-        assert_eq!(step(&waiting), Some(format!("waiting {}", "ab".repeat(32))));
-        let target = Some(kiln_proto::Target::cubin(90).into());
-        let started = Event::Started(pb::Started { key: key.into(), target });
-        assert_eq!(step(&started), Some(format!("started {} for sm_90", "ab".repeat(32))));
     }
 
     #[test]

@@ -58,6 +58,14 @@ struct ErrorFields<'a> {
     message: String,
 }
 
+/// Why something has no artifact, beside others that have one.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct FailureView {
+    pub(crate) code: Option<String>,
+    pub(crate) kind: String,
+    pub(crate) message: String,
+}
+
 impl CliError {
     /// A failure that this side found: its code and exit code are the node's.
     pub(crate) fn failed(kind: FailureKind, message: impl Into<String>) -> Self {
@@ -135,6 +143,12 @@ impl CliError {
             Some(code) => format!("{code} {}: {self}", self.kind()),
             None => self.to_string(),
         }
+    }
+
+    /// As a part of what `--json` prints of something else.
+    pub(crate) fn fields(&self) -> FailureView {
+        let code = self.code().map(str::to_owned);
+        FailureView { code, kind: self.kind().to_owned(), message: self.to_string() }
     }
 
     /// For `--json`.

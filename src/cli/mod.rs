@@ -4,6 +4,7 @@
 //! Invariant: results go to stdout, everything else to stderr; with `--json`
 //! stdout has JSON objects only, one a line, an error among them.
 
+mod asking;
 mod backup;
 mod client;
 mod cluster;
@@ -18,13 +19,16 @@ mod inspect;
 mod keys;
 mod ls;
 mod output;
+mod pieces;
 mod pin;
+mod progress;
 mod rm;
 mod run;
 mod serve;
 mod source;
 mod status;
 mod view;
+mod warm;
 mod whole;
 mod why;
 
@@ -48,7 +52,8 @@ pub(crate) struct Cli {
 enum Command {
     Serve(Box<serve::Serve>),
     Dev(dev::Dev),
-    Compile(compile::Compile),
+    Compile(Box<compile::Compile>),
+    Warm(Box<warm::Warm>),
     Get(get::Get),
     Ls(ls::Ls),
     Why(why::Why),
@@ -110,6 +115,7 @@ impl Command {
             Self::Serve(command) => command.run(),
             Self::Dev(command) => command.run(),
             Self::Compile(command) => client(command.run()),
+            Self::Warm(command) => client(command.run()),
             Self::Get(command) => client(command.run()),
             Self::Ls(command) => client(command.run()),
             Self::Why(command) => client(command.run()),
@@ -139,6 +145,7 @@ impl Command {
             Self::Status(command) => command.client.json,
             Self::Cluster(command) => command.client.json,
             Self::Exec(command) => command.json,
+            Self::Warm(command) => command.client.json,
             Self::Inspect(command) => command.client.json,
             // stdout is its command's: its own errors go to stderr as text.
             Self::Run(_) => false,

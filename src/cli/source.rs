@@ -26,6 +26,7 @@ pub(crate) struct SourceArgs {
     /// several times; each target is a key of its own.
     #[arg(
         long = "target",
+        visible_alias = "targets",
         value_name = "ARCH",
         env = "KILN_TARGET",
         default_value = "sm_90",
@@ -49,6 +50,10 @@ pub(crate) struct SourceArgs {
     /// Instantiate this template and record its lowered name (CUDA only).
     #[arg(long = "name-expression", value_name = "EXPR")]
     name_expressions: Vec<String>,
+    /// Whether an exported program is compiled in pieces: equal layers are one piece, all
+    /// nodes compile, and what failed leaves the rest.
+    #[arg(long, value_enum, default_value_t = Piecewise::Auto, value_name = "WHEN")]
+    piecewise: Piecewise,
     #[command(flatten)]
     pub(crate) namespace: NamespaceArgs,
     /// NVRTC's own options: `-- -use_fast_math --maxrregcount=64`.
@@ -75,6 +80,26 @@ impl Backend {
             Self::Eager => "eager",
             Self::Inductor => "inductor",
             Self::InductorStandalone => "inductor-standalone",
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Piecewise {
+    /// As the graph suggests: what is large, or has equal layers.
+    Auto,
+    /// A program that cannot be split is refused.
+    Always,
+    /// In one compile.
+    Never,
+}
+
+impl From<Piecewise> for pb::Piecewise {
+    fn from(when: Piecewise) -> Self {
+        match when {
+            Piecewise::Auto => Self::Auto,
+            Piecewise::Always => Self::Always,
+            Piecewise::Never => Self::Never,
         }
     }
 }
@@ -132,6 +157,8 @@ impl SourceArgs {
             disable_cache: false,
             deadline_ms: 0,
             forwarded: false,
+            piecewise: pb::Piecewise::from(self.piecewise).into(),
+            piece: None,
             source: Some(source),
         };
         check_size(&request, &format!("{} with what it includes", file.display()))?;

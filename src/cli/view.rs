@@ -8,6 +8,11 @@ use std::collections::BTreeMap;
 use kiln_proto::{Component, Difference, FileEntry, Manifest, PieceRef, pb};
 use serde::Serialize;
 
+use super::{
+    pieces::{self, PieceView},
+    progress,
+};
+
 /// `kiln compile --json`: one for each target.
 #[derive(Debug, Serialize)]
 pub(crate) struct CompileView {
@@ -29,6 +34,12 @@ pub(crate) struct CompileView {
     pub(crate) elapsed_seconds: f64,
     /// The folder written to, or null without `-o`.
     pub(crate) directory: Option<String>,
+    /// `full` or `piecewise`.
+    pub(crate) strategy: Option<&'static str>,
+    /// Why, for people.
+    pub(crate) reasons: Vec<String>,
+    /// Of what is in pieces: the different ones.
+    pub(crate) pieces: Vec<PieceView>,
 }
 
 /// One file of an artifact.
@@ -49,12 +60,12 @@ pub(crate) struct FetchView {
     pub(crate) files: Vec<FileView>,
     pub(crate) directory: String,
     /// Artifacts that this one is stitched of, in `pieces/N` of the directory.
-    pub(crate) pieces: Vec<PieceView>,
+    pub(crate) pieces: Vec<PieceRefView>,
 }
 
-/// One piece of an artifact.
+/// One piece of an artifact, as the artifact names it.
 #[derive(Debug, Clone, Serialize)]
-pub(crate) struct PieceView {
+pub(crate) struct PieceRefView {
     pub(crate) index: usize,
     pub(crate) key: String,
     pub(crate) artifact: String,
@@ -79,7 +90,7 @@ pub(crate) struct EntryView {
     pub(crate) producer: u64,
     pub(crate) holders: Vec<u64>,
     /// Artifacts that this one is stitched of.
-    pub(crate) pieces: Vec<PieceView>,
+    pub(crate) pieces: Vec<PieceRefView>,
 }
 
 /// `kiln why --json`.
@@ -105,7 +116,7 @@ pub(crate) struct WhyView {
 #[derive(Debug, Serialize)]
 pub(crate) struct StoredPieceView {
     #[serde(flatten)]
-    pub(crate) piece: PieceView,
+    pub(crate) piece: PieceRefView,
     /// Whether the index has it, with these bytes.
     pub(crate) stored: bool,
 }
@@ -183,16 +194,6 @@ pub(crate) struct FingerprintView {
     pub(crate) versions: serde_json::Map<String, serde_json::Value>,
 }
 
-/// The name of an outcome.
-pub(crate) fn outcome(outcome: pb::Outcome) -> &'static str {
-    match outcome {
-        pb::Outcome::Compiled => "compiled",
-        pb::Outcome::Coalesced => "coalesced",
-        pb::Outcome::Hit => "hit",
-        pb::Outcome::Unspecified => "unknown",
-    }
-}
-
 /// The name of a tier.
 pub(crate) fn tier(tier: pb::Tier) -> Option<&'static str> {
     match tier {
@@ -205,8 +206,8 @@ pub(crate) fn tier(tier: pb::Tier) -> Option<&'static str> {
 }
 
 /// The pieces of a manifest.
-pub(crate) fn pieces(manifest: &Manifest) -> Vec<PieceView> {
-    let view = |(index, piece): (usize, &PieceRef)| PieceView {
+pub(crate) fn pieces(manifest: &Manifest) -> Vec<PieceRefView> {
+    let view = |(index, piece): (usize, &PieceRef)| PieceRefView {
         index,
         key: piece.key.to_string(),
         artifact: piece.pack.to_string(),
@@ -235,7 +236,7 @@ impl CompileView {
     pub(crate) fn new(done: &pb::Done, manifest: &Manifest) -> Self {
         Self {
             key: manifest.key.to_string(),
-            outcome: outcome(done.outcome()),
+            outcome: progress::outcome(done.outcome()),
             tier: tier(done.tier()),
             node: done.node,
             target: manifest.target.to_string(),
@@ -245,6 +246,9 @@ impl CompileView {
             compile_seconds: manifest.compile_seconds,
             elapsed_seconds: done.elapsed_seconds,
             directory: None,
+            strategy: done.strategy.as_ref().and_then(pieces::strategy),
+            reasons: done.strategy.as_ref().map(|s| s.reasons.clone()).unwrap_or_default(),
+            pieces: done.pieces.iter().map(PieceView::new).collect(),
         }
     }
 }

@@ -224,7 +224,7 @@ mod tests {
     #[test]
     fn a_whole_shows_which_piece_is_missing() {
         let piece = |index, stored| StoredPieceView {
-            piece: view::PieceView {
+            piece: view::PieceRefView {
                 index,
                 key: format!("key-{index}"),
                 artifact: String::new(),

@@ -109,6 +109,20 @@ impl Engine {
         Ok(read(&self.found()?.toolchain))
     }
 
+    /// Jobs that could run at once from now on.
+    pub(super) fn free(&self) -> usize {
+        self.found().map_or(0, |found| found.pool.free())
+    }
+
+    /// Returns when a job could run at once.
+    pub(super) async fn until_free(&self) {
+        match self.found() {
+            Ok(found) => found.pool.until_free().await,
+            // Without a toolchain there is nothing to be free.
+            Err(_) => std::future::pending().await,
+        }
+    }
+
     /// Runs a job if its key names `ours`, this node's own fingerprint.
     pub(super) async fn run(
         &self,

@@ -11,6 +11,7 @@ mod engine;
 mod inductor;
 mod native_compiler;
 mod options;
+mod pieces;
 mod prepared;
 mod python;
 mod registry;
@@ -22,15 +23,16 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use kiln_proto::{Failure, Fingerprint};
+use kiln_proto::{Failure, FailureKind, Fingerprint};
 use tokio_util::sync::CancellationToken;
 
 use self::prepared::{Files, Job, generated};
 pub use cuda::CudaCompiler;
 pub use eager_compiler::EagerCompiler;
 pub use inductor::InductorCompiler;
+pub use kiln_native::split::{Choice, Estimates, Piecewise};
 pub use native_compiler::NativeCompiler;
-pub use prepared::Prepared;
+pub use prepared::{Planned, Prepared, Stitch, StitchPiece};
 pub use python::PythonSettings;
 pub use registry::{CompilerSettings, Compilers};
 pub use request::{CompileInput, CudaSource, Source};
@@ -58,6 +60,30 @@ pub trait Compiler: Send + Sync {
     /// exported program worth a blocking thread: milliseconds of computing.
     fn prepare(&self, input: &CompileInput, fingerprint: &Fingerprint)
     -> Result<Prepared, Failure>;
+
+    /// The same, in pieces where that is asked for, or where the graph suggests it.
+    fn plan(
+        &self,
+        input: &CompileInput,
+        fingerprint: &Fingerprint,
+        piecewise: Piecewise,
+    ) -> Result<Prepared, Failure> {
+        if piecewise == Piecewise::Always {
+            let why = format!("the {} compiler compiles nothing in pieces", self.name());
+            return Err(Failure::new(FailureKind::Incompatible, why));
+        }
+        self.prepare(input, fingerprint)
+    }
+
+    /// How many jobs could run at once from now on.
+    fn free(&self) -> usize {
+        0
+    }
+
+    /// Returns when a job could run at once.
+    async fn until_free(&self) {
+        std::future::pending().await
+    }
 
     /// Runs the job in a child process. Ends early, with the child and all that
     /// it started gone, when `stop` fires, a limit passes or the future drops.

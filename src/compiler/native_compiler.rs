@@ -7,15 +7,18 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use kiln_proto::{Component, Failure, FailureKind, Fingerprint, KeyField, component};
+use kiln_native::{
+    self as native, Lowered,
+    split::{Piecewise, Settings, strategy},
+};
+use kiln_proto::{Component, Failure, FailureKind, Fingerprint, KeyField, component, graph::Graph};
 use tokio_util::sync::CancellationToken;
 
-use kiln_native::{self as native, Lowered};
-
 use super::{
-    CompileInput, Compiler, Job, Limits, Output, Prepared, Source, Toolchain,
+    CompileInput, Compiler, Job, Limits, Output, Planned, Prepared, Source, Toolchain,
     engine::Engine,
     generated,
+    pieces::stitched,
     worker::{Compiled, Octets, Program, module_file},
 };
 
@@ -58,35 +61,53 @@ impl Compiler for NativeCompiler {
     ) -> Result<Prepared, Failure> {
         input.validate()?;
         let archive = input.source.program(self.name())?;
-        let mut lowered = native::lower(archive, &input.options, input.target)?;
-        let nvrtc = fingerprint.versions.get("nvrtc").map_or("", String::as_str);
-        lowered.nvrtc_options.extend(split(kernels(&lowered), nvrtc).map(str::to_owned));
-        let plan = serde_json::to_vec_pretty(&lowered.plan).map_err(|e| {
-            Failure::new(FailureKind::Crashed, format!("write the launch plan: {e}"))
-        })?;
-        // All that NVRTC and the caller are given.
-        let flags = lowered.nvrtc_options.iter().map(String::as_bytes);
-        let generated = generated([lowered.source.as_bytes(), &plan].into_iter().chain(flags));
-        let lowered_target = lowered.target;
-        let Lowered { graph, inputs, source, nvrtc_options, options, name: own_name, .. } = lowered;
-        // Merged: an option given with its default is no other request.
-        let options = options.into_iter().map(|(name, value)| KeyField::new(name, value));
-        let options = Component::new(component::OPTIONS, options.collect());
-        let source = Bytes::from(source);
-        let program = Program {
-            source: Octets(source.clone()),
-            headers: Default::default(),
-            options: nvrtc_options,
-            name_expressions: Vec::new(),
-            target: lowered_target,
-            memory_bytes: 0,
-            cpu_seconds: 0,
-        };
-        let extra =
-            vec![("kernels.cu".to_owned(), source), ("plan.json".to_owned(), Bytes::from(plan))];
-        let job = Job::Nvrtc { program, extra };
-        let own = [graph, inputs, options];
-        Ok(Prepared::new(input, fingerprint, own, Some(generated), own_name, job))
+        prepared(input, fingerprint, native::lower(archive, &input.options, input.target)?)
+    }
+
+    fn plan(
+        &self,
+        input: &CompileInput,
+        fingerprint: &Fingerprint,
+        piecewise: Piecewise,
+    ) -> Result<Prepared, Failure> {
+        if piecewise == Piecewise::Never {
+            let settings = Settings { piecewise, ..Settings::default() };
+            let planned = strategy(&Default::default(), &settings);
+            let planned = planned.map_err(|e| e.into_failure())?;
+            return Ok(self.prepare(input, fingerprint)?.planned((&planned).into()));
+        }
+        input.validate()?;
+        let archive = input.source.program(self.name())?;
+        native::check_target(input.target)?;
+        let options = native::merged_options(&input.options)?;
+        let (graph, name) = (native::read_graph(archive)?, native::archive_name(archive));
+        // Settings that a node had for itself would give one request two keys.
+        let settings = Settings { piecewise, ..Settings::default() };
+        let found = strategy(&graph, &settings).map_err(|e| e.into_failure())?;
+        let mut planned = Planned::from(&found);
+        if let Some(split) = &found.split {
+            let piece = |input: &CompileInput, graph: &Graph| {
+                let lowered = native::lower_parsed(graph, &input.options, input.target)?;
+                prepared(input, fingerprint, lowered)
+            };
+            let made = (name.clone(), options);
+            match stitched(input, fingerprint, &graph, split, made, piece) {
+                Ok(whole) => return Ok(whole.planned(planned)),
+                Err(why) if piecewise == Piecewise::Always => return Err(why),
+                Err(why) => planned = planned.full(&why),
+            }
+        }
+        let mut lowered = native::lower_parsed(&graph, &input.options, input.target)?;
+        lowered.name = name;
+        Ok(prepared(input, fingerprint, lowered)?.planned(planned))
+    }
+
+    fn free(&self) -> usize {
+        self.engine.free()
+    }
+
+    async fn until_free(&self) {
+        self.engine.until_free().await;
     }
 
     async fn compile(
@@ -111,6 +132,41 @@ impl Compiler for NativeCompiler {
     }
 }
 
+/// The job of compiling what a graph became, and its key.
+fn prepared(
+    input: &CompileInput,
+    fingerprint: &Fingerprint,
+    mut lowered: Lowered,
+) -> Result<Prepared, Failure> {
+    let nvrtc = fingerprint.versions.get("nvrtc").map_or("", String::as_str);
+    lowered.nvrtc_options.extend(shared_out(kernels(&lowered), nvrtc).map(str::to_owned));
+    let plan = serde_json::to_vec_pretty(&lowered.plan)
+        .map_err(|e| Failure::new(FailureKind::Crashed, format!("write the launch plan: {e}")))?;
+    // All that NVRTC and the caller are given.
+    let flags = lowered.nvrtc_options.iter().map(String::as_bytes);
+    let generated = generated([lowered.source.as_bytes(), &plan].into_iter().chain(flags));
+    let lowered_target = lowered.target;
+    let Lowered { graph, inputs, source, nvrtc_options, options, name: own_name, .. } = lowered;
+    // Merged: an option given with its default is no other request.
+    let options = options.into_iter().map(|(name, value)| KeyField::new(name, value));
+    let options = Component::new(component::OPTIONS, options.collect());
+    let source = Bytes::from(source);
+    let program = Program {
+        source: Octets(source.clone()),
+        headers: Default::default(),
+        options: nvrtc_options,
+        name_expressions: Vec::new(),
+        target: lowered_target,
+        memory_bytes: 0,
+        cpu_seconds: 0,
+    };
+    let extra =
+        vec![("kernels.cu".to_owned(), source), ("plan.json".to_owned(), Bytes::from(plan))];
+    let job = Job::Nvrtc { program, extra };
+    let own = [graph, inputs, options];
+    Ok(Prepared::new(input, fingerprint, own, Some(generated), own_name, job))
+}
+
 /// Different functions: equal kernels are one.
 fn kernels(lowered: &Lowered) -> usize {
     let names: BTreeSet<&str> =
@@ -121,7 +177,7 @@ fn kernels(lowered: &Lowered) -> usize {
 /// How NVRTC shares out the optimisation of so many kernels to threads: half the
 /// time for a model. The same number on every machine, as it is part of the key. The
 /// bytes are equal all the same, as generated modules have no variables to order.
-fn split(kernels: usize, nvrtc: &str) -> Option<&'static str> {
+fn shared_out(kernels: usize, nvrtc: &str) -> Option<&'static str> {
     // Those before 13 were not measured.
     let major = nvrtc.split('.').next().and_then(|major| major.parse::<u32>().ok());
     (kernels >= 4 && major >= Some(13)).then_some("--split-compile=8")
@@ -129,13 +185,13 @@ fn split(kernels: usize, nvrtc: &str) -> Option<&'static str> {
 
 #[cfg(test)]
 mod tests {
-    use super::split;
+    use super::shared_out;
 
     #[test]
     fn many_kernels_are_compiled_at_once_where_nvrtc_can() {
-        assert_eq!(split(22, "13.0.88"), Some("--split-compile=8"));
-        assert_eq!(split(3, "13.0.88"), None);
-        assert_eq!(split(22, "12.8.93"), None);
-        assert_eq!(split(22, ""), None);
+        assert_eq!(shared_out(22, "13.0.88"), Some("--split-compile=8"));
+        assert_eq!(shared_out(3, "13.0.88"), None);
+        assert_eq!(shared_out(22, "12.8.93"), None);
+        assert_eq!(shared_out(22, ""), None);
     }
 }

@@ -3,9 +3,12 @@
 //! Invariant: every compiler's key has the same components, and a compiler that
 //! generates code has all of it in the key: see [`generated`].
 
+use std::sync::Arc;
+
 use bytes::Bytes;
+use kiln_native::split::{Choice, Estimates, stitch::STITCHING};
 use kiln_proto::{
-    Component, Components, Failure, FailureKind, Fingerprint, Hasher, KeyField, Target,
+    ArtifactKey, Component, Components, Failure, FailureKind, Fingerprint, Hasher, KeyField, Target,
 };
 
 use super::{CompileInput, python, request::common_components, worker};
@@ -23,6 +26,8 @@ pub struct Prepared {
     pub label: String,
     /// Tenant.
     pub namespace: String,
+    /// In one compile or in pieces, and why.
+    pub planned: Arc<Planned>,
     job: Job,
 }
 
@@ -38,6 +43,8 @@ pub(super) enum Job {
     Python(python::Job),
     /// Nothing: preparing took that many seconds and gave the files.
     Done { files: Files, seconds: f64 },
+    /// Nothing either, once the pieces are there: who has them puts them together.
+    Stitch(Arc<Stitch>),
 }
 
 impl Prepared {
@@ -62,7 +69,21 @@ impl Prepared {
             target: input.target,
             label,
             namespace: input.namespace.clone(),
+            planned: Arc::default(),
             job,
+        }
+    }
+
+    /// With how it is compiled, and why so.
+    pub(super) fn planned(self, planned: Planned) -> Self {
+        Self { planned: Arc::new(planned), ..self }
+    }
+
+    /// The pieces, of what is compiled in pieces.
+    pub fn stitch(&self) -> Option<&Arc<Stitch>> {
+        match &self.job {
+            Job::Stitch(stitch) => Some(stitch),
+            _ => None,
         }
     }
 
@@ -93,6 +114,72 @@ impl Prepared {
     fn misplaced(&self) -> Failure {
         let why = format!("a job of {} went to another compiler", self.fingerprint.compiler);
         Failure::new(FailureKind::Incompatible, why)
+    }
+}
+
+/// Whether a request is compiled in one compile or in pieces, and why.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Planned {
+    /// What was chosen.
+    pub choice: Choice,
+    /// For people: what speaks for it first.
+    pub reasons: Vec<String>,
+    /// What one compile of all of it takes; `None` where nobody looked.
+    pub whole: Option<Estimates>,
+    /// Parts that run one after the other.
+    pub items: usize,
+}
+
+/// What a whole is made of.
+#[derive(Debug)]
+pub struct Stitch {
+    /// The file that says how, as the whole's artifact has it.
+    stitching: Bytes,
+    /// The different pieces, in the order of the stitching.
+    pub pieces: Vec<StitchPiece>,
+}
+
+/// A piece of a whole.
+#[derive(Debug)]
+pub struct StitchPiece {
+    /// Its own job, with its own key.
+    pub prepared: Arc<Prepared>,
+    /// How often it runs.
+    pub times: usize,
+    /// What its compile takes.
+    pub estimates: Estimates,
+}
+
+impl Default for Planned {
+    /// In one compile, which needs no reason.
+    fn default() -> Self {
+        Self { choice: Choice::Full, reasons: Vec::new(), whole: None, items: 1 }
+    }
+}
+
+impl Planned {
+    /// In one compile after all.
+    pub(super) fn full(self, why: &Failure) -> Self {
+        let reasons = vec![format!("not in pieces: {why}")];
+        Self { choice: Choice::Full, reasons, items: 1, ..self }
+    }
+}
+
+impl StitchPiece {
+    /// Of its artifact.
+    pub fn key(&self) -> ArtifactKey {
+        self.prepared.components.key()
+    }
+}
+
+impl Stitch {
+    pub(super) fn new(stitching: Bytes, pieces: Vec<StitchPiece>) -> Self {
+        Self { stitching, pieces }
+    }
+
+    /// The files of the whole.
+    pub fn files(&self) -> Vec<(String, Bytes)> {
+        vec![(STITCHING.to_owned(), self.stitching.clone())]
     }
 }
 

@@ -80,6 +80,12 @@ impl Compilers {
         }
     }
 
+    /// The compiler of this node that has this very toolchain.
+    pub fn having(&self, fingerprint: &Fingerprint) -> Option<Arc<dyn Compiler>> {
+        let named = self.all.iter().find(|compiler| compiler.name() == fingerprint.compiler);
+        named.filter(|compiler| compiler.fingerprint().as_ref() == Ok(fingerprint)).cloned()
+    }
+
     /// Returns once the first look at NVRTC is over. Torch takes seconds even on an
     /// idle machine: whoever wants that waits for its [`Compiler::settled`].
     pub async fn settled(&self) {

@@ -6,10 +6,10 @@ use std::{num::NonZero, sync::Arc, time::Duration};
 
 use kiln_proto::{Manifest, SignedManifest};
 
-use super::Origin;
+use super::{Origin, PieceReport};
 use crate::{
     cache::Blob,
-    compiler::{CompileInput, Limits},
+    compiler::{CompileInput, Limits, Piecewise},
 };
 
 /// How a request was answered.
@@ -47,6 +47,8 @@ pub struct Answer {
     pub outcome: Outcome,
     /// Where the bytes came from; `None` when they were compiled here.
     pub origin: Option<Origin>,
+    /// Of a whole that was looked at with its pieces: what became of each.
+    pub pieces: Arc<[PieceReport]>,
 }
 
 /// One target's request.
@@ -56,6 +58,10 @@ pub struct Request {
     pub input: CompileInput,
     /// `auto` or a compiler's name.
     pub backend: String,
+    /// Whether an exported program may be compiled in pieces.
+    pub piecewise: Piecewise,
+    /// Only this piece of it.
+    pub piece: Option<u32>,
     /// Compile even where it is stored, and publish nothing.
     pub disable_cache: bool,
     /// Another node sent it here: it goes no further.

@@ -9,16 +9,21 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::Instant,
+    time::Duration,
 };
 
-use kiln_cluster::{Acquired, Lease, Published};
+use bytes::Bytes;
+use kiln_cluster::Acquired;
 use kiln_proto::{ArtifactKey, Failure, FailureKind, Fingerprint};
-use tokio::{sync::watch, time::timeout_at};
+use prost::Message;
+use tokio::{
+    sync::watch,
+    time::{Instant, timeout_at},
+};
 
-use super::{Answer, Found, Manager, Outcome, Progress, Request, Stage};
+use super::{Answer, Found, Made, Manager, Outcome, Progress, Request, Stage, Whole};
 use crate::{
-    compiler::{Compiler, Output, Prepared},
+    compiler::{Compiler, Piecewise, Prepared},
     error::Error,
 };
 
@@ -51,36 +56,99 @@ impl Manager {
         let (compiler, prepared) = self.select(request).await?;
         let key = prepared.components.key();
         tell(key, &Stage::Acquiring);
+        tell(key, &Stage::Planned(prepared.clone()));
         if request.disable_cache {
-            let output = timeout_at(request.deadline, self.run(&*compiler, &prepared))
-                .await
-                .map_err(|_| Error::deadline("compiling"))??;
-            let (signed, manifest, pack) = self.sign(&prepared, output).await?;
-            return Ok(Answer { signed, manifest, pack, outcome: Outcome::Compiled, origin: None });
+            return self.compile_alone(&*compiler, &prepared, request.deadline, tell).await;
         }
-        if let Some(Found::Here(answer)) = self.stored(&key, &request.input.namespace).await? {
+        // A node that cannot compile this takes no lease that others would wait for.
+        let elsewhere = match compiler.fingerprint() {
+            Ok(ours) if ours == prepared.fingerprint => None,
+            missing => Some(missing.err()),
+        };
+        self.obtain(request, compiler, prepared, elsewhere, tell).await
+    }
+
+    /// Compiles, and neither looks anything up nor publishes it.
+    async fn compile_alone(
+        &self,
+        compiler: &dyn Compiler,
+        prepared: &Prepared,
+        deadline: Instant,
+        tell: &mut (impl FnMut(ArtifactKey, &Stage) + Send),
+    ) -> Result<Answer, Error> {
+        let key = prepared.components.key();
+        let making = async {
+            match prepared.stitch() {
+                None => self.run(compiler, prepared).await.map(Made::from),
+                Some(stitch) => {
+                    let tell = parking_lot::Mutex::new(tell);
+                    let news = |pieces| (tell.lock())(key, &Stage::Pieces(pieces));
+                    self.stitch_alone(compiler, stitch, news).await
+                }
+            }
+        };
+        let made =
+            timeout_at(deadline, making).await.map_err(|_| Error::deadline("compiling"))??;
+        let pieces = made.states.clone();
+        let (signed, manifest, pack) = self.sign(prepared, made).await?;
+        let outcome = Outcome::Compiled;
+        Ok(Answer { signed, manifest, pack, outcome, origin: None, pieces })
+    }
+
+    /// The artifact of what was prepared, from wherever it is. `elsewhere`: this node has
+    /// not the compiler, for this reason if it is known.
+    async fn obtain(
+        self: &Arc<Self>,
+        request: &Request,
+        compiler: Arc<dyn Compiler>,
+        prepared: Arc<Prepared>,
+        elsewhere: Option<Option<Failure>>,
+        tell: &mut (impl FnMut(ArtifactKey, &Stage) + Send),
+    ) -> Result<Answer, Error> {
+        let key = prepared.components.key();
+        if let Some(entry) = self.index.lookup(&key).await?
+            && let Found::Here(answer) = self.resolve_all(&entry, &prepared, Outcome::Hit).await?
+        {
             return Ok(*answer);
         }
         if let Some(failure) = self.index.failure(&key).await? {
             return Err(failure.into());
         }
-        // A node that cannot compile this takes no lease that others would wait for.
-        let elsewhere = match compiler.fingerprint() {
-            Ok(ours) if ours == prepared.fingerprint => None,
-            missing => Some(self.route(request, &*compiler, &prepared, missing.err())?),
+        let elsewhere = match elsewhere {
+            None => None,
+            Some(missing) => Some(self.route(request, &*compiler, &prepared, missing)?),
+        };
+        // For the nodes that compile pieces of it: these are in no doubt about pieces.
+        let encoded = match prepared.stitch() {
+            None => Bytes::new(),
+            Some(_) => {
+                let request = Request { piecewise: Piecewise::Always, ..request.clone() };
+                request.to_wire(compiler.name()).encode_to_vec().into()
+            }
         };
         if elsewhere.is_none() {
             self.gate.check()?;
         }
         let manager = self.clone();
         let (flight, started) = self.flights.join(key, Stage::Acquiring, |progress| async move {
-            let limit = tokio::time::Instant::now() + manager.settings.flight_limit;
+            let limit = Instant::now() + manager.longest(&prepared);
+            let told = progress.clone();
             let ended = match elsewhere {
-                None => timeout_at(limit, manager.fill(compiler, prepared, progress, limit)).await,
-                Some(route) => timeout_at(limit, manager.forward(route, progress, limit)).await,
+                None => {
+                    let filling = manager.fill(compiler, prepared, encoded, progress, limit);
+                    timeout_at(limit, filling).await
+                }
+                Some(route) => {
+                    timeout_at(limit, manager.forward(route, &prepared, progress, limit)).await
+                }
             };
             let ended = ended.unwrap_or_else(|_| Err(Error::deadline("compiling")));
-            Stage::Ended(Box::new(ended))
+            // The last news may have been seen by nobody: it goes with the end.
+            let pieces = match told.get() {
+                Stage::Pieces(pieces) => pieces,
+                _ => Arc::default(),
+            };
+            Stage::Ended(Box::new(ended), pieces)
         });
         let answer = timeout_at(request.deadline, watch_flight(key, flight, tell))
             .await
@@ -91,6 +159,13 @@ impl Manager {
         }
     }
 
+    /// What a flight may take: that of a whole as long as its pieces one after the other.
+    fn longest(&self, prepared: &Prepared) -> Duration {
+        let pieces = prepared.stitch().map_or(1, |stitch| stitch.pieces.len());
+        let more = u32::try_from(pieces.saturating_sub(1)).unwrap_or(u32::MAX);
+        self.settings.flight_limit + self.settings.limits.time.saturating_mul(more)
+    }
+
     /// The compiler that is asked, and the prepared key.
     async fn select(&self, request: &Request) -> Result<(Arc<dyn Compiler>, Arc<Prepared>), Error> {
         let compiler = self.compilers.select(&request.backend, &request.input)?;
@@ -98,13 +173,19 @@ impl Manager {
             .await
             .map_err(|_| Error::deadline("looking at the toolchain"))?;
         let fingerprint = self.fingerprint(&*compiler)?;
-        let input = request.input.clone();
-        let preparing = compiler.clone();
+        let (input, piecewise) = (request.input.clone(), request.piecewise);
+        let planning = compiler.clone();
         // Parsing an exported graph takes milliseconds: not on a runtime thread.
-        let prepared = tokio::task::spawn_blocking(move || preparing.prepare(&input, &fingerprint))
-            .await
-            .map_err(|e| Failure::new(FailureKind::Crashed, e.to_string()))??;
-        Ok((compiler, Arc::new(prepared)))
+        let planning =
+            tokio::task::spawn_blocking(move || planning.plan(&input, &fingerprint, piecewise));
+        let planned =
+            planning.await.map_err(|e| Failure::new(FailureKind::Crashed, e.to_string()))??;
+        let Some(piece) = request.piece else { return Ok((compiler, Arc::new(planned))) };
+        let pieces = planned.stitch().map_or(&[][..], |stitch| &stitch.pieces);
+        match pieces.get(piece as usize) {
+            Some(piece) => Ok((compiler, piece.prepared.clone())),
+            None => Err(Error::Invalid(format!("no piece {piece}: it has {}", pieces.len()))),
+        }
     }
 
     /// This node's fingerprint of a compiler; without a toolchain of its own,
@@ -122,8 +203,9 @@ impl Manager {
         self: Arc<Self>,
         compiler: Arc<dyn Compiler>,
         prepared: Arc<Prepared>,
+        request: Bytes,
         progress: Arc<Progress<Stage>>,
-        deadline: tokio::time::Instant,
+        deadline: Instant,
     ) -> Result<Answer, Error> {
         let key = prepared.components.key();
         // The epoch whose bytes this node cannot reach.
@@ -146,7 +228,7 @@ impl Manager {
                         true => Outcome::Coalesced,
                         false => Outcome::Hit,
                     };
-                    match self.resolve(&entry, &prepared.namespace, outcome).await? {
+                    match self.resolve_all(&entry, &prepared, outcome).await? {
                         Found::Here(answer) => return Ok(*answer),
                         Found::Retired => {}
                         Found::Unreachable(why) => {
@@ -161,82 +243,29 @@ impl Manager {
                 }
                 Acquired::Granted(lease) => {
                     progress.set(Stage::Compiling(lease.token()));
-                    match self.compile_under(&lease, &*compiler, &prepared).await {
-                        Err(Error::StaleToken) => tracing::warn!(%key, "the lease was lost: again"),
-                        ended => return ended,
+                    let making = async {
+                        let (compiler, prepared) = (&compiler, &*prepared);
+                        let Some(stitch) = prepared.stitch() else {
+                            return self.make_piece(&**compiler, prepared).await;
+                        };
+                        let request = request.clone();
+                        let whole = Whole { compiler, prepared, stitch, request, deadline };
+                        let progress = progress.clone();
+                        let tell = Box::new(move |all| progress.set(Stage::Pieces(all)));
+                        self.stitch(&whole, &lease, tell).await
+                    };
+                    match self.compile_under(&lease, &prepared, making).await {
+                        Err(why @ (Error::StaleToken | Error::NoPiece(_))) => {
+                            tracing::warn!(%key, %why, "once more");
+                        }
+                        Err(e) => return Err(e),
+                        // The caller asked for an artifact, and here it is; others do without.
+                        Ok((answer, _)) => return Ok(answer),
                     }
                 }
             }
         }
         Err(Error::Unavailable("lease or bytes were lost again and again".into()))
-    }
-
-    /// Compiles and publishes as the holder of `lease`.
-    async fn compile_under(
-        &self,
-        lease: &Lease,
-        compiler: &dyn Compiler,
-        prepared: &Prepared,
-    ) -> Result<Answer, Error> {
-        let inside = self.gate.enter()?;
-        let compiled = tokio::select! {
-            output = self.run(compiler, prepared) => output,
-            () = self.gate.turned_away() => return Err(Error::Leaving),
-            () = lease.lost() => return Err(Error::StaleToken),
-        };
-        let output = match compiled {
-            Ok(output) => output,
-            Err(Error::Failed(failure)) => {
-                // A failure of this node alone is no verdict: the dropped lease
-                // lets another node try.
-                if failure.kind.follows_from_request()
-                    && let Err(e) = self.index.fail(lease, failure.clone()).await
-                {
-                    tracing::warn!(error = %e, "a failed compile could not be recorded");
-                }
-                return Err(failure.into());
-            }
-            Err(e) => return Err(e),
-        };
-        let (signed, manifest, pack) = self.sign(prepared, output).await?;
-        let mut answer = Answer {
-            signed,
-            manifest: manifest.clone(),
-            pack: pack.clone(),
-            outcome: Outcome::Compiled,
-            origin: None,
-        };
-        match self.commit(&inside, lease, &answer.signed, &manifest, &pack).await {
-            Ok(Published::Committed(_)) => Ok(answer),
-            Ok(Published::Existing(entry)) => {
-                // The first commit won: its bytes are the key's, not ours.
-                match self.resolve(&entry, &prepared.namespace, Outcome::Coalesced).await? {
-                    Found::Here(theirs) => Ok(*theirs),
-                    Found::Retired | Found::Unreachable(_) | Found::Incomplete(_) => Ok(answer),
-                }
-            }
-            Err(why @ (Error::Unavailable(_) | Error::NotStored(_) | Error::Leaving)) => {
-                // The caller asked for an artifact, and here it is; others do without.
-                self.counters.unpublished();
-                tracing::warn!(key = %manifest.key, %why, "compiled, but not published");
-                answer.outcome = Outcome::Compiled;
-                Ok(answer)
-            }
-            Err(e) => Err(e),
-        }
-    }
-
-    async fn run(&self, compiler: &dyn Compiler, prepared: &Prepared) -> Result<Output, Error> {
-        let started = Instant::now();
-        let output =
-            compiler.compile(prepared, &self.settings.limits, self.stop.child_token()).await;
-        let seconds = output.as_ref().ok().map(|_| started.elapsed().as_secs_f64());
-        self.counters.ran(compiler.name(), seconds);
-        if output.is_err() && self.stop.is_cancelled() {
-            // No verdict on the request: whoever asked may ask another node.
-            return Err(Error::Unavailable("this node stops".into()));
-        }
-        Ok(output?)
     }
 }
 
@@ -249,10 +278,15 @@ async fn watch_flight(
     loop {
         let stage = flight.borrow_and_update().clone();
         match stage {
-            Stage::Ended(result) => return *result,
+            Stage::Ended(result, pieces) => {
+                if !pieces.is_empty() {
+                    tell(key, &Stage::Pieces(pieces));
+                }
+                return *result;
+            }
             stage => tell(key, &stage),
         }
-        if flight.changed().await.is_err() && !matches!(*flight.borrow(), Stage::Ended(_)) {
+        if flight.changed().await.is_err() && !matches!(*flight.borrow(), Stage::Ended(..)) {
             let why = "the flight ended without a result";
             return Err(Failure::new(FailureKind::Crashed, why).into());
         }

@@ -24,6 +24,8 @@ pub struct Counters {
     unreachable: AtomicU64,
     unpublished: AtomicU64,
     forwarded: AtomicU64,
+    pieces_taken: AtomicU64,
+    piece_lists_refused: AtomicU64,
     retired_manifests: AtomicU64,
 }
 
@@ -111,6 +113,18 @@ impl Counters {
         metrics::counter!("kiln_forwarded_compiles_total").increment(1);
     }
 
+    /// This node began with a piece that another one wants.
+    pub fn took_piece(&self) {
+        add(&self.pieces_taken);
+        metrics::counter!("kiln_pieces_taken_total").increment(1);
+    }
+
+    /// Pieces that another node wants do not have the keys that it says.
+    pub fn refused_pieces(&self) {
+        add(&self.piece_lists_refused);
+        metrics::counter!("kiln_piece_lists_refused_total").increment(1);
+    }
+
     /// A manifest in the index failed its checks.
     pub fn bad_manifest(&self) {
         add(&self.retired_manifests);
@@ -136,6 +150,8 @@ impl CounterSource for Counters {
             ("unreachable_packs", read(&self.unreachable)),
             ("unpublished_compiles", read(&self.unpublished)),
             ("forwarded_compiles", read(&self.forwarded)),
+            ("pieces_taken", read(&self.pieces_taken)),
+            ("piece_lists_refused", read(&self.piece_lists_refused)),
             ("bad_manifests", read(&self.retired_manifests)),
         ]
     }

@@ -20,6 +20,8 @@ mod compile;
 mod counters;
 mod fetch;
 mod hand_over;
+mod pieces;
+mod produce;
 mod publish;
 mod report;
 mod restore;
@@ -27,6 +29,7 @@ mod route;
 mod single_flight;
 mod stage;
 mod stored;
+mod wire;
 
 use std::sync::Arc;
 
@@ -34,11 +37,13 @@ use kiln_cluster::Index;
 use kiln_proto::{ArtifactKey, Manifest, NodeIdentity};
 use tokio_util::sync::CancellationToken;
 
+use self::pieces::{Made, OwnLists, Whole};
 pub use self::{
     answer::{Answer, Copies, Outcome, Request, Settings},
     counters::Counters,
     fetch::{Fetched, Fetcher, Origin},
     hand_over::OnlyHere,
+    pieces::{PieceReport, PieceStage, Puller},
     report::Reporter,
     single_flight::{Progress, SingleFlight},
     stage::Stage,
@@ -82,6 +87,7 @@ pub struct Manager {
     compilers: Compilers,
     gate: Gate,
     flights: SingleFlight<ArtifactKey, Stage>,
+    own: OwnLists,
     reporter: Reporter,
     counters: Arc<Counters>,
     verified: quick_cache::sync::Cache<(ArtifactKey, u64), Verified, Size>,
@@ -129,6 +135,7 @@ impl Manager {
             compilers,
             gate,
             flights,
+            own: OwnLists::default(),
             reporter,
             counters,
             verified,

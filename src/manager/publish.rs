@@ -15,11 +15,11 @@ use kiln_cluster::{Entry, IndexEvent, Lease, NodeInfo, Published, Put, PutMode, 
 use kiln_proto::{Digest, Manifest, NodeId, SignedManifest};
 use tokio::time::{sleep_until, timeout};
 
-use super::{Copies, Manager, hints};
+use super::{Copies, Made, Manager, hints};
 use crate::{
     artifact::{self, Packing},
     cache::{Blob, BlobWriter, Guard, Inserted, Kept, TierError},
-    compiler::{Output, Prepared},
+    compiler::Prepared,
     error::Error,
     gate::Inside,
     transfer::PeerAddress,
@@ -221,8 +221,9 @@ impl Manager {
     pub(super) async fn sign(
         &self,
         prepared: &Prepared,
-        output: Output,
+        made: Made,
     ) -> Result<(Arc<SignedManifest>, Arc<Manifest>, Blob), Error> {
+        let Made { output, pieces, .. } = made;
         let packing = Packing::new(output.files).map_err(|e| Error::Storage(e.to_string()))?;
         let writer = BlobWriter::within(self.tiers.budget(), packing.size()).await?;
         let packed = match packing.size() < HASHED_AT_ONCE {
@@ -246,7 +247,7 @@ impl Manager {
             compile_seconds: output.compile_seconds,
             created_unix_ms: now_unix_ms(),
             label: prepared.label.clone(),
-            pieces: Vec::new(),
+            pieces,
         };
         let signed = self.identity.sign(manifest)?;
         let manifest = signed.read_unverified()?;

@@ -4,10 +4,11 @@
 //! another; what comes back is fetched through the index and checked like any
 //! other artifact; and a failure keeps its kind and so its code.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use kiln_proto::{
-    ArtifactKey, Failure, FailureKind, MAX_MESSAGE_BYTES, NodeId, SignedManifest, Token, pb,
+    ArtifactKey, Failure, FailureKind, MAX_MESSAGE_BYTES, MAX_PIECES, NodeId, SignedManifest,
+    Token, pb,
     pb::{compile_event::Event, kiln_client::KilnClient},
 };
 use tokio::time::Instant;
@@ -16,9 +17,9 @@ use tonic::{
     transport::{Channel, Endpoint},
 };
 
-use super::{Answer, Found, Manager, Outcome, Progress, Request, Stage};
+use super::{Answer, Found, Manager, Outcome, PieceReport, Progress, Request, Stage};
 use crate::{
-    compiler::{Compiler, Prepared, Source},
+    compiler::{Compiler, Prepared},
     error::{Error, KIND},
 };
 
@@ -30,7 +31,6 @@ const KEEP_ALIVE: Duration = Duration::from_secs(5);
 /// Where a request can be compiled, and what is sent there.
 pub(super) struct Route {
     key: ArtifactKey,
-    namespace: String,
     nodes: Vec<(NodeId, String)>,
     request: pb::CompileRequest,
 }
@@ -74,18 +74,14 @@ impl Manager {
         // Every node that asks for one key asks the same one first; keys are spread.
         let first = usize::from(key.as_bytes()[0]) % nodes.len();
         nodes.rotate_left(first);
-        Ok(Route {
-            key,
-            namespace: prepared.namespace.clone(),
-            nodes,
-            request: wire(request, compiler.name()),
-        })
+        Ok(Route { key, nodes, request: request.to_wire(compiler.name()) })
     }
 
     /// Lets another node compile, and brings what it published.
     pub(super) async fn forward(
         self: Arc<Self>,
         route: Route,
+        prepared: &Prepared,
         progress: Arc<Progress<Stage>>,
         deadline: Instant,
     ) -> Result<Answer, Error> {
@@ -97,7 +93,7 @@ impl Manager {
             let left = deadline.saturating_duration_since(Instant::now());
             request.deadline_ms = u64::try_from(left.as_millis()).unwrap_or(u64::MAX).max(1);
             match ask(address, request, &route.key, &progress).await {
-                Ok(outcome) => return self.collect(&route, outcome).await,
+                Ok(told) => return self.collect(&route, prepared, told).await,
                 Err(status) => {
                     let (error, elsewhere) = understood(*node, &status);
                     if !elsewhere {
@@ -112,18 +108,24 @@ impl Manager {
     }
 
     /// The artifact that another node has just published.
-    async fn collect(&self, route: &Route, outcome: Outcome) -> Result<Answer, Error> {
+    async fn collect(
+        &self,
+        route: &Route,
+        prepared: &Prepared,
+        (outcome, pieces): (Outcome, Arc<[PieceReport]>),
+    ) -> Result<Answer, Error> {
         let entry = match self.index.lookup(&route.key).await? {
             Some(entry) => Some(entry),
             // This replica is a moment behind.
             None => self.index.lookup_linearizable(&route.key).await?,
         };
         let found = match entry {
-            Some(entry) => self.resolve(&entry, &route.namespace, outcome).await?,
+            Some(entry) => self.resolve_all(&entry, prepared, outcome).await?,
             None => Found::Retired,
         };
         match found {
-            Found::Here(answer) => Ok(*answer),
+            // What it cost is what the other node told.
+            Found::Here(answer) => Ok(Answer { pieces, ..*answer }),
             Found::Unreachable(why) => Err(Error::Unreachable(why)),
             Found::Incomplete(piece) => Err(Error::MissingPiece(piece)),
             Found::Retired => {
@@ -139,7 +141,7 @@ async fn ask(
     request: pb::CompileRequest,
     key: &ArtifactKey,
     progress: &Progress<Stage>,
-) -> Result<Outcome, Status> {
+) -> Result<(Outcome, Arc<[PieceReport]>), Status> {
     let unreachable = |e: tonic::transport::Error| Status::unavailable(format!("{address}: {e}"));
     let channel: Channel = Endpoint::from_shared(format!("http://{address}"))
         .map_err(unreachable)?
@@ -154,27 +156,33 @@ async fn ask(
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
         .max_encoding_message_size(MAX_MESSAGE_BYTES);
     let mut events = client.compile(request).await?.into_inner();
+    let mut pieces = BTreeMap::new();
     while let Some(event) = events.message().await? {
         match event.event {
             Some(Event::Waiting(_)) => progress.set(Stage::Waiting),
             Some(Event::Compiling(stage)) => progress.set(Stage::Compiling(Token(stage.token))),
+            Some(Event::Piece(pb::PieceNews { piece: Some(piece), .. })) => {
+                let piece = PieceReport::read(&piece).map_err(Status::from)?;
+                // A whole has so many at most, whatever a node says.
+                if piece.index < MAX_PIECES {
+                    pieces.insert(piece.index, piece);
+                    progress.set(Stage::Pieces(pieces.values().cloned().collect()));
+                }
+            }
             Some(Event::Done(done)) => return ended(&done, key),
-            Some(Event::Started(_)) | None => {}
+            Some(Event::Started(_) | Event::Planned(_) | Event::Piece(_)) | None => {}
         }
     }
     Err(Status::unavailable("the node ended its answer early"))
 }
 
-fn ended(done: &pb::Done, key: &ArtifactKey) -> Result<Outcome, Status> {
-    let outcome = match done.outcome() {
-        pb::Outcome::Compiled => Outcome::Compiled,
-        pb::Outcome::Coalesced => Outcome::Coalesced,
-        pb::Outcome::Hit | pb::Outcome::Unspecified => Outcome::Hit,
-    };
+fn ended(done: &pb::Done, key: &ArtifactKey) -> Result<(Outcome, Arc<[PieceReport]>), Status> {
+    let pieces = done.pieces.iter().map(PieceReport::read).collect::<Result<_, _>>();
+    let pieces = pieces.map_err(Status::from)?;
     let signed = done.manifest.clone().map(SignedManifest::from);
     let theirs = signed.and_then(|signed| signed.read_unverified().ok()).map(|m| m.key);
     match theirs == Some(*key) {
-        true => Ok(outcome),
+        true => Ok((done.outcome().into(), pieces)),
         // Its toolchain is no longer the one that the cluster knows it by.
         false => Err(Status::unavailable("that node gives the request another key")),
     }
@@ -198,39 +206,6 @@ fn understood(node: NodeId, status: &Status) -> (Error, bool) {
     match status.code() {
         Code::InvalidArgument => (Error::Invalid(why), false),
         _ => (Error::Unavailable(why), true),
-    }
-}
-
-/// The request as it came, marked.
-fn wire(request: &Request, backend: &str) -> pb::CompileRequest {
-    let input = &request.input;
-    let source = match &input.source {
-        Source::Cuda(cuda) => pb::compile_request::Source::Cuda(pb::CudaSource {
-            name: cuda.name.clone(),
-            source: cuda.source.clone(),
-            headers: cuda.headers.clone().into_iter().collect(),
-            options: cuda.options.clone(),
-            name_expressions: cuda.name_expressions.clone(),
-        }),
-        Source::Program { name, archive } => {
-            pb::compile_request::Source::Program(pb::ExportedProgram {
-                name: name.clone(),
-                archive: archive.clone(),
-            })
-        }
-    };
-    let options = input.options.iter();
-    pb::CompileRequest {
-        source: Some(source),
-        targets: vec![input.target.into()],
-        backend: backend.to_owned(),
-        options: options
-            .map(|(name, value)| pb::Field { name: name.clone(), value: value.clone() })
-            .collect(),
-        namespace: input.namespace.clone(),
-        disable_cache: false,
-        deadline_ms: 0,
-        forwarded: true,
     }
 }
 

@@ -21,6 +21,14 @@ impl<S> Progress<S> {
     pub fn set(&self, state: S) {
         self.0.send_replace(state);
     }
+
+    /// What callers see now.
+    pub fn get(&self) -> S
+    where
+        S: Clone,
+    {
+        self.0.borrow().clone()
+    }
 }
 
 impl<K, S> Default for SingleFlight<K, S> {

@@ -2,10 +2,12 @@
 //!
 //! Invariant: [`Stage::Ended`] is the last one.
 
+use std::sync::Arc;
+
 use kiln_proto::Token;
 
-use super::Answer;
-use crate::error::Error;
+use super::{Answer, PieceReport};
+use crate::{compiler::Prepared, error::Error};
 
 /// How far the flight of a key is.
 #[derive(Debug, Clone)]
@@ -16,6 +18,10 @@ pub enum Stage {
     Waiting,
     /// This node compiles under the token.
     Compiling(Token),
-    /// Over.
-    Ended(Box<Result<Answer, Error>>),
+    /// How it is compiled is known; told once, to each caller.
+    Planned(Arc<Prepared>),
+    /// How far its pieces are, all of them.
+    Pieces(Arc<[PieceReport]>),
+    /// Over, with how far the pieces were.
+    Ended(Box<Result<Answer, Error>>, Arc<[PieceReport]>),
 }

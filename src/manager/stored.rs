@@ -101,7 +101,9 @@ impl Manager {
                 self.reporter.hit(entry.key);
                 let signed = entry.manifest.clone();
                 let origin = Some(origin);
-                Ok(Found::Here(Box::new(Answer { signed, manifest, pack, outcome, origin })))
+                let pieces = Arc::default();
+                let here = Answer { signed, manifest, pack, outcome, origin, pieces };
+                Ok(Found::Here(Box::new(here)))
             }
             Fetched::Unreachable(why) => {
                 self.counters.unreachable();
@@ -126,6 +128,7 @@ impl Manager {
         }
     }
 
+    /// The manifest of an entry, whose signature holds.
     pub(super) fn verify(&self, entry: &Entry) -> Result<Arc<Manifest>, Error> {
         let id = (entry.key, entry.epoch);
         if let Some(known) = self.verified.get(&id) {

@@ -92,13 +92,31 @@ pub fn lower(
     target: Target,
 ) -> Result<Lowered, Failure> {
     let options = Options::read(options)?;
+    check_target(target)?;
+    let graph = parse::parse(archive)?;
+    let name = archive::name(archive);
+    lower_graph(&graph, name, options, target)
+}
+
+/// The name of a torch.export archive, to show.
+pub fn archive_name(archive: &[u8]) -> String {
+    archive::name(archive)
+}
+
+/// Refuses what this compiler makes nothing for.
+pub fn check_target(target: Target) -> Result<(), Failure> {
     if target.kind != BinaryKind::Cubin {
         let why = format!("`native` compiles machine code: ask for sm_{}", target.compute);
         return Err(Failure::new(FailureKind::Incompatible, why));
     }
-    let graph = parse::parse(archive)?;
-    let name = archive::name(archive);
-    lower_graph(&graph, name, options, target)
+    Ok(())
+}
+
+/// All options by name, the defaults of those not given among them.
+pub fn merged_options(
+    given: &BTreeMap<String, String>,
+) -> Result<Vec<(&'static str, &'static str)>, Failure> {
+    Ok(Options::read(given)?.merged())
 }
 
 /// Compiles a graph that was read or made before.

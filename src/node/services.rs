@@ -17,7 +17,7 @@ use super::{
 use crate::{
     cache::{Arrivals, Tiers},
     config::Config,
-    manager::{self, Fetcher, Manager, Reporter},
+    manager::{self, Fetcher, Manager, Puller, Reporter},
     net, resp,
     service::{self, Readiness, api},
     transfer::{self, ClientSettings, PeerClient, Provider, ServerSettings, SocketFile},
@@ -93,6 +93,7 @@ impl Services {
         let resp_counters = shared.serve_resp(resp, tasks)?;
         shared.keep_object_store(tasks);
         shared.follow(node, facts.clone(), tasks);
+        shared.take_pieces(tasks);
         shared.warm_up(tasks);
 
         let Shared { cluster, index, tiers, manager, arrivals, sockets, .. } = shared;
@@ -238,6 +239,11 @@ impl Shared<'_> {
         tasks.spawn(follow::tiers(self.tiers.clone(), self.reporter.clone(), stop.clone()));
         let (cluster, manager) = (self.cluster.clone(), self.manager.clone());
         tasks.spawn(follow::facts(cluster, node, own, manager, stop));
+    }
+
+    /// What wholes anywhere in the cluster wait for.
+    fn take_pieces(&self, tasks: &mut Tasks) {
+        tasks.spawn(Puller::new(self.manager.clone()).run(tasks.stop.clone()));
     }
 
     fn warm_up(&self, tasks: &mut Tasks) {

@@ -64,7 +64,8 @@ impl Running {
     async fn publish(&self, manifest: &Manifest, pack: &[u8]) {
         let lease = self.lease(&manifest.key).await;
         let pack = Blob::copy_of(pack).unwrap();
-        let saved = self.node.manager.save(&lease, manifest.clone(), pack).await.unwrap();
+        let inside = self.node.manager.gate().enter().unwrap();
+        let saved = self.node.manager.save(&inside, &lease, manifest.clone(), pack).await.unwrap();
         assert!(saved.0, "committed");
     }
 
@@ -111,7 +112,8 @@ impl Running {
                 value::manifest(NAMESPACE, name.as_bytes(), digest, bytes.len() as u64, 0.0);
             let turn = self.index().turn(&manifest.key, PutMode::Replace).unwrap();
             let pack = Blob::copy_of(&bytes).unwrap();
-            self.node.manager.put(turn, manifest, &pack, PutMode::Replace).await.unwrap();
+            let inside = self.node.manager.gate().enter().unwrap();
+            self.node.manager.put(&inside, turn, manifest, &pack, PutMode::Replace).await.unwrap();
         }
     }
 

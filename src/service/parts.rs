@@ -7,6 +7,7 @@ use std::{sync::Arc, time::Duration};
 
 use kiln_cluster::{Cluster, Index};
 use kiln_proto::pb;
+use tokio::time::Instant;
 
 use super::{departure::Departure, wire};
 use crate::{
@@ -48,7 +49,8 @@ impl Parts {
         if wire.namespace.is_empty() {
             wire.namespace.clone_from(&self.default_namespace);
         }
-        wire::requests(wire, self.default_deadline)
+        let bound = wire::bound(wire.deadline_ms, self.default_deadline);
+        Request::read(wire, Instant::now() + bound)
     }
 
     /// The namespace that a caller names, or the configured one.

@@ -1,78 +1,17 @@
-//! Requests and answers of the API, from and to the wire.
+//! Answers of the API, to the wire.
 //!
-//! Invariant: a request that is too large, empty or contradictory is refused
-//! here, with the field named, before anything is done for it.
+//! Invariant: a caller's bound is kept within what any call may take.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::time::Duration;
 
 use bytes::Bytes;
 use kiln_cluster::{Cluster, Entry, Role};
-use kiln_proto::{ArtifactKey, NAMESPACE_RULE, convert, is_namespace, pb};
+use kiln_proto::{ArtifactKey, pb};
 
-use crate::{
-    compiler::{CompileInput, CudaSource, Source},
-    error::Error,
-    manager::{Answer, Outcome, Request},
-};
+use crate::{compiler::Prepared, manager::Answer};
 
-/// Most targets in one call.
-const MOST_TARGETS: usize = 32;
 /// Longest bound that a caller may ask for.
 const LONGEST_DEADLINE: Duration = Duration::from_secs(3600);
-
-/// One request per target, in request order.
-pub(super) fn requests(
-    wire: pb::CompileRequest,
-    default_deadline: Duration,
-) -> Result<Vec<Request>, Error> {
-    let invalid = |field, why: &str| Error::from(convert::InvalidField::new(field, why));
-    if wire.targets.is_empty() || wire.targets.len() > MOST_TARGETS {
-        return Err(invalid("targets", "give 1 to 32 targets"));
-    }
-    let source = match wire.source.ok_or_else(|| invalid("source", "missing"))? {
-        pb::compile_request::Source::Cuda(cuda) => Source::Cuda(CudaSource {
-            name: cuda.name,
-            source: cuda.source,
-            headers: cuda.headers.into_iter().collect(),
-            options: cuda.options,
-            name_expressions: cuda.name_expressions,
-        }),
-        pb::compile_request::Source::Program(program) => {
-            Source::Program { name: program.name, archive: program.archive }
-        }
-    };
-    let mut options = BTreeMap::new();
-    for option in wire.options {
-        if options.insert(option.name, option.value).is_some() {
-            return Err(invalid("options", "an option is given twice"));
-        }
-    }
-    if !is_namespace(&wire.namespace) {
-        return Err(invalid("namespace", NAMESPACE_RULE));
-    }
-    let backend = match wire.backend.as_str() {
-        "" => "auto".to_owned(),
-        named => named.to_owned(),
-    };
-    let deadline = tokio::time::Instant::now() + bound(wire.deadline_ms, default_deadline);
-    wire.targets
-        .iter()
-        .map(|target| {
-            Ok(Request {
-                input: CompileInput {
-                    source: source.clone(),
-                    target: convert::target(target)?,
-                    options: options.clone(),
-                    namespace: wire.namespace.clone(),
-                },
-                backend: backend.clone(),
-                disable_cache: wire.disable_cache,
-                forwarded: wire.forwarded,
-                deadline,
-            })
-        })
-        .collect()
-}
 
 /// A caller's bound in milliseconds; 0 means `default`.
 pub(super) fn bound(deadline_ms: u64, default: Duration) -> Duration {
@@ -83,19 +22,26 @@ pub(super) fn bound(deadline_ms: u64, default: Duration) -> Duration {
 }
 
 /// The end of one target's compile.
-pub(super) fn done(answer: &Answer, node: u64, elapsed: Duration) -> pb::Done {
-    let outcome = match answer.outcome {
-        Outcome::Hit => pb::Outcome::Hit,
-        Outcome::Compiled => pb::Outcome::Compiled,
-        Outcome::Coalesced => pb::Outcome::Coalesced,
-    };
+pub(super) fn done(
+    answer: &Answer,
+    prepared: Option<&Prepared>,
+    node: u64,
+    elapsed: Duration,
+) -> pb::Done {
     pb::Done {
+        strategy: prepared.map(strategy),
+        pieces: answer.pieces.iter().map(Into::into).collect(),
         manifest: Some((&*answer.signed).into()),
-        outcome: outcome.into(),
+        outcome: pb::Outcome::from(answer.outcome).into(),
         tier: answer.origin.unwrap_or_default().into(),
         node,
         elapsed_seconds: elapsed.as_secs_f64(),
     }
+}
+
+/// How something is compiled.
+pub(super) fn strategy(prepared: &Prepared) -> pb::Strategy {
+    prepared.planned.to_wire(prepared.stitch().map_or(1, |stitch| stitch.pieces.len()))
 }
 
 /// A key.

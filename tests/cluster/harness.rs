@@ -48,6 +48,9 @@ pub(crate) struct Compiled {
     pub(crate) outcome: pb::Outcome,
     pub(crate) tier: pb::Tier,
     pub(crate) manifest: SignedManifest,
+    /// Of what is in pieces.
+    pub(crate) pieces: Vec<pb::Piece>,
+    pub(crate) strategy: pb::Strategy,
 }
 
 impl TestCluster {
@@ -337,7 +340,8 @@ impl TestNode {
                 let manifest = SignedManifest::from(done.manifest.clone().unwrap());
                 let key = manifest.read_unverified().unwrap().key;
                 let (outcome, tier) = (done.outcome(), done.tier());
-                return Ok(Compiled { key, outcome, tier, manifest });
+                let (pieces, strategy) = (done.pieces, done.strategy.unwrap_or_default());
+                return Ok(Compiled { key, outcome, tier, manifest, pieces, strategy });
             }
             watch(&event);
         }

@@ -22,6 +22,7 @@ mod membership;
 mod nodes;
 mod objects;
 mod order;
+mod pieces;
 mod pins;
 mod publish;
 mod redis;

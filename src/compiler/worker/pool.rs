@@ -77,6 +77,19 @@ impl<T: Dialect> Pool<T> {
         }
     }
 
+    /// Jobs that could run at once from now on.
+    pub(crate) fn free(&self) -> usize {
+        self.slots.available_permits().saturating_sub(self.waiting.load(Ordering::Relaxed))
+    }
+
+    /// Returns when a job could run at once: after those that wait already.
+    pub(crate) async fn until_free(&self) {
+        // An error: the pool is closed, and never free again.
+        if self.slots.acquire().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+
     /// Asks a worker of its own what it is.
     pub(crate) async fn probe(dialect: &T) -> Result<T::Ready, Failure> {
         let (worker, ready) = start(dialect).await?;

@@ -235,6 +235,16 @@ impl Fetcher {
         sources
     }
 
+    /// Fills `writer` with bytes that one node has; they are kept nowhere.
+    pub async fn fetch_into(
+        &self,
+        from: PeerAddress<'_>,
+        digest: &Digest,
+        writer: &mut BlobWriter,
+    ) -> Result<(), TransferError> {
+        self.peers.fetch_into(from, digest, writer).await
+    }
+
     /// Makes `to` fetch and keep `pack` of `size` bytes, which this node has.
     pub async fn keep_at(
         &self,

@@ -1,0 +1,88 @@
+//! A program in pieces: each a job of its own, and what puts them together.
+//!
+//! Invariant: the key of a whole follows from the graph, the options, the toolchain
+//! and its pieces' keys; never from who compiles the pieces, or what that took.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use kiln_native::split::{
+    Split, Strategy,
+    stitch::{Stitching, stitch},
+};
+use kiln_proto::{
+    ArtifactKey, Component, Failure, FailureKind, Fingerprint, KeyField, MAX_PIECES, component,
+    graph::Graph,
+};
+
+use super::{CompileInput, Job, Planned, Prepared, Stitch, StitchPiece, generated};
+
+impl From<&Strategy> for Planned {
+    fn from(strategy: &Strategy) -> Self {
+        let Strategy { choice, reasons, whole, split } = strategy;
+        Self {
+            choice: *choice,
+            reasons: reasons.iter().map(ToString::to_string).collect(),
+            whole: *whole,
+            items: split.as_ref().map_or(1, |split| split.items.len()),
+        }
+    }
+}
+
+/// A whole of the pieces in `split`, each of which `prepare` prepares. `options` are
+/// the merged ones of the compiler.
+pub(super) fn stitched(
+    input: &CompileInput,
+    fingerprint: &Fingerprint,
+    graph: &Graph,
+    split: &Split,
+    (name, options): (String, Vec<(&'static str, &'static str)>),
+    prepare: impl Fn(&CompileInput, &Graph) -> Result<Prepared, Failure>,
+) -> Result<Prepared, Failure> {
+    let count = split.pieces.len();
+    if count > MAX_PIECES {
+        let why = format!("{count} different pieces, at most {MAX_PIECES}");
+        return Err(Failure::new(FailureKind::Incompatible, why));
+    }
+    let stitching = stitch(graph, split).map_err(|e| e.into_failure())?.to_bytes();
+    // What nobody could read is not made.
+    Stitching::read(&stitching)
+        .map_err(|e| Failure::new(FailureKind::Crashed, format!("the stitching is wrong: {e}")))?;
+    let label = match input.source.label() {
+        "" => name.as_str(),
+        given => given,
+    };
+    let mut pieces = Vec::with_capacity(count);
+    for (position, piece) in split.pieces.iter().enumerate() {
+        let about = |failure: Failure| {
+            Failure::new(failure.kind, format!("piece {position}: {}", failure.message))
+        };
+        let mut prepared = prepare(input, split.graph(piece)).map_err(about)?;
+        prepared.label = piece_label(label, position);
+        pieces.push(StitchPiece {
+            prepared: Arc::new(prepared),
+            times: piece.items.len(),
+            estimates: split.items[piece.items[0]].estimates,
+        });
+    }
+    let keys: Vec<ArtifactKey> = pieces.iter().map(StitchPiece::key).collect();
+    if keys.iter().collect::<BTreeSet<_>>().len() < keys.len() {
+        let why = "two different pieces have one key";
+        return Err(Failure::new(FailureKind::Crashed, why));
+    }
+    let keys = keys.iter().map(|key| key.as_bytes().as_slice());
+    let generated = generated(std::iter::once(&stitching[..]).chain(keys));
+    let (graph, inputs) = kiln_native::components(graph);
+    let options = options.into_iter().map(|(name, value)| KeyField::new(name, value));
+    // Else nothing that people read would tell it from the same graph in one compile.
+    let options = options.chain([KeyField::new("piecewise", "on")]);
+    let own = [graph, inputs, Component::new(component::OPTIONS, options.collect())];
+    let job = Job::Stitch(Arc::new(Stitch::new(stitching.into(), pieces)));
+    Ok(Prepared::new(input, fingerprint, own, Some(generated), name, job))
+}
+
+/// `model.pt2 [3]`, within the bounds of a name.
+fn piece_label(whole: &str, position: usize) -> String {
+    const MOST: usize = 240;
+    let end = (0..=whole.len().min(MOST)).rev().find(|at| whole.is_char_boundary(*at));
+    format!("{} [{position}]", &whole[..end.unwrap_or(0)])
+}

@@ -1,0 +1,106 @@
+//! A stored whole, with its pieces.
+//!
+//! Invariant: a whole is a hit only when each of its pieces is stored by the pack that
+//! it was put together of, and its bytes are here.
+
+use futures::{StreamExt, TryStreamExt, stream};
+use kiln_cluster::Entry;
+use kiln_proto::PieceRef;
+
+use super::{PieceReport, PieceStage};
+use crate::{
+    compiler::{Prepared, StitchPiece},
+    error::Error,
+    manager::{Found, Manager, Outcome},
+};
+
+/// Pieces that are fetched at once.
+const AT_ONCE: usize = 8;
+
+impl Manager {
+    /// The artifact behind an entry of `prepared`, and of a whole its pieces, which
+    /// whoever runs it needs next.
+    pub(in crate::manager) async fn resolve_all(
+        &self,
+        entry: &Entry,
+        prepared: &Prepared,
+        outcome: Outcome,
+    ) -> Result<Found, Error> {
+        let found = self.resolve(entry, &prepared.namespace, outcome).await?;
+        let Some(stitch) = prepared.stitch() else { return Ok(found) };
+        let Found::Here(mut answer) = found else { return Ok(found) };
+        let of = answer.manifest.pieces.iter().zip(&stitch.pieces).enumerate();
+        let pieces = of.map(|(index, (made_of, piece))| {
+            self.stored_piece(index, piece, *made_of, &prepared.namespace)
+        });
+        let pieces = stream::iter(pieces.collect::<Vec<_>>()).buffered(AT_ONCE);
+        match pieces.try_collect::<Vec<PieceReport>>().await {
+            Ok(pieces) if pieces.len() == stitch.pieces.len() => {
+                answer.pieces = pieces.into();
+                Ok(Found::Here(answer))
+            }
+            Ok(_) => Ok(Found::Unreachable("it names other pieces than it has".into())),
+            Err(Missing::Piece(why)) => {
+                self.counters.unreachable();
+                Ok(Found::Unreachable(why))
+            }
+            Err(Missing::Error(e)) => Err(e),
+        }
+    }
+
+    /// One piece of a stored whole.
+    async fn stored_piece(
+        &self,
+        index: usize,
+        piece: &StitchPiece,
+        made_of: PieceRef,
+        namespace: &str,
+    ) -> Result<PieceReport, Missing> {
+        let key = piece.key();
+        let missing = |why: &str| Missing::Piece(format!("piece {index} ({key}) {why}"));
+        if made_of.key != key {
+            return Err(missing("is not the one that it names"));
+        }
+        let is_it = |entry: &Entry| entry.pack == made_of.pack;
+        let entry = match self.index.lookup(&key).await.map_err(Error::from)?.filter(is_it) {
+            Some(entry) => Some(entry),
+            // The whole may be known from the leader, to a replica that is behind.
+            None => self.index.lookup_linearizable(&key).await.map_err(Error::from)?,
+        };
+        let found = match &entry {
+            Some(entry) => Some(self.resolve(entry, namespace, Outcome::Hit).await?),
+            None => None,
+        };
+        match found {
+            Some(Found::Here(found)) if found.manifest.pack_digest == made_of.pack => {
+                Ok(state(index, piece, found.manifest.producer, found.manifest.compile_seconds))
+            }
+            Some(Found::Here(_)) => Err(missing("was compiled anew since")),
+            Some(Found::Unreachable(why)) => Err(missing(&why)),
+            Some(Found::Incomplete(_)) => Err(missing("has pieces itself")),
+            Some(Found::Retired) | None => Err(missing("is gone")),
+        }
+    }
+}
+
+fn state(index: usize, piece: &StitchPiece, node: u64, compile_seconds: f64) -> PieceReport {
+    PieceReport {
+        index,
+        key: piece.key(),
+        times: piece.times,
+        estimates: piece.estimates,
+        stage: PieceStage::Done { outcome: Outcome::Hit, node, compile_seconds },
+    }
+}
+
+/// Why a stored whole is no hit.
+enum Missing {
+    Piece(String),
+    Error(Error),
+}
+
+impl From<Error> for Missing {
+    fn from(e: Error) -> Self {
+        Self::Error(e)
+    }
+}

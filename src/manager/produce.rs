@@ -1,0 +1,92 @@
+//! What the holder of a lease does: make the artifact, and publish it.
+//!
+//! Invariant: nothing is published once the lease is known to be lost; a failure that
+//! follows from the request ends the lease with that verdict, any other one leaves the key
+//! to the next node.
+
+use std::time::Instant;
+
+use kiln_cluster::{Lease, Published};
+
+use super::{Answer, Found, Made, Manager, Outcome};
+use crate::{
+    compiler::{Compiler, Output, Prepared},
+    error::Error,
+};
+
+impl Manager {
+    /// Publishes what `making` makes as the holder of `lease`; the error beside the artifact
+    /// says why that was not possible.
+    pub(super) async fn compile_under(
+        &self,
+        lease: &Lease,
+        prepared: &Prepared,
+        making: impl Future<Output = Result<Made, Error>>,
+    ) -> Result<(Answer, Option<Error>), Error> {
+        let inside = self.gate.enter()?;
+        let made = tokio::select! {
+            made = making => made,
+            () = self.gate.turned_away() => return Err(Error::Leaving),
+            () = lease.lost() => return Err(Error::StaleToken),
+        };
+        let made = match made {
+            Ok(made) => made,
+            Err(Error::Failed(failure)) => {
+                // A failure of this node alone is no verdict: the dropped lease
+                // lets another node try.
+                if failure.kind.follows_from_request()
+                    && let Err(e) = self.index.fail(lease, failure.clone()).await
+                {
+                    tracing::warn!(error = %e, "a failed compile could not be recorded");
+                }
+                return Err(failure.into());
+            }
+            Err(e) => return Err(e),
+        };
+        let pieces = made.states.clone();
+        let (signed, manifest, pack) = self.sign(prepared, made).await?;
+        let answer = Answer {
+            signed,
+            manifest: manifest.clone(),
+            pack: pack.clone(),
+            outcome: Outcome::Compiled,
+            origin: None,
+            pieces,
+        };
+        match self.commit(&inside, lease, &answer.signed, &manifest, &pack).await {
+            Ok(Published::Committed(_)) => Ok((answer, None)),
+            Ok(Published::Existing(entry)) => {
+                // The first commit won: its bytes are the key's, not ours.
+                match self.resolve_all(&entry, prepared, Outcome::Coalesced).await? {
+                    Found::Here(theirs) => Ok((*theirs, None)),
+                    Found::Retired | Found::Unreachable(_) | Found::Incomplete(_) => {
+                        Ok((answer, None))
+                    }
+                }
+            }
+            Err(why @ (Error::Unavailable(_) | Error::NotStored(_) | Error::Leaving)) => {
+                self.counters.unpublished();
+                tracing::warn!(key = %manifest.key, %why, "compiled, but not published");
+                Ok((answer, Some(why)))
+            }
+            Err(e) => Err(e),
+        }
+    }
+
+    pub(super) async fn run(
+        &self,
+        compiler: &dyn Compiler,
+        prepared: &Prepared,
+    ) -> Result<Output, Error> {
+        let started = Instant::now();
+        let output =
+            compiler.compile(prepared, &self.settings.limits, self.stop.child_token()).await;
+        let seconds = output.as_ref().ok().map(|_| started.elapsed().as_secs_f64());
+        self.counters.ran(compiler.name(), seconds);
+        if output.is_err() && self.stop.is_cancelled() {
+            // No verdict on the request: whoever asked may ask another node.
+            return Err(Error::Unavailable("this node stops".into()));
+        }
+        Ok(output?)
+    }
+}

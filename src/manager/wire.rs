@@ -1,0 +1,167 @@
+//! Requests from and to the wire: clients send them, and nodes to each other.
+//!
+//! Invariant: a request that is too large, empty or contradictory is refused here,
+//! with the field named, before anything is done for it; and one that goes out and
+//! comes back is the same request.
+
+use std::collections::BTreeMap;
+
+use kiln_proto::{NAMESPACE_RULE, convert, is_namespace, pb};
+use tokio::time::Instant;
+
+use super::Request;
+use crate::{
+    compiler::{CompileInput, CudaSource, Piecewise, Source},
+    error::Error,
+};
+
+/// Most targets in one call.
+const MOST_TARGETS: usize = 32;
+
+impl Request {
+    /// One request per target, in request order; all end by `deadline`.
+    pub fn read(wire: pb::CompileRequest, deadline: Instant) -> Result<Vec<Self>, Error> {
+        let invalid = |field, why: &str| Error::from(convert::InvalidField::new(field, why));
+        if wire.targets.is_empty() || wire.targets.len() > MOST_TARGETS {
+            return Err(invalid("targets", "give 1 to 32 targets"));
+        }
+        let piecewise = match wire.piecewise() {
+            pb::Piecewise::Unspecified | pb::Piecewise::Auto => Piecewise::Auto,
+            pb::Piecewise::Always => Piecewise::Always,
+            pb::Piecewise::Never => Piecewise::Never,
+        };
+        if wire.piece.is_some() && piecewise != Piecewise::Always {
+            return Err(invalid("piece", "only of what is always compiled in pieces"));
+        }
+        let source = match wire.source.ok_or_else(|| invalid("source", "missing"))? {
+            pb::compile_request::Source::Cuda(cuda) => Source::Cuda(CudaSource {
+                name: cuda.name,
+                source: cuda.source,
+                headers: cuda.headers.into_iter().collect(),
+                options: cuda.options,
+                name_expressions: cuda.name_expressions,
+            }),
+            pb::compile_request::Source::Program(program) => {
+                Source::Program { name: program.name, archive: program.archive }
+            }
+        };
+        let mut options = BTreeMap::new();
+        for option in wire.options {
+            if options.insert(option.name, option.value).is_some() {
+                return Err(invalid("options", "an option is given twice"));
+            }
+        }
+        if !is_namespace(&wire.namespace) {
+            return Err(invalid("namespace", NAMESPACE_RULE));
+        }
+        let backend = match wire.backend.as_str() {
+            "" => "auto".to_owned(),
+            named => named.to_owned(),
+        };
+        let request = |target: &pb::Target| {
+            Ok(Self {
+                input: CompileInput {
+                    source: source.clone(),
+                    target: convert::target(target)?,
+                    options: options.clone(),
+                    namespace: wire.namespace.clone(),
+                },
+                backend: backend.clone(),
+                piecewise,
+                piece: wire.piece,
+                disable_cache: wire.disable_cache,
+                forwarded: wire.forwarded,
+                deadline,
+            })
+        };
+        wire.targets.iter().map(request).collect()
+    }
+
+    /// As a node sends it on: to be compiled by `backend`, without a bound of its own.
+    pub fn to_wire(&self, backend: &str) -> pb::CompileRequest {
+        let input = &self.input;
+        let source = match &input.source {
+            Source::Cuda(cuda) => pb::compile_request::Source::Cuda(pb::CudaSource {
+                name: cuda.name.clone(),
+                source: cuda.source.clone(),
+                headers: cuda.headers.clone().into_iter().collect(),
+                options: cuda.options.clone(),
+                name_expressions: cuda.name_expressions.clone(),
+            }),
+            Source::Program { name, archive } => {
+                pb::compile_request::Source::Program(pb::ExportedProgram {
+                    name: name.clone(),
+                    archive: archive.clone(),
+                })
+            }
+        };
+        let piecewise = match self.piecewise {
+            Piecewise::Auto => pb::Piecewise::Auto,
+            Piecewise::Always => pb::Piecewise::Always,
+            Piecewise::Never => pb::Piecewise::Never,
+        };
+        let options = input.options.iter();
+        pb::CompileRequest {
+            source: Some(source),
+            targets: vec![input.target.into()],
+            backend: backend.to_owned(),
+            options: options
+                .map(|(name, value)| pb::Field { name: name.clone(), value: value.clone() })
+                .collect(),
+            namespace: input.namespace.clone(),
+            disable_cache: false,
+            deadline_ms: 0,
+            forwarded: true,
+            piecewise: piecewise.into(),
+            piece: self.piece,
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use kiln_proto::Target;
+
+    use super::*;
+
+    fn program() -> pb::CompileRequest {
+        let program = pb::ExportedProgram { name: "m".into(), archive: vec![1].into() };
+        pb::CompileRequest {
+            source: Some(pb::compile_request::Source::Program(program)),
+            targets: vec![Target::cubin(90).into()],
+            options: vec![pb::Field { name: "fuse".into(), value: "off".into() }],
+            namespace: "n".into(),
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn what_goes_out_comes_back() {
+        let deadline = Instant::now();
+        for (piecewise, piece) in [(0, None), (2, Some(3)), (3, None)] {
+            let wire = pb::CompileRequest { piecewise, piece, ..program() };
+            let read = Request::read(wire, deadline).unwrap().remove(0);
+            let again = Request::read(read.to_wire("native"), deadline).unwrap().remove(0);
+            assert!(again.forwarded);
+            assert_eq!(again.backend, "native");
+            assert_eq!(again.input, read.input);
+            assert_eq!((again.piecewise, again.piece), (read.piecewise, read.piece));
+        }
+    }
+
+    #[test]
+    fn contradictions_are_refused_by_field() {
+        let twice = vec![pb::Field { name: "a".into(), value: "1".into() }; 2];
+        for (wire, field) in [
+            (pb::CompileRequest { source: None, ..program() }, "source"),
+            (pb::CompileRequest { targets: Vec::new(), ..program() }, "targets"),
+            (pb::CompileRequest { options: twice, ..program() }, "options"),
+            (pb::CompileRequest { namespace: "a/b".into(), ..program() }, "namespace"),
+            (pb::CompileRequest { piece: Some(0), ..program() }, "piece"),
+        ] {
+            let refused = Request::read(wire, Instant::now()).unwrap_err();
+            assert!(matches!(&refused, Error::Invalid(why) if why.contains(field)), "{refused}");
+        }
+    }
+}
