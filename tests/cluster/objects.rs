@@ -14,7 +14,8 @@ use crate::{
 };
 
 fn collects_quickly(_: usize, config: &mut Config) {
-    config.object.collect.orphan_after = Duration::ZERO;
+    // What an upload has not finished yet is older than nothing.
+    config.object.collect.orphan_after = Duration::from_secs(1);
     config.object.collect.grace = Duration::from_millis(200);
     config.object.collect.every = Duration::from_millis(100);
 }

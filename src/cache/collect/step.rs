@@ -4,7 +4,7 @@
 
 use fail::fail_point;
 
-use super::PackIndex;
+use super::packs::PackIndex;
 use crate::cache::{IndexError, ObjectName, ObjectTier};
 
 /// What is done about one object.

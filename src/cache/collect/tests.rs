@@ -4,10 +4,12 @@
 
 use std::collections::BTreeMap;
 
+use async_trait::async_trait;
+use kiln_proto::Digest;
 use parking_lot::Mutex;
 
 use super::*;
-use crate::cache::{Blob, SystemClock, conformance::blob, object::tests::in_folder};
+use crate::cache::{Blob, IndexError, SystemClock, conformance::blob, object::tests::in_folder};
 
 /// The index's rules about packs, and nothing else of it.
 #[derive(Default)]

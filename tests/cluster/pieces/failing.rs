@@ -63,5 +63,7 @@ async fn what_fails_of_one_node_alone_another_one_compiles() {
     };
     let (whole, ()) = tokio::join!(asks.compile(model::whole()), killing);
     assert_eq!(outcomes(&whole.unwrap()), [Outcome::Compiled; PIECES]);
-    assert_eq!(cluster.counter("compiler_runs").await, PIECES as u64 + 1, "one for nothing");
+    // One for nothing, unless the compiler was dead before it had the piece.
+    let runs = cluster.counter("compiler_runs").await;
+    assert!((PIECES as u64..=PIECES as u64 + 1).contains(&runs), "{runs}");
 }

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, time::Instant};
 
-use kiln_proto::pb::{Outcome, Piecewise, compile_event::Event};
+use kiln_proto::pb::{self, Outcome, Piecewise, compile_event::Event};
 
 use super::{
     manifest,
@@ -190,6 +190,14 @@ async fn a_node_without_the_compiler_has_the_others_do_it() {
     })
     .await;
     let bare = &cluster.nodes[2];
+    eventually("the others' compilers to be known", async || {
+        let nodes = bare.status().await.unwrap().nodes;
+        let native = |node: &&pb::NodeStatus| {
+            node.id != bare.id && node.compilers.iter().any(|f| f.compiler == "native")
+        };
+        (nodes.iter().filter(native).count() == 2).then_some(())
+    })
+    .await;
     let made = bare.compile(model::whole()).await.unwrap();
     assert_eq!(outcomes(&made), [Outcome::Compiled; PIECES]);
     assert!(made.pieces.iter().all(|piece| piece.node != bare.id && piece.node != 0));
