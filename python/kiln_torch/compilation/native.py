@@ -13,6 +13,7 @@ import io
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch._guards import tracing
 
 from .. import standalone
 from ..client import Client
@@ -120,7 +121,8 @@ def _exported(traced: Traced) -> bytes:
         else each
         for each in traced.inputs
     )
-    with torch.no_grad():
+    # Not in the context in which the compilers of pieces work: its mode is none of export's.
+    with tracing(None), torch.no_grad():
         program = torch.export.export(traced.gm, inputs, strict=False)
     program.example_inputs = None
     archive = io.BytesIO()
