@@ -12,6 +12,7 @@ use kiln_native::{
     plan::{Base, CONSTANT, Call, Launch, Layout, Value, shown},
     split::stitch::Copied,
 };
+use parking_lot::Mutex;
 
 use super::{
     ExecError, Module, Tensor, copying, error::During, launching, memory::Memory, program::Steps,
@@ -75,6 +76,10 @@ enum Argument {
     Map(Box<sys::CUtensorMap>),
 }
 
+/// Held while a graph is recorded, and while a stream is made: that waits for all of the
+/// device, which fails while any thread of the process records there, and ends its recording.
+static RECORDING: Mutex<()> = Mutex::new(());
+
 struct Recorded(CudaGraph);
 
 // SAFETY: a graph's handles belong to no thread; the session's `&mut self`
@@ -84,7 +89,9 @@ unsafe impl Send for Recorded {}
 impl Session {
     pub(super) fn new(module: Arc<Module>) -> Result<Self, ExecError> {
         // Not the default stream: that one cannot be recorded.
+        let making = RECORDING.lock();
         let stream = module.context.new_stream().during("make a stream")?;
+        drop(making);
         let inputs = module.program.plan.inputs.iter().map(|_| None).collect();
         let (graph, ready, outputs, workspace) = (None, None, Vec::new(), None);
         Ok(Self { module, stream, graph, ready, inputs, outputs, workspace })
@@ -195,6 +202,7 @@ impl Session {
         self.prepared()?;
         if self.graph.is_none() {
             let stream = self.stream.clone();
+            let _recording = RECORDING.lock();
             let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
             stream.begin_capture(mode).during("record a graph")?;
             let launched = self.launch();
