@@ -107,8 +107,10 @@ fn all(range: std::ops::Range<u64>) {
     let faults = Fault::OUTSIDE.iter().chain(&Fault::INSIDE).map(|fault| fault.name());
     let never: Vec<_> = faults.filter(|name| !counts.contains_key(*name)).collect();
     assert!(never.is_empty(), "faults that never struck: {never:?}");
-    // Not in each run: all of its pieces must be there at once.
+    // Not in each run: a pack must be unreferenced for long enough.
     let done = |what: &str| counts.contains_key(what);
+    assert!(done("condemned"), "no pack was condemned");
+    // Nor this: all of its pieces must be there at once.
     assert!(done("stitched") && done("without a piece"), "no whole was put to the test");
 }
 
