@@ -58,7 +58,7 @@ fn put(out: &mut impl Write, page: &pb::RestoreRequest) -> anyhow::Result<()> {
 
 /// Reads a backup from stdin into the cluster.
 pub(super) async fn read(args: &ClientArgs) -> Result<(), CliError> {
-    let pages = pages(&mut std::io::stdin().lock())?;
+    let pages = wholes_last(pages(&mut std::io::stdin().lock())?);
     let mut client = args.endpoints.connect().await?;
     let mut done = pb::RestoreResponse::default();
     for page in pages {
@@ -77,6 +77,29 @@ pub(super) async fn read(args: &ClientArgs) -> Result<(), CliError> {
             "{restored} restored, {known} had an artifact already, {refused} refused"
         )),
     }
+}
+
+/// What is put together of other entries comes after all of those: the index takes no
+/// whole without its pieces.
+fn wholes_last(pages: Vec<pb::RestoreRequest>) -> Vec<pb::RestoreRequest> {
+    let mut last = Vec::new();
+    let mut first: Vec<_> = pages
+        .into_iter()
+        .map(|mut page| {
+            let is_whole = |entry: &mut pb::Entry| {
+                let manifest = entry.manifest.clone().map(SignedManifest::from);
+                let manifest = manifest.and_then(|signed| signed.read_unverified().ok());
+                manifest.is_some_and(|manifest| !manifest.pieces.is_empty())
+            };
+            let wholes: Vec<_> = page.entries.extract_if(.., is_whole).collect();
+            if !wholes.is_empty() {
+                last.push(pb::RestoreRequest { entries: wholes, signers: page.signers.clone() });
+            }
+            page
+        })
+        .collect();
+    first.append(&mut last);
+    first
 }
 
 /// All of them, so that a file that is cut short changes nothing.
@@ -101,7 +124,32 @@ fn pages(from: &mut impl Read) -> anyhow::Result<Vec<pb::RestoreRequest>> {
 
 #[cfg(test)]
 mod tests {
+    use kiln_proto::{NodeIdentity, PieceRef};
+
     use super::*;
+    use crate::cli::fetch::tests::artifact;
+
+    #[test]
+    fn a_whole_is_restored_after_its_pieces() {
+        let node = NodeIdentity::new(1, ed25519_dalek::SigningKey::from_bytes(&[1; 32]));
+        let entry = |manifest| pb::Entry {
+            manifest: Some((&node.sign(manifest).unwrap()).into()),
+            ..Default::default()
+        };
+        let (piece, _) = artifact(&[("module.cubin", b"piece")]);
+        let (mut whole, _) = artifact(&[("stitching.json", b"how")]);
+        let mut named = PieceRef { key: piece.key, pack: piece.pack_digest, pack_size: 5 };
+        if named.key == whole.key {
+            named.key = kiln_proto::ArtifactKey::from_bytes([7; 32]);
+        }
+        whole.pieces = vec![named];
+        let page = |entries| pb::RestoreRequest { entries, signers: vec![pb::Signer::default()] };
+        let (whole, piece) = (entry(whole), entry(piece));
+        let damaged = pb::Entry::default();
+        let pages = vec![page(vec![whole.clone(), damaged.clone()]), page(vec![piece.clone()])];
+        let wanted = [page(vec![damaged]), page(vec![piece]), page(vec![whole])];
+        assert_eq!(wholes_last(pages), wanted, "each with the signers of its page");
+    }
 
     #[test]
     fn a_backup_reads_back_and_a_part_of_it_does_not() {

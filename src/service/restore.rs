@@ -26,9 +26,12 @@ pub(super) async fn restore(
             done.refused += 1;
             continue;
         };
-        match manager.restore(manifest, stored, pinned).await? {
-            true => done.restored += 1,
-            false => done.known += 1,
+        match manager.restore(manifest, stored, pinned).await {
+            Ok(true) => done.restored += 1,
+            Ok(false) => done.known += 1,
+            // A whole whose pieces were refused, or are other ones by now.
+            Err(Error::NoPiece(_)) => done.refused += 1,
+            Err(e) => return Err(e),
         }
     }
     Ok(done)
