@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 use clap::Args;
+use kiln::exec::layout;
 use kiln_proto::ArtifactKey;
 
 use super::{
@@ -73,7 +74,7 @@ impl Get {
             output::line(format_args!("{}  {}", path.display(), size(file.bytes)))?;
         }
         for piece in &found.pieces {
-            let folder = self.output.join(whole::PIECES).join(piece.index.to_string());
+            let folder = layout::piece_dir(&self.output, piece.index);
             output::line(format_args!("{}/  {}", folder.display(), size(piece.bytes)))?;
         }
         Ok(())

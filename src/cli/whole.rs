@@ -16,7 +16,7 @@ use std::{
 };
 
 use anyhow::Context;
-use kiln_native::split::stitch::STITCHING;
+use kiln::exec::layout::{PIECE_KEYS, PIECES, STITCHING, clear, keys_file, piece_dir};
 use kiln_proto::{FailureKind, Manifest, PieceRef};
 use tempfile::TempDir;
 
@@ -24,22 +24,6 @@ use super::{
     CliError,
     fetch::{self, Fetched},
 };
-
-/// Folder of the pieces.
-pub(crate) const PIECES: &str = "pieces";
-/// Their keys and packs.
-pub(crate) const PIECE_KEYS: &str = "pieces.json";
-/// What makes a folder a whole.
-const OF_WHOLE: [&str; 2] = [STITCHING, PIECE_KEYS];
-/// What else an artifact of a graph may have.
-const OF_GRAPH: [&str; 6] = [
-    "module.cubin",
-    "plan.json",
-    "kernels.cu",
-    kiln_native::SIGNATURE_FILE,
-    kiln_native::eager::GRAPH,
-    kiln_native::eager::CONSTANTS,
-];
 
 /// A whole that is on its way into a folder.
 pub(crate) struct Staged {
@@ -78,7 +62,7 @@ impl Staged {
         if !manifest.pieces.is_empty() {
             return Err(corrupt(format!("piece {position} has pieces itself")));
         }
-        let folder = self.stage.path().join(PIECES).join(position.to_string());
+        let folder = piece_dir(self.stage.path(), position);
         fetch::write_files(&folder, manifest, &fetched.pack)?;
         self.pieces += 1;
         Ok(())
@@ -92,8 +76,7 @@ impl Staged {
             return Err(corrupt(format!("{has} of {wants} pieces")));
         }
         check_own(manifest)?;
-        let keys = serde_json::to_vec_pretty(&keys(&manifest.pieces)).map_err(io::Error::from)?;
-        fetch::write_file(stage, &stage.join(PIECE_KEYS), &keys)?;
+        fetch::write_file(stage, &stage.join(PIECE_KEYS), &keys_file(&manifest.pieces))?;
         fetch::write_files(stage, manifest, &whole.pack)?;
         let into = |e: io::Error| anyhow::Error::new(e).context(self.folder.display().to_string());
         if !self.folder.exists() {
@@ -112,7 +95,7 @@ impl Staged {
         }
         clear(&self.folder).map_err(into)?;
         for position in 0..self.pieces {
-            clear(&self.folder.join(PIECES).join(position.to_string())).map_err(into)?;
+            clear(&piece_dir(&self.folder, position)).map_err(into)?;
         }
         let last = stage.join(STITCHING);
         move_into(stage, &self.folder, &last).map_err(into)?;
@@ -125,18 +108,7 @@ impl Staged {
 
 /// `folder` is no whole any more.
 pub(crate) fn clear_whole(folder: &Path) -> io::Result<()> {
-    remove(folder, &OF_WHOLE)
-}
-
-/// Removes the files of an artifact that was written to `folder` before, so that those of
-/// two do not mix: by the names that Kiln knows, for what else is there is not Kiln's.
-fn clear(folder: &Path) -> io::Result<()> {
-    clear_whole(folder)?;
-    remove(folder, &OF_GRAPH)
-}
-
-fn remove(folder: &Path, names: &[&str]) -> io::Result<()> {
-    for name in names {
+    for name in [STITCHING, PIECE_KEYS] {
         match fs::remove_file(folder.join(name)) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
             _ => {}
@@ -155,12 +127,6 @@ fn check_own(manifest: &Manifest) -> Result<(), CliError> {
         Some(file) => Err(corrupt(format!("{:?} is the place of a piece", file.path))),
         None => Ok(()),
     }
-}
-
-/// As `pieces.json` has them.
-fn keys(pieces: &[PieceRef]) -> Vec<serde_json::Value> {
-    let named = |piece: &PieceRef| serde_json::json!({ "key": piece.key.to_string(), "pack": piece.pack.to_string() });
-    pieces.iter().map(named).collect()
 }
 
 /// Moves the files below `from`, all but `last`, to the same places below `to`.

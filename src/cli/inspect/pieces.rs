@@ -5,12 +5,13 @@
 
 use std::collections::BTreeMap;
 
-use kiln_native::split::stitch::{STITCHING, Stitching};
+use kiln::exec::layout::{PIECE_KEYS, STITCHING};
+use kiln_native::split::stitch::Stitching;
 use kiln_proto::{FailureKind, Manifest};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    super::{CliError, output::size, view, whole::PIECE_KEYS},
+    super::{CliError, output::size, view},
     Files,
 };
 
