@@ -53,7 +53,7 @@ pub enum Error {
     NotStored(String),
     /// A piece went while its whole was put together: ask again.
     #[error("piece {0} went while its whole was put together: ask again")]
-    NoPiece(ArtifactKey),
+    PieceGone(ArtifactKey),
     /// A later write of the same key took this one's place: nothing to do.
     #[error("a later write of the key took the place of this one")]
     Superseded,
@@ -132,7 +132,7 @@ impl From<ClusterError> for Error {
         match e {
             ClusterError::Deadline => Self::deadline("waiting for the cluster"),
             ClusterError::StaleToken => Self::StaleToken,
-            ClusterError::NoPiece(key) => Self::NoPiece(key),
+            ClusterError::NoPiece(key) => Self::PieceGone(key),
             ClusterError::Invalid(why) => Self::Invalid(why),
             ClusterError::Unavailable(why) => Self::Unavailable(why),
             other => Self::Storage(other.to_string()),
@@ -179,9 +179,10 @@ impl From<Error> for Status {
             Error::Invalid(_) => Code::InvalidArgument,
             Error::StaleToken | Error::Left | Error::OnlyHere { .. } => Code::FailedPrecondition,
             Error::Superseded => Code::Aborted,
-            Error::Unavailable(_) | Error::Unreachable(_) | Error::Leaving | Error::NoPiece(_) => {
-                Code::Unavailable
-            }
+            Error::Unavailable(_)
+            | Error::Unreachable(_)
+            | Error::Leaving
+            | Error::PieceGone(_) => Code::Unavailable,
             Error::MissingPiece(piece) => match piece.why {
                 NoPiece::Absent => Code::NotFound,
                 NoPiece::Unreachable(_) => Code::Unavailable,

@@ -255,7 +255,7 @@ impl Manager {
                         self.stitch(&whole, &lease, tell).await
                     };
                     match self.compile_under(&lease, &prepared, making).await {
-                        Err(why @ (Error::StaleToken | Error::NoPiece(_))) => {
+                        Err(why @ (Error::StaleToken | Error::PieceGone(_))) => {
                             tracing::warn!(%key, %why, "once more");
                         }
                         Err(e) => return Err(e),

@@ -30,7 +30,7 @@ pub(super) async fn restore(
             Ok(true) => done.restored += 1,
             Ok(false) => done.known += 1,
             // A whole whose pieces were refused, or are other ones by now.
-            Err(Error::NoPiece(_)) => done.refused += 1,
+            Err(Error::PieceGone(_)) => done.refused += 1,
             Err(e) => return Err(e),
         }
     }

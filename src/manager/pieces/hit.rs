@@ -30,9 +30,7 @@ impl Manager {
         let Some(stitch) = prepared.stitch() else { return Ok(found) };
         let Found::Here(mut answer) = found else { return Ok(found) };
         let of = answer.manifest.pieces.iter().zip(&stitch.pieces).enumerate();
-        let pieces = of.map(|(index, (made_of, piece))| {
-            self.stored_piece(index, piece, *made_of, &prepared.namespace)
-        });
+        let pieces = of.map(|(index, (made_of, piece))| self.stored_piece(index, piece, *made_of));
         let pieces = stream::iter(pieces.collect::<Vec<_>>()).buffered(AT_ONCE);
         match pieces.try_collect::<Vec<PieceReport>>().await {
             Ok(pieces) if pieces.len() == stitch.pieces.len() => {
@@ -54,7 +52,6 @@ impl Manager {
         index: usize,
         piece: &StitchPiece,
         made_of: PieceRef,
-        namespace: &str,
     ) -> Result<PieceReport, Missing> {
         let key = piece.key();
         let missing = |why: &str| Missing::Piece(format!("piece {index} ({key}) {why}"));
@@ -67,18 +64,12 @@ impl Manager {
             // The whole may be known from the leader, to a replica that is behind.
             None => self.index.lookup_linearizable(&key).await.map_err(Error::from)?,
         };
-        let found = match &entry {
-            Some(entry) => Some(self.resolve(entry, namespace, Outcome::Hit).await?),
-            None => None,
-        };
-        match found {
-            Some(Found::Here(found)) if found.manifest.pack_digest == made_of.pack => {
-                Ok(state(index, piece, found.manifest.producer, found.manifest.compile_seconds))
-            }
-            Some(Found::Here(_)) => Err(missing("was compiled anew since")),
-            Some(Found::Unreachable(why)) => Err(missing(&why)),
-            Some(Found::Incomplete(_)) => Err(missing("has pieces itself")),
-            Some(Found::Retired) | None => Err(missing("is gone")),
+        let Some(entry) = entry else { return Err(missing("is gone")) };
+        let manifest = self.verify(&entry)?;
+        // Its bytes came with the whole.
+        match manifest.pack_digest == made_of.pack {
+            true => Ok(state(index, piece, manifest.producer, manifest.compile_seconds)),
+            false => Err(missing("was compiled anew since")),
         }
     }
 }
