@@ -22,8 +22,10 @@ use crate::cache::TierError;
 
 const FILES: &str = "files";
 const UPLOADS: &str = "uploads";
-const WHOLES: &str = "wholes";
-const FAMILIES: [&str; 3] = [FILES, UPLOADS, WHOLES];
+const FAMILIES: [&str; 2] = [FILES, UPLOADS];
+/// Before the digest of a whole, among the files: an earlier version opens no family that
+/// it does not know, but passes over such a row.
+const WHOLE: u8 = b'w';
 /// RocksDB's own files: descriptors, memory and logs stay small, for it holds
 /// a hundred bytes a blob.
 const OPEN_FILES: i32 = 32;
@@ -67,7 +69,13 @@ impl Index {
         let mut blocks = BlockBasedOptions::default();
         blocks.set_block_cache(&Cache::new_lru_cache(BLOCK_CACHE));
         options.set_block_based_table_factory(&blocks);
-        let families = FAMILIES.map(|name| ColumnFamilyDescriptor::new(name, options.clone()));
+        // RocksDB opens all families or none: those of a later version are left alone. Where
+        // they cannot be listed, the open says why.
+        let mut names = DB::list_cf(&options, path).unwrap_or_default();
+        names.extend(FAMILIES.map(String::from));
+        names.sort_unstable();
+        names.dedup();
+        let families = names.iter().map(|name| ColumnFamilyDescriptor::new(name, options.clone()));
         let index = Self { db: DB::open_cf_descriptors(&options, path, families)? };
         for name in FAMILIES {
             for row in index.db.iterator_cf(index.family(name), IteratorMode::Start) {
@@ -79,35 +87,40 @@ impl Index {
 
     /// All file records; one that cannot be decoded is as good as none.
     pub(super) fn files(&self) -> Result<Vec<(Digest, Record)>, TierError> {
-        self.rows(FILES)
+        self.rows(FILES, |key| Digest::try_from(key).ok())
     }
 
     /// Which blobs are of no use without which others.
     pub(super) fn wholes(&self) -> Result<Vec<(Digest, Vec<Piece>)>, TierError> {
-        self.rows(WHOLES)
+        self.rows(FILES, |key| Digest::try_from(key.strip_prefix(&[WHOLE])?).ok())
     }
 
     /// Remembers all pieces of `whole`; none: it is no whole.
     pub(super) fn put_whole(&self, whole: &Digest, pieces: &[Piece]) -> Result<(), TierError> {
-        let (wholes, digest) = (self.family(WHOLES), whole.as_bytes());
+        let (files, row) = (self.family(FILES), whole_row(whole));
         let written = match pieces {
-            [] => self.db.delete_cf(wholes, digest),
-            pieces => self.db.put_cf(wholes, digest, encode(&pieces)?),
+            [] => self.db.delete_cf(files, row),
+            pieces => self.db.put_cf(files, row, encode(&pieces)?),
         };
         written.map_err(|e| failed("write whole", e))
     }
 
     /// All uploads that wait.
     pub(super) fn uploads(&self) -> Result<Vec<Digest>, TierError> {
-        let rows: Vec<(Digest, ())> = self.rows(UPLOADS)?;
+        let rows: Vec<(Digest, ())> = self.rows(UPLOADS, |key| Digest::try_from(key).ok())?;
         Ok(rows.into_iter().map(|(digest, ())| digest).collect())
     }
 
-    fn rows<T: DeserializeOwned>(&self, name: &str) -> Result<Vec<(Digest, T)>, TierError> {
+    /// The rows of a family whose keys name a digest.
+    fn rows<T: DeserializeOwned>(
+        &self,
+        name: &str,
+        digest: impl Fn(&[u8]) -> Option<Digest>,
+    ) -> Result<Vec<(Digest, T)>, TierError> {
         let rows = self.db.iterator_cf(self.family(name), IteratorMode::Start);
         rows.filter_map(|row| match row {
             Ok((key, value)) => {
-                let digest = Digest::try_from(&*key).ok()?;
+                let digest = digest(&key)?;
                 Some(Ok((digest, postcard::from_bytes(&value).ok()?)))
             }
             Err(e) => Some(Err(failed("read index", e))),
@@ -124,14 +137,14 @@ impl Index {
         if stored.is_empty() && deleted.is_empty() {
             return Ok(());
         }
-        let (files, wholes) = (self.family(FILES), self.family(WHOLES));
+        let files = self.family(FILES);
         let mut batch = WriteBatch::default();
         for (digest, record) in stored {
             batch.put_cf(files, digest.as_bytes(), encode(record)?);
         }
         for digest in deleted {
             batch.delete_cf(files, digest.as_bytes());
-            batch.delete_cf(wholes, digest.as_bytes());
+            batch.delete_cf(files, whole_row(digest));
         }
         self.db.write(batch).map_err(|e| failed("write index", e))
     }
@@ -153,6 +166,12 @@ impl Index {
     fn family(&self, name: &str) -> &ColumnFamily {
         self.db.cf_handle(name).expect("every column family is made by open")
     }
+}
+
+fn whole_row(whole: &Digest) -> [u8; 33] {
+    let mut row = [WHOLE; 33];
+    row[1..].copy_from_slice(whole.as_bytes());
+    row
 }
 
 fn durable() -> WriteOptions {

@@ -45,6 +45,24 @@ async fn a_use_of_a_whole_is_one_of_its_pieces() {
 }
 
 #[tokio::test]
+async fn an_earlier_version_opens_the_index_and_one_by_a_later_version_is_opened() {
+    let folder = lru(5000);
+    let (whole, piece) = (blob(1, 1000), blob(2, 1000));
+    let tier = folder.open();
+    put_whole(&tier, &whole, std::slice::from_ref(&piece)).await;
+    drop(tier);
+    let path = folder.settings.path.join("index");
+    let options = rocksdb::Options::default();
+    // RocksDB opens a database only by the names of all its families.
+    let mut db = rocksdb::DB::open_cf(&options, &path, ["files", "uploads"]).unwrap();
+    db.create_cf("of-a-later-version", &options).unwrap();
+    drop(db);
+    let tier = folder.open();
+    assert!(!path.with_extension("broken").exists());
+    assert!(tier.holds(&whole.digest()) && tier.holds(&piece.digest()));
+}
+
+#[tokio::test]
 async fn the_whole_goes_before_a_piece_that_another_whole_needs_too() {
     let folder = lru(6000);
     let tier = folder.open();
