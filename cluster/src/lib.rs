@@ -4,7 +4,7 @@
 //! only those before it: `wanted` (what a compile in pieces asks for), `command` (what can
 //! change), `state` (what it means), `store` (where it is kept), `replica` (what is read
 //! here), `rpc` and `peers` (what nodes ask each other), `member` (Raft's handle, who
-//! leads), `leader` and `membership` (what a leader does), `requests` and `router` (how a
+//! leads), `leader` and `membership` (what a leader does), `versions`, `requests` and `router` (how a
 //! request gets there), `leases` (time), `writes` and `writer` (order), `bootstrap` and
 //! `announce` (how a node takes part), `index` and `cluster` (the API).
 //! `environment`, `transport` and `blocking` are all that it has of the machine: `sim`, in
@@ -49,6 +49,7 @@ mod status;
 mod store;
 mod table;
 mod transport;
+mod versions;
 mod wanted;
 mod watch;
 mod writer;

@@ -22,6 +22,7 @@ use crate::{
     },
     store::Owner,
     table::LeaseRecord,
+    versions,
     wanted::Wanted,
 };
 
@@ -66,7 +67,9 @@ pub(crate) async fn serve(
 
 impl Lead for Write {
     async fn lead(self, leader: &Leader, from: NodeId) -> Answer<Written> {
-        authorize::check(&leader.replica.nodes(), from, &self.0)?;
+        let nodes = leader.replica.nodes();
+        authorize::check(&nodes, from, &self.0)?;
+        versions::check(&nodes, &self.0)?;
         if let Command::Expire { key, token } = &self.0 {
             check_holder(leader, from, key, *token).await?;
         }

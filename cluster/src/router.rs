@@ -22,6 +22,7 @@ use crate::{
     rpc::{Acquire, Answer, Outcome, Progress, Request, Unanswered, Write},
     settings::Timings,
     store::Owner,
+    versions,
 };
 
 /// Between two tries, unless the leader changes sooner.
@@ -180,6 +181,8 @@ impl Router {
 
     /// Proposes `command` at the leader; the answer and its log index.
     pub(crate) async fn write(&self, command: Command) -> Result<(u64, Response), ClusterError> {
+        // A leader of an earlier version could not read it, nor say so.
+        versions::check(&self.leader.replica.nodes(), &command)?;
         let written = self.ask(Write(command)).await?;
         Ok((written.index, written.response))
     }

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .mega import load_mega_cache, save_mega_cache
 
 __all__ = ["__version__", "load", "load_mega_cache", "save_mega_cache", "stats"]
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _LATER = {"load": "loading", "load_mega_cache": "mega", "save_mega_cache": "mega"}
 

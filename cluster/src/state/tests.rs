@@ -137,7 +137,7 @@ fn publication(k: u8, p: u8, token: u64) -> Publication {
 }
 
 /// A list of `pieces` for key `k` under `token`, which node 1 holds.
-fn list_of(k: u8, pieces: &[u8], token: u64) -> Wanted {
+pub(crate) fn list_of(k: u8, pieces: &[u8], token: u64) -> Wanted {
     let piece = |n: &u8| WantedPiece { key: key(*n), seconds: 0.5, memory: 1 << 20 };
     Wanted {
         whole: key(k),

@@ -61,6 +61,26 @@ pub(crate) struct Store {
     incoming: PathBuf,
 }
 
+/// Drops what a later version made for its records, and did not use yet: its commands wait
+/// until all nodes run it, so a node may go back before. `Storage`: there are such records.
+fn drop_unused(db: &mut DB, later: &[String]) -> Result<(), ClusterError> {
+    for name in later {
+        let used = match db.cf_handle(name) {
+            Some(family) => db.iterator_cf(family, IteratorMode::Start).next().is_some(),
+            None => false,
+        };
+        if used {
+            return Err(ClusterError::storage(format!(
+                "the index has {name:?}, which a later version of Kiln wrote: start the node with \
+                 that version"
+            )));
+        }
+        tracing::warn!(name, "an unused table of a later version is dropped");
+        db.drop_cf(name).map_err(ClusterError::storage)?;
+    }
+    Ok(())
+}
+
 impl Store {
     /// Opens or creates the database below `data_dir`.
     pub(super) fn open(data_dir: &Path, disk: &dyn Disk) -> Result<Arc<Self>, ClusterError> {
@@ -114,8 +134,14 @@ impl Store {
             families.push(descriptor(Set::A.family(table), true, buffer));
             families.push(descriptor(Set::B.family(table), true, buffer));
         }
-        let db = DB::open_cf_descriptors(&options, &dir, families)
+        let known: Vec<String> = families.iter().map(|family| family.name().to_owned()).collect();
+        // RocksDB opens all families or none. Where they cannot be listed, the open says why.
+        let mut later = DB::list_cf(&options, &dir).unwrap_or_default();
+        later.retain(|name| !known.contains(name));
+        families.extend(later.iter().map(|name| descriptor(name, true, 1 << 20)));
+        let mut db = DB::open_cf_descriptors(&options, &dir, families)
             .map_err(|e| ClusterError::storage(format!("open {}: {e}", dir.display())))?;
+        drop_unused(&mut db, &later)?;
         let db = Arc::new(db);
         let syncer = disk.syncer(Arc::clone(&db)).map_err(ClusterError::storage)?;
         let live = RwLock::new(Set::A);

@@ -5,6 +5,7 @@
 mod cold;
 mod damaged;
 mod install;
+mod versions;
 
 use std::{path::Path, sync::mpsc};
 

@@ -1,0 +1,81 @@
+//! Which versions of the program read a command.
+//!
+//! A member that cannot read a command in the log cannot go on: it stops until it runs a
+//! later version. While the nodes of a cluster are restarted with a new version one after
+//! the other, its new commands wait until the last one is.
+//!
+//! Invariant: a command is written only where every member's program reads it, as far as
+//! its registered version tells.
+
+use semver::Version;
+
+use crate::{command::Command, error::ClusterError, watch::Nodes};
+
+/// The first version of which a member reads `command`; `None`: any.
+fn since(command: &Command) -> Option<Version> {
+    match command {
+        Command::Want(_) | Command::CommitWhole { .. } => Some(Version::new(0, 2, 0)),
+        _ => None,
+    }
+}
+
+/// Whether every member reads `command`. `Unavailable`: the first that does not.
+pub(crate) fn check(nodes: &Nodes, command: &Command) -> Result<(), ClusterError> {
+    let Some(since) = since(command) else { return Ok(()) };
+    let old = nodes.iter().find(|(_, node)| !node.left && is_older(&node.facts.version, &since));
+    match old {
+        None => Ok(()),
+        Some((id, node)) => Err(ClusterError::unavailable(format!(
+            "node {id} runs Kiln {}, which cannot read \"{command}\": every node has to run \
+             {since} or later",
+            node.facts.version,
+        ))),
+    }
+}
+
+/// A build of its own that gives itself another kind of name is not known to be older.
+fn is_older(version: &str, than: &Version) -> bool {
+    let numbers = |version: &Version| (version.major, version.minor, version.patch);
+    Version::parse(version).is_ok_and(|version| numbers(&version) < numbers(than))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::{command::NodeFacts, state::tests::list_of, watch::NodeInfo};
+
+    fn nodes(versions: &[&str]) -> Nodes {
+        let node = |(version, id): (&&str, u64)| {
+            let key = ed25519_dalek::SigningKey::from_bytes(&[id as u8; 32]).verifying_key();
+            let facts = NodeFacts { version: (*version).to_owned(), ..NodeFacts::default() };
+            let candidate = [id as u8; 16];
+            (id, NodeInfo { facts, key, left: false, away: false, eligible: true, candidate })
+        };
+        versions.iter().zip(1..).map(node).collect::<BTreeMap<_, _>>()
+    }
+
+    #[test]
+    fn a_new_command_waits_for_the_last_node_of_an_earlier_version() {
+        let want = || Command::Want(list_of(1, &[2], 3));
+        let judge = |versions: &[&str]| check(&nodes(versions), &want());
+        assert_eq!(judge(&["0.2.0", "0.2.0-next", "1.0.0"]), Ok(()));
+        let refused = judge(&["0.2.0", "0.1.9", "0.2.0"]);
+        let Err(ClusterError::Unavailable(why)) = refused else { panic!("{refused:?}") };
+        assert!(why.contains("node 2 runs Kiln 0.1.9"), "{why}");
+        assert_eq!(check(&nodes(&["0.1.0"]), &Command::SetAway(2)), Ok(()), "an old command");
+
+        let mut gone = nodes(&["0.2.0", "0.1.9"]);
+        gone.get_mut(&2).into_iter().for_each(|node| node.left = true);
+        assert_eq!(check(&gone, &want()), Ok(()), "who left reads nothing more");
+        let mut away = nodes(&["0.2.0", "0.1.9"]);
+        away.get_mut(&2).into_iter().for_each(|node| node.away = true);
+        assert!(check(&away, &want()).is_err(), "who is silent comes back, and reads the log");
+    }
+
+    #[test]
+    fn a_build_with_a_name_of_its_own_counts_as_a_new_one() {
+        assert_eq!(check(&nodes(&["", "main-4f2a"]), &Command::Want(list_of(1, &[2], 3))), Ok(()));
+    }
+}
