@@ -74,7 +74,7 @@ test-clients: ## sccache, ccache and redis-py against a cluster
 test-kube: ## the chart on a real Kubernetes of two nodes, while clients ask; needs root
 	$(call toolchain,test) && scratch=$${KILN_KUBE_SCRATCH:-$${XDG_CACHE_HOME:-$$HOME/.cache}/kiln/kube} && \
 	mkdir -p "$$scratch" && "$(KILN_KUBE_SCRIPT)" build && \
-	KILN_VERSION=0.1.0-next cargo build --locked --package kiln --bin kiln && \
+	KILN_VERSION=0.2.0-next cargo build --locked --package kiln --bin kiln && \
 	cp $(binary) "$$scratch/kiln-next" && \
 	cargo build --locked --package kiln --bin kiln && \
 	python3 -B tests/kube --script "$(KILN_KUBE_SCRIPT)" --folder "$$scratch" \
@@ -84,10 +84,10 @@ test-compose: ## deploy/compose.yaml as processes, with a real S3; needs root
 	$(call toolchain,check) && cargo build --locked --package kiln --bin kiln && \
 	PYTHONPATH="$$KILN_CHART_PACKAGES" python3 -B tests/compose.py --kiln $(binary)
 
-# The nodes' binary, and another build of it: KILN_BINARY_BEFORE, or this one with another version.
-builds = { before=$${KILN_BINARY_BEFORE:-$$(dirname $(binary))/kiln-next} && \
+# The nodes' binary, and another build of it: KILN_BINARY_BEFORE, or this one as an earlier version.
+builds = { before=$${KILN_BINARY_BEFORE:-$$(dirname $(binary))/kiln-before} && \
 	{ [ -n "$${KILN_BINARY_BEFORE:-}" ] || \
-	{ KILN_VERSION=0.1.0-next cargo build --locked --package kiln --bin kiln && \
+	{ KILN_VERSION=0.1.0 cargo build --locked --package kiln --bin kiln && \
 	cp $(binary) "$$before"; }; } && export KILN_BINARY_BEFORE="$$(realpath "$$before")" && \
 	cargo build --locked --package kiln --bin kiln --test faults; }
 
@@ -126,7 +126,8 @@ lint:
 	shellcheck .ci/run deploy/*.sh tests/gpu/*.sh && \
 	hadolint deploy/Dockerfile && \
 	cargo deny --log-level error check licenses bans sources && \
-	cargo clippy --locked --workspace --all-targets -- -D warnings
+	cargo clippy --locked --workspace --all-targets -- -D warnings && \
+	cargo clippy --locked --package kiln --features crash-points --test crash -- -D warnings
 
 helm: ## the chart: schemas, policies, refusals, its README; see deploy/chart/check.py
 	$(call toolchain,check) && cargo build --locked --package kiln && \

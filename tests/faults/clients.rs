@@ -29,10 +29,12 @@ const CALLS: usize = 30;
 const KEYS: usize = 5;
 /// All at once, each with one call under way.
 const CLIENTS: u32 = 16;
-/// Requests for each kernel.
+/// Requests for each kernel, and for each model.
 const COMPILES: usize = 4;
 /// Bound that compiles and leases are asked with.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(10);
+/// Bound that wholes are asked with, each of several compiles on a busy machine.
+pub(crate) const WHOLE: Duration = Duration::from_secs(25);
 
 /// What the clients of one run work on.
 pub(crate) struct Work {
@@ -42,6 +44,7 @@ pub(crate) struct Work {
     keys: Mutex<(Vec<(usize, usize)>, usize)>,
     artifact: AtomicUsize,
     kernel: AtomicUsize,
+    model: AtomicUsize,
     writes: AtomicUsize,
     seed: u64,
 }
@@ -54,9 +57,9 @@ pub(crate) fn start(
 ) -> (Arc<Work>, JoinSet<()>) {
     let keys = Mutex::new(((0..KEYS).map(|n| (n, 0)).collect(), KEYS));
     let seed = chance.clone().below(1 << 30) as u64;
-    let (artifact, kernel, writes) = Default::default();
+    let (artifact, kernel, model, writes) = Default::default();
     let (shared, doors, stop) = (Arc::clone(shared), Arc::clone(doors), CancellationToken::new());
-    let work = Arc::new(Work { shared, doors, stop, keys, artifact, kernel, writes, seed });
+    let work = Arc::new(Work { shared, doors, stop, keys, artifact, kernel, model, writes, seed });
     let mut clients = JoinSet::new();
     for client in 0..CLIENTS {
         let work = Arc::clone(&work);
@@ -75,7 +78,8 @@ impl Work {
             let call = match client {
                 0..8 => self.value(&mut caller, &door, &mut chance).await,
                 8..11 => self.artifact(&caller, &door, &mut chance).await,
-                11..13 => self.kernel(&caller, &door).await,
+                11 => self.kernel(&caller, &door).await,
+                12 if !self.shared.models_rest.load(Relaxed) => self.model(&caller, &door).await,
                 13..15 => self.redis(&mut caller, &door, &mut chance, &mut sets).await,
                 _ => self.other(&caller, &door, &mut chance).await,
             };
@@ -165,6 +169,13 @@ impl Work {
         let n = self.kernel.fetch_add(1, Relaxed) / COMPILES;
         let name = format!("k{:x}_{n}", self.seed);
         let call = caller.compile(door, &name, DEADLINE.as_millis() as u64).await;
+        sleep(Duration::from_millis(200)).await;
+        call
+    }
+
+    async fn model(&self, caller: &Caller, door: &Door) -> Call {
+        let n = self.model.fetch_add(1, Relaxed) / COMPILES;
+        let call = caller.whole(door, n, WHOLE.as_millis() as u64).await;
         sleep(Duration::from_millis(200)).await;
         call
     }

@@ -58,6 +58,8 @@ pub(crate) struct Plan {
     pub(crate) s3: bool,
     /// Wall clocks can be set.
     pub(crate) clocks: bool,
+    /// Nodes start as the build that `KILN_BINARY_BEFORE` names.
+    pub(crate) earlier: bool,
     pub(crate) configure: fn(usize, &mut Config),
 }
 
@@ -103,6 +105,11 @@ impl Fleet {
             let (prefix, config) = fleet.config(at, plan.ground)?;
             let mut node = Node::new(at, fleet.home(at), config)?;
             node.prefix = prefix;
+            if plan.earlier {
+                let earlier = std::env::var("KILN_BINARY_BEFORE");
+                let none = "KILN_BINARY_BEFORE names no earlier build";
+                node.binary = earlier.context(none)?.into();
+            }
             if let Some(clocks) = &fleet.clocks {
                 node.environment = clocks.environment(at)?;
             }

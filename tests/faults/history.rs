@@ -37,8 +37,19 @@ pub(crate) enum Kind {
     Publish,
     /// CUDA to a CUBIN.
     Compile,
+    /// A model, in pieces.
+    Whole,
+    /// A piece of one, as the answer for the whole tells it.
+    Piece,
     Pin,
     List,
+}
+
+impl Kind {
+    /// Whether it has an artifact made where there is none.
+    pub(crate) fn compiles(self) -> bool {
+        matches!(self, Self::Compile | Self::Whole | Self::Piece)
+    }
 }
 
 /// How it ended.

@@ -15,6 +15,9 @@ mod fleet;
 mod history;
 mod leftovers;
 mod memory;
+#[path = "../cluster/pieces/model.rs"]
+#[allow(dead_code)]
+mod model;
 mod nemesis;
 mod network;
 mod node;

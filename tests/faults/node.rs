@@ -38,14 +38,18 @@ pub(crate) struct Node {
     child: Option<Child>,
 }
 
+/// The build that is tested.
+pub(crate) fn binary() -> PathBuf {
+    std::env::var("KILN_BINARY").unwrap_or(env!("CARGO_BIN_EXE_kiln").into()).into()
+}
+
 impl Node {
     pub(crate) fn new(at: usize, folder: PathBuf, config: Config) -> anyhow::Result<Self> {
         std::fs::create_dir_all(&folder)?;
         let door = Arc::new(Door::new(at, &config)?);
         let (prefix, environment) = (Vec::new(), Vec::new());
-        let binary = std::env::var("KILN_BINARY").unwrap_or(env!("CARGO_BIN_EXE_kiln").into());
-        let binary = binary.into();
-        Ok(Self { id: 0, config, folder, prefix, environment, binary, door, child: None })
+        let (id, binary, child) = (0, binary(), None);
+        Ok(Self { id, config, folder, prefix, environment, binary, door, child })
     }
 
     /// Starts the process without waiting for it.
@@ -123,6 +127,23 @@ impl Node {
 
     pub(crate) fn pid(&self) -> Option<u32> {
         self.child.as_ref().and_then(Child::id)
+    }
+
+    /// The processes that it started: its compilers.
+    pub(crate) fn children(&self) -> Vec<Pid> {
+        let Some(pid) = self.pid() else { return Vec::new() };
+        let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+        let lists = tasks.filter_map(|t| std::fs::read_to_string(t.path().join("children")).ok());
+        let all = lists.flat_map(|list| {
+            list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<i32>>()
+        });
+        all.filter_map(Pid::from_raw).collect()
+    }
+
+    /// One of the counters in its status; `None` where it does not answer at once.
+    pub(crate) async fn counter(&self, name: &str) -> Option<u64> {
+        let counters = self.status().await?.counters;
+        counters.iter().find(|counter| counter.name == name).map(|counter| counter.value)
     }
 
     /// Whether the process stands still, every thread of it.

@@ -26,7 +26,10 @@ SEEDS = 20
 
 @dataclass(frozen=True)
 class Bug:
-    """``found`` in ``file`` becomes ``planted``; ``test``: nextest's filter, else seeds."""
+    """``found`` in ``file`` becomes ``planted``; ``test``: nextest's filter, else seeds.
+
+    ``target``: which tests of the package are built for it.
+    """
 
     name: str
     file: str
@@ -34,6 +37,13 @@ class Bug:
     planted: str
     test: str = ""
     package: str = "kiln-cluster"
+    target: str = "--lib"
+
+    def text(self, tree: Path) -> str:
+        """Return the file's text, in which the place to change occurs once."""
+        text = (tree / self.file).read_text()
+        assert text.count(self.found) == 1, f"{self.name}: {self.file} has changed"
+        return text
 
 
 CLUSTER = "cluster/src/"
@@ -68,10 +78,12 @@ BUGS = [
     Bug(
         "a leader reads without a quorum",
         CLUSTER + "leader.rs",
-        "let reading = raft.ensure_linearizable(ReadPolicy::ReadIndex);",
+        "let reading = async move { raft.ensure_linearizable(ReadPolicy::ReadIndex).await };",
         "if self.member.leads() {\n            return Ok(self.replica.applied());\n        }\n"
-        "        let reading = raft.ensure_linearizable(ReadPolicy::ReadIndex);",
+        "        let reading = async move "
+        "{ raft.ensure_linearizable(ReadPolicy::ReadIndex).await };",
         test="test(failover::)",
+        target="--test=cluster",
     ),
     Bug(
         "a superseded write is applied",
@@ -87,7 +99,7 @@ BUGS = [
     ),
     Bug(
         "an acquire without its deadline",
-        CLUSTER + "index.rs",
+        CLUSTER + "index/acquire.rs",
         "() = tokio::time::sleep_until(deadline) => return Err(ClusterError::Deadline),",
         "() = std::future::pending() => return Err(ClusterError::Deadline),",
     ),
@@ -139,6 +151,7 @@ BUGS = [
         "!matches!(self, Self::Paused)",
         test="test(bytes::a_value_whose_holder_is_away)",
         package="kiln",
+        target="--test=cluster",
     ),
     Bug(
         "bytes are given away unverified",
@@ -147,6 +160,7 @@ BUGS = [
         "_ if wanted.as_bytes().len() == 32 => Ok(blob),",
         test="test(corruption::)",
         package="kiln",
+        target="--test=cluster",
     ),
     Bug(
         "a guarded pack is removed",
@@ -166,10 +180,10 @@ BUGS = [
     ),
     Bug(
         "an object is deleted before it is condemned",
-        "src/cache/collect.rs",
-        "                if self.index.condemn(&name.pack, name.generation).await? {\n",
-        "                self.delete(object).await?;\n"
-        "                if self.index.condemn(&name.pack, name.generation).await? {\n",
+        "src/cache/collect/step.rs",
+        "                taken.condemned = index.condemn(",
+        "                object.delete(&name).await?;\n"
+        "                taken.condemned = index.condemn(",
         test="test(cache::collect)",
         package="kiln",
     ),
@@ -180,6 +194,7 @@ BUGS = [
         "held.grant == blake3::hash(grant) || held.grant != blake3::hash(grant)",
         test="test(publish::)",
         package="kiln",
+        target="--test=cluster",
     ),
     Bug(
         "nowhere is somewhere",
@@ -188,6 +203,7 @@ BUGS = [
         "Kept::Memory(_) | Kept::Nowhere(_) => None,\n        };\n        let disks",
         test="test(what_no_disk_takes_is_not_acknowledged)",
         package="kiln",
+        target="--test=cluster",
     ),
 ]
 
@@ -235,7 +251,7 @@ def by_seeds(tree: Path, seeds: int) -> str | None:
 
 def by_test(tree: Path, bug: Bug) -> str | None:
     """Return what the tests say; None: they pass."""
-    nextest = ["cargo", "nextest", "run", "--locked", "--package", bug.package]
+    nextest = ["cargo", "nextest", "run", "--locked", "--package", bug.package, bug.target]
     code, output = call([*nextest, "--no-run"], tree, BUILD)
     assert code == 0, f"no build: {output[-2000:]}"
     code, output = call([*nextest, "--no-fail-fast", "-E", bug.test], tree, RUN)
@@ -246,8 +262,7 @@ def by_test(tree: Path, bug: Bug) -> str | None:
 def plant(tree: Path, bug: Bug, seeds: int) -> bool:
     """Plant ``bug``, say what became of it, and take it out again."""
     file = tree / bug.file
-    source = file.read_text()
-    assert source.count(bug.found) == 1, f"{bug.name}: {bug.file} has changed"
+    source = bug.text(tree)
     file.write_text(source.replace(bug.found, bug.planted))
     began = time.monotonic()
     try:
@@ -265,10 +280,15 @@ def main() -> int:
     parser.add_argument("--only", default="", help="bugs whose name has this")
     parser.add_argument("--seeds", type=int, default=SEEDS, help="seeds of the simulation")
     parser.add_argument("--list", action="store_true", help="names alone")
+    parser.add_argument("--check", action="store_true", help="only see that each can be planted")
     chosen = parser.parse_args()
     bugs = [bug for bug in BUGS if chosen.only in bug.name]
     if chosen.list:
         print("\n".join(bug.name for bug in bugs))
+        return 0
+    if chosen.check:
+        for bug in bugs:
+            bug.text(ROOT)
         return 0
     with tempfile.TemporaryDirectory(prefix="kiln-planted-") as folder:
         tree = Path(folder) / "tree"

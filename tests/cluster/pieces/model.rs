@@ -5,14 +5,13 @@ use std::io::{Cursor, Read, Write};
 use kiln_proto::{Target, pb};
 use zip::{ZipArchive, ZipWriter, write::SimpleFileOptions};
 
-use crate::harness::NAMESPACE;
-
 /// Different pieces of the language model: embedding and positions; before, at and
 /// after attention; the head.
 pub(super) const PIECES: usize = 5;
 /// Norms of a layer, and so epsilons.
 const NORMS: usize = 4;
 const LAYERS: usize = 16;
+const NAMESPACE: &str = "default";
 
 pub(super) fn archive(name: &str) -> Vec<u8> {
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/models");
@@ -21,6 +20,11 @@ pub(super) fn archive(name: &str) -> Vec<u8> {
 
 /// The language model with another epsilon in the norm of that number.
 pub(super) fn changed(norm: usize) -> Vec<u8> {
+    with_epsilons(|at, epsilon| if at == norm { 0.5 } else { epsilon })
+}
+
+/// The language model with what `epsilon` makes of each norm's own, by its number.
+pub(super) fn with_epsilons(epsilon: impl Fn(usize, f64) -> f64) -> Vec<u8> {
     let mut from = ZipArchive::new(Cursor::new(archive("qwen3_lm_f32_static.new"))).unwrap();
     let mut to = ZipWriter::new(Cursor::new(Vec::new()));
     for index in 0..from.len() {
@@ -39,9 +43,11 @@ pub(super) fn changed(norm: usize) -> Vec<u8> {
             let is_add = node["target"] == "torch.ops.aten.add.Tensor";
             node.pointer_mut("/inputs/1/arg/as_float").filter(|_| is_add)
         });
-        let mut epsilons: Vec<_> = epsilons.collect();
+        let epsilons: Vec<_> = epsilons.collect();
         assert_eq!(epsilons.len(), NORMS * LAYERS + 1);
-        *epsilons[norm] = 0.5.into();
+        for (norm, own) in epsilons.into_iter().enumerate() {
+            *own = epsilon(norm, own.as_f64().unwrap()).into();
+        }
         to.start_file(name, SimpleFileOptions::default()).unwrap();
         to.write_all(json.to_string().as_bytes()).unwrap();
     }

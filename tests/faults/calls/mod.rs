@@ -7,8 +7,12 @@
 mod bytes;
 mod index;
 mod leases;
+mod wholes;
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, atomic::AtomicBool},
+};
 
 use kiln_proto::{ArtifactKey, SignedManifest, pb, value};
 use parking_lot::Mutex;
@@ -27,13 +31,19 @@ const NAMESPACE: &str = "default";
 /// What all clients of a run share.
 pub(crate) struct Shared {
     pub(crate) recorder: Recorder,
+    /// Whether clients ask for no models now: only a strike does.
+    pub(crate) models_rest: AtomicBool,
     /// Keys whose names do not tell them.
     keys: Mutex<BTreeMap<String, ArtifactKey>>,
 }
 
 impl Shared {
     pub(crate) fn new() -> Self {
-        Self { recorder: Recorder::new(), keys: Mutex::default() }
+        Self {
+            recorder: Recorder::new(),
+            models_rest: AtomicBool::new(false),
+            keys: Mutex::default(),
+        }
     }
 
     /// The key that histories call `name`.
@@ -107,10 +117,8 @@ impl Caller {
 
 /// Whether a call that failed so may have an effect.
 fn failed(kind: Kind, status: &Status) -> End {
-    let reads = matches!(
-        kind,
-        Kind::Latest | Kind::Local | Kind::Fetch | Kind::Get | Kind::List | Kind::Compile
-    );
+    let reads = kind.compiles()
+        || matches!(kind, Kind::Latest | Kind::Local | Kind::Fetch | Kind::Get | Kind::List);
     let never_sent = format!("{status:?}").contains("ConnectError");
     match reads || never_sent || status.code() == Code::InvalidArgument {
         true => End::Failed,

@@ -5,7 +5,7 @@
 
 use super::{Verdict, shown};
 use crate::{
-    clients::DEADLINE,
+    clients::{DEADLINE, WHOLE},
     history::{Call, Fault, History, Kind},
 };
 
@@ -18,6 +18,7 @@ const BYTES: i64 = 10 * SECOND;
 pub(super) fn check(history: &History, verdict: &mut Verdict) {
     for call in &history.calls {
         let bound = match call.kind {
+            Kind::Whole => WHOLE.as_nanos() as i64 + CLUSTER,
             Kind::Lease | Kind::Compile => DEADLINE.as_nanos() as i64 + CLUSTER,
             Kind::Fetch | Kind::Get => BYTES + CLUSTER,
             _ => CLUSTER,

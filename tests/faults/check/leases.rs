@@ -3,13 +3,13 @@
 //! Invariant: tokens of a key strictly rise in real time, none publishes after a later
 //! one was granted, and each epoch has one compile.
 
-use super::{Keys, Verdict, shown};
+use super::{COMPILED, Keys, Verdict, shown};
 use crate::history::{Call, End, Fault, History, Kind};
 
 pub(super) fn check(history: &History, keys: &Keys<'_>, verdict: &mut Verdict) {
     for (key, calls) in keys {
         tokens_rise(key, calls, verdict);
-        if key.starts_with('k') {
+        if key.starts_with(COMPILED) {
             one_compile_an_epoch(history, key, calls, verdict);
         }
     }
@@ -39,7 +39,7 @@ fn tokens_rise(key: &str, calls: &[&Call], verdict: &mut Verdict) {
 /// Compiles that were acknowledged, against the epochs that the key went through. One
 /// that cannot be committed is answered all the same: so those during faults don't count.
 fn one_compile_an_epoch(history: &History, key: &str, calls: &[&Call], verdict: &mut Verdict) {
-    let compiles = calls.iter().filter(|c| c.kind == Kind::Compile && c.made == Some(true));
+    let compiles = calls.iter().filter(|c| c.kind.compiles() && c.made == Some(true));
     let calm = |call: &&&Call| !history.faults.iter().any(|fault| troubles(fault, call));
     let compiles: Vec<_> = compiles.filter(calm).collect();
     let looked = calls.iter().filter(|c| c.kind == Kind::Latest && c.ended == End::Ok);

@@ -14,6 +14,10 @@ use serde::Serialize;
 
 use crate::history::{Call, Fault, History};
 
+/// With what the names of kernels, wholes and pieces begin: nobody wrote their bytes, and
+/// every compile makes the same.
+const COMPILED: [char; 3] = ['k', 'w', 'p'];
+
 /// A promise that was broken.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub(crate) struct Violation {

@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Keys, Verdict, shown};
+use super::{COMPILED, Keys, Verdict, shown};
 use crate::history::{Call, End, History, Kind};
 
 pub(super) fn check(_: &History, keys: &Keys<'_>, verdict: &mut Verdict) {
@@ -20,14 +20,14 @@ pub(super) fn check(_: &History, keys: &Keys<'_>, verdict: &mut Verdict) {
 
 /// No byte that nobody published, nor other bytes than the manifest says.
 fn written_by_somebody(key: &str, calls: &[&Call], verdict: &mut Verdict) {
-    let mut kernels = BTreeSet::new();
+    let mut compiled = BTreeSet::new();
     for call in calls.iter().filter(|call| call.ended == End::Ok) {
         let Some(read) = &call.read else { continue };
         let mut wrote = calls.iter().filter(|c| c.wrote.as_ref() == Some(read));
-        let known = match key.starts_with('k') {
+        let known = match key.starts_with(COMPILED) {
             true => {
-                kernels.insert(read);
-                kernels.len() == 1
+                compiled.insert(read);
+                compiled.len() == 1
             }
             false => wrote.any(|w| w.start < call.end && w.ended != End::Failed),
         };

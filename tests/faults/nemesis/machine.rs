@@ -9,7 +9,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use tokio::time::{Instant, sleep};
 
 use super::{Done, Nemesis, Strike, THREE, nemesis};
-use crate::{fleet::Plan, memory::Cramped};
+use crate::{fleet::Plan, memory::Cramped, node::Node};
 
 const CLOCKS: Plan = Plan { clocks: true, ..THREE };
 
@@ -75,18 +75,7 @@ fn cramped<'a>(strike: &'a mut Strike<'_>) -> Done<'a> {
 async fn each_compiler(strike: &Strike<'_>, every: Duration, mut act: impl FnMut(Pid)) {
     let end = Instant::now() + Duration::from_secs(6);
     while Instant::now() < end {
-        let nodes = strike.fleet.nodes.iter().filter_map(|node| node.pid());
-        nodes.flat_map(children).for_each(&mut act);
+        strike.fleet.nodes.iter().flat_map(Node::children).for_each(&mut act);
         sleep(every).await;
     }
-}
-
-/// The processes that `pid` started.
-fn children(pid: u32) -> Vec<Pid> {
-    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
-    let lists = threads.filter_map(|t| std::fs::read_to_string(t.path().join("children")).ok());
-    let all = lists.flat_map(|list| {
-        list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<i32>>()
-    });
-    all.filter_map(Pid::from_raw).collect()
 }

@@ -6,10 +6,15 @@ mod machine;
 mod members;
 mod network;
 mod objects;
+mod pieces;
 mod process;
 mod storage;
 
-use std::{collections::BTreeMap, sync::atomic::Ordering::Relaxed, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
+};
 
 use anyhow::Context;
 use futures::future::BoxFuture;
@@ -47,6 +52,7 @@ pub(crate) const THREE: Plan = Plan {
     small: None,
     s3: false,
     clocks: false,
+    earlier: false,
     configure: plain,
 };
 
@@ -70,6 +76,7 @@ pub(crate) fn all() -> Vec<Nemesis> {
         objects::all(),
         members::all(),
         machine::all(),
+        pieces::all(),
     ];
     families.into_iter().flatten().collect()
 }
@@ -77,7 +84,7 @@ pub(crate) fn all() -> Vec<Nemesis> {
 /// One strike of a nemesis at a cluster.
 pub(crate) struct Strike<'r> {
     pub(crate) fleet: &'r mut Fleet,
-    pub(crate) shared: &'r Shared,
+    pub(crate) shared: &'r Arc<Shared>,
     pub(crate) chance: Chance,
     began: Option<(String, i64)>,
     away: BTreeMap<usize, i64>,
@@ -86,7 +93,7 @@ pub(crate) struct Strike<'r> {
 }
 
 impl<'r> Strike<'r> {
-    pub(crate) fn new(fleet: &'r mut Fleet, shared: &'r Shared, chance: Chance) -> Self {
+    pub(crate) fn new(fleet: &'r mut Fleet, shared: &'r Arc<Shared>, chance: Chance) -> Self {
         let (began, away, healed) = Default::default();
         Self { fleet, shared, chance, began, away, healed }
     }

@@ -2,12 +2,8 @@
 //!
 //! Invariant: who was struck runs again when the strike ends.
 
-use std::path::PathBuf;
-
-use anyhow::Context;
-
 use super::{Done, Nemesis, Strike, THREE, nemesis};
-use crate::fleet::Plan;
+use crate::{fleet::Plan, node::binary};
 
 pub(super) fn all() -> Vec<Nemesis> {
     vec![
@@ -37,12 +33,16 @@ pub(super) fn all() -> Vec<Nemesis> {
             20,
             rolling_restart,
         ),
-        nemesis(
-            "rolling-builds",
-            "the same, each with the other of two builds: KILN_BINARY_BEFORE",
-            20,
-            rolling_builds,
-        ),
+        Nemesis {
+            plan: Plan { earlier: true, ..THREE },
+            once: true,
+            ..nemesis(
+                "rolling-builds",
+                "the same, from an earlier build to this one: KILN_BINARY_BEFORE",
+                20,
+                rolling_builds,
+            )
+        },
     ]
 }
 
@@ -120,22 +120,16 @@ async fn pause(strike: &mut Strike<'_>, at: usize, seconds: f64) -> anyhow::Resu
     strike.heal()
 }
 
-/// Each node in turn goes from one build to the other; the next strike brings it back.
+/// Each node in turn becomes one of this build.
 fn rolling_builds<'a>(strike: &'a mut Strike<'_>) -> Done<'a> {
     Box::pin(async {
-        let before = std::env::var("KILN_BINARY_BEFORE");
-        let before = PathBuf::from(before.context("KILN_BINARY_BEFORE names no other build")?);
-        let now = strike.fleet.nodes[0].binary.clone();
-        let other = match now == before {
-            true => PathBuf::from(env!("CARGO_BIN_EXE_kiln")),
-            false => before,
-        };
-        strike.struck(format!("restarted each in turn as {}", other.display()));
+        let (from, to) = (strike.fleet.nodes[0].binary.clone(), binary());
+        strike.struck(format!("restarted each in turn: {} -> {}", from.display(), to.display()));
         for at in 0..strike.fleet.nodes.len() {
             strike.fleet.nodes[at].terminate().await?;
-            strike.fleet.nodes[at].binary.clone_from(&other);
+            strike.fleet.nodes[at].binary.clone_from(&to);
             strike.fleet.nodes[at].start().await?;
-            strike.hold(1.0).await;
+            strike.hold(2.0).await;
         }
         strike.heal()
     })

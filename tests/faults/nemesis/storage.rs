@@ -3,9 +3,10 @@
 //! Invariant: when a strike ends, each node runs on a disk that works; what was damaged
 //! is either replaced or the node's own to find.
 
-use std::sync::atomic::Ordering::Relaxed;
+use std::{sync::atomic::Ordering::Relaxed, time::Duration};
 
 use anyhow::{Context, ensure};
+use tokio::time::{Instant, sleep};
 
 use super::{Done, Nemesis, Strike, THREE, nemesis};
 use crate::{
@@ -15,6 +16,8 @@ use crate::{
 
 const SMALL_TIER: Plan = Plan { small: Some(Small::Tier), ..THREE };
 const SMALL_DATA: Plan = Plan { small: Some(Small::Data), ..THREE };
+/// For a node to notice that its disk failed, so that it stops.
+const NOTICES: Duration = Duration::from_secs(2);
 
 pub(super) fn all() -> Vec<Nemesis> {
     let on = |plan, nemesis| Nemesis { plan, ..nemesis };
@@ -54,25 +57,35 @@ pub(super) fn all() -> Vec<Nemesis> {
 fn full<'a>(strike: &'a mut Strike<'_>) -> Done<'a> {
     Box::pin(async {
         let disk = || "no small disk";
+        let logged = strike.fleet.nodes[0].log().len();
         strike.fleet.small.as_ref().with_context(disk)?.fill()?;
         strike.struck("the disk of node 0 is full");
         strike.hold(5.0).await;
         strike.fleet.small.as_ref().with_context(disk)?.free()?;
-        let ended = runs_again(strike, 0).await?;
+        let ended = runs_again(strike, 0, logged).await?;
         strike.note(format!("it ended by itself: {ended}"));
         strike.heal()
     })
 }
 
-/// Starts a node that ended by itself, as a node may whose disk fails.
-async fn runs_again(strike: &mut Strike<'_>, at: usize) -> anyhow::Result<bool> {
+/// Starts a node that ended by itself, as a node may whose disk fails, or that is about to:
+/// its log was `logged` bytes long before.
+async fn runs_again(strike: &mut Strike<'_>, at: usize, logged: usize) -> anyhow::Result<bool> {
+    let end = Instant::now() + NOTICES;
     let node = &mut strike.fleet.nodes[at];
-    let ended = node.has_ended();
-    if ended {
-        ensure!(!node.log().contains("panicked"), "node {at} panicked: {}", node.last_words());
-        node.start().await?;
+    while !node.has_ended() {
+        if node.log()[logged..].contains("kiln::node: stopping") {
+            node.ended().await?;
+            break;
+        }
+        if Instant::now() > end {
+            return Ok(false);
+        }
+        sleep(Duration::from_millis(50)).await;
     }
-    Ok(ended)
+    ensure!(!node.log().contains("panicked"), "node {at} panicked: {}", node.last_words());
+    node.start().await?;
+    Ok(true)
 }
 
 fn fsync_fails<'a>(strike: &'a mut Strike<'_>) -> Done<'a> {
@@ -87,12 +100,13 @@ async fn failing(strike: &mut Strike<'_>, inject: &str) -> anyhow::Result<()> {
     let (leader, others) = strike.roles().await?;
     let at = if strike.chance.percent(50) { leader } else { others[0] };
     let pid = strike.fleet.nodes[at].pid().context("it does not run")?;
+    let logged = strike.fleet.nodes[at].log().len();
     let failing = Failing::attach(pid, inject).await?;
     strike.struck(format!("{inject} at node {at}"));
     strike.hold(4.0).await;
     let failed = failing.detach().await?;
     ensure!(failed > 0, "no call of node {at} failed");
-    let ended = runs_again(strike, at).await?;
+    let ended = runs_again(strike, at, logged).await?;
     strike.note(format!("{failed} calls failed; it ended by itself: {ended}"));
     strike.heal()
 }
