@@ -11,7 +11,7 @@ use kiln_proto::{
 };
 
 use super::{
-    Settings, SplitError, cut,
+    Settings, SplitError, carried, cut,
     estimate::{Costs, Estimates},
     flow::Flow,
     groups::{Groups, groups},
@@ -31,6 +31,9 @@ pub struct Edge {
     pub name: String,
     /// As the piece has it.
     pub ty: TensorType,
+    /// Of the dimensions that the piece has, which one of the whole's each is; `None`: the
+    /// same.
+    pub order: Option<Vec<usize>>,
 }
 
 /// A part of a graph.
@@ -136,7 +139,7 @@ pub(super) fn split(
     let mut known: HashMap<[Digest; 2], usize> = HashMap::new();
     for ends in ends.windows(2).filter(|ends| ends[0] < ends[1]) {
         let nodes: Vec<usize> = units[ends[0]..ends[1]].iter().flatten().copied().collect();
-        add(&mut split, &mut known, &flow, &costs, part(&flow, &sizes, &nodes)?)?;
+        add(&mut split, &mut known, (&flow, &sizes, &costs), part(&flow, &sizes, &nodes)?)?;
     }
     Ok(split)
 }
@@ -178,8 +181,7 @@ fn arranged(flow: &Flow<'_>, groups: &Groups, settings: &Settings) -> Arranged {
 fn add(
     split: &mut Split,
     known: &mut HashMap<[Digest; 2], usize>,
-    flow: &Flow<'_>,
-    costs: &Costs,
+    (flow, sizes, costs): (&Flow<'_>, &Sizes<'_>, &Costs),
     part: Part,
 ) -> Result<(), SplitError> {
     let Part { graph, nodes, inputs, outputs } = part;
@@ -194,14 +196,15 @@ fn add(
         Some(piece) => piece.items.push(index),
         None => split.pieces.push(Piece { identity, items: vec![index] }),
     }
-    let edge = |(value, ty): (&ValueId, TensorType)| {
+    let edge = |(value, own): (&ValueId, ValueId)| {
         let name = flow.graph.value(*value).name.clone();
-        Edge { value: *value, name, ty }
+        let order = carried::order(flow, sizes, *value);
+        Edge { value: *value, name, ty: graph.value(own).ty.clone(), order }
     };
-    let given = graph.inputs.iter().map(|input| graph.value(input.value).ty.clone());
+    let given = graph.inputs.iter().map(|input| input.value);
     let inputs: Vec<Edge> = inputs.iter().zip(given).map(edge).collect();
-    let made = outputs.iter().map(|value| (value, laid_out(&flow.graph.value(*value).ty)));
-    let outputs: Vec<Edge> = made.map(edge).collect();
+    let outputs: Vec<Edge> = outputs.iter().zip(graph.outputs.iter().copied()).map(edge).collect();
+    let outputs = outputs.into_iter().map(|edge| Edge { ty: laid_out(&edge.ty), ..edge }).collect();
     let estimates = costs.sum(nodes.iter().copied());
     split.items.push(SplitItem { index, nodes, inputs, outputs, estimates, graph, piece });
     Ok(())

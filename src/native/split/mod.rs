@@ -19,6 +19,7 @@
 //! pieces, in the same order, and the order is that of the key: names and the
 //! exporter's order leave no trace in a piece's key or in the stitching.
 
+mod carried;
 mod cut;
 mod estimate;
 mod flow;

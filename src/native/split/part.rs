@@ -3,7 +3,8 @@
 //! What crosses a cut is given to the next piece densely in row-major order: a
 //! piece's outputs always lie so, whatever view the exporter calls them, and two
 //! equal layers would differ in how their inputs came about if strides were kept.
-//! A view that only the next piece reads is best made there: see `groups`.
+//! A view that only the next piece reads is best made there: see `groups`; what lies
+//! in another order of dimensions is turned on both sides: see `carried`.
 //! What the caller of the whole gives keeps its strides.
 //!
 //! A symbol that no input of a piece decides comes with one more input, which
@@ -18,6 +19,7 @@ use kiln_proto::graph::{Argument, Dim, Graph, Input, InputKind, Node, TensorType
 
 use super::{
     SplitError,
+    carried::{self, carried, inverse, turn, turned_back},
     flow::Flow,
     symbols::{Sizes, dense},
 };
@@ -45,9 +47,12 @@ pub(super) fn part(
     };
     let outputs: Vec<ValueId> =
         nodes.iter().flat_map(|node| flow.needed(*node)).filter(leaves).collect();
-    // Once in any order, to have the canonical one.
-    let any = graph(flow, sizes, nodes, &reads(flow, nodes), &outputs);
-    let nodes: Vec<usize> = live_order(&any).into_iter().map(|at| nodes[at]).collect();
+    // Once in any order, to have the canonical one; what is turned first is no node of these.
+    let given = reads(flow, nodes);
+    let first = given.iter().filter(|value| carried::order(flow, sizes, **value).is_some()).count();
+    let any = graph(flow, sizes, nodes, &given, &outputs);
+    let canonical = live_order(&any).into_iter().filter_map(|at| at.checked_sub(first));
+    let nodes: Vec<usize> = canonical.filter_map(|at| nodes.get(at).copied()).collect();
     let mut inputs = reads(flow, &nodes);
     add_witnesses(flow, sizes, &nodes, &mut inputs)?;
     let graph = graph(flow, sizes, &nodes, &inputs, &outputs);
@@ -109,16 +114,26 @@ fn graph(
     let whole = flow.graph;
     let mut made = Graph::default();
     let mut new: HashMap<ValueId, ValueId> = HashMap::new();
+    let mut turned = Vec::new();
     for value in inputs {
         let id = ValueId(made.values.len());
         let old = whole.value(*value);
-        let (kind, ty) = match flow.input[value.0] {
-            Some(at) => (whole.inputs[at].kind.clone(), old.ty.clone()),
-            None => (InputKind::User, laid_out(&old.ty)),
+        let order = carried::order(flow, sizes, *value);
+        let (kind, ty) = match (flow.input[value.0], &order) {
+            (Some(at), _) => (whole.inputs[at].kind.clone(), old.ty.clone()),
+            (None, Some(order)) => (InputKind::User, carried(&old.ty, order)),
+            (None, None) => (InputKind::User, laid_out(&old.ty)),
         };
         made.values.push(Value { name: old.name.clone(), ty });
         made.inputs.push(Input { value: id, kind });
         new.insert(*value, id);
+        turned.extend(order.map(|order| (*value, order)));
+    }
+    for (value, order) in turned {
+        let (old, back) = (whole.value(value), ValueId(made.values.len()));
+        made.values.push(Value { name: old.name.clone(), ty: turned_back(&old.ty, &order) });
+        made.nodes.push(turn(&old.name, new[&value], &inverse(&order), back));
+        new.insert(value, back);
     }
     for node in nodes {
         let Node { name, op, args, outputs } = &whole.nodes[*node];
@@ -141,7 +156,16 @@ fn graph(
         let outputs = outputs.iter().map(|output| new[output]).collect();
         made.nodes.push(Node { name, op, args, outputs });
     }
-    made.outputs = outputs.iter().map(|output| new[output]).collect();
+    for output in outputs {
+        let mut given = new[output];
+        if let Some(order) = carried::order(flow, sizes, *output) {
+            let (old, from) = (whole.value(*output), given);
+            given = ValueId(made.values.len());
+            made.values.push(Value { name: old.name.clone(), ty: carried(&old.ty, &order) });
+            made.nodes.push(turn(&old.name, from, &order, given));
+        }
+        made.outputs.push(given);
+    }
     let symbols: Vec<&str> =
         wanted(flow, sizes, nodes, inputs).into_iter().map(|symbol| sizes.name(symbol)).collect();
     let known = whole.symbols.iter().filter(|symbol| symbols.contains(&symbol.name.as_str()));

@@ -6,9 +6,12 @@
 
 use std::collections::{HashMap, HashSet};
 
-use kiln_proto::graph::{Graph, ValueId};
+use kiln_proto::graph::{Graph, Node, ValueId};
 
-use super::item::SplitItem;
+use super::{
+    carried::{TURNED, inverse, turn},
+    item::SplitItem,
+};
 use crate::canonical::live_order;
 
 /// What is wrong with items.
@@ -166,20 +169,25 @@ fn makes(graph: &Graph, item: &SplitItem) -> Result<(), Invalid> {
     let (index, own) = (item.index, &item.graph);
     let name = |value: ValueId| graph.value(value).name.clone();
     let other = |what| Invalid::OtherGraph { item: index, what };
-    if own.nodes.len() != item.nodes.len() {
-        return Err(other("nodes"));
-    }
-    // What each of the graph's values is in the whole.
-    let mut whole: HashMap<ValueId, ValueId> = HashMap::new();
-    for (input, edge) in own.inputs.iter().zip(&item.inputs) {
-        whole.insert(input.value, edge.value);
-    }
     if own.inputs.len() != item.inputs.len() {
         return Err(other("inputs"));
     }
+    // What each of the graph's values is in the whole.
+    let mut whole: HashMap<ValueId, ValueId> = HashMap::new();
+    let mut nodes = own.nodes.iter();
+    for (input, edge) in own.inputs.iter().zip(&item.inputs) {
+        let value = match &edge.order {
+            None => Some(input.value),
+            Some(order) => turned(nodes.next(), input.value, &inverse(order)),
+        };
+        whole.insert(value.ok_or_else(|| other("inputs"))?, edge.value);
+    }
+    if nodes.len() < item.nodes.len() {
+        return Err(other("nodes"));
+    }
     let mut has: HashSet<ValueId> = item.inputs.iter().map(|edge| edge.value).collect();
     let mut made = HashSet::new();
-    for (node, same) in item.nodes.iter().zip(&own.nodes) {
+    for (node, same) in item.nodes.iter().zip(nodes.by_ref()) {
         let ours = &graph.nodes[*node];
         if let Some(read) = ours.tensors().find(|read| !has.contains(read)) {
             return Err(Invalid::ReadMissing { item: index, node: *node, value: name(read) });
@@ -197,11 +205,28 @@ fn makes(graph: &Graph, item: &SplitItem) -> Result<(), Invalid> {
             return Err(Invalid::OutputNotMade { item: index, value: name(output.value) });
         }
     }
+    for edge in &item.outputs {
+        let Some(order) = &edge.order else { continue };
+        let node = nodes.next();
+        let read = node.and_then(|node| node.tensors().next()).ok_or_else(|| other("nodes"))?;
+        let to = turned(node, read, order).ok_or_else(|| other("nodes"))?;
+        whole.insert(to, whole.get(&read).copied().ok_or_else(|| other("nodes"))?);
+    }
+    if nodes.next().is_some() {
+        return Err(other("nodes"));
+    }
     let outputs = own.outputs.iter().map(|output| whole.get(output).copied());
     match outputs.eq(item.outputs.iter().map(|edge| Some(edge.value))) {
         true => Ok(()),
         false => Err(other("outputs")),
     }
+}
+
+/// What `node` makes, if it turns `value` to `order` and does nothing else.
+fn turned(node: Option<&Node>, value: ValueId, order: &[usize]) -> Option<ValueId> {
+    let node = node?;
+    let to = *node.outputs.first()?;
+    (*node == turn(node.name.strip_suffix(TURNED)?, value, order, to)).then_some(to)
 }
 
 /// Whether item `from` needs, perhaps through others, what item `of` makes.

@@ -71,3 +71,21 @@ fn kernels_of_pieces_stitched_give_what_the_interpreter_gives() {
         }
     }
 }
+
+/// Whoever reads a transposed tensor reads through the transposition, on whichever side of a
+/// cut it was made.
+#[test]
+fn cuts_cost_few_kernels() {
+    for name in ["qwen3_lm_f32_static.new", "gpt2_block_f32_static.new"] {
+        let graph = model(name);
+        let split = split(&graph, &Settings::default()).unwrap();
+        let kernels =
+            |graph| lower_parsed(graph, &Default::default(), EMULATED).unwrap().plan.kernels.len();
+        let pieces: Vec<usize> =
+            split.pieces.iter().map(|piece| kernels(split.graph(piece))).collect();
+        let stitched: usize = split.items.iter().map(|item| pieces[item.piece]).sum();
+        let whole = kernels(&graph);
+        println!("{name}: {stitched} in {} items, {whole} in one", split.items.len());
+        assert!(stitched <= whole + whole / 20 + 2, "{name}: {stitched} of {pieces:?}, {whole}");
+    }
+}

@@ -1,9 +1,9 @@
 //! Items that are not the whole.
 
-use kiln_proto::graph::{Graph, Input, InputKind, Value, ValueId};
+use kiln_proto::graph::{Argument, Graph, Input, InputKind, Value, ValueId};
 
 use super::model;
-use crate::split::{Invalid, Settings, SplitItem, split, validate};
+use crate::split::{Edge, Invalid, Settings, SplitItem, split, validate};
 
 fn items() -> (Graph, Vec<SplitItem>) {
     let graph = model("vit_f32_static.new");
@@ -67,13 +67,39 @@ fn items_run_in_their_order_and_in_no_circle() {
     assert!(matches!(broken, Invalid::Late { item: 1, from: 2, .. }), "{broken}");
     // The first is given what the second makes of what the first makes.
     let broken = after(|all| {
-        let edge = all[2].outputs[0].clone();
+        let edge = Edge { order: None, ..all[2].outputs[0].clone() };
         let value = ValueId(all[1].graph.values.len());
         all[1].graph.values.push(Value { name: String::new(), ty: edge.ty.clone() });
         all[1].graph.inputs.push(Input { value, kind: InputKind::User });
         all[1].inputs.push(edge);
     });
     assert!(matches!(broken, Invalid::Cycle { item: 1, .. }), "{broken}");
+}
+
+/// Between a transposition and attention a tensor is carried in the order in which it lies.
+#[test]
+fn what_is_carried_in_another_order_is_turned_on_both_sides_and_nothing_else_is() {
+    let (_, all) = items();
+    let turned = |edges: &[Edge]| edges.iter().position(|edge| edge.order.is_some());
+    let at = all.iter().position(|item| turned(&item.inputs).is_some()).unwrap();
+    let from = all.iter().position(|item| turned(&item.outputs).is_some()).unwrap();
+    assert!(from < at);
+    let turns = |item: &SplitItem| {
+        let all = item.inputs.iter().chain(&item.outputs);
+        all.filter(|edge| edge.order.is_some()).count()
+    };
+    for item in &all {
+        assert_eq!(item.graph.nodes.len(), item.nodes.len() + turns(item), "{}", item.index);
+    }
+    let other = |item, what| Invalid::OtherGraph { item, what };
+    let dims = |all: &mut Vec<SplitItem>, item: usize, node: usize| {
+        let Argument::Ints(dims) = &mut all[item].graph.nodes[node].args[1].1 else { panic!() };
+        dims.swap(0, 1);
+    };
+    assert_eq!(after(|all| dims(all, at, 0)), other(at, "inputs"));
+    let last = all[from].graph.nodes.len() - 1;
+    assert_eq!(after(|all| dims(all, from, last)), other(from, "nodes"));
+    assert_eq!(after(|all| drop(all[from].graph.nodes.pop())), other(from, "nodes"));
 }
 
 #[test]
