@@ -103,10 +103,18 @@ pub(crate) async fn announce_address(
             members.push(owner);
             match greeting.of_you {
                 Some(OfYou::Left) => {
-                    tracing::error!(
-                        node = me.node,
-                        "this node was removed from its cluster: empty its data folder to join anew"
-                    );
+                    match node.member.votes() {
+                        true => tracing::warn!(
+                            node = me.node,
+                            "this node is being removed from its cluster: keep it running until \
+                             another one votes in its place"
+                        ),
+                        false => tracing::error!(
+                            node = me.node,
+                            "this node was removed from its cluster: empty its data folder to \
+                             join anew"
+                        ),
+                    }
                     return node.member.set_removed();
                 }
                 Some(OfYou::Away) => away = true,

@@ -38,6 +38,8 @@ pub(crate) struct Leader {
     pub timings: Timings,
     /// Keys with an acquire proposed by this leader and not yet applied: one is enough.
     proposing: Mutex<HashSet<ArtifactKey>>,
+    /// Held while it is judged whether a node may leave, and until it did.
+    pub removing: tokio::sync::Mutex<()>,
     /// Since when this node leads and counts the time of leases.
     counting_since: Mutex<Option<Instant>>,
     /// Wakes the housekeeping.
@@ -73,6 +75,7 @@ impl Leader {
             peers,
             timings,
             proposing: Mutex::default(),
+            removing: tokio::sync::Mutex::default(),
             counting_since: Mutex::new(None),
             housekeeping: Notify::new(),
             stop,

@@ -77,12 +77,22 @@ impl Member {
     }
 
     /// Notes that this node left the cluster, or was removed: its replica may never
-    /// hear of it. It does not stand for election any more.
+    /// hear of it. It does not stand for election any more, unless it still votes: then
+    /// the removal goes on, and what the others lack may be in its log alone.
     pub(crate) fn set_removed(&self) {
         self.removed.store(true, Ordering::Relaxed);
-        if let Some(running) = self.running.get() {
+        if let Some(running) = self.running.get()
+            && !self.votes()
+        {
             running.raft.runtime_config().elect(false);
         }
+    }
+
+    /// Whether Raft counts on this node's vote, as far as it knows.
+    pub(crate) fn votes(&self) -> bool {
+        self.metrics().is_some_and(|metrics| {
+            metrics.membership_config.membership().voter_ids().any(|id| id == metrics.id)
+        })
     }
 
     /// Whether it did.

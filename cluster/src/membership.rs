@@ -18,6 +18,7 @@ use crate::{
     leader::Leader,
     raft::Metrics,
     rpc::{Answer, Unanswered},
+    watch::Nodes,
 };
 
 /// Log entries that a learner may lack and still count as keeping up.
@@ -181,21 +182,38 @@ pub(crate) async fn hand_over(leader: &Leader) {
     }
 }
 
+/// Whether the cluster lives on without `node`.
+fn may_leave(nodes: &Nodes, node: NodeId) -> Result<(), ClusterError> {
+    let Some(leaves) = nodes.get(&node) else {
+        return Err(ClusterError::invalid(format!("there is no node {node}")));
+    };
+    let mut others = nodes.iter().filter(|(id, n)| **id != node && n.is_member());
+    match leaves.left {
+        // Its removal goes on.
+        true => Ok(()),
+        false if others.clone().next().is_none() => {
+            Err(ClusterError::invalid("the last node cannot leave"))
+        }
+        false if leaves.eligible && !others.any(|(_, n)| n.eligible) => {
+            Err(ClusterError::invalid(format!(
+                "node {node} is the last that may vote, and cannot leave: first start another one \
+                 with cluster.voter = true"
+            )))
+        }
+        false => Ok(()),
+    }
+}
+
 /// Removes a node, and answers when Raft no longer counts on it.
 pub(crate) async fn remove(leader: &Leader, node: NodeId) -> Answer<()> {
-    let nodes = leader.replica.nodes();
-    let present = nodes.iter().filter(|(_, n)| !n.left);
-    match nodes.get(&node) {
-        None => return Err(ClusterError::invalid(format!("there is no node {node}")).into()),
-        Some(n) if !n.left && present.count() == 1 => {
-            return Err(ClusterError::invalid("the last node cannot leave").into());
-        }
-        Some(_) => {}
-    }
+    // Of two that leave at once the second is judged without the first.
+    let removing = leader.removing.lock().await;
+    may_leave(&leader.replica.nodes(), node)?;
     match leader.propose(Command::Leave(node)).await?.response {
         Response::Changed(_) => {}
         other => return Err(ClusterError::unexpected(&other).into()),
     }
+    drop(removing);
     leader.housekeeping.notify_one();
     let gone = |m: &Metrics| {
         let settled = m.membership_config == m.committed_membership_config;
@@ -260,6 +278,36 @@ mod tests {
         };
         assert_eq!(shrunk(&[]), Some(set(&[1, 2, 3])));
         assert_eq!(shrunk(&[1, 4]), Some(set(&[2, 3, 5])), "the dead go first");
+    }
+
+    #[test]
+    fn whoever_alone_may_vote_stays() {
+        use crate::{command::NodeFacts, watch::NodeInfo};
+        let node = |id: u64, eligible, left, away| {
+            let key = ed25519_dalek::SigningKey::from_bytes(&[id as u8; 32]).verifying_key();
+            let candidate = [id as u8; 16];
+            (id, NodeInfo { facts: NodeFacts::default(), key, left, away, eligible, candidate })
+        };
+        let leaves = |others: &[(NodeId, NodeInfo)]| {
+            let all = others.iter().cloned().chain([node(1, true, false, false)]);
+            may_leave(&all.collect(), 1)
+        };
+        let refused = |others: &[_]| match leaves(others) {
+            Err(ClusterError::Invalid(why)) => why,
+            other => panic!("{other:?}"),
+        };
+        assert!(refused(&[]).contains("the last node"));
+        assert!(refused(&[node(2, true, true, false)]).contains("the last node"));
+        assert!(refused(&[node(2, false, false, false)]).contains("the last that may vote"));
+        let away = [node(2, false, false, false), node(3, true, false, true)];
+        assert!(refused(&away).contains("the last that may vote"), "who is silent elects nobody");
+        assert_eq!(leaves(&[node(2, true, false, false)]), Ok(()));
+
+        let mut nodes: Nodes = [node(1, true, true, false), node(2, false, false, false)].into();
+        assert_eq!(may_leave(&nodes, 1), Ok(()), "it left, and is asked again");
+        nodes.extend([node(3, true, false, false)]);
+        assert_eq!(may_leave(&nodes, 2), Ok(()), "it never votes");
+        assert!(may_leave(&nodes, 9).is_err());
     }
 
     #[test]

@@ -265,6 +265,14 @@ impl Fleet {
         }
     }
 
+    /// It was asked to leave, and may not.
+    pub(super) fn stays(&self, running: &Running) {
+        running.going.store(false, Ordering::Relaxed);
+        if let Some(machine) = self.machines.lock().get_mut(running.host()) {
+            machine.leaving = None;
+        }
+    }
+
     /// Machines whose nodes were asked to leave and may still be members.
     pub(super) fn leaving(&self) -> Vec<(Host, u64)> {
         let machines = self.machines.lock();

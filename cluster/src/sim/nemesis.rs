@@ -14,7 +14,7 @@ use super::{
     network::{Host, Weather, address},
     wire::SNAPSHOT,
 };
-use crate::{Role, Start};
+use crate::{ClusterError, Role, Start};
 
 /// Most machines of one run.
 const MOST_HOSTS: Host = 6;
@@ -299,6 +299,10 @@ impl Nemesis {
             _ => tokio::time::timeout(patience, member.cluster.leave()).await,
         };
         self.fleet.trace.event(format_args!("node {node} is removed: {removed:?}"));
+        if matches!(removed, Ok(Err(ClusterError::Invalid(_)))) {
+            self.fleet.trace.count("last voter stays");
+            self.fleet.stays(&member);
+        }
         // Without that answer it may still be one of those whose votes are needed.
         if matches!(removed, Ok(Ok(_))) {
             self.fleet.trace.count("removed");
