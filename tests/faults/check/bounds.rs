@@ -18,7 +18,7 @@ const BYTES: i64 = 10 * SECOND;
 pub(super) fn check(history: &History, verdict: &mut Verdict) {
     for call in &history.calls {
         let bound = match call.kind {
-            Kind::Whole => WHOLE.as_nanos() as i64 + CLUSTER,
+            Kind::Whole | Kind::Piece => WHOLE.as_nanos() as i64 + CLUSTER,
             Kind::Lease | Kind::Compile => DEADLINE.as_nanos() as i64 + CLUSTER,
             Kind::Fetch | Kind::Get => BYTES + CLUSTER,
             _ => CLUSTER,
