@@ -156,6 +156,7 @@ impl Puller {
         self.failed.retain(|(token, _)| live.contains(token));
         self.refused.retain(|token| live.contains(token));
         self.orders.retain(|token, _| live.contains(token));
+        self.requests.keep(&lists.iter().map(|list| list.request).collect());
         if live.is_empty() {
             self.held.clear();
         }

@@ -25,7 +25,7 @@ use crate::{
     transfer::PeerAddress,
 };
 
-/// Requests kept split: more lists at once are rare, and cost a split again.
+/// Requests kept split: more than that at once are rare, and cost a split again.
 const KEPT: usize = 4;
 /// For a request on its way.
 const LONGEST: Duration = Duration::from_secs(30);
@@ -67,6 +67,12 @@ impl Requests {
             missed: HashMap::new(),
             wrong: HashMap::new(),
         }
+    }
+
+    /// Forgets those that no list asks for any more: a large model's takes much memory.
+    pub(super) fn keep(&mut self, asked_for: &HashSet<Digest>) {
+        self.split.retain(|(request, _)| asked_for.contains(request));
+        self.wrong.retain(|request, _| asked_for.contains(request));
     }
 
     /// One piece of a list.
