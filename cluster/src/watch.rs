@@ -179,7 +179,10 @@ impl Watch {
                 Event::Condemned { pack } => self.send(IndexEvent::Condemned { pack }),
                 Event::Forgotten { pack } => self.send(IndexEvent::Forgotten { pack }),
                 Event::LeaseGranted { .. } => {}
-                Event::Failed { key, .. } => self.wake(&key),
+                Event::Failed { key, .. } => {
+                    self.send(IndexEvent::Failed { key });
+                    self.wake(&key);
+                }
                 Event::LeaseEnded { key, .. } | Event::Lifted { key, .. } => {
                     self.wake(&key);
                     self.tell_if_free(view, key)?;

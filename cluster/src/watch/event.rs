@@ -15,6 +15,12 @@ pub enum IndexEvent {
         /// Its pack.
         pack: Digest,
     },
+    /// The compile of a key failed in a way that is remembered:
+    /// see [`Index::failure`](crate::Index::failure).
+    Failed {
+        /// The key.
+        key: ArtifactKey,
+    },
     /// A key's artifact was wrong and is gone: drop it everywhere.
     Tombstoned {
         /// The key.
