@@ -118,6 +118,7 @@ fn manifest(name: &str) -> Manifest {
         created_unix_ms: 1,
         label: name.into(),
         pieces: Vec::new(),
+        check: None,
     }
 }
 

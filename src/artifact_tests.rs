@@ -30,6 +30,7 @@ fn artifact(list: &[(&str, &str)]) -> (Manifest, Blob) {
         created_unix_ms: 1,
         label: String::new(),
         pieces: Vec::new(),
+        check: None,
     };
     manifest.validate().unwrap();
     (manifest, blob)

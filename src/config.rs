@@ -198,6 +198,10 @@ pub struct CompileConfig {
     pub python: Option<PathBuf>,
     /// Programs that Inductor compiles at once; one more worker waits warm. Default: 1.
     pub python_workers: usize,
+    /// A check (`kiln compile --verify`) that runs longer is stopped, and what it ran is
+    /// not published; a third of it is the reference interpreter's. Default: 90 s.
+    #[serde(with = "humantime_serde")]
+    pub check_limit: Duration,
     /// Bound on a request that names none. Default: 15 min.
     #[serde(with = "humantime_serde")]
     pub default_deadline: Duration,
@@ -341,6 +345,7 @@ impl Default for CompileConfig {
             nvrtc: None,
             python: None,
             python_workers: 1,
+            check_limit: Duration::from_secs(90),
             default_deadline: Duration::from_secs(900),
         }
     }

@@ -28,6 +28,10 @@ pub enum Error {
     /// The compile failed, or cannot be: mend the request or the node named.
     #[error("{0}")]
     Failed(#[from] Failure),
+    /// What was compiled is wrong, or its check ended badly, on the node named: another
+    /// node may do better, and the request itself is sound.
+    #[error("{0}")]
+    Unsound(Failure),
     /// Nothing is stored under this key.
     #[error("no artifact is stored under {0}")]
     NotFound(ArtifactKey),
@@ -121,7 +125,7 @@ impl Error {
     /// one of the node.
     pub fn into_failure(self) -> Failure {
         match self {
-            Self::Failed(failure) => failure,
+            Self::Failed(failure) | Self::Unsound(failure) => failure,
             other => Failure::new(FailureKind::Crashed, other.to_string()),
         }
     }
@@ -174,7 +178,7 @@ impl From<TierError> for Error {
 impl From<Error> for Status {
     fn from(e: Error) -> Self {
         let code = match &e {
-            Error::Failed(failure) => grpc_code(failure.kind),
+            Error::Failed(failure) | Error::Unsound(failure) => grpc_code(failure.kind),
             Error::NotFound(_) => Code::NotFound,
             Error::Invalid(_) => Code::InvalidArgument,
             Error::StaleToken | Error::Left | Error::OnlyHere { .. } => Code::FailedPrecondition,
@@ -195,7 +199,7 @@ impl From<Error> for Status {
             status.metadata_mut().insert(name, tonic::metadata::MetadataValue::from_static(text));
         };
         match &e {
-            Error::Failed(failure) => {
+            Error::Failed(failure) | Error::Unsound(failure) => {
                 put(CODE, failure.kind.code());
                 put(KIND, failure.kind.name());
             }
@@ -213,7 +217,7 @@ const fn grpc_code(kind: FailureKind) -> Code {
     match kind {
         FailureKind::CompileError | FailureKind::InvalidInput => Code::InvalidArgument,
         FailureKind::UnsupportedOp => Code::Unimplemented,
-        FailureKind::Corrupt => Code::DataLoss,
+        FailureKind::Corrupt | FailureKind::WrongOutput => Code::DataLoss,
         FailureKind::Incompatible | FailureKind::ToolchainMissing => Code::FailedPrecondition,
         FailureKind::Timeout => Code::DeadlineExceeded,
         FailureKind::OutOfMemory | FailureKind::Busy => Code::ResourceExhausted,

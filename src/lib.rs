@@ -14,6 +14,7 @@
 //! | [`compiler`] | sources to files, in child processes |
 //! | [`cache`] | memory, disk and object tier |
 //! | [`scan`] | reads every entry of the index, in pages |
+//! | [`check`] | whether an artifact computes what its program does, in a child process |
 //! | [`exec`] | runs a compiled graph, on a GPU or by the interpreter |
 //! | [`artifact`] | files to packs and back |
 //! | [`gate`] | whether this node takes what it would have to keep |
@@ -32,6 +33,7 @@ pub const VERSION: &str = match option_env!("KILN_VERSION") {
 
 pub mod artifact;
 pub mod cache;
+pub mod check;
 pub mod compiler;
 pub mod config;
 pub mod counters;

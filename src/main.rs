@@ -5,9 +5,10 @@ mod cli;
 fn main() -> std::process::ExitCode {
     #[cfg(feature = "crash-points")]
     kiln::crash::watch();
-    // A worker is a child that loads a compiler: it starts nothing else.
+    // A child that loads a compiler, or runs an artifact: it starts nothing else.
     match std::env::args().nth(1).as_deref() {
         Some("worker") => kiln::compiler::worker_main(),
+        Some("checker") => kiln::check::checker_main(),
         _ => cli::main(),
     }
 }

@@ -120,6 +120,7 @@ fn entry(blob: Blob) -> (Digest, (Blob, SignedManifest)) {
         created_unix_ms: 1,
         label: "bench".into(),
         pieces: Vec::new(),
+        check: None,
     };
     let key = ed25519_dalek::SigningKey::from_bytes(&[1; 32]);
     let manifest = NodeIdentity::new(1, key).sign(manifest).expect("a valid manifest");

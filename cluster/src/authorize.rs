@@ -281,6 +281,7 @@ mod tests {
                 created_unix_ms: 1,
                 label: String::new(),
                 pieces,
+                check: None,
             };
             Publication {
                 key: manifest.key,

@@ -4,9 +4,9 @@
 //! missing or impossible one is an error that names it.
 
 use crate::{
-    ArtifactKey, BinaryKind, Component, Components, Difference, Digest, Failure, FailureKind,
-    FileEntry, Fingerprint, KeyField, Manifest, ManifestError, PieceRef, SignedManifest, Target,
-    pb,
+    ArtifactKey, BinaryKind, Check, Component, Components, Difference, Digest, Failure,
+    FailureKind, FileEntry, Fingerprint, KeyField, Manifest, ManifestError, PieceRef,
+    SignedManifest, Target, pb,
 };
 
 /// A wire message that means nothing in the domain.
@@ -99,6 +99,7 @@ pub fn manifest(wire: pb::Manifest) -> Result<Manifest, InvalidField> {
         created_unix_ms: wire.created_unix_ms,
         label: wire.label,
         pieces: wire.pieces.iter().map(piece).collect::<Result<_, _>>()?,
+        check: wire.check.map(check).transpose()?,
     })
 }
 
@@ -108,6 +109,28 @@ fn piece(wire: &pb::PieceRef) -> Result<PieceRef, InvalidField> {
         pack: digest("pieces.pack_digest", &wire.pack_digest)?,
         pack_size: wire.pack_size,
     })
+}
+
+/// Reads how an artifact was checked.
+pub fn check(wire: pb::Check) -> Result<Check, InvalidField> {
+    let pb::Check { unchecked, relative_error, limit } = wire;
+    let check = match unchecked.is_empty() {
+        true => Check::Passed { relative_error, limit },
+        false => Check::Not { why: unchecked },
+    };
+    check.validate().map_err(|why| InvalidField::new("check", why))?;
+    Ok(check)
+}
+
+impl From<&Check> for pb::Check {
+    fn from(check: &Check) -> Self {
+        match check {
+            Check::Passed { relative_error, limit } => {
+                Self { unchecked: String::new(), relative_error: *relative_error, limit: *limit }
+            }
+            Check::Not { why } => Self { unchecked: why.clone(), ..Self::default() },
+        }
+    }
 }
 
 fn component(wire: pb::Component) -> Result<Component, InvalidField> {
@@ -138,6 +161,7 @@ pub fn failure(wire: pb::Failure) -> Result<Failure, InvalidField> {
         Wire::UnsupportedOp => FailureKind::UnsupportedOp,
         Wire::InvalidInput => FailureKind::InvalidInput,
         Wire::Corrupt => FailureKind::Corrupt,
+        Wire::WrongOutput => FailureKind::WrongOutput,
         Wire::Incompatible => FailureKind::Incompatible,
         Wire::Timeout => FailureKind::Timeout,
         Wire::ToolchainMissing => FailureKind::ToolchainMissing,
@@ -157,6 +181,7 @@ impl From<&Failure> for pb::Failure {
             FailureKind::UnsupportedOp => Wire::UnsupportedOp,
             FailureKind::InvalidInput => Wire::InvalidInput,
             FailureKind::Corrupt => Wire::Corrupt,
+            FailureKind::WrongOutput => Wire::WrongOutput,
             FailureKind::Incompatible => Wire::Incompatible,
             FailureKind::Timeout => Wire::Timeout,
             FailureKind::ToolchainMissing => Wire::ToolchainMissing,
@@ -238,6 +263,7 @@ impl From<&Manifest> for pb::Manifest {
             created_unix_ms: m.created_unix_ms,
             label: m.label.clone(),
             pieces: pieces.collect(),
+            check: m.check.as_ref().map(Into::into),
         }
     }
 }

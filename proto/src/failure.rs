@@ -28,6 +28,8 @@ pub enum FailureKind {
     Crashed,
     /// C005: all compilers are at work and enough requests wait: later, or elsewhere.
     Busy,
+    /// C002: the artifact does not compute what its program does.
+    WrongOutput,
 }
 
 impl FailureKind {
@@ -35,7 +37,7 @@ impl FailureKind {
     pub const fn code(self) -> &'static str {
         match self {
             Self::CompileError | Self::UnsupportedOp | Self::InvalidInput => "C001",
-            Self::Corrupt => "C002",
+            Self::Corrupt | Self::WrongOutput => "C002",
             Self::Incompatible => "C003",
             Self::Timeout => "C004",
             Self::ToolchainMissing | Self::OutOfMemory | Self::Crashed | Self::Busy => "C005",
@@ -49,6 +51,7 @@ impl FailureKind {
             Self::UnsupportedOp => "unsupported_op",
             Self::InvalidInput => "invalid_input",
             Self::Corrupt => "corrupt",
+            Self::WrongOutput => "wrong_output",
             Self::Incompatible => "incompatible",
             Self::Timeout => "timeout",
             Self::ToolchainMissing => "toolchain_missing",
@@ -65,6 +68,7 @@ impl FailureKind {
             Self::UnsupportedOp,
             Self::InvalidInput,
             Self::Corrupt,
+            Self::WrongOutput,
             Self::Incompatible,
             Self::Timeout,
             Self::ToolchainMissing,

@@ -4,6 +4,7 @@
 //! Invariant: [`convert`] is the one place that turns wire types into domain
 //! types, and a domain value that exists is valid.
 
+mod check;
 mod claims;
 pub mod convert;
 mod digest;
@@ -16,6 +17,7 @@ mod manifest;
 mod target;
 pub mod value;
 
+pub use check::Check;
 pub use claims::claimed_components;
 pub use digest::{ArtifactKey, Digest, Hasher, ParseDigestError};
 pub use failure::{Failure, FailureKind};

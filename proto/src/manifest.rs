@@ -10,8 +10,8 @@ use std::fmt;
 use ed25519_dalek::{Signature, Signer, SigningKey, VerifyingKey};
 
 use crate::{
-    ArtifactKey, Components, Digest, Fingerprint, NodeId, Target, claims, component, convert, pb,
-    value,
+    ArtifactKey, Check, Components, Digest, Fingerprint, NodeId, Target, claims, component,
+    convert, pb, value,
 };
 
 /// Most files in one artifact.
@@ -67,6 +67,8 @@ pub struct Manifest {
     /// Other artifacts that this one is stitched of, by position; empty for one that is
     /// whole itself.
     pub pieces: Vec<PieceRef>,
+    /// Whether its producer saw it compute what its program does; `None`: it did not look.
+    pub check: Option<Check>,
 }
 
 /// An artifact that another one is made of.
@@ -221,6 +223,9 @@ impl Manifest {
         if let Err(why) = self.check_pieces() {
             return refuse(why);
         }
+        if let Some(Err(why)) = self.check.as_ref().map(Check::validate) {
+            return refuse(why);
+        }
         let mut next = 0u64;
         let mut previous: Option<&str> = None;
         for file in &self.files {
@@ -314,6 +319,7 @@ mod tests {
             created_unix_ms: 1,
             label: "m".into(),
             pieces: Vec::new(),
+            check: None,
         }
     }
 

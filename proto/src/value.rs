@@ -67,6 +67,7 @@ pub fn manifest(
         created_unix_ms: 0,
         label: shown(name),
         pieces: Vec::new(),
+        check: None,
     }
 }
 

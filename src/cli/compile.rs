@@ -105,6 +105,9 @@ impl Compile {
                 true => output::json(view)?,
                 false => {
                     output::line(for_people(view))?;
+                    if let (Some(why), true) = (&view.unverified, self.source.verifies()) {
+                        output::line(format_args!("not verified: {why}"))?;
+                    }
                     self.explain(&view.strategy, &view.reasons, &view.pieces)?;
                 }
             }
@@ -134,7 +137,8 @@ impl Compile {
             return Ok(());
         }
         let rows: Vec<_> = pieces.iter().map(PieceView::row).collect();
-        let heading = ["PIECE", "TIMES", "OUTCOME", "NODE", "ESTIMATE", "COMPILE", "KEY"];
+        let heading =
+            ["PIECE", "TIMES", "OUTCOME", "NODE", "ESTIMATE", "COMPILE", "VERIFIED", "KEY"];
         output::line(output::table(heading, &rows))
     }
 
@@ -205,9 +209,10 @@ impl Compile {
 
 fn for_people(view: &CompileView) -> String {
     let from = view.tier.map(|tier| format!(" from {tier}")).unwrap_or_default();
+    let verified = if view.verified == Some(true) { ", verified" } else { "" };
     let written = view.directory.as_ref().map(|d| format!("  -> {d}")).unwrap_or_default();
     format!(
-        "{:<9} {}  {}  {}{from} on node {} in {} (compile: {}){written}",
+        "{:<9} {}  {}  {}{from} on node {} in {} (compile: {}){verified}{written}",
         view.outcome,
         view.key,
         view.target,
@@ -235,6 +240,7 @@ mod tests {
         };
         piece.set_stage(pb::PieceStage::Done);
         piece.set_outcome(pb::Outcome::Compiled);
+        piece.check = Some(pb::Check { relative_error: 1e-7, limit: 1e-5, ..Default::default() });
         let done = pb::Done {
             outcome: pb::Outcome::Hit.into(),
             tier: pb::Tier::Peer.into(),
@@ -247,6 +253,7 @@ mod tests {
             }),
             pieces: vec![piece],
             manifest: None,
+            check: Some(pb::Check { unchecked: "no GPU".into(), ..Default::default() }),
         };
         let view = serde_json::to_value(CompileView::new(&done, &manifest)).unwrap();
         let digest = manifest.pack_digest.to_string();
@@ -261,8 +268,9 @@ mod tests {
                 "pieces": [{
                     "index": 0, "key": "ab".repeat(32), "outcome": "compiled", "node": 3,
                     "compile_seconds": 1.5, "times": 16, "estimated_seconds": null,
-                    "error": null,
+                    "verified": true, "unverified": null, "error": null,
                 }],
+                "verified": null, "unverified": "no GPU",
             })
         );
         let done = pb::Done { outcome: pb::Outcome::Compiled.into(), tier: 0, ..done };

@@ -184,6 +184,7 @@ pub(crate) mod tests {
             created_unix_ms: 0,
             label: "k.cu".into(),
             pieces: Vec::new(),
+            check: None,
         };
         (manifest, pack)
     }

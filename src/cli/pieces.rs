@@ -3,7 +3,7 @@
 //! Invariant: a field printed once is never renamed or dropped; tests hold the
 //! shapes down.
 
-use kiln_proto::{ArtifactKey, convert, pb};
+use kiln_proto::{ArtifactKey, FailureKind, convert, pb};
 use serde::Serialize;
 
 use super::{error::FailureView, output::seconds, progress};
@@ -45,7 +45,26 @@ pub(crate) struct PieceView {
     /// How often it runs in the whole.
     pub(crate) times: u32,
     pub(crate) estimated_seconds: Option<f64>,
+    /// Whether it was run and is right; null: it was not run.
+    pub(crate) verified: Option<bool>,
+    /// Why it was not run, or how it was wrong.
+    pub(crate) unverified: Option<String>,
     pub(crate) error: Option<FailureView>,
+}
+
+/// `verified` and `unverified` of what has an artifact.
+pub(crate) fn verified(check: Option<&pb::Check>) -> (Option<bool>, Option<String>) {
+    match check {
+        Some(check) if check.unchecked.is_empty() => (Some(true), None),
+        Some(check) => (None, Some(check.unchecked.clone())),
+        None => (None, Some("the node says nothing of it: it may be of an earlier version".into())),
+    }
+}
+
+/// The same of what has none.
+fn unverified(error: &FailureView) -> (Option<bool>, Option<String>) {
+    let is_wrong = error.kind == FailureKind::WrongOutput.name();
+    (is_wrong.then_some(false), Some(error.message.clone()))
 }
 
 /// The name of a strategy.
@@ -98,6 +117,11 @@ impl PieceView {
             },
             Err(e) => FailureView { code: None, kind: "unknown".into(), message: e.to_string() },
         });
+        let (verified, unverified) = match &error {
+            Some(error) => unverified(error),
+            None if is_done => verified(piece.check.as_ref()),
+            None => (None, None),
+        };
         Self {
             index: piece.index,
             key: key(&piece.key).unwrap_or_default(),
@@ -106,12 +130,14 @@ impl PieceView {
             compile_seconds: is_done.then_some(piece.compile_seconds),
             times: piece.times,
             estimated_seconds: piece.estimates.as_ref().map(|of| of.compile_seconds),
+            verified,
+            unverified,
             error,
         }
     }
 
     /// For people: see `kiln compile --explain`.
-    pub(crate) fn row(&self) -> [String; 7] {
+    pub(crate) fn row(&self) -> [String; 8] {
         let or_none = |text: Option<String>| text.unwrap_or_else(|| "-".into());
         [
             self.index.to_string(),
@@ -120,6 +146,11 @@ impl PieceView {
             or_none(self.node.map(|node| node.to_string())),
             or_none(self.estimated_seconds.map(seconds)),
             or_none(self.compile_seconds.map(seconds)),
+            match self.verified {
+                Some(true) => "yes".into(),
+                Some(false) => "WRONG".into(),
+                None => "no".into(),
+            },
             self.key.clone(),
         ]
     }

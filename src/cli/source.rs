@@ -54,6 +54,12 @@ pub(crate) struct SourceArgs {
     /// nodes compile, and what failed leaves the rest.
     #[arg(long, value_enum, default_value_t = Piecewise::Auto, value_name = "WHEN")]
     piecewise: Piecewise,
+    /// Whether what a program became is run, on inputs made up for it, and compared with
+    /// the reference interpreter before anybody is given it: each piece, then the whole.
+    /// `sampled`: one key of eight, the same ones on every node. Where a node has no device
+    /// of the target, the answer says that it was not checked, and why.
+    #[arg(long, value_enum, default_value_t = Verify::Sampled, value_name = "WHEN")]
+    verify: Verify,
     #[command(flatten)]
     pub(crate) namespace: NamespaceArgs,
     /// NVRTC's own options: `-- -use_fast_math --maxrregcount=64`.
@@ -104,6 +110,26 @@ impl From<Piecewise> for pb::Piecewise {
     }
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Verify {
+    /// Also what is stored already.
+    Always,
+    /// One key of eight, unless it was checked before.
+    Sampled,
+    /// Nothing.
+    Never,
+}
+
+impl From<Verify> for pb::Verify {
+    fn from(when: Verify) -> Self {
+        match when {
+            Verify::Always => Self::Always,
+            Verify::Sampled => Self::Sampled,
+            Verify::Never => Self::Never,
+        }
+    }
+}
+
 /// What a node needs of a torch.export archive, so that a model of any size can
 /// be sent; `None` for another kind of file.
 pub(crate) fn archive(file: &Path) -> Result<Option<Vec<u8>>, CliError> {
@@ -141,6 +167,11 @@ impl SourceArgs {
         self.targets.len()
     }
 
+    /// Whether everything is to be checked.
+    pub(crate) fn verifies(&self) -> bool {
+        self.verify == Verify::Always
+    }
+
     /// Reads `file` and all that it includes.
     pub(crate) fn request(&self, file: &Path) -> Result<pb::CompileRequest, CliError> {
         let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -159,6 +190,7 @@ impl SourceArgs {
             forwarded: false,
             piecewise: pb::Piecewise::from(self.piecewise).into(),
             piece: None,
+            verify: pb::Verify::from(self.verify).into(),
             source: Some(source),
         };
         check_size(&request, &format!("{} with what it includes", file.display()))?;

@@ -40,6 +40,10 @@ pub(crate) struct CompileView {
     pub(crate) reasons: Vec<String>,
     /// Of what is in pieces: the different ones.
     pub(crate) pieces: Vec<PieceView>,
+    /// Whether all of it was run and is right; null: it was not run.
+    pub(crate) verified: Option<bool>,
+    /// Why it was not run.
+    pub(crate) unverified: Option<String>,
 }
 
 /// One file of an artifact.
@@ -234,6 +238,7 @@ pub(crate) fn files(manifest: &Manifest) -> Vec<FileView> {
 impl CompileView {
     /// What a node answered for one target.
     pub(crate) fn new(done: &pb::Done, manifest: &Manifest) -> Self {
+        let (verified, unverified) = pieces::verified(done.check.as_ref());
         Self {
             key: manifest.key.to_string(),
             outcome: progress::outcome(done.outcome()),
@@ -249,6 +254,8 @@ impl CompileView {
             strategy: done.strategy.as_ref().and_then(pieces::strategy),
             reasons: done.strategy.as_ref().map(|s| s.reasons.clone()).unwrap_or_default(),
             pieces: done.pieces.iter().map(PieceView::new).collect(),
+            verified,
+            unverified,
         }
     }
 }

@@ -64,6 +64,10 @@ struct WarmedView {
     pieces: Vec<PieceView>,
     compile_seconds: Option<f64>,
     elapsed_seconds: Option<f64>,
+    /// Whether all of it was run and is right; null: it was not run.
+    verified: Option<bool>,
+    /// Why it was not run.
+    unverified: Option<String>,
     error: Option<FailureView>,
 }
 
@@ -173,6 +177,8 @@ impl WarmedView {
             pieces: view.pieces,
             compile_seconds: Some(view.compile_seconds),
             elapsed_seconds: Some(view.elapsed_seconds),
+            verified: view.verified,
+            unverified: view.unverified,
             error: None,
         }
     }
@@ -188,6 +194,8 @@ impl WarmedView {
             pieces: view.pieces,
             compile_seconds: None,
             elapsed_seconds: None,
+            verified: None,
+            unverified: None,
             error: Some(error),
         }
     }

@@ -3,16 +3,24 @@
 //! Invariant: every node has this compiler, and all give one graph the same
 //! bytes: nothing outside of this program takes part.
 
-use std::time::Instant;
+use std::{sync::Arc, time::Instant};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use kiln_native::{Identity, eager::Eager};
-use kiln_proto::{Component, Failure, FailureKind, Fingerprint, Target, component};
+use kiln_native::{
+    self as native, Identity,
+    eager::Eager,
+    split::{Piecewise, Settings, strategy},
+};
+use kiln_proto::{Component, Failure, FailureKind, Fingerprint, Target, component, graph::Graph};
 use tokio_util::sync::CancellationToken;
 
-use super::{CompileInput, Compiler, Files, Job, Limits, Output, Prepared, Source, generated};
+use super::{
+    CompileInput, Compiler, Files, Job, Limits, Output, Planned, Prepared, Source, generated,
+    pieces::stitched,
+};
 
+const NAME: &str = "eager";
 /// Of what a core program means to the interpreter.
 const INTERPRETER: &str = "1";
 
@@ -23,7 +31,7 @@ pub struct EagerCompiler;
 #[async_trait]
 impl Compiler for EagerCompiler {
     fn name(&self) -> &'static str {
-        "eager"
+        NAME
     }
 
     fn accepts(&self, source: &Source) -> bool {
@@ -39,26 +47,48 @@ impl Compiler for EagerCompiler {
         input: &CompileInput,
         fingerprint: &Fingerprint,
     ) -> Result<Prepared, Failure> {
-        input.validate()?;
-        let incompatible = |why: String| Err(Failure::new(FailureKind::Incompatible, why));
-        let archive = input.source.program(self.name())?;
-        if input.target != Target::any() {
-            let target = input.target;
-            return incompatible(format!("`eager` runs on the CPU, not on {target}: ask for cpu"));
-        }
-        if let Some(option) = input.options.keys().next() {
-            return incompatible(format!("`eager` has no option {option:?}, nor any other"));
-        }
-        let started = Instant::now();
-        let Identity { graph, inputs, name: own_name } = kiln_native::identify(archive)?;
-        let files = Eager::new(&kiln_native::read_graph(archive)?)?.files()?;
-        let files: Files = files.into_iter().map(|(path, f)| (path, Bytes::from(f))).collect();
-        let parts = files.iter().flat_map(|(path, bytes)| [path.as_bytes(), bytes]);
-        let generated = generated(parts);
-        let own = [graph, inputs, Component::new(component::OPTIONS, Vec::new())];
-        let job = Job::Done { files, seconds: started.elapsed().as_secs_f64() };
-        Ok(Prepared::new(input, fingerprint, own, Some(generated), own_name, job))
+        let archive = accepted(input)?;
+        let graph = native::read_graph(archive)?;
+        let identity = native::identify(archive)?;
+        prepared(input, fingerprint, identity, &graph)
     }
+
+    /// In pieces only where that is asked for: it costs nothing to have it whole.
+    fn plan(
+        &self,
+        input: &CompileInput,
+        fingerprint: &Fingerprint,
+        piecewise: Piecewise,
+    ) -> Result<Prepared, Failure> {
+        if piecewise != Piecewise::Always {
+            return self.prepare(input, fingerprint);
+        }
+        let archive = accepted(input)?;
+        let (graph, name) = (native::read_graph(archive)?, native::archive_name(archive));
+        // Settings that a node had for itself would give one request two keys.
+        let settings = Settings { piecewise, ..Settings::default() };
+        let found = strategy(&graph, &settings).map_err(|e| e.into_failure())?;
+        let planned = Planned::from(&found);
+        let Some(split) = &found.split else {
+            return Ok(self.prepare(input, fingerprint)?.planned(planned));
+        };
+        let piece = |input: &CompileInput, graph: &Graph| {
+            let identity = native::identify_graph(graph, String::new()).ok_or_else(|| {
+                let why = "it has an operation that no key of a piece tells apart";
+                Failure::new(FailureKind::UnsupportedOp, why)
+            })?;
+            prepared(input, fingerprint, identity, graph)
+        };
+        let whole = stitched(input, fingerprint, &graph, split, (name, Vec::new()), piece)?;
+        Ok(whole.planned(planned))
+    }
+
+    /// A compile is over as soon as it began.
+    fn free(&self) -> usize {
+        1
+    }
+
+    async fn until_free(&self) {}
 
     /// Nothing is left to do.
     async fn compile(
@@ -75,4 +105,38 @@ impl Compiler for EagerCompiler {
         let (files, seconds) = prepared.done()?;
         Ok(Output { files: files.clone(), compile_seconds: seconds, log: String::new() })
     }
+}
+
+/// The archive of a request that this compiler takes.
+fn accepted(input: &CompileInput) -> Result<&Bytes, Failure> {
+    input.validate()?;
+    let incompatible = |why: String| Err(Failure::new(FailureKind::Incompatible, why));
+    let archive = input.source.program(NAME)?;
+    if input.target != Target::any() {
+        let target = input.target;
+        return incompatible(format!("`eager` runs on the CPU, not on {target}: ask for cpu"));
+    }
+    if let Some(option) = input.options.keys().next() {
+        return incompatible(format!("`eager` has no option {option:?}, nor any other"));
+    }
+    Ok(archive)
+}
+
+/// The program of a graph, and its key.
+fn prepared(
+    input: &CompileInput,
+    fingerprint: &Fingerprint,
+    identity: Identity,
+    program: &Graph,
+) -> Result<Prepared, Failure> {
+    let started = Instant::now();
+    let files = Eager::new(program)?.files()?;
+    let files: Files = files.into_iter().map(|(path, f)| (path, Bytes::from(f))).collect();
+    let parts = files.iter().flat_map(|(path, bytes)| [path.as_bytes(), bytes]);
+    let generated = generated(parts);
+    let Identity { graph, inputs, name } = identity;
+    let own = [graph, inputs, Component::new(component::OPTIONS, Vec::new())];
+    let job = Job::Done { files, seconds: started.elapsed().as_secs_f64() };
+    let prepared = Prepared::new(input, fingerprint, own, Some(generated), name, job);
+    Ok(prepared.computing(Arc::new(program.clone())))
 }

@@ -17,7 +17,7 @@ mod python;
 mod registry;
 mod request;
 mod toolchain;
-mod worker;
+pub(crate) mod worker;
 
 use std::time::Duration;
 

@@ -61,7 +61,11 @@ impl Compiler for NativeCompiler {
     ) -> Result<Prepared, Failure> {
         input.validate()?;
         let archive = input.source.program(self.name())?;
-        prepared(input, fingerprint, native::lower(archive, &input.options, input.target)?)
+        native::check_target(input.target)?;
+        let graph = native::read_graph(archive)?;
+        let mut lowered = native::lower_parsed(&graph, &input.options, input.target)?;
+        lowered.name = native::archive_name(archive);
+        Ok(prepared(input, fingerprint, lowered)?.computing(Arc::new(graph)))
     }
 
     fn plan(
@@ -99,7 +103,8 @@ impl Compiler for NativeCompiler {
         }
         let mut lowered = native::lower_parsed(&graph, &input.options, input.target)?;
         lowered.name = name;
-        Ok(prepared(input, fingerprint, lowered)?.planned(planned))
+        let whole = prepared(input, fingerprint, lowered)?;
+        Ok(whole.planned(planned).computing(Arc::new(graph)))
     }
 
     fn free(&self) -> usize {

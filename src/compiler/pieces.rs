@@ -56,7 +56,9 @@ pub(super) fn stitched(
         let about = |failure: Failure| {
             Failure::new(failure.kind, format!("piece {position}: {}", failure.message))
         };
-        let mut prepared = prepare(input, split.graph(piece)).map_err(about)?;
+        let graph = split.graph(piece);
+        let prepared = prepare(input, graph).map_err(about)?;
+        let mut prepared = prepared.computing(Arc::new(graph.clone()));
         prepared.label = piece_label(label, position);
         pieces.push(StitchPiece {
             prepared: Arc::new(prepared),
@@ -71,13 +73,15 @@ pub(super) fn stitched(
     }
     let keys = keys.iter().map(|key| key.as_bytes().as_slice());
     let generated = generated(std::iter::once(&stitching[..]).chain(keys));
+    let program = Arc::new(graph.clone());
     let (graph, inputs) = kiln_native::components(graph);
     let options = options.into_iter().map(|(name, value)| KeyField::new(name, value));
     // Else nothing that people read would tell it from the same graph in one compile.
     let options = options.chain([KeyField::new("piecewise", "on")]);
     let own = [graph, inputs, Component::new(component::OPTIONS, options.collect())];
     let job = Job::Stitch(Arc::new(Stitch::new(stitching.into(), pieces)));
-    Ok(Prepared::new(input, fingerprint, own, Some(generated), name, job))
+    let whole = Prepared::new(input, fingerprint, own, Some(generated), name, job);
+    Ok(whole.computing(program))
 }
 
 /// `model.pt2 [3]`, within the bounds of a name.

@@ -8,7 +8,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use kiln_native::split::{Choice, Estimates, stitch::STITCHING};
 use kiln_proto::{
-    ArtifactKey, Component, Components, Failure, FailureKind, Fingerprint, Hasher, KeyField, Target,
+    ArtifactKey, Component, Components, Failure, FailureKind, Fingerprint, Hasher, KeyField,
+    Target, graph::Graph,
 };
 
 use super::{CompileInput, python, request::common_components, worker};
@@ -28,6 +29,8 @@ pub struct Prepared {
     pub namespace: String,
     /// In one compile or in pieces, and why.
     pub planned: Arc<Planned>,
+    /// What it computes, where that is a graph.
+    program: Option<Arc<Graph>>,
     job: Job,
 }
 
@@ -70,6 +73,7 @@ impl Prepared {
             label,
             namespace: input.namespace.clone(),
             planned: Arc::default(),
+            program: None,
             job,
         }
     }
@@ -77,6 +81,16 @@ impl Prepared {
     /// With how it is compiled, and why so.
     pub(super) fn planned(self, planned: Planned) -> Self {
         Self { planned: Arc::new(planned), ..self }
+    }
+
+    /// With what it computes.
+    pub(super) fn computing(self, program: Arc<Graph>) -> Self {
+        Self { program: Some(program), ..self }
+    }
+
+    /// What it computes; `None`: it is no graph, or the compiler does not say.
+    pub fn program(&self) -> Option<&Arc<Graph>> {
+        self.program.as_ref()
     }
 
     /// The pieces, of what is compiled in pieces.

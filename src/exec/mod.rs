@@ -10,6 +10,7 @@
 //! unless the plan's pointers and the device were checked. The daemon never
 //! comes here.
 
+mod check;
 mod copying;
 mod cpu;
 mod error;
@@ -34,6 +35,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+pub use check::{Checked, Checking, check};
 pub use error::ExecError;
 use kiln_native::{Plan, interp::Settings, split};
 pub use kiln_proto::graph::DType;

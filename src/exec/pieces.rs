@@ -71,10 +71,7 @@ pub(super) fn verify(
 /// Runs the artifact in `dir` on inputs made up by their shapes and types, and
 /// compares with what the interpreter makes of `graph`.
 pub fn verify_piece(dir: &Path, graph: &Graph, device: usize) -> Result<Vec<Verdict>, ExecError> {
-    let runner = match cpu::is_eager(dir) {
-        true => Runner::Cpu(Box::new(cpu::Program::load(dir)?)),
-        false => Runner::Gpu(Module::load(dir, device)?),
-    };
+    let runner = Runner::load(dir, device)?;
     let plan = runner.plan();
     let judge = Judge::new(graph, &plan)?;
     let (inputs, golden) = tried(&judge, &plan)?;
@@ -94,7 +91,7 @@ fn part<'s>(split: &'s Split, wanted: &Interface) -> Result<&'s Graph, ExecError
 }
 
 /// Inputs, and what the judge makes of them.
-fn tried(
+pub(super) fn tried(
     judge: &Judge,
     plan: &Plan,
 ) -> Result<(Vec<Tensor<'static>>, Vec<interp::Tensor<'static>>), ExecError> {
@@ -112,20 +109,32 @@ fn tried(
     }
 }
 
-enum Runner {
+/// An artifact that runs, on whatever it is for.
+pub(super) enum Runner {
     Cpu(Box<cpu::Program>),
     Gpu(std::sync::Arc<Module>),
 }
 
 impl Runner {
-    fn plan(&self) -> Plan {
+    pub(super) fn load(dir: &Path, device: usize) -> Result<Self, ExecError> {
+        Ok(match cpu::is_eager(dir) {
+            true => Self::Cpu(Box::new(cpu::Program::load(dir)?)),
+            false => Self::Gpu(Module::load(dir, device)?),
+        })
+    }
+
+    pub(super) fn plan(&self) -> Plan {
         match self {
             Self::Cpu(program) => program.plan(),
             Self::Gpu(module) => module.plan().clone(),
         }
     }
 
-    fn run(&self, plan: &Plan, inputs: &[Tensor<'_>]) -> Result<Vec<Tensor<'static>>, ExecError> {
+    pub(super) fn run(
+        &self,
+        plan: &Plan,
+        inputs: &[Tensor<'_>],
+    ) -> Result<Vec<Tensor<'static>>, ExecError> {
         match self {
             Self::Cpu(program) => {
                 let (outputs, _) = program.run(plan, inputs, &interp::Settings::default())?;

@@ -34,10 +34,25 @@ impl Trial {
         Self { seed: 0x6b69_6c6e, size: 5, bound: least.max(1) as u64 }
     }
 
+    /// How many elements all inputs have, those without a size left out.
+    pub fn elements(&self, plan: &Plan) -> u64 {
+        let sizes = self.sizes(plan);
+        let inputs = plan.inputs.iter().filter(|wanted| wanted.kind != CONSTANT);
+        let shapes = inputs.filter_map(|wanted| wanted.layout(&sizes)).map(|layout| layout.shape);
+        let count = |shape: Vec<usize>| {
+            shape.iter().fold(1u64, |count, size| count.saturating_mul(*size as u64))
+        };
+        shapes.map(count).fold(0, u64::saturating_add)
+    }
+
+    fn sizes(&self, plan: &Plan) -> Vec<i64> {
+        let range = plan.symbols.iter().map(|symbol| (symbol.min, symbol.max.unwrap_or(i64::MAX)));
+        range.map(|(min, max)| self.size.min(max).max(min)).collect()
+    }
+
     /// One input for each of the plan's, nothing for constants.
     pub fn inputs(&self, plan: &Plan) -> Result<Vec<Tensor<'static>>, ExecError> {
-        let range = plan.symbols.iter().map(|symbol| (symbol.min, symbol.max.unwrap_or(i64::MAX)));
-        let sizes: Vec<i64> = range.map(|(min, max)| self.size.min(max).max(min)).collect();
+        let sizes = self.sizes(plan);
         let mut numbers = Numbers(self.seed);
         let input = |wanted: &Wanted| self.input(wanted, &sizes, &mut numbers);
         plan.inputs.iter().map(input).collect()

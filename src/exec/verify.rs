@@ -3,6 +3,8 @@
 //! Invariant: the judge computes in `f64` from the same inputs, and what it has
 //! no number for (NaN, an infinity) must be the same here.
 
+use std::path::Path;
+
 use kiln_native::{
     eager::Eager,
     interp::{self, Precision, Settings},
@@ -33,6 +35,7 @@ impl Verdict {
 /// An interpreter of the program that an artifact was compiled from.
 pub(super) struct Judge {
     program: Program,
+    memory_bytes: u64,
 }
 
 impl Judge {
@@ -40,7 +43,17 @@ impl Judge {
     pub(super) fn new(graph: &Graph, plan: &Plan) -> Result<Self, ExecError> {
         let judge = Eager::new(graph)?;
         same_program(plan, judge.plan())?;
-        Ok(Self { program: Program::Whole(judge) })
+        Ok(Self { program: Program::Whole(judge), memory_bytes: Settings::default().memory_bytes })
+    }
+
+    /// Of the program in the folder of an eager artifact, within so much memory.
+    pub(super) fn load(dir: &Path, memory_bytes: u64) -> Result<Self, ExecError> {
+        Ok(Self { program: Program::load(dir)?, memory_bytes })
+    }
+
+    /// Refuses to judge an artifact of `plan` that is another program's.
+    pub(super) fn accept(&self, plan: &Plan) -> Result<(), ExecError> {
+        same_program(plan, &self.program.plan())
     }
 
     /// What the outputs should be.
@@ -49,7 +62,25 @@ impl Judge {
         plan: &Plan,
         inputs: &[Tensor<'_>],
     ) -> Result<Vec<interp::Tensor<'static>>, ExecError> {
-        let settings = Settings { precision: Precision::Exact, ..Settings::default() };
+        self.run(plan, inputs, Precision::Exact)
+    }
+
+    /// The outputs with every step rounded to its type, as any device has to.
+    pub(super) fn rounded(
+        &self,
+        plan: &Plan,
+        inputs: &[Tensor<'_>],
+    ) -> Result<Vec<interp::Tensor<'static>>, ExecError> {
+        self.run(plan, inputs, Precision::Rounded)
+    }
+
+    fn run(
+        &self,
+        plan: &Plan,
+        inputs: &[Tensor<'_>],
+        precision: Precision,
+    ) -> Result<Vec<interp::Tensor<'static>>, ExecError> {
+        let settings = Settings { precision, memory_bytes: self.memory_bytes };
         Ok(self.program.run(plan, inputs, &settings)?.0)
     }
 }

@@ -4,11 +4,12 @@
 
 use std::{num::NonZero, sync::Arc, time::Duration};
 
-use kiln_proto::{Manifest, SignedManifest};
+use kiln_proto::{Check, Manifest, SignedManifest};
 
 use super::{Origin, PieceReport};
 use crate::{
     cache::Blob,
+    check::Verify,
     compiler::{CompileInput, Limits, Piecewise},
 };
 
@@ -49,6 +50,8 @@ pub struct Answer {
     pub origin: Option<Origin>,
     /// Of a whole that was looked at with its pieces: what became of each.
     pub pieces: Arc<[PieceReport]>,
+    /// Whether it was seen to be right; `None`: nobody looked.
+    pub check: Option<Check>,
 }
 
 /// One target's request.
@@ -62,6 +65,8 @@ pub struct Request {
     pub piecewise: Piecewise,
     /// Only this piece of it.
     pub piece: Option<u32>,
+    /// Whether what it becomes is run before it is given out.
+    pub verify: Verify,
     /// Compile even where it is stored, and publish nothing.
     pub disable_cache: bool,
     /// Another node sent it here: it goes no further.

@@ -21,8 +21,9 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-use super::{Answer, Found, Made, Manager, Outcome, Progress, Request, Stage, Whole};
+use super::{Answer, Found, Manager, Outcome, Progress, Request, Stage, Whole};
 use crate::{
+    check::Verify,
     compiler::{Compiler, Piecewise, Prepared},
     error::Error,
 };
@@ -58,14 +59,19 @@ impl Manager {
         tell(key, &Stage::Acquiring);
         tell(key, &Stage::Planned(prepared.clone()));
         if request.disable_cache {
-            return self.compile_alone(&*compiler, &prepared, request.deadline, tell).await;
+            let bounds = (request.verify, request.deadline);
+            return self.compile_alone(&*compiler, &prepared, bounds, tell).await;
         }
         // A node that cannot compile this takes no lease that others would wait for.
         let elsewhere = match compiler.fingerprint() {
             Ok(ours) if ours == prepared.fingerprint => None,
             missing => Some(missing.err()),
         };
-        self.obtain(request, compiler, prepared, elsewhere, tell).await
+        let answer = self.obtain(request, compiler, prepared.clone(), elsewhere, tell).await?;
+        let checking = self.check_answer(request.verify, &prepared, answer, tell);
+        timeout_at(request.deadline, checking)
+            .await
+            .map_err(|_| Error::deadline("checking the artifact"))?
     }
 
     /// Compiles, and neither looks anything up nor publishes it.
@@ -73,17 +79,17 @@ impl Manager {
         &self,
         compiler: &dyn Compiler,
         prepared: &Prepared,
-        deadline: Instant,
+        (verify, deadline): (Verify, Instant),
         tell: &mut (impl FnMut(ArtifactKey, &Stage) + Send),
     ) -> Result<Answer, Error> {
         let key = prepared.components.key();
         let making = async {
             match prepared.stitch() {
-                None => self.run(compiler, prepared).await.map(Made::from),
+                None => self.make_piece(compiler, prepared, verify).await,
                 Some(stitch) => {
                     let tell = parking_lot::Mutex::new(tell);
                     let news = |pieces| (tell.lock())(key, &Stage::Pieces(pieces));
-                    self.stitch_alone(compiler, stitch, news).await
+                    self.stitch_alone(compiler, stitch, verify, news).await
                 }
             }
         };
@@ -92,7 +98,8 @@ impl Manager {
         let pieces = made.states.clone();
         let (signed, manifest, pack) = self.sign(prepared, made).await?;
         let outcome = Outcome::Compiled;
-        Ok(Answer { signed, manifest, pack, outcome, origin: None, pieces })
+        let check = manifest.check.clone();
+        Ok(Answer { signed, manifest, pack, outcome, origin: None, pieces, check })
     }
 
     /// The artifact of what was prepared, from wherever it is. `elsewhere`: this node has
@@ -129,13 +136,14 @@ impl Manager {
         if elsewhere.is_none() {
             self.gate.check()?;
         }
-        let manager = self.clone();
+        let (manager, verify) = (self.clone(), request.verify);
         let (flight, started) = self.flights.join(key, Stage::Acquiring, |progress| async move {
             let limit = Instant::now() + manager.longest(&prepared);
             let told = progress.clone();
             let ended = match elsewhere {
                 None => {
-                    let filling = manager.fill(compiler, prepared, encoded, progress, limit);
+                    let asked = (encoded, verify);
+                    let filling = manager.fill(compiler, prepared, asked, progress, limit);
                     timeout_at(limit, filling).await
                 }
                 Some(route) => {
@@ -203,7 +211,7 @@ impl Manager {
         self: Arc<Self>,
         compiler: Arc<dyn Compiler>,
         prepared: Arc<Prepared>,
-        request: Bytes,
+        (request, verify): (Bytes, Verify),
         progress: Arc<Progress<Stage>>,
         deadline: Instant,
     ) -> Result<Answer, Error> {
@@ -246,10 +254,10 @@ impl Manager {
                     let making = async {
                         let (compiler, prepared) = (&compiler, &*prepared);
                         let Some(stitch) = prepared.stitch() else {
-                            return self.make_piece(&**compiler, prepared).await;
+                            return self.make_piece(&**compiler, prepared, verify).await;
                         };
                         let request = request.clone();
-                        let whole = Whole { compiler, prepared, stitch, request, deadline };
+                        let whole = Whole { compiler, prepared, stitch, request, deadline, verify };
                         let progress = progress.clone();
                         let tell = Box::new(move |all| progress.set(Stage::Pieces(all)));
                         self.stitch(&whole, &lease, tell).await

@@ -4,6 +4,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use kiln_proto::{Check, Failure};
+
 use super::{Answer, Origin, Outcome};
 use crate::{counters::CounterSource, error::Error};
 
@@ -27,6 +29,9 @@ pub struct Counters {
     pieces_taken: AtomicU64,
     piece_lists_refused: AtomicU64,
     retired_manifests: AtomicU64,
+    checks_passed: AtomicU64,
+    checks_failed: AtomicU64,
+    checks_not_run: AtomicU64,
 }
 
 fn add(counter: &AtomicU64) {
@@ -60,7 +65,7 @@ impl Counters {
     pub fn failed(&self, error: &Error) {
         request("failed", "none");
         add(&self.failed);
-        if let Error::Failed(f) = error {
+        if let Error::Failed(f) | Error::Unsound(f) = error {
             let (code, kind) = (f.kind.code(), f.kind.name());
             metrics::counter!("kiln_failures_total", "code" => code, "kind" => kind).increment(1);
         }
@@ -125,6 +130,17 @@ impl Counters {
         metrics::counter!("kiln_piece_lists_refused_total").increment(1);
     }
 
+    /// An artifact was to be run, to see whether it is right.
+    pub fn checked(&self, result: &Result<Check, Failure>) {
+        let (counter, ended) = match result {
+            Ok(Check::Passed { .. }) => (&self.checks_passed, "passed"),
+            Ok(Check::Not { .. }) => (&self.checks_not_run, "not_run"),
+            Err(_) => (&self.checks_failed, "failed"),
+        };
+        add(counter);
+        metrics::counter!("kiln_checks_total", "result" => ended).increment(1);
+    }
+
     /// A manifest in the index failed its checks.
     pub fn bad_manifest(&self) {
         add(&self.retired_manifests);
@@ -153,6 +169,9 @@ impl CounterSource for Counters {
             ("pieces_taken", read(&self.pieces_taken)),
             ("piece_lists_refused", read(&self.piece_lists_refused)),
             ("bad_manifests", read(&self.retired_manifests)),
+            ("checks_passed", read(&self.checks_passed)),
+            ("checks_failed", read(&self.checks_failed)),
+            ("checks_not_run", read(&self.checks_not_run)),
         ]
     }
 }

@@ -16,6 +16,7 @@
 
 mod answer;
 mod bring;
+mod check;
 mod compile;
 mod counters;
 mod fetch;
@@ -34,10 +35,11 @@ mod wire;
 use std::sync::Arc;
 
 use kiln_cluster::Index;
-use kiln_proto::{ArtifactKey, Manifest, NodeIdentity};
+use kiln_proto::{ArtifactKey, Check, Digest, Manifest, NodeIdentity};
 use tokio_util::sync::CancellationToken;
 
-use self::pieces::{Made, OwnLists, Whole};
+pub(crate) use self::pieces::told;
+use self::pieces::{Made, OwnLists, Whole, all_failed};
 pub use self::{
     answer::{Answer, Copies, Outcome, Request, Settings},
     counters::Counters,
@@ -51,6 +53,7 @@ pub use self::{
 };
 use crate::{
     cache::{Hints, Priority, Tiers},
+    check::Checker,
     compiler::Compilers,
     gate::Gate,
 };
@@ -59,6 +62,8 @@ use crate::{
 /// usual size, and bytes of their encoded form.
 const VERIFIED_MANIFESTS: usize = 16_384;
 const VERIFIED_BYTES: u64 = 64 << 20;
+/// Checked artifacts that are remembered, so that a hit is run once.
+const CHECKED: usize = 16_384;
 
 /// A verified manifest, with the bytes that it was signed as.
 #[derive(Clone)]
@@ -85,12 +90,15 @@ pub struct Manager {
     tiers: Arc<Tiers>,
     fetcher: Arc<Fetcher>,
     compilers: Compilers,
+    checker: Checker,
     gate: Gate,
     flights: SingleFlight<ArtifactKey, Stage>,
     own: OwnLists,
     reporter: Reporter,
     counters: Arc<Counters>,
     verified: quick_cache::sync::Cache<(ArtifactKey, u64), Verified, Size>,
+    /// What came of checks here, by key and pack.
+    checked: quick_cache::sync::Cache<(ArtifactKey, Digest), Check>,
     stop: CancellationToken,
 }
 
@@ -108,6 +116,8 @@ pub struct Parts {
     pub fetcher: Arc<Fetcher>,
     /// The compilers of this node.
     pub compilers: Compilers,
+    /// Runs what was compiled, to see whether it is right.
+    pub checker: Checker,
     /// Whether this node takes publications and leases.
     pub gate: Gate,
     /// Where hits are reported.
@@ -121,7 +131,7 @@ pub struct Parts {
 impl Manager {
     /// A manager over its parts.
     pub fn new(parts: Parts) -> Self {
-        let Parts { settings, identity, index, tiers, fetcher, compilers, .. } = parts;
+        let Parts { settings, identity, index, tiers, fetcher, compilers, checker, .. } = parts;
         let Parts { gate, reporter, counters, stop, .. } = parts;
         let verified =
             quick_cache::sync::Cache::with_weighter(VERIFIED_MANIFESTS, VERIFIED_BYTES, Size);
@@ -133,12 +143,14 @@ impl Manager {
             tiers,
             fetcher,
             compilers,
+            checker,
             gate,
             flights,
             own: OwnLists::default(),
             reporter,
             counters,
             verified,
+            checked: quick_cache::sync::Cache::new(CHECKED),
             stop,
         }
     }

@@ -44,7 +44,9 @@ impl Manager {
             Err(e) => return Err(e),
         };
         let pieces = made.states.clone();
+        // A check that failed is no verdict on the request: another node may do better.
         let (signed, manifest, pack) = self.sign(prepared, made).await?;
+        let check = manifest.check.clone();
         let answer = Answer {
             signed,
             manifest: manifest.clone(),
@@ -52,6 +54,7 @@ impl Manager {
             outcome: Outcome::Compiled,
             origin: None,
             pieces,
+            check,
         };
         match self.commit(&inside, lease, &answer.signed, &manifest, &pack).await {
             Ok(Published::Committed(_)) => Ok((answer, None)),

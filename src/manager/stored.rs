@@ -101,8 +101,8 @@ impl Manager {
                 self.reporter.hit(entry.key);
                 let signed = entry.manifest.clone();
                 let origin = Some(origin);
-                let pieces = Arc::default();
-                let here = Answer { signed, manifest, pack, outcome, origin, pieces };
+                let (pieces, check) = (Arc::default(), manifest.check.clone());
+                let here = Answer { signed, manifest, pack, outcome, origin, pieces, check };
                 Ok(Found::Here(Box::new(here)))
             }
             Fetched::Unreachable(why) => {

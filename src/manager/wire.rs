@@ -11,6 +11,7 @@ use tokio::time::Instant;
 
 use super::Request;
 use crate::{
+    check::Verify,
     compiler::{CompileInput, CudaSource, Piecewise, Source},
     error::Error,
 };
@@ -33,6 +34,11 @@ impl Request {
         if wire.piece.is_some() && piecewise != Piecewise::Always {
             return Err(invalid("piece", "only of what is always compiled in pieces"));
         }
+        let verify = match wire.verify() {
+            pb::Verify::Unspecified | pb::Verify::Sampled => Verify::Sampled,
+            pb::Verify::Always => Verify::Always,
+            pb::Verify::Never => Verify::Never,
+        };
         let source = match wire.source.ok_or_else(|| invalid("source", "missing"))? {
             pb::compile_request::Source::Cuda(cuda) => Source::Cuda(CudaSource {
                 name: cuda.name,
@@ -69,6 +75,7 @@ impl Request {
                 backend: backend.clone(),
                 piecewise,
                 piece: wire.piece,
+                verify,
                 disable_cache: wire.disable_cache,
                 forwarded: wire.forwarded,
                 deadline,
@@ -100,6 +107,11 @@ impl Request {
             Piecewise::Always => pb::Piecewise::Always,
             Piecewise::Never => pb::Piecewise::Never,
         };
+        let verify = match self.verify {
+            Verify::Sampled => pb::Verify::Sampled,
+            Verify::Always => pb::Verify::Always,
+            Verify::Never => pb::Verify::Never,
+        };
         let options = input.options.iter();
         pb::CompileRequest {
             source: Some(source),
@@ -114,6 +126,7 @@ impl Request {
             forwarded: true,
             piecewise: piecewise.into(),
             piece: self.piece,
+            verify: verify.into(),
         }
     }
 }
@@ -139,14 +152,15 @@ mod tests {
     #[test]
     fn what_goes_out_comes_back() {
         let deadline = Instant::now();
-        for (piecewise, piece) in [(0, None), (2, Some(3)), (3, None)] {
-            let wire = pb::CompileRequest { piecewise, piece, ..program() };
+        for (piecewise, piece, verify) in [(0, None, 0), (2, Some(3), 2), (3, None, 3)] {
+            let wire = pb::CompileRequest { piecewise, piece, verify, ..program() };
             let read = Request::read(wire, deadline).unwrap().remove(0);
             let again = Request::read(read.to_wire("native"), deadline).unwrap().remove(0);
             assert!(again.forwarded);
             assert_eq!(again.backend, "native");
             assert_eq!(again.input, read.input);
-            assert_eq!((again.piecewise, again.piece), (read.piecewise, read.piece));
+            let asked = |request: &Request| (request.piecewise, request.piece, request.verify);
+            assert_eq!(asked(&again), asked(&read));
         }
     }
 

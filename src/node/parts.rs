@@ -3,7 +3,12 @@
 //! Invariant: the only place that knows both; parts never see the whole
 //! configuration.
 
-use std::{num::NonZero, path::Path, sync::Arc, time::Duration};
+use std::{
+    num::NonZero,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use bytesize::ByteSize;
 use kiln_cluster::{NodeFacts, Settings as ClusterSettings, Start, Timings};
@@ -14,6 +19,7 @@ use crate::{
         Budget, BudgetSettings, CollectSettings, DiskSettings, EvictionSettings, MemorySettings,
         ObjectSettings, SystemClock, Tiers, TiersSettings,
     },
+    check::{CheckSettings, Checker},
     compiler::{
         CompilerSettings, Compilers, Environment, Limits, PoolSettings, PythonSettings,
         ToolchainSettings,
@@ -74,10 +80,26 @@ pub(super) fn collect(config: &Config) -> CollectSettings {
     CollectSettings { orphan_after, grace, every }
 }
 
+fn program() -> Result<PathBuf, NodeError> {
+    let doing = || "find this executable".into();
+    std::env::current_exe().map_err(|source| NodeError::Io { doing: doing(), source })
+}
+
+/// What runs artifacts to see whether they are right: as many at once as compile.
+pub(super) fn checker(config: &Config) -> Result<Checker, NodeError> {
+    let settings = CheckSettings {
+        pool: PoolSettings {
+            workers: NonZero::new(config.concurrency()).unwrap_or(NonZero::<usize>::MIN),
+            ..PoolSettings::default()
+        },
+        limits: Limits { time: config.compile.check_limit, ..limits(config) },
+    };
+    Ok(Checker::new(settings, &program()?, &config.data_dir.join("checks")))
+}
+
 /// Starts to look for the toolchains.
 pub(super) fn compilers(config: &Config) -> Result<Compilers, NodeError> {
-    let program = std::env::current_exe()
-        .map_err(|source| NodeError::Io { doing: "find this executable".into(), source })?;
+    let program = program()?;
     let settings = CompilerSettings {
         toolchain: ToolchainSettings {
             nvrtc: config.compile.nvrtc.clone(),

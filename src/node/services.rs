@@ -62,6 +62,7 @@ impl Services {
     ) -> Result<Self, NodeError> {
         let Listeners { grpc, transfer, resp, resp_address, facts: _ } = listeners;
         let Storage { tiers, compilers, cluster, routes, facts } = storage;
+        let checker = parts::checker(config)?;
         let api = serve_grpc(grpc, descriptors.grpc, routes, readiness, tasks)?;
 
         let identity = cluster.start().await?;
@@ -79,6 +80,7 @@ impl Services {
             tiers: tiers.clone(),
             fetcher: fetcher.clone(),
             compilers,
+            checker,
             gate,
             reporter: reporter.clone(),
             counters,

@@ -1,6 +1,8 @@
 #![allow(clippy::unwrap_used)]
 //! Wholes and their pieces on real nodes of this process: fetched, missed, pinned.
 
+mod refused;
+
 use std::{collections::HashSet, path::Path};
 
 use futures::future::join_all;
@@ -160,6 +162,7 @@ fn artifact(name: &str, pack: &[u8], pieces: &[PieceRef]) -> Manifest {
         created_unix_ms: 0,
         label: name.into(),
         pieces: pieces.to_vec(),
+        check: None,
     }
 }
 

@@ -8,7 +8,10 @@ use bytes::Bytes;
 use kiln_cluster::{Cluster, Entry, Role};
 use kiln_proto::{ArtifactKey, pb};
 
-use crate::{compiler::Prepared, manager::Answer};
+use crate::{
+    compiler::Prepared,
+    manager::{Answer, told},
+};
 
 /// Longest bound that a caller may ask for.
 const LONGEST_DEADLINE: Duration = Duration::from_secs(3600);
@@ -36,6 +39,7 @@ pub(super) fn done(
         tier: answer.origin.unwrap_or_default().into(),
         node,
         elapsed_seconds: elapsed.as_secs_f64(),
+        check: Some(told(answer.check.as_ref())),
     }
 }
 

@@ -51,6 +51,8 @@ pub(crate) struct Compiled {
     /// Of what is in pieces.
     pub(crate) pieces: Vec<pb::Piece>,
     pub(crate) strategy: pb::Strategy,
+    /// Whether all of it was seen to be right.
+    pub(crate) check: pb::Check,
 }
 
 impl TestCluster {
@@ -341,7 +343,8 @@ impl TestNode {
                 let key = manifest.read_unverified().unwrap().key;
                 let (outcome, tier) = (done.outcome(), done.tier());
                 let (pieces, strategy) = (done.pieces, done.strategy.unwrap_or_default());
-                return Ok(Compiled { key, outcome, tier, manifest, pieces, strategy });
+                let check = done.check.unwrap();
+                return Ok(Compiled { key, outcome, tier, manifest, pieces, strategy, check });
             }
             watch(&event);
         }

@@ -37,10 +37,11 @@ fn artifact(name: &str, pack: &[u8]) -> Manifest {
         created_unix_ms: 0,
         label: name.into(),
         pieces: Vec::new(),
+        check: None,
     }
 }
 
-async fn publish(
+pub(crate) async fn publish(
     node: &TestNode,
     granted: &pb::Granted,
     manifest: &Manifest,
@@ -78,7 +79,7 @@ async fn send(
 }
 
 /// A lease's stream, and what it was granted.
-async fn lease(
+pub(crate) async fn lease(
     node: &TestNode,
     manifest: &Manifest,
 ) -> (tonic::Streaming<pb::LeaseEvent>, pb::Granted) {

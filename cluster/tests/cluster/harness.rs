@@ -228,6 +228,7 @@ pub fn manifest(name: &str, pack: &[u8]) -> (ArtifactKey, Manifest) {
         created_unix_ms: 1,
         label: name.into(),
         pieces: Vec::new(),
+        check: None,
     };
     (manifest.key, manifest)
 }

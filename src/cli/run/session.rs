@@ -372,6 +372,7 @@ impl Session {
                 tag => format!("{} {tag}", self.folder.label),
             },
             pieces: Vec::new(),
+            check: None,
         }
     }
 

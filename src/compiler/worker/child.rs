@@ -1,28 +1,24 @@
 //! `kiln worker`: the process in which a compiler runs.
 //!
-//! Invariant: it ends when its daemon does. A thread waits for the end of stdin
-//! and then kills the process group. (`PR_SET_PDEATHSIG` would follow the
-//! daemon's *thread* that forked, which an async runtime may end at any time.)
+//! Invariant: the library is loaded and has compiled something before the process says
+//! that it is ready, and its limits are set before it sees a source.
 
 use std::{
     fs::File,
     io::{self, Read},
-    mem::ManuallyDrop,
-    os::fd::{AsFd, FromRawFd, OwnedFd},
     path::{Path, PathBuf},
     process::ExitCode,
-    sync::mpsc,
-    thread,
 };
 
 use bytes::Bytes;
 use kiln_proto::{BinaryKind, Digest, Failure, FailureKind, Hasher, Target};
-use rustix::process::{Resource, Rlimit, Signal};
+use rustix::process::Resource;
 
 use super::{
     confine::confine,
     nvrtc::Nvrtc,
-    protocol::{self, Answer, Bundled, Octets, Program, Ready, Setup},
+    protocol::{Answer, Bundled, Octets, Program, Ready, Setup},
+    service,
 };
 
 /// Compiled once before the first job: it makes NVRTC load and link all it has.
@@ -41,48 +37,17 @@ pub fn worker_main() -> ExitCode {
 }
 
 fn serve() -> io::Result<()> {
-    limit(Resource::Core, 0)?;
-    let mut answers = take_stdout()?;
-    let mut requests = io::stdin().lock();
-    let setup: Setup = protocol::read(&mut requests)?;
-    drop(requests);
-    // From here on this thread may be inside NVRTC for long: another one listens.
-    let (sender, jobs) = mpsc::channel();
-    thread::Builder::new().name("kiln-stdin".into()).spawn(move || listen(&sender))?;
-
-    let loaded = load(&setup);
-    let answer: Answer<&Ready> = match &loaded {
-        Ok((_, ready)) => Ok(ready),
-        Err(failure) => Err(failure.clone()),
-    };
-    protocol::write(&mut answers, &answer)?;
-    let Ok((nvrtc, _)) = loaded else { return Ok(()) };
-
-    let Ok(job) = jobs.recv() else { return Ok(()) };
-    limit(Resource::Data, job.memory_bytes)?;
-    limit(Resource::Cpu, job.cpu_seconds)?;
-    let answer = nvrtc.compile(&job, &setup.include);
-    protocol::write(&mut answers, &answer)
-}
-
-/// Passes the job on, and ends the process group when the daemon is gone.
-fn listen(jobs: &mpsc::Sender<Program>) {
-    let mut requests = io::stdin().lock();
-    if let Ok(job) = protocol::read(&mut requests) {
-        // The other thread waits for exactly one.
-        let _ = jobs.send(job);
-        let _ = io::copy(&mut requests, &mut io::sink());
-    }
-    end();
-}
-
-/// At once: no destructors run under the feet of the compiling thread.
-fn end() -> ! {
-    let me = rustix::process::getpid();
-    if rustix::process::getpgrp() == me {
-        let _ = rustix::process::kill_current_process_group(Signal::KILL);
-    }
-    std::process::abort()
+    service::serve(
+        |setup: Setup| {
+            let (nvrtc, ready) = load(&setup)?;
+            Ok(((nvrtc, setup), ready))
+        },
+        |(nvrtc, setup), job: Program| {
+            service::limit(Resource::Data, job.memory_bytes)?;
+            service::limit(Resource::Cpu, job.cpu_seconds)?;
+            nvrtc.compile(&job, &setup.include)
+        },
+    )
 }
 
 fn load(setup: &Setup) -> Answer<(Nvrtc, Ready)> {
@@ -169,18 +134,4 @@ fn cuda_version(header: &[u8]) -> Option<String> {
     let line = text.lines().find_map(|line| line.trim().strip_prefix("#define CUDA_VERSION "))?;
     let number: u32 = line.trim().parse().ok()?;
     Some(format!("{}.{}", number / 1000, number % 1000 / 10))
-}
-
-fn limit(resource: Resource, most: u64) -> io::Result<()> {
-    let most = Some(most);
-    Ok(rustix::process::setrlimit(resource, Rlimit { current: most, maximum: most })?)
-}
-
-/// Our stdout for answers alone: what a library prints goes to stderr.
-fn take_stdout() -> io::Result<File> {
-    let answers = io::stdout().as_fd().try_clone_to_owned()?;
-    // SAFETY: descriptor 1 is open, and is not closed here: it becomes a copy of 2.
-    let mut one = ManuallyDrop::new(unsafe { OwnedFd::from_raw_fd(1) });
-    rustix::io::dup2(io::stderr(), &mut one)?;
-    Ok(answers.into())
 }

@@ -24,6 +24,8 @@ pub(crate) trait Dialect: std::fmt::Debug + Send + Sync + 'static {
 
     /// How long loading may take.
     const START_LIMIT: Duration;
+    /// What a job is, for messages.
+    const WORK: &'static str = "compile";
 
     /// How a worker is started.
     fn launch(&self) -> &Launch;

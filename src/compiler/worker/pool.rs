@@ -15,7 +15,11 @@ use std::{
 
 use kiln_proto::{Failure, FailureKind};
 use parking_lot::Mutex;
-use tokio::{sync::Semaphore, task::JoinHandle, time::timeout};
+use tokio::{
+    sync::{Semaphore, SemaphorePermit},
+    task::JoinHandle,
+    time::timeout,
+};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use super::{
@@ -134,10 +138,7 @@ impl<T: Dialect> Pool<T> {
         limits: &Limits,
         stop: CancellationToken,
     ) -> Result<T::Done, Failure> {
-        let compile = async {
-            let _slot = self.slot().await?;
-            self.run_now(job, limits).await
-        };
+        let compile = async { self.begin().await?.run(job, limits).await };
         tokio::select! {
             answer = compile => answer,
             () = stop.cancelled() => {
@@ -146,7 +147,14 @@ impl<T: Dialect> Pool<T> {
         }
     }
 
-    async fn slot(&self) -> Result<tokio::sync::SemaphorePermit<'_>, Failure> {
+    /// Waits for a place and a worker that is ready. Where this fails no job was begun.
+    pub(crate) async fn begin(&self) -> Result<Begun<'_, T>, Failure> {
+        let slot = self.slot().await?;
+        let (worker, ready) = self.worker().await?;
+        Ok(Begun { pool: self, worker, ready, _slot: slot })
+    }
+
+    async fn slot(&self) -> Result<SemaphorePermit<'_>, Failure> {
         if let Ok(slot) = self.slots.try_acquire() {
             return Ok(slot);
         }
@@ -160,28 +168,6 @@ impl<T: Dialect> Pool<T> {
         })?;
         let closed = |_| Failure::new(FailureKind::Crashed, "the pool is closed");
         self.slots.acquire().await.map_err(closed)
-    }
-
-    async fn run_now(&self, job: &T::Job, limits: &Limits) -> Result<T::Done, Failure> {
-        let (mut worker, ready) = self.worker().await?;
-        self.dialect.fits(&ready, job)?;
-        let message = self.dialect.job(job, limits).map_err(not_encodable)?;
-        let compile = async {
-            worker.send(&message).await;
-            // The next one loads while this one compiles.
-            self.warm_up();
-            worker.receive().await
-        };
-        let answer = timeout(limits.time, compile).await;
-        worker.end().await;
-        match answer {
-            Ok(Ok(message)) => self.dialect.done(message).map_err(not_encodable)?,
-            Ok(Err(lost)) => Err(lost.into_failure()),
-            Err(_) => {
-                let why = format!("the compile was ended after {:?}, its limit", limits.time);
-                Err(Failure::new(FailureKind::Timeout, why))
-            }
-        }
     }
 
     /// The spare if it is well, else a new worker.
@@ -199,6 +185,39 @@ impl<T: Dialect> Pool<T> {
             }
         }
         start(&*self.dialect).await
+    }
+}
+
+/// A worker that has its place among the jobs, and none of them yet.
+pub(crate) struct Begun<'p, T: Dialect> {
+    pool: &'p Pool<T>,
+    worker: Worker,
+    ready: T::Ready,
+    _slot: SemaphorePermit<'p>,
+}
+
+impl<T: Dialect> Begun<'_, T> {
+    /// Runs one job within `limits`.
+    pub(crate) async fn run(self, job: &T::Job, limits: &Limits) -> Result<T::Done, Failure> {
+        let Self { pool, mut worker, ready, _slot } = self;
+        pool.dialect.fits(&ready, job)?;
+        let message = pool.dialect.job(job, limits).map_err(not_encodable)?;
+        let work = async {
+            worker.send(&message).await;
+            // The next one loads while this one works.
+            pool.warm_up();
+            worker.receive().await
+        };
+        let answer = timeout(limits.time, work).await;
+        worker.end().await;
+        match answer {
+            Ok(Ok(message)) => pool.dialect.done(message).map_err(not_encodable)?,
+            Ok(Err(lost)) => Err(lost.into_failure()),
+            Err(_) => {
+                let why = format!("the {} was ended after {:?}, its limit", T::WORK, limits.time);
+                Err(Failure::new(FailureKind::Timeout, why))
+            }
+        }
     }
 }
 

@@ -195,7 +195,7 @@ impl Lost {
     pub(super) fn into_failure(self) -> Failure {
         let (status, stderr) = match self {
             Self::Garbage(why) => {
-                let why = format!("the compiler process did not answer sensibly: {why}");
+                let why = format!("the worker process did not answer sensibly: {why}");
                 return Failure::new(FailureKind::Crashed, why);
             }
             Self::Ended(status, stderr) => (status, stderr),
@@ -209,7 +209,7 @@ impl Lost {
             _ => FailureKind::Crashed,
         };
         let colon = if stderr.is_empty() { "" } else { ": " };
-        Failure::new(kind, format!("the compiler process ended by {status}{colon}{stderr}"))
+        Failure::new(kind, format!("the worker process ended by {status}{colon}{stderr}"))
     }
 }
 

@@ -6,15 +6,12 @@
 //! Invariant: a piece counts as compiled only when the index has its artifact; the request
 //! is to be had from this node for as long as its pieces are wanted.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use futures::{StreamExt, TryStreamExt, stream};
 use kiln_cluster::{Acquired, IndexEvent, Lease, Wanted, WantedPiece};
 use kiln_proto::{ArtifactKey, Digest, Failure, FailureKind, Manifest};
-use tokio::{
-    sync::broadcast::{Receiver, error::RecvError},
-    time::sleep,
-};
+use tokio::sync::broadcast::{Receiver, error::RecvError};
 
 use super::{PieceReport, PieceStage, States, Tell, Whole, whole::Ends};
 use crate::{
@@ -26,8 +23,6 @@ use crate::{
 
 /// Pieces that are looked for at once.
 const AT_ONCE: usize = 8;
-/// Between two looks at pieces of which nothing is told meanwhile.
-const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 impl Manager {
     /// The pieces whose artifacts are there, with their bytes on this node, and those
@@ -51,11 +46,21 @@ impl Manager {
         states: &States<F>,
     ) -> Result<Option<Result<Arc<Manifest>, Error>>, Error> {
         let key = whole.stitch.pieces[index].key();
-        let (mut outcome, mut end) = (Outcome::Hit, None);
+        let (mut outcome, mut end, mut check) = (Outcome::Hit, None, None);
         if let Some(entry) = self.index.lookup(&key).await? {
             let namespace = &whole.prepared.namespace;
             match self.resolve(&entry, namespace, Outcome::Hit).await? {
-                Found::Here(answer) => end = Some(Ok(answer.manifest)),
+                Found::Here(answer) => {
+                    let prepared = &whole.stitch.pieces[index].prepared;
+                    let checked = self.check_stored(whole.verify, prepared, &answer).await;
+                    end = Some(match checked {
+                        Ok(found) => {
+                            check = found;
+                            Ok(answer.manifest)
+                        }
+                        Err(why) => Err(Error::Unsound(why)),
+                    });
+                }
                 Found::Retired => {}
                 Found::Incomplete(piece) => {
                     let why = format!("the artifact of piece {index} is no piece: {piece}");
@@ -71,7 +76,7 @@ impl Manager {
         } else if let Some(failure) = self.index.failure(&key).await? {
             end = Some(Err(failure.into()));
         }
-        self.tell_end(states, index, end.as_ref(), outcome);
+        self.tell_end(states, index, end.as_ref(), outcome, check);
         Ok(end)
     }
 
@@ -88,7 +93,7 @@ impl Manager {
             Acquired::Failed(failure) => Err(failure.into()),
             Acquired::Ready(entry) => self.verify(&entry),
             Acquired::Granted(lease) => {
-                let making = self.make_piece(&**whole.compiler, prepared);
+                let making = self.make_piece(&**whole.compiler, prepared, whole.verify);
                 match self.compile_under(&lease, prepared, making).await? {
                     (answer, None) => Ok(answer.manifest),
                     (_, Some(why)) => Err(why),
@@ -139,15 +144,27 @@ impl Manager {
             pieces.any(|piece| piece.key == *key)
         };
         let _served = self.serve_request(&request).await;
-        let followed = self.own.follow(lease.token(), asked.node, stitch.clone(), states.clone());
+        let followed = {
+            let split = (stitch.clone(), whole.verify);
+            self.own.follow(lease.token(), asked.node, split, states.clone())
+        };
         self.index.want(lease, asked).await?;
         loop {
             for (index, (end, piece)) in ends.iter_mut().zip(&stitch.pieces).enumerate() {
                 if end.is_none() {
                     let key = piece.key();
-                    *end = self.look(&key, followed.list.error(index)).await?;
                     let outcome = if others(&key) { Outcome::Coalesced } else { Outcome::Compiled };
-                    self.tell_end(states, index, end.as_ref(), outcome);
+                    let mut check = None;
+                    *end = self.look(&key, followed.list.error(index)).await?;
+                    // Who compiled it may not have looked: a client, or an older Kiln.
+                    if let Some(Ok(manifest)) = end {
+                        let (verify, prepared) = (whole.verify, &piece.prepared);
+                        match self.check_published(verify, prepared, manifest, outcome).await {
+                            Ok(found) => check = found,
+                            Err(why) => *end = Some(Err(Error::Unsound(why))),
+                        }
+                    }
+                    self.tell_end(states, index, end.as_ref(), outcome, check);
                 }
             }
             if ends.iter().all(Option::is_some) {
@@ -156,8 +173,6 @@ impl Manager {
             tokio::select! {
                 () = heard(events, stitch) => {}
                 () = followed.list.changed.notified() => {}
-                // What fails on another node has no event of its own.
-                () = sleep(LOOK_AGAIN) => {}
                 () = self.stop.cancelled() => {
                     return Err(Error::Unavailable("this node stops".into()));
                 }
@@ -208,7 +223,9 @@ async fn heard(events: &mut Receiver<IndexEvent>, stitch: &Stitch) {
     let is_one = |key: &ArtifactKey| stitch.pieces.iter().any(|piece| piece.key() == *key);
     loop {
         match events.recv().await {
-            Ok(IndexEvent::Published { key, .. }) if is_one(&key) => return,
+            Ok(IndexEvent::Published { key, .. } | IndexEvent::Failed { key }) if is_one(&key) => {
+                return;
+            }
             Ok(IndexEvent::Reset) | Err(RecvError::Lagged(_)) => return,
             Ok(_) => {}
             // The node ends: so does whoever waits here.

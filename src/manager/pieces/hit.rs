@@ -5,7 +5,7 @@
 
 use futures::{StreamExt, TryStreamExt, stream};
 use kiln_cluster::Entry;
-use kiln_proto::PieceRef;
+use kiln_proto::{Manifest, PieceRef};
 
 use super::{PieceReport, PieceStage};
 use crate::{
@@ -68,19 +68,24 @@ impl Manager {
         let manifest = self.verify(&entry)?;
         // Its bytes came with the whole.
         match manifest.pack_digest == made_of.pack {
-            true => Ok(state(index, piece, manifest.producer, manifest.compile_seconds)),
+            true => Ok(state(index, piece, &manifest)),
             false => Err(missing("was compiled anew since")),
         }
     }
 }
 
-fn state(index: usize, piece: &StitchPiece, node: u64, compile_seconds: f64) -> PieceReport {
+fn state(index: usize, piece: &StitchPiece, manifest: &Manifest) -> PieceReport {
     PieceReport {
         index,
         key: piece.key(),
         times: piece.times,
         estimates: piece.estimates,
-        stage: PieceStage::Done { outcome: Outcome::Hit, node, compile_seconds },
+        stage: PieceStage::Done {
+            outcome: Outcome::Hit,
+            node: manifest.producer,
+            compile_seconds: manifest.compile_seconds,
+            check: manifest.check.clone(),
+        },
     }
 }
 

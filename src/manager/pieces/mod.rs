@@ -30,3 +30,5 @@ pub use pull::Puller;
 use state::States;
 pub use state::{PieceReport, PieceStage};
 pub(super) use stitch::{Made, Whole};
+pub(super) use whole::all_failed;
+pub(crate) use wire::told;

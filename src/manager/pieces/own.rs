@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use super::{PieceReport, PieceStage, States};
-use crate::{compiler::Stitch, error::Error};
+use crate::{check::Verify, compiler::Stitch, error::Error};
 
 /// Hears how far all pieces are.
 pub(in crate::manager) type Tell = Box<dyn Fn(Arc<[PieceReport]>) + Send + Sync>;
@@ -21,6 +21,7 @@ pub(in crate::manager) struct OwnLists(Mutex<HashMap<Token, Arc<OwnList>>>);
 /// One of them.
 pub(super) struct OwnList {
     stitch: Arc<Stitch>,
+    verify: Verify,
     states: Arc<States<Tell>>,
     node: NodeId,
     /// What this node failed of, though another one may not.
@@ -47,11 +48,12 @@ impl OwnLists {
         &self,
         token: Token,
         node: NodeId,
-        stitch: Arc<Stitch>,
+        (stitch, verify): (Arc<Stitch>, Verify),
         states: Arc<States<Tell>>,
     ) -> Followed<'_> {
         let list = Arc::new(OwnList {
             stitch,
+            verify,
             states,
             node,
             errors: Mutex::default(),
@@ -61,9 +63,9 @@ impl OwnLists {
         Followed { lists: self, token, list }
     }
 
-    /// The pieces of a list of this node.
-    pub(super) fn stitch(&self, token: Token) -> Option<Arc<Stitch>> {
-        self.0.lock().get(&token).map(|list| list.stitch.clone())
+    /// The pieces of a list of this node, and whether they are checked.
+    pub(super) fn stitch(&self, token: Token) -> Option<(Arc<Stitch>, Verify)> {
+        self.0.lock().get(&token).map(|list| (list.stitch.clone(), list.verify))
     }
 
     /// This node compiles a piece.

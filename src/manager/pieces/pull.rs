@@ -27,6 +27,7 @@ use super::{
     requests::{Asked, Requests},
 };
 use crate::{
+    check::Verify,
     compiler::{Compiler, Prepared},
     error::Error,
     manager::Manager,
@@ -222,8 +223,8 @@ impl Puller {
                 idle.later = true;
                 continue;
             }
-            let prepared = match self.requests.piece(list, index, compiler) {
-                Asked::Piece(prepared) => prepared,
+            let (prepared, verify) = match self.requests.piece(list, index, compiler) {
+                Asked::Piece(prepared, verify) => (prepared, verify),
                 Asked::Refused => {
                     self.refused.insert(list.token);
                     return Ok(false);
@@ -235,7 +236,7 @@ impl Puller {
             };
             match manager.index.try_acquire(&piece.key).await? {
                 Tried::Granted(lease) => {
-                    self.begin(list, index, lease, compiler.clone(), prepared);
+                    self.begin(list, index, lease, compiler.clone(), (prepared, verify));
                     // Its compile has its place among the compilers before the next one.
                     tokio::task::yield_now().await;
                     return Ok(true);
@@ -253,7 +254,7 @@ impl Puller {
         index: usize,
         lease: Lease,
         compiler: Arc<dyn Compiler>,
-        prepared: Arc<Prepared>,
+        (prepared, verify): (Arc<Prepared>, Verify),
     ) {
         let (whole, key, manager) = (list.token, list.pieces[index].key, self.manager.clone());
         self.taken.insert(key, list.pieces[index].memory);
@@ -266,7 +267,7 @@ impl Puller {
             // Whoever reads of its failure finds the node in it.
             let node = manager.identity.node;
             let making = async {
-                let made = manager.make_piece(&*compiler, &prepared).await;
+                let made = manager.make_piece(&*compiler, &prepared, verify).await;
                 made.map_err(|e| match e {
                     Error::Failed(Failure { kind, message }) => {
                         Failure::new(kind, format!("on node {node}: {message}")).into()

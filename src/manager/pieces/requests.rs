@@ -19,6 +19,7 @@ use tokio::{
 
 use crate::{
     cache::{Blob, BlobWriter},
+    check::Verify,
     compiler::{Compiler, Prepared, Stitch},
     error::Error,
     manager::{Manager, Request},
@@ -35,7 +36,7 @@ const PAUSE: Duration = Duration::from_secs(2);
 /// What there is of a piece.
 pub(super) enum Asked {
     /// What to compile.
-    Piece(Arc<Prepared>),
+    Piece(Arc<Prepared>, Verify),
     /// Its list is not what it says, now and later.
     Refused,
     /// Its request is on its way, or its node does not answer.
@@ -43,12 +44,12 @@ pub(super) enum Asked {
 }
 
 /// What became of a request.
-type Split = Result<Option<Arc<Stitch>>, Error>;
+type Split = Result<Option<(Arc<Stitch>, Verify)>, Error>;
 
 /// Split requests of live lists.
 pub(super) struct Requests {
     manager: Arc<Manager>,
-    split: VecDeque<(Digest, Arc<Stitch>)>,
+    split: VecDeque<(Digest, (Arc<Stitch>, Verify))>,
     coming: JoinSet<(Digest, Split)>,
     on_the_way: HashSet<Digest>,
     /// Which could not be had, and when.
@@ -83,12 +84,12 @@ impl Requests {
         compiler: &Arc<dyn Compiler>,
     ) -> Asked {
         let known = self.split.iter().find(|(of, _)| *of == list.request);
-        let stitch = match self.manager.own.stitch(list.token) {
+        let (stitch, verify) = match self.manager.own.stitch(list.token) {
             Some(own) => own,
             // Who asked for it is gone; so will its list be.
             None if list.node == self.manager.identity.node => return Asked::Later,
             None => match known {
-                Some((_, stitch)) => stitch.clone(),
+                Some((_, split)) => split.clone(),
                 None => return self.ask(list, compiler),
             },
         };
@@ -98,7 +99,7 @@ impl Requests {
             return self.refuse(list, why);
         }
         match stitch.pieces.get(index) {
-            Some(piece) => Asked::Piece(piece.prepared.clone()),
+            Some(piece) => Asked::Piece(piece.prepared.clone(), verify),
             None => self.refuse(list, "it has fewer pieces here"),
         }
     }
@@ -168,7 +169,7 @@ async fn split(manager: &Manager, list: &Wanted, compiler: Arc<dyn Compiler>) ->
         let mut requests = Request::read(wire, Instant::now())?;
         let request = requests.pop().ok_or_else(|| Error::Invalid("no target".into()))?;
         let planned = compiler.plan(&request.input, &fingerprint, request.piecewise)?;
-        Ok(planned.stitch().cloned())
+        Ok(planned.stitch().map(|stitch| (stitch.clone(), request.verify)))
     });
     let planned = planning.await;
     planned.map_err(|e| Error::from(Failure::new(FailureKind::Crashed, e.to_string())))?

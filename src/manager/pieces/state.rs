@@ -1,10 +1,11 @@
 //! How far the pieces of a whole are, as those who wait for it see it.
 //!
-//! Invariant: a piece that is done or failed stays so; whoever looks sees all pieces.
+//! Invariant: a piece that is done or failed stays so, unless what is done is seen to be
+//! wrong; whoever looks sees all pieces.
 
 use std::sync::Arc;
 
-use kiln_proto::{ArtifactKey, Failure, NodeId};
+use kiln_proto::{ArtifactKey, Check, Failure, NodeId};
 use parking_lot::Mutex;
 
 use crate::{
@@ -42,6 +43,8 @@ pub enum PieceStage {
         node: NodeId,
         /// What that took.
         compile_seconds: f64,
+        /// Whether it was seen to be right; `None`: nobody looked.
+        check: Option<Check>,
     },
     /// It has no artifact.
     Failed {
@@ -82,9 +85,18 @@ impl<F: Fn(Arc<[PieceReport]>)> States<F> {
 
     /// A piece is further, unless it is over.
     pub(in crate::manager) fn set(&self, index: usize, stage: PieceStage) {
+        self.change(index, stage, |piece| !piece.stage.is_over());
+    }
+
+    /// A piece that is there is wrong.
+    pub(in crate::manager) fn condemn(&self, index: usize, stage: PieceStage) {
+        self.change(index, stage, |_| true);
+    }
+
+    fn change(&self, index: usize, stage: PieceStage, may: impl Fn(&PieceReport) -> bool) {
         let mut all = self.all.lock();
         let Some(piece) = all.get_mut(index) else { return };
-        if piece.stage.is_over() || piece.stage == stage {
+        if !may(piece) || piece.stage == stage {
             return;
         }
         piece.stage = stage;

@@ -11,14 +11,15 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures::{StreamExt, stream};
 use kiln_cluster::Lease;
-use kiln_proto::{Manifest, PieceRef};
+use kiln_proto::{Check, Failure, FailureKind, Manifest, PieceRef};
 use tokio::time::Instant;
 
 use super::{
     PieceReport, PieceStage, States, Tell,
-    whole::{Ends, put_together},
+    whole::{Ends, all_failed, put_together},
 };
 use crate::{
+    check::Verify,
     compiler::{Compiler, Output, Prepared, Stitch},
     error::Error,
     manager::{Manager, Outcome},
@@ -29,11 +30,13 @@ pub(in crate::manager) struct Made {
     pub(in crate::manager) output: Output,
     pub(in crate::manager) pieces: Vec<PieceRef>,
     pub(in crate::manager) states: Arc<[PieceReport]>,
+    /// Whether it was seen to be right. An error: it was seen not to be.
+    pub(in crate::manager) check: Result<Option<Check>, Failure>,
 }
 
 impl From<Output> for Made {
     fn from(output: Output) -> Self {
-        Self { output, pieces: Vec::new(), states: Arc::default() }
+        Self { output, pieces: Vec::new(), states: Arc::default(), check: Ok(None) }
     }
 }
 
@@ -46,6 +49,8 @@ pub(in crate::manager) struct Whole<'w> {
     pub(in crate::manager) request: Bytes,
     /// When it is no longer waited for.
     pub(in crate::manager) deadline: Instant,
+    /// Whether it and its pieces are checked.
+    pub(in crate::manager) verify: Verify,
 }
 
 impl Manager {
@@ -57,7 +62,7 @@ impl Manager {
         lease: &Lease,
         tell: Tell,
     ) -> Result<Made, Error> {
-        let Whole { compiler, stitch, .. } = *whole;
+        let Whole { compiler, prepared, stitch, verify, .. } = *whole;
         let states = Arc::new(States::new(stitch, tell));
         let mut ends: Ends = vec![None; stitch.pieces.len()];
         // Before the first look: what changes after it is told.
@@ -67,24 +72,34 @@ impl Manager {
             match self.follow(whole, lease, &states, &mut events, &mut ends).await {
                 Err(Error::Unavailable(why)) if !self.stop.is_cancelled() => {
                     tracing::warn!(whole = %lease.key(), why, "no other node compiles pieces");
-                    self.compile_rest(&**compiler, stitch, &states, &mut ends).await;
+                    self.compile_rest(&**compiler, stitch, verify, &states, &mut ends).await;
                 }
                 followed => followed?,
             }
         }
-        put_together(stitch, ends, states.all())
+        let mut made = put_together(stitch, ends, states.all())?;
+        made.check = self.check_whole(verify, prepared, &made).await;
+        if let Err(Failure { kind: FailureKind::WrongOutput, .. }) = &made.check
+            && let Some((index, why)) = self.blame(stitch, &made.pieces).await
+        {
+            states.condemn(index, PieceStage::Failed { node: None, failure: why.clone() });
+            return Err(all_failed(&[(index, Error::Unsound(why))], &states.all()));
+        }
+        Ok(made)
     }
 
-    /// The same, without the cluster: nothing is looked up or published.
+    /// The same, without the cluster: nothing is looked up or published, so each piece is
+    /// checked, and not the whole.
     pub(in crate::manager) async fn stitch_alone<F: Fn(Arc<[PieceReport]>) + Sync>(
         &self,
         compiler: &dyn Compiler,
         stitch: &Stitch,
+        verify: Verify,
         tell: F,
     ) -> Result<Made, Error> {
         let states = States::new(stitch, tell);
         let mut ends: Ends = vec![None; stitch.pieces.len()];
-        self.compile_rest(compiler, stitch, &states, &mut ends).await;
+        self.compile_rest(compiler, stitch, verify, &states, &mut ends).await;
         put_together(stitch, ends, states.all())
     }
 
@@ -93,8 +108,11 @@ impl Manager {
         &self,
         compiler: &dyn Compiler,
         prepared: &Prepared,
+        verify: Verify,
     ) -> Result<Made, Error> {
-        Ok(self.run(compiler, prepared).await?.into())
+        let output = self.run(compiler, prepared).await?;
+        let check = self.check_made(verify, prepared, &output.files).await;
+        Ok(Made { check, ..output.into() })
     }
 
     /// Compiles what is missing, here alone; what of it is published is nobody's.
@@ -102,6 +120,7 @@ impl Manager {
         &self,
         compiler: &dyn Compiler,
         stitch: &Stitch,
+        verify: Verify,
         states: &States<F>,
         ends: &mut Ends,
     ) {
@@ -109,12 +128,12 @@ impl Manager {
         let compiles = missing.map(|index| async move {
             states.set(index, PieceStage::Compiling(self.identity.node));
             let prepared = &stitch.pieces[index].prepared;
-            let made = match self.make_piece(compiler, prepared).await {
+            let made = match self.make_piece(compiler, prepared, verify).await {
                 Ok(made) => self.sign(prepared, made).await.map(|(_, manifest, _)| manifest),
                 Err(e) => Err(e),
             };
             let end = Some(made);
-            self.tell_end(states, index, end.as_ref(), Outcome::Compiled);
+            self.tell_end(states, index, end.as_ref(), Outcome::Compiled, None);
             (index, end)
         });
         let compiles = stream::iter(compiles.collect::<Vec<_>>());
@@ -130,6 +149,7 @@ impl Manager {
         index: usize,
         end: Option<&Result<Arc<Manifest>, Error>>,
         outcome: Outcome,
+        check: Option<Check>,
     ) {
         let stage = match end {
             None => return,
@@ -137,6 +157,7 @@ impl Manager {
                 outcome,
                 node: manifest.producer,
                 compile_seconds: manifest.compile_seconds,
+                check: check.or_else(|| manifest.check.clone()),
             },
             Some(Err(e)) => PieceStage::Failed { node: None, failure: e.clone().into_failure() },
         };

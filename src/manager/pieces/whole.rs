@@ -39,26 +39,28 @@ pub(super) fn put_together(
         return Err(all_failed(&failed, &states));
     }
     let output = Output { files: stitch.files(), compile_seconds, log: String::new() };
-    Ok(Made { output, pieces, states })
+    Ok(Made { output, pieces, states, check: Ok(None) })
 }
 
 /// What failed, by piece. The first that is a verdict on the request says what kind of
 /// failure that is.
-fn all_failed(failed: &[(usize, Error)], states: &[PieceReport]) -> Error {
+pub(in crate::manager) fn all_failed(failed: &[(usize, Error)], states: &[PieceReport]) -> Error {
     let about = failed
         .iter()
         .map(|(index, error)| format!("piece {index} ({}): {error}", states[*index].key));
     let text = about.collect::<Vec<_>>().join("; ");
     let (count, all) = (failed.len(), states.len());
     let text = format!("{count} of {all} pieces failed, the others are kept: {text}");
-    let kinds = failed.iter().filter_map(|(_, error)| match error {
-        Error::Failed(failure) => Some(failure.kind),
+    let failures = |error: &Error| match error {
+        Error::Failed(failure) => Some((failure.kind, failure.kind.follows_from_request())),
+        Error::Unsound(failure) => Some((failure.kind, false)),
         _ => None,
-    });
-    let kinds: Vec<_> = kinds.collect();
-    let verdict = kinds.iter().find(|kind| kind.follows_from_request()).or(kinds.first());
-    match verdict {
-        Some(kind) => Failure::new(*kind, text).into(),
+    };
+    let kinds: Vec<_> = failed.iter().filter_map(|(_, error)| failures(error)).collect();
+    match kinds.iter().find(|(_, is_verdict)| *is_verdict).or(kinds.first()) {
+        Some((kind, true)) => Failure::new(*kind, text).into(),
+        // Not to be remembered: whatever kind it is, it does not follow from the request.
+        Some((kind, false)) => Error::Unsound(Failure::new(*kind, text)),
         None => Error::Unavailable(text),
     }
 }

@@ -3,7 +3,7 @@
 //! Invariant: what a node tells of another's pieces is what that one told.
 
 use bytes::Bytes;
-use kiln_proto::{NodeId, convert, pb};
+use kiln_proto::{Check, NodeId, convert, pb};
 
 use super::{PieceReport, PieceStage};
 use crate::{
@@ -57,6 +57,12 @@ fn estimates(of: &Estimates) -> pb::Estimates {
     }
 }
 
+/// Whether an artifact was seen to be right, as clients are told: with the reason, if not.
+pub(crate) fn told(check: Option<&Check>) -> pb::Check {
+    let nobody = || Check::not("nobody asked for it, or its key is not in the sample");
+    check.map_or_else(|| (&nobody()).into(), Into::into)
+}
+
 impl From<&PieceReport> for pb::Piece {
     fn from(piece: &PieceReport) -> Self {
         let mut wire = Self {
@@ -72,10 +78,11 @@ impl From<&PieceReport> for pb::Piece {
                 wire.set_stage(pb::PieceStage::Compiling);
                 wire.node = *node;
             }
-            PieceStage::Done { outcome, node, compile_seconds } => {
+            PieceStage::Done { outcome, node, compile_seconds, check } => {
                 wire.set_stage(pb::PieceStage::Done);
                 wire.set_outcome((*outcome).into());
                 (wire.node, wire.compile_seconds) = (*node, *compile_seconds);
+                wire.check = Some(told(check.as_ref()));
             }
             PieceStage::Failed { node, failure } => {
                 wire.set_stage(pb::PieceStage::Failed);
@@ -98,6 +105,7 @@ impl PieceReport {
                 outcome: wire.outcome().into(),
                 node: wire.node,
                 compile_seconds: wire.compile_seconds,
+                check: wire.check.clone().map(convert::check).transpose()?,
             },
             pb::PieceStage::Failed => {
                 let failure = wire.failure.clone().unwrap_or_default();

@@ -1,14 +1,20 @@
 //! A compiler that dies with a piece: the others are kept.
 
+use std::time::Duration;
+
 use kiln_proto::pb::{self, Outcome, PieceStage, compile_event::Event};
 use tokio::time::timeout;
 
 use super::{
     model::{self, PIECES},
     outcomes,
+    verified::{failing, the_bad_one},
     workers::Workers,
 };
 use crate::harness::{SOON, TestCluster, code, eventually, kind};
+
+/// Of a compile that hangs: any other one of these takes less.
+const LIMIT: Duration = Duration::from_secs(25);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_piece_that_fails_fails_alone() {
@@ -66,4 +72,30 @@ async fn what_fails_of_one_node_alone_another_one_compiles() {
     // One for nothing, unless the compiler was dead before it had the piece.
     let runs = cluster.counter("compiler_runs").await;
     assert!((PIECES as u64..=PIECES as u64 + 1).contains(&runs), "{runs}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_hangs_in_a_compile_elsewhere_fails_alone_and_is_told_at_once() {
+    let cluster = TestCluster::start_with(3, |_, config| {
+        config.compile.concurrency = 1;
+        config.compile.time_limit = LIMIT;
+    })
+    .await;
+    let (asks, helps) = (&cluster.nodes[0], &cluster.nodes[1]);
+    let workers = Workers::pause(helps).await;
+    // Nobody looks again and again: it ends because the failure is told.
+    let (failed, pieces) = failing(asks, model::whole()).await;
+    drop(workers);
+    assert_eq!((code(&failed), kind(&failed)), (Some("C004"), Some("timeout")), "{failed}");
+    let why = format!("on node {}: the compile was ended after 25s", helps.id);
+    assert!(failed.message().contains(&why), "{why:?} in {failed}");
+    the_bad_one(&pieces);
+    let runs = cluster.counter("compiler_runs").await;
+    assert_eq!(runs, PIECES as u64, "one of them for nothing");
+
+    // It follows from the request, so it is remembered for a while: nothing runs again.
+    let (again, pieces) = failing(&cluster.nodes[2], model::whole()).await;
+    assert_eq!(kind(&again), Some("timeout"), "{again}");
+    assert!(pieces.is_empty() || the_bad_one(&pieces).node == 0, "{pieces:?}");
+    assert_eq!(cluster.counter("compiler_runs").await, runs);
 }

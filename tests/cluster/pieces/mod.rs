@@ -5,8 +5,11 @@ mod failing;
 mod model;
 mod one_node;
 mod spread;
+mod verified;
 mod warm;
+mod without_quorum;
 mod workers;
+mod wrong;
 
 use kiln_proto::{Manifest, pb};
 

@@ -75,6 +75,16 @@ pub(super) fn request(archive: Vec<u8>, piecewise: pb::Piecewise) -> pb::Compile
     }
 }
 
+/// A request for the interpreter's own artifacts in pieces: what runs without a GPU.
+pub(super) fn eager(archive: Vec<u8>, verify: pb::Verify) -> pb::CompileRequest {
+    pb::CompileRequest {
+        targets: vec![Target::any().into()],
+        backend: "eager".into(),
+        verify: verify.into(),
+        ..request(archive, pb::Piecewise::Always)
+    }
+}
+
 /// The language model in pieces.
 pub(super) fn whole() -> pb::CompileRequest {
     request(archive("qwen3_lm_f32_static.new"), pb::Piecewise::Always)

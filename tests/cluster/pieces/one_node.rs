@@ -11,7 +11,7 @@ use super::{
     model::{self, PIECES},
     outcomes,
 };
-use crate::harness::{TestCluster, bytes_of, kind};
+use crate::harness::{TestCluster, bytes_of, kind, saxpy};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn equal_layers_are_compiled_once_and_a_lost_piece_alone_again() {
@@ -103,9 +103,8 @@ async fn what_is_small_is_one_compile_unless_asked_for() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_has_no_pieces_says_so() {
     let cluster = TestCluster::start(1).await;
-    let mut request = model::whole();
-    request.backend = "eager".into();
-    request.targets = vec![kiln_proto::Target::any().into()];
+    let mut request = saxpy("whole");
+    request.piecewise = Piecewise::Always.into();
     let refused = cluster.nodes[0].compile(request).await.unwrap_err();
     assert_eq!(kind(&refused), Some("incompatible"), "{refused}");
     assert!(refused.message().contains("nothing in pieces"), "{refused}");

@@ -1,6 +1,9 @@
 //! The compiler processes of a node, held still.
 
+use std::time::Duration;
+
 use rustix::process::{Pid, Signal, kill_process};
+use tokio::time::sleep;
 
 use crate::harness::{TestNode, eventually};
 
@@ -14,12 +17,20 @@ impl Workers {
             // Before, it may be one that only looks at the toolchain.
             let compilers = node.status().await.ok()?.compilers;
             compilers.iter().find(|found| found.compiler == "native")?;
-            let found = children(node.pid());
-            (!found.is_empty()).then_some(found)
+            waiting_for_work(node, "worker").await
         };
         let workers = Self(eventually("a compiler that waits warm", waiting).await);
         workers.signal(Signal::STOP);
         workers
+    }
+
+    /// Stops the one that waits for something to check: there is one once anything was
+    /// checked, and the next check never ends.
+    pub(super) async fn pause_checker(node: &TestNode) -> Self {
+        let waiting = async || waiting_for_work(node, "checker").await;
+        let checkers = Self(eventually("a checker that waits warm", waiting).await);
+        checkers.signal(Signal::STOP);
+        checkers
     }
 
     /// Lets them go on.
@@ -29,6 +40,19 @@ impl Workers {
 
     /// Ends them, as the kernel does when memory is short.
     pub(super) fn kill(self) {
+        self.signal(Signal::KILL);
+    }
+
+    /// Ends one that stands still, once it was given work.
+    pub(super) async fn kill_at_work(&self) {
+        // What nobody reads stays in the pipe: the worker stands still.
+        let has_work = |pid: &Pid| {
+            let stdin = std::fs::File::open(format!("/proc/{}/fd/0", pid.as_raw_nonzero()));
+            stdin.is_ok_and(|stdin| rustix::io::ioctl_fionread(&stdin).is_ok_and(|n| n > 0))
+        };
+        while !self.0.iter().any(has_work) {
+            sleep(Duration::from_millis(20)).await;
+        }
         self.signal(Signal::KILL);
     }
 
@@ -46,14 +70,41 @@ impl Drop for Workers {
     }
 }
 
-fn children(of: u32) -> Vec<Pid> {
+/// The one child that is there and has nothing to do: one that still loads is no spare yet.
+async fn waiting_for_work(node: &TestNode, command: &str) -> Option<Vec<Pid>> {
+    let mut found = children(node.pid(), command);
+    for _ in 0..3 {
+        if found.len() != 1 || !found.iter().all(is_idle) {
+            return None;
+        }
+        sleep(Duration::from_millis(50)).await;
+        let now = children(node.pid(), command);
+        if now != found {
+            return None;
+        }
+        found = now;
+    }
+    Some(found)
+}
+
+/// Whether no thread of it runs, or would if there were a core.
+fn is_idle(pid: &Pid) -> bool {
+    let threads = std::fs::read_dir(format!("/proc/{}/task", pid.as_raw_nonzero()));
+    let mut threads = threads.into_iter().flatten().flatten();
+    threads.all(|thread| {
+        let stat = std::fs::read_to_string(thread.path().join("stat"));
+        stat.is_ok_and(|stat| stat.contains(") S "))
+    })
+}
+
+fn children(of: u32, command: &str) -> Vec<Pid> {
     let mut found = Vec::new();
     for task in std::fs::read_dir(format!("/proc/{of}/task")).into_iter().flatten().flatten() {
         let children = std::fs::read_to_string(task.path().join("children")).unwrap_or_default();
         let pids = children.split_whitespace().filter_map(|pid| pid.parse().ok());
         let is_worker = |pid: &i32| {
             let started = std::fs::read_to_string(format!("/proc/{pid}/cmdline"));
-            started.is_ok_and(|started| started.contains("\0worker\0"))
+            started.is_ok_and(|started| started.contains(&format!("\0{command}\0")))
         };
         found.extend(pids.filter(is_worker).filter_map(Pid::from_raw));
     }

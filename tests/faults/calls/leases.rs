@@ -104,5 +104,6 @@ fn artifact(name: &str, pack: &[u8]) -> Manifest {
         created_unix_ms: 0,
         label: name.into(),
         pieces: Vec::new(),
+        check: None,
     }
 }

@@ -44,5 +44,6 @@ pub(super) fn manifest(name: &str, digest: Digest, pieces: Vec<PieceRef>) -> Man
         created_unix_ms: 1,
         label: name.into(),
         pieces,
+        check: None,
     }
 }
