@@ -3,7 +3,8 @@
 Artifacts of the native compiler (``module.cubin`` and ``plan.json``, or a
 ``stitching.json`` and those of its pieces) run through the CUDA driver on torch's
 current stream; standalone artifacts of Inductor through torch. A stitched whole may
-have pieces of both.
+have pieces of both. A folder of the native compiler may have artifacts for static
+sizes beside the dynamic one: each call runs what is for the size of its inputs.
 
 Invariant: what is loaded was checked: by its manifest where it came from the
 cluster, pieces by the manifest of the whole too, and for hanging together in any
@@ -18,17 +19,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import plan, stitching
+from .by_size import BySize
 from .client import Client
 from .manifest import Artifact
 from .mixed import Mixed
 from .native import Native
-from .program import CUBIN, PLAN, Stitched
+from .program import CUBIN, PLAN, Stitched, Whole
 from .sizes import BrokenArtifact
 from .standalone import BINARY, load_binary
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from typing import TypeAlias
+
+    from .program import Program
 
     Source: TypeAlias = str | bytes | Path | Artifact
 
@@ -39,6 +43,9 @@ GRAPH = "graph.json"
 # Beside a stitching: the pieces' keys, and a folder for each by its position.
 PIECE_KEYS = "pieces.json"
 PIECES = "pieces"
+# Beside an artifact: the static sizes that there are others for, in a folder for each.
+SIZES = "sizes.json"
+SIZE_DIRS = "sizes"
 _KEY_BYTES = 32
 
 
@@ -73,15 +80,40 @@ def load(source: Source, params: Any = None) -> Callable[..., Any]:
 def native_of(files: Mapping[str, Any]) -> Native:
     """Return the graph whose files these are, by their paths in the artifact's folder."""
     signature = bytes(files[SIGNATURE]) if SIGNATURE in files else None
+    program = _program(files)
+    static = {}
+    for size in _sizes(files):
+        folder = f"{SIZE_DIRS}/{size}/"
+        own = {name[len(folder) :]: files[name] for name in files if name.startswith(folder)}
+        with _naming(f"size {size}"):
+            static[size] = _program(own)
+    return Native.of(BySize(program, static) if static else program, signature)
+
+
+def _program(files: Mapping[str, Any]) -> Program:
     if stitching.FILE not in files:
-        return Native(*_module(files, ""), signature)
+        cubin, plan_json = _module(files, "")
+        return Whole(plan.read(plan_json), cubin)
     told, names = _stitching(files)
     pieces = []
     for at, name in enumerate(names):
         with _naming(name):
             cubin, plan_json = _module(files, f"{PIECES}/{at}/")
             pieces.append((cubin, plan.read(plan_json)))
-    return Native.of(Stitched(told, pieces, names), signature)
+    return Stitched(told, pieces, names)
+
+
+def _sizes(files: Mapping[str, Any]) -> list[int]:
+    """Return the static sizes that ``files`` has artifacts for, beside the dynamic one."""
+    if SIZES not in files:
+        return []
+    try:
+        sizes = [each["size"] for each in json.loads(bytes(files[SIZES]))]
+    except (ValueError, KeyError, TypeError) as error:
+        raise BrokenArtifact(f"{SIZES} cannot be read: {error!r}") from error
+    if not all(type(size) is int and size >= 0 for size in sizes):
+        raise BrokenArtifact(f"{SIZES}: {sizes} are no sizes")
+    return sizes
 
 
 def mixed_of(files: Mapping[str, Any]) -> Mixed:
@@ -164,6 +196,17 @@ def _fetch(key: bytes) -> Artifact | None:
 
 
 def _folder(folder: Path) -> dict[str, bytes]:
+    files = _one_folder(folder)
+    for size in _sizes(files):
+        # What else is there is not its.
+        place = folder / SIZE_DIRS / str(size)
+        if not place.is_dir():
+            raise BrokenArtifact(f"{place} is missing: {SIZES} names it")
+        files |= {f"{SIZE_DIRS}/{size}/{name}": data for name, data in _one_folder(place).items()}
+    return files
+
+
+def _one_folder(folder: Path) -> dict[str, bytes]:
     files = {each.name: each.read_bytes() for each in folder.iterdir() if each.is_file()}
     if stitching.FILE in files:
         # By position, as the stitching counts them: what else is there is not its.

@@ -2,15 +2,43 @@
 //!
 //! Invariant: what a node answered is kept, whatever it fails of afterwards.
 
-use kiln_proto::pb;
+use std::collections::BTreeSet;
+
+use bytes::Bytes;
+use kiln_proto::{Manifest, pb};
 use pb::compile_event::Event;
 
-use super::{CliError, client::Client, pieces::FailedView, progress::Progress};
+use super::{
+    CliError,
+    client::Client,
+    error::FailureView,
+    fetch,
+    pieces::{self, FailedView},
+    progress::Progress,
+};
 
 /// What came of a request: the targets answered, and why not all of them were.
 pub(crate) struct Answered {
-    pub(crate) done: Vec<pb::Done>,
+    pub(crate) done: Vec<Answer>,
     pub(crate) failed: Option<(FailedView, CliError)>,
+}
+
+/// A target that was answered, and how each of its compile sizes ended.
+pub(crate) struct Answer {
+    pub(crate) done: pb::Done,
+    pub(crate) sizes: Vec<SizeEnd>,
+}
+
+/// The end of a compile size.
+pub(crate) struct SizeEnd {
+    pub(crate) size: u64,
+    pub(crate) end: Result<(pb::Done, Manifest), SizeFailed>,
+}
+
+/// Why a compile size has no artifact.
+pub(crate) struct SizeFailed {
+    pub(crate) key: Option<String>,
+    pub(crate) error: FailureView,
 }
 
 /// Asks one node. `Unreachable` moves on to the next: all of this may be repeated.
@@ -20,10 +48,13 @@ pub(crate) async fn ask(
     progress: &mut Progress,
 ) -> Result<Answered, CliError> {
     let targets = request.targets.len();
+    let sizes = request.compile_sizes.as_ref().map_or(0, |all| all.sizes.len());
     let answer = client.compile(request).await.map_err(|e| CliError::from_status(&e))?;
     let mut events = answer.into_inner();
-    let mut done = Vec::new();
+    let mut done: Vec<Answer> = Vec::new();
     let mut told = FailedView::default();
+    // Keys of sizes: what is told of these is not the target's.
+    let mut beside: BTreeSet<Bytes> = BTreeSet::new();
     loop {
         let event = match events.message().await {
             Ok(event) => event,
@@ -32,18 +63,52 @@ pub(crate) async fn ask(
                 error => return Ok(Answered { done, failed: Some((told, error)) }),
             },
         };
+        let early = || CliError::Unreachable("the node ended its answer early".into());
         match event.map(|event| event.event) {
-            None if done.len() == targets => return Ok(Answered { done, failed: None }),
-            None => return Err(CliError::Unreachable("the node ended its answer early".into())),
-            Some(Some(Event::Done(answer))) => {
-                told = FailedView::default();
-                done.push(answer);
+            None if done.len() == targets && done.iter().all(|of| of.sizes.len() == sizes) => {
+                return Ok(Answered { done, failed: None });
+            }
+            None => return Err(early()),
+            Some(Some(Event::Done(answer))) => match answer.size {
+                None => {
+                    told = FailedView::default();
+                    done.push(Answer { done: answer, sizes: Vec::new() });
+                }
+                Some(size) => {
+                    let manifest = fetch::manifest(answer.manifest.clone().unwrap_or_default())?;
+                    let of = done.last_mut().ok_or_else(early)?;
+                    of.sizes.push(SizeEnd { size, end: Ok((answer, manifest)) });
+                }
+            },
+            Some(Some(Event::SizeFailed(failed))) => {
+                let of = done.last_mut().ok_or_else(early)?;
+                let pb::SizeFailed { size, key, failure } = failed;
+                let error = pieces::failure(failure.unwrap_or_default());
+                of.sizes
+                    .push(SizeEnd { size, end: Err(SizeFailed { key: pieces::key(&key), error }) });
             }
             Some(Some(event)) => {
-                told.hear(&event);
+                if let Event::Started(pb::Started { key, size: Some(_), .. }) = &event {
+                    beside.insert(key.clone());
+                }
+                if !key_of(&event).is_some_and(|key| beside.contains(key)) {
+                    told.hear(&event);
+                }
                 progress.show(&event);
             }
             Some(None) => {}
         }
+    }
+}
+
+/// What news are about.
+fn key_of(event: &Event) -> Option<&Bytes> {
+    match event {
+        Event::Started(pb::Started { key, .. })
+        | Event::Waiting(pb::Waiting { key })
+        | Event::Compiling(pb::Compiling { key, .. })
+        | Event::Planned(pb::Planned { key, .. })
+        | Event::Piece(pb::PieceNews { key, .. }) => Some(key),
+        Event::Done(_) | Event::SizeFailed(_) => None,
     }
 }

@@ -8,17 +8,19 @@ use std::{
 
 use anyhow::Context;
 use clap::Args;
+use kiln::exec::layout::{self, SIZES, SizeKey};
 use kiln_native::split::stitch::STITCHING;
 use kiln_proto::{ArtifactKey, FailureKind, pb};
 
 use super::{
     CliError, ClientArgs, SocketArgs,
-    asking::{Answered, ask},
+    asking::{Answer, Answered, ask},
     client::Client,
     fetch::{self, Fetched},
     output::{self, seconds, size},
     pieces::{FailedView, PieceView},
     progress::{Progress, ProgressStyle},
+    sizes::{self, SizeView},
     source::{self, SourceArgs},
     view::CompileView,
     whole::{self, Staged},
@@ -35,6 +37,7 @@ Examples:
   kiln compile gemm.cu -I include -D TILE=64 -- -use_fast_math
   kiln compile block.pt2 --json
   kiln compile model.pt2 --piecewise always --explain
+  kiln compile model.pt2 --compile-sizes 1,8,512 -o out
   kiln compile k.cu --endpoint http://10.0.0.1:7400,http://10.0.0.2:7400";
 
 /// Compile a CUDA C++ file or a torch.export archive, or get what was compiled before.
@@ -109,10 +112,15 @@ impl Compile {
                         output::line(format_args!("not verified: {why}"))?;
                     }
                     self.explain(&view.strategy, &view.reasons, &view.pieces)?;
+                    for size in &view.sizes {
+                        output::line(size)?;
+                        self.explain(&size.strategy, &[], &size.pieces)?;
+                    }
                 }
             }
         }
-        let Some((view, error)) = answered.failed else { return Ok(()) };
+        let failed = answered.done.iter().find_map(|view| sizes::error_of(&view.sizes));
+        let Some((view, error)) = answered.failed else { return failed.map_or(Ok(()), Err) };
         match self.client.json {
             // Without pieces the error says it all.
             true if !view.pieces.is_empty() => output::json(&view)?,
@@ -159,31 +167,55 @@ impl Compile {
     }
 
     /// One target is done: its view, and its files where they are wanted.
-    async fn settle(&self, client: &mut Client, done: &pb::Done) -> Result<CompileView, CliError> {
-        let manifest = fetch::manifest(done.manifest.clone().unwrap_or_default())?;
-        let mut view = CompileView::new(done, &manifest);
+    async fn settle(&self, client: &mut Client, answer: &Answer) -> Result<CompileView, CliError> {
+        let manifest = fetch::manifest(answer.done.manifest.clone().unwrap_or_default())?;
+        let mut view = CompileView::new(&answer.done, &manifest);
+        view.sizes = answer.sizes.iter().map(SizeView::new).collect();
         if let Some(output) = &self.output {
             let folder = match self.source.targets() {
                 1 => output.clone(),
                 _ => output.join(&view.target),
             };
-            let fetched = self.fetch(client, &manifest.key).await?;
-            if fetched.manifest.pieces.is_empty() {
-                fetch::write_files(&folder, &fetched.manifest, &fetched.pack)?;
-                whole::clear_whole(&folder).with_context(|| folder.display().to_string())?;
-            } else {
-                let mut staged = Staged::new(&folder)?;
-                for piece in &fetched.manifest.pieces {
-                    staged.add(piece, &self.fetch(client, &piece.key).await?)?;
-                }
-                staged.finish(&fetched)?;
+            self.lay_out(client, &manifest.key, &folder).await?;
+            let mut written = Vec::new();
+            for sized in &answer.sizes {
+                let Ok((_, manifest)) = &sized.end else { continue };
+                let place = layout::size_dir(&folder, sized.size);
+                self.lay_out(client, &manifest.key, &place).await?;
+                written.push(SizeKey { size: sized.size, key: manifest.key });
             }
-            if fetched.manifest.files.iter().any(|file| OF_GRAPHS.contains(&file.path.as_str())) {
-                self.write_signature(&folder)?;
+            if !written.is_empty() {
+                // Last: without it there is the dynamic artifact alone.
+                fetch::write_file(&folder, &folder.join(SIZES), &layout::sizes_file(&written))?;
             }
             view.directory = Some(folder.display().to_string());
         }
         Ok(view)
+    }
+
+    /// Writes an artifact's files, and those of its pieces.
+    async fn lay_out(
+        &self,
+        client: &mut Client,
+        key: &ArtifactKey,
+        folder: &Path,
+    ) -> Result<(), CliError> {
+        let fetched = self.fetch(client, key).await?;
+        if fetched.manifest.pieces.is_empty() {
+            whole::clear_sizes(folder).with_context(|| folder.display().to_string())?;
+            fetch::write_files(folder, &fetched.manifest, &fetched.pack)?;
+            whole::clear_whole(folder).with_context(|| folder.display().to_string())?;
+        } else {
+            let mut staged = Staged::new(folder)?;
+            for piece in &fetched.manifest.pieces {
+                staged.add(piece, &self.fetch(client, &piece.key).await?)?;
+            }
+            staged.finish(&fetched)?;
+        }
+        if fetched.manifest.files.iter().any(|file| OF_GRAPHS.contains(&file.path.as_str())) {
+            self.write_signature(folder)?;
+        }
+        Ok(())
     }
 
     /// An artifact, by the shortest way.
@@ -254,6 +286,7 @@ mod tests {
             pieces: vec![piece],
             manifest: None,
             check: Some(pb::Check { unchecked: "no GPU".into(), ..Default::default() }),
+            size: None,
         };
         let view = serde_json::to_value(CompileView::new(&done, &manifest)).unwrap();
         let digest = manifest.pack_digest.to_string();
@@ -270,6 +303,7 @@ mod tests {
                     "compile_seconds": 1.5, "times": 16, "estimated_seconds": null,
                     "verified": true, "unverified": null, "error": null,
                 }],
+                "sizes": [],
                 "verified": null, "unverified": "no GPU",
             })
         );

@@ -52,6 +52,8 @@ impl Get {
         match staged {
             Some(staged) => staged.finish(&fetched)?,
             None => {
+                whole::clear_sizes(&self.output)
+                    .with_context(|| self.output.display().to_string())?;
                 fetch::write_files(&self.output, &fetched.manifest, &fetched.pack)?;
                 whole::clear_whole(&self.output)
                     .with_context(|| self.output.display().to_string())?;

@@ -25,6 +25,7 @@ mod progress;
 mod rm;
 mod run;
 mod serve;
+mod sizes;
 mod source;
 mod status;
 mod view;

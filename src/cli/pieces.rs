@@ -76,8 +76,21 @@ pub(crate) fn strategy(strategy: &pb::Strategy) -> Option<&'static str> {
     }
 }
 
-fn key(key: &[u8]) -> Option<String> {
+/// A key as people see it.
+pub(crate) fn key(key: &[u8]) -> Option<String> {
     ArtifactKey::try_from(key).ok().map(|key| key.to_string())
+}
+
+/// Why something has no artifact, as a node told it.
+pub(crate) fn failure(told: pb::Failure) -> FailureView {
+    match convert::failure(told) {
+        Ok(f) => FailureView {
+            code: Some(f.kind.code().into()),
+            kind: f.kind.name().into(),
+            message: f.message,
+        },
+        Err(e) => FailureView { code: None, kind: "unknown".into(), message: e.to_string() },
+    }
 }
 
 impl FailedView {
@@ -108,15 +121,7 @@ impl PieceView {
     /// What a node told of it.
     pub(crate) fn new(piece: &pb::Piece) -> Self {
         let is_done = piece.stage() == pb::PieceStage::Done;
-        let failure = piece.failure.clone().map(convert::failure);
-        let error = failure.map(|failure| match failure {
-            Ok(f) => FailureView {
-                code: Some(f.kind.code().into()),
-                kind: f.kind.name().into(),
-                message: f.message,
-            },
-            Err(e) => FailureView { code: None, kind: "unknown".into(), message: e.to_string() },
-        });
+        let error = piece.failure.clone().map(failure);
         let (verified, unverified) = match &error {
             Some(error) => unverified(error),
             None if is_done => verified(piece.check.as_ref()),

@@ -38,7 +38,7 @@ pub(crate) enum Progress {
     /// With `steps`, of more than pieces.
     Lines {
         steps: bool,
-        told: BTreeMap<(Vec<u8>, u32), &'static str>,
+        told: BTreeMap<Place, &'static str>,
     },
     None,
 }
@@ -47,11 +47,15 @@ pub(crate) enum Progress {
 pub(crate) struct Bars {
     all: MultiProgress,
     spinner: ProgressBar,
-    pieces: BTreeMap<u32, ProgressBar>,
-    done: BTreeMap<u32, bool>,
-    /// Different pieces of the whole.
-    count: u32,
+    /// By whole and position.
+    pieces: BTreeMap<Place, ProgressBar>,
+    done: BTreeMap<Place, bool>,
+    /// Different pieces of each whole.
+    counts: BTreeMap<Vec<u8>, u32>,
 }
+
+/// A piece: the key of its whole, and its position there.
+type Place = (Vec<u8>, u32);
 
 impl Progress {
     /// `what` is asked about.
@@ -73,7 +77,7 @@ impl Progress {
                 spinner.set_message(format!("asking about {what}"));
                 spinner.enable_steady_tick(TICK);
                 let (all, pieces, done) = (all.clone(), BTreeMap::new(), BTreeMap::new());
-                Self::Bars(Box::new(Bars { all, spinner, pieces, done, count: 0 }))
+                Self::Bars(Box::new(Bars { all, spinner, pieces, done, counts: BTreeMap::new() }))
             }
         }
     }
@@ -102,9 +106,10 @@ impl Bars {
     fn show(&mut self, event: &Event) {
         match event {
             Event::Planned(planned) => {
-                self.count = planned.strategy.as_ref().map_or(0, |strategy| strategy.pieces);
+                let count = planned.strategy.as_ref().map_or(0, |strategy| strategy.pieces);
+                self.counts.insert(planned.key.to_vec(), count);
             }
-            Event::Piece(pb::PieceNews { piece: Some(piece), .. }) => self.piece(piece),
+            Event::Piece(pb::PieceNews { key, piece: Some(piece) }) => self.piece(key, piece),
             other => {
                 if let Some(step) = step(other) {
                     self.spinner.set_message(step);
@@ -113,13 +118,13 @@ impl Bars {
         }
     }
 
-    fn piece(&mut self, piece: &pb::Piece) {
+    fn piece(&mut self, whole: &[u8], piece: &pb::Piece) {
         use pb::PieceStage::{Compiling, Done, Failed};
+        let place = (whole.to_vec(), piece.index);
+        let count: u32 = self.counts.values().sum();
         match piece.stage() {
-            Compiling
-                if self.pieces.len() < MOST_BARS || self.pieces.contains_key(&piece.index) =>
-            {
-                let bar = self.pieces.entry(piece.index).or_insert_with(|| {
+            Compiling if self.pieces.len() < MOST_BARS || self.pieces.contains_key(&place) => {
+                let bar = self.pieces.entry(place).or_insert_with(|| {
                     let bar = self.all.add(ProgressBar::new_spinner());
                     bar.set_style(template("  {spinner} {msg} {elapsed}"));
                     bar.enable_steady_tick(TICK);
@@ -128,8 +133,8 @@ impl Bars {
                 bar.set_message(piece_step(piece));
             }
             stage @ (Done | Failed) => {
-                self.done.insert(piece.index, stage == Done);
-                if let Some(bar) = self.pieces.get(&piece.index) {
+                self.done.insert(place.clone(), stage == Done);
+                if let Some(bar) = self.pieces.get(&place) {
                     bar.set_style(template("  {bar:12} {msg}"));
                     bar.set_length(WHOLE_BAR);
                     bar.set_position(if stage == Done { WHOLE_BAR } else { 0 });
@@ -138,15 +143,15 @@ impl Bars {
                     bar.tick();
                 }
                 // With many pieces the place is for those that are at work.
-                if self.count as usize > MOST_BARS
-                    && let Some(bar) = self.pieces.remove(&piece.index)
+                if count as usize > MOST_BARS
+                    && let Some(bar) = self.pieces.remove(&place)
                 {
                     bar.finish_and_clear();
                 }
             }
             _ => {}
         }
-        let (done, count) = (self.done.len(), self.count);
+        let done = self.done.len();
         let failed = self.done.values().filter(|ok| !**ok).count();
         let failed = if failed > 0 { format!(", {failed} failed") } else { String::new() };
         self.spinner.set_message(format!("{done} of {count} pieces{failed}"));
@@ -183,7 +188,7 @@ fn step(event: &Event) -> Option<String> {
         Event::Waiting(waiting) => Some(format!("waiting {}", shown(&waiting.key))),
         Event::Compiling(compiling) => Some(format!("compiling {}", shown(&compiling.key))),
         Event::Piece(news) => news.piece.as_ref().map(piece_step),
-        Event::Done(_) => None,
+        Event::Done(_) | Event::SizeFailed(_) => None,
     }
 }
 
@@ -241,7 +246,7 @@ mod tests {
         let waiting = Event::Waiting(pb::Waiting { key: key.clone().into() });
         assert_eq!(step(&waiting), Some(format!("waiting {}", "ab".repeat(32))));
         let target = Some(kiln_proto::Target::cubin(90).into());
-        let started = Event::Started(pb::Started { key: key.into(), target });
+        let started = Event::Started(pb::Started { key: key.into(), target, size: None });
         assert_eq!(step(&started), Some(format!("started {} for sm_90", "ab".repeat(32))));
     }
 

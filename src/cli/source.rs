@@ -13,7 +13,7 @@ use anyhow::Context;
 use clap::{Args, ValueEnum};
 use kiln_proto::{Target, pb};
 
-use super::{CliError, NamespaceArgs, client::check_size, includes};
+use super::{CliError, NamespaceArgs, client::check_size, includes, sizes::CompileSizes};
 
 /// Every zip archive, so every torch.export archive, starts with this.
 const ZIP_MAGIC: &[u8] = b"PK\x03\x04";
@@ -60,6 +60,11 @@ pub(crate) struct SourceArgs {
     /// of the target, the answer says that it was not checked, and why.
     #[arg(long, value_enum, default_value_t = Verify::Sampled, value_name = "WHEN")]
     verify: Verify,
+    /// Compile an exported program for these static sizes of its open dimension as well:
+    /// 1,8,512; where several are open, name one: x.1=1,8,512 (dimension 1 of the input x).
+    /// What runs it takes the code for the size of its inputs, else the dynamic one.
+    #[arg(long, value_name = "[DIM=]SIZES")]
+    compile_sizes: Option<CompileSizes>,
     #[command(flatten)]
     pub(crate) namespace: NamespaceArgs,
     /// NVRTC's own options: `-- -use_fast_math --maxrregcount=64`.
@@ -175,7 +180,16 @@ impl SourceArgs {
     /// Reads `file` and all that it includes.
     pub(crate) fn request(&self, file: &Path) -> Result<pb::CompileRequest, CliError> {
         let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let source = match archive(file)? {
+        let archive = archive(file)?;
+        let compile_sizes = match (&self.compile_sizes, &archive) {
+            (None, _) => None,
+            (Some(sizes), Some(archive)) => Some(self.sizes(sizes, file, archive)?),
+            (Some(_), None) => {
+                let why = "--compile-sizes is for exported programs, not for CUDA sources";
+                return Err(CliError::Usage(format!("{}: {why}", file.display())));
+            }
+        };
+        let source = match archive {
             Some(archive) => self.program(name, archive)?,
             None => self.cuda(name, std::fs::read(file).with_context(reading(file))?, file)?,
         };
@@ -191,10 +205,25 @@ impl SourceArgs {
             piecewise: pb::Piecewise::from(self.piecewise).into(),
             piece: None,
             verify: pb::Verify::from(self.verify).into(),
+            compile_sizes,
             source: Some(source),
         };
         check_size(&request, &format!("{} with what it includes", file.display()))?;
         Ok(request)
+    }
+
+    fn sizes(
+        &self,
+        sizes: &CompileSizes,
+        file: &Path,
+        archive: &[u8],
+    ) -> Result<pb::CompileSizes, CliError> {
+        if matches!(self.backend, Backend::Inductor | Backend::InductorStandalone) {
+            let why = "--compile-sizes is for the native and the eager backend; with Inductor \
+                       use --option runtime_shape=SIZE";
+            return Err(CliError::Usage(why.into()));
+        }
+        sizes.request(file, archive)
     }
 
     fn program(

@@ -11,6 +11,7 @@ use serde::Serialize;
 use super::{
     pieces::{self, PieceView},
     progress,
+    sizes::SizeView,
 };
 
 /// `kiln compile --json`: one for each target.
@@ -44,6 +45,8 @@ pub(crate) struct CompileView {
     pub(crate) verified: Option<bool>,
     /// Why it was not run.
     pub(crate) unverified: Option<String>,
+    /// What it was compiled for beside: of `--compile-sizes`.
+    pub(crate) sizes: Vec<SizeView>,
 }
 
 /// One file of an artifact.
@@ -256,6 +259,7 @@ impl CompileView {
             pieces: done.pieces.iter().map(PieceView::new).collect(),
             verified,
             unverified,
+            sizes: Vec::new(),
         }
     }
 }

@@ -13,13 +13,14 @@ use serde::Serialize;
 
 use super::{
     CliError, ClientArgs,
-    asking::{Answered, ask},
+    asking::{Answer, Answered, ask},
     client::Client,
     error::FailureView,
     fetch,
     output::{self, seconds},
     pieces::{FailedView, PieceView},
     progress::{Progress, ProgressStyle},
+    sizes::SizeView,
     source::SourceArgs,
     view::CompileView,
 };
@@ -27,6 +28,7 @@ use super::{
 const EXAMPLES: &str = "\
 Examples:
   kiln warm llama.pt2 qwen.pt2 --target sm_80,sm_90
+  kiln warm llama.pt2 qwen.pt2 --compile-sizes x.1=1,8,512 --targets sm_80,sm_90
   kiln warm models/*.pt2 --piecewise always --jobs 8 --json";
 
 /// Have programs compiled for all targets, so that whoever needs them has a hit.
@@ -69,6 +71,8 @@ struct WarmedView {
     /// Why it was not run.
     unverified: Option<String>,
     error: Option<FailureView>,
+    /// Of `--compile-sizes`.
+    sizes: Vec<SizeView>,
 }
 
 /// `kiln warm --json`, last: as `{"summary": ..}`.
@@ -80,6 +84,10 @@ struct WarmView {
     failed: usize,
     pieces_compiled: usize,
     pieces_hit: usize,
+    sizes_compiled: usize,
+    /// Those that another request was compiling among them.
+    sizes_hit: usize,
+    sizes_failed: usize,
     seconds: f64,
 }
 
@@ -109,18 +117,19 @@ impl Warm {
         }
         drop(ended);
         summary.seconds = began.elapsed().as_secs_f64();
-        let WarmView { compiled, hits, failed, pieces_compiled, pieces_hit, .. } = summary;
         match self.client.json {
             true => output::json(&serde_json::json!({ "summary": summary }))?,
-            false => output::line(format_args!(
-                "{compiled} compiled, {hits} hits, {failed} failed in {}; \
-                 pieces: {pieces_compiled} compiled, {pieces_hit} hits",
-                seconds(summary.seconds)
-            ))?,
+            false => output::line(summary.for_people())?,
         }
-        match failed {
-            0 => Ok(()),
-            _ => Err(CliError::Local(anyhow::anyhow!("{failed} of {} failed", summary.all()))),
+        match (summary.failed, summary.sizes_failed) {
+            (0, 0) => Ok(()),
+            (failed, 0) => {
+                Err(CliError::Local(anyhow::anyhow!("{failed} of {} failed", summary.all())))
+            }
+            (failed, sizes) => {
+                let all = summary.all();
+                Err(CliError::Local(anyhow::anyhow!("{failed} of {all} and {sizes} sizes failed")))
+            }
         }
     }
 
@@ -150,9 +159,10 @@ impl Warm {
         let target = request.targets.first().and_then(|t| kiln_proto::convert::target(t).ok());
         let target = target.map(|target| target.to_string()).unwrap_or_default();
         let ended = answered.and_then(|Answered { mut done, failed }| match (done.pop(), failed) {
-            (Some(done), None) => {
+            (Some(Answer { done, sizes }), None) => {
                 let manifest = fetch::manifest(done.manifest.clone().unwrap_or_default())?;
-                Ok(Ok(CompileView::new(&done, &manifest)))
+                let sizes = sizes.iter().map(SizeView::new).collect();
+                Ok(Ok(CompileView { sizes, ..CompileView::new(&done, &manifest) }))
             }
             (_, Some(failed)) => Ok(Err(failed)),
             (None, None) => Err(CliError::Unreachable("the node ended its answer early".into())),
@@ -180,6 +190,7 @@ impl WarmedView {
             verified: view.verified,
             unverified: view.unverified,
             error: None,
+            sizes: view.sizes,
         }
     }
 
@@ -197,6 +208,7 @@ impl WarmedView {
             verified: None,
             unverified: None,
             error: Some(error),
+            sizes: Vec::new(),
         }
     }
 }
@@ -210,10 +222,35 @@ impl WarmView {
             _ => &mut self.hits,
         };
         *counter += 1;
-        for piece in &warmed.pieces {
+        for size in &warmed.sizes {
+            let counter = match size.outcome {
+                "compiled" => &mut self.sizes_compiled,
+                "failed" => &mut self.sizes_failed,
+                _ => &mut self.sizes_hit,
+            };
+            *counter += 1;
+        }
+        let of_sizes = warmed.sizes.iter().flat_map(|size| &size.pieces);
+        for piece in warmed.pieces.iter().chain(of_sizes) {
             self.pieces_compiled += usize::from(piece.outcome == "compiled");
             self.pieces_hit += usize::from(["hit", "coalesced"].contains(&piece.outcome));
         }
+    }
+
+    fn for_people(&self) -> String {
+        let Self { compiled, hits, failed, pieces_compiled, pieces_hit, .. } = self;
+        let mut text = format!(
+            "{compiled} compiled, {hits} hits, {failed} failed in {}; \
+             pieces: {pieces_compiled} compiled, {pieces_hit} hits",
+            seconds(self.seconds)
+        );
+        let Self { sizes_compiled, sizes_hit, sizes_failed, .. } = self;
+        if sizes_compiled + sizes_hit + sizes_failed > 0 {
+            text += &format!(
+                "; sizes: {sizes_compiled} compiled, {sizes_hit} hits, {sizes_failed} failed"
+            );
+        }
+        text
     }
 
     /// How many there were.
@@ -234,5 +271,9 @@ fn for_people(warmed: &WarmedView) -> String {
         (None, Some(elapsed)) => format!(" in {}{pieces}", seconds(*elapsed)),
         (None, None) => pieces,
     };
-    format!("{outcome:<9} {file}  {target}{after}")
+    let mut text = format!("{outcome:<9} {file}  {target}{after}");
+    for size in &warmed.sizes {
+        text += &format!("\n{size}");
+    }
+    text
 }

@@ -16,7 +16,9 @@ use std::{
 };
 
 use anyhow::Context;
-use kiln::exec::layout::{PIECE_KEYS, PIECES, STITCHING, clear, keys_file, piece_dir};
+use kiln::exec::layout::{
+    PIECE_KEYS, PIECES, SIZE_DIRS, SIZES, STITCHING, clear, keys_file, piece_dir,
+};
 use kiln_proto::{FailureKind, Manifest, PieceRef};
 use tempfile::TempDir;
 
@@ -108,7 +110,16 @@ impl Staged {
 
 /// `folder` is no whole any more.
 pub(crate) fn clear_whole(folder: &Path) -> io::Result<()> {
-    for name in [STITCHING, PIECE_KEYS] {
+    remove(folder, &[STITCHING, PIECE_KEYS])
+}
+
+/// What is in `folder` for static sizes belongs to it no more.
+pub(crate) fn clear_sizes(folder: &Path) -> io::Result<()> {
+    remove(folder, &[SIZES])
+}
+
+fn remove(folder: &Path, names: &[&str]) -> io::Result<()> {
+    for name in names {
         match fs::remove_file(folder.join(name)) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
             _ => {}
@@ -121,7 +132,7 @@ pub(crate) fn clear_whole(folder: &Path) -> io::Result<()> {
 fn check_own(manifest: &Manifest) -> Result<(), CliError> {
     let taken = |path: &str| {
         let first = path.split('/').next().unwrap_or_default();
-        first == PIECES || first == PIECE_KEYS
+        [PIECES, PIECE_KEYS, SIZE_DIRS, SIZES].contains(&first)
     };
     match manifest.files.iter().find(|file| taken(&file.path)) {
         Some(file) => Err(corrupt(format!("{:?} is the place of a piece", file.path))),

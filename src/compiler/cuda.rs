@@ -79,7 +79,7 @@ impl Compiler for CudaCompiler {
             cpu_seconds: 0,
         };
         let job = Job::Nvrtc { program, extra: Vec::new() };
-        Ok(Prepared::new(input, fingerprint, own, None, String::new(), job))
+        Ok(Prepared::new(input, fingerprint, own, None, "", job))
     }
 
     async fn compile(

@@ -47,10 +47,18 @@ impl Compiler for EagerCompiler {
         input: &CompileInput,
         fingerprint: &Fingerprint,
     ) -> Result<Prepared, Failure> {
-        let archive = accepted(input)?;
-        let graph = native::read_graph(archive)?;
-        let identity = native::identify(archive)?;
+        accepted(input)?;
+        let (graph, name) = input.source.graph(NAME)?;
+        let identity = match input.source.size() {
+            // The canonical form may not have all of an archive: then all of it counts.
+            None => native::identify(input.source.program(NAME)?)?,
+            Some(_) => identified(&graph, name)?,
+        };
         prepared(input, fingerprint, identity, &graph)
+    }
+
+    fn check_size(&self, source: &Source) -> Result<(), Failure> {
+        source.graph(NAME).map(drop)
     }
 
     /// In pieces only where that is asked for: it costs nothing to have it whole.
@@ -63,8 +71,8 @@ impl Compiler for EagerCompiler {
         if piecewise != Piecewise::Always {
             return self.prepare(input, fingerprint);
         }
-        let archive = accepted(input)?;
-        let (graph, name) = (native::read_graph(archive)?, native::archive_name(archive));
+        accepted(input)?;
+        let (graph, name) = input.source.graph(NAME)?;
         // Settings that a node had for itself would give one request two keys.
         let settings = Settings { piecewise, ..Settings::default() };
         let found = strategy(&graph, &settings).map_err(|e| e.into_failure())?;
@@ -73,11 +81,7 @@ impl Compiler for EagerCompiler {
             return Ok(self.prepare(input, fingerprint)?.planned(planned));
         };
         let piece = |input: &CompileInput, graph: &Graph| {
-            let identity = native::identify_graph(graph, String::new()).ok_or_else(|| {
-                let why = "it has an operation that no key of a piece tells apart";
-                Failure::new(FailureKind::UnsupportedOp, why)
-            })?;
-            prepared(input, fingerprint, identity, graph)
+            prepared(input, fingerprint, identified(graph, String::new())?, graph)
         };
         let whole = stitched(input, fingerprint, &graph, split, (name, Vec::new()), piece)?;
         Ok(whole.planned(planned))
@@ -108,10 +112,9 @@ impl Compiler for EagerCompiler {
 }
 
 /// The archive of a request that this compiler takes.
-fn accepted(input: &CompileInput) -> Result<&Bytes, Failure> {
+fn accepted(input: &CompileInput) -> Result<(), Failure> {
     input.validate()?;
     let incompatible = |why: String| Err(Failure::new(FailureKind::Incompatible, why));
-    let archive = input.source.program(NAME)?;
     if input.target != Target::any() {
         let target = input.target;
         return incompatible(format!("`eager` runs on the CPU, not on {target}: ask for cpu"));
@@ -119,7 +122,15 @@ fn accepted(input: &CompileInput) -> Result<&Bytes, Failure> {
     if let Some(option) = input.options.keys().next() {
         return incompatible(format!("`eager` has no option {option:?}, nor any other"));
     }
-    Ok(archive)
+    Ok(())
+}
+
+/// The identity of a graph that is no archive.
+fn identified(graph: &Graph, name: String) -> Result<Identity, Failure> {
+    native::identify_graph(graph, name).ok_or_else(|| {
+        let why = "an operation has an argument that no key can name";
+        Failure::new(FailureKind::UnsupportedOp, why)
+    })
 }
 
 /// The program of a graph, and its key.
@@ -137,6 +148,6 @@ fn prepared(
     let Identity { graph, inputs, name } = identity;
     let own = [graph, inputs, Component::new(component::OPTIONS, Vec::new())];
     let job = Job::Done { files, seconds: started.elapsed().as_secs_f64() };
-    let prepared = Prepared::new(input, fingerprint, own, Some(generated), name, job);
+    let prepared = Prepared::new(input, fingerprint, own, Some(generated), &name, job);
     Ok(prepared.computing(Arc::new(program.clone())))
 }

@@ -86,7 +86,7 @@ impl Compiler for InductorCompiler {
             device: options.device,
             compute: input.target.compute,
         };
-        Ok(Prepared::new(input, fingerprint, own, None, own_name, Job::Python(job)))
+        Ok(Prepared::new(input, fingerprint, own, None, &own_name, Job::Python(job)))
     }
 
     async fn compile(

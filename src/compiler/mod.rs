@@ -35,7 +35,7 @@ pub use native_compiler::NativeCompiler;
 pub use prepared::{Planned, Prepared, Stitch, StitchPiece};
 pub use python::PythonSettings;
 pub use registry::{CompilerSettings, Compilers};
-pub use request::{CompileInput, CudaSource, Source};
+pub use request::{CompileInput, CudaSource, Source, StaticSize};
 pub use toolchain::{Environment, Headers, Toolchain, ToolchainSettings};
 pub use worker::{PoolSettings, worker_main};
 
@@ -73,6 +73,12 @@ pub trait Compiler: Send + Sync {
             return Err(Failure::new(FailureKind::Incompatible, why));
         }
         self.prepare(input, fingerprint)
+    }
+
+    /// Refuses a program for a size that it does not take, or that this compiler does not.
+    /// Pure, and cheaper than [`prepare`](Self::prepare).
+    fn check_size(&self, source: &Source) -> Result<(), Failure> {
+        source.program(self.name()).map(drop)
     }
 
     /// How many jobs could run at once from now on.

@@ -60,12 +60,16 @@ impl Compiler for NativeCompiler {
         fingerprint: &Fingerprint,
     ) -> Result<Prepared, Failure> {
         input.validate()?;
-        let archive = input.source.program(self.name())?;
+        native::merged_options(&input.options)?;
         native::check_target(input.target)?;
-        let graph = native::read_graph(archive)?;
+        let (graph, name) = input.source.graph(self.name())?;
         let mut lowered = native::lower_parsed(&graph, &input.options, input.target)?;
-        lowered.name = native::archive_name(archive);
+        lowered.name = name;
         Ok(prepared(input, fingerprint, lowered)?.computing(Arc::new(graph)))
+    }
+
+    fn check_size(&self, source: &Source) -> Result<(), Failure> {
+        source.graph(self.name()).map(drop)
     }
 
     fn plan(
@@ -81,10 +85,9 @@ impl Compiler for NativeCompiler {
             return Ok(self.prepare(input, fingerprint)?.planned((&planned).into()));
         }
         input.validate()?;
-        let archive = input.source.program(self.name())?;
         native::check_target(input.target)?;
         let options = native::merged_options(&input.options)?;
-        let (graph, name) = (native::read_graph(archive)?, native::archive_name(archive));
+        let (graph, name) = input.source.graph(self.name())?;
         // Settings that a node had for itself would give one request two keys.
         let settings = Settings { piecewise, ..Settings::default() };
         let found = strategy(&graph, &settings).map_err(|e| e.into_failure())?;
@@ -169,7 +172,7 @@ fn prepared(
         vec![("kernels.cu".to_owned(), source), ("plan.json".to_owned(), Bytes::from(plan))];
     let job = Job::Nvrtc { program, extra };
     let own = [graph, inputs, options];
-    Ok(Prepared::new(input, fingerprint, own, Some(generated), own_name, job))
+    Ok(Prepared::new(input, fingerprint, own, Some(generated), &own_name, job))
 }
 
 /// Different functions: equal kernels are one.

@@ -14,7 +14,7 @@ use kiln_proto::{
     graph::Graph,
 };
 
-use super::{CompileInput, Job, Planned, Prepared, Stitch, StitchPiece, generated};
+use super::{CompileInput, Job, Planned, Prepared, Stitch, StitchPiece, generated, prepared::cut};
 
 impl From<&Strategy> for Planned {
     fn from(strategy: &Strategy) -> Self {
@@ -47,10 +47,7 @@ pub(super) fn stitched(
     // What nobody could read is not made.
     Stitching::read(&stitching)
         .map_err(|e| Failure::new(FailureKind::Crashed, format!("the stitching is wrong: {e}")))?;
-    let label = match input.source.label() {
-        "" => name.as_str(),
-        given => given,
-    };
+    let label = input.source.title(&name);
     let mut pieces = Vec::with_capacity(count);
     for (position, piece) in split.pieces.iter().enumerate() {
         let about = |failure: Failure| {
@@ -59,7 +56,7 @@ pub(super) fn stitched(
         let graph = split.graph(piece);
         let prepared = prepare(input, graph).map_err(about)?;
         let mut prepared = prepared.computing(Arc::new(graph.clone()));
-        prepared.label = piece_label(label, position);
+        prepared.label = format!("{} [{position}]", cut(&label));
         pieces.push(StitchPiece {
             prepared: Arc::new(prepared),
             times: piece.items.len(),
@@ -80,13 +77,6 @@ pub(super) fn stitched(
     let options = options.chain([KeyField::new("piecewise", "on")]);
     let own = [graph, inputs, Component::new(component::OPTIONS, options.collect())];
     let job = Job::Stitch(Arc::new(Stitch::new(stitching.into(), pieces)));
-    let whole = Prepared::new(input, fingerprint, own, Some(generated), name, job);
+    let whole = Prepared::new(input, fingerprint, own, Some(generated), &name, job);
     Ok(whole.computing(program))
-}
-
-/// `model.pt2 [3]`, within the bounds of a name.
-fn piece_label(whole: &str, position: usize) -> String {
-    const MOST: usize = 240;
-    let end = (0..=whole.len().min(MOST)).rev().find(|at| whole.is_char_boundary(*at));
-    format!("{} [{position}]", &whole[..end.unwrap_or(0)])
 }

@@ -58,14 +58,11 @@ impl Prepared {
         fingerprint: &Fingerprint,
         own: [Component; 3],
         generated: Option<KeyField>,
-        own_name: String,
+        own_name: &str,
         job: Job,
     ) -> Self {
         let shared = common_components(input, fingerprint, generated);
-        let label = match input.source.label() {
-            "" => own_name,
-            given => given.to_owned(),
-        };
+        let label = cut(&input.source.title(own_name)).to_owned();
         Self {
             components: Components::new(own.into_iter().chain(shared).collect()),
             fingerprint: fingerprint.clone(),
@@ -195,6 +192,13 @@ impl Stitch {
     pub fn files(&self) -> Vec<(String, Bytes)> {
         vec![(STITCHING.to_owned(), self.stitching.clone())]
     }
+}
+
+/// `name` within the bounds of a label, with some room.
+pub(super) fn cut(name: &str) -> &str {
+    const MOST: usize = 240;
+    let end = (0..=name.len().min(MOST)).rev().find(|at| name.is_char_boundary(*at));
+    &name[..end.unwrap_or(0)]
 }
 
 /// All that a compiler generated, as one field of the key: what a newer Kiln

@@ -7,7 +7,10 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use kiln_proto::{Component, Failure, FailureKind, Fingerprint, KeyField, Target, component};
+use kiln_native::static_size;
+use kiln_proto::{
+    Component, Failure, FailureKind, Fingerprint, KeyField, Target, component, graph::Graph,
+};
 
 use super::options;
 
@@ -54,7 +57,18 @@ pub enum Source {
         name: String,
         /// The archive.
         archive: Bytes,
+        /// For this size alone.
+        size: Option<StaticSize>,
     },
+}
+
+/// A dimension that a program leaves open, as a request fixes it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StaticSize {
+    /// Which one: see [`kiln_native::static_size`]; empty: the only one.
+    pub symbol: String,
+    /// What it is.
+    pub size: u64,
 }
 
 /// CUDA C++ with what it needs.
@@ -83,12 +97,41 @@ impl Source {
 
     /// The archive of an exported program: all that the compiler named takes.
     pub(super) fn program(&self, compiler: &str) -> Result<&Bytes, Failure> {
+        let incompatible = |why| Err(Failure::new(FailureKind::Incompatible, why));
         match self {
-            Self::Program { archive, .. } => Ok(archive),
-            other => Err(Failure::new(
-                FailureKind::Incompatible,
-                format!("the {compiler} compiler takes no {}", other.form()),
-            )),
+            Self::Program { archive, size: None, .. } => Ok(archive),
+            Self::Program { .. } => {
+                incompatible(format!("the {compiler} compiler has no compile sizes"))
+            }
+            other => incompatible(format!("the {compiler} compiler takes no {}", other.form())),
+        }
+    }
+
+    /// The graph of an exported program, for the size that is asked for, and its own name.
+    pub(super) fn graph(&self, compiler: &str) -> Result<(Graph, String), Failure> {
+        let Self::Program { archive, size: Some(StaticSize { symbol, size }), .. } = self else {
+            let archive = self.program(compiler)?;
+            return Ok((kiln_native::read_graph(archive)?, kiln_native::archive_name(archive)));
+        };
+        let graph = static_size::fixed(&kiln_native::read_graph(archive)?, symbol, *size)?;
+        Ok((graph, kiln_native::archive_name(archive)))
+    }
+
+    /// The one size that it is for.
+    pub fn size(&self) -> Option<&StaticSize> {
+        match self {
+            Self::Program { size, .. } => size.as_ref(),
+            Self::Cuda(_) => None,
+        }
+    }
+
+    /// What an artifact of it is called: `own_name` where the caller gave no name.
+    pub(super) fn title(&self, own_name: &str) -> String {
+        let name = if self.label().is_empty() { own_name } else { self.label() };
+        match self.size() {
+            None => name.to_owned(),
+            Some(StaticSize { symbol, size }) if symbol.is_empty() => format!("{name} {size}"),
+            Some(StaticSize { symbol, size }) => format!("{name} {symbol}={size}"),
         }
     }
 
@@ -112,7 +155,10 @@ impl CompileInput {
         }
         match &self.source {
             Source::Cuda(cuda) => cuda.validate(),
-            Source::Program { archive, .. } => {
+            Source::Program { archive, size, .. } => {
+                if let Some(StaticSize { symbol, .. }) = size {
+                    name("a size's symbol", symbol)?;
+                }
                 at_most("bytes of exported program", archive.len(), MAX_ARCHIVE)
             }
         }
@@ -288,7 +334,7 @@ mod tests {
             assert_eq!(refused.kind, FailureKind::InvalidInput, "case {i}: {refused}");
         }
         let archive = vec![0; MAX_ARCHIVE + 1].into();
-        let source = Source::Program { name: String::new(), archive };
+        let source = Source::Program { name: String::new(), archive, size: None };
         assert!(CompileInput { source, ..input(|_| {}) }.validate().is_err());
         let namespace = "n".repeat(MAX_NAME + 1);
         assert!(CompileInput { namespace, ..input(|_| {}) }.validate().is_err());

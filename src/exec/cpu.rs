@@ -14,12 +14,25 @@ use kiln_native::{
 };
 
 use super::{
-    ExecError, Tensor, Times, layout,
+    ExecError, Tensor, Times, by_size, layout,
     program::{about, piece_names, read_stitching, unfit},
 };
 
-/// A program that runs on the CPU.
-pub(super) enum Program {
+/// A program that runs on the CPU, with what there is of it for static sizes.
+pub(super) struct Program {
+    dynamic: One,
+    sizes: Vec<Fixed>,
+}
+
+/// A program for one size alone.
+struct Fixed {
+    size: u64,
+    plan: Plan,
+    one: One,
+}
+
+/// One artifact.
+enum One {
     /// Of one artifact.
     Whole(Eager),
     /// Of several.
@@ -38,6 +51,57 @@ pub(super) fn is_eager(dir: &Path) -> bool {
 
 impl Program {
     pub(super) fn load(dir: &Path) -> Result<Self, ExecError> {
+        let dynamic = One::load(dir)?;
+        let (plan, mut sizes) = (dynamic.plan(), Vec::new());
+        for (size, folder) in by_size::folders(dir)? {
+            if !is_eager(&folder) {
+                let why = "it is for a GPU, the dynamic one for the CPU".to_owned();
+                return Err(ExecError::Artifact { path: folder, why });
+            }
+            let one = One::load(&folder)?;
+            let fixed = one.plan();
+            by_size::check(&plan, &fixed, &folder)?;
+            sizes.push(Fixed { size, plan: fixed, one });
+        }
+        Ok(Self { dynamic, sizes })
+    }
+
+    /// One that was never an artifact.
+    pub(super) fn of(eager: Eager) -> Self {
+        Self { dynamic: One::Whole(eager), sizes: Vec::new() }
+    }
+
+    /// What it takes and gives, for all sizes.
+    pub(super) fn plan(&self) -> Plan {
+        self.dynamic.plan()
+    }
+
+    /// The static size whose code a call with inputs of these shapes runs, if one does.
+    pub(super) fn size_for(&self, shapes: &[&[usize]]) -> Option<u64> {
+        self.choose(&self.plan(), shapes).map(|fixed| fixed.size)
+    }
+
+    fn choose(&self, dynamic: &Plan, shapes: &[&[usize]]) -> Option<&Fixed> {
+        let plans = self.sizes.iter().map(|fixed| &fixed.plan);
+        by_size::choose(dynamic, plans, shapes).map(|at| &self.sizes[at])
+    }
+
+    /// Runs once. `named` is its plan with the program's own names.
+    pub(super) fn run(
+        &self,
+        named: &Plan,
+        inputs: &[Tensor<'_>],
+        settings: &Settings,
+    ) -> Result<(Vec<interp::Tensor<'static>>, Times), ExecError> {
+        let shapes: Vec<&[usize]> = inputs.iter().map(|input| input.shape.as_slice()).collect();
+        named.call(&shapes)?;
+        let chosen = self.choose(named, &shapes).map(|fixed| &fixed.one);
+        chosen.unwrap_or(&self.dynamic).run(inputs, settings)
+    }
+}
+
+impl One {
+    fn load(dir: &Path) -> Result<Self, ExecError> {
         if !layout::is_stitched(dir) {
             return Ok(Self::Whole(load(dir)?));
         }
@@ -59,23 +123,18 @@ impl Program {
         Ok(Self::Stitched(stitching, pieces))
     }
 
-    /// What it takes and gives.
-    pub(super) fn plan(&self) -> Plan {
+    fn plan(&self) -> Plan {
         match self {
             Self::Whole(eager) => eager.plan().clone(),
             Self::Stitched(stitching, _) => stitching.as_plan(),
         }
     }
 
-    /// Runs once. `named` is its plan with the program's own names.
-    pub(super) fn run(
+    fn run(
         &self,
-        named: &Plan,
         inputs: &[Tensor<'_>],
         settings: &Settings,
     ) -> Result<(Vec<interp::Tensor<'static>>, Times), ExecError> {
-        let shapes: Vec<&[usize]> = inputs.iter().map(|input| input.shape.as_slice()).collect();
-        named.call(&shapes)?;
         let inputs: Vec<interp::Tensor<'_>> = inputs
             .iter()
             .map(|Tensor { dtype, shape, bytes }| interp::Tensor::dense(*dtype, shape, &**bytes))

@@ -6,10 +6,13 @@
 //! DIR/pieces.json      keys of the pieces, to name them in messages
 //! DIR/pieces/0/        an ordinary artifact: the piece at position 0
 //! DIR/pieces/1/        ...
+//! DIR/sizes.json       static sizes that there are artifacts for, beside the dynamic one
+//! DIR/sizes/8/         one of them: the program for size 8, laid out as DIR itself
 //! ```
 //!
-//! Invariant: names come from positions, never from an artifact. A folder whose
-//! `stitching.json` is written last is either whole or no stitched artifact.
+//! Invariant: names come from positions and sizes, never from an artifact. A folder whose
+//! `stitching.json` is written last is either whole or no stitched artifact; what lies in
+//! `sizes` counts only if `sizes.json`, written after it, names it.
 
 use std::{
     fs, io,
@@ -25,6 +28,10 @@ use serde::{Deserialize, Serialize};
 pub const PIECES: &str = "pieces";
 /// Their keys, in their order.
 pub const PIECE_KEYS: &str = "pieces.json";
+/// Folders of artifacts for static sizes.
+pub const SIZE_DIRS: &str = "sizes";
+/// Which there are.
+pub const SIZES: &str = "sizes.json";
 /// Machine code of an artifact that runs on a GPU.
 pub const CUBIN: &str = "module.cubin";
 /// How to run it.
@@ -33,8 +40,18 @@ pub const PLAN: &str = "plan.json";
 const SOURCE: &str = "kernels.cu";
 
 /// What artifacts of graphs have in their folder.
-const KNOWN: [&str; 8] =
-    [STITCHING, PIECE_KEYS, SIGNATURE_FILE, CUBIN, PLAN, SOURCE, eager::GRAPH, eager::CONSTANTS];
+/// The sizes go first: they belong to what else is there.
+const KNOWN: [&str; 9] = [
+    SIZES,
+    STITCHING,
+    PIECE_KEYS,
+    SIGNATURE_FILE,
+    CUBIN,
+    PLAN,
+    SOURCE,
+    eager::GRAPH,
+    eager::CONSTANTS,
+];
 
 /// A piece as `pieces.json` has it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -47,6 +64,16 @@ pub struct PieceKey {
     pub pack: Digest,
 }
 
+/// A static size as `sizes.json` has it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SizeKey {
+    /// Of the one dimension that is fixed.
+    pub size: u64,
+    /// Of its artifact.
+    #[serde(with = "text")]
+    pub key: ArtifactKey,
+}
+
 /// Whether the artifact in `dir` is stitched of others.
 pub fn is_stitched(dir: &Path) -> bool {
     dir.join(STITCHING).is_file()
@@ -55,6 +82,26 @@ pub fn is_stitched(dir: &Path) -> bool {
 /// The folder of the piece at `position` of the artifact in `dir`.
 pub fn piece_dir(dir: &Path, position: usize) -> PathBuf {
     dir.join(PIECES).join(position.to_string())
+}
+
+/// The folder of the artifact for one size, beside the dynamic one in `dir`.
+pub fn size_dir(dir: &Path, size: u64) -> PathBuf {
+    dir.join(SIZE_DIRS).join(size.to_string())
+}
+
+/// The bytes of `sizes.json`.
+pub fn sizes_file(sizes: &[SizeKey]) -> Vec<u8> {
+    // A number and text, which cannot fail.
+    serde_json::to_vec_pretty(sizes).unwrap_or_default()
+}
+
+/// The sizes that `dir` has artifacts for; none without a `sizes.json`.
+pub(super) fn sizes(dir: &Path) -> io::Result<Vec<SizeKey>> {
+    match fs::read(dir.join(SIZES)) {
+        Ok(bytes) => Ok(serde_json::from_slice(&bytes)?),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(error),
+    }
 }
 
 /// Removes the files of an artifact that was written to `dir` before, so that

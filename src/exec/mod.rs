@@ -1,6 +1,7 @@
 //! Runs a compiled graph: the module and its plan, as `kiln compile -o DIR`
 //! wrote them, on the GPU; an artifact of the eager compiler on the CPU. One that is
-//! stitched of pieces runs as one that is whole: see [`layout`].
+//! stitched of pieces runs as one that is whole, and one with artifacts for static sizes
+//! beside it by what its inputs are: see [`layout`].
 //!
 //! A program that links Kiln holds a [`Module`] (machine code on a device) and a
 //! [`Session`] of it (memory and a stream): inputs are copied once, runs are
@@ -10,6 +11,7 @@
 //! unless the plan's pointers and the device were checked. The daemon never
 //! comes here.
 
+mod by_size;
 mod check;
 mod copying;
 mod cpu;
@@ -74,6 +76,9 @@ pub struct Exec {
 pub struct Report {
     /// The device's name.
     pub device: String,
+    /// The static size whose code ran; absent: the dynamic one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub size: Option<u64>,
     /// Measured after the run whose outputs were written.
     #[serde(flatten)]
     pub times: Times,
@@ -120,6 +125,9 @@ impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Times { repeat, eager_us, graph_us, kernels } = &self.times;
         write!(f, "{}", self.device)?;
+        if let Some(size) = self.size {
+            write!(f, ", code for size {size}")?;
+        }
         if *graph_us > 0.0 {
             let graph = format!("{graph_us:.1} us as a CUDA graph (medians of {repeat})");
             write!(f, ": {eager_us:.1} us a run, {graph}")?;
@@ -153,7 +161,7 @@ impl fmt::Display for Report {
 pub fn exec_main(exec: &Exec) -> Result<Report, ExecError> {
     let file = program::read(&exec.inputs)?;
     let run = if cpu::is_eager(&exec.dir) { on_cpu(exec, &file)? } else { on_gpu(exec, &file)? };
-    let Run { plan, device, inputs, outputs, times } = run;
+    let Run { plan, device, size, inputs, outputs, times } = run;
     let mut notes = HashMap::new();
     for (name, micros) in &times.kernels {
         notes.insert(format!("micros.{name}"), micros.to_string());
@@ -162,12 +170,13 @@ pub fn exec_main(exec: &Exec) -> Result<Report, ExecError> {
     let (mut pieces, mut verdicts) = (Vec::new(), Vec::new());
     if let Some(archive) = &exec.verify {
         let graph = read_graph(archive)?;
+        // Pieces of static sizes are parts of another graph: the outputs judge these.
         if layout::is_stitched(&exec.dir) {
             pieces = pieces::verify(&exec.dir, &graph, &exec.split, exec.device)?;
         }
         verdicts = verify::verify(&graph, &plan, &inputs, &outputs)?;
     }
-    Ok(Report { device, times, pieces, verdicts })
+    Ok(Report { device, size, times, pieces, verdicts })
 }
 
 /// The graph of a torch.export archive, without its weights, which may be larger
@@ -182,6 +191,7 @@ fn read_graph(path: &Path) -> Result<Graph, ExecError> {
 struct Run<'a> {
     plan: Plan,
     device: String,
+    size: Option<u64>,
     inputs: Vec<Tensor<'a>>,
     outputs: Vec<Tensor<'static>>,
     times: Times,
@@ -196,7 +206,8 @@ fn on_gpu<'a>(exec: &Exec, file: &'a [u8]) -> Result<Run<'a>, ExecError> {
     let outputs = session.outputs()?;
     let times = session.times(exec.repeat)?;
     let (plan, device) = (module.plan().clone(), module.device().to_owned());
-    Ok(Run { plan, device, inputs, outputs, times })
+    let size = module.size_for(&shapes(&inputs));
+    Ok(Run { plan, device, size, inputs, outputs, times })
 }
 
 fn on_cpu<'a>(exec: &Exec, file: &'a [u8]) -> Result<Run<'a>, ExecError> {
@@ -207,7 +218,12 @@ fn on_cpu<'a>(exec: &Exec, file: &'a [u8]) -> Result<Run<'a>, ExecError> {
     program::rename(&mut plan, signature.as_ref());
     let (outputs, times) = program.run(&plan, &inputs, &Settings::default())?;
     let (device, outputs) = ("cpu".to_owned(), outputs.into_iter().map(Tensor::from).collect());
-    Ok(Run { plan, device, inputs, outputs, times })
+    let size = program.size_for(&shapes(&inputs));
+    Ok(Run { plan, device, size, inputs, outputs, times })
+}
+
+fn shapes<'t>(inputs: &'t [Tensor<'_>]) -> Vec<&'t [usize]> {
+    inputs.iter().map(|input| input.shape.as_slice()).collect()
 }
 
 #[cfg(test)]

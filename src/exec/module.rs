@@ -36,7 +36,8 @@ pub struct Module {
 
 impl Module {
     /// Loads the artifact in `dir` onto device `ordinal`: `module.cubin` and
-    /// `plan.json`, or a `stitching.json` and those of its pieces.
+    /// `plan.json`, or a `stitching.json` and those of its pieces; and those for static
+    /// sizes beside it.
     pub fn load(dir: &Path, ordinal: usize) -> Result<Arc<Self>, ExecError> {
         let mut program = Program::read(dir)?;
         // SAFETY: it only tries to open the driver's library.
@@ -81,6 +82,12 @@ impl Module {
     /// The device's name.
     pub fn device(&self) -> &str {
         &self.device
+    }
+
+    /// The static size whose code a call with inputs of these shapes runs; none: the
+    /// dynamic one, which runs for every size that has no code of its own.
+    pub fn size_for(&self, shapes: &[&[usize]]) -> Option<u64> {
+        self.program.size_for(shapes)
     }
 
     /// Memory and a stream to run it with, again and again.

@@ -2,7 +2,8 @@
 //! a stitching and those of its pieces.
 //!
 //! Invariant: read without the driver. What was read hangs together: nothing runs
-//! of a stitched artifact of which one piece is missing or another's.
+//! of a stitched artifact of which one piece is missing or another's, nor of one whose
+//! artifacts for static sizes are another program's.
 
 use std::{
     ops::Range,
@@ -17,7 +18,7 @@ use kiln_native::{
 use kiln_proto::ArtifactKey;
 
 use super::{
-    ExecError,
+    ExecError, by_size,
     layout::{self, CUBIN, PLAN, STITCHING},
 };
 
@@ -31,6 +32,15 @@ pub(super) struct Program {
     pub(super) codes: Vec<Code>,
     pub(super) signature: Option<Signature>,
     linked: Option<Linked>,
+    sizes: Vec<Fixed>,
+}
+
+/// A program for one size alone.
+struct Fixed {
+    size: u64,
+    /// Where its kernels begin among those of all.
+    first: usize,
+    program: Program,
 }
 
 /// Machine code.
@@ -69,8 +79,26 @@ impl Steps {
 }
 
 impl Program {
-    /// Reads the artifact in `dir` and checks that it hangs together.
+    /// Reads the artifact in `dir`, with those for static sizes beside it, and checks that
+    /// all hangs together.
     pub(super) fn read(dir: &Path) -> Result<Self, ExecError> {
+        let mut program = Self::read_one(dir)?;
+        for (size, folder) in by_size::folders(dir)? {
+            let mut fixed = Self::read_one(&folder)?;
+            by_size::check(&program.plan, &fixed.plan, &folder)?;
+            let first = program.kernels.len();
+            program.kernels.extend_from_slice(&fixed.kernels);
+            let codes = std::mem::take(&mut fixed.codes).into_iter().map(|code| {
+                let Range { start, end } = code.kernels;
+                Code { kernels: first + start..first + end, ..code }
+            });
+            program.codes.extend(codes);
+            program.sizes.push(Fixed { size, first, program: fixed });
+        }
+        Ok(program)
+    }
+
+    fn read_one(dir: &Path) -> Result<Self, ExecError> {
         let mut program = match layout::is_stitched(dir) {
             true => Self::read_stitched(dir)?,
             false => Self::read_whole(dir)?,
@@ -87,7 +115,8 @@ impl Program {
         let signature = read_signature(dir, &plan)?;
         let code = Code { kernels: 0..plan.kernels.len(), ..read_code(dir)? };
         let kernels = plan.kernels.clone();
-        Ok(Self { plan, kernels, codes: vec![code], signature, linked: None })
+        let (linked, sizes) = (None, Vec::new());
+        Ok(Self { plan, kernels, codes: vec![code], signature, linked, sizes })
     }
 
     fn read_stitched(dir: &Path) -> Result<Self, ExecError> {
@@ -110,11 +139,30 @@ impl Program {
         linked.name_pieces(names.into_iter());
         let (plan, kernels) = (linked.interface(), linked.kernels().cloned().collect());
         let signature = read_signature(dir, &plan)?;
-        Ok(Self { plan, kernels, codes, signature, linked: Some(linked) })
+        Ok(Self { plan, kernels, codes, signature, linked: Some(linked), sizes: Vec::new() })
     }
 
     /// What a call with inputs of these shapes does.
     pub(super) fn steps(&self, shapes: &[&[usize]]) -> Result<Steps, CallError> {
+        let Some(Fixed { first, program, .. }) = self.choose(shapes) else {
+            return self.steps_of(shapes);
+        };
+        let mut steps = program.steps_of(shapes)?;
+        steps.call.launches.iter_mut().for_each(|launch| launch.kernel += first);
+        Ok(steps)
+    }
+
+    /// The static size whose code a call with inputs of these shapes runs, if one does.
+    pub(super) fn size_for(&self, shapes: &[&[usize]]) -> Option<u64> {
+        self.choose(shapes).map(|fixed| fixed.size)
+    }
+
+    fn choose(&self, shapes: &[&[usize]]) -> Option<&Fixed> {
+        let plans = self.sizes.iter().map(|fixed| &fixed.program.plan);
+        by_size::choose(&self.plan, plans, shapes).map(|at| &self.sizes[at])
+    }
+
+    fn steps_of(&self, shapes: &[&[usize]]) -> Result<Steps, CallError> {
         Ok(match &self.linked {
             None => {
                 let call = self.plan.call(shapes)?;

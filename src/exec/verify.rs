@@ -43,7 +43,8 @@ impl Judge {
     pub(super) fn new(graph: &Graph, plan: &Plan) -> Result<Self, ExecError> {
         let judge = Eager::new(graph)?;
         same_program(plan, judge.plan())?;
-        Ok(Self { program: Program::Whole(judge), memory_bytes: Settings::default().memory_bytes })
+        let memory_bytes = Settings::default().memory_bytes;
+        Ok(Self { program: Program::of(judge), memory_bytes })
     }
 
     /// Of the program in the folder of an eager artifact, within so much memory.

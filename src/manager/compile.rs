@@ -37,6 +37,16 @@ impl Manager {
         Ok(self.select(request).await?.1)
     }
 
+    /// Refuses a request for a size that its program does not take.
+    pub async fn check_size(&self, request: &Request) -> Result<(), Error> {
+        let compiler = self.compilers.select(&request.backend, &request.input)?;
+        let source = request.input.source.clone();
+        // As planning: not on a runtime thread.
+        let checking = tokio::task::spawn_blocking(move || compiler.check_size(&source));
+        let checked = checking.await;
+        Ok(checked.map_err(|e| Failure::new(FailureKind::Crashed, e.to_string()))??)
+    }
+
     /// Answers a request from the cache or by compiling. `tell` hears the key
     /// first and then each stage.
     pub async fn compile(

@@ -170,7 +170,11 @@ async fn ask(
                 }
             }
             Some(Event::Done(done)) => return ended(&done, key),
-            Some(Event::Started(_) | Event::Planned(_) | Event::Piece(_)) | None => {}
+            // One size alone ends as what has no sizes.
+            Some(
+                Event::Started(_) | Event::Planned(_) | Event::Piece(_) | Event::SizeFailed(_),
+            )
+            | None => {}
         }
     }
     Err(Status::unavailable("the node ended its answer early"))

@@ -4,7 +4,7 @@
 //! with the field named, before anything is done for it; and one that goes out and
 //! comes back is the same request.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use kiln_proto::{NAMESPACE_RULE, convert, is_namespace, pb};
 use tokio::time::Instant;
@@ -12,15 +12,18 @@ use tokio::time::Instant;
 use super::Request;
 use crate::{
     check::Verify,
-    compiler::{CompileInput, CudaSource, Piecewise, Source},
+    compiler::{CompileInput, CudaSource, Piecewise, Source, StaticSize},
     error::Error,
 };
 
 /// Most targets in one call.
 const MOST_TARGETS: usize = 32;
+/// Most compile sizes in one call.
+const MOST_SIZES: usize = 64;
 
 impl Request {
-    /// One request per target, in request order; all end by `deadline`.
+    /// One request per target, in request order, each followed by those of its compile
+    /// sizes; all end by `deadline`.
     pub fn read(wire: pb::CompileRequest, deadline: Instant) -> Result<Vec<Self>, Error> {
         let invalid = |field, why: &str| Error::from(convert::InvalidField::new(field, why));
         if wire.targets.is_empty() || wire.targets.len() > MOST_TARGETS {
@@ -48,9 +51,10 @@ impl Request {
                 name_expressions: cuda.name_expressions,
             }),
             pb::compile_request::Source::Program(program) => {
-                Source::Program { name: program.name, archive: program.archive }
+                Source::Program { name: program.name, archive: program.archive, size: None }
             }
         };
+        let sources = sized(source, wire.compile_sizes, wire.piece)?;
         let mut options = BTreeMap::new();
         for option in wire.options {
             if options.insert(option.name, option.value).is_some() {
@@ -64,7 +68,7 @@ impl Request {
             "" => "auto".to_owned(),
             named => named.to_owned(),
         };
-        let request = |target: &pb::Target| {
+        let request = |target: &pb::Target, source: &Source| {
             Ok(Self {
                 input: CompileInput {
                     source: source.clone(),
@@ -81,7 +85,8 @@ impl Request {
                 deadline,
             })
         };
-        wire.targets.iter().map(request).collect()
+        let each = wire.targets.iter().flat_map(|target| sources.iter().map(move |s| (target, s)));
+        each.map(|(target, source)| request(target, source)).collect()
     }
 
     /// As a node sends it on: to be compiled by `backend`, without a bound of its own.
@@ -95,13 +100,16 @@ impl Request {
                 options: cuda.options.clone(),
                 name_expressions: cuda.name_expressions.clone(),
             }),
-            Source::Program { name, archive } => {
+            Source::Program { name, archive, .. } => {
                 pb::compile_request::Source::Program(pb::ExportedProgram {
                     name: name.clone(),
                     archive: archive.clone(),
                 })
             }
         };
+        let compile_sizes = input.source.size().map(|StaticSize { symbol, size }| {
+            pb::CompileSizes { symbol: symbol.clone(), sizes: vec![*size], alone: true }
+        });
         let piecewise = match self.piecewise {
             Piecewise::Auto => pb::Piecewise::Auto,
             Piecewise::Always => pb::Piecewise::Always,
@@ -127,8 +135,38 @@ impl Request {
             piecewise: piecewise.into(),
             piece: self.piece,
             verify: verify.into(),
+            compile_sizes,
         }
     }
+}
+
+/// `source` as it is, and for each size; for sizes alone only these.
+fn sized(
+    source: Source,
+    sizes: Option<pb::CompileSizes>,
+    piece: Option<u32>,
+) -> Result<Vec<Source>, Error> {
+    let Some(pb::CompileSizes { symbol, sizes, alone }) = sizes else { return Ok(vec![source]) };
+    let invalid = |why: &str| Err(convert::InvalidField::new("compile_sizes", why).into());
+    let Source::Program { name, archive, .. } = &source else {
+        return invalid("only of an exported program");
+    };
+    if sizes.is_empty() || sizes.len() > MOST_SIZES {
+        return invalid("give 1 to 64 sizes");
+    }
+    if sizes.iter().collect::<BTreeSet<_>>().len() < sizes.len() {
+        return invalid("a size is given twice");
+    }
+    if piece.is_some() && !(alone && sizes.len() == 1) {
+        return invalid("a piece is one of one size");
+    }
+    let fixed = |size: &u64| Source::Program {
+        name: name.clone(),
+        archive: archive.clone(),
+        size: Some(StaticSize { symbol: symbol.clone(), size: *size }),
+    };
+    let fixed: Vec<Source> = sizes.iter().map(fixed).collect();
+    Ok(if alone { fixed } else { [vec![source], fixed].concat() })
 }
 
 #[cfg(test)]
@@ -162,6 +200,37 @@ mod tests {
             let asked = |request: &Request| (request.piecewise, request.piece, request.verify);
             assert_eq!(asked(&again), asked(&read));
         }
+    }
+
+    #[test]
+    fn a_program_comes_as_it_is_and_then_for_each_size() {
+        let deadline = Instant::now();
+        let sizes = |sizes: &[u64], alone| {
+            Some(pb::CompileSizes { symbol: "s0".into(), sizes: sizes.to_vec(), alone })
+        };
+        let targets = vec![Target::cubin(80).into(), Target::cubin(90).into()];
+        let wire =
+            pb::CompileRequest { targets, compile_sizes: sizes(&[8, 1], false), ..program() };
+        let read = Request::read(wire, deadline).unwrap();
+        let told: Vec<_> = read
+            .iter()
+            .map(|r| (r.input.target.compute, r.input.source.size().map(|s| s.size)))
+            .collect();
+        let of = |compute| [(compute, None), (compute, Some(8)), (compute, Some(1))];
+        assert_eq!(told, [of(80), of(90)].concat());
+        // A node sends on one of them.
+        let again = Request::read(read[4].to_wire("native"), deadline).unwrap();
+        assert_eq!(again.len(), 1);
+        assert_eq!(again[0].input, read[4].input);
+        for bad in [sizes(&[], false), sizes(&[1, 2, 1], false), sizes(&[1; 65], false)] {
+            let wire = pb::CompileRequest { compile_sizes: bad, ..program() };
+            let refused = Request::read(wire, deadline).unwrap_err().to_string();
+            assert!(refused.contains("compile_sizes"), "{refused}");
+        }
+        let (piecewise, piece) = (pb::Piecewise::Always.into(), Some(0));
+        let compile_sizes = sizes(&[1, 2], true);
+        let wire = pb::CompileRequest { piecewise, piece, compile_sizes, ..program() };
+        assert!(Request::read(wire, deadline).is_err());
     }
 
     #[test]

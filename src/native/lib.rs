@@ -35,6 +35,7 @@ mod signature;
 pub mod size;
 mod slim;
 pub mod split;
+pub mod static_size;
 
 use std::collections::BTreeMap;
 

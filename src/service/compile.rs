@@ -1,14 +1,19 @@
-//! The compile call: one answer per target, with news on the way.
+//! The compile call: one answer per target and compile size, with news on the way.
+//!
+//! The sizes of a target are compiled beside it, so that all nodes have pieces of all of
+//! them to take; targets come one after the other.
 //!
 //! Invariant: each target's answer is sent, in request order, up to the first
 //! error, which is the last message; news may be left out for a slow reader,
-//! answers never, nor what became of the pieces of what failed.
+//! answers never, nor what became of the pieces of what failed. A size that fails ends
+//! nothing but itself; one that its program does not take ends all before it begins.
 
 use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
 
+use futures::{StreamExt, future::BoxFuture, stream};
 use kiln_proto::{ArtifactKey, Target, pb, pb::compile_event::Event};
 use tokio::sync::mpsc;
 use tonic::Status;
@@ -22,31 +27,73 @@ use crate::{
 
 type Sender = mpsc::Sender<Result<pb::CompileEvent, Status>>;
 
-/// Compiles `requests` one after the other and sends their events, until the client leaves.
+/// Of one target at once, the program as it is among them: planning one takes memory.
+const SIZES_AT_ONCE: usize = 8;
+
+/// Compiles `requests`, each followed by those of its sizes, and sends their events, until
+/// the client leaves.
 pub(super) async fn compile(
     manager: Arc<Manager>,
     node: u64,
     requests: Vec<Request>,
     events: Sender,
 ) {
-    for request in requests {
-        let began = Instant::now();
-        let mut news = News::new(request.input.target, events.clone());
-        let answered = tokio::select! {
-            answered = manager.compile(request, |key, stage| news.tell(key, stage)) => answered,
-            // The client left. A compile that it began goes on for others.
-            () = events.closed() => return,
-        };
-        let last = answered.is_err();
-        if news.end(answered, node, began.elapsed()).await.is_err() || last {
-            return;
+    if let Err(e) = check_sizes(&manager, &requests).await {
+        let _ = events.send(Err(e.into())).await;
+        return;
+    }
+    for of_target in requests.chunk_by(|_, next| next.input.source.size().is_some()) {
+        let all =
+            of_target.iter().map(|request| one(manager.clone(), request.clone(), events.clone()));
+        let mut all = stream::iter(all.collect::<Vec<_>>()).buffered(SIZES_AT_ONCE);
+        let mut is_beside = false;
+        loop {
+            let ended = tokio::select! {
+                ended = all.next() => ended,
+                // The client left. What it began goes on for others.
+                () = events.closed() => return,
+            };
+            let Some(Ended { news, answered, took }) = ended else { break };
+            let last = answered.is_err() && !is_beside;
+            if news.end(answered, node, took, is_beside).await.is_err() || last {
+                return;
+            }
+            is_beside = true;
         }
     }
 }
 
-/// What the client of one target was told.
+/// Refuses sizes that the program does not take, before anything is compiled.
+async fn check_sizes(manager: &Manager, requests: &[Request]) -> Result<(), Error> {
+    let target = requests.first().map(|request| request.input.target);
+    let of_one = requests.iter().filter(|request| Some(request.input.target) == target);
+    for request in of_one.filter(|request| request.input.source.size().is_some()) {
+        manager.check_size(request).await?;
+    }
+    Ok(())
+}
+
+/// A request that was answered, or not.
+struct Ended {
+    news: News,
+    answered: Result<Answer, Error>,
+    took: Duration,
+}
+
+/// Boxed: the compiler gives up on the type of a stream of them.
+fn one(manager: Arc<Manager>, request: Request, events: Sender) -> BoxFuture<'static, Ended> {
+    Box::pin(async move {
+        let began = Instant::now();
+        let mut news = News::new(&request, events);
+        let answered = manager.compile(request, |key, stage| news.tell(key, stage)).await;
+        Ended { news, answered, took: began.elapsed() }
+    })
+}
+
+/// What the client was told of one request.
 struct News {
     target: Target,
+    size: Option<u64>,
     prepared: Option<Arc<Prepared>>,
     key: Option<ArtifactKey>,
     pieces: Arc<[PieceReport]>,
@@ -56,8 +103,16 @@ struct News {
 }
 
 impl News {
-    fn new(target: Target, events: Sender) -> Self {
-        Self { target, prepared: None, key: None, pieces: Arc::default(), told: Vec::new(), events }
+    fn new(request: &Request, events: Sender) -> Self {
+        Self {
+            target: request.input.target,
+            size: request.input.source.size().map(|fixed| fixed.size),
+            prepared: None,
+            key: None,
+            pieces: Arc::default(),
+            told: Vec::new(),
+            events,
+        }
     }
 
     /// Tells of a stage. A client that reads slowly misses some.
@@ -67,7 +122,8 @@ impl News {
         let event = match stage {
             Stage::Acquiring if self.prepared.is_some() => return,
             Stage::Acquiring => {
-                Event::Started(pb::Started { key: wire, target: Some(self.target.into()) })
+                let (target, size) = (Some(self.target.into()), self.size);
+                Event::Started(pb::Started { key: wire, target, size })
             }
             Stage::Planned(prepared) => {
                 self.prepared = Some(prepared.clone());
@@ -99,12 +155,14 @@ impl News {
     }
 
     /// Sends the answer, or why there is none, and before it what the client was not told
-    /// of the pieces. An error: nobody reads.
+    /// of the pieces. An error ends the call, but that of a size beside others. An error
+    /// here: nobody reads.
     async fn end(
         self,
         answered: Result<Answer, Error>,
         node: u64,
         elapsed: Duration,
+        is_beside: bool,
     ) -> Result<(), ()> {
         let send = async |event| self.events.send(event).await.map_err(drop);
         if let Some(key) = self.key {
@@ -114,11 +172,19 @@ impl News {
                 }
             }
         }
-        let end = answered.map_err(Status::from).map(|answer| {
-            let done = wire::done(&answer, self.prepared.as_deref(), node, elapsed);
-            pb::CompileEvent { event: Some(Event::Done(done)) }
-        });
-        send(end).await
+        let end = match (answered, self.size) {
+            (Ok(answer), size) => {
+                let done = wire::done(&answer, self.prepared.as_deref(), node, elapsed);
+                Event::Done(pb::Done { size, ..done })
+            }
+            (Err(e), Some(size)) if is_beside => Event::SizeFailed(pb::SizeFailed {
+                size,
+                key: self.key.as_ref().map(wire::key).unwrap_or_default(),
+                failure: Some((&e.into_failure()).into()),
+            }),
+            (Err(e), _) => return send(Err(e.into())).await,
+        };
+        send(Ok(pb::CompileEvent { event: Some(end) })).await
     }
 }
 

@@ -40,6 +40,7 @@ pub(super) fn done(
         node,
         elapsed_seconds: elapsed.as_secs_f64(),
         check: Some(told(answer.check.as_ref())),
+        size: None,
     }
 }
 

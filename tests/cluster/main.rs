@@ -29,4 +29,5 @@ mod redis;
 mod resources;
 mod resp;
 mod run;
+mod sizes;
 mod start;

@@ -190,5 +190,6 @@ fn cuda_with(source: &str, target: &str, change: impl FnOnce(&mut CudaSource)) -
 fn exported(file: &str) -> CompileInput {
     let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
     let archive = std::fs::read(fixtures.join(file)).unwrap().into();
-    CompileInput { source: Source::Program { name: file.into(), archive }, ..cuda("", "sm_90") }
+    let source = Source::Program { name: file.into(), archive, size: None };
+    CompileInput { source, ..cuda("", "sm_90") }
 }

@@ -26,8 +26,9 @@ use crate::{
     transfer::PeerAddress,
 };
 
-/// Requests kept split: more than that at once are rare, and cost a split again.
-const KEPT: usize = 4;
+/// Requests kept split, those of compile sizes each: more than that at once are rare, and cost
+/// a split again.
+const KEPT: usize = 16;
 /// For a request on its way.
 const LONGEST: Duration = Duration::from_secs(30);
 /// Before a node that did not give a request is asked again.

@@ -122,6 +122,24 @@ impl Plan {
         Ok(call)
     }
 
+    /// The shapes of what a call with inputs of these shapes gives; `None`: the plan does
+    /// not take them.
+    pub fn output_shapes(&self, shapes: &[&[usize]]) -> Option<Vec<Vec<usize>>> {
+        if shapes.len() != self.inputs.len() {
+            return None;
+        }
+        let symbols = self.symbol_values(shapes).ok()?;
+        let fits = |(tensor, given): (&Tensor, &&[usize])| {
+            let known = tensor.layout(&symbols).is_some_and(|layout| layout.shape == *given);
+            known || tensor.kind == super::CONSTANT
+        };
+        if !self.inputs.iter().zip(shapes).all(fits) {
+            return None;
+        }
+        let shape = |output: &Tensor| Some(output.layout(&symbols)?.shape);
+        self.outputs.iter().map(shape).collect()
+    }
+
     /// Whether the plan hangs together, as far as that depends on no size.
     pub fn check(&self) -> Result<(), CallError> {
         for symbol in &self.symbols {

@@ -1,8 +1,9 @@
 //! The exporter's expressions: what sympy prints.
 //!
-//! Invariant: nothing of the text is skipped; what is not understood is an error.
+//! Invariant: nothing of the text is skipped; what is not understood is an error. What is
+//! written here reads back as the same size.
 
-use super::Size;
+use super::{Atom, Monomial, Size};
 
 /// Nesting of parentheses: texts come from outside.
 const DEEPEST: usize = 64;
@@ -16,6 +17,52 @@ impl Size {
         match reader.peek() {
             None => Ok(size),
             Some(_) => Err(reader.wrong()),
+        }
+    }
+}
+
+impl Size {
+    /// Writes it as the exporter has sizes: `64*s0`, `2*s0 + 1`. `names` has the symbols in
+    /// order; loop variables and computed values have no such form.
+    pub fn formula(&self, names: &[&str]) -> String {
+        let mut out = String::new();
+        for (Monomial(atoms), factor) in self.terms.iter().rev() {
+            let atoms = atoms.iter().map(|atom| atom.formula(names));
+            let number = (factor.unsigned_abs() != 1).then(|| factor.unsigned_abs().to_string());
+            let parts: Vec<String> = number.into_iter().chain(atoms).collect();
+            out += match (*factor < 0, out.is_empty()) {
+                (true, true) => "-",
+                (true, false) => " - ",
+                (false, true) => "",
+                (false, false) => " + ",
+            };
+            out += &if parts.is_empty() { "1".to_owned() } else { parts.join("*") };
+        }
+        if out.is_empty() { "0".to_owned() } else { out }
+    }
+}
+
+impl Atom {
+    fn formula(&self, names: &[&str]) -> String {
+        let both = |parts: &[Size; 2]| (parts[0].formula(names), parts[1].formula(names));
+        match self {
+            Self::Symbol(symbol) => {
+                names.get(*symbol).map_or_else(|| format!("?{symbol}"), |name| (*name).to_owned())
+            }
+            Self::Var(var) => format!("?i{var}"),
+            Self::Value(value) => format!("?v{value}"),
+            Self::Floor(parts) => {
+                let (a, b) = both(parts);
+                format!("(({a})//({b}))")
+            }
+            Self::Max(parts) => {
+                let (a, b) = both(parts);
+                format!("Max({a}, {b})")
+            }
+            Self::Min(parts) => {
+                let (a, b) = both(parts);
+                format!("Min({a}, {b})")
+            }
         }
     }
 }

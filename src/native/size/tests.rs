@@ -34,6 +34,22 @@ fn the_exporters_expressions_are_read() {
 }
 
 #[test]
+fn what_is_written_as_the_exporter_does_reads_back() {
+    for text in ["0", "-3", "s0", "64*s0", "s0*s1 + 2*s0 - 1", "-2*s1 + s0", "3*s0*s0 + s1"] {
+        let size = size(text);
+        assert_eq!(Size::parse(&size.formula(&["s0", "s1"]), &["s0", "s1"]), Ok(size), "{text}");
+    }
+    for text in
+        ["((s0 + 1)//2)*3", "Max(1, s0)*s1", "Min(s0, s1) - s0", "Mod(s0, 4) + (s1//(s0 + 1))"]
+    {
+        let size = size(text);
+        assert_eq!(Size::parse(&size.formula(&["s0", "s1"]), &["s0", "s1"]), Ok(size), "{text}");
+    }
+    assert_eq!(size("s0*64").formula(&["s77", "s27"]), "64*s77");
+    assert_eq!(size("1 + s1*2").formula(&["s77", "s27"]), "2*s27 + 1");
+}
+
+#[test]
 fn equal_forms_are_equal() {
     assert_eq!(size("(s0 + 1)*(s0 + 1)"), size("s0*s0 + 2*s0 + 1"));
     assert_eq!(size("s0*64//64"), size("s0"));

@@ -17,6 +17,7 @@ mod products;
 mod random;
 mod rows;
 mod split;
+mod static_size;
 mod together;
 
 use std::collections::BTreeMap;

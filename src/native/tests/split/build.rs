@@ -8,8 +8,8 @@ use crate::interp::Tensor;
 
 /// A graph under construction: all of it is `f32` on the CPU, unless said otherwise.
 #[derive(Default)]
-pub(super) struct Build {
-    pub(super) graph: Graph,
+pub(in crate::tests) struct Build {
+    pub(in crate::tests) graph: Graph,
 }
 
 impl Build {
@@ -37,18 +37,18 @@ impl Build {
         id
     }
 
-    pub(super) fn symbol(&mut self, name: &str) {
+    pub(in crate::tests) fn symbol(&mut self, name: &str) {
         let name = name.to_owned();
         self.graph.symbols.push(Symbol { name, min: Some(2), max: Some(64) });
     }
 
-    pub(super) fn input(&mut self, shape: &[&str]) -> ValueId {
+    pub(in crate::tests) fn input(&mut self, shape: &[&str]) -> ValueId {
         let value = self.value(DType::F32, shape);
         self.graph.inputs.push(Input { value, kind: InputKind::User });
         value
     }
 
-    pub(super) fn node_of(
+    pub(in crate::tests) fn node_of(
         &mut self,
         dtype: DType,
         op: &str,
@@ -62,12 +62,17 @@ impl Build {
         output
     }
 
-    pub(super) fn node(&mut self, op: &str, args: &[(&str, ValueId)], shape: &[&str]) -> ValueId {
+    pub(in crate::tests) fn node(
+        &mut self,
+        op: &str,
+        args: &[(&str, ValueId)],
+        shape: &[&str],
+    ) -> ValueId {
         let args = args.iter().map(|(name, value)| (*name, Argument::Tensor(*value))).collect();
         self.node_of(DType::F32, op, args, shape)
     }
 
-    pub(super) fn output(mut self, values: &[ValueId]) -> Graph {
+    pub(in crate::tests) fn output(mut self, values: &[ValueId]) -> Graph {
         self.graph.outputs = values.to_vec();
         self.graph
     }

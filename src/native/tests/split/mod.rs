@@ -1,6 +1,6 @@
 //! Graphs in pieces: stitched they compute what they do as a whole.
 
-mod build;
+pub(super) mod build;
 mod costs;
 mod hostile;
 mod keys;
