@@ -32,7 +32,7 @@ pub use eager_compiler::EagerCompiler;
 pub use inductor::InductorCompiler;
 pub use kiln_native::split::{Choice, Estimates, Piecewise};
 pub use native_compiler::NativeCompiler;
-pub use prepared::{Planned, Prepared, Stitch, StitchPiece};
+pub use prepared::{Correction, Planned, Prepared, Stitch, StitchPiece};
 pub use python::PythonSettings;
 pub use registry::{CompilerSettings, Compilers};
 pub use request::{CompileInput, CudaSource, Source, StaticSize};

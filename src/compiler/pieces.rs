@@ -57,10 +57,12 @@ pub(super) fn stitched(
         let prepared = prepare(input, graph).map_err(about)?;
         let mut prepared = prepared.computing(Arc::new(graph.clone()));
         prepared.label = format!("{} [{position}]", cut(&label));
+        let estimates = split.items[piece.items[0]].estimates;
+        prepared.estimated_seconds = Some(estimates.compile_seconds);
         pieces.push(StitchPiece {
             prepared: Arc::new(prepared),
             times: piece.items.len(),
-            estimates: split.items[piece.items[0]].estimates,
+            estimates,
         });
     }
     let keys: Vec<ArtifactKey> = pieces.iter().map(StitchPiece::key).collect();

@@ -31,6 +31,9 @@ pub struct Prepared {
     pub planned: Arc<Planned>,
     /// What it computes, where that is a graph.
     program: Option<Arc<Graph>>,
+    /// What its one compile takes, by the rules of thumb; `None`: nobody looked, or it is
+    /// more than one.
+    pub estimated_seconds: Option<f64>,
     job: Job,
 }
 
@@ -71,13 +74,48 @@ impl Prepared {
             namespace: input.namespace.clone(),
             planned: Arc::default(),
             program: None,
+            estimated_seconds: None,
             job,
         }
     }
 
     /// With how it is compiled, and why so.
     pub(super) fn planned(self, planned: Planned) -> Self {
-        Self { planned: Arc::new(planned), ..self }
+        let estimated_seconds = match planned.choice {
+            Choice::Full => planned.whole.map(|whole| whole.compile_seconds),
+            Choice::Piecewise => None,
+        };
+        Self { planned: Arc::new(planned), estimated_seconds, ..self }
+    }
+
+    /// With seconds as compiles really take them: in what is told, and in the order in which
+    /// pieces are taken. The key, the pieces and what is learned against stay as they are.
+    pub fn corrected(self, correction: &Correction) -> Self {
+        let Correction { factor, compiles } = *correction;
+        let times =
+            |of: Estimates| Estimates { compile_seconds: of.compile_seconds * factor, ..of };
+        let mut planned = Planned::clone(&self.planned);
+        planned.whole = planned.whole.map(times);
+        let known = planned.whole.is_some();
+        if known {
+            planned.reasons.push(format!(
+                "expected seconds are the rules' of thumb times {factor:.3}: learned from \
+                 {compiles} compiles"
+            ));
+        }
+        let job = match self.job {
+            Job::Stitch(stitch) => {
+                let piece = |piece: &StitchPiece| StitchPiece {
+                    prepared: piece.prepared.clone(),
+                    times: piece.times,
+                    estimates: times(piece.estimates),
+                };
+                let pieces = stitch.pieces.iter().map(piece).collect();
+                Job::Stitch(Arc::new(Stitch { stitching: stitch.stitching.clone(), pieces }))
+            }
+            job => job,
+        };
+        Self { planned: Arc::new(planned), job, ..self }
     }
 
     /// With what it computes.
@@ -139,6 +177,15 @@ pub struct Planned {
     pub whole: Option<Estimates>,
     /// Parts that run one after the other.
     pub items: usize,
+}
+
+/// How far estimates of seconds were off, where this was learned.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Correction {
+    /// What compiles took, over what they were thought to take.
+    pub factor: f64,
+    /// From how many of them that is.
+    pub compiles: usize,
 }
 
 /// What a whole is made of.

@@ -198,6 +198,10 @@ impl Manager {
             tokio::task::spawn_blocking(move || planning.plan(&input, &fingerprint, piecewise));
         let planned =
             planning.await.map_err(|e| Failure::new(FailureKind::Crashed, e.to_string()))??;
+        let planned = match self.learned.correction(&planned) {
+            Some(correction) => planned.corrected(&correction),
+            None => planned,
+        };
         let Some(piece) = request.piece else { return Ok((compiler, Arc::new(planned))) };
         let pieces = planned.stitch().map_or(&[][..], |stitch| &stitch.pieces);
         match pieces.get(piece as usize) {

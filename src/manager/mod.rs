@@ -21,6 +21,7 @@ mod compile;
 mod counters;
 mod fetch;
 mod hand_over;
+mod learned;
 mod pieces;
 mod produce;
 mod publish;
@@ -39,7 +40,6 @@ use kiln_proto::{ArtifactKey, Check, Digest, Manifest, NodeIdentity};
 use tokio_util::sync::CancellationToken;
 
 pub(crate) use self::pieces::told;
-use self::pieces::{Made, OwnLists, Whole, all_failed};
 pub use self::{
     answer::{Answer, Copies, Outcome, Request, Settings},
     counters::Counters,
@@ -50,6 +50,10 @@ pub use self::{
     single_flight::{Progress, SingleFlight},
     stage::Stage,
     stored::Found,
+};
+use self::{
+    learned::Learned,
+    pieces::{Made, OwnLists, Whole, all_failed},
 };
 use crate::{
     cache::{Hints, Priority, Tiers},
@@ -94,6 +98,7 @@ pub struct Manager {
     gate: Gate,
     flights: SingleFlight<ArtifactKey, Stage>,
     own: OwnLists,
+    learned: Learned,
     reporter: Reporter,
     counters: Arc<Counters>,
     verified: quick_cache::sync::Cache<(ArtifactKey, u64), Verified, Size>,
@@ -147,6 +152,7 @@ impl Manager {
             gate,
             flights,
             own: OwnLists::default(),
+            learned: Learned::default(),
             reporter,
             counters,
             verified,

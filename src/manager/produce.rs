@@ -47,6 +47,7 @@ impl Manager {
         // A check that failed is no verdict on the request: another node may do better.
         let (signed, manifest, pack) = self.sign(prepared, made).await?;
         let check = manifest.check.clone();
+        self.learned.observe(prepared, &manifest.key, manifest.compile_seconds);
         let answer = Answer {
             signed,
             manifest: manifest.clone(),

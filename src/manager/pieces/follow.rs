@@ -52,6 +52,7 @@ impl Manager {
             match self.resolve(&entry, namespace, Outcome::Hit).await? {
                 Found::Here(answer) => {
                     let prepared = &whole.stitch.pieces[index].prepared;
+                    self.learned.observe(prepared, &key, answer.manifest.compile_seconds);
                     let checked = self.check_stored(whole.verify, prepared, &answer).await;
                     end = Some(match checked {
                         Ok(found) => {
@@ -159,6 +160,7 @@ impl Manager {
                     // Who compiled it may not have looked: a client, or an older Kiln.
                     if let Some(Ok(manifest)) = end {
                         let (verify, prepared) = (whole.verify, &piece.prepared);
+                        self.learned.observe(prepared, &key, manifest.compile_seconds);
                         match self.check_published(verify, prepared, manifest, outcome).await {
                             Ok(found) => check = found,
                             Err(why) => *end = Some(Err(Error::Unsound(why))),

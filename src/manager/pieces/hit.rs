@@ -27,6 +27,9 @@ impl Manager {
         outcome: Outcome,
     ) -> Result<Found, Error> {
         let found = self.resolve(entry, &prepared.namespace, outcome).await?;
+        if let Found::Here(answer) = &found {
+            self.learned.observe(prepared, &entry.key, answer.manifest.compile_seconds);
+        }
         let Some(stitch) = prepared.stitch() else { return Ok(found) };
         let Found::Here(mut answer) = found else { return Ok(found) };
         let of = answer.manifest.pieces.iter().zip(&stitch.pieces).enumerate();
@@ -66,6 +69,7 @@ impl Manager {
         };
         let Some(entry) = entry else { return Err(missing("is gone")) };
         let manifest = self.verify(&entry)?;
+        self.learned.observe(&piece.prepared, &key, manifest.compile_seconds);
         // Its bytes came with the whole.
         match manifest.pack_digest == made_of.pack {
             true => Ok(state(index, piece, &manifest)),

@@ -9,8 +9,8 @@ use super::symbols::Sizes;
 use crate::core::{Op, Program};
 use kiln_proto::graph::Graph;
 
-/// What compiles cost. The node that has the cluster's compile seconds gives its
-/// own. The defaults are rules of thumb, but for two that were measured with NVRTC
+/// What compiles cost. Where a graph is cut follows from these, so all nodes have the same;
+/// what a node learned of real compiles corrects estimates afterwards. The defaults are rules of thumb, but for two that were measured with NVRTC
 /// 13.0: a quarter of a second for the first compile of a process, and 12 ms for a
 /// small kernel. `tests/split/costs.rs` writes what it takes to measure the others.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]

@@ -2,6 +2,7 @@
 //! the others.
 
 mod failing;
+mod learned;
 mod model;
 mod one_node;
 mod spread;
