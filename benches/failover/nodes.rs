@@ -117,7 +117,7 @@ impl Nodes {
         KilnClient::new(Channel::from_shared(endpoint).unwrap().connect_lazy())
     }
 
-    async fn status(&self, i: usize) -> Option<pb::StatusResponse> {
+    pub(crate) async fn status(&self, i: usize) -> Option<pb::StatusResponse> {
         let asked = async { self.grpc(i).status(pb::StatusRequest {}).await };
         let answer = tokio::time::timeout(Duration::from_secs(1), asked).await.ok()?.ok()?;
         Some(answer.into_inner())
