@@ -54,6 +54,9 @@ class Lookup:
         self.missed = False
         # Seconds that its compile took, here or in another process; 0 for a hit.
         self.seconds = 0.0
+        # Seconds until that process began it, and where torch says that the others went.
+        self.waited = 0.0
+        self.phases: Mapping[str, float] = {}
 
     @property
     def key(self) -> bytes | None:
@@ -183,7 +186,7 @@ class Lookup:
         if pool is None or self.job is None:
             return
         try:
-            files, self.seconds = pool.compile(self.job, self._tiers.timeout)
+            compiled = pool.compile(self.job, self._tiers.timeout)
         except CompilationModuleError:
             self.count_miss()
             raise
@@ -197,7 +200,8 @@ class Lookup:
             said_here(why)
             return
         self.count_miss()
-        self.made = files
+        files = self.made = compiled.files
+        self.seconds, self.waited, self.phases = compiled.seconds, compiled.waited, compiled.phases
         self._tiers.counter.count("num_inductor_compiles")
         self._tiers.monitor.record_compilation_time(self.seconds)
         self._publish(files)

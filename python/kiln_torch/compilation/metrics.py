@@ -25,7 +25,7 @@ _COMPILERS = frozenset(
     ("g++", "gcc", "cc1plus", "cc1", "c++", "as", "ld", "clang", "clang++", "ptxas", "nvcc")
 )
 # Inductor's own workers, and those of this module.
-_WORKERS = ("torch/_inductor/compile_worker", "kiln_torch.compilation.worker")
+_WORKERS = ("torch/_inductor/compile_worker", "kiln_torch.compilation.forking")
 
 _caches: weakref.WeakSet[LocalCache] = weakref.WeakSet()
 _pools: weakref.WeakSet[Pool] = weakref.WeakSet()

@@ -8,15 +8,18 @@ what the others gave is kept.
 
 from __future__ import annotations
 
+import itertools
 import secrets
 import time
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from .. import report
 from . import checking
+from .complexity import calls
 from .errors import CompilationError, CompilationModuleError
+from .repeats import marks_of
 from .splitting import SplitItem, analyze_graph_for_splitting, split_graph_into_pieces
 from .stitching import create_piecewise_callable, create_split_graph_module
 from .tracing import restarts
@@ -49,8 +52,11 @@ class PieceResult:
     outcome: str
     compile_seconds: float
     error: str = ""
-    # Whether a process of its own compiled it.
+    # Whether a process of its own compiled it; if so, the seconds until that began.
     elsewhere: bool = False
+    waited_seconds: float = 0.0
+    # Where torch says that the seconds went, in that process; some are within others.
+    phases: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -150,8 +156,7 @@ class _Compiling:
         away: dict[Future[None], tuple[SplitItem, Request]] = {}
         shared: dict[int, tuple[int, Request]] = {}
         with ThreadPoolExecutor(_MOST_LOOKING) as threads:
-            # Processes that start together begin at different pieces, and share the work.
-            for item in _rotated(self._items):
+            for item in _ordered(self._items, self._config.parallel_compiles):
                 request = self._request(item)
                 request.describe()
                 if request.key is not None and request.key in first:
@@ -236,10 +241,28 @@ class _Compiling:
         self.compiled[item.name] = run
         key = "" if request.key is None else request.key.hex()
         found[item.index] = PieceResult(
-            item.index, key, outcome, request.seconds, error, request.elsewhere
+            item.index,
+            key,
+            outcome,
+            request.seconds,
+            error,
+            request.elsewhere,
+            request.waited,
+            request.phases,
         )
 
 
-def _rotated(items: Sequence[SplitItem]) -> list[SplitItem]:
-    start = secrets.randbelow(len(items)) if items else 0
-    return [*items[start:], *items[:start]]
+def _ordered(items: Sequence[SplitItem], at_once: int) -> list[SplitItem]:
+    """Put one piece of each kind first, so that all compile before equal ones are described."""
+    nodes = [calls(item.graph) for item in items]
+    marks = iter(marks_of([node for each in nodes for node in each]))
+    kinds: dict[tuple[int, ...], SplitItem] = {}
+    for item, own in zip(items, nodes):
+        kinds.setdefault(tuple(itertools.islice(marks, len(own))), item)
+    first = sorted(kinds.values(), key=lambda item: item.complexity, reverse=True)
+    if len(first) > at_once:
+        # Processes that start together begin at different pieces, and share the work.
+        start = secrets.randbelow(len(first))
+        first = [*first[start:], *first[:start]]
+    taken = {item.index for item in first}
+    return [*first, *(item for item in items if item.index not in taken)]

@@ -8,23 +8,21 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import json
 import os
-import pickle
-import queue
-import signal
-import subprocess
-import sys
 import threading
-import time
 import weakref
-from typing import Any, BinaryIO
+from dataclasses import dataclass
+from typing import Any
 
-from .errors import CompilationError, TimeoutError  # noqa: A004 - the module's own
+from .errors import CompilationError
+from .fork_server import Gone
+from .process import NotBegun, Process
+from .ranks import ranks_here
 
-_LENGTH = 8
 # Inductor's setting: how many processes it compiles kernels with.
 _THREADS = "TORCHINDUCTOR_COMPILE_THREADS"
+# Processes that may end before they begin one job: what ends them all ends the next as well.
+_TRIES = 3
 # By how many may run at once: managers of one process share them.
 _shared: dict[int, Pool] = {}
 _shared_lock = threading.Lock()
@@ -46,15 +44,10 @@ def _after_fork() -> None:
 
 
 os.register_at_fork(after_in_child=_after_fork)
-# What starts one: with this process's import path, whatever started this process.
-_START = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
-    "from kiln_torch.compilation.worker import main; main()"
-)
 
 
 class Unfit(Exception):
-    """The other process is not like this one."""
+    """No other process can do it: compile here."""
 
 
 class Pool:
@@ -65,8 +58,8 @@ class Pool:
         self._most = most
         self._free = threading.Semaphore(most)
         self._lock = threading.Lock()
-        self._idle: list[_Process] = []
-        self._running: set[_Process] = set()
+        self._idle: list[Process] = []
+        self._running: set[Process] = set()
         # Those that are being started for a compile.
         self._starting = 0
         atexit.register(_close, weakref.ref(self))
@@ -78,66 +71,81 @@ class Pool:
             return len(self._running)
 
     def pids(self) -> list[int]:
-        """Return the processes, busy and idle."""
+        """Return the processes, busy and idle; waits for those that are being started."""
         with self._lock:
-            return [each.pid for each in (*self._idle, *self._running)]
+            processes = [*self._idle, *self._running]
+        return [pid for each in processes if (pid := each.pid) is not None]
 
     def warm(self, count: int) -> None:
         """Start processes before there is work: until it comes they import what it needs."""
         with self._lock:
             self._prune()
             have = len(self._idle) + len(self._running) + self._starting
-            for _ in range(min(count, self._most) - have):
-                self._idle.append(_Process(self._threads))
+            # What cannot be started is said by the compile that needs it.
+            with contextlib.suppress(Gone):
+                for _ in range(min(count, self._most) - have):
+                    self._idle.append(Process(self.threads))
 
-    def compile(self, job: bytes, timeout: float | None) -> tuple[dict[str, bytes], float]:
-        """Return the files and the seconds that they took.
+    def compile(self, job: bytes, timeout: float | None) -> Compiled:
+        """Return what was compiled.
 
-        ``Unfit``: the process is not like this one, compile here.
+        ``Unfit``: no process can, compile here.
         ``CompilationError``: the compiler's; ``TimeoutError``: longer than ``timeout``.
         """
         with self._free:
-            while True:
-                process, used = self._taken()
-                kept = False
-                try:
-                    answer = process.ask(job, timeout)
-                    kept = True
-                    break
-                except _Idle:
-                    # It ended itself just then, for nobody had asked it.
-                    if not used:
-                        raise CompilationError("the compiling process did not start") from None
-                finally:
-                    with self._lock:
-                        self._running.discard(process)
-                        if kept:
-                            self._idle.append(process)
-                    if not kept:
-                        process.end()
+            answer = self._asked(job, timeout)
         if "error" in answer:
             raise CompilationError(answer["error"])
         if answer["files"] is None:
             raise Unfit(answer["why"])
-        return answer["files"], answer["seconds"]
+        return Compiled(answer["files"], answer["seconds"], answer["waited"], answer["phases"])
 
     @property
-    def _threads(self) -> int:
+    def threads(self) -> int:
         """How many kernels one process compiles at once: all together use each core once."""
-        return max(1, len(os.sched_getaffinity(0)) // self._most)
+        cores = len(os.sched_getaffinity(0))
+        share = max(1, cores // (self._most * ranks_here()))
+        return min(share, _asked_threads() or share)
 
-    def _taken(self) -> tuple[_Process, bool]:
+    def _asked(self, job: bytes, timeout: float | None) -> dict[str, Any]:
+        tries = 0
+        while True:
+            try:
+                process, used = self._taken()
+            except Gone as why:
+                raise Unfit(f"no process can be started: {why}") from why
+            kept = False
+            try:
+                answer = process.ask(job, timeout)
+                kept = True
+                return answer
+            except NotBegun as why:
+                # One that was idle ended itself just then, for nobody had asked it.
+                tries += not used
+                if tries == _TRIES:
+                    raise Unfit(f"no process begins: {why}") from why
+            finally:
+                with self._lock:
+                    self._running.discard(process)
+                    if kept:
+                        self._idle.append(process)
+                if not kept:
+                    process.end()
+
+    def _taken(self) -> tuple[Process, bool]:
         """Return a process, running from now on, and whether it was idle."""
         with self._lock:
             self._prune()
             if self._idle:
-                process = self._idle.pop(0)
+                # One that is ready, if any is.
+                process = min(self._idle, key=lambda each: each.ready is None)
+                self._idle.remove(process)
                 self._running.add(process)
                 return process, True
             self._starting += 1
         process = None
         try:
-            process = _Process(self._threads)
+            process = Process(self.threads)
         finally:
             with self._lock:
                 self._starting -= 1
@@ -160,101 +168,16 @@ class Pool:
             process.end()
 
 
-class _Idle(Exception):
-    """The process had ended by itself before it was asked."""
+@dataclass(frozen=True)
+class Compiled:
+    """What a process made of a job."""
 
-
-class _Process:
-    """One process; its standard output is for the compilers' own words."""
-
-    def __init__(self, threads: int) -> None:
-        told, self._answers_to = os.pipe()
-        environment = {
-            **os.environ,
-            "KILN_COMPILATION_ANSWERS": str(self._answers_to),
-            "KILN_COMPILATION_DEVICE": _device(),
-            _THREADS: str(min(threads, _asked_threads() or threads)),
-        }
-        try:
-            self._process = subprocess.Popen(
-                [sys.executable, "-c", _START, json.dumps(sys.path)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.DEVNULL,
-                pass_fds=(self._answers_to,),
-                env=environment,
-                start_new_session=True,
-            )
-        finally:
-            os.close(self._answers_to)
-        self._answers = os.fdopen(told, "rb")
-        self._queue: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        threading.Thread(target=self._read, name="kiln-compile", daemon=True).start()
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
-
-    @property
-    def alive(self) -> bool:
-        return self._process.poll() is None
-
-    def ask(self, job: bytes, timeout: float | None) -> dict[str, Any]:
-        started = time.monotonic()
-        assert self._process.stdin is not None
-        try:
-            write(self._process.stdin, job)
-            answer = self._queue.get(timeout=timeout)
-        except queue.Empty:
-            took = time.monotonic() - started
-            raise TimeoutError(f"no result after {took:.1f} s") from None
-        except OSError:
-            answer = None
-        if answer is None:
-            status = self._process.wait()
-            if status == 0:
-                raise _Idle
-            raise CompilationError(f"the compiling process ended with status {status}")
-        return answer
-
-    def end(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
-        if self._process.stdin is not None:
-            with contextlib.suppress(OSError):
-                self._process.stdin.close()
-
-    def _read(self) -> None:
-        with self._answers:
-            while (data := read(self._answers)) is not None:
-                # From our own child.
-                self._queue.put(pickle.loads(data))  # noqa: S301
-        self._queue.put(None)
-
-
-def write(file: BinaryIO | Any, data: bytes) -> None:
-    """Send one message."""
-    file.write(len(data).to_bytes(_LENGTH, "big"))
-    file.write(data)
-    file.flush()
-
-
-def read(file: BinaryIO | Any) -> bytes | None:
-    """Return the next message; ``None`` at the end."""
-    head = file.read(_LENGTH)
-    if len(head) < _LENGTH:
-        return None
-    size = int.from_bytes(head, "big")
-    data = file.read(size)
-    return data if len(data) == size else None
-
-
-def _device() -> str:
-    """Return the device that this process uses already: what to make ready for."""
-    torch = sys.modules.get("torch")
-    if torch is None or not torch.cuda.is_initialized():
-        return ""
-    return f"cuda:{torch.cuda.current_device()}"
+    files: dict[str, bytes]
+    # Seconds of the compile itself, and until the process began it.
+    seconds: float
+    waited: float
+    # Where torch says that the time went.
+    phases: dict[str, float]
 
 
 def _asked_threads() -> int:

@@ -44,7 +44,7 @@ def find_repeats(nodes: Sequence[fx.Node]) -> Repeats | None:
     """Return the repetition that covers most nodes, by the shortest period."""
     if not 2 * _LEAST_PERIOD <= len(nodes) <= _MOST_NODES:
         return None
-    marks = _marks(nodes)
+    marks = marks_of(nodes)
     best: tuple[int, int, int] | None = None
     for period in range(_LEAST_PERIOD, min(len(marks) // 2, _LONGEST_PERIOD) + 1):
         if best is not None and best[0] >= len(marks) - period + 1:
@@ -85,7 +85,7 @@ def crossings(nodes: Sequence[fx.Node]) -> list[int]:
     return found
 
 
-def _marks(nodes: Sequence[fx.Node]) -> list[int]:
+def marks_of(nodes: Sequence[fx.Node]) -> list[int]:
     """Return a number for each node: equal for equal operations on equal values."""
     known: dict[Any, int] = {}
 

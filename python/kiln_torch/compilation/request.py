@@ -76,6 +76,16 @@ class Request:
         """Seconds that its compile took, here or in another process; 0 for a hit."""
         return self._lookup.seconds
 
+    @property
+    def waited(self) -> float:
+        """Seconds until another process began it."""
+        return self._lookup.waited
+
+    @property
+    def phases(self) -> Mapping[str, float]:
+        """Where torch says that the seconds in another process went; some are within others."""
+        return self._lookup.phases
+
     def describe(self) -> bool:
         """Find the key; ``False``: there is none."""
         try:
