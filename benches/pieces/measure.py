@@ -1,15 +1,17 @@
 """One cold first call of a model, whole or by pieces, and where its time went: a JSON line.
 
-    python3 benches/pieces/measure.py full|pieces [--processes N] [--layers N] [--forwards]
+    python3 benches/pieces/measure.py full|pieces [--processes N] [--layers N] [--early] [--forwards]
 
 Caches are new and empty. The clock starts before the backend is made, when torch is
-imported and the model is loaded, and stops when the first result is there. `compare.py`
-runs this several times.
+imported and the model is loaded, and stops when the first result is there. With `--early`
+Inductor is imported and the backend made before the model is loaded, as in a program that
+does so first, and the clock starts after that. `compare.py` runs this several times.
 """
 
 import argparse
 import collections
 import contextlib
+import importlib
 import json
 import os
 import pathlib
@@ -167,13 +169,14 @@ def main():
     parser.add_argument("--layers", type=int, default=16)
     parser.add_argument("--width", type=int, default=models.WIDTH)
     parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--early", action="store_true", help="the backend before the model")
     parser.add_argument("--forwards", action="store_true", help="then compare forwards as well")
     given = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     sync = torch.cuda.synchronize if device == "cuda" else contextlib.nullcontext
     dtype = getattr(torch, given.dtype)
-    model, inputs = models.made(given.layers, given.width, device, dtype)
     out = {
+        "early": given.early,
         "how": given.how,
         "processes": given.processes if given.how == "pieces" else None,
         "layers": given.layers,
@@ -181,14 +184,25 @@ def main():
         "torch": torch.__version__,
         "cores": len(os.sched_getaffinity(0)),
     }
+    spans, backend, tell = Spans(), None, lambda: None
+    if given.early:
+        importlib.import_module("torch._inductor.compile_fx")
+
+        if device == "cuda":
+            torch.cuda.init()
+        if given.how == "pieces":
+            backend, tell = by_pieces(given, spans, out)
+    model, inputs = models.made(given.layers, given.width, device, dtype)
     with torch.no_grad():
         wanted = model(*inputs)
         sync()
-        spans, tell = Spans(), lambda: None
-        if given.how == "full":
+        out["until_loaded"] = spans.now()
+        spans.start = time.monotonic()
+        if given.how == "pieces" and backend is None:
+            backend, tell = by_pieces(given, spans, out)
+        if backend is None:
             run = torch.compile(model, options=OPTIONS)
         else:
-            backend, tell = by_pieces(given, spans, out)
             run = torch.compile(model, backend=backend)
         got = run(*inputs)
         sync()

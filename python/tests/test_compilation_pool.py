@@ -20,6 +20,7 @@ from kiln_torch.compilation import (
     CompilationConfig,
     CompilationError,
     KilnBackend,
+    early,
     fork_server,
     pool,
     ranks,
@@ -321,3 +322,34 @@ def test_a_backend_starts_them_where_there_is_nothing_to_find(
     assert starts(full, parallel_compiles=3) == []
     assert starts(tmp_path / "new", parallel_compiles=1) == []
     assert starts(tmp_path / "new", parallel_compiles=3, compilation_level="full") == []
+
+
+def test_what_they_are_forked_from_begins_before_all_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[bool] = []
+    monkeypatch.setattr(early, "fork_server", lambda: begun.append(True))
+    full = tmp_path / "full"
+    full.mkdir()
+    (full / "entry.kiln").write_bytes(b"something")
+
+    def begins(folder: Path, *, disable_cache: bool = False, **settings: Any) -> bool:
+        begun.clear()
+        config = CompilationConfig(**{"parallel_compiles": 3, **settings})
+        early.begin(config, str(folder), disable_cache=disable_cache)
+        return bool(begun)
+
+    assert begins(tmp_path / "new")
+    assert not begins(full)
+    assert begins(full, disable_cache=True)
+    assert not begins(tmp_path / "new", backend="native")
+    assert not begins(tmp_path / "new", use_inductor=False)
+    monkeypatch.setenv("KILN_ENDPOINT", "grpc://127.0.0.1:1")
+    assert not begins(tmp_path / "new")
+    # Until then nothing that takes seconds is imported.
+    code = (
+        "import sys; from kiln_torch.compilation import KilnBackend; print('torch' in sys.modules)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(HERE.parent)}
+    told = subprocess.check_output([sys.executable, "-c", code], env=environment, text=True)
+    assert told.strip() == "False"

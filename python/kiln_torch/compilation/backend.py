@@ -12,22 +12,22 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from .. import report
-from . import by_size
-from .complexity import GraphComplexity, analyze_graph_complexity
+from . import early
 from .config import CompilationConfig
 from .errors import CompilationError
-from .manager import CompilerManager, failing
-from .passes import Pass, post_pass
-from .piecewise import PiecewiseResult, piecewise_compile
-from .plain_values import Unsent
-from .robust import robust_compile
-from .traced import Traced
-from .tracing import torch_lock
 
+# What uses torch's compiler is imported where it is used: importing that takes seconds,
+# in which processes that compile import it as well.
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from torch import fx
+
+    from . import by_size
+    from .complexity import GraphComplexity
+    from .passes import Pass
+    from .piecewise import PiecewiseResult
+    from .traced import Traced
 
 FULL = "full"
 PIECEWISE = "piecewise"
@@ -52,6 +52,9 @@ class KilnBackend:
     ) -> None:
         """Make a ``CompilerManager`` of these."""
         self.compilation_config = compilation_config or CompilationConfig()
+        early.begin(self.compilation_config, cache_dir, disable_cache=disable_cache)
+        from .manager import CompilerManager
+
         self.compiler_manager = CompilerManager(
             self.compilation_config, cache_dir=cache_dir, disable_cache=disable_cache
         )
@@ -77,10 +80,14 @@ class KilnBackend:
 
         Its id counts in the key: ``uuid``, or else the function's source.
         """
+        from .passes import Pass
+
         self._passes.append(Pass(function, uuid))
 
     def configure_post_pass(self) -> None:
         """Hand the registered passes to Inductor, and their ids to the keys."""
+        from .passes import post_pass
+
         self._post_pass = post_pass(tuple(self._passes)) if self._passes else None
         facts = self.compiler_manager.facts
         facts.pop("passes", None)
@@ -89,6 +96,8 @@ class KilnBackend:
 
     def analyze_graph_complexity(self, graph: fx.GraphModule) -> GraphComplexity:
         """Describe a graph: its size, and where it could be split."""
+        from .complexity import analyze_graph_complexity
+
         return analyze_graph_complexity(graph, self.compilation_config.splitting_ops)
 
     def select_compilation_strategy(self, complexity: GraphComplexity) -> Strategy:
@@ -137,6 +146,11 @@ class KilnBackend:
         self, graph: fx.GraphModule, example_inputs: Sequence[Any]
     ) -> Callable[..., Any]:
         """Compile for all sizes, and for some by themselves."""
+        from . import by_size
+        from .manager import failing
+        from .plain_values import Unsent
+        from .tracing import torch_lock
+
         with failing(), torch_lock():
             traced = self.compiler_manager.trace(graph, example_inputs, self.compilation_config)
         if traced.dynamo:
@@ -160,6 +174,11 @@ class KilnBackend:
         return traced.callable(chosen)
 
     def _compile_size(self, chosen: by_size.BySize, traced: Traced, symbol: Any, size: int) -> None:
+        from . import by_size
+        from .plain_values import Unsent
+        from .traced import Traced
+        from .tracing import torch_lock
+
         try:
             gm, mode = by_size.fixed(traced.gm, symbol, size)
             own = Traced(gm, mode, dynamo=traced.dynamo)
@@ -184,6 +203,8 @@ class KilnBackend:
     def _whole(
         self, graph: fx.GraphModule, example_inputs: Sequence[Any], runtime_shape: int | None
     ) -> Callable[..., Any]:
+        from .robust import robust_compile
+
         options = self._get_inductor_config()
         if self.compilation_config.fallback:
             return robust_compile(
@@ -205,6 +226,10 @@ class KilnBackend:
     def _by_pieces(
         self, graph: fx.GraphModule, example_inputs: Sequence[Any], runtime_shape: int | None
     ) -> Callable[..., Any]:
+        from .manager import failing
+        from .piecewise import piecewise_compile
+        from .tracing import torch_lock
+
         try:
             with failing(), torch_lock():
                 traced = self.compiler_manager.trace(graph, example_inputs, self.compilation_config)

@@ -15,7 +15,7 @@ import torch
 from .. import report
 from ..client import Client
 from ..graph import Unkeyable
-from . import metrics
+from . import early, metrics
 from .config import EAGER, CompilationConfig, compile_cache_disabled
 from .counter import CompilationCounter, compilation_counter
 from .errors import CompilationError, CompilationModuleError, IncompatibleConfigError
@@ -179,7 +179,7 @@ class CompilerManager:
     def warm(self, config: CompilationConfig | None = None) -> None:
         """Start processes that will compile pieces, where there is nothing to find yet."""
         config, pool = config or self.compilation_config, self.tiers.pool
-        if pool is None or config.parallel_compiles == 1 or config.compilation_level == "full":
+        if pool is None or not early.wanted(config):
             return
         store = self.tiers.store
         if store is None or store.empty():

@@ -8,12 +8,34 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import importlib
 import os
 import signal
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _PR_SET_PDEATHSIG = 1
+
+
+# What Inductor imports at its first compile.
+_AT_FIRST_USE = (
+    "choices",
+    "codegen.cuda_combined_scheduling",
+    "codegen.memory_planning",
+    "codegen.triton",
+    "codegen.wrapper_fxir",
+    "fx_passes.efficient_conv_bn_eval",
+    "fx_passes.freezing_patterns",
+    "fx_passes.fuse_attention",
+    "fx_passes.pad_mm",
+    "fx_passes.quantization",
+    "kernel_template_choice",
+    "runtime.triton_heuristics",
+    "standalone_compile",
+)
 
 
 def import_all() -> None:
@@ -32,8 +54,13 @@ def import_all() -> None:
 
         if HAS_TRITON:
             triton_key()
-    # No kernel of its own: on a CPU one would cost a C++ compiler's seconds.
-    _compile("cpu", lambda graph, x: graph.call_function(torch.matmul, (x, x)))
+    for name in _AT_FIRST_USE:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(f"torch._inductor.{name}")
+    # Any compile asks a GPU for its properties, where there is one: then a fork does it.
+    if not torch.cuda.is_available():
+        # No kernel of its own: on a CPU one would cost a C++ compiler's seconds.
+        _compile("cpu", lambda graph, x: graph.call_function(torch.matmul, (x, x)))
 
 
 def import_for_cpu() -> None:
@@ -44,11 +71,13 @@ def import_for_cpu() -> None:
         options.versions({"cpu"})
 
 
-def make_ready(device: str, threads: int, own: tuple[int, ...]) -> dict[str, float]:
+def make_ready(
+    device: str, threads: int, own: tuple[int, ...], busy: Callable[[], bool]
+) -> dict[str, float]:
     """Be ready to compile for ``device``, ``threads`` kernels at once.
 
     Return the seconds of each step. ``own``: descriptors that what is forked from
-    here must not keep open.
+    here must not keep open; ``busy``: whether there is a job, which teaches it as much.
     """
     import torch
     from torch._inductor import config
@@ -73,13 +102,14 @@ def make_ready(device: str, threads: int, own: tuple[int, ...]) -> dict[str, flo
     steps.done("helpers")
     options.versions({"cuda"})
     steps.done("versions")
-    _compile(
-        device,
-        lambda graph, x: graph.call_function(
-            torch.relu, (graph.call_function(torch.matmul, (x, x)),)
-        ),
-    )
-    steps.done("compile")
+    if not busy():
+        _compile(
+            device,
+            lambda graph, x: graph.call_function(
+                torch.relu, (graph.call_function(torch.matmul, (x, x)),)
+            ),
+        )
+        steps.done("compile")
     return steps.seconds
 
 

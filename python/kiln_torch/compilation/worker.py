@@ -14,10 +14,13 @@ import signal
 import sys
 import threading
 import time
-from typing import BinaryIO, NoReturn
+from typing import TYPE_CHECKING, BinaryIO, NoReturn
 
 from .messages import read, write
 from .pool import Unfit
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 # Seconds after which a process that nobody asks ends: it holds hundreds of megabytes.
 _IDLE = 60.0
@@ -40,7 +43,7 @@ def main(jobs: int, answers: int, device: str, threads: int, *, fork: bool = Tru
     waiting: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     source = os.fdopen(jobs, "rb")
     threading.Thread(target=_receive, args=(source, waiting), daemon=True).start()
-    steps = _make_ready(device, threads, (jobs, answers))
+    steps = _make_ready(device, threads, (jobs, answers), lambda: not waiting.empty())
     write(out, pickle.dumps({"ready": time.monotonic(), "steps": steps}))
     while True:
         try:
@@ -59,12 +62,14 @@ def _usable() -> bool:
     return not torch.cuda._is_in_bad_fork()
 
 
-def _make_ready(device: str, threads: int, own: tuple[int, ...]) -> dict[str, float]:
+def _make_ready(
+    device: str, threads: int, own: tuple[int, ...], busy: Callable[[], bool]
+) -> dict[str, float]:
     """Import and set up what every compile needs, while there is no work yet."""
     try:
         from . import ready
 
-        return ready.make_ready(device, threads, own)
+        return ready.make_ready(device, threads, own, busy)
     except Exception as error:
         # The first job says what is wrong, to who can read it.
         return {f"{type(error).__name__}: {error}": 0.0}
