@@ -1,6 +1,7 @@
 """What the fork server runs: import what compiles, then fork on demand.
 
-Invariant: it has one thread and never uses a GPU, so that its forks may do anything;
+Invariant: it starts no thread itself and never uses a GPU, so that its forks may do
+anything (seen with torch 2.11 on an H100: an import of torch's starts one thread);
 it reaps nobody before it is told to end that process, so that no process id stands
 for another one meanwhile.
 """
