@@ -13,6 +13,8 @@ use kiln_proto::{
     graph::{Argument, Dim, Graph, InputKind, Node, SymInt, TensorType, ValueId},
 };
 
+use super::decompose::is_known;
+
 /// Arguments that are operands: their numbers are constants, not structure.
 pub(super) const OPERANDS: [&str; 11] =
     ["self", "other", "exponent", "alpha", "beta", "eps", "value", "fill_value", "min", "max", "s"];
@@ -172,7 +174,7 @@ fn encode(graph: &Graph, detail: Detail) -> Encoded {
                 Argument::Ints(ints) => format!("{ints:?}"),
                 Argument::Layout(layout) => layout.to_string(),
                 Argument::Other(tag) => tag.clone(),
-                Argument::None => continue,
+                Argument::None => "none".to_owned(),
             };
             push(&mut args, &format!("{name}={shown}"));
         }
@@ -216,12 +218,14 @@ pub(super) fn canonical_name(op: &str) -> &str {
 
 /// Arguments by name, less those that say what the schema says anyway: of the
 /// operations with a rule, every factor defaults to one and every switch to
-/// false but those in [`ON`].
+/// false but those in [`ON`]. Of others nothing is known: all of them count.
 pub(super) fn sorted_args(node: &Node) -> Vec<&(String, Argument)> {
+    let all = !is_known(&node.op);
     let mut args: Vec<_> = node
         .args
         .iter()
         .filter(|(name, argument)| match argument {
+            _ if all => true,
             Argument::None => false,
             Argument::Bool(switch) => *switch != ON.contains(&name.as_str()),
             Argument::Int(1) => name != "alpha" && name != "beta",

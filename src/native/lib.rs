@@ -27,6 +27,7 @@ mod loops;
 mod lower;
 mod parse;
 pub mod plan;
+mod portable;
 #[cfg(any(test, feature = "random"))]
 pub mod random;
 mod schedule;
@@ -43,6 +44,7 @@ use kiln_proto::{BinaryKind, Component, Failure, FailureKind, Target, graph::Gra
 
 pub use identity::{Identity, identify, identify_graph};
 pub use plan::Plan;
+pub use portable::{Portable, portable};
 pub use signature::{NamedInput, SIGNATURE_FILE, Signature, signature};
 pub use slim::slim;
 
@@ -77,6 +79,16 @@ struct Options {
 /// Reads the graph in a torch.export archive.
 pub fn read_graph(archive: &[u8]) -> Result<Graph, Failure> {
     parse::parse(archive)
+}
+
+/// The same, with operations that no compiler here has a rule for: others may.
+pub fn read_any_graph(archive: &[u8]) -> Result<Graph, Failure> {
+    parse::parse_any(archive)
+}
+
+/// Whether the compilers here have a rule for the operation of that name.
+pub fn has_rule(op: &str) -> bool {
+    decompose::is_known(op)
 }
 
 /// The `graph` and `inputs` components of a graph's key.

@@ -28,8 +28,15 @@ const SCHEMA_MAJOR: u32 = 8;
 /// Bytes of the graph's JSON.
 const LARGEST_MODEL: u64 = 256 << 20;
 
-/// Reads the graph of the program in `bytes`.
+/// Reads the graph of the program in `bytes`, if all of its operations have a rule.
 pub(super) fn parse(bytes: &[u8]) -> Result<Graph, Failure> {
+    let graph = parse_any(bytes)?;
+    unknown_ops(&graph)?;
+    Ok(graph)
+}
+
+/// Reads the graph of the program in `bytes`, whatever its operations.
+pub(super) fn parse_any(bytes: &[u8]) -> Result<Graph, Failure> {
     let mut archive = Archive::open(bytes)?;
     match archive.read("byteorder", 16)? {
         Some(order) if order != b"little" => return Err(invalid("the archive is big-endian")),
@@ -47,7 +54,6 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Graph, Failure> {
     }
     let mut reader = Reader { archive, model, graph: Graph::default(), names: Names::default() };
     reader.read(program)?;
-    unknown_ops(&reader.graph)?;
     Ok(reader.graph)
 }
 

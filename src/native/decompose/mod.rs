@@ -129,6 +129,20 @@ const CHECK: &str = "aten._assert_tensor_metadata.default";
 
 /// The live part of `graph` in core operations.
 pub fn decompose(graph: &Graph) -> Result<Program, Failure> {
+    let run = all(graph)?;
+    match run.unsupported.is_empty() {
+        true => Ok(run.builder.finish()),
+        false => Err(run.refused()),
+    }
+}
+
+/// The same, where what is not handled gives zeros of the exporter's shape: good for
+/// shapes and estimates, never to be run.
+pub(super) fn outline(graph: &Graph) -> Result<Program, Failure> {
+    Ok(all(graph)?.builder.finish())
+}
+
+fn all(graph: &Graph) -> Result<Run<'_>, Failure> {
     let order = live_order(graph);
     if order.len() > MOST_NODES {
         return Err(invalid(format!("{} operations, at most {MOST_NODES}", order.len())));
@@ -150,7 +164,8 @@ pub fn decompose(graph: &Graph) -> Result<Program, Failure> {
         }
     }
     run.checks()?;
-    run.finish()
+    run.outputs()?;
+    Ok(run)
 }
 
 struct Run<'a> {
@@ -233,14 +248,16 @@ impl<'a> Run<'a> {
 
     /// Stands in for a node that is refused, so that those after it are looked at too.
     fn pretend(&mut self, node: &Node) {
-        for output in &node.outputs {
-            let ty = &self.graph.value(*output).ty;
-            let shape: Option<Vec<Size>> =
-                ty.shape.iter().map(|dim| self.symbols.size(dim).ok()).collect();
-            let Some(shape) = shape else { continue };
-            let value = self.builder.push(Op::Full(Number::Int(0)), vec![], ty.dtype, shape);
-            self.values[output.0] = Some(value);
-        }
+        node.outputs.iter().for_each(|output| self.pretend_value(*output));
+    }
+
+    fn pretend_value(&mut self, value: kiln_proto::graph::ValueId) {
+        let ty = &self.graph.value(value).ty;
+        let shape: Option<Vec<Size>> =
+            ty.shape.iter().map(|dim| self.symbols.size(dim).ok()).collect();
+        let Some(shape) = shape else { return };
+        let made = self.builder.push(Op::Full(Number::Int(0)), vec![], ty.dtype, shape);
+        self.values[value.0] = Some(made);
     }
 
     /// What the program asserts of live values.
@@ -263,23 +280,23 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    fn finish(mut self) -> Result<Program, Failure> {
+    fn outputs(&mut self) -> Result<(), Failure> {
         for output in &self.graph.outputs {
-            match self.values[output.0] {
-                Some(value) => self.builder.program.outputs.push(value),
-                None => self.unsupported.push(format!(
-                    "the output {:?}, which is not computed",
-                    self.graph.value(*output).name
-                )),
+            let name = &self.graph.value(*output).name;
+            if self.values[output.0].is_none() {
+                self.unsupported.push(format!("the output {name:?}, which is not computed"));
+                self.pretend_value(*output);
             }
+            let value = self.values[output.0].ok_or_else(|| self.refused())?;
+            self.builder.program.outputs.push(value);
         }
-        if !self.unsupported.is_empty() {
-            let all = self.unsupported.join("; ");
-            return Err(Failure::new(
-                FailureKind::UnsupportedOp,
-                format!("Kiln's compilers do not handle: {all}"),
-            ));
-        }
-        Ok(self.builder.finish())
+        Ok(())
+    }
+
+    /// All that is not handled, at once.
+    fn refused(&self) -> Failure {
+        let all = self.unsupported.join("; ");
+        let why = format!("Kiln's compilers do not handle: {all}");
+        Failure::new(FailureKind::UnsupportedOp, why)
     }
 }

@@ -15,7 +15,7 @@ use kiln_proto::{
 
 use crate::{
     core::Program,
-    decompose::decompose,
+    decompose::{decompose, outline},
     interp::{self, Settings, Tensor},
     plan::{CONSTANT, Plan},
 };
@@ -28,6 +28,12 @@ pub const PLAN: &str = "plan.json";
 pub const CONSTANTS: &str = "constants.bin";
 /// Of the program's format.
 pub const VERSION: u32 = 1;
+
+/// What `graph` takes and gives, whether or not it can be run.
+pub(crate) fn interface(graph: &Graph) -> Result<Plan, Failure> {
+    let kinds: Vec<&str> = graph.inputs.iter().map(|input| kind(&input.kind)).collect();
+    describe::plan(&outline(graph)?, &kinds)
+}
 
 /// A program that can be run on the CPU.
 #[derive(Debug, Clone)]

@@ -39,7 +39,7 @@ use kiln_proto::{
     graph::{Argument, Graph},
 };
 
-use crate::decompose::decompose;
+use crate::decompose::outline;
 pub use estimate::{Coefficients, Estimates};
 pub use item::{Edge, Piece, Split, SplitItem};
 pub use settings::{Budget, Piecewise, Settings};
@@ -96,9 +96,10 @@ impl SplitError {
 }
 
 /// Splits `graph`, whatever [`Settings::piecewise`] says. There may be one piece only.
+/// Operations without a rule are split like others: a compiler refuses their pieces.
 pub fn split(graph: &Graph, settings: &Settings) -> Result<Split, SplitError> {
     refuse(graph)?;
-    let program = decompose(graph).map_err(SplitError::Graph)?;
+    let program = outline(graph).map_err(SplitError::Graph)?;
     let split = item::split(graph, &program, settings)?;
     // Cheap beside any compile, and what is wrong here would be wrong numbers.
     validate(graph, &split.items)?;

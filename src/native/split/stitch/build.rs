@@ -10,7 +10,7 @@ use kiln_proto::graph::{Dim, Graph, InputKind, TensorType, ValueId};
 
 use super::{Arg, Call, Copy, Interface, Spec, Stitching, VERSION, Value, in_place::in_place};
 use crate::{
-    eager::Eager,
+    eager,
     plan::{Expr, Memory, Sized, place_sized},
     size::Size,
     split::{Piece, Split, SplitError, symbols::Sizes},
@@ -18,7 +18,7 @@ use crate::{
 
 /// How the pieces of `split` make `graph`.
 pub fn stitch(graph: &Graph, split: &Split) -> Result<Stitching, SplitError> {
-    let whole = Eager::new(graph).map_err(SplitError::Graph)?.plan().clone();
+    let whole = eager::interface(graph).map_err(SplitError::Graph)?;
     let sizes = Sizes::of(graph, 1);
     let mut made = Made { values: Vec::new(), bytes: Vec::new(), number: HashMap::new() };
     for (position, input) in graph.inputs.iter().enumerate() {
@@ -58,11 +58,8 @@ pub fn stitch(graph: &Graph, split: &Split) -> Result<Stitching, SplitError> {
             None => {}
         }
     }
-    let may: Vec<Option<usize>> = split
-        .pieces
-        .iter()
-        .map(|piece| in_place(split.graph(piece)).map_err(SplitError::Graph))
-        .collect::<Result<_, SplitError>>()?;
+    let may: Vec<Option<usize>> =
+        split.pieces.iter().map(|piece| in_place(split.graph(piece))).collect();
     let workspace_bytes = made.place(&mut calls, &may);
     Ok(Stitching {
         version: VERSION,
@@ -158,6 +155,7 @@ fn interface(graph: &Graph, piece: &Piece) -> Interface {
     Interface {
         graph: of_graph,
         inputs: of_inputs,
+        compiler: None,
         takes: takes
             .map(|input| spec(input.value, matches!(input.kind, InputKind::Constant(_))))
             .collect(),

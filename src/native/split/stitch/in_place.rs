@@ -4,7 +4,7 @@
 //! only result is made of that input element by element, so that nothing reads an
 //! element after the one that takes its place is written.
 
-use kiln_proto::{Failure, graph::Graph};
+use kiln_proto::graph::Graph;
 
 use crate::{
     core::{Op, Program},
@@ -12,10 +12,11 @@ use crate::{
     size::Size,
 };
 
-/// The first input in whose place the piece can make its only result.
-pub(super) fn in_place(graph: &Graph) -> Result<Option<usize>, Failure> {
-    let program = decompose(graph)?;
-    Ok((0..program.inputs.len()).find(|input| may(&program, *input)))
+/// The first input in whose place the piece can make its only result. Of an operation
+/// without a rule nobody here knows what it reads when.
+pub(super) fn in_place(graph: &Graph) -> Option<usize> {
+    let program = decompose(graph).ok()?;
+    (0..program.inputs.len()).find(|input| may(&program, *input))
 }
 
 fn may(program: &Program, input: usize) -> bool {

@@ -64,6 +64,9 @@ pub struct Interface {
     /// Digest of its key's component `inputs`.
     #[serde(with = "text")]
     pub inputs: Digest,
+    /// Who compiles it, where the whole does not say it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub compiler: Option<String>,
     /// In the order of its inputs.
     pub takes: Vec<Spec>,
     /// In the order of its outputs.
