@@ -194,7 +194,7 @@ pub struct CompileConfig {
     /// CUDA's usual folders and those of its PyPI wheel.
     pub nvrtc: Option<PathBuf>,
     /// A Python interpreter that has torch: the node then has the compilers
-    /// `inductor` and `inductor-standalone`. Default: none.
+    /// `inductor` and `inductor-standalone`, and with NVRTC `mixed`. Default: none.
     pub python: Option<PathBuf>,
     /// Programs that Inductor compiles at once; one more worker waits warm. Default: 1.
     pub python_workers: usize,

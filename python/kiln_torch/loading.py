@@ -2,9 +2,10 @@
 
 Artifacts of the native compiler (``module.cubin`` and ``plan.json``, or a
 ``stitching.json`` and those of its pieces) run through the CUDA driver on torch's
-current stream; standalone artifacts of Inductor through torch. A stitched whole may
-have pieces of both. A folder of the native compiler may have artifacts for static
-sizes beside the dynamic one: each call runs what is for the size of its inputs.
+current stream; Inductor's, those that nodes made (``meta.json``) and standalone ones of
+this package, through torch. A stitched whole may have pieces of both. A folder of the
+native compiler may have artifacts for static sizes beside the dynamic one: each call
+runs what is for the size of its inputs.
 
 Invariant: what is loaded was checked: by its manifest where it came from the
 cluster, pieces by the manifest of the whole too, and for hanging together in any
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +29,7 @@ from .native import Native
 from .program import CUBIN, PLAN, Stitched, Whole
 from .sizes import BrokenArtifact
 from .standalone import BINARY, load_binary
+from .worker.artifact import CONSTANTS, META, MODULES, load_artifact
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -46,6 +49,8 @@ PIECES = "pieces"
 # Beside an artifact: the static sizes that there are others for, in a folder for each.
 SIZES = "sizes.json"
 SIZE_DIRS = "sizes"
+# What a node's Inductor makes.
+_INDUCTOR = (META, CONSTANTS, *MODULES.values())
 _KEY_BYTES = 32
 
 
@@ -60,11 +65,11 @@ def load(source: Source, params: Any = None) -> Callable[..., Any]:
     """
     files, artifact = _files(source)
     loaded: Callable[..., Any]
-    if BINARY in files:
+    if BINARY in files or META in files:
         if params is not None:
             raise TypeError("an artifact of Inductor takes all of its inputs at each call")
-        loaded = load_binary(bytes(files[BINARY]))
-    elif any(name.startswith(f"{PIECES}/") and name.endswith(f"/{BINARY}") for name in files):
+        loaded = inductor_of(files, "")
+    elif any(name.startswith(f"{PIECES}/") and name.endswith((BINARY, META)) for name in files):
         if params is not None:
             raise TypeError("pieces of Inductor take all of their inputs at each call")
         loaded = mixed_of(files)
@@ -123,8 +128,8 @@ def mixed_of(files: Mapping[str, Any]) -> Mixed:
     for at, (name, interface) in enumerate(zip(names, told.pieces)):
         folder = f"{PIECES}/{at}/"
         with _naming(name):
-            if folder + BINARY in files:
-                pieces.append(load_binary(bytes(files[folder + BINARY])))
+            if folder + BINARY in files or folder + META in files:
+                pieces.append(inductor_of(files, folder, interface))
                 continue
             native = Native(*_module(files, folder))
             why = stitching.misfit(interface, native.plan)
@@ -134,8 +139,31 @@ def mixed_of(files: Mapping[str, Any]) -> Mixed:
     return Mixed(told, pieces, names)
 
 
+def inductor_of(
+    files: Mapping[str, Any], folder: str, interface: stitching.Interface | None = None
+) -> Callable[..., Any]:
+    """Return what Inductor compiled, if it is what ``interface`` says."""
+    if folder + BINARY in files:
+        return load_binary(bytes(files[folder + BINARY]))
+    with tempfile.TemporaryDirectory(prefix="kiln-") as place:
+        for name in _INDUCTOR:
+            if folder + name in files:
+                Path(place, name).write_bytes(bytes(files[folder + name]))
+        try:
+            loaded = load_artifact(place)
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            raise BrokenArtifact(f"{META}: it cannot be loaded: {error!r}") from error
+    if interface is not None:
+        takes = [spec for spec in interface.takes if not spec.constant]
+        found = (len(loaded.inputs), len(loaded.meta["outputs"]))
+        if found != (len(takes), len(interface.gives)):
+            wanted = f"{len(takes)} and {len(interface.gives)}"
+            raise BrokenArtifact(f"it has {found[0]} inputs and {found[1]} outputs, not {wanted}")
+    return loaded
+
+
 def _stitching(files: Mapping[str, Any]) -> tuple[stitching.Stitching, list[str]]:
-    beside = [name for name in (CUBIN, PLAN, GRAPH, BINARY) if name in files]
+    beside = [name for name in (CUBIN, PLAN, GRAPH, BINARY, META) if name in files]
     if beside:
         raise BrokenArtifact(f"{beside[0]} is beside {stitching.FILE}, of another artifact")
     told = stitching.read(bytes(files[stitching.FILE]))
@@ -211,7 +239,7 @@ def _one_folder(folder: Path) -> dict[str, bytes]:
     if stitching.FILE in files:
         # By position, as the stitching counts them: what else is there is not its.
         for at in range(len(stitching.read(files[stitching.FILE]).pieces)):
-            for name in (CUBIN, PLAN, GRAPH, BINARY):
+            for name in (CUBIN, PLAN, GRAPH, BINARY, *_INDUCTOR):
                 path = folder / PIECES / str(at) / name
                 if path.is_file():
                     files[f"{PIECES}/{at}/{name}"] = path.read_bytes()

@@ -35,7 +35,8 @@ pub(crate) struct SourceArgs {
     )]
     targets: Vec<Target>,
     /// Which compiler; auto takes `cuda` for CUDA C++, and for a .pt2 `native`,
-    /// or `eager` where the target is the CPU.
+    /// or `eager` where the target is the CPU. What `native` refuses is compiled in
+    /// pieces by `mixed`: those that it refuses by Inductor, the others by itself.
     #[arg(long, value_enum, default_value_t = Backend::Auto)]
     backend: Backend,
     /// An option of the backend, by name.
@@ -80,6 +81,7 @@ enum Backend {
     Eager,
     Inductor,
     InductorStandalone,
+    Mixed,
 }
 
 impl Backend {
@@ -91,6 +93,7 @@ impl Backend {
             Self::Eager => "eager",
             Self::Inductor => "inductor",
             Self::InductorStandalone => "inductor-standalone",
+            Self::Mixed => "mixed",
         }
     }
 }

@@ -8,14 +8,17 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use async_trait::async_trait;
+use kiln_native::split::{Budget, Coefficients, Piecewise, Settings, strategy};
 use kiln_proto::{
     BinaryKind, Component, Failure, FailureKind, Fingerprint, KeyField, Target, component,
+    graph::Graph,
 };
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    CompileInput, Compiler, Job, Limits, Output, Prepared, Source,
-    python::{self, Python},
+    CompileInput, Compiler, Job, Limits, Output, Planned, Prepared, Source, generated,
+    pieces::stitched,
+    python::{self, Program, Python},
     request::invalid,
 };
 
@@ -47,6 +50,41 @@ impl InductorCompiler {
     pub(super) fn new(name: &'static str, python: Arc<Python>) -> Self {
         Self { name, python }
     }
+
+    /// One piece: its job is made of its graph alone, and its key covers all of the job.
+    pub(super) fn piece(
+        &self,
+        input: &CompileInput,
+        fingerprint: &Fingerprint,
+        graph: &Graph,
+    ) -> Result<Prepared, Failure> {
+        let options = Options::merge(&input.options, &input.target)?;
+        let identity = kiln_native::identify_graph(graph, String::new());
+        let kiln_native::Identity { graph: structure, inputs, .. } = identity.ok_or_else(|| {
+            Failure::new(FailureKind::UnsupportedOp, "an argument that no key can name")
+        })?;
+        let portable = kiln_native::portable(graph)?;
+        let generated = generated([&portable.graph[..], &portable.constants]);
+        let own = [structure, inputs, options.component()];
+        let job = options.job(input, fingerprint, Program::Graph(Arc::new(portable)));
+        Ok(Prepared::new(input, fingerprint, own, Some(generated), "", job))
+    }
+}
+
+/// How programs are split for Inductor. The same on every node: see [`Settings`]. Its
+/// compiles take ten times as long as NVRTC's, whatever they compile.
+fn settings(piecewise: Piecewise) -> Settings {
+    let coefficients = Coefficients {
+        seconds: 8.0,
+        seconds_per_operation: 0.05,
+        seconds_per_product: 0.2,
+        seconds_per_attention: 1.0,
+        bytes: 900e6,
+        bytes_per_operation: 1e6,
+    };
+    let budget = Budget { most_seconds: 0.0, ..Budget::default() };
+    let whole = Budget { most_seconds: 60.0, ..Settings::default().whole };
+    Settings { piecewise, coefficients, budget, whole, ..Settings::default() }
 }
 
 #[async_trait]
@@ -78,15 +116,53 @@ impl Compiler for InductorCompiler {
         let kiln_native::Identity { graph, inputs, name: own_name } =
             kiln_native::identify(archive)?;
         let own = [graph, inputs, options.component()];
-        let job = python::Job {
-            fingerprint: fingerprint.clone(),
-            archive: archive.clone(),
-            options: options.inductor.into_iter().collect(),
-            runtime_shape: options.runtime_shape,
-            device: options.device,
-            compute: input.target.compute,
+        let job = options.job(input, fingerprint, Program::Archive(archive.clone()));
+        Ok(Prepared::new(input, fingerprint, own, None, &own_name, job))
+    }
+
+    fn plan(
+        &self,
+        input: &CompileInput,
+        fingerprint: &Fingerprint,
+        piecewise: Piecewise,
+    ) -> Result<Prepared, Failure> {
+        let settings = settings(piecewise);
+        if piecewise == Piecewise::Never {
+            let planned = strategy(&Graph::default(), &settings).map_err(|e| e.into_failure())?;
+            return Ok(self.prepare(input, fingerprint)?.planned((&planned).into()));
+        }
+        input.validate()?;
+        let archive = input.source.program(self.name())?;
+        let options = Options::merge(&input.options, &input.target)?;
+        let graph = match kiln_native::read_any_graph(archive) {
+            Ok(graph) => graph,
+            // As a whole it is read by torch alone.
+            Err(why) if why.kind == FailureKind::UnsupportedOp && piecewise == Piecewise::Auto => {
+                let planned = Planned::default().full(&why);
+                return Ok(self.prepare(input, fingerprint)?.planned(planned));
+            }
+            Err(why) => return Err(why),
         };
-        Ok(Prepared::new(input, fingerprint, own, None, &own_name, Job::Python(job)))
+        let found = strategy(&graph, &settings).map_err(|e| e.into_failure())?;
+        let mut planned = Planned::from(&found);
+        if let Some(split) = &found.split {
+            let piece = |input: &CompileInput, graph: &Graph| self.piece(input, fingerprint, graph);
+            let made = (kiln_native::archive_name(archive), options.component().fields);
+            match stitched(input, fingerprint, &graph, split, made, piece) {
+                Ok(whole) => return Ok(whole.planned(planned)),
+                Err(why) if piecewise == Piecewise::Always => return Err(why),
+                Err(why) => planned = planned.full(&why),
+            }
+        }
+        Ok(self.prepare(input, fingerprint)?.planned(planned))
+    }
+
+    fn free(&self) -> usize {
+        self.python.free()
+    }
+
+    async fn until_free(&self) {
+        self.python.until_free().await;
     }
 
     async fn compile(
@@ -136,6 +212,18 @@ impl Options {
             inductor.insert(name.clone(), json(value));
         }
         Ok(Self { device, runtime_shape, inductor })
+    }
+
+    /// What a worker is told.
+    fn job(self, input: &CompileInput, fingerprint: &Fingerprint, program: Program) -> Job {
+        Job::Python(python::Job {
+            fingerprint: fingerprint.clone(),
+            program,
+            options: self.inductor.into_iter().collect(),
+            runtime_shape: self.runtime_shape,
+            device: self.device,
+            compute: input.target.compute,
+        })
     }
 
     fn component(&self) -> Component {

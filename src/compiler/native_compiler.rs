@@ -93,11 +93,9 @@ impl Compiler for NativeCompiler {
         let found = strategy(&graph, &settings).map_err(|e| e.into_failure())?;
         let mut planned = Planned::from(&found);
         if let Some(split) = &found.split {
-            let piece = |input: &CompileInput, graph: &Graph| {
-                let lowered = native::lower_parsed(graph, &input.options, input.target)?;
-                prepared(input, fingerprint, lowered)
-            };
-            let made = (name.clone(), options);
+            let piece = |input: &CompileInput, graph: &Graph| piece(input, fingerprint, graph);
+            let options = options.into_iter().map(|(name, value)| KeyField::new(name, value));
+            let made = (name.clone(), options.collect());
             match stitched(input, fingerprint, &graph, split, made, piece) {
                 Ok(whole) => return Ok(whole.planned(planned)),
                 Err(why) if piecewise == Piecewise::Always => return Err(why),
@@ -138,6 +136,15 @@ impl Compiler for NativeCompiler {
         files.sort();
         Ok(Output { files, compile_seconds: seconds, log })
     }
+}
+
+/// A piece: a graph of its own.
+pub(super) fn piece(
+    input: &CompileInput,
+    fingerprint: &Fingerprint,
+    graph: &Graph,
+) -> Result<Prepared, Failure> {
+    prepared(input, fingerprint, native::lower_parsed(graph, &input.options, input.target)?)
 }
 
 /// The job of compiling what a graph became, and its key.

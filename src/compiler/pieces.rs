@@ -35,18 +35,15 @@ pub(super) fn stitched(
     fingerprint: &Fingerprint,
     graph: &Graph,
     split: &Split,
-    (name, options): (String, Vec<(&'static str, &'static str)>),
-    prepare: impl Fn(&CompileInput, &Graph) -> Result<Prepared, Failure>,
+    (name, mut options): (String, Vec<KeyField>),
+    mut prepare: impl FnMut(&CompileInput, &Graph) -> Result<Prepared, Failure>,
 ) -> Result<Prepared, Failure> {
     let count = split.pieces.len();
     if count > MAX_PIECES {
         let why = format!("{count} different pieces, at most {MAX_PIECES}");
         return Err(Failure::new(FailureKind::Incompatible, why));
     }
-    let stitching = stitch(graph, split).map_err(|e| e.into_failure())?.to_bytes();
-    // What nobody could read is not made.
-    Stitching::read(&stitching)
-        .map_err(|e| Failure::new(FailureKind::Crashed, format!("the stitching is wrong: {e}")))?;
+    let mut stitching = stitch(graph, split).map_err(|e| e.into_failure())?;
     let label = input.source.title(&name);
     let mut pieces = Vec::with_capacity(count);
     for (position, piece) in split.pieces.iter().enumerate() {
@@ -59,6 +56,10 @@ pub(super) fn stitched(
         prepared.label = format!("{} [{position}]", cut(&label));
         let estimates = split.items[piece.items[0]].estimates;
         prepared.estimated_seconds = Some(estimates.compile_seconds);
+        let compiler = &prepared.fingerprint.compiler;
+        if *compiler != fingerprint.compiler {
+            stitching.pieces[position].compiler = Some(compiler.clone());
+        }
         pieces.push(StitchPiece {
             prepared: Arc::new(prepared),
             times: piece.items.len(),
@@ -70,14 +71,17 @@ pub(super) fn stitched(
         let why = "two different pieces have one key";
         return Err(Failure::new(FailureKind::Crashed, why));
     }
+    let stitching = stitching.to_bytes();
+    // What nobody could read is not made.
+    Stitching::read(&stitching)
+        .map_err(|e| Failure::new(FailureKind::Crashed, format!("the stitching is wrong: {e}")))?;
     let keys = keys.iter().map(|key| key.as_bytes().as_slice());
     let generated = generated(std::iter::once(&stitching[..]).chain(keys));
     let program = Arc::new(graph.clone());
     let (graph, inputs) = kiln_native::components(graph);
-    let options = options.into_iter().map(|(name, value)| KeyField::new(name, value));
     // Else nothing that people read would tell it from the same graph in one compile.
-    let options = options.chain([KeyField::new("piecewise", "on")]);
-    let own = [graph, inputs, Component::new(component::OPTIONS, options.collect())];
+    options.push(KeyField::new("piecewise", "on"));
+    let own = [graph, inputs, Component::new(component::OPTIONS, options)];
     let job = Job::Stitch(Arc::new(Stitch::new(stitching.into(), pieces)));
     let whole = Prepared::new(input, fingerprint, own, Some(generated), &name, job);
     Ok(whole.computing(program))

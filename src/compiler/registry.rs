@@ -9,8 +9,8 @@ use kiln_proto::{Failure, FailureKind, Fingerprint, Target};
 
 use super::{
     CompileInput, Compiler, CudaCompiler, EagerCompiler, Environment, InductorCompiler, Limits,
-    NativeCompiler, PoolSettings, PythonSettings, Source, Toolchain, ToolchainSettings,
-    engine::Engine, python::Python,
+    MixedCompiler, NativeCompiler, PoolSettings, PythonSettings, Source, Toolchain,
+    ToolchainSettings, engine::Engine, python::Python,
 };
 
 /// The `[compiler]` section of a node's configuration.
@@ -46,14 +46,18 @@ impl Compilers {
         let CompilerSettings { toolchain, pool, .. } = settings;
         let engine = Engine::start(toolchain, pool, environment, program, folder);
         let python = Python::start(&settings.python, folder);
-        let mut all: Vec<Arc<dyn Compiler>> = vec![
+        let native = Arc::new(NativeCompiler::new(Arc::clone(&engine)));
+        let [ahead, standalone] = InductorCompiler::NAMES
+            .map(|name| Arc::new(InductorCompiler::new(name, Arc::clone(&python))));
+        let mixed = MixedCompiler::new(Arc::clone(&native), Arc::clone(&standalone));
+        let all: Vec<Arc<dyn Compiler>> = vec![
             Arc::new(CudaCompiler::new(Arc::clone(&engine))),
-            Arc::new(NativeCompiler::new(Arc::clone(&engine))),
+            native,
             Arc::new(EagerCompiler),
+            ahead,
+            standalone,
+            Arc::new(mixed),
         ];
-        for name in InductorCompiler::NAMES {
-            all.push(Arc::new(InductorCompiler::new(name, Arc::clone(&python))));
-        }
         Self { all, engine, python }
     }
 
@@ -78,6 +82,19 @@ impl Compilers {
             Some(_) => refuse(format!("backend {backend:?} takes no {}", source.form())),
             None => refuse(format!("no backend {backend:?}; there are auto, {}", names())),
         }
+    }
+
+    /// Another compiler, for what the one that `auto` chose refuses for `why`: what
+    /// `native` does not know may be Inductor's, in pieces.
+    pub fn instead(
+        &self,
+        backend: &str,
+        chosen: &dyn Compiler,
+        why: &Failure,
+    ) -> Option<Arc<dyn Compiler>> {
+        let is_chosen = matches!(backend, "" | "auto") && chosen.name() == "native";
+        let other = self.all.iter().find(|compiler| compiler.name() == MixedCompiler::NAME);
+        other.filter(|_| is_chosen && why.kind == FailureKind::UnsupportedOp).cloned()
     }
 
     /// The compiler of this node that has this very toolchain.

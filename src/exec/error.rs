@@ -54,6 +54,17 @@ pub enum ExecError {
         /// What is wrong with it.
         why: String,
     },
+    /// Run it in Python.
+    #[error(
+        "{what} compiled by Inductor; only Python with the torch that made it runs that: \
+         kiln_torch.load({dir:?})"
+    )]
+    NeedsTorch {
+        /// What of it: the artifact, or some pieces.
+        what: String,
+        /// Its folder.
+        dir: PathBuf,
+    },
     /// As the error of that piece says; compiled alone again, it fits as before.
     #[error("{name}: {error}")]
     Piece {

@@ -39,9 +39,14 @@ pub const PLAN: &str = "plan.json";
 /// What it was compiled from.
 const SOURCE: &str = "kernels.cu";
 
+/// Describes what Inductor made: no other artifact has it.
+pub const INDUCTOR: &str = "meta.json";
+/// What Inductor made: standalone, ahead of time, and the data of constants.
+const INDUCTOR_FILES: [&str; 3] = ["artifact.bin", "model.pt2", "constants.pt"];
+
 /// What artifacts of graphs have in their folder.
 /// The sizes go first: they belong to what else is there.
-const KNOWN: [&str; 9] = [
+const KNOWN: [&str; 10] = [
     SIZES,
     STITCHING,
     PIECE_KEYS,
@@ -51,6 +56,7 @@ const KNOWN: [&str; 9] = [
     SOURCE,
     eager::GRAPH,
     eager::CONSTANTS,
+    INDUCTOR,
 ];
 
 /// A piece as `pieces.json` has it.
@@ -108,7 +114,7 @@ pub(super) fn sizes(dir: &Path) -> io::Result<Vec<SizeKey>> {
 /// those of another kind do not mix with them. Files by their known names, no
 /// folder: what else is there is not Kiln's.
 pub fn clear(dir: &Path) -> io::Result<()> {
-    for name in KNOWN {
+    for name in KNOWN.into_iter().chain(INDUCTOR_FILES) {
         match fs::remove_file(dir.join(name)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
@@ -185,11 +191,11 @@ mod tests {
         let path = |name: &str| dir.path().join(name);
         fs::create_dir_all(piece_dir(dir.path(), 0)).unwrap();
         let others = ["notes.txt", "pieces/0/plan.json"];
-        for name in KNOWN.iter().chain(&others) {
+        for name in KNOWN.iter().chain(&INDUCTOR_FILES).chain(&others) {
             fs::write(path(name), "x").unwrap();
         }
         clear(dir.path()).unwrap();
-        assert!(KNOWN.iter().all(|name| !path(name).exists()));
+        assert!(KNOWN.iter().chain(&INDUCTOR_FILES).all(|name| !path(name).exists()));
         assert!(others.iter().all(|name| path(name).exists()));
         clear(dir.path()).unwrap();
         assert!(!is_stitched(dir.path()));

@@ -19,7 +19,7 @@ use kiln_proto::ArtifactKey;
 
 use super::{
     ExecError, by_size,
-    layout::{self, CUBIN, PLAN, STITCHING},
+    layout::{self, CUBIN, INDUCTOR, PLAN, STITCHING},
 };
 
 /// A compiled graph, not yet on a device.
@@ -99,6 +99,7 @@ impl Program {
     }
 
     fn read_one(dir: &Path) -> Result<Self, ExecError> {
+        refuse_inductor(dir)?;
         let mut program = match layout::is_stitched(dir) {
             true => Self::read_stitched(dir)?,
             false => Self::read_whole(dir)?,
@@ -233,6 +234,25 @@ fn read_code(dir: &Path) -> Result<Code, ExecError> {
         return Err(ExecError::Artifact { path, why: "no machine code".to_owned() });
     }
     Ok(Code { path, bytes, kernels: 0..0 })
+}
+
+/// Names all that only Python can run.
+fn refuse_inductor(dir: &Path) -> Result<(), ExecError> {
+    let is_inductors = |dir: &Path| dir.join(INDUCTOR).exists();
+    let what = match layout::is_stitched(dir) {
+        false if is_inductors(dir) => "the artifact was".to_owned(),
+        false => return Ok(()),
+        true => {
+            let count = read_stitching(dir)?.pieces.len();
+            let pieces = (0..count).filter(|piece| is_inductors(&layout::piece_dir(dir, *piece)));
+            let pieces: Vec<String> = pieces.map(|piece| piece.to_string()).collect();
+            match pieces.len() {
+                0 => return Ok(()),
+                _ => format!("of {count} pieces {} were", pieces.join(", ")),
+            }
+        }
+    };
+    Err(ExecError::NeedsTorch { what, dir: dir.to_owned() })
 }
 
 fn refuse_eager(dir: &Path) -> Result<(), ExecError> {

@@ -187,17 +187,17 @@ impl Manager {
     /// The compiler that is asked, and the prepared key.
     async fn select(&self, request: &Request) -> Result<(Arc<dyn Compiler>, Arc<Prepared>), Error> {
         let compiler = self.compilers.select(&request.backend, &request.input)?;
-        timeout_at(request.deadline, compiler.settled())
-            .await
-            .map_err(|_| Error::deadline("looking at the toolchain"))?;
-        let fingerprint = self.fingerprint(&*compiler)?;
-        let (input, piecewise) = (request.input.clone(), request.piecewise);
-        let planning = compiler.clone();
-        // Parsing an exported graph takes milliseconds: not on a runtime thread.
-        let planning =
-            tokio::task::spawn_blocking(move || planning.plan(&input, &fingerprint, piecewise));
-        let planned =
-            planning.await.map_err(|e| Failure::new(FailureKind::Crashed, e.to_string()))??;
+        let (compiler, planned) = match self.plan(request, &compiler).await {
+            Err(Error::Failed(why)) if request.piecewise != Piecewise::Never => {
+                let other = self.compilers.instead(&request.backend, &*compiler, &why);
+                let Some(other) = other else { return Err(why.into()) };
+                let planned = self.plan(request, &other).await.map_err(|e| {
+                    Failure::new(why.kind, format!("{}; nor by {}: {e}", why.message, other.name()))
+                })?;
+                (other, planned)
+            }
+            planned => (compiler, planned?),
+        };
         let planned = match self.learned.correction(&planned) {
             Some(correction) => planned.corrected(&correction),
             None => planned,
@@ -208,6 +208,25 @@ impl Manager {
             Some(piece) => Ok((compiler, piece.prepared.clone())),
             None => Err(Error::Invalid(format!("no piece {piece}: it has {}", pieces.len()))),
         }
+    }
+
+    /// What a compiler makes of a request.
+    async fn plan(
+        &self,
+        request: &Request,
+        compiler: &Arc<dyn Compiler>,
+    ) -> Result<Prepared, Error> {
+        timeout_at(request.deadline, compiler.settled())
+            .await
+            .map_err(|_| Error::deadline("looking at the toolchain"))?;
+        let fingerprint = self.fingerprint(&**compiler)?;
+        let (input, piecewise) = (request.input.clone(), request.piecewise);
+        let planning = compiler.clone();
+        // Parsing an exported graph takes milliseconds: not on a runtime thread.
+        let planning =
+            tokio::task::spawn_blocking(move || planning.plan(&input, &fingerprint, piecewise));
+        let planned = planning.await.map_err(|e| Failure::new(FailureKind::Crashed, e.to_string()));
+        Ok(planned??)
     }
 
     /// This node's fingerprint of a compiler; without a toolchain of its own,

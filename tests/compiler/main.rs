@@ -5,9 +5,11 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod eager;
+mod inductor;
 mod inspect;
 mod keys;
 mod looking;
+mod mixed;
 mod outputs;
 mod processes;
 mod python;

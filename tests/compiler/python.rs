@@ -7,7 +7,7 @@
 use super::*;
 
 /// Runs the worker with its compile exchanged for `compile`.
-fn interpreter(compile: &str) -> (tempfile::TempDir, PathBuf) {
+pub(super) fn interpreter(compile: &str) -> (tempfile::TempDir, PathBuf) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("python");
     let text = format!(

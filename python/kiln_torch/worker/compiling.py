@@ -17,6 +17,7 @@ from .examples import example_inputs
 from .messages import Job
 from .options import check_options
 from .program import Program, read_program
+from .rebuilt import rebuild
 from .refused import TOOLCHAIN_MISSING, UNSUPPORTED_OP, Refused
 from .toolchain import compilers, compute_capability, digest
 
@@ -32,7 +33,10 @@ def compile_program(job: Job, folder: Path) -> dict[str, bytes]:
         what = f"a GPU of compute capability {have}" if have else "no GPU"
         raise Refused(TOOLCHAIN_MISSING, f"the request is for gpu_{job.compute}; here is {what}")
     check_options(job.options)
-    program = read_program(job.archive, job.device)
+    if job.graph:
+        program = rebuild(job.graph, job.constants, job.device)
+    else:
+        program = read_program(job.archive, job.device)
     inputs, shapes = example_inputs(program, job.runtime_shape)
     if all(
         isinstance(node.op, str) and node.op != "call_function"

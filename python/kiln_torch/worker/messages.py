@@ -15,6 +15,8 @@ from typing import Any, BinaryIO
 from .artifact import STANDALONE
 
 LARGEST_MESSAGE = 1 << 30
+# Fields of WorkerCompile that are neither text nor numbers.
+_BYTES = {2: "archive", 9: "graph", 10: "constants"}
 
 
 def _varint(value: int) -> bytes:
@@ -94,6 +96,8 @@ class Job:
 
     compiler: str = STANDALONE
     archive: bytes = b""
+    graph: bytes = b""
+    constants: bytes = b""
     options: dict[str, Any] = field(default_factory=dict)
     runtime_shape: int | None = None
     device: str = "cpu"
@@ -112,8 +116,8 @@ class Job:
             elif number == 3:
                 option = {n: bytes(v).decode() for n, v in decode(value) if not isinstance(v, int)}
                 job.options[option.get(1, "")] = json.loads(option.get(2, "null"))
-            elif number == 2:
-                job.archive = bytes(value)
+            elif number in _BYTES:
+                setattr(job, _BYTES[number], bytes(value))
             else:
                 setattr(job, {1: "compiler", 5: "device"}[number], bytes(value).decode())
         return job

@@ -3,9 +3,10 @@
 //! Invariant: a worker runs the sources that are in this binary, isolated (`-I`):
 //! neither the daemon's environment nor a folder of the caller's adds to it.
 
-use std::{ffi::OsString, io, path::PathBuf, time::Duration};
+use std::{ffi::OsString, io, path::PathBuf, sync::Arc, time::Duration};
 
 use bytes::Bytes;
+use kiln_native::Portable;
 use kiln_proto::{Failure, FailureKind, Fingerprint, convert, pb};
 use prost::Message;
 
@@ -25,13 +26,22 @@ const PASSED_ON: [&str; 6] = [
     "NVIDIA_VISIBLE_DEVICES",
 ];
 
-/// One exported program to compile.
+/// What a worker compiles.
+#[derive(Debug, Clone)]
+pub(in crate::compiler) enum Program {
+    /// An archive as it was exported.
+    Archive(Bytes),
+    /// A piece: a graph, and the data of its constants.
+    Graph(Arc<Portable>),
+}
+
+/// One program to compile.
 #[derive(Debug, Clone)]
 pub(in crate::compiler) struct Job {
     /// What the worker must be.
     pub(in crate::compiler) fingerprint: Fingerprint,
-    /// The archive.
-    pub(in crate::compiler) archive: Bytes,
+    /// What is compiled.
+    pub(in crate::compiler) program: Program,
     /// Inductor's configuration, merged: values are JSON.
     pub(in crate::compiler) options: Vec<(String, String)>,
     /// Every symbolic size, where it is fixed.
@@ -114,9 +124,18 @@ impl Dialect for Snake {
     fn job(&self, job: &Job, limits: &Limits) -> io::Result<Vec<u8>> {
         let cores = std::thread::available_parallelism().map_or(1, usize::from) as u64;
         let options = job.options.iter();
+        let (archive, graph, constants) = match &job.program {
+            Program::Archive(archive) => (archive.clone(), Bytes::new(), Bytes::new()),
+            Program::Graph(portable) => {
+                let Portable { graph, constants } = &**portable;
+                (Bytes::new(), graph.clone().into(), constants.clone().into())
+            }
+        };
         let compile = pb::WorkerCompile {
             compiler: job.fingerprint.compiler.clone(),
-            archive: job.archive.clone(),
+            archive,
+            graph,
+            constants,
             options: options
                 .map(|(name, value)| pb::Field { name: name.clone(), value: value.clone() })
                 .collect(),

@@ -22,7 +22,7 @@ use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use self::dialect::Snake;
-pub(super) use self::dialect::{Done, Job};
+pub(super) use self::dialect::{Done, Job, Program};
 use super::{Limits, PoolSettings, worker::Pool};
 
 /// Which Python, and how many of it.
@@ -127,6 +127,19 @@ impl Python {
             if state.changed().await.is_err() {
                 std::future::pending::<()>().await;
             }
+        }
+    }
+
+    /// Jobs that could run at once from now on.
+    pub(super) fn free(&self) -> usize {
+        self.pool.as_ref().map_or(0, |pool| pool.free())
+    }
+
+    /// Returns when a job could run at once.
+    pub(super) async fn until_free(&self) {
+        match &self.pool {
+            Some(pool) => pool.until_free().await,
+            None => std::future::pending().await,
         }
     }
 

@@ -22,10 +22,12 @@ pub(super) fn modules() -> io::Result<Vec<u8>> {
         "compiling.py",
         "examples.py",
         "expression.py",
+        "formula.py",
         "messages.py",
         "options.py",
         "process.py",
         "program.py",
+        "rebuilt.py",
         "refused.py",
         "toolchain.py",
     ]);

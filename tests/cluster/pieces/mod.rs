@@ -2,6 +2,7 @@
 //! the others.
 
 mod failing;
+mod inductor;
 mod learned;
 mod model;
 mod one_node;
