@@ -13,7 +13,7 @@ use kiln_proto::{
     graph::{Argument, Dim, Graph, InputKind, Node, SymInt, TensorType, ValueId},
 };
 
-use super::decompose::is_known;
+use super::{decompose::is_known, live::live_order};
 
 /// Arguments that are operands: their numbers are constants, not structure.
 pub(super) const OPERANDS: [&str; 11] =
@@ -55,45 +55,6 @@ pub(super) fn inputs_component(graph: &Graph) -> Component {
         fields.push(KeyField::new(format!("{i}.device"), ty.device.as_str()));
     }
     Component::new(component::INPUTS, fields)
-}
-
-/// The nodes that the outputs need, each after what it reads; the order
-/// follows from the graph alone.
-pub(super) fn live_order(graph: &Graph) -> Vec<usize> {
-    let mut definer = vec![None; graph.values.len()];
-    for (index, node) in graph.nodes.iter().enumerate() {
-        for output in &node.outputs {
-            definer[output.0] = Some(index);
-        }
-    }
-    let mut order = Vec::with_capacity(graph.nodes.len());
-    let mut seen = vec![false; graph.nodes.len()];
-    for output in &graph.outputs {
-        // An explicit stack: graphs come from outside and may be any depth.
-        let mut stack: Vec<(usize, Vec<ValueId>)> = Vec::new();
-        let visit = |value: ValueId, seen: &mut Vec<bool>| {
-            let index = definer[value.0].filter(|index| !seen[*index])?;
-            seen[index] = true;
-            let mut reads = sorted_tensors(&graph.nodes[index]);
-            reads.reverse();
-            Some((index, reads))
-        };
-        stack.extend(visit(*output, &mut seen));
-        while let Some((index, reads)) = stack.last_mut() {
-            match reads.pop() {
-                Some(value) => {
-                    if let Some(frame) = visit(value, &mut seen) {
-                        stack.push(frame);
-                    }
-                }
-                None => {
-                    order.push(*index);
-                    stack.pop();
-                }
-            }
-        }
-    }
-    order
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -234,10 +195,6 @@ pub(super) fn sorted_args(node: &Node) -> Vec<&(String, Argument)> {
         .collect();
     args.sort_by(|a, b| a.0.cmp(&b.0));
     args
-}
-
-pub(super) fn sorted_tensors(node: &Node) -> Vec<ValueId> {
-    sorted_args(node).into_iter().flat_map(|(_, argument)| argument.tensors()).collect()
 }
 
 /// Rust prints the shortest decimal that reads back as the same number.

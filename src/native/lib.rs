@@ -23,6 +23,7 @@ pub mod eager;
 pub mod fixtures;
 mod identity;
 pub mod interp;
+mod live;
 mod loops;
 mod lower;
 mod parse;

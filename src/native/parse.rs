@@ -18,8 +18,9 @@ use serde_json::Value as Json;
 
 use super::{
     archive::{Archive, invalid},
-    canonical::live_order,
-    decompose, schema,
+    decompose,
+    live::live_order,
+    schema,
 };
 use argument::{Names, formula, one, tensor_type};
 

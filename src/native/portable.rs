@@ -24,7 +24,7 @@ use kiln_proto::{
 };
 use serde::Serialize;
 
-use crate::{canonical::live_order, decompose::is_known};
+use crate::{decompose::is_known, live::live_order};
 
 /// Of the format above: another one is another key.
 const FORMAT: u32 = 1;

@@ -25,8 +25,9 @@ use kiln_proto::{
 
 use self::params::Params;
 use crate::{
-    canonical::{canonical_name, live_order},
+    canonical::canonical_name,
     core::Program,
+    live::live_order,
     loops::{Loops, Source, row_major},
     plan::{self, Arg, Buffer, Expr, Memory, Plan, Symbol, Tensor},
     schedule::{self, Fused, Group, Space},

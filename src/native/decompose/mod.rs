@@ -40,8 +40,8 @@ use kiln_proto::{
 
 use super::{
     archive::invalid,
-    canonical::live_order,
     core::{Input, Number, Op, Program, Range, ValueId},
+    live::live_order,
     size::Size,
 };
 use args::Args;

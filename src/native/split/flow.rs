@@ -4,7 +4,7 @@
 
 use kiln_proto::graph::{Graph, ValueId};
 
-use crate::canonical::live_order;
+use crate::live::live_order;
 
 /// The edges of a graph.
 #[derive(Debug)]

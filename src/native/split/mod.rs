@@ -114,7 +114,7 @@ fn refuse(graph: &Graph) -> Result<(), SplitError> {
             return Err(SplitError::Mutation { node: node.name.clone(), op: node.op.clone() });
         }
     }
-    for index in crate::canonical::live_order(graph) {
+    for index in crate::live::live_order(graph) {
         let node = &graph.nodes[index];
         if node.args.iter().any(|(_, argument)| matches!(argument, Argument::Other(_))) {
             return Err(SplitError::Inexact { node: node.name.clone() });

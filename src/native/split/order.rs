@@ -8,7 +8,7 @@
 //! Invariant: each live node is in one unit, and a unit comes after all that it reads.
 
 use super::flow::Flow;
-use crate::canonical::sorted_tensors;
+use crate::live::sorted_tensors;
 
 /// Nodes that stay together, in an order in which they can run.
 pub(super) type Unit = Vec<usize>;

@@ -23,7 +23,7 @@ use super::{
     flow::Flow,
     symbols::{Sizes, dense},
 };
-use crate::canonical::{live_order, sorted_tensors};
+use crate::live::{live_order, sorted_tensors};
 
 /// A part, and what its inputs and outputs are in the whole.
 #[derive(Debug)]

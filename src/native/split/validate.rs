@@ -12,7 +12,7 @@ use super::{
     carried::{TURNED, inverse, turn},
     item::SplitItem,
 };
-use crate::canonical::live_order;
+use crate::live::live_order;
 
 /// What is wrong with items.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -10,9 +10,9 @@ use serde_json::Value as Json;
 
 use super::{finest, model, same, stitched};
 use crate::{
-    canonical::live_order,
     components,
     fixtures::load,
+    live::live_order,
     random::Random,
     read_graph,
     split::{Settings, Split, split},
