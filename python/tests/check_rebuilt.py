@@ -109,7 +109,10 @@ def main() -> None:
     worst: dict[str, float] = {}
     for folder in sorted(written.iterdir()):
         fits = [stem for stem in stems if folder.name.startswith(stem)]
-        count, off = check(folder, read_golden(fixtures / f"{fits[-1]}.safetensors"))
+        try:
+            count, off = check(folder, read_golden(fixtures / f"{fits[-1]}.safetensors"))
+        except Exception as error:
+            raise AssertionError(f"{folder.name} is not what it was") from error
         graphs, calls = graphs + 1, calls + count
         kind = kind_of(folder.name) or "all"
         worst[kind] = max(worst.get(kind, 0.0), off)

@@ -107,6 +107,23 @@ def test_sizes_follow_the_inputs_and_constants_are_baked() -> None:
         torch.testing.assert_close(flat, x.reshape(-1))
 
 
+def test_a_symbol_is_not_taken_for_a_size_that_it_happens_to_equal() -> None:
+    nodes = [
+        node("aten.add.Tensor", self={"tensor": 0}, other={"tensor": 1}),
+        node("aten.sum.dim_IntList", self={"tensor": 3}, dim={"ints": [1]}),
+        node("aten.expand.default", self={"tensor": 4}, size={"ints": ["s0"]}),
+    ]
+    for most in (64, 97, 5000):
+        inputs = [user(["s0", 64], [64, 1]), user(["s0", 1], [1, 1]), user([97, 63], [63, 1])]
+        symbols = [{"name": "s0", "min": 1, "max": most}]
+        program = rebuilt.rebuild(graph(inputs, nodes, [output(5, ["s0"])], symbols), b"", "cpu")
+        assert isinstance(program.fakes[0].shape[0], torch.SymInt), most
+        for rows in (1, 3, 64):
+            x, y = torch.randn(rows, 64), torch.randn(rows, 1)
+            (found,) = program.module(x, y, torch.empty(97, 63))
+            torch.testing.assert_close(found, (x + y).sum(1))
+
+
 @pytest.mark.parametrize("compiler", artifact.MODULES)
 def test_a_piece_is_compiled_and_loaded(compiler: str, tmp_path: Path) -> None:
     nodes = [

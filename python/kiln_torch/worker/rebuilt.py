@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import operator
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from . import formula
@@ -45,8 +45,9 @@ _DTYPES = {
     "f8e4m3fnuz": "float8_e4m3fnuz",
     "f8e5m2fnuz": "float8_e5m2fnuz",
 }
-# What a symbol is taken to be while it is traced, if its range allows it.
-_SAMPLE = 64
+# What a symbol is taken to be while it is traced, if its range allows it: hardly a
+# product of other sizes.
+_SAMPLE = 97
 
 
 def rebuild(graph: bytes, constants: bytes, device: str) -> Program:
@@ -75,6 +76,7 @@ class _Rebuilder:
             allow_fallback_kernels=False, allow_non_fake_inputs=True, shape_env=self.environment
         )
         self.graph = torch.fx.Graph()
+        self.taken = set(_numbers(told))
         self.sizes = {
             each["name"]: self._symbol(at, each) for at, each in enumerate(told["symbols"])
         }
@@ -115,8 +117,12 @@ class _Rebuilder:
         if not re.fullmatch(r"s\d+", told["name"]):
             raise ValueError(f"a symbol {told['name']!r}")
         least, most = told.get("min"), told.get("max")
-        sample = max(_SAMPLE + at, least or 0)
+        sample = max(_SAMPLE + 6 * at, least or 0)
         sample = sample if most is None else min(sample, most)
+        # One that equals another size would be taken for that size, and fixed.
+        while sample in self.taken and sample - 1 >= max(least or 0, 2):
+            sample -= 1
+        self.taken.add(sample)
         symbol = sympy.Symbol(told["name"], positive=True, integer=True)
         self.environment.add_backed_var_to_val(symbol, sample)
         self.environment.constrain_symbol_range(
@@ -290,6 +296,15 @@ class _Rebuilder:
 
     def _keep(self, node: Any, fake: Any) -> None:
         self.values.append(_describe_node(node, fake))
+
+
+def _numbers(told: Any) -> Iterator[int]:
+    """All whole numbers in a graph: sizes are among them."""
+    if isinstance(told, int):
+        yield told
+    elif isinstance(told, (list, dict)):
+        for each in told.values() if isinstance(told, dict) else told:
+            yield from _numbers(each)
 
 
 class _Lazy(Mapping[str, Any]):
