@@ -19,6 +19,7 @@ use crate::{
     clients::WHOLE,
     fleet::{LEASE, Plan},
     history::{Call, End},
+    node::Node,
 };
 
 /// After the fault: the lease of the piece, one election, and compiles on a loaded machine.
@@ -27,6 +28,8 @@ const LATEST: Duration = Duration::from_secs(LEASE.as_secs() + 2 + 15);
 const MODELS: usize = 6;
 /// Between two looks.
 const LOOK: Duration = Duration::from_millis(20);
+/// Looks, one after the other, at a compiler that does nothing.
+const IDLE: usize = 10;
 
 pub(super) fn all() -> Vec<Nemesis> {
     let pieces = |name, about, strike| Nemesis {
@@ -162,21 +165,40 @@ async fn begin(strike: &mut Strike<'_>, makes: usize, asks: usize) -> anyhow::Re
     bail!("of {MODELS} models node {makes} took no piece")
 }
 
-/// Holds still the compilers of a node, once one waits for work.
+/// Holds still the compiler of a node that waits for work. One that works would keep its
+/// node from taking a piece.
 async fn hold(strike: &Strike<'_>, at: usize) -> anyhow::Result<Compilers> {
     let end = Instant::now() + Duration::from_secs(20);
-    loop {
-        let children = strike.fleet.nodes[at].children();
-        if !children.is_empty() {
-            for pid in &children {
-                // One that ended meanwhile holds nothing up.
-                let _ = kill_process(*pid, Signal::STOP);
-            }
-            return Ok(Compilers(children));
-        }
-        ensure!(Instant::now() < end, "node {at} has no compiler");
+    let mut idle = 0;
+    while idle < IDLE {
+        ensure!(Instant::now() < end, "node {at} has no compiler that waits for work");
+        let compilers = compilers(&strike.fleet.nodes[at]);
+        idle = if compilers.len() == 1 && is_idle(compilers[0]) { idle + 1 } else { 0 };
         sleep(LOOK).await;
     }
+    let compilers = Compilers(compilers(&strike.fleet.nodes[at]));
+    for pid in &compilers.0 {
+        // One that ended meanwhile holds nothing up.
+        let _ = kill_process(*pid, Signal::STOP);
+    }
+    Ok(compilers)
+}
+
+fn compilers(node: &Node) -> Vec<Pid> {
+    let is_compiler = |pid: &Pid| {
+        let started = std::fs::read_to_string(format!("/proc/{}/cmdline", pid.as_raw_nonzero()));
+        started.is_ok_and(|started| started.contains("\0worker\0"))
+    };
+    node.children().into_iter().filter(is_compiler).collect()
+}
+
+/// Whether no thread of it runs, or would if there were a core.
+fn is_idle(pid: Pid) -> bool {
+    let threads = std::fs::read_dir(format!("/proc/{}/task", pid.as_raw_nonzero()));
+    threads.into_iter().flatten().flatten().all(|thread| {
+        let stat = std::fs::read_to_string(thread.path().join("stat"));
+        stat.is_ok_and(|stat| stat.contains(") S "))
+    })
 }
 
 /// Pieces that a node has taken from lists so far.
