@@ -335,7 +335,8 @@ def test_what_they_are_forked_from_begins_before_all_else(
 
     def begins(folder: Path, *, disable_cache: bool = False, **settings: Any) -> bool:
         begun.clear()
-        config = CompilationConfig(**{"parallel_compiles": 3, **settings})
+        given: dict[str, Any] = {"parallel_compiles": 3, **settings}
+        config = CompilationConfig(**given)
         early.begin(config, str(folder), disable_cache=disable_cache)
         return bool(begun)
 

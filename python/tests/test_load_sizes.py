@@ -14,6 +14,7 @@ torch = pytest.importorskip("torch")
 
 from kiln_torch import loading  # noqa: E402
 from kiln_torch.by_size import BySize  # noqa: E402
+from kiln_torch.native import Native  # noqa: E402
 from kiln_torch.sizes import BrokenArtifact  # noqa: E402
 
 if TYPE_CHECKING:
@@ -64,8 +65,14 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_the_shapes_choose(folder: Path) -> None:
+def loaded(folder: Path) -> Native:
     native = loading.load(folder)
+    assert isinstance(native, Native)
+    return native
+
+
+def test_the_shapes_choose(folder: Path) -> None:
+    native = loaded(folder)
     program = native.program
     assert isinstance(program, BySize)
     assert [len(code.kernels) for code in program.codes] == [2, 1, 3]
@@ -84,7 +91,7 @@ def test_the_shapes_choose(folder: Path) -> None:
 
 def test_without_a_list_there_is_the_dynamic_one_alone(folder: Path) -> None:
     (folder / "sizes.json").unlink()
-    native = loading.load(folder)
+    native = loaded(folder)
     assert not isinstance(native.program, BySize)
     assert len(native.plan.kernels) == 2
 
@@ -117,5 +124,6 @@ def test_what_is_missing_or_broken_is_named(folder: Path) -> None:
 
 def test_a_size_that_is_another_is_not_chosen(folder: Path) -> None:
     write(folder / "sizes" / "8", plan(9, 3))
-    native = loading.load(folder)
+    native = loaded(folder)
+    assert isinstance(native.program, BySize)
     assert native.program.size_for([(8, 4)]) is None
