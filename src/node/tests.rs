@@ -1,6 +1,7 @@
 #![allow(clippy::unwrap_used)]
 //! Wholes and their pieces on real nodes of this process: fetched, missed, pinned.
 
+mod freed;
 mod refused;
 
 use std::{collections::HashSet, path::Path};

@@ -64,8 +64,9 @@ pub struct Puller {
     running: JoinSet<Ended>,
     /// Keys of `running`, with the memory that each is thought to take.
     taken: HashMap<ArtifactKey, u64>,
-    /// Others compile these: [`IndexEvent::Free`] tells when one is to be had again.
-    held: HashSet<ArtifactKey>,
+    /// Pieces of live lists that others compile: [`IndexEvent::Free`] tells when one is to be
+    /// had again, but only while a list asks for it.
+    held: HashSet<(Token, ArtifactKey)>,
     /// Pieces of live lists that failed here: another node may do better.
     failed: HashSet<(Token, usize)>,
     /// Live lists that are not what they say.
@@ -137,7 +138,7 @@ impl Puller {
 
     fn hear(&mut self, event: &IndexEvent) {
         match event {
-            IndexEvent::Free { key } => drop(self.held.remove(key)),
+            IndexEvent::Free { key } => self.held.retain(|(_, held)| held != key),
             IndexEvent::NodesChanged => self.orders.clear(),
             IndexEvent::Reset => self.forget(),
             _ => {}
@@ -158,9 +159,7 @@ impl Puller {
         self.refused.retain(|token| live.contains(token));
         self.orders.retain(|token, _| live.contains(token));
         self.requests.keep(&lists.iter().map(|list| list.request).collect());
-        if live.is_empty() {
-            self.held.clear();
-        }
+        self.held.retain(|(token, _)| live.contains(token));
         let mut idle = Idle::default();
         // A node that leaves takes nothing that it would have to hand over.
         if self.manager.gate.check().is_err() {
@@ -203,7 +202,8 @@ impl Puller {
             order.or_insert_with(|| order::order(&manager.index, manager.identity.node, list));
         for index in order.clone().iter().copied() {
             let piece = &list.pieces[index];
-            let known = self.taken.contains_key(&piece.key) || self.held.contains(&piece.key);
+            let is_held = self.held.contains(&(list.token, piece.key));
+            let known = self.taken.contains_key(&piece.key) || is_held;
             if known || self.failed.contains(&(list.token, index)) {
                 continue;
             }
@@ -241,7 +241,7 @@ impl Puller {
                     tokio::task::yield_now().await;
                     return Ok(true);
                 }
-                Tried::Held => drop(self.held.insert(piece.key)),
+                Tried::Held => drop(self.held.insert((list.token, piece.key))),
                 Tried::Ready(_) | Tried::Failed(_) => {}
             }
         }

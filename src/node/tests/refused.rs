@@ -7,7 +7,7 @@ use prost::Message;
 use super::*;
 use crate::{cache::Hints, counters::CounterSource, manager::Request};
 
-fn request() -> pb::CompileRequest {
+pub(super) fn request() -> pb::CompileRequest {
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/models");
     let archive = std::fs::read(format!("{folder}/llama_block_f32_static.new.pt2")).unwrap();
     let program = pb::ExportedProgram { name: "block".into(), archive: archive.into() };

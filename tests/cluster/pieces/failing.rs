@@ -9,9 +9,9 @@ use super::{
     model::{self, PIECES},
     outcomes,
     verified::{failing, the_bad_one},
-    workers::Workers,
+    workers::{Standing, Workers},
 };
-use crate::harness::{SOON, TestCluster, code, eventually, kind};
+use crate::harness::{SOON, TestCluster, code, kind};
 
 /// Of a compile that hangs: any other one of these takes less.
 const LIMIT: Duration = Duration::from_secs(25);
@@ -59,14 +59,8 @@ async fn a_piece_that_fails_fails_alone() {
 async fn what_fails_of_one_node_alone_another_one_compiles() {
     let cluster = TestCluster::start_with(3, |_, config| config.compile.concurrency = 1).await;
     let (asks, helps) = (&cluster.nodes[0], &cluster.nodes[1]);
-    let workers = Workers::pause(helps).await;
-    let killing = async {
-        eventually("the node to take a piece", async || {
-            (helps.counter("pieces_taken").await > 0).then_some(())
-        })
-        .await;
-        workers.kill();
-    };
+    let standing = Standing::until_taken_by(1, &cluster).await;
+    let killing = async { standing.taken(helps).await.kill() };
     let (whole, ()) = tokio::join!(asks.compile(model::whole()), killing);
     assert_eq!(outcomes(&whole.unwrap()), [Outcome::Compiled; PIECES]);
     // One for nothing, unless the compiler was dead before it had the piece.
@@ -82,9 +76,10 @@ async fn what_hangs_in_a_compile_elsewhere_fails_alone_and_is_told_at_once() {
     })
     .await;
     let (asks, helps) = (&cluster.nodes[0], &cluster.nodes[1]);
-    let workers = Workers::pause(helps).await;
+    let standing = Standing::until_taken_by(1, &cluster).await;
     // Nobody looks again and again: it ends because the failure is told.
-    let (failed, pieces) = failing(asks, model::whole()).await;
+    let failing_elsewhere = failing(asks, model::whole());
+    let ((failed, pieces), workers) = tokio::join!(failing_elsewhere, standing.taken(helps));
     drop(workers);
     assert_eq!((code(&failed), kind(&failed)), (Some("C004"), Some("timeout")), "{failed}");
     let why = format!("on node {}: the compile was ended after 25s", helps.id);

@@ -142,9 +142,11 @@ async fn ends_badly(cluster: &TestCluster, killed: bool, expected: (&str, &str),
     let index = bad.index as usize;
     drop(paused);
 
+    // It was no verdict on the request: another node may have taken it up meanwhile.
     let again = cluster.nodes[0].compile(request()).await.unwrap();
-    let mut expected = [Outcome::Hit; PIECES];
-    expected[index] = Outcome::Compiled;
-    assert_eq!(outcomes(&again), expected, "what was kept is kept");
+    let mut outcomes = outcomes(&again);
+    let its = outcomes.remove(index);
+    assert!(matches!(its, Outcome::Compiled | Outcome::Coalesced | Outcome::Hit), "{its:?}");
+    assert_eq!(outcomes, [Outcome::Hit; PIECES - 1], "what was kept is kept");
     assert_eq!(verified(&again), [true; PIECES + 1]);
 }

@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
+use futures::future::join_all;
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::time::sleep;
 
-use crate::harness::{TestNode, eventually};
+use crate::harness::{TestCluster, TestNode, eventually};
 
 /// Stopped processes; they go on when it is dropped.
 pub(super) struct Workers(Vec<Pid>);
@@ -67,6 +68,31 @@ impl Workers {
 impl Drop for Workers {
     fn drop(&mut self) {
         self.signal(Signal::CONT);
+    }
+}
+
+/// The compilers of a cluster, of which one node is to have a piece before any is compiled.
+pub(super) struct Standing {
+    its: Workers,
+    others: Vec<Workers>,
+}
+
+impl Standing {
+    pub(super) async fn until_taken_by(node: usize, cluster: &TestCluster) -> Self {
+        let its = Workers::pause(&cluster.nodes[node]).await;
+        let others = cluster.nodes.iter().enumerate().filter(|(at, _)| *at != node);
+        let others = join_all(others.map(|(_, other)| Workers::pause(other))).await;
+        Self { its, others }
+    }
+
+    /// Once the node has a piece, the others go on; its own compiler stands still.
+    pub(super) async fn taken(self, node: &TestNode) -> Workers {
+        eventually("the node to take a piece", async || {
+            (node.counter("pieces_taken").await > 0).then_some(())
+        })
+        .await;
+        drop(self.others);
+        self.its
     }
 }
 
