@@ -1,9 +1,11 @@
-//! The pool: how many compilers run, and one that waits warm.
+//! The pool: how many compilers run, and those that wait warm.
 //!
-//! Invariant: at most `workers` jobs run and `queue` wait, whatever is asked;
-//! dropping the pool or the future of a job ends the processes of both.
+//! Invariant: at most `workers` jobs run and `queue` wait, whatever is asked, and at most
+//! [`SPARES`] workers wait warm; dropping the pool or the future of a job ends the processes
+//! of both.
 
 use std::{
+    collections::VecDeque,
     num::NonZero,
     sync::{
         Arc,
@@ -27,6 +29,9 @@ use super::{
     process::{Lost, Worker},
 };
 use crate::compiler::Limits;
+
+/// Most workers that wait warm: each holds a loaded compiler in memory.
+const SPARES: usize = 4;
 
 /// Bounds on a node's compilers.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -59,12 +64,21 @@ pub(crate) struct Pool<T: Dialect> {
     settings: PoolSettings,
     slots: Semaphore,
     waiting: AtomicUsize,
-    spare: Arc<Mutex<Option<Spare<T::Ready>>>>,
+    spares: Arc<Mutex<Spares<T::Ready>>>,
 }
 
-/// The worker that waits warm, and the task that ends it when nobody comes.
+/// The workers that wait warm, the oldest first.
+#[derive(Debug)]
+struct Spares<R> {
+    waiting: VecDeque<Spare<R>>,
+    /// Of the next one.
+    number: u64,
+}
+
+/// A worker that waits warm, and the task that ends it when nobody comes.
 #[derive(Debug)]
 struct Spare<R> {
+    number: u64,
     worker: AbortOnDropHandle<Result<(Worker, R), Failure>>,
     expiry: AbortOnDropHandle<()>,
 }
@@ -77,7 +91,7 @@ impl<T: Dialect> Pool<T> {
             slots: Semaphore::new(settings.workers.get()),
             settings,
             waiting: AtomicUsize::new(0),
-            spare: Arc::new(Mutex::new(None)),
+            spares: Arc::new(Mutex::new(Spares { waiting: VecDeque::new(), number: 0 })),
         }
     }
 
@@ -106,29 +120,40 @@ impl<T: Dialect> Pool<T> {
         let (worker, ready) = start(&*self.dialect).await?;
         let told = ready.clone();
         let started = tokio::spawn(std::future::ready(Ok((worker, ready))));
-        *self.spare.lock() = Some(self.keep(started));
+        let mut spares = self.spares.lock();
+        spares.waiting.clear();
+        self.keep(&mut spares, started);
         Ok(told)
     }
 
-    /// Starts the worker that waits warm, unless one does. Needs a tokio runtime.
+    /// Starts workers that wait warm: as many as jobs run now, at least one. Needs a tokio
+    /// runtime.
     pub(crate) fn warm_up(&self) {
-        let mut spare = self.spare.lock();
-        if spare.is_none() {
+        let running = self.settings.workers.get() - self.slots.available_permits();
+        let mut spares = self.spares.lock();
+        while spares.waiting.len() < running.clamp(1, SPARES) {
             let dialect = Arc::clone(&self.dialect);
-            let starting = tokio::spawn(async move { start(&*dialect).await });
-            *spare = Some(self.keep(starting));
+            self.keep(&mut spares, tokio::spawn(async move { start(&*dialect).await }));
         }
     }
 
-    fn keep(&self, starting: JoinHandle<Result<(Worker, T::Ready), Failure>>) -> Spare<T::Ready> {
+    fn keep(
+        &self,
+        spares: &mut Spares<T::Ready>,
+        starting: JoinHandle<Result<(Worker, T::Ready), Failure>>,
+    ) {
         // Weak: the slot owns this task, and the pool alone owns the slot.
-        let (slot, keep) = (Arc::downgrade(&self.spare), self.settings.keep_warm);
+        let (slot, keep) = (Arc::downgrade(&self.spares), self.settings.keep_warm);
+        let number = spares.number;
         let expiry = tokio::spawn(async move {
             tokio::time::sleep(keep).await;
-            let expired = slot.upgrade().and_then(|slot| slot.lock().take());
-            drop(expired);
+            if let Some(slot) = slot.upgrade() {
+                slot.lock().waiting.retain(|spare| spare.number != number);
+            }
         });
-        Spare { worker: AbortOnDropHandle::new(starting), expiry: AbortOnDropHandle::new(expiry) }
+        let worker = AbortOnDropHandle::new(starting);
+        spares.waiting.push_back(Spare { number, worker, expiry: AbortOnDropHandle::new(expiry) });
+        spares.number += 1;
     }
 
     /// Runs one job within `limits`; `stop` ends it.
@@ -170,10 +195,10 @@ impl<T: Dialect> Pool<T> {
         self.slots.acquire().await.map_err(closed)
     }
 
-    /// The spare if it is well, else a new worker.
+    /// The oldest spare if it is well, else a new worker.
     async fn worker(&self) -> Result<(Worker, T::Ready), Failure> {
-        let spare = self.spare.lock().take();
-        if let Some(Spare { worker, expiry }) = spare {
+        let spare = self.spares.lock().waiting.pop_front();
+        if let Some(Spare { worker, expiry, .. }) = spare {
             drop(expiry);
             match worker.await {
                 Ok(Ok((mut worker, ready))) => match worker.is_alive() {
@@ -204,7 +229,7 @@ impl<T: Dialect> Begun<'_, T> {
         let message = pool.dialect.job(job, limits).map_err(not_encodable)?;
         let work = async {
             worker.send(&message).await;
-            // The next one loads while this one works.
+            // The next ones load while this one works.
             pool.warm_up();
             worker.receive().await
         };
