@@ -2,8 +2,8 @@
 //! over N nodes with c compilers each are `ceil(K / (N c))` waves.
 //!
 //! `cargo bench --bench waves` starts clusters of 3 `kiln serve` processes, of which 1, 2 or all
-//! have the compiler, 1 or 2 at once, and compiles language models of 16 layers whose pieces differ more or less, each
-//! `RUNS` times (5) for another tenant, so that nothing is there before. The compiler is a
+//! have the compiler, 1 or 2 at once, and compiles language models of 16 layers whose pieces
+//! differ more or less, each `RUNS` times (5) for another tenant, so that nothing is there before. The compiler is a
 //! library in NVRTC's place that takes `COST_MS` (1000) and no processor: see `nvrtc.c`. What is
 //! above one wave's time is Kiln: reading and splitting the model, code generation, leases,
 //! packs, publications, the compiler's processes. It takes a machine of its own: where others
@@ -13,6 +13,8 @@
 //! names another `kiln` to run; `--profile dev` measures the same waits.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+#[path = "../../tests/support/layers.rs"]
+mod layers;
 mod model;
 #[allow(dead_code)]
 #[path = "../failover/nodes.rs"]

@@ -1,11 +1,15 @@
 """Loads an artifact of the block and compares it with golden data: FOLDER GOLDEN ROWS."""
 
+import importlib
 import importlib.util
-import json
 import sys
 from pathlib import Path
 
 import torch
+
+# Isolated mode leaves this folder out.
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+read_golden = importlib.import_module("golden").read_golden
 
 root = Path(__file__).resolve().parent.parent
 source = root / "kiln_torch" / "worker" / "artifact.py"
@@ -14,19 +18,6 @@ assert spec is not None
 assert spec.loader is not None
 artifact = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(artifact)
-
-
-def read_golden(path: Path) -> dict[str, torch.Tensor]:
-    """A safetensors file of float32 tensors."""
-    raw = path.read_bytes()
-    size = int.from_bytes(raw[:8], "little")
-    found = {}
-    for name, entry in json.loads(raw[8 : 8 + size]).items():
-        if name != "__metadata__":
-            start, end = (8 + size + offset for offset in entry["data_offsets"])
-            data = torch.frombuffer(bytearray(raw[start:end]), dtype=torch.float32)
-            found[name] = data.reshape(entry["shape"])
-    return found
 
 
 def main() -> None:

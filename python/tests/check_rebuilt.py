@@ -13,6 +13,10 @@ from pathlib import Path
 
 import torch
 
+# Isolated mode leaves this folder out.
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+read_golden = importlib.import_module("golden").read_golden
+
 PACKAGE = Path(__file__).resolve().parent.parent / "kiln_torch" / "worker"
 spec = importlib.util.spec_from_file_location("kiln_worker", PACKAGE / "__init__.py")
 assert spec is not None
@@ -21,32 +25,8 @@ sys.modules["kiln_worker"] = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(sys.modules["kiln_worker"])
 rebuilt = importlib.import_module("kiln_worker.rebuilt")
 
-GOLDEN = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
 # Of the norm, for a model of many operations in that type.
 LIMITS = {"f32": 1e-4, "f16": 1e-2, "bf16": 6e-2, "": 1e-4}
-
-
-def read_golden(path: Path) -> dict[str, torch.Tensor]:
-    """Read a safetensors file."""
-    raw = path.read_bytes()
-    size = int.from_bytes(raw[:8], "little")
-    found = {}
-    for name, entry in json.loads(raw[8 : 8 + size]).items():
-        if name != "__metadata__":
-            start, end = (8 + size + offset for offset in entry["data_offsets"])
-            data, dtype = bytearray(raw[start:end]), GOLDEN[entry["dtype"]]
-            flat = torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
-            found[name] = flat.reshape(entry["shape"])
-    return found
 
 
 def laid(tensor: torch.Tensor, fake: torch.Tensor) -> torch.Tensor:

@@ -17,6 +17,8 @@ mod failover;
 mod harness;
 mod inductor;
 mod keys;
+#[path = "../support/layers.rs"]
+mod layers;
 mod leave;
 mod membership;
 mod nodes;

@@ -13,11 +13,10 @@ mod disk;
 mod door;
 mod fleet;
 mod history;
+#[path = "../support/layers.rs"]
+mod layers;
 mod leftovers;
 mod memory;
-#[path = "../cluster/pieces/model.rs"]
-#[allow(dead_code)]
-mod model;
 mod nemesis;
 mod network;
 mod node;

@@ -9,7 +9,7 @@ use super::Caller;
 use crate::{
     door::Door,
     history::{Call, End, Kind},
-    model, payload,
+    layers, payload,
 };
 
 /// What is told of one artifact: its key, its pack, whether this request had it made.
@@ -25,11 +25,11 @@ impl Caller {
             // Other norms, so other pieces, than any other model of the run has.
             let factor = 1.0 + number as f64 / f64::from(1 << 22);
             let epsilon = move |_, own: f64| own * factor;
-            let making = tokio::task::spawn_blocking(move || model::with_epsilons(epsilon));
+            let making = tokio::task::spawn_blocking(move || layers::with_epsilons(epsilon));
             let archive = making.await.map_err(|e| Status::internal(e.to_string()))?;
             let request = pb::CompileRequest {
                 deadline_ms,
-                ..model::request(archive, pb::Piecewise::Always)
+                ..layers::request(archive, pb::Piecewise::Always, "default")
             };
             let mut events = door.client().compile(request).await?.into_inner();
             while let Some(event) = events.message().await? {
