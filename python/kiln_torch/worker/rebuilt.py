@@ -76,7 +76,7 @@ class _Rebuilder:
             allow_fallback_kernels=False, allow_non_fake_inputs=True, shape_env=self.environment
         )
         self.graph = torch.fx.Graph()
-        self.taken = set(_numbers(told))
+        self.taken = set(_sizes(told))
         self.sizes = {
             each["name"]: self._symbol(at, each) for at, each in enumerate(told["symbols"])
         }
@@ -157,11 +157,14 @@ class _Rebuilder:
 
     def _operation(self, told: Mapping[str, Any]) -> None:
         import torch
+        from torch._dispatch.python import enable_python_dispatcher
 
         op = _operation(told["op"])
         args, kwargs = self._arguments(op, dict(told["args"]))
         try:
-            with self.mode:
+            # With the shape rules that are in Python: in C++ some take a size for the number
+            # that it is now.
+            with self.mode, enable_python_dispatcher():
                 made = op(*_faked(args), **_faked(kwargs))
         except Exception as e:
             raise Refused(UNSUPPORTED_OP, f"{told['op']}: torch here refuses it: {brief(e)}") from e
@@ -298,13 +301,19 @@ class _Rebuilder:
         self.values.append(_describe_node(node, fake))
 
 
-def _numbers(told: Any) -> Iterator[int]:
-    """All whole numbers in a graph: sizes are among them."""
+def _sizes(told: Any) -> Iterator[int]:
+    """All whole numbers that are, or may be, sizes: not the numbers of values."""
     if isinstance(told, int):
         yield told
-    elif isinstance(told, (list, dict)):
-        for each in told.values() if isinstance(told, dict) else told:
-            yield from _numbers(each)
+    elif isinstance(told, list):
+        for each in told:
+            yield from _sizes(each)
+    elif isinstance(told, dict):
+        for name, each in told.items():
+            if name not in ("tensor", "tensors", "value", "bytes", "outputs", "format"):
+                yield from _sizes(each)
+            elif name == "outputs" and isinstance(each, list):
+                yield from _sizes(each)
 
 
 class _Lazy(Mapping[str, Any]):
