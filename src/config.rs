@@ -6,6 +6,7 @@
 
 mod credentials;
 mod load;
+mod prewarm;
 mod publish;
 mod units;
 mod validate;
@@ -16,6 +17,7 @@ use serde::{Deserialize, Serialize};
 
 pub use credentials::Credentials;
 pub use load::{ConfigError, Layers, environment_names};
+pub use prewarm::PrewarmConfig;
 pub use publish::{Copies, PublishConfig};
 
 /// Everything that `kiln serve` is told.
@@ -57,6 +59,8 @@ pub struct Config {
     pub object: ObjectConfig,
     /// Compilers.
     pub compile: CompileConfig,
+    /// What is fetched before anybody asks for it.
+    pub prewarm: PrewarmConfig,
     /// What Redis clients may do.
     pub resp: RespConfig,
     /// What an acknowledged publication is worth.
@@ -205,6 +209,10 @@ pub struct CompileConfig {
     /// Bound on a request that names none. Default: 15 min.
     #[serde(with = "humantime_serde")]
     pub default_deadline: Duration,
+    /// Largest request that is kept beside its artifact, so that a later toolchain can
+    /// compile it again (`kiln plan --prewarm`); 0: none is kept. Default: 16 MiB.
+    #[serde(with = "units::bytes")]
+    pub keep_requests: u64,
 }
 
 /// What Redis clients may do.
@@ -278,6 +286,7 @@ impl Default for Config {
             disk: DiskConfig::default(),
             object: ObjectConfig::default(),
             compile: CompileConfig::default(),
+            prewarm: PrewarmConfig::default(),
             resp: RespConfig::default(),
             publish: PublishConfig::default(),
             namespace: NamespaceConfig::default(),
@@ -347,6 +356,7 @@ impl Default for CompileConfig {
             python_workers: 1,
             check_limit: Duration::from_secs(90),
             default_deadline: Duration::from_secs(900),
+            keep_requests: 16 * MIB,
         }
     }
 }

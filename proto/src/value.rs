@@ -6,15 +6,18 @@
 //! overwritten.
 
 use crate::{
-    Component, Components, Digest, FileEntry, Fingerprint, KeyField, Manifest, Target, component,
+    ArtifactKey, Component, Components, Digest, FileEntry, Fingerprint, KeyField, Manifest, Target,
+    component,
 };
 
 /// The family of single values under a tool's own name.
 pub const FAMILY: &str = "value";
 /// The family of JIT cache folders.
 pub const FOLDER_FAMILY: &str = "folder";
+/// The family of requests that artifacts were compiled of.
+pub const REQUEST_FAMILY: &str = "request";
 /// The families whose keys may be overwritten.
-pub const REPLACEABLE: [&str; 2] = [FAMILY, FOLDER_FAMILY];
+pub const REPLACEABLE: [&str; 3] = [FAMILY, FOLDER_FAMILY, REQUEST_FAMILY];
 /// The one file of a value's artifact.
 pub const FILE: &str = "value";
 
@@ -24,6 +27,16 @@ pub fn components(namespace: &str, name: &[u8]) -> Components {
     Components::new(vec![
         Component::new(component::GRAPH, field("key", &shown(name))),
         Component::new(component::FINGERPRINT, field("compiler", FAMILY)),
+        Component::new(component::NAMESPACE, field("namespace", namespace)),
+    ])
+}
+
+/// The components of the request that the artifact of `key` was compiled of.
+pub fn request_components(namespace: &str, key: &ArtifactKey) -> Components {
+    let field = |name, value: &str| vec![KeyField::new(name, value)];
+    Components::new(vec![
+        Component::new(component::GRAPH, field("of", &key.to_string())),
+        Component::new(component::FINGERPRINT, field("compiler", REQUEST_FAMILY)),
         Component::new(component::NAMESPACE, field("namespace", namespace)),
     ])
 }

@@ -41,12 +41,7 @@ fn parse_endpoint(text: &str) -> Result<Endpoint, String> {
     if parsed.scheme() != "http" || parsed.host_str().is_none() {
         return Err("an endpoint is http://HOST:PORT".into());
     }
-    let endpoint = Endpoint::from_shared(url).map_err(|e| e.to_string())?;
-    Ok(endpoint
-        .connect_timeout(CONNECT_TIMEOUT)
-        .http2_keep_alive_interval(KEEP_ALIVE)
-        .keep_alive_timeout(KEEP_ALIVE)
-        .tcp_nodelay(true))
+    Endpoint::from_shared(url).map_err(|e| e.to_string())
 }
 
 impl Endpoints {
@@ -63,7 +58,7 @@ impl Endpoints {
     ) -> Result<T, CliError> {
         let mut tried = Vec::new();
         for endpoint in &self.endpoints {
-            match Self::reach(endpoint).await {
+            match reach(endpoint).await {
                 Ok(client) => match call(client).await {
                     Err(CliError::Unreachable(why)) => tried.push((endpoint, why)),
                     settled => return settled,
@@ -78,13 +73,24 @@ impl Endpoints {
             all.join("; ")
         )))
     }
+}
 
-    async fn reach(endpoint: &Endpoint) -> Result<Client, String> {
-        let channel = endpoint.connect().await.map_err(|e| innermost(&e))?;
-        Ok(KilnClient::new(channel)
-            .max_decoding_message_size(MAX_MESSAGE_BYTES)
-            .max_encoding_message_size(MAX_MESSAGE_BYTES))
-    }
+/// Connects to one node.
+pub(crate) async fn reach(endpoint: &Endpoint) -> Result<Client, String> {
+    let endpoint = timed(endpoint.clone());
+    let channel = endpoint.connect().await.map_err(|e| innermost(&e))?;
+    Ok(KilnClient::new(channel)
+        .max_decoding_message_size(MAX_MESSAGE_BYTES)
+        .max_encoding_message_size(MAX_MESSAGE_BYTES))
+}
+
+/// No call waits for a node that cannot be reached, or went away without a word.
+fn timed(endpoint: Endpoint) -> Endpoint {
+    endpoint
+        .connect_timeout(CONNECT_TIMEOUT)
+        .http2_keep_alive_interval(KEEP_ALIVE)
+        .keep_alive_timeout(KEEP_ALIVE)
+        .tcp_nodelay(true)
 }
 
 /// Refuses a request, made of `what`, that no node takes, before one is asked.

@@ -1,7 +1,7 @@
 //! `kiln ls`: what the index holds.
 
 use clap::Args;
-use kiln_proto::pb;
+use kiln_proto::{pb, value};
 
 use super::{
     CliError, ClientArgs, NamespaceArgs, fetch,
@@ -26,6 +26,9 @@ pub(crate) struct Ls {
     /// At most this many entries; 0: all.
     #[arg(long, value_name = "N", default_value_t = 0)]
     limit: u32,
+    /// Also the requests that are kept beside what was compiled of them.
+    #[arg(long)]
+    requests: bool,
     #[command(flatten)]
     namespace: NamespaceArgs,
     #[command(flatten)]
@@ -71,7 +74,9 @@ impl Ls {
                 .into();
             for entry in &page.entries {
                 let manifest = fetch::manifest(entry.manifest.clone().unwrap_or_default())?;
-                found.push(EntryView::new(entry, &manifest));
+                if self.requests || manifest.fingerprint.compiler != value::REQUEST_FAMILY {
+                    found.push(EntryView::new(entry, &manifest));
+                }
             }
             if !page.more || found.len() >= most {
                 return Ok(found);

@@ -21,6 +21,8 @@ mod ls;
 mod output;
 mod pieces;
 mod pin;
+mod plan;
+mod prewarm;
 mod progress;
 mod rm;
 mod run;
@@ -65,6 +67,7 @@ enum Command {
     Cluster(cluster::ClusterArgs),
     Exec(exec::Exec),
     Inspect(inspect::Inspect),
+    Plan(plan::Plan),
     Run(Box<run::Run>),
 }
 
@@ -127,6 +130,7 @@ impl Command {
             Self::Cluster(command) => client(command.run()),
             Self::Exec(command) => command.run(),
             Self::Inspect(command) => client(command.run()),
+            Self::Plan(command) => client(command.run()),
             // Its exit code is its command's.
             Self::Run(command) => return command.run(),
         };
@@ -148,6 +152,7 @@ impl Command {
             Self::Exec(command) => command.json,
             Self::Warm(command) => command.client.json,
             Self::Inspect(command) => command.client.json,
+            Self::Plan(command) => command.client.json,
             // stdout is its command's: its own errors go to stderr as text.
             Self::Run(_) => false,
         }

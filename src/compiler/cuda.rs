@@ -82,6 +82,14 @@ impl Compiler for CudaCompiler {
         Ok(Prepared::new(input, fingerprint, own, None, "", job))
     }
 
+    fn free(&self) -> usize {
+        self.engine.free()
+    }
+
+    async fn until_free(&self) {
+        self.engine.until_free().await;
+    }
+
     async fn compile(
         &self,
         prepared: &Prepared,

@@ -84,14 +84,10 @@ pub trait Compiler: Send + Sync {
     }
 
     /// How many jobs could run at once from now on.
-    fn free(&self) -> usize {
-        0
-    }
+    fn free(&self) -> usize;
 
     /// Returns when a job could run at once.
-    async fn until_free(&self) {
-        std::future::pending().await
-    }
+    async fn until_free(&self);
 
     /// Runs the job in a child process. Ends early, with the child and all that
     /// it started gone, when `stop` fires, a limit passes or the future drops.

@@ -93,4 +93,6 @@ pub struct Settings {
     pub flight_limit: Duration,
     /// Where bytes are durable before a publication is acknowledged.
     pub copies: Copies,
+    /// Largest request in bytes that is kept beside what was compiled of it; 0: none is.
+    pub keep_requests: u64,
 }

@@ -146,15 +146,20 @@ impl Manager {
         if elsewhere.is_none() {
             self.gate.check()?;
         }
-        let (manager, verify) = (self.clone(), request.verify);
+        let (manager, verify, kept) = (self.clone(), request.verify, request.clone());
         let (flight, started) = self.flights.join(key, Stage::Acquiring, |progress| async move {
             let limit = Instant::now() + manager.longest(&prepared);
             let told = progress.clone();
             let ended = match elsewhere {
                 None => {
                     let asked = (encoded, verify);
-                    let filling = manager.fill(compiler, prepared, asked, progress, limit);
-                    timeout_at(limit, filling).await
+                    let filling =
+                        manager.clone().fill(compiler, prepared.clone(), asked, progress, limit);
+                    let filled = timeout_at(limit, filling).await;
+                    if let Ok(Ok(Answer { outcome: Outcome::Compiled, .. })) = &filled {
+                        manager.keep_request(&kept, &prepared);
+                    }
+                    filled
                 }
                 Some(route) => {
                     timeout_at(limit, manager.forward(route, &prepared, progress, limit)).await

@@ -21,6 +21,7 @@ mod compile;
 mod counters;
 mod fetch;
 mod hand_over;
+mod kept;
 mod learned;
 mod pieces;
 mod produce;

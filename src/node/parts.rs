@@ -170,6 +170,7 @@ pub(super) fn manager(config: &Config) -> manager::Settings {
             config::Copies::Nodes(nodes) => manager::Copies::Nodes(nodes),
             config::Copies::Object => manager::Copies::Object,
         },
+        keep_requests: config.compile.keep_requests,
     }
 }
 

@@ -18,10 +18,11 @@ use crate::{
     cache::{Arrivals, Tiers},
     config::Config,
     manager::{self, Fetcher, Manager, Puller, Reporter},
-    net, resp,
+    net,
+    prewarm::Prewarm,
+    resp,
     service::{self, Readiness, api},
     transfer::{self, ClientSettings, PeerClient, Provider, ServerSettings, SocketFile},
-    warmup,
 };
 
 /// The unix socket is for the user that runs the node, and nobody else, unless configured.
@@ -96,7 +97,7 @@ impl Services {
         shared.keep_object_store(tasks);
         shared.follow(node, facts.clone(), tasks);
         shared.take_pieces(tasks);
-        shared.warm_up(tasks);
+        shared.prewarm(node, tasks);
 
         let Shared { cluster, index, tiers, manager, arrivals, sockets, .. } = shared;
         let departure =
@@ -248,10 +249,17 @@ impl Shared<'_> {
         tasks.spawn(Puller::new(self.manager.clone()).run(tasks.stop.clone()));
     }
 
-    fn warm_up(&self, tasks: &mut Tasks) {
-        let (manager, index) = (self.manager.clone(), self.index.clone());
-        let (budget, stop) = (self.config.memory.bytes / 2, tasks.stop.clone());
-        tasks.spawn(async move { warmup::warm_up(&manager, index, budget, stop).await });
+    /// What will be asked for.
+    fn prewarm(&self, node: NodeId, tasks: &mut Tasks) {
+        let prewarm = Prewarm {
+            manager: self.manager.clone(),
+            index: self.index.clone(),
+            node,
+            bytes: self.config.prewarm_bytes(),
+            refresh: self.config.prewarm.refresh,
+            file: self.config.data_dir.join("use"),
+        };
+        tasks.spawn(prewarm.run(tasks.stop.clone()));
     }
 
     /// Late, unlike the ports: a client takes a socket that exists for one that answers.

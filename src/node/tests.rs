@@ -21,7 +21,7 @@ use crate::{
     config::{EvictionPolicy, StartConfig},
     error::{Error, MissingPiece, NoPiece},
     manager::Found,
-    warmup,
+    prewarm,
 };
 
 /// Bound on anything that is waited for.
@@ -207,9 +207,9 @@ async fn a_whole_comes_with_its_pieces_and_is_served_without_the_others() {
 
     let entry = second.entry(&warmed.key).await;
     let (mut counted, piece_bytes) = (HashSet::new(), PIECE as u64);
-    let all = warmup::new_bytes(&second.entry(&whole.key).await, &mut counted);
+    let all = prewarm::new_bytes(&second.entry(&whole.key).await, &mut counted);
     assert_eq!(all, whole.pack_size + 6 * piece_bytes);
-    let new = warmup::new_bytes(&entry, &mut counted);
+    let new = prewarm::new_bytes(&entry, &mut counted);
     assert_eq!(new, warmed.pack_size + piece_bytes, "a shared piece is counted once");
     assert!(second.node.manager.warm(&entry).await.unwrap());
     assert!(second.packs().contains(&piece("q0").pack_digest));

@@ -10,12 +10,12 @@ use std::sync::{Arc, OnceLock};
 use bytes::Bytes;
 use kiln_cluster::{Put, PutMode};
 use kiln_proto::{convert, pb, pb::kiln_server::Kiln};
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::Instant};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{compile, explain, fetch, leases, parts::Parts, publish, restore, status, wire};
+use super::{compile, explain, fetch, leases, parts::Parts, plan, publish, restore, status, wire};
 use crate::{error::Error, scan};
 
 /// Messages buffered towards a client that reads slowly.
@@ -56,6 +56,8 @@ impl Api {
 impl Kiln for Api {
     type CompileStream = ReceiverStream<Result<pb::CompileEvent, Status>>;
     type FetchStream = ReceiverStream<Result<pb::FetchChunk, Status>>;
+    type PlanStream = ReceiverStream<Result<pb::PlanEvent, Status>>;
+    type RecompileStream = Self::CompileStream;
     type LeaseStream = ReceiverStream<Result<pb::LeaseEvent, Status>>;
 
     async fn compile(&self, request: Request<pb::CompileRequest>) -> Reply<Self::CompileStream> {
@@ -274,6 +276,35 @@ impl Kiln for Api {
     async fn restore(&self, request: Request<pb::RestoreRequest>) -> Reply<pb::RestoreResponse> {
         let parts = self.parts()?;
         Ok(Response::new(restore::restore(&parts.manager, request.into_inner()).await?))
+    }
+
+    async fn plan(&self, request: Request<pb::PlanRequest>) -> Reply<Self::PlanStream> {
+        let parts = self.parts()?;
+        let request = request.into_inner();
+        let change = plan::Change::read(&request, parts.namespace(&request.namespace))?;
+        let planner = plan::Planner {
+            index: parts.index.clone(),
+            manager: parts.manager.clone(),
+            cluster: parts.cluster.clone(),
+        };
+        let (sender, receiver) = mpsc::channel(STREAM_DEPTH);
+        tokio::spawn(plan::serve(planner, change, sender));
+        Ok(Response::new(ReceiverStream::new(receiver)))
+    }
+
+    async fn recompile(
+        &self,
+        request: Request<pb::RecompileRequest>,
+    ) -> Reply<Self::RecompileStream> {
+        let parts = self.parts()?;
+        let request = request.into_inner();
+        let key = convert::key("key", &request.key).map_err(Error::from)?;
+        let deadline = Instant::now() + wire::bound(request.deadline_ms, parts.default_deadline);
+        let namespace = parts.namespace(&request.namespace);
+        let kept = parts.manager.kept_request(&key, namespace, deadline).await?;
+        let (sender, receiver) = mpsc::channel(STREAM_DEPTH);
+        tokio::spawn(compile::compile(parts.manager.clone(), parts.node, vec![kept], sender));
+        Ok(Response::new(ReceiverStream::new(receiver)))
     }
 }
 

@@ -13,6 +13,7 @@ pub mod http;
 mod leases;
 mod messages;
 mod parts;
+mod plan;
 mod publish;
 mod restore;
 mod status;

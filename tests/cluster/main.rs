@@ -26,6 +26,7 @@ mod objects;
 mod order;
 mod pieces;
 mod pins;
+mod plan;
 mod publish;
 mod redis;
 mod resources;

@@ -14,7 +14,7 @@ fn fixture(name: &str) -> String {
 }
 
 /// Runs `kiln` with an endpoint of `node`: its exit code, its lines of JSON, its stderr.
-async fn kiln(node: &TestNode, arguments: &[&str]) -> (Option<i32>, Vec<Value>, String) {
+pub(crate) async fn kiln(node: &TestNode, arguments: &[&str]) -> (Option<i32>, Vec<Value>, String) {
     let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_kiln"));
     let endpoint = format!("http://{}", node.config.grpc_listen);
     command.args(arguments).args(["--endpoint", &endpoint, "--json"]).kill_on_drop(true);
