@@ -76,6 +76,7 @@ async fn members(dir: &Path, size: usize) -> Result<Vec<Member>> {
             timings: Timings::default(),
             voter: true,
             log_entries: kiln_cluster::LOG_ENTRIES,
+            context: || None,
         };
         async move {
             let seed = u8::try_from(n)? + 1;

@@ -18,6 +18,7 @@ use crate::{
     deadlines::Deadlines,
     environment::{Environment, system_clock},
     error::ClusterError,
+    figures::{self, Figures},
     housekeeping,
     identity::Identity,
     index::Index,
@@ -62,8 +63,8 @@ impl Cluster {
     /// Opens the data folder. The routes are to be served at `facts.grpc` before
     /// [`Cluster::start`] is called; local reads work at once.
     pub fn open(settings: Settings, signing: SigningKey) -> Result<(Self, Routes), ClusterError> {
-        let here =
-            Environment { network: Arc::new(Tcp), disk: Arc::new(RealDisk), clock: system_clock() };
+        let network = Arc::new(Tcp { context: settings.context });
+        let here = Environment { network, disk: Arc::new(RealDisk), clock: system_clock() };
         Self::open_on(here, settings, signing)
     }
 
@@ -74,7 +75,7 @@ impl Cluster {
         signing: SigningKey,
     ) -> Result<(Self, Routes), ClusterError> {
         let Environment { network, disk, clock } = machine;
-        let Settings { data_dir, start, facts, timings, voter, log_entries } = settings;
+        let Settings { data_dir, start, facts, timings, voter, log_entries, context: _ } = settings;
         std::fs::create_dir_all(&data_dir)
             .map_err(|e| ClusterError::storage(format!("create {}: {e}", data_dir.display())))?;
         let store = store::open(&data_dir, &*disk)?;
@@ -279,6 +280,11 @@ impl Cluster {
     /// The cluster as this node sees it.
     pub fn status(&self) -> ClusterStatus {
         status::status(&self.member, &self.replica, &self.timings)
+    }
+
+    /// Its Raft and its leases in figures.
+    pub fn figures(&self) -> Figures {
+        figures::figures(&self.member, &self.replica, &self.leases, &self.store)
     }
 
     /// Shortens the log to what was applied by now; a node that lacks more than

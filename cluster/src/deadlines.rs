@@ -170,6 +170,11 @@ impl Deadlines {
         takes
     }
 
+    /// How many leases are live in this replica.
+    pub(crate) fn live(&self) -> usize {
+        self.inner.lock().leases.len()
+    }
+
     /// Whether `token` is live in this replica.
     pub(crate) fn is_live(&self, key: &ArtifactKey, token: Token) -> bool {
         self.inner.lock().leases.get(key).is_some_and(|(_, d)| d.token == token)

@@ -60,6 +60,7 @@ async fn one_term(leader: &Arc<Leader>, tasks: &TaskTracker, stop: &Cancellation
         return;
     }
     leader.set_counting(true);
+    metrics::counter!("kiln_raft_elections_won_total").increment(1);
     tracing::info!(node = running.owner.node, "this node leads");
 
     let interval = leader.replica.deadlines().tick().min(timings.heartbeat * 2);
@@ -89,7 +90,11 @@ fn expire(leader: &Arc<Leader>, tasks: &TaskTracker) {
     for command in leases.chain(failures).take(MOST_EXPIRED) {
         let leader = Arc::clone(leader);
         tasks.spawn(async move {
-            metrics::counter!("kiln_index_expiries_total").increment(1);
+            match command {
+                Command::Expire { .. } => metrics::counter!("kiln_lease_expiries_total"),
+                _ => metrics::counter!("kiln_index_failures_lifted_total"),
+            }
+            .increment(1);
             tracing::info!(%command, "out of time");
             if let Err(Unanswered::Refused(e)) = leader.propose(command).await {
                 tracing::debug!(error = %e, "an expiry was not committed");

@@ -15,6 +15,7 @@ use openraft::{
 use parking_lot::Mutex;
 use tokio::{sync::Notify, time::Instant};
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
 
 use crate::{
     command::{Command, Response},
@@ -26,6 +27,7 @@ use crate::{
     replica::Replica,
     rpc::{Acquire, Answer, Outcome, TryAcquire, Unanswered, Written},
     settings::Timings,
+    step::step,
     table::LeaseRecord,
 };
 
@@ -101,13 +103,18 @@ impl Leader {
         let running = self.member.running()?;
         let raft = running.raft.clone();
         let writing = finish(running, async move { raft.client_write(command).await });
-        let give_up = self.member.give_up_at(Instant::now());
+        let writing = writing.instrument(step("commit"));
+        let began = Instant::now();
+        let give_up = self.member.give_up_at(began);
         let written = match tokio::time::timeout_at(give_up, writing).await {
             Ok(written) => written,
             Err(_) => return Err(no_quorum()),
         };
         match written {
-            Ok(written) => Ok(Written { index: written.log_id.index, response: written.data }),
+            Ok(written) => {
+                metrics::histogram!("kiln_raft_commit_seconds").record(began.elapsed());
+                Ok(Written { index: written.log_id.index, response: written.data })
+            }
             Err(RaftError::APIError(
                 ClientWriteError::ForwardToLeader(_) | ClientWriteError::LogEntryDiscarded(_),
             )) => Err(Unanswered::NotLeader),
@@ -143,6 +150,7 @@ impl Leader {
     ) -> Answer<Outcome> {
         let waiter = self.replica.waiter(asked.key);
         let mut leadership = self.member.leadership()?;
+        let mut waiting = None;
         loop {
             // Registered before the state is read: no wake-up is missed.
             let mut woken = pin!(waiter.notified());
@@ -151,6 +159,7 @@ impl Leader {
                 Grant::Ended(outcome) => return Ok(outcome),
                 Grant::Overtaken => {}
                 Grant::Held | Grant::Proposing => {
+                    waiting.get_or_insert_with(Waiting::begin);
                     on_waiting();
                     self.wait(woken, &mut leadership, deadline).await?;
                 }
@@ -232,6 +241,23 @@ impl Leader {
             () = tokio::time::sleep_until(deadline) => Err(ClusterError::Deadline.into()),
             () = self.stop.cancelled() => Err(Unanswered::NotLeader),
         }
+    }
+}
+
+/// A call that waits for another's lease.
+struct Waiting(metrics::Gauge);
+
+impl Waiting {
+    fn begin() -> Self {
+        let waiters = metrics::gauge!("kiln_lease_waiters");
+        waiters.increment(1.0);
+        Self(waiters)
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.0.decrement(1.0);
     }
 }
 

@@ -150,6 +150,11 @@ impl Leases {
         lost.is_some_and(|lost| !lost.send_replace(true))
     }
 
+    /// How many are held.
+    pub(crate) fn count(&self) -> usize {
+        self.held.lock().len()
+    }
+
     fn list(&self) -> Vec<(ArtifactKey, Token)> {
         self.held.lock().keys().copied().collect()
     }

@@ -24,6 +24,7 @@ mod deadlines;
 mod entry;
 mod environment;
 mod error;
+mod figures;
 mod finish;
 mod housekeeping;
 mod identity;
@@ -46,6 +47,7 @@ mod settings;
 mod sim;
 mod state;
 mod status;
+mod step;
 mod store;
 mod table;
 mod transport;
@@ -60,6 +62,7 @@ pub use crate::{
     command::{AccessReport, Asked, NodeFacts},
     entry::{Entry, PackState, Published, Put, PutMode, Retired},
     error::ClusterError,
+    figures::Figures,
     index::Index,
     leases::{Acquired, Lease, Tried},
     settings::{LOG_ENTRIES, Settings, Start, Timings},

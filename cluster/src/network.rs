@@ -5,6 +5,7 @@
 
 use std::{future::Future, sync::Arc};
 
+use bytes::Bytes;
 use futures::StreamExt;
 use openraft::{
     BasicNode, OptionalSend, RPCTypes, RaftNetworkFactory,
@@ -28,7 +29,7 @@ use crate::{
     peers::{Client, Peers, frame, to_target, unframe},
     quorum::QuorumAge,
     raft::{SnapshotMeta, Types, Vote},
-    store::{Owner, SnapshotData},
+    store::{Direction, Moving, Owner, SnapshotData},
 };
 
 type Rpc<T> = Result<T, RPCError<Types>>;
@@ -196,17 +197,19 @@ impl NetSnapshot<Types> for Connection {
         let header = frame(&header).map_err(down)?;
         // An empty body marks the end. A read that failed ends the stream without it.
         let quorum = Arc::clone(&self.quorum);
-        let chunks = futures::stream::unfold(Some(chunks), move |chunks| {
+        let moving = Moving::begin(Direction::Sent);
+        let chunks = futures::stream::unfold((Some(chunks), moving), move |(chunks, moving)| {
             let quorum = Arc::clone(&quorum);
             async move {
                 let mut chunks = chunks?;
                 let quorum_age_ms = quorum.millis();
                 match chunks.recv().await {
                     Some(chunk) => {
-                        let body = chunk.ok()?.into();
-                        Some((Frame { body, quorum_age_ms }, Some(chunks)))
+                        let body: Bytes = chunk.ok()?.into();
+                        moving.add(body.len());
+                        Some((Frame { body, quorum_age_ms }, (Some(chunks), moving)))
                     }
-                    None => Some((Frame { quorum_age_ms, ..Frame::default() }, None)),
+                    None => Some((Frame { quorum_age_ms, ..Frame::default() }, (None, moving))),
                 }
             }
         });

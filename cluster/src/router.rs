@@ -11,6 +11,7 @@ use kiln_proto::NodeId;
 use openraft::async_runtime::watch::WatchReceiver;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
 
 use crate::{
     command::{Command, Response},
@@ -21,6 +22,7 @@ use crate::{
     requests::{self, Lead},
     rpc::{Acquire, Answer, Outcome, Progress, Request, Unanswered, Write},
     settings::Timings,
+    step::step,
     store::Owner,
     versions,
 };
@@ -74,6 +76,10 @@ impl Router {
 
     /// Asks the leader, wherever it is.
     pub(crate) async fn ask<A: Lead>(&self, request: A) -> Result<A::Reply, ClusterError> {
+        self.ask_untraced(request).instrument(step("ask the leader")).await
+    }
+
+    async fn ask_untraced<A: Lead>(&self, request: A) -> Result<A::Reply, ClusterError> {
         self.member.running()?;
         let started = Instant::now();
         let mut last = ClusterError::unavailable("no leader is known");

@@ -11,6 +11,7 @@ use tokio::{sync::mpsc, time::Instant};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{Request, Response, Status, Streaming};
+use tracing::Instrument;
 
 use crate::{
     append::is_gapless,
@@ -191,7 +192,8 @@ impl Peer for Service {
         }
         let (events, stream) = mpsc::channel(4);
         let leader = Arc::clone(&self.leader);
-        self.tasks.spawn(async move { serve_acquire(&leader, asked, events).await });
+        let serving = async move { serve_acquire(&leader, asked, events).await };
+        self.tasks.spawn(serving.in_current_span());
         Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
     }
 }

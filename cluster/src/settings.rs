@@ -21,6 +21,8 @@ pub struct Settings {
     pub log_entries: u64,
     /// Time-outs.
     pub timings: Timings,
+    /// The trace of the call under way, as W3C's `traceparent`, for what is asked of peers.
+    pub context: fn() -> Option<String>,
 }
 
 /// Usual [`Settings::log_entries`].

@@ -16,6 +16,8 @@ use tonic::{
     transport::{Channel, Endpoint},
 };
 
+/// The header that names the span of a caller, as W3C has it.
+const PARENT: &str = "traceparent";
 const CONNECT: Duration = Duration::from_secs(1);
 /// A silent connection is probed, and given up when the probe is not answered.
 pub(crate) const PROBE: Duration = Duration::from_secs(2);
@@ -56,7 +58,10 @@ impl Service<http::Request<Body>> for Transport {
 }
 
 /// HTTP/2 over TCP, one connection an address.
-pub(crate) struct Tcp;
+pub(crate) struct Tcp {
+    /// The trace of the call under way, which goes along.
+    pub context: fn() -> Option<String>,
+}
 
 impl Connect for Tcp {
     fn connect(&self, address: &str) -> Result<Transport, Status> {
@@ -67,13 +72,23 @@ impl Connect for Tcp {
             .http2_keep_alive_interval(PROBE)
             .keep_alive_timeout(PROBE)
             .keep_alive_while_idle(true);
-        Ok(Transport::new(endpoint.connect_lazy()))
+        Ok(Transport::new(Traced { channel: endpoint.connect_lazy(), context: self.context }))
     }
 }
 
-impl Carry for Channel {
-    fn carry(&self, call: http::Request<Body>) -> BoxFuture<http::Response<Body>, StdError> {
-        let mut channel = self.clone();
+/// A channel on which the trace of a call goes along.
+struct Traced {
+    channel: Channel,
+    context: fn() -> Option<String>,
+}
+
+impl Carry for Traced {
+    fn carry(&self, mut call: http::Request<Body>) -> BoxFuture<http::Response<Body>, StdError> {
+        let parent = (self.context)().and_then(|text| http::HeaderValue::try_from(text).ok());
+        if let Some(parent) = parent {
+            call.headers_mut().insert(PARENT, parent);
+        }
+        let mut channel = self.channel.clone();
         Box::pin(async move {
             std::future::poll_fn(|context| channel.poll_ready(context)).await?;
             Ok(channel.call(call).await?)

@@ -143,6 +143,7 @@ pub(super) fn cluster(config: &Config, facts: NodeFacts) -> ClusterSettings {
         timings,
         voter: config.cluster.voter,
         log_entries: config.cluster.log_entries,
+        context: || None,
     }
 }
 

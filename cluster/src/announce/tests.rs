@@ -44,6 +44,7 @@ impl Member {
             voter,
             log_entries: LOG_ENTRIES,
             timings: Timings::default(),
+            context: || None,
         };
         let mut seed = [0; 32];
         getrandom::fill(&mut seed).unwrap();

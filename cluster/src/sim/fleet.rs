@@ -179,8 +179,15 @@ impl Fleet {
         };
         let facts = NodeFacts { grpc: address(host), ..NodeFacts::default() };
         let (timings, log_entries) = (timings(), self.log_entries);
-        let settings =
-            Settings { data_dir: dir.clone(), start, facts, timings, voter, log_entries };
+        let settings = Settings {
+            data_dir: dir.clone(),
+            start,
+            facts,
+            timings,
+            voter,
+            log_entries,
+            context: || None,
+        };
         let opened = Cluster::open_on(machine, settings, self.signing_key(host));
         let (cluster, routes) = match opened {
             Ok(opened) => opened,

@@ -82,6 +82,13 @@ fn drop_unused(db: &mut DB, later: &[String]) -> Result<(), ClusterError> {
 }
 
 impl Store {
+    /// About the bytes of the log, in memory and on disk; 0 where RocksDB does not say.
+    pub(crate) fn log_bytes(&self) -> u64 {
+        let parts = ["rocksdb.cur-size-all-mem-tables", "rocksdb.estimate-live-data-size"];
+        let read = |name| self.db.property_int_value_cf(self.cf(LOG), name);
+        parts.into_iter().filter_map(|name| read(name).ok().flatten()).sum()
+    }
+
     /// Opens or creates the database below `data_dir`.
     pub(super) fn open(data_dir: &Path, disk: &dyn Disk) -> Result<Arc<Self>, ClusterError> {
         let (dir, incoming) = (Self::folder(data_dir), data_dir.join("incoming"));

@@ -3,7 +3,7 @@
 //! Invariant: the changes of a batch of commands and the log id of its last one
 //! are written in one piece; answers and wake-ups follow the write.
 
-use std::{io, sync::Arc};
+use std::{io, sync::Arc, time::Instant};
 
 use fail::fail_point;
 use futures::{Stream, StreamExt};
@@ -60,6 +60,7 @@ fn apply_batch(
     entries: Vec<EntryResponder<Types>>,
 ) -> io::Result<(Applied, Answers)> {
     fail_point!("apply.begin");
+    let began = Instant::now();
     let mut events: Vec<Event> = Vec::new();
     let mut answers = Vec::new();
     {
@@ -85,6 +86,7 @@ fn apply_batch(
         store.put_meta(&mut batch, meta::APPLIED, &applied).map_err(io_error)?;
         store.db.write(batch).map_err(io_error)?;
     }
+    metrics::histogram!("kiln_raft_apply_seconds").record(began.elapsed());
     fail_point!("apply.written");
     let index = applied.last.map_or(0, |id| id.index);
     watch.applied(store, index, &events).map_err(io_error)?;

@@ -9,6 +9,7 @@ mod log;
 mod machine;
 mod mark;
 mod meta;
+mod moving;
 mod snapshot;
 mod staging;
 mod sync;
@@ -20,6 +21,7 @@ pub(crate) use self::{
     log::LogStore,
     machine::Machine,
     meta::Owner,
+    moving::{Direction, Moving},
     snapshot::SnapshotData,
     staging::Staging,
     sync::RealDisk,

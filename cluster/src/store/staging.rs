@@ -14,6 +14,7 @@ use bytes::Bytes;
 use fail::fail_point;
 use futures::{Stream, StreamExt};
 
+use super::moving::{Direction, Moving};
 use crate::{blocking, codec, error::io_error, raft::SnapshotMeta};
 
 /// Largest record or chunk that is taken from another node, in bytes.
@@ -65,8 +66,10 @@ impl Staging {
     ) -> io::Result<Staged> {
         let mut chunks = pin!(chunks);
         let mut staging = blocking::run(move || Self::create(&dir, &meta)).await??;
+        let moving = Moving::begin(Direction::Received);
         while let Some(chunk) = chunks.next().await {
             let chunk = chunk?;
+            moving.add(chunk.len());
             staging = blocking::run(move || staging.push(&chunk).map(|()| staging)).await??;
         }
         blocking::run(move || staging.finish()).await?

@@ -12,6 +12,7 @@ use std::{
         mpsc::{Receiver, Sender, channel},
     },
     thread::JoinHandle,
+    time::Instant,
 };
 
 use rocksdb::DB;
@@ -73,13 +74,16 @@ impl Drop for SyncThread {
 
 fn run(db: &DB, mut mark: Mark, requests: &Receiver<Completion>) {
     let mut broken: Option<String> = None;
+    let took = metrics::histogram!("kiln_raft_fsync_seconds");
     while let Ok(first) = requests.recv() {
         let waiting: Vec<Completion> = std::iter::once(first).chain(requests.try_iter()).collect();
         if broken.is_none() {
             // Before the fsync: what is written during it may miss it.
             let sequence = db.latest_sequence_number();
+            let began = Instant::now();
             match db.flush_wal(true) {
                 Ok(()) => {
+                    took.record(began.elapsed());
                     if let Err(e) = mark.raise(sequence) {
                         tracing::warn!(error = %e, "the index's mark is not written");
                     }

@@ -91,7 +91,8 @@ impl Seat {
         let facts = NodeFacts { grpc: self.address.to_string(), ..NodeFacts::default() };
         let data_dir = self.dir.clone();
         let (timings, voter, log_entries) = (timings(), self.voter, LOG_ENTRIES);
-        let settings = Settings { data_dir, start, facts, timings, voter, log_entries };
+        let context = || None;
+        let settings = Settings { data_dir, start, facts, timings, voter, log_entries, context };
         let (cluster, routes) = Cluster::open(settings, signing_key(&self.dir)).unwrap();
         let stop = CancellationToken::new();
         let incoming = TcpIncoming::from(self.listener).with_nodelay(Some(true));

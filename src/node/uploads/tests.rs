@@ -75,6 +75,7 @@ async fn members(folder: &std::path::Path) -> Vec<Member> {
                 election_max: Duration::from_millis(1200),
                 ..Timings::default()
             },
+            context: || None,
         };
         async move {
             let key = SigningKey::from_bytes(&[n as u8 + 1; 32]);
