@@ -8,6 +8,7 @@ mod credentials;
 mod load;
 mod prewarm;
 mod publish;
+mod trace;
 mod units;
 mod validate;
 
@@ -19,6 +20,7 @@ pub use credentials::Credentials;
 pub use load::{ConfigError, Layers, environment_names};
 pub use prewarm::PrewarmConfig;
 pub use publish::{Copies, PublishConfig};
+pub use trace::TraceConfig;
 
 /// Everything that `kiln serve` is told.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -69,6 +71,8 @@ pub struct Config {
     pub namespace: NamespaceConfig,
     /// The daemon's own log, on stderr.
     pub log: LogConfig,
+    /// Traces of requests, for an OpenTelemetry collector.
+    pub trace: TraceConfig,
 }
 
 /// How an empty node finds its cluster; ignored once it has an identity.
@@ -291,6 +295,7 @@ impl Default for Config {
             publish: PublishConfig::default(),
             namespace: NamespaceConfig::default(),
             log: LogConfig::default(),
+            trace: TraceConfig::default(),
         }
     }
 }

@@ -13,10 +13,12 @@
 //! | `net` | what every port shares: accepting connections, their least speed |
 //! | [`compiler`] | sources to files, in child processes |
 //! | [`cache`] | memory, disk and object tier |
+//! | [`nearest`] | the stored entry that is nearest to a key, and why it is another |
 //! | [`scan`] | reads every entry of the index, in pages |
 //! | [`check`] | whether an artifact computes what its program does, in a child process |
 //! | [`exec`] | runs a compiled graph, on a GPU or by the interpreter |
 //! | [`artifact`] | files to packs and back |
+//! | [`telemetry`] | the table of metrics, traces to a collector |
 //! | [`gate`] | whether this node takes what it would have to keep |
 //! | `kiln_cluster` | the Raft-replicated index, leases, membership |
 //! | `kiln_proto` | the shared vocabulary and the wire format |
@@ -44,10 +46,12 @@ pub mod exec;
 pub mod gate;
 pub mod identity;
 pub mod manager;
+pub mod nearest;
 mod net;
 pub mod node;
 pub mod prewarm;
 pub mod resp;
 pub mod scan;
 pub mod service;
+pub mod telemetry;
 pub mod transfer;

@@ -41,6 +41,9 @@ pub(super) fn failed(error: &TierError) {
 pub(super) fn usage(tier: TierName, usage: Usage) {
     gauge!("kiln_tier_bytes", "tier" => tier.as_str()).set(usage.bytes as f64);
     gauge!("kiln_tier_entries", "tier" => tier.as_str()).set(usage.entries as f64);
+    if let Some(most) = usage.capacity_bytes {
+        gauge!("kiln_tier_capacity_bytes", "tier" => tier.as_str()).set(most as f64);
+    }
 }
 
 /// What one pass over leftovers did, by `what`: `temporary`, `adopted`, ...

@@ -6,9 +6,15 @@
 use std::time::Duration;
 
 use kiln_proto::{MAX_MESSAGE_BYTES, pb::kiln_client::KilnClient};
-use tonic::transport::{Channel, Endpoint};
+use tonic::{
+    service::interceptor::InterceptedService,
+    transport::{Channel, Endpoint},
+};
 
-use super::{CliError, output};
+use super::{
+    CliError, output,
+    traced::{Carried, TraceArgs},
+};
 
 pub(crate) const DEFAULT_ENDPOINT: &str = "http://127.0.0.1:7400";
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
@@ -29,10 +35,12 @@ pub(crate) struct Endpoints {
         global = true
     )]
     endpoints: Vec<Endpoint>,
+    #[command(flatten)]
+    trace: TraceArgs,
 }
 
 /// A connected client.
-pub(crate) type Client = KilnClient<Channel>;
+pub(crate) type Client = KilnClient<InterceptedService<Channel, Carried>>;
 
 fn parse_endpoint(text: &str) -> Result<Endpoint, String> {
     let text = text.trim();
@@ -41,7 +49,7 @@ fn parse_endpoint(text: &str) -> Result<Endpoint, String> {
     if parsed.scheme() != "http" || parsed.host_str().is_none() {
         return Err("an endpoint is http://HOST:PORT".into());
     }
-    Endpoint::from_shared(url).map_err(|e| e.to_string())
+    Endpoint::from_shared(url).map(timed).map_err(|e| e.to_string())
 }
 
 impl Endpoints {
@@ -58,7 +66,7 @@ impl Endpoints {
     ) -> Result<T, CliError> {
         let mut tried = Vec::new();
         for endpoint in &self.endpoints {
-            match reach(endpoint).await {
+            match self.reach(endpoint).await {
                 Ok(client) => match call(client).await {
                     Err(CliError::Unreachable(why)) => tried.push((endpoint, why)),
                     settled => return settled,
@@ -73,15 +81,18 @@ impl Endpoints {
             all.join("; ")
         )))
     }
-}
 
-/// Connects to one node.
-pub(crate) async fn reach(endpoint: &Endpoint) -> Result<Client, String> {
-    let endpoint = timed(endpoint.clone());
-    let channel = endpoint.connect().await.map_err(|e| innermost(&e))?;
-    Ok(KilnClient::new(channel)
-        .max_decoding_message_size(MAX_MESSAGE_BYTES)
-        .max_encoding_message_size(MAX_MESSAGE_BYTES))
+    /// The node at that `host:port`, as a node names it.
+    pub(crate) async fn at(&self, address: &str) -> Result<Client, String> {
+        self.reach(&parse_endpoint(address)?).await
+    }
+
+    async fn reach(&self, endpoint: &Endpoint) -> Result<Client, String> {
+        let channel = endpoint.connect().await.map_err(|e| innermost(&e))?;
+        Ok(KilnClient::with_interceptor(channel, self.trace.carried())
+            .max_decoding_message_size(MAX_MESSAGE_BYTES)
+            .max_encoding_message_size(MAX_MESSAGE_BYTES))
+    }
 }
 
 /// No call waits for a node that cannot be reached, or went away without a word.
@@ -132,7 +143,8 @@ mod tests {
         let address = closed.local_addr().unwrap();
         drop(closed);
         let endpoint = parse_endpoint(&address.to_string()).unwrap();
-        let endpoints = Endpoints { endpoints: vec![endpoint.clone(), endpoint] };
+        let endpoints = vec![endpoint.clone(), endpoint];
+        let endpoints = Endpoints { endpoints, trace: TraceArgs::default() };
         let error = endpoints.connect().await.unwrap_err();
         assert_eq!(error.exit_code(), 3);
         assert_eq!(error.to_string().matches(&address.to_string()).count(), 2, "{error}");

@@ -74,8 +74,12 @@ impl CliError {
 
     /// What a node answered.
     pub(crate) fn from_status(status: &Status) -> Self {
-        let message = status.message().to_owned();
         let text = |name| status.metadata().get(name).and_then(|value| value.to_str().ok());
+        // What the node logged about the call has the same id.
+        let message = match text(kiln::telemetry::trace::ID) {
+            Some(trace) => format!("{} (trace {trace})", status.message()),
+            None => status.message().to_owned(),
+        };
         if let Some(code) = text("kiln-code") {
             let kind = text("kiln-kind").unwrap_or("unknown");
             // Said once: here the code is not part of the message.

@@ -18,6 +18,7 @@ mod includes;
 mod inspect;
 mod keys;
 mod ls;
+mod metrics;
 mod output;
 mod pieces;
 mod pin;
@@ -30,6 +31,7 @@ mod serve;
 mod sizes;
 mod source;
 mod status;
+mod traced;
 mod view;
 mod warm;
 mod whole;
@@ -69,6 +71,7 @@ enum Command {
     Inspect(inspect::Inspect),
     Plan(plan::Plan),
     Run(Box<run::Run>),
+    Metrics(metrics::Metrics),
 }
 
 /// What every client command takes.
@@ -131,6 +134,7 @@ impl Command {
             Self::Exec(command) => command.run(),
             Self::Inspect(command) => client(command.run()),
             Self::Plan(command) => client(command.run()),
+            Self::Metrics(command) => client(command.run()),
             // Its exit code is its command's.
             Self::Run(command) => return command.run(),
         };
@@ -153,6 +157,7 @@ impl Command {
             Self::Warm(command) => command.client.json,
             Self::Inspect(command) => command.client.json,
             Self::Plan(command) => command.client.json,
+            Self::Metrics(command) => command.client.json,
             // stdout is its command's: its own errors go to stderr as text.
             Self::Run(_) => false,
         }

@@ -136,8 +136,7 @@ impl Plan {
         if !self.prewarm {
             return self.show(&misses, &summary);
         }
-        let client = self.client.endpoints.connect().await?;
-        let nodes = prewarm::Nodes::having(client, &self.toolchain).await?;
+        let nodes = prewarm::Nodes::having(&self.client.endpoints, &self.toolchain).await?;
         let work = prewarm::Work { misses, jobs: self.jobs.into(), namespace: self.namespace() };
         let compiled = nodes.compile(work, |one| match self.client.json {
             true => output::json(one),

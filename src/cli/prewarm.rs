@@ -13,11 +13,10 @@ use futures::{StreamExt, stream};
 use indicatif::{ProgressBar, ProgressStyle};
 use kiln_proto::{ArtifactKey, Fingerprint, pb};
 use serde::Serialize;
-use tonic::transport::Endpoint;
 
 use super::{
     CliError,
-    client::{self, Client},
+    client::{Client, Endpoints},
     error::FailureView,
     fetch,
     output::seconds,
@@ -52,7 +51,8 @@ pub(crate) struct PrewarmedView {
 
 impl Nodes {
     /// Asks a node which ones of the cluster have that toolchain, and connects to them.
-    pub(crate) async fn having(mut client: Client, tools: &[Tool]) -> Result<Self, CliError> {
+    pub(crate) async fn having(endpoints: &Endpoints, tools: &[Tool]) -> Result<Self, CliError> {
+        let mut client = endpoints.connect().await?;
         let status = client.status(pb::StatusRequest {}).await;
         let status = status.map_err(|e| CliError::from_status(&e))?.into_inner();
         let (mut found, mut all) = (Vec::new(), BTreeSet::new());
@@ -68,9 +68,7 @@ impl Nodes {
             if names.is_empty() {
                 continue;
             }
-            let endpoint = Endpoint::from_shared(format!("http://{}", node.grpc));
-            let endpoint = endpoint.map_err(|e| anyhow::anyhow!("node {}: {e}", node.id))?;
-            match client::reach(&endpoint).await {
+            match endpoints.at(&node.grpc).await {
                 Ok(client) => found.push((node.id, client, names)),
                 Err(why) => eprintln!("node {} has it and does not answer: {why}", node.id),
             }

@@ -14,8 +14,10 @@ use clap::Args;
 use kiln::{
     config::{Config, Layers, LogFormat},
     node::{Node, ReadyInfo as Ready},
+    telemetry::trace::{self, Tracing},
 };
 use tokio_util::sync::CancellationToken;
+use tracing_subscriber::{EnvFilter, Layer, layer::SubscriberExt, util::SubscriberInitExt};
 
 use super::{CliError, output};
 
@@ -101,7 +103,6 @@ impl Serve {
         if self.print_config {
             return output::line(config.to_toml().trim_end());
         }
-        start_log(&config)?;
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
         runtime.block_on(self.serve(config))
     }
@@ -131,6 +132,7 @@ impl Serve {
     }
 
     async fn serve(self, config: Config) -> Result<(), CliError> {
+        let tracing = start_log(&config)?;
         let stop = CancellationToken::new();
         let signals = stop_on_signal(stop.clone())?;
         let ready_file = self.ready_file;
@@ -141,6 +143,7 @@ impl Serve {
             output::json(&ready).map_err(anyhow::Error::from)
         });
         let served = served.await;
+        tracing.end().await;
         signals.abort();
         Ok(served?)
     }
@@ -193,16 +196,26 @@ fn write_whole(path: &Path, ready: &Ready) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn start_log(config: &Config) -> anyhow::Result<()> {
-    let filter = tracing_subscriber::EnvFilter::try_new(&config.log.level)?;
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+/// Starts the log and the traces; needs the runtime.
+fn start_log(config: &Config) -> anyhow::Result<Tracing> {
+    let tracing = Tracing::start(&config.trace).context("trace.endpoint")?;
+    // Whatever is logged names the call that it is about.
+    let calls = format!("{}=info", trace::TARGET).parse()?;
+    let filter = EnvFilter::try_new(&config.log.level)?.add_directive(calls);
+    let log = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let traces = tracing.layer();
     match config.log.format {
         LogFormat::Text => {
-            log.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init()
+            let ansi = std::io::IsTerminal::is_terminal(&std::io::stderr());
+            let log = log.with_ansi(ansi).with_filter(filter);
+            tracing_subscriber::registry().with(traces).with(log).init();
         }
-        LogFormat::Json => log.json().init(),
+        LogFormat::Json => {
+            let log = log.json().with_filter(filter);
+            tracing_subscriber::registry().with(traces).with(log).init();
+        }
     }
-    Ok(())
+    Ok(tracing)
 }
 
 #[cfg(test)]

@@ -24,6 +24,7 @@ impl Config {
         self.check_limits(&mut wrong);
         self.check_object(&mut wrong);
         self.check_resp(&mut wrong);
+        self.trace.check(&mut wrong);
         if let Err(e) = tracing_subscriber::EnvFilter::try_new(&self.log.level) {
             wrong.push(format!("log.level: {e}; write info, or info,kiln=debug"));
         }

@@ -20,12 +20,14 @@ use tokio::{
     sync::watch,
     time::{Instant, timeout_at},
 };
+use tracing::Instrument;
 
 use super::{Answer, Found, Manager, Outcome, Progress, Request, Stage, Whole};
 use crate::{
     check::Verify,
     compiler::{Compiler, Piecewise, Prepared},
     error::Error,
+    step,
 };
 
 /// How often a flight starts over when its entry's bytes or its lease are lost.
@@ -54,8 +56,10 @@ impl Manager {
         request: Request,
         mut tell: impl FnMut(ArtifactKey, &Stage) + Send,
     ) -> Result<Answer, Error> {
+        let began = Instant::now();
         let result = self.compile_uncounted(&request, &mut tell).await;
         self.counters.ended(&result);
+        self.counters.took(&result, began.elapsed());
         result
     }
 
@@ -263,8 +267,10 @@ impl Manager {
                 progress.set(Stage::Waiting);
             };
             // A lease that came after the gate closed would be given back at once.
+            let acquiring = self.index.acquire(&key, instead_of, deadline, waiting);
+            let acquiring = acquiring.instrument(step!("acquire"));
             let acquired = tokio::select! {
-                acquired = self.index.acquire(&key, instead_of, deadline, waiting) => acquired?,
+                acquired = acquiring => acquired?,
                 () = self.gate.closed() => return Err(Error::Leaving),
             };
             match acquired {
@@ -289,6 +295,7 @@ impl Manager {
                 }
                 Acquired::Granted(lease) => {
                     progress.set(Stage::Compiling(lease.token()));
+                    self.note_miss(&prepared);
                     let making = async {
                         let (compiler, prepared) = (&compiler, &*prepared);
                         let Some(stitch) = prepared.stitch() else {

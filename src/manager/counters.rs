@@ -2,7 +2,10 @@
 //!
 //! Invariant: counters only rise; each request adds to exactly one outcome.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::{
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
 
 use kiln_proto::{Check, Failure};
 
@@ -20,6 +23,7 @@ pub struct Counters {
     compiled: AtomicU64,
     failed: AtomicU64,
     compiler_runs: AtomicU64,
+    saved: AtomicU64,
     corrupt: AtomicU64,
     loaded: AtomicU64,
     lost: AtomicU64,
@@ -50,7 +54,13 @@ impl Counters {
     /// A request was answered with an artifact.
     pub fn answered(&self, answer: &Answer) {
         let tier = answer.origin.map_or("none", origin_name);
-        request(answer.outcome.name(), tier);
+        let outcome = answer.outcome.name();
+        request(outcome, tier);
+        // A value of another tool may have cost nothing that anybody knows of.
+        let seconds = answer.manifest.compile_seconds;
+        if answer.outcome != Outcome::Compiled && seconds > 0.0 {
+            metrics::histogram!("kiln_saved_compile_seconds", "outcome" => outcome).record(seconds);
+        }
         add(match (answer.outcome, answer.origin) {
             (Outcome::Compiled, _) => &self.compiled,
             (Outcome::Coalesced, _) => &self.coalesced,
@@ -69,6 +79,28 @@ impl Counters {
             let (code, kind) = (f.kind.code(), f.kind.name());
             metrics::counter!("kiln_failures_total", "code" => code, "kind" => kind).increment(1);
         }
+    }
+
+    /// A request for a compile took so long.
+    pub fn took(&self, result: &Result<Answer, Error>, time: Duration) {
+        let outcome = result.as_ref().map_or("failed", |answer| answer.outcome.name());
+        metrics::histogram!("kiln_request_seconds", "outcome" => outcome).record(time);
+    }
+
+    /// The bytes of something stored are here after so long.
+    pub fn brought(&self, origin: Origin, time: Duration) {
+        metrics::histogram!("kiln_load_seconds", "tier" => origin_name(origin)).record(time);
+    }
+
+    /// An artifact of this node was committed to the index.
+    pub fn saved(&self) {
+        add(&self.saved);
+        metrics::counter!("kiln_saved_total").increment(1);
+    }
+
+    /// Something had to be compiled, for the `reason` that its key is not stored.
+    pub fn missed(&self, reason: impl Into<metrics::SharedString>) {
+        metrics::counter!("kiln_misses_total", "reason" => reason.into()).increment(1);
     }
 
     /// A compiler ran here; `seconds` is what a hit saves.
@@ -160,6 +192,7 @@ impl CounterSource for Counters {
             ("compiled", read(&self.compiled)),
             ("failed", read(&self.failed)),
             ("compiler_runs", read(&self.compiler_runs)),
+            ("saved", read(&self.saved)),
             ("corrupt_copies", read(&self.corrupt)),
             ("loaded", read(&self.loaded)),
             ("lost_packs", read(&self.lost)),

@@ -7,6 +7,7 @@
 
 use std::sync::Arc;
 
+use futures::future::BoxFuture;
 use kiln_cluster::PutMode;
 use kiln_proto::{
     ArtifactKey, Component, Fingerprint, KeyField, Manifest, Target, component, pb,
@@ -69,8 +70,17 @@ impl Manager {
     }
 
     /// The request that the artifact of `key` was compiled of, to be compiled by the
-    /// toolchain that this node has now.
-    pub async fn kept_request(
+    /// toolchain that this node has now. Boxed: the compiler gives up on its type.
+    pub fn kept_request<'a>(
+        &'a self,
+        key: &'a ArtifactKey,
+        namespace: &'a str,
+        deadline: Instant,
+    ) -> BoxFuture<'a, Result<Request, Error>> {
+        Box::pin(self.read_request(key, namespace, deadline))
+    }
+
+    async fn read_request(
         &self,
         key: &ArtifactKey,
         namespace: &str,

@@ -23,6 +23,7 @@ mod fetch;
 mod hand_over;
 mod kept;
 mod learned;
+mod misses;
 mod pieces;
 mod produce;
 mod publish;
@@ -38,6 +39,7 @@ use std::sync::Arc;
 
 use kiln_cluster::Index;
 use kiln_proto::{ArtifactKey, Check, Digest, Manifest, NodeIdentity};
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 pub(crate) use self::pieces::told;
@@ -105,6 +107,8 @@ pub struct Manager {
     verified: quick_cache::sync::Cache<(ArtifactKey, u64), Verified, Size>,
     /// What came of checks here, by key and pack.
     checked: quick_cache::sync::Cache<(ArtifactKey, Digest), Check>,
+    /// Looks for the reason of a miss.
+    looking: Arc<Semaphore>,
     stop: CancellationToken,
 }
 
@@ -158,6 +162,7 @@ impl Manager {
             counters,
             verified,
             checked: quick_cache::sync::Cache::new(CHECKED),
+            looking: misses::one_at_a_time(),
             stop,
         }
     }

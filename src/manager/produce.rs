@@ -7,11 +7,13 @@
 use std::time::Instant;
 
 use kiln_cluster::{Lease, Published};
+use tracing::Instrument;
 
 use super::{Answer, Found, Made, Manager, Outcome};
 use crate::{
     compiler::{Compiler, Output, Prepared},
     error::Error,
+    step,
 };
 
 impl Manager {
@@ -57,7 +59,8 @@ impl Manager {
             pieces,
             check,
         };
-        match self.commit(&inside, lease, &answer.signed, &manifest, &pack).await {
+        let publishing = self.commit(&inside, lease, &answer.signed, &manifest, &pack);
+        match publishing.instrument(step!("publish")).await {
             Ok(Published::Committed(_)) => Ok((answer, None)),
             Ok(Published::Existing(entry)) => {
                 // The first commit won: its bytes are the key's, not ours.
@@ -83,8 +86,9 @@ impl Manager {
         prepared: &Prepared,
     ) -> Result<Output, Error> {
         let started = Instant::now();
-        let output =
-            compiler.compile(prepared, &self.settings.limits, self.stop.child_token()).await;
+        let compiling = compiler.compile(prepared, &self.settings.limits, self.stop.child_token());
+        let name = compiler.name();
+        let output = compiling.instrument(step!("compile", compiler = name)).await;
         let seconds = output.as_ref().ok().map(|_| started.elapsed().as_secs_f64());
         self.counters.ran(compiler.name(), seconds);
         if output.is_err() && self.stop.is_cancelled() {

@@ -91,6 +91,9 @@ impl Manager {
         };
         let put = self.index.put(turn, signed, mode, stored.also).await?;
         fail_point!("publish.put");
+        if let Put::Committed(_) = &put {
+            self.counters.saved();
+        }
         if let Put::Committed(entry) | Put::Unchanged(entry) = &put {
             self.upload(entry, stored.guard).await?;
         }
@@ -111,6 +114,7 @@ impl Manager {
         let published = self.index.publish(lease, signed.clone(), stored.also).await?;
         fail_point!("publish.committed");
         if let Published::Committed(entry) = &published {
+            self.counters.saved();
             self.upload(entry, stored.guard).await?;
         }
         Ok(published)

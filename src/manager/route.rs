@@ -16,11 +16,14 @@ use tonic::{
     Code, Status,
     transport::{Channel, Endpoint},
 };
+use tracing::Instrument;
 
 use super::{Answer, Found, Manager, Outcome, PieceReport, Progress, Request, Stage};
 use crate::{
     compiler::{Compiler, Prepared},
     error::{Error, KIND},
+    step,
+    telemetry::trace,
 };
 
 /// A node that is there answers at once.
@@ -92,7 +95,8 @@ impl Manager {
             let mut request = route.request.clone();
             let left = deadline.saturating_duration_since(Instant::now());
             request.deadline_ms = u64::try_from(left.as_millis()).unwrap_or(u64::MAX).max(1);
-            match ask(address, request, &route.key, &progress).await {
+            let asking = ask(address, request, &route.key, &progress);
+            match asking.instrument(step!("forward", to = node.cast_signed())).await {
                 Ok(told) => return self.collect(&route, prepared, told).await,
                 Err(status) => {
                     let (error, elsewhere) = understood(*node, &status);
@@ -155,6 +159,8 @@ async fn ask(
     let mut client = KilnClient::new(channel)
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
         .max_encoding_message_size(MAX_MESSAGE_BYTES);
+    let mut request = tonic::Request::new(request);
+    trace::put_into_metadata(request.metadata_mut());
     let mut events = client.compile(request).await?.into_inner();
     let mut pieces = BTreeMap::new();
     while let Some(event) = events.message().await? {

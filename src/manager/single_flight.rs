@@ -8,6 +8,7 @@ use std::{collections::HashMap, future::Future, hash::Hash, sync::Arc};
 
 use parking_lot::Mutex;
 use tokio::sync::watch;
+use tracing::Instrument;
 
 /// The tasks of one node, by key. `S` is what callers see of one: how far it is, and
 /// at the end its result.
@@ -69,12 +70,14 @@ where
         let progress = Arc::new(Progress(sender));
         let place = Place { tasks: self.clone(), key };
         let task = run(progress.clone());
-        tokio::spawn(async move {
+        let flight = async move {
             let last = task.await;
             // Callers that come after this line find what it left in the tiers.
             drop(place);
             progress.set(last);
-        });
+        };
+        // In the trace of who came first.
+        tokio::spawn(flight.in_current_span());
         (receiver, true)
     }
 

@@ -5,7 +5,7 @@
 //! its signature held. An entry is retired only where its bytes are proven absent. An
 //! artifact of pieces is here when all of them are.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Instant};
 
 use kiln_cluster::{Asked, Entry, Retired};
 use kiln_proto::{ArtifactKey, Failure, FailureKind, Manifest};
@@ -91,8 +91,10 @@ impl Manager {
             // The namespace is part of the key: only a forged request gets here.
             return Err(Error::NotFound(entry.key));
         }
+        let began = Instant::now();
         match self.fetcher.fetch(entry, &manifest).await? {
             Fetched::Here(pack, origin) => {
+                self.counters.brought(origin, began.elapsed());
                 match self.bring_pieces(&manifest, entry.pinned).await {
                     Ok(()) => {}
                     Err(Error::MissingPiece(piece)) => return Ok(Found::Incomplete(piece)),

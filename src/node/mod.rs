@@ -21,7 +21,6 @@ mod uploads;
 use std::{fs::File, path::PathBuf, sync::Arc, time::Duration};
 
 use kiln_cluster::Cluster;
-use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use tokio::{net::TcpListener, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
@@ -31,7 +30,8 @@ use crate::{
     config::Config,
     identity,
     manager::Manager,
-    service::{Readiness, http},
+    service::{Meters, Readiness, http},
+    telemetry::Recorder,
     transfer::SocketFile,
 };
 
@@ -83,7 +83,7 @@ impl Tasks {
 
 impl Node {
     /// Listens, opens its storage and starts its services; returns when it is ready.
-    pub async fn start(config: Config, metrics: PrometheusHandle) -> Result<Self, NodeError> {
+    pub async fn start(config: Config, metrics: Recorder) -> Result<Self, NodeError> {
         let (config, descriptors) = descriptors::fit(config);
         let data = &config.data_dir;
         std::fs::create_dir_all(data).map_err(|source| NodeError::Io {
@@ -98,11 +98,18 @@ impl Node {
         let page = serve_http(http, descriptors.http, metrics, &mut tasks);
         let storage =
             Storage::open(&config, descriptors.blobs, signing, listeners.facts.clone()).await?;
-        let (cluster, readiness) = (storage.cluster.clone(), page.readiness);
+        let http::Http { readiness, metrics } = page;
+        let cluster = storage.cluster.clone();
         readiness.has_storage(cluster.clone());
-        let services =
-            Services::start(&config, descriptors, listeners, storage, &readiness, &mut tasks)
-                .await?;
+        let services = Services::start(
+            &config,
+            descriptors,
+            listeners,
+            storage,
+            (&readiness, metrics),
+            &mut tasks,
+        )
+        .await?;
 
         let Services { ready, manager, sockets } = services;
         tracing::info!(node = ready.id, grpc = %ready.grpc, "ready");
@@ -140,10 +147,11 @@ impl Node {
 fn serve_http(
     listener: TcpListener,
     connections: usize,
-    metrics: PrometheusHandle,
+    metrics: Recorder,
     tasks: &mut Tasks,
 ) -> http::Http {
-    let page = http::Http { readiness: Readiness::default(), metrics };
+    tasks.spawn(metrics.clone().keep_up(tasks.stop.clone()));
+    let page = http::Http { readiness: Readiness::default(), metrics: Meters::new(metrics) };
     let serving = http::serve(listener, connections, page.clone(), tasks.stop.clone());
     tasks.spawn(async move {
         if let Err(e) = serving.await {
@@ -154,8 +162,8 @@ fn serve_http(
 }
 
 /// Makes the recorder behind `/metrics`; once a process.
-pub fn install_metrics() -> Result<PrometheusHandle, NodeError> {
-    PrometheusBuilder::new().install_recorder().map_err(|e| NodeError::Metrics(e.to_string()))
+pub fn install_metrics() -> Result<Recorder, NodeError> {
+    Recorder::install().map_err(|e| NodeError::Metrics(e.to_string()))
 }
 
 #[cfg(test)]

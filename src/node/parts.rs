@@ -26,6 +26,7 @@ use crate::{
     },
     config::{self, CollectConfig, Config, EvictionPolicy},
     manager, resp,
+    telemetry::trace,
 };
 
 /// Time that a flight may take beyond one compile: queues, waits for others.
@@ -143,7 +144,7 @@ pub(super) fn cluster(config: &Config, facts: NodeFacts) -> ClusterSettings {
         timings,
         voter: config.cluster.voter,
         log_entries: config.cluster.log_entries,
-        context: || None,
+        context: trace::outgoing,
     }
 }
 

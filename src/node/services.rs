@@ -21,7 +21,7 @@ use crate::{
     net,
     prewarm::Prewarm,
     resp,
-    service::{self, Readiness, api},
+    service::{self, Meters, Readiness, api},
     transfer::{self, ClientSettings, PeerClient, Provider, ServerSettings, SocketFile},
 };
 
@@ -58,16 +58,19 @@ impl Services {
         descriptors: Descriptors,
         listeners: Listeners,
         storage: Storage,
-        readiness: &Readiness,
+        (readiness, meters): (&Readiness, Meters),
         tasks: &mut Tasks,
     ) -> Result<Self, NodeError> {
         let Listeners { grpc, transfer, resp, resp_address, facts: _ } = listeners;
         let Storage { tiers, compilers, cluster, routes, facts } = storage;
         let checker = parts::checker(config)?;
-        let api = serve_grpc(grpc, descriptors.grpc, routes, readiness, tasks)?;
+        let observe = service::Observe::default();
+        let api = serve_grpc(grpc, descriptors.grpc, (routes, observe.clone()), readiness, tasks)?;
 
         let identity = cluster.start().await?;
         let (node, index, reporter) = (identity.node, cluster.index(), Reporter::default());
+        // Nobody else sets it.
+        let _ = observe.node.set(node);
         let peers = Arc::new(PeerClient::new(ClientSettings::default()));
         let counters = Arc::<manager::Counters>::default();
         let gate = readiness.gate().clone();
@@ -114,6 +117,7 @@ impl Services {
             default_deadline: config.compile.default_deadline,
             default_namespace: config.namespace.default.clone(),
             counters: vec![manager.counters().clone(), resp_counters],
+            meters,
         });
         readiness.has_services();
         let ready = ReadyInfo {
@@ -133,7 +137,7 @@ impl Services {
 fn serve_grpc(
     listener: TcpListener,
     connections: usize,
-    routes: Routes,
+    (routes, observe): (Routes, service::Observe),
     readiness: &Readiness,
     tasks: &mut Tasks,
 ) -> Result<api::Api, NodeError> {
@@ -150,6 +154,7 @@ fn serve_grpc(
     let routes = routes.add_service(kiln).add_service(health).add_service(reflection);
     let server = tonic::transport::Server::builder()
         .http2_keepalive_interval(Some(KEEP_ALIVE))
+        .layer(observe)
         .add_routes(routes)
         .serve_with_incoming_shutdown(
             net::incoming(listener, connections, "grpc"),

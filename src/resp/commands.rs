@@ -19,13 +19,13 @@ use super::{
 const SHOWN: usize = 128;
 
 impl Connection {
-    /// Answers one request.
-    pub(super) async fn answer(&mut self, request: Request) -> Result<(), Ended> {
+    /// Answers one request, whose command is `named` where there is such a one.
+    pub(super) async fn answer(
+        &mut self,
+        request: Request,
+        named: Option<(&'static str, i64)>,
+    ) -> Result<(), Ended> {
         let Request { mut args, admitted } = request;
-        let named = match &args[0] {
-            Arg::Bytes(word) => table::find(word),
-            Arg::Blob(_) | Arg::Skipped(_) => None,
-        };
         let Some((name, arity)) = named else {
             self.push(unknown(&args));
             return Ok(());
@@ -151,6 +151,14 @@ impl Connection {
             ("setnx", Reply::Null) => Reply::flag(false),
             (_, reply) => reply,
         })
+    }
+}
+
+/// The command of a request.
+pub(super) fn named(request: &Request) -> Option<(&'static str, i64)> {
+    match &request.args[0] {
+        Arg::Bytes(word) => table::find(word),
+        Arg::Blob(_) | Arg::Skipped(_) => None,
     }
 }
 

@@ -3,8 +3,12 @@
 //! Invariant: counters only rise; a GET is a hit or a miss, and a SET ends in
 //! exactly one way. One that was answered before it ended is counted as late besides.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::{
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
 
+use super::table::Family;
 use crate::counters::CounterSource;
 
 /// What is counted.
@@ -58,6 +62,8 @@ pub struct Counters {
     open: AtomicU64,
     connections: metrics::Gauge,
     waited: metrics::Histogram,
+    /// By family of command.
+    took: [metrics::Histogram; 3],
 }
 
 impl Default for Counters {
@@ -68,6 +74,9 @@ impl Default for Counters {
             open: AtomicU64::new(0),
             connections: metrics::gauge!("kiln_resp_connections"),
             waited: metrics::histogram!("kiln_resp_wait_seconds"),
+            took: Family::ALL.map(|family| {
+                metrics::histogram!("kiln_resp_request_seconds", "family" => family.name())
+            }),
         }
     }
 }
@@ -85,6 +94,11 @@ impl Counters {
     /// A GET waited so long for another client.
     pub(super) fn waited(&self, seconds: f64) {
         self.waited.record(seconds);
+    }
+
+    /// A request was answered after so long.
+    pub(super) fn took(&self, family: Family, time: Duration) {
+        self.took[family as usize].record(time);
     }
 
     /// A connection begins; it ends when the guard is dropped.

@@ -3,12 +3,19 @@
 //! Invariant: replies leave in the order of their requests; what waits for a
 //! client, or for the cluster on its behalf, ends when the client does.
 
+use std::time::Instant;
+
+use tracing::Instrument;
+
 use super::{
+    commands,
     connection::{Connection, Ended},
     counters::Count,
     decode::{Request, Step},
     reply::Reply,
+    table::Family,
 };
+use crate::telemetry::trace;
 
 impl Connection {
     /// Serves the client to its end.
@@ -43,7 +50,17 @@ impl Connection {
     async fn request(&mut self, request: Request) -> Result<(), Ended> {
         self.arrived();
         self.values.count(Count::Requests);
-        self.answer(request).await?;
+        let named = commands::named(&request);
+        let family = named.map_or(Family::Other, |(command, _)| Family::of(command));
+        let began = Instant::now();
+        match trace::chosen() {
+            false => self.answer(request, named).await?,
+            true => {
+                let span = trace::root(family.span());
+                self.answer(request, named).instrument(span).await?;
+            }
+        }
+        self.values.parts.counters.took(family, began.elapsed());
         if self.session.quits {
             self.flush().await?;
             return Err(Ended::Client);

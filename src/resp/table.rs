@@ -43,6 +43,49 @@ pub(super) const COMMANDS: [(&str, i64); 36] = [
     ("unlink", -2),
 ];
 
+/// What a command does to values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Family {
+    /// Gives values out.
+    Read,
+    /// Takes values in.
+    Write,
+    /// Anything else.
+    Other,
+}
+
+impl Family {
+    /// In the order of their numbers.
+    pub(super) const ALL: [Self; 3] = [Self::Read, Self::Write, Self::Other];
+
+    /// The name in metrics.
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::Read => "read",
+            Self::Write => "write",
+            Self::Other => "other",
+        }
+    }
+
+    /// The name in traces.
+    pub(super) const fn span(self) -> &'static str {
+        match self {
+            Self::Read => "resp read",
+            Self::Write => "resp write",
+            Self::Other => "resp other",
+        }
+    }
+
+    /// Of a command in [`COMMANDS`].
+    pub(super) fn of(command: &str) -> Self {
+        match command {
+            "get" | "getex" | "getrange" | "mget" | "substr" => Self::Read,
+            "mset" | "psetex" | "set" | "setex" | "setnx" => Self::Write,
+            _ => Self::Other,
+        }
+    }
+}
+
 /// Longest name of a command, and a bit.
 const LONGEST: usize = 16;
 

@@ -11,6 +11,7 @@ use kiln_cluster::{Cluster, Entry, Index, Lease, Put, PutMode, Turn};
 use kiln_proto::{ArtifactKey, value};
 use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
+use tracing::Instrument;
 
 use super::{
     counters::{Count, Counters},
@@ -281,7 +282,8 @@ impl Values {
             }
         };
         let values = self.clone();
-        let store = self.stores.spawn(async move { values.store(set, turn, inside).await });
+        let store = async move { values.store(set, turn, inside).await };
+        let store = self.stores.spawn(store.in_current_span());
         let bound = if self.quorum.is_lost() { STORE_ALONE } else { STORE };
         match timeout(bound, store).await {
             Ok(ended) => ended.unwrap_or(Stored::No),

@@ -14,8 +14,11 @@ use tokio::{sync::mpsc, time::Instant};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
+use tracing::Instrument;
 
-use super::{compile, explain, fetch, leases, parts::Parts, plan, publish, restore, status, wire};
+use super::{
+    compile, explain, fetch, gather, leases, parts::Parts, plan, publish, restore, status, wire,
+};
 use crate::{error::Error, scan};
 
 /// Messages buffered towards a client that reads slowly.
@@ -64,7 +67,8 @@ impl Kiln for Api {
         let parts = self.parts()?;
         let requests = parts.requests(request.into_inner())?;
         let (sender, receiver) = mpsc::channel(STREAM_DEPTH);
-        tokio::spawn(compile::compile(parts.manager.clone(), parts.node, requests, sender));
+        let compiling = compile::compile(parts.manager.clone(), parts.node, requests, sender);
+        tokio::spawn(compiling.in_current_span());
         Ok(Response::new(ReceiverStream::new(receiver)))
     }
 
@@ -96,7 +100,8 @@ impl Kiln for Api {
             manifest: Some((&*answer.signed).into()),
             tier: answer.origin.unwrap_or_default().into(),
         };
-        tokio::spawn(fetch::send(header, answer.pack, sender, fetch::PATIENCE));
+        let sending = fetch::send(header, answer.pack, sender, fetch::PATIENCE);
+        tokio::spawn(sending.in_current_span());
         Ok(Response::new(ReceiverStream::new(receiver)))
     }
 
@@ -108,7 +113,8 @@ impl Kiln for Api {
         let gate = parts.manager.gate().clone();
         gate.check()?;
         let (sender, receiver) = mpsc::channel(STREAM_DEPTH);
-        tokio::spawn(self.leases.clone().serve(parts.index.clone(), gate, key, limit, sender));
+        let serving = self.leases.clone().serve(parts.index.clone(), gate, key, limit, sender);
+        tokio::spawn(serving.in_current_span());
         Ok(Response::new(ReceiverStream::new(receiver)))
     }
 
@@ -303,8 +309,14 @@ impl Kiln for Api {
         let namespace = parts.namespace(&request.namespace);
         let kept = parts.manager.kept_request(&key, namespace, deadline).await?;
         let (sender, receiver) = mpsc::channel(STREAM_DEPTH);
-        tokio::spawn(compile::compile(parts.manager.clone(), parts.node, vec![kept], sender));
+        let compiling = compile::compile(parts.manager.clone(), parts.node, vec![kept], sender);
+        tokio::spawn(compiling.in_current_span());
         Ok(Response::new(ReceiverStream::new(receiver)))
+    }
+
+    async fn metrics(&self, request: Request<pb::MetricsRequest>) -> Reply<pb::MetricsResponse> {
+        let cluster = request.into_inner().cluster;
+        Ok(Response::new(gather::gather(self.parts()?, cluster).await))
     }
 }
 

@@ -1,8 +1,7 @@
 //! Why a key was not answered: its nearest stored neighbour, and the fields
 //! that keep them apart.
 //!
-//! Invariant: looks at all entries, or says at how many; one page and the nearest
-//! entry are in memory, whatever the index holds.
+//! Invariant: what is told differs in the fields named, and in no others.
 
 use kiln_cluster::Index;
 use kiln_proto::{ArtifactKey, Components, Difference, Manifest};
@@ -10,7 +9,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     error::Error,
-    scan::{self, Bounds, Scanned},
+    nearest::{self, Nearest},
+    scan::{Bounds, Scanned},
 };
 
 /// A key held against the entry that is nearest to it.
@@ -29,19 +29,7 @@ pub(super) fn explain(
     bounds: Bounds,
     stop: &CancellationToken,
 ) -> Result<Explanation, Error> {
-    let key = components.key();
-    let mut nearest: Option<(ArtifactKey, Vec<Difference>)> = None;
-    let scanned = scan::each(index, bounds, stop, |entry| {
-        let Ok(other) = entry.manifest.read_unverified() else { return };
-        if entry.key == key {
-            return;
-        }
-        let differences = components.differences(&other.components);
-        let best = nearest.as_ref().map_or(usize::MAX, |(_, found)| found.len());
-        if differences.len() < best {
-            nearest = Some((entry.key, differences));
-        }
-    })?;
+    let Nearest { entry: nearest, scanned } = nearest::find(index, components, bounds, stop)?;
     Ok(Explanation { components: components.clone(), nearest, scanned })
 }
 

@@ -4,17 +4,22 @@
 //! still about. Ready: it is a member and can read its index; a node that lost quorum
 //! still serves hits, a node that left serves nothing.
 
-use std::{io, net::SocketAddr, pin::Pin, sync::Arc};
+use std::{io, net::SocketAddr, pin::Pin, sync::Arc, time::Instant};
 
-use axum::{Json, Router, extract::State, http::StatusCode, routing::get};
+use axum::{
+    Json, Router,
+    extract::{MatchedPath, Request, State},
+    http::StatusCode,
+    middleware::{self, Next},
+    response::Response,
+    routing::get,
+};
 use futures::{Stream, StreamExt};
-use kiln_cluster::{Cluster, Role};
-use metrics_exporter_prometheus::PrometheusHandle;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use super::Readiness;
+use super::{Meters, Readiness};
 use crate::net;
 
 /// What the port reports on.
@@ -23,7 +28,7 @@ pub struct Http {
     /// Whether this node serves clients.
     pub readiness: Readiness,
     /// Renders the metrics.
-    pub metrics: PrometheusHandle,
+    pub metrics: Meters,
 }
 
 /// Serves at most `connections` at once, until `stop`.
@@ -37,6 +42,7 @@ pub async fn serve(
         .route("/metrics", get(metrics_page))
         .route("/healthz", get(async || "ok\n"))
         .route("/readyz", get(ready))
+        .route_layer(middleware::from_fn(timed))
         .with_state(Arc::new(http));
     axum::serve(Bounded::new(listener, connections)?, routes)
         .with_graceful_shutdown(stop.cancelled_owned())
@@ -73,29 +79,17 @@ impl axum::serve::Listener for Bounded {
     }
 }
 
-/// What alerts ask about the cluster, as of now and as this node sees it.
-fn gauge(cluster: &Cluster) {
-    let status = cluster.status();
-    let voters = status.nodes.iter().filter(|node| node.voter);
-    let reachable = voters.clone().filter(|node| node.reachable == Some(true)).count();
-    let flag = |flag: bool| if flag { 1.0 } else { 0.0 };
-    metrics::gauge!("kiln_cluster_quorum").set(flag(status.quorum));
-    metrics::gauge!("kiln_cluster_leader").set(flag(status.role == Role::Leader));
-    metrics::gauge!("kiln_cluster_voters").set(voters.count() as f64);
-    // Known to the leader alone; others see themselves and, with a quorum, the leader.
-    metrics::gauge!("kiln_cluster_voters_reachable").set(reachable as f64);
-    metrics::gauge!("kiln_cluster_applied_index").set(status.applied as f64);
-    metrics::gauge!("kiln_cluster_log_index").set(status.logged as f64);
-    metrics::gauge!("kiln_cluster_term").set(status.term as f64);
-    metrics::gauge!("kiln_index_entries").set(status.entries as f64);
+/// Records how long an answer took to begin, by its route.
+async fn timed(route: MatchedPath, request: Request, next: Next) -> Response {
+    let began = Instant::now();
+    let response = next.run(request).await;
+    let route = route.as_str().to_owned();
+    metrics::histogram!("kiln_http_request_seconds", "route" => route).record(began.elapsed());
+    response
 }
 
 async fn metrics_page(State(http): State<Arc<Http>>) -> String {
-    if let Some(cluster) = http.readiness.cluster() {
-        gauge(cluster);
-    }
-    http.metrics.run_upkeep();
-    http.metrics.render()
+    http.metrics.page(http.readiness.cluster())
 }
 
 async fn ready(State(http): State<Arc<Http>>) -> (StatusCode, Json<Value>) {

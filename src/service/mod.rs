@@ -8,10 +8,13 @@ mod compile;
 mod departure;
 mod explain;
 mod fetch;
+mod gather;
 mod health;
 pub mod http;
 mod leases;
 mod messages;
+mod meters;
+mod observe;
 mod parts;
 mod plan;
 mod publish;
@@ -19,4 +22,7 @@ mod restore;
 mod status;
 mod wire;
 
-pub use self::{departure::Departure, health::Readiness, messages::Counted, parts::Parts};
+pub use self::{
+    departure::Departure, health::Readiness, messages::Counted, meters::Meters, observe::Observe,
+    parts::Parts,
+};

@@ -9,7 +9,7 @@ use kiln_cluster::{Cluster, Index};
 use kiln_proto::pb;
 use tokio::time::Instant;
 
-use super::{departure::Departure, wire};
+use super::{departure::Departure, meters::Meters, wire};
 use crate::{
     cache::{Arrivals, Tiers},
     counters::CounterSource,
@@ -39,6 +39,8 @@ pub struct Parts {
     pub default_deadline: Duration,
     /// Tenant of a call whose caller names none.
     pub default_namespace: String,
+    /// The metrics.
+    pub meters: Meters,
     /// What the status call adds up.
     pub counters: Vec<Arc<dyn CounterSource>>,
 }

@@ -18,7 +18,7 @@ use super::{
     provider::PeerAddress,
     settings::ClientSettings,
 };
-use crate::{cache::BlobWriter, net::Progress};
+use crate::{cache::BlobWriter, net::Progress, telemetry::trace};
 
 /// Fetches blobs from other nodes, over connections that it keeps.
 pub struct PeerClient {
@@ -49,6 +49,7 @@ impl PeerClient {
             subject: Some(Subject::Digest(digest.as_bytes().to_vec().into())),
             offset: writer.filled(),
             node: peer.node,
+            trace: trace::of_traced().unwrap_or_default(),
         };
         let (mut stream, response) = self.ask(address, &request).await?;
         let outcome = match accepted(response) {
@@ -82,7 +83,8 @@ impl PeerClient {
             address: from.address.to_owned(),
         };
         let subject = Some(Subject::Keep(keep));
-        let request = pb::TransferRequest { subject, offset: 0, node: peer.node };
+        let trace = trace::of_traced().unwrap_or_default();
+        let request = pb::TransferRequest { subject, offset: 0, node: peer.node, trace };
         let (stream, response) = self.ask(peer.address, &request).await?;
         let outcome = accepted(response).map(drop);
         self.keep_usable(peer.address, stream, &outcome);

@@ -144,6 +144,7 @@ mod tests {
             }),
             offset,
             node: offset / 7,
+            trace: "x".repeat((offset % 60) as usize),
         })
     }
 

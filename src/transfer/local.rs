@@ -97,7 +97,7 @@ impl LocalClient {
         &mut self,
         subject: pb::transfer_request::Subject,
     ) -> Result<(pb::TransferResponse, Mapped), TransferError> {
-        let request = pb::TransferRequest { subject: Some(subject), offset: 0, node: 0 };
+        let request = pb::TransferRequest { subject: Some(subject), ..Default::default() };
         // Taken out: a request that is dropped half-way leaves no connection
         // behind on which the next one would read the wrong answer.
         let (answer, stream) = match self.stream.take() {

@@ -40,6 +40,8 @@ pub async fn serve_peers(
 struct Peers;
 
 impl Responder<TcpStream> for Peers {
+    const DOOR: &'static str = "peers";
+
     async fn answer(
         &self,
         stream: &mut TcpStream,
@@ -91,6 +93,7 @@ async fn send(
     settings: &ServerSettings,
 ) -> Result<(), FrameError> {
     let length = blob.size() - offset;
+    let given_out = metrics::counter!("kiln_transfer_sent_bytes_total", "door" => Peers::DOOR);
     let header = pb::TransferResponse {
         code: pb::TransferCode::Ok.into(),
         size: blob.size(),
@@ -112,7 +115,8 @@ async fn send(
     while at < blob.size() {
         let count = (blob.size() - at).min(SEND_AT_ONCE) as usize;
         let step = || Ok(rustix::fs::sendfile(stream, blob, Some(&mut at), count)?);
-        progress.step(stream.async_io(Interest::WRITABLE, step)).await?;
+        let sent = progress.step(stream.async_io(Interest::WRITABLE, step)).await?;
+        given_out.increment(sent as u64);
     }
     Ok(())
 }

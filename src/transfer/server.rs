@@ -4,7 +4,7 @@
 //! time-out when its other end goes silent, and all have ended when
 //! [`serve`] returns.
 
-use std::{future::Future, sync::Arc};
+use std::{future::Future, sync::Arc, time::Instant};
 
 use kiln_proto::{ArtifactKey, Digest, NodeId, convert, pb};
 use tokio::{
@@ -12,13 +12,17 @@ use tokio::{
     sync::Semaphore,
 };
 use tokio_util::sync::CancellationToken;
+use tracing::{Instrument, Span};
 
 use super::{
     frame::{self, FrameError, Patience},
     provider::{Provider, Refusal},
     settings::ServerSettings,
 };
-use crate::net::{self, Listen};
+use crate::{
+    net::{self, Listen},
+    telemetry::trace,
+};
 
 /// A connection of either kind.
 pub(super) trait Connection: AsyncRead + AsyncWrite + Unpin + Send + 'static {}
@@ -27,6 +31,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Connection for S {}
 
 /// How requests are answered on one kind of connection.
 pub(super) trait Responder<S>: Send + Sync + 'static {
+    /// The name of the door in metrics.
+    const DOOR: &'static str;
+
     /// Writes the whole answer, bytes included; an error ends the connection.
     fn answer(
         &self,
@@ -52,6 +59,17 @@ pub(super) enum Subject {
     Blob(Digest),
     Artifact(ArtifactKey),
     Keep { digest: Digest, size: u64, node: NodeId, address: String },
+}
+
+impl Subject {
+    /// The kind of the request, in metrics.
+    const fn kind(&self) -> &'static str {
+        match self {
+            Self::Blob(_) => "blob",
+            Self::Artifact(_) => "artifact",
+            Self::Keep { .. } => "keep",
+        }
+    }
 }
 
 impl TryFrom<pb::TransferRequest> for ParsedRequest {
@@ -125,10 +143,23 @@ impl<D> Server<D> {
             let request: Option<pb::TransferRequest> =
                 frame::read(&mut stream, frame::MAX_REQUEST, patience).await?;
             let Some(request) = request else { return Ok(()) };
+            let parent = request.trace.clone();
             match ParsedRequest::try_from(request) {
                 Ok(asked) => {
-                    let provider = &*self.provider;
-                    self.responder.answer(&mut stream, asked, provider, &self.settings).await?;
+                    let (provider, began) = (&*self.provider, Instant::now());
+                    let took = metrics::histogram!(
+                        "kiln_transfer_request_seconds",
+                        "door" => D::DOOR,
+                        "kind" => asked.subject.kind()
+                    );
+                    let span = match parent.is_empty() {
+                        true => Span::none(),
+                        false => trace::incoming("transfer", Some(&parent), Some(provider.node())),
+                    };
+                    let answer =
+                        self.responder.answer(&mut stream, asked, provider, &self.settings);
+                    answer.instrument(span).await?;
+                    took.record(began.elapsed());
                 }
                 Err(refusal) => refuse(&mut stream, refusal, &self.settings).await?,
             }

@@ -34,6 +34,8 @@ pub async fn serve_socket(
 struct Local;
 
 impl Responder<UnixStream> for Local {
+    const DOOR: &'static str = "socket";
+
     async fn answer(
         &self,
         stream: &mut UnixStream,
@@ -108,5 +110,7 @@ async fn send(
         };
         sent += progress.step(stream.async_io(Interest::WRITABLE, step)).await?;
     }
+    metrics::counter!("kiln_transfer_sent_bytes_total", "door" => Local::DOOR)
+        .increment(blob.size());
     Ok(())
 }

@@ -7,6 +7,8 @@
 mod artifacts;
 mod bad_input;
 mod bytes;
+#[path = "../support/collector.rs"]
+mod collector;
 mod compile_once;
 mod corruption;
 mod day_two;
@@ -21,6 +23,7 @@ mod keys;
 mod layers;
 mod leave;
 mod membership;
+mod metrics;
 mod nodes;
 mod objects;
 mod order;
@@ -34,3 +37,4 @@ mod resp;
 mod run;
 mod sizes;
 mod start;
+mod traces;

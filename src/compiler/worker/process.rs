@@ -42,6 +42,23 @@ pub(super) struct Worker {
     reader: AbortOnDropHandle<()>,
     /// Its own folder, removed after it.
     _folder: Option<tempfile::TempDir>,
+    _alive: Alive,
+}
+
+/// A process that is counted while it lives.
+struct Alive;
+
+impl Alive {
+    fn begin() -> Self {
+        metrics::gauge!("kiln_compiler_processes").increment(1.0);
+        Self
+    }
+}
+
+impl Drop for Alive {
+    fn drop(&mut self) {
+        metrics::gauge!("kiln_compiler_processes").decrement(1.0);
+    }
 }
 
 /// Why there is no answer.
@@ -108,7 +125,8 @@ impl Worker {
         let reader = AbortOnDropHandle::new(tokio::spawn(keep_tail(reader, Arc::clone(&kept))));
         // SAFETY: the descriptor is owned, and stays open and unchanged until deregistered.
         let ended = unsafe { AsyncFd::register(ended) }?;
-        Ok(Self { child, group, ended, stdin, stdout, stderr: kept, reader, _folder: own })
+        let (stderr, _alive) = (kept, Alive::begin());
+        Ok(Self { child, group, ended, stdin, stdout, stderr, reader, _folder: own, _alive })
     }
 
     /// Sends a message. Where that fails the worker has ended: ask

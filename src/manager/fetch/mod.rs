@@ -14,6 +14,7 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 use kiln_cluster::{Asked, Entry, Index};
 use kiln_proto::{Digest, Manifest, NodeId};
 use tokio::{sync::broadcast::error::RecvError, time::timeout};
+use tracing::Instrument;
 
 pub use self::source::Origin;
 use self::source::{Places, Refusals, Refused, Source};
@@ -24,6 +25,7 @@ use crate::{
     },
     error::Error,
     gate::{Gate, Inside, Writing},
+    step,
     transfer::{PeerAddress, PeerClient, TransferError},
 };
 
@@ -89,7 +91,8 @@ impl Fetcher {
         }
         let (fetcher, entry, manifest) = (self.clone(), entry.clone(), manifest.clone());
         let (mut fetch, _) = self.running.join(pack, None, |_| async move {
-            let fetched = timeout(LONGEST, fetcher.remote(&entry, &manifest)).await;
+            let fetching = fetcher.remote(&entry, &manifest).instrument(step!("fetch"));
+            let fetched = timeout(LONGEST, fetching).await;
             let slow = || Ok(Fetched::Unreachable(format!("not fetched within {LONGEST:?}")));
             Some(fetched.unwrap_or_else(|_| slow()))
         });

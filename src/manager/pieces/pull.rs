@@ -263,6 +263,7 @@ impl Puller {
             manager.counters.took_piece();
             tracing::info!(%key, index, node = list.node, "compile a piece for another node");
         }
+        self.manager.note_miss(&prepared);
         self.running.spawn(async move {
             // Whoever reads of its failure finds the node in it.
             let node = manager.identity.node;

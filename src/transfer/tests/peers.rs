@@ -150,7 +150,7 @@ async fn a_server_that_stops_ends_its_transfers_and_returns() {
 async fn ask(stream: &mut TcpStream, blob: &Blob, offset: u64) {
     let digest = blob.digest().as_bytes().to_vec().into();
     let subject = Some(pb::transfer_request::Subject::Digest(digest));
-    let request = pb::TransferRequest { subject, offset, node: 0 };
+    let request = pb::TransferRequest { subject, offset, ..Default::default() };
     frame::write(stream, &request, MAX_REQUEST, SOON.rest).await.unwrap();
 }
 
@@ -247,7 +247,7 @@ async fn bad_requests_are_answered_and_do_not_end_the_connection() {
     let short = pb::transfer_request::Subject::Digest(vec![1; 31].into());
     let digest = pb::transfer_request::Subject::Digest(wanted.digest().as_bytes().to_vec().into());
     for (subject, offset) in [(None, 0), (Some(key), 0), (Some(short), 0), (Some(digest), 11)] {
-        let request = pb::TransferRequest { subject, offset, node: 0 };
+        let request = pb::TransferRequest { subject, offset, ..Default::default() };
         frame::write(&mut stream, &request, MAX_REQUEST, SOON.rest).await.unwrap();
         let answer: Option<pb::TransferResponse> =
             frame::read(&mut stream, MAX_RESPONSE, SOON).await.unwrap();

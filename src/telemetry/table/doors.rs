@@ -1,0 +1,56 @@
+//! What comes in through each port.
+//!
+//! Invariant: a request that was answered is in one histogram of its door.
+
+use crate::telemetry::metric::{Metric, REQUESTS, bytes_total, counter, gauge, seconds};
+
+pub(super) const METRICS: &[Metric] = &[
+    seconds(
+        "kiln_grpc_request_seconds",
+        REQUESTS,
+        &["method"],
+        "gRPC calls of the public API, from their headers to the end of the answer.",
+    ),
+    counter("kiln_grpc_requests_total", &["method", "code"], "gRPC calls by their status code."),
+    counter(
+        "kiln_trace_spans_total",
+        &["result"],
+        "Spans given to the trace collector: sent, or failed.",
+    ),
+    gauge("kiln_grpc_open_requests", &[], "gRPC calls of the public API under way."),
+    seconds(
+        "kiln_resp_request_seconds",
+        REQUESTS,
+        &["family"],
+        "Requests of Redis clients by family of command (read, write, other), waits included.",
+    ),
+    seconds("kiln_http_request_seconds", REQUESTS, &["route"], "Requests of the HTTP port."),
+    seconds(
+        "kiln_transfer_request_seconds",
+        REQUESTS,
+        &["door", "kind"],
+        "Requests for bytes by door (peers, socket) and kind (blob, artifact, keep), sending \
+         included.",
+    ),
+    bytes_total("kiln_transfer_sent_bytes_total", &["door"], "Bytes of blobs given out."),
+    counter("kiln_refused_connections_total", &["port"], "Connections over a port's limit."),
+    gauge("kiln_resp_connections", &[], "Redis clients connected."),
+    seconds(
+        "kiln_resp_wait_seconds",
+        REQUESTS,
+        &[],
+        "How long GETs waited for the SET of another client.",
+    ),
+    counter("kiln_resp_requests_total", &[], "Requests of Redis clients."),
+    counter("kiln_resp_hits_total", &[], "Keys that were asked for and found."),
+    counter("kiln_resp_misses_total", &[], "Keys that were asked for and not found."),
+    counter("kiln_resp_waits_total", &[], "GETs that waited for another client's SET."),
+    counter("kiln_resp_wait_hits_total", &[], "Of these, the ones that got its value."),
+    counter("kiln_resp_leases_total", &[], "Misses whose client got the lease of the key."),
+    counter("kiln_resp_sets_stored_total", &[], "SETs that were committed."),
+    counter("kiln_resp_sets_unchanged_total", &[], "SETs of the bytes that the key had already."),
+    counter("kiln_resp_sets_failed_total", &[], "SETs that were answered and not stored."),
+    counter("kiln_resp_sets_late_total", &[], "SETs that were answered before their commit."),
+    counter("kiln_resp_sets_superseded_total", &[], "SETs whose place a later one took."),
+    counter("kiln_resp_refused_connections_total", &[], "Redis clients over the limit."),
+];
