@@ -17,6 +17,7 @@ import configuration
 import judgements
 import metric_names
 import policy
+import promtool
 import readme
 import refusals
 import rendering
@@ -86,6 +87,14 @@ def main() -> None:
     if kiln is not None:
         tried = configuration.problems(kiln.resolve(), newest)
         checks.append(("kiln.toml", "as the program reads it", tried))
+    tool = promtool.find()
+    if tool is None:
+        print("     promtool is not installed (Debian's package prometheus): alerts are not tried")
+    else:
+        checks.append(("promtool rules", "alerts, and when they fire", promtool.rules(tool, CHART)))
+        if kiln is not None:
+            page = promtool.metrics(tool, kiln.resolve(), ROOT)
+            checks.append(("promtool metrics", "a node's page", page))
     if len(files) < FEWEST_FILES or len(refusals.REFUSED) < FEWEST_REFUSALS:
         checks.append(("tables", "too short", ["the tables of checks are too short"]))
 
