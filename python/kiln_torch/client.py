@@ -223,6 +223,26 @@ class Client:
             return said[-1] if said else "no node can be reached"
         return self.fetch(key) or "the artifact cannot be fetched"
 
+    def metrics(self, *, cluster: bool = False) -> Any:
+        """Return the metrics of the first node that answers, or of all: a ``MetricsResponse``.
+
+        Unlike what a compile asks for, this raises: ``Unreachable`` where no node answers.
+        """
+        request = wire.MetricsRequest(cluster=cluster)
+        said: list[str] = []
+
+        def ask(endpoint: Endpoint) -> Any:
+            try:
+                return endpoint.unary("Metrics", request, wire.MetricsResponse)
+            except KilnError as error:
+                said.append(str(error))
+                raise
+
+        answer = self._first("metrics", ask)
+        if isinstance(answer, _Nothing):
+            raise Unreachable(said[-1] if said else "no endpoint can be used")
+        return answer
+
     def loaded(self, keys: Sequence[bytes]) -> None:
         """Say that the engine loaded these artifacts: later, and never in the caller's time."""
         report.count("loaded", len(keys))

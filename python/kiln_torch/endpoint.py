@@ -8,6 +8,7 @@ probe. grpc is imported, and a channel made, at the first call of a process.
 from __future__ import annotations
 
 import os
+import re
 import socket
 import threading
 from contextlib import contextmanager
@@ -30,6 +31,7 @@ _GREET = 3.0
 _IMPORT = 2.0
 # Slowest path on which a large artifact is still worth waiting for.
 _LEAST_BYTES_A_SECOND = 4 << 20
+_PARENT = re.compile("[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 _OPTIONS = (
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
@@ -40,6 +42,12 @@ _OPTIONS = (
     ("grpc.keepalive_timeout_ms", 5_000),
     ("grpc.use_local_subchannel_pool", 1),
 )
+
+
+def _caller() -> tuple[tuple[str, str], ...] | None:
+    """The span that runs this process, for its calls' traces: W3C's TRACEPARENT."""
+    parent = os.environ.get("TRACEPARENT", "")
+    return (("traceparent", parent),) if _PARENT.fullmatch(parent) else None
 
 
 class Endpoint:
@@ -68,7 +76,7 @@ class Endpoint:
                 request_serializer=type(request).SerializeToString,
                 response_deserializer=response.FromString,
             )
-            return call(request, timeout=self._settings.answer)
+            return call(request, timeout=self._settings.answer, metadata=_caller())
 
     def stream(self, method: str, request: Any, response: Any, timeout: float) -> Any:
         """Ask, and return the call that streams the answers: read it under ``reading``."""
@@ -78,7 +86,7 @@ class Endpoint:
                 request_serializer=type(request).SerializeToString,
                 response_deserializer=response.FromString,
             )
-            return call(request, timeout=timeout)
+            return call(request, timeout=timeout, metadata=_caller())
 
     def upload(self, method: str, chunks: Iterable[Any], size: int, response: Any) -> Any:
         """Send a stream of messages, and return the answer."""
@@ -88,7 +96,7 @@ class Endpoint:
                 request_serializer=lambda message: message.SerializeToString(),
                 response_deserializer=response.FromString,
             )
-            return call(iter(chunks), timeout=self.patience(size))
+            return call(iter(chunks), timeout=self.patience(size), metadata=_caller())
 
     def patience(self, size: int) -> float:
         """Seconds that moving ``size`` bytes may take."""
@@ -130,6 +138,9 @@ class Endpoint:
     def _judged(self, error: Any) -> Exception:
         grpc = _grpc()
         code, why = error.code(), f"{self.address}: {error.code().name}: {error.details()}"
+        if trace := dict(error.trailing_metadata() or ()).get("kiln-trace"):
+            # What the node logged about the call has the same id.
+            why += f" (trace {trace})"
         if code is grpc.StatusCode.NOT_FOUND:
             return NotFound(why)
         if dict(error.trailing_metadata() or ()).get("kiln-kind") == "left":
