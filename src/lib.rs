@@ -13,7 +13,6 @@
 //! | `net` | what every port shares: accepting connections, their least speed |
 //! | [`compiler`] | sources to files, in child processes |
 //! | [`cache`] | memory, disk and object tier |
-//! | [`nearest`] | the stored entry that is nearest to a key, and why it is another |
 //! | [`scan`] | reads every entry of the index, in pages |
 //! | [`check`] | whether an artifact computes what its program does, in a child process |
 //! | [`exec`] | runs a compiled graph, on a GPU or by the interpreter |
@@ -46,7 +45,6 @@ pub mod exec;
 pub mod gate;
 pub mod identity;
 pub mod manager;
-pub mod nearest;
 mod net;
 pub mod node;
 pub mod prewarm;

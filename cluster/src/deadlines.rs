@@ -180,6 +180,13 @@ impl Deadlines {
         self.inner.lock().leases.get(key).is_some_and(|(_, d)| d.token == token)
     }
 
+    /// How many leases live, and of at most `most` the key, the holder and the token.
+    pub(crate) fn leases(&self, most: usize) -> (usize, Vec<(ArtifactKey, NodeId, Token)>) {
+        let inner = self.inner.lock();
+        let some = inner.leases.iter().take(most);
+        (inner.leases.len(), some.map(|(key, (node, d))| (*key, *node, d.token)).collect())
+    }
+
     /// What has run out at `now`. Time in which this was not asked for much
     /// longer than a tick is a pause of the leader, and is given back.
     pub(crate) fn due(&self, now: Instant) -> Due {
@@ -240,6 +247,8 @@ mod tests {
         let deadlines = deadlines();
         granted(&deadlines, 1);
         granted(&deadlines, 2);
+        let (all, shown) = deadlines.leases(1);
+        assert!(all == 2 && shown.len() == 1 && shown[0].1 == 1, "{shown:?}");
         let start = Instant::now();
         deadlines.start(start);
         assert!(run(&deadlines, start, TTL - TICK).is_empty());

@@ -320,6 +320,12 @@ impl Index {
         self.replica.applied()
     }
 
+    /// How many leases live by the local replica, and of at most `most` the key, the node
+    /// that holds it and the token.
+    pub fn leases(&self, most: usize) -> (usize, Vec<(ArtifactKey, NodeId, Token)>) {
+        self.replica.deadlines().leases(most)
+    }
+
     /// Whether `token` is the live one of `key` in the local replica.
     pub fn is_live(&self, key: &ArtifactKey, token: Token) -> bool {
         self.replica.deadlines().is_live(key, token)

@@ -24,6 +24,20 @@ pub enum Role {
     Stopped,
 }
 
+impl Role {
+    /// The name in JSON and messages.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Leader => "leader",
+            Self::Follower => "follower",
+            Self::Candidate => "candidate",
+            Self::Learner => "learner",
+            Self::Waiting => "waiting",
+            Self::Stopped => "stopped",
+        }
+    }
+}
+
 /// A node as another one sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NodeStatus {

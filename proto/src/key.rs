@@ -50,7 +50,7 @@ pub struct Component {
 }
 
 /// A field in which two keys differ. Empty text: the field is absent there.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Difference {
     /// The component's name.
     pub component: String,

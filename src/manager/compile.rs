@@ -22,7 +22,7 @@ use tokio::{
 };
 use tracing::Instrument;
 
-use super::{Answer, Found, Manager, Outcome, Progress, Request, Stage, Whole};
+use super::{Answer, Cause, Found, Manager, Outcome, Progress, Request, Stage, Whole};
 use crate::{
     check::Verify,
     compiler::{Compiler, Piecewise, Prepared},
@@ -58,7 +58,7 @@ impl Manager {
     ) -> Result<Answer, Error> {
         let began = Instant::now();
         let result = self.compile_uncounted(&request, &mut tell).await;
-        self.counters.ended(&result);
+        self.ended(&result, began);
         self.counters.took(&result, began.elapsed());
         result
     }
@@ -127,11 +127,13 @@ impl Manager {
         tell: &mut (impl FnMut(ArtifactKey, &Stage) + Send),
     ) -> Result<Answer, Error> {
         let key = prepared.components.key();
-        if let Some(entry) = self.index.lookup(&key).await?
-            && let Found::Here(answer) = self.resolve_all(&entry, &prepared, Outcome::Hit).await?
-        {
-            return Ok(*answer);
-        }
+        let missed = match self.index.lookup(&key).await? {
+            None => Cause::NotStored,
+            Some(entry) => match self.resolve_all(&entry, &prepared, Outcome::Hit).await? {
+                Found::Here(answer) => return Ok(*answer),
+                found => Cause::of(&found),
+            },
+        };
         if let Some(failure) = self.index.failure(&key).await? {
             return Err(failure.into());
         }
@@ -151,31 +153,36 @@ impl Manager {
             self.gate.check()?;
         }
         let (manager, verify, kept) = (self.clone(), request.verify, request.clone());
-        let (flight, started) = self.flights.join(key, Stage::Acquiring, |progress| async move {
-            let limit = Instant::now() + manager.longest(&prepared);
-            let told = progress.clone();
-            let ended = match elsewhere {
-                None => {
-                    let asked = (encoded, verify);
-                    let filling =
-                        manager.clone().fill(compiler, prepared.clone(), asked, progress, limit);
-                    let filled = timeout_at(limit, filling).await;
-                    if let Ok(Ok(Answer { outcome: Outcome::Compiled, .. })) = &filled {
-                        manager.keep_request(&kept, &prepared);
+        let (flight, started) = self.flights.join(key, Stage::Acquiring, |progress| {
+            let listed = self.recent.begin(&prepared, missed);
+            async move {
+                let _listed = listed;
+                let limit = Instant::now() + manager.longest(&prepared);
+                let told = progress.clone();
+                let ended = match elsewhere {
+                    None => {
+                        let asked = (encoded, verify);
+                        let filling = manager.clone();
+                        let filling =
+                            filling.fill(compiler, prepared.clone(), asked, progress, limit);
+                        let filled = timeout_at(limit, filling).await;
+                        if let Ok(Ok(Answer { outcome: Outcome::Compiled, .. })) = &filled {
+                            manager.keep_request(&kept, &prepared);
+                        }
+                        filled
                     }
-                    filled
-                }
-                Some(route) => {
-                    timeout_at(limit, manager.forward(route, &prepared, progress, limit)).await
-                }
-            };
-            let ended = ended.unwrap_or_else(|_| Err(Error::deadline("compiling")));
-            // The last news may have been seen by nobody: it goes with the end.
-            let pieces = match told.get() {
-                Stage::Pieces(pieces) => pieces,
-                _ => Arc::default(),
-            };
-            Stage::Ended(Box::new(ended), pieces)
+                    Some(route) => {
+                        timeout_at(limit, manager.forward(route, &prepared, progress, limit)).await
+                    }
+                };
+                let ended = ended.unwrap_or_else(|_| Err(Error::deadline("compiling")));
+                // The last news may have been seen by nobody: it goes with the end.
+                let pieces = match told.get() {
+                    Stage::Pieces(pieces) => pieces,
+                    _ => Arc::default(),
+                };
+                Stage::Ended(Box::new(ended), pieces)
+            }
         });
         let answer = timeout_at(request.deadline, watch_flight(key, flight, tell))
             .await

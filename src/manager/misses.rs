@@ -7,14 +7,13 @@
 
 use std::{sync::Arc, time::Duration};
 
-use kiln_proto::{Difference, component};
+use kiln_proto::{ArtifactKey, Difference, component};
 use tokio::sync::Semaphore;
 
 use super::Manager;
 use crate::{
     compiler::Prepared,
-    nearest::{self, Nearest},
-    scan::Bounds,
+    scan::{self, Bounds, Nearest},
 };
 
 /// What one search may take; a larger index is looked at in part.
@@ -45,9 +44,11 @@ impl Manager {
         };
         let (index, prepared, stop) = (self.index.clone(), prepared.clone(), self.stop.clone());
         tokio::task::spawn_blocking(move || {
-            let found = nearest::find(&index, &prepared.components, BOUNDS, &stop);
-            match found {
-                Ok(found) => counters.missed(reason(&found, &prepared)),
+            let mut searches = [Nearest::new(&prepared.components)];
+            let scanned = scan::nearest(&index, BOUNDS, &stop, &mut searches);
+            let [search] = searches;
+            match scanned {
+                Ok(_) => counters.missed(reason(search.found(), &prepared)),
                 Err(e) => {
                     tracing::debug!(error = %e, "the reason of a miss is not known");
                     counters.missed("unknown");
@@ -59,10 +60,10 @@ impl Manager {
 }
 
 /// The part of the key that differs.
-fn reason(found: &Nearest, prepared: &Prepared) -> String {
-    let Some((_, differences)) = &found.entry else { return "none".into() };
+fn reason(nearest: Option<(ArtifactKey, Vec<Difference>)>, prepared: &Prepared) -> String {
+    let Some((_, differences)) = nearest else { return "none".into() };
     let versions = prepared.fingerprint.versions.keys().map(String::as_str);
-    named(differences, versions).into()
+    named(&differences, versions).into()
 }
 
 fn named<'a>(differences: &[Difference], mut versions: impl Iterator<Item = &'a str>) -> &'a str {

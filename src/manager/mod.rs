@@ -22,17 +22,20 @@ mod counters;
 mod fetch;
 mod hand_over;
 mod kept;
+mod latency;
 mod learned;
 mod misses;
 mod pieces;
 mod produce;
 mod publish;
+mod recent;
 mod report;
 mod restore;
 mod route;
 mod single_flight;
 mod stage;
 mod stored;
+mod under_way;
 mod wire;
 
 use std::sync::Arc;
@@ -48,11 +51,14 @@ pub use self::{
     counters::Counters,
     fetch::{Fetched, Fetcher, Origin},
     hand_over::OnlyHere,
+    latency::BUCKETS,
     pieces::{PieceReport, PieceStage, Puller},
+    recent::{Cause, Miss, Recent, VALUE},
     report::Reporter,
     single_flight::{Progress, SingleFlight},
     stage::Stage,
     stored::Found,
+    under_way::{Flight, FlightStage},
 };
 use self::{
     learned::Learned,
@@ -104,6 +110,7 @@ pub struct Manager {
     learned: Learned,
     reporter: Reporter,
     counters: Arc<Counters>,
+    recent: Arc<Recent>,
     verified: quick_cache::sync::Cache<(ArtifactKey, u64), Verified, Size>,
     /// What came of checks here, by key and pack.
     checked: quick_cache::sync::Cache<(ArtifactKey, Digest), Check>,
@@ -160,6 +167,7 @@ impl Manager {
             learned: Learned::default(),
             reporter,
             counters,
+            recent: Arc::default(),
             verified,
             checked: quick_cache::sync::Cache::new(CHECKED),
             looking: misses::one_at_a_time(),
@@ -170,6 +178,11 @@ impl Manager {
     /// What happened so far.
     pub fn counters(&self) -> &Arc<Counters> {
         &self.counters
+    }
+
+    /// What happened lately.
+    pub fn recent(&self) -> &Recent {
+        &self.recent
     }
 
     /// The compilers of this node.

@@ -81,6 +81,15 @@ where
         (receiver, true)
     }
 
+    /// What callers see of each key now, of at most `most`.
+    pub fn states(&self, most: usize) -> Vec<(K, S)>
+    where
+        S: Clone,
+    {
+        let tasks = self.0.lock();
+        tasks.iter().take(most).map(|(key, task)| (key.clone(), task.borrow().clone())).collect()
+    }
+
     /// Keys in flight now.
     pub fn len(&self) -> usize {
         self.0.lock().len()
@@ -120,6 +129,8 @@ mod tests {
         assert!(started);
         let (mut second, started) = flights.join(1, None, |_| async { Some(8) });
         assert!(!started && flights.len() == 1);
+        assert_eq!(flights.states(9), [(1, None)]);
+        assert!(flights.states(0).is_empty());
         drop(first);
         release.send(()).unwrap();
         assert_eq!(*second.wait_for(Option::is_some).await.unwrap(), Some(7));

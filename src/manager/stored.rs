@@ -5,10 +5,11 @@
 //! its signature held. An entry is retired only where its bytes are proven absent. An
 //! artifact of pieces is here when all of them are.
 
-use std::{sync::Arc, time::Instant};
+use std::sync::Arc;
 
 use kiln_cluster::{Asked, Entry, Retired};
 use kiln_proto::{ArtifactKey, Failure, FailureKind, Manifest};
+use tokio::time::Instant;
 
 use super::{Answer, Fetched, Manager, Outcome, Verified};
 use crate::error::{Error, MissingPiece};
@@ -29,6 +30,7 @@ pub enum Found {
 impl Manager {
     /// A stored artifact with its bytes.
     pub async fn load(&self, key: &ArtifactKey, namespace: &str) -> Result<Answer, Error> {
+        let began = Instant::now();
         let result = match self.stored(key, namespace).await {
             Ok(Some(Found::Here(answer))) => Ok(*answer),
             Ok(Some(Found::Unreachable(why))) => Err(Error::Unreachable(why)),
@@ -36,15 +38,27 @@ impl Manager {
             Ok(Some(Found::Retired) | None) => Err(Error::NotFound(*key)),
             Err(e) => Err(e),
         };
-        self.counters.ended(&result);
+        self.ended(&result, began);
         result
+    }
+
+    /// Counts how a request ended that began at `began`.
+    pub(super) fn ended(&self, result: &Result<Answer, Error>, began: Instant) {
+        self.counters.ended(result);
+        if let Ok(answer) = result {
+            self.recent.latencies.record(answer.outcome, began.elapsed());
+        }
     }
 
     /// The artifact of an entry that the caller looked up.
     pub async fn open(&self, entry: &Entry, namespace: &str) -> Result<Found, Error> {
+        let began = Instant::now();
         let found = self.resolve(entry, namespace, Outcome::Hit).await;
         match &found {
-            Ok(Found::Here(answer)) => self.counters.answered(answer),
+            Ok(Found::Here(answer)) => {
+                self.counters.answered(answer);
+                self.recent.latencies.record(answer.outcome, began.elapsed());
+            }
             Err(e) => self.counters.failed(e),
             Ok(_) => {}
         }

@@ -42,6 +42,9 @@ impl Connection {
             Some(blob) => Some(blob),
             None => self.get_slowly(&key, name).await?,
         };
+        if found.is_none() {
+            self.values.parts.manager.recent().missed_value(&key, name);
+        }
         self.values.count(if found.is_some() { Count::Hits } else { Count::Misses });
         Ok(found)
     }

@@ -9,8 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     error::Error,
-    nearest::{self, Nearest},
-    scan::{Bounds, Scanned},
+    scan::{self, Bounds, Nearest, Scanned},
 };
 
 /// A key held against the entry that is nearest to it.
@@ -29,7 +28,10 @@ pub(super) fn explain(
     bounds: Bounds,
     stop: &CancellationToken,
 ) -> Result<Explanation, Error> {
-    let Nearest { entry: nearest, scanned } = nearest::find(index, components, bounds, stop)?;
+    let mut searches = [Nearest::new(components)];
+    let scanned = scan::nearest(index, bounds, stop, &mut searches)?;
+    let [search] = searches;
+    let nearest = search.found();
     Ok(Explanation { components: components.clone(), nearest, scanned })
 }
 

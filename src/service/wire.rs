@@ -69,13 +69,5 @@ pub(super) fn entry(entry: &Entry) -> pb::Entry {
 
 /// A node's role, as `kiln status` and `/readyz` show it.
 pub(super) fn role(cluster: &Cluster, role: Role) -> &'static str {
-    match role {
-        _ if cluster.has_left() => "removed",
-        Role::Leader => "leader",
-        Role::Follower => "follower",
-        Role::Candidate => "candidate",
-        Role::Learner => "learner",
-        Role::Waiting => "waiting",
-        Role::Stopped => "stopped",
-    }
+    if cluster.has_left() { "removed" } else { role.name() }
 }
