@@ -9,6 +9,7 @@
 //! | [`service`] | gRPC and HTTP: translate, bound, ask the manager |
 //! | [`resp`] | the port for Redis clients: values of other tools, single flight |
 //! | [`manager`] | lookup, lease, compile, publish: the one place that joins the rest |
+//! | [`prewarm`] | what is fetched, and compiled again, before anybody asks |
 //! | [`transfer`] | bytes between nodes, descriptors to clients of this machine |
 //! | `net` | what every port shares: accepting connections, their least speed |
 //! | [`compiler`] | sources to files, in child processes |
@@ -18,6 +19,7 @@
 //! | [`exec`] | runs a compiled graph, on a GPU or by the interpreter |
 //! | [`artifact`] | files to packs and back |
 //! | [`telemetry`] | the table of metrics, traces to a collector |
+//! | [`dashboard`] | what the cluster is about, for people: a page, and `kiln top` |
 //! | [`gate`] | whether this node takes what it would have to keep |
 //! | `kiln_cluster` | the Raft-replicated index, leases, membership |
 //! | `kiln_proto` | the shared vocabulary and the wire format |
@@ -40,6 +42,7 @@ pub mod config;
 pub mod counters;
 #[cfg(feature = "crash-points")]
 pub mod crash;
+pub mod dashboard;
 pub mod error;
 pub mod exec;
 pub mod gate;

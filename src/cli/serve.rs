@@ -45,7 +45,7 @@ pub(crate) struct Serve {
     /// Address of the gRPC port; port 0 takes a free one.
     #[arg(long, value_name = "ADDR")]
     grpc_listen: Option<SocketAddr>,
-    /// Address of the HTTP port: /metrics, /healthz, /readyz.
+    /// Address of the HTTP port: the dashboard, /metrics, /healthz, /readyz.
     #[arg(long, value_name = "ADDR")]
     http_listen: Option<SocketAddr>,
     /// Address of the port that moves artifacts between nodes.

@@ -9,6 +9,7 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use futures::{Stream, stream};
@@ -25,6 +26,18 @@ use super::accept::accept;
 pub(crate) struct Placed {
     stream: TcpStream,
     _place: OwnedSemaphorePermit,
+}
+
+impl Placed {
+    /// Ends the connection where its peer takes nothing of what was sent for so long: one
+    /// that does not read, too.
+    pub(crate) fn let_go_after(&self, silent: Duration) {
+        let millis = u32::try_from(silent.as_millis()).unwrap_or(u32::MAX);
+        // Without it the place is taken until the peer leaves.
+        if let Err(error) = rustix::net::sockopt::set_tcp_user_timeout(&self.stream, millis) {
+            tracing::debug!(%error, "bound how long a peer may not read");
+        }
+    }
 }
 
 /// The connections of `listener`, at most `most` at once; one more is closed, and

@@ -30,7 +30,7 @@ use crate::{
     config::Config,
     identity,
     manager::Manager,
-    service::{Meters, Readiness, http},
+    service::{Meters, Readiness, dashboard::Page, http},
     telemetry::Recorder,
     transfer::SocketFile,
 };
@@ -98,18 +98,10 @@ impl Node {
         let page = serve_http(http, descriptors.http, metrics, &mut tasks);
         let storage =
             Storage::open(&config, descriptors.blobs, signing, listeners.facts.clone()).await?;
-        let http::Http { readiness, metrics } = page;
-        let cluster = storage.cluster.clone();
+        let (cluster, readiness) = (storage.cluster.clone(), &page.readiness);
         readiness.has_storage(cluster.clone());
-        let services = Services::start(
-            &config,
-            descriptors,
-            listeners,
-            storage,
-            (&readiness, metrics),
-            &mut tasks,
-        )
-        .await?;
+        let services =
+            Services::start(&config, descriptors, listeners, storage, &page, &mut tasks).await?;
 
         let Services { ready, manager, sockets } = services;
         tracing::info!(node = ready.id, grpc = %ready.grpc, "ready");
@@ -151,7 +143,8 @@ fn serve_http(
     tasks: &mut Tasks,
 ) -> http::Http {
     tasks.spawn(metrics.clone().keep_up(tasks.stop.clone()));
-    let page = http::Http { readiness: Readiness::default(), metrics: Meters::new(metrics) };
+    let (readiness, metrics) = (Readiness::default(), Meters::new(metrics));
+    let page = http::Http { readiness, metrics, page: Page::default() };
     let serving = http::serve(listener, connections, page.clone(), tasks.stop.clone());
     tasks.spawn(async move {
         if let Err(e) = serving.await {

@@ -17,11 +17,13 @@ use super::{
 use crate::{
     cache::{Arrivals, Tiers},
     config::Config,
+    counters::CounterSource,
+    dashboard::{Dashboard, Sources},
     manager::{self, Fetcher, Manager, Puller, Reporter},
     net,
     prewarm::Prewarm,
     resp,
-    service::{self, Meters, Readiness, api},
+    service::{self, Readiness, api, http},
     transfer::{self, ClientSettings, PeerClient, Provider, ServerSettings, SocketFile},
 };
 
@@ -58,9 +60,10 @@ impl Services {
         descriptors: Descriptors,
         listeners: Listeners,
         storage: Storage,
-        (readiness, meters): (&Readiness, Meters),
+        page: &http::Http,
         tasks: &mut Tasks,
     ) -> Result<Self, NodeError> {
+        let readiness = &page.readiness;
         let Listeners { grpc, transfer, resp, resp_address, facts: _ } = listeners;
         let Storage { tiers, compilers, cluster, routes, facts } = storage;
         let checker = parts::checker(config)?;
@@ -102,6 +105,11 @@ impl Services {
         shared.take_pieces(tasks);
         shared.prewarm(node, tasks);
 
+        let counters: Vec<Arc<dyn CounterSource>> =
+            vec![shared.manager.counters().clone(), resp_counters];
+        let dashboard = shared.show(node, counters.clone(), tasks);
+        page.page.open(dashboard.clone());
+
         let Shared { cluster, index, tiers, manager, arrivals, sockets, .. } = shared;
         let departure =
             service::Departure::new(cluster.clone(), manager.clone(), tasks.stop.clone());
@@ -116,8 +124,9 @@ impl Services {
             patience: config.publish.patience,
             default_deadline: config.compile.default_deadline,
             default_namespace: config.namespace.default.clone(),
-            counters: vec![manager.counters().clone(), resp_counters],
-            meters,
+            counters,
+            meters: page.metrics.clone(),
+            dashboard,
         });
         readiness.has_services();
         let ready = ReadyInfo {
@@ -265,6 +274,25 @@ impl Shared<'_> {
             file: self.config.data_dir.join("use"),
         };
         tasks.spawn(prewarm.run(tasks.stop.clone()));
+    }
+
+    /// What is shown of the node and the cluster.
+    fn show(
+        &self,
+        node: NodeId,
+        counters: Vec<Arc<dyn CounterSource>>,
+        tasks: &mut Tasks,
+    ) -> Arc<Dashboard> {
+        let sources = Sources {
+            node,
+            manager: self.manager.clone(),
+            index: self.index.clone(),
+            cluster: self.cluster.clone(),
+            tiers: self.tiers.clone(),
+            counters,
+        };
+        let stop = tasks.stop.clone();
+        Dashboard::start(sources, &stop, |task| tasks.spawn(task))
     }
 
     /// Late, unlike the ports: a client takes a socket that exists for one that answers.

@@ -3,7 +3,7 @@
 //! Invariant: until the node is a member every call answers UNAVAILABLE; after
 //! that, calls translate, ask the manager, the index or the cluster, and stream. While the
 //! node leaves, what it would have to keep is UNAVAILABLE; once it knows that it left, every
-//! call but Status answers FAILED_PRECONDITION.
+//! call but Status and Overview answers FAILED_PRECONDITION.
 
 use std::sync::{Arc, OnceLock};
 
@@ -17,7 +17,8 @@ use tonic::{Request, Response, Status, Streaming};
 use tracing::Instrument;
 
 use super::{
-    compile, explain, fetch, gather, leases, parts::Parts, plan, publish, restore, status, wire,
+    compile, explain, fetch, gather, leases, overview, parts::Parts, plan, publish, restore,
+    status, wire,
 };
 use crate::{error::Error, scan};
 
@@ -317,6 +318,11 @@ impl Kiln for Api {
     async fn metrics(&self, request: Request<pb::MetricsRequest>) -> Reply<pb::MetricsResponse> {
         let cluster = request.into_inner().cluster;
         Ok(Response::new(gather::gather(self.parts()?, cluster).await))
+    }
+
+    async fn overview(&self, request: Request<pb::OverviewRequest>) -> Reply<pb::OverviewResponse> {
+        let parts = self.opened()?;
+        Ok(Response::new(overview::overview(&parts.dashboard, &request.into_inner()).await?))
     }
 }
 

@@ -1,10 +1,16 @@
-//! The plain HTTP port: `/metrics`, `/healthz`, `/readyz`.
+//! The plain HTTP port: `/metrics`, `/healthz`, `/readyz`, and the dashboard.
 //!
 //! Invariant: answers without quorum. Live: the process listens, whatever else it is
 //! still about. Ready: it is a member and can read its index; a node that lost quorum
 //! still serves hits, a node that left serves nothing.
 
-use std::{io, net::SocketAddr, pin::Pin, sync::Arc, time::Instant};
+use std::{
+    io,
+    net::SocketAddr,
+    pin::Pin,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use axum::{
     Json, Router,
@@ -19,8 +25,11 @@ use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use super::{Meters, Readiness};
+use super::{Meters, Readiness, dashboard};
 use crate::net;
+
+/// How long a peer may read nothing of what it asked for.
+const UNREAD: Duration = Duration::from_secs(10);
 
 /// What the port reports on.
 #[derive(Clone)]
@@ -29,6 +38,8 @@ pub struct Http {
     pub readiness: Readiness,
     /// Renders the metrics.
     pub metrics: Meters,
+    /// For people.
+    pub page: dashboard::Page,
 }
 
 /// Serves at most `connections` at once, until `stop`.
@@ -38,12 +49,14 @@ pub async fn serve(
     http: Http,
     stop: CancellationToken,
 ) -> io::Result<()> {
+    let dashboard = dashboard::routes(http.page.clone(), stop.clone());
     let routes = Router::new()
         .route("/metrics", get(metrics_page))
         .route("/healthz", get(async || "ok\n"))
         .route("/readyz", get(ready))
-        .route_layer(middleware::from_fn(timed))
-        .with_state(Arc::new(http));
+        .with_state(Arc::new(http))
+        .merge(dashboard)
+        .route_layer(middleware::from_fn(timed));
     axum::serve(Bounded::new(listener, connections)?, routes)
         .with_graceful_shutdown(stop.cancelled_owned())
         .await
@@ -69,6 +82,7 @@ impl axum::serve::Listener for Bounded {
     async fn accept(&mut self) -> (net::Placed, SocketAddr) {
         loop {
             if let Some(Ok(stream)) = self.incoming.next().await {
+                stream.let_go_after(UNREAD);
                 return (stream, self.address);
             }
         }

@@ -5,6 +5,7 @@
 
 pub mod api;
 mod compile;
+pub mod dashboard;
 mod departure;
 mod explain;
 mod fetch;
@@ -15,6 +16,7 @@ mod leases;
 mod messages;
 mod meters;
 mod observe;
+mod overview;
 mod parts;
 mod plan;
 mod publish;

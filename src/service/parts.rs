@@ -13,6 +13,7 @@ use super::{departure::Departure, meters::Meters, wire};
 use crate::{
     cache::{Arrivals, Tiers},
     counters::CounterSource,
+    dashboard::Dashboard,
     error::Error,
     manager::{Manager, Request},
 };
@@ -43,6 +44,8 @@ pub struct Parts {
     pub meters: Meters,
     /// What the status call adds up.
     pub counters: Vec<Arc<dyn CounterSource>>,
+    /// What is shown of the cluster.
+    pub dashboard: Arc<Dashboard>,
 }
 
 impl Parts {
