@@ -31,6 +31,7 @@ mod serve;
 mod sizes;
 mod source;
 mod status;
+mod top;
 mod traced;
 mod view;
 mod warm;
@@ -72,6 +73,7 @@ enum Command {
     Plan(plan::Plan),
     Run(Box<run::Run>),
     Metrics(metrics::Metrics),
+    Top(top::Top),
 }
 
 /// What every client command takes.
@@ -137,6 +139,7 @@ impl Command {
             Self::Metrics(command) => client(command.run()),
             // Its exit code is its command's.
             Self::Run(command) => return command.run(),
+            Self::Top(command) => client(command.run()),
         };
         done.map(|()| ExitCode::SUCCESS)
     }
@@ -160,6 +163,7 @@ impl Command {
             Self::Metrics(command) => command.client.json,
             // stdout is its command's: its own errors go to stderr as text.
             Self::Run(_) => false,
+            Self::Top(command) => command.client.json,
         }
     }
 }
