@@ -5,7 +5,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .PHONY: faults faults-long faults-crash faults-planted
-.PHONY: help build demo test test-python test-torch test-clients test-gpu test-kube test-compose test-vllm
+.PHONY: help build demo test test-dashboard test-python test-torch test-clients test-gpu test-kube test-compose test-vllm
 .PHONY: check bench format lint helm python python-wire
 
 # `make check CHECK_TESTS=0` leaves the tests out, for callers that run
@@ -106,6 +106,12 @@ faults-long: ## SEEDS=2000 of the simulation, then the faults for HOURS=2 hours
 	cargo test --locked --quiet --package kiln --test faults -- \
 		--minutes $$(( $(HOURS) * 60 )) $(FAULTS)
 
+# SHOTS: a folder for pictures of the page.
+test-dashboard: ## the page in Chromium and `kiln top` in tmux, three nodes under load
+	$(call toolchain,dashboard) && cargo build --locked --package kiln --bin kiln && \
+	PYTHONPATH="$$KILN_DASHBOARD_PACKAGES:tests" python3 -B tests/dashboard \
+		--kiln $(binary) $(if $(SHOTS),--shots "$(SHOTS)")
+
 test-vllm: ## vLLM's compilation package through Kiln, on CPU; installs 6 GB the first time
 	$(call toolchain,build) && cargo build --locked --workspace && \
 	vllm_python=$$(deploy/vllm-venv.sh) && \
@@ -140,7 +146,7 @@ python:
 	python3 -B python/check_table.py && \
 	python3 -B tests/faults/planted.py --check && \
 	pyrefly check --config .config/pyrefly.toml \
-		--site-package-path "$$KILN_CHART_PACKAGES" $(wildcard tests/*.py tests/kube/*.py tests/faults/*.py deploy/*/*.py) && \
+		--site-package-path "$$KILN_CHART_PACKAGES" $(wildcard tests/*.py tests/dashboard/*.py tests/kube/*.py tests/faults/*.py deploy/*/*.py) && \
 	pyrefly check --config .config/pyrefly-python.toml \
 		--site-package-path "$$KILN_PYTHON_PACKAGES" $(wildcard python/*.py python/*/*.py python/*/*/*.py)
 

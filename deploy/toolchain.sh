@@ -6,14 +6,15 @@
 # Makes sure of what the goal needs and prints shell exports on stdout; all else
 # goes to stderr. Goals: build (compile Kiln), demo (and NVRTC), test (and the
 # test runner, another NVRTC, an S3, Python packages), check (and linters, helm),
-# clients (and real clients of the RESP port), torch (build, and PyTorch in a
-# virtual environment: 6 GB).
+# clients (and real clients of the RESP port), dashboard (and NVRTC, Chromium,
+# tmux), torch (build, and PyTorch in a virtual environment: 6 GB).
 #
 # Everything lands in one cache folder, complete or not at all, and is found
 # there the next time within a fraction of a second. No root is needed but for a
 # missing C++ compiler or pip. A variable that is set already is left as it is:
 # ROCKSDB_LIB_DIR, LIBCLANG_PATH, KILN_NVRTC_DIR, KILN_NVRTC_ALT_DIR, KILN_WEED,
-# KILN_PYTHON_PACKAGES, KILN_CHART_PACKAGES, KILN_TORCH_PYTHON.
+# KILN_PYTHON_PACKAGES, KILN_CHART_PACKAGES, KILN_DASHBOARD_PACKAGES, KILN_CHROMIUM,
+# KILN_TORCH_PYTHON.
 set -euo pipefail
 
 goal=${1:-build}
@@ -22,9 +23,9 @@ cache=${KILN_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/kiln}
 paths=()
 
 case $goal in
-    build | demo | test | check | clients | torch) ;;
+    build | demo | test | check | clients | dashboard | torch) ;;
     *)
-        echo "usage: $0 build|demo|test|check|clients|torch" >&2
+        echo "usage: $0 build|demo|test|check|clients|dashboard|torch" >&2
         exit 2
         ;;
 esac
@@ -217,11 +218,26 @@ clients() {
     export_ PYTHONPATH "$unpacked"
 }
 
+# A browser and what drives it; the browser is the system's.
+dashboard() {
+    if [ -z "${KILN_DASHBOARD_PACKAGES:-}" ]; then
+        unpack dashboard "$(of_python)"
+        export_ KILN_DASHBOARD_PACKAGES "$unpacked"
+    fi
+    command -v tmux >/dev/null || apt tmux
+    [ -z "${KILN_CHROMIUM:-}" ] || return 0
+    local found
+    for found in chromium chromium-browser google-chrome; do
+        ! command -v "$found" >/dev/null || return 0
+    done
+    apt chromium fonts-dejavu-core
+}
+
 mkdir -p "$cache"
 cxx
 libclang
 rocksdb
-case $goal in demo | test | check) nvrtc KILN_NVRTC_DIR nvrtc ;; esac
+case $goal in demo | test | check | dashboard) nvrtc KILN_NVRTC_DIR nvrtc ;; esac
 case $goal in
     test | check)
         tests
@@ -231,6 +247,7 @@ case $goal in
 esac
 case $goal in check) linters ;; esac
 case $goal in clients) clients ;; esac
+case $goal in dashboard) dashboard ;; esac
 for path in "${paths[@]}"; do
     # shellcheck disable=SC2016 # the caller's PATH, not this one
     printf 'export PATH=%q:"$PATH"\n' "$path"

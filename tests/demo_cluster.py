@@ -58,6 +58,7 @@ class Node:
     config: Path
     data: Path
     log: Path
+    resp: str = ""
     process: subprocess.Popen[str] | None = None
 
     def signal(self, number: signal.Signals) -> None:
@@ -129,6 +130,7 @@ class Cluster:
                 config=Path(node["config"]),
                 data=Path(node["data"]),
                 log=Path(node["log"]),
+                resp=node["resp"],
             )
             for number, node in enumerate(json.loads(line)["nodes"], start=1)
         ]

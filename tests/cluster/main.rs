@@ -11,6 +11,7 @@ mod bytes;
 mod collector;
 mod compile_once;
 mod corruption;
+mod dashboard;
 mod day_two;
 mod degraded;
 mod durability;
