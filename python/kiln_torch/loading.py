@@ -3,9 +3,10 @@
 Artifacts of the native compiler (``module.cubin`` and ``plan.json``, or a
 ``stitching.json`` and those of its pieces) run through the CUDA driver on torch's
 current stream; Inductor's, those that nodes made (``meta.json``) and standalone ones of
-this package, through torch. A stitched whole may have pieces of both. A folder of the
-native compiler may have artifacts for static sizes beside the dynamic one: each call
-runs what is for the size of its inputs.
+this package, through torch; the eager compiler's, the graphs as they are, by torch's own
+operations. A stitched whole may have pieces of all of them. A folder of the native
+compiler may have artifacts for static sizes beside the dynamic one: each call runs what
+is for the size of its inputs.
 
 Invariant: what is loaded was checked: by its manifest where it came from the
 cluster, pieces by the manifest of the whole too, and for hanging together in any
@@ -23,6 +24,8 @@ from typing import TYPE_CHECKING, Any
 from . import plan, stitching
 from .by_size import BySize
 from .client import Client
+from .eager import CONSTANTS as EAGER_CONSTANTS
+from .eager import GRAPH, Eager
 from .manifest import Artifact
 from .mixed import Mixed
 from .native import Native
@@ -41,8 +44,6 @@ if TYPE_CHECKING:
 
 # What the client that compiled wrote beside the artifact: the inputs' names.
 SIGNATURE = "signature.json"
-# Only artifacts of the eager compiler have it.
-GRAPH = "graph.json"
 # Beside a stitching: the pieces' keys, and a folder for each by its position.
 PIECE_KEYS = "pieces.json"
 PIECES = "pieces"
@@ -51,6 +52,8 @@ SIZES = "sizes.json"
 SIZE_DIRS = "sizes"
 # What a node's Inductor makes.
 _INDUCTOR = (META, CONSTANTS, *MODULES.values())
+# Files of pieces that torch runs.
+_BY_TORCH = (BINARY, META, GRAPH)
 _KEY_BYTES = 32
 
 
@@ -69,10 +72,13 @@ def load(source: Source, params: Any = None) -> Callable[..., Any]:
         if params is not None:
             raise TypeError("an artifact of Inductor takes all of its inputs at each call")
         loaded = inductor_of(files, "")
-    elif any(name.startswith(f"{PIECES}/") and name.endswith((BINARY, META)) for name in files):
+    elif any(name.startswith(f"{PIECES}/") and name.endswith(_BY_TORCH) for name in files):
         if params is not None:
-            raise TypeError("pieces of Inductor take all of their inputs at each call")
+            raise TypeError("pieces that torch runs take all of their inputs at each call")
         loaded = mixed_of(files)
+    elif GRAPH in files and stitching.FILE not in files:
+        eager = eager_of(files)
+        loaded = eager if params is None else eager.bind(params)
     else:
         native = native_of(files)
         loaded = native if params is None else native.bind(params)
@@ -80,6 +86,18 @@ def load(source: Source, params: Any = None) -> Callable[..., Any]:
     if artifact is not None and client is not None:
         client.loaded([artifact.key, *(piece.key for piece in artifact.manifest.pieces)])
     return loaded
+
+
+def eager_of(files: Mapping[str, Any], folder: str = "") -> Eager:
+    """Return the graph that the eager compiler wrote down, to be run by torch."""
+    missing = [name for name in (GRAPH, PLAN) if folder + name not in files]
+    if missing:
+        raise BrokenArtifact(f"it has no {missing[0]}: nothing that can be loaded")
+    # It is for all sizes: those for one size alone, beside it, compute the same.
+    graph, plan_json = bytes(files[folder + GRAPH]), bytes(files[folder + PLAN])
+    constants = bytes(files.get(folder + EAGER_CONSTANTS, b""))
+    signature = bytes(files[SIGNATURE]) if not folder and SIGNATURE in files else None
+    return Eager(graph, plan_json, constants, signature)
 
 
 def native_of(files: Mapping[str, Any]) -> Native:
@@ -122,7 +140,7 @@ def _sizes(files: Mapping[str, Any]) -> list[int]:
 
 
 def mixed_of(files: Mapping[str, Any]) -> Mixed:
-    """Return a stitched whole that has pieces of Inductor."""
+    """Return a stitched whole that has pieces which torch runs."""
     told, names = _stitching(files)
     pieces: list[Callable[..., Any]] = []
     for at, (name, interface) in enumerate(zip(names, told.pieces)):
@@ -131,11 +149,12 @@ def mixed_of(files: Mapping[str, Any]) -> Mixed:
             if folder + BINARY in files or folder + META in files:
                 pieces.append(inductor_of(files, folder, interface))
                 continue
-            native = Native(*_module(files, folder))
-            why = stitching.misfit(interface, native.plan)
+            eager = folder + GRAPH in files
+            own = eager_of(files, folder) if eager else Native(*_module(files, folder))
+            why = stitching.misfit(interface, own.plan)
             if why is not None:
                 raise BrokenArtifact(why)
-            pieces.append(native)
+            pieces.append(own)
     return Mixed(told, pieces, names)
 
 
@@ -180,8 +199,6 @@ def _naming(piece: str) -> Iterator[None]:
 
 
 def _module(files: Mapping[str, Any], folder: str) -> tuple[bytes, bytes]:
-    if folder + GRAPH in files:
-        raise BrokenArtifact("compiled by the eager compiler, for `kiln exec` on the CPU")
     missing = [name for name in (CUBIN, PLAN) if folder + name not in files]
     if missing:
         raise BrokenArtifact(f"it has no {missing[0]}: nothing that can be loaded")
@@ -239,7 +256,7 @@ def _one_folder(folder: Path) -> dict[str, bytes]:
     if stitching.FILE in files:
         # By position, as the stitching counts them: what else is there is not its.
         for at in range(len(stitching.read(files[stitching.FILE]).pieces)):
-            for name in (CUBIN, PLAN, GRAPH, BINARY, *_INDUCTOR):
+            for name in (CUBIN, PLAN, GRAPH, EAGER_CONSTANTS, BINARY, *_INDUCTOR):
                 path = folder / PIECES / str(at) / name
                 if path.is_file():
                     files[f"{PIECES}/{at}/{name}"] = path.read_bytes()

@@ -6,15 +6,12 @@ device and alignment of the plan; nothing is copied, and all memory is torch's.
 
 from __future__ import annotations
 
-import json
 import threading
-from collections.abc import Mapping
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from . import cuda_driver, plan
+from . import binding, cuda_driver, plan
 from .launching import DTYPES, Loaded, Prepared
 from .plan import ALIGNMENT
 from .program import Program, Whole
@@ -52,16 +49,9 @@ class Native:
         unknown = {t.dtype for t in (*self.given, *self.plan.outputs)} - DTYPES.keys()
         if unknown:
             raise BrokenArtifact(f"plan.json: element types {sorted(unknown)}")
-        self.names = _names(self.plan, signature)
+        self.names = binding.names_of(self.plan, signature)
         # With the program's own names, where they are known: for messages.
-        self.named = self.plan
-        if self.names is not None:
-            own = dict(zip(self.plan.given, self.names))
-            inputs = [
-                replace(tensor, name=own[at][0]) if at in own else tensor
-                for at, tensor in enumerate(self.plan.inputs)
-            ]
-            self.named = replace(self.plan, inputs=tuple(inputs))
+        self.named = binding.named(self.plan, self.names)
         self._lock = threading.Lock()
         self._on: dict[int, Loaded] = {}
         self._all = Bound(self, {})
@@ -77,7 +67,7 @@ class Native:
             if len(first) > len(self.given):
                 raise TypeError(f"{len(first)} inputs, at most {len(self.given)}")
             return Bound(self, dict(enumerate(first)))
-        return Bound(self, self._by_name(first[0]))
+        return Bound(self, binding.by_name(self.plan, self.names, first[0]))
 
     def graphed(self, *example: torch.Tensor) -> Graphed:
         """Record one run as a CUDA graph, to replay for inputs of the same shapes."""
@@ -107,39 +97,6 @@ class Native:
         """Return what an input that is given is called, for messages."""
         tensor = self.named.inputs[self.plan.given[position]]
         return f"{tensor.name} ({tensor.kind})"
-
-    def _by_name(self, state: Any) -> dict[int, torch.Tensor]:
-        names, known = self.names, state
-        if hasattr(state, "graph_signature"):
-            specs = [each for each in state.graph_signature.input_specs if each.arg is not None]
-            everything = [
-                [each.arg.name, *([each.target] if each.target else [])] for each in specs
-            ]
-            if len(everything) == len(self.plan.inputs):
-                names = [everything[at] for at in self.plan.given]
-            known = {**state.constants, **state.state_dict}
-        elif isinstance(state, torch.nn.Module):
-            known = {
-                **dict(state.named_parameters(remove_duplicate=False)),
-                **dict(state.named_buffers(remove_duplicate=False)),
-            }
-        elif not isinstance(state, Mapping):
-            raise TypeError(f"bind takes tensors or what names them, not {type(state).__name__}")
-        if names is None:
-            raise KeyError(
-                "the artifact has no signature.json, which has the names: write it by "
-                "`kiln compile -o`, or give an ExportedProgram, or tensors in order"
-            )
-        fixed, missing = {}, []
-        for position, tensor in enumerate(self.given):
-            found = [known[name] for name in names[position] if name in known]
-            if found and not (tensor.kind == "user" and hasattr(state, "graph_signature")):
-                fixed[position] = found[0]
-            elif tensor.kind != "user":
-                missing.append(names[position][-1])
-        if missing:
-            raise KeyError(f"no tensor for {', '.join(missing)}")
-        return fixed
 
 
 class Bound:
@@ -295,19 +252,3 @@ def _elsewhere(
     if tensor.data_ptr() % ALIGNMENT:
         return f"does not start at a multiple of {ALIGNMENT} bytes"
     return None
-
-
-def _names(told: plan.Plan, signature: bytes | None) -> list[list[str]] | None:
-    """Return, for each input that is given, its names in the graph and in the module."""
-    if signature is None:
-        return None
-    try:
-        inputs = json.loads(signature)["inputs"]
-        names = [
-            [each["name"], *([each["target"]] if each.get("target") else [])] for each in inputs
-        ]
-    except (ValueError, KeyError, TypeError) as error:
-        raise BrokenArtifact(f"signature.json cannot be read: {error!r}") from error
-    if len(names) != len(told.inputs):
-        raise BrokenArtifact(f"signature.json: {len(names)} inputs, not {len(told.inputs)}")
-    return [names[at] for at in told.given]
