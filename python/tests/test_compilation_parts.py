@@ -136,6 +136,71 @@ def test_the_monitor_averages_what_it_was_told() -> None:
     assert process.calculate_parallel_efficiency() == 0.75
 
 
+def test_what_was_recorded_is_collected_once() -> None:
+    process = PerformanceMonitor()
+    monitor = PerformanceMonitor(process)
+    assert monitor.calculate_cache_hit_rate() == 0.0
+    assert monitor.analyze_compilation_trends() == {"median": 0, "newer_median": 0, "ratio": 1.0}
+    for seconds in (1.0, 1.0, 1.0, 4.0, 4.0, 4.0):
+        monitor.record_compilation_time(seconds)
+    monitor.record_cache_load_time(0.5)
+    monitor.record_memory_cache_hit()
+    monitor.record_cache_miss({"graph": "a"})
+    monitor.record_compilation_failure("timeout")
+    monitor.record_compilation_success()
+    monitor.record_fallback_execution("eager")
+    told = monitor.collect_compilation_metrics()
+    assert told.compile_seconds == (1.0, 1.0, 1.0, 4.0, 4.0, 4.0)
+    assert (told.load_seconds, told.hits, told.misses) == ((0.5,), 1, 1)
+    assert (told.succeeded, told.failed, told.fallbacks) == (1, {"timeout": 1}, {"eager": 1})
+    assert (told.failures, monitor.missed()) == (1, [{"graph": "a"}])
+    # Once; and the process's own are collected by themselves.
+    again = monitor.collect_compilation_metrics()
+    assert (again.compile_seconds, again.hits, again.failed) == ((), 0, {})
+    assert process.collect_compilation_metrics().failed == {"timeout": 1}
+    # Averages are of all that was ever recorded.
+    assert monitor.calculate_avg_compilation_time() == 2.5
+    assert monitor.calculate_cache_hit_rate() == 0.5
+    assert monitor.analyze_compilation_trends()["newer_median"] == 4.0
+    # Memory stays the same.
+    for _ in range(10_000):
+        monitor.record_compilation_time(1.0)
+        monitor.record_cache_miss({"graph": "a"})
+    assert len(monitor.collect_compilation_metrics().compile_seconds) == 4096
+    assert len(monitor.missed()) == 64
+
+
+def test_what_was_dear_to_compile_stays_in_memory() -> None:
+    cache = MemoryCache(4)
+    cache.policy = "cost"
+    for at, seconds in enumerate((9.0, 1.0, 5.0, 2.0)):
+        cache.store(str(at), Cached(str, seconds=seconds))
+    cache.store("4", Cached(str, seconds=0.1))
+    # Of the older half the cheapest: not what has just come.
+    assert [str(at) in cache for at in range(5)] == [True, False, True, True, True]
+    cache.resize(2)
+    assert len(cache) == 2
+    assert "0" in cache
+
+
+def test_a_swept_folder_has_only_what_is_whole(tmp_path: Path) -> None:
+    cache = LocalCache(tmp_path / "cache", LocalKey(tmp_path), 1 << 20)
+    good = cache.write(NAME, packed())
+    bad = cache.folder / f"{'ab' * 32}.kiln"
+    bad.write_bytes(good.read_bytes())
+    (cache.folder / "no-key.kiln").write_bytes(b"junk")
+    left = cache.folder / f".{NAME}.0011223344556677"
+    left.write_bytes(b"half")
+    fresh = cache.folder / f".{NAME}.8899aabbccddeeff"
+    fresh.write_bytes(b"half")
+    os.utime(left, (1000, 1000))
+    (cache.folder / "notes.txt").write_text("not ours")
+    assert cache.sweep() == (5, 3)
+    assert sorted(each.name for each in cache.folder.iterdir()) == sorted(
+        [NAME, fresh.name, "notes.txt"]
+    )
+
+
 def test_metrics_have_the_documents_shape() -> None:
     told = get_compilation_metrics()
     assert {group: list(values) for group, values in told.items()} == {

@@ -13,13 +13,22 @@ from typing import TYPE_CHECKING, Any
 from .config import CompilationConfig
 from .counter import CompilationCounter, compilation_counter
 from .errors import (
+    ArgumentError,
+    BusyError,
     CacheCorruptedError,
     CompilationError,
     CompilationModuleError,
+    CrashedError,
     IncompatibleConfigError,
     InductorNotAvailableError,
+    InvalidInputError,
+    OutOfMemoryError,
     TimeoutError,  # noqa: A004 - the document's name
+    ToolchainMissingError,
+    UnsupportedOpError,
+    WrongOutputError,
 )
+from .fallback import Fallback, fallback_of
 from .metrics import (
     get_active_compiler_count,
     get_cache_disk_usage,
@@ -41,6 +50,8 @@ if TYPE_CHECKING:
     from .standalone import InductorStandaloneAdaptor
 
 __all__ = [
+    "ArgumentError",
+    "BusyError",
     "CacheCorruptedError",
     "CompilationConfig",
     "CompilationCounter",
@@ -48,17 +59,25 @@ __all__ = [
     "CompilationModuleError",
     "CompilerInterface",
     "CompilerManager",
+    "CrashedError",
     "EagerAdaptor",
+    "Fallback",
     "IncompatibleConfigError",
     "InductorAdaptor",
     "InductorNotAvailableError",
     "InductorStandaloneAdaptor",
+    "InvalidInputError",
     "KilnBackend",
     "NativeAdaptor",
+    "OutOfMemoryError",
     "PerformanceMonitor",
     "SplitItem",
     "TimeoutError",
+    "ToolchainMissingError",
+    "UnsupportedOpError",
+    "WrongOutputError",
     "compilation_counter",
+    "fallback_of",
     "get_active_compiler_count",
     "get_cache_disk_usage",
     "get_compilation_memory_usage",

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from . import by_size
     from .complexity import GraphComplexity
+    from .fallback import Fallback
     from .passes import Pass
     from .piecewise import PiecewiseResult
     from .traced import Traced
@@ -66,6 +67,8 @@ class KilnBackend:
         self.last_strategy: Strategy | None = None
         self.last_result: PiecewiseResult | None = None
         self.last_by_size: by_size.BySize | None = None
+        # What stands in for it, where its compile failed, and why.
+        self.last_fallback: Fallback | None = None
 
     def __call__(self, graph: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
         """Compile ``graph``."""
@@ -133,7 +136,7 @@ class KilnBackend:
         runtime_shape: int | None = None,
     ) -> Callable[..., Any]:
         self.last_strategy = self.select_compilation_strategy(self.analyze_graph_complexity(graph))
-        self.last_result = None
+        self.last_result = self.last_fallback = None
         report.log.debug("%s: %s", self.last_strategy.name, "; ".join(self.last_strategy.reasons))
         piecewise = self.last_strategy.name == PIECEWISE
         if runtime_shape is not None:
@@ -203,51 +206,49 @@ class KilnBackend:
     def _whole(
         self, graph: fx.GraphModule, example_inputs: Sequence[Any], runtime_shape: int | None
     ) -> Callable[..., Any]:
-        from .robust import robust_compile
-
-        options = self._get_inductor_config()
-        if self.compilation_config.fallback:
-            return robust_compile(
-                graph,
-                example_inputs,
-                self.compilation_config,
-                self.compiler_manager,
-                options,
-                runtime_shape,
+        if not self.compilation_config.fallback:
+            return self.compiler_manager.compile(
+                graph=graph,
+                example_inputs=example_inputs,
+                additional_inductor_config=self._get_inductor_config(),
+                compilation_config=self.compilation_config,
+                runtime_shape=runtime_shape,
             )
-        return self.compiler_manager.compile(
-            graph=graph,
-            example_inputs=example_inputs,
-            additional_inductor_config=options,
-            compilation_config=self.compilation_config,
-            runtime_shape=runtime_shape,
-        )
+        return self._robustly(graph, example_inputs, runtime_shape, pieces=False)
 
     def _by_pieces(
         self, graph: fx.GraphModule, example_inputs: Sequence[Any], runtime_shape: int | None
     ) -> Callable[..., Any]:
-        from .manager import failing
-        from .piecewise import piecewise_compile
-        from .tracing import torch_lock
+        return self._robustly(graph, example_inputs, runtime_shape, pieces=True)
 
-        try:
-            with failing(), torch_lock():
-                traced = self.compiler_manager.trace(graph, example_inputs, self.compilation_config)
-            with torch_lock(), traced.context():
-                self.last_result = piecewise_compile(
-                    self.compiler_manager,
-                    traced,
-                    self.compilation_config,
-                    self._get_inductor_config(),
-                    runtime_shape,
-                )
-        except CompilationError as error:
-            if not self.compilation_config.fallback:
-                raise
-            report.count("compilation.fell_back")
-            report.log.error("not compiled: %s", error)
-            return graph.forward
-        return traced.callable(self.last_result.run)
+    def _robustly(
+        self,
+        graph: fx.GraphModule,
+        example_inputs: Sequence[Any],
+        runtime_shape: int | None,
+        *,
+        pieces: bool,
+    ) -> Callable[..., Any]:
+        from .attempts import Whole
+        from .fallback import fallback_of
+        from .recovery import ErrorHandler
+
+        handler = ErrorHandler(self.compiler_manager)
+        work = Whole(
+            self.compiler_manager,
+            graph,
+            example_inputs,
+            self.compilation_config,
+            self._get_inductor_config(),
+            runtime_shape,
+            pieces=pieces,
+            mender=handler,
+        )
+        compile_ = handler.compile if self.compilation_config.fallback else Whole.as_asked
+        run = compile_(work)
+        self.last_result = work.result
+        self.last_fallback = fallback_of(run)
+        return run
 
     def _get_inductor_config(self) -> dict[str, Any]:
         if self._post_pass is None or not self.compilation_config.compiler.startswith("inductor"):

@@ -13,7 +13,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from .. import standalone
-from .errors import CompilationError
+from .errors import WrongOutputError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -29,7 +29,7 @@ _TOLERANCES = {
 }
 
 
-class Mismatch(CompilationError):
+class Mismatch(WrongOutputError):
     """A compiled piece gives other values than its graph."""
 
 

@@ -40,6 +40,9 @@ class CompilationConfig:
     parallel_compiles: int = 1
     # Seconds for a compile in a process of its own; None: no bound.
     compile_timeout: float | None = 600.0
+    # Bytes of data that a process which compiles, and each program that it starts, may
+    # have; torch itself needs half a gigabyte of them. None: no bound.
+    compile_memory_bytes: int | None = None
     # Compiled callables that are kept in memory: the least recently used goes.
     memory_cache_entries: int = 256
     # Above this the least recently used files of cache_dir go.
@@ -49,8 +52,10 @@ class CompilationConfig:
     compile_sizes: tuple[int, ...] = ()
     # Inductor's options for every compile; those of a single compile come on top.
     inductor_config: dict[str, Any] = field(default_factory=dict)
-    # Whether a backend falls back to eager where a compile fails.
+    # Whether a backend goes down the failure ladder where a compile fails; the error, if not.
     fallback: bool = True
+    # Seconds for which what came of that is valid; then it is compiled again.
+    fallback_seconds: float = 300.0
     # Whether a piecewise result is compared with the graph it stands for.
     validate: bool = True
 
@@ -99,6 +104,14 @@ _CHECKS = {
     "compilation_level": (lambda value: value in LEVELS, f"one of {', '.join(LEVELS)}"),
     "compile_sizes": (_sizes, "a list of positive whole numbers"),
     "compile_timeout": (_seconds, "a positive number of seconds, or None"),
+    "fallback_seconds": (
+        lambda value: value is not None and _seconds(value),
+        "a positive number of seconds",
+    ),
+    "compile_memory_bytes": (
+        lambda value: value is None or _count(value),
+        "a positive whole number, or None",
+    ),
     **dict.fromkeys(
         (
             "max_nodes",

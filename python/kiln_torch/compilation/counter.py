@@ -17,6 +17,8 @@ NAMES = (
     "num_compiled_artifacts_loaded",
     # Beyond the document: entries that were deleted, corrupt or of another version.
     "num_cache_corrupted",
+    # Compiles that something else stands in for.
+    "num_fallbacks",
 )
 
 
@@ -32,6 +34,7 @@ class CompilationCounter:
         self.num_compiled_artifacts_saved = 0
         self.num_compiled_artifacts_loaded = 0
         self.num_cache_corrupted = 0
+        self.num_fallbacks = 0
         self._parent = parent
         self._lock = threading.Lock()
 

@@ -59,6 +59,9 @@ def perform(job: bytes) -> dict[str, bytes]:
         told = pickle.loads(job)  # noqa: S301 - our own parent's
         _restore(told["state"])
         gm = plain_graph.read(told["graph"], mode)
+    except MemoryError:
+        # Elsewhere there may be more, and is none to be taken.
+        raise
     except Exception as error:
         # It names what is only there: a function of its main module, for example.
         raise Unfit(f"it cannot be read: {error!r}") from error
@@ -69,6 +72,8 @@ def perform(job: bytes) -> dict[str, bytes]:
         try:
             asked = ask(traced, compiler, settings, told["facts"], told["namespace"])
             found = [key_of(each).hex() for each in asked.candidates()]
+        except MemoryError:
+            raise
         except Exception as error:
             raise Unfit(f"it has no key there: {error!r}") from error
         if found != told["keys"]:

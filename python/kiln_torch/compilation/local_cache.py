@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,6 +31,8 @@ SUFFIX = ".kiln"
 _FORMAT = b"kiln-entry-1\n"
 _LENGTH = 8
 _LARGEST_MANIFEST = 16 << 20
+# Seconds after which a temporary file is nobody's.
+_ABANDONED = 3600.0
 
 
 class LocalCache:
@@ -78,9 +81,47 @@ class LocalCache:
         self._trim(path)
         return path
 
-    def delete(self, filename: str) -> None:
-        """Remove an entry."""
-        (self.folder / filename).unlink(missing_ok=True)
+    def delete(self, filename: str) -> bool:
+        """Remove an entry; ``False``: it cannot be, and is not to be asked for again."""
+        try:
+            (self.folder / filename).unlink(missing_ok=True)
+        except OSError as error:
+            report.count("compilation.unsaved")
+            report.once("delete", "not removed: %s", error)
+            return False
+        return True
+
+    def set_limit(self, limit: int) -> None:
+        """Keep at most ``limit`` bytes from now on."""
+        self._limit = limit
+
+    @property
+    def limit(self) -> int:
+        """Bytes that are kept at most."""
+        return self._limit
+
+    def sweep(self) -> tuple[int, int]:
+        """Check every entry and delete what is no use; return how many there were, and went."""
+        checked = removed = 0
+        for path in [*self.folder.glob(f"*{SUFFIX}"), *self.folder.glob(f".*{SUFFIX}.*")]:
+            checked += 1
+            try:
+                whole = not path.name.startswith(".")
+                if whole and self._verified(
+                    memoryview(path.read_bytes()), bytes.fromhex(path.stem)
+                ):
+                    continue
+                if not whole and time.time() - path.stat().st_mtime < _ABANDONED:
+                    # Somebody may be writing it.
+                    continue
+            except FileNotFoundError:
+                continue
+            except (Refused, OSError, ValueError) as error:
+                report.log.warning("%s is removed: %s", path.name, error)
+            with contextlib.suppress(OSError):
+                path.unlink()
+                removed += 1
+        return checked, removed
 
     def size(self) -> int:
         """Bytes of all entries."""

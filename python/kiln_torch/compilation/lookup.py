@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from .. import report
+from ..key import key_of
 from ..manifest import Artifact
 from .errors import CompilationModuleError
 from .flights import flights
@@ -30,10 +31,15 @@ if TYPE_CHECKING:
 class Lookup:
     """What is known of a graph's keys, beside the graph."""
 
-    def __init__(self, tiers: Tiers, *, stored: bool) -> None:
+    def __init__(
+        self, tiers: Tiers, *, stored: bool, timeout: float | None = None, alone: bool = False
+    ) -> None:
         """``stored``: whether the store keeps what the compiler gives."""
         self._tiers = tiers
         self._stored = stored
+        self._timeout = timeout
+        self._alone = alone
+        self._behind = False
         self.asked: Asked | None = None
         # The key for all sizes, then the one for those of this process; which of them.
         self.candidates: list[tuple[bytes, tuple[Component, ...]]] = []
@@ -93,6 +99,22 @@ class Lookup:
                     self.artifact, permit, self.made, self.failure, unfit=self.postponed
                 )
 
+    def look_again(self) -> bool:
+        """Look after a failure; whether there is something to load now.
+
+        Nobody waits for it, and nobody takes its failure for an answer: it is no flight,
+        and has a process of its own.
+        """
+        self.artifact = self.made = self.failure = None
+        self._behind = True
+        try:
+            self._look()
+        finally:
+            self.end()
+        if self.failure is not None:
+            raise self.failure
+        return self.artifact is not None or self.made is not None
+
     def fetch(self) -> Artifact | None:
         """Return what the store has, and wait for nobody."""
         store = self._tiers.store
@@ -148,8 +170,14 @@ class Lookup:
         """Count a miss, once. With the cache switched off nothing was looked up."""
         if not self.missed and self._tiers.memory is not None:
             self._tiers.counter.count("num_cache_misses")
-            self._tiers.monitor.record_cache_miss()
+            self._tiers.monitor.record_cache_miss(self._parts())
         self.missed = True
+
+    def _parts(self) -> dict[str, str]:
+        """Return the digests of the key's parts, by name."""
+        if not self.candidates:
+            return {}
+        return {each.name: key_of((each,)).hex() for each in self.candidates[self._at][1]}
 
     @property
     def _place(self) -> str:
@@ -186,7 +214,8 @@ class Lookup:
         if pool is None or self.job is None:
             return
         try:
-            compiled = pool.compile(self.job, self._tiers.timeout)
+            pool = pool.behind() if self._behind else pool
+            compiled = pool.compile(self.job, self._timeout, alone=self._alone)
         except CompilationModuleError:
             self.count_miss()
             raise

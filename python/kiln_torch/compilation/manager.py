@@ -7,28 +7,29 @@ empty, corrupt, full or away costs a compile and is never an error.
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from .. import report
-from ..client import Client
 from ..graph import Unkeyable
-from . import early, metrics
+from . import early
+from .classify import classified
 from .config import EAGER, CompilationConfig, compile_cache_disabled
 from .counter import CompilationCounter, compilation_counter
-from .errors import CompilationError, CompilationModuleError, IncompatibleConfigError
-from .local_cache import LocalCache
+from .emergency import Emergency
+from .errors import ArgumentError
 from .making import make_compiler, make_named
 from .memory import MemoryCache
 from .monitor import PerformanceMonitor, performance_monitor
-from .pool import shared
+from .opening import open_pool, open_store
 from .request import Request
-from .signing import LocalKey, UnsafeKey
-from .store import ClusterStore, LocalStore, filename
+from .store import filename
 from .tiers import Tiers
 from .tracing import restarts, torch_lock, trace
+from .verdicts import Verdicts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
     from torch import fx
 
     from .interface import CompilerInterface
-    from .pool import Pool
     from .store import Store
     from .traced import Traced
 
@@ -56,7 +56,7 @@ class CompilerManager:
     ) -> None:
         """Make the compiler; keep results in ``cache_dir``, or in KILN_ENDPOINT's cluster."""
         if not isinstance(compilation_config, CompilationConfig):
-            raise IncompatibleConfigError(f"{compilation_config!r} is no CompilationConfig")
+            raise ArgumentError(f"{compilation_config!r} is no CompilationConfig")
         self.compilation_config = compilation_config
         self.disable_cache = disable_cache or compile_cache_disabled()
         self.compilation_counter = CompilationCounter(compilation_counter)
@@ -66,20 +66,23 @@ class CompilerManager:
         self.cache: MemoryCache | None = None
         # What decides the code beside graph and options: passes, by their ids.
         self.facts: dict[str, str] = {}
+        # What an optimizer set: the caller's options come on top.
+        self.tuned: dict[str, Any] = {}
         store = None
         if not self.disable_cache:
             self.cache_dir = Path(cache_dir)
             self.cache = MemoryCache(compilation_config.memory_cache_entries)
-            store = _store(self.cache_dir, compilation_config)
+            store = self._open_store()
         self._compilers = {self.compiler.name: self.compiler}
         self.tiers = Tiers(
             self.compilation_counter,
             self.performance_monitor,
             self.cache,
             store,
-            _pool(compilation_config),
-            compilation_config.compile_timeout,
+            open_pool(compilation_config),
         )
+        self.verdicts = Verdicts()
+        self.emergency = Emergency(self.tiers, None if self.disable_cache else self._open_store)
 
     def compile(
         self,
@@ -100,7 +103,8 @@ class CompilerManager:
         self.compilation_counter.count("num_backend_compilations")
         config = compilation_config or self.compilation_config
         started = time.monotonic()
-        if config.compiler == EAGER:
+        if config.compiler == EAGER or self.emergency.eager:
+            config = replace(config, use_inductor=False)
             return self.compiler_of(config).compile(graph, example_inputs, {})[0]
         with failing():
             with torch_lock():
@@ -205,9 +209,20 @@ class CompilerManager:
         runtime_shape: int | None,
     ) -> Request:
         """Make the request for a graph, in its context."""
-        options = {**config.inductor_config, **(additional_inductor_config or {})}
         compiler = self.compiler_of(config)
-        return Request(self.tiers, compiler, traced, options, runtime_shape, self.facts)
+        tuned = self.tuned if compiler.portable else {}
+        options = {**tuned, **config.inductor_config, **(additional_inductor_config or {})}
+        return Request(
+            self.tiers,
+            compiler,
+            traced,
+            options,
+            runtime_shape,
+            self.facts,
+            timeout=config.compile_timeout,
+            # Of one that may have several at once.
+            alone=config.parallel_compiles == 1,
+        )
 
     def compiler_of(self, config: CompilationConfig) -> CompilerInterface:
         """Return the compiler that ``config`` names."""
@@ -222,6 +237,10 @@ class CompilerManager:
             return
         if not self.tiers.discard(bytes.fromhex(key)) and self.tiers.store is not None:
             report.log.warning("the cluster has a wrong artifact: kiln rm %s", key)
+
+    def _open_store(self) -> Store | None:
+        assert self.cache_dir is not None
+        return open_store(self.cache_dir, self.compilation_config)
 
     def _log_cache_hit(self, start_time: float, graph_index: int, num_graphs: int) -> None:
         report.log.debug(
@@ -254,7 +273,7 @@ class CompilerManager:
 
 
 class failing:  # noqa: N801 - reads as what it is: with failing(): ...
-    """Turns what a compiler raises into C001; the module's own errors pass."""
+    """Turns what a compiler raises into this module's error of its kind."""
 
     def __enter__(self) -> None:
         """Begin."""
@@ -263,35 +282,15 @@ class failing:  # noqa: N801 - reads as what it is: with failing(): ...
         """Wrap the error."""
         if not isinstance(error, Exception) or restarts(error):
             return
-        if not isinstance(error, CompilationModuleError):
-            raise CompilationError(f"{type(error).__name__}: {error}") from error
+        mine = classified(error)
+        if mine is not error:
+            raise mine from error
 
 
 def _check(graph: Any, graph_index: int, num_graphs: int, runtime_shape: int | None) -> None:
     if not isinstance(graph, torch.fx.GraphModule):
-        raise IncompatibleConfigError(f"{type(graph).__name__} is no fx.GraphModule")
+        raise ArgumentError(f"{type(graph).__name__} is no fx.GraphModule")
     if not 0 <= graph_index < num_graphs:
-        raise IncompatibleConfigError(f"graph {graph_index} of {num_graphs}")
+        raise ArgumentError(f"graph {graph_index} of {num_graphs}")
     if runtime_shape is not None and runtime_shape <= 0:
-        raise IncompatibleConfigError(f"runtime_shape is {runtime_shape}, not above 0")
-
-
-def _store(cache_dir: Path, config: CompilationConfig) -> Store | None:
-    client = Client.from_env()
-    if client is not None:
-        return ClusterStore(client)
-    try:
-        cache = LocalCache(cache_dir, LocalKey(), config.disk_cache_bytes)
-    except (OSError, UnsafeKey) as error:
-        report.once("cache_dir", "%s is not used: %s", cache_dir, error)
-        return None
-    metrics.watch(cache)
-    return LocalStore(cache)
-
-
-def _pool(config: CompilationConfig) -> Pool | None:
-    if config.compile_timeout is None and config.parallel_compiles == 1:
-        return None
-    pool = shared(config.parallel_compiles)
-    metrics.watch(pool)
-    return pool
+        raise ArgumentError(f"runtime_shape is {runtime_shape}, not above 0")

@@ -1,10 +1,12 @@
 """The process's own cache of what is compiled and loaded already.
 
-Invariant: never more entries than its capacity; the least recently used goes.
+Invariant: never more entries than its capacity; the least recently used goes, or
+among those used longest ago the one that was cheapest to make.
 """
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -20,6 +22,13 @@ class Cached:
 
     run: Callable[..., Any]
     guards: str = ""
+    # What its compile took, here or wherever it was; 0 where that is not known.
+    seconds: float = 0.0
+
+
+# Which entry goes: the least recently used, or the cheapest of the older half.
+LRU = "lru"
+COST = "cost"
 
 
 class MemoryCache:
@@ -31,6 +40,18 @@ class MemoryCache:
         self._lock = threading.Lock()
         self._entries: OrderedDict[str, Cached] = OrderedDict()
         self.evictions = 0
+        self.policy = LRU
+
+    @property
+    def capacity(self) -> int:
+        """How many entries it holds at most."""
+        return self._capacity
+
+    def resize(self, capacity: int) -> None:
+        """Hold at most ``capacity`` from now on."""
+        with self._lock:
+            self._capacity = max(1, capacity)
+            self._evict()
 
     def lookup(self, cache_key: str) -> Cached | None:
         """Return the entry, which is then the most recently used one."""
@@ -45,9 +66,16 @@ class MemoryCache:
         with self._lock:
             self._entries[cache_key] = entry
             self._entries.move_to_end(cache_key)
-            while len(self._entries) > self._capacity:
-                self._entries.popitem(last=False)
-                self.evictions += 1
+            self._evict()
+
+    def _evict(self) -> None:
+        while len(self._entries) > self._capacity:
+            oldest = list(itertools.islice(self._entries, (len(self._entries) + 1) // 2))
+            gone = oldest[0]
+            if self.policy == COST:
+                gone = min(oldest, key=lambda each: self._entries[each].seconds)
+            del self._entries[gone]
+            self.evictions += 1
 
     def remove(self, cache_key: str) -> None:
         """Forget one entry."""

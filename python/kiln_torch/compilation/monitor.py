@@ -1,12 +1,23 @@
-"""``PerformanceMonitor``: how long compiles and loads took, and from where hits came.
+"""``PerformanceMonitor``: how long compiles and loads took, from where hits came, what failed.
 
 Invariant: only measured times enter; memory stays the same whatever is recorded.
 """
 
 from __future__ import annotations
 
+import statistics
 import threading
-from dataclasses import dataclass
+from collections import Counter, deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+# Times that are held one by one, until they are collected: the oldest go.
+_MOST_RECENT = 4096
+# What missed last, to say in which way misses differ from what was there.
+_MOST_MISSED = 64
 
 
 @dataclass
@@ -34,6 +45,25 @@ class Piecewise:
     workers: int
 
 
+@dataclass(frozen=True)
+class Collected:
+    """What was recorded since the last time it was collected."""
+
+    compile_seconds: tuple[float, ...] = ()
+    load_seconds: tuple[float, ...] = ()
+    hits: int = 0
+    misses: int = 0
+    succeeded: int = 0
+    # Kinds of failures, and rungs that stood in.
+    failed: Mapping[str, int] = field(default_factory=dict)
+    fallbacks: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def failures(self) -> int:
+        """All failures."""
+        return sum(self.failed.values())
+
+
 class PerformanceMonitor:
     """Times of a manager, or of the process."""
 
@@ -48,11 +78,22 @@ class PerformanceMonitor:
         self.cache_misses = 0
         self.piecewise_compilations = 0
         self.last_piecewise: Piecewise | None = None
+        # By kind, by rung, and those that ended well.
+        self.failures: Counter[str] = Counter()
+        self.fallbacks: Counter[str] = Counter()
+        self.successes = 0
+        self._recent: deque[float] = deque(maxlen=_MOST_RECENT)
+        self._recent_loads: deque[float] = deque(maxlen=_MOST_RECENT)
+        self._history: deque[float] = deque(maxlen=_MOST_RECENT)
+        self._missed: deque[Mapping[str, str]] = deque(maxlen=_MOST_MISSED)
+        self._collected = (0, 0, 0, Counter[str](), Counter[str]())
 
     def record_compilation_time(self, seconds: float) -> None:
         """Record a compile that ran."""
         with self._lock:
             self._compiles.add(seconds)
+            self._recent.append(seconds)
+            self._history.append(seconds)
         if self._parent is not None:
             self._parent.record_compilation_time(seconds)
 
@@ -60,6 +101,7 @@ class PerformanceMonitor:
         """Record what reading, verifying and loading an entry took."""
         with self._lock:
             self._loads.add(seconds)
+            self._recent_loads.append(seconds)
         if self._parent is not None:
             self._parent.record_cache_load_time(seconds)
 
@@ -77,12 +119,83 @@ class PerformanceMonitor:
         if self._parent is not None:
             self._parent.record_disk_cache_hit()
 
-    def record_cache_miss(self) -> None:
-        """Record that neither had it."""
+    def record_cache_miss(self, parts: Mapping[str, str] | None = None) -> None:
+        """Record that neither had it; ``parts``: of its key, by name."""
         with self._lock:
             self.cache_misses += 1
+            if parts is not None:
+                self._missed.append(parts)
         if self._parent is not None:
-            self._parent.record_cache_miss()
+            self._parent.record_cache_miss(parts)
+
+    def record_compilation_failure(self, error_type: str) -> None:
+        """Record that a compile failed, and of what kind that was."""
+        with self._lock:
+            self.failures[error_type] += 1
+        if self._parent is not None:
+            self._parent.record_compilation_failure(error_type)
+
+    def record_compilation_success(self) -> None:
+        """Record that a compile gave what was asked for."""
+        with self._lock:
+            self.successes += 1
+        if self._parent is not None:
+            self._parent.record_compilation_success()
+
+    def record_fallback_execution(self, rung: str) -> None:
+        """Record that something stands in for what was asked for."""
+        with self._lock:
+            self.fallbacks[rung] += 1
+        if self._parent is not None:
+            self._parent.record_fallback_execution(rung)
+
+    def collect_compilation_metrics(self) -> Collected:
+        """Return what was recorded since the last call."""
+        with self._lock:
+            hits = self.memory_cache_hits + self.disk_cache_hits
+            before = self._collected
+            self._collected = (
+                hits,
+                self.cache_misses,
+                self.successes,
+                self.failures.copy(),
+                self.fallbacks.copy(),
+            )
+            found = Collected(
+                tuple(self._recent),
+                tuple(self._recent_loads),
+                hits - before[0],
+                self.cache_misses - before[1],
+                self.successes - before[2],
+                dict(self.failures - before[3]),
+                dict(self.fallbacks - before[4]),
+            )
+            self._recent.clear()
+            self._recent_loads.clear()
+        return found
+
+    def missed(self) -> list[Mapping[str, str]]:
+        """Return the parts of the keys that missed last."""
+        with self._lock:
+            return list(self._missed)
+
+    def calculate_avg_compilation_time(self) -> float:
+        """Return the seconds of a compile; 0 where none ran."""
+        return self.avg_compilation_time
+
+    def calculate_cache_hit_rate(self) -> float:
+        """Return the hits of all lookups, 0 to 1; 0 where there was none."""
+        with self._lock:
+            hits = self.memory_cache_hits + self.disk_cache_hits
+            return hits / (hits + self.cache_misses) if hits + self.cache_misses else 0.0
+
+    def analyze_compilation_trends(self) -> dict[str, float]:
+        """Return the median seconds of a compile, that of the newer half, and their ratio."""
+        with self._lock:
+            held = list(self._history)
+        newer = held[len(held) // 2 :]
+        whole, late = _median(held), _median(newer)
+        return {"median": whole, "newer_median": late, "ratio": late / whole if whole else 1.0}
 
     def record_piecewise_compilation_complete(
         self, piece_seconds: tuple[float, ...], wall_seconds: float, workers: int
@@ -123,6 +236,10 @@ class PerformanceMonitor:
         """Seconds of all compiles."""
         with self._lock:
             return self._compiles.total
+
+
+def _median(values: Sequence[float]) -> float:
+    return statistics.median(values) if values else 0.0
 
 
 # Of this process.

@@ -12,28 +12,37 @@ import os
 import threading
 import weakref
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .errors import CompilationError
+from .classify import of_kind
+from .errors import OutOfMemoryError
 from .fork_server import Gone
 from .process import NotBegun, Process
 from .ranks import ranks_here
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 # Inductor's setting: how many processes it compiles kernels with.
 _THREADS = "TORCHINDUCTOR_COMPILE_THREADS"
 # Processes that may end before they begin one job: what ends them all ends the next as well.
 _TRIES = 3
-# By how many may run at once: managers of one process share them.
-_shared: dict[int, Pool] = {}
+# By how many may run at once, and the bytes that each may have: managers of one process
+# share them.
+_shared: dict[tuple[int, int | None, bool], Pool] = {}
 _shared_lock = threading.Lock()
 
 
-def shared(most: int) -> Pool:
-    """Return the process's pool of ``most`` processes."""
+def shared(most: int, memory: int | None = None, *, behind: bool = False) -> Pool:
+    """Return the process's pool of ``most`` processes, each with ``memory`` bytes of data.
+
+    ``behind``: for what nobody waits for, so that it takes no place of what somebody does.
+    """
     with _shared_lock:
-        if most not in _shared:
-            _shared[most] = Pool(most)
-        return _shared[most]
+        which = most, memory, behind
+        if which not in _shared:
+            _shared[which] = Pool(most, memory)
+        return _shared[which]
 
 
 def _after_fork() -> None:
@@ -53,10 +62,13 @@ class Unfit(Exception):
 class Pool:
     """At most so many compiles at once, each in a process that is kept for the next."""
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int, memory: int | None = None) -> None:
         """Start nothing yet."""
         self._most = most
+        self._memory = memory
         self._free = threading.Semaphore(most)
+        # One at a time waits until nothing else runs.
+        self._alone = threading.Lock()
         self._lock = threading.Lock()
         self._idle: list[Process] = []
         self._running: set[Process] = set()
@@ -84,21 +96,48 @@ class Pool:
             # What cannot be started is said by the compile that needs it.
             with contextlib.suppress(Gone):
                 for _ in range(min(count, self._most) - have):
-                    self._idle.append(Process(self.threads))
+                    self._idle.append(Process(self.threads, self._memory))
 
-    def compile(self, job: bytes, timeout: float | None) -> Compiled:
-        """Return what was compiled.
+    def behind(self) -> Pool:
+        """Return the one process for compiles that nobody waits for, under the same bounds."""
+        return shared(1, self._memory, behind=True)
+
+    @property
+    def most(self) -> int:
+        """How many may compile at once."""
+        return self._most
+
+    def compile(self, job: bytes, timeout: float | None, *, alone: bool = False) -> Compiled:
+        """Return what was compiled; ``alone``: with no other beside it.
 
         ``Unfit``: no process can, compile here.
         ``CompilationError``: the compiler's; ``TimeoutError``: longer than ``timeout``.
         """
-        with self._free:
+        with self._places(alone=alone):
             answer = self._asked(job, timeout)
         if "error" in answer:
-            raise CompilationError(answer["error"])
+            raise of_kind(answer["kind"], answer["error"])
         if answer["files"] is None:
             raise Unfit(answer["why"])
         return Compiled(answer["files"], answer["seconds"], answer["waited"], answer["phases"])
+
+    @contextlib.contextmanager
+    def _places(self, *, alone: bool) -> Iterator[None]:
+        """Have one place, or all of them."""
+        if not alone or self._most == 1:
+            with self._free:
+                yield
+            return
+        taken = 0
+        with self._alone:
+            try:
+                while taken < self._most:
+                    self._free.acquire()
+                    taken += 1
+                yield
+            finally:
+                for _ in range(taken):
+                    self._free.release()
 
     @property
     def threads(self) -> int:
@@ -117,11 +156,16 @@ class Pool:
             kept = False
             try:
                 answer = process.ask(job, timeout)
-                kept = True
+                # torch remembers in a process what failed in it.
+                kept = "error" not in answer
                 return answer
             except NotBegun as why:
                 # One that was idle ended itself just then, for nobody had asked it.
                 tries += not used
+                if tries == _TRIES and self._memory is not None:
+                    # Here it would have all of the machine's.
+                    why_not = f"no process can begin with {self._memory} bytes: {why}"
+                    raise OutOfMemoryError(why_not) from why
                 if tries == _TRIES:
                     raise Unfit(f"no process begins: {why}") from why
             finally:
@@ -145,7 +189,7 @@ class Pool:
             self._starting += 1
         process = None
         try:
-            process = Process(self.threads)
+            process = Process(self.threads, self._memory)
         finally:
             with self._lock:
                 self._starting -= 1

@@ -16,7 +16,7 @@ import time
 from concurrent.futures import TimeoutError as NotYet
 from typing import Any
 
-from .errors import CompilationError, TimeoutError  # noqa: A004 - the module's own
+from .errors import CrashedError, TimeoutError  # noqa: A004 - the module's own
 from .fork_server import Gone, fork_server
 from .messages import read, write
 
@@ -31,15 +31,18 @@ class NotBegun(Exception):
 class Process:
     """One process; its standard output is for nobody."""
 
-    def __init__(self, threads: int) -> None:
-        """Have it forked, to compile ``threads`` kernels at once. ``Gone``: it cannot be."""
+    def __init__(self, threads: int, memory: int | None = None) -> None:
+        """Have it forked, to compile ``threads`` kernels at once. ``Gone``: it cannot be.
+
+        ``memory``: bytes of data that it, and each program that it starts, may have.
+        """
         self._server = fork_server()
         jobs, ours = os.pipe()
         told, answers = os.pipe()
         self._jobs, self._answers = os.fdopen(ours, "wb"), os.fdopen(told, "rb")
         try:
             self._number, self._pid = self._server.fork(
-                jobs, answers, device=_device(), threads=threads
+                jobs, answers, device=_device(), threads=threads, memory=memory
             )
         except BaseException:
             self._jobs.close()
@@ -94,7 +97,7 @@ class Process:
             raise NotBegun(str(error)) from error
         if not began:
             raise NotBegun("it ended before it began")
-        raise CompilationError(f"the compiling process ended with status {self._status()}")
+        raise CrashedError(f"the compiling process ended with status {self._status()}")
 
     def end(self) -> None:
         """Kill it, with all that it started; do not wait for that."""

@@ -40,8 +40,14 @@ class Request:
         config: Mapping[str, Any],
         runtime_shape: int | None,
         facts: Mapping[str, str],
+        *,
+        timeout: float | None = None,
+        alone: bool = False,
     ) -> None:
-        """Take what is asked; ``config``: the caller's options for the compiler."""
+        """Take what is asked; ``config``: the caller's options for the compiler.
+
+        ``timeout``: of a compile in another process; ``alone``: with no other beside it.
+        """
         self._tiers = tiers
         self._compiler = compiler
         self._traced = traced
@@ -49,7 +55,7 @@ class Request:
         self._shape = runtime_shape
         self._facts = facts
         self._settings = compiler.merged_config(config, runtime_shape)
-        self._lookup = Lookup(tiers, stored=compiler.portable)
+        self._lookup = Lookup(tiers, stored=compiler.portable, timeout=timeout, alone=alone)
 
     @property
     def key(self) -> bytes | None:
@@ -116,6 +122,17 @@ class Request:
         """Ask the store, and compile in another process where it has nothing. No torch."""
         self._lookup.look()
 
+    def again(self) -> bool:
+        """Look once more, in any thread; whether there is something to ``adopt`` now."""
+        return self._lookup.look_again()
+
+    def adopt(self) -> Callable[..., Any] | None:
+        """Load what ``again`` found, and compile nothing."""
+        if (made := self._lookup.made) is not None:
+            return self._kept(made, self._compiler.adopt, self.seconds)
+        artifact = self._lookup.artifact
+        return None if artifact is None else self._load(artifact)
+
     def finish(self) -> Callable[..., Any]:
         """Load what was found, or compile here."""
         try:
@@ -147,10 +164,10 @@ class Request:
         finally:
             self._lookup.end()
 
-    def keep(self, run: Callable[..., Any], guards: str = "") -> None:
-        """Keep a callable over all inputs of the graph in memory."""
+    def keep(self, run: Callable[..., Any], guards: str = "", seconds: float = 0.0) -> None:
+        """Keep a callable over all inputs of the graph in memory; ``seconds``: its compile's."""
         if self._tiers.memory is not None and self._lookup.key is not None:
-            self._tiers.memory.store(self._lookup.key.hex(), Cached(run, guards))
+            self._tiers.memory.store(self._lookup.key.hex(), Cached(run, guards, seconds))
 
     def _raise(self) -> None:
         if self._lookup.failure is not None:
@@ -184,7 +201,8 @@ class Request:
     def _load(self, artifact: Artifact) -> Callable[..., Any] | None:
         started = time.monotonic()
         try:
-            run = self._kept(artifact.files, self._compiler.load)
+            took = artifact.manifest.compile_seconds
+            run = self._kept(artifact.files, self._compiler.load, took)
         except Exception as error:
             report.count("compilation.load_failed")
             report.log.warning("an entry does not load, compiled again: %s", error)
@@ -200,22 +218,25 @@ class Request:
         return run
 
     def _kept(
-        self, files: Mapping[str, Any], load: Callable[..., Callable[..., Any] | None]
+        self,
+        files: Mapping[str, Any],
+        load: Callable[..., Callable[..., Any] | None],
+        seconds: float,
     ) -> Callable[..., Any] | None:
         run = load(files, self._traced.gm, self._traced.inputs, 0, self._shape)
         if run is not None:
-            self.keep(run, bytes(files.get(standalone.GUARDS, b"")).decode())
+            self.keep(run, bytes(files.get(standalone.GUARDS, b"")).decode(), seconds)
         return run
 
     def _compiled(self) -> Callable[..., Any]:
         made = self._lookup.made_meanwhile()
-        run = None if made is None else self._kept(made, self._compiler.adopt)
+        run = None if made is None else self._kept(made, self._compiler.adopt, self.seconds)
         if run is not None:
             self._lookup.count_hit()
             return run
         self._lookup.count_miss()
         if self.elsewhere:
-            run = self._kept(self._lookup.made or {}, self._compiler.adopt)
+            run = self._kept(self._lookup.made or {}, self._compiler.adopt, self.seconds)
             if run is not None:
                 return run
         started = time.monotonic()
@@ -228,7 +249,8 @@ class Request:
         self._tiers.monitor.record_compilation_time(self.seconds)
         if handle is not None and self._compiler.portable:
             self._lookup.compiled(handle)
-        self.keep(run, bytes((handle or {}).get(standalone.GUARDS, b"")).decode())
+        guards = bytes((handle or {}).get(standalone.GUARDS, b"")).decode()
+        self.keep(run, guards, self.seconds)
         return run
 
     def _by_inductor(self) -> Callable[..., Any]:

@@ -8,12 +8,15 @@ for a compile that failed.
 
 from __future__ import annotations
 
+import secrets
 from typing import TYPE_CHECKING, Protocol
 
 from .. import report
+from ..key import key_of, value_components
 from ..lease import Lease
-from ..manifest import Artifact
+from ..manifest import Artifact, Fingerprint, Target
 from ..packing import pack
+from .errors import CacheCorruptedError
 from .local_cache import SUFFIX, LocalCache
 
 if TYPE_CHECKING:
@@ -62,6 +65,9 @@ class Store(Protocol):
     def loaded(self, key: bytes) -> None:
         """Say that an artifact was loaded."""
 
+    def check(self) -> bool:
+        """Whether what is stored comes back, as far as it can be told from here."""
+
 
 class LocalStore:
     """Files of ``cache_dir``."""
@@ -87,11 +93,34 @@ class LocalStore:
 
     def discard(self, key: bytes) -> bool:
         """Delete the file."""
-        self.cache.delete(filename(key))
-        return True
+        return self.cache.delete(filename(key))
 
     def loaded(self, key: bytes) -> None:
         """Tell nobody."""
+
+    def check(self) -> bool:
+        """Write an entry, read it back, remove it."""
+        components = value_components("check", secrets.token_hex(16))
+        key, said = key_of(components), {"said": secrets.token_bytes(64)}
+        name = filename(key)
+        try:
+            packed = pack(
+                components,
+                said,
+                fingerprint=Fingerprint.of("check", {}),
+                target=Target.any(),
+                namespace=self.namespace,
+                label="check",
+                seconds=0.0,
+            )
+            self.cache.write(name, packed)
+            found = self.cache.read(name, key)
+            return found is not None and bytes(found.files["said"]) == said["said"]
+        except (OSError, CacheCorruptedError) as error:
+            report.log.warning("the cache failed its check: %s", error)
+            return False
+        finally:
+            self.cache.delete(name)
 
 
 class _LocalPermit:
@@ -158,6 +187,10 @@ class ClusterStore:
     def loaded(self, key: bytes) -> None:
         """Tell the node."""
         self._client.loaded([key])
+
+    def check(self) -> bool:
+        """Say yes: the client leaves out nodes that do not answer, and asks them again."""
+        return True
 
 
 class _ClusterPermit:

@@ -33,7 +33,6 @@ class Tiers:
         memory: MemoryCache | None,
         store: Store | None,
         pool: Pool | None,
-        timeout: float | None = None,
     ) -> None:
         """Without ``memory`` and ``store`` everything is compiled."""
         self.counter = counter
@@ -41,7 +40,6 @@ class Tiers:
         self.memory = memory
         self.store = store
         self.pool = pool
-        self.timeout = timeout
 
     @property
     def namespace(self) -> str:

@@ -10,12 +10,15 @@ import json
 import os
 import pickle
 import queue
+import resource
 import signal
 import sys
 import threading
 import time
-from typing import TYPE_CHECKING, BinaryIO, NoReturn
+from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
 
+from .classify import classify_error_type
+from .errors import CompilationModuleError
 from .messages import read, write
 from .pool import Unfit
 
@@ -31,12 +34,29 @@ _START = (
 )
 
 
-def main(jobs: int, answers: int, device: str, threads: int, *, fork: bool = True) -> None:
+def main(
+    jobs: int,
+    answers: int,
+    device: str,
+    threads: int,
+    memory: int | None = None,
+    *,
+    fork: bool = True,
+) -> None:
     """Serve until there are no more jobs to come, from descriptor ``jobs``."""
+    if memory is not None:
+        # Of data alone: a GPU's driver reserves more addresses than any machine has memory.
+        resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
     if device and fork and not _usable():
         for each in (jobs, answers):
             os.set_inheritable(each, True)
-        told = {"jobs": jobs, "answers": answers, "device": device, "threads": threads}
+        told: dict[str, Any] = {
+            "jobs": jobs,
+            "answers": answers,
+            "device": device,
+            "threads": threads,
+        }
+        told["memory"] = memory
         words = json.dumps(sys.path), json.dumps({**told, "fork": False})
         os.execv(sys.executable, [sys.executable, "-c", _START, *words])  # noqa: S606
     out = os.fdopen(answers, "wb")
@@ -89,7 +109,13 @@ def _answer(job: bytes) -> dict[str, object]:
     except Unfit as why:
         return {"files": None, "why": str(why)}
     except Exception as error:
-        return {"error": f"{type(error).__name__}: {error}"}
+        return {"error": _said(error), "kind": classify_error_type(error)}
+
+
+def _said(error: Exception) -> str:
+    if isinstance(error, CompilationModuleError):
+        return error.message
+    return f"{type(error).__name__}: {error}"
 
 
 def _receive(source: BinaryIO, waiting: queue.SimpleQueue[bytes]) -> None:
