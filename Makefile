@@ -6,7 +6,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .PHONY: faults faults-long faults-crash faults-planted
 .PHONY: help build demo test test-dashboard test-python test-torch test-clients test-gpu test-kube test-compose test-vllm
-.PHONY: check bench format lint helm python python-wire
+.PHONY: check bench format lint helm python python-wire errors
 
 # `make check CHECK_TESTS=0` leaves the tests out, for callers that run
 # `make test` beside it, as .ci/run does.
@@ -65,6 +65,10 @@ faults-planted: ## planted bugs, one at a time: the simulation and the tests mus
 python-wire: ## write the wire format that python/ ships, from proto/
 	$(call toolchain,build) && \
 	KILN_WRITE_WIRE=1 cargo test --locked --package kiln-proto --test descriptors
+
+errors: ## write deploy/ERRORS.md, from the table of failures in proto/
+	$(call toolchain,build) && \
+	KILN_WRITE_ERRORS=1 cargo test --locked --package kiln-proto --test errors
 
 test-clients: ## sccache, ccache and redis-py against a cluster
 	$(call toolchain,clients) && cargo build --locked --workspace && \

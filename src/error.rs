@@ -3,7 +3,7 @@
 //!
 //! Invariant: a variant answers "what should the caller do?"; a failure keeps
 //! its code C001 to C005 all the way to the client, in the metadata
-//! [`CODE`] and [`KIND`].
+//! [`CODE`] and [`KIND`], with what to do about it in [`ADVICE`].
 
 use kiln_cluster::ClusterError;
 use kiln_proto::{ArtifactKey, Digest, Failure, FailureKind, ManifestError, convert::InvalidField};
@@ -15,6 +15,8 @@ use crate::cache::{BlobError, NoRoom, TierError};
 pub const CODE: &str = "kiln-code";
 /// Metadata key of the failure's kind.
 pub const KIND: &str = "kiln-kind";
+/// Metadata key of what to do about a failure, for people: see `kiln_proto::CLASSES`.
+pub const ADVICE: &str = "kiln-advice";
 /// The kind of every refusal of a node that left its cluster.
 pub const LEFT: &str = "left";
 /// The kind of what a node refuses that leaves its cluster: another node takes it.
@@ -202,6 +204,7 @@ impl From<Error> for Status {
             Error::Failed(failure) | Error::Unsound(failure) => {
                 put(CODE, failure.kind.code());
                 put(KIND, failure.kind.name());
+                put(ADVICE, failure.kind.advice());
             }
             // Tells it apart from other refusals: only here another node would serve.
             Error::Left => put(KIND, LEFT),
@@ -242,23 +245,11 @@ mod tests {
 
     #[test]
     fn every_failure_keeps_its_code() {
-        use FailureKind::*;
-        let kinds = [
-            CompileError,
-            UnsupportedOp,
-            InvalidInput,
-            Corrupt,
-            Incompatible,
-            Timeout,
-            ToolchainMissing,
-            OutOfMemory,
-            Crashed,
-            Busy,
-        ];
-        for kind in kinds {
+        for kind in FailureKind::ALL {
             let status = Status::from(Error::from(Failure::new(kind, "x")));
             assert_eq!(status.metadata().get(CODE).unwrap(), kind.code());
             assert_eq!(status.metadata().get(KIND).unwrap(), kind.name());
+            assert_eq!(status.metadata().get(ADVICE).unwrap(), kind.advice());
         }
     }
 

@@ -33,6 +33,21 @@ pub enum FailureKind {
 }
 
 impl FailureKind {
+    /// All of them.
+    pub const ALL: [Self; 11] = [
+        Self::CompileError,
+        Self::UnsupportedOp,
+        Self::InvalidInput,
+        Self::Corrupt,
+        Self::WrongOutput,
+        Self::Incompatible,
+        Self::Timeout,
+        Self::ToolchainMissing,
+        Self::OutOfMemory,
+        Self::Crashed,
+        Self::Busy,
+    ];
+
     /// The stable code: `C001` to `C005`.
     pub const fn code(self) -> &'static str {
         match self {
@@ -42,6 +57,11 @@ impl FailureKind {
             Self::Timeout => "C004",
             Self::ToolchainMissing | Self::OutOfMemory | Self::Crashed | Self::Busy => "C005",
         }
+    }
+
+    /// The exit code of the command line: ten, and the code's number.
+    pub const fn exit_code(self) -> u8 {
+        10 + self.code().as_bytes()[3] - b'0'
     }
 
     /// The name in logs, metrics and metadata.
@@ -63,20 +83,7 @@ impl FailureKind {
 
     /// The kind of that name.
     pub fn named(name: &str) -> Option<Self> {
-        let all = [
-            Self::CompileError,
-            Self::UnsupportedOp,
-            Self::InvalidInput,
-            Self::Corrupt,
-            Self::WrongOutput,
-            Self::Incompatible,
-            Self::Timeout,
-            Self::ToolchainMissing,
-            Self::OutOfMemory,
-            Self::Crashed,
-            Self::Busy,
-        ];
-        all.into_iter().find(|kind| kind.name() == name)
+        Self::ALL.into_iter().find(|kind| kind.name() == name)
     }
 
     /// Whether the same request would fail in the same way on any node: such a

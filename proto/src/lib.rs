@@ -6,6 +6,7 @@
 
 mod check;
 mod claims;
+mod classes;
 pub mod convert;
 mod digest;
 mod failure;
@@ -19,6 +20,7 @@ pub mod value;
 
 pub use check::Check;
 pub use claims::claimed_components;
+pub use classes::{CLASSES, Class, classes, code_meaning, page as errors_page};
 pub use digest::{ArtifactKey, Digest, Hasher, ParseDigestError};
 pub use failure::{Failure, FailureKind};
 pub use fingerprint::Fingerprint;

@@ -45,7 +45,7 @@ pub(crate) enum CliError {
     Local(#[from] anyhow::Error),
 }
 
-/// The JSON form: `{"error":{"code","kind","message"}}`.
+/// The JSON form: `{"error":{"code","kind","message","advice"}}`.
 #[derive(Debug, Serialize)]
 pub(crate) struct ErrorView<'a> {
     error: ErrorFields<'a>,
@@ -56,6 +56,8 @@ struct ErrorFields<'a> {
     code: Option<&'a str>,
     kind: &'a str,
     message: String,
+    /// What to do; null where the message says it all.
+    advice: Option<&'static str>,
 }
 
 /// Why something has no artifact, beside others that have one.
@@ -64,6 +66,8 @@ pub(crate) struct FailureView {
     pub(crate) code: Option<String>,
     pub(crate) kind: String,
     pub(crate) message: String,
+    /// What to do; null where the message says it all.
+    pub(crate) advice: Option<&'static str>,
 }
 
 impl CliError {
@@ -141,25 +145,44 @@ impl CliError {
         }
     }
 
-    /// For stderr: `C001 compile_error: …`, or the message alone.
+    /// What to do, of a failure with a kind that this version knows.
+    fn advice(&self) -> Option<&'static str> {
+        match self {
+            Self::Failed { kind, .. } => advice(kind),
+            _ => None,
+        }
+    }
+
+    /// For stderr: `C001 compile_error: …` and what to do, or the message alone.
     pub(crate) fn for_people(&self) -> String {
-        match self.code() {
+        let said = match self.code() {
             Some(code) => format!("{code} {}: {self}", self.kind()),
             None => self.to_string(),
+        };
+        match self.advice() {
+            Some(advice) => format!("{said}\nwhat to do: {advice}"),
+            None => said,
         }
     }
 
     /// As a part of what `--json` prints of something else.
     pub(crate) fn fields(&self) -> FailureView {
         let code = self.code().map(str::to_owned);
-        FailureView { code, kind: self.kind().to_owned(), message: self.to_string() }
+        let advice = self.advice();
+        FailureView { code, kind: self.kind().to_owned(), message: self.to_string(), advice }
     }
 
     /// For `--json`.
     pub(crate) fn view(&self) -> ErrorView<'_> {
         let message = self.to_string();
-        ErrorView { error: ErrorFields { code: self.code(), kind: self.kind(), message } }
+        let advice = self.advice();
+        ErrorView { error: ErrorFields { code: self.code(), kind: self.kind(), message, advice } }
     }
+}
+
+/// What to do about a failure of the kind of that name.
+pub(crate) fn advice(kind: &str) -> Option<&'static str> {
+    FailureKind::named(kind).map(FailureKind::advice)
 }
 
 impl From<std::io::Error> for CliError {
@@ -187,27 +210,17 @@ mod tests {
 
     #[test]
     fn each_stable_code_has_its_documented_exit_code() {
-        use FailureKind::*;
-        let kinds = [
-            CompileError,
-            UnsupportedOp,
-            InvalidInput,
-            Corrupt,
-            Incompatible,
-            Timeout,
-            ToolchainMissing,
-            OutOfMemory,
-            Crashed,
-        ];
-        for kind in kinds {
+        for kind in FailureKind::ALL {
             let error = CliError::from_status(&coded(kind.code(), kind.name()));
             assert_eq!(error.exit_code(), CliError::failed(kind, "").exit_code());
             let documented = format!("  {}  {}", error.exit_code(), kind.code());
             assert!(EXIT_CODES.contains(&documented), "{documented}");
-            let shown = format!("{} {}: why", kind.code(), kind.name());
+            let said = format!("{} {}: why", kind.code(), kind.name());
+            let shown = format!("{said}\nwhat to do: {}", kind.advice());
             assert_eq!(error.for_people(), shown);
+            assert_eq!(error.exit_code(), kind.exit_code());
             let mut named = coded(kind.code(), kind.name());
-            named = Status::with_metadata(named.code(), &shown, named.metadata().clone());
+            named = Status::with_metadata(named.code(), &said, named.metadata().clone());
             assert_eq!(CliError::from_status(&named).for_people(), shown, "the code is said once");
         }
     }
@@ -244,16 +257,19 @@ mod tests {
     }
 
     #[test]
-    fn the_json_form_has_code_kind_and_message() {
+    fn the_json_form_has_code_kind_message_and_advice() {
         let error = CliError::from_status(&coded("C005", "toolchain_missing"));
         assert_eq!(
             serde_json::to_string(&error.view()).unwrap(),
-            r#"{"error":{"code":"C005","kind":"toolchain_missing","message":"why"}}"#
+            format!(
+                r#"{{"error":{{"code":"C005","kind":"toolchain_missing","message":"why","advice":"{}"}}}}"#,
+                FailureKind::ToolchainMissing.advice(),
+            )
         );
         let error = CliError::NotFound("no".into());
         assert_eq!(
             serde_json::to_string(&error.view()).unwrap(),
-            r#"{"error":{"code":null,"kind":"not_found","message":"no"}}"#
+            r#"{"error":{"code":null,"kind":"not_found","message":"no","advice":null}}"#
         );
     }
 }

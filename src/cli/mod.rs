@@ -12,6 +12,7 @@ mod compile;
 mod dev;
 mod error;
 mod exec;
+mod explain;
 mod fetch;
 mod get;
 mod includes;
@@ -74,6 +75,7 @@ enum Command {
     Run(Box<run::Run>),
     Metrics(metrics::Metrics),
     Top(top::Top),
+    Explain(explain::Explain),
 }
 
 /// What every client command takes.
@@ -137,6 +139,7 @@ impl Command {
             Self::Inspect(command) => client(command.run()),
             Self::Plan(command) => client(command.run()),
             Self::Metrics(command) => client(command.run()),
+            Self::Explain(command) => command.run(),
             // Its exit code is its command's.
             Self::Run(command) => return command.run(),
             Self::Top(command) => client(command.run()),
@@ -161,6 +164,7 @@ impl Command {
             Self::Inspect(command) => command.client.json,
             Self::Plan(command) => command.client.json,
             Self::Metrics(command) => command.client.json,
+            Self::Explain(command) => command.json,
             // stdout is its command's: its own errors go to stderr as text.
             Self::Run(_) => false,
             Self::Top(command) => command.client.json,

@@ -88,8 +88,11 @@ pub(crate) fn failure(told: pb::Failure) -> FailureView {
             code: Some(f.kind.code().into()),
             kind: f.kind.name().into(),
             message: f.message,
+            advice: Some(f.kind.advice()),
         },
-        Err(e) => FailureView { code: None, kind: "unknown".into(), message: e.to_string() },
+        Err(e) => {
+            FailureView { code: None, kind: "unknown".into(), message: e.to_string(), advice: None }
+        }
     }
 }
 
@@ -99,7 +102,8 @@ impl FailedView {
         use pb::compile_event::Event;
         match event {
             Event::Started(started) => {
-                self.key = key(&started.key);
+                // Of what was asked for: others are tried in its place.
+                self.key = self.key.take().or_else(|| key(&started.key));
                 let target = started.target.as_ref().and_then(|t| convert::target(t).ok());
                 self.target = target.map(|target| target.to_string());
             }

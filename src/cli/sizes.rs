@@ -136,7 +136,7 @@ impl fmt::Display for SizeView {
 /// The first error among sizes: theirs is the exit code where all else is done.
 pub(crate) fn error_of(sizes: &[SizeView]) -> Option<CliError> {
     let failed = sizes.iter().find_map(|size| Some((size.size, size.error.clone()?)));
-    failed.map(|(size, FailureView { code, kind, message })| {
+    failed.map(|(size, FailureView { code, kind, message, .. })| {
         let message = format!("size {size}: {message}");
         match code {
             Some(code) => CliError::Failed { code, kind, message },
