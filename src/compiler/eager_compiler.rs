@@ -1,4 +1,5 @@
-//! `eager`: an exported graph as it is, to be run by the interpreter on a CPU.
+//! `eager`: an exported graph as it is, to be run by the interpreter on a CPU; one with
+//! operations that the interpreter does not know by PyTorch.
 //!
 //! Invariant: every node has this compiler, and all give one graph the same
 //! bytes: nothing outside of this program takes part.
@@ -20,13 +21,19 @@ use super::{
     pieces::stitched,
 };
 
-const NAME: &str = "eager";
 /// Of what a core program means to the interpreter.
 const INTERPRETER: &str = "1";
 
 /// Brings exported graphs to the operations that the interpreter knows.
 #[derive(Debug)]
 pub struct EagerCompiler;
+
+impl EagerCompiler {
+    /// The name by which a request selects it.
+    pub const NAME: &'static str = "eager";
+}
+
+const NAME: &str = EagerCompiler::NAME;
 
 #[async_trait]
 impl Compiler for EagerCompiler {
@@ -48,13 +55,13 @@ impl Compiler for EagerCompiler {
         fingerprint: &Fingerprint,
     ) -> Result<Prepared, Failure> {
         accepted(input)?;
-        let (graph, name) = input.source.graph(NAME)?;
-        let identity = match input.source.size() {
-            // The canonical form may not have all of an archive: then all of it counts.
-            None => native::identify(input.source.program(NAME)?)?,
-            Some(_) => identified(&graph, name)?,
-        };
-        prepared(input, fingerprint, identity, &graph)
+        match known(input, fingerprint) {
+            Err(why) if why.kind == FailureKind::UnsupportedOp && input.source.size().is_none() => {
+                // What PyTorch cannot be told either is told as it was found.
+                foreign(input, fingerprint).map_err(|_| why)
+            }
+            prepared => prepared,
+        }
     }
 
     fn check_size(&self, source: &Source) -> Result<(), Failure> {
@@ -125,6 +132,26 @@ fn accepted(input: &CompileInput) -> Result<(), Failure> {
     Ok(())
 }
 
+/// A graph that the interpreter can run.
+fn known(input: &CompileInput, fingerprint: &Fingerprint) -> Result<Prepared, Failure> {
+    let (graph, name) = input.source.graph(NAME)?;
+    let identity = match input.source.size() {
+        // The canonical form may not have all of an archive: then all of it counts.
+        None => native::identify(input.source.program(NAME)?)?,
+        Some(_) => identified(&graph, name)?,
+    };
+    prepared(input, fingerprint, identity, &graph)
+}
+
+/// A graph that only PyTorch can run: nobody here can say whether it computes what it should.
+fn foreign(input: &CompileInput, fingerprint: &Fingerprint) -> Result<Prepared, Failure> {
+    let started = Instant::now();
+    let archive = input.source.program(NAME)?;
+    let identity = native::identify(archive)?;
+    let files = native::eager::foreign(&native::read_any_graph(archive)?)?;
+    Ok(done(input, fingerprint, identity, files, started))
+}
+
 /// The identity of a graph that is no archive.
 fn identified(graph: &Graph, name: String) -> Result<Identity, Failure> {
     native::identify_graph(graph, name).ok_or_else(|| {
@@ -142,12 +169,23 @@ fn prepared(
 ) -> Result<Prepared, Failure> {
     let started = Instant::now();
     let files = Eager::new(program)?.files()?;
+    let prepared = done(input, fingerprint, identity, files, started);
+    Ok(prepared.computing(Arc::new(program.clone())))
+}
+
+/// What is made already, since `started`.
+fn done(
+    input: &CompileInput,
+    fingerprint: &Fingerprint,
+    identity: Identity,
+    files: Vec<(String, Vec<u8>)>,
+    started: Instant,
+) -> Prepared {
     let files: Files = files.into_iter().map(|(path, f)| (path, Bytes::from(f))).collect();
     let parts = files.iter().flat_map(|(path, bytes)| [path.as_bytes(), bytes]);
     let generated = generated(parts);
     let Identity { graph, inputs, name } = identity;
     let own = [graph, inputs, Component::new(component::OPTIONS, Vec::new())];
     let job = Job::Done { files, seconds: started.elapsed().as_secs_f64() };
-    let prepared = Prepared::new(input, fingerprint, own, Some(generated), &name, job);
-    Ok(prepared.computing(Arc::new(program.clone())))
+    Prepared::new(input, fingerprint, own, Some(generated), &name, job)
 }

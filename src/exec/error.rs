@@ -55,10 +55,7 @@ pub enum ExecError {
         why: String,
     },
     /// Run it in Python.
-    #[error(
-        "{what} compiled by Inductor; only Python with the torch that made it runs that: \
-         kiln_torch.load({dir:?})"
-    )]
+    #[error("{what}; only Python with torch runs that: kiln_torch.load({dir:?})")]
     NeedsTorch {
         /// What of it: the artifact, or some pieces.
         what: String,

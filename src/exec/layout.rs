@@ -46,7 +46,7 @@ const INDUCTOR_FILES: [&str; 3] = ["artifact.bin", "model.pt2", "constants.pt"];
 
 /// What artifacts of graphs have in their folder.
 /// The sizes go first: they belong to what else is there.
-const KNOWN: [&str; 10] = [
+const KNOWN: [&str; 11] = [
     SIZES,
     STITCHING,
     PIECE_KEYS,
@@ -55,6 +55,7 @@ const KNOWN: [&str; 10] = [
     PLAN,
     SOURCE,
     eager::GRAPH,
+    eager::PORTABLE,
     eager::CONSTANTS,
     INDUCTOR,
 ];

@@ -240,7 +240,10 @@ fn read_code(dir: &Path) -> Result<Code, ExecError> {
 fn refuse_inductor(dir: &Path) -> Result<(), ExecError> {
     let is_inductors = |dir: &Path| dir.join(INDUCTOR).exists();
     let what = match layout::is_stitched(dir) {
-        false if is_inductors(dir) => "the artifact was".to_owned(),
+        false if is_inductors(dir) => "the artifact was compiled by Inductor".to_owned(),
+        false if dir.join(eager::PORTABLE).exists() => {
+            "the artifact is a graph with operations that the interpreter does not know".to_owned()
+        }
         false => return Ok(()),
         true => {
             let count = read_stitching(dir)?.pieces.len();
@@ -248,7 +251,7 @@ fn refuse_inductor(dir: &Path) -> Result<(), ExecError> {
             let pieces: Vec<String> = pieces.map(|piece| piece.to_string()).collect();
             match pieces.len() {
                 0 => return Ok(()),
-                _ => format!("of {count} pieces {} were", pieces.join(", ")),
+                _ => format!("of {count} pieces {} were compiled by Inductor", pieces.join(", ")),
             }
         }
     };

@@ -44,7 +44,11 @@ async fn what_it_cannot_do_is_told_and_its_kind() {
     let compiler = node.compilers.select("eager", &on_cpu("unknown.new.pt2")).unwrap();
     let fingerprint = compiler.fingerprint().unwrap();
     let refused = |input: &CompileInput| compiler.prepare(input, &fingerprint).unwrap_err();
-    let unknown = refused(&on_cpu("unknown.new.pt2"));
+    let mut of_a_size = on_cpu("unknown.new.pt2");
+    if let Source::Program { size, .. } = &mut of_a_size.source {
+        *size = Some(StaticSize { symbol: String::new(), size: 8 });
+    }
+    let unknown = refused(&of_a_size);
     assert_eq!(unknown.kind, FailureKind::UnsupportedOp);
     assert!(unknown.message.contains("special_bessel_j0"), "{unknown}");
     let on_gpu = refused(&exported("block_f32.new.pt2"));
@@ -60,6 +64,21 @@ async fn what_it_cannot_do_is_told_and_its_kind() {
     let limits = Limits::default();
     let failed = compiler.compile(&prepared, &limits, CancellationToken::new()).await.unwrap_err();
     assert_eq!(failed.kind, FailureKind::ToolchainMissing, "{failed}");
+}
+
+/// Whoever has PyTorch can run it: the graph is told as `rebuilt.py` reads it.
+#[tokio::test]
+async fn a_graph_that_the_interpreter_does_not_know_is_for_pytorch() {
+    let node = bare().await;
+    let made = node.compile(&on_cpu("unknown.new.pt2")).await.unwrap();
+    let names: Vec<&str> = made.files.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(names, ["plan.json", "portable.json"]);
+    let text = String::from_utf8(made.files[1].1.to_vec()).unwrap();
+    assert!(text.contains("aten.special_bessel_j0.default"), "{text}");
+    let plan: kiln_native::Plan = serde_json::from_slice(&made.files[0].1).unwrap();
+    assert!(!plan.inputs.is_empty() && !plan.outputs.is_empty() && plan.target == "any");
+    let prepared = node.prepare(&on_cpu("unknown.new.pt2")).unwrap();
+    assert!(prepared.program().is_none(), "nobody here can check it");
 }
 
 #[tokio::test]

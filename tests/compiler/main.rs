@@ -24,7 +24,7 @@ use std::{
 use bytes::Bytes;
 use kiln::compiler::{
     CompileInput, CompilerSettings, Compilers, CudaSource, Environment, Headers, Limits, Output,
-    Prepared, Source,
+    Prepared, Source, StaticSize,
 };
 use kiln_proto::{Failure, FailureKind, Fingerprint};
 use rustix::process::{Pid, Signal};

@@ -1,4 +1,5 @@
-//! Eager artifacts: a graph's core program, run by the interpreter on the CPU.
+//! Eager artifacts: a graph's core program, run by the interpreter on the CPU; or the graph
+//! as it is, where the interpreter does not know all of it and PyTorch does.
 //!
 //! Invariant: the files follow from the core program and the constants alone,
 //! and a program that was read back refers to nothing that it does not have.
@@ -18,6 +19,7 @@ use crate::{
     decompose::{decompose, outline},
     interp::{self, Settings, Tensor},
     plan::{CONSTANT, Plan},
+    portable::{Portable, portable},
 };
 
 /// Says that an artifact is one: no other has it. The core program as JSON.
@@ -26,6 +28,8 @@ pub const GRAPH: &str = "graph.json";
 pub const PLAN: &str = "plan.json";
 /// Data of the constant inputs, one after the other; absent without any.
 pub const CONSTANTS: &str = "constants.bin";
+/// In place of the core program: the graph as PyTorch's operations, see `portable.rs`.
+pub const PORTABLE: &str = "portable.json";
 /// Of the program's format.
 pub const VERSION: u32 = 1;
 
@@ -33,6 +37,18 @@ pub const VERSION: u32 = 1;
 pub(crate) fn interface(graph: &Graph) -> Result<Plan, Failure> {
     let kinds: Vec<&str> = graph.inputs.iter().map(|input| kind(&input.kind)).collect();
     describe::plan(&outline(graph)?, &kinds)
+}
+
+/// The files of a graph that only PyTorch can run, by name, in name order.
+pub fn foreign(graph: &Graph) -> Result<Vec<(String, Vec<u8>)>, Failure> {
+    let Portable { graph: text, constants } = portable(graph)?;
+    let plan = serde_json::to_vec_pretty(&interface(graph)?)
+        .map_err(|e| Failure::new(FailureKind::Crashed, format!("write the plan: {e}")))?;
+    let mut files = vec![(PLAN.to_owned(), plan), (PORTABLE.to_owned(), text)];
+    if !constants.is_empty() {
+        files.insert(0, (CONSTANTS.to_owned(), constants));
+    }
+    Ok(files)
 }
 
 /// A program that can be run on the CPU.
