@@ -24,6 +24,16 @@ use super::{
 
 /// Shapes above this are worth a search for the best kernels.
 const LARGE_SHAPE: u64 = 1024;
+/// What compiles many kernels to keep the best: switches of Inductor in all versions.
+const SEARCHES: [&str; 2] = ["coordinate_descent_tuning", "max_autotune"];
+/// These, and what rewrites and merges operations.
+const OPTIMISATIONS: [&str; 5] = [
+    "coordinate_descent_tuning",
+    "epilogue_fusion",
+    "max_autotune",
+    "pattern_matcher",
+    "split_reductions",
+];
 /// Largest fixed size.
 const LARGEST_SHAPE: u64 = 1 << 40;
 
@@ -157,6 +167,16 @@ impl Compiler for InductorCompiler {
         Ok(self.prepare(input, fingerprint)?.planned(planned))
     }
 
+    /// Without the search for the best kernels, which compiles each of many. What it is
+    /// searched with is in one process and one thread already.
+    fn saving(&self, options: &BTreeMap<String, String>) -> Option<BTreeMap<String, String>> {
+        switched_off(options, &SEARCHES)
+    }
+
+    fn fewer(&self, options: &BTreeMap<String, String>) -> Option<BTreeMap<String, String>> {
+        switched_off(options, &OPTIMISATIONS)
+    }
+
     fn free(&self) -> usize {
         self.python.free()
     }
@@ -176,6 +196,16 @@ impl Compiler for InductorCompiler {
         files.sort();
         Ok(Output { files, compile_seconds: seconds, log })
     }
+}
+
+/// `options` with these switched off; `None`: they are.
+fn switched_off(
+    options: &BTreeMap<String, String>,
+    names: &[&str],
+) -> Option<BTreeMap<String, String>> {
+    let mut changed = options.clone();
+    changed.extend(names.iter().map(|name| ((*name).to_owned(), "false".to_owned())));
+    (changed != *options).then_some(changed)
 }
 
 impl Options {

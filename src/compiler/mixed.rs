@@ -90,7 +90,7 @@ impl Compiler for MixedCompiler {
         input.validate()?;
         let archive = input.source.program(self.name())?;
         kiln_native::check_target(input.target)?;
-        let (for_native, for_inductor) = inputs(input)?;
+        let (for_native, for_inductor) = inputs(input);
         let [native, inductor] = [&*self.native as &dyn Compiler, &*self.inductor]
             .map(|part| part_of(fingerprint, part.name()));
         let graph = kiln_native::read_any_graph(archive)?;
@@ -164,14 +164,13 @@ fn part_of(fingerprint: &Fingerprint, compiler: &str) -> Fingerprint {
 
 /// The request as each compiler takes it: with its own options, for its own form of the
 /// target.
-fn inputs(input: &CompileInput) -> Result<(CompileInput, CompileInput), Failure> {
-    let own = kiln_native::merged_options(&Default::default())?;
-    let is_natives = |name: &String| own.iter().any(|(own, _)| own == name);
+fn inputs(input: &CompileInput) -> (CompileInput, CompileInput) {
+    let is_natives = |name: &String| kiln_native::OPTIONS.contains(&name.as_str());
     let (mut for_native, mut for_inductor) = (input.clone(), input.clone());
     for_native.options.retain(|name, _| is_natives(name));
     for_inductor.options.retain(|name, _| !is_natives(name));
     for_inductor.target = Target { kind: BinaryKind::Files, arch_specific: false, ..input.target };
-    Ok((for_native, for_inductor))
+    (for_native, for_inductor)
 }
 
 fn fields(options: Vec<(&'static str, &'static str)>) -> Vec<KeyField> {

@@ -17,10 +17,11 @@ mod prepared;
 mod python;
 mod registry;
 mod request;
+pub(crate) mod room;
 mod toolchain;
 pub(crate) mod worker;
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -81,6 +82,18 @@ pub trait Compiler: Send + Sync {
     /// Pure, and cheaper than [`prepare`](Self::prepare).
     fn check_size(&self, source: &Source) -> Result<(), Failure> {
         source.program(self.name()).map(drop)
+    }
+
+    /// `options` with those by which a compile takes less memory; `None`: it has no such, or
+    /// they are given.
+    fn saving(&self, _options: &BTreeMap<String, String>) -> Option<BTreeMap<String, String>> {
+        None
+    }
+
+    /// `options` with those that leave optimisations out, which may be what it failed of;
+    /// `None`: it has no such, or they are given.
+    fn fewer(&self, _options: &BTreeMap<String, String>) -> Option<BTreeMap<String, String>> {
+        None
     }
 
     /// How many jobs could run at once from now on.

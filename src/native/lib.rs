@@ -70,11 +70,17 @@ pub struct Lowered {
     pub name: String,
 }
 
-/// The options of this compiler, each `on` or `off`.
+/// The names of this compiler's options, each `on` or `off`.
+pub const OPTIONS: [&str; 3] = ["fast_math", "fuse", PARALLEL];
+/// Whether kernels are optimised at the same time, which takes memory for each.
+pub const PARALLEL: &str = "parallel";
+
+/// The options of this compiler.
 #[derive(Debug, Clone, Copy)]
 struct Options {
     fuse: bool,
     fast_math: bool,
+    parallel: bool,
 }
 
 /// Reads the graph in a torch.export archive.
@@ -99,7 +105,7 @@ pub fn components(graph: &Graph) -> (Component, Component) {
 
 /// Compiles a torch.export archive to CUDA C++ and a launch plan.
 ///
-/// Options: `fuse` (default `on`), `fast_math` (default `off`).
+/// Options: `fuse` (default `on`), `fast_math` (default `off`), `parallel` (default `on`).
 pub fn lower(
     archive: &[u8],
     options: &BTreeMap<String, String>,
@@ -180,7 +186,7 @@ fn exact(target: Target) -> Target {
 
 impl Options {
     fn read(given: &BTreeMap<String, String>) -> Result<Self, Failure> {
-        let mut options = Self { fuse: true, fast_math: false };
+        let mut options = Self { fuse: true, fast_math: false, parallel: true };
         for (name, value) in given {
             let incompatible = |why| Err(Failure::new(FailureKind::Incompatible, why));
             let switch = match value.as_str() {
@@ -191,9 +197,11 @@ impl Options {
             match name.as_str() {
                 "fuse" => options.fuse = switch,
                 "fast_math" => options.fast_math = switch,
+                PARALLEL => options.parallel = switch,
                 _ => {
                     return incompatible(format!(
-                        "`native` has no option {name:?}; it has \"fuse\" and \"fast_math\""
+                        "`native` has no option {name:?}; it has \"fuse\", \"fast_math\" and \
+                         \"parallel\""
                     ));
                 }
             }
@@ -201,10 +209,15 @@ impl Options {
         Ok(options)
     }
 
-    /// Each option with its value, in name order.
+    /// Each option with its value, in name order; `parallel`, which is younger than the keys
+    /// that there are, where it is off.
     fn merged(self) -> Vec<(&'static str, &'static str)> {
         let switch = |on| if on { "on" } else { "off" };
-        vec![("fast_math", switch(self.fast_math)), ("fuse", switch(self.fuse))]
+        let mut all = vec![("fast_math", switch(self.fast_math)), ("fuse", switch(self.fuse))];
+        if !self.parallel {
+            all.push((PARALLEL, "off"));
+        }
+        all
     }
 }
 

@@ -31,6 +31,35 @@ async fn the_memory_limit_is_told_as_such() {
     node.compile_within(&cuda(SAXPY, "sm_90"), &limits, CancellationToken::new()).await.unwrap();
 }
 
+/// Eight kernels at a time take more than one after the other, and than one compiler has; two
+/// have enough.
+#[tokio::test]
+async fn what_has_too_little_memory_has_more_alone_or_takes_less() {
+    let limits = Limits { time: Duration::from_secs(120), memory_bytes: 72 << 20 };
+    let stop = CancellationToken::new;
+    let workers = |workers: usize| {
+        Node::with(nvrtc("KILN_NVRTC_DIR"), move |settings| {
+            settings.pool.workers = workers.try_into().unwrap();
+        })
+    };
+    let (one, two) = (workers(1).await, workers(2).await);
+    let block = exported("block_bf16.new.pt2");
+    let failed = one.compile_within(&block, &limits, stop()).await.unwrap_err();
+    assert_eq!(failed.kind, FailureKind::OutOfMemory, "{failed}");
+    let compiler = one.compilers.select("native", &block).unwrap();
+    let saving = compiler.saving(&block.options).expect("it can do with less");
+    assert_eq!(compiler.saving(&saving), None, "but not with less than that");
+    let saving = CompileInput { options: saving, ..block.clone() };
+    let small = one.compile_within(&saving, &limits, stop()).await.unwrap();
+    let alone = two.compile_within(&block, &limits, stop()).await.unwrap();
+    assert_eq!(small.files.len(), alone.files.len(), "a module and what it needs");
+    // Each is what its options make: an artifact of its own.
+    assert_ne!(
+        one.prepare(&saving).unwrap().components.key(),
+        one.prepare(&block).unwrap().components.key()
+    );
+}
+
 #[tokio::test]
 async fn a_killed_worker_fails_its_compile_alone() {
     let node = Node::start().await;

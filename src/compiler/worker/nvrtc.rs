@@ -231,9 +231,12 @@ impl Handle {
         let log = self.log();
         // The front end says so in its log alone, and calls it a compile error.
         let exhausted = log.contains("catastrophic error") && log.contains("out of memory");
+        // What optimises several kernels at a time says nothing: a source that is refused is
+        // refused for a reason.
+        let silent = error.0 == Code::NVRTC_ERROR_COMPILATION && log.trim().is_empty();
         let kind = match error.0 {
             Code::NVRTC_ERROR_OUT_OF_MEMORY => FailureKind::OutOfMemory,
-            _ if exhausted => FailureKind::OutOfMemory,
+            _ if exhausted || silent => FailureKind::OutOfMemory,
             Code::NVRTC_ERROR_COMPILATION | Code::NVRTC_ERROR_NAME_EXPRESSION_NOT_VALID => {
                 FailureKind::CompileError
             }
@@ -242,6 +245,7 @@ impl Handle {
             _ => FailureKind::Crashed,
         };
         let log = match log.trim() {
+            "" if silent => "NVRTC ended without a word, as it does where memory is refused".into(),
             "" => format!("NVRTC: {error}"),
             text => text.to_owned(),
         };

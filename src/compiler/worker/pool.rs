@@ -28,7 +28,7 @@ use super::{
     dialect::Dialect,
     process::{Lost, Worker},
 };
-use crate::compiler::Limits;
+use crate::compiler::{Limits, room};
 
 /// Most workers that wait warm: each holds a loaded compiler in memory.
 const SPARES: usize = 4;
@@ -156,20 +156,62 @@ impl<T: Dialect> Pool<T> {
         spares.number += 1;
     }
 
-    /// Runs one job within `limits`; `stop` ends it.
+    /// Runs one job within `limits`; `stop` ends it. One that has too little memory beside
+    /// others runs once more alone, with that of all of them.
     pub(crate) async fn run(
         &self,
         job: &T::Job,
         limits: &Limits,
         stop: CancellationToken,
     ) -> Result<T::Done, Failure> {
-        let compile = async { self.begin().await?.run(job, limits).await };
+        let compile = async {
+            match self.begin().await?.run(job, limits).await {
+                Err(why) if why.kind == FailureKind::OutOfMemory => {
+                    self.run_alone(job, limits, why).await
+                }
+                done => done,
+            }
+        };
         tokio::select! {
             answer = compile => answer,
             () = stop.cancelled() => {
                 Err(Failure::new(FailureKind::Crashed, "the compile was cancelled"))
             }
         }
+    }
+
+    /// Runs a job with nothing beside it, in the memory of all that could be. `why`: what it
+    /// failed of beside others, and fails of where there is no more memory.
+    async fn run_alone(
+        &self,
+        job: &T::Job,
+        limits: &Limits,
+        why: Failure,
+    ) -> Result<T::Done, Failure> {
+        let workers = u32::try_from(self.settings.workers.get()).unwrap_or(u32::MAX);
+        if workers == 1 || limits.memory_bytes == 0 {
+            return Err(why);
+        }
+        let closed = |_| Failure::new(FailureKind::Crashed, "the pool is closed");
+        let _slot = self.slots.acquire_many(workers).await.map_err(closed)?;
+        let all = limits.memory_bytes.saturating_mul(workers.into());
+        // Some of what is left is the daemon's.
+        let memory_bytes = room::left().map_or(all, |left| all.min(left / 10 * 9));
+        if memory_bytes <= limits.memory_bytes {
+            return Err(why);
+        }
+        tracing::info!(memory_bytes, "a {} was out of memory: once more, alone", T::WORK);
+        let (worker, ready) = self.worker().await?;
+        let limits = Limits { memory_bytes, ..limits.clone() };
+        let done = Begun { pool: self, worker, ready, _slot }.run(job, &limits).await;
+        done.map_err(|again| match again.kind {
+            FailureKind::OutOfMemory => {
+                let alone =
+                    format!("{}; alone on its node with {memory_bytes} bytes too", again.message);
+                Failure::new(again.kind, alone)
+            }
+            _ => again,
+        })
     }
 
     /// Waits for a place and a worker that is ready. Where this fails no job was begun.

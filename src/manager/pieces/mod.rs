@@ -15,7 +15,6 @@
 
 mod follow;
 mod hit;
-mod memory;
 mod order;
 mod own;
 mod pull;

@@ -23,12 +23,12 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    memory, order,
+    order,
     requests::{Asked, Requests},
 };
 use crate::{
     check::Verify,
-    compiler::{Compiler, Prepared},
+    compiler::{Compiler, Prepared, room},
     error::Error,
     manager::Manager,
 };
@@ -219,7 +219,7 @@ impl Puller {
             // What others want is not worth a full memory; what this node wants is, where
             // nothing else is at work here: else nobody may ever take it.
             let is_needed = is_own && self.taken.is_empty();
-            if !is_needed && !memory::has_room(piece.memory, self.taken.values().sum()) {
+            if !is_needed && !room::has_room(piece.memory, self.taken.values().sum()) {
                 idle.later = true;
                 continue;
             }

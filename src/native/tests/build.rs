@@ -44,7 +44,7 @@ impl Program {
     }
 
     pub(super) fn compile(&self) -> Lowered {
-        let options = Options { fuse: true, fast_math: false };
+        let options = Options { fuse: true, fast_math: false, parallel: true };
         lower_graph(&self.graph, String::new(), options, Target::cubin(80)).unwrap()
     }
 

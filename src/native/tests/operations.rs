@@ -67,7 +67,7 @@ fn kernels(name: &str) {
     assert_eq!(fixtures.len(), 1);
     check(&fixtures, |fixture| {
         wrong(fixture, |graph, program| {
-            let options = Options { fuse: true, fast_math: false };
+            let options = Options { fuse: true, fast_math: false, parallel: true };
             let lowered = lower_graph(&graph, String::new(), options, EMULATED);
             let lowered = lowered.map_err(|e| e.to_string())?;
             if std::env::var_os("KILN_SHOW").is_some() {

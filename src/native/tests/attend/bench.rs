@@ -198,7 +198,7 @@ impl Bench {
     /// Compares kernels with the pieces. Each output is one attention, and nothing
     /// else has a kernel but what they call for.
     pub(super) fn check(&self, relative: f64) {
-        let options = Options { fuse: true, fast_math: false };
+        let options = Options { fuse: true, fast_math: false, parallel: true };
         let graph = &self.program.graph;
         let lowered = lower_graph(graph, String::new(), options, EMULATED).unwrap();
         if std::env::var_os("KILN_SHOW").is_some() {

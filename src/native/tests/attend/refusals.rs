@@ -173,7 +173,7 @@ fn nothing_is_rewritten_without_fusion() {
     let out = b.matmul(&weights, &v);
     b.output("out", &out);
     let kinds = |fuse| {
-        let options = Options { fuse, fast_math: false };
+        let options = Options { fuse, fast_math: false, parallel: true };
         let graph = b.graph_ref();
         let lowered = lower_graph(graph, String::new(), options, EMULATED).unwrap();
         let names = lowered.plan.kernels.into_iter().map(|kernel| kernel.name);

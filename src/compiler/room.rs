@@ -6,9 +6,13 @@ use std::{fs, path::Path};
 
 /// Whether a compile of `bytes` fits beside compiles that may still come to take
 /// `at_work`.
-pub(super) fn has_room(bytes: u64, at_work: u64) -> bool {
-    let left = available(Path::new("/proc/meminfo"), Path::new("/sys/fs/cgroup"));
-    left.is_none_or(|left| bytes.saturating_add(at_work) <= left)
+pub(crate) fn has_room(bytes: u64, at_work: u64) -> bool {
+    left().is_none_or(|left| bytes.saturating_add(at_work) <= left)
+}
+
+/// Bytes that there are; `None`: nothing says.
+pub(crate) fn left() -> Option<u64> {
+    available(Path::new("/proc/meminfo"), Path::new("/sys/fs/cgroup"))
 }
 
 fn available(meminfo: &Path, cgroup: &Path) -> Option<u64> {
