@@ -38,6 +38,7 @@ Examples:
   kiln compile block.pt2 --json
   kiln compile model.pt2 --piecewise always --explain
   kiln compile model.pt2 --compile-sizes 1,8,512 -o out
+  kiln compile model.pt2 --no-fallback
   kiln compile k.cu --endpoint http://10.0.0.1:7400,http://10.0.0.2:7400";
 
 /// Compile a CUDA C++ file or a torch.export archive, or get what was compiled before.
@@ -57,6 +58,14 @@ pub(crate) struct Compile {
     /// Compile even where the cache has it, and publish nothing.
     #[arg(long, conflicts_with = "output")]
     no_cache: bool,
+    /// Fail where the compile fails, whatever else could answer.
+    #[arg(long, conflicts_with = "fallback")]
+    no_fallback: bool,
+    /// Where the compile fails take whatever answers, down to the graph as it is (eager),
+    /// though a compiler was asked for by --backend. Without a backend that is the default;
+    /// with one, what that compiler makes with other options or in pieces.
+    #[arg(long)]
+    fallback: bool,
     /// Give up after this long: 30s, 5m. Default: the node's own bound.
     #[arg(long, value_name = "TIME", value_parser = deadline)]
     deadline: Option<Duration>,
@@ -92,6 +101,11 @@ impl Compile {
     pub(crate) async fn run(self) -> Result<(), CliError> {
         let mut request = self.source.request(&self.file)?;
         request.disable_cache = self.no_cache;
+        request.set_fallback(match (self.fallback, self.no_fallback) {
+            (true, _) => pb::FallbackPolicy::Any,
+            (_, true) => pb::FallbackPolicy::None,
+            _ => pb::FallbackPolicy::Auto,
+        });
         request.deadline_ms = self.deadline.map_or(0, |d| d.as_millis() as u64);
         let endpoints = &self.client.endpoints;
         let answered = endpoints.attempt(async |client| self.ask(client, request.clone()).await);
@@ -104,6 +118,10 @@ impl Compile {
             }
         };
         for view in &answered.done {
+            // Whatever stdout is for: this is not what was asked for.
+            if let Some(fallback) = &view.fallback {
+                eprintln!("{}", fallback.for_people(&view.tried));
+            }
             match self.client.json {
                 true => output::json(view)?,
                 false => {
@@ -257,6 +275,8 @@ fn for_people(view: &CompileView) -> String {
 
 #[cfg(test)]
 mod tests {
+    use kiln_proto::Failure;
+
     use super::*;
     use crate::cli::fetch::tests::artifact;
 
@@ -287,6 +307,17 @@ mod tests {
             manifest: None,
             check: Some(pb::Check { unchecked: "no GPU".into(), ..Default::default() }),
             size: None,
+            fallback: Some(pb::Fallback {
+                wanted: vec![0xcd; 32].into(),
+                rung: "eager".into(),
+                valid_seconds: 120.0,
+            }),
+            tried: vec![pb::Rung {
+                name: "wanted".into(),
+                key: vec![0xcd; 32].into(),
+                failure: Some((&Failure::new(FailureKind::Timeout, "late")).into()),
+                seconds: 1.5,
+            }],
         };
         let view = serde_json::to_value(CompileView::new(&done, &manifest)).unwrap();
         let digest = manifest.pack_digest.to_string();
@@ -305,10 +336,21 @@ mod tests {
                 }],
                 "sizes": [],
                 "verified": null, "unverified": "no GPU",
+                "fallback": {"wanted": "cd".repeat(32), "rung": "eager", "valid_seconds": 120.0},
+                "tried": [{
+                    "rung": "wanted", "key": "cd".repeat(32), "seconds": 1.5,
+                    "error": {
+                        "code": "C004", "kind": "timeout", "message": "late",
+                        "advice": FailureKind::Timeout.advice(),
+                    },
+                }],
             })
         );
         let done = pb::Done { outcome: pb::Outcome::Compiled.into(), tier: 0, ..done };
         let view = CompileView::new(&done, &manifest);
+        let said = view.fallback.as_ref().unwrap().for_people(&view.tried);
+        assert!(said.starts_with("fallback: eager answers in place of cdcd"), "{said}");
+        assert!(said.contains("(wanted: C004 timeout: late)"), "{said}");
         assert_eq!((view.outcome, view.tier), ("compiled", None));
         assert!(for_people(&view).starts_with("compiled  "));
     }

@@ -13,6 +13,7 @@ mod dev;
 mod error;
 mod exec;
 mod explain;
+mod fallback;
 mod fetch;
 mod get;
 mod includes;

@@ -13,6 +13,7 @@ use super::{
     CliError,
     asking::{SizeEnd, SizeFailed},
     error::FailureView,
+    fallback::FallbackView,
     output::seconds,
     pieces::{self, PieceView},
     progress,
@@ -87,6 +88,8 @@ pub(crate) struct SizeView {
     pub(crate) strategy: Option<&'static str>,
     pub(crate) pieces: Vec<PieceView>,
     pub(crate) error: Option<FailureView>,
+    /// That it is not what was asked for.
+    pub(crate) fallback: Option<FallbackView>,
 }
 
 impl SizeView {
@@ -103,6 +106,7 @@ impl SizeView {
                 strategy: done.strategy.as_ref().and_then(pieces::strategy),
                 pieces: done.pieces.iter().map(PieceView::new).collect(),
                 error: None,
+                fallback: done.fallback.as_ref().map(FallbackView::new),
             },
             Err(SizeFailed { key, error, .. }) => Self {
                 size,
@@ -113,6 +117,7 @@ impl SizeView {
                 strategy: None,
                 pieces: Vec::new(),
                 error: Some(error.clone()),
+                fallback: None,
             },
         }
     }
@@ -121,10 +126,13 @@ impl SizeView {
 /// For people, below the line of the program as it is.
 impl fmt::Display for SizeView {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { size, key, outcome, compile_seconds, error, .. } = self;
+        let Self { size, key, outcome, compile_seconds, error, fallback, .. } = self;
         write!(f, "  size {size:<6} {outcome:<9} {}", key.as_deref().unwrap_or("-"))?;
         if let Some(taken) = compile_seconds {
             write!(f, "  (compile: {})", seconds(*taken))?;
+        }
+        if let Some(fallback) = fallback {
+            write!(f, "  fallback: {}", fallback.rung)?;
         }
         match error {
             Some(error) => write!(f, "  {}", error.message),

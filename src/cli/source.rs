@@ -209,6 +209,7 @@ impl SourceArgs {
             piece: None,
             verify: pb::Verify::from(self.verify).into(),
             compile_sizes,
+            fallback: pb::FallbackPolicy::Auto.into(),
             source: Some(source),
         };
         check_size(&request, &format!("{} with what it includes", file.display()))?;

@@ -9,6 +9,7 @@ use kiln_proto::{Component, Difference, FileEntry, Manifest, PieceRef, pb};
 use serde::Serialize;
 
 use super::{
+    fallback::{FallbackView, TriedView},
     pieces::{self, PieceView},
     progress,
     sizes::SizeView,
@@ -47,6 +48,10 @@ pub(crate) struct CompileView {
     pub(crate) unverified: Option<String>,
     /// What it was compiled for beside: of `--compile-sizes`.
     pub(crate) sizes: Vec<SizeView>,
+    /// That it is not what was asked for; null: it is.
+    pub(crate) fallback: Option<FallbackView>,
+    /// What was tried before and gave nothing.
+    pub(crate) tried: Vec<TriedView>,
 }
 
 /// One file of an artifact.
@@ -260,6 +265,8 @@ impl CompileView {
             verified,
             unverified,
             sizes: Vec::new(),
+            fallback: done.fallback.as_ref().map(FallbackView::new),
+            tried: done.tried.iter().map(TriedView::new).collect(),
         }
     }
 }

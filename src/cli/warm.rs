@@ -100,7 +100,9 @@ impl Warm {
         for file in &self.files {
             // Read one after the other, and all before anything is asked: a file that is
             // not there is a mistake of the command line.
-            let request = self.source.request(file)?;
+            let mut request = self.source.request(file)?;
+            // What answers in its place is no use to whoever comes later.
+            request.set_fallback(pb::FallbackPolicy::None);
             for target in &request.targets {
                 let request = pb::CompileRequest { targets: vec![*target], ..request.clone() };
                 jobs.push(self.one(client.clone(), file, request, &terminal));

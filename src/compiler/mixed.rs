@@ -164,7 +164,7 @@ fn part_of(fingerprint: &Fingerprint, compiler: &str) -> Fingerprint {
 
 /// The request as each compiler takes it: with its own options, for its own form of the
 /// target.
-fn inputs(input: &CompileInput) -> (CompileInput, CompileInput) {
+pub(super) fn inputs(input: &CompileInput) -> (CompileInput, CompileInput) {
     let is_natives = |name: &String| kiln_native::OPTIONS.contains(&name.as_str());
     let (mut for_native, mut for_inductor) = (input.clone(), input.clone());
     for_native.options.retain(|name, _| is_natives(name));

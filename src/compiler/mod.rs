@@ -12,6 +12,7 @@ mod inductor;
 mod mixed;
 mod native_compiler;
 mod options;
+mod others;
 mod pieces;
 mod prepared;
 mod python;

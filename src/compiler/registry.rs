@@ -97,6 +97,11 @@ impl Compilers {
         other.filter(|_| is_chosen && why.kind == FailureKind::UnsupportedOp).cloned()
     }
 
+    /// The compiler of that name.
+    pub fn named(&self, name: &str) -> Option<Arc<dyn Compiler>> {
+        self.all.iter().find(|compiler| compiler.name() == name).cloned()
+    }
+
     /// The compiler of this node that has this very toolchain.
     pub fn having(&self, fingerprint: &Fingerprint) -> Option<Arc<dyn Compiler>> {
         let named = self.all.iter().find(|compiler| compiler.name() == fingerprint.compiler);

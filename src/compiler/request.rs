@@ -135,6 +135,17 @@ impl Source {
         }
     }
 
+    /// Bytes that it takes.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Self::Cuda(cuda) => {
+                let headers = cuda.headers.values().map(Bytes::len).sum::<usize>();
+                cuda.source.len() + headers
+            }
+            Self::Program { archive, .. } => archive.len(),
+        }
+    }
+
     /// The name to show.
     pub fn label(&self) -> &str {
         match self {

@@ -6,7 +6,7 @@ use std::{num::NonZero, sync::Arc, time::Duration};
 
 use kiln_proto::{Check, Manifest, SignedManifest};
 
-use super::{Origin, PieceReport};
+use super::{Fallback, FallbackPolicy, Origin, PieceReport, Tried};
 use crate::{
     cache::Blob,
     check::Verify,
@@ -52,6 +52,10 @@ pub struct Answer {
     pub pieces: Arc<[PieceReport]>,
     /// Whether it was seen to be right; `None`: nobody looked.
     pub check: Option<Check>,
+    /// That it is not what was asked for.
+    pub fallback: Option<Arc<Fallback>>,
+    /// What was tried before, and gave nothing.
+    pub tried: Arc<[Tried]>,
 }
 
 /// One target's request.
@@ -69,6 +73,8 @@ pub struct Request {
     pub verify: Verify,
     /// Compile even where it is stored, and publish nothing.
     pub disable_cache: bool,
+    /// What may answer where its compile fails.
+    pub fallback: FallbackPolicy,
     /// Another node sent it here: it goes no further.
     pub forwarded: bool,
     /// When the caller stops waiting.

@@ -22,7 +22,9 @@ use tokio::{
 };
 use tracing::Instrument;
 
-use super::{Answer, Cause, Found, Manager, Outcome, Progress, Request, Stage, Whole};
+use super::{
+    Answer, Cause, FallbackPolicy, Found, Manager, Outcome, Progress, Request, Stage, Whole,
+};
 use crate::{
     check::Verify,
     compiler::{Compiler, Piecewise, Prepared},
@@ -49,21 +51,22 @@ impl Manager {
         Ok(checked.map_err(|e| Failure::new(FailureKind::Crashed, e.to_string()))??)
     }
 
-    /// Answers a request from the cache or by compiling. `tell` hears the key
-    /// first and then each stage.
+    /// Answers a request from the cache or by compiling, or by what comes after that: see
+    /// [`super::ladder`]. `tell` hears the key first and then each stage, of each rung.
     pub async fn compile(
         self: &Arc<Self>,
         request: Request,
         mut tell: impl FnMut(ArtifactKey, &Stage) + Send,
     ) -> Result<Answer, Error> {
         let began = Instant::now();
-        let result = self.compile_uncounted(&request, &mut tell).await;
+        let result = self.descend(&request, &mut tell).await;
         self.ended(&result, began);
         self.counters.took(&result, began.elapsed());
         result
     }
 
-    async fn compile_uncounted(
+    /// The same, of this request and no other.
+    pub(super) async fn compile_as_asked(
         self: &Arc<Self>,
         request: &Request,
         tell: &mut (impl FnMut(ArtifactKey, &Stage) + Send),
@@ -113,7 +116,9 @@ impl Manager {
         let (signed, manifest, pack) = self.sign(prepared, made).await?;
         let outcome = Outcome::Compiled;
         let check = manifest.check.clone();
-        Ok(Answer { signed, manifest, pack, outcome, origin: None, pieces, check })
+        let (fallback, tried) = Default::default();
+        let origin = None;
+        Ok(Answer { signed, manifest, pack, outcome, origin, pieces, check, fallback, tried })
     }
 
     /// The artifact of what was prepared, from wherever it is. `elsewhere`: this node has
@@ -135,6 +140,11 @@ impl Manager {
             },
         };
         if let Some(failure) = self.index.failure(&key).await? {
+            return Err(failure.into());
+        }
+        if request.fallback != FallbackPolicy::None
+            && let Some(failure) = self.remembered.failure(&key)
+        {
             return Err(failure.into());
         }
         let elsewhere = match elsewhere {

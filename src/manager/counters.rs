@@ -36,6 +36,8 @@ pub struct Counters {
     checks_passed: AtomicU64,
     checks_failed: AtomicU64,
     checks_not_run: AtomicU64,
+    fallbacks: AtomicU64,
+    fallbacks_replaced: AtomicU64,
 }
 
 fn add(counter: &AtomicU64) {
@@ -173,6 +175,19 @@ impl Counters {
         metrics::counter!("kiln_checks_total", "result" => ended).increment(1);
     }
 
+    /// A request was answered by another rung of the ladder, as what it asked for failed of
+    /// `kind`.
+    pub fn fell(&self, rung: &'static str, kind: &'static str) {
+        add(&self.fallbacks);
+        metrics::counter!("kiln_fallbacks_total", "rung" => rung, "kind" => kind).increment(1);
+    }
+
+    /// What was wanted where a fallback answered is compiled at last.
+    pub fn replaced(&self) {
+        add(&self.fallbacks_replaced);
+        metrics::counter!("kiln_fallbacks_replaced_total").increment(1);
+    }
+
     /// A manifest in the index failed its checks.
     pub fn bad_manifest(&self) {
         add(&self.retired_manifests);
@@ -205,6 +220,8 @@ impl CounterSource for Counters {
             ("checks_passed", read(&self.checks_passed)),
             ("checks_failed", read(&self.checks_failed)),
             ("checks_not_run", read(&self.checks_not_run)),
+            ("fallbacks", read(&self.fallbacks)),
+            ("fallbacks_replaced", read(&self.fallbacks_replaced)),
         ]
     }
 }

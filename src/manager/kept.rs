@@ -16,7 +16,7 @@ use kiln_proto::{
 use prost::Message;
 use tokio::time::Instant;
 
-use super::{Manager, Request};
+use super::{FallbackPolicy, Manager, Request};
 use crate::{cache::BlobWriter, compiler::Prepared, error::Error};
 
 impl Manager {
@@ -105,7 +105,9 @@ impl Manager {
         if read.len() != 1 {
             return Err(Error::Invalid(format!("the kept request of {key} is not one")));
         }
-        let request = Request { forwarded: false, ..read.remove(0) };
+        // What answers instead would be of no use later.
+        let fallback = FallbackPolicy::None;
+        let request = Request { forwarded: false, fallback, ..read.remove(0) };
         let again = self.prepare(&request).await?;
         match same_but_for_toolchain(&of, &again) {
             true => Ok(request),

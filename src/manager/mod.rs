@@ -9,6 +9,8 @@
 //! 4. Granted: compile in a child, pack, make durable, publish under the token,
 //!    answer; the upload to L3 happens behind the answer.
 //!
+//! Where that ends without an artifact, the [`ladder`] has another one.
+//!
 //! Invariant: nothing is answered that was not checked against a manifest whose
 //! signer the index knows; nothing is published without a live token, nor before it
 //! is durable where the settings say; and an entry is retired only when its bytes
@@ -22,6 +24,7 @@ mod counters;
 mod fetch;
 mod hand_over;
 mod kept;
+mod ladder;
 mod latency;
 mod learned;
 mod misses;
@@ -51,6 +54,7 @@ pub use self::{
     counters::Counters,
     fetch::{Fetched, Fetcher, Origin},
     hand_over::OnlyHere,
+    ladder::{Event, Fallback, FallbackPolicy, Rung, Tried},
     latency::BUCKETS,
     pieces::{PieceReport, PieceStage, Puller},
     recent::{Cause, Miss, Recent, VALUE},
@@ -61,6 +65,7 @@ pub use self::{
     under_way::{Flight, FlightStage},
 };
 use self::{
+    ladder::{Behind, Events, Remembered},
     learned::Learned,
     pieces::{Made, OwnLists, Whole, all_failed},
 };
@@ -116,6 +121,12 @@ pub struct Manager {
     checked: quick_cache::sync::Cache<(ArtifactKey, Digest), Check>,
     /// Looks for the reason of a miss.
     looking: Arc<Semaphore>,
+    /// What is compiled behind fallbacks.
+    behind: Behind,
+    /// What the ladder tells.
+    events: Events,
+    /// What died here a moment ago.
+    remembered: Remembered,
     stop: CancellationToken,
 }
 
@@ -171,6 +182,9 @@ impl Manager {
             verified,
             checked: quick_cache::sync::Cache::new(CHECKED),
             looking: misses::one_at_a_time(),
+            behind: Behind::default(),
+            events: Events::default(),
+            remembered: Remembered::default(),
             stop,
         }
     }
@@ -188,6 +202,11 @@ impl Manager {
     /// The compilers of this node.
     pub fn compilers(&self) -> &Compilers {
         &self.compilers
+    }
+
+    /// What happens on the failure ladder from now on.
+    pub fn events(&self) -> tokio::sync::broadcast::Receiver<Event> {
+        self.events.subscribe()
     }
 
     /// Whether this node takes publications and leases.

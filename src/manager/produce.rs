@@ -4,7 +4,7 @@
 //! follows from the request ends the lease with that verdict, any other one leaves the key
 //! to the next node.
 
-use std::time::Instant;
+use std::{sync::Arc, time::Instant};
 
 use kiln_cluster::{Lease, Published};
 use tracing::Instrument;
@@ -58,6 +58,8 @@ impl Manager {
             origin: None,
             pieces,
             check,
+            fallback: None,
+            tried: Arc::default(),
         };
         let publishing = self.commit(&inside, lease, &answer.signed, &manifest, &pack);
         match publishing.instrument(step!("publish")).await {

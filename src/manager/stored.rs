@@ -118,8 +118,18 @@ impl Manager {
                 let signed = entry.manifest.clone();
                 let origin = Some(origin);
                 let (pieces, check) = (Arc::default(), manifest.check.clone());
-                let here = Answer { signed, manifest, pack, outcome, origin, pieces, check };
-                Ok(Found::Here(Box::new(here)))
+                let (fallback, tried) = Default::default();
+                Ok(Found::Here(Box::new(Answer {
+                    signed,
+                    manifest,
+                    pack,
+                    outcome,
+                    origin,
+                    pieces,
+                    check,
+                    fallback,
+                    tried,
+                })))
             }
             Fetched::Unreachable(why) => {
                 self.counters.unreachable();

@@ -42,6 +42,7 @@ impl Request {
             pb::Verify::Always => Verify::Always,
             pb::Verify::Never => Verify::Never,
         };
+        let fallback = wire.fallback().into();
         let source = match wire.source.ok_or_else(|| invalid("source", "missing"))? {
             pb::compile_request::Source::Cuda(cuda) => Source::Cuda(CudaSource {
                 name: cuda.name,
@@ -81,6 +82,7 @@ impl Request {
                 piece: wire.piece,
                 verify,
                 disable_cache: wire.disable_cache,
+                fallback,
                 forwarded: wire.forwarded,
                 deadline,
             })
@@ -136,6 +138,7 @@ impl Request {
             piece: self.piece,
             verify: verify.into(),
             compile_sizes,
+            fallback: pb::FallbackPolicy::from(self.fallback).into(),
         }
     }
 }
@@ -191,13 +194,17 @@ mod tests {
     fn what_goes_out_comes_back() {
         let deadline = Instant::now();
         for (piecewise, piece, verify) in [(0, None, 0), (2, Some(3), 2), (3, None, 3)] {
-            let wire = pb::CompileRequest { piecewise, piece, verify, ..program() };
+            // Each of them has four values.
+            let fallback = verify;
+            let wire = pb::CompileRequest { piecewise, piece, verify, fallback, ..program() };
             let read = Request::read(wire, deadline).unwrap().remove(0);
             let again = Request::read(read.to_wire("native"), deadline).unwrap().remove(0);
             assert!(again.forwarded);
             assert_eq!(again.backend, "native");
             assert_eq!(again.input, read.input);
-            let asked = |request: &Request| (request.piecewise, request.piece, request.verify);
+            let asked = |request: &Request| {
+                (request.piecewise, request.piece, request.verify, request.fallback)
+            };
             assert_eq!(asked(&again), asked(&read));
         }
     }

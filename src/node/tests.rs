@@ -2,6 +2,7 @@
 //! Wholes and their pieces on real nodes of this process: fetched, missed, pinned.
 
 mod freed;
+mod ladder;
 mod refused;
 
 use std::{collections::HashSet, path::Path};

@@ -99,6 +99,8 @@ struct News {
     pieces: Arc<[PieceReport]>,
     /// What the client was told of each of them.
     told: Vec<Option<PieceReport>>,
+    /// What it was not told of the pieces of what was tried before.
+    owed: Vec<pb::CompileEvent>,
     events: Sender,
 }
 
@@ -111,12 +113,16 @@ impl News {
             key: None,
             pieces: Arc::default(),
             told: Vec::new(),
+            owed: Vec::new(),
             events,
         }
     }
 
     /// Tells of a stage. A client that reads slowly misses some.
     fn tell(&mut self, key: ArtifactKey, stage: &Stage) {
+        if self.key.is_some_and(|known| known != key) {
+            self.turn();
+        }
         self.key = Some(key);
         let wire = wire::key(&key);
         let event = match stage {
@@ -150,6 +156,21 @@ impl News {
         self.try_send(event);
     }
 
+    /// Another key is tried for the request.
+    fn turn(&mut self) {
+        let untold = self.untold();
+        self.owed.extend(untold);
+        (self.prepared, self.pieces, self.told) = Default::default();
+    }
+
+    /// The pieces whose present state the client was not told.
+    fn untold(&self) -> Vec<pb::CompileEvent> {
+        let Some(key) = self.key else { return Vec::new() };
+        let pieces = self.pieces.iter().zip(&self.told);
+        let untold = pieces.filter(|(piece, told)| told.as_ref() != Some(*piece));
+        untold.map(|(piece, _)| of_piece(key, piece)).collect()
+    }
+
     fn try_send(&self, event: Event) {
         let _ = self.events.try_send(Ok(pb::CompileEvent { event: Some(event) }));
     }
@@ -165,12 +186,8 @@ impl News {
         is_beside: bool,
     ) -> Result<(), ()> {
         let send = async |event| self.events.send(event).await.map_err(drop);
-        if let Some(key) = self.key {
-            for (piece, told) in self.pieces.iter().zip(&self.told) {
-                if told.as_ref() != Some(piece) {
-                    send(Ok(of_piece(key, piece))).await?;
-                }
-            }
+        for event in self.owed.iter().chain(&self.untold()) {
+            send(Ok(event.clone())).await?;
         }
         let end = match (answered, self.size) {
             (Ok(answer), size) => {

@@ -41,6 +41,8 @@ pub(super) fn done(
         elapsed_seconds: elapsed.as_secs_f64(),
         check: Some(told(answer.check.as_ref())),
         size: None,
+        fallback: answer.fallback.as_deref().map(Into::into),
+        tried: answer.tried.iter().map(Into::into).collect(),
     }
 }
 

@@ -73,7 +73,9 @@ fn bomb() -> Vec<u8> {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_unknown_op_is_named_with_its_node() {
     let cluster = TestCluster::start(1).await;
-    let refused = cluster.nodes[0].compile(program(fixture("unknown.211.pt2"))).await.unwrap_err();
+    let mut unknown = program(fixture("unknown.211.pt2"));
+    unknown.set_fallback(pb::FallbackPolicy::None);
+    let refused = cluster.nodes[0].compile(unknown).await.unwrap_err();
     assert_eq!((code(&refused), kind(&refused)), (Some("C001"), Some("unsupported_op")));
     assert!(refused.message().contains("aten."), "the op: {refused}");
 }

@@ -53,6 +53,10 @@ pub(crate) struct Compiled {
     pub(crate) strategy: pb::Strategy,
     /// Whether all of it was seen to be right.
     pub(crate) check: pb::Check,
+    /// That it is not what was asked for.
+    pub(crate) fallback: Option<pb::Fallback>,
+    /// What was tried before.
+    pub(crate) tried: Vec<pb::Rung>,
 }
 
 impl TestCluster {
@@ -344,7 +348,18 @@ impl TestNode {
                 let (outcome, tier) = (done.outcome(), done.tier());
                 let (pieces, strategy) = (done.pieces, done.strategy.unwrap_or_default());
                 let check = done.check.unwrap();
-                return Ok(Compiled { key, outcome, tier, manifest, pieces, strategy, check });
+                let (fallback, tried) = (done.fallback, done.tried);
+                return Ok(Compiled {
+                    key,
+                    outcome,
+                    tier,
+                    manifest,
+                    pieces,
+                    strategy,
+                    check,
+                    fallback,
+                    tried,
+                });
             }
             watch(&event);
         }

@@ -19,7 +19,10 @@ mod eager;
 mod failover;
 mod harness;
 mod inductor;
+#[path = "../support/python.rs"]
+mod interpreter;
 mod keys;
+mod ladder;
 #[path = "../support/layers.rs"]
 mod layers;
 mod leave;

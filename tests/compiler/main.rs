@@ -7,6 +7,8 @@
 mod eager;
 mod inductor;
 mod inspect;
+#[path = "../support/python.rs"]
+mod interpreter;
 mod keys;
 mod looking;
 mod mixed;

@@ -9,7 +9,7 @@ use kiln::compiler::{Compiler, Piecewise, StitchPiece};
 use kiln_proto::Target;
 use zip::{ZipArchive, ZipWriter, write::SimpleFileOptions};
 
-use super::{python::interpreter, *};
+use super::{interpreter::interpreter, *};
 
 /// No compiler of ours has a rule for it.
 const UNKNOWN: &str = "torch.ops.aten.special_bessel_j0.default";

@@ -4,39 +4,7 @@
 //! torch exchanged: these hold on any machine. `tests/cluster/inductor.rs` and
 //! `python/tests` have the real torch.
 
-use super::*;
-
-/// Runs the worker with its compile exchanged for `compile`.
-pub(super) fn interpreter(compile: &str) -> (tempfile::TempDir, PathBuf) {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("python");
-    let text = format!(
-        r#"#!/usr/bin/env python3
-import os, subprocess, sys, time, types
-for name in ("torch", "torch._inductor", "torch._inductor.config"):
-    parent, _, last = name.rpartition(".")
-    sys.modules[name] = types.ModuleType(name)
-    if parent:
-        setattr(sys.modules[parent], last, sys.modules[name])
-bootstrap = {{"__name__": "bootstrap"}}
-exec(sys.argv[-1], bootstrap)
-bootstrap["install"]()
-from kiln_worker import process
-from kiln_worker.refused import Refused
-def compile_program(job, folder):
-    (folder / "trace").write_text("left behind")
-    {compile}
-process.compile_program = compile_program
-process.versions = lambda: {{"torch": "1.2", "cuda": "none"}}
-process.compute_capability = lambda: 0
-process.compilers = lambda: ["inductor", "inductor-standalone"]
-process.main()
-"#
-    );
-    std::fs::write(&path, text).unwrap();
-    std::fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).unwrap();
-    (folder, path)
-}
+use super::{interpreter::interpreter, *};
 
 struct Inductor {
     node: Node,

@@ -4,13 +4,13 @@
 mod failing;
 mod inductor;
 mod learned;
-mod model;
+pub(crate) mod model;
 mod one_node;
 mod spread;
 mod verified;
 mod warm;
 mod without_quorum;
-mod workers;
+pub(crate) mod workers;
 mod wrong;
 
 use kiln_proto::{Manifest, pb};

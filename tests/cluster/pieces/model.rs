@@ -3,7 +3,7 @@
 
 use kiln_proto::{Target, pb};
 
-pub(super) use crate::layers::archive;
+pub(crate) use crate::layers::archive;
 use crate::layers::{self, LAYERS, NORMS, with_epsilons};
 
 /// Different pieces of the language model: embedding and positions; before, at and
@@ -25,8 +25,12 @@ pub(super) const fn in_layer(layer: usize) -> usize {
 pub(super) const HEAD: usize = NORMS * LAYERS;
 
 /// A request for an archive.
-pub(super) fn request(archive: Vec<u8>, piecewise: pb::Piecewise) -> pb::CompileRequest {
-    layers::request(archive, piecewise, NAMESPACE)
+pub(crate) fn request(archive: Vec<u8>, piecewise: pb::Piecewise) -> pb::CompileRequest {
+    pb::CompileRequest {
+        // What fails is to be seen.
+        fallback: pb::FallbackPolicy::None.into(),
+        ..layers::request(archive, piecewise, NAMESPACE)
+    }
 }
 
 /// A request for the interpreter's own artifacts in pieces: what runs without a GPU.

@@ -9,11 +9,11 @@ use tokio::time::sleep;
 use crate::harness::{TestCluster, TestNode, eventually};
 
 /// Stopped processes; they go on when it is dropped.
-pub(super) struct Workers(Vec<Pid>);
+pub(crate) struct Workers(Vec<Pid>);
 
 impl Workers {
     /// Stops those that wait for work: the node lives on, and its next compile never ends.
-    pub(super) async fn pause(node: &TestNode) -> Self {
+    pub(crate) async fn pause(node: &TestNode) -> Self {
         let waiting = async || {
             // Before, it may be one that only looks at the toolchain.
             let compilers = node.status().await.ok()?.compilers;
@@ -27,7 +27,7 @@ impl Workers {
 
     /// Stops the one that waits for something to check: there is one once anything was
     /// checked, and the next check never ends.
-    pub(super) async fn pause_checker(node: &TestNode) -> Self {
+    pub(crate) async fn pause_checker(node: &TestNode) -> Self {
         let waiting = async || waiting_for_work(node, "checker").await;
         let checkers = Self(eventually("a checker that waits warm", waiting).await);
         checkers.signal(Signal::STOP);
@@ -35,17 +35,17 @@ impl Workers {
     }
 
     /// Lets them go on.
-    pub(super) fn resume(self) {
+    pub(crate) fn resume(self) {
         drop(self);
     }
 
     /// Ends them, as the kernel does when memory is short.
-    pub(super) fn kill(self) {
+    pub(crate) fn kill(self) {
         self.signal(Signal::KILL);
     }
 
     /// Ends one that stands still, once it was given work.
-    pub(super) async fn kill_at_work(&self) {
+    pub(crate) async fn kill_at_work(&self) {
         // What nobody reads stays in the pipe: the worker stands still.
         let has_work = |pid: &Pid| {
             let stdin = std::fs::File::open(format!("/proc/{}/fd/0", pid.as_raw_nonzero()));
@@ -123,7 +123,8 @@ fn is_idle(pid: &Pid) -> bool {
     })
 }
 
-fn children(of: u32, command: &str) -> Vec<Pid> {
+/// The children of a process that run that command of `kiln`.
+pub(crate) fn children(of: u32, command: &str) -> Vec<Pid> {
     let mut found = Vec::new();
     for task in std::fs::read_dir(format!("/proc/{of}/task")).into_iter().flatten().flatten() {
         let children = std::fs::read_to_string(task.path().join("children")).unwrap_or_default();

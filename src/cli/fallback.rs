@@ -1,0 +1,68 @@
+//! What `kiln compile` says of an answer that is not what was asked for.
+//!
+//! Invariant: a field printed once is never renamed or dropped.
+
+use kiln_proto::pb;
+use serde::Serialize;
+
+use super::{error::FailureView, output::seconds, pieces};
+
+/// That something else answered.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct FallbackView {
+    /// The key that was asked for; null: the request came to none.
+    pub(crate) wanted: Option<String>,
+    /// What answered: `saving`, `pieces`, `eager`, ...
+    pub(crate) rung: String,
+    /// For how long it is to be used before what was wanted is asked for again.
+    pub(crate) valid_seconds: f64,
+}
+
+/// What was tried and gave nothing.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct TriedView {
+    /// `wanted` for what was asked for.
+    pub(crate) rung: String,
+    /// Null: it came to none.
+    pub(crate) key: Option<String>,
+    pub(crate) seconds: f64,
+    pub(crate) error: FailureView,
+}
+
+impl FallbackView {
+    pub(crate) fn new(told: &pb::Fallback) -> Self {
+        Self {
+            wanted: pieces::key(&told.wanted),
+            rung: told.rung.clone(),
+            valid_seconds: told.valid_seconds,
+        }
+    }
+
+    /// `fallback: eager answers in place of KEY for 2m (wanted: C004 timeout: ...; ...)`.
+    pub(crate) fn for_people(&self, tried: &[TriedView]) -> String {
+        let wanted = self.wanted.as_deref().unwrap_or("what was asked for");
+        let tried = tried.iter().map(|TriedView { rung, error, .. }| {
+            let code = error.code.as_deref().unwrap_or_default();
+            let line = error.message.lines().next().unwrap_or_default();
+            format!("{rung}: {code} {}: {line}", error.kind)
+        });
+        let tried: Vec<_> = tried.collect();
+        format!(
+            "fallback: {} answers in place of {wanted} ({}); ask again after {}",
+            self.rung,
+            tried.join("; "),
+            seconds(self.valid_seconds),
+        )
+    }
+}
+
+impl TriedView {
+    pub(crate) fn new(told: &pb::Rung) -> Self {
+        Self {
+            rung: told.name.clone(),
+            key: pieces::key(&told.key),
+            seconds: told.seconds,
+            error: pieces::failure(told.failure.clone().unwrap_or_default()),
+        }
+    }
+}

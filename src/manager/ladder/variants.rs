@@ -1,0 +1,92 @@
+//! The request of each rung.
+//!
+//! Invariant: pure; what a rung asks for follows from the request and the compiler that it
+//! was for. `None`: there is no such way, or the caller does not want it.
+
+use kiln_proto::Target;
+
+use super::{FallbackPolicy, Rung};
+use crate::{
+    check::Verify,
+    compiler::{Compiler, Compilers, EagerCompiler, Piecewise, Source},
+    manager::Request,
+};
+
+/// A request that failed, as far as it came.
+pub(super) struct Failed<'r> {
+    pub(super) request: &'r Request,
+    /// Which compiler it was for.
+    pub(super) compiler: &'r dyn Compiler,
+    /// It was in pieces.
+    pub(super) in_pieces: bool,
+}
+
+/// What a rung asks for.
+pub(super) fn request(rung: Rung, failed: &Failed<'_>, compilers: &Compilers) -> Option<Request> {
+    let Failed { request, compiler, in_pieces } = *failed;
+    if !allows(request, rung) {
+        return None;
+    }
+    let with_options = |options| {
+        let mut changed = request.clone();
+        changed.input.options = options;
+        changed
+    };
+    let is_program = matches!(request.input.source, Source::Program { .. });
+    match rung {
+        Rung::Wanted => None,
+        Rung::Again => Some(request.clone()),
+        // A macro that is left out is another program.
+        _ if !is_program => None,
+        Rung::Defaults => {
+            let is_default =
+                request.input.options.is_empty() && request.piecewise == Piecewise::Auto;
+            let piecewise = Piecewise::Auto;
+            (!is_default).then(|| Request { piecewise, ..with_options(Default::default()) })
+        }
+        Rung::Saving => compiler.saving(&request.input.options).map(with_options),
+        Rung::Fewer => compiler.fewer(&request.input.options).map(with_options),
+        Rung::Pieces => {
+            let may = request.piecewise == Piecewise::Auto && !in_pieces;
+            may.then(|| Request { piecewise: Piecewise::Always, ..request.clone() })
+        }
+        Rung::Mixed => {
+            // Where the compiler was left to Kiln this was tried before it failed.
+            let may = compiler.name() == "native"
+                && !is_auto(request)
+                && request.piecewise != Piecewise::Never;
+            may.then(|| Request { backend: "mixed".into(), ..request.clone() })
+        }
+        Rung::Other => {
+            let (backend, input) = compilers.other(compiler.name(), &request.input)?;
+            Some(Request { backend: backend.into(), input, ..request.clone() })
+        }
+        Rung::Eager => {
+            let mut input = request.input.clone();
+            let is_eager = input.target == Target::any() && compiler.name() == EagerCompiler::NAME;
+            input.target = Target::any();
+            input.options.clear();
+            // The interpreter is the judge of others: it is not held against itself.
+            let (backend, verify) = (EagerCompiler::NAME.into(), Verify::Never);
+            let piecewise = Piecewise::Auto;
+            let asked = Request { backend, verify, piecewise, input, ..request.clone() };
+            (!is_eager).then_some(asked)
+        }
+    }
+}
+
+/// Whether the caller wants what a rung gives.
+fn allows(request: &Request, rung: Rung) -> bool {
+    let is_its_own = rung < Rung::Mixed;
+    match request.fallback {
+        // What is sent on, or not to be stored, is answered as it is or not at all.
+        _ if request.forwarded || request.disable_cache || request.piece.is_some() => false,
+        FallbackPolicy::None => false,
+        FallbackPolicy::Any => true,
+        FallbackPolicy::Auto => is_its_own || is_auto(request),
+    }
+}
+
+fn is_auto(request: &Request) -> bool {
+    matches!(request.backend.as_str(), "" | "auto")
+}

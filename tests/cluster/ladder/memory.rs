@@ -1,0 +1,1 @@
+//! A compiler that has too little memory.
