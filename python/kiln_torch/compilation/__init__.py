@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from .robust import robust_compile
     from .splitting import SplitItem
     from .standalone import InductorStandaloneAdaptor
+    from .watch import CompilationMonitor, monitoring_reports
 
 __all__ = [
     "ArgumentError",
@@ -57,6 +58,7 @@ __all__ = [
     "CompilationCounter",
     "CompilationError",
     "CompilationModuleError",
+    "CompilationMonitor",
     "CompilerInterface",
     "CompilerManager",
     "CrashedError",
@@ -83,12 +85,14 @@ __all__ = [
     "get_compilation_memory_usage",
     "get_compilation_metrics",
     "make_compiler",
+    "monitoring_reports",
     "performance_monitor",
     "robust_compile",
 ]
 
 # What needs torch, by the module that has it.
 _LATER = {
+    "CompilationMonitor": "watch",
     "CompilerInterface": "interface",
     "CompilerManager": "manager",
     "EagerAdaptor": "eager",
@@ -98,6 +102,7 @@ _LATER = {
     "NativeAdaptor": "native",
     "SplitItem": "splitting",
     "make_compiler": "making",
+    "monitoring_reports": "watch",
     "robust_compile": "robust",
 }
 

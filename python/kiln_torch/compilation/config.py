@@ -56,6 +56,10 @@ class CompilationConfig:
     fallback: bool = True
     # Seconds for which what came of that is valid; then it is compiled again.
     fallback_seconds: float = 300.0
+    # Seconds between two looks of a monitor (watch.py); None: there is none.
+    monitor_seconds: float | None = None
+    # Whether the monitor may change limits and parallelism, within its bounds.
+    optimize: bool = False
     # Whether a piecewise result is compared with the graph it stands for.
     validate: bool = True
 
@@ -104,6 +108,7 @@ _CHECKS = {
     "compilation_level": (lambda value: value in LEVELS, f"one of {', '.join(LEVELS)}"),
     "compile_sizes": (_sizes, "a list of positive whole numbers"),
     "compile_timeout": (_seconds, "a positive number of seconds, or None"),
+    "monitor_seconds": (_seconds, "a positive number of seconds, or None"),
     "fallback_seconds": (
         lambda value: value is not None and _seconds(value),
         "a positive number of seconds",

@@ -30,6 +30,7 @@ from .store import filename
 from .tiers import Tiers
 from .tracing import restarts, torch_lock, trace
 from .verdicts import Verdicts
+from .watch import watching
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -83,6 +84,7 @@ class CompilerManager:
         )
         self.verdicts = Verdicts()
         self.emergency = Emergency(self.tiers, None if self.disable_cache else self._open_store)
+        self.watch = watching(self)
 
     def compile(
         self,
