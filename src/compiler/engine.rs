@@ -5,6 +5,7 @@
 //! found stays for as long as the node runs, so that a fingerprint once told holds.
 
 use std::{
+    num::NonZero,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -15,7 +16,7 @@ use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use super::{
-    Environment, Limits, PoolSettings, Prepared, Toolchain, ToolchainSettings,
+    Environment, Limits, PoolSettings, PoolUse, Prepared, Toolchain, ToolchainSettings,
     toolchain::{find, unprepared},
     worker::{Compiled, Nvrtc, Pool},
 };
@@ -121,6 +122,16 @@ impl Engine {
             // Without a toolchain there is nothing to be free.
             Err(_) => std::future::pending().await,
         }
+    }
+
+    /// How busy its workers are; `None`: there is no toolchain.
+    pub(super) fn load(&self) -> Option<PoolUse> {
+        self.found().ok().map(|found| found.pool.load())
+    }
+
+    /// So many jobs at once from now on; whether there is a toolchain.
+    pub(super) fn resize(&self, workers: NonZero<usize>) -> bool {
+        self.found().map(|found| found.pool.resize(workers)).is_ok()
     }
 
     /// Runs a job if its key names `ours`, this node's own fingerprint.

@@ -38,10 +38,10 @@ pub use mixed::MixedCompiler;
 pub use native_compiler::NativeCompiler;
 pub use prepared::{Correction, Planned, Prepared, Stitch, StitchPiece};
 pub use python::PythonSettings;
-pub use registry::{CompilerSettings, Compilers};
+pub use registry::{CompilerSettings, Compilers, PoolName};
 pub use request::{CompileInput, CudaSource, Source, StaticSize};
 pub use toolchain::{Environment, Headers, Toolchain, ToolchainSettings};
-pub use worker::{PoolSettings, worker_main};
+pub use worker::{PoolSettings, PoolUse, worker_main};
 
 /// One way to turn a source into an artifact's files.
 #[async_trait]

@@ -3,13 +3,13 @@
 //! Invariant: a node without a toolchain has the same compilers and gives the
 //! same keys; it only cannot run them, and says why.
 
-use std::{path::Path, sync::Arc};
+use std::{num::NonZero, path::Path, sync::Arc};
 
 use kiln_proto::{Failure, FailureKind, Fingerprint, Target};
 
 use super::{
     CompileInput, Compiler, CudaCompiler, EagerCompiler, Environment, InductorCompiler, Limits,
-    MixedCompiler, NativeCompiler, PoolSettings, PythonSettings, Source, Toolchain,
+    MixedCompiler, NativeCompiler, PoolSettings, PoolUse, PythonSettings, Source, Toolchain,
     ToolchainSettings, engine::Engine, python::Python,
 };
 
@@ -25,6 +25,25 @@ pub struct CompilerSettings {
     pub limits: Limits,
     /// The interpreter that has torch.
     pub python: PythonSettings,
+}
+
+/// A pool of compiler processes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum PoolName {
+    /// NVRTC's.
+    Nvrtc,
+    /// Inductor's.
+    Python,
+}
+
+impl PoolName {
+    /// The name in reports.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Nvrtc => "nvrtc",
+            Self::Python => "python",
+        }
+    }
 }
 
 /// Every compiler of this node.
@@ -106,6 +125,22 @@ impl Compilers {
     pub fn having(&self, fingerprint: &Fingerprint) -> Option<Arc<dyn Compiler>> {
         let named = self.all.iter().find(|compiler| compiler.name() == fingerprint.compiler);
         named.filter(|compiler| compiler.fingerprint().as_ref() == Ok(fingerprint)).cloned()
+    }
+
+    /// How busy each pool of processes is, of those that this node has.
+    pub fn pools(&self) -> Vec<(PoolName, PoolUse)> {
+        let nvrtc = self.engine.load().map(|load| (PoolName::Nvrtc, load));
+        let python = self.python.load().map(|load| (PoolName::Python, load));
+        nvrtc.into_iter().chain(python).collect()
+    }
+
+    /// So many jobs of a pool at once from now on; false: this node has no such pool, or
+    /// not yet.
+    pub fn resize(&self, pool: PoolName, workers: NonZero<usize>) -> bool {
+        match pool {
+            PoolName::Nvrtc => self.engine.resize(workers),
+            PoolName::Python => self.python.resize(workers),
+        }
     }
 
     /// Returns once the first look at NVRTC is over. Torch takes seconds even on an

@@ -15,7 +15,7 @@ mod dialect;
 mod probe;
 mod source;
 
-use std::{path::Path, sync::Arc};
+use std::{num::NonZero, path::Path, sync::Arc};
 
 use kiln_proto::{Failure, FailureKind, Fingerprint};
 use tokio::sync::watch;
@@ -23,7 +23,7 @@ use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use self::dialect::Snake;
 pub(super) use self::dialect::{Done, Job, Program};
-use super::{Limits, PoolSettings, worker::Pool};
+use super::{Limits, PoolSettings, PoolUse, worker::Pool};
 
 /// Which Python, and how many of it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -141,6 +141,16 @@ impl Python {
             Some(pool) => pool.until_free().await,
             None => std::future::pending().await,
         }
+    }
+
+    /// How busy its workers are; `None`: there is no interpreter.
+    pub(super) fn load(&self) -> Option<PoolUse> {
+        self.pool.as_ref().map(|pool| pool.load())
+    }
+
+    /// So many jobs at once from now on; whether there is an interpreter.
+    pub(super) fn resize(&self, workers: NonZero<usize>) -> bool {
+        self.pool.as_ref().map(|pool| pool.resize(workers)).is_some()
     }
 
     /// Runs a job in a worker of its own.

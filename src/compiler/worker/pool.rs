@@ -1,8 +1,8 @@
 //! The pool: how many compilers run, and those that wait warm.
 //!
-//! Invariant: at most `workers` jobs run and `queue` wait, whatever is asked, and at most
-//! [`SPARES`] workers wait warm; dropping the pool or the future of a job ends the processes
-//! of both.
+//! Invariant: at most as many jobs run as there are places, `queue` wait and [`SPARES`]
+//! workers wait warm, whatever is asked; dropping the pool or the future of a job ends the
+//! processes of both. Where there are fewer places than before, jobs that run end first.
 
 use std::{
     collections::VecDeque,
@@ -17,15 +17,12 @@ use std::{
 
 use kiln_proto::{Failure, FailureKind};
 use parking_lot::Mutex;
-use tokio::{
-    sync::{Semaphore, SemaphorePermit},
-    task::JoinHandle,
-    time::timeout,
-};
+use tokio::{task::JoinHandle, time::timeout};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use super::{
     dialect::Dialect,
+    places::{Places, PoolUse, Slot},
     process::{Lost, Worker},
 };
 use crate::compiler::{Limits, room};
@@ -62,7 +59,7 @@ impl Default for PoolSettings {
 pub(crate) struct Pool<T: Dialect> {
     dialect: Arc<T>,
     settings: PoolSettings,
-    slots: Semaphore,
+    places: Places,
     waiting: AtomicUsize,
     spares: Arc<Mutex<Spares<T::Ready>>>,
 }
@@ -88,7 +85,7 @@ impl<T: Dialect> Pool<T> {
     pub(crate) fn new(dialect: T, settings: PoolSettings) -> Self {
         Self {
             dialect: Arc::new(dialect),
-            slots: Semaphore::new(settings.workers.get()),
+            places: Places::new(settings.workers),
             settings,
             waiting: AtomicUsize::new(0),
             spares: Arc::new(Mutex::new(Spares { waiting: VecDeque::new(), number: 0 })),
@@ -97,15 +94,24 @@ impl<T: Dialect> Pool<T> {
 
     /// Jobs that could run at once from now on.
     pub(crate) fn free(&self) -> usize {
-        self.slots.available_permits().saturating_sub(self.waiting.load(Ordering::Relaxed))
+        self.places.free().saturating_sub(self.waiting.load(Ordering::Relaxed))
     }
 
     /// Returns when a job could run at once: after those that wait already.
     pub(crate) async fn until_free(&self) {
-        // An error: the pool is closed, and never free again.
-        if self.slots.acquire().await.is_err() {
-            std::future::pending::<()>().await;
-        }
+        drop(self.places.acquire().await);
+    }
+
+    /// How busy it is.
+    pub(crate) fn load(&self) -> PoolUse {
+        let waiting = self.waiting.load(Ordering::Relaxed);
+        let (workers, running) = self.places.load();
+        PoolUse { workers, running, waiting }
+    }
+
+    /// From now on so many jobs may run at once.
+    pub(crate) fn resize(&self, workers: NonZero<usize>) {
+        self.places.resize(workers);
     }
 
     /// Asks a worker of its own what it is.
@@ -129,7 +135,7 @@ impl<T: Dialect> Pool<T> {
     /// Starts workers that wait warm: as many as jobs run now, at least one. Needs a tokio
     /// runtime.
     pub(crate) fn warm_up(&self) {
-        let running = self.settings.workers.get() - self.slots.available_permits();
+        let (_, running) = self.places.load();
         let mut spares = self.spares.lock();
         while spares.waiting.len() < running.clamp(1, SPARES) {
             let dialect = Arc::clone(&self.dialect);
@@ -188,13 +194,11 @@ impl<T: Dialect> Pool<T> {
         limits: &Limits,
         why: Failure,
     ) -> Result<T::Done, Failure> {
-        let workers = u32::try_from(self.settings.workers.get()).unwrap_or(u32::MAX);
-        if workers == 1 || limits.memory_bytes == 0 {
+        if self.places.load().0 == 1 || limits.memory_bytes == 0 {
             return Err(why);
         }
-        let closed = |_| Failure::new(FailureKind::Crashed, "the pool is closed");
-        let _slot = self.slots.acquire_many(workers).await.map_err(closed)?;
-        let all = limits.memory_bytes.saturating_mul(workers.into());
+        let (_slot, places) = self.places.acquire_all().await;
+        let all = limits.memory_bytes.saturating_mul(places as u64);
         // Some of what is left is the daemon's.
         let memory_bytes = room::left().map_or(all, |left| all.min(left / 10 * 9));
         if memory_bytes <= limits.memory_bytes {
@@ -221,20 +225,19 @@ impl<T: Dialect> Pool<T> {
         Ok(Begun { pool: self, worker, ready, _slot: slot })
     }
 
-    async fn slot(&self) -> Result<SemaphorePermit<'_>, Failure> {
-        if let Ok(slot) = self.slots.try_acquire() {
+    async fn slot(&self) -> Result<Slot<'_>, Failure> {
+        if let Some(slot) = self.places.try_acquire() {
             return Ok(slot);
         }
         let _place = Place::acquire(&self.waiting, self.settings.queue).ok_or_else(|| {
-            let PoolSettings { workers, queue, .. } = &self.settings;
+            let (queue, (workers, _)) = (self.settings.queue, self.places.load());
             let why = format!(
                 "all {workers} compilers of this node are busy and {queue} requests wait: try \
                  again later, or another node"
             );
             Failure::new(FailureKind::Busy, why)
         })?;
-        let closed = |_| Failure::new(FailureKind::Crashed, "the pool is closed");
-        self.slots.acquire().await.map_err(closed)
+        Ok(self.places.acquire().await)
     }
 
     /// The oldest spare if it is well, else a new worker.
@@ -260,7 +263,7 @@ pub(crate) struct Begun<'p, T: Dialect> {
     pool: &'p Pool<T>,
     worker: Worker,
     ready: T::Ready,
-    _slot: SemaphorePermit<'p>,
+    _slot: Slot<'p>,
 }
 
 impl<T: Dialect> Begun<'_, T> {
