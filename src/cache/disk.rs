@@ -15,6 +15,7 @@ mod files;
 mod index;
 mod record;
 mod references;
+mod renew;
 mod store;
 mod sweep;
 #[cfg(test)]
@@ -25,6 +26,7 @@ use std::{
     path::PathBuf,
     sync::{Arc, atomic::Ordering},
     thread::JoinHandle,
+    time::Duration,
 };
 
 use async_trait::async_trait;
@@ -38,7 +40,7 @@ use self::{
     files::{Files, QuarantineLimits},
     store::Store,
 };
-pub use self::{record::Piece, sweep::Swept};
+pub use self::{record::Piece, renew::Renewed, sweep::Swept};
 use super::{
     Blob, Budget, Change, Clock, EvictionSettings, Health, Hints, Presence, Removal, Tier,
     TierError, TierName, Usage, meter,
@@ -126,6 +128,10 @@ pub struct DiskCounters {
     pub lost: u64,
     /// Writes to the index.
     pub index_writes: u64,
+    /// Operations on files and index.
+    pub operations: u64,
+    /// Of these, those that the device or its file system failed.
+    pub errors: u64,
 }
 
 /// The disk tier.
@@ -318,12 +324,55 @@ impl DiskTier {
             evicted: read(&counters.evicted),
             lost: read(&counters.lost),
             index_writes: read(&counters.index_writes),
+            operations: read(&counters.operations),
+            errors: read(&counters.errors),
         }
     }
 
     /// Whether the device works and has room.
     pub fn health(&self) -> Health {
         self.store.health()
+    }
+
+    /// Seconds that a small file takes to be written durably, read and removed.
+    pub async fn probe(&self) -> Result<Duration, TierError> {
+        self.run(|store| store.files.probe().map_err(|e| TierError::disk("probe", 0, e))).await
+    }
+
+    /// Bytes of the device, and what it has left.
+    pub async fn device_bytes(&self) -> Result<(u64, u64), TierError> {
+        let asked = |store: &Store| store.files.device_bytes();
+        self.run(move |store| asked(store).map_err(|e| TierError::disk("ask for room", 0, e))).await
+    }
+
+    /// At most so many bytes of blobs from now on; what does not fit leaves.
+    pub async fn resize(&self, bytes: u64) -> Result<(), TierError> {
+        self.run(move |store| {
+            let victims = store.catalog.lock().resize(bytes);
+            store.discard(&victims);
+            Ok(())
+        })
+        .await
+    }
+
+    /// What leaves first from now on.
+    pub async fn set_policy(&self, policy: EvictionSettings) -> Result<(), TierError> {
+        self.run(move |store| {
+            store.catalog.lock().set_policy(policy.policy());
+            Ok(())
+        })
+        .await
+    }
+
+    /// Empties the quarantine, compares what is here with its files, and sees whether the
+    /// device and the index take writes. Where this succeeds the tier is well.
+    pub async fn renew(&self) -> Result<Renewed, TierError> {
+        self.run(|store| {
+            let renewed = store.renew()?;
+            store.recovered();
+            Ok(renewed)
+        })
+        .await
     }
 
     /// Uploads that were queued and not finished, also before a restart.

@@ -111,7 +111,8 @@ impl Lifecycle<Digest, Resident> for Pins {
 pub struct MemoryTier {
     cache: Cache<Digest, Resident, Charge, DefaultHashBuilder, Pins>,
     charge: Charge,
-    capacity: u64,
+    /// Changed only under [`MemoryTier::fixed`].
+    capacity: AtomicU64,
     bytes: AtomicU64,
     /// What pins and guards are charged. Held by every writer: a pin and an
     /// insertion must not both take the last room. Readers do not need it.
@@ -143,7 +144,7 @@ impl MemoryTier {
         let hasher = DefaultHashBuilder::default();
         let cache = Cache::with_options(options, charge.clone(), hasher, Pins);
         let (bytes, fixed) = (AtomicU64::new(0), Mutex::new(0));
-        Ok(Self { cache, charge, capacity, bytes, fixed })
+        Ok(Self { cache, charge, capacity: AtomicU64::new(capacity), bytes, fixed })
     }
 
     /// The blob, if it is here. Counts as a use.
@@ -178,9 +179,10 @@ impl MemoryTier {
             }
             return Ok(Vec::new());
         }
-        let largest = (self.capacity as f64 * LARGEST) as u64;
-        if charge > largest || charge > self.capacity - *fixed {
-            let why = format!("{} of {} bytes are pinned or guarded", *fixed, self.capacity);
+        let capacity = self.capacity();
+        let largest = (capacity as f64 * LARGEST) as u64;
+        if charge > largest || charge > capacity.saturating_sub(*fixed) {
+            let why = format!("{} of {capacity} bytes are pinned or guarded", *fixed);
             return Err(TierError::Full { tier: TierName::Memory, bytes: blob.size(), why });
         }
         let stay = Arc::new(Stay { pinned: pin.into(), ..Stay::default() });
@@ -223,6 +225,38 @@ impl MemoryTier {
         meter::evicted(TierName::Memory, gone.len() as u64);
         meter::usage(TierName::Memory, self.usage());
         drop(blobs);
+        gone
+    }
+
+    /// Most bytes.
+    pub fn capacity(&self) -> u64 {
+        self.capacity.load(Ordering::Relaxed)
+    }
+
+    /// At most so many bytes from now on; what left for that. In no order, as
+    /// [`evict`](Self::evict). What pins and guards have of it stays. The number of blobs
+    /// is bounded as by the settings, or by less.
+    pub(super) fn resize(&self, capacity: u64) -> Vec<Digest> {
+        let mut fixed = self.fixed.lock();
+        let mut excess = self.cache.weight().saturating_sub(capacity);
+        let mut gone = Vec::new();
+        for (digest, known) in self.cache.iter() {
+            if excess == 0 {
+                break;
+            }
+            if !known.stay.is_asked_for() {
+                excess = excess.saturating_sub(self.charge.of(known.blob.size()));
+                gone.push(digest);
+            }
+        }
+        gone.retain(|digest| self.remove_unguarded(&mut fixed, digest).is_some());
+        // Nothing is left for it to evict by itself, of which nobody would be told.
+        let capacity = capacity.max(self.cache.weight());
+        self.cache.set_capacity(capacity);
+        self.capacity.store(capacity, Ordering::Relaxed);
+        drop(fixed);
+        meter::evicted(TierName::Memory, gone.len() as u64);
+        meter::usage(TierName::Memory, self.usage());
         gone
     }
 
@@ -324,7 +358,7 @@ impl Tier for MemoryTier {
     fn usage(&self) -> Usage {
         let bytes = self.bytes.load(Ordering::Relaxed);
         let entries = self.cache.len() as u64;
-        Usage { bytes, entries, capacity_bytes: Some(self.capacity) }
+        Usage { bytes, entries, capacity_bytes: Some(self.capacity()) }
     }
 }
 
@@ -371,6 +405,23 @@ mod tests {
         let held = tier.lookup(&first.digest()).unwrap();
         assert_eq!(tier.admit(&blob(2, 900), false).unwrap(), [first.digest()]);
         assert_eq!(&*held, &*blob(1, 900));
+    }
+
+    #[test]
+    fn a_smaller_tier_gives_up_what_nothing_keeps_and_a_larger_one_takes_more() {
+        let tier = tier(1000, 10);
+        let pinned = blob(1, 300);
+        tier.admit(&pinned, true).unwrap();
+        (2..8).for_each(|n| assert_eq!(tier.admit(&blob(n, 100), false).unwrap(), []));
+        let gone = tier.resize(450);
+        assert_eq!(gone.len(), 5);
+        assert!(tier.holds(&pinned.digest()) && gone.iter().all(|digest| !tier.holds(digest)));
+        assert_eq!((tier.usage().bytes, tier.capacity()), (400, 450));
+        assert!(tier.admit(&blob(9, 200), false).is_err(), "the pin has most of it");
+        assert_eq!(tier.resize(100).len(), 1, "a pin stays");
+        assert_eq!(tier.capacity(), 300, "and so does its room");
+        assert_eq!(tier.resize(1000), []);
+        assert_eq!(tier.admit(&blob(9, 500), false).unwrap(), []);
     }
 
     proptest! {

@@ -26,7 +26,7 @@ pub use blob::{Blob, BlobError, BlobWriter};
 pub use budget::{Budget, BudgetSettings, Charge, NoRoom, Reclaim};
 pub use clock::{Clock, SystemClock};
 pub use collect::{CollectSettings, Collected, Collector, PackIndex, PackState};
-pub use disk::{DiskCounters, DiskSettings, DiskTier, Piece, Swept};
+pub use disk::{DiskCounters, DiskSettings, DiskTier, Piece, Renewed, Swept};
 pub use eviction::{Candidate, CostAware, EvictionSettings, Lru, Policy, Rank};
 pub use memory::{MemorySettings, MemoryTier};
 pub use object::{ObjectName, ObjectSettings, ObjectTier, StoredPack};

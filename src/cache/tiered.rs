@@ -273,6 +273,11 @@ impl Tiers {
         self.changes.subscribe()
     }
 
+    /// At most so many bytes in memory from now on; what does not fit leaves.
+    pub fn resize_memory(&self, bytes: u64) {
+        notify_lost(&self.memory.resize(bytes), &self.disk, &self.changes);
+    }
+
     /// What all blobs of this process are charged to.
     pub fn budget(&self) -> &Budget {
         &self.budget

@@ -7,7 +7,14 @@
 //! Invariant: a family in which misses were not followed by SETs makes nobody
 //! wait until they are again; what was learned is bounded and only a hint.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use parking_lot::Mutex;
 
@@ -43,7 +50,8 @@ pub(super) enum Outcome {
 
 /// What this node knows of families.
 pub(super) struct Families {
-    wait: Duration,
+    /// Milliseconds.
+    wait: AtomicU64,
     told: Vec<(String, Duration)>,
     learned: Mutex<HashMap<Family, Record>>,
 }
@@ -78,12 +86,22 @@ impl Record {
 impl Families {
     /// `wait` for every key, but what `told` says for those that match first.
     pub(super) fn new(wait: Duration, told: Vec<(String, Duration)>) -> Self {
-        Self { wait, told, learned: Mutex::default() }
+        Self { wait: AtomicU64::new(millis(wait)), told, learned: Mutex::default() }
+    }
+
+    /// How long a GET waits of whose family nothing else was told.
+    pub(super) fn usual_wait(&self) -> Duration {
+        Duration::from_millis(self.wait.load(Ordering::Relaxed))
+    }
+
+    /// So long from now on.
+    pub(super) fn set_usual_wait(&self, wait: Duration) {
+        self.wait.store(millis(wait), Ordering::Relaxed);
     }
 
     /// The longest wait of any key.
     pub(super) fn longest(&self) -> Duration {
-        self.told.iter().map(|(_, wait)| *wait).fold(self.wait, Duration::max)
+        self.told.iter().map(|(_, wait)| *wait).fold(self.usual_wait(), Duration::max)
     }
 
     /// How long a GET of `key` may wait; zero: not at all.
@@ -96,7 +114,7 @@ impl Families {
         // Of a family that is new, its parent tells what to expect.
         let known = learned.get(family).or_else(|| learned.get(&parent(family)));
         match known.is_none_or(|record| record.waits()) {
-            true => self.wait,
+            true => self.usual_wait(),
             false => Duration::ZERO,
         }
     }
@@ -111,6 +129,10 @@ impl Families {
             learned.entry(family).or_default().count(outcome);
         }
     }
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// The family of `key`.

@@ -85,6 +85,16 @@ impl Resp {
         tokio::join!(names, quorum);
     }
 
+    /// How long a GET waits for another client's SET, where nothing else was told or learned.
+    pub fn wait(&self) -> Duration {
+        self.values.families.usual_wait()
+    }
+
+    /// So long from now on.
+    pub fn set_wait(&self, wait: Duration) {
+        self.values.families.set_usual_wait(wait);
+    }
+
     /// Serves TCP clients until `stop`.
     pub async fn serve_tcp(self: Arc<Self>, listener: TcpListener, stop: CancellationToken) {
         self.serve(listener.into(), stop).await;

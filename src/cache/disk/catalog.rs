@@ -5,6 +5,8 @@
 //! those that are neither pinned nor guarded, nor pieces of a whole that is. A piece
 //! goes after every whole here that is known to refer to it.
 
+mod tune;
+
 use std::collections::{BTreeSet, HashMap, HashSet};
 
 use kiln_proto::Digest;

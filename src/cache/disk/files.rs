@@ -100,6 +100,18 @@ impl Files {
         self.root.join("blobs").join(&name[..2]).join(&name[2..])
     }
 
+    /// `blobs`, `tmp` or `quarantine`.
+    pub(super) fn folder(&self, name: &str) -> PathBuf {
+        self.root.join(name)
+    }
+
+    /// Bytes of the device, and what it has left for us.
+    pub(super) fn device_bytes(&self) -> io::Result<(u64, u64)> {
+        let stat = rustix::fs::statvfs(&self.root)?;
+        let bytes = |blocks: u64| blocks.saturating_mul(stat.f_frsize);
+        Ok((bytes(stat.f_blocks), bytes(stat.f_bavail)))
+    }
+
     /// Bytes that the device has left for us.
     pub(super) fn free_bytes(&self) -> io::Result<u64> {
         let stat = rustix::fs::statvfs(&self.root)?;
@@ -192,6 +204,11 @@ impl Files {
             }
         }
         Ok(())
+    }
+
+    /// Whether the file is there with so many bytes.
+    pub(super) fn check_size(&self, digest: &Digest, size: u64) -> Result<(), ReadError> {
+        self.open_sized(digest, size).map(drop)
     }
 
     fn open_sized(&self, digest: &Digest, size: u64) -> Result<File, ReadError> {

@@ -50,6 +50,8 @@ pub(super) struct Counters {
     pub(super) evicted: AtomicU64,
     pub(super) lost: AtomicU64,
     pub(super) index_writes: AtomicU64,
+    pub(super) operations: AtomicU64,
+    pub(super) errors: AtomicU64,
 }
 
 /// Room that was set aside; given back unless it is used.
@@ -214,9 +216,18 @@ impl Store {
         self.health.lock().clone()
     }
 
+    /// The device works again.
+    pub(super) fn recovered(&self) {
+        *self.health.lock() = Health::Up;
+    }
+
     /// Counts a failure and remembers it until the next write that goes well.
     pub(super) fn judge<T>(&self, result: &Result<T, TierError>) {
+        self.counters.operations.fetch_add(1, Ordering::Relaxed);
         let Err(e) = result else { return };
+        if let TierError::Io { .. } = e {
+            self.counters.errors.fetch_add(1, Ordering::Relaxed);
+        }
         meter::failed(e);
         let capacity = self.usage().capacity_bytes.unwrap_or(u64::MAX);
         let fault = match e {

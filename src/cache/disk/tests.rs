@@ -414,3 +414,41 @@ async fn uses_are_written_in_batches() {
     let used = |n: usize| tier.store.catalog.lock().get(&blobs[n].digest()).unwrap().last_used_ms;
     assert_eq!((used(0), used(9)), (60_000, 0), "closing writes them");
 }
+
+#[tokio::test]
+async fn a_renewal_sweeps_and_drops_what_is_not_whole() {
+    let folder = Folder::new(1 << 20);
+    let tier = folder.open();
+    let (whole, torn, gone) = (blob(1, 1000), blob(2, 1000), blob(3, 1000));
+    for blob in [&whole, &torn, &gone] {
+        tier.put(blob, normal()).await.unwrap();
+    }
+    flip_a_byte(&folder.file(&torn));
+    fs::remove_file(folder.file(&gone)).unwrap();
+    fs::write(folder.settings.path.join("quarantine/old"), b"bad").unwrap();
+    let renewed = tier.renew().await.unwrap();
+    let expected =
+        Renewed { quarantined: 1, temporaries: 0, dropped: 2, verified: 1, complete: true };
+    assert_eq!(renewed, expected);
+    assert!(tier.holds(&whole.digest()));
+    assert!(!tier.holds(&torn.digest()) && !tier.holds(&gone.digest()));
+    assert_eq!(folder.count("quarantine"), 1, "what is torn now can be looked at");
+}
+
+#[tokio::test]
+async fn a_disk_that_takes_no_writes_is_seen_by_a_probe_and_well_after_a_renewal() {
+    let folder = Folder::new(1 << 20);
+    let tier = folder.open();
+    let temporary = folder.settings.path.join("tmp");
+    fs::remove_dir(&temporary).unwrap();
+    fs::write(&temporary, b"").unwrap();
+    assert!(tier.probe().await.is_err());
+    assert!(tier.renew().await.is_err());
+    assert!(matches!(tier.health(), Health::Down { .. }));
+    let counters = tier.counters();
+    assert_eq!((counters.operations, counters.errors), (2, 2));
+    fs::remove_file(&temporary).unwrap();
+    tier.renew().await.unwrap();
+    assert_eq!(tier.health(), Health::Up);
+    assert!(tier.probe().await.unwrap() > Duration::ZERO);
+}
