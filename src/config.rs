@@ -6,6 +6,7 @@
 
 mod credentials;
 mod load;
+mod monitor;
 mod prewarm;
 mod publish;
 mod trace;
@@ -18,6 +19,7 @@ use serde::{Deserialize, Serialize};
 
 pub use credentials::Credentials;
 pub use load::{ConfigError, Layers, environment_names};
+pub use monitor::{AlertsConfig, MonitorConfig, OptimizerConfig};
 pub use prewarm::PrewarmConfig;
 pub use publish::{Copies, PublishConfig};
 pub use trace::TraceConfig;
@@ -73,6 +75,12 @@ pub struct Config {
     pub log: LogConfig,
     /// Traces of requests, for an OpenTelemetry collector.
     pub trace: TraceConfig,
+    /// How the node watches itself.
+    pub monitor: MonitorConfig,
+    /// What the monitor may change.
+    pub optimizer: OptimizerConfig,
+    /// Who is told of what is wrong.
+    pub alerts: AlertsConfig,
 }
 
 /// How an empty node finds its cluster; ignored once it has an identity.
@@ -296,6 +304,9 @@ impl Default for Config {
             namespace: NamespaceConfig::default(),
             log: LogConfig::default(),
             trace: TraceConfig::default(),
+            monitor: MonitorConfig::default(),
+            optimizer: OptimizerConfig::default(),
+            alerts: AlertsConfig::default(),
         }
     }
 }

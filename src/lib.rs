@@ -6,6 +6,7 @@
 //! | module | what it is |
 //! |---|---|
 //! | [`node`] | everything that exists in a node, in the order it is built |
+//! | [`monitor`] | watches the node, tunes it within bounds, tells of what is wrong |
 //! | [`service`] | gRPC and HTTP: translate, bound, ask the manager |
 //! | [`resp`] | the port for Redis clients: values of other tools, single flight |
 //! | [`manager`] | lookup, lease, compile, publish: the one place that joins the rest |
@@ -21,6 +22,7 @@
 //! | [`telemetry`] | the table of metrics, traces to a collector |
 //! | [`dashboard`] | what the cluster is about, for people: a page, and `kiln top` |
 //! | [`gate`] | whether this node takes what it would have to keep |
+//! | [`emergency`] | what this node does without while it does not work |
 //! | `kiln_cluster` | the Raft-replicated index, leases, membership |
 //! | `kiln_proto` | the shared vocabulary and the wire format |
 //!
@@ -43,11 +45,13 @@ pub mod counters;
 #[cfg(feature = "crash-points")]
 pub mod crash;
 pub mod dashboard;
+pub mod emergency;
 pub mod error;
 pub mod exec;
 pub mod gate;
 pub mod identity;
 pub mod manager;
+pub mod monitor;
 mod net;
 pub mod node;
 pub mod prewarm;

@@ -10,6 +10,7 @@ mod client;
 mod cluster;
 mod compile;
 mod dev;
+mod emergency;
 mod error;
 mod exec;
 mod explain;
@@ -21,6 +22,7 @@ mod inspect;
 mod keys;
 mod ls;
 mod metrics;
+mod monitor;
 mod output;
 mod pieces;
 mod pin;
@@ -77,6 +79,8 @@ enum Command {
     Metrics(metrics::Metrics),
     Top(top::Top),
     Explain(explain::Explain),
+    Monitor(monitor::Monitor),
+    Emergency(emergency::EmergencyArgs),
 }
 
 /// What every client command takes.
@@ -141,6 +145,8 @@ impl Command {
             Self::Plan(command) => client(command.run()),
             Self::Metrics(command) => client(command.run()),
             Self::Explain(command) => command.run(),
+            Self::Monitor(command) => client(command.run()),
+            Self::Emergency(command) => client(command.run()),
             // Its exit code is its command's.
             Self::Run(command) => return command.run(),
             Self::Top(command) => client(command.run()),
@@ -166,6 +172,8 @@ impl Command {
             Self::Plan(command) => command.client.json,
             Self::Metrics(command) => command.client.json,
             Self::Explain(command) => command.json,
+            Self::Monitor(command) => command.client.json,
+            Self::Emergency(command) => command.client.json,
             // stdout is its command's: its own errors go to stderr as text.
             Self::Run(_) => false,
             Self::Top(command) => command.client.json,

@@ -47,8 +47,10 @@ fn for_people(view: &StatusView) -> String {
     };
     let leaving = view.leaving.map(|left| format!("\nLEAVING: reads only; {left}"));
     let leaving = leaving.unwrap_or_default();
+    let emergency = view.emergency.as_ref().map(|mode| format!("\nEMERGENCY: {mode}"));
+    let emergency = emergency.unwrap_or_default();
     let mut parts = vec![format!(
-        "node {} ({}, kiln {})\nleader: {leader}, term {}, applied {}{state}{leaving}\nentries: {}",
+        "node {} ({}, kiln {})\nleader: {leader}, term {}, applied {}{state}{leaving}{emergency}\nentries: {}",
         view.node, view.role, view.version, view.term, view.applied, view.entries
     )];
     let node = |node: &NodeView| {
@@ -118,7 +120,29 @@ mod tests {
             counters: vec![pb::Counter { name: "compiles".into(), value: 3 }],
             signers: vec![pb::Signer { node: 1, key: vec![0xab; 32].into() }],
             leaving: None,
+            emergency: None,
         }
+    }
+
+    #[test]
+    fn what_a_node_does_without_is_plain_to_see() {
+        let cause = pb::EmergencyCause {
+            by: "monitor".into(),
+            why: "all fail".into(),
+            since_unix_ms: 1_000,
+        };
+        let emergency = Some(pb::EmergencyMode { compilers: Some(cause), cache: None });
+        let view = StatusView::from(pb::StatusResponse { emergency, ..status() });
+        let text = for_people(&view);
+        assert!(
+            text.contains(
+                "EMERGENCY: compilers off since 1970-01-01T00:00:01Z by monitor: all fail"
+            ),
+            "{text}"
+        );
+        let json = serde_json::to_value(view).unwrap();
+        let cause = serde_json::json!({"by": "monitor", "why": "all fail", "since_unix_ms": 1000});
+        assert_eq!(json["emergency"], serde_json::json!({"compilers": cause, "cache": null}));
     }
 
     #[test]

@@ -9,6 +9,7 @@ use kiln_proto::{Component, Difference, FileEntry, Manifest, PieceRef, pb};
 use serde::Serialize;
 
 use super::{
+    emergency::ModeView,
     fallback::{FallbackView, TriedView},
     pieces::{self, PieceView},
     progress,
@@ -154,6 +155,9 @@ pub(crate) struct StatusView {
     /// What a node that leaves has to see to yet; not there while it stays.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) leaving: Option<LeavingView>,
+    /// What the node does without; not there while it does without nothing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) emergency: Option<ModeView>,
 }
 
 /// What no other place took over from a node that leaves.
@@ -333,6 +337,7 @@ impl From<pb::StatusResponse> for StatusView {
             counters: status.counters.into_iter().map(|c| (c.name, c.value.into())).collect(),
             signers: status.signers.into_iter().map(|s| (s.node, hex::encode(s.key))).collect(),
             leaving: status.leaving.map(Into::into),
+            emergency: status.emergency.map(Into::into),
         }
     }
 }

@@ -29,7 +29,7 @@ const INTERPRETER: &str = "1";
 pub struct EagerCompiler;
 
 impl EagerCompiler {
-    /// The name by which a request selects it.
+    /// The name by which a request selects it: it alone runs in no process of its own.
     pub const NAME: &'static str = "eager";
 }
 

@@ -25,6 +25,7 @@ impl Config {
         self.check_object(&mut wrong);
         self.check_resp(&mut wrong);
         self.trace.check(&mut wrong);
+        self.check_monitor(&mut wrong);
         if let Err(e) = tracing_subscriber::EnvFilter::try_new(&self.log.level) {
             wrong.push(format!("log.level: {e}; write info, or info,kiln=debug"));
         }

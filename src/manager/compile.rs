@@ -27,7 +27,7 @@ use super::{
 };
 use crate::{
     check::Verify,
-    compiler::{Compiler, Piecewise, Prepared},
+    compiler::{Compiler, EagerCompiler, Piecewise, Prepared},
     error::Error,
     step,
 };
@@ -75,7 +75,7 @@ impl Manager {
         let key = prepared.components.key();
         tell(key, &Stage::Acquiring);
         tell(key, &Stage::Planned(prepared.clone()));
-        if request.disable_cache {
+        if request.disable_cache || self.emergency.is_cache_off() {
             let bounds = (request.verify, request.deadline);
             return self.compile_alone(&*compiler, &prepared, bounds, tell).await;
         }
@@ -161,6 +161,10 @@ impl Manager {
         };
         if elsewhere.is_none() {
             self.gate.check()?;
+            // No lease that others would wait for, where nothing could come of it.
+            if self.emergency.refuses() && compiler.name() != EagerCompiler::NAME {
+                self.emergency.may_compile()?;
+            }
         }
         let (manager, verify, kept) = (self.clone(), request.verify, request.clone());
         let (flight, started) = self.flights.join(key, Stage::Acquiring, |progress| {

@@ -28,6 +28,7 @@ mod ladder;
 mod latency;
 mod learned;
 mod misses;
+mod observed;
 mod pieces;
 mod produce;
 mod publish;
@@ -38,6 +39,7 @@ mod route;
 mod single_flight;
 mod stage;
 mod stored;
+mod tuned;
 mod under_way;
 mod wire;
 
@@ -56,6 +58,7 @@ pub use self::{
     hand_over::OnlyHere,
     ladder::{Event, Fallback, FallbackPolicy, Rung, Tried},
     latency::BUCKETS,
+    observed::{Observed, Runs, Seen},
     pieces::{PieceReport, PieceStage, Puller},
     recent::{Cause, Miss, Recent, VALUE},
     report::Reporter,
@@ -68,11 +71,13 @@ use self::{
     ladder::{Behind, Events, Remembered},
     learned::Learned,
     pieces::{Made, OwnLists, Whole, all_failed},
+    tuned::Tuned,
 };
 use crate::{
     cache::{Hints, Priority, Tiers},
     check::Checker,
-    compiler::Compilers,
+    compiler::{Compilers, Limits},
+    emergency::Emergency,
     gate::Gate,
 };
 
@@ -128,6 +133,9 @@ pub struct Manager {
     /// What died here a moment ago.
     remembered: Remembered,
     stop: CancellationToken,
+    emergency: Emergency,
+    observed: Observed,
+    tuned: Tuned,
 }
 
 /// What a [`Manager`] is made of.
@@ -154,13 +162,16 @@ pub struct Parts {
     pub counters: Arc<Counters>,
     /// Ends compiles in progress.
     pub stop: CancellationToken,
+    /// What this node does without at present.
+    pub emergency: Emergency,
 }
 
 impl Manager {
     /// A manager over its parts.
     pub fn new(parts: Parts) -> Self {
         let Parts { settings, identity, index, tiers, fetcher, compilers, checker, .. } = parts;
-        let Parts { gate, reporter, counters, stop, .. } = parts;
+        let Parts { gate, reporter, counters, stop, emergency, .. } = parts;
+        let tuned = Tuned::new(&settings.limits);
         let verified =
             quick_cache::sync::Cache::with_weighter(VERIFIED_MANIFESTS, VERIFIED_BYTES, Size);
         let flights = SingleFlight::default();
@@ -186,6 +197,9 @@ impl Manager {
             events: Events::default(),
             remembered: Remembered::default(),
             stop,
+            emergency,
+            observed: Observed::default(),
+            tuned,
         }
     }
 
@@ -197,6 +211,31 @@ impl Manager {
     /// What happened lately.
     pub fn recent(&self) -> &Recent {
         &self.recent
+    }
+
+    /// A client publishes a key, whatever comes of that.
+    pub fn note_publication(&self, key: &ArtifactKey) {
+        self.observed.published(self.reporter.was_hit_lately(key));
+    }
+
+    /// The limits of a compile that begins now.
+    pub fn limits(&self) -> Limits {
+        self.tuned.apply(&self.settings.limits)
+    }
+
+    /// Bytes of memory that a compile may have from now on.
+    pub fn set_compile_memory(&self, bytes: u64) {
+        self.tuned.set_memory(bytes);
+    }
+
+    /// What was seen since it was last taken.
+    pub fn observed(&self) -> &Observed {
+        &self.observed
+    }
+
+    /// What this node does without at present.
+    pub fn emergency(&self) -> &Emergency {
+        &self.emergency
     }
 
     /// The compilers of this node.

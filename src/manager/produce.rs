@@ -11,7 +11,7 @@ use tracing::Instrument;
 
 use super::{Answer, Found, Made, Manager, Outcome};
 use crate::{
-    compiler::{Compiler, Output, Prepared},
+    compiler::{Compiler, EagerCompiler, Output, Prepared},
     error::Error,
     step,
 };
@@ -87,10 +87,18 @@ impl Manager {
         compiler: &dyn Compiler,
         prepared: &Prepared,
     ) -> Result<Output, Error> {
+        // The interpreter is no process, and always there.
+        let is_process = compiler.name() != EagerCompiler::NAME;
+        if is_process {
+            self.emergency.may_compile()?;
+        }
         let started = Instant::now();
-        let compiling = compiler.compile(prepared, &self.settings.limits, self.stop.child_token());
-        let name = compiler.name();
+        let (limits, name) = (self.limits(), compiler.name());
+        let compiling = compiler.compile(prepared, &limits, self.stop.child_token());
         let output = compiling.instrument(step!("compile", compiler = name)).await;
+        if is_process && !self.stop.is_cancelled() {
+            self.observed.ran(name, &output);
+        }
         let seconds = output.as_ref().ok().map(|_| started.elapsed().as_secs_f64());
         self.counters.ran(compiler.name(), seconds);
         if output.is_err() && self.stop.is_cancelled() {

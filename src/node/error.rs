@@ -29,6 +29,9 @@ pub enum NodeError {
     /// The index cannot be opened or joined.
     #[error("open the index: {0}")]
     Cluster(#[from] ClusterError),
+    /// A receiver of alerts cannot be told: mend `alerts` in the configuration.
+    #[error("alerts.{0}: {1}")]
+    Alerts(&'static str, String),
     /// The index's storage failed while the node ran: look at its disk, then start
     /// the node again; it replays its log.
     #[error("the node stopped: {0}")]

@@ -4,6 +4,7 @@
 //! configuration.
 
 use std::{
+    collections::BTreeMap,
     num::NonZero,
     path::{Path, PathBuf},
     sync::Arc,
@@ -12,6 +13,7 @@ use std::{
 
 use bytesize::ByteSize;
 use kiln_cluster::{NodeFacts, Settings as ClusterSettings, Start, Timings};
+use kiln_proto::NodeId;
 
 use super::NodeError;
 use crate::{
@@ -25,7 +27,9 @@ use crate::{
         ToolchainSettings,
     },
     config::{self, CollectConfig, Config, EvictionPolicy},
-    manager, resp,
+    manager,
+    monitor::{Bounds, CoreSettings, Form, Knob, MonitorSettings, Receiver, Rules, WindowSettings},
+    resp,
     telemetry::trace,
 };
 
@@ -160,6 +164,64 @@ pub(super) fn resp(config: &Config) -> resp::Settings {
         namespace: config.namespace.default.clone(),
         progress: RESP_PROGRESS,
     }
+}
+
+/// How the node watches itself.
+pub(super) fn monitor(config: &Config, node: NodeId) -> MonitorSettings {
+    let (monitor, optimizer) = (&config.monitor, &config.optimizer);
+    MonitorSettings {
+        every: monitor.every,
+        emergency: monitor.emergency,
+        core: CoreSettings {
+            node,
+            windows: WindowSettings { cycles: monitor.window, enough: monitor.enough },
+            rules: Rules {
+                apply: optimizer.apply,
+                judged_after: optimizer.judged_after,
+                rest: optimizer.rest,
+            },
+            bounds: bounds(config),
+        },
+    }
+}
+
+/// How far the optimizer may go, with 0 resolved.
+fn bounds(config: &Config) -> Bounds {
+    let optimizer = &config.optimizer;
+    let or = |set: u64, else_: u64| if set == 0 { else_ } else { set };
+    let workers = |configured: usize| {
+        let (least, configured) = (optimizer.workers_min as u64, configured as u64);
+        (least, or(optimizer.workers_max as u64, configured.saturating_mul(2)))
+    };
+    let (memory, disk) = (config.memory.bytes, config.disk.bytes);
+    let (wait, limit) = (config.resp.wait, config.compile.memory_limit);
+    let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+    let mut bounds = BTreeMap::from([
+        (Knob::CompileWorkers, workers(config.concurrency())),
+        (Knob::PythonWorkers, workers(config.compile.python_workers)),
+        (Knob::MemoryBytes, (or(optimizer.memory_min, memory / 4), memory)),
+        (Knob::DiskBytes, (or(optimizer.disk_min, disk / 2), or(optimizer.disk_max, disk))),
+        (Knob::RespWait, (millis(optimizer.wait_min.min(wait)), millis(wait))),
+        (Knob::CompileMemory, (limit, or(optimizer.compile_memory_max, limit.saturating_mul(2)))),
+        (Knob::CleanUp, (0, 0)),
+    ]);
+    if optimizer.policy {
+        bounds.insert(Knob::Eviction, (0, 1));
+    }
+    Bounds(bounds)
+}
+
+/// Who is told of alerts.
+pub(super) fn receivers(config: &Config) -> Result<Vec<Receiver>, NodeError> {
+    let named = [
+        (Form::Webhook, &config.alerts.webhook),
+        (Form::Alertmanager, &config.alerts.alertmanager),
+    ];
+    let named = named.into_iter().filter_map(|(form, url)| Some((form, url.as_ref()?)));
+    let receiver = |(form, url): (Form, &String)| {
+        Receiver::new(form, url).map_err(|why| NodeError::Alerts(form.name(), why))
+    };
+    named.map(receiver).collect()
 }
 
 /// The manager's settings.

@@ -16,10 +16,11 @@ use super::{
 };
 use crate::{
     cache::{Arrivals, Tiers},
-    config::Config,
+    config::{Config, EvictionPolicy},
     counters::CounterSource,
     dashboard::{Dashboard, Sources},
     manager::{self, Fetcher, Manager, Puller, Reporter},
+    monitor::{self, Controls, Monitor, Sampler},
     net,
     prewarm::Prewarm,
     resp,
@@ -92,6 +93,7 @@ impl Services {
             reporter: reporter.clone(),
             counters,
             stop: tasks.stop.clone(),
+            emergency: readiness.emergency().clone(),
         }));
         let arrivals = Arrivals::new(tiers.budget().clone());
         let sockets = Vec::new();
@@ -99,7 +101,7 @@ impl Services {
             Shared { config, cluster, index, tiers, fetcher, manager, reporter, arrivals, sockets };
 
         shared.serve_bytes(transfer, descriptors.bytes, tasks)?;
-        let resp_counters = shared.serve_resp(resp, tasks)?;
+        let (resp, resp_counters) = shared.serve_resp(resp, tasks)?;
         shared.keep_object_store(tasks);
         shared.follow(node, facts.clone(), tasks);
         shared.take_pieces(tasks);
@@ -107,6 +109,7 @@ impl Services {
 
         let counters: Vec<Arc<dyn CounterSource>> =
             vec![shared.manager.counters().clone(), resp_counters];
+        let monitor = shared.monitor(node, resp, counters.clone(), tasks)?;
         let dashboard = shared.show(node, counters.clone(), tasks);
         page.page.open(dashboard.clone());
 
@@ -127,6 +130,7 @@ impl Services {
             counters,
             meters: page.metrics.clone(),
             dashboard,
+            monitor,
         });
         readiness.has_services();
         let ready = ReadyInfo {
@@ -209,7 +213,7 @@ impl Shared<'_> {
         &mut self,
         listener: Option<TcpListener>,
         tasks: &mut Tasks,
-    ) -> Result<Arc<resp::Counters>, NodeError> {
+    ) -> Result<(Arc<resp::Resp>, Arc<resp::Counters>), NodeError> {
         let (config, counters) = (self.config, Arc::<resp::Counters>::default());
         let resp_parts = resp::Parts {
             index: self.index.clone(),
@@ -233,9 +237,9 @@ impl Shared<'_> {
             tasks.spawn(resp.clone().serve_unix(listener, tasks.stop.clone()));
         }
         if served {
-            tasks.spawn(resp.follow(tasks.stop.clone()));
+            tasks.spawn(resp.clone().follow(tasks.stop.clone()));
         }
-        Ok(counters)
+        Ok((resp, counters))
     }
 
     /// Uploads to L3, and its collector.
@@ -293,6 +297,30 @@ impl Shared<'_> {
         };
         let stop = tasks.stop.clone();
         Dashboard::start(sources, &stop, |task| tasks.spawn(task))
+    }
+
+    /// What watches all of this, and whom it tells.
+    fn monitor(
+        &self,
+        node: NodeId,
+        resp: Arc<resp::Resp>,
+        counters: Vec<Arc<dyn CounterSource>>,
+        tasks: &mut Tasks,
+    ) -> Result<Monitor, NodeError> {
+        let (manager, tiers) = (|| self.manager.clone(), || self.tiers.clone());
+        let sampler = Sampler::new(manager(), tiers(), counters);
+        let lru = self.config.disk.policy == EvictionPolicy::Lru;
+        let controls = Controls::new(manager(), tiers(), resp, lru);
+        let receivers = parts::receivers(self.config)?;
+        for receiver in &receivers {
+            tasks.spawn(receiver.clone().run(tasks.stop.clone()));
+        }
+        let settings = parts::monitor(self.config, node);
+        let emergency = self.manager.emergency().clone();
+        let stop = tasks.stop.clone();
+        let (monitor, task) = monitor::run(settings, sampler, controls, receivers, emergency, stop);
+        tasks.spawn(task);
+        Ok(monitor)
     }
 
     /// Late, unlike the ports: a client takes a socket that exists for one that answers.

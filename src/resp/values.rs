@@ -127,7 +127,7 @@ impl Values {
     /// Whether the cluster cannot answer, or not this node any more: what it has is then
     /// what it may say, or nothing at all if it left.
     pub(super) fn is_cut_off(&self) -> bool {
-        self.quorum.is_lost() || self.has_left()
+        self.quorum.is_lost() || self.is_off()
     }
 
     /// A node that left never hears of an overwrite again: to its clients nothing is
@@ -136,13 +136,18 @@ impl Values {
         self.parts.cluster.has_left()
     }
 
+    /// Whether nothing is read or kept: this node left, or its cache is off.
+    fn is_off(&self) -> bool {
+        self.has_left() || self.parts.manager.emergency().is_cache_off()
+    }
+
     pub(super) fn count(&self, count: Count) {
         self.parts.counters.add(count);
     }
 
     /// The value of `key`, if it is in memory and known to be the latest.
     pub(super) fn known(&self, key: &ArtifactKey) -> Option<Blob> {
-        if self.has_left() {
+        if self.is_off() {
             return None;
         }
         let blob = self.parts.tiers.memory().lookup(&self.names.pack(key)?)?;
@@ -185,7 +190,7 @@ impl Values {
     }
 
     async fn look(&self, key: &ArtifactKey) -> Option<Entry> {
-        if self.has_left() {
+        if self.is_off() {
             return None;
         }
         let found = self.parts.index.lookup(key).await;
@@ -266,6 +271,10 @@ impl Values {
             self.failed(&value::shown(&set.name), &Error::Left);
             return Stored::No;
         }
+        if self.is_off() {
+            self.failed(&value::shown(&set.name), &"the cache of this node is off");
+            return Stored::No;
+        }
         let inside = match self.parts.manager.gate().enter() {
             Ok(inside) => inside,
             Err(error) => {
@@ -310,6 +319,7 @@ impl Values {
         };
         let manifest = value::manifest(&namespace, &name, value.digest(), value.size(), seconds);
         let key = manifest.key;
+        self.parts.manager.note_publication(&key);
         // An earlier write that is under way must not come after this one.
         let already = match turn.is_alone() {
             true => self.has_already(&key, &value, mode).await,

@@ -17,8 +17,8 @@ use tonic::{Request, Response, Status, Streaming};
 use tracing::Instrument;
 
 use super::{
-    compile, explain, fetch, gather, leases, overview, parts::Parts, plan, publish, restore,
-    status, wire,
+    compile, explain, fetch, gather, leases, monitor, overview, parts::Parts, plan, publish,
+    restore, status, wire,
 };
 use crate::{error::Error, scan};
 
@@ -128,6 +128,7 @@ impl Kiln for Api {
         let mut chunks = request.into_inner();
         let publish::Announced { under, manifest } =
             publish::announced(&mut chunks, parts.patience).await?;
+        parts.manager.note_publication(&manifest.key);
         let (committed, manifest) = match under {
             publish::Under::Lease(token, grant) => {
                 let lease = self.leases.get(token, &grant)?;
@@ -278,6 +279,27 @@ impl Kiln for Api {
         let voters = request.into_inner().voters;
         let changed = self.parts()?.cluster.set_voters(voters).await.map_err(Error::from)?;
         Ok(Response::new(pb::SetVotersResponse { changed }))
+    }
+
+    async fn monitor(&self, _: Request<pb::MonitorRequest>) -> Reply<pb::MonitorResponse> {
+        let report = self.parts()?.monitor.report();
+        Ok(Response::new(monitor::report(&report)))
+    }
+
+    async fn undo(&self, request: Request<pb::UndoRequest>) -> Reply<pb::UndoResponse> {
+        let told = self.parts()?.monitor.undo(request.into_inner().decision).await;
+        let done = told.map_err(Status::failed_precondition)?;
+        Ok(Response::new(pb::UndoResponse { done }))
+    }
+
+    async fn emergency(
+        &self,
+        request: Request<pb::EmergencyRequest>,
+    ) -> Reply<pb::EmergencyResponse> {
+        let parts = self.parts()?;
+        monitor::turn(&parts.monitor, request.into_inner()).await?;
+        let mode = parts.monitor.emergency().mode();
+        Ok(Response::new(pb::EmergencyResponse { mode: Some((&mode).into()) }))
     }
 
     async fn restore(&self, request: Request<pb::RestoreRequest>) -> Reply<pb::RestoreResponse> {

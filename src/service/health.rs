@@ -24,7 +24,7 @@ use tonic_health::pb::{
     health_server::{Health, HealthServer},
 };
 
-use crate::{error::Error, gate::Gate};
+use crate::{emergency::Emergency, error::Error, gate::Gate};
 
 /// How soon who watches hears of a change.
 const LOOK: Duration = Duration::from_secs(1);
@@ -35,6 +35,7 @@ pub struct Readiness {
     cluster: Arc<OnceLock<Arc<Cluster>>>,
     opened: Arc<AtomicBool>,
     gate: Gate,
+    emergency: Emergency,
 }
 
 impl Readiness {
@@ -52,6 +53,11 @@ impl Readiness {
     /// Whether this node takes publications.
     pub fn gate(&self) -> &Gate {
         &self.gate
+    }
+
+    /// What this node does without at present.
+    pub fn emergency(&self) -> &Emergency {
+        &self.emergency
     }
 
     /// This member, once its data folder is open.

@@ -115,6 +115,11 @@ async fn ready(State(http): State<Arc<Http>>) -> (StatusCode, Json<Value>) {
         "node": status.node, "role": super::wire::role(cluster, status.role),
         "leader": status.leader, "quorum": status.quorum, "applied": status.applied,
     });
+    // So does one without its compilers or its cache.
+    let mode = http.readiness.emergency().mode();
+    if !mode.is_normal() {
+        body["emergency"] = json!(mode);
+    }
     // Without quorum the node still answers from what it has: ready for reads.
     let Some(reason) = http.readiness.why_not() else { return (StatusCode::OK, Json(body)) };
     body["reason"] = json!(reason);

@@ -15,6 +15,7 @@ pub mod http;
 mod leases;
 mod messages;
 mod meters;
+mod monitor;
 mod observe;
 mod overview;
 mod parts;

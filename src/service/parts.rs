@@ -16,6 +16,7 @@ use crate::{
     dashboard::Dashboard,
     error::Error,
     manager::{Manager, Request},
+    monitor::Monitor,
 };
 
 /// The parts of the node that calls ask.
@@ -46,6 +47,8 @@ pub struct Parts {
     pub counters: Vec<Arc<dyn CounterSource>>,
     /// What is shown of the cluster.
     pub dashboard: Arc<Dashboard>,
+    /// What the node sees of itself.
+    pub monitor: Monitor,
 }
 
 impl Parts {

@@ -45,5 +45,12 @@ pub(super) fn status(parts: &Parts) -> pb::StatusResponse {
             .map(|(node, key)| pb::Signer { node, key: key.to_bytes().to_vec().into() })
             .collect(),
         leaving: parts.departure.progress().map(Into::into),
+        emergency: emergency(parts),
     }
+}
+
+/// Absent where the node does without nothing.
+fn emergency(parts: &Parts) -> Option<pb::EmergencyMode> {
+    let mode = parts.monitor.emergency().mode();
+    (!mode.is_normal()).then(|| (&mode).into())
 }

@@ -28,6 +28,7 @@ mod layers;
 mod leave;
 mod membership;
 mod metrics;
+mod monitor;
 mod nodes;
 mod objects;
 mod order;

@@ -161,8 +161,9 @@ impl Puller {
         self.requests.keep(&lists.iter().map(|list| list.request).collect());
         self.held.retain(|(token, _)| live.contains(token));
         let mut idle = Idle::default();
-        // A node that leaves takes nothing that it would have to hand over.
-        if self.manager.gate.check().is_err() {
+        // A node that leaves takes nothing that it would have to hand over, and one without
+        // compilers nothing at all.
+        if self.manager.gate.check().is_err() || self.manager.emergency.refuses() {
             idle.later = true;
             return Err(idle);
         }
