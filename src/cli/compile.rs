@@ -70,7 +70,7 @@ pub(crate) struct Compile {
     #[arg(long, value_name = "TIME", value_parser = deadline)]
     deadline: Option<Duration>,
     /// Tell how it is compiled, and why so: in one compile or in pieces, with what each
-    /// was thought to take.
+    /// was thought to take; and what was tried before it.
     #[arg(long)]
     explain: bool,
     /// How to tell on stderr what happens meanwhile; auto: a spinner and a bar for each
@@ -130,6 +130,9 @@ impl Compile {
                         output::line(format_args!("not verified: {why}"))?;
                     }
                     self.explain(&view.strategy, &view.reasons, &view.pieces)?;
+                    for tried in view.tried.iter().filter(|_| self.explain) {
+                        output::line(tried)?;
+                    }
                     for size in &view.sizes {
                         output::line(size)?;
                         self.explain(&size.strategy, &[], &size.pieces)?;

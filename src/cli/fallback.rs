@@ -2,6 +2,8 @@
 //!
 //! Invariant: a field printed once is never renamed or dropped.
 
+use std::fmt;
+
 use kiln_proto::pb;
 use serde::Serialize;
 
@@ -53,6 +55,16 @@ impl FallbackView {
             tried.join("; "),
             seconds(self.valid_seconds),
         )
+    }
+}
+
+/// `tried pieces: C004 timeout: ... (12.00 s)`.
+impl fmt::Display for TriedView {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { rung, error, seconds: took, .. } = self;
+        let code = error.code.as_deref().unwrap_or_default();
+        let line = error.message.lines().next().unwrap_or_default();
+        write!(f, "tried {rung}: {code} {}: {line} ({})", error.kind, seconds(*took))
     }
 }
 

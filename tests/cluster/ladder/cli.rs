@@ -43,8 +43,9 @@ async fn a_fallback_ends_well_and_says_so_on_both_sides() {
     assert!(told["tried"][0]["error"]["advice"].is_string());
     assert!(err.contains("fallback: eager answers in place of"), "{err}");
     assert!(folder.join("graph.json").exists(), "what answers can be run");
-    let (code, out, err) = compile(node, &[]).await;
+    let (code, out, err) = compile(node, &["--explain"]).await;
     assert_eq!(code, Some(0), "{out}{err}");
+    assert!(out.contains("tried wanted: C005 toolchain_missing: no NVRTC"), "{out}");
     assert!(err.contains("(wanted: C005 toolchain_missing: "), "{err}");
 
     let (code, out, _) = compile(node, &["--no-fallback", "--json"]).await;

@@ -112,3 +112,47 @@ async fn without_memory_for_a_search_it_is_compiled_without_one() {
     let log = cluster.nodes[0].log();
     assert!(log.contains("out of memory: once more, alone"), "{log}");
 }
+
+/// Each compiler has its own form of the target, and is the other one's next.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_next_compiler_of_native_is_inductor() {
+    let (cluster, _python) = with_python(MADE).await;
+    let node = &cluster.nodes[0];
+    let mut on_gpu = program("block_f32.new.pt2");
+    on_gpu.options = vec![pb::Field { name: "fuse".into(), value: "off".into() }];
+    let fell = node.compile(on_gpu.clone()).await.unwrap();
+    assert_eq!(rungs(&fell), ["wanted toolchain_missing"]);
+    assert_eq!(rung(&fell), "other");
+    let manifest = fell.manifest.read_unverified().unwrap();
+    assert_eq!(manifest.fingerprint.compiler, "inductor-standalone");
+    assert_eq!(manifest.target.to_string(), "gpu_90");
+    // It is Inductor's own, without the options that were the first one's.
+    let target = "gpu_90".parse::<Target>().unwrap().into();
+    let backend = "inductor-standalone".into();
+    let own = pb::CompileRequest { targets: vec![target], backend, options: vec![], ..on_gpu };
+    let own = node.compile(own).await.unwrap();
+    assert_eq!((own.key, own.outcome), (fell.key, pb::Outcome::Hit));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_next_compiler_of_inductor_is_native() {
+    // The number of an operation that is not supported.
+    let (_folder, python) = interpreter("raise Refused(2, 'not this one')");
+    PYTHON.with_borrow_mut(|path| *path = python);
+    let cluster = TestCluster::start_with(1, |_, config| {
+        config.compile.python = Some(PYTHON.with_borrow(Clone::clone));
+    })
+    .await;
+    let node = &cluster.nodes[0];
+    let mut on_gpu = program("block_f32.new.pt2");
+    on_gpu.targets = vec!["gpu_90".parse::<Target>().unwrap().into()];
+    on_gpu.backend = "inductor-standalone".into();
+    let refused = node.compile(on_gpu.clone()).await.unwrap_err();
+    assert_eq!(kind(&refused), Some("unsupported_op"), "{refused}");
+    let any = super::with(on_gpu, pb::FallbackPolicy::Any);
+    let fell = node.compile(any).await.unwrap();
+    assert_eq!(rungs(&fell), ["wanted unsupported_op"]);
+    assert_eq!(rung(&fell), "other");
+    let native = node.compile(program("block_f32.new.pt2")).await.unwrap();
+    assert_eq!((native.key, native.outcome), (fell.key, pb::Outcome::Hit));
+}
