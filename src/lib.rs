@@ -8,6 +8,7 @@
 //! | [`node`] | everything that exists in a node, in the order it is built |
 //! | [`monitor`] | watches the node, tunes it within bounds, tells of what is wrong |
 //! | [`service`] | gRPC and HTTP: translate, bound, ask the manager |
+//! | [`dashboard`] | what the cluster is about, for people: a page, and `kiln top` |
 //! | [`resp`] | the port for Redis clients: values of other tools, single flight |
 //! | [`manager`] | lookup, lease, compile, publish: the one place that joins the rest |
 //! | [`prewarm`] | what is fetched, and compiled again, before anybody asks |
@@ -20,7 +21,6 @@
 //! | [`exec`] | runs a compiled graph, on a GPU or by the interpreter |
 //! | [`artifact`] | files to packs and back |
 //! | [`telemetry`] | the table of metrics, traces to a collector |
-//! | [`dashboard`] | what the cluster is about, for people: a page, and `kiln top` |
 //! | [`gate`] | whether this node takes what it would have to keep |
 //! | [`emergency`] | what this node does without while it does not work |
 //! | `kiln_cluster` | the Raft-replicated index, leases, membership |

@@ -3,14 +3,12 @@
 //! Invariant: one page of entries is in memory at a time, whatever the index holds;
 //! a scan that ends before the last entry says so.
 
-mod nearest;
+pub mod nearest;
 
 use std::time::{Duration, Instant};
 
 use kiln_cluster::{ClusterError, Entry, Index};
 use tokio_util::sync::CancellationToken;
-
-pub use self::nearest::{Nearest, nearest};
 
 /// Bounds on one scan.
 #[derive(Debug, Clone, Copy)]

@@ -5,6 +5,7 @@
 
 mod draw;
 mod rows;
+mod tab;
 mod terminal;
 
 use std::{io::IsTerminal, time::Duration};
@@ -14,7 +15,8 @@ use kiln::dashboard::View;
 use kiln_proto::pb;
 
 use self::{
-    draw::{Screen, TABS},
+    draw::Screen,
+    tab::TABS,
     terminal::{Key, Terminal},
 };
 use super::{CliError, ClientArgs, client::Client, output};

@@ -7,7 +7,10 @@ use kiln_cluster::{ClusterError, Entry};
 use kiln_proto::{ArtifactKey, Check, Components, FileEntry, Fingerprint, NodeId, PieceRef};
 use serde::Serialize;
 
-use super::{Dashboard, changes::Change};
+use super::{
+    changes::{Change, Changes},
+    sources::Sources,
+};
 
 /// One artifact, or what is known of a key without one.
 #[derive(Debug, Serialize)]
@@ -85,29 +88,35 @@ pub struct FailureView {
     pub message: String,
 }
 
-impl Dashboard {
+impl ArtifactView {
     /// What this node knows of `key`; `None`: nothing at all.
-    pub async fn artifact(&self, key: &ArtifactKey) -> Result<Option<ArtifactView>, ClusterError> {
-        let index = &self.sources.index;
-        let stored = index.lookup(key).await?.map(|entry| self.stored(&entry));
+    pub(super) async fn of(
+        key: &ArtifactKey,
+        sources: &Sources,
+        changes: &Changes,
+    ) -> Result<Option<Self>, ClusterError> {
+        let index = &sources.index;
+        let stored = index.lookup(key).await?.map(|entry| StoredView::of(&entry, sources));
         let failure = index.failure(key).await?.map(|failure| FailureView {
             code: failure.kind.code(),
             kind: failure.kind.name(),
             message: failure.message,
         });
-        let history = self.changes.of(key);
+        let history = changes.of(key);
         if stored.is_none() && failure.is_none() && history.is_empty() {
             return Ok(None);
         }
-        Ok(Some(ArtifactView { key: key.to_string(), stored, failure, history }))
+        Ok(Some(Self { key: key.to_string(), stored, failure, history }))
     }
+}
 
-    fn stored(&self, entry: &Entry) -> StoredView {
-        let signer = self.sources.index.node(entry.manifest.signer);
+impl StoredView {
+    fn of(entry: &Entry, sources: &Sources) -> Self {
+        let signer = sources.index.node(entry.manifest.signer);
         let verified = signer.and_then(|node| entry.manifest.verify(&node.key, &entry.key).ok());
         let signed = verified.is_some();
         let manifest = verified.or_else(|| entry.manifest.read_unverified().ok());
-        StoredView {
+        Self {
             epoch: entry.epoch,
             object: entry.stored,
             pinned: entry.pinned,

@@ -11,7 +11,7 @@ use serde::Serialize;
 use tokio::sync::broadcast::error::RecvError;
 use tokio_util::sync::CancellationToken;
 
-use super::samples::unix_ms;
+use super::sample::unix_ms;
 
 /// Changes that are kept.
 const KEPT: usize = 4096;

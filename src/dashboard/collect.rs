@@ -9,9 +9,10 @@ use kiln_cluster::{ClusterStatus, NodeStatus};
 
 use super::{
     history::History,
-    local::{Local, Sources},
+    local::Local,
     peers::{Peers, Seen},
-    samples::{KEPT, since_epoch, slot_of, unix_ms},
+    sample::{KEPT, since_epoch, slot_of, unix_ms},
+    sources::Sources,
     top::Top,
     view::{
         ClusterView, Figures, LeaseView, LeasesView, MissView, NodeState, NodeView, View,

@@ -1,6 +1,6 @@
 //! The samples of all nodes, added up.
 //!
-//! Invariant: at most [`KEPT`](super::samples::KEPT) spans are kept; a node is in a span once,
+//! Invariant: at most an hour of spans are kept; a node is in a span once,
 //! with what it told last; what a node tells of the future is not kept.
 
 use std::collections::{BTreeMap, HashMap};
@@ -9,7 +9,7 @@ use histogram::SparseHistogram;
 use kiln_proto::NodeId;
 
 use super::{
-    samples::{Counts, KEPT, SPAN, Sample, histogram},
+    sample::{Counts, KEPT, SPAN, Sample, histogram},
     view::Point,
 };
 
@@ -73,7 +73,6 @@ fn quantiles<'a>(of: impl Iterator<Item = &'a Vec<(u32, u64)>>) -> Option<[f64; 
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use crate::manager::BUCKETS;

@@ -4,42 +4,16 @@
 
 use std::{sync::Arc, time::Instant};
 
-use kiln_cluster::{Cluster, Index};
 use kiln_proto::NodeId;
 
 use super::{
     reasons::Reasons,
-    samples::{Counts, Samples},
+    samples::Samples,
+    sources::Sources,
     view::{Figures, FlightView, TierView},
+    watched::watched,
 };
-use crate::{
-    cache::{Health, Tiers},
-    counters::CounterSource,
-    manager::{Flight, Manager},
-};
-
-/// What the dashboard reads.
-pub struct Sources {
-    /// This node's id.
-    pub node: NodeId,
-    /// Flights, misses, latencies.
-    pub manager: Arc<Manager>,
-    /// Entries, leases, what is wanted.
-    pub index: Index,
-    /// Members.
-    pub cluster: Arc<Cluster>,
-    /// For their usage.
-    pub tiers: Arc<Tiers>,
-    /// What the parts of the node count.
-    pub counters: Vec<Arc<dyn CounterSource>>,
-}
-
-impl Sources {
-    /// Requests so far.
-    pub(super) fn counts(&self) -> Counts {
-        Counts::read(self.counters.iter().flat_map(|source| source.snapshot()))
-    }
-}
+use crate::{cache::Health, manager::Flight};
 
 /// This node, looked at.
 pub(super) struct Local {
@@ -69,6 +43,7 @@ impl Local {
         let counters = sources.counters.iter().flat_map(|source| source.snapshot());
         let role = if sources.cluster.has_left() { "removed" } else { status.role.name() };
         let flights = sources.manager.under_way();
+        let (alerts, decisions) = watched(&sources.monitor.report());
         Figures {
             node: sources.node,
             version: crate::VERSION.into(),
@@ -81,9 +56,8 @@ impl Local {
             compilers: sources.manager.compilers().fingerprints(),
             flights: flights.iter().map(|flight| shown(sources.node, flight)).collect(),
             misses: self.reasons.told(sources, sources.manager.recent().misses()),
-            // Of the monitor, where one runs.
-            alerts: Vec::new(),
-            decisions: Vec::new(),
+            alerts,
+            decisions,
             samples: self.samples.after(samples_after),
         }
     }

@@ -19,20 +19,25 @@ mod history;
 mod local;
 mod peers;
 mod reasons;
+mod sample;
 mod samples;
+mod sources;
 mod top;
 pub mod view;
+mod watched;
 
 use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
 
+use kiln_cluster::ClusterError;
+use kiln_proto::ArtifactKey;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
-pub use self::{artifact::ArtifactView, local::Sources, view::View};
+pub use self::{artifact::ArtifactView, sources::Sources, view::View};
 use self::{changes::Changes, collect::Collector, local::Local, samples::Samples, view::Figures};
 
 /// Between two views.
@@ -118,6 +123,11 @@ impl Dashboard {
         // An old one is better than none.
         drop(tokio::time::timeout(PATIENCE, shown.wait_for(fresh)).await);
         shown.borrow().clone()
+    }
+
+    /// What is known of `key`; `None`: nothing at all.
+    pub async fn artifact(&self, key: &ArtifactKey) -> Result<Option<ArtifactView>, ClusterError> {
+        ArtifactView::of(key, &self.sources, &self.changes).await
     }
 
     /// Begins to watch; `None`: enough do so already.

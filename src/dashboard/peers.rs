@@ -17,7 +17,7 @@ use tonic::{
 };
 
 use super::{
-    samples::KEPT,
+    sample::{KEPT, Sample},
     view::{Figures, NodeState},
 };
 
@@ -64,7 +64,7 @@ impl Peers {
         &mut self,
         own: NodeId,
         members: &[NodeStatus],
-    ) -> Vec<(NodeId, Vec<super::samples::Sample>)> {
+    ) -> Vec<(NodeId, Vec<Sample>)> {
         self.follow(own, members);
         let asked: Vec<_> =
             self.0.iter().map(|(id, peer)| ask(*id, peer.client.clone(), peer.last_slot)).collect();
@@ -127,11 +127,7 @@ impl Peers {
 
 impl Peer {
     /// Takes an answer; its samples, if it has figures.
-    fn take(
-        &mut self,
-        id: NodeId,
-        answer: Result<Figures, Status>,
-    ) -> Option<Vec<super::samples::Sample>> {
+    fn take(&mut self, id: NodeId, answer: Result<Figures, Status>) -> Option<Vec<Sample>> {
         match answer {
             Ok(figures) if figures.node == id => {
                 let mut figures = bounded(figures);
@@ -204,7 +200,6 @@ fn cut(text: &str) -> String {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use crate::dashboard::view::FlightView;

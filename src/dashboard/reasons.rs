@@ -16,10 +16,13 @@ use kiln_proto::{Difference, component};
 use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
-use super::{local::Sources, view::MissView};
+use super::{sources::Sources, view::MissView};
 use crate::{
     manager::{Cause, Miss},
-    scan::{self, Bounds, Nearest},
+    scan::{
+        Bounds,
+        nearest::{Nearest, nearest},
+    },
 };
 
 /// A search ends after this.
@@ -79,15 +82,15 @@ impl Reasons {
         tokio::task::spawn_blocking(move || {
             let began = Instant::now();
             // All of them have components: others have their reason at once.
-            let mut nearest: Vec<_> = misses.iter().filter_map(search_for).collect();
+            let mut searches: Vec<_> = misses.iter().filter_map(search_for).collect();
             // The node's own end waits for no search: this one is short.
-            let scanned = scan::nearest(&index, BOUNDS, &CancellationToken::new(), &mut nearest);
+            let scanned = nearest(&index, BOUNDS, &CancellationToken::new(), &mut searches);
             let mut found = reasons.lock();
             found.searching = false;
             found.next = Some(Instant::now() + began.elapsed() * REST);
             match scanned {
                 Ok(scanned) => {
-                    for (miss, nearest) in misses.iter().zip(nearest) {
+                    for (miss, nearest) in misses.iter().zip(searches) {
                         let reason = reason(nearest, scanned.complete, scanned.entries);
                         found.reasons.insert(miss.number, reason);
                     }
@@ -168,7 +171,6 @@ fn shown(sources: &Sources, reason: Option<&Reason>, miss: Miss) -> MissView {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use kiln_proto::{Component, Components, KeyField};
 

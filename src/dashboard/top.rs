@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    samples::unix_ms,
+    sample::unix_ms,
     view::{TopArtifact, TopView},
 };
 use crate::scan::{self, Bounds};
@@ -115,7 +115,6 @@ fn shown(entry: &Entry) -> TopArtifact {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use crate::scan::tests::Filled;

@@ -13,7 +13,10 @@ use tokio::sync::Semaphore;
 use super::Manager;
 use crate::{
     compiler::Prepared,
-    scan::{self, Bounds, Nearest},
+    scan::{
+        Bounds,
+        nearest::{Nearest, nearest},
+    },
 };
 
 /// What one search may take; a larger index is looked at in part.
@@ -45,7 +48,7 @@ impl Manager {
         let (index, prepared, stop) = (self.index.clone(), prepared.clone(), self.stop.clone());
         tokio::task::spawn_blocking(move || {
             let mut searches = [Nearest::new(&prepared.components)];
-            let scanned = scan::nearest(&index, BOUNDS, &stop, &mut searches);
+            let scanned = nearest(&index, BOUNDS, &stop, &mut searches);
             let [search] = searches;
             match scanned {
                 Ok(_) => counters.missed(reason(search.found(), &prepared)),

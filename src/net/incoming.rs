@@ -113,9 +113,28 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use futures::StreamExt;
-    use tokio::io::AsyncReadExt;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
+
+    #[tokio::test]
+    async fn a_peer_that_reads_nothing_is_let_go() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut connections = std::pin::pin!(incoming(listener, 1, "test"));
+        let _client = TcpStream::connect(address).await.unwrap();
+        let mut placed = connections.next().await.unwrap().unwrap();
+        placed.let_go_after(Duration::from_millis(200));
+        let sending = async {
+            loop {
+                if let Err(error) = placed.write_all(&[0; 65_536]).await {
+                    return error;
+                }
+            }
+        };
+        let error = tokio::time::timeout(Duration::from_secs(60), sending).await.unwrap();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+    }
 
     #[tokio::test]
     async fn one_more_than_there_are_places_is_closed() {

@@ -110,7 +110,7 @@ impl Services {
         let counters: Vec<Arc<dyn CounterSource>> =
             vec![shared.manager.counters().clone(), resp_counters];
         let monitor = shared.monitor(node, resp, counters.clone(), tasks)?;
-        let dashboard = shared.show(node, counters.clone(), tasks);
+        let dashboard = shared.show(node, counters.clone(), monitor.clone(), tasks);
         page.page.open(dashboard.clone());
 
         let Shared { cluster, index, tiers, manager, arrivals, sockets, .. } = shared;
@@ -285,6 +285,7 @@ impl Shared<'_> {
         &self,
         node: NodeId,
         counters: Vec<Arc<dyn CounterSource>>,
+        monitor: Monitor,
         tasks: &mut Tasks,
     ) -> Arc<Dashboard> {
         let sources = Sources {
@@ -294,6 +295,7 @@ impl Shared<'_> {
             cluster: self.cluster.clone(),
             tiers: self.tiers.clone(),
             counters,
+            monitor,
         };
         let stop = tasks.stop.clone();
         Dashboard::start(sources, &stop, |task| tasks.spawn(task))

@@ -9,7 +9,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     error::Error,
-    scan::{self, Bounds, Nearest, Scanned},
+    scan::{
+        Bounds, Scanned,
+        nearest::{Nearest, nearest},
+    },
 };
 
 /// A key held against the entry that is nearest to it.
@@ -29,10 +32,9 @@ pub(super) fn explain(
     stop: &CancellationToken,
 ) -> Result<Explanation, Error> {
     let mut searches = [Nearest::new(components)];
-    let scanned = scan::nearest(index, bounds, stop, &mut searches)?;
+    let scanned = nearest(index, bounds, stop, &mut searches)?;
     let [search] = searches;
-    let nearest = search.found();
-    Ok(Explanation { components: components.clone(), nearest, scanned })
+    Ok(Explanation { components: components.clone(), nearest: search.found(), scanned })
 }
 
 /// The components of a stored key.

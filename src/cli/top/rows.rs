@@ -7,7 +7,7 @@ use kiln::dashboard::{
     view::{NodeState, NodeView},
 };
 
-use super::draw::Tab;
+use super::tab::Tab;
 use crate::cli::output::{seconds, size};
 
 /// Longest cell in characters.

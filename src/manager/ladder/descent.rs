@@ -183,8 +183,9 @@ impl Descent<'_> {
     fn next(&self, now: Cause, tried: Rung) -> Option<(Rung, Request)> {
         let failed =
             Failed { request: &self.base, compiler: &*self.compiler, in_pieces: self.in_pieces };
-        let is_late = Instant::now() >= self.limit;
-        below(self.first, now, tried).filter(|rung| *rung == Rung::Eager || !is_late).find_map(
+        // In an emergency no compiler's process is asked.
+        let is_short = Instant::now() >= self.limit || self.manager.emergency.refuses();
+        below(self.first, now, tried).filter(|rung| *rung == Rung::Eager || !is_short).find_map(
             |rung| {
                 let asked = variants::request(rung, &failed, self.manager.compilers())?;
                 Some((rung, asked))
