@@ -347,7 +347,7 @@ def test_robust_compile_tries_pieces_after_a_timeout(tmp_path: Path) -> None:
     close(run(x), graph(x))
     assert report.stats()["compilation.fell_back"] == 1
     assert isinstance(run, Fallback)
-    assert (run.rung, run.tried[0].kind) == ("piecewise", "timeout")
+    assert (run.rung, run.tried[0].kind) == ("pieces", "timeout")
 
 
 @pytest.mark.parametrize("wrong", ["graph", "index", "shape"])

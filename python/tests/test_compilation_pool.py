@@ -110,7 +110,8 @@ def test_all_are_forks_of_one_that_has_one_thread(two: Pool) -> None:
     two.warm(2)
     pids = two.pids()
     server = fork_server.fork_server()
-    assert sorted(children(server.pid)) == sorted(pids)
+    # Beside those that other tests left, which end when nobody asks them.
+    assert set(pids) <= set(children(server.pid))
     # A fork of more would have locks that nobody opens.
     assert len(list(Path(f"/proc/{server.pid}/task").iterdir())) == 1
 

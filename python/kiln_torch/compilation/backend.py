@@ -229,7 +229,7 @@ class KilnBackend:
         *,
         pieces: bool,
     ) -> Callable[..., Any]:
-        from .attempts import Whole
+        from .attempted import Whole
         from .fallback import fallback_of
         from .recovery import ErrorHandler
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from .. import report
+from . import ladder
 from .classify import classified
 from .complexity import calls
 from .fallback import fallback_of
@@ -47,7 +48,7 @@ class PieceResult:
     # In hex; "": no key says all that decides it.
     key: str
     # compiled, memory, disk, shared (equal to another piece), or where it failed the rung
-    # of the ladder that stands in for it: eager, less_memory, fewer_optimizations, ...
+    # of the ladder that stands in for it: eager, saving, fewer, ...
     outcome: str
     compile_seconds: float
     error: str = ""
@@ -72,6 +73,8 @@ class Unmended:
     seconds: float
     # In hex; "": it has none.
     key: str
+    # By when something has to run, on the monotonic clock.
+    deadline: float | None
 
 
 class Mender(Protocol):
@@ -97,9 +100,11 @@ class Compiling:
         runtime_shape: int | None,
         uncompiled: frozenset[str],
         mender: Mender | None,
+        deadline: float | None,
     ) -> None:
         """Take what ``piecewise_compile`` takes."""
         self._uncompiled = uncompiled
+        self._deadline = deadline
         self._mender = mender if config.fallback else None
         self._manager = manager
         self._traced = traced
@@ -157,7 +162,9 @@ class Compiling:
     def _request(self, item: SplitItem) -> Request:
         self._manager.compilation_counter.count("num_backend_compilations")
         traced = self._traced.piece(item.graph)
-        return self._manager.request(traced, self._options, self._config, self._shape)
+        return self._manager.request(
+            traced, self._options, self._config, self._shape, self._deadline
+        )
 
     def _finish(self, found: dict[int, PieceResult], item: SplitItem, request: Request) -> None:
         try:
@@ -187,7 +194,7 @@ class Compiling:
     ) -> None:
         """Let something else run instead of a piece that failed."""
         run: Callable[..., Any] = item.graph.forward
-        outcome, tried = "eager", (f"as_asked: {why.code} {why.kind}",)
+        outcome, tried = ladder.EAGER, (f"{ladder.AS_ASKED}: {why.code} {why.kind}",)
         if self._mender is not None:
             run = self._mender.mend(
                 Unmended(
@@ -198,6 +205,7 @@ class Compiling:
                     why,
                     request.seconds,
                     "" if request.key is None else request.key.hex(),
+                    self._deadline,
                 )
             )
             mark = fallback_of(run)

@@ -13,18 +13,18 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
 # What was asked for: the top, from which a descent begins.
-AS_ASKED = "as_asked"
+AS_ASKED = "wanted"
 # The same again, after a pause: for failures that pass.
 AGAIN = "again"
 # The same compiler with its own defaults, and none of the caller's options.
-DEFAULTS = "default_options"
+DEFAULTS = "defaults"
 # Options that save memory, one kernel at a time, and no other compile beside it.
-LESS_MEMORY = "less_memory"
-FEWER = "fewer_optimizations"
-PIECES = "piecewise"
+LESS_MEMORY = "saving"
+FEWER = "fewer"
+PIECES = "pieces"
 # What the compiler does not know runs uncompiled, the rest is compiled.
 MIXED = "mixed"
-NATIVE = "native"
+NATIVE = "other"
 EAGER = "eager"
 
 # From the top down.

@@ -32,12 +32,19 @@ class Lookup:
     """What is known of a graph's keys, beside the graph."""
 
     def __init__(
-        self, tiers: Tiers, *, stored: bool, timeout: float | None = None, alone: bool = False
+        self,
+        tiers: Tiers,
+        *,
+        stored: bool,
+        timeout: float | None = None,
+        deadline: float | None = None,
+        alone: bool = False,
     ) -> None:
         """``stored``: whether the store keeps what the compiler gives."""
         self._tiers = tiers
         self._stored = stored
         self._timeout = timeout
+        self._deadline = deadline
         self._alone = alone
         self._behind = False
         self.asked: Asked | None = None
@@ -215,7 +222,9 @@ class Lookup:
             return
         try:
             pool = pool.behind() if self._behind else pool
-            compiled = pool.compile(self.job, self._timeout, alone=self._alone)
+            compiled = pool.compile(
+                self.job, self._timeout, deadline=self._deadline, alone=self._alone
+            )
         except CompilationModuleError:
             self.count_miss()
             raise

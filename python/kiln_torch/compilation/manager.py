@@ -209,8 +209,9 @@ class CompilerManager:
         additional_inductor_config: Mapping[str, Any] | None,
         config: CompilationConfig,
         runtime_shape: int | None,
+        deadline: float | None = None,
     ) -> Request:
-        """Make the request for a graph, in its context."""
+        """Make the request for a graph, in its context; ``deadline``: on the monotonic clock."""
         compiler = self.compiler_of(config)
         tuned = self.tuned if compiler.portable else {}
         options = {**tuned, **config.inductor_config, **(additional_inductor_config or {})}
@@ -222,6 +223,7 @@ class CompilerManager:
             runtime_shape,
             self.facts,
             timeout=config.compile_timeout,
+            deadline=deadline,
             # Of one that may have several at once.
             alone=config.parallel_compiles == 1,
         )

@@ -60,6 +60,7 @@ def create_mixed_mode_execution(
     options: Mapping[str, Any],
     runtime_shape: int | None,
     mender: Mender | None,
+    deadline: float | None = None,
 ) -> PiecewiseResult:
     """Compile ``traced``, in its context, but for what ``error`` names.
 
@@ -81,6 +82,7 @@ def create_mixed_mode_execution(
         strategy=strategy,
         uncompiled={node.name for node in nodes},
         mender=mender,
+        deadline=deadline,
     )
 
 

@@ -49,12 +49,13 @@ def piecewise_compile(
     strategy: SplitStrategy | None = None,
     uncompiled: Collection[str] = (),
     mender: Mender | None = None,
+    deadline: float | None = None,
 ) -> PiecewiseResult:
     """Compile ``traced``, in its context, by pieces.
 
     ``strategy``: where to cut, where that is not to be found out; ``uncompiled``: nodes
     of which no piece is compiled; ``mender``: for pieces that fail, which else run
-    as they are.
+    as they are; ``deadline``: on the monotonic clock, for all compiles in other processes.
     """
     strategy = strategy or analyze_graph_for_splitting(traced.gm, config)
     items = split_graph_into_pieces(traced.gm, strategy)
@@ -63,7 +64,15 @@ def piecewise_compile(
     stitching = create_split_graph_module(traced.gm, items)
     started = time.monotonic()
     compiling = Compiling(
-        manager, traced, items, config, options, runtime_shape, frozenset(uncompiled), mender
+        manager,
+        traced,
+        items,
+        config,
+        options,
+        runtime_shape,
+        frozenset(uncompiled),
+        mender,
+        deadline,
     )
     compiling.run()
     wall = time.monotonic() - started

@@ -10,12 +10,13 @@ import atexit
 import contextlib
 import os
 import threading
+import time
 import weakref
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from .classify import of_kind
-from .errors import OutOfMemoryError
+from .errors import OutOfMemoryError, TimeoutError  # noqa: A004 - the module's own
 from .fork_server import Gone
 from .process import NotBegun, Process
 from .ranks import ranks_here
@@ -107,13 +108,26 @@ class Pool:
         """How many may compile at once."""
         return self._most
 
-    def compile(self, job: bytes, timeout: float | None, *, alone: bool = False) -> Compiled:
+    def compile(
+        self,
+        job: bytes,
+        timeout: float | None,
+        *,
+        deadline: float | None = None,
+        alone: bool = False,
+    ) -> Compiled:
         """Return what was compiled; ``alone``: with no other beside it.
 
+        ``deadline``: on the monotonic clock; it ends then whenever it began.
         ``Unfit``: no process can, compile here.
         ``CompilationError``: the compiler's; ``TimeoutError``: longer than ``timeout``.
         """
         with self._places(alone=alone):
+            if deadline is not None:
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    raise TimeoutError("no time was left to begin it")
+                timeout = left if timeout is None else min(left, timeout)
             answer = self._asked(job, timeout)
         if "error" in answer:
             raise of_kind(answer["kind"], answer["error"])

@@ -16,7 +16,7 @@ from .. import report
 from . import classify, ladder
 from .again import again
 from .alerts import alerts
-from .attempts import Piece, Whole
+from .attempted import Piece, Whole
 from .errors import ArgumentError, CompilationModuleError
 from .fallback import Fallback, Tried
 from .tracing import restarts
@@ -83,6 +83,7 @@ class ErrorHandler:
             unmended.options,
             unmended.runtime_shape,
         )
+        work.deadline = unmended.deadline
         known = self._manager.verdicts.of(unmended.key) if unmended.key else None
         if known is not None:
             report.count("compilation.remembered")
@@ -110,7 +111,9 @@ class ErrorHandler:
         first: str | None = None,
     ) -> Callable[..., Any]:
         timeout = work.config.compile_timeout
-        end = None if timeout is None else time.monotonic() + timeout
+        if work.deadline is None and timeout is not None:
+            work.deadline = time.monotonic() + timeout
+        end = work.deadline
         while True:
             impossible = work.impossible()
             if not classify.named_operations(error):

@@ -42,11 +42,13 @@ class Request:
         facts: Mapping[str, str],
         *,
         timeout: float | None = None,
+        deadline: float | None = None,
         alone: bool = False,
     ) -> None:
         """Take what is asked; ``config``: the caller's options for the compiler.
 
-        ``timeout``: of a compile in another process; ``alone``: with no other beside it.
+        ``timeout``: of a compile in another process, which ends by ``deadline`` as well;
+        ``alone``: with no other beside it.
         """
         self._tiers = tiers
         self._compiler = compiler
@@ -55,7 +57,9 @@ class Request:
         self._shape = runtime_shape
         self._facts = facts
         self._settings = compiler.merged_config(config, runtime_shape)
-        self._lookup = Lookup(tiers, stored=compiler.portable, timeout=timeout, alone=alone)
+        self._lookup = Lookup(
+            tiers, stored=compiler.portable, timeout=timeout, deadline=deadline, alone=alone
+        )
 
     @property
     def key(self) -> bytes | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .attempts import Whole
+from .attempted import Whole
 from .manager import CompilerManager
 from .recovery import ErrorHandler
 
