@@ -6,6 +6,7 @@
 
 mod cluster;
 mod doors;
+mod health;
 mod requests;
 mod tiers;
 
@@ -23,6 +24,7 @@ pub struct Group {
 /// All groups.
 pub const GROUPS: &[Group] = &[
     Group { title: "Requests and compiles", metrics: requests::METRICS },
+    Group { title: "What falls, and what the node does about itself", metrics: health::METRICS },
     Group { title: "Tiers", metrics: tiers::METRICS },
     Group { title: "Doors", metrics: doors::METRICS },
     Group { title: "Cluster and Raft", metrics: cluster::METRICS },
