@@ -25,6 +25,7 @@ from kiln_torch.compilation import (
 from kiln_torch.compilation.local_cache import LocalCache
 from kiln_torch.compilation.memory import Cached, MemoryCache
 from kiln_torch.compilation.signing import LocalKey, UnsafeKey
+from kiln_torch.compilation.store import LocalStore
 from kiln_torch.key import Component, key_of
 from kiln_torch.manifest import Fingerprint, Target
 
@@ -199,6 +200,19 @@ def test_a_swept_folder_has_only_what_is_whole(tmp_path: Path) -> None:
     assert sorted(each.name for each in cache.folder.iterdir()) == sorted(
         [NAME, fresh.name, "notes.txt"]
     )
+
+
+def test_a_store_that_does_not_keep_what_it_is_given_fails_its_check(tmp_path: Path) -> None:
+    cache = LocalCache(tmp_path / "cache", LocalKey(tmp_path), 1 << 20)
+    assert LocalStore(cache).check()
+    assert list(cache.folder.iterdir()) == []
+    # Entries of another key are what a disk that rots is: not what was written.
+    other = LocalCache(tmp_path / "cache", LocalKey(tmp_path / "other"), 1 << 20)
+    other.write = cache.write  # pyrefly: ignore
+    assert not LocalStore(other).check()
+    cache.folder.rmdir()
+    (tmp_path / "cache").write_text("no folder")
+    assert not LocalStore(cache).check()
 
 
 def test_metrics_have_the_documents_shape() -> None:
