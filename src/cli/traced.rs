@@ -59,3 +59,28 @@ impl Interceptor for Carried {
         Ok(request)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sent(args: &TraceArgs) -> Option<String> {
+        let request = args.carried().call(Request::new(())).unwrap();
+        let parent = request.metadata().get(PARENT)?;
+        Some(parent.to_str().unwrap().to_owned())
+    }
+
+    #[test]
+    fn all_calls_of_a_command_are_in_one_trace_where_it_has_one() {
+        assert_eq!(sent(&TraceArgs::default()), None);
+        let named = Some("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00".to_owned());
+        let args = TraceArgs { traceparent: named.clone(), ..TraceArgs::default() };
+        assert_eq!(sent(&args), named);
+        let args = TraceArgs { trace: true, traceparent: named.clone(), ..TraceArgs::default() };
+        let minted = sent(&args);
+        assert_eq!(minted, sent(&args));
+        assert_ne!(minted, named);
+        let parts: Vec<usize> = minted.as_deref().unwrap().split('-').map(str::len).collect();
+        assert_eq!(parts, [2, 32, 16, 2]);
+    }
+}

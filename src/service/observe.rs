@@ -29,7 +29,7 @@ use crate::telemetry::trace;
 /// Paths of the public API begin with it.
 const API: &str = "/kiln.v1.Kiln/";
 /// Its methods.
-pub(super) const METHODS: [&str; 17] = [
+const METHODS: [&str; 17] = [
     "AddNode",
     "Compile",
     "Explain",
@@ -104,7 +104,7 @@ where
             let id = trace::Id::of(&span).and_then(|id| id.header());
             // An error without a body has its status in the headers.
             if let Some(status) = Status::from_header_map(answer.headers()) {
-                call.ended(status.code());
+                span.in_scope(|| call.ended_with(&status));
             }
             if let Some(id) = &id {
                 answer.headers_mut().insert(trace::ID, id.clone());
@@ -134,6 +134,20 @@ impl Call {
 
     fn ended(&mut self, code: Code) {
         self.code.get_or_insert(code);
+    }
+
+    /// The log has the failure under the id that the caller is told.
+    fn ended_with(&mut self, status: &Status) {
+        self.ended(status.code());
+        let (method, code) = (self.method, code_name(status.code()));
+        match status.code() {
+            Code::Ok => {}
+            // The node's own; the rest is the caller's, or passes.
+            Code::Internal | Code::DataLoss | Code::Unknown => {
+                tracing::warn!(method, code, why = status.message(), "a call failed");
+            }
+            _ => tracing::debug!(method, code, why = status.message(), "a call failed"),
+        }
     }
 }
 
@@ -171,14 +185,18 @@ impl http_body::Body for Answer {
         match &mut frame {
             Some(Ok(frame)) => {
                 if let Some(trailers) = frame.trailers_mut() {
-                    let code = Status::from_header_map(trailers).map_or(Code::Ok, |s| s.code());
-                    this.call.ended(code);
-                    if let (true, Some(id)) = (code != Code::Ok, &this.id) {
-                        trailers.insert(trace::ID, id.clone());
+                    match Status::from_header_map(trailers) {
+                        Some(status) if status.code() != Code::Ok => {
+                            this.span.in_scope(|| this.call.ended_with(&status));
+                            if let Some(id) = &this.id {
+                                trailers.insert(trace::ID, id.clone());
+                            }
+                        }
+                        _ => this.call.ended(Code::Ok),
                     }
                 }
             }
-            Some(Err(status)) => this.call.ended(status.code()),
+            Some(Err(status)) => this.span.in_scope(|| this.call.ended_with(status)),
             None => this.call.ended(Code::Ok),
         }
         Poll::Ready(frame)
@@ -217,8 +235,9 @@ const fn code_name(code: Code) -> &'static str {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
+
     use super::*;
 
     #[test]

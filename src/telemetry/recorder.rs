@@ -67,17 +67,21 @@ fn builder() -> Result<PrometheusBuilder, BuildError> {
     })
 }
 
-/// Says what each metric is. Counters of one series are 0 from the start, so that their
-/// first event is a rise.
+/// Says what each metric is. Events of one series are 0 from the start, so that the first
+/// of them is a rise.
 fn describe() {
     for metric in table::all() {
-        if metric.kind == Kind::Counter && metric.labels.is_empty() {
-            metrics::counter!(metric.name).increment(0);
-        }
+        let is_one = metric.labels.is_empty();
         match metric.kind {
-            Kind::Counter => describe_counter!(metric.name, metric.unit, metric.help),
+            Kind::Counter => {
+                describe_counter!(metric.name, metric.unit, metric.help);
+                is_one.then(|| metrics::counter!(metric.name).increment(0));
+            }
             Kind::Gauge => describe_gauge!(metric.name, metric.unit, metric.help),
-            Kind::Histogram(_) => describe_histogram!(metric.name, metric.unit, metric.help),
+            Kind::Histogram(_) => {
+                describe_histogram!(metric.name, metric.unit, metric.help);
+                is_one.then(|| metrics::histogram!(metric.name));
+            }
         }
     }
 }

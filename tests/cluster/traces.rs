@@ -81,7 +81,10 @@ async fn a_collector_gets_one_trace_that_spans_three_nodes() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_error_and_the_log_name_the_call_without_any_collector() {
-    let cluster = TestCluster::start(1).await;
+    let cluster = TestCluster::start_with(1, |_, config| {
+        config.log.level = "warn,kiln::service=debug".into();
+    })
+    .await;
     let node = &cluster.nodes[0];
     let failed = compile(node, super::harness::cuda("this is no CUDA")).await.unwrap_err();
     assert_eq!(failed.metadata().get(trace::ID).unwrap(), ID_TEXT, "{failed:?}");
@@ -91,6 +94,11 @@ async fn an_error_and_the_log_name_the_call_without_any_collector() {
     let id = refused.metadata().get(trace::ID).unwrap().to_str().unwrap();
     assert_eq!(id.len(), 32, "{refused:?}");
     assert_ne!(id, ID_TEXT);
+    let log = node.log();
+    for (id, method) in [(ID_TEXT, "Compile"), (id, "Tombstone")] {
+        let line = log.lines().find(|line| line.contains(id)).expect(id);
+        assert!(line.contains("a call failed") && line.contains(method), "{line}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -20,12 +20,11 @@ use opentelemetry_sdk::{
 use tracing::Subscriber;
 use tracing_subscriber::{Layer, filter::filter_fn, registry::LookupSpan};
 
-use super::{
-    TARGET,
-    head::{self, Head},
-};
+use super::head::{self, Head};
 use crate::config::TraceConfig;
 
+/// The target of all spans that are traced.
+pub const TARGET: &str = "kiln::trace";
 /// Spans that wait to be sent.
 const MOST_SPANS: usize = 4096;
 /// Spans in one message, and how long the first of them waits for others.

@@ -26,12 +26,10 @@ use tracing::{Span, field::Empty};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
 pub use self::{
-    export::Tracing,
+    export::{TARGET, Tracing},
     head::{chosen, set_ratio},
 };
 
-/// The target of all spans that are traced.
-pub const TARGET: &str = "kiln::trace";
 /// The header in which a caller names its span, as W3C has it.
 pub const PARENT: &str = "traceparent";
 /// The metadata key of the id in errors.
