@@ -22,6 +22,7 @@ mod inspect;
 mod keys;
 mod ls;
 mod metrics;
+mod misses;
 mod monitor;
 mod output;
 mod pieces;

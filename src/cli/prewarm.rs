@@ -19,8 +19,8 @@ use super::{
     client::{Client, Endpoints},
     error::FailureView,
     fetch,
+    misses::{MissView, Tool},
     output::seconds,
-    plan::{MissView, Tool},
 };
 
 /// Nodes that have the toolchain, by the compilers of theirs that do.
