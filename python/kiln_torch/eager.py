@@ -16,13 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from . import binding, core_ops, plan
+from . import core_ops, plan
+from .graph_inputs import TorchGraph, owned
 from .launching import DTYPES
-from .sizes import BrokenArtifact, read, shape_shown, value
+from .sizes import BrokenArtifact, read, value
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from .sizes import Expr
 
 VERSION = 1
@@ -46,20 +45,14 @@ class _Node:
     last: tuple[int, ...]
 
 
-class Eager:
-    """A graph as it is: call it with all of its inputs, parameters and buffers first.
-
-    Inputs may lie as they like, on one device of any kind.
-    """
+class Eager(TorchGraph):
+    """A core program, run by torch's own operations."""
 
     def __init__(
         self, graph: bytes, plan_json: bytes, constants: bytes = b"", signature: bytes | None = None
     ) -> None:
         """Read and check the files."""
-        self.plan = plan.read(plan_json)
-        self.given = [self.plan.inputs[at] for at in self.plan.given]
-        self.names = binding.names_of(self.plan, signature)
-        self.named = binding.named(self.plan, self.names)
+        super().__init__(plan_json, signature)
         try:
             told = json.loads(graph)
             if told["version"] != VERSION:
@@ -74,20 +67,12 @@ class Eager:
         # By device: constants are copied there once.
         self._on: dict[torch.device, dict[int, torch.Tensor]] = {}
 
-    def bind(self, *first: Any) -> BoundEager:
-        """Fix inputs, as ``Native.bind`` does."""
-        if len(first) != 1 or isinstance(first[0], torch.Tensor):
-            if len(first) > len(self.given):
-                raise TypeError(f"{len(first)} inputs, at most {len(self.given)}")
-            return BoundEager(self, dict(enumerate(first)))
-        return BoundEager(self, binding.by_name(self.plan, self.names, first[0]))
-
     def __call__(self, *tensors: torch.Tensor) -> Any:
         """Run it once; a tensor, or a tuple where the graph has several outputs."""
-        symbols, device = self._check(tensors)
+        symbols, device = self.check(tensors)
         values: dict[int, torch.Tensor] = dict(self._constants_on(device))
         values.update(zip((self._inputs[at] for at in self.plan.given), tensors))
-        given = {_memory(each) for each in values.values()}
+        given = [*values.values()]
         for node in self._nodes:
             kind = self._values[node.writes]
             shape = tuple(value(size, symbols) for size in kind.shape)
@@ -96,20 +81,7 @@ class Eager:
             values[node.writes] = core_ops.compute(node.name, node.told, step)
             for each in node.last:
                 values.pop(each, None)
-        made = []
-        for each in self._outputs:
-            output = values[each].contiguous()
-            if _memory(output) in given:
-                # It is a view of what somebody else has.
-                output = output.clone()
-            given.add(_memory(output))
-            made.append(output)
-        return made[0] if len(made) == 1 else tuple(made)
-
-    def shown(self, position: int) -> str:
-        """Return what an input that is given is called, for messages."""
-        tensor = self.named.inputs[self.plan.given[position]]
-        return f"{tensor.name} ({tensor.kind})"
+        return owned([values[each] for each in self._outputs], given)
 
     def _read(self, told: dict[str, Any]) -> None:
         self._values = [
@@ -178,48 +150,3 @@ class Eager:
                 moved = {at: each.to(device) for at, each in self._constants.items()}
                 self._on[device] = moved
             return self._on[device]
-
-    def _check(self, tensors: Sequence[Any]) -> tuple[list[int], torch.device]:
-        if len(tensors) != len(self.given):
-            wanted = ", ".join(
-                f"{self.shown(at)} {each.dtype} {shape_shown(each.shape)}"
-                for at, each in enumerate(self.given)
-            )
-            raise TypeError(f"{len(tensors)} inputs, not {len(self.given)}: {wanted}")
-        for at, (tensor, told) in enumerate(zip(tensors, self.given)):
-            if not isinstance(tensor, torch.Tensor):
-                kind = type(tensor).__name__
-                raise ValueError(f"input {self.shown(at)} is no tensor but a {kind}")
-            if tensor.dtype != DTYPES[told.dtype]:
-                wanted = DTYPES[told.dtype]
-                raise ValueError(
-                    f"input {self.shown(at)} has elements of {tensor.dtype}, not {wanted}"
-                )
-        symbols, _, _ = plan.laid_out(self.named, [each.shape for each in tensors])
-        devices = {each.device for each in tensors}
-        if len(devices) > 1:
-            raise ValueError(f"inputs are on {', '.join(sorted(map(str, devices)))}: want one")
-        return symbols, devices.pop() if devices else torch.get_default_device()
-
-
-class BoundEager:
-    """A graph some of whose inputs are fixed: call it with the others, in their order."""
-
-    def __init__(self, eager: Eager, fixed: dict[int, torch.Tensor]) -> None:
-        """Hold the fixed tensors."""
-        self.plan = eager.plan
-        self._eager = eager
-        self._fixed = fixed
-        self._open = [at for at in range(len(eager.given)) if at not in fixed]
-
-    def __call__(self, *tensors: torch.Tensor) -> Any:
-        """Run it once."""
-        if len(tensors) != len(self._open):
-            names = ", ".join(map(self._eager.shown, self._open))
-            raise TypeError(f"{len(tensors)} inputs, not {len(self._open)}: {names}")
-        whole = {**self._fixed, **dict(zip(self._open, tensors))}
-        return self._eager(*(whole[at] for at in range(len(whole))))
-
-
-def _memory(tensor: torch.Tensor) -> int:
-    return tensor.untyped_storage()._cdata

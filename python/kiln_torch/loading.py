@@ -26,6 +26,8 @@ from .by_size import BySize
 from .client import Client
 from .eager import CONSTANTS as EAGER_CONSTANTS
 from .eager import GRAPH, Eager
+from .foreign import GRAPH as PORTABLE
+from .foreign import Foreign
 from .manifest import Artifact
 from .mixed import Mixed
 from .native import Native
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from typing import TypeAlias
 
+    from .graph_inputs import TorchGraph
     from .program import Program
 
     Source: TypeAlias = str | bytes | Path | Artifact
@@ -53,7 +56,7 @@ SIZE_DIRS = "sizes"
 # What a node's Inductor makes.
 _INDUCTOR = (META, CONSTANTS, *MODULES.values())
 # Files of pieces that torch runs.
-_BY_TORCH = (BINARY, META, GRAPH)
+_BY_TORCH = (BINARY, META, GRAPH, PORTABLE)
 _KEY_BYTES = 32
 
 
@@ -76,7 +79,7 @@ def load(source: Source, params: Any = None) -> Callable[..., Any]:
         if params is not None:
             raise TypeError("pieces that torch runs take all of their inputs at each call")
         loaded = mixed_of(files)
-    elif GRAPH in files and stitching.FILE not in files:
+    elif _is_torchs(files) and stitching.FILE not in files:
         eager = eager_of(files)
         loaded = eager if params is None else eager.bind(params)
     else:
@@ -88,16 +91,23 @@ def load(source: Source, params: Any = None) -> Callable[..., Any]:
     return loaded
 
 
-def eager_of(files: Mapping[str, Any], folder: str = "") -> Eager:
+def eager_of(files: Mapping[str, Any], folder: str = "") -> TorchGraph:
     """Return the graph that the eager compiler wrote down, to be run by torch."""
-    missing = [name for name in (GRAPH, PLAN) if folder + name not in files]
+    kind = Foreign if folder + PORTABLE in files else Eager
+    name = PORTABLE if kind is Foreign else GRAPH
+    missing = [name for name in (name, PLAN) if folder + name not in files]
     if missing:
         raise BrokenArtifact(f"it has no {missing[0]}: nothing that can be loaded")
     # It is for all sizes: those for one size alone, beside it, compute the same.
-    graph, plan_json = bytes(files[folder + GRAPH]), bytes(files[folder + PLAN])
+    graph, plan_json = bytes(files[folder + name]), bytes(files[folder + PLAN])
     constants = bytes(files.get(folder + EAGER_CONSTANTS, b""))
     signature = bytes(files[SIGNATURE]) if not folder and SIGNATURE in files else None
-    return Eager(graph, plan_json, constants, signature)
+    return kind(graph, plan_json, constants, signature)
+
+
+def _is_torchs(files: Mapping[str, Any], folder: str = "") -> bool:
+    """Whether the eager compiler wrote it down."""
+    return folder + GRAPH in files or folder + PORTABLE in files
 
 
 def native_of(files: Mapping[str, Any]) -> Native:
@@ -149,7 +159,7 @@ def mixed_of(files: Mapping[str, Any]) -> Mixed:
             if folder + BINARY in files or folder + META in files:
                 pieces.append(inductor_of(files, folder, interface))
                 continue
-            eager = folder + GRAPH in files
+            eager = _is_torchs(files, folder)
             own = eager_of(files, folder) if eager else Native(*_module(files, folder))
             why = stitching.misfit(interface, own.plan)
             if why is not None:
@@ -182,7 +192,7 @@ def inductor_of(
 
 
 def _stitching(files: Mapping[str, Any]) -> tuple[stitching.Stitching, list[str]]:
-    beside = [name for name in (CUBIN, PLAN, GRAPH, BINARY, META) if name in files]
+    beside = [name for name in (CUBIN, PLAN, GRAPH, PORTABLE, BINARY, META) if name in files]
     if beside:
         raise BrokenArtifact(f"{beside[0]} is beside {stitching.FILE}, of another artifact")
     told = stitching.read(bytes(files[stitching.FILE]))
@@ -256,7 +266,7 @@ def _one_folder(folder: Path) -> dict[str, bytes]:
     if stitching.FILE in files:
         # By position, as the stitching counts them: what else is there is not its.
         for at in range(len(stitching.read(files[stitching.FILE]).pieces)):
-            for name in (CUBIN, PLAN, GRAPH, EAGER_CONSTANTS, BINARY, *_INDUCTOR):
+            for name in (CUBIN, PLAN, GRAPH, PORTABLE, EAGER_CONSTANTS, BINARY, *_INDUCTOR):
                 path = folder / PIECES / str(at) / name
                 if path.is_file():
                     files[f"{PIECES}/{at}/{name}"] = path.read_bytes()

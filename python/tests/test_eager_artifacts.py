@@ -227,3 +227,24 @@ def written(
     folder.joinpath("graph.json").write_text(json.dumps({"version": version, "program": program}))
     folder.joinpath("plan.json").write_text(json.dumps(plan))
     return folder
+
+
+def test_what_only_pytorch_knows_is_run_by_it(kiln: Path, cluster: Cluster, tmp_path: Path) -> None:
+    out = compiled(kiln, cluster, "unknown.new.pt2", tmp_path / "out")
+    loaded: Any = kiln_torch.load(out)
+    x = torch.linspace(-2, 2, 32).reshape(4, 8)
+    wanted = torch.tanh(x).cumsum(-1) + torch.special.bessel_j0(x)
+    # As it may lie in memory.
+    for given in (x, x.t().contiguous().t()):
+        assert error(loaded(given), wanted) <= 1e-6
+    with pytest.raises(ValueError, match="elements of"):
+        loaded(x.double())
+    with pytest.raises(ValueError, match="x"):
+        loaded(x[:, :7])
+    # Nothing that changes its inputs is called, nor what is not there.
+    written = out / "portable.json"
+    told = written.read_text()
+    for other in ("aten.add_.Tensor", "aten.no_such.default", "os.system.default"):
+        written.write_text(told.replace("aten.special_bessel_j0.default", other))
+        with pytest.raises(BrokenArtifact, match="portable"):
+            kiln_torch.load(out)

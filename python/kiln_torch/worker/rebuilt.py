@@ -301,6 +301,10 @@ class _Rebuilder:
         self.values.append(_describe_node(node, fake))
 
 
+# What has numbers that are no sizes.
+_NO_SIZES = ("tensor", "tensors", "value", "bytes", "format")
+
+
 def _sizes(told: Any) -> Iterator[int]:
     """All whole numbers that are, or may be, sizes: not the numbers of values."""
     if isinstance(told, int):
@@ -310,9 +314,7 @@ def _sizes(told: Any) -> Iterator[int]:
             yield from _sizes(each)
     elif isinstance(told, dict):
         for name, each in told.items():
-            if name not in ("tensor", "tensors", "value", "bytes", "outputs", "format"):
-                yield from _sizes(each)
-            elif name == "outputs" and isinstance(each, list):
+            if name not in _NO_SIZES:
                 yield from _sizes(each)
 
 
