@@ -90,7 +90,8 @@ impl Places {
     pub(super) async fn acquire_all(&self) -> (Slot<'_>, usize) {
         loop {
             let resized = self.resized.notified();
-            let all = self.load().0;
+            // With those that go when their jobs end: these jobs run.
+            let all = self.number.lock().existing;
             let many = u32::try_from(all).unwrap_or(u32::MAX);
             tokio::select! {
                 permit = self.permits.acquire_many(many) => {
@@ -113,6 +114,8 @@ impl Drop for Slot<'_> {
         {
             number.existing -= gone.num_permits();
             gone.forget();
+            drop(number);
+            self.places.resized.notify_waiters();
         }
     }
 }
