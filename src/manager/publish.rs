@@ -12,7 +12,7 @@ use std::{
 
 use fail::fail_point;
 use kiln_cluster::{Entry, IndexEvent, Lease, NodeInfo, Published, Put, PutMode, Turn};
-use kiln_proto::{Digest, Manifest, NodeId, SignedManifest};
+use kiln_proto::{Digest, Manifest, NodeId, SignedManifest, value};
 use tokio::time::{sleep_until, timeout};
 
 use super::{Copies, Made, Manager, hints};
@@ -91,7 +91,9 @@ impl Manager {
         };
         let put = self.index.put(turn, signed, mode, stored.also).await?;
         fail_point!("publish.put");
-        if let Put::Committed(_) = &put {
+        // What is kept beside an artifact is none.
+        let is_request = manifest.fingerprint.compiler == value::REQUEST_FAMILY;
+        if let (Put::Committed(_), false) = (&put, is_request) {
             self.counters.saved();
         }
         if let Put::Committed(entry) | Put::Unchanged(entry) = &put {

@@ -29,9 +29,10 @@ use crate::telemetry::trace;
 /// Paths of the public API begin with it.
 const API: &str = "/kiln.v1.Kiln/";
 /// Its methods.
-const METHODS: [&str; 17] = [
+const METHODS: [&str; 23] = [
     "AddNode",
     "Compile",
+    "Emergency",
     "Explain",
     "Fetch",
     "Leave",
@@ -39,14 +40,19 @@ const METHODS: [&str; 17] = [
     "List",
     "Loaded",
     "Lookup",
+    "Metrics",
+    "Monitor",
+    "Overview",
     "Pin",
+    "Plan",
     "Publish",
+    "Recompile",
     "RemoveNode",
     "Restore",
     "SetVoters",
     "Status",
     "Tombstone",
-    "Metrics",
+    "Undo",
 ];
 
 /// Paths of what peers ask; of these only what belongs to a call is traced.
