@@ -24,8 +24,7 @@ async fn kiln(node: &TestNode, argument: &str, input: &[u8]) -> (bool, Vec<u8>) 
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_backup_brings_the_index_to_another_cluster() {
-    // Requests are kept when they are: so that it is known what the backup has.
-    let old = TestCluster::start_with(1, |_, config| config.compile.keep_requests = 0).await;
+    let old = TestCluster::start(1).await;
     let mut keys = Vec::new();
     for name in ["first", "second"] {
         keys.push(old.nodes[0].compile(saxpy(name)).await.unwrap().key);

@@ -101,6 +101,8 @@ impl TestCluster {
             config.cluster.lease_ttl = Duration::from_secs(3);
             config.object.url = Some(format!("file://{}", object.display()));
             config.memory.bytes = 256 << 20;
+            // They come behind the answers: so that entries and packs can be counted.
+            config.compile.keep_requests = 0;
             configure(i, &mut config);
             nodes.push(TestNode::new(home, config));
         }

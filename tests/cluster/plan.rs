@@ -6,9 +6,11 @@ use kiln_proto::{Target, pb};
 use serde_json::Value;
 
 use crate::{
-    harness::{NAMESPACE, TestCluster, eventually},
+    harness::{Configure, NAMESPACE, TestCluster, eventually},
     sizes::kiln,
 };
+
+const KEEPING: Configure = |_, config| config.compile.keep_requests = 1 << 20;
 
 fn cuda(name: &str, target: &str) -> pb::CompileRequest {
     let source = format!("__global__ void {name}(float *x) {{ x[threadIdx.x] = 1.0f; }}");
@@ -34,7 +36,7 @@ fn summary(lines: &[Value]) -> &Value {
 #[tokio::test(flavor = "multi_thread")]
 async fn exactly_what_misses_is_told_and_compiled_before_it_does() {
     let alternative = std::env::var_os("KILN_NVRTC_ALT_DIR").expect("KILN_NVRTC_ALT_DIR is set");
-    let mut cluster = TestCluster::start(1).await;
+    let mut cluster = TestCluster::start_with(1, KEEPING).await;
     let mut made = std::collections::BTreeMap::new();
     for (name, target) in [("a", "sm_80"), ("b", "sm_80"), ("a", "sm_90"), ("c", "sm_90")] {
         let compiled = cluster.nodes[0].compile(cuda(name, target)).await.unwrap();
@@ -116,7 +118,7 @@ async fn a_toolchain_that_nobody_has_is_refused_with_those_that_are_there() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_used_and_no_toolchain_makes_any_more_is_compiled_again_unasked() {
-    let mut cluster = TestCluster::start(1).await;
+    let mut cluster = TestCluster::start_with(1, KEEPING).await;
     let old = cluster.nodes[0].compile(cuda("used", "sm_90")).await.unwrap();
     let unused = cluster.nodes[0].compile(cuda("unused", "sm_90")).await.unwrap();
     assert_eq!(
