@@ -61,6 +61,7 @@ pub(crate) struct Pool<T: Dialect> {
     settings: PoolSettings,
     places: Places,
     waiting: AtomicUsize,
+    running: AtomicUsize,
     spares: Arc<Mutex<Spares<T::Ready>>>,
 }
 
@@ -88,6 +89,7 @@ impl<T: Dialect> Pool<T> {
             places: Places::new(settings.workers),
             settings,
             waiting: AtomicUsize::new(0),
+            running: AtomicUsize::new(0),
             spares: Arc::new(Mutex::new(Spares { waiting: VecDeque::new(), number: 0 })),
         }
     }
@@ -135,7 +137,7 @@ impl<T: Dialect> Pool<T> {
     /// Starts workers that wait warm: as many as jobs run now, at least one. Needs a tokio
     /// runtime.
     pub(crate) fn warm_up(&self) {
-        let (_, running) = self.places.load();
+        let running = self.running.load(Ordering::Relaxed);
         let mut spares = self.spares.lock();
         while spares.waiting.len() < running.clamp(1, SPARES) {
             let dialect = Arc::clone(&self.dialect);
@@ -270,6 +272,8 @@ impl<T: Dialect> Begun<'_, T> {
     /// Runs one job within `limits`.
     pub(crate) async fn run(self, job: &T::Job, limits: &Limits) -> Result<T::Done, Failure> {
         let Self { pool, mut worker, ready, _slot } = self;
+        // One job, however many places it has.
+        let _running = Place::acquire(&pool.running, usize::MAX);
         pool.dialect.fits(&ready, job)?;
         let message = pool.dialect.job(job, limits).map_err(not_encodable)?;
         let work = async {
@@ -311,7 +315,7 @@ fn not_encodable(e: std::io::Error) -> Failure {
     Lost::Garbage(e.to_string()).into_failure()
 }
 
-/// One place in the queue, given back when dropped.
+/// One more of those that are counted, until it is dropped.
 struct Place<'a>(&'a AtomicUsize);
 
 impl<'a> Place<'a> {
