@@ -2,6 +2,7 @@
 """Wall time of one compile against pieces, by Inductor, on clusters of 1, 2 and 3 nodes.
 
     benches/inductor_pieces.py --kiln target/release/kiln --python TORCH/bin/python
+    benches/inductor_pieces.py ... --model MODEL.pt2 --target sm_90    # on a machine with a GPU
 
 Each run has a namespace of its own, so nothing is ever a hit; runs of one compile and of
 pieces alternate. Wall time is that of `kiln compile`. One compiler a node: what a node
@@ -54,7 +55,7 @@ class Cluster:
         command = [self.kiln, *given, "--endpoint", endpoint, "--json"]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
-            sys.exit(f"{' '.join(command)}: {done.stderr}")
+            sys.exit(f"{' '.join(command)}: {done.stdout} {done.stderr}")
         return json.loads(done.stdout)
 
     def ready(self) -> bool:
@@ -69,10 +70,12 @@ class Cluster:
         self.process.wait(60)
 
 
-def measure(cluster: Cluster, backend: str, piecewise: str, run: str) -> dict[str, Any]:
+def measure(
+    cluster: Cluster, given: argparse.Namespace, piecewise: str, run: str
+) -> dict[str, Any]:
     began = time.monotonic()
     view = cluster.run(
-        "compile", str(MODEL), "--target", "cpu", "--backend", backend,
+        "compile", str(given.model), "--target", given.target, "--backend", given.backend,
         "--piecewise", piecewise, "--namespace", run, "--progress", "none",
     )  # fmt: skip
     seconds = time.monotonic() - began
@@ -89,11 +92,13 @@ def main() -> None:
     asked.add_argument("--kiln", required=True)
     asked.add_argument("--python", required=True)
     asked.add_argument("--backend", default="inductor-standalone")
+    asked.add_argument("--model", type=Path, default=MODEL)
+    asked.add_argument("--target", default="cpu")
     asked.add_argument("--runs", type=int, default=3)
     asked.add_argument("--nodes", default="1,2,3")
     given = asked.parse_args()
     cores = len(os.sched_getaffinity(0))
-    print(f"{MODEL.name}, {given.backend}, {cores} cores, load {os.getloadavg()[0]:.1f}")
+    print(f"{given.model.name} for {given.target}, {given.backend}, {cores} cores, load {os.getloadavg()[0]:.1f}")
     for nodes in map(int, given.nodes.split(",")):
         with tempfile.TemporaryDirectory(prefix="kiln-bench-") as folder:
             cluster = Cluster(given.kiln, given.python, nodes, Path(folder))
@@ -102,7 +107,7 @@ def main() -> None:
                 for run in range(given.runs):
                     for piecewise, all_seconds in found.items():
                         name = f"{piecewise}-{nodes}-{run}"
-                        told = measure(cluster, given.backend, piecewise, name)
+                        told = measure(cluster, given, piecewise, name)
                         all_seconds.append(told.pop("seconds"))
                         print(f"  {name}: {all_seconds[-1]:.1f} s {told}", flush=True)
             finally:
