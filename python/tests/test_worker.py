@@ -66,7 +66,8 @@ class Node:
             stdout=subprocess.PIPE,
             cwd=folder,
             env={"TMPDIR": str(folder), "LC_ALL": "C", **passed},
-            start_new_session=True,
+            # As `process_group=0`, which Python 3.10 does not have.
+            preexec_fn=os.setpgrp,
         )
         assert self.process.stdout and self.process.stdin
         self.answers, self.requests = self.process.stdout, self.process.stdin

@@ -32,10 +32,11 @@ impl Inductor {
         compiler.compile(&prepared, limits, CancellationToken::new()).await
     }
 
-    /// Waits until no worker but the spare is left, then ends that too: no
-    /// process and no folder remains.
+    /// Waits until no worker but the spare is left, and what it was forked from, then ends
+    /// those too: no process and no folder remains.
     async fn leaves_nothing(self) {
-        self.node.until(|found| found.len() <= 1).await;
+        // The fork, and the process that stands for it.
+        self.node.until(|found| found.len() <= 3).await;
         let Node { compilers, folder } = self.node;
         drop(compilers);
         processes_in(folder.path(), <[Pid]>::is_empty).await;
@@ -115,6 +116,27 @@ async fn a_torch_that_was_exchanged_compiles_nothing_under_the_old_key() {
     let limits = Limits::default();
     let failed = compiler.compile(&prepared, &limits, CancellationToken::new()).await.unwrap_err();
     assert_eq!(failed.kind, FailureKind::ToolchainMissing, "{failed}");
+    drop(compiler);
+    inductor.leaves_nothing().await;
+}
+
+/// Nothing needs the process that workers are forked from.
+#[tokio::test]
+async fn a_fork_server_that_is_killed_costs_nothing_but_time() {
+    let inductor = Inductor::start("return {'a': b'made'}").await;
+    inductor.compile(&Limits::default()).await.unwrap();
+    let socket = inductor.node.folder.path().join("python/forks");
+    assert!(socket.exists(), "workers were no forks");
+    // The server was started first.
+    let all = inductor.node.until(|found| found.len() == 3).await;
+    let server = *all.first().unwrap();
+    rustix::process::kill_process(server, rustix::process::Signal::KILL).unwrap();
+    // The spare ends with it, or was not forked yet, and loads by itself.
+    inductor.node.until(|found| found.len() <= 1).await;
+    for _ in 0..2 {
+        let done = inductor.compile(&Limits::default()).await.unwrap();
+        assert_eq!(done.files[0].1, &b"made"[..]);
+    }
     inductor.leaves_nothing().await;
 }
 

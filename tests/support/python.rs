@@ -14,19 +14,27 @@ for name in ("torch", "torch._inductor", "torch._inductor.config"):
     sys.modules[name] = types.ModuleType(name)
     if parent:
         setattr(sys.modules[parent], last, sys.modules[name])
+sys.modules["torch._inductor.config"].decide_compile_threads = lambda: 1
+at = sys.argv.index("-c") + 1
 bootstrap = {{"__name__": "bootstrap"}}
-exec(sys.argv[-1], bootstrap)
-bootstrap["install"]()
-from kiln_worker import process
-from kiln_worker.refused import Refused
-def compile_program(job, folder):
-    (folder / "trace").write_text("left behind")
-    {compile}
-process.compile_program = compile_program
-process.versions = lambda: {{"torch": "1.2", "cuda": "none"}}
-process.compute_capability = lambda: 0
-process.compilers = lambda: ["inductor", "inductor-standalone"]
-process.main()
+exec(sys.argv[at], bootstrap)
+def exchange():
+    from kiln_worker import process
+    from kiln_worker.refused import Refused
+    def compile_program(job, folder):
+        (folder / "trace").write_text("left behind")
+        {compile}
+    process.compile_program = compile_program
+    process.versions = lambda: {{"torch": "1.2", "cuda": "none"}}
+    process.compute_capability = lambda: 0
+    process.compilers = lambda: ["inductor", "inductor-standalone"]
+    return process
+if sys.argv[at + 1:at + 2] == ["--fork-server"]:
+    bootstrap["serve_forks"](float(sys.argv[at + 2]), lambda forks: exchange())
+else:
+    bootstrap["be_forked"]()
+    bootstrap["install"]()
+    exchange().main()
 "#
     );
     std::fs::write(&path, text).unwrap();

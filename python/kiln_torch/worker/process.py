@@ -32,17 +32,17 @@ def _failed(refused: Refused) -> bytes:
     return encode((3, encode((1, refused.kind), (2, str(refused)))))
 
 
-def _end_with_the_node(requests: BinaryIO) -> None:
+def _end_with_the_node(requests: BinaryIO, group: int) -> None:
     """Ends this process group when the node is gone; until then compiles go on."""
     while requests.read(1 << 16):
         pass
-    if os.getpgrp() == os.getpid():
+    if os.getpgrp() == group:
         os.killpg(0, signal.SIGKILL)
     os._exit(1)
 
 
-def serve(requests: BinaryIO, answers: BinaryIO, folder: Path) -> None:
-    """One process: torch is loaded, one job is done."""
+def serve(requests: BinaryIO, answers: BinaryIO, folder: Path, group: int) -> None:
+    """One process: torch is loaded, one job is done. ``group`` is the job's own."""
     try:
         hello = encode((1, ready()))
     except ImportError as e:
@@ -51,7 +51,7 @@ def serve(requests: BinaryIO, answers: BinaryIO, folder: Path) -> None:
     message = read_frame(requests)
     if message is None:
         return
-    threading.Thread(target=_end_with_the_node, args=(requests,), daemon=True).start()
+    threading.Thread(target=_end_with_the_node, args=(requests, group), daemon=True).start()
     began = time.monotonic()
     try:
         job = Job.parse(message)
@@ -81,9 +81,8 @@ def limit(job: Job) -> None:
         torch._inductor.config.compile_threads = 1
 
 
-def main() -> None:
-    """Takes stdin and stdout for the node alone: what a library prints goes to stderr."""
-    folder = Path.cwd()
+def keep_to(folder: Path) -> None:
+    """Have torch keep its files below `folder`. Before it is imported."""
     os.environ |= {
         "HOME": str(folder),
         "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor"),
@@ -91,12 +90,21 @@ def main() -> None:
         # Packages that are installed beside torch have no say in what is compiled.
         "TORCH_DEVICE_BACKEND_AUTOLOAD": "0",
     }
+
+
+def main(group: int | None = None) -> None:
+    """Takes stdin and stdout for the node alone: what a library prints goes to stderr.
+
+    ``group``: the process group that is this job's, unless it is this process's own.
+    """
+    folder = Path.cwd()
+    keep_to(folder)
     requests = os.fdopen(os.dup(0), "rb")
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
-    serve(requests, answers, folder)
+    serve(requests, answers, folder, os.getpid() if group is None else group)
     answers.flush()
     # Threads of torch must not hold up the end.
     os._exit(0)

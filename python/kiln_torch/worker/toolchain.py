@@ -6,6 +6,7 @@ folders and numbers of threads are in none of them.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -31,6 +32,7 @@ def _said(*command: str) -> str:
     return done.stdout.strip() if done.returncode == 0 else ""
 
 
+@functools.cache
 def config_digest() -> str:
     """Inductor's defaults, without what only says where and with how many threads it works."""
     from torch._inductor import config
@@ -66,6 +68,17 @@ def versions() -> dict[str, str]:
     return found
 
 
+def read_ahead() -> None:
+    """Find out what takes time and what all forks of this process may share."""
+    from torch._inductor.codecache import torch_key
+
+    torch_key()
+    # Before anything here changes one: ``_cpu`` does.
+    config_digest()
+    _cpu()
+
+
+@functools.cache
 def _cpu() -> dict[str, str]:
     """Inductor builds C++ with -march=native: what that means here is part of the output."""
     from torch._inductor import config

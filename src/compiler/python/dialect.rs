@@ -13,7 +13,7 @@ use prost::Message;
 use super::source;
 use crate::compiler::{
     Limits,
-    worker::{Answer, Dialect, Launch},
+    worker::{Answer, Dialect, Forks, Launch},
 };
 
 /// What a compiler and its libraries are found by.
@@ -67,17 +67,23 @@ pub(in crate::compiler) struct Done {
 #[derive(Debug)]
 pub(super) struct Snake {
     launch: Launch,
+    forks: Forks,
 }
 
 impl Snake {
-    /// Workers of `interpreter`, each in a folder of its own below `folder`.
-    pub(super) fn new(interpreter: PathBuf, folder: PathBuf) -> Self {
+    /// Workers of `interpreter`, each in a folder of its own below `folder`. What they are
+    /// forked from ends when it was of no use for `keep`.
+    pub(super) fn new(interpreter: PathBuf, folder: PathBuf, keep: Duration) -> Self {
         let passed = PASSED_ON.iter();
         let environment: Vec<(OsString, OsString)> =
             passed.filter_map(|name| Some(((*name).into(), std::env::var_os(name)?))).collect();
         let arguments = ["-I", "-B", "-c", source::BOOTSTRAP].map(OsString::from).to_vec();
+        let socket = folder.join("forks");
         let launch = Launch { program: interpreter, arguments, environment, folder, private: true };
-        Self { launch }
+        let mut server = launch.clone();
+        let seconds = keep.as_secs_f64().to_string();
+        server.arguments.extend(["--fork-server".into(), seconds.into()]);
+        Self { launch, forks: Forks { launch: server, socket } }
     }
 }
 
@@ -92,6 +98,10 @@ impl Dialect for Snake {
 
     fn launch(&self) -> &Launch {
         &self.launch
+    }
+
+    fn forks(&self) -> Option<&Forks> {
+        Some(&self.forks)
     }
 
     fn subject(&self) -> String {

@@ -6,10 +6,10 @@
 //! before it gets a job, so a torch that was exchanged under a running node
 //! compiles nothing under its predecessor's keys.
 //!
-//! Each worker compiles one program. Importing torch takes seconds, so the next
-//! one loads while this one works; using one again would be cheaper still, but a
-//! compile leaves caches, patches and threads in its process, and what one
-//! tenant's program did there would be next to the next tenant's.
+//! Each worker compiles one program: a compile leaves caches, patches and threads in its
+//! process, and what one tenant's program did there would be next to the next tenant's.
+//! Importing torch takes seconds, so workers are forks of a process that did it and does
+//! nothing else; where that is not there, the next one loads while this one works.
 
 mod dialect;
 mod probe;
@@ -195,5 +195,6 @@ fn prepare(
         _ => std::fs::create_dir_all(&jobs).map_err(unusable)?,
     }
     let jobs = std::path::absolute(jobs).map_err(unusable)?;
-    Ok((Pool::new(Snake::new(interpreter, jobs), settings.pool.clone()), remembered))
+    let workers = Snake::new(interpreter, jobs, settings.pool.keep_warm);
+    Ok((Pool::new(workers, settings.pool.clone()), remembered))
 }

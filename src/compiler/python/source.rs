@@ -22,6 +22,7 @@ pub(super) fn modules() -> io::Result<Vec<u8>> {
         "compiling.py",
         "examples.py",
         "expression.py",
+        "forks.py",
         "formula.py",
         "messages.py",
         "options.py",

@@ -8,7 +8,7 @@ use std::{io, path::PathBuf, time::Duration};
 use kiln_proto::Failure;
 
 use super::{
-    process::{Launch, library_view},
+    process::{Forks, Launch, library_view},
     protocol::{self, Answer, Compiled, Program, Ready, Setup},
 };
 use crate::compiler::Limits;
@@ -29,6 +29,10 @@ pub(crate) trait Dialect: std::fmt::Debug + Send + Sync + 'static {
 
     /// How a worker is started.
     fn launch(&self) -> &Launch;
+    /// The process that workers can be forked from.
+    fn forks(&self) -> Option<&Forks> {
+        None
+    }
     /// What is loaded, for messages.
     fn subject(&self) -> String;
     /// The first message.

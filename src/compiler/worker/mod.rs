@@ -4,7 +4,8 @@
 //! process group and becomes a [`kiln_proto::Failure`]; nothing of it stays.
 //!
 //! A worker lives for one job. It is told its toolchain, loads it, answers that
-//! it is ready, gets one job, answers, and is killed with all that it started.
+//! it is ready, gets one job, answers, and is killed with all that it started. Where
+//! loading takes seconds, a process beside the pool has loaded, and workers are its forks.
 
 mod child;
 mod confine;
@@ -12,6 +13,7 @@ mod dialect;
 mod nvrtc;
 mod places;
 mod pool;
+mod preloaded;
 mod process;
 mod protocol;
 mod service;
@@ -23,7 +25,7 @@ pub(super) use nvrtc::SOURCE_NAME;
 pub use places::PoolUse;
 pub(crate) use pool::Pool;
 pub use pool::PoolSettings;
-pub(crate) use process::Launch;
+pub(crate) use process::{Forks, Launch};
 pub(crate) use protocol::{Answer, Octets, decode, encode};
 pub(super) use protocol::{Bundled, Compiled, Program, Setup, module_file};
 pub(crate) use service::{limit, serve};

@@ -23,6 +23,7 @@ use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use super::{
     dialect::Dialect,
     places::{Places, PoolUse, Slot},
+    preloaded::Preloaded,
     process::{Lost, Worker},
 };
 use crate::compiler::{Limits, room};
@@ -63,6 +64,7 @@ pub(crate) struct Pool<T: Dialect> {
     waiting: AtomicUsize,
     running: AtomicUsize,
     spares: Arc<Mutex<Spares<T::Ready>>>,
+    preloaded: Arc<Preloaded>,
 }
 
 /// The workers that wait warm, the oldest first.
@@ -91,6 +93,7 @@ impl<T: Dialect> Pool<T> {
             waiting: AtomicUsize::new(0),
             running: AtomicUsize::new(0),
             spares: Arc::new(Mutex::new(Spares { waiting: VecDeque::new(), number: 0 })),
+            preloaded: Arc::default(),
         }
     }
 
@@ -118,14 +121,14 @@ impl<T: Dialect> Pool<T> {
 
     /// Asks a worker of its own what it is.
     pub(crate) async fn probe(dialect: &T) -> Result<T::Ready, Failure> {
-        let (worker, ready) = start(dialect).await?;
+        let (worker, ready) = start(dialect, &Preloaded::default()).await?;
         worker.end().await;
         Ok(ready)
     }
 
     /// Asks a new worker what it is, and keeps it warm.
     pub(crate) async fn look(&self) -> Result<T::Ready, Failure> {
-        let (worker, ready) = start(&*self.dialect).await?;
+        let (worker, ready) = start(&*self.dialect, &self.preloaded).await?;
         let told = ready.clone();
         let started = tokio::spawn(std::future::ready(Ok((worker, ready))));
         let mut spares = self.spares.lock();
@@ -140,8 +143,9 @@ impl<T: Dialect> Pool<T> {
         let running = self.running.load(Ordering::Relaxed);
         let mut spares = self.spares.lock();
         while spares.waiting.len() < running.clamp(1, SPARES) {
-            let dialect = Arc::clone(&self.dialect);
-            self.keep(&mut spares, tokio::spawn(async move { start(&*dialect).await }));
+            let (dialect, preloaded) = (Arc::clone(&self.dialect), Arc::clone(&self.preloaded));
+            let starting = async move { start(&*dialect, &preloaded).await };
+            self.keep(&mut spares, tokio::spawn(starting));
         }
     }
 
@@ -256,7 +260,7 @@ impl<T: Dialect> Pool<T> {
                 Err(e) => tracing::warn!("start a spare compiler process: {e}"),
             }
         }
-        start(&*self.dialect).await
+        start(&*self.dialect, &self.preloaded).await
     }
 }
 
@@ -296,7 +300,11 @@ impl<T: Dialect> Begun<'_, T> {
 }
 
 /// Starts a worker and waits until it has loaded its compiler.
-async fn start<T: Dialect>(dialect: &T) -> Result<(Worker, T::Ready), Failure> {
+async fn start<T: Dialect>(
+    dialect: &T,
+    preloaded: &Preloaded,
+) -> Result<(Worker, T::Ready), Failure> {
+    preloaded.ensure(dialect).await;
     let mut worker = Worker::start(dialect.launch())?;
     worker.send(&dialect.hello().map_err(not_encodable)?).await;
     match timeout(T::START_LIMIT, worker.receive()).await {

@@ -85,6 +85,15 @@ pub(crate) struct Launch {
     pub(crate) private: bool,
 }
 
+/// How what workers are forked from is started, and where it listens.
+#[derive(Debug, Clone)]
+pub(crate) struct Forks {
+    /// Told what workers are told first.
+    pub(crate) launch: Launch,
+    /// Its socket, removed after it.
+    pub(crate) socket: PathBuf,
+}
+
 impl Worker {
     /// Starts a worker in a process group of its own, with none of our environment.
     pub(super) fn start(launch: &Launch) -> Result<Self, Failure> {
