@@ -1,6 +1,8 @@
 """What is asked of the cluster for one graph: the components of its key.
 
-Invariant: everything that decides the code is in them, or the graph is refused.
+Invariant: everything that decides the code is in them, or the graph is refused. A
+graph for the current GPU alone has one key on all of them: its artifact is placed
+where it is loaded (``placing.py``).
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from . import graph, standalone
+from . import config, devices, graph, standalone
 from .graph import Unkeyable
 from .key import FINGERPRINT, GRAPH, INPUTS, NAMESPACE, OPTIONS, TARGET, Component, Field
 from .manifest import Fingerprint
@@ -34,25 +36,33 @@ class Asked:
         form: str,
         guarded: bool,
         facts: Mapping[str, str],
+        merge: bool | None = None,
     ) -> None:
         """Describe it; ``Unkeyable`` where that cannot be done in full.
 
         ``guarded``: the artifact's guards on sizes go with it. ``facts``: what else
-        decides the output.
+        decides the output. ``merge``: ranks share it; by default as KILN_RANKS says.
         """
-        structure, inputs = graph.form(gm, guarded=guarded)
+        merge = config.merge_ranks() if merge is None else merge
+        met = devices.Devices()
+        structure, inputs = graph.form(gm, guarded=guarded, devices=met)
+        # The GPU on which the artifact runs wherever it was made; ``None``: as it was made.
+        self.index = devices.only_index(gm, example_inputs) if merge else None
         types = device_types(gm)
         told = dict(versions(types))
         self.target = target_of(example_inputs, types)
         self.fingerprint = Fingerprint.of(COMPILER, told)
         self.label = f"torch.compile, {len(gm.graph.nodes)} nodes, {'+'.join(sorted(types))}"
         self.sizes = standalone.symbolic_sizes(gm)
-        self._inputs = Field.of_bytes("inputs", inputs)
+        self._inputs = [Field.of_bytes("inputs", inputs)]
+        if met.met:
+            on = "current" if self.index is not None else ",".join(met.met)
+            self._inputs.append(Field("device", on))
         settings = Field.of_bytes("inductor", options(gm, example_inputs))
         more = (Field(name, value) for name, value in sorted(facts.items()))
         self._components = (
             Component(GRAPH, (Field("form", form), Field.of_bytes("structure", structure))),
-            Component(INPUTS, (self._inputs,)),
+            Component(INPUTS, tuple(self._inputs)),
             Component(OPTIONS, (settings, *more)),
             Component.of(FINGERPRINT, compiler=COMPILER, **told),
             Component.of(TARGET, target=str(self.target)),
@@ -75,7 +85,7 @@ class Asked:
         yield self._components
         if self.sizes:
             now = ",".join(map(str, standalone.hints(self.sizes)))
-            inputs = Component(INPUTS, (self._inputs, Field("sizes", now)))
+            inputs = Component(INPUTS, (*self._inputs, Field("sizes", now)))
             yield tuple(inputs if each.name == INPUTS else each for each in self._components)
 
 

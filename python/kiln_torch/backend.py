@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from . import report, standalone
+from . import placing, report, standalone
 from .asked import Asked
 from .client import Client
 from .graph import Unkeyable
@@ -82,7 +82,8 @@ class _Compile:
             if not isinstance(answer, Artifact):
                 with answer:
                     return self._make(client, answer, components, asked)
-            loaded = self._load(client, answer)
+            with placing.on(asked.index):
+                loaded = self._load(client, answer)
             if loaded is not None:
                 return loaded
         return None

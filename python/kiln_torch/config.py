@@ -106,3 +106,14 @@ def _seconds(env: Mapping[str, str], name: str, default: float) -> float:
         return seconds
     report.once(name, "%s: %r is no number of seconds; %s it is", name, text, default)
     return default
+
+
+def merge_ranks(environ: Mapping[str, str] | None = None) -> bool:
+    """Whether ranks that differ in their GPU's index alone share what one of them compiled.
+
+    KILN_RANKS is ``merge``, the default, or ``keep``: then the index stays in every key.
+    """
+    text = (os.environ if environ is None else environ).get("KILN_RANKS", "")
+    if text not in ("", "merge", "keep"):
+        report.once("KILN_RANKS", "KILN_RANKS: %r is not merge or keep; merge it is", text)
+    return text != "keep"

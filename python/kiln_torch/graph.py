@@ -1,9 +1,9 @@
 """The canonical form of an FX graph: what decides the code, and nothing else.
 
 Invariant: two graphs with one form compile to interchangeable code under equal
-options; names of nodes, symbols, modules and files never enter. What cannot be
-written down exactly is ``Unkeyable``: that graph is then compiled without the
-cluster.
+options, each on its own devices; names of nodes, symbols, modules and files, and
+which GPU of several it is, never enter. What cannot be written down exactly is
+``Unkeyable``: that graph is then compiled without the cluster.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from torch import fx
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from torch.utils._sympy.symbol import SymT, symbol_is_type
 
+from .devices import VALUES, Devices, named
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-# Metadata under which Dynamo and make_fx keep a node's fake value.
-_VALUES = ("example_value", "val")
 # Arguments that are places in a table of this process; the kernels themselves are
 # among the options (see ``options.py``).
 PROCESS_LOCAL = ("kernel_idx", "constant_args_idx")
@@ -34,12 +34,15 @@ class Unkeyable(Exception):
     """No key says all of it: compile without the cluster."""
 
 
-def form(gm: fx.GraphModule, *, guarded: bool = True) -> tuple[bytes, bytes]:
+def form(
+    gm: fx.GraphModule, *, guarded: bool = True, devices: Devices | None = None
+) -> tuple[bytes, bytes]:
     """Return the structure of ``gm`` and the description of its inputs.
 
     ``guarded``: refuse what no guard on the inputs' sizes could check elsewhere.
+    ``devices``: gets to know those that the graph names.
     """
-    symbols = Symbols(hinted=guarded)
+    symbols = Symbols(hinted=guarded, devices=devices or Devices())
     held = [value_of(node) for node in gm.graph.nodes if node.op == "placeholder"]
     inputs = [_described(value, symbols) for value in held]
     if None in inputs:
@@ -66,14 +69,15 @@ def _shared(held: Sequence[Any]) -> list[int | None]:
 
 def value_of(node: fx.Node) -> Any:
     """Return the fake value that was recorded for ``node``."""
-    return next((node.meta[name] for name in _VALUES if name in node.meta), None)
+    return next((node.meta[name] for name in VALUES if name in node.meta), None)
 
 
 class Symbols:
-    """Names of symbolic sizes, in the order in which they turn up."""
+    """Names of symbolic sizes, in the order in which they turn up; and of devices."""
 
-    def __init__(self, *, hinted: bool) -> None:
+    def __init__(self, *, hinted: bool, devices: Devices) -> None:
         """Start without any; ``hinted``: refuse those that are known at run time only."""
+        self.devices = devices
         self._hinted = hinted
         self._renamed: dict[sympy.Symbol, sympy.Symbol] = {}
         self._ranges: list[str] = []
@@ -172,6 +176,8 @@ def _named(given: Mapping[str, Any], places: dict[fx.Node, int], symbols: Symbol
 
 def _argument(given: Any, places: dict[fx.Node, int], symbols: Symbols) -> Any:
     """Write down an argument so that no two different ones look alike."""
+    if (device := named(given)) is not None:
+        return {type(given).__name__: symbols.devices.name(device)}
     if given is None or isinstance(given, (bool, int, str)):
         return given
     if isinstance(given, fx.Node):
@@ -218,7 +224,7 @@ def _described(value: Any, symbols: Symbols) -> Any:
         raise Unkeyable(f"a tensor of type {type(value).__qualname__}, {value.layout}")
     return {
         "dtype": str(value.dtype),
-        "device": str(value.device),
+        "device": symbols.devices.name(value.device),
         "size": [symbols.of(size) for size in value.size()],
         "stride": [symbols.of(step) for step in value.stride()],
         "offset": symbols.of(value.storage_offset()),

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from blake3 import blake3
 
-from .. import standalone
+from .. import config, devices, placing, standalone
 from . import direct
 from .errors import CompilationError, IncompatibleConfigError, InductorNotAvailableError
 from .interface import CompilerInterface
@@ -91,7 +91,10 @@ class InductorAdaptor(CompilerInterface):
         with traced.context():
             if not traced.admits(bytes(handle.get(standalone.GUARDS, b"")).decode()):
                 return None
-            with direct.watched() as seen:
+            index = None
+            if config.merge_ranks():
+                index = devices.only_index(traced.gm, traced.inputs)
+            with placing.on(index), direct.watched() as seen:
                 loaded = self._load_files(handle)
         return traced.callable(_run(loaded, direct.generated(seen, traced.gm)))
 

@@ -24,6 +24,8 @@ class Cached:
     guards: str = ""
     # What its compile took, here or wherever it was; 0 where that is not known.
     seconds: float = 0.0
+    # The GPU that it runs on, where its key does not say so.
+    index: int | None = None
 
 
 # Which entry goes: the least recently used, or the cheapest of the older half.

@@ -67,6 +67,11 @@ class Request:
         return self._lookup.candidates[0][0] if self._lookup.candidates else None
 
     @property
+    def _index(self) -> int | None:
+        asked = self._lookup.asked
+        return None if asked is None else asked.index
+
+    @property
     def sent(self) -> bool:
         """Whether another process compiles it, as far as is known."""
         return self._lookup.job is not None
@@ -171,7 +176,8 @@ class Request:
     def keep(self, run: Callable[..., Any], guards: str = "", seconds: float = 0.0) -> None:
         """Keep a callable over all inputs of the graph in memory; ``seconds``: its compile's."""
         if self._tiers.memory is not None and self._lookup.key is not None:
-            self._tiers.memory.store(self._lookup.key.hex(), Cached(run, guards, seconds))
+            cached = Cached(run, guards, seconds, self._index)
+            self._tiers.memory.store(self._lookup.key.hex(), cached)
 
     def _raise(self) -> None:
         if self._lookup.failure is not None:
@@ -182,7 +188,9 @@ class Request:
         memory = self._tiers.memory
         for key, _ in self._lookup.candidates:
             cached = None if memory is None else memory.lookup(key.hex())
-            if cached is not None and self._traced.admits(cached.guards):
+            if cached is None or cached.index != self._index:
+                continue
+            if self._traced.admits(cached.guards):
                 self._lookup.count_hit()
                 return cached.run
         return None

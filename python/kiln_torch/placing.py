@@ -1,0 +1,106 @@
+"""Where a compiled graph runs once it is loaded: on the caller's GPU.
+
+``on(index)`` is for those who load an artifact: every graph of it that is loaded
+within is for that GPU, or is refused as a miss is. Invariant: outside of it, and
+with ``None``, torch loads as ever; no graph is changed that is on its GPU already.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import threading
+from typing import TYPE_CHECKING, Any
+
+from . import report
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+
+class _Here(threading.local):
+    index: int | None = None
+
+
+_here = _Here()
+_lock = threading.Lock()
+_installed = False
+
+
+@contextlib.contextmanager
+def on(index: int | None) -> Iterator[None]:
+    """Place what is loaded within on GPU ``index``; ``None``: where it is."""
+    if index is None:
+        yield
+        return
+    install()
+    before, _here.index = _here.index, index
+    try:
+        yield
+    finally:
+        _here.index = before
+
+
+def current() -> int | None:
+    """Return the GPU that is placed on now."""
+    return _here.index
+
+
+def refused(reason: object) -> None:
+    """Count and say that something is compiled on its own GPU."""
+    report.count("ranks.refused")
+    report.log.info("not shared between GPUs: %s", reason)
+
+
+def install() -> None:
+    """Have torch ask here, from now on."""
+    global _installed
+    from torch._functorch._aot_autograd.aot_autograd_result import GenericAOTAutogradResult
+    from torch._inductor.codecache import FxGraphCache
+
+    with _lock:
+        if _installed:
+            return
+        # All graphs that come from anywhere pass here before their files are written.
+        graphs = _graphs(FxGraphCache.cache_hit_post_compile)
+        FxGraphCache.cache_hit_post_compile = staticmethod(graphs)  # type: ignore[method-assign]
+        entries = _entries(GenericAOTAutogradResult.wrap_post_compile)
+        GenericAOTAutogradResult.wrap_post_compile = entries  # type: ignore[method-assign]
+        _installed = True
+
+
+def _graphs(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def cache_hit_post_compile(graph: Any, cache_info: Any, constants: Any) -> Any:
+        index = current()
+        if index is not None:
+            from . import moving
+
+            try:
+                graph = moving.graph(graph, index)
+            except moving.Refused as reason:
+                refused(reason)
+                return None, cache_info
+        return original(graph, cache_info, constants)
+
+    return cache_hit_post_compile
+
+
+def _entries(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def wrap_post_compile(self: Any, *args: Any, **named: Any) -> Any:
+        index = current()
+        if index is None:
+            return original(self, *args, **named)
+        from . import moving
+
+        try:
+            moved = moving.entry(self, index)
+        except moving.Refused as reason:
+            from torch._functorch._aot_autograd.autograd_cache import FXGraphCacheMiss
+
+            refused(reason)
+            raise FXGraphCacheMiss from reason
+        return original(moved, *args, **named)
+
+    return wrap_post_compile
