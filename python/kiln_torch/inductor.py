@@ -13,20 +13,17 @@ processes with and without this package share them.
 from __future__ import annotations
 
 import atexit
-import importlib.abc
-import importlib.util
 import os
-import sys
 from typing import TYPE_CHECKING, Any
 
-from . import report
+from . import config, report
 from .client import Client
+from .importing import when_imported
 from .settle import Settling
 from .value import Values
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from importlib.machinery import ModuleSpec
+    from collections.abc import Callable
     from types import ModuleType
 
 # Read by torch when its config modules are imported, here and in the processes
@@ -39,6 +36,12 @@ SWITCHES = (
     "TORCH_DYNAMO_AUTOMATIC_DYNAMIC_REMOTE_PGO",
 )
 _REMOTE_CACHE = "torch._inductor.remote_cache"
+# Where one entry is made to do for all ranks of a job.
+_MERGED = (
+    "torch._inductor.codecache",
+    "torch._functorch._aot_autograd.autograd_cache",
+    "torch._inductor.standalone_compile",
+)
 
 # One process of the cluster compiles the graph, the others wait for it.
 FX_GRAPH = "fx_graph"
@@ -61,11 +64,10 @@ def install() -> None:
     """Plug in now, or as soon as Inductor is imported."""
     for switch in SWITCHES:
         os.environ.setdefault(switch, "1")
-    module = sys.modules.get(_REMOTE_CACHE)
-    if module is not None:
-        plug(module)
-    elif not any(isinstance(finder, _OnImport) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _OnImport())
+    when_imported(_REMOTE_CACHE, plug)
+    if config.merge_ranks():
+        for name in _MERGED:
+            when_imported(name, _merge)
 
 
 def plug(module: ModuleType) -> None:
@@ -81,6 +83,12 @@ def plug(module: ModuleType) -> None:
             report.once(name, "this torch has no %s", name)
         else:
             cache.backend_override_cls = _backend(module.RemoteCacheBackend, shared, family)
+
+
+def _merge(module: ModuleType) -> None:
+    from . import merging
+
+    merging.plug(module)
 
 
 class _Shared:
@@ -137,38 +145,3 @@ def _backend(base: Any, shared: _Shared, family: str) -> Callable[[], Any]:
 def _swallowed(doing: str, error: Exception) -> None:
     report.count("bugs")
     report.once(f"{doing} {type(error).__name__}", "%s: %r", doing, error)
-
-
-class _OnImport(importlib.abc.MetaPathFinder):
-    """Calls ``plug`` when Inductor's remote caches have been imported."""
-
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
-        """Find the module as if this were not here, with a loader that plugs in."""
-        del path, target
-        if fullname != _REMOTE_CACHE or self not in sys.meta_path:
-            return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(fullname)
-        if spec is not None and spec.loader is not None:
-            spec.loader = _Loader(spec.loader)
-        return spec
-
-
-class _Loader(importlib.abc.Loader):
-    def __init__(self, loader: Any) -> None:
-        self._loader = loader
-
-    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
-        return self._loader.create_module(spec)
-
-    def exec_module(self, module: ModuleType) -> None:
-        self._loader.exec_module(module)
-        try:
-            plug(module)
-        except Exception as error:
-            _swallowed("plug in", error)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._loader, name)
