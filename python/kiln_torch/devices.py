@@ -91,21 +91,10 @@ def graphs(gm: fx.GraphModule) -> Iterator[fx.GraphModule]:
 def renamed(gm: fx.GraphModule, name: Callable[[Any], Any]) -> Callable[[], None]:
     """Replace what ``name`` gives for each argument that names a GPU; return the way back."""
     before: list[tuple[fx.Node, Any, Any]] = []
-    changed = []
+    changed: list[fx.GraphModule] = []
 
     def replace(given: Any) -> Any:
         return given if named(given) is None else name(given)
-
-    for module in graphs(gm):
-        found = len(before)
-        for node in module.graph.nodes:
-            if any(named(leaf) is not None for leaf in _leaves(node)):
-                before.append((node, node.args, node.kwargs))
-                node.args = fx.node.map_aggregate(node.args, replace)
-                node.kwargs = fx.node.map_aggregate(node.kwargs, replace)
-        if len(before) > found:
-            module.recompile()
-            changed.append(module)
 
     def back() -> None:
         for node, args, kwargs in before:
@@ -113,6 +102,20 @@ def renamed(gm: fx.GraphModule, name: Callable[[Any], Any]) -> Callable[[], None
         for module in changed:
             module.recompile()
 
+    try:
+        for module in graphs(gm):
+            found = len(before)
+            for node in module.graph.nodes:
+                if any(named(leaf) is not None for leaf in _leaves(node)):
+                    before.append((node, node.args, node.kwargs))
+                    node.args = fx.node.map_aggregate(node.args, replace)
+                    node.kwargs = fx.node.map_aggregate(node.kwargs, replace)
+            if len(before) > found:
+                changed.append(module)
+                module.recompile()
+    except BaseException:
+        back()
+        raise
     return back
 
 

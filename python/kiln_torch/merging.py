@@ -150,7 +150,13 @@ def _keyed(original: Callable[..., tuple[str, list[str]]]) -> Callable[..., tupl
     @functools.wraps(original)
     def key_of(*args: Any, **named: Any) -> tuple[str, list[str]]:
         gm, inputs = (*args, *named.values())[:2]
-        index = _index(gm, inputs)
+        try:
+            index = _index(gm, inputs)
+        except Exception as error:
+            # A graph, or a torch, that is not known here has torch's own key.
+            report.count("bugs")
+            report.once("ranks", "KILN_RANKS=keep for a graph: %r", error)
+            index = None
         if index is None:
             return original(*args, **named)
         with _reading(gm, index):

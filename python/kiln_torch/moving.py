@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import io
 import pickle
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch._inductor.codecache import get_hash
@@ -22,6 +23,9 @@ from torch._inductor.runtime.hints import DeviceProperties
 from . import device_text
 from .device_text import Refused
 from .devices import GPU
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 # Of what was compiled: for those who read logs. Nothing runs it.
 _TOLD = (
@@ -41,6 +45,22 @@ def on(graph: CompiledFxGraph) -> set[int]:
     return set(graph.device_idxs) if GPU in graph.device_types else set()
 
 
+def _whole(move: Callable[[Any, int], Any]) -> Callable[[Any, int], Any]:
+    """Refuse what another torch has in other places."""
+
+    @functools.wraps(move)
+    def refusing(made: Any, index: int) -> Any:
+        try:
+            return move(made, index)
+        except Refused:
+            raise
+        except Exception as error:
+            raise Refused(f"not as it is known here: {error!r}") from error
+
+    return refusing
+
+
+@_whole
 def graph(compiled: CompiledFxGraph, index: int) -> CompiledFxGraph:
     """Return a compiled graph for GPU ``index``; as it is loaded, or saved: not to be called."""
     found = on(compiled)
@@ -67,6 +87,7 @@ def graph(compiled: CompiledFxGraph, index: int) -> CompiledFxGraph:
     return new
 
 
+@_whole
 def entry(cached: Any, index: int) -> Any:
     """Return an entry of AOTAutograd's cache for GPU ``index``: what is not its graphs."""
     new = copy.copy(cached)
@@ -145,12 +166,7 @@ def _check(made: CompiledFxGraph, index: int) -> None:
 
 
 def _look(parts: Any, index: int) -> None:
-    try:
-        _Looking(index).dump(parts)
-    except Refused:
-        raise
-    except Exception as error:
-        raise Refused(f"a field that cannot be seen through: {error}") from error
+    _Looking(index).dump(parts)
 
 
 class _Looking(pickle.Pickler):

@@ -1,8 +1,8 @@
 """Where a compiled graph runs once it is loaded: on the caller's GPU.
 
 ``on(index)`` is for those who load an artifact: every graph of it that is loaded
-within is for that GPU, or is refused as a miss is. Invariant: outside of it, and
-with ``None``, torch loads as ever; no graph is changed that is on its GPU already.
+within is for that GPU, or is refused as a miss is. Invariant: outside of it torch
+loads as ever; no graph is changed that is on its GPU already.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _installed = False
 
 @contextlib.contextmanager
 def on(index: int | None) -> Iterator[None]:
-    """Place what is loaded within on GPU ``index``; ``None``: where it is."""
+    """Place what is loaded within on GPU ``index``; ``None``: as around it."""
     if index is None:
         yield
         return
