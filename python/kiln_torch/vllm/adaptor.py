@@ -4,7 +4,8 @@ Each piece of a model is asked for by Kiln's key; a miss is compiled by vLLM's
 own adaptor for Inductor and published.
 Invariant: what is compiled, and how, is up to vLLM's adaptor. A handle is valid
 only while the file that it names has the digest that it names; an artifact that
-cannot be saved, or is empty, is never a hit.
+cannot be saved, or is empty, is never a hit. A piece runs on the GPU of the rank that
+loads it.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from vllm.compilation.compiler_interface import (
 )
 from vllm.compilation.counter import compilation_counter
 
-from .. import report
+from .. import config, devices, placing, report
 from ..asked import Asked
 from ..client import Client
 from ..graph import Unkeyable
@@ -57,7 +58,8 @@ class KilnAdaptor(CompilerInterface):
         self._inductor = InductorStandaloneAdaptor(_FORMAT, use_aot_compile=True)
         self._folder: Path | None = None
         # By Kiln's key, what is here already: layers of a model are mostly equal.
-        self._loaded: dict[bytes, tuple[Any, Any]] = {}
+        # Each on the GPU that it was loaded for.
+        self._loaded: dict[tuple[bytes, int | None], tuple[Any, Any]] = {}
 
     def initialize_cache(
         self, cache_dir: str, disable_cache: bool = False, prefix: str = ""
@@ -92,16 +94,16 @@ class KilnAdaptor(CompilerInterface):
             asked = _asked(client, graph, example_inputs, compiler_config, compile_range)
             components = next(asked.candidates())
             wanted = key_of(components)
-            known = self._loaded.get(wanted)
+            known = self._loaded.get((wanted, asked.index))
             if known is not None:
                 return known
             answer = client.acquire(wanted, client.settings.wait)
             if isinstance(answer, Artifact):
                 binary = bytes(answer.file(BINARY))
-                compiled = self._load(graph, binary)
+                compiled = self._load(graph, binary, asked.index)
                 report.count("vllm.loaded")
                 client.loaded([answer.key])
-                return self._keep(wanted, compiled, self._handle(key, binary))
+                return self._keep((wanted, asked.index), compiled, self._handle(key, binary))
         except Unkeyable as reason:
             report.count("vllm.bypassed")
             report.log.info("compiled without the cluster: %s", reason)
@@ -133,14 +135,14 @@ class KilnAdaptor(CompilerInterface):
             except Exception as error:
                 report.count("vllm.failed")
                 report.once("vllm publish", "a piece was not published: %r", error)
-        return self._keep(wanted, compiled, handle)
+        return self._keep((wanted, asked.index), compiled, handle)
 
     def load(
         self,
         handle: Any,
         graph: torch.fx.GraphModule,
-        example_inputs: list[Any],  # noqa: ARG002 - the interface's
-        graph_index: int,  # noqa: ARG002
+        example_inputs: list[Any],
+        graph_index: int,  # noqa: ARG002 - the interface's
         compile_range: Any,  # noqa: ARG002
     ) -> Callable[..., Any]:
         """Load what ``compile`` left in the folder; raises where it is not that any more."""
@@ -151,15 +153,19 @@ class KilnAdaptor(CompilerInterface):
         if not binary or blake3(binary).hexdigest() != digest:
             report.count("vllm.invalid_handle")
             raise InvalidHandle(str(name))
-        return self._load(graph, binary)
+        index = devices.only_index(graph, example_inputs) if _merge_ranks() else None
+        return self._load(graph, binary, index)
 
-    def _keep(self, key: bytes, compiled: Any, handle: Any) -> tuple[Any, Any]:
+    def _keep(self, key: tuple[bytes, int | None], compiled: Any, handle: Any) -> tuple[Any, Any]:
         if compiled is not None:
             self._loaded[key] = compiled, handle
         return compiled, handle
 
-    def _load(self, graph: torch.fx.GraphModule, binary: bytes) -> Callable[..., Any]:
-        loaded = load_binary(binary)
+    def _load(
+        self, graph: torch.fx.GraphModule, binary: bytes, index: int | None
+    ) -> Callable[..., Any]:
+        with placing.on(index):
+            loaded = load_binary(binary)
         compilation_counter.num_compiled_artifacts_loaded += 1
         return loaded if graph_returns_tuple(graph) else _First(loaded)
 
@@ -223,4 +229,10 @@ def _asked(
                 "range": f"{compile_range.start}..{compile_range.end}",
                 "bundled": str(bool(envs.VLLM_USE_MEGA_AOT_ARTIFACT)),
             },
+            merge=_merge_ranks(),
         )
+
+
+def _merge_ranks() -> bool:
+    """Whether ranks share pieces; not those that vLLM puts in a file, and loads by itself."""
+    return config.merge_ranks() and not envs.VLLM_USE_MEGA_AOT_ARTIFACT
