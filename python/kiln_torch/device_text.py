@@ -35,11 +35,11 @@ _COMPILE = "async_compile."
 _TRITON = "async_compile.triton"
 _OTHER_KERNELS = ("cpp", "cpp_pybinding", "multi_kernel", "wait")
 # Names with an index in them.
-_NAME = re.compile(rf"(stream|semaphores_{GPU}_)(\d+)\Z")
+_NAME = re.compile(rf"((?:raw_)?stream|semaphores_{GPU}_)(\d+)\Z")
 _EXACT = re.compile(rf"{GPU}:(\d+)\Z")
 _PROSE = re.compile(
     rf"(\b{GPU}:|\btype='{GPU}', index=|_DeviceGuard\(|set_device\(|get_raw_stream\("
-    rf"|\bstream|\bsemaphores_{GPU}_)(\d+)\b".encode()
+    rf"|\b(?:raw_)?stream|\bsemaphores_{GPU}_)(\d+)\b".encode()
 )
 
 
