@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import pickle
 from collections import Counter
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ torch = pytest.importorskip("torch")
 from fake_gpus import on_gpus, scaled  # noqa: E402
 from kiln_torch import merging, moving, placing, report  # noqa: E402
 from kiln_torch.moving import Refused  # noqa: E402
+from torch._functorch._aot_autograd import aot_autograd_result  # noqa: E402
 from torch._inductor import codecache, output_code  # noqa: E402
 from torch._inductor.cudagraph_utils import BoxedDeviceIndex  # noqa: E402
 from torch._inductor.metrics import CachedMetricsDeltas  # noqa: E402
@@ -141,6 +143,48 @@ def test_kernels_that_are_ready_to_run_move_with_their_keys() -> None:
     # One that the code does not have would run as it is.
     with pytest.raises(Refused):
         moving.graph(compiled(1, _triton_bundle=bundle), 4)
+
+
+def cached(index: int, **more: Any) -> Any:
+    """Return an entry of AOTAutograd's cache, as far as moving it is concerned."""
+    gm, _ = on_gpus(scaled, *[f"cuda:{index}"] * 2)
+    told: dict[str, Any] = {
+        "compiled_fw": None,
+        "compiled_bw": None,
+        "aot_joint_graph_str": f"cuda:{index}",
+        "runtime_metadata": Meta(index),
+        "serialized_bw_module": aot_autograd_result.serialize_graph_module(gm),
+        "dispatch_wrappers": [],
+    }
+    return SimpleNamespace(**(told | more))
+
+
+@dataclass
+class Meta:
+    """What torch knows of a graph at run time: whose random numbers it draws, and more."""
+
+    graphsafe_rng_state_index: int | None = None
+    more: Any = None
+
+
+def test_an_entry_moves_with_its_backward_graph() -> None:
+    entry = cached(3)
+    moved = moving.entry(entry, 0)
+    assert moved.runtime_metadata.graphsafe_rng_state_index == 0
+    code = moved.serialized_bw_module.args[0]["_code"]
+    assert "index=0" in code
+    assert "index=3" not in code
+    assert moved.aot_joint_graph_str == "cuda:0"
+    assert "index=3" in entry.serialized_bw_module.args[0]["_code"]
+    assert entry.runtime_metadata.graphsafe_rng_state_index == 3
+    assert moving.entry(cached(3, serialized_bw_module=None), 3).serialized_bw_module is None
+
+
+def test_an_entry_that_names_another_gpu_is_refused() -> None:
+    with pytest.raises(Refused):
+        moving.entry(cached(3, runtime_metadata=Meta(3, torch.device("cuda", 3))), 0)
+    with pytest.raises(Refused):
+        moving.entry(cached(3, serialized_bw_module=SimpleNamespace(args=(1, 2))), 0)
 
 
 def test_placing_is_for_what_is_loaded_within(

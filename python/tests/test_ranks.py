@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import json
+import subprocess
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 torch = pytest.importorskip("torch")
 
 from fake_gpus import SIZE, on_gpus, scaled  # noqa: E402
-from kiln_torch import asked, devices, merging, options  # noqa: E402
+from kiln_torch import asked, devices, merging, options, report  # noqa: E402
 from kiln_torch.graph import form  # noqa: E402
 from kiln_torch.key import key_of  # noqa: E402
+from kiln_torch.lease import Lease  # noqa: E402
 from kiln_torch.manifest import Target  # noqa: E402
+
+if TYPE_CHECKING:
+    from cluster import Cluster
+    from conftest import Clients
 
 pytestmark = pytest.mark.torch
 
@@ -138,6 +146,44 @@ def test_the_setting_keeps_the_index_in_a_field_of_its_own(
     assert told[0] == told[1]
     monkeypatch.setenv("KILN_RANKS", "merge")
     assert components(*on_gpus(scaled, "cuda:1", "cuda:1"))["inputs"]["device"] == "current"
+
+
+@pytest.mark.cluster
+@pytest.mark.usefixtures("described")
+def test_kiln_why_names_the_device_alone(
+    kiln: Path, cluster: Cluster, clients: Clients, current: Current
+) -> None:
+    client = clients.of(cluster.nodes[0])
+    keys = []
+    for index in (0, 1):
+        current(index)
+        gm, inputs = on_gpus(scaled, *[f"cuda:{index}"] * 2)
+        of = asked.Asked(gm, inputs, "default", form="test", guarded=False, facts={}, merge=False)
+        told = next(of.candidates())
+        keys.append(key_of(told).hex())
+        lease = client.acquire(key_of(told), 10)
+        assert isinstance(lease, Lease)
+        done = client.publish(
+            lease,
+            told,
+            {"f": b"x"},
+            fingerprint=of.fingerprint,
+            target=of.target,
+            label=of.label,
+            seconds=1.0,
+        )
+        assert done, report.stats()
+    said = subprocess.run(
+        [kiln, "why", keys[1], "--json", "--endpoint", cluster.nodes[0].endpoint],
+        capture_output=True,
+        check=True,
+        timeout=60,
+    )
+    why = json.loads(said.stdout)
+    assert why["nearest"] == keys[0], why
+    (differs,) = why["differences"]
+    assert (differs["component"], differs["field"]) == ("inputs", "device"), why
+    assert {differs["ours"], differs["theirs"]} == {"cuda:0", "cuda:1"}, why
 
 
 @pytest.mark.usefixtures("described")
