@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from . import config, devices, graph, standalone
+from . import devices, graph, placing, standalone
 from .graph import Unkeyable
 from .key import FINGERPRINT, GRAPH, INPUTS, NAMESPACE, OPTIONS, TARGET, Component, Field
 from .manifest import Fingerprint
@@ -36,33 +36,34 @@ class Asked:
         form: str,
         guarded: bool,
         facts: Mapping[str, str],
-        merge: bool | None = None,
+        merge: bool = True,
     ) -> None:
         """Describe it; ``Unkeyable`` where that cannot be done in full.
 
         ``guarded``: the artifact's guards on sizes go with it. ``facts``: what else
-        decides the output. ``merge``: ranks share it; by default as KILN_RANKS says.
+        decides the output. ``merge``: ranks may share it, where KILN_RANKS says so.
         """
-        merge = config.merge_ranks() if merge is None else merge
         met = devices.Devices()
         structure, inputs = graph.form(gm, guarded=guarded, devices=met)
         # The GPU on which the artifact runs wherever it was made; ``None``: as it was made.
-        self.index = devices.only_index(gm, example_inputs) if merge else None
+        self.index = placing.index_of(gm, example_inputs) if merge else None
         types = device_types(gm)
         told = dict(versions(types))
         self.target = target_of(example_inputs, types)
         self.fingerprint = Fingerprint.of(COMPILER, told)
         self.label = f"torch.compile, {len(gm.graph.nodes)} nodes, {'+'.join(sorted(types))}"
         self.sizes = standalone.symbolic_sizes(gm)
-        self._inputs = [Field.of_bytes("inputs", inputs)]
-        if met.met:
-            on = "current" if self.index is not None else ",".join(met.met)
-            self._inputs.append(Field("device", on))
+        described = Field.of_bytes("inputs", inputs)
+        # On the GPUs that it was traced on; before, where that is one, on any.
+        own = [Field("device", ",".join(met.met))] if met.met else []
+        self._inputs = [(described, *own)]
+        if self.index is not None:
+            self._inputs.insert(0, (described, Field("device", "current")))
         settings = Field.of_bytes("inductor", options(gm, example_inputs))
         more = (Field(name, value) for name, value in sorted(facts.items()))
         self._components = (
             Component(GRAPH, (Field("form", form), Field.of_bytes("structure", structure))),
-            Component(INPUTS, tuple(self._inputs)),
+            Component(INPUTS, self._inputs[0]),
             Component(OPTIONS, (settings, *more)),
             Component.of(FINGERPRINT, compiler=COMPILER, **told),
             Component.of(TARGET, target=str(self.target)),
@@ -80,13 +81,18 @@ class Asked:
     def candidates(self) -> Iterator[tuple[Component, ...]]:
         """Yield the components for any sizes, then those for the sizes of this process.
 
-        The second key is for sizes at which the first one's artifact is not valid.
+        The second key is for sizes at which the first one's artifact is not valid. More
+        of them are for where that cannot be placed on this process's GPU.
         """
-        yield self._components
-        if self.sizes:
-            now = ",".join(map(str, standalone.hints(self.sizes)))
-            inputs = Component(INPUTS, (*self._inputs, Field("sizes", now)))
-            yield tuple(inputs if each.name == INPUTS else each for each in self._components)
+        for inputs in self._inputs:
+            yield self._with(inputs)
+            if self.sizes:
+                now = ",".join(map(str, standalone.hints(self.sizes)))
+                yield self._with((*inputs, Field("sizes", now)))
+
+    def _with(self, inputs: tuple[Field, ...]) -> tuple[Component, ...]:
+        described = Component(INPUTS, inputs)
+        return tuple(described if each.name == INPUTS else each for each in self._components)
 
 
 def _refuse(gm: torch.fx.GraphModule) -> None:

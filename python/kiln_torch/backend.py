@@ -82,16 +82,22 @@ class _Compile:
             if not isinstance(answer, Artifact):
                 with answer:
                     return self._make(client, answer, components, asked)
-            with placing.on(asked.index):
-                loaded = self._load(client, answer)
+            loaded = self._load(client, answer, asked.index)
             if loaded is not None:
                 return loaded
         return None
 
-    def _load(self, client: Client, artifact: Artifact) -> Callable[..., Any] | None:
+    def _load(
+        self, client: Client, artifact: Artifact, index: int | None
+    ) -> Callable[..., Any] | None:
+        place: placing.Place | None = None
         try:
-            loaded = standalone.load(artifact.files, self._gm)
+            with placing.on(index) as place:
+                loaded = standalone.load(artifact.files, self._gm)
         except Exception as error:
+            if place is not None and place.refused:
+                report.count("backend.not_placed")
+                return None
             report.count("backend.load_failed")
             report.once("backend load", "an artifact does not load, compiled here: %r", error)
             return None

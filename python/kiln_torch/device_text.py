@@ -213,11 +213,13 @@ class _Code:
 
     def _unread(self, before: int, after: int) -> list[tuple[int, int, bytes]]:
         """Edit what is never run."""
-        spans = [self._span(node) for node in self._strings]
         parts = [self._span(node) for node in self._prose]
-        within = {line for start, end in spans for line in self._lines if start < line < end}
-        for start, end in pairwise(self._lines):
-            if start not in within and self._data[start:end].lstrip().startswith(b"#"):
+        # Lines that begin within a string are no comments.
+        within: set[int] = set()
+        for node in self._strings:
+            within.update(range(node.lineno, node.end_lineno or node.lineno))
+        for at, (start, end) in enumerate(pairwise(self._lines)):
+            if at not in within and self._data[start:end].lstrip().startswith(b"#"):
                 parts.append((start, end))
         return [
             (start + match.start(2), start + match.end(2), str(after).encode())

@@ -170,20 +170,16 @@ def _keyed(original: Callable[..., tuple[str, list[str]]]) -> Callable[..., tupl
 
 def _index(gm: torch.fx.GraphModule, inputs: Sequence[Any]) -> int | None:
     """Return the GPU that shall read as the first one; ``None``: torch's key stays."""
-    from torch._functorch import config as functorch
-    from torch._inductor import config as inductor
+    from torch._functorch._aot_autograd.autograd_cache import should_bundle_autograd_cache
 
-    if _here.standalone or functorch.bundled_autograd_cache:
-        return None
-    if inductor.cpp_wrapper or inductor.freezing:
-        # C++, or tensors of the GPU, which no rank could move.
+    if _here.standalone or should_bundle_autograd_cache():
         return None
     if getattr(torch.compiler.config, "compile_on_one_rank", False):
         # Torch's own way to the same.
         return None
     if getattr(gm, "graph", None) is None or not isinstance(gm, torch.fx.GraphModule):
         return None
-    index = devices.only_index(gm, inputs)
+    index = placing.index_of(gm, inputs)
     return None if index == devices.FIRST else index
 
 

@@ -10,16 +10,28 @@ from __future__ import annotations
 import contextlib
 import functools
 import threading
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from . import report
+import torch
+
+from . import config, devices, report
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
+
+
+@dataclass
+class Place:
+    """Where what is loaded goes."""
+
+    index: int
+    # Whether something could not go there.
+    refused: bool = False
 
 
 class _Here(threading.local):
-    index: int | None = None
+    place: Place | None = None
 
 
 _here = _Here()
@@ -27,27 +39,41 @@ _lock = threading.Lock()
 _installed = False
 
 
+def index_of(gm: torch.fx.GraphModule, inputs: Sequence[Any]) -> int | None:
+    """Return the GPU to place on what is loaded for a graph; ``None``: as it was made.
+
+    Under Inductor's settings in force: C++ around the kernels, and tensors of a GPU
+    within the code, cannot be moved.
+    """
+    settings = torch._inductor.config
+    if not config.merge_ranks() or settings.cpp_wrapper or settings.freezing:
+        return None
+    return devices.only_index(gm, inputs)
+
+
 @contextlib.contextmanager
-def on(index: int | None) -> Iterator[None]:
+def on(index: int | None) -> Iterator[Place | None]:
     """Place what is loaded within on GPU ``index``; ``None``: as around it."""
     if index is None:
-        yield
+        yield _here.place
         return
     install()
-    before, _here.index = _here.index, index
+    before, _here.place = _here.place, Place(index)
     try:
-        yield
+        yield _here.place
     finally:
-        _here.index = before
+        _here.place = before
 
 
 def current() -> int | None:
     """Return the GPU that is placed on now."""
-    return _here.index
+    return None if _here.place is None else _here.place.index
 
 
 def refused(reason: object) -> None:
     """Count and say that something is compiled on its own GPU."""
+    if _here.place is not None:
+        _here.place.refused = True
     report.count("ranks.refused")
     report.log.info("not shared between GPUs: %s", reason)
 

@@ -287,3 +287,31 @@ def test_other_keys_are_left_alone(folder: Folder, monkeypatch: pytest.MonkeyPat
     folder.save(2, compiled(2))
     assert [list(each.device_idxs) for each in folder.entries()] == [[2]]
     assert list(folder.load(1).device_idxs) == [2]
+
+
+def test_an_artifact_that_cannot_be_placed_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The compiler's answer is then that it is not for this process, not that it is broken."""
+    from kiln_torch.compilation.inductor import InductorAdaptor
+
+    def refuse(graph: Any, index: int) -> Any:
+        raise Refused(f"{graph} on {index}")
+
+    class Tiny(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.relu(x) + 1
+
+    torch._dynamo.reset()
+    inputs = [torch.randn(3)]
+    graph = torch.fx.symbolic_trace(Tiny())
+    adaptor = InductorAdaptor()
+    _, files = adaptor.compile(graph, inputs, {"triton.cudagraphs": False}, 3)
+    assert files is not None
+    monkeypatch.setattr(placing, "index_of", lambda *_: 1)
+    loaded = adaptor.load(files, graph, inputs, 0, 3)
+    assert loaded is not None
+    assert torch.equal(loaded(*inputs), graph(*inputs))
+    monkeypatch.setattr(moving, "graph", refuse)
+    assert adaptor.load(files, graph, inputs, 0, 3) is None
+    # A broken one is still an error.
+    with pytest.raises(Exception, match=r".+"):
+        adaptor.load({"standalone.bin": b"broken"}, graph, inputs, 0, 3)

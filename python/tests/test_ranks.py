@@ -133,6 +133,29 @@ def test_ranks_have_one_key_and_a_place_of_their_own(current: Current) -> None:
 
 
 @pytest.mark.usefixtures("described")
+def test_what_cannot_be_placed_has_a_key_of_its_own_to_go_on_with(
+    current: Current, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def keys() -> list[bytes]:
+        gm, inputs = on_gpus(scaled, "cuda:1", "cuda:1")
+        of = asked.Asked(gm, inputs, "default", form="test", guarded=False, facts={})
+        return [key_of(each) for each in of.candidates()]
+
+    current(1)
+    shared, own = keys()
+    monkeypatch.setenv("KILN_RANKS", "keep")
+    assert keys() == [own]
+    monkeypatch.delenv("KILN_RANKS")
+    # C++ around the kernels, and tensors within the code, are moved by nobody.
+    for setting in ("cpp_wrapper", "freezing"):
+        with torch._inductor.config.patch(setting, True):
+            assert keys() == [own]
+    current(0)
+    assert keys() == [own]
+    assert shared != own
+
+
+@pytest.mark.usefixtures("described")
 def test_the_setting_keeps_the_index_in_a_field_of_its_own(
     current: Current, monkeypatch: pytest.MonkeyPatch
 ) -> None:

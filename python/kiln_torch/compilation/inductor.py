@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from blake3 import blake3
 
-from .. import config, devices, placing, standalone
+from .. import placing, standalone
 from . import direct
 from .errors import CompilationError, IncompatibleConfigError, InductorNotAvailableError
 from .interface import CompilerInterface
@@ -91,11 +91,15 @@ class InductorAdaptor(CompilerInterface):
         with traced.context():
             if not traced.admits(bytes(handle.get(standalone.GUARDS, b"")).decode()):
                 return None
-            index = None
-            if config.merge_ranks():
-                index = devices.only_index(traced.gm, traced.inputs)
-            with placing.on(index), direct.watched() as seen:
-                loaded = self._load_files(handle)
+            index = placing.index_of(traced.gm, traced.inputs)
+            with placing.on(index) as place, direct.watched() as seen:
+                try:
+                    loaded = self._load_files(handle)
+                except Exception:
+                    if place is None or not place.refused:
+                        raise
+                    # It is no worse for those whose GPU it is for.
+                    return None
         return traced.callable(_run(loaded, direct.generated(seen, traced.gm)))
 
     def compute_hash(self, vllm_config: Any) -> str:

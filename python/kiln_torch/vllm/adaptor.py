@@ -28,7 +28,7 @@ from vllm.compilation.compiler_interface import (
 )
 from vllm.compilation.counter import compilation_counter
 
-from .. import config, devices, placing, report
+from .. import placing, report
 from ..asked import Asked
 from ..client import Client
 from ..graph import Unkeyable
@@ -153,7 +153,7 @@ class KilnAdaptor(CompilerInterface):
         if not binary or blake3(binary).hexdigest() != digest:
             report.count("vllm.invalid_handle")
             raise InvalidHandle(str(name))
-        index = devices.only_index(graph, example_inputs) if _merge_ranks() else None
+        index = placing.index_of(graph, example_inputs) if _merge_ranks() else None
         return self._load(graph, binary, index)
 
     def _keep(self, key: tuple[bytes, int | None], compiled: Any, handle: Any) -> tuple[Any, Any]:
@@ -235,4 +235,4 @@ def _asked(
 
 def _merge_ranks() -> bool:
     """Whether ranks share pieces; not those that vLLM puts in a file, and loads by itself."""
-    return config.merge_ranks() and not envs.VLLM_USE_MEGA_AOT_ARTIFACT
+    return not envs.VLLM_USE_MEGA_AOT_ARTIFACT
