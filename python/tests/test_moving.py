@@ -315,3 +315,25 @@ def test_an_artifact_that_cannot_be_placed_is_none(monkeypatch: pytest.MonkeyPat
     # A broken one is still an error.
     with pytest.raises(Exception, match=r".+"):
         adaptor.load({"standalone.bin": b"broken"}, graph, inputs, 0, 3)
+
+
+def test_memory_gives_no_callable_of_another_gpu(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """One process with a model on each of two GPUs: one key, two callables."""
+    from kiln_torch.compilation import CompilationConfig, CompilerManager
+
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    graph = torch.fx.symbolic_trace(torch.nn.ReLU())
+    config = CompilationConfig(compile_timeout=None)
+    manager = CompilerManager(config, str(tmp_path / "cache"))
+    callables = []
+    with torch.no_grad():
+        for index in (0, 1, 1, 0):
+            monkeypatch.setattr(placing, "index_of", lambda *_, index=index: index)
+            callables.append(manager.compile(graph, [torch.randn(3)], runtime_shape=3))
+    counter = manager.compilation_counter
+    assert counter.num_inductor_compiles == 1
+    # The second and the fourth came from the folder, the third from memory.
+    assert counter.num_compiled_artifacts_loaded == 2
+    assert counter.num_cache_hits == 3
