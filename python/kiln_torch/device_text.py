@@ -25,6 +25,9 @@ class Refused(Exception):
 # Functions of an index alone.
 _RAW_STREAM, _GET_STREAM = "torch._C._cuda_getCurrentRawStream", "get_raw_stream"
 _OF_INDEX = ("torch.cuda._DeviceGuard", "torch.cuda.set_device", _RAW_STREAM, _GET_STREAM)
+# Asked for the current GPU; and what torch 2.15 calls the answer, in code that is for
+# any GPU (``compile_on_one_rank``).
+_ASKS, _CURRENT = "torch.cuda.current_device", "_coor_device_idx"
 _DESCRIBES = ("device", "torch.device", "DeviceProperties")
 _GENERATORS = "torch.cuda.default_generators"
 # Of torch's part for GPUs nothing else may be used, but what is about the current one.
@@ -48,7 +51,7 @@ def moved(code: str, index: int) -> tuple[str, dict[str, str]]:
     read = _Code(code)
     found = read.indices()
     if found <= {index}:
-        return code, {}
+        return code, dict(zip(read.kernels, read.kernels, strict=True))
     if len(found) > 1:
         raise Refused(f"the code names GPUs {', '.join(map(str, sorted(found)))}")
     new = read.rewritten(found.pop(), index)
@@ -115,8 +118,7 @@ class _Code:
             self._prose.append(node.value)  # type: ignore[arg-type]
             self._explained.add(id(node.value))
         elif isinstance(node, ast.Assign):
-            if _dotted(node.targets[0]) == _GET_STREAM and _dotted(node.value) == _RAW_STREAM:
-                self._explained.add(id(node.value))
+            self._assigned(_dotted(node.targets[0]), node.value)
         elif isinstance(node, ast.Subscript) and _dotted(node.value) == _GENERATORS:
             self._explained.add(id(node.value))
             self._mention(node.slice)
@@ -135,13 +137,22 @@ class _Code:
         elif isinstance(node, (ast.Import, ast.ImportFrom)):
             _refuse_import(node)
 
+    def _assigned(self, name: str, value: ast.expr) -> None:
+        if name == _GET_STREAM and _dotted(value) == _RAW_STREAM:
+            self._explained.add(id(value))
+        elif name == _CURRENT:
+            if not isinstance(value, ast.Call) or _dotted(value.func) != _ASKS or value.args:
+                raise Refused(f"{name} is not the current GPU")
+            self._explained.add(id(value.func))
+
     def _call(self, node: ast.Call) -> None:
         name = _dotted(node.func)
         if name in _OF_INDEX:
             if len(node.args) != 1 or node.keywords:
                 raise Refused(f"{name} with other arguments")
             self._explained.add(id(node.func))
-            self._mention(node.args[0])
+            if _dotted(node.args[0]) != _CURRENT:
+                self._mention(node.args[0])
         elif name in _DESCRIBES:
             self._described(node)
         elif name == _TRITON:

@@ -25,7 +25,7 @@ _NAMED = re.compile(rf"{GPU}(?::(\d+))?\Z")
 # Metadata under which Dynamo and make_fx keep a node's fake value.
 VALUES = ("example_value", "val")
 # Namespaces of operations that communicate: their code may differ from rank to rank.
-_COLLECTIVE = ("c10d", "symm_mem", "dtensor", "coor")
+_COLLECTIVE = ("c10d", "symm_mem", "dtensor")
 # Methods whose numbers may be a device: ``x.to(1)``.
 _MOVES = ("to", "cuda")
 
@@ -122,8 +122,9 @@ def renamed(gm: fx.GraphModule, name: Callable[[Any], Any]) -> Callable[[], None
 def _devices(node: fx.Node) -> Iterator[torch.device]:
     for name in VALUES:
         for value in pytree.tree_leaves(node.meta.get(name)):
-            if _on_gpu(value):
-                yield value.device
+            device = value.device if _on_gpu(value) else named(value)
+            if device is not None:
+                yield device
     for leaf in _leaves(node):
         device = named(leaf)
         if device is not None:

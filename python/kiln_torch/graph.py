@@ -217,6 +217,8 @@ def _described(value: Any, symbols: Symbols) -> Any:
         return [_described(each, symbols) for each in value]
     if isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool, bool, int, float)):
         return symbols.of(value) if not isinstance(value, float) else scalar(value)
+    if isinstance(value, torch.device):
+        return {"device": symbols.devices.name(value)}
     if not isinstance(value, torch.Tensor):
         # Queues, generators, script objects: their state is in no key.
         raise Unkeyable(f"a value of type {type(value).__qualname__}")

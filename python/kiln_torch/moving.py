@@ -127,20 +127,33 @@ def _bundle(bundle: Any, kernels: dict[str, str], index: int) -> Any:
         new = CompiledTritonKernels.key(keys[each.cache_key])
         moved = _autotuner(each.kernel, index)
         ready.append(dataclasses.replace(each, cache_key=new, kernel=moved))
-    files = [dataclasses.replace(each, device=index) for each in bundle.kernel_artifacts]
+    files = [
+        dataclasses.replace(each, device=_index(each.device, index))
+        for each in bundle.kernel_artifacts
+    ]
     return dataclasses.replace(bundle, kernel_artifacts=files, static_autotuners=ready)
 
 
 def _autotuner(kernel: Any, index: int) -> Any:
     new = copy.copy(kernel)
-    new.device_props = kernel.device_props._replace(index=index)
-    new.triton_meta = {**kernel.triton_meta, "device": index}
+    before = kernel.device_props
+    new.device_props = before._replace(index=_index(before.index, index))
+    new.triton_meta = _with_device(kernel.triton_meta, index)
     new.compile_results = []
     for result in kernel.compile_results:
         again = copy.copy(result)
-        again.compile_meta = {**result.compile_meta, "device": index}
+        again.compile_meta = _with_device(result.compile_meta, index)
         new.compile_results.append(again)
     return new
+
+
+def _with_device(meta: dict[str, Any], index: int) -> dict[str, Any]:
+    return {**meta, "device": _index(meta["device"], index)}
+
+
+def _index(before: int | None, index: int) -> int | None:
+    """Return the new index; a kernel without one is for any GPU."""
+    return None if before is None else index
 
 
 def _boxed(value: Any, index: int) -> Any:

@@ -89,7 +89,9 @@ def test_recorded_code_moves_there_and_back(name: str) -> None:
 
 
 def test_code_that_is_there_already_stays() -> None:
-    assert moved(small(), 1) == (small(), {})
+    there, kernels = moved(small(), 1)
+    assert there == small()
+    assert [old == new for old, new in kernels.items()] == [True]
     assert moved("x = 1\n", 5) == ("x = 1\n", {})
 
 
@@ -101,6 +103,28 @@ def test_every_way_in_which_a_gpu_is_named() -> None:
     assert "kernel.run(x, 1, stream=stream2)" in there
     assert "return (y, z, 1)" in there
     assert "rand.default([1]," in there
+
+
+ANY = """
+from torch._C import _cuda_getCurrentRawStream as get_raw_stream
+k = async_compile.triton('k', 'DeviceProperties(type="cuda", index=None)', device_str='cuda')
+def call(args):
+    _coor_device_idx = {current}
+    with torch.cuda._DeviceGuard(_coor_device_idx):
+        torch.cuda.set_device(_coor_device_idx)
+        raw_stream = get_raw_stream(_coor_device_idx)
+        k.run(x, stream=raw_stream)
+        return torch.ops.aten.randperm.default(7, device=device(type='cuda'))
+"""
+
+
+def test_code_for_any_gpu_stays() -> None:
+    """As torch 2.15 generates it under `compile_on_one_rank`."""
+    code = ANY.format(current="torch.cuda.current_device()")
+    assert moved(code, 3)[0] == code
+    for other in ("1", "torch.cuda.device_count()", "torch.cuda.current_device(0)", "args[0]"):
+        with pytest.raises(Refused):
+            moved(ANY.format(current=other), 3)
 
 
 @pytest.mark.parametrize("quotes", ["'''", '"""'])

@@ -140,6 +140,18 @@ def test_kernels_that_are_ready_to_run_move_with_their_keys() -> None:
     assert ready.kernel.device_props == properties._replace(index=4)
     assert ready.kernel.triton_meta["device"] == 4
     assert kernel.device_props.index == 1
+    # A kernel for any GPU stays one: torch 2.15's `compile_on_one_rank`.
+    kernel.__dict__.update(
+        device_props=properties._replace(index=None), triton_meta={"device": None}
+    )
+    source = source.replace("index=1", "index=None")
+    bundle.static_autotuners[0] = StaticallyLaunchedAutotuner(
+        CompiledTritonKernels.key(source), "k", kernel
+    )
+    code = f"async_compile.triton('k', {source!r}, device_str='cuda')\n"
+    moved = moving.graph(compiled(1, source_code=code, _triton_bundle=bundle), 4)._triton_bundle
+    assert moved.static_autotuners[0].kernel.triton_meta["device"] is None
+    assert moved.static_autotuners[0].kernel.device_props.index is None
     # One that the code does not have would run as it is.
     with pytest.raises(Refused):
         moving.graph(compiled(1, _triton_bundle=bundle), 4)
