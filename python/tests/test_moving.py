@@ -349,3 +349,75 @@ def test_memory_gives_no_callable_of_another_gpu(
     # The second and the fourth came from the folder, the third from memory.
     assert counter.num_compiled_artifacts_loaded == 2
     assert counter.num_cache_hits == 3
+
+
+class Part:
+    """What an entry knows of one of its graphs."""
+
+    def __init__(self, key: str) -> None:
+        """Name the graph by its key."""
+        self.fx_graph_cache_info = (key, [])
+
+    def pre_save(self) -> None:
+        """Be ready."""
+
+
+class Entry(aot_autograd_result.GenericAOTAutogradResult):
+    """Torch's entry, without what only a real compile has."""
+
+    def __init__(self, index: int, graph: str) -> None:
+        """For a GPU, with one graph."""
+        self.__dict__.update(vars(cached(index, serialized_bw_module=None)))
+        self.compiled_fw = Part(graph)
+        self.compiled_bw = None
+        self.guards_expr = None
+        self.forward_time_taken_ns = self.backward_time_taken_ns = 0
+        self.sanitized_aot_config = SimpleNamespace(precompile_backend_id=None)
+
+
+@pytest.fixture
+def entries(monkeypatch: pytest.MonkeyPatch, folder: Folder) -> list[Any]:
+    """Return what is loaded: each entry's GPU, and the one that its graphs are placed on."""
+    from torch._functorch._aot_autograd import autograd_cache
+
+    loaded: list[Any] = []
+
+    def wrap_post_compile(self: Any, *args: Any) -> None:
+        del args
+        loaded.append((self.runtime_metadata.graphsafe_rng_state_index, placing.current()))
+
+    # Before the test changes anything: it stays in torch for good.
+    placing.install()
+    cache, result = autograd_cache.AOTAutogradCache, aot_autograd_result.GenericAOTAutogradResult
+    monkeypatch.setattr(result, "wrap_post_compile", placing._entries(wrap_post_compile))
+    for name in ("_lookup", "save"):
+        monkeypatch.setattr(cache, name, cache.__dict__[name])
+    monkeypatch.setattr(autograd_cache, "autograd_cache_key", autograd_cache.autograd_cache_key)
+    merging.plug(autograd_cache)
+    merging._merged.add("aKEY")
+    assert folder.entries() == []
+    return loaded
+
+
+def test_an_entry_is_stored_for_the_first_gpu_and_placed_where_it_is_asked_for(
+    entries: list[Any],
+) -> None:
+    from torch._functorch._aot_autograd.autograd_cache import AOTAutogradCache
+
+    AOTAutogradCache.save("aKEY", Entry(2, KEY), remote=False)
+    for index in (0, 1, 2):
+        _, inputs = on_gpus(scaled, *[f"cuda:{index}"] * 2)
+        entry, content = AOTAutogradCache._lookup("aKEY", True, False, inputs, {}, None)
+        assert pickle.loads(content).runtime_metadata.graphsafe_rng_state_index == 0
+        entry.wrap_post_compile(inputs, None, {})
+    assert entries == [(0, 0), (1, 1), (2, 2)]
+    assert placing.current() is None
+
+
+@pytest.mark.usefixtures("entries")
+def test_an_entry_whose_graph_is_not_shared_is_not_stored() -> None:
+    from torch._functorch._aot_autograd.autograd_cache import AOTAutogradCache
+
+    AOTAutogradCache.save("aKEY", Entry(2, "f" + "b" * 51), remote=False)
+    assert AOTAutogradCache._lookup("aKEY", True, False, [], {}, None) is None
+    assert report.stats() == {"ranks.unstored": 1}
