@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from kiln_torch import report
 from kiln_torch.breaker import Breaker
-from kiln_torch.config import Settings, from_env
+from kiln_torch.config import Settings, from_env, merge_ranks
 from kiln_torch.trust import Trust
 
 HEX = "ab" * 32
@@ -112,3 +113,15 @@ def test_a_breaker_bounds_what_has_no_bound() -> None:
     assert time.monotonic() - began < 4.0
     go.set()
     wait_until(lambda: breaker.closed)
+
+
+def test_ranks_share_unless_told_not_to() -> None:
+    """What is neither of the two words is the default, and is said once."""
+    assert [merge_ranks({"KILN_RANKS": word}) for word in ("", "merge", "keep")] == [
+        True,
+        True,
+        False,
+    ]
+    assert merge_ranks({})
+    assert merge_ranks({"KILN_RANKS": "kept"})
+    assert "KILN_RANKS" in report._said

@@ -15,7 +15,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from fake_gpus import SIZE, on_gpus, scaled  # noqa: E402
-from kiln_torch import asked, devices, merging, options, report  # noqa: E402
+from kiln_torch import asked, devices, merging, options, placing, report  # noqa: E402
 from kiln_torch.graph import form  # noqa: E402
 from kiln_torch.key import key_of  # noqa: E402
 from kiln_torch.lease import Lease  # noqa: E402
@@ -50,6 +50,8 @@ def plugged(monkeypatch: pytest.MonkeyPatch) -> Any:
     from torch._functorch._aot_autograd import aot_autograd_result, autograd_cache
     from torch._inductor import codecache
 
+    # Before the test changes anything: it stays in torch for good.
+    placing.install()
     standalone = importlib.import_module("torch._inductor.standalone_compile")
     monkeypatch.setattr(codecache.CacheBase, "get_system", staticmethod(dict))
     for owner, name in (
