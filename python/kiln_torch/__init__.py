@@ -11,14 +11,24 @@ from typing import TYPE_CHECKING, Any
 from .report import stats
 
 if TYPE_CHECKING:
+    from .client import flush
     from .figures import metrics
     from .loading import load
     from .mega import load_mega_cache, save_mega_cache
 
-__all__ = ["__version__", "load", "load_mega_cache", "metrics", "save_mega_cache", "stats"]
+__all__ = [
+    "__version__",
+    "flush",
+    "load",
+    "load_mega_cache",
+    "metrics",
+    "save_mega_cache",
+    "stats",
+]
 __version__ = "0.2.0"
 
 _LATER = {
+    "flush": "client",
     "load": "loading",
     "load_mega_cache": "mega",
     "metrics": "figures",

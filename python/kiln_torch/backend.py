@@ -80,8 +80,7 @@ class _Compile:
             if answer is None:
                 return None
             if not isinstance(answer, Artifact):
-                with answer:
-                    return self._make(client, answer, components, asked)
+                return self._make(client, answer, components, asked)
             loaded = self._load(client, answer, asked.index)
             if loaded is not None:
                 return loaded
@@ -112,17 +111,24 @@ class _Compile:
         self, client: Client, lease: Lease, components: tuple[Component, ...], asked: Asked
     ) -> Callable[..., Any]:
         started = time.monotonic()
-        compiled = standalone.compile_graph(self._gm, self._inputs, self._patches)
+        try:
+            compiled = standalone.compile_graph(self._gm, self._inputs, self._patches)
+        except BaseException:
+            lease.release()
+            raise
         seconds = time.monotonic() - started
         report.count("backend.compiled")
         try:
+            # Here, while Dynamo's sizes are at hand; torch serialised the code when it
+            # compiled it, so that these are the bytes of what runs.
             files = standalone.save(compiled, self._gm)
         except Exception as error:
             # It runs here all the same.
+            lease.release()
             report.count("backend.unsaveable")
             report.log.info("compiled, but not for others: %s", error)
         else:
-            client.publish(
+            client.publish_later(
                 lease,
                 components,
                 files,

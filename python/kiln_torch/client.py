@@ -8,34 +8,40 @@ out that was not checked against a manifest whose signer is trusted.
 from __future__ import annotations
 
 import atexit
+import multiprocessing
 import os
 import threading
 import time
 import weakref
 from enum import Enum
+from multiprocessing.util import Finalize
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from . import config, manifest, report, wire
-from .endpoint import Endpoint
+from . import config, report, wire
+from .connections import Connections
 from .errors import KilnError, NotFound, Refused, Stale, Unreachable
+from .key import VALUE, key_of, value_components
 from .lease import Lease
-from .loaded import LoadedQueue
-from .local import LocalNode
 from .manifest import Artifact, Fingerprint, Manifest, Target
 from .packing import pack, publication
+from .prefetch import received
+from .prefetch.remembered import Remembered
+from .publishing import Work
+from .reading import Reading
 from .trust import Trust
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from .config import Settings
+    from .endpoint import Endpoint
     from .key import Component
+    from .packing import Packed
+    from .prefetch.received import Received
 
 _T = TypeVar("_T")
-# Between two questions about a signer that nobody knows.
-_LEARN_EVERY = 5.0
-
-
+# The file in a program's list of what it used.
+_LIST = "value"
 # The lease stream's word for an artifact that is there.
 _READY = "ready"
 
@@ -49,52 +55,16 @@ class _Nothing(Enum):
     TROUBLE = 1
 
 
-class _Process:
-    """What belongs to one process: connections do not survive a fork."""
-
-    def __init__(self, settings: Settings, trust: Trust) -> None:
-        self.pid = os.getpid()
-        self.trust = trust
-        self.endpoints = tuple(Endpoint(a, settings, self.trust) for a in settings.endpoints)
-        self.local = None
-        if settings.socket:
-            self.local = LocalNode(settings.socket, settings.connect, settings.answer)
-        self.leases: weakref.WeakSet[Lease] = weakref.WeakSet()
-        self.loaded = LoadedQueue(self._send_loaded)
-        self.learned_at = float("-inf")
-
-    def usable(self) -> Iterator[Endpoint]:
-        return (endpoint for endpoint in self.endpoints if endpoint.usable)
-
-    def _send_loaded(self, keys: list[bytes]) -> None:
-        for endpoint in self.usable():
-            try:
-                endpoint.unary("Loaded", wire.LoadedRequest(keys=keys), wire.LoadedResponse)
-            except Unreachable:
-                continue
-            except KilnError as error:
-                report.count("errors")
-                report.log.debug("loaded: %s", error)
-            return
-
-    def close(self) -> None:
-        self.loaded.close()
-        for lease in list(self.leases):
-            lease.release()
-        for endpoint in self.endpoints:
-            endpoint.close()
-        if self.local is not None:
-            self.local.close()
-
-
 class Client:
     """A process's way to its cluster. Share one between threads."""
 
-    def __init__(self, settings: Settings) -> None:
-        """Connect to nothing yet."""
+    def __init__(self, settings: Settings, prefetched: Received | None = None) -> None:
+        """Connect to nothing yet. ``prefetched``: what this process's helper fetches."""
         self.settings = settings
+        self._prefetched = prefetched
+        self._reading = Reading(settings, self._process)
         self._lock = threading.Lock()
-        self._state: _Process | None = None
+        self._state: Connections | None = None
         self._trust = Trust(settings.signers)
         # A lock that another thread holds during a fork stays locked in the child.
         os.register_at_fork(after_in_child=_Unlock(self))
@@ -112,7 +82,7 @@ class Client:
 
     def lookup(self, key: bytes) -> Manifest | None:
         """Return the manifest that the index holds for ``key``, verified; moves no bytes."""
-        found = self._first("lookup", lambda endpoint: self._look(endpoint, key))
+        found = self._first("lookup", lambda endpoint: self._reading.look(endpoint, key))
         return None if isinstance(found, _Nothing) else found
 
     def fetch(self, key: bytes) -> Artifact | None:
@@ -142,8 +112,8 @@ class Client:
         found = self._find(key)
         if found is _Nothing.NOT_FOUND:
             # The leader said so, and the replica of the node that is asked is behind.
-            self._first("lookup", lambda endpoint: self._look(endpoint, key, latest=True))
-            found = self._find(key)
+            self._first("lookup", lambda endpoint: self._reading.look(endpoint, key, latest=True))
+            found = self._find(key, local=False)
         return None if isinstance(found, _Nothing) else found
 
     def publish(
@@ -162,16 +132,10 @@ class Client:
 
         Ends the lease. Only keys that other tools own can be replaced.
         """
+        state = self._process()
+        named: dict[str, Any] = {"label": label, "seconds": seconds, "fingerprint": fingerprint}
         try:
-            packed = pack(
-                components,
-                files,
-                fingerprint=fingerprint,
-                target=Target.parse(target) if isinstance(target, str) else target,
-                namespace=self.namespace,
-                label=label,
-                seconds=seconds,
-            )
+            packed = self._packed(components, files, target=target, **named)
         except ValueError as error:
             report.count("errors")
             report.once("publish", "not published: %s", error)
@@ -188,14 +152,49 @@ class Client:
 
             done = self._at(lease.endpoint, "publish", under) if lease.alive else None
             lease.release()
-        if done is None and replace:
-
-            def over(endpoint: Endpoint) -> bool:
-                return _committed(endpoint, publication(packed, replace=True), packed.size)
-
-            done = self._first("publish", over)
+        if done is None and replace and not state.closed:
+            done = self._over(packed)
         report.count("published" if done is True else "unpublished")
+        if self._prefetched is not None:
+            self._prefetched.drop(packed.manifest.key)
+        if done is True and state.remembered is not None:
+            state.remembered.add([packed.manifest.key])
         return done is True
+
+    def publish_later(
+        self,
+        lease: Lease | None,
+        components: Sequence[Component],
+        files: Mapping[str, bytes],
+        **named: Any,
+    ) -> bool:
+        """Publish as ``publish`` does, behind the caller's back; whether it was queued.
+
+        The bytes in ``files`` must not change any more. The lease is held until then.
+        """
+
+        def give_up() -> None:
+            report.count("unpublished")
+            if lease is not None:
+                lease.release()
+
+        def run() -> None:
+            try:
+                self.publish(lease, components, files, **named)
+            except Exception as error:
+                report.count("bugs")
+                report.once(f"publish {type(error).__name__}", "publish: %r", error)
+                give_up()
+
+        size = sum(len(data) for data in files.values())
+        return self._process().publications.add(Work(key_of(components), size, run, give_up))
+
+    def flush(self, seconds: float) -> bool:
+        """Wait until all that was published later is published; whether that is so."""
+        with self._lock:
+            state = self._state
+        # What a fork's parent has queued is the parent's.
+        return state is None or state.pid != os.getpid() or state.publications.flush(seconds)
 
     def compile_program(
         self, archive: bytes, *, backend: str, target: str, name: str = "graph"
@@ -246,29 +245,103 @@ class Client:
     def loaded(self, keys: Sequence[bytes]) -> None:
         """Say that the engine loaded these artifacts: later, and never in the caller's time."""
         report.count("loaded", len(keys))
-        self._process().loaded.add(keys)
+        state = self._process()
+        state.loaded.add(keys)
+        if state.remembered is not None:
+            state.remembered.add(keys)
 
     def close(self) -> None:
         """Send what is queued, release all leases and close all connections."""
         with self._lock:
-            state, self._state = self._state, None
+            state = self._state
         if state is not None and state.pid == os.getpid():
+            # What is published meanwhile goes through it still.
             state.close()
+        with self._lock:
+            if self._state is state:
+                self._state = None
 
-    def _process(self) -> _Process:
+    def _process(self) -> Connections:
         with self._lock:
             if self._state is None or self._state.pid != os.getpid():
-                self._state = _Process(self.settings, self._trust)
+                self._state = Connections(self.settings, self._trust, self._remembered())
+                if multiprocessing.parent_process() is not None:
+                    # These children end without what atexit was told.
+                    Finalize(None, _close, args=(weakref.ref(self),), exitpriority=0)
             return self._state
 
-    def _find(self, key: bytes) -> Artifact | _Nothing:
-        found = self._fetch_local(key) or self._first("fetch", lambda e: self._fetch(e, key))
+    def _remembered(self) -> Remembered | None:
+        """Return a new process's way to the list of what its program used."""
+        if self._prefetched is None:
+            return None
+        name = self._prefetched.name
+        components = value_components(self.namespace, name)
+
+        def read() -> bytes | None:
+            found = self._first("list", lambda e: self._reading.fetch(e, key_of(components)))
+            return None if isinstance(found, _Nothing) else bytes(found.file(_LIST))
+
+        def write(data: bytes) -> None:
+            packed = self._packed(
+                components,
+                {_LIST: data},
+                fingerprint=Fingerprint(VALUE),
+                target=Target.any(),
+                label=name,
+                seconds=0.0,
+            )
+            self._over(packed)
+
+        return Remembered(read, write)
+
+    def _find(self, key: bytes, *, local: bool = True) -> Artifact | _Nothing:
+        state = self._process()
+        # What this process has just made would be a miss, or its own lease a wait.
+        state.publications.wait_for(key, self.settings.answer)
+        found = self._prefetched.take(key) if self._prefetched is not None else None
+        if found is not None:
+            report.count("prefetched")
+        found = found or (self._find_local(key) if local else None)
+        found = found or self._first("fetch", lambda e: self._reading.fetch(e, key))
         if isinstance(found, _Nothing):
             report.count("misses")
         else:
             report.count("hits")
             report.count("bytes_fetched", found.manifest.pack_size)
         return found
+
+    def _packed(
+        self,
+        components: Sequence[Component],
+        files: Mapping[str, bytes],
+        *,
+        target: Target | str,
+        **named: Any,
+    ) -> Packed:
+        where = Target.parse(target) if isinstance(target, str) else target
+        return pack(components, files, target=where, namespace=self.namespace, **named)
+
+    def _over(self, packed: Packed) -> bool | _Nothing:
+        """Commit over what is there, through the first node that does."""
+
+        def over(endpoint: Endpoint) -> bool:
+            return _committed(endpoint, publication(packed, replace=True), packed.size)
+
+        return self._first("publish", over)
+
+    def _find_local(self, key: bytes) -> Artifact | _Nothing | None:
+        """Ask the node on this machine; ``None``: there is none, or it cannot say."""
+        local = self._process().local
+        if local is None or not local.usable:
+            return None
+        try:
+            return self._reading.fetch_local(key)
+        except NotFound:
+            # It looks wherever the node that is asked by gRPC does.
+            return _Nothing.NOT_FOUND
+        except KilnError as error:
+            _trouble("socket", error)
+        return None
 
     def _first(self, doing: str, ask: Callable[[Endpoint], _T]) -> _T | _Nothing:
         """Ask the nodes in order until one answers."""
@@ -294,53 +367,6 @@ class Client:
         except KilnError as error:
             _trouble(doing, error)
             return None
-
-    def _fetch_local(self, key: bytes) -> Artifact | None:
-        local = self._process().local
-        if local is None or not local.usable:
-            return None
-        try:
-            signed, memory, tier = local.fetch(key)
-            return Artifact.verified(self._verified(signed, key), memory, tier)
-        except NotFound:
-            pass
-        except KilnError as error:
-            _trouble("socket", error)
-        return None
-
-    def _look(self, endpoint: Endpoint, key: bytes, *, latest: bool = False) -> Manifest:
-        request = wire.LookupRequest(key=key, namespace=self.namespace, linearizable=latest)
-        response = endpoint.unary("Lookup", request, wire.LookupResponse)
-        if not response.HasField("entry"):
-            raise NotFound
-        return self._verified(response.entry.manifest, key, endpoint)
-
-    def _fetch(self, endpoint: Endpoint, key: bytes) -> Artifact:
-        request = wire.FetchRequest(key=key, namespace=self.namespace)
-        limit = endpoint.patience(manifest.MAX_PACK_BYTES)
-        call = endpoint.stream("Fetch", request, wire.FetchChunk, limit)
-        header: Any = None
-        described: Manifest | None = None
-        memory = bytearray()
-        filled = 0
-        with endpoint.reading(call, self.settings.answer) as watchdog:
-            for chunk in call:
-                if described is None:
-                    header = chunk.header
-                    described = self._verified(header.manifest, key, endpoint)
-                    memory = bytearray(described.pack_size)
-                    watchdog.feed(endpoint.patience(described.pack_size))
-                    continue
-                end = filled + len(chunk.data)
-                if end > len(memory):
-                    call.cancel()
-                    raise Refused("more bytes came than the manifest has")
-                memory[filled:end] = chunk.data
-                filled = end
-        if described is None or filled != len(memory):
-            raise Refused("the stream ended early")
-        tier = wire.TIERS.get(header.tier, "unspecified")
-        return Artifact.verified(described, memoryview(memory), tier)
 
     def _compile(self, endpoint: Endpoint, request: Any) -> bytes:
         """Return the key under which the node has it now."""
@@ -385,21 +411,6 @@ class Client:
                     watchdog.feed(left + 1.0)
         return None
 
-    def _verified(self, signed: Any, key: bytes, asked: Endpoint | None = None) -> Manifest:
-        state = self._process()
-        keys = state.trust.keys(signed.signer)
-        if not keys and time.monotonic() - state.learned_at > _LEARN_EVERY:
-            # A node that joined after this process asked. The socket names no keys.
-            endpoint = asked or next(state.usable(), None)
-            if endpoint is not None:
-                state.learned_at = time.monotonic()
-                endpoint.learn()
-                keys = state.trust.keys(signed.signer)
-        read = manifest.verify(signed, keys, key)
-        if read.namespace != self.namespace:
-            raise Refused(f"the artifact is of namespace {read.namespace!r}")
-        return read
-
 
 class _Unlock:
     """What a forked child does first. Keeps no client alive."""
@@ -422,7 +433,7 @@ def _shared(settings: Settings | None) -> Client | None:
     if settings is None:
         return None
     with _shared_lock:
-        return _clients.setdefault(settings, Client(settings))
+        return _clients.setdefault(settings, Client(settings, received.started()))
 
 
 def _committed(endpoint: Endpoint, chunks: Iterator[Any], size: int) -> bool:
@@ -436,6 +447,18 @@ def _trouble(doing: str, error: KilnError) -> None:
     report.count("refused" if refused else "errors")
     if not isinstance(error, Stale):
         report.once(f"{doing} {type(error).__name__}", "%s: %s", doing, error)
+
+
+def flush(seconds: float = 60.0) -> bool:
+    """Wait until what this process compiled is published; whether that is so.
+
+    For a warm-up that shall be over before the process is killed: at its own end a
+    process waits by itself, KILN_EXIT_SECONDS at most.
+    """
+    end = time.monotonic() + seconds
+    with _shared_lock:
+        clients = list(_clients.values())
+    return all(client.flush(max(end - time.monotonic(), 0.0)) for client in clients)
 
 
 def _close(reference: weakref.ref[Client]) -> None:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 _SCHEMES = ("http://", "grpc://")
 _KEY_BYTES = 32
+# Of a number of bytes that any machine could have.
+_DIGITS = 15
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,10 @@ class Settings:
     wait: float = 120.0
     # Seconds after which a lease that was never published under is given up.
     hold: float = 1800.0
+    # Seconds that a process which ends may take for what it has not published yet.
+    exit: float = 5.0
+    # Bytes that may be fetched ahead while a program starts; 0: none are.
+    prefetch: int = 256 << 20
 
 
 def from_env(environ: Mapping[str, str] | None = None) -> Settings | None:
@@ -63,6 +69,8 @@ def from_env(environ: Mapping[str, str] | None = None) -> Settings | None:
         answer=_seconds(env, "KILN_TIMEOUT", Settings.answer),
         wait=_seconds(env, "KILN_WAIT", Settings.wait),
         hold=_seconds(env, "KILN_HOLD", Settings.hold),
+        exit=_seconds(env, "KILN_EXIT_SECONDS", Settings.exit),
+        prefetch=_bytes(env, "KILN_PREFETCH_BYTES", Settings.prefetch),
     )
 
 
@@ -117,3 +125,13 @@ def merge_ranks(environ: Mapping[str, str] | None = None) -> bool:
     if text not in ("", "merge", "keep"):
         report.once("KILN_RANKS", "KILN_RANKS: %r is not merge or keep; merge it is", text)
     return text != "keep"
+
+
+def _bytes(env: Mapping[str, str], name: str, default: int) -> int:
+    text = env.get(name)
+    if not text:
+        return default
+    if text.isascii() and text.isdecimal() and len(text) <= _DIGITS:
+        return int(text)
+    report.once(name, "%s: %r is no number of bytes; %s it is", name, text, default)
+    return default

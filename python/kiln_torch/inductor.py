@@ -135,7 +135,7 @@ def _backend(base: Any, shared: _Shared, family: str) -> Callable[[], Any]:
 
         def _put(self, key: str, data: bytes) -> None:
             try:
-                shared.values.put(key, data)
+                shared.values.put(key, data, later=True)
             except Exception as error:
                 _swallowed("put", error)
 

@@ -1,7 +1,8 @@
 """What the engine loaded, told to the node in batches.
 
 Invariant: ``add`` never blocks and never fails; what is queued when the process
-ends is sent then, and a process that is killed loses a statistic, nothing else.
+ends is sent then, in a bounded time, and a process that is killed loses a
+statistic, nothing else.
 """
 
 from __future__ import annotations
@@ -35,13 +36,16 @@ class LoadedQueue:
                 self._timer.daemon = True
                 self._timer.start()
 
-    def close(self) -> None:
-        """Send what is queued, now."""
+    def close(self, seconds: float) -> None:
+        """Send what is queued, now; wait no longer than ``seconds`` for that."""
         with self._lock:
             timer, self._timer = self._timer, None
         if timer is not None:
             timer.cancel()
-            self._flush()
+            # A thread, because a node may take connections and answer nothing.
+            sending = threading.Thread(target=self._flush, name="kiln-loaded", daemon=True)
+            sending.start()
+            sending.join(seconds)
 
     def _flush(self) -> None:
         with self._lock:

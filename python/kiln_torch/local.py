@@ -75,7 +75,7 @@ class LocalNode:
             raise Failed(f"{self._path}: code {response.code}: {response.message}")
         if descriptor is None or not response.HasField("manifest"):
             raise Refused(f"{self._path}: an answer without memory or manifest")
-        pack = _map(descriptor, response.size)
+        pack = mapped(descriptor, response.size)
         return response.manifest, pack, wire.TIERS.get(response.tier, "unspecified")
 
     def _ask(self, request: bytes) -> tuple[Any, int | None]:
@@ -149,7 +149,8 @@ class LocalNode:
         return True
 
 
-def _map(descriptor: int, size: int) -> memoryview:
+def mapped(descriptor: int, size: int) -> memoryview:
+    """Map sealed memory; ``Refused`` where anybody could still write to it."""
     try:
         seals = fcntl.fcntl(descriptor, fcntl.F_GET_SEALS)
     except OSError as error:

@@ -114,6 +114,8 @@ class Manifest:
     label: str
     # Other artifacts that this one is stitched of, by position.
     pieces: tuple[PieceRef, ...] = ()
+    # As it was signed.
+    encoded: bytes = field(default=b"", repr=False, compare=False)
 
 
 def read(data: bytes) -> Manifest:
@@ -138,6 +140,7 @@ def read(data: bytes) -> Manifest:
         compile_seconds=message.compile_seconds,
         label=message.label,
         pieces=tuple(PieceRef(p.key, p.pack_digest, p.pack_size) for p in message.pieces),
+        encoded=bytes(data),
     )
     _validate(manifest)
     return manifest

@@ -12,7 +12,10 @@ def autoload() -> None:
     try:
         from . import config
 
-        if config.from_env() is not None:
+        settings = config.from_env()
+        if settings is not None:
+            # First: it fetches while all else is imported.
+            _prefetch(settings.prefetch)
             from . import inductor
 
             inductor.install()
@@ -20,3 +23,13 @@ def autoload() -> None:
         from .report import log
 
         log.warning("Kiln is off: %s: %s", type(error).__name__, error)
+
+
+def _prefetch(most_bytes: int) -> None:
+    from .prefetch import program
+
+    name = program.name_of() if most_bytes else None
+    if name is not None:
+        from .prefetch import received
+
+        received.start(name, most_bytes)

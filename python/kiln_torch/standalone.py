@@ -37,12 +37,19 @@ def compile_graph(
     environment = _environment()
     known, taken = set(environment.backed_var_to_val), len(environment.guards)
     # Sizes that are symbols belong to Dynamo's shape environment: it takes the guards.
-    compiled = standalone_compile(
-        gm,
-        list(example_inputs),
-        dynamic_shapes="from_tracing_context",
-        options={"config_patches": dict(patches)},
+    # One key, one lease and one artifact for it: under torch's own keys it would be
+    # serialised, leased and published twice more.
+    own_keys_off = (
+        torch._inductor.config.patch(fx_graph_remote_cache=False),
+        torch._functorch.config.patch(enable_remote_autograd_cache=False),
     )
+    with own_keys_off[0], own_keys_off[1]:
+        compiled = standalone_compile(
+            gm,
+            list(example_inputs),
+            dynamic_shapes="from_tracing_context",
+            options={"config_patches": dict(patches)},
+        )
     # But Inductor makes symbols of its own there (seen with torch 2.11 on a GPU), of
     # which Dynamo knows no source: it would fail to guard on them, after we returned.
     added = environment.guards[taken:]

@@ -55,11 +55,15 @@ class Values:
             before.release()
         return None
 
-    def put(self, name: str, data: bytes) -> bool:
-        """Store ``data``: under the lease that ``get`` of ``name`` took, or over what is there."""
+    def put(self, name: str, data: bytes, *, later: bool = False) -> bool:
+        """Store ``data``: under the lease that ``get`` of ``name`` took, or over what is there.
+
+        ``later``: behind the caller's back; then the answer is whether it was queued.
+        """
         with self._mine() as held:
             lease = held.pop(name, None)
-        return self._client.publish(
+        publish = self._client.publish_later if later else self._client.publish
+        return publish(
             lease,
             value_components(self._client.namespace, name),
             {FILE: data},

@@ -69,6 +69,7 @@ def main() -> None:
     loaded = tag is not None and kiln_torch.load_mega_cache(tag)
     sums = train() if sys.argv[1:2] == ["train"] else infer() if tag is None else plain()
     saved = tag is not None and not loaded and kiln_torch.save_mega_cache(tag)
+    kiln_torch.flush()
     told = {
         "sums": sums,
         "seconds": round(time.monotonic() - started, 2),

@@ -103,8 +103,9 @@ def main() -> None:
         "autograd_miss": counters["aot_autograd"]["autograd_cache_miss"],
     }
     if "kiln_torch" in sys.modules:
-        from kiln_torch import stats
+        from kiln_torch import flush, stats
 
+        flush()
         report["stats"] = stats()
     print("report " + json.dumps(report), flush=True)
 

@@ -88,7 +88,8 @@ def test_a_node_is_killed_while_its_client_waits(
     assert holder.report()["fx_miss"] == 1
     report = client.report()
     assert_hit(report)
-    assert report["stats"]["errors"] == 1, report["stats"]
+    # Once more where its port still took connections when the stream broke.
+    assert report["stats"]["errors"] in (1, 2), (report["stats"], client.log())
 
 
 def test_a_dead_address_costs_a_second_once(processes: Processes) -> None:
