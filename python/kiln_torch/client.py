@@ -302,7 +302,11 @@ class Client:
         if found is not None:
             report.count("prefetched")
         found = found or (self._find_local(key) if local else None)
-        found = found or self._first("fetch", lambda e: self._reading.fetch(e, key))
+        if found is None or (found is _Nothing.NOT_FOUND and not state.local_serves):
+            said_no = found is not None
+            found = self._first("fetch", lambda e: self._reading.fetch(e, key))
+            # The socket serves its node's own tenant alone, and does not say which.
+            state.local_blind |= said_no and isinstance(found, Artifact)
         if isinstance(found, _Nothing):
             report.count("misses")
         else:
@@ -331,13 +335,14 @@ class Client:
 
     def _find_local(self, key: bytes) -> Artifact | _Nothing | None:
         """Ask the node on this machine; ``None``: there is none, or it cannot say."""
-        local = self._process().local
-        if local is None or not local.usable:
+        state = self._process()
+        if state.local is None or state.local_blind or not state.local.usable:
             return None
         try:
-            return self._reading.fetch_local(key)
+            found = self._reading.fetch_local(key)
+            state.local_serves = True
+            return found
         except NotFound:
-            # It looks wherever the node that is asked by gRPC does.
             return _Nothing.NOT_FOUND
         except KilnError as error:
             _trouble("socket", error)

@@ -40,6 +40,10 @@ class Connections:
         self.local = None
         if settings.socket:
             self.local = LocalNode(settings.socket, settings.connect, settings.answer)
+        # Whether the socket's node had an artifact of this tenant, or did not see one that
+        # there is: its "not found" counts in the first case, and it is left out in the second.
+        self.local_serves = False
+        self.local_blind = False
         self.leases: weakref.WeakSet[Lease] = weakref.WeakSet()
         self.loaded = LoadedQueue(self._send_loaded)
         self.publications = PublishQueue()

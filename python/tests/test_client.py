@@ -148,6 +148,30 @@ def test_namespaces_are_apart(
     assert theirs.fetch(key(ours, name)) is None
 
 
+def test_a_socket_of_another_tenant_is_left_out(
+    cluster: Cluster, clients: Clients, request: pytest.FixtureRequest
+) -> None:
+    """A node's socket has its own tenant's alone: what it does not find may be there."""
+    name = name_of(request)
+    node = cluster.nodes[0]
+    assert put(clients.of(cluster.nodes[1], namespace="team-b"), name, b"theirs")
+    theirs = clients.of(node, namespace="team-b", socket=node.socket)
+    for _ in range(2):
+        found = theirs.acquire(key(theirs, name), 0)
+        assert isinstance(found, Artifact), stats()
+        assert found.file("value") == b"theirs"
+    assert "leases" not in stats()
+    # Of its own tenant, it says what is missing; nobody else is asked to fetch it.
+    ours = clients.of(node, socket=node.socket)
+    assert ours.fetch(key(ours, f"{name}-none")) is None
+    assert put(ours, name, b"ours")
+    assert ours.fetch(key(ours, name)) is not None
+    fetches = node.counter("kiln_grpc_requests_total", "Fetch")
+    assert fetches > 0
+    assert ours.fetch(key(ours, f"{name}-none")) is None
+    assert node.counter("kiln_grpc_requests_total", "Fetch") == fetches
+
+
 def test_what_was_loaded_is_reported(cluster: Cluster, clients: Clients) -> None:
     """In a batch, when the client closes at the latest."""
     client = clients.of(cluster.nodes[0])

@@ -95,6 +95,25 @@ def test_what_is_listed_is_there_without_a_node(
     client.close()
 
 
+def test_another_tenant_has_its_own(cluster: Cluster, clients: Clients, name: str) -> None:
+    """Its list and its artifacts, though this machine's socket serves another tenant."""
+    node = cluster.nodes[0]
+    told = {"namespace": "team-b", "socket": node.socket}
+    storing = clients.of(cluster.nodes[1], **told)
+    wanted = key_of(value_components("team-b", f"{name}-v"))
+    assert Values(storing).put(f"{name}-v", b"theirs")
+    assert Values(storing).put(name, listed.write({wanted: 0}))
+    ours, theirs = socket.socketpair()
+    with theirs:
+        helper.prefetch(clients.of(node, **told), name, PLENTY, theirs)
+    nobody = Settings(endpoints=("127.0.0.1:1",), namespace="team-b")
+    client = Client(nobody, Received(name, ours))
+    found = client.fetch(wanted)
+    assert found is not None
+    assert found.file("value") == b"theirs"
+    client.close()
+
+
 def test_what_is_too_large_is_left_out(
     cluster: Cluster, clients: Clients, name: str, prefetched: Prefetch
 ) -> None:
