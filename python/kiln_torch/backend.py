@@ -4,7 +4,7 @@ Asks for the artifact of the graph's key. A hit is loaded, without Inductor. A
 miss takes the lease, compiles with ``standalone_compile`` and publishes; others
 that miss meanwhile wait for that. What no key says in full (``Unkeyable``), and
 graphs that need gradients, compile as ``backend="inductor"`` does, its remote
-caches included.
+caches included; see ``bypassed`` for the counters.
 
 Invariant: the result is what Inductor gives under equal options, and nothing but
 Inductor's own error ever leaves: a cluster that is dead, slow or wrong costs a
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from . import placing, report, standalone
+from . import bypassed, placing, report, standalone
 from .asked import Asked
 from .client import Client
 from .graph import Unkeyable
@@ -44,7 +44,7 @@ def kiln(
     try:
         found = compile_.through_cluster()
     except Unkeyable as reason:
-        report.count("backend.bypassed")
+        bypassed.count(str(reason))
         report.log.info("compiled without the cluster: %s", reason)
         found = None
     except Exception as error:

@@ -16,7 +16,8 @@ import atexit
 import os
 from typing import TYPE_CHECKING, Any
 
-from . import config, report
+from . import config, decoding, report
+from .bypassed import TorchBypasses
 from .client import Client
 from .importing import when_imported
 from .settle import Settling
@@ -83,6 +84,16 @@ def plug(module: ModuleType) -> None:
             report.once(name, "this torch has no %s", name)
         else:
             cache.backend_override_cls = _backend(module.RemoteCacheBackend, shared, family)
+            if family in (FX_GRAPH, AUTOGRAD) and hasattr(cache, "_decode"):
+                cache._decode = _decode(cache._decode)
+
+
+def _decode(original: Callable[..., Any]) -> Callable[..., Any]:
+    def decode(self: Any, data: Any, *more: Any) -> Any:
+        read = decoding.entry(data) if isinstance(data, bytes) else None
+        return original(self, data, *more) if read is None else read
+
+    return decode
 
 
 def _merge(module: ModuleType) -> None:
@@ -98,6 +109,7 @@ class _Shared:
         self.wait = client.settings.wait
         self.values = Values(client)
         self.settling = Settling(self.values.used)
+        self.bypasses = TorchBypasses()
 
     def get(self, family: str, key: str) -> bytes | None:
         self._settle_after_compile()
@@ -111,6 +123,7 @@ class _Shared:
         """Settle what the compile that ended leaves behind. Raises nothing."""
         try:
             self.settling.settle()
+            self.bypasses.count()
             self.values.abandon()
         except Exception as error:
             _swallowed("settle", error)

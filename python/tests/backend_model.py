@@ -62,12 +62,34 @@ def train() -> list[float]:
     return [each.double().sum().item() for each in got]
 
 
+def special(**how: object) -> list[float]:
+    """Compile for inference in a way that has no key of Kiln's own."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.GELU(), nn.Linear(WIDTH, 1)).eval()
+    x = torch.randn(8, WIDTH)
+    with torch.no_grad():
+        got = torch.compile(model, backend="kiln", **how)(x)
+        torch.testing.assert_close(got, model(x), atol=1e-5, rtol=1e-5)
+    return [got.double().sum().item()]
+
+
+SPECIAL = {
+    "overhead": {"mode": "reduce-overhead"},
+    "freezing": {"options": {"freezing": True}},
+}
+
+
 def main() -> None:
-    """Do what the arguments say: "mega TAG", "train", or infer."""
+    """Do what the arguments say: "mega TAG", "train", one of SPECIAL, or infer."""
     started = time.monotonic()
     tag = sys.argv[2] if sys.argv[1:2] == ["mega"] else None
     loaded = tag is not None and kiln_torch.load_mega_cache(tag)
-    sums = train() if sys.argv[1:2] == ["train"] else infer() if tag is None else plain()
+    if sys.argv[1:2] == ["train"]:
+        sums = train()
+    elif sys.argv[1:] and sys.argv[1] in SPECIAL:
+        sums = special(**SPECIAL[sys.argv[1]])
+    else:
+        sums = infer() if tag is None else plain()
     saved = tag is not None and not loaded and kiln_torch.save_mega_cache(tag)
     kiln_torch.flush()
     told = {

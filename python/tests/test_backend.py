@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import socket
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -17,7 +19,6 @@ from programs import run, start  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from cluster import Cluster
 
@@ -53,10 +54,71 @@ def test_two_at_once_compile_once(own_cluster: Cluster, tmp_path: Path) -> None:
 
 
 @pytest.mark.cluster
-def test_graphs_with_gradients_are_inductors(cluster: Cluster, tmp_path: Path) -> None:
-    told = run(tmp_path, cluster.nodes[1].endpoint, "train")
-    assert told["stats"]["backend.bypassed"] == 1, told
-    assert "backend.failed" not in told["stats"], told
+def test_a_training_step_is_shared_through_inductors_caches(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    """It has no key of its own: forward and backward are torch's entries, and counted."""
+    first = run(tmp_path / "a", cluster.nodes[1].endpoint, "train")
+    assert first["stats"]["backend.bypassed"] == 1, first
+    assert first["stats"]["backend.bypassed.gradients"] == 1, first
+    assert "backend.failed" not in first["stats"], first
+    second = run(tmp_path / "b", cluster.nodes[2].endpoint, "train")
+    assert second["inductor"]["fxgraph_cache_hit"] == 2, second
+    assert "fxgraph_cache_miss" not in second["inductor"], second
+    assert second["autograd"]["autograd_cache_hit"] == 1, second
+    assert second["sums"] == first["sums"]
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize(("how", "reason"), [("overhead", "cuda_graphs"), ("freezing", "freezing")])
+def test_what_has_no_key_is_counted_by_reason(
+    cluster: Cluster, tmp_path: Path, how: str, reason: str
+) -> None:
+    """And shared through torch's caches, or counted as what these do not take either."""
+    first = run(tmp_path / "a", cluster.nodes[1].endpoint, how)
+    assert first["stats"]["backend.bypassed"] == 1, first
+    assert first["stats"][f"backend.bypassed.{reason}"] == 1, first
+    second = run(tmp_path / "b", cluster.nodes[2].endpoint, how)
+    assert second["sums"] == first["sums"]
+    hit = second["inductor"].get("fxgraph_cache_hit", 0)
+    not_taken = second["stats"].get("torch.fxgraph_cache_bypass", 0)
+    assert hit + not_taken == 1, second
+    assert hit or how == "freezing", second
+
+
+def test_what_torch_bypasses_is_counted_once() -> None:
+    """As it rises, and when somebody has cleared torch's counters."""
+    from kiln_torch.bypassed import TorchBypasses
+    from torch._dynamo.utils import counters
+
+    counters["inductor"]["fxgraph_cache_bypass"] = 5
+    bypasses = TorchBypasses()
+    bypasses.count()
+    assert report.stats() == {}
+    for value in (7, 7, 1):
+        counters["inductor"]["fxgraph_cache_bypass"] = value
+        bypasses.count()
+    counters.clear()
+    assert report.stats() == {"torch.fxgraph_cache_bypass": 3}
+
+
+def test_each_refusal_has_a_reason() -> None:
+    """What the code refuses, word for word; a new one has none until it is in the table."""
+    from kiln_torch import asked, bypassed, graph, options
+
+    said = []
+    for module in (asked, graph, options, standalone):
+        assert module.__file__ is not None
+        nodes = ast.walk(ast.parse(Path(module.__file__).read_text()))
+        calls = [node for node in nodes if isinstance(node, ast.Call)]
+        said += [ast.unparse(c.args[0]) for c in calls if ast.unparse(c.func) == "Unkeyable"]
+    assert len(said) > 15
+    # Inductor's own words come through one of them.
+    unknown = [each for each in said if bypassed.reason_of(each) == "other"]
+    assert unknown == ["str(refused)"]
+    assert bypassed.reason_of("graph with freezing on") == "freezing"
+    bypassed.count("something new")
+    assert report.stats() == {"backend.bypassed": 1, "backend.bypassed.other": 1}
 
 
 def test_without_a_cluster_it_is_inductor(tmp_path: Path) -> None:

@@ -2,13 +2,19 @@
 """First-call seconds of a compiled model: cold, with a warm local cache, fed by Kiln.
 
 usage: first_call.py KILN [--layers 16] [--tokens 256] [--only PHASE ...]
+                     [--repeats 2] [--fills 1] [--no-pairs] [--phases] [--profile FOLDER]
 
 Starts a two-node `kiln dev` of the binary KILN and runs a Qwen3-shaped model
 (random weights, bf16) under torch.compile in fresh processes, each phase with a
 fresh cache folder and a namespace of its own. `fill` compiles through node 1,
 `hit` starts from nothing at node 2, `pair` starts two processes from nothing at
-once, one at each node. Prints one JSON line a process and a table. Exits 1 when
-a process fed by Kiln ran Triton's assembler or gave other numbers.
+once, one at each node, `prefetch` is a hit whose entries were fetched ahead. With
+--repeats the hits and the warm folder take turns that often, with --fills so do the
+cold starts and the fills, each time under new names. --phases and --profile run one
+more process each for where the time goes, which no other table counts. Prints one
+JSON line a process and tables: of all processes, then medians with their spread and
+their ratio to the warm folder's. Exits 1 when a process fed by Kiln ran Triton's
+assembler or gave other numbers.
 
 On the GPU machine, with kiln_torch and redis importable.
 """
@@ -16,12 +22,12 @@ On the GPU machine, with kiln_torch and redis importable.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
 import shutil
 import signal
 import stat
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -29,54 +35,10 @@ import time
 from pathlib import Path
 
 FLAGS = ("FX_GRAPH", "AUTOGRAD")
-
-
-def child(layers: int, tokens: int) -> None:
-    """One fresh process: prints what its first call cost and what its caches did."""
-    began = time.perf_counter()
-    import torch
-    from qwen3 import Model
-
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    torch.manual_seed(0)
-    net = Model(layers).to(device=device, dtype=torch.bfloat16).eval()
-    ids = torch.arange(tokens, device=device).reshape(1, tokens) % 32000
-    with torch.no_grad():
-        wait = torch.cuda.synchronize if device == "cuda" else lambda: None
-        wait()
-        imported = time.perf_counter() - began
-        compiled = torch.compile(net, backend=os.environ.get("FIRST_CALL_BACKEND", "inductor"))
-        began = time.perf_counter()
-        out = compiled(ids)
-        wait()
-        first = time.perf_counter() - began
-        eager = net(ids)
-        error = ((out.float() - eager.float()).norm() / eager.float().norm()).item()
-    from torch._dynamo.utils import counters
-
-    inductor, autograd = counters["inductor"], counters["aot_autograd"]
-    stats = {}
-    if os.environ.get("KILN_ENDPOINT"):
-        import kiln_torch
-
-        stats = kiln_torch.stats()
-    digest = hashlib.sha256(out.float().cpu().numpy().tobytes()).hexdigest()[:16]
-    print(
-        json.dumps(
-            {
-                "first_call": round(first, 3),
-                "import_and_build": round(imported, 3),
-                "fxgraph_cache_hit": inductor["fxgraph_cache_hit"],
-                "fxgraph_cache_miss": inductor["fxgraph_cache_miss"],
-                "autograd_cache_hit": autograd["autograd_cache_hit"],
-                "autograd_cache_miss": autograd["autograd_cache_miss"],
-                "error": error,
-                "output": digest,
-                "kiln": dict(stats),
-            }
-        ),
-        flush=True,
-    )
+CHILD = Path(__file__).resolve().with_name("first_child.py")
+WARM = "warm local folder"
+# Doors through which the package is asked: what differs is the backend, and prefetching.
+PACKAGE = ("kiln_torch", "prefetch", "backend", "run")
 
 
 class Bench:
@@ -121,7 +83,9 @@ class Bench:
             env |= {f"TORCHINDUCTOR_{flag}_REMOTE_CACHE": "1" for flag in FLAGS}
             url = f"redis://{namespace}:x@{at['resp']}/0?socket_timeout=120"
             env["TORCHINDUCTOR_REDIS_URL"] = url
-        elif door in ("kiln_torch", "backend", "run"):
+        elif door in PACKAGE:
+            if door != "prefetch":
+                env["KILN_PREFETCH_BYTES"] = "0"
             env["KILN_ENDPOINT"] = f"http://{at['grpc']}"
             env["KILN_SOCKET"] = at["socket"]
             env["KILN_NAMESPACE"] = namespace
@@ -130,13 +94,13 @@ class Bench:
         return env
 
     def start(
-        self, name: str, door: str, node: int, namespace: str, cache: Path, wipe: bool = True
+        self, name: str, door: str, node: int, namespace: str, cache: Path, wipe=True, more=()
     ):
         if wipe and cache.exists():
             shutil.rmtree(cache)
         cache.mkdir(parents=True, exist_ok=True)
-        env = self.environment(cache, door, node, namespace)
-        command = [sys.executable, __file__, "child", str(self.args.layers), str(self.args.tokens)]
+        env = self.environment(cache, door, node, namespace) | dict(more)
+        command = [sys.executable, str(CHILD), str(self.args.layers), str(self.args.tokens)]
         if door == "run":
             del env["KILN_ENDPOINT"]
             run = [str(self.kiln), "run", "--endpoint", f"http://{self.nodes[node]['grpc']}"]
@@ -173,8 +137,8 @@ class Bench:
         self.log.unlink(missing_ok=True)
         return runs
 
-    def one(self, name, door, node, namespace, cache, *, fed=False, wipe=True) -> dict:
-        started = self.start(name, door, node, namespace, cache, wipe)
+    def one(self, name, door, node, namespace, cache, *, fed=False, wipe=True, more=()) -> dict:
+        started = self.start(name, door, node, namespace, cache, wipe, more)
         started[2].wait()
         return self.end(started, fed, self.assembled())
 
@@ -188,25 +152,68 @@ class Bench:
             self.end(each, fed=False, assembled=both)
 
     def run(self) -> None:
-        only = self.args.only
-        wanted = lambda phase: not only or phase in only
-        local = self.folder / "local"
-        if wanted("local"):
-            self.one("cold", "none", 0, "", local)
-            self.one("warm local folder", "none", 0, "", local, wipe=False)
-            self.one("warm local folder, again", "none", 0, "", local, wipe=False)
+        for turn in range(max(self.args.fills, self.args.repeats)):
+            self.turn(turn)
         for door in ("resp", "kiln_torch", "backend"):
-            if wanted(door):
-                cache = self.folder / door
-                self.one(f"{door}: fill", door, 0, f"{door}-1", cache)
-                self.one(f"{door}: hit", door, 1, f"{door}-1", cache, fed=True)
-                self.one(f"{door}: hit, again", door, 1, f"{door}-1", cache, fed=True)
-                self.pair(f"{door}: pair", door, f"{door}-2")
-        if wanted("run"):
+            if self.wanted(door) and self.args.pairs:
+                self.pair(f"{door}: pair", door, f"{door}-pair")
+        if self.wanted("run"):
             cache = self.folder / "run"
             self.one("kiln run: fill", "run", 0, "run-1", cache)
             self.one("kiln run: restored", "run", 1, "run-1", cache, fed=True)
+        self.where_time_goes()
         self.entries()
+
+    def wanted(self, phase: str) -> bool:
+        return not self.args.only or phase in self.args.only
+
+    def turn(self, turn: int) -> None:
+        fills, hits = turn < self.args.fills, turn < self.args.repeats
+        if self.wanted("local"):
+            if fills:
+                self.one("cold", "none", 0, "", self.folder / "local")
+            if turn == 0:
+                # It compiled under other flags than it will be asked for: once in vain.
+                self.one("first with that folder", *self.local(), wipe=False)
+            if hits:
+                self.one(WARM, *self.local(), wipe=False)
+        for door in ("resp", "kiln_torch", "backend"):
+            if not self.wanted(door):
+                continue
+            namespace = f"{door}-{min(turn, self.args.fills - 1)}"
+            cache = self.folder / door
+            if fills:
+                self.one(f"{door}: fill", door, 0, namespace, cache)
+            if hits:
+                self.one(f"{door}: hit", door, 1, namespace, cache, fed=True)
+            if door == "kiln_torch" and self.wanted("prefetch"):
+                if fills:
+                    # Says what it used: the next one has it before it asks.
+                    self.one("kiln_torch: hit, listing", "prefetch", 1, namespace, cache, fed=True)
+                if hits:
+                    self.one("kiln_torch: prefetched", "prefetch", 1, namespace, cache, fed=True)
+
+    def local(self) -> tuple:
+        return "none", 0, "", self.folder / "local"
+
+    def where_time_goes(self) -> None:
+        """One process each, with timers in it or under the profiler: not for comparison."""
+        wanted = [("phases", {"FIRST_CALL_PHASES": "1"})] if self.args.phases else []
+        if self.args.profile:
+            self.args.profile.mkdir(parents=True, exist_ok=True)
+            wanted.append(("profile", {}))
+        last = self.args.fills - 1
+        doors = {"local": self.local(), "kiln_torch": None, "prefetch": None, "backend": None}
+        for kind, more in wanted:
+            for door, given in doors.items():
+                if not self.wanted(door):
+                    continue
+                namespace = f"{'kiln_torch' if door == 'prefetch' else door}-{last}"
+                where = given or (door, 1, namespace, self.folder / door)
+                if kind == "profile":
+                    more = {"FIRST_CALL_PROFILE": str(self.args.profile / f"{door}.txt")}
+                # A local folder is used as it is.
+                self.one(f"{kind} of {door}", *where, wipe=door != "local", more=more)
 
     def entries(self) -> None:
         for node in self.nodes:
@@ -245,20 +252,44 @@ class Bench:
                 f"{row['assembled']!s:>6} {row['error']:9.2e}"
             )
         print(f"{len(outputs)} different outputs")
+        self.medians()
+
+    def medians(self) -> None:
+        by_name: dict[str, list[float]] = {}
+        for name, row in self.rows:
+            if " of " not in name:
+                by_name.setdefault(name, []).append(row["first_call"])
+        warm = statistics.median(by_name[WARM]) if WARM in by_name else None
+        print(f"\n{'first call':28} {'n':>3} {'median':>9} {'least':>8} {'most':>8} {'to warm':>8}")
+        for name, seconds in by_name.items():
+            middle = statistics.median(seconds)
+            ratio = f"{middle / warm:8.2f}" if warm else ""
+            print(
+                f"{name:28} {len(seconds):3} {middle:8.2f}s {min(seconds):7.2f}s "
+                f"{max(seconds):7.2f}s {ratio}"
+            )
+        for name, row in self.rows:
+            if row.get("phases"):
+                print(f"\n{name}: {row['first_call']:.2f} s, of which, one within another:")
+                for phase, (seconds, calls) in row["phases"].items():
+                    print(f"  {phase:28} {seconds:8.3f} s {calls:6}")
 
 
 def main() -> int:
-    if len(sys.argv) > 1 and sys.argv[1] == "child":
-        child(int(sys.argv[2]), int(sys.argv[3]))
-        return 0
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("kiln", type=Path)
     parser.add_argument("--layers", type=int, default=16)
     parser.add_argument("--tokens", type=int, default=256)
-    parser.add_argument(
-        "--only", nargs="*", choices=["local", "resp", "kiln_torch", "backend", "run"]
-    )
+    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--fills", type=int, default=1)
+    parser.add_argument("--pairs", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--phases", action="store_true")
+    parser.add_argument("--profile", type=Path)
+    choices = ["local", "resp", "kiln_torch", "prefetch", "backend", "run"]
+    parser.add_argument("--only", nargs="*", choices=choices)
     args = parser.parse_args()
+    if args.fills < 1:
+        parser.error("--fills: at least 1")
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(args.kiln.resolve(), Path(folder), args)
         try:
