@@ -209,10 +209,11 @@ _grpc_process: int | None = None
 
 def _grpc() -> Any:
     global _grpc_process
+    if _grpc_process is None:
+        # First: a child that is forked meanwhile would wait for this import for ever.
+        _grpc_process = os.getpid()
     import grpc
 
-    if _grpc_process is None:
-        _grpc_process = os.getpid()
     return grpc
 
 

@@ -35,9 +35,10 @@ def watched():
         importlib.import_module(name)
     imported = time.perf_counter() - began
     phases = Phases()
-    phases.watch(TORCH)
     if os.environ.get("KILN_ENDPOINT"):
         phases.watch(KILN)
+    phases.watch(TORCH)
+    phases.watch_collector()
     return phases, imported
 
 

@@ -8,6 +8,7 @@ call, and of a function that calls itself the outermost call alone counts.
 from __future__ import annotations
 
 import functools
+import gc
 import importlib
 import threading
 import time
@@ -22,6 +23,13 @@ TORCH = (
     ("AOTAutograd's key", _AOT, ("autograd_cache_key",)),
     ("AOTAutograd's look-up", _AOT, ("AOTAutogradCache._lookup",)),
     ("FX graph's look-up", f"{_INDUCTOR}.codecache", ("FxGraphCache._lookup_graph",)),
+    ("entry found", f"{_INDUCTOR}.codecache", ("GuardedCache.find_guarded_entry",)),
+    ("entry in use", f"{_INDUCTOR}.codecache", ("FxGraphCache.cache_hit_post_compile",)),
+    ("Inductor's meta", f"{_INDUCTOR}.runtime.autotune_cache", ("inductor_meta_from_config",)),
+    ("artifact recorded", "torch.compiler._cache", ("CacheArtifactManager.record_artifact",)),
+    ("base64", "base64", ("b64decode",)),
+    ("unpickled", "pickle", ("loads",)),
+    ("imports", "builtins", ("__import__",)),
     ("remote get", f"{_INDUCTOR}.remote_cache", ("RemoteCache.get",)),
     ("remote put", f"{_INDUCTOR}.remote_cache", ("RemoteCache.put",)),
     ("Triton's files", f"{_INDUCTOR}.triton_bundler", ("TritonBundler.read_and_emit",)),
@@ -57,7 +65,8 @@ class Phases:
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
         self.calls: dict[str, int] = {}
-        self._lock = threading.Lock()
+        # A collection may begin while it is held.
+        self._lock = threading.RLock()
         self._inside = threading.local()
 
     def watch(self, table) -> None:
@@ -69,6 +78,19 @@ class Phases:
                 continue
             for name in names:
                 self._wrap(phase, loaded, name)
+
+    def watch_collector(self) -> None:
+        """Time Python's garbage collector, which may run within any other phase."""
+        began = 0.0
+
+        def collecting(phase, _) -> None:
+            nonlocal began
+            if phase == "start":
+                began = time.perf_counter()
+            else:
+                self._add("garbage collected", time.perf_counter() - began)
+
+        gc.callbacks.append(collecting)
 
     def told(self) -> dict[str, list]:
         """Seconds and calls of each phase that ran."""
@@ -101,9 +123,11 @@ class Phases:
                 return function(*args, **kwargs)
             finally:
                 inside.discard(phase)
-                took = time.perf_counter() - began
-                with self._lock:
-                    self.seconds[phase] = self.seconds.get(phase, 0.0) + took
-                    self.calls[phase] = self.calls.get(phase, 0) + 1
+                self._add(phase, time.perf_counter() - began)
 
         return timed
+
+    def _add(self, phase, seconds) -> None:
+        with self._lock:
+            self.seconds[phase] = self.seconds.get(phase, 0.0) + seconds
+            self.calls[phase] = self.calls.get(phase, 0) + 1

@@ -1,7 +1,7 @@
 """What the helper fetched, as this process takes it.
 
-Invariant: nothing here raises, and nobody waits but for a key that the helper said
-it fetches, and then a bounded time, once. What is handed out was verified by the
+Invariant: nothing here raises, and waits are bounded and come once: until the helper
+says what it fetches, and until it has that. What is handed out was verified by the
 helper and lies in memory that nobody can write to any more. A forked child has
 none of it, and no thread is started.
 """
@@ -46,6 +46,7 @@ class Received:
         self._connection: socket.socket | None = connection
         self._helper = helper
         self._since = time.monotonic()
+        self._patience = _LISTED_SECONDS
         self._read = b""
         self._descriptors: list[int] = []
         self._listed: frozenset[bytes] | None = None
@@ -93,11 +94,12 @@ class Received:
         """Read what the helper says, as far as ``key`` depends on it; with the lock held."""
         try:
             if self._connection is not None and self._listed is None:
-                self._take_listed(self._line(_LISTED_SECONDS))
+                self._take_listed(self._line(self._patience))
             if self._connection is not None and self._listed is not None and key in self._listed:
                 self._take_fetched(self._line(_FETCHED_SECONDS))
                 self._end()
         except TimeoutError:
+            self._patience = 0.0
             if self._listed is not None:
                 # Slower than asking: what it has is not waited for again.
                 report.count("prefetch_late")
