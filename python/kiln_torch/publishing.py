@@ -81,7 +81,8 @@ class PublishQueue:
         end = time.monotonic() + seconds
         with self._changed:
             self._closed = True
-        self.flush(max(end - time.monotonic(), 0.0))
+        if not self.flush(max(end - time.monotonic(), 0.0)):
+            report.count("publish_cut")
         with self._changed:
             left = list(self._works)
             self._works.clear()

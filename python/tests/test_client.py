@@ -156,11 +156,15 @@ def test_a_socket_of_another_tenant_is_left_out(
     node = cluster.nodes[0]
     assert put(clients.of(cluster.nodes[1], namespace="team-b"), name, b"theirs")
     theirs = clients.of(node, namespace="team-b", socket=node.socket)
+    asked = []
     for _ in range(2):
         found = theirs.acquire(key(theirs, name), 0)
         assert isinstance(found, Artifact), stats()
         assert found.file("value") == b"theirs"
-    assert "leases" not in stats()
+        asked.append(node.counter("kiln_transfer_request_seconds_count", 'door="socket"'))
+    assert asked[0] == asked[1] > 0
+    # Found at once, not by way of a lease.
+    assert "coalesced" not in stats()
     # Of its own tenant, it says what is missing; nobody else is asked to fetch it.
     ours = clients.of(node, socket=node.socket)
     assert ours.fetch(key(ours, f"{name}-none")) is None

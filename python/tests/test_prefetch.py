@@ -371,6 +371,32 @@ def test_a_program_finds_what_it_used(cluster: Cluster, tmp_path: Path, name: st
     assert off == ["0", "True"]
 
 
+FORKED_FIRST = """
+import os
+assert helper.wait(60) == 0
+child = os.fork()
+if child == 0:
+    # By asking a node: what was fetched ahead is its parent's.
+    found = values.get(os.environ["NAME"])
+    raise SystemExit(0 if (found, stats().get("prefetched", 0)) == (b"made", 0) else 1)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+assert values.get(os.environ["NAME"]) == b"made"
+print(stats()["prefetched"])
+"""
+
+
+def test_a_child_takes_nothing_from_its_parent(
+    cluster: Cluster, clients: Clients, tmp_path: Path, name: str
+) -> None:
+    """Not one byte of the connection to the helper."""
+    values = Values(clients.of(cluster.nodes[1]))
+    tagged = program.name_of({"KILN_TAG": name}, [])
+    assert tagged is not None
+    assert values.put(name, b"made")
+    assert values.put(tagged, listed.write({key(name): 0}))
+    assert run(tmp_path, cluster, FORKED_FIRST, NAME=name, KILN_TAG=name) == ["1"]
+
+
 def test_its_helper_is_paused(cluster: Cluster, tmp_path: Path, name: str) -> None:
     """The program goes on without it, and ends."""
     body = """
