@@ -84,6 +84,47 @@ if child:
 
 
 @pytest.mark.cluster
+def test_a_child_forked_while_grpc_is_imported(cluster: Cluster) -> None:
+    """In a thread of its parent: the child does not wait for an import that nobody ends."""
+    code = f"""
+import importlib.abc, importlib.util, os, signal, sys, threading
+from kiln_torch.client import Client
+from kiln_torch.config import Settings
+from kiln_torch.value import Values
+begun, go = threading.Event(), threading.Event()
+class Slow(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name != "grpc" or self not in sys.meta_path:
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        run = spec.loader.exec_module
+        def slowly(module):
+            begun.set()
+            assert go.wait(60)
+            run(module)
+        spec.loader.exec_module = slowly
+        return spec
+sys.meta_path.insert(0, Slow())
+values = Values(Client(Settings(endpoints=({cluster.nodes[0].grpc!r},), connect=10.0)))
+asking = threading.Thread(target=values.get, args=("behind",))
+asking.start()
+assert begun.wait(60)
+child = os.fork()
+if child == 0:
+    signal.alarm(30)
+    assert values.get("other") is None
+    os._exit(0)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+go.set()
+asking.join(60)
+assert values.put("forked-while-imported", b"x")
+"""
+    done = subprocess.run([sys.executable, "-c", code], timeout=90, check=False)
+    assert done.returncode == 0
+
+
+@pytest.mark.cluster
 def test_a_process_that_ends_holds_nothing(cluster: Cluster, clients: Clients) -> None:
     """However it ends: the next one is granted the lease."""
     name = f"killed-{os.getpid()}"
