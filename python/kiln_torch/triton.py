@@ -8,18 +8,21 @@ missing, puts the kernel's files one by one, and that file last: then all are
 published at once. What it asks for by another name (a driver's stub, the result
 of autotuning) is a value of its own.
 Invariant: no exception leaves the backend, every byte was verified before Triton
-has it, and a lease ends with the backend that took it: one compile.
+has it, and a lease ends with the compile that took it: published, failed or given
+up, whatever holds its traceback.
 """
 
 from __future__ import annotations
 
 import functools
 import json
+import sys
 from typing import TYPE_CHECKING
 
 from triton.runtime.cache import RemoteCacheBackend
 
 from . import report
+from .calls import Calls
 from .client import Client
 from .key import FINGERPRINT, GRAPH, NAMESPACE, Component, key_of
 from .lease import Lease
@@ -28,9 +31,13 @@ from .value import Values
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from types import FrameType
 
 _COMPILER = "triton"
 _GROUP = "__grp__"
+# The call in which Triton looks a kernel up, makes it, and puts it: module and name.
+_COMPILE = ("triton.compiler.compiler", "compile")
+_calls = Calls()
 
 
 class KilnBackend(RemoteCacheBackend):
@@ -44,6 +51,7 @@ class KilnBackend(RemoteCacheBackend):
         self._files: dict[str, bytes] = {}
         self._names: set[str] = set()
         self._lease: Lease | None = None
+        self._watched: int | None = None
 
     def get(self, filenames: list[str]) -> dict[str, bytes]:
         """Return those of the files that there are."""
@@ -86,7 +94,12 @@ class KilnBackend(RemoteCacheBackend):
         if isinstance(found, Artifact):
             files = {name: bytes(data) for name, data in found.files.items()}
             return files if group in files else {}
-        self._lease = found
+        if found is not None:
+            self._lease = found
+            call = _compile_call()
+            if call is not None:
+                # A compile that fails puts nothing, and its traceback keeps this backend.
+                self._watched = _calls.watch(call, functools.partial(_abandoned, found))
         return {}
 
     def _put(self, filename: str, data: bytes) -> None:
@@ -98,7 +111,7 @@ class KilnBackend(RemoteCacheBackend):
         self._files[filename] = data
         if not filename.startswith(_GROUP):
             return
-        lease, self._lease = self._lease, None
+        lease = self._take()
         label = filename.removeprefix(_GROUP)
         target, versions = _described(self._files.get(label, b""))
         # Without a lease another process publishes, or nobody can.
@@ -114,9 +127,17 @@ class KilnBackend(RemoteCacheBackend):
             )
 
     def _release(self) -> None:
-        lease, self._lease = self._lease, None
+        lease = self._take()
         if lease is not None:
-            lease.release()
+            _abandoned(lease)
+
+    def _take(self) -> Lease | None:
+        """Return the lease, if there is one, for the caller to end."""
+        lease, self._lease = self._lease, None
+        watched, self._watched = self._watched, None
+        if watched is not None:
+            _calls.forget(watched)
+        return lease
 
     def _name(self, filename: str) -> str:
         return f"{_COMPILER}:{self._key}:{filename}"
@@ -145,6 +166,22 @@ def _store_of(client: Client) -> _Store:
 def _store() -> _Store | None:
     client = Client.from_env()
     return None if client is None else _store_of(client)
+
+
+def _compile_call() -> FrameType | None:
+    """Return the innermost call of Triton's compile in which this runs, if it does."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if (frame.f_globals.get("__name__"), frame.f_code.co_name) == _COMPILE:
+            return frame
+        frame = frame.f_back
+    return None
+
+
+def _abandoned(lease: Lease) -> None:
+    """End the lease of a compile that put nothing."""
+    report.count("abandoned")
+    lease.release()
 
 
 def _described(metadata: bytes) -> tuple[Target, Mapping[str, str]]:

@@ -41,6 +41,25 @@ def test_two_at_once_compile_once(cluster: Cluster, processes: Processes) -> Non
     assert sum(report["stats"].get("published", 0) for report in reports) == 2, reports
 
 
+@pytest.mark.parametrize("fails", ["early", "late"])
+def test_a_failed_compile_holds_nobody_up(
+    cluster: Cluster, processes: Processes, fails: str
+) -> None:
+    """Its lease ends with it, though the process lives on and keeps the traceback."""
+    # Longer than this test waits for the second one.
+    environment = kiln(cluster.nodes[0], **TRITON, FAILS=fails, KILN_WAIT="3600")
+    first = processes.start(environment, "failing_kernel.py")
+    error = first.until("tried ")
+    assert error in ("CompilationError", "CompileTimeAssertionFailure", "PTXASError"), first.log()
+    second = processes.start(environment, "failing_kernel.py")
+    assert second.until("tried ") == error
+    for process in (second, first):
+        process.go()
+        stats = process.report()["stats"]
+        assert (stats["leases"], stats["abandoned"]) == (1, 1), stats
+        assert "published" not in stats
+
+
 @pytest.mark.parametrize("how", ["garbage", "closed", "tampered"])
 def test_faults_cost_a_compile(cluster: Cluster, processes: Processes, how: str) -> None:
     """And nothing else: an exception in the backend would reach the user."""
