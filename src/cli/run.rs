@@ -6,10 +6,15 @@
 
 mod capture;
 mod child;
+mod course;
+mod enter;
+mod fill;
 mod folder;
+mod follow;
 mod index;
 mod patterns;
 mod profiles;
+mod publish;
 mod report;
 mod restore;
 mod scan;
@@ -59,8 +64,9 @@ const JOB_SIZES: &[&str] = &["WORLD_SIZE", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE
 ///
 /// Before COMMAND each folder is restored. If the cluster does not have it, one
 /// process in the cluster fills it while the others wait. What is new in a folder
-/// is published when it has settled, and after COMMAND. COMMAND keeps stdin, stdout
-/// and its exit code, and runs without Kiln where no node can be reached.
+/// is published when it has settled, and after COMMAND; what others publish comes
+/// while COMMAND runs. COMMAND keeps stdin, stdout and its exit code, and runs
+/// without Kiln where no node can be reached.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Run {
@@ -79,12 +85,17 @@ pub(crate) struct Run {
     /// Do not wait for another process: start cold.
     #[arg(long, conflicts_with = "wait")]
     no_wait: bool,
-    /// Publish what is new this often while COMMAND runs.
+    /// Publish what is new, and bring what others published, this often while COMMAND
+    /// runs.
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = positive)]
     every: Duration,
-    /// A folder is filled when no file was added for this long.
+    /// Publish a file when it has rested this long, and no file was added for as long.
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = positive)]
     settle: Duration,
+    /// A folder is filled, and who waits for it goes on, when COMMAND has ended or added
+    /// no file for this long. Default: six times --settle, for compilers are silent.
+    #[arg(long, value_name = "TIME", value_parser = positive)]
+    filled: Option<Duration>,
     /// Largest pack; the newest files are kept.
     #[arg(long, value_name = "BYTES", default_value = "2GiB")]
     max_bytes: ByteSize,
@@ -250,6 +261,7 @@ impl Run {
             wait: self.wait(),
             every: self.every,
             settle: self.settle,
+            filled: self.filled.unwrap_or_else(|| fill::filled_after(self.settle)),
             max_bytes: self.max_bytes.as_u64(),
             seed: self.seed,
             publish_failed: self.publish_failed,

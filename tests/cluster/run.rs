@@ -1,186 +1,18 @@
 //! `kiln run`: real processes, real folders, small shell scripts as COMMAND.
 
-use std::{
-    collections::BTreeMap,
-    fs,
-    os::unix::fs::{MetadataExt, PermissionsExt, symlink},
-    path::{Path, PathBuf},
-    process::{ExitStatus, Stdio},
-};
+mod bench;
+mod filling;
 
-use kiln_proto::{ArtifactKey, Digest, Manifest, SignedManifest, pb, pb::publish_chunk::Chunk};
-use rustix::process::{Pid, Signal};
+use std::{fs, os::unix::fs::symlink, path::Path};
+
+use kiln_proto::{Digest, Manifest, pb, pb::publish_chunk::Chunk};
+use rustix::process::Signal;
 use serde_json::Value;
-use tokio::{
-    io::{AsyncBufReadExt, AsyncReadExt, BufReader},
-    process::{Child, ChildStderr, Command},
-    time::timeout,
-};
+use tokio::io::AsyncReadExt;
 
-use crate::harness::{SOON, TestCluster, TestNode, eventually};
+use self::bench::{Bench, WAIT_FOR, grpc, manifest, paths, tree};
+use crate::harness::{TestCluster, TestNode, eventually};
 
-/// Scratch folders of one test, and the runs in it.
-struct Bench {
-    home: tempfile::TempDir,
-}
-
-/// A run under way.
-struct Job {
-    child: Child,
-    stderr: BufReader<ChildStderr>,
-    report: PathBuf,
-}
-
-/// A run that ended.
-#[derive(Debug)]
-struct Done {
-    status: ExitStatus,
-    /// Null where it never got that far.
-    report: Value,
-    stderr: String,
-}
-
-impl Bench {
-    fn new() -> Self {
-        Self { home: tempfile::tempdir().unwrap() }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.home.path().join(name)
-    }
-
-    /// Starts `script` with `folder` shared through the node at `endpoint`. `$D`
-    /// is the folder, `$H` the bench; it settles soon.
-    fn start(&self, endpoint: &str, folder: &str, arguments: &[&str], script: &str) -> Job {
-        let (folder, report) = (self.path(folder), self.path(&format!("{folder}.report")));
-        let mut command = Command::new(env!("CARGO_BIN_EXE_kiln"));
-        command
-            .args(["run", "--endpoint", endpoint, "--target", "any"])
-            .args(["--settle", "400ms", "--python", "/nonexistent"])
-            .arg(format!("--dir=cache={}", folder.display()))
-            .arg(format!("--report={}", report.display()))
-            .args(arguments);
-        if !arguments.contains(&"--every") {
-            command.args(["--every", "300ms"]);
-        }
-        command
-            .args(["--", "sh", "-c", script])
-            .env("D", &folder)
-            .env("H", self.home.path())
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .kill_on_drop(true);
-        for name in ["KILN_SOCKET", "KILN_NAMESPACE", "KILN_SIGNERS", "KILN_DISABLE", "WORLD_SIZE"]
-        {
-            command.env_remove(name);
-        }
-        let mut child = command.spawn().unwrap();
-        let stderr = BufReader::new(child.stderr.take().unwrap());
-        Job { child, stderr, report }
-    }
-
-    async fn run(&self, node: &TestNode, folder: &str, arguments: &[&str], script: &str) -> Done {
-        self.start(&grpc(node), folder, arguments, script).done().await
-    }
-
-    fn lines(&self, name: &str) -> usize {
-        fs::read_to_string(self.path(name)).unwrap_or_default().lines().count()
-    }
-
-    fn open(&self, gate: &str) {
-        fs::write(self.path(gate), "").unwrap();
-    }
-}
-
-impl Job {
-    async fn done(mut self) -> Done {
-        let status = timeout(SOON, self.child.wait()).await.expect("ends in time").unwrap();
-        let mut stderr = String::new();
-        self.stderr.read_to_string(&mut stderr).await.unwrap();
-        let report = fs::read(&self.report).unwrap_or_default();
-        let report = serde_json::from_slice(&report).unwrap_or_default();
-        Done { status, report, stderr }
-    }
-
-    /// Reads stderr until a line has `text`.
-    async fn says(&mut self, text: &str) {
-        let mut line = String::new();
-        while !line.contains(text) {
-            line.clear();
-            let read = timeout(SOON, self.stderr.read_line(&mut line)).await;
-            assert!(read.expect("in time").unwrap() > 0, "it never says {text:?}");
-        }
-    }
-
-    fn signal(&self, signal: Signal) {
-        let pid = self.child.id().unwrap().cast_signed();
-        rustix::process::kill_process(Pid::from_raw(pid).unwrap(), signal).unwrap();
-    }
-}
-
-impl Done {
-    fn folder(&self) -> &Value {
-        &self.report["folders"][0]
-    }
-
-    fn outcome(&self) -> &str {
-        self.folder()["outcome"].as_str().unwrap_or("no report")
-    }
-
-    fn captures(&self) -> u64 {
-        self.folder()["published"]["captures"].as_u64().unwrap()
-    }
-
-    fn restored(&self) -> u64 {
-        self.folder()["restored"]["files"].as_u64().unwrap()
-    }
-
-    fn key(&self) -> ArtifactKey {
-        self.folder()["key"].as_str().unwrap().parse().unwrap()
-    }
-
-    #[track_caller]
-    fn ok(self) -> Self {
-        assert!(self.status.success(), "{self:?}");
-        self
-    }
-}
-
-fn grpc(node: &TestNode) -> String {
-    format!("http://{}", node.config.grpc_listen)
-}
-
-/// Bytes, mode and time of files by path.
-type Tree = BTreeMap<String, (Vec<u8>, u32, (i64, i64))>;
-
-/// All files below `folder`.
-fn tree(folder: &Path) -> Tree {
-    fn walk(folder: &Path, prefix: &str, found: &mut Tree) {
-        for entry in fs::read_dir(folder).into_iter().flatten() {
-            let entry = entry.unwrap();
-            let path = format!("{prefix}{}", entry.file_name().to_str().unwrap());
-            let data = entry.path().symlink_metadata().unwrap();
-            if data.is_dir() {
-                walk(&entry.path(), &format!("{path}/"), found);
-            } else {
-                let bytes = fs::read(entry.path()).unwrap_or_default();
-                let mode = data.permissions().mode() & 0o7777;
-                found.insert(path, (bytes, mode, (data.mtime(), data.mtime_nsec())));
-            }
-        }
-    }
-    let mut found = BTreeMap::new();
-    walk(folder, "", &mut found);
-    found
-}
-
-fn paths(folder: &Path) -> Vec<String> {
-    tree(folder).into_keys().collect()
-}
-
-/// `wait_for FILE` in a script waits for a file; a test that fails does not leave it waiting.
-const WAIT_FOR: &str = "wait_for() { i=0; while [ ! -e \"$1\" ] && [ $i -lt 1200 ]; do sleep 0.05; i=$((i+1)); done; }; ";
 const FILL: &str = "[ -e $D/f ] || { mkdir -p $D; echo compiled >> $H/compiled; echo one > $D/f; }";
 
 #[tokio::test(flavor = "multi_thread")]
@@ -442,12 +274,6 @@ async fn files_from_before_are_published_only_where_asked_for() {
     let done = bench.run(node, "l", &arguments, &format!("mkdir -p $D; {large}")).await.ok();
     assert_eq!(done.folder()["published"]["beyond_limits"], 1, "{done:?}");
     assert_eq!(files(manifest(node, &done.key()).await), [".kiln/folder.json", "newest"]);
-}
-
-/// The manifest of `key` as the node's index has it.
-async fn manifest(node: &TestNode, key: &ArtifactKey) -> Manifest {
-    let entry = eventually("the entry", async || node.lookup(key).await.unwrap()).await;
-    SignedManifest::from(entry.manifest.unwrap()).read_unverified().unwrap()
 }
 
 async fn replace(

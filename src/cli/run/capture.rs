@@ -9,6 +9,7 @@ use kiln::artifact;
 use kiln_proto::{MAX_FILES, MAX_PACK_BYTES, Manifest};
 
 use super::{
+    fill,
     index::{self, FolderIndex},
     scan::Seen,
     spool::{self, Pack, Spool, Took},
@@ -22,6 +23,8 @@ pub(crate) struct Job {
     pub(crate) wanted: BTreeMap<String, Seen>,
     /// What the cluster has.
     pub(crate) base: Option<Fetched>,
+    /// Whether more is to come, from this process or from another one that fills it.
+    pub(crate) filling: bool,
     pub(crate) max_bytes: u64,
 }
 
@@ -84,11 +87,19 @@ impl Job {
                 found.newest = found.newest.max(seen.age_mark());
             }
         }
-        if found.files > 0 {
+        if found.files > 0 || self.finishes() {
+            if self.filling {
+                spool.add(fill::PATH, fill::TEXT, None)?;
+            }
             found.beyond += self.add_base(&mut spool, limit, most)?;
             found.pack = Some(spool.finish()?);
         }
         Ok(found)
+    }
+
+    /// Whether what the cluster has is to lose its filler's mark.
+    fn finishes(&self) -> bool {
+        !self.filling && self.base.as_ref().is_some_and(|base| fill::unfinished(&base.manifest))
     }
 
     /// In path order; the newest first where not all of them fit.
@@ -108,7 +119,8 @@ impl Job {
         let index = file(index::PATH).map(FolderIndex::decode).unwrap_or_default();
         let mut beyond = 0;
         for entry in &base.manifest.files {
-            if entry.path == index::PATH || spool.has(&entry.path) {
+            // Kiln's own files are made anew.
+            if entry.path.starts_with(index::OWN) || spool.has(&entry.path) {
                 continue;
             }
             if spool.files() >= most || spool.bytes() + entry.size > limit {

@@ -130,6 +130,13 @@ impl Folder {
         self.components(facts).key()
     }
 
+    /// The key whose lease is the right to fill the folder.
+    pub(crate) fn right_key(&self, facts: &Facts) -> ArtifactKey {
+        let right = Component::new("right", vec![KeyField::new("right", "fill")]);
+        let own = self.components(facts);
+        Components::new(own.iter().cloned().chain([right]).collect()).key()
+    }
+
     fn versions<'a>(&self, facts: &'a Facts) -> impl Iterator<Item = (&'static str, &'a str)> {
         let names: BTreeSet<_> = self.tools().iter().map(|tool| tool.name()).collect();
         let known = facts.versions.iter().map(|(name, version)| (*name, version.as_str()));
@@ -180,6 +187,10 @@ mod tests {
         assert_eq!(key("cache=/a/x"), key("/b/cache"));
         assert_ne!(key("/a/cache"), key("/a/other"));
         assert!(env(|e| Folder::of_path("/", e, &[])).is_err());
+        let right =
+            |text: &str| env(|e| Folder::of_path(text, e, &[])).unwrap().right_key(&facts());
+        assert_eq!(right("/a/cache"), right("/b/cache"));
+        assert_ne!(right("/a/cache"), key("/a/cache"), "publishing would end it");
     }
 
     #[test]

@@ -10,6 +10,8 @@ use serde::{Deserialize, Serialize};
 
 use super::scan::Seen;
 
+/// Where a pack has what is no file of the folder.
+pub(crate) const OWN: &str = ".kiln/";
 /// Its path within the pack.
 pub(crate) const PATH: &str = ".kiln/folder.json";
 const VERSION: u32 = 1;

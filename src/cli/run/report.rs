@@ -48,6 +48,8 @@ pub(crate) struct FolderReport {
     pub(crate) why: Option<String>,
     /// Waiting for another process.
     pub(crate) waited_seconds: f64,
+    /// Another process began to fill it and ended before it was done: this one goes on.
+    pub(crate) takes_over: bool,
     pub(crate) restored: Restored,
     pub(crate) published: Published,
 }
@@ -64,6 +66,9 @@ pub(crate) struct Restored {
     /// Where the bytes came from: `memory`, `disk`, `peer`, `object`; null for nowhere.
     pub(crate) tier: Option<&'static str>,
     pub(crate) seconds: f64,
+    /// Files that others published while COMMAND ran, and their bytes.
+    pub(crate) live_files: usize,
+    pub(crate) live_bytes: u64,
 }
 
 /// Files that went to the cluster.
@@ -97,11 +102,16 @@ impl FolderReport {
         let from = restored.tier.map(|tier| format!(" from {tier}")).unwrap_or_default();
         match self.outcome {
             Outcome::Hit | Outcome::Waited => format!(
-                "{label}: restored {} files, {}{from} in {}; {} were there{kept}",
+                "{label}: restored {} files, {}{from} in {}; {} were there{kept}{}",
                 restored.files,
                 size(restored.bytes),
                 seconds(restored.seconds),
                 restored.same,
+                match (self.takes_over, &self.why) {
+                    (true, _) => "; its filler ended early: this run fills it".into(),
+                    (false, Some(why)) => format!("; {why}"),
+                    (false, None) => String::new(),
+                },
             ),
             Outcome::Miss => format!("{label}: not in the cluster yet; this run fills it"),
             Outcome::Cold => {
@@ -151,8 +161,9 @@ mod tests {
                 "folders": [{
                     "label": "triton", "directory": "", "key": "", "target": "",
                     "outcome": "cold", "why": null, "waited_seconds": 0.0,
+                    "takes_over": false,
                     "restored": {"files": 0, "bytes": 0, "same": 0, "kept": 0, "tier": null,
-                        "seconds": 0.0},
+                        "seconds": 0.0, "live_files": 0, "live_bytes": 0},
                     "published": {"captures": 0, "files": 0, "bytes": 0, "pack_files": 0,
                         "pack_bytes": 0, "changing": 0, "beyond_limits": 0, "unfit": 0,
                         "seconds": 0.0},

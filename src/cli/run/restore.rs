@@ -5,6 +5,7 @@
 //! processes may restore one folder at once.
 
 use std::{
+    collections::BTreeSet,
     fs::{self, File},
     io,
     path::Path,
@@ -60,6 +61,22 @@ pub(crate) fn plan(folder: &Path, manifest: &Manifest, patterns: &Patterns) -> i
     Ok(Plan { manifest: missing, same, kept })
 }
 
+/// What of `manifest` neither `folder` nor `known` has. Opens no file.
+pub(crate) fn news(
+    folder: &Path,
+    manifest: &Manifest,
+    patterns: &Patterns,
+    known: &BTreeSet<String>,
+) -> io::Result<Plan> {
+    let here = scan::scan(folder, patterns)?.files;
+    let mut missing = manifest.clone();
+    missing.files.retain(|entry| {
+        let path = &entry.path;
+        !patterns.leave_out(path) && !here.contains_key(path) && !known.contains(path)
+    });
+    Ok(Plan { manifest: missing, same: 0, kept: 0 })
+}
+
 impl Plan {
     /// Bytes that are missing.
     pub(crate) fn bytes(&self) -> u64 {
@@ -77,8 +94,23 @@ impl Plan {
         let index = artifact::file(whole, pack, index::PATH).map(FolderIndex::decode);
         let index = index.unwrap_or_default();
         let attributes = |entry: &kiln_proto::FileEntry| index.attributes(&entry.path);
-        artifact::write_with(folder, &self.manifest, pack, Existing::Keep, attributes)
+        let mut part = self.manifest.clone();
+        let (last, first) = part.files.into_iter().partition(|entry| comes_last(&entry.path));
+        part.files = first;
+        let mut written = artifact::write_with(folder, &part, pack, Existing::Keep, attributes)?;
+        part.files = last;
+        if !part.files.is_empty() {
+            written += artifact::write_with(folder, &part, pack, Existing::Keep, attributes)?;
+        }
+        Ok(written)
     }
+}
+
+/// Whether a tool takes the file as a promise that others are there: COMMAND may look
+/// while they come.
+fn comes_last(path: &str) -> bool {
+    let name = path.rsplit('/').next().unwrap_or(path);
+    name.starts_with("__grp__")
 }
 
 /// One restore of a folder at a time on this machine, so that the ranks of a

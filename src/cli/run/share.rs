@@ -6,6 +6,7 @@
 use std::{collections::BTreeSet, path::PathBuf, time::Duration};
 
 use ed25519_dalek::VerifyingKey;
+use futures::FutureExt;
 use kiln_proto::{ArtifactKey, FailureKind, Manifest, SignedManifest, pb};
 use pb::{lease_event::Event, publish_chunk::Chunk};
 use tokio::time::timeout;
@@ -35,19 +36,18 @@ pub(crate) struct Share {
     pub(crate) signers: Vec<VerifyingKey>,
 }
 
-/// The right to fill a key, for as long as it is not dropped.
+/// The right to fill a key, for as long as it is neither dropped nor lost.
 #[derive(Debug)]
 pub(crate) struct Held {
-    _stream: Streaming<pb::LeaseEvent>,
+    stream: Streaming<pb::LeaseEvent>,
 }
 
-/// What came of asking for a lease.
-#[derive(Debug)]
-pub(crate) enum Acquired {
-    /// Somebody filled it; true where that was waited for.
-    Ready(Box<Manifest>, bool),
-    /// It is ours to fill.
-    Granted(Box<Held>),
+impl Held {
+    /// Whether the node that granted it took it back or went away. Does not wait.
+    pub(crate) fn is_lost(&mut self) -> bool {
+        // The stream is silent while it is held.
+        self.stream.message().now_or_never().is_some()
+    }
 }
 
 impl Share {
@@ -77,32 +77,27 @@ impl Share {
         entry.and_then(|entry| entry.manifest).map(|signed| self.read(key, signed)).transpose()
     }
 
-    /// Waits for whoever fills `key`, or becomes the one who does.
+    /// Waits for whoever holds the lease of `key`, under which nothing is published, and
+    /// becomes the one who does.
     pub(crate) async fn acquire(
         &self,
         key: &ArtifactKey,
         wait: Duration,
         waiting: impl Fn(),
-    ) -> Result<Acquired, CliError> {
+    ) -> Result<Box<Held>, CliError> {
         let deadline_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX).max(1);
         let request = pb::LeaseRequest { key: bytes(key), deadline_ms };
         let asked = self.endpoints.attempt(async |mut client| {
             let answer = client.lease(request.clone()).await;
             let mut stream = answer.map_err(|e| CliError::from_status(&e))?.into_inner();
-            let mut waited = false;
             loop {
                 let event = stream.message().await.map_err(|e| CliError::from_status(&e))?;
                 match event.and_then(|event| event.event) {
-                    Some(Event::Waiting(_)) => {
-                        waited = true;
-                        waiting();
-                    }
-                    Some(Event::Granted(_)) => {
-                        return Ok(Acquired::Granted(Box::new(Held { _stream: stream })));
-                    }
-                    Some(Event::Ready(signed)) => {
-                        let manifest = self.read(key, signed)?;
-                        return Ok(Acquired::Ready(Box::new(manifest), waited));
+                    Some(Event::Waiting(_)) => waiting(),
+                    Some(Event::Granted(_)) => return Ok(Box::new(Held { stream })),
+                    Some(Event::Ready(_)) => {
+                        let why = "something was published under the right to fill";
+                        return Err(CliError::Refused(why.into()));
                     }
                     Some(Event::Failed(failure)) => {
                         return Err(CliError::failed(FailureKind::Crashed, failure.message));

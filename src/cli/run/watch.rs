@@ -12,9 +12,11 @@ use std::{
 use super::scan::Seen;
 
 /// What was seen of a folder so far.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Watch {
     files: HashMap<String, Tracked>,
+    /// When the last new file was seen; at first, when this began.
+    newest: Instant,
 }
 
 #[derive(Debug)]
@@ -29,7 +31,14 @@ impl Watch {
     /// Begins with what is there.
     pub(crate) fn new(files: &BTreeMap<String, Seen>, now: Instant) -> Self {
         let tracked = |seen: &Seen| Tracked { seen: *seen, appeared: None, since: now };
-        Self { files: files.iter().map(|(path, seen)| (path.clone(), tracked(seen))).collect() }
+        let files = files.iter().map(|(path, seen)| (path.clone(), tracked(seen))).collect();
+        Self { files, newest: now }
+    }
+
+    /// Takes note of a file that is not COMMAND's: it is as if it had been there.
+    pub(crate) fn know(&mut self, path: &str, seen: &Seen, now: Instant) {
+        let known = Tracked { seen: *seen, appeared: None, since: now };
+        self.files.insert(path.to_owned(), known);
     }
 
     /// Takes note of what is there now.
@@ -42,6 +51,7 @@ impl Watch {
                 None => {
                     let fresh = Tracked { seen: *seen, appeared: Some(now), since: now };
                     self.files.insert(path.clone(), fresh);
+                    self.newest = now;
                 }
             }
         }
@@ -51,6 +61,11 @@ impl Watch {
     pub(crate) fn grows(&self, now: Instant, settle: Duration) -> bool {
         let fresh = |at: &Instant| now.duration_since(*at) < settle;
         self.files.values().any(|tracked| tracked.appeared.as_ref().is_some_and(fresh))
+    }
+
+    /// For how long no new file appeared.
+    pub(crate) fn silent(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(self.newest)
     }
 
     /// Whether the file at `path` has rested in this state.
@@ -82,6 +97,10 @@ mod tests {
         let at = |seconds| start + Duration::from_secs(seconds);
         let mut watch = Watch::new(&files(), at(0));
         assert!(!watch.grows(at(1), SETTLE));
+        write("restored", "1");
+        watch.know("restored", &files()["restored"], at(3));
+        watch.look(&files(), at(4));
+        assert_eq!(watch.silent(at(4)), Duration::from_secs(4), "it is not COMMAND's");
         write("new", "1");
         write("restless", "1");
         watch.look(&files(), at(5));
@@ -92,6 +111,7 @@ mod tests {
         }
         let now = at(17);
         assert!(!watch.grows(now, SETTLE), "no new file for ten seconds");
+        assert_eq!(watch.silent(now), Duration::from_secs(12));
         let files = files();
         assert!(watch.rests("new", &files["new"], now, SETTLE));
         assert!(!watch.rests("restless", &files["restless"], now, SETTLE));
