@@ -5,7 +5,7 @@
 #
 # Makes sure of what the goal needs and prints shell exports on stdout; all else
 # goes to stderr. Goals: build (compile Kiln), demo (and NVRTC), test (and the
-# test runner, another NVRTC, an S3, Python packages), check (and linters, helm),
+# test runner, another NVRTC, an S3, ninja, make, Python packages), check (and linters, helm),
 # clients (and real clients of the RESP port), dashboard (and NVRTC, Chromium,
 # tmux), torch (build, and PyTorch in a virtual environment: 6 GB).
 #
@@ -168,6 +168,11 @@ tests() {
         unpack nextest
         paths+=("$unpacked/bin")
     fi
+    if ! command -v ninja >/dev/null; then
+        unpack ninja
+        paths+=("$unpacked/bin")
+    fi
+    command -v make >/dev/null || apt make
 }
 
 # Compiled for one version of Python: a folder for each.

@@ -4,14 +4,17 @@
 //! code are COMMAND's alone, and what `kiln run` has to say goes to stderr, with
 //! `--json` as well.
 
+mod builds;
 mod capture;
 mod child;
 mod course;
+mod current;
 mod enter;
 mod fill;
 mod folder;
 mod follow;
 mod index;
+mod inputs;
 mod patterns;
 mod profiles;
 mod publish;

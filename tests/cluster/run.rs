@@ -1,6 +1,7 @@
 //! `kiln run`: real processes, real folders, small shell scripts as COMMAND.
 
 mod bench;
+mod builds;
 mod filling;
 
 use std::{fs, os::unix::fs::symlink, path::Path};

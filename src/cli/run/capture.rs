@@ -3,14 +3,20 @@
 //! Invariant: a pack without a file of its own is never made: it would be a hit
 //! that restores nothing. It keeps within the artifact's and the user's limits.
 
-use std::{collections::BTreeMap, io, path::PathBuf, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    path::PathBuf,
+    time::Duration,
+};
 
 use kiln::artifact;
 use kiln_proto::{MAX_FILES, MAX_PACK_BYTES, Manifest};
 
 use super::{
-    fill,
+    builds, fill,
     index::{self, FolderIndex},
+    inputs::{self, Inputs},
     scan::Seen,
     spool::{self, Pack, Spool, Took},
 };
@@ -21,6 +27,10 @@ pub(crate) struct Job {
     pub(crate) folder: PathBuf,
     /// Files to read, as they were seen.
     pub(crate) wanted: BTreeMap<String, Seen>,
+    /// Files of the folder that say what others were made from.
+    pub(crate) build_files: Vec<String>,
+    /// Those of `wanted` that COMMAND found there.
+    pub(crate) old: BTreeSet<String>,
     /// What the cluster has.
     pub(crate) base: Option<Fetched>,
     /// Whether more is to come, from this process or from another one that fills it.
@@ -66,12 +76,14 @@ impl Job {
             beyond: 0,
             newest: Duration::ZERO,
         };
+        let mut equal = BTreeSet::new();
         for (path, seen) in self.by_need(limit, most) {
             if spool.files() >= most || spool.bytes() + seen.size > limit {
                 found.beyond += 1;
                 continue;
             }
-            let Took::File(digest) = spool.read(&root, path, seen)? else {
+            let adapt = |bytes| self.with_others(path, bytes);
+            let Took::File(digest) = spool.read(&root, path, seen, adapt)? else {
                 found.changing += 1;
                 continue;
             };
@@ -81,7 +93,9 @@ impl Job {
                 let at = files.binary_search_by(|file| file.path.cmp(path));
                 at.ok().map(|at| files[at].digest)
             });
-            if theirs != Some(digest) {
+            if theirs == Some(digest) {
+                equal.insert(path.clone());
+            } else {
                 found.files += 1;
                 found.bytes += seen.size;
                 found.newest = found.newest.max(seen.age_mark());
@@ -91,10 +105,42 @@ impl Job {
             if self.filling {
                 spool.add(fill::PATH, fill::TEXT, None)?;
             }
+            let inputs = self.inputs(&found.taken, &equal);
+            if !inputs.is_empty() {
+                spool.add(inputs::PATH, &inputs.encode(), None)?;
+            }
             found.beyond += self.add_base(&mut spool, limit, most)?;
             found.pack = Some(spool.finish()?);
         }
         Ok(found)
+    }
+
+    /// ninja's files tell of what others made as well.
+    fn with_others(&self, path: &str, bytes: Vec<u8>) -> Vec<u8> {
+        let base = self.base.as_ref().filter(|_| builds::is_record(path));
+        let theirs = base.and_then(|base| artifact::file(&base.manifest, &base.pack, path).ok());
+        theirs.and_then(|theirs| builds::merged(path, &bytes, theirs)).unwrap_or(bytes)
+    }
+
+    /// What the pack's files were made from: those of `taken` as the folder tells, the
+    /// others, and those that are `equal` and of which it cannot tell, as the cluster has it.
+    fn inputs(&self, taken: &BTreeMap<String, Seen>, equal: &BTreeSet<String>) -> Inputs {
+        let base = self.base.as_ref();
+        let theirs = base.and_then(|base| {
+            artifact::file(&base.manifest, &base.pack, inputs::PATH).map(Inputs::decode).ok()
+        });
+        let mut rules = builds::rules(&self.folder, &self.build_files);
+        rules.retain(|output, _| {
+            taken.contains_key(output) || !base.is_some_and(|base| has(&base.manifest, output))
+        });
+        let mut inputs = Inputs::of(&self.folder, &rules, taken, |path| self.old.contains(path));
+        if let Some(theirs) = theirs {
+            let open = |output: &str| !rules.contains_key(output);
+            let doubtful = inputs.doubtful();
+            let better = |output: &str| doubtful.contains(output) && equal.contains(output);
+            inputs.add(&theirs, |output| open(output) || better(output));
+        }
+        inputs
     }
 
     /// Whether what the cluster has is to lose its filler's mark.

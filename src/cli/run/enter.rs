@@ -157,7 +157,10 @@ impl Session {
             self.report.restored.tier = view::tier(fetched.tier);
             let path = self.folder.path.clone();
             let placed = blocking(move || plan.write(&path, &fetched.manifest, &fetched.pack));
-            written.files = placed.await?.map_err(anyhow::Error::from)?;
+            let placed = placed.await?.map_err(anyhow::Error::from)?;
+            written.files = placed.files;
+            self.report.restored.outdated = placed.outdated;
+            self.report.restored.differs = placed.differs;
         }
         Ok(written)
     }

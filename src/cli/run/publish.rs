@@ -12,6 +12,7 @@ use anyhow::Context;
 use kiln_proto::{FailureKind, Manifest};
 
 use super::{
+    builds::is_build_file,
     capture::{self, Found},
     fill,
     scan::{Scan, Seen},
@@ -79,8 +80,11 @@ impl Session {
             let restored = scan.files.iter().filter(|(path, _)| self.shared.contains(*path));
             wanted.extend(restored.map(|(path, seen)| (path.clone(), *seen)));
         }
+        let is_old = |(path, seen): &(&String, &Seen)| self.before.get(*path) == Some(*seen);
         let job = capture::Job {
             folder: self.folder.path.clone(),
+            build_files: scan.files.keys().filter(|path| is_build_file(path)).cloned().collect(),
+            old: wanted.iter().filter(is_old).map(|(path, _)| path.clone()).collect(),
             wanted,
             // Another filler's mark is that one's to take away.
             filling: match fills {

@@ -69,6 +69,10 @@ pub(crate) struct Restored {
     /// Files that others published while COMMAND ran, and their bytes.
     pub(crate) live_files: usize,
     pub(crate) live_bytes: u64,
+    /// Left out: a build made them from other files than are here.
+    pub(crate) outdated: usize,
+    /// One of those files that differ.
+    pub(crate) differs: Option<String>,
 }
 
 /// Files that went to the cluster.
@@ -99,10 +103,17 @@ impl FolderReport {
             0 => String::new(),
             kept => format!(", kept {kept} that differ"),
         };
+        let outdated = match (restored.outdated, &restored.differs) {
+            (0, _) => String::new(),
+            (left, Some(input)) => format!(", left {left} out that were made from another {input}"),
+            (left, None) => {
+                format!(", left {left} out of which nobody knows what they are made of")
+            }
+        };
         let from = restored.tier.map(|tier| format!(" from {tier}")).unwrap_or_default();
         match self.outcome {
             Outcome::Hit | Outcome::Waited => format!(
-                "{label}: restored {} files, {}{from} in {}; {} were there{kept}{}",
+                "{label}: restored {} files, {}{from} in {}; {} were there{kept}{outdated}{}",
                 restored.files,
                 size(restored.bytes),
                 seconds(restored.seconds),
@@ -163,7 +174,8 @@ mod tests {
                     "outcome": "cold", "why": null, "waited_seconds": 0.0,
                     "takes_over": false,
                     "restored": {"files": 0, "bytes": 0, "same": 0, "kept": 0, "tier": null,
-                        "seconds": 0.0, "live_files": 0, "live_bytes": 0},
+                        "seconds": 0.0, "live_files": 0, "live_bytes": 0,
+                        "outdated": 0, "differs": null},
                     "published": {"captures": 0, "files": 0, "bytes": 0, "pack_files": 0,
                         "pack_bytes": 0, "changing": 0, "beyond_limits": 0, "unfit": 0,
                         "seconds": 0.0},

@@ -14,10 +14,12 @@ use std::{
 
 use anyhow::Context;
 use kiln::artifact::{self, ArtifactError, Existing};
-use kiln_proto::{Digest, Manifest};
+use kiln_proto::{Digest, FileEntry, Manifest};
 use rustix::{fs::FlockOperation, io::Errno};
 
 use super::{
+    builds::is_record,
+    current,
     index::{self, FolderIndex},
     patterns::Patterns,
     scan, spool,
@@ -84,26 +86,59 @@ impl Plan {
     }
 
     /// Writes what is missing; `whole` is the artifact's own manifest and `pack`
-    /// its bytes. Returns how many files were written.
+    /// its bytes.
     pub(crate) fn write(
         &self,
         folder: &Path,
         whole: &Manifest,
         pack: &[u8],
-    ) -> Result<usize, ArtifactError> {
+    ) -> Result<Written, ArtifactError> {
         let index = artifact::file(whole, pack, index::PATH).map(FolderIndex::decode);
         let index = index.unwrap_or_default();
-        let attributes = |entry: &kiln_proto::FileEntry| index.attributes(&entry.path);
+        let current = current::check(folder, whole, &self.manifest, pack);
+        let attributes = |entry: &FileEntry| {
+            let mut attributes = index.attributes(&entry.path);
+            if current.verdict.current.contains(&entry.path) || is_record(&entry.path) {
+                attributes.modified = Some(current.modified);
+            }
+            attributes
+        };
         let mut part = self.manifest.clone();
+        part.files.retain(|entry| !current.left_out.contains(&entry.path));
         let (last, first) = part.files.into_iter().partition(|entry| comes_last(&entry.path));
-        part.files = first;
-        let mut written = artifact::write_with(folder, &part, pack, Existing::Keep, attributes)?;
-        part.files = last;
-        if !part.files.is_empty() {
-            written += artifact::write_with(folder, &part, pack, Existing::Keep, attributes)?;
+        let (renewed, made) = packed(&current.renewed);
+        let mut written =
+            Written { files: 0, outdated: current.outdated, differs: current.verdict.differs };
+        for (files, pack) in [(first, pack), (last, pack), (renewed, made.as_slice())] {
+            part.files = files;
+            part.pack_size = pack.len() as u64;
+            if !part.files.is_empty() {
+                let placed = artifact::write_with(folder, &part, pack, Existing::Keep, attributes)?;
+                written.files += placed;
+            }
         }
         Ok(written)
     }
+}
+
+/// What a restore did.
+pub(crate) struct Written {
+    pub(crate) files: usize,
+    /// Not written: made from other inputs than are here.
+    pub(crate) outdated: usize,
+    /// One of those inputs.
+    pub(crate) differs: Option<String>,
+}
+
+/// Files as entries over bytes of their own.
+fn packed(files: &[(String, Vec<u8>)]) -> (Vec<FileEntry>, Vec<u8>) {
+    let (mut entries, mut pack) = (Vec::new(), Vec::new());
+    for (path, bytes) in files {
+        let (offset, size) = (pack.len() as u64, bytes.len() as u64);
+        entries.push(FileEntry { path: path.clone(), offset, size, digest: Digest::of(bytes) });
+        pack.extend(bytes);
+    }
+    (entries, pack)
 }
 
 /// Whether a tool takes the file as a promise that others are there: COMMAND may look
@@ -162,7 +197,7 @@ mod tests {
         fs::write(dir.path().join("b"), "my own").unwrap();
         let plan = plan(dir.path(), &manifest, &none()).unwrap();
         assert_eq!((plan.manifest.files.len(), plan.same, plan.kept), (1, 1, 1));
-        assert_eq!(plan.write(dir.path(), &manifest, &pack).unwrap(), 1);
+        assert_eq!(plan.write(dir.path(), &manifest, &pack).unwrap().files, 1);
         assert_eq!(fs::read(dir.path().join("b")).unwrap(), b"my own");
         assert_eq!(fs::read(dir.path().join("c")).unwrap(), b"3");
     }

@@ -85,13 +85,19 @@ impl Spool {
         self.pieces.contains_key(path)
     }
 
-    /// Takes the file `path` below `folder`, which looked like `seen`.
-    pub(crate) fn read(&mut self, folder: &OwnedFd, path: &str, seen: &Seen) -> io::Result<Took> {
+    /// Takes the file `path` below `folder`, which looked like `seen`, as `adapt` has it.
+    pub(crate) fn read(
+        &mut self,
+        folder: &OwnedFd,
+        path: &str,
+        seen: &Seen,
+        adapt: impl FnOnce(Vec<u8>) -> Vec<u8>,
+    ) -> io::Result<Took> {
         if recently(seen.changed) {
             return Ok(Took::Changing);
         }
         match read(folder, path, seen)? {
-            Some(bytes) => self.add(path, &bytes, Some(seen.into())).map(Took::File),
+            Some(bytes) => self.add(path, &adapt(bytes), Some(seen.into())).map(Took::File),
             None => Ok(Took::Changing),
         }
     }
@@ -242,13 +248,13 @@ mod tests {
         let folder = open_folder(dir.path()).unwrap();
         let before = aged(seen(dir.path())["f"]);
         let mut spool = Spool::new().unwrap();
-        assert!(matches!(spool.read(&folder, "f", &before).unwrap(), Took::File(_)));
+        assert!(matches!(spool.read(&folder, "f", &before, |b| b).unwrap(), Took::File(_)));
         fs::write(dir.path().join("f"), "two").unwrap();
         let mut spool = Spool::new().unwrap();
-        assert_eq!(spool.read(&folder, "f", &before).unwrap(), Took::Changing);
+        assert_eq!(spool.read(&folder, "f", &before, |b| b).unwrap(), Took::Changing);
         let fresh = seen(dir.path())["f"];
         if recently(fresh.changed) {
-            assert_eq!(spool.read(&folder, "f", &fresh).unwrap(), Took::Changing);
+            assert_eq!(spool.read(&folder, "f", &fresh, |b| b).unwrap(), Took::Changing);
         }
         assert_eq!(spool.files(), 0);
     }
@@ -262,7 +268,7 @@ mod tests {
         let before = aged(seen(outside.path())["f"]);
         symlink(outside.path(), dir.path().join("a")).unwrap();
         let folder = open_folder(dir.path()).unwrap();
-        let taken = Spool::new().unwrap().read(&folder, "a/f", &before).unwrap();
+        let taken = Spool::new().unwrap().read(&folder, "a/f", &before, |b| b).unwrap();
         assert_eq!(taken, Took::Changing);
     }
 }
