@@ -15,6 +15,7 @@ mod folder;
 mod follow;
 mod index;
 mod inputs;
+mod moved;
 mod patterns;
 mod profiles;
 mod publish;
@@ -25,6 +26,7 @@ mod session;
 mod share;
 mod spool;
 mod toolchain;
+mod uses;
 mod watch;
 
 use std::{
@@ -341,7 +343,7 @@ impl Run {
 
     fn print_report(&self, report: &RunReport) {
         for folder in &report.folders {
-            if let Some(line) = folder.closing() {
+            for line in [folder.using(), folder.closing()].into_iter().flatten() {
                 self.say(&line);
             }
         }

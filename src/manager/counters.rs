@@ -26,6 +26,7 @@ pub struct Counters {
     saved: AtomicU64,
     corrupt: AtomicU64,
     loaded: AtomicU64,
+    unused: AtomicU64,
     lost: AtomicU64,
     unreachable: AtomicU64,
     unpublished: AtomicU64,
@@ -128,6 +129,12 @@ impl Counters {
         metrics::counter!("kiln_loaded_total").increment(artifacts);
     }
 
+    /// An artifact was restored for a program that then opened none of its files.
+    pub fn unused(&self) {
+        add(&self.unused);
+        metrics::counter!("kiln_unused_restores_total").increment(1);
+    }
+
     /// An entry's bytes may be somewhere that did not answer: a miss for now.
     pub fn unreachable(&self) {
         add(&self.unreachable);
@@ -210,6 +217,7 @@ impl CounterSource for Counters {
             ("saved", read(&self.saved)),
             ("corrupt_copies", read(&self.corrupt)),
             ("loaded", read(&self.loaded)),
+            ("unused_restores", read(&self.unused)),
             ("lost_packs", read(&self.lost)),
             ("unreachable_packs", read(&self.unreachable)),
             ("unpublished_compiles", read(&self.unpublished)),

@@ -218,6 +218,14 @@ impl Manager {
         self.observed.published(self.reporter.was_hit_lately(key));
     }
 
+    /// A client restored a key, and made no use of it. For the monitor it is as if it had
+    /// published the key anew: who restores folders says so itself.
+    pub fn note_unused(&self, key: &ArtifactKey, moved: &str) {
+        tracing::info!(key = %key.short(), moved, "what was restored was not used");
+        self.counters.unused();
+        self.observed.published(true);
+    }
+
     /// The limits of a compile that begins now.
     pub fn limits(&self) -> Limits {
         self.tuned.apply(&self.settings.limits)

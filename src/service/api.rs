@@ -9,7 +9,7 @@ use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use kiln_cluster::{Put, PutMode};
-use kiln_proto::{convert, pb, pb::kiln_server::Kiln};
+use kiln_proto::{convert, pb, pb::kiln_server::Kiln, value};
 use tokio::{sync::mpsc, time::Instant};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
@@ -128,7 +128,11 @@ impl Kiln for Api {
         let mut chunks = request.into_inner();
         let publish::Announced { under, manifest } =
             publish::announced(&mut chunks, parts.patience).await?;
-        parts.manager.note_publication(&manifest.key);
+        // A folder is published piece by piece, each time over what it has: its client
+        // says itself whether what it restored was of use.
+        if manifest.fingerprint.compiler != value::FOLDER_FAMILY {
+            parts.manager.note_publication(&manifest.key);
+        }
         let (committed, manifest) = match under {
             publish::Under::Lease(token, grant) => {
                 let lease = self.leases.get(token, &grant)?;
@@ -242,8 +246,14 @@ impl Kiln for Api {
     }
 
     async fn loaded(&self, request: Request<pb::LoadedRequest>) -> Reply<pb::LoadedResponse> {
-        let keys = request.into_inner().keys;
-        self.parts()?.manager.counters().loaded(keys.len() as u64);
+        let pb::LoadedRequest { keys, unused } = request.into_inner();
+        let manager = &self.parts()?.manager;
+        manager.counters().loaded(keys.len() as u64);
+        for unused in unused {
+            let key = convert::key("unused", &unused.key).map_err(Error::from)?;
+            let end = unused.moved.floor_char_boundary(256);
+            manager.note_unused(&key, &unused.moved[..end]);
+        }
         Ok(Response::new(pb::LoadedResponse {}))
     }
 

@@ -3,6 +3,7 @@
 mod bench;
 mod builds;
 mod filling;
+mod using;
 
 use std::{fs, os::unix::fs::symlink, path::Path};
 

@@ -14,9 +14,10 @@ use kiln_proto::FailureKind;
 use super::{
     child::Ended,
     folder::{Facts, Folder},
+    moved,
     publish::Stage,
     scan::Seen,
-    session::{AT_ONCE, Session, Settings},
+    session::{AT_ONCE, Session, Settings, blocking},
     share::Share,
     watch::Watch,
 };
@@ -126,6 +127,38 @@ impl Session {
         if let Err(error) = finished {
             self.report.why = Some(error.for_people());
         }
+        self.tell_use(ended).await;
+    }
+
+    /// Reports whether what was restored was of use, here and to the cluster.
+    async fn tell_use(&mut self, ended: Ended) {
+        if self.uses.is_empty() {
+            return;
+        }
+        let (uses, folder) = (std::mem::take(&mut self.uses), self.folder.path.clone());
+        let new: Vec<String> = self.taken.keys().cloned().collect();
+        let looked = blocking(move || {
+            let used = uses.count(&folder)?;
+            let moved = (used.files == 0).then(|| moved::moved(&folder, &used.unused, &new));
+            Some((used, moved.flatten()))
+        });
+        let Ok(Some((used, moved))) = looked.await else { return };
+        let restored = &mut self.report.restored;
+        restored.used = Some(used.files);
+        restored.used_bytes = Some(used.bytes);
+        // One that failed may have ended before it got that far.
+        if used.files > 0 || (ended.code != 0 && !ended.told) {
+            restored.unused = (used.files > 0).then_some(false);
+        } else {
+            restored.unused = Some(true);
+            restored.moved = moved.or_else(|| {
+                restored.differs.as_ref().map(|input| format!("{input} has other bytes"))
+            });
+        }
+        if let Some(unused) = restored.unused {
+            let moved = restored.moved.as_deref().unwrap_or_default();
+            self.share.tell_use(&self.key, unused.then_some(moved)).await;
+        }
     }
 
     async fn last(&mut self, ended: Ended) -> Result<(), CliError> {
@@ -133,6 +166,8 @@ impl Session {
             return Err(CliError::Refused(format!("the command ended with {}", ended.code)));
         }
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        // One that was ended while it filled was not done: the next run goes on with it.
+        let stage = if ended.code == 0 && !ended.told { Stage::Done } else { Stage::More };
         let mut round = 1;
         loop {
             let scan = self.scan().await?;
@@ -144,7 +179,7 @@ impl Session {
             let changed = self.changed(&scan).filter(|(_, seen)| whole(seen));
             let changed: BTreeMap<_, _> =
                 changed.map(|(path, seen)| (path.clone(), *seen)).collect();
-            let done = self.publish(&scan, changed, ROUNDS - round, Stage::Done).await?;
+            let done = self.publish(&scan, changed, ROUNDS - round, stage).await?;
             if done || round == ROUNDS {
                 return Ok(());
             }

@@ -156,11 +156,13 @@ impl Session {
             let fetched = self.share.fetch(manifest).await?;
             self.report.restored.tier = view::tier(fetched.tier);
             let path = self.folder.path.clone();
+            let wanted: Vec<_> = plan.manifest.files.iter().map(|f| f.path.clone()).collect();
             let placed = blocking(move || plan.write(&path, &fetched.manifest, &fetched.pack));
             let placed = placed.await?.map_err(anyhow::Error::from)?;
             written.files = placed.files;
             self.report.restored.outdated = placed.outdated;
             self.report.restored.differs = placed.differs;
+            self.uses.note(&self.folder.path, wanted.iter());
         }
         Ok(written)
     }

@@ -29,7 +29,7 @@ const TRIES: usize = 3;
 pub(super) enum Stage {
     /// More is to come from this process.
     More,
-    /// This process is done: if it was the filler, the folder is filled.
+    /// The folder is filled, if this process is its filler.
     Done,
 }
 

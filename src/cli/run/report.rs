@@ -1,7 +1,8 @@
 //! What `kiln run` tells when it is done: `--json`, `--report` and a line for people.
 //!
-//! Invariant: a field printed once is never renamed or dropped. It tells what was
-//! restored, not what the tool then loaded: from a folder that cannot be known.
+//! Invariant: a field printed once is never renamed or dropped. What was restored and
+//! what COMMAND then opened are told apart, and where the file system does not tell, so
+//! does the report.
 
 use serde::Serialize;
 
@@ -73,6 +74,14 @@ pub(crate) struct Restored {
     pub(crate) outdated: usize,
     /// One of those files that differ.
     pub(crate) differs: Option<String>,
+    /// Of all that were restored, those that COMMAND opened; null where the file system
+    /// keeps no times of access.
+    pub(crate) used: Option<usize>,
+    pub(crate) used_bytes: Option<u64>,
+    /// Whether all of it was of no use; null where that is not known.
+    pub(crate) unused: Option<bool>,
+    /// What moved, where it was of no use and that can be seen.
+    pub(crate) moved: Option<String>,
 }
 
 /// Files that went to the cluster.
@@ -132,6 +141,22 @@ impl FolderReport {
         }
     }
 
+    /// What COMMAND made of what was restored, for people.
+    pub(crate) fn using(&self) -> Option<String> {
+        let Self { label, restored, published, .. } = self;
+        let all = restored.files + restored.live_files;
+        let used = restored.used?;
+        if restored.unused != Some(true) {
+            return Some(format!("{label}: opened {used} of {all} restored files"));
+        }
+        let instead = match published.files {
+            0 => String::new(),
+            new => format!(", {new} new ones were published"),
+        };
+        let why = restored.moved.as_ref().map(|moved| format!(": {moved}")).unwrap_or_default();
+        Some(format!("{label}: none of {all} restored files was opened{instead}{why}"))
+    }
+
     /// What happened after COMMAND, for people, if anything did.
     pub(crate) fn closing(&self) -> Option<String> {
         let Self { label, published, .. } = self;
@@ -175,7 +200,8 @@ mod tests {
                     "takes_over": false,
                     "restored": {"files": 0, "bytes": 0, "same": 0, "kept": 0, "tier": null,
                         "seconds": 0.0, "live_files": 0, "live_bytes": 0,
-                        "outdated": 0, "differs": null},
+                        "outdated": 0, "differs": null,
+                        "used": null, "used_bytes": null, "unused": null, "moved": null},
                     "published": {"captures": 0, "files": 0, "bytes": 0, "pack_files": 0,
                         "pack_bytes": 0, "changing": 0, "beyond_limits": 0, "unfit": 0,
                         "seconds": 0.0},

@@ -17,6 +17,7 @@ use super::{
     report::FolderReport,
     scan::{self, Scan, Seen},
     share::{Held, Share},
+    uses::Uses,
     watch::Watch,
 };
 use crate::cli::CliError;
@@ -58,6 +59,8 @@ pub(crate) struct Session {
     pub(super) shared: BTreeSet<String>,
     /// State in which a file went to the cluster, or was found there.
     pub(super) taken: BTreeMap<String, Seen>,
+    /// Restored files, to see which of them COMMAND opens.
+    pub(super) uses: Uses,
     /// The pack that was restored or published last.
     pub(super) known: Option<Digest>,
     pub(super) watch: Watch,
@@ -92,6 +95,7 @@ impl Session {
             before: BTreeMap::new(),
             shared: BTreeSet::new(),
             taken: BTreeMap::new(),
+            uses: Uses::default(),
             known: None,
             watch: Watch::new(&BTreeMap::new(), Instant::now()),
             started: SystemTime::now(),

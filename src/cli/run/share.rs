@@ -23,6 +23,8 @@ use crate::cli::{
 const SHORT: Duration = Duration::from_secs(10);
 /// For packs: gigabytes over a slow link.
 const LONG: Duration = Duration::from_secs(300);
+/// For what the cluster is told and need not know.
+const TELL: Duration = Duration::from_secs(2);
 /// The node's answer at a lease's deadline takes this long at most.
 const GRACE: Duration = Duration::from_secs(5);
 
@@ -142,6 +144,23 @@ impl Share {
             answer.map_err(|e| CliError::from_status(&e))
         };
         bounded(LONG, sent).await.map(|_| ())
+    }
+
+    /// Says whether what was restored was of use, and if not, what moved. Nobody waits for
+    /// this for long.
+    pub(crate) async fn tell_use(&self, key: &ArtifactKey, unused: Option<&str>) {
+        let mut told = pb::LoadedRequest::default();
+        match unused {
+            None => told.keys.push(bytes(key)),
+            Some(moved) => told.unused.push(pb::Unused { key: bytes(key), moved: moved.into() }),
+        }
+        let asked = self.endpoints.attempt(async |mut client| {
+            let answer = client.loaded(told.clone()).await;
+            answer.map_err(|e| CliError::from_status(&e))
+        });
+        if let Err(error) = bounded(TELL, asked).await {
+            tracing::debug!(error = error.for_people(), "tell of use");
+        }
     }
 
     /// A manifest for `key` that may be trusted.

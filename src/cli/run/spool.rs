@@ -181,7 +181,14 @@ fn recently(changed: (i64, u32)) -> bool {
 pub(crate) fn read(folder: &OwnedFd, path: &str, seen: &Seen) -> io::Result<Option<Vec<u8>>> {
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOFOLLOW;
     let within = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
-    let file = match rustix::fs::openat2(folder, path, flags, Mode::empty(), within) {
+    let open = |flags| rustix::fs::openat2(folder, path, flags, Mode::empty(), within);
+    // That COMMAND opened a file is seen by its time of access. Another user's file can
+    // only be opened with that.
+    let opened = match open(flags | OFlags::NOATIME) {
+        Err(Errno::PERM) => open(flags),
+        opened => opened,
+    };
+    let file = match opened {
         Ok(file) => file,
         // Gone, a link by now, moved meanwhile, or not ours to read.
         Err(

@@ -57,6 +57,11 @@ pub(super) const METRICS: &[Metric] = &[
         &[],
         "Artifacts that clients' engines loaded after they had them.",
     ),
+    counter(
+        "kiln_unused_restores_total",
+        &[],
+        "Folders that `kiln run` restored for a COMMAND that opened none of their files.",
+    ),
     counter("kiln_corrupt_copies_total", &[], "Copies that did not match their digest."),
     counter("kiln_remote_corrupt_total", &[], "Of these, bytes from a peer or the object store."),
     counter("kiln_lost_packs_total", &[], "Entries retired because their bytes were nowhere."),

@@ -122,3 +122,20 @@ async fn what_one_run_makes_reaches_those_that_run_already() {
     assert_eq!(server.folder()["restored"]["live_files"], 1, "{server:?}");
     assert_eq!(paths(&bench.path("b")), ["both", "sub/new", "warm"]);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_filler_that_is_told_to_end_leaves_the_rest_to_the_next() {
+    let (cluster, bench) = (TestCluster::start(1).await, Bench::new());
+    let node = &cluster.nodes[0];
+    let script =
+        format!("trap 'exit 0' TERM; {WAIT_FOR}{MAKE} make one; : > $H/made; wait_for $H/gate");
+    let first = bench.start(&grpc(node), "a", &PATIENT, &script);
+    eventually("the first kernel", async || bench.path("made").exists().then_some(())).await;
+    first.signal(Signal::TERM);
+    let first = first.done().await.ok();
+    assert_eq!(first.captures(), 1, "{first:?}");
+    for takes_over in [true, false] {
+        let next = bench.run(node, "b", &[], "true").await.ok();
+        assert_eq!((next.outcome(), &next.folder()["takes_over"]), ("hit", &takes_over.into()));
+    }
+}
