@@ -3,7 +3,8 @@
 The ranks of a job run one graph, each on a GPU of its own. Invariant: ``only_index``
 gives an index only where all that names a GPU names that one, and it is the current
 device; not where the graph holds tensors of a GPU by value, gives a device as a
-number, or communicates: such graphs belong to the GPUs that they were traced on.
+number, or communicates, be it within a distributed tensor: such graphs belong to the
+GPUs that they were traced on.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import fx
 from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -65,11 +67,11 @@ def input_index(inputs: Sequence[Any]) -> int | None:
 def only_index(gm: fx.GraphModule, inputs: Sequence[Any]) -> int | None:
     """Return the index of the graph's only GPU, if it is the current one; else ``None``."""
     index = input_index(inputs)
-    if index is None:
+    if index is None or any(map(_wrapper, inputs)):
         return None
     for module in graphs(gm):
         for node in module.graph.nodes:
-            if _bound(module, node):
+            if _bound(module, node) or any(map(_wrapper, _values(node))):
                 return None
             for device in _devices(node):
                 # Without an index it is the current one.
@@ -120,15 +122,23 @@ def renamed(gm: fx.GraphModule, name: Callable[[Any], Any]) -> Callable[[], None
 
 
 def _devices(node: fx.Node) -> Iterator[torch.device]:
-    for name in VALUES:
-        for value in pytree.tree_leaves(node.meta.get(name)):
-            device = value.device if _on_gpu(value) else named(value)
-            if device is not None:
-                yield device
+    for value in _values(node):
+        device = value.device if _on_gpu(value) else named(value)
+        if device is not None:
+            yield device
     for leaf in _leaves(node):
         device = named(leaf)
         if device is not None:
             yield device
+
+
+def _values(node: fx.Node) -> list[Any]:
+    return [value for name in VALUES for value in pytree.tree_leaves(node.meta.get(name))]
+
+
+def _wrapper(value: object) -> bool:
+    """Whether it is several tensors as one: of what ranks, its type knows."""
+    return isinstance(value, torch.Tensor) and is_traceable_wrapper_subclass(value)
 
 
 def _bound(module: fx.GraphModule, node: fx.Node) -> bool:

@@ -42,11 +42,14 @@ _installed = False
 def index_of(gm: torch.fx.GraphModule, inputs: Sequence[Any]) -> int | None:
     """Return the GPU to place on what is loaded for a graph; ``None``: as it was made.
 
-    Under Inductor's settings in force: C++ around the kernels, and tensors of a GPU
-    within the code, cannot be moved.
+    Under torch's settings in force: C++ around the kernels, and tensors of a GPU
+    within the code, cannot be moved; and a compile in which ranks talk to each other
+    hangs where one of them loads instead.
     """
     settings = torch._inductor.config
     if not config.merge_ranks() or settings.cpp_wrapper or settings.freezing:
+        return None
+    if getattr(torch._functorch.config, "_sync_decision_cross_ranks", False):
         return None
     return devices.only_index(gm, inputs)
 

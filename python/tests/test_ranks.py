@@ -240,6 +240,30 @@ def test_no_index(of: str, current: Current, plugged: Any) -> None:
     assert not merging._merged
 
 
+def test_no_index_for_tensors_that_are_several(current: Current) -> None:
+    """A distributed tensor communicates where the graph does not show it."""
+    from torch.testing._internal.two_tensor import TwoTensor
+
+    current(1)
+    gm, inputs = on_gpus(scaled, "cuda:1", "cuda:1")
+    assert devices.only_index(gm, inputs) == 1
+    with inputs[0].fake_mode:
+        both = TwoTensor(inputs[0], inputs[1])
+    assert devices.only_index(gm, [both, inputs[1]]) is None
+    last = list(gm.graph.nodes)[-2]
+    last.meta["val"] = [both]
+    assert devices.only_index(gm, inputs) is None
+
+
+@pytest.mark.usefixtures("described")
+def test_no_index_where_ranks_talk_while_they_compile(current: Current) -> None:
+    current(1)
+    gm, inputs = on_gpus(scaled, "cuda:1", "cuda:1")
+    with torch._functorch.config.patch(_sync_decision_cross_ranks=True):
+        of = asked.Asked(gm, inputs, "default", form="test", guarded=False, facts={})
+    assert of.index is None
+
+
 def test_no_index_where_another_gpu_is_current(current: Current) -> None:
     gm, inputs = on_gpus(scaled, "cuda:1", "cuda:1")
     assert devices.only_index(gm, inputs) is None
