@@ -18,30 +18,26 @@ from multiprocessing.util import Finalize
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from . import config, report, wire
+from .committing import LIST, Committing
 from .connections import Connections
 from .errors import KilnError, NotFound, Refused, Stale, Unreachable
-from .key import VALUE, key_of, value_components
+from .key import key_of, value_components
 from .lease import Lease
 from .manifest import Artifact, Fingerprint, Manifest, Target
-from .packing import pack, publication
 from .prefetch import received
 from .prefetch.remembered import Remembered
-from .publishing import Work
 from .reading import Reading
 from .trust import Trust
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from .config import Settings
     from .endpoint import Endpoint
     from .key import Component
-    from .packing import Packed
     from .prefetch.received import Received
 
 _T = TypeVar("_T")
-# The file in a program's list of what it used.
-_LIST = "value"
 # The lease stream's word for an artifact that is there.
 _READY = "ready"
 
@@ -63,6 +59,9 @@ class Client:
         self.settings = settings
         self._prefetched = prefetched
         self._reading = Reading(settings, self._process)
+        self._committing = Committing(
+            settings.namespace, self._process, self._first, self._at, prefetched
+        )
         self._lock = threading.Lock()
         self._state: Connections | None = None
         self._trust = Trust(settings.signers)
@@ -132,34 +131,16 @@ class Client:
 
         Ends the lease. Only keys that other tools own can be replaced.
         """
-        state = self._process()
-        named: dict[str, Any] = {"label": label, "seconds": seconds, "fingerprint": fingerprint}
-        try:
-            packed = self._packed(components, files, target=target, **named)
-        except ValueError as error:
-            report.count("errors")
-            report.once("publish", "not published: %s", error)
-            if lease is not None:
-                lease.release()
-            return False
-        done: object = None
-        if lease is not None:
-            token, grant = lease.token, lease.grant
-
-            def under(endpoint: Endpoint) -> bool:
-                chunks = publication(packed, token=token, grant=grant)
-                return _committed(endpoint, chunks, packed.size)
-
-            done = self._at(lease.endpoint, "publish", under) if lease.alive else None
-            lease.release()
-        if done is None and replace and not state.closed:
-            done = self._over(packed)
-        report.count("published" if done is True else "unpublished")
-        if self._prefetched is not None:
-            self._prefetched.drop(packed.manifest.key)
-        if done is True and state.remembered is not None:
-            state.remembered.add([packed.manifest.key])
-        return done is True
+        return self._committing.publish(
+            lease,
+            components,
+            files,
+            fingerprint=fingerprint,
+            target=target,
+            label=label,
+            seconds=seconds,
+            replace=replace,
+        )
 
     def publish_later(
         self,
@@ -172,22 +153,7 @@ class Client:
 
         The bytes in ``files`` must not change any more. The lease is held until then.
         """
-
-        def give_up() -> None:
-            report.count("unpublished")
-            if lease is not None:
-                lease.release()
-
-        def run() -> None:
-            try:
-                self.publish(lease, components, files, **named)
-            except Exception as error:
-                report.count("bugs")
-                report.once(f"publish {type(error).__name__}", "publish: %r", error)
-                give_up()
-
-        size = sum(len(data) for data in files.values())
-        return self._process().publications.add(Work(key_of(components), size, run, give_up))
+        return self._committing.later(lease, components, files, **named)
 
     def flush(self, seconds: float) -> bool:
         """Wait until all that was published later is published; whether that is so."""
@@ -275,24 +241,13 @@ class Client:
         if self._prefetched is None:
             return None
         name = self._prefetched.name
-        components = value_components(self.namespace, name)
+        key = key_of(value_components(self.namespace, name))
 
         def read() -> bytes | None:
-            found = self._first("list", lambda e: self._reading.fetch(e, key_of(components)))
-            return None if isinstance(found, _Nothing) else bytes(found.file(_LIST))
+            found = self._first("list", lambda endpoint: self._reading.fetch(endpoint, key))
+            return None if isinstance(found, _Nothing) else bytes(found.file(LIST))
 
-        def write(data: bytes) -> None:
-            packed = self._packed(
-                components,
-                {_LIST: data},
-                fingerprint=Fingerprint(VALUE),
-                target=Target.any(),
-                label=name,
-                seconds=0.0,
-            )
-            self._over(packed)
-
-        return Remembered(read, write)
+        return Remembered(read, lambda data: self._committing.write_list(name, data))
 
     def _find(self, key: bytes, *, local: bool = True) -> Artifact | _Nothing:
         state = self._process()
@@ -313,25 +268,6 @@ class Client:
             report.count("hits")
             report.count("bytes_fetched", found.manifest.pack_size)
         return found
-
-    def _packed(
-        self,
-        components: Sequence[Component],
-        files: Mapping[str, bytes],
-        *,
-        target: Target | str,
-        **named: Any,
-    ) -> Packed:
-        where = Target.parse(target) if isinstance(target, str) else target
-        return pack(components, files, target=where, namespace=self.namespace, **named)
-
-    def _over(self, packed: Packed) -> bool | _Nothing:
-        """Commit over what is there, through the first node that does."""
-
-        def over(endpoint: Endpoint) -> bool:
-            return _committed(endpoint, publication(packed, replace=True), packed.size)
-
-        return self._first("publish", over)
 
     def _find_local(self, key: bytes) -> Artifact | _Nothing | None:
         """Ask the node on this machine; ``None``: there is none, or it cannot say."""
@@ -439,12 +375,6 @@ def _shared(settings: Settings | None) -> Client | None:
         return None
     with _shared_lock:
         return _clients.setdefault(settings, Client(settings, received.started()))
-
-
-def _committed(endpoint: Endpoint, chunks: Iterator[Any], size: int) -> bool:
-    """Publish. An artifact that was there already is as good: it is the key's."""
-    endpoint.upload("Publish", chunks, size, wire.PublishResponse)
-    return True
 
 
 def _trouble(doing: str, error: KilnError) -> None:

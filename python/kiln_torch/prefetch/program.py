@@ -17,8 +17,9 @@ from blake3 import blake3
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-# Set by whoever starts several processes that differ in what they compile.
-_RANKS = ("LOCAL_RANK", "RANK")
+# Set by whoever starts several processes on a machine: their devices are in their keys.
+# Which machine it is (RANK) matters to few; the list of these has what each of them used.
+_RANK = "LOCAL_RANK"
 _LARGEST_SCRIPT = 4 << 20
 # They import torch, and fork: Inductor's compile workers.
 _TORCHS_OWN = ("torch", "_inductor", "compile_worker", "__main__.py")
@@ -44,7 +45,7 @@ def name_of(
         if source is None:
             return None
         parts = [b"script", source, *(os.fsencode(given) for given in argv[1:])]
-    parts += [f"{rank}={env.get(rank, '')}".encode() for rank in _RANKS]
+    parts.append(env.get(_RANK, "").encode())
     # A worker that a script starts compiles other things than the script.
     parts.append(b"child" if multiprocessing.parent_process() is not None else b"")
     hasher = blake3()
