@@ -50,7 +50,6 @@ use kiln_proto::{ArtifactKey, Check, Digest, Manifest, NodeIdentity};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-pub(crate) use self::pieces::told;
 pub use self::{
     answer::{Answer, Copies, Outcome, Request, Settings},
     counters::Counters,
@@ -67,6 +66,7 @@ pub use self::{
     stored::Found,
     under_way::{Flight, FlightStage},
 };
+pub(crate) use self::{fetch::PUBLICATION, pieces::told};
 use self::{
     ladder::{Behind, Events, Remembered},
     learned::Learned,

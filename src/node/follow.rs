@@ -12,7 +12,10 @@ use kiln_proto::NodeId;
 use tokio::sync::broadcast::{Receiver, error::RecvError};
 use tokio_util::sync::CancellationToken;
 
-use super::pins::Pins;
+use super::{
+    pins::Pins,
+    unnamed::{Pace, Unnamed},
+};
 use crate::{
     cache::{Change, Tiers},
     error::Error,
@@ -23,8 +26,8 @@ use crate::{
 const RETRY: Duration = Duration::from_secs(1);
 
 /// Applies what the index decided for the fleet to this node's tiers.
-pub(super) async fn index(index: Index, tiers: Arc<Tiers>, stop: CancellationToken) {
-    let mut events = index.events();
+pub(super) async fn index(index: Index, tiers: Arc<Tiers>, pace: Pace, stop: CancellationToken) {
+    let (mut events, mut arrivals) = (index.events(), tiers.changes());
     // What a replica that goes back in time replays says nothing of what is needed now.
     while let Err(e) = index.barrier().await {
         tracing::debug!(error = %e, "events wait until this replica is up to date");
@@ -35,6 +38,7 @@ pub(super) async fn index(index: Index, tiers: Arc<Tiers>, stop: CancellationTok
     }
     // After the subscription: a change is compared, or its event comes, or both.
     let mut pins = Pins::new(index.clone(), tiers.clone(), stop.clone());
+    let mut unnamed = Unnamed::new(index.clone(), tiers.clone(), pace);
     let mut swept = std::pin::pin!(tiers.disk().swept());
     let mut sweeping = true;
     loop {
@@ -42,6 +46,21 @@ pub(super) async fn index(index: Index, tiers: Arc<Tiers>, stop: CancellationTok
             event = events.recv() => event,
             () = pins.due() => {
                 pins.reconcile().await;
+                continue;
+            }
+            () = unnamed.due() => {
+                warn("packs that nothing names", unnamed.look().await);
+                continue;
+            }
+            arrival = arrivals.recv() => {
+                match arrival {
+                    Ok(Change::Gained(pack)) => {
+                        warn("a pack that arrived", unnamed.arrived(&pack).await);
+                    }
+                    Ok(Change::Lost(_)) => {}
+                    Err(RecvError::Lagged(_)) => unnamed.doubt(),
+                    Err(RecvError::Closed) => return,
+                }
                 continue;
             }
             swept = &mut swept, if sweeping => {
@@ -59,38 +78,24 @@ pub(super) async fn index(index: Index, tiers: Arc<Tiers>, stop: CancellationTok
             Ok(event) => {
                 // First: of what is removed it is not known any more that it was pinned.
                 let pinned = pins.apply(&event).await;
-                if let Err(e) = remove(&event, &index, &tiers).await.and(pinned) {
+                if let Err(e) = unnamed.apply(&event).await.and(pinned) {
                     tracing::warn!(?event, error = %e, "not applied to this node's tiers");
                 }
             }
             Err(RecvError::Lagged(missed)) => {
-                // Removals among them are only clean-up: no look-up finds such a pack.
                 tracing::debug!(missed, "index events were missed");
                 pins.doubt();
+                unnamed.doubt();
             }
             Err(RecvError::Closed) => return,
         }
     }
 }
 
-/// Removes a pack that lost its key, unless another key has the very same bytes: they
-/// are right for that one.
-async fn remove(event: &IndexEvent, index: &Index, tiers: &Tiers) -> Result<(), Error> {
-    match event {
-        IndexEvent::Tombstoned { pack, .. } | IndexEvent::Replaced { pack, .. } => {
-            let (index, digest) = (index.clone(), *pack);
-            let unneeded = move || match index.blocking_pack(&digest) {
-                Ok(state) => !state.is_some_and(|state| state.named),
-                Err(e) => {
-                    tracing::warn!(pack = %digest, error = %e, "ask whether a pack is needed");
-                    false
-                }
-            };
-            tiers.remove_if(pack, unneeded).await?;
-        }
-        _ => {}
+fn warn(what: &str, done: Result<(), Error>) {
+    if let Err(e) = done {
+        tracing::warn!(error = %e, "{what} cannot be compared with the index; again later");
     }
-    Ok(())
 }
 
 /// Reports what this node holds: all of it once, then each change.

@@ -16,6 +16,7 @@ mod parts;
 mod pins;
 mod services;
 mod storage;
+mod unnamed;
 mod uploads;
 
 use std::{fs::File, path::PathBuf, sync::Arc, time::Duration};

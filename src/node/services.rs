@@ -12,7 +12,7 @@ use tonic::service::Routes;
 
 use super::{
     NodeError, ReadyInfo, Tasks, bytes, descriptors::Descriptors, follow, listeners::Listeners,
-    object_store, parts, storage::Storage, uploads,
+    object_store, parts, storage::Storage, unnamed, uploads,
 };
 use crate::{
     cache::{Arrivals, Tiers},
@@ -256,7 +256,8 @@ impl Shared<'_> {
     fn follow(&self, node: NodeId, own: NodeFacts, tasks: &mut Tasks) {
         let stop = tasks.stop.clone();
         tasks.spawn(self.reporter.clone().run(self.index.clone(), stop.clone()));
-        tasks.spawn(follow::index(self.index.clone(), self.tiers.clone(), stop.clone()));
+        let (index, tiers) = (self.index.clone(), self.tiers.clone());
+        tasks.spawn(follow::index(index, tiers, unnamed::Pace::default(), stop.clone()));
         tasks.spawn(follow::tiers(self.tiers.clone(), self.reporter.clone(), stop.clone()));
         let (cluster, manager) = (self.cluster.clone(), self.manager.clone());
         tasks.spawn(follow::facts(cluster, node, own, manager, stop));

@@ -32,6 +32,7 @@ mod monitor;
 mod nodes;
 mod objects;
 mod order;
+mod out;
 mod pieces;
 mod pins;
 mod plan;

@@ -21,7 +21,7 @@ fn collects_quickly(_: usize, config: &mut Config) {
 }
 
 /// All packs in a folder store.
-fn objects(cluster: &TestCluster) -> Vec<PathBuf> {
+pub(crate) fn objects(cluster: &TestCluster) -> Vec<PathBuf> {
     let folders = |at: &Path| std::fs::read_dir(at).map(|all| all.flatten().map(|e| e.path()));
     let Ok(prefixes) = folders(&cluster.folder.path().join("object/packs")) else {
         return Vec::new();

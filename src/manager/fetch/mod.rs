@@ -32,7 +32,7 @@ use crate::{
 /// Longest that one fetch may take: a peer that keeps moving bytes is slow, not dead.
 const LONGEST: Duration = Duration::from_secs(600);
 /// What a publication may take from its copies to its commit.
-const PUBLICATION: Duration = Duration::from_secs(120);
+pub(crate) const PUBLICATION: Duration = Duration::from_secs(120);
 /// From this many holders on the record may name only some of them.
 const MANY_HOLDERS: usize = 32;
 

@@ -1,6 +1,9 @@
 //! A piece that gives wrong numbers: published by somebody whose compiler is broken.
 
-use std::time::{Duration, Instant};
+use std::{
+    path::PathBuf,
+    time::{Duration, Instant},
+};
 
 use futures::future::join_all;
 use kiln_native::{
@@ -97,6 +100,11 @@ async fn a_wrong_piece_is_removed_from_all_nodes_with_its_whole() {
     let always = || eager(archive(MODEL), Verify::Always);
     let asks = &cluster.nodes[1];
     let asked = failing(asks, always());
+    let mut wrong = Vec::new();
+    for key in [&piece.key, &whole] {
+        let manifest = asks.lookup(key).await.unwrap().unwrap().manifest.unwrap();
+        wrong.push(SignedManifest::from(manifest).read_unverified().unwrap().pack_digest);
+    }
     let watched = cluster.nodes.iter().flat_map(|node| [(node, piece.key), (node, whole)]);
     let gone = join_all(watched.map(async |(node, key)| {
         eventually_at_once(async || node.lookup(&key).await.unwrap().is_none()).await
@@ -121,6 +129,16 @@ async fn a_wrong_piece_is_removed_from_all_nodes_with_its_whole() {
         format!("compiled by node {}, it is removed from all nodes", cluster.nodes[0].id),
     ] {
         assert!(failed.message().contains(&part), "{part:?} in {failed}");
+    }
+
+    for node in &cluster.nodes {
+        eventually("the bytes are gone", async || {
+            let names = |pack: &Digest| pack.to_string()[2..].to_owned();
+            let is = |file: &PathBuf, name: &str| file.ends_with(name);
+            let left = node.packs().into_iter().any(|f| wrong.iter().any(|w| is(&f, &names(w))));
+            (!left).then_some(())
+        })
+        .await;
     }
 
     // The next request compiles that one, and nothing else.
