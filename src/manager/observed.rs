@@ -1,4 +1,4 @@
-//! What the manager saw since somebody last asked: runs of compilers, and publications.
+//! What the manager saw since somebody last asked: runs of compilers, time-outs, publications.
 //!
 //! Counters say how many; here is how long each took, and whether it failed for a reason of
 //! this node. One asks, the monitor, and takes all of it away.
@@ -28,6 +28,10 @@ pub struct Seen {
     pub published: u64,
     /// Of these, those of keys that had been given out a moment before.
     pub republished: u64,
+    /// Compiles that passed a time limit or their caller's deadline.
+    pub timed_out: u64,
+    /// The last one of these, for people.
+    pub last_timed_out: String,
 }
 
 /// Runs of one compiler's processes.
@@ -78,6 +82,13 @@ impl Observed {
         let mut seen = self.0.lock();
         seen.published += 1;
         seen.republished += u64::from(again);
+    }
+
+    /// A compile passed a time limit or its caller's deadline.
+    pub(super) fn timed_out(&self, what: String) {
+        let mut seen = self.0.lock();
+        seen.timed_out += 1;
+        seen.last_timed_out = what;
     }
 
     /// All since the last call.

@@ -23,6 +23,8 @@ pub enum Kind {
     Corruption,
     /// More compiles than before fail for reasons of this node.
     FailingCompiles,
+    /// Compiles pass their time limits or their callers' deadlines.
+    TimeOuts,
     /// The disk tier's device is much slower than it was.
     SlowDisk,
     /// The device or its file system fails operations.
@@ -105,6 +107,7 @@ impl Kind {
             Self::LowMemory => "low_memory",
             Self::Corruption => "corruption",
             Self::FailingCompiles => "failing_compiles",
+            Self::TimeOuts => "time_outs",
             Self::SlowDisk => "slow_disk",
             Self::DiskErrors => "disk_errors",
             Self::LowDisk => "low_disk",
@@ -123,6 +126,7 @@ impl Kind {
             Self::LowMemory => "KilnLowMemory",
             Self::Corruption => "KilnCorruption",
             Self::FailingCompiles => "KilnFailingCompiles",
+            Self::TimeOuts => "KilnCompileTimeOuts",
             Self::SlowDisk => "KilnSlowDisk",
             Self::DiskErrors => "KilnDiskErrors",
             Self::LowDisk => "KilnLowDisk",

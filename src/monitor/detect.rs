@@ -8,7 +8,7 @@
 //! The first question is the cheap one, and mostly ends it.
 //!
 //! Invariant: pure; nothing is said of a figure that has no history, except where a single
-//! occurrence is wrong whatever was before: a corrupt copy, a full disk.
+//! occurrence is wrong whatever was before: a corrupt copy, a compile that was ended, a full disk.
 
 use super::{
     anomaly::{Finding, Kind, Subject, Verdict},
@@ -64,6 +64,7 @@ pub(super) fn detect(windows: &Windows) -> Vec<Verdict> {
     judge(Subject::of(Kind::FallingHitRate, "artifacts"), fell(&Figure::ArtifactHits), TWICE);
     judge(Subject::of(Kind::FallingHitRate, "values"), fell(&Figure::ValueHits), TWICE);
     judge(Subject::node(Kind::FailingCompiles), failing(windows), TWICE);
+    judge(Subject::node(Kind::TimeOuts), time_outs(windows), 1);
     judge(Subject::node(Kind::SlowDisk), slow_disk(windows), TWICE);
     judge(Subject::node(Kind::DiskErrors), disk_errors(windows), TWICE);
     judge(Subject::node(Kind::MemoryGrowth), memory_growth(windows), 1);
@@ -181,6 +182,16 @@ fn corruption(windows: &Windows) -> Judged {
     }
     let text = format!("{now:.0} copies were not what their digest says; they are in quarantine");
     found(&Figure::Corrupt, now, None, text)
+}
+
+fn time_outs(windows: &Windows) -> Judged {
+    let now = windows.now(&Figure::TimeOuts)?.value;
+    if now == 0.0 {
+        return WELL;
+    }
+    let last = windows.last_timed_out();
+    let text = format!("{now:.0} compiles took longer than they may; the last one: {last}");
+    found(&Figure::TimeOuts, now, None, text)
 }
 
 fn hardly_any(windows: &Windows, figure: &Figure, what: &str) -> Judged {

@@ -23,6 +23,8 @@ pub enum Figure {
     Failures,
     /// Compiles that memory did not suffice for, per cycle.
     OutOfMemory,
+    /// Compiles that passed a time limit or a deadline, per cycle.
+    TimeOuts,
     /// Seconds of a small durable write and read.
     DiskSeconds,
     /// Resident bytes beside the blobs.
@@ -86,7 +88,9 @@ impl Figure {
             Self::ArtifactHits | Self::ValueHits | Self::WaitYield => 0.03,
             Self::Failures | Self::UnusedRestores | Self::DiskErrors => 0.05,
             Self::FreeMemory | Self::FreeDisk | Self::Cpu => 0.02,
-            Self::Waiting(_) | Self::OutOfMemory | Self::Corrupt => 0.5_f64.max(usual.abs() / 10.0),
+            Self::Waiting(_) | Self::OutOfMemory | Self::TimeOuts | Self::Corrupt => {
+                0.5_f64.max(usual.abs() / 10.0)
+            }
             Self::CompileSeconds(_) | Self::DiskSeconds => (usual.abs() / 10.0).max(1e-3),
             Self::OwnMemory | Self::Network | Self::Evictions => usual.abs() / 10.0,
         }
@@ -124,7 +128,7 @@ impl Figure {
             Self::OwnMemory => "bytes",
             Self::Network => "bytes/s",
             Self::Evictions => "1/s",
-            Self::Waiting(_) | Self::OutOfMemory | Self::Corrupt => "",
+            Self::Waiting(_) | Self::OutOfMemory | Self::TimeOuts | Self::Corrupt => "",
             _ => "share",
         }
     }
@@ -139,6 +143,7 @@ impl fmt::Display for Figure {
             Self::ValueHits => "value_hit_rate",
             Self::Failures => "failure_rate",
             Self::OutOfMemory => "out_of_memory",
+            Self::TimeOuts => "time_outs",
             Self::DiskSeconds => "disk_seconds",
             Self::OwnMemory => "own_memory",
             Self::FreeMemory => "free_memory",
@@ -181,6 +186,7 @@ pub(super) fn figures(sample: &Sample) -> BTreeMap<Figure, Value> {
     }
     once(Figure::Evictions, sample.evicted as f64 / sample.seconds);
     once(Figure::Corrupt, sample.corrupt as f64);
+    once(Figure::TimeOuts, sample.timed_out as f64);
     for (pool, load) in &sample.pools {
         once(Figure::Waiting(pool.clone()), load.waiting as f64);
     }

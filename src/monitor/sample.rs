@@ -22,6 +22,10 @@ pub struct Sample {
     pub artifacts: Asked,
     /// Keys that Redis clients asked for.
     pub values: Asked,
+    /// Compiles that passed a time limit or their caller's deadline.
+    pub timed_out: u64,
+    /// The last one of these. For people: nothing is judged by it.
+    pub last_timed_out: String,
     /// Publications, and those of keys that clients had been given a moment before.
     pub published: u64,
     /// Of these, what came again although it had just been given out.

@@ -82,6 +82,8 @@ impl Sampler {
                 misses: count("compiled"),
             },
             values: Asked { hits: count("resp_hits"), misses: count("resp_misses") },
+            timed_out: seen.timed_out,
+            last_timed_out: seen.last_timed_out,
             published: seen.published,
             republished: seen.republished,
             waits: count("resp_waits"),

@@ -27,6 +27,7 @@ pub(super) enum Fault {
     SlowCompiles,
     FailingCompiles,
     DiskErrors,
+    TimeOuts,
 }
 
 /// What more workers do to a queue of compiles.
@@ -101,6 +102,8 @@ impl Node {
             compiles,
             artifacts,
             values,
+            timed_out: u64::from(self.is(Fault::TimeOuts)),
+            last_timed_out: String::new(),
             published,
             republished,
             wait_hits: self.chance.of(waits, 0.8),

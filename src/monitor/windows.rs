@@ -43,6 +43,7 @@ pub(super) struct Windows {
     /// What is not enough for a value yet.
     shares: BTreeMap<Figure, Value>,
     seconds: BTreeMap<String, Vec<f64>>,
+    last_timed_out: String,
     cycles: u64,
 }
 
@@ -55,6 +56,7 @@ impl Windows {
             now: BTreeMap::new(),
             shares: BTreeMap::new(),
             seconds: BTreeMap::new(),
+            last_timed_out: String::new(),
             cycles: 0,
         }
     }
@@ -73,6 +75,7 @@ impl Windows {
             }
             series.push_back(value);
         }
+        self.last_timed_out.clone_from(&sample.last_timed_out);
         self.cycles += 1;
     }
 
@@ -124,6 +127,11 @@ impl Windows {
     /// A figure in the present cycle.
     pub(super) fn now(&self, figure: &Figure) -> Option<Value> {
         self.now.get(figure).copied()
+    }
+
+    /// The compile that timed out last in the present cycle, for people.
+    pub(super) fn last_timed_out(&self) -> &str {
+        &self.last_timed_out
     }
 
     /// What was usual of a figure before the present cycle; `None`: too little was seen.

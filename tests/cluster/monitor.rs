@@ -15,16 +15,16 @@ use crate::{
 };
 
 /// A cycle short enough for a test, and long enough for some requests.
-const EVERY: Duration = Duration::from_millis(400);
+pub(crate) const EVERY: Duration = Duration::from_millis(400);
 
-fn watchful(_: usize, config: &mut Config) {
+pub(crate) fn watchful(_: usize, config: &mut Config) {
     config.monitor.every = EVERY;
     config.monitor.enough = 5;
     config.resp.wait = Duration::ZERO;
 }
 
 impl TestNode {
-    async fn report(&self) -> pb::MonitorResponse {
+    pub(crate) async fn report(&self) -> pb::MonitorResponse {
         let asked = self.client().await.monitor(pb::MonitorRequest {}).await;
         asked.unwrap().into_inner()
     }
@@ -45,7 +45,7 @@ impl TestNode {
 }
 
 /// Does `work` again and again until the report of `node` has what is looked for.
-async fn working_until<T>(
+pub(crate) async fn working_until<T>(
     what: &str,
     node: &TestNode,
     mut work: impl AsyncFnMut(u64),
@@ -63,12 +63,12 @@ async fn working_until<T>(
 }
 
 /// Whether enough was seen of `figure` to know what is usual.
-fn knows(report: &pb::MonitorResponse, figure: &str) -> Option<()> {
+pub(crate) fn knows(report: &pb::MonitorResponse, figure: &str) -> Option<()> {
     let known = report.metrics.iter().any(|of| of.name == figure && of.usual.is_some());
     known.then_some(())
 }
 
-fn anomaly(report: &pb::MonitorResponse, kind: &str) -> Option<u64> {
+pub(crate) fn anomaly(report: &pb::MonitorResponse, kind: &str) -> Option<u64> {
     report.anomalies.iter().any(|of| of.kind == kind).then_some(report.cycle)
 }
 
@@ -110,7 +110,7 @@ async fn restores_that_nobody_uses_and_a_falling_hit_rate_are_found() {
 }
 
 /// What a webhook got, from a server of this test.
-async fn webhook() -> (String, mpsc::UnboundedReceiver<Value>) {
+pub(crate) async fn webhook() -> (String, mpsc::UnboundedReceiver<Value>) {
     let (calls, received) = mpsc::unbounded_channel();
     let take = move |body: String| {
         let calls = calls.clone();

@@ -110,6 +110,10 @@ impl Manager {
             let key = attempt.prepared.as_ref().map(|prepared| prepared.components.key());
             let key_shown = key.map(tracing::field::display);
             tracing::warn!(key = key_shown, why = message, "a compile timed out");
+            let what = attempt.prepared.as_ref().map_or_else(String::new, |prepared| {
+                format!("{} ({}): ", prepared.label, prepared.components.key().short())
+            });
+            self.observed.timed_out(format!("{what}{message}"));
             self.events.tell(Event::TimedOut { key, message: message.clone() });
         }
     }

@@ -101,6 +101,7 @@ fn each_planted_fault_is_found_within_two_cycles_and_its_end_is_told() {
         (Fault::Corruption, "KilnCorruption", 2),
         (Fault::UnusedRestores, "KilnUnusedRestores", 2),
         (Fault::DiskErrors, "KilnDiskErrors", 2),
+        (Fault::TimeOuts, "KilnCompileTimeOuts", 1),
         // There are some eight compiles a cycle, and they differ so much that a few prove
         // nothing.
         (Fault::FailingCompiles, "KilnFailingCompiles", 4),
