@@ -11,34 +11,19 @@
 
 #[path = "../tests/support/collector.rs"]
 mod collector;
+#[path = "support/served.rs"]
+mod served;
 
 use std::{
-    io::{BufRead, BufReader, Read, Write},
-    net::{SocketAddr, TcpStream},
-    path::Path,
-    process::{Child, Command, Stdio},
+    io::{Read, Write},
     time::Instant,
 };
+
+use self::served::{GET, Server};
 
 /// Bytes of a value, and GETs of it in one turn.
 const CASES: [(usize, usize); 2] = [(1 << 10, 20_000), (16 << 10, 10_000)];
 const ROUNDS: usize = 31;
-/// Clock ticks a second in `/proc/PID/stat` on Linux.
-const TICKS: f64 = 100.0;
-
-struct Server {
-    name: &'static str,
-    process: Child,
-    address: SocketAddr,
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let pid = rustix::process::Pid::from_raw(self.process.id() as i32).unwrap();
-        let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
-        let _ = self.process.wait();
-    }
-}
 
 fn main() {
     let dir = tempfile::tempdir().unwrap();
@@ -48,11 +33,12 @@ fn main() {
     let traced =
         [format!("--set=trace.endpoint=http://{address}"), "--set=trace.ratio=0.01".into()];
     let mut servers = vec![
-        start("metrics, no traces", &this, &dir.path().join("plain"), &[]),
-        start("metrics, traces at 1 %", &this, &dir.path().join("traced"), &traced),
+        Server::kiln("metrics, no traces", &this, &dir.path().join("plain"), &[]),
+        Server::kiln("metrics, traces at 1 %", &this, &dir.path().join("traced"), &traced),
     ];
     if let Ok(before) = std::env::var("KILN_BENCH_BEFORE") {
-        servers.insert(0, start("the earlier build", &before, &dir.path().join("before"), &[]));
+        servers
+            .insert(0, Server::kiln("the earlier build", &before, &dir.path().join("before"), &[]));
     }
     println!("| value | node | GET/s | ratio to the first | quartiles | us of a core a GET |");
     println!("|---|---|---|---|---|---|");
@@ -96,30 +82,6 @@ fn sorted(values: impl Iterator<Item = f64>) -> Vec<f64> {
 }
 
 impl Server {
-    fn connect(&self) -> TcpStream {
-        let stream = TcpStream::connect(self.address).unwrap();
-        stream.set_nodelay(true).unwrap();
-        stream
-    }
-
-    /// Time that the process had on any core, in user and kernel mode.
-    fn core_seconds(&self) -> f64 {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.process.id())).unwrap();
-        // Behind the name, which may hold anything: 11 fields on, utime and stime.
-        let fields = stat.rsplit_once(')').unwrap().1;
-        let ticks = fields.split_whitespace().skip(11).take(2);
-        ticks.map(|field| field.parse::<f64>().unwrap()).sum::<f64>() / TICKS
-    }
-
-    fn set(&self, value: &[u8]) {
-        let head = format!("*3\r\n$3\r\nSET\r\n$5\r\nvalue\r\n${}\r\n", value.len());
-        let mut stream = self.connect();
-        stream.write_all(&[head.as_bytes(), value, b"\r\n"].concat()).unwrap();
-        let mut answer = [0; 5];
-        stream.read_exact(&mut answer).unwrap();
-        assert_eq!(&answer, b"+OK\r\n", "{}", self.name);
-    }
-
     /// GETs per second of one connection.
     fn turn(&self, value: &[u8], gets: usize) -> f64 {
         let mut stream = self.connect();
@@ -127,24 +89,11 @@ impl Server {
         let mut buffer = vec![0; head.len() + value.len() + 2];
         let began = Instant::now();
         for _ in 0..gets {
-            stream.write_all(b"*2\r\n$3\r\nGET\r\n$5\r\nvalue\r\n").unwrap();
+            stream.write_all(GET).unwrap();
             stream.read_exact(&mut buffer).unwrap();
         }
         let took = began.elapsed();
         assert!(buffer[head.len()..].starts_with(value), "other bytes than were SET");
         gets as f64 / took.as_secs_f64()
     }
-}
-
-fn start(name: &'static str, program: &str, data: &Path, more: &[String]) -> Server {
-    let mut command = Command::new(program);
-    command.args(["serve", "--grpc-listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0"]);
-    command.args(["--transfer-listen", "127.0.0.1:0", "--resp-listen", "127.0.0.1:0"]);
-    command.arg("--data-dir").arg(data).args(more).stdout(Stdio::piped()).stderr(Stdio::null());
-    let mut process = command.spawn().unwrap();
-    let mut line = String::new();
-    BufReader::new(process.stdout.take().unwrap()).read_line(&mut line).unwrap();
-    let ready: serde_json::Value = serde_json::from_str(&line).unwrap();
-    let address = ready["resp"].as_str().unwrap().parse().unwrap();
-    Server { name, process, address }
 }

@@ -8,37 +8,25 @@
 //! machine does not change as much.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+#[path = "support/served.rs"]
+mod served;
+
 use std::{
     io::{BufRead, BufReader, Read, Write},
     net::{SocketAddr, TcpListener, TcpStream},
     path::Path,
-    process::{Child, Command, Stdio},
+    process::{Command, Stdio},
     sync::Barrier,
     time::{Duration, Instant},
 };
+
+use self::served::{GET, Server};
 
 /// Bytes of a value and the connections that GET it, with GETs of each in a round.
 const CASES: [(usize, usize, usize); 4] =
     [(16 << 10, 1, 4000), (16 << 10, 16, 400), (1 << 20, 1, 300), (1 << 20, 16, 25)];
 /// Short rounds in which both have their turn: noise hits them alike.
 const ROUNDS: usize = 15;
-/// Clock ticks a second in `/proc/PID/stat` on Linux.
-const TICKS: f64 = 100.0;
-
-struct Server {
-    name: &'static str,
-    process: Child,
-    address: SocketAddr,
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let pid = rustix::process::Pid::from_raw(self.process.id() as i32).unwrap();
-        let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
-        let _ = self.process.wait();
-    }
-}
-
 fn main() {
     let dir = tempfile::tempdir().unwrap();
     let servers = [redis(dir.path()), kiln(dir.path())];
@@ -49,7 +37,7 @@ fn main() {
     for (size, connections, gets) in CASES {
         let value: Vec<u8> = (0..size).map(|at| ((at * 2_654_435_761) >> 7) as u8).collect();
         for server in &servers {
-            server.set("value", &value);
+            server.set(&value);
             server.round(&value, connections, gets / 4);
         }
         let mut rounds: Vec<[Sample; 2]> = Vec::new();
@@ -109,30 +97,6 @@ impl Sample {
 }
 
 impl Server {
-    fn connect(&self) -> TcpStream {
-        let stream = TcpStream::connect(self.address).unwrap();
-        stream.set_nodelay(true).unwrap();
-        stream
-    }
-
-    /// Time that the process had on any core, in user and kernel mode.
-    fn core_seconds(&self) -> f64 {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.process.id())).unwrap();
-        // Behind the name, which may hold anything: 11 fields on, utime and stime.
-        let fields = stat.rsplit_once(')').unwrap().1;
-        let ticks = fields.split_whitespace().skip(11).take(2);
-        ticks.map(|field| field.parse::<f64>().unwrap()).sum::<f64>() / TICKS
-    }
-
-    fn set(&self, name: &str, value: &[u8]) {
-        let head = format!("*3\r\n$3\r\nSET\r\n${}\r\n{name}\r\n${}\r\n", name.len(), value.len());
-        let mut stream = self.connect();
-        stream.write_all(&[head.as_bytes(), value, b"\r\n"].concat()).unwrap();
-        let mut answer = [0; 5];
-        stream.read_exact(&mut answer).unwrap();
-        assert_eq!(&answer, b"+OK\r\n", "{}", self.name);
-    }
-
     /// `gets` GETs on each of `connections`.
     fn round(&self, value: &[u8], connections: usize, gets: usize) -> Sample {
         let start = Barrier::new(connections);
@@ -165,7 +129,7 @@ fn client(
     let begin = Instant::now();
     for _ in 0..gets {
         let asked = Instant::now();
-        stream.write_all(b"*2\r\n$3\r\nGET\r\n$5\r\nvalue\r\n").unwrap();
+        stream.write_all(GET).unwrap();
         stream.read_exact(&mut buffer).unwrap();
         times.push(asked.elapsed());
     }
@@ -193,14 +157,5 @@ fn redis(dir: &Path) -> Server {
 fn kiln(dir: &Path) -> Server {
     let program = std::env::var("KILN_BENCH_BINARY")
         .unwrap_or_else(|_| env!("CARGO_BIN_EXE_kiln").to_owned());
-    let mut command = Command::new(program);
-    command.args(["serve", "--grpc-listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0"]);
-    command.args(["--transfer-listen", "127.0.0.1:0", "--resp-listen", "127.0.0.1:0"]);
-    command.arg("--data-dir").arg(dir.join("kiln")).stdout(Stdio::piped()).stderr(Stdio::null());
-    let mut process = command.spawn().unwrap();
-    let mut line = String::new();
-    BufReader::new(process.stdout.take().unwrap()).read_line(&mut line).unwrap();
-    let ready: serde_json::Value = serde_json::from_str(&line).unwrap();
-    let address = ready["resp"].as_str().unwrap().parse().unwrap();
-    Server { name: "kiln", process, address }
+    Server::kiln("kiln", &program, &dir.join("kiln"), &[])
 }
