@@ -5,7 +5,10 @@
 //! end of its type.
 
 use half::{bf16, f16};
-use kiln_native::plan::{CONSTANT, Plan, Tensor as Wanted};
+use kiln_native::{
+    numbers::Numbers,
+    plan::{CONSTANT, Plan, Tensor as Wanted},
+};
 use kiln_proto::graph::DType;
 
 use super::{ExecError, Tensor};
@@ -53,7 +56,7 @@ impl Trial {
     /// One input for each of the plan's, nothing for constants.
     pub fn inputs(&self, plan: &Plan) -> Result<Vec<Tensor<'static>>, ExecError> {
         let sizes = self.sizes(plan);
-        let mut numbers = Numbers(self.seed);
+        let mut numbers = Numbers::new(self.seed);
         let input = |wanted: &Wanted| self.input(wanted, &sizes, &mut numbers);
         plan.inputs.iter().map(input).collect()
     }
@@ -94,7 +97,7 @@ fn write(
     scale: f64,
     bound: u64,
 ) -> Option<()> {
-    let word = numbers.next();
+    let word = numbers.word();
     // Between -1 and 1, of 53 bits.
     let float = ((word >> 11) as f64 / (1u64 << 52) as f64 - 1.0) * scale;
     let whole = word % bound;
@@ -113,19 +116,6 @@ fn write(
         _ => return None,
     }
     Some(())
-}
-
-/// SplitMix64.
-struct Numbers(u64);
-
-impl Numbers {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
 }
 
 #[cfg(test)]

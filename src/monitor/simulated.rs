@@ -4,6 +4,8 @@
 
 use std::{collections::BTreeMap, f64::consts::TAU};
 
+use kiln_native::numbers::Numbers;
+
 use super::{
     knob::{Knob, Levels},
     optimizer::Change,
@@ -55,7 +57,7 @@ pub(super) struct Node {
 
 impl Node {
     pub(super) fn new(seed: u64) -> Self {
-        let mut chance = Chance(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
+        let mut chance = Chance(Numbers::new(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1));
         let phase = chance.unit() * TAU;
         let levels = Levels::from([
             (Knob::CompileWorkers, 4),
@@ -185,20 +187,12 @@ impl Node {
     }
 }
 
-/// splitmix64.
-struct Chance(u64);
+/// What happens by chance.
+struct Chance(Numbers);
 
 impl Chance {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
     fn unit(&mut self) -> f64 {
-        (self.next() >> 11) as f64 / (1u64 << 53) as f64
+        self.0.unit()
     }
 
     fn normal(&mut self) -> f64 {

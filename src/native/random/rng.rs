@@ -1,20 +1,18 @@
-//! Pseudo-random numbers (SplitMix64): small, seeded, the same everywhere.
+//! Choices by chance, the same everywhere for one seed.
 
-/// A sequence of numbers.
+use crate::numbers::Numbers;
+
+/// A sequence of choices.
 #[derive(Debug, Clone)]
-pub(super) struct Rng(u64);
+pub(super) struct Rng(Numbers);
 
 impl Rng {
     pub(super) fn new(seed: u64) -> Self {
-        Self(seed ^ 0x9e37_79b9_7f4a_7c15)
+        Self(Numbers::new(seed ^ 0x9e37_79b9_7f4a_7c15))
     }
 
     pub(super) fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
+        self.0.word()
     }
 
     /// Below `end`, which is not zero.
@@ -29,8 +27,7 @@ impl Rng {
 
     /// From `low` to `high`.
     pub(super) fn float(&mut self, low: f64, high: f64) -> f64 {
-        let unit = (self.next() >> 11) as f64 / (1u64 << 53) as f64;
-        low + (high - low) * unit
+        low + (high - low) * self.0.unit()
     }
 
     /// True in one of `of` cases.
