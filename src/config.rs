@@ -206,6 +206,9 @@ pub struct CompileConfig {
     pub memory_limit: u64,
     /// Compiles at once; 0: one for each core. Default: 0.
     pub concurrency: usize,
+    /// Requests that wait for a free compiler of a kind; one more is refused as busy.
+    /// Default: 1024.
+    pub queue: usize,
     /// NVRTC: the library or its folder. Default: looked for in `LD_LIBRARY_PATH`,
     /// CUDA's usual folders and those of its PyPI wheel.
     pub nvrtc: Option<PathBuf>,
@@ -367,6 +370,7 @@ impl Default for CompileConfig {
             time_limit: Duration::from_secs(600),
             memory_limit: 8 * GIB,
             concurrency: 0,
+            queue: 1024,
             nvrtc: None,
             python: None,
             python_workers: 1,

@@ -112,6 +112,7 @@ pub(super) fn compilers(config: &Config) -> Result<Compilers, NodeError> {
         },
         pool: PoolSettings {
             workers: NonZero::new(config.concurrency()).unwrap_or(NonZero::<usize>::MIN),
+            queue: config.compile.queue,
             ..PoolSettings::default()
         },
         limits: limits(config),
@@ -120,6 +121,7 @@ pub(super) fn compilers(config: &Config) -> Result<Compilers, NodeError> {
             pool: PoolSettings {
                 workers: NonZero::new(config.compile.python_workers)
                     .unwrap_or(NonZero::<usize>::MIN),
+                queue: config.compile.queue,
                 ..PoolSettings::default()
             },
         },

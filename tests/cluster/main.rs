@@ -32,6 +32,8 @@ mod metrics;
 mod monitor;
 mod nodes;
 mod objects;
+#[path = "../support/odd.rs"]
+mod odd;
 mod order;
 mod out;
 mod pieces;

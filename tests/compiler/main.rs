@@ -12,6 +12,8 @@ mod interpreter;
 mod keys;
 mod looking;
 mod mixed;
+#[path = "../support/odd.rs"]
+mod odd;
 mod outputs;
 mod processes;
 mod python;

@@ -1,44 +1,19 @@
 //! Programs with operations that `native` refuses: these are another compiler's pieces.
 
-use std::{
-    collections::BTreeSet,
-    io::{Cursor, Read, Write},
-};
+use std::collections::BTreeSet;
 
 use kiln::compiler::{Compiler, Piecewise, StitchPiece};
 use kiln_proto::Target;
-use zip::{ZipArchive, ZipWriter, write::SimpleFileOptions};
 
 use super::{interpreter::interpreter, *};
 
-/// No compiler of ours has a rule for it.
-const UNKNOWN: &str = "torch.ops.aten.special_bessel_j0.default";
 const INDUCTOR: &str = "inductor-standalone";
 
-/// A decoder block whose activation is `UNKNOWN`.
+/// A decoder block whose activation is unknown.
 fn odd() -> CompileInput {
-    let known = exported("models/llama_block_f32_static.new.pt2");
-    let Source::Program { archive, name, size } = known.source.clone() else {
-        panic!("no program")
-    };
-    let mut from = ZipArchive::new(Cursor::new(archive)).unwrap();
-    let mut to = ZipWriter::new(Cursor::new(Vec::new()));
-    for index in 0..from.len() {
-        let mut entry = from.by_index(index).unwrap();
-        let mut bytes = Vec::new();
-        entry.read_to_end(&mut bytes).unwrap();
-        let path = entry.name().unwrap().into_owned();
-        if path.ends_with("/models/model.json") {
-            let text = String::from_utf8(bytes).unwrap();
-            let changed = text.replace("torch.ops.aten.silu.default", UNKNOWN);
-            assert_ne!(changed, text);
-            bytes = changed.into_bytes();
-        }
-        to.start_file(path, SimpleFileOptions::default()).unwrap();
-        to.write_all(&bytes).unwrap();
-    }
-    let archive = Bytes::from(to.finish().unwrap().into_inner());
-    CompileInput { source: Source::Program { archive, name, size }, ..known }
+    let archive = Bytes::from(odd::archive());
+    let source = Source::Program { archive, name: "odd.pt2".into(), size: None };
+    CompileInput { source, ..exported("models/llama_block_f32_static.new.pt2") }
 }
 
 /// A node with NVRTC, and with what says that it is torch.

@@ -2,12 +2,13 @@
 //! has no memory, operations that nobody knows, options that nobody has, bytes that rotted.
 
 mod background;
+mod busy;
 mod cli;
 mod corrupt;
 mod crash;
 mod inductor;
-mod memory;
 mod missing;
+mod mixed;
 mod options;
 mod timeout;
 

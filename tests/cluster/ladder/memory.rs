@@ -1,1 +1,0 @@
-//! A compiler that has too little memory.
