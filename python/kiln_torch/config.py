@@ -135,3 +135,9 @@ def _bytes(env: Mapping[str, str], name: str, default: int) -> int:
         return int(text)
     report.once(name, "%s: %r is no number of bytes; %s it is", name, text, default)
     return default
+
+
+def precompiles(environ: Mapping[str, str] | None = None) -> bool:
+    """Whether traced code is shared as well: KILN_PRECOMPILE=1."""
+    env = os.environ if environ is None else environ
+    return env.get("KILN_PRECOMPILE", "0") not in ("", "0")

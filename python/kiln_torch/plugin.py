@@ -19,6 +19,10 @@ def autoload() -> None:
             from . import inductor
 
             inductor.install()
+            if config.precompiles():
+                from . import precompile
+
+                precompile.install()
     except Exception as error:
         from .report import log
 
