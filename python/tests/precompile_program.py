@@ -1,8 +1,9 @@
-"""A process that compiles a small program, and prints what was traced as JSON.
+"""A process that compiles small programs, and prints what was traced as JSON.
 
-Started by the tests with a folder of its own. The functions are in a module that
-the test wrote (PROGRAM_DIR), so that it can be edited between two processes; the
-code in the argument runs before the compile, that in the second before the call.
+Started by the tests with a folder of its own and a file of cases. The functions are
+in modules that the test wrote (PROGRAM_DIR), so that they can be edited between two
+processes; each case imports them anew. Of a case, ``setup`` runs before the compile,
+``before_call`` between that and the first call, ``after`` at its end.
 """
 
 from __future__ import annotations
@@ -13,13 +14,12 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 
 sys.path.insert(0, os.environ["PROGRAM_DIR"])
-
-
 # What becomes of a package.
 ENDS = {f"precompile.{each}" for each in ("published", "already", "unpublished", "too_large")}
 # A bound, not an expectation.
@@ -35,8 +35,17 @@ def settle(stats: Callable[[], dict[str, int]]) -> None:
         time.sleep(0.02)
 
 
-def main(setup: str = "", before_call: str = "") -> None:
+def run(case: dict[str, Any]) -> dict[str, Any]:
     """Compile, run, report."""
+    from torch._dynamo import symbolic_convert
+    from torch._dynamo.utils import counters
+
+    for name in ("traced", "helpers"):
+        sys.modules.pop(name, None)
+    torch._dynamo.reset()
+    # torch keeps the modules of the case before.
+    getattr(symbolic_convert._import_module, "cache_clear", int)()
+    counters.clear()
     import traced  # pyrefly: ignore
 
     torch.manual_seed(0)
@@ -47,39 +56,47 @@ def main(setup: str = "", before_call: str = "") -> None:
         "contexts": [],
         "options": {},
         "inputs": (torch.arange(8.0).reshape(2, 4) / 8,),
-        "calls": 1,
+        "target": traced.make(),
     }
-    scope["target"] = traced.make()
-    exec(setup, scope)  # noqa: S102
-    compiled = torch.compile(scope["target"], **scope["options"])
-    exec(before_call, scope)  # noqa: S102
-    sums = []
+    exec(case.get("setup", ""), scope)  # noqa: S102
+    compiled = scope["compiled"] = torch.compile(scope["target"], **scope["options"])
+    exec(case.get("before_call", ""), scope)  # noqa: S102
     with contextlib.ExitStack() as stack:
         for context in scope["contexts"]:
             stack.enter_context(context)
-        for _ in range(scope["calls"]):
-            out = compiled(*scope["inputs"])
-            expected = scope["target"](*scope["inputs"])
-            sums.append((out - expected).abs().max().item())
+        out = compiled(*scope["inputs"])
+        expected = scope["target"](*scope["inputs"])
+        difference = (out - expected).abs().max().item()
         if out.requires_grad:
             out.sum().backward()
     exec(scope.get("after", ""), scope)  # noqa: S102
-    from kiln_torch import stats
-    from torch._dynamo.utils import counters
-
-    settle(stats)
-
     told = {
-        "difference": max(sums),
+        "difference": difference,
         "out": out.detach().float().flatten().tolist(),
         "traces": counters["stats"]["unique_graphs"],
         "frames": counters["frames"]["total"],
         "fx_miss": counters["inductor"]["fxgraph_cache_miss"],
-        "fx_hit": counters["inductor"]["fxgraph_cache_hit"],
-        "aot_miss": counters["aot_autograd"]["autograd_cache_miss"],
         "told": scope.get("told"),
-        "stats": stats(),
     }
+    exec(case.get("undo", ""), scope)  # noqa: S102
+    return told
+
+
+def main(file: str) -> None:
+    """Run all cases of a file; what they publish, only the last one waits for."""
+    from kiln_torch import report, stats
+
+    read = json.loads(Path(file).read_text())
+    if not read["publish"]:
+        from kiln_torch.precompile import publishing
+
+        publishing.Publisher.send = lambda *_: None  # pyrefly: ignore
+    told = []
+    for case in read["cases"]:
+        report.reset()
+        result = run(case)
+        settle(stats)
+        told.append({**result, "stats": stats()})
     print(json.dumps(told), flush=True)
 
 

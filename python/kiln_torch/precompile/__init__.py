@@ -13,12 +13,13 @@ Files, each importing only from those before it::
 
     code        digests of code, functions and classes; finding a function's code
     described   what an object is, in words that mean the same in every process
-    dropped     the guards that torch cannot pickle, checked by what they guard
+    dropped     the guards that mean nothing elsewhere, checked by what they guard
     noted       what was seen while guards were built
     facts       the code that was traced, and whether it is the same here
     graphs      what a traced graph calls, and where
     package     torch's package, with the above written down
     guards      torch's guard manager, so that no guard is lost
+    names       the global names that a package brings along
     key         under which name a program's packages are listed
     store       the list, and the packages, in the cluster
     loading     a package of the cluster, installed

@@ -93,24 +93,27 @@ def functions_of(value: object) -> tuple[types.FunctionType, ...]:
     return ()
 
 
-def class_members(cls: type) -> dict[str, str]:
-    """Return the digests of all Python functions of a class and its bases, by name."""
-    members = {}
+def class_digest(cls: type, known: dict[type, str] | None = None) -> str:
+    """Return the digest of what objects of a class do: its functions and its bases'.
+
+    ``known``: digests of classes by themselves, while nobody replaces a method.
+    """
+    known = {} if known is None else known
     for base in cls.__mro__:
-        for name, value in list(vars(base).items()):
-            where = f"{base.__module__}.{base.__qualname__}.{name}"
-            if where in _REPLACED:
-                continue
-            for at, function in enumerate(functions_of(value)):
-                members[f"{where}.{at}"] = f"{function.__module__} {function_digest(function)}"
-    return members
+        if base not in known:
+            known[base] = _own_digest(base)
+    return blake3(repr([known[base] for base in cls.__mro__]).encode()).hexdigest()
 
 
-def class_digest(cls: type) -> str:
-    """Return the digest of what objects of a class do."""
-    bases = [f"{base.__module__}.{base.__qualname__}" for base in cls.__mro__]
-    told = (bases, sorted(class_members(cls).items()))
-    return blake3(repr(told).encode()).hexdigest()
+def _own_digest(cls: type) -> str:
+    name = f"{cls.__module__}.{cls.__qualname__}"
+    told = [
+        (attribute, at, function.__module__, function_digest(function))
+        for attribute, value in sorted(vars(cls).items())
+        if f"{name}.{attribute}" not in _REPLACED
+        for at, function in enumerate(functions_of(value))
+    ]
+    return blake3(repr((name, told)).encode()).hexdigest()
 
 
 def module_named(name: str) -> types.ModuleType | None:

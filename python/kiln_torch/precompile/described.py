@@ -28,6 +28,7 @@ _BUILTINS = (
     types.GetSetDescriptorType,
     types.ClassMethodDescriptorType,
 )
+OUTLINE = "object"
 # `torch.compiler.assume_constant_result`: its value is in the traced code, unguarded.
 _ASSUMED = "_dynamo_marked_constant"
 
@@ -35,6 +36,8 @@ _ASSUMED = "_dynamo_marked_constant"
 def describe(value: Any) -> list[str] | None:
     """Describe ``value``; ``None``: it cannot be told apart from others of its kind."""
     if type(value) in _PLAIN:
+        return ["value", constant(value)]
+    if type(value) is tuple and all(type(each) in _PLAIN for each in value):
         return ["value", constant(value)]
     if type(value) in _BY_TEXT:
         return ["value", type(value).__qualname__, str(value)]
@@ -47,7 +50,7 @@ def describe(value: Any) -> list[str] | None:
     if isinstance(value, types.FunctionType):
         if getattr(value, _ASSUMED, False):
             return None
-        return ["function", str(value.__module__), value.__qualname__, code_digest(value.__code__)]
+        return ["function", *_name(value), code_digest(value.__code__), *_defaults(value)]
     if isinstance(value, types.MethodType):
         return _method(value)
     if isinstance(value, _OPERATIONS):
@@ -57,9 +60,28 @@ def describe(value: Any) -> list[str] | None:
     return None
 
 
+def outline(value: Any) -> list[str]:
+    """Tell the kind of what has no description: its class, its size, a tensor's layout."""
+    words = [OUTLINE, *_name(type(value))]
+    if isinstance(value, torch.Tensor):
+        layout = (value.dtype, value.device, tuple(value.shape), value.requires_grad)
+        return [*words, *map(str, layout)]
+    if type(value) in (list, tuple, dict, set, frozenset):
+        words.append(str(len(value)))
+    if type(value) is dict:
+        words += map(constant, value)
+    return words
+
+
 def _method(value: types.MethodType) -> list[str] | None:
     function = describe(value.__func__)
     return None if function is None else ["method", *_name(type(value.__self__)), *function]
+
+
+def _defaults(value: types.FunctionType) -> tuple[str, str]:
+    # Dynamo takes them as constants, unguarded.
+    named = sorted((value.__kwdefaults__ or {}).items())
+    return constant(value.__defaults__), constant(tuple(named))
 
 
 def _owner(value: object) -> Sequence[str]:

@@ -44,12 +44,13 @@ class Facts:
 
     def add_classes(self, classes: Iterable[type]) -> None:
         """Add the classes whose objects were seen: their functions may have been traced."""
+        known: dict[type, str] = {}
         for cls in classes:
             if not _matters(cls):
                 continue
             if _class_named(cls.__module__, cls.__qualname__) is not cls:
                 raise NotShared("class", f"{cls.__module__}.{cls.__qualname__} has no name")
-            self.classes.add((cls.__module__, cls.__qualname__, class_digest(cls)))
+            self.classes.add((cls.__module__, cls.__qualname__, class_digest(cls, known)))
 
     def add_codes(self, codes: Iterable[types.CodeType], classes: Iterable[type]) -> None:
         """Add the code that was traced, some of it made by ``classes`` at run time."""
@@ -69,9 +70,10 @@ class Facts:
 
     def same(self) -> str | None:
         """Return ``None`` where all of it is the same in this process, else what is not."""
+        known: dict[type, str] = {}
         for module, qualname, digest in sorted(self.classes):
             cls = _class_named(module, qualname)
-            if cls is None or class_digest(cls) != digest:
+            if cls is None or class_digest(cls, known) != digest:
                 return f"class {module}.{qualname}"
         for module, qualname, digest in sorted(self.codes):
             if not resolves_to(module, qualname, digest):

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import report
 from . import noted
-from .dropped import Checks, Dropped, note
+from .dropped import Check, Checks, note
 from .errors import NotShared
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ def _classes(entries: Sequence[Any]) -> tuple[type, ...]:
 class _Loading:
     """A package that is being installed."""
 
-    def __init__(self, checks: dict[str, Dropped], unchanged: Callable[[], bool]) -> None:
+    def __init__(self, checks: dict[str, tuple[Check, ...]], unchanged: Callable[[], bool]) -> None:
         self.checks = checks
         self.unchanged = unchanged
         self.state = ""
@@ -135,7 +135,7 @@ _loading: ContextVar[_Loading | None] = ContextVar("kiln_loading", default=None)
 
 
 @contextlib.contextmanager
-def loading(checks: dict[str, Dropped], unchanged: Callable[[], bool]) -> Iterator[None]:
+def loading(checks: dict[str, tuple[Check, ...]], unchanged: Callable[[], bool]) -> Iterator[None]:
     """Give the guards that are loaded meanwhile the ones that torch dropped from them."""
     token = _loading.set(_Loading(checks, unchanged))
     try:
@@ -160,10 +160,10 @@ def plug_loading(module: Any) -> None:
         if current is not None:
             from torch._dynamo.guards import _get_closure_vars
 
-            dropped = current.checks[current.state]
             seen = {**_get_closure_vars(), "G": scope}
-            check = Checks(dropped, seen, current.unchanged)
-            manager.root.add_lambda_guard(check, ["kiln: what torch's package left out"], None)
+            check = Checks(current.checks[current.state], seen, current.unchanged)
+            said = ["kiln: what torch's package left out"]
+            manager.root.add_epilogue_lambda_guard(check, said, None)
         return manager
 
     module.load_guards_state = load_guards_state

@@ -37,9 +37,13 @@ class _Plugged:
         """Switch torch's packages on, once everything here is in place."""
         self._missing -= 1
         if self._missing == 0:
+            import torch._functorch.config
             from torch._dynamo import config
 
             config.caching_precompile = True
+            # As that implies; but this is in the key of AOTAutograd's entries: those of
+            # processes without packages name files that a package would lack.
+            torch._functorch.config.bundled_autograd_cache = True
 
 
 def install() -> None:

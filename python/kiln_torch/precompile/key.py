@@ -133,11 +133,12 @@ def _model(module: object) -> list[Any]:
     if not isinstance(module, torch.nn.Module):
         return []
     classes: dict[type, str] = {}
+    known: dict[type, str] = {}
     told: list[Any] = []
     for name, layer in module.named_modules():
         cls = type(layer)
         if cls not in classes:
-            classes[cls] = class_digest(cls)
+            classes[cls] = class_digest(cls, known)
         told.append([name, f"{cls.__module__}.{cls.__qualname__}", classes[cls]])
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
         told.append([name, str(tensor.dtype), str(tensor.device), *map(str, tensor.shape)])

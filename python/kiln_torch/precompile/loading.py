@@ -16,6 +16,7 @@ from .. import report
 from .errors import NotShared
 from .guards import loading
 from .key import settings
+from .names import number_on, refuse_taken
 from .package import SharedPackage
 
 if TYPE_CHECKING:
@@ -38,9 +39,15 @@ def load(package: SharedPackage, fn: Callable[..., Any], store: Store) -> bool:
             continue
         try:
             _install(package, fn, candidate, found)
+        except NotShared as refused:
+            report.count(f"precompile.{refused.reason}")
+            report.log.info("precompile: not loaded: %s", refused)
+            package.forget()
+            continue
         except Exception as error:
             report.count("precompile.broken")
             report.once("precompile load", "precompile: a package cannot be used: %r", error)
+            package.unusable |= {candidate.package}
             package.forget()
             continue
         report.count("precompile.hits")
@@ -78,6 +85,7 @@ def _install(
     entry = pickle.loads(found.entry)  # noqa: S301
     if not isinstance(entry, PrecompileCacheEntry):
         raise TypeError(f"{type(entry).__name__} is no package")
+    refuse_taken(entry.dynamo.codes)
     # Its facts were checked: the texts of the sources are not in it.
     package.initialize(fn, entry.dynamo, ignore_inlined_sources=True)
 
@@ -89,5 +97,6 @@ def _install(
 
     with loading(found.checks, unchanged):
         package.install(entry.backends)
+    number_on(entry.dynamo.codes)
     package.facts, package.checks = candidate.facts, dict(found.checks)
     package.cpu, package.loaded = bool(candidate.isa), found.entry

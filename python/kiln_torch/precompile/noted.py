@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from blake3 import blake3
 
-from .dropped import Dropped
+from .dropped import Check
 
 _MOST = 64
 
@@ -20,7 +20,7 @@ _MOST = 64
 class Noted:
     """Of the guards of one compiled frame."""
 
-    dropped: Dropped
+    checks: tuple[Check, ...]
     # The classes of all objects that were guarded, and those that were traced by name.
     classes: tuple[type, ...]
 

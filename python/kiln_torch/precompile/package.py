@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import types
     from collections.abc import Callable, Iterator
 
-    from .dropped import Dropped
+    from .dropped import Check
     from .key import Asked
 
 
@@ -36,11 +36,13 @@ class Snapshot:
     asked: Asked
     dynamo: _DynamoCacheEntry
     facts: Facts
-    checks: dict[str, Dropped]
+    checks: dict[str, tuple[Check, ...]]
     cpu: bool
     seconds: float
     # The package that this one began as: its kernels are there.
     loaded: bytes | None
+    # Packages of the list that could not be used.
+    unusable: frozenset[str]
 
 
 class SharedPackage(CompilePackage):
@@ -56,10 +58,11 @@ class SharedPackage(CompilePackage):
         self.off: str | None = None
         self.asked: Asked | None = None
         self.facts = Facts()
-        self.checks: dict[str, Dropped] = {}
+        self.checks: dict[str, tuple[Check, ...]] = {}
         self.cpu = False
         self.seconds = 0.0
         self.loaded: bytes | None = None
+        self.unusable: frozenset[str] = frozenset()
         super().__init__(fn, dynamo, ignore_inlined_sources)
 
     def turn_off(self, reason: str, why: object = "") -> None:
@@ -106,7 +109,7 @@ class SharedPackage(CompilePackage):
             self.facts.add_classes(about.classes)
             self._about = about
             super().add_guarded_code(guards_state, dynamo_code)
-            self.checks[state] = about.dropped
+            self.checks[state] = about.checks
 
     def add_inlined_source(self, sources: list[types.CodeType]) -> None:
         """Write down the code that was traced: by digest, not by its text."""
@@ -186,7 +189,16 @@ class SharedPackage(CompilePackage):
             _not_shared("guards", "a guard state was not noted")
             return None
         facts = self.facts.copy()
-        return Snapshot(self.asked, dynamo, facts, checks, self.cpu, self.seconds, self.loaded)
+        return Snapshot(
+            self.asked,
+            dynamo,
+            facts,
+            checks,
+            self.cpu,
+            self.seconds,
+            self.loaded,
+            self.unusable,
+        )
 
     def forget(self) -> None:
         """Undo a load that failed half-way: trace as if nothing had been found."""
@@ -198,9 +210,9 @@ class SharedPackage(CompilePackage):
                     _reset_precompile_entries(_lookup_code(entry) if entry.code_source else code)
             with contextlib.suppress(Exception):
                 self.uninstall()
-        asked = self.asked
+        asked, unusable = self.asked, self.unusable
         SharedPackage.__init__(self, None)
-        self.asked = asked
+        self.asked, self.unusable = asked, unusable
 
     @property
     def _entry(self) -> Any:

@@ -16,11 +16,10 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 from .. import report
-from .store import Package
 
 if TYPE_CHECKING:
     from .package import Snapshot
-    from .store import Store
+    from .store import Package, Store
 
 # Seconds without a new frame after which the warm-up counts as over.
 _QUIET = 1.0
@@ -118,7 +117,13 @@ class Publisher:
             name, label = snapshot.asked.name, snapshot.asked.label
             architecture = isa() if snapshot.cpu else ""
             became = self._store.publish(
-                name, label, package, snapshot.facts, architecture, snapshot.seconds
+                name,
+                label,
+                package,
+                snapshot.facts,
+                architecture,
+                snapshot.seconds,
+                snapshot.unusable,
             )
             report.count(f"precompile.{became}")
         except Exception as error:
@@ -152,6 +157,7 @@ def _packed(snapshot: Snapshot, *, last: bool) -> Package | None:
     dynamo = dataclasses.replace(snapshot.dynamo, codes=codes)
     whole = PrecompileCacheEntry(dynamo=dynamo, backends=backends)
     from .noted import state_digest
+    from .store import Package
 
     states = {state_digest(each.guards_state) for code in codes for each in code.guarded_codes}
     checks = {state: rows for state, rows in snapshot.checks.items() if state in states}

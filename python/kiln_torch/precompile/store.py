@@ -17,15 +17,17 @@ from blake3 import blake3
 from .. import report
 from ..key import VALUE, key_of, value_components
 from ..manifest import Fingerprint, Target
+from .dropped import Check
 from .facts import Facts
 
 if TYPE_CHECKING:
     from ..client import Client
-    from .dropped import Dropped
 
 _MOST = 8
-# Bytes that a package may have, and a list.
-MOST_BYTES = 1 << 30
+# Bytes and guarded codes that a package may have: one that never fits would grow
+# by one in every process.
+_MOST_BYTES = 256 << 20
+_MOST_CODES = 16
 _MOST_LIST = 64 << 20
 _LIST, _ENTRY, _CHECKS = "value", "entry", "checks"
 
@@ -48,7 +50,7 @@ class Package:
     """The bytes of a package, and the guards that torch dropped, by guard state."""
 
     entry: bytes
-    checks: dict[str, Dropped]
+    checks: dict[str, tuple[Check, ...]]
     key: bytes = b""
 
 
@@ -84,10 +86,7 @@ class Store:
             if _digest(entry, checks) != candidate.package:
                 raise ValueError("it is not the package of its name")
             told = json.loads(checks)
-            read = {
-                str(state): [(str(name), list(map(str, words))) for name, words in rows]
-                for state, rows in told.items()
-            }
+            read = {str(s): tuple(map(Check.read, rows)) for s, rows in told.items()}
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             report.count("precompile.broken")
             report.once("precompile package", "precompile: a package cannot be read: %r", error)
@@ -99,11 +98,22 @@ class Store:
         self._client.loaded([package.key])
 
     def publish(
-        self, name: str, label: str, package: Package, facts: Facts, isa: str, seconds: float
+        self,
+        name: str,
+        label: str,
+        package: Package,
+        facts: Facts,
+        isa: str,
+        seconds: float,
+        unusable: frozenset[str] = frozenset(),
     ) -> str:
-        """Publish a package and list it; return the counter that says what became of it."""
-        checks = json.dumps(package.checks, sort_keys=True).encode()
-        if len(package.entry) + len(checks) > MOST_BYTES:
+        """Publish a package and list it, in place of ``unusable`` ones.
+
+        Returns the counter that says what became of it.
+        """
+        rows = {state: [each.told() for each in of] for state, of in package.checks.items()}
+        checks = json.dumps(rows, sort_keys=True).encode()
+        if len(package.entry) + len(checks) > _MOST_BYTES or len(rows) > _MOST_CODES:
             return "too_large"
         digest = _digest(package.entry, checks)
         told = {
@@ -116,6 +126,8 @@ class Store:
         same = json.dumps(told["facts"])
         kept = []
         for each in listed:
+            if each.package in unusable:
+                continue
             if json.dumps(each.facts.told()) == same:
                 if each.compiled >= len(package.checks):
                     return "already"
