@@ -60,6 +60,15 @@ def broken_in_two(x):
     y = torch.sin(x) * SCALE
     torch._dynamo.graph_break()
     return torch.cos(y) + 1
+
+
+@torch.compiler.assume_constant_result
+def assumed():
+    return 4
+
+
+def assumes(x):
+    return x + assumed()
 """
 
 HELPERS = """

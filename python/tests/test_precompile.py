@@ -65,13 +65,6 @@ class Local(torch.nn.Module):
     def forward(self, x):
         return x - 1
 
-@torch.compiler.assume_constant_result
-def assumed():
-    return 4
-
-def assumes(x):
-    return x + assumed()
-
 class Compiled:
     @torch.compile
     def method(self, x):
@@ -84,7 +77,8 @@ odd = {
     "callable object": Called(), "operation": torch.sin,
     "partial": functools.partial(twice, times=3),
     "dataclass": makes, "graph break": breaks, "local class": Local(), "no source": text.made,
-    "lambda": lambda x: x * 2, "constant": assumes, "decorated": functools.wraps(twice)(makes),
+    "lambda": lambda x: x * 2,
+    "constant": traced.assumes, "decorated": functools.wraps(twice)(makes),
     "in no module": traced.broken_in_two,
 }
 told = {}

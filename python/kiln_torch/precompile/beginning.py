@@ -5,6 +5,7 @@ Invariant: afterwards the package is torch's to fill, loaded, or off.
 
 from __future__ import annotations
 
+import sys
 import types
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,11 @@ def begin(context: Any, package: SharedPackage, fn: Any, store: Store, *, local:
         # torch's packages fail for these: a callable object, an operation.
         package.turn_off("callable", repr(type(function)))
         return
+    if function.__globals__.get("__name__") not in sys.modules:
+        # torch names the module of what runs after a graph break, off or not.
+        package.turn_off("source", "its globals are no module's")
+        _detach(context.callback, package)
+        return
     try:
         package.asked = ask(context, root, function)
     except NotShared as refused:
@@ -40,3 +46,12 @@ def begin(context: Any, package: SharedPackage, fn: Any, store: Store, *, local:
         return
     if not load(package, given, store) and not local:
         package.initialize(given, None, ignore_inlined_sources=False)
+
+
+def _detach(callback: Any, package: SharedPackage) -> None:
+    """Let torch compile as if there was no package at all."""
+    while callback is not None:
+        if getattr(callback, "_package", None) is package:
+            callback._package = None
+        inner = getattr(callback, "_inner_convert", None)
+        callback = inner or getattr(callback, "_torchdynamo_orig_backend", None)
