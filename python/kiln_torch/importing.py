@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 
 def when_imported(name: str, do: Callable[[ModuleType], None]) -> None:
-    """Call ``do`` with module ``name``: now, or when it has been imported. Once for a name."""
+    """Call ``do`` with module ``name``: now, or when it has been imported. Once, however asked."""
     module = sys.modules.get(name)
     if module is not None:
         _done(do, module)
-    elif not any(isinstance(each, _Finder) and each.name == name for each in sys.meta_path):
+    elif not any(isinstance(each, _Finder) and each.does(name, do) for each in sys.meta_path):
         sys.meta_path.insert(0, _Finder(name, do))
 
 
@@ -40,15 +40,19 @@ class _Finder(importlib.abc.MetaPathFinder):
     """Finds one module as the others do, once."""
 
     def __init__(self, name: str, do: Callable[[ModuleType], None]) -> None:
-        self.name = name
+        self._name = name
         self._do = do
+
+    def does(self, name: str, do: Callable[[ModuleType], None]) -> bool:
+        """Whether it is there for this."""
+        return (self._name, self._do) == (name, do)
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         """Find the module as if this were not here, with a loader that does it."""
         del path, target
-        if fullname != self.name or self not in sys.meta_path:
+        if fullname != self._name or self not in sys.meta_path:
             return None
         sys.meta_path.remove(self)
         spec = importlib.util.find_spec(fullname)

@@ -10,11 +10,12 @@ from __future__ import annotations
 import os
 import sys
 import threading
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from .. import report
 from ..client import Client
-from .on_import import on_import
+from ..importing import when_imported
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -60,16 +61,15 @@ def install() -> None:
 
 
 def _hold(plugged: _Plugged) -> None:
-    on_import(
-        {
-            "torch._dynamo.package": lambda module: _plug_package(module, plugged),
-            "torch._dynamo.guards": lambda module: _plug_guards(module, plugged),
-            "torch._dynamo.eval_frame": lambda module: _plug_context(module, plugged),
-        }
-    )
+    for name, plug in (
+        ("torch._dynamo.package", _plug_package),
+        ("torch._dynamo.guards", _plug_guards),
+        ("torch._dynamo.eval_frame", _plug_context),
+    ):
+        when_imported(name, partial(plug, plugged))
 
 
-def _plug_package(module: Any, plugged: _Plugged) -> None:
+def _plug_package(plugged: _Plugged, module: Any) -> None:
     # Connecting takes its time, and so does the rest of Dynamo's import.
     threading.Thread(target=_warm, args=(plugged.client,), daemon=True).start()
     from . import guards
@@ -100,14 +100,14 @@ def _plug_package(module: Any, plugged: _Plugged) -> None:
     plugged.took_hold()
 
 
-def _plug_guards(module: ModuleType, plugged: _Plugged) -> None:
+def _plug_guards(plugged: _Plugged, module: ModuleType) -> None:
     from . import guards
 
     guards.plug(module)
     plugged.took_hold()
 
 
-def _plug_context(module: Any, plugged: _Plugged) -> None:
+def _plug_context(plugged: _Plugged, module: Any) -> None:
     context = module._TorchDynamoContext
     original = context.__call__
 
