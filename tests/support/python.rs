@@ -18,12 +18,12 @@ sys.modules["torch._inductor.config"].decide_compile_threads = lambda: 1
 at = sys.argv.index("-c") + 1
 bootstrap = {{"__name__": "bootstrap"}}
 exec(sys.argv[at], bootstrap)
+def compile_program(job, folder):
+    from kiln_worker.refused import Refused
+    (folder / "trace").write_text("left behind")
+    {compile}
 def exchange():
     from kiln_worker import process
-    from kiln_worker.refused import Refused
-    def compile_program(job, folder):
-        (folder / "trace").write_text("left behind")
-        {compile}
     process.compile_program = compile_program
     process.versions = lambda: {{"torch": "1.2", "cuda": "none"}}
     process.compute_capability = lambda: 0
