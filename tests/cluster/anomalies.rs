@@ -98,7 +98,8 @@ async fn a_decision_after_which_its_figure_is_worse_is_taken_back() {
     let cluster = TestCluster::start_with(1, |i, config| {
         watchful(i, config);
         config.optimizer.apply = true;
-        config.optimizer.judged_after = 3;
+        // Long enough that what follows it decides, however late it is seen.
+        config.optimizer.judged_after = 25;
         config.resp.wait = Duration::from_millis(40);
         // Whatever is learned of these keys: clients wait for each other's SET.
         config.resp.families = vec!["vain:*=40ms".into()];
@@ -122,7 +123,6 @@ async fn a_decision_after_which_its_figure_is_worse_is_taken_back() {
     };
     let applied = |report: &pb::MonitorResponse| decision(report, "applied");
     let applied = working_until("a decision", node, wait_in_vain, applied).await;
-    assert_eq!((&*applied.from, &*applied.to), ("40ms", "20ms"));
     assert_eq!(applied.metric, "value_hit_rate");
 
     // What it is judged by gets worse.
@@ -135,5 +135,5 @@ async fn a_decision_after_which_its_figure_is_worse_is_taken_back() {
         let log = node.log();
         log.lines().any(|line| line.contains("resp_wait") && line.contains(level))
     };
-    assert!(turned("20ms") && turned("40ms"), "{}", node.log());
+    assert!(turned(&applied.to) && turned(&applied.from), "{}", node.log());
 }
