@@ -70,36 +70,43 @@ class Asked:
     """What a call of ``torch.compile`` asks for."""
 
     name: str
-    # Digest of the settings, which may be changed before the first call.
+    # Digest of those that a call leaves alone, which may be changed before the first one.
     settings: str
     label: str
 
 
 def ask(context: Any, fn: Callable[..., Any], root: types.FunctionType) -> Asked:
     """Name what compiling ``fn`` in Dynamo's ``context`` asks for."""
-    chosen = settings()
     told = {
         "format": _FORMAT,
         "function": [root.__module__, root.__qualname__, root.__code__.co_firstlineno],
         "code": function_digest(root),
         "model": _model(getattr(fn, "__self__", None)),
         "compiler": _compiler(context),
-        "settings": chosen,
+        "settings": settings(),
         "versions": _versions(),
         "machine": _machine(),
     }
     label = f"{root.__module__}.{root.__qualname__}"
-    return Asked(f"precompile/{_digest(told)}", chosen, f"precompile {label}")
+    return Asked(f"precompile/{_digest(told)}", settings(called=True), f"precompile {label}")
 
 
-def settings() -> str:
-    """Return the digest of the settings in force."""
+# What ``torch.compile(dynamic=...)`` itself sets while the function is called.
+_OF_DYNAMIC = ("automatic_dynamic_shapes", "assume_static_by_default")
+
+
+def settings(*, called: bool = False) -> str:
+    """Return the digest of the settings in force; ``called``: of those that a call leaves alone.
+
+    What a call sets says which shapes a graph is for, and that is guarded.
+    """
+    left_out = (*_NO_MATTER, *_OF_DYNAMIC) if called else _NO_MATTER
     told: dict[str, Any] = {}
     try:
         for name in _SETTINGS:
             values = _module(name).get_config_copy()
             told[name] = {
-                key: plain(value) for key, value in values.items() if not key.startswith(_NO_MATTER)
+                key: plain(value) for key, value in values.items() if not key.startswith(left_out)
             }
     except Unkeyable as error:
         raise NotShared("settings", str(error)) from error

@@ -91,7 +91,7 @@ def _install(
 
     def unchanged() -> bool:
         try:
-            return settings() == asked.settings
+            return settings(called=True) == asked.settings
         except NotShared:
             return False
 
