@@ -23,10 +23,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
-import signal
-import stat
 import statistics
 import subprocess
 import sys
@@ -34,11 +31,10 @@ import tempfile
 import time
 from pathlib import Path
 
-FLAGS = ("FX_GRAPH", "AUTOGRAD")
+from nodes import Nodes
+
 CHILD = Path(__file__).resolve().with_name("first_child.py")
 WARM = "warm local folder"
-# Doors through which the package is asked: what differs is the backend, and prefetching.
-PACKAGE = ("kiln_torch", "prefetch", "backend", "run")
 
 
 class Bench:
@@ -48,49 +44,15 @@ class Bench:
         self.kiln, self.folder, self.args = kiln, folder, args
         self.rows: list[tuple[str, dict]] = []
         self.failed = False
-        self.log = folder / "ptxas.log"
-        self.assembler = self.count_assembler()
-        self.dev = subprocess.Popen(
-            [kiln, "dev", "--nodes", "2", "--dir", folder / "dev"],
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        self.nodes = json.loads(self.dev.stdout.readline())["nodes"]
-
-    def count_assembler(self) -> str | None:
-        """An assembler for Triton that writes down each time it runs."""
-        try:
-            import triton
-        except ImportError:
-            return None
-        real = Path(triton.__file__).parent / "backends/nvidia/bin/ptxas"
-        wrapper = self.folder / "ptxas"
-        wrapper.write_text(
-            "#!/bin/sh\n"
-            f'case "$1" in --version) ;; *) echo x >> {self.log} ;; esac\n'
-            f'exec {real} "$@"\n'
-        )
-        wrapper.chmod(wrapper.stat().st_mode | stat.S_IXUSR)
-        return str(wrapper)
+        self.dev = Nodes(kiln, folder, 2)
 
     def environment(self, cache: Path, door: str, node: int, namespace: str) -> dict[str, str]:
-        env = {k: v for k, v in os.environ.items() if not k.startswith(("KILN_", "TORCHINDUCTOR_"))}
-        env |= {"TORCHINDUCTOR_CACHE_DIR": str(cache), "TRITON_CACHE_DIR": str(cache / "triton")}
-        if self.assembler:
-            env["TRITON_PTXAS_PATH"] = self.assembler
-        at = self.nodes[node]
-        if door == "resp":
-            env |= {f"TORCHINDUCTOR_{flag}_REMOTE_CACHE": "1" for flag in FLAGS}
-            url = f"redis://{namespace}:x@{at['resp']}/0?socket_timeout=120"
-            env["TORCHINDUCTOR_REDIS_URL"] = url
-        elif door in PACKAGE:
-            if door != "prefetch":
-                env["KILN_PREFETCH_BYTES"] = "0"
-            env["KILN_ENDPOINT"] = f"http://{at['grpc']}"
-            env["KILN_SOCKET"] = at["socket"]
-            env["KILN_NAMESPACE"] = namespace
-            if door == "backend":
-                env["FIRST_CALL_BACKEND"] = "kiln"
+        env = self.dev.environment(door, node, namespace, cache)
+        env["TRITON_CACHE_DIR"] = str(cache / "triton")
+        if door in ("kiln_torch", "backend", "run"):
+            env["KILN_PREFETCH_BYTES"] = "0"
+        if door == "backend":
+            env["FIRST_CALL_BACKEND"] = "kiln"
         return env
 
     def start(
@@ -103,7 +65,7 @@ class Bench:
         command = [sys.executable, str(CHILD), str(self.args.layers), str(self.args.tokens)]
         if door == "run":
             del env["KILN_ENDPOINT"]
-            run = [str(self.kiln), "run", "--endpoint", f"http://{self.nodes[node]['grpc']}"]
+            run = [str(self.kiln), "run", "--endpoint", f"http://{self.dev.nodes[node]['grpc']}"]
             run += ["--namespace", namespace, "--profile", "inductor", "--"]
             command = run + command
         process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True)
@@ -132,22 +94,17 @@ class Bench:
         print(json.dumps({"phase": name} | row), flush=True)
         return row
 
-    def assembled(self) -> int:
-        runs = len(self.log.read_text()) // 2 if self.log.exists() else 0
-        self.log.unlink(missing_ok=True)
-        return runs
-
     def one(self, name, door, node, namespace, cache, *, fed=False, wipe=True, more=()) -> dict:
         started = self.start(name, door, node, namespace, cache, wipe, more)
         started[2].wait()
-        return self.end(started, fed, self.assembled())
+        return self.end(started, fed, self.dev.assembled())
 
     def pair(self, name, door, namespace) -> None:
         caches = [self.folder / f"{name}-{n}" for n in (0, 1)]
         started = [self.start(f"{name} {n}", door, n, namespace, caches[n]) for n in (0, 1)]
         for each in started:
             each[2].wait()
-        both = self.assembled()
+        both = self.dev.assembled()
         for each in started:
             self.end(each, fed=False, assembled=both)
 
@@ -216,7 +173,7 @@ class Bench:
                 self.one(f"{kind} of {door}", *where, wipe=door != "local", more=more)
 
     def entries(self) -> None:
-        for node in self.nodes:
+        for node in self.dev.nodes:
             endpoint = f"http://{node['grpc']}"
             status = subprocess.run(
                 [self.kiln, "status", "--json", "--endpoint", endpoint],
@@ -227,16 +184,12 @@ class Bench:
             counters = json.loads(status.stdout).get("counters") if status.stdout else None
             print(json.dumps({"node": node["id"], "counters": counters}), flush=True)
         listing = subprocess.run(
-            [self.kiln, "ls", "--json", "--endpoint", f"http://{self.nodes[0]['grpc']}"],
+            [self.kiln, "ls", "--json", "--endpoint", f"http://{self.dev.nodes[0]['grpc']}"],
             capture_output=True,
             text=True,
             check=False,
         )
         print(listing.stdout, flush=True)
-
-    def stop(self) -> None:
-        self.dev.send_signal(signal.SIGINT)
-        self.dev.wait(timeout=60)
 
     def table(self) -> None:
         outputs = {row["output"] for _, row in self.rows}
@@ -295,7 +248,7 @@ def main() -> int:
         try:
             bench.run()
         finally:
-            bench.stop()
+            bench.dev.stop()
         bench.table()
         return 1 if bench.failed else 0
 

@@ -96,16 +96,16 @@ def child(layers: int, tokens: int) -> None:
 class Precompile(Bench):
     """The phases."""
 
-    def start(self, name, door, node, namespace, cache, wipe=True):
+    def start(self, name, door, node, namespace, cache, wipe=True, more=()):
         if wipe and cache.exists():
             shutil.rmtree(cache)
         cache.mkdir(parents=True, exist_ok=True)
         env = self.environment(cache, "kiln_torch" if door == "kiln" else "none", node, namespace)
-        env.pop("TORCH_CACHING_PRECOMPILE", None)
         if door == "kiln":
             env["KILN_PRECOMPILE"] = "1"
         elif door == "torch":
             env["TORCH_CACHING_PRECOMPILE"] = "1"
+        env |= dict(more)
         command = [sys.executable, __file__, "child", str(self.args.layers), str(self.args.tokens)]
         process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True)
         return name, cache, process, time.perf_counter()
@@ -164,7 +164,7 @@ def main() -> int:
         try:
             bench.run()
         finally:
-            bench.stop()
+            bench.dev.stop()
         bench.table()
         return 1 if bench.failed else 0
 

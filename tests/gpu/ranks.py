@@ -25,7 +25,6 @@ import json
 import os
 import queue
 import shutil
-import signal
 import statistics
 import subprocess
 import sys
@@ -34,7 +33,8 @@ import threading
 import time
 from pathlib import Path
 
-FLAGS = ("FX_GRAPH", "AUTOGRAD")
+from nodes import Nodes
+
 DOORS = ("virtual", "kiln_torch", "folder", "backend", "resp")
 # Of a process that waits for another's compile, on a busy machine.
 LONGEST = 150.0
@@ -142,45 +142,13 @@ class Bench:
     def __init__(self, kiln: Path, folder: Path, args: argparse.Namespace) -> None:
         self.folder, self.args = folder, args
         self.rows: list[tuple[str, list[dict], int]] = []
-        self.log = folder / "ptxas.log"
-        self.assembler = self.count_assembler()
-        self.dev = subprocess.Popen(
-            [kiln, "dev", "--nodes", "1", "--dir", folder / "dev"],
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        self.node = json.loads(self.dev.stdout.readline())["nodes"][0]
-
-    def count_assembler(self) -> str:
-        """An assembler for Triton that writes down each time it runs."""
-        import triton
-
-        real = Path(triton.__file__).parent / "backends/nvidia/bin/ptxas"
-        wrapper = self.folder / "ptxas"
-        wrapper.write_text(
-            "#!/bin/sh\n"
-            f'case "$1" in --version) ;; *) echo x >> {self.log} ;; esac\n'
-            f'exec {real} "$@"\n'
-        )
-        wrapper.chmod(0o755)
-        return str(wrapper)
+        self.dev = Nodes(kiln, folder, 1)
 
     def environment(self, door: str, rank: int, space: str, cache: Path) -> dict[str, str]:
-        env = {k: v for k, v in os.environ.items() if not k.startswith(("KILN_", "TORCHINDUCTOR_"))}
-        env |= {"TORCHINDUCTOR_CACHE_DIR": str(cache), "TRITON_PTXAS_PATH": self.assembler}
-        env.pop("TRITON_CACHE_DIR", None)
+        env = self.dev.environment(door, 0, space, cache)
         env |= {"RANKS_TRAIN": str(int(self.args.train)), "RANKS_MODE": self.args.mode}
-        if door in ("resp", "virtual"):
-            env |= {f"TORCHINDUCTOR_{flag}_REMOTE_CACHE": "1" for flag in FLAGS}
-            url = f"redis://{space}:x@{self.node['resp']}/0?socket_timeout=120"
-            env["TORCHINDUCTOR_REDIS_URL"] = url
-            env["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
         if door == "virtual":
             env["CUDA_VISIBLE_DEVICES"] = str(rank)
-        if door in ("kiln_torch", "folder", "backend"):
-            env["KILN_ENDPOINT"] = f"http://{self.node['grpc']}"
-            env["KILN_SOCKET"] = self.node["socket"]
-            env["KILN_NAMESPACE"] = space
         if door == "backend":
             env["RANKS_BACKEND"] = "kiln"
         return env
@@ -210,8 +178,7 @@ class Bench:
         finally:
             for each in running:
                 each.end()
-        runs = len(self.log.read_text()) // 2 if self.log.exists() else 0
-        self.log.unlink(missing_ok=True)
+        runs = self.dev.assembled()
         self.rows.append((name, told, runs))
         for row in told:
             print(json.dumps({"job": name, "assembled": runs} | row), flush=True)
@@ -225,10 +192,6 @@ class Bench:
                 self.job("one process, warm folder", "none", [0], wipe=False)
             for door in doors:
                 self.job(f"ranks, {door}", door, ranks)
-
-    def stop(self) -> None:
-        self.dev.send_signal(signal.SIGINT)
-        self.dev.wait(timeout=60)
 
     def table(self) -> bool:
         """Print it; return whether all is as it should be."""
@@ -274,7 +237,7 @@ def main() -> int:
         try:
             bench.run()
         finally:
-            bench.stop()
+            bench.dev.stop()
             fine = bool(bench.rows) and bench.table()
         return 0 if fine else 1
 
