@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import platform
 import sys
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from . import cpu
 from .graph import Unkeyable, scalar, value_of
 from .manifest import Target
 
@@ -104,7 +104,7 @@ def versions(types: set[str]) -> list[tuple[str, str]]:
     ]
     if "cpu" in types:
         # In no key of torch's: code for AVX-512 ends in SIGILL elsewhere.
-        fields += [("machine", platform.machine()), ("isa", _isa())]
+        fields += [("isa", cpu.instruction_sets())]
     if types != {"cpu"}:
         fields += [
             ("cuda", str(torch.version.cuda)),
@@ -138,9 +138,3 @@ def _triton() -> str:
     except ImportError:
         return "none"
     return triton.__version__
-
-
-def _isa() -> str:
-    from torch._inductor.cpu_vec_isa import pick_vec_isa
-
-    return f"{pick_vec_isa()} {torch.backends.cpu.get_cpu_capability()}"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch._dynamo.package import PrecompileCacheEntry
 
-from .. import report
+from .. import cpu, report
 from .errors import NotShared
 from .guards import loading
 from .key import settings
@@ -58,20 +58,13 @@ def load(package: SharedPackage, fn: Callable[..., Any], store: Store) -> bool:
     return False
 
 
-def isa() -> str:
-    """Return what the code of CPU kernels is written for on this machine."""
-    from torch._inductor.cpu_vec_isa import pick_vec_isa
-
-    return str(pick_vec_isa())
-
-
 def _fits(candidate: Candidate) -> bool:
     moved = candidate.facts.same()
     if moved is not None:
         report.count("precompile.source_moved")
         report.log.info("precompile: %s is not what was traced", moved)
         return False
-    if candidate.isa and candidate.isa != isa():
+    if candidate.isa and candidate.isa != cpu.instruction_sets():
         report.count("precompile.isa")
         return False
     return True

@@ -112,10 +112,10 @@ class Publisher:
             package = _packed(snapshot, last=last)
             if package is None:
                 return last
-            from .loading import isa
+            from .. import cpu
 
             name, label = snapshot.asked.name, snapshot.asked.label
-            architecture = isa() if snapshot.cpu else ""
+            architecture = cpu.instruction_sets() if snapshot.cpu else ""
             became = self._store.publish(
                 name,
                 label,
