@@ -18,6 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+# Here, as `torch.compile` itself imports it for Inductor, before the first call.
+from torch._inductor.compile_fx import compile_fx
+
 from . import bypassed, placing, report, standalone
 from .asked import Asked
 from .client import Client
@@ -65,8 +68,6 @@ class _Compile:
         self._patches = patches
 
     def by_inductor(self) -> Callable[..., Any]:
-        from torch._inductor.compile_fx import compile_fx
-
         return compile_fx(self._gm, self._inputs, config_patches=self._patches)
 
     def through_cluster(self) -> Callable[..., Any] | None:
