@@ -16,9 +16,11 @@ def autoload() -> None:
         if settings is not None:
             # First: it fetches while all else is imported.
             _prefetch(settings.prefetch)
-            from . import inductor
+            from . import host_modules, inductor
+            from .importing import when_imported
 
             inductor.install()
+            when_imported(host_modules.MODULE, host_modules.plug)
             if config.precompiles():
                 from . import precompile
 
