@@ -36,6 +36,7 @@ def _prefetch(most_bytes: int) -> None:
 
     name = program.name_of() if most_bytes else None
     if name is not None:
-        from .prefetch import received
+        from .prefetch import received, triton_key
 
         received.start(name, most_bytes)
+        triton_key.start()

@@ -11,16 +11,14 @@ from __future__ import annotations
 import json
 import os
 import socket
-import subprocess
-import sys
 import threading
 import time
-from pathlib import Path
 from typing import Any
 
 from .. import manifest, report
 from ..local import mapped
 from ..manifest import Artifact
+from . import process
 
 # Until the helper has said what is listed: it had all the time that torch's import took.
 _LISTED_SECONDS = 0.2
@@ -31,8 +29,7 @@ _KEPT_SECONDS = 900.0
 _READ_AT_ONCE = 64 << 10
 _MOST_HEADER = 8 << 20
 _CLOSE_ON_EXEC = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
-_START = "import sys, json; sys.path[:] = json.loads(sys.argv.pop(1)); "
-_START += "from kiln_torch.prefetch.helper import main; main()"
+_HELPER = "from kiln_torch.prefetch.helper import main; main()"
 
 
 class Received:
@@ -153,35 +150,18 @@ _started: Received | None = None
 def start(name: str, most_bytes: int) -> None:
     """Start the helper of this process: it inherits the environment, and so the settings."""
     global _started
-    if _started is not None or not _is_python(sys.executable):
+    if _started is not None:
         return
     ours, theirs = socket.socketpair()
     with theirs:
-        path = json.dumps([each for each in sys.path if isinstance(each, str)])
-        told = [path, str(theirs.fileno()), name, str(most_bytes)]
-        try:
-            helper = subprocess.Popen(
-                [sys.executable, "-c", _START, *told],
-                pass_fds=(theirs.fileno(),),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                # A signal for the program's group is none for it.
-                start_new_session=True,
-            )
-        except OSError as error:
-            ours.close()
-            report.count("prefetch_failed")
-            report.log.debug("no helper: %s", error)
-            return
+        told = (str(theirs.fileno()), name, str(most_bytes))
+        helper = process.start(_HELPER, *told, pass_fds=(theirs.fileno(),))
+    if helper is None:
+        ours.close()
+        return
     _started = Received(name, ours, helper)
 
 
 def started() -> Received | None:
     """Return what ``start`` started in this process, or in the one it was forked from."""
     return _started
-
-
-def _is_python(executable: str | None) -> bool:
-    # An interpreter that is part of another program must not start that again.
-    return bool(executable) and Path(str(executable)).name.startswith("python")
