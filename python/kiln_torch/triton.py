@@ -5,8 +5,8 @@
 
 Triton asks for the file ``__grp__NAME.json`` first, compiles where it is
 missing, puts the kernel's files one by one, and that file last: then all are
-published at once. What it asks for by another name (a driver's stub, the result
-of autotuning) is a value of its own.
+published at once, behind the caller's back. What it asks for by another name (a
+driver's stub, the result of autotuning) is a value of its own.
 Invariant: no exception leaves the backend, every byte was verified before Triton
 has it, and a lease ends with the compile that took it: published, failed or given
 up, whatever holds its traceback.
@@ -94,7 +94,11 @@ class KilnBackend(RemoteCacheBackend):
         if isinstance(found, Artifact):
             files = {name: bytes(data) for name, data in found.files.items()}
             return files if group in files else {}
-        if found is not None:
+        if found is not None and found.waited:
+            # Another tried, and gave up: the kernel fails, or its process ended. All that
+            # waited try at once, rather than each after the one before.
+            _abandoned(found)
+        elif found is not None:
             self._lease = found
             call = _compile_call()
             if call is not None:
@@ -106,7 +110,7 @@ class KilnBackend(RemoteCacheBackend):
         if self._store is None:
             return
         if filename in self._names:
-            self._store.values.put(self._name(filename), data)
+            self._store.values.put(self._name(filename), data, later=True)
             return
         self._files[filename] = data
         if not filename.startswith(_GROUP):
@@ -116,10 +120,10 @@ class KilnBackend(RemoteCacheBackend):
         target, versions = _described(self._files.get(label, b""))
         # Without a lease another process publishes, or nobody can.
         if lease is not None:
-            self._store.client.publish(
+            self._store.client.publish_later(
                 lease,
                 self._components(self._store),
-                self._files,
+                dict(self._files),
                 fingerprint=Fingerprint.of(_COMPILER, versions),
                 target=target,
                 label=label.removesuffix(".json"),

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import os
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
-from cluster import Cluster
+from cluster import Cluster, eventually
+from conftest import Clients
 from kiln_torch import wire
+from kiln_torch.lease import Lease
 from processes import Processes, kiln
 from relay import Nonsense, Relay
 
 pytestmark = [pytest.mark.triton, pytest.mark.cluster]
+
+# A bound, not an expectation.
+LONG = 60.0
 
 # As the README has it.
 TRITON = {
@@ -58,6 +66,25 @@ def test_a_failed_compile_holds_nobody_up(
         stats = process.report()["stats"]
         assert (stats["leases"], stats["abandoned"]) == (1, 1), stats
         assert "published" not in stats
+
+
+def test_those_that_waited_in_vain_go_on_together(cluster: Cluster, clients: Clients) -> None:
+    """None of them holds the others up with a compile that fails again."""
+    backend = pytest.importorskip("kiln_torch.triton")
+    first = backend._Store(clients.of(cluster.nodes[0]))
+    kernel = f"waited-{os.getpid()}"
+    asking = [backend.KilnBackend(kernel) for _ in range(3)]
+    for each in asking:
+        # Streams of their own, as processes have.
+        each._store = backend._Store(clients.of(cluster.nodes[1]))
+    lease = first.client.acquire(backend.key_of(asking[0]._components(first)), LONG)
+    assert isinstance(lease, Lease)
+    with ThreadPoolExecutor(len(asking)) as threads:
+        found = [threads.submit(each.get, ["__grp__kernel.json"]) for each in asking]
+        eventually("all wait", lambda: cluster.counter("kiln_lease_waiters") >= len(asking))
+        lease.release()
+        assert [each.result(timeout=LONG) for each in found] == [{}] * len(asking)
+    assert [each._lease for each in asking] == [None] * len(asking)
 
 
 @pytest.mark.parametrize("how", ["garbage", "closed", "tampered"])

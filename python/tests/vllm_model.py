@@ -116,8 +116,9 @@ def main() -> None:
                 got = model(x)
             torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
             sums.append(got.double().sum().item())
-    from kiln_torch import stats
+    from kiln_torch import flush, stats
 
+    flush()
     json.dump(
         {
             "sums": sums,

@@ -114,15 +114,18 @@ class KilnAdaptor(CompilerInterface):
             return inductor()
         if answer is None:
             return inductor()
-        with answer:
-            started = time.monotonic()
+        started = time.monotonic()
+        queued = False
+        try:
             compiled, handle = inductor()
             seconds = time.monotonic() - started
             report.count("vllm.compiled")
             try:
                 binary = self._binary(compiled, handle)
                 if binary:
-                    client.publish(
+                    # From here on the lease ends with the publication, whatever that comes to.
+                    queued = True
+                    client.publish_later(
                         answer,
                         components,
                         {BINARY: binary},
@@ -135,6 +138,9 @@ class KilnAdaptor(CompilerInterface):
             except Exception as error:
                 report.count("vllm.failed")
                 report.once("vllm publish", "a piece was not published: %r", error)
+        finally:
+            if not queued:
+                answer.release()
         return self._keep((wanted, asked.index), compiled, handle)
 
     def load(
