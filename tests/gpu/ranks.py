@@ -148,7 +148,9 @@ class Bench:
         env = self.dev.environment(door, 0, space, cache)
         env |= {"RANKS_TRAIN": str(int(self.args.train)), "RANKS_MODE": self.args.mode}
         if door == "virtual":
-            env["CUDA_VISIBLE_DEVICES"] = str(rank)
+            # Of those that this process sees.
+            seen = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+            env["CUDA_VISIBLE_DEVICES"] = seen[rank] if seen[0] else str(rank)
         if door == "backend":
             env["RANKS_BACKEND"] = "kiln"
         return env
