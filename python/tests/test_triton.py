@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from cluster import Cluster, eventually
 from conftest import Clients
-from kiln_torch import wire
+from kiln_torch import stats, wire
 from kiln_torch.lease import Lease
 from processes import Processes, kiln
 from relay import Nonsense, Relay
@@ -63,9 +63,9 @@ def test_a_failed_compile_holds_nobody_up(
     assert second.until("tried ") == error
     for process in (second, first):
         process.go()
-        stats = process.report()["stats"]
-        assert (stats["leases"], stats["abandoned"]) == (1, 1), stats
-        assert "published" not in stats
+        counted = process.report()["stats"]
+        assert (counted["leases"], counted["abandoned"]) == (1, 1), counted
+        assert "published" not in counted
 
 
 def test_those_that_waited_in_vain_go_on_together(cluster: Cluster, clients: Clients) -> None:
@@ -81,7 +81,7 @@ def test_those_that_waited_in_vain_go_on_together(cluster: Cluster, clients: Cli
     assert isinstance(lease, Lease)
     with ThreadPoolExecutor(len(asking)) as threads:
         found = [threads.submit(each.get, ["__grp__kernel.json"]) for each in asking]
-        eventually("all wait", lambda: cluster.counter("kiln_lease_waiters") >= len(asking))
+        eventually("all wait", lambda: stats().get("waits", 0) >= len(asking))
         lease.release()
         assert [each.result(timeout=LONG) for each in found] == [{}] * len(asking)
     assert [each._lease for each in asking] == [None] * len(asking)
