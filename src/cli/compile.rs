@@ -312,14 +312,20 @@ mod tests {
             size: None,
             fallback: Some(pb::Fallback {
                 wanted: vec![0xcd; 32].into(),
-                rung: "eager".into(),
+                rung: "patched".into(),
                 valid_seconds: 120.0,
+                pieces: vec![pb::PieceFallback {
+                    index: 3,
+                    wanted: vec![0xef; 32].into(),
+                    rung: "eager".into(),
+                }],
             }),
             tried: vec![pb::Rung {
                 name: "wanted".into(),
                 key: vec![0xcd; 32].into(),
                 failure: Some((&Failure::new(FailureKind::Timeout, "late")).into()),
                 seconds: 1.5,
+                piece: Some(3),
             }],
         };
         let view = serde_json::to_value(CompileView::new(&done, &manifest)).unwrap();
@@ -339,9 +345,12 @@ mod tests {
                 }],
                 "sizes": [],
                 "verified": null, "unverified": "no GPU",
-                "fallback": {"wanted": "cd".repeat(32), "rung": "eager", "valid_seconds": 120.0},
+                "fallback": {
+                    "wanted": "cd".repeat(32), "rung": "patched", "valid_seconds": 120.0,
+                    "pieces": [{"index": 3, "wanted": "ef".repeat(32), "rung": "eager"}],
+                },
                 "tried": [{
-                    "rung": "wanted", "key": "cd".repeat(32), "seconds": 1.5,
+                    "rung": "wanted", "piece": 3, "key": "cd".repeat(32), "seconds": 1.5,
                     "error": {
                         "code": "C004", "kind": "timeout", "message": "late",
                         "advice": FailureKind::Timeout.advice(),
@@ -352,8 +361,9 @@ mod tests {
         let done = pb::Done { outcome: pb::Outcome::Compiled.into(), tier: 0, ..done };
         let view = CompileView::new(&done, &manifest);
         let said = view.fallback.as_ref().unwrap().for_people(&view.tried);
-        assert!(said.starts_with("fallback: eager answers in place of cdcd"), "{said}");
-        assert!(said.contains("(wanted: C004 timeout: late)"), "{said}");
+        let begins = "fallback: patched (piece 3 by eager) answers in place of cdcd";
+        assert!(said.starts_with(begins), "{said}");
+        assert!(said.contains("(piece 3 wanted: C004 timeout: late)"), "{said}");
         assert_eq!((view.outcome, view.tier), ("compiled", None));
         assert!(for_people(&view).starts_with("compiled  "));
     }

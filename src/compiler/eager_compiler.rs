@@ -94,6 +94,25 @@ impl Compiler for EagerCompiler {
         Ok(whole.planned(planned))
     }
 
+    /// What the interpreter does not know is PyTorch's, as of a whole.
+    fn piece(
+        &self,
+        input: &CompileInput,
+        fingerprint: &Fingerprint,
+        graph: &Graph,
+    ) -> Result<Prepared, Failure> {
+        accepted(input)?;
+        let identity = || identified(graph, String::new());
+        match prepared(input, fingerprint, identity()?, graph) {
+            Err(why) if why.kind == FailureKind::UnsupportedOp => {
+                let started = Instant::now();
+                let files = native::eager::foreign(graph).map_err(|_| why)?;
+                Ok(done(input, fingerprint, identity()?, files, started))
+            }
+            prepared => prepared,
+        }
+    }
+
     /// A compile is over as soon as it began.
     fn free(&self) -> usize {
         1

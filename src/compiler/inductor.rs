@@ -60,25 +60,6 @@ impl InductorCompiler {
     pub(super) fn new(name: &'static str, python: Arc<Python>) -> Self {
         Self { name, python }
     }
-
-    /// One piece: its job is made of its graph alone, and its key covers all of the job.
-    pub(super) fn piece(
-        &self,
-        input: &CompileInput,
-        fingerprint: &Fingerprint,
-        graph: &Graph,
-    ) -> Result<Prepared, Failure> {
-        let options = Options::merge(&input.options, &input.target)?;
-        let identity = kiln_native::identify_graph(graph, String::new());
-        let kiln_native::Identity { graph: structure, inputs, .. } = identity.ok_or_else(|| {
-            Failure::new(FailureKind::UnsupportedOp, "an argument that no key can name")
-        })?;
-        let portable = kiln_native::portable(graph)?;
-        let generated = generated([&portable.graph[..], &portable.constants]);
-        let own = [structure, inputs, options.component()];
-        let job = options.job(input, fingerprint, Program::Graph(Arc::new(portable)));
-        Ok(Prepared::new(input, fingerprint, own, Some(generated), "", job))
-    }
 }
 
 /// How programs are split for Inductor. The same on every node: see [`Settings`]. Its
@@ -165,6 +146,25 @@ impl Compiler for InductorCompiler {
             }
         }
         Ok(self.prepare(input, fingerprint)?.planned(planned))
+    }
+
+    /// One piece: its job is made of its graph alone, and its key covers all of the job.
+    fn piece(
+        &self,
+        input: &CompileInput,
+        fingerprint: &Fingerprint,
+        graph: &Graph,
+    ) -> Result<Prepared, Failure> {
+        let options = Options::merge(&input.options, &input.target)?;
+        let identity = kiln_native::identify_graph(graph, String::new());
+        let kiln_native::Identity { graph: structure, inputs, .. } = identity.ok_or_else(|| {
+            Failure::new(FailureKind::UnsupportedOp, "an argument that no key can name")
+        })?;
+        let portable = kiln_native::portable(graph)?;
+        let generated = generated([&portable.graph[..], &portable.constants]);
+        let own = [structure, inputs, options.component()];
+        let job = options.job(input, fingerprint, Program::Graph(Arc::new(portable)));
+        Ok(Prepared::new(input, fingerprint, own, Some(generated), "", job))
     }
 
     /// Without the search for the best kernels, which compiles each of many. What it is

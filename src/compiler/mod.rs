@@ -13,6 +13,7 @@ mod mixed;
 mod native_compiler;
 mod options;
 mod others;
+mod patch;
 mod pieces;
 mod prepared;
 mod python;
@@ -26,7 +27,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use kiln_proto::{Failure, FailureKind, Fingerprint};
+use kiln_proto::{Failure, FailureKind, Fingerprint, graph::Graph};
 use tokio_util::sync::CancellationToken;
 
 use self::prepared::{Files, Job, generated};
@@ -77,6 +78,18 @@ pub trait Compiler: Send + Sync {
             return Err(Failure::new(FailureKind::Incompatible, why));
         }
         self.prepare(input, fingerprint)
+    }
+
+    /// One piece of a program by itself: a graph of its own. `input` says for what, and with
+    /// which options.
+    fn piece(
+        &self,
+        _input: &CompileInput,
+        _fingerprint: &Fingerprint,
+        _graph: &Graph,
+    ) -> Result<Prepared, Failure> {
+        let why = format!("the {} compiler compiles no pieces by themselves", self.name());
+        Err(Failure::new(FailureKind::Incompatible, why))
     }
 
     /// Refuses a program for a size that it does not take, or that this compiler does not.

@@ -111,6 +111,15 @@ impl Compiler for NativeCompiler {
         Ok(whole.planned(planned).computing(Arc::new(graph)))
     }
 
+    fn piece(
+        &self,
+        input: &CompileInput,
+        fingerprint: &Fingerprint,
+        graph: &Graph,
+    ) -> Result<Prepared, Failure> {
+        piece(input, fingerprint, graph)
+    }
+
     /// One kernel after the other: a sixteen-layer model took 57 MiB so, and 192 MiB with
     /// eight at a time.
     fn saving(&self, options: &BTreeMap<String, String>) -> Option<BTreeMap<String, String>> {

@@ -12,6 +12,16 @@ const INDUCTOR: &str = "inductor-standalone";
 const NATIVE: &str = "native";
 
 impl Compilers {
+    /// The request as the compiler of that name takes a piece of it.
+    pub fn part(&self, name: &str, input: &CompileInput) -> CompileInput {
+        let (for_native, for_inductor) = mixed::inputs(input);
+        match name {
+            NATIVE => for_native,
+            INDUCTOR => for_inductor,
+            _ => input.clone(),
+        }
+    }
+
     /// The compiler after the one of that name, with the request as it takes it.
     pub fn other(&self, name: &str, input: &CompileInput) -> Option<(&'static str, CompileInput)> {
         if !matches!(input.source, Source::Program { .. }) {

@@ -111,7 +111,7 @@ impl Prepared {
                     estimates: times(piece.estimates),
                 };
                 let pieces = stitch.pieces.iter().map(piece).collect();
-                Job::Stitch(Arc::new(Stitch { stitching: stitch.stitching.clone(), pieces }))
+                Job::Stitch(Arc::new(Stitch { pieces, ..Stitch::clone(&stitch) }))
             }
             job => job,
         };
@@ -121,6 +121,11 @@ impl Prepared {
     /// With what it computes.
     pub(super) fn computing(self, program: Arc<Graph>) -> Self {
         Self { program: Some(program), ..self }
+    }
+
+    /// As what stands for another: by its name, computing the same.
+    pub fn standing_for(self, other: &Self) -> Self {
+        Self { label: other.label.clone(), program: other.program.clone(), ..self }
     }
 
     /// What it computes; `None`: it is no graph, or the compiler does not say.
@@ -189,16 +194,18 @@ pub struct Correction {
 }
 
 /// What a whole is made of.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Stitch {
     /// The file that says how, as the whole's artifact has it.
     stitching: Bytes,
     /// The different pieces, in the order of the stitching.
     pub pieces: Vec<StitchPiece>,
+    /// Some are not those of its plan: see `patch`.
+    is_patched: bool,
 }
 
 /// A piece of a whole.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct StitchPiece {
     /// Its own job, with its own key.
     pub prepared: Arc<Prepared>,
@@ -232,7 +239,22 @@ impl StitchPiece {
 
 impl Stitch {
     pub(super) fn new(stitching: Bytes, pieces: Vec<StitchPiece>) -> Self {
-        Self { stitching, pieces }
+        Self { stitching, pieces, is_patched: false }
+    }
+
+    /// With other artifacts than those of its plan in the place of some.
+    pub(super) fn patched(stitching: Bytes, pieces: Vec<StitchPiece>) -> Self {
+        Self { stitching, pieces, is_patched: true }
+    }
+
+    /// Whether it has pieces that its request, split anywhere else, does not have.
+    pub fn is_patched(&self) -> bool {
+        self.is_patched
+    }
+
+    /// The file that says how.
+    pub(super) fn stitching(&self) -> &[u8] {
+        &self.stitching
     }
 
     /// The files of the whole.

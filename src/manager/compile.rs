@@ -123,7 +123,7 @@ impl Manager {
 
     /// The artifact of what was prepared, from wherever it is. `elsewhere`: this node has
     /// not the compiler, for this reason if it is known.
-    async fn obtain(
+    pub(super) async fn obtain(
         self: &Arc<Self>,
         request: &Request,
         compiler: Arc<dyn Compiler>,

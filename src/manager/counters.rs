@@ -39,6 +39,7 @@ pub struct Counters {
     checks_not_run: AtomicU64,
     fallbacks: AtomicU64,
     fallbacks_replaced: AtomicU64,
+    pieces_fallen: AtomicU64,
 }
 
 fn add(counter: &AtomicU64) {
@@ -189,6 +190,13 @@ impl Counters {
         metrics::counter!("kiln_fallbacks_total", "rung" => rung, "kind" => kind).increment(1);
     }
 
+    /// A piece of a whole was answered by that rung, in place of what failed so.
+    pub fn piece_fell(&self, rung: &'static str, kind: &'static str) {
+        add(&self.pieces_fallen);
+        metrics::counter!("kiln_piece_fallbacks_total", "rung" => rung, "kind" => kind)
+            .increment(1);
+    }
+
     /// What was wanted where a fallback answered is compiled at last.
     pub fn replaced(&self) {
         add(&self.fallbacks_replaced);
@@ -230,6 +238,7 @@ impl CounterSource for Counters {
             ("checks_not_run", read(&self.checks_not_run)),
             ("fallbacks", read(&self.fallbacks)),
             ("fallbacks_replaced", read(&self.fallbacks_replaced)),
+            ("pieces_fallen", read(&self.pieces_fallen)),
         ]
     }
 }

@@ -24,7 +24,8 @@ impl Manager {
     pub(super) fn keep_request(self: &Arc<Self>, request: &Request, prepared: &Arc<Prepared>) {
         // Encoded there: it may have megabytes.
         let (manager, request, prepared) = (self.clone(), request.clone(), prepared.clone());
-        if manager.settings.keep_requests == 0 || request.piece.is_some() {
+        let is_patched = prepared.stitch().is_some_and(|stitch| stitch.is_patched());
+        if manager.settings.keep_requests == 0 || request.piece.is_some() || is_patched {
             return;
         }
         tokio::spawn(async move {

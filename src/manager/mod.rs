@@ -55,7 +55,7 @@ pub use self::{
     counters::Counters,
     fetch::{Fetched, Fetcher, Origin},
     hand_over::OnlyHere,
-    ladder::{Event, Fallback, FallbackPolicy, Rung, Tried},
+    ladder::{Event, Fallback, FallbackPolicy, PieceFallback, Rung, Tried},
     latency::BUCKETS,
     observed::{Observed, Runs, Seen},
     pieces::{PieceReport, PieceStage, Puller},

@@ -9,14 +9,14 @@ use kiln_proto::{ArtifactKey, Failure, FailureKind};
 use tokio::time::{Instant, timeout_at};
 
 use super::{
-    Event, Fallback, FallbackPolicy, GRACE, Rung, Tried, pauses,
+    Event, Fallback, FallbackPolicy, GRACE, PieceFallback, Rung, Tried, pauses,
     table::{Cause, below, may_mend, valid},
     variants::{self, Failed},
 };
 use crate::{
     compiler::{Compiler, Prepared, Source},
     error::Error,
-    manager::{Answer, Manager, Request, Stage},
+    manager::{Answer, Manager, PieceReport, Request, Stage},
 };
 
 /// What eager has of the caller's time, at most.
@@ -26,8 +26,11 @@ const BRIEF: usize = 300;
 
 /// How a request ended on one rung.
 pub(super) struct Attempt {
+    pub(super) request: Request,
     /// How far it came, if it came to a key.
     pub(super) prepared: Option<Arc<Prepared>>,
+    /// How far its pieces were at last; none: it has none, or nobody looked.
+    pub(super) pieces: Arc<[PieceReport]>,
     pub(super) result: Result<Answer, Error>,
 }
 
@@ -57,7 +60,7 @@ impl Manager {
             error: error.clone(),
             tried: Vec::new(),
         };
-        descent.run(request, (began.elapsed(), error.clone()), tell).await
+        descent.run(request, (began.elapsed(), attempt), tell).await
     }
 
     /// When what is above eager ends: where eager can answer, it has some time of its own.
@@ -92,16 +95,18 @@ impl Manager {
         tell: &mut (impl FnMut(ArtifactKey, &Stage) + Send),
     ) -> Attempt {
         let request = Request { deadline: limit, ..request.clone() };
-        let mut prepared = None;
+        let (mut prepared, mut pieces) = (None, Arc::default());
         let mut hear = |key: ArtifactKey, stage: &Stage| {
-            if let (Stage::Planned(planned), None) = (stage, &prepared) {
-                prepared = Some(planned.clone());
+            match stage {
+                Stage::Planned(planned) if prepared.is_none() => prepared = Some(planned.clone()),
+                Stage::Pieces(all) => pieces = all.clone(),
+                _ => {}
             }
             tell(key, stage);
         };
         let asked = timeout_at(limit, self.compile_as_asked(&request, &mut hear)).await;
         let result = asked.unwrap_or_else(|_| Err(Error::deadline("compiling")));
-        Attempt { prepared, result }
+        Attempt { request, prepared, pieces, result }
     }
 
     /// Tells of what an operator may want to know.
@@ -117,6 +122,18 @@ impl Manager {
             self.events.tell(Event::TimedOut { key, message: message.clone() });
         }
     }
+}
+
+/// An answer that is not what was asked for.
+pub(super) struct Reached {
+    pub(super) rung: Rung,
+    pub(super) answer: Answer,
+    /// For how long it is to be used.
+    pub(super) valid: Duration,
+    /// Whether what was wanted may be compiled later.
+    pub(super) may_mend: bool,
+    /// What stands for which pieces.
+    pub(super) pieces: Vec<PieceFallback>,
 }
 
 /// Where a request is on its way.
@@ -137,12 +154,20 @@ impl Descent<'_> {
     async fn run(
         mut self,
         request: &Request,
-        (took, error): (Duration, Error),
+        (took, mut last): (Duration, Attempt),
         tell: &mut (impl FnMut(ArtifactKey, &Stage) + Send),
     ) -> Result<Answer, Error> {
-        self.note(Rung::Wanted, self.wanted, &error, took);
+        self.note(Rung::Wanted, self.wanted, &self.error.clone(), took);
         let (mut now, mut tried) = (self.first, Rung::Wanted);
-        while let Some((rung, asked)) = self.next(now, tried) {
+        loop {
+            // What may go well a moment later is tried again as a whole first.
+            let is_again = |next: &Option<(Rung, _)>| matches!(next, Some((Rung::Again, _)));
+            if !is_again(&self.next(now, tried))
+                && let Some(patched) = self.patched(&last, request.deadline, tell).await
+            {
+                return Ok(self.reached(patched, request));
+            }
+            let Some((rung, asked)) = self.next(now, tried) else { break };
             tried = rung;
             let pauses: Vec<Option<Duration>> = match rung {
                 Rung::Again => pauses::waiting(now.times_again()).map(Some).collect(),
@@ -164,14 +189,19 @@ impl Descent<'_> {
                 };
                 let attempt = self.manager.attempt(&asked, limit, tell).await;
                 let error = match attempt.result {
-                    Ok(answer) => return Ok(self.reached(rung, answer, request)),
+                    Ok(answer) => {
+                        let (valid, may_mend) = (valid(self.first), may_mend(self.first));
+                        let pieces = Vec::new();
+                        let reached = Reached { rung, answer, valid, may_mend, pieces };
+                        return Ok(self.reached(reached, request));
+                    }
                     Err(ref error) => error.clone(),
                 };
                 let Some(cause) = Cause::of(&error) else { return Err(self.fallen()) };
                 self.manager.watch(&attempt, &error);
-                let key = attempt.prepared.map(|prepared| prepared.components.key());
+                let key = attempt.prepared.as_ref().map(|prepared| prepared.components.key());
                 self.note(rung, key, &error, began.elapsed());
-                now = cause;
+                (now, last) = (cause, attempt);
                 if !cause.is_transient() {
                     break;
                 }
@@ -197,6 +227,23 @@ impl Descent<'_> {
         )
     }
 
+    /// The whole with other pieces where those that were wanted failed.
+    async fn patched(
+        &mut self,
+        last: &Attempt,
+        deadline: Instant,
+        tell: &mut (impl FnMut(ArtifactKey, &Stage) + Send),
+    ) -> Option<Reached> {
+        let is_late = Instant::now() >= deadline || self.manager.emergency.refuses();
+        if is_late || !variants::allows(&self.base, Rung::Patched) {
+            return None;
+        }
+        let bounds = (self.limit, deadline);
+        let (patched, tried) = self.manager.patch(last, bounds, tell).await;
+        self.tried.extend(tried);
+        patched
+    }
+
     fn note(&mut self, rung: Rung, key: Option<ArtifactKey>, error: &Error, took: Duration) {
         let failure = error.clone().into_failure();
         tracing::info!(
@@ -207,11 +254,12 @@ impl Descent<'_> {
             "no artifact: {}",
             failure.message
         );
-        self.tried.push(Tried { rung, key, failure, took });
+        self.tried.push(Tried { piece: None, rung, key, failure, took });
     }
 
     /// The answer, marked as what it is.
-    fn reached(self, rung: Rung, answer: Answer, request: &Request) -> Answer {
+    fn reached(self, reached: Reached, request: &Request) -> Answer {
+        let Reached { rung, answer, valid, may_mend, pieces } = reached;
         let tried: Arc<[Tried]> = self.tried.into();
         if rung == Rung::Again || self.wanted == Some(answer.manifest.key) {
             return Answer { tried, ..answer };
@@ -225,14 +273,16 @@ impl Descent<'_> {
             kind = kind.name(),
             "answered by a fallback"
         );
-        let valid = valid(self.first);
         tried.iter().for_each(|tried| manager.remembered.note(tried, Instant::now() + valid));
         manager.counters.fell(rung.name(), kind.name());
+        for PieceFallback { rung, failed_of, .. } in &pieces {
+            manager.counters.piece_fell(rung.name(), failed_of.name());
+        }
         manager.events.tell(Event::Fell { wanted, kind, rung });
-        if let (Some(wanted), true) = (wanted, may_mend(self.first)) {
+        if let (Some(wanted), true) = (wanted, may_mend) {
             manager.compile_behind(wanted, request);
         }
-        let fallback = Some(Arc::new(Fallback { wanted, rung, valid }));
+        let fallback = Some(Arc::new(Fallback { wanted, rung, valid, pieces }));
         Answer { fallback, tried, ..answer }
     }
 

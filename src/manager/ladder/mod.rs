@@ -5,6 +5,8 @@
 //!       -> variants: the request of the first of them that there is -> asked like any other
 //! ```
 //!
+//! Of a whole in pieces of which some fail, these alone go down first ([`patch`]).
+//!
 //! What a rung gives is an artifact of its own compiler and options, under the key that it
 //! has anywhere else. The answer says what was wanted, what was tried and for how long it
 //! is to be used; meanwhile the node compiles what was wanted ([`behind`]).
@@ -16,6 +18,7 @@
 mod behind;
 mod descent;
 mod event;
+mod patch;
 mod pauses;
 mod remembered;
 mod rung;
@@ -29,7 +32,7 @@ pub(super) use behind::Behind;
 pub use event::Event;
 pub(super) use event::Events;
 pub(super) use remembered::Remembered;
-pub use rung::{Fallback, FallbackPolicy, Rung, Tried};
+pub use rung::{Fallback, FallbackPolicy, PieceFallback, Rung, Tried};
 
 /// What eager may take beyond the caller's deadline: late is better than nothing.
 const GRACE: Duration = Duration::from_millis(700);

@@ -54,6 +54,7 @@ mod tests {
     fn a_death_counts_for_a_while_and_other_failures_not_at_all() {
         let remembered = Remembered::default();
         let tried = |kind| Tried {
+            piece: None,
             rung: Rung::Wanted,
             key: Some(ArtifactKey::from_bytes([1; 32])),
             failure: Failure::new(kind, "x"),

@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use kiln_proto::{ArtifactKey, Failure};
+use kiln_proto::{ArtifactKey, Failure, FailureKind};
 
 /// A way to answer a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -13,6 +13,8 @@ pub enum Rung {
     Wanted,
     /// The same once more, after a pause.
     Again,
+    /// As it was asked for, but for pieces that failed: these by rungs of their own.
+    Patched,
     /// With the compiler's default options.
     Defaults,
     /// With options by which the compiler takes less memory.
@@ -35,6 +37,7 @@ impl Rung {
         match self {
             Self::Wanted => "wanted",
             Self::Again => "again",
+            Self::Patched => "patched",
             Self::Defaults => "defaults",
             Self::Saving => "saving",
             Self::Fewer => "fewer",
@@ -62,6 +65,8 @@ pub enum FallbackPolicy {
 /// A rung that gave nothing.
 #[derive(Debug, Clone)]
 pub struct Tried {
+    /// For which piece alone; `None`: for all of the request.
+    pub piece: Option<usize>,
     /// Which.
     pub rung: Rung,
     /// The key that it would have filled; `None`: it came to none.
@@ -81,4 +86,19 @@ pub struct Fallback {
     pub rung: Rung,
     /// For how long it is to be used before it is asked for again.
     pub valid: Duration,
+    /// Of a whole that was patched: what stands for which of its pieces.
+    pub pieces: Vec<PieceFallback>,
+}
+
+/// What stands for a piece of a whole.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PieceFallback {
+    /// Its position.
+    pub index: usize,
+    /// Its own key, which nothing fills.
+    pub wanted: ArtifactKey,
+    /// What that failed of.
+    pub failed_of: FailureKind,
+    /// Who answered for it.
+    pub rung: Rung,
 }

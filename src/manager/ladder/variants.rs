@@ -3,12 +3,14 @@
 //! Invariant: pure; what a rung asks for follows from the request and the compiler that it
 //! was for. `None`: there is no such way, or the caller does not want it.
 
+use std::sync::Arc;
+
 use kiln_proto::Target;
 
 use super::{FallbackPolicy, Rung};
 use crate::{
     check::Verify,
-    compiler::{Compiler, Compilers, EagerCompiler, Piecewise, Source},
+    compiler::{CompileInput, Compiler, Compilers, EagerCompiler, Piecewise, Source, StitchPiece},
     manager::Request,
 };
 
@@ -34,7 +36,8 @@ pub(super) fn request(rung: Rung, failed: &Failed<'_>, compilers: &Compilers) ->
     };
     let is_program = matches!(request.input.source, Source::Program { .. });
     match rung {
-        Rung::Wanted => None,
+        // The second is no request: see `patch`.
+        Rung::Wanted | Rung::Patched => None,
         Rung::Again => Some(request.clone()),
         // A macro that is left out is another program.
         _ if !is_program => None,
@@ -75,8 +78,42 @@ pub(super) fn request(rung: Rung, failed: &Failed<'_>, compilers: &Compilers) ->
     }
 }
 
+/// What a rung asks for in the place of one piece: of which compiler, with which options.
+pub(super) fn piece(
+    rung: Rung,
+    request: &Request,
+    piece: &StitchPiece,
+    compilers: &Compilers,
+) -> Option<(Arc<dyn Compiler>, CompileInput)> {
+    if !allows(request, rung) {
+        return None;
+    }
+    let name = &piece.prepared.fingerprint.compiler;
+    let own = compilers.named(name)?;
+    let input = compilers.part(name, &request.input);
+    let with_options = |options: Option<_>| {
+        let options = options?;
+        Some((own.clone(), CompileInput { options, ..input.clone() }))
+    };
+    match rung {
+        Rung::Saving => with_options(own.saving(&input.options)),
+        Rung::Fewer => with_options(own.fewer(&input.options)),
+        Rung::Other => {
+            let (name, input) = compilers.other(name, &request.input)?;
+            Some((compilers.named(name)?, input))
+        }
+        Rung::Eager if name != EagerCompiler::NAME => {
+            let (target, options) = (Target::any(), Default::default());
+            let input = CompileInput { target, options, ..request.input.clone() };
+            Some((compilers.named(EagerCompiler::NAME)?, input))
+        }
+        // A piece is neither whole nor cut again.
+        _ => None,
+    }
+}
+
 /// Whether the caller wants what a rung gives.
-fn allows(request: &Request, rung: Rung) -> bool {
+pub(super) fn allows(request: &Request, rung: Rung) -> bool {
     let is_its_own = rung < Rung::Mixed;
     match request.fallback {
         // What is sent on, or not to be stored, is answered as it is or not at all.

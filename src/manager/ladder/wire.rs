@@ -5,7 +5,7 @@
 use bytes::Bytes;
 use kiln_proto::{ArtifactKey, pb};
 
-use super::{Fallback, FallbackPolicy, Tried};
+use super::{Fallback, FallbackPolicy, PieceFallback, Tried};
 
 fn key(key: Option<&ArtifactKey>) -> Bytes {
     key.map(|key| Bytes::copy_from_slice(key.as_bytes())).unwrap_or_default()
@@ -18,6 +18,7 @@ impl From<&Tried> for pb::Rung {
             key: key(tried.key.as_ref()),
             failure: Some((&tried.failure).into()),
             seconds: tried.took.as_secs_f64(),
+            piece: tried.piece.map(|piece| piece as u32),
         }
     }
 }
@@ -28,6 +29,17 @@ impl From<&Fallback> for pb::Fallback {
             wanted: key(fallback.wanted.as_ref()),
             rung: fallback.rung.name().into(),
             valid_seconds: fallback.valid.as_secs_f64(),
+            pieces: fallback.pieces.iter().map(Into::into).collect(),
+        }
+    }
+}
+
+impl From<&PieceFallback> for pb::PieceFallback {
+    fn from(piece: &PieceFallback) -> Self {
+        Self {
+            index: piece.index as u32,
+            wanted: key(Some(&piece.wanted)),
+            rung: piece.rung.name().into(),
         }
     }
 }

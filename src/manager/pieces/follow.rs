@@ -94,7 +94,10 @@ impl Manager {
             Acquired::Failed(failure) => Err(failure.into()),
             Acquired::Ready(entry) => self.verify(&entry),
             Acquired::Granted(lease) => {
-                let making = self.make_piece(&**whole.compiler, prepared, whole.verify);
+                // Of a whole that was patched it may be another compiler's.
+                let own = self.compilers.named(&prepared.fingerprint.compiler);
+                let compiler = own.as_ref().unwrap_or(whole.compiler);
+                let making = self.make_piece(&**compiler, prepared, whole.verify);
                 match self.compile_under(&lease, prepared, making).await? {
                     (answer, None) => Ok(answer.manifest),
                     (_, Some(why)) => Err(why),

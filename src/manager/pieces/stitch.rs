@@ -68,7 +68,11 @@ impl Manager {
         // Before the first look: what changes after it is told.
         let mut events = self.index.events();
         self.find_stored(whole, &states, &mut ends).await?;
-        if ends.iter().any(Option::is_none) {
+        if let Some(index) = ends.iter().position(Option::is_none) {
+            if stitch.is_patched() {
+                // Its request, split by another node, has other pieces.
+                return Err(Error::PieceGone(stitch.pieces[index].key()));
+            }
             match self.follow(whole, lease, &states, &mut events, &mut ends).await {
                 Err(Error::Unavailable(why)) if !self.stop.is_cancelled() => {
                     tracing::warn!(whole = %lease.key(), why, "no other node compiles pieces");

@@ -12,6 +12,12 @@ pub(super) const METRICS: &[Metric] = &[
          ladder, and what the wanted failed of.",
     ),
     counter(
+        "kiln_piece_fallbacks_total",
+        &["rung", "kind"],
+        "Pieces of wholes that were answered by something else, the other pieces being kept: by \
+         which rung, and what the piece failed of.",
+    ),
+    counter(
         "kiln_fallbacks_replaced_total",
         &[],
         "Wanted artifacts that were compiled after all, behind a fallback.",

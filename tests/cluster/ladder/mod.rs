@@ -10,6 +10,7 @@ mod inductor;
 mod missing;
 mod mixed;
 mod options;
+mod patched;
 mod timeout;
 
 use std::path::PathBuf;

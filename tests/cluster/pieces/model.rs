@@ -44,6 +44,6 @@ pub(super) fn eager(archive: Vec<u8>, verify: pb::Verify) -> pb::CompileRequest 
 }
 
 /// The language model in pieces.
-pub(super) fn whole() -> pb::CompileRequest {
+pub(crate) fn whole() -> pb::CompileRequest {
     request(archive("qwen3_lm_f32_static.new"), pb::Piecewise::Always)
 }
