@@ -110,11 +110,6 @@ impl One {
         let mut pieces = Vec::with_capacity(names.len());
         for (piece, (name, interface)) in names.iter().zip(&stitching.pieces).enumerate() {
             let folder = layout::piece_dir(dir, piece);
-            if !folder.join(eager::GRAPH).is_file() && folder.join(layout::CUBIN).is_file() {
-                let why = "it is for a GPU, piece 0 for the CPU: all run on one of them";
-                let path = folder.join(layout::CUBIN);
-                return Err(about(name, ExecError::Artifact { path, why: why.to_owned() }));
-            }
             let eager = load(&folder).map_err(|error| about(name, error))?;
             let fits = interface.check(eager.plan());
             fits.map_err(|why| unfit(dir, &names, &Broken::Unfit { piece, why }))?;

@@ -1,7 +1,8 @@
 //! Runs a compiled graph: the module and its plan, as `kiln compile -o DIR`
 //! wrote them, on the GPU; an artifact of the eager compiler on the CPU. One that is
 //! stitched of pieces runs as one that is whole, and one with artifacts for static sizes
-//! beside it by what its inputs are: see [`layout`].
+//! beside it by what its inputs are: see [`layout`]. A fallback with some pieces for the GPU
+//! and some for the CPU runs on both: see [`Patched`].
 //!
 //! A program that links Kiln holds a [`Module`] (machine code on a device) and a
 //! [`Session`] of it (memory and a stream): inputs are copied once, runs are
@@ -20,6 +21,7 @@ mod launching;
 pub mod layout;
 mod memory;
 mod module;
+mod patched;
 mod pieces;
 mod program;
 mod session;
@@ -43,6 +45,7 @@ use kiln_native::{Plan, interp::Settings, split};
 pub use kiln_proto::graph::DType;
 use kiln_proto::graph::Graph;
 pub use module::Module;
+pub use patched::Patched;
 pub use pieces::{PieceVerdicts, verify_piece};
 pub use program::parse_plan;
 pub use session::Session;
@@ -160,7 +163,13 @@ impl fmt::Display for Report {
 /// `output` gets `out0`, ... and the kernels' times as metadata.
 pub fn exec_main(exec: &Exec) -> Result<Report, ExecError> {
     let file = program::read(&exec.inputs)?;
-    let run = if cpu::is_eager(&exec.dir) { on_cpu(exec, &file)? } else { on_gpu(exec, &file)? };
+    let run = if patched::is_patched(&exec.dir) {
+        on_both(exec, &file)?
+    } else if cpu::is_eager(&exec.dir) {
+        on_cpu(exec, &file)?
+    } else {
+        on_gpu(exec, &file)?
+    };
     let Run { plan, device, size, inputs, outputs, times } = run;
     let mut notes = HashMap::new();
     for (name, micros) in &times.kernels {
@@ -220,6 +229,14 @@ fn on_cpu<'a>(exec: &Exec, file: &'a [u8]) -> Result<Run<'a>, ExecError> {
     let (device, outputs) = ("cpu".to_owned(), outputs.into_iter().map(Tensor::from).collect());
     let size = program.size_for(&shapes(&inputs));
     Ok(Run { plan, device, size, inputs, outputs, times })
+}
+
+fn on_both<'a>(exec: &Exec, file: &'a [u8]) -> Result<Run<'a>, ExecError> {
+    let whole = Patched::load(&exec.dir, exec.device)?;
+    let inputs = read_inputs(file, whole.plan(), whole.signature())?;
+    let (outputs, times) = whole.timed(&inputs)?;
+    let (plan, device) = (whole.plan().clone(), whole.device());
+    Ok(Run { plan, device, size: None, inputs, outputs, times })
 }
 
 fn shapes<'t>(inputs: &'t [Tensor<'_>]) -> Vec<&'t [usize]> {

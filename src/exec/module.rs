@@ -37,7 +37,7 @@ pub struct Module {
 impl Module {
     /// Loads the artifact in `dir` onto device `ordinal`: `module.cubin` and
     /// `plan.json`, or a `stitching.json` and those of its pieces; and those for static
-    /// sizes beside it.
+    /// sizes beside it. A whole of which pieces run on the CPU is for [`super::Patched`].
     pub fn load(dir: &Path, ordinal: usize) -> Result<Arc<Self>, ExecError> {
         let mut program = Program::read(dir)?;
         // SAFETY: it only tries to open the driver's library.

@@ -13,7 +13,7 @@ use kiln_native::{
 use kiln_proto::{ArtifactKey, graph::Graph};
 
 use super::{
-    ExecError, Module, Tensor, Verdict, cpu, layout,
+    ExecError, Module, Patched, Tensor, Verdict, cpu, layout, patched,
     program::{about, piece_names, read_stitching},
     trial::Trial,
     verify::{Judge, compare},
@@ -113,10 +113,14 @@ pub(super) fn tried(
 pub(super) enum Runner {
     Cpu(Box<cpu::Program>),
     Gpu(std::sync::Arc<Module>),
+    Both(Box<Patched>),
 }
 
 impl Runner {
     pub(super) fn load(dir: &Path, device: usize) -> Result<Self, ExecError> {
+        if patched::is_patched(dir) {
+            return Ok(Self::Both(Box::new(Patched::load(dir, device)?)));
+        }
         Ok(match cpu::is_eager(dir) {
             true => Self::Cpu(Box::new(cpu::Program::load(dir)?)),
             false => Self::Gpu(Module::load(dir, device)?),
@@ -127,6 +131,7 @@ impl Runner {
         match self {
             Self::Cpu(program) => program.plan(),
             Self::Gpu(module) => module.plan().clone(),
+            Self::Both(whole) => whole.plan().clone(),
         }
     }
 
@@ -141,6 +146,7 @@ impl Runner {
                 Ok(outputs.into_iter().map(Tensor::from).collect())
             }
             Self::Gpu(module) => module.run(inputs),
+            Self::Both(whole) => whole.run(inputs),
         }
     }
 }

@@ -20,6 +20,7 @@ use kiln_proto::ArtifactKey;
 use super::{
     ExecError, by_size,
     layout::{self, CUBIN, INDUCTOR, PLAN, STITCHING},
+    patched,
 };
 
 /// A compiled graph, not yet on a device.
@@ -84,6 +85,10 @@ impl Program {
     pub(super) fn read(dir: &Path) -> Result<Self, ExecError> {
         let mut program = Self::read_one(dir)?;
         for (size, folder) in by_size::folders(dir)? {
+            // A fallback, which the dynamic one is better than.
+            if patched::is_patched(&folder) {
+                continue;
+            }
             let mut fixed = Self::read_one(&folder)?;
             by_size::check(&program.plan, &fixed.plan, &folder)?;
             let first = program.kernels.len();
@@ -263,7 +268,9 @@ fn refuse_eager(dir: &Path) -> Result<(), ExecError> {
     if !path.exists() {
         return Ok(());
     }
-    let why = "it is for the CPU, piece 0 for a GPU: all run on one of them".to_owned();
+    let why = "it is for the CPU, others for a GPU: a fallback, which `kiln exec` and \
+               `kiln::exec::Patched` run";
+    let why = why.to_owned();
     Err(ExecError::Artifact { path, why })
 }
 

@@ -1,11 +1,11 @@
 //! Artifacts of the eager compiler through the whole of `kiln exec`.
 
 use kiln_native::{
-    eager::Eager,
-    read_graph, signature,
+    eager::{self, Eager},
+    lower_parsed, read_graph, signature,
     split::{Settings as Splitting, Split, split, stitch},
 };
-use kiln_proto::{ArtifactKey, Digest, PieceRef, graph::Graph as Exported};
+use kiln_proto::{ArtifactKey, Digest, PieceRef, Target, graph::Graph as Exported};
 use safetensors::{SafeTensors, tensor::TensorView};
 
 use super::*;
@@ -191,6 +191,48 @@ fn a_stitched_artifact_gives_what_the_whole_gives_and_each_piece_is_judged() {
     }
 }
 
+/// The interpreter's pieces, each run by itself as those of a fallback are.
+#[test]
+fn pieces_that_run_by_themselves_give_what_the_whole_gives() {
+    let (folder, exec, _) = stitched("block_bf16.211.pt2", "block_bf16.safetensors");
+    exec_main(&exec).unwrap();
+    let whole = Patched::load(folder.path(), 0).unwrap();
+    let file = std::fs::read(&exec.inputs).unwrap();
+    let inputs = read_inputs(&file, whole.plan(), whole.signature()).unwrap();
+    let outputs = whole.run(&inputs).unwrap();
+    let written = std::fs::read(&exec.output).unwrap();
+    let written = SafeTensors::deserialize(&written).unwrap();
+    assert_eq!(written.tensor("out0").unwrap().data(), &*outputs[0].bytes);
+    let (last, rest) = inputs.split_last().unwrap();
+    let short = Tensor::new(last.dtype, &[0], vec![]).unwrap();
+    let refused = whole.run(&[rest, &[short]].concat()).unwrap_err();
+    assert!(matches!(refused, ExecError::Inputs(_)), "{refused}");
+}
+
+/// A fallback of which one piece is for the GPU is run as what it is, not refused as it is
+/// read: where there is no GPU, for that reason, and by the piece's name.
+#[test]
+fn a_whole_for_both_is_run_on_both() {
+    let (folder, exec, split) = stitched("block_f32.211.pt2", "block_f32.safetensors");
+    let lowered =
+        lower_parsed(split.graph(&split.pieces[2]), &Default::default(), Target::cubin(90));
+    let piece = layout::piece_dir(folder.path(), 2);
+    for name in [eager::GRAPH, eager::CONSTANTS] {
+        let _ = std::fs::remove_file(piece.join(name));
+    }
+    std::fs::write(piece.join(layout::PLAN), serde_json::to_vec(&lowered.unwrap().plan).unwrap())
+        .unwrap();
+    std::fs::write(piece.join(layout::CUBIN), b"text").unwrap();
+    assert!(patched::is_patched(folder.path()));
+    let refused = exec_main(&exec).unwrap_err().to_string();
+    let named = format!("piece 2 (key {}): ", key(2));
+    assert!(refused.starts_with(&named) && refused.contains("no machine code"), "{refused}");
+    // The module of a device alone says who runs it.
+    let refused = Module::load(folder.path(), 0).err().unwrap().to_string();
+    assert!(refused.contains("kiln::exec::Patched"), "{refused}");
+    assert!(!patched::is_patched(&piece), "no whole");
+}
+
 #[test]
 fn a_piece_that_computes_something_else_is_named() {
     let (folder, exec, split) = stitched("block_f32.211.pt2", "block_f32.safetensors");
@@ -234,12 +276,6 @@ fn pieces_that_are_missing_or_swapped_are_refused_by_name_before_anything_runs()
         std::fs::rename(&c, &b).unwrap();
     });
     assert!(swapped.contains(&name(0)) && swapped.contains("not"), "{swapped}");
-    let mixed = refused(&|dir| {
-        let piece = layout::piece_dir(dir, 1);
-        std::fs::remove_file(piece.join("graph.json")).unwrap();
-        std::fs::write(piece.join("module.cubin"), b"\x7fELF").unwrap();
-    });
-    assert!(mixed.contains(&name(1)) && mixed.contains("for a GPU"), "{mixed}");
     let both = refused(&|dir| std::fs::write(dir.join("module.cubin"), b"\x7fELF").unwrap());
     assert!(both.contains("module.cubin is beside it"), "{both}");
     let altered = refused(&|dir| std::fs::write(dir.join("stitching.json"), b"{}").unwrap());
