@@ -15,6 +15,7 @@ pub mod graph;
 mod key;
 mod limits;
 mod manifest;
+pub mod numbers;
 mod target;
 pub mod value;
 

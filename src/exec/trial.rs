@@ -5,11 +5,8 @@
 //! end of its type.
 
 use half::{bf16, f16};
-use kiln_native::{
-    numbers::Numbers,
-    plan::{CONSTANT, Plan, Tensor as Wanted},
-};
-use kiln_proto::graph::DType;
+use kiln_native::plan::{CONSTANT, Plan, Tensor as Wanted};
+use kiln_proto::{graph::DType, numbers::Numbers};
 
 use super::{ExecError, Tensor};
 

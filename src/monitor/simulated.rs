@@ -4,7 +4,7 @@
 
 use std::{collections::BTreeMap, f64::consts::TAU};
 
-use kiln_native::numbers::Numbers;
+use kiln_proto::numbers::Numbers;
 
 use super::{
     knob::{Knob, Levels},

@@ -26,7 +26,6 @@ pub mod interp;
 mod live;
 mod loops;
 mod lower;
-pub mod numbers;
 mod parse;
 pub mod plan;
 mod portable;

@@ -6,26 +6,24 @@
 
 use std::{cell::Cell, ops::Range, time::Duration};
 
-/// A small generator (SplitMix64): equal seeds give equal numbers.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Chance(u64);
+use kiln_proto::numbers::Numbers;
+
+/// What may happen: equal seeds, equal chances.
+#[derive(Debug, Clone)]
+pub(super) struct Chance(Numbers);
 
 impl Chance {
     pub(super) fn new(seed: u64) -> Self {
-        Self(seed)
+        Self(Numbers::new(seed))
     }
 
     /// One more generator, whose numbers tell nothing of this one's.
     pub(super) fn fork(&mut self) -> Self {
-        Self(self.number() ^ 0x5851_f42d_4c95_7f2d)
+        Self::new(self.number() ^ 0x5851_f42d_4c95_7f2d)
     }
 
     pub(super) fn number(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
+        self.0.word()
     }
 
     /// A number in `range`.
@@ -71,7 +69,7 @@ pub(super) fn seed_this_thread(seed: u64) {
 /// `to` has room for `length` bytes, as for libc's.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn getrandom(to: *mut u8, length: usize, flags: u32) -> isize {
-    let Some(mut chance) = SYSTEM.get() else {
+    let Some(mut chance) = SYSTEM.take() else {
         // SAFETY: the system call with the caller's own arguments.
         let got = unsafe { libc::syscall(libc::SYS_getrandom, to, length, flags) };
         return isize::try_from(got).unwrap_or(-1);

@@ -1,6 +1,6 @@
 //! Choices by chance, the same everywhere for one seed.
 
-use crate::numbers::Numbers;
+use kiln_proto::numbers::Numbers;
 
 /// A sequence of choices.
 #[derive(Debug, Clone)]

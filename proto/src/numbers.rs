@@ -22,6 +22,13 @@ impl Numbers {
         z ^ (z >> 31)
     }
 
+    /// Another sequence, for part `n` of what this one is for.
+    pub const fn part(&self, n: u64) -> Self {
+        let mut part = Self(self.0 ^ n.wrapping_mul(0xa24b_aed4_963e_e407));
+        part.word();
+        part
+    }
+
     /// The next one, at least 0 and below 1, of 53 bits.
     pub const fn unit(&mut self) -> f64 {
         (self.word() >> 11) as f64 / (1u64 << 53) as f64
@@ -40,6 +47,8 @@ mod tests {
         let known =
             [6_457_827_717_110_365_317, 3_203_168_211_198_807_973, 9_817_491_932_198_370_423];
         assert_eq!(first, known);
+        let [mut one, mut two] = [1, 2].map(|n| numbers.part(n));
+        assert_ne!(one.word(), two.word());
         assert!((0..1000).all(|_| (0.0..1.0).contains(&numbers.unit())));
     }
 }
