@@ -7,9 +7,9 @@ use tokio::time::timeout;
 
 use crate::{
     harness::{SOON, TestCluster, TestNode, eventually, kind, saxpy},
-    monitor::{anomaly, knows, watchful, webhook, working_until},
     pieces::workers::Workers,
     redis::Redis,
+    watching::{anomaly, knows, telling, watchful, working_until},
 };
 
 /// A kernel of which the caller wants the error at once.
@@ -54,17 +54,12 @@ async fn time_out(node: &TestNode, name: &str) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn time_outs_are_one_alert_that_ends() {
-    let (url, mut received) = webhook().await;
-    let mut cluster = TestCluster::start_with(1, |i, config| {
+    let (cluster, mut webhook) = telling(|i, config| {
         watchful(i, config);
         config.monitor.every = Duration::from_secs(1);
         config.compile.concurrency = 1;
     })
     .await;
-    let node = &mut cluster.nodes[0];
-    node.terminate().await;
-    node.config.alerts.webhook = Some(url);
-    node.restart().await;
     let node = &cluster.nodes[0];
     let workers = Workers::pause(node).await;
     let mut n = 0;
@@ -78,17 +73,7 @@ async fn time_outs_are_one_alert_that_ends() {
     assert!(lasting.text.contains("test.cu (") && lasting.text.contains("deadline"), "{lasting:?}");
     workers.resume();
 
-    let mut told = Vec::new();
-    while told.last().is_none_or(|(status, _)| status != "resolved") {
-        let call = timeout(SOON, received.recv()).await.expect("a call in time").unwrap();
-        for alert in call["alerts"].as_array().unwrap() {
-            // A loaded machine may have more to tell: a slow disk.
-            if alert["labels"]["alertname"] == "KilnCompileTimeOuts" {
-                let text = |of: &serde_json::Value| of.as_str().unwrap().to_owned();
-                told.push((text(&alert["status"]), text(&alert["fingerprint"])));
-            }
-        }
-    }
+    let told = webhook.until_resolved("KilnCompileTimeOuts").await;
     assert_eq!(told.len(), 2, "{told:?}");
     assert_eq!((&*told[0].0, &told[0].1), ("firing", &told[1].1));
 }

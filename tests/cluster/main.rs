@@ -47,3 +47,4 @@ mod run;
 mod sizes;
 mod start;
 mod traces;
+mod watching;

@@ -1,34 +1,17 @@
 //! The monitor of a real node: planted anomalies, alerts, emergency mode.
 
-use std::time::Duration;
-
-use axum::{Router, routing::post};
-use kiln::config::Config;
 use kiln_proto::pb::{self, EmergencySystem, EmergencyTurn, Outcome};
 use serde_json::Value;
-use tokio::{net::TcpListener, sync::mpsc, time::timeout};
+use tokio::time::timeout;
 use tonic::Code;
 
 use crate::{
     harness::{SOON, TestCluster, TestNode, eventually, http, saxpy},
     redis::Redis,
+    watching::{anomaly, knows, telling, watchful, working_until},
 };
 
-/// A cycle short enough for a test, and long enough for some requests.
-pub(crate) const EVERY: Duration = Duration::from_millis(400);
-
-pub(crate) fn watchful(_: usize, config: &mut Config) {
-    config.monitor.every = EVERY;
-    config.monitor.enough = 5;
-    config.resp.wait = Duration::ZERO;
-}
-
 impl TestNode {
-    pub(crate) async fn report(&self) -> pb::MonitorResponse {
-        let asked = self.client().await.monitor(pb::MonitorRequest {}).await;
-        asked.unwrap().into_inner()
-    }
-
     async fn emergency(
         &self,
         turn: EmergencyTurn,
@@ -42,34 +25,6 @@ impl TestNode {
         let asked = self.client().await.emergency(request).await?;
         Ok(asked.into_inner().mode.unwrap())
     }
-}
-
-/// Does `work` again and again until the report of `node` has what is looked for.
-pub(crate) async fn working_until<T>(
-    what: &str,
-    node: &TestNode,
-    mut work: impl AsyncFnMut(u64),
-    looked_for: impl Fn(&pb::MonitorResponse) -> Option<T>,
-) -> T {
-    let mut n = 0;
-    eventually(what, async || {
-        for _ in 0..20 {
-            n += 1;
-            work(n).await;
-        }
-        looked_for(&node.report().await)
-    })
-    .await
-}
-
-/// Whether enough was seen of `figure` to know what is usual.
-pub(crate) fn knows(report: &pb::MonitorResponse, figure: &str) -> Option<()> {
-    let known = report.metrics.iter().any(|of| of.name == figure && of.usual.is_some());
-    known.then_some(())
-}
-
-pub(crate) fn anomaly(report: &pb::MonitorResponse, kind: &str) -> Option<u64> {
-    report.anomalies.iter().any(|of| of.kind == kind).then_some(report.cycle)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -109,33 +64,14 @@ async fn restores_that_nobody_uses_and_a_falling_hit_rate_are_found() {
     assert!(found <= planted + 4, "planted in {planted}, found in {found}");
 }
 
-/// What a webhook got, from a server of this test.
-pub(crate) async fn webhook() -> (String, mpsc::UnboundedReceiver<Value>) {
-    let (calls, received) = mpsc::unbounded_channel();
-    let take = move |body: String| {
-        let calls = calls.clone();
-        async move { calls.send(serde_json::from_str(&body).unwrap()).unwrap() }
-    };
-    let routes = Router::new().route("/alerts", post(take));
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let url = format!("http://{}/alerts", listener.local_addr().unwrap());
-    tokio::spawn(async move { axum::serve(listener, routes).await });
-    (url, received)
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_corrupt_copy_is_an_alert_that_a_webhook_gets_once_with_its_end() {
-    let (url, mut received) = webhook().await;
-    let mut cluster = TestCluster::start_with(1, |i, config| {
+    let (cluster, mut webhook) = telling(|i, config| {
         watchful(i, config);
         // No value of this test stays in memory.
         config.memory.bytes = 1 << 20;
     })
     .await;
-    let node = &mut cluster.nodes[0];
-    node.terminate().await;
-    node.config.alerts.webhook = Some(url);
-    node.restart().await;
     let node = &cluster.nodes[0];
     let mut redis = Redis::connect(node).await;
     let value = vec![7; 2 << 20];
@@ -149,16 +85,8 @@ async fn a_corrupt_copy_is_an_alert_that_a_webhook_gets_once_with_its_end() {
     let got = redis.get("value").await;
     assert!(got.is_none_or(|got| got == value), "no wrong byte");
 
-    let mut told = Vec::new();
-    while told.len() < 2 {
-        let call = timeout(SOON, received.recv()).await.expect("a call in time").unwrap();
-        for alert in call["alerts"].as_array().unwrap() {
-            // A loaded machine may have more to tell: a slow disk.
-            if alert["labels"]["alertname"] == "KilnCorruption" {
-                told.push(alert["status"].as_str().unwrap().to_owned());
-            }
-        }
-    }
+    let told = webhook.until_resolved("KilnCorruption").await;
+    let told: Vec<&str> = told.iter().map(|(status, _)| status.as_str()).collect();
     assert_eq!(told, ["firing", "resolved"]);
     let alerts = node.report().await.alerts;
     assert!(alerts.iter().any(|of| of.name == "KilnCorruption" && of.ends_unix_ms.is_some()));
