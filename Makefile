@@ -98,6 +98,7 @@ builds = { before=$${KILN_BINARY_BEFORE:-$$(dirname $(binary))/kiln-before} && \
 # FAULTS: more words for it, as `--only kill --seed 7`; `--help` names all.
 faults: ## kills, cuts, full disks on real nodes under load, histories checked: 20 minutes; root
 	$(call toolchain,test) && $(builds) && \
+	cargo nextest run --locked --package kiln --test cluster --run-ignored only planted && \
 	cargo test --locked --quiet --package kiln --test faults -- --minutes 17 $(FAULTS)
 
 HOURS ?= 2

@@ -39,6 +39,7 @@ mod out;
 mod pieces;
 mod pins;
 mod plan;
+mod planted;
 mod publish;
 mod redis;
 mod resources;
