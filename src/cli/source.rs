@@ -82,6 +82,7 @@ enum Backend {
     Inductor,
     InductorStandalone,
     Mixed,
+    MixedEager,
 }
 
 impl Backend {
@@ -94,6 +95,7 @@ impl Backend {
             Self::Inductor => "inductor",
             Self::InductorStandalone => "inductor-standalone",
             Self::Mixed => "mixed",
+            Self::MixedEager => "mixed-eager",
         }
     }
 }

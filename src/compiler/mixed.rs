@@ -1,11 +1,13 @@
 //! `mixed`: an exported graph in pieces, each by the native compiler, and those that it
-//! refuses by Inductor.
+//! refuses by Inductor. `mixed-eager`, where nobody has Inductor: those are the graph itself,
+//! which PyTorch runs, or the interpreter.
 //!
 //! Its toolchain is that of both: a node has it that has both. A piece is one of its own
 //! compiler, under the key that it has anywhere else.
 //!
 //! Invariant: who compiles a piece follows from its graph, the options and the target
-//! alone: a piece that fails in the compiler that it is for is no other compiler's.
+//! alone: a piece that fails in the compiler that it is for is no other compiler's. Native has
+//! at least one piece.
 
 use std::sync::Arc;
 
@@ -15,26 +17,42 @@ use kiln_proto::{BinaryKind, Failure, FailureKind, Fingerprint, KeyField, Target
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    CompileInput, Compiler, InductorCompiler, Limits, NativeCompiler, Output, Planned, Prepared,
-    Source, native_compiler, pieces::stitched,
+    CompileInput, Compiler, EagerCompiler, InductorCompiler, Limits, NativeCompiler, Output,
+    Planned, Prepared, Source, native_compiler, pieces::stitched,
 };
 
 /// Compiles each piece by the compiler that can.
 pub struct MixedCompiler {
+    name: &'static str,
     native: Arc<NativeCompiler>,
-    inductor: Arc<InductorCompiler>,
+    /// Of what native refuses.
+    rest: Arc<dyn Compiler>,
 }
 
 impl MixedCompiler {
-    /// The name by which a request selects it.
+    /// The name by which a request selects it, where the rest is Inductor's.
     pub const NAME: &'static str = "mixed";
+    /// The same, where the rest is the graph itself.
+    pub const WITH_EAGER: &'static str = "mixed-eager";
 
     pub(super) fn new(native: Arc<NativeCompiler>, inductor: Arc<InductorCompiler>) -> Self {
-        Self { native, inductor }
+        Self { name: Self::NAME, native, rest: inductor }
+    }
+
+    pub(super) fn with_eager(native: Arc<NativeCompiler>) -> Self {
+        Self { name: Self::WITH_EAGER, native, rest: Arc::new(EagerCompiler) }
     }
 
     fn parts(&self) -> [&dyn Compiler; 2] {
-        [&*self.native, &*self.inductor]
+        [&*self.native, &*self.rest]
+    }
+
+    /// The request as the compiler of the rest takes it.
+    fn for_rest(&self, for_inductor: CompileInput) -> CompileInput {
+        match self.name {
+            Self::WITH_EAGER => CompileInput { target: Target::any(), ..for_inductor },
+            _ => for_inductor,
+        }
     }
 
     /// The compiler of a piece.
@@ -42,7 +60,7 @@ impl MixedCompiler {
         let name = &prepared.fingerprint.compiler;
         let part = self.parts().into_iter().find(|part| part.name() == name);
         part.ok_or_else(|| {
-            let why = format!("a piece of {name} went to {}", Self::NAME);
+            let why = format!("a piece of {name} went to {}", self.name);
             Failure::new(FailureKind::Crashed, why)
         })
     }
@@ -51,7 +69,7 @@ impl MixedCompiler {
 #[async_trait]
 impl Compiler for MixedCompiler {
     fn name(&self) -> &'static str {
-        Self::NAME
+        self.name
     }
 
     fn accepts(&self, source: &Source) -> bool {
@@ -65,8 +83,8 @@ impl Compiler for MixedCompiler {
     }
 
     fn fingerprint(&self) -> Result<Fingerprint, Failure> {
-        let [native, inductor] = self.parts();
-        Ok(together(&[native.fingerprint()?, inductor.fingerprint()?]))
+        let [native, rest] = self.parts();
+        Ok(together(self.name, &[native.fingerprint()?, rest.fingerprint()?]))
     }
 
     fn prepare(
@@ -84,15 +102,15 @@ impl Compiler for MixedCompiler {
         piecewise: Piecewise,
     ) -> Result<Prepared, Failure> {
         if piecewise == Piecewise::Never {
-            let why = "`mixed` compiles in pieces: one compile is one compiler's";
+            let why = format!("`{}` compiles in pieces: one compile is one compiler's", self.name);
             return Err(Failure::new(FailureKind::Incompatible, why));
         }
         input.validate()?;
         let archive = input.source.program(self.name())?;
         kiln_native::check_target(input.target)?;
-        let (for_native, for_inductor) = inputs(input);
-        let [native, inductor] = [&*self.native as &dyn Compiler, &*self.inductor]
-            .map(|part| part_of(fingerprint, part.name()));
+        let (for_native, for_rest) = inputs(input);
+        let for_rest = self.for_rest(for_rest);
+        let [native, rest] = self.parts().map(|part| part_of(fingerprint, part.name()));
         let graph = kiln_native::read_any_graph(archive)?;
         let mut settings = Settings { piecewise: Piecewise::Always, ..Settings::default() };
         // Alone, so that what is beside them stays native.
@@ -104,29 +122,35 @@ impl Compiler for MixedCompiler {
             let why = "a graph that was asked for in pieces has none";
             return Err(Failure::new(FailureKind::Crashed, why));
         };
-        let mut position = 0;
+        let (mut position, mut refused) = (0, Vec::new());
         let piece = |_: &CompileInput, graph: &Graph| {
             let at = position;
             position += 1;
             match native_compiler::piece(&for_native, &native, graph) {
                 Err(why) if why.kind == FailureKind::UnsupportedOp => {
-                    let reason = format!("piece {at} is {}'s: {}", inductor.compiler, why.message);
+                    let reason = format!("piece {at} is {}'s: {}", rest.compiler, why.message);
                     planned.reasons.push(reason);
-                    self.inductor.piece(&for_inductor, &inductor, graph)
+                    refused.push(why.message);
+                    self.rest.piece(&for_rest, &rest, graph)
                 }
                 made => made,
             }
         };
         let mut options = fields(kiln_native::merged_options(&for_native.options)?);
-        let given = for_inductor.options.iter();
+        let given = for_rest.options.iter();
         options.extend(given.map(|(name, value)| KeyField::new(format!("inductor.{name}"), value)));
         let made = (kiln_native::archive_name(archive), options);
         let whole = stitched(input, fingerprint, &graph, split, made, piece)?;
+        if refused.len() == split.pieces.len() {
+            return Err(Failure::new(FailureKind::UnsupportedOp, refused.join("; ")));
+        }
         Ok(whole.planned(planned))
     }
 
     fn free(&self) -> usize {
-        self.parts().map(|part| part.free()).into_iter().min().unwrap_or_default()
+        // Eager is no process that may be busy.
+        let parts = self.parts().into_iter().filter(|part| part.name() != EagerCompiler::NAME);
+        parts.map(Compiler::free).min().unwrap_or_default()
     }
 
     async fn until_free(&self) {
@@ -146,11 +170,11 @@ impl Compiler for MixedCompiler {
 }
 
 /// The toolchains of several compilers as one.
-fn together(parts: &[Fingerprint]) -> Fingerprint {
+fn together(name: &str, parts: &[Fingerprint]) -> Fingerprint {
     let versions = parts.iter().flat_map(|Fingerprint { compiler, versions }| {
         versions.iter().map(move |(name, value)| (format!("{compiler}.{name}"), value.clone()))
     });
-    Fingerprint { compiler: MixedCompiler::NAME.to_owned(), versions: versions.collect() }
+    Fingerprint { compiler: name.to_owned(), versions: versions.collect() }
 }
 
 /// The toolchain of one of them.
@@ -186,7 +210,7 @@ mod tests {
     fn toolchains_are_put_together_and_taken_apart() {
         let native = Fingerprint::new("native", [("nvrtc", "13.0")]);
         let inductor = Fingerprint::new("inductor-standalone", [("torch", "2.15"), ("cuda", "13")]);
-        let both = together(&[native.clone(), inductor.clone()]);
+        let both = together(MixedCompiler::NAME, &[native.clone(), inductor.clone()]);
         assert_eq!(both.compiler, "mixed");
         assert_eq!(part_of(&both, "native"), native);
         assert_eq!(part_of(&both, "inductor-standalone"), inductor);

@@ -29,7 +29,9 @@ impl Compilers {
         }
         let (for_native, for_inductor) = mixed::inputs(input);
         match name {
-            NATIVE | MixedCompiler::NAME | "eager" => Some((INDUCTOR, for_inductor)),
+            NATIVE | MixedCompiler::NAME | MixedCompiler::WITH_EAGER | "eager" => {
+                Some((INDUCTOR, for_inductor))
+            }
             "inductor" | INDUCTOR if input.target.compute > 0 => {
                 let target = Target { kind: BinaryKind::Cubin, ..input.target };
                 Some((NATIVE, CompileInput { target, ..for_native }))

@@ -69,6 +69,7 @@ impl Compilers {
         let [ahead, standalone] = InductorCompiler::NAMES
             .map(|name| Arc::new(InductorCompiler::new(name, Arc::clone(&python))));
         let mixed = MixedCompiler::new(Arc::clone(&native), Arc::clone(&standalone));
+        let mixed_eager = MixedCompiler::with_eager(Arc::clone(&native));
         let all: Vec<Arc<dyn Compiler>> = vec![
             Arc::new(CudaCompiler::new(Arc::clone(&engine))),
             native,
@@ -76,6 +77,7 @@ impl Compilers {
             ahead,
             standalone,
             Arc::new(mixed),
+            Arc::new(mixed_eager),
         ];
         Self { all, engine, python }
     }

@@ -261,7 +261,7 @@ impl Manager {
 
     /// This node's fingerprint of a compiler; without a toolchain of its own,
     /// the newest that a node of the cluster has, so that hits go on.
-    fn fingerprint(&self, compiler: &dyn Compiler) -> Result<Fingerprint, Error> {
+    pub(super) fn fingerprint(&self, compiler: &dyn Compiler) -> Result<Fingerprint, Error> {
         compiler.fingerprint().or_else(|missing| {
             let nodes = self.index.nodes();
             let known = nodes.into_iter().flat_map(|(_, node)| node.facts.compilers);

@@ -59,7 +59,7 @@ async fn a_node_lives_and_joins_while_its_toolchain_is_looked_at() {
     }
     drop(OpenOptions::new().read(true).write(true).open(folder.join("held")).unwrap());
     eventually("the compilers", async || {
-        (compilers(old, new.id).await == ["cuda", "native", "eager"]).then_some(())
+        (compilers(old, new.id).await == ["cuda", "native", "eager", "mixed-eager"]).then_some(())
     })
     .await;
     assert_eq!(new.compile(saxpy("kernel")).await.unwrap().outcome, Outcome::Hit);
@@ -73,7 +73,7 @@ async fn a_node_that_moved_is_found_where_it_is_whatever_it_compiles_with() {
     cluster.nodes[new].restart().await;
     eventually("the compilers", async || {
         let told = compilers(&cluster.nodes[0], cluster.nodes[new].id).await;
-        (told == ["cuda", "native", "eager"]).then_some(())
+        (told == ["cuda", "native", "eager", "mixed-eager"]).then_some(())
     })
     .await;
     cluster.nodes[new].terminate().await;

@@ -36,7 +36,7 @@ async fn a_look_that_takes_long_holds_up_nothing_else() {
     gate.write_all(&[b'\n'; 100]).unwrap();
     settled.await;
     looked.await;
-    assert_eq!(names(&node), ["cuda", "native", "eager"]);
+    assert_eq!(names(&node), ["cuda", "native", "eager", "mixed-eager"]);
     node.compile(&input).await.unwrap();
 }
 

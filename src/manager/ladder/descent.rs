@@ -9,12 +9,13 @@ use kiln_proto::{ArtifactKey, Failure, FailureKind};
 use tokio::time::{Instant, timeout_at};
 
 use super::{
-    Event, Fallback, FallbackPolicy, GRACE, PieceFallback, Rung, Tried, pauses,
+    Event, FallbackPolicy, GRACE, Rung, Tried, pauses,
+    reached::Reached,
     table::{Cause, below, may_mend, valid},
     variants::{self, Failed},
 };
 use crate::{
-    compiler::{Compiler, Prepared, Source},
+    compiler::{Compiler, MixedCompiler, Prepared, Source},
     error::Error,
     manager::{Answer, Manager, PieceReport, Request, Stage},
 };
@@ -67,7 +68,8 @@ impl Manager {
     fn limit(&self, request: &Request, began: Instant) -> Instant {
         let compiler = self.compilers().select(&request.backend, &request.input);
         let has_eager = compiler.is_ok_and(|compiler| {
-            let failed = Failed { request, compiler: &*compiler, in_pieces: false };
+            let (in_pieces, has_mixed) = (false, false);
+            let failed = Failed { request, compiler: &*compiler, in_pieces, has_mixed };
             variants::request(Rung::Eager, &failed, self.compilers()).is_some()
         });
         let left = request.deadline.saturating_duration_since(began);
@@ -124,18 +126,6 @@ impl Manager {
     }
 }
 
-/// An answer that is not what was asked for.
-pub(super) struct Reached {
-    pub(super) rung: Rung,
-    pub(super) answer: Answer,
-    /// For how long it is to be used.
-    pub(super) valid: Duration,
-    /// Whether what was wanted may be compiled later.
-    pub(super) may_mend: bool,
-    /// What stands for which pieces.
-    pub(super) pieces: Vec<PieceFallback>,
-}
-
 /// Where a request is on its way.
 struct Descent<'m> {
     manager: &'m Arc<Manager>,
@@ -165,7 +155,7 @@ impl Descent<'_> {
             if !is_again(&self.next(now, tried))
                 && let Some(patched) = self.patched(&last, request.deadline, tell).await
             {
-                return Ok(self.reached(patched, request));
+                return Ok(patched.marked(self.manager, self.wanted, self.tried, request));
             }
             let Some((rung, asked)) = self.next(now, tried) else { break };
             tried = rung;
@@ -193,7 +183,7 @@ impl Descent<'_> {
                         let (valid, may_mend) = (valid(self.first), may_mend(self.first));
                         let pieces = Vec::new();
                         let reached = Reached { rung, answer, valid, may_mend, pieces };
-                        return Ok(self.reached(reached, request));
+                        return Ok(reached.marked(self.manager, self.wanted, self.tried, request));
                     }
                     Err(ref error) => error.clone(),
                 };
@@ -215,8 +205,13 @@ impl Descent<'_> {
 
     /// The next rung that there is and that there is time for.
     fn next(&self, now: Cause, tried: Rung) -> Option<(Rung, Request)> {
-        let failed =
-            Failed { request: &self.base, compiler: &*self.compiler, in_pieces: self.in_pieces };
+        let mixed = self.manager.compilers().named(MixedCompiler::NAME);
+        let failed = Failed {
+            request: &self.base,
+            compiler: &*self.compiler,
+            in_pieces: self.in_pieces,
+            has_mixed: mixed.is_some_and(|mixed| self.manager.fingerprint(&*mixed).is_ok()),
+        };
         // In an emergency no compiler's process is asked.
         let is_short = Instant::now() >= self.limit || self.manager.emergency.refuses();
         below(self.first, now, tried).filter(|rung| *rung == Rung::Eager || !is_short).find_map(
@@ -255,35 +250,6 @@ impl Descent<'_> {
             failure.message
         );
         self.tried.push(Tried { piece: None, rung, key, failure, took });
-    }
-
-    /// The answer, marked as what it is.
-    fn reached(self, reached: Reached, request: &Request) -> Answer {
-        let Reached { rung, answer, valid, may_mend, pieces } = reached;
-        let tried: Arc<[Tried]> = self.tried.into();
-        if rung == Rung::Again || self.wanted == Some(answer.manifest.key) {
-            return Answer { tried, ..answer };
-        }
-        let kind = tried[0].failure.kind;
-        let (manager, wanted) = (self.manager, self.wanted);
-        tracing::warn!(
-            wanted = wanted.map(tracing::field::display),
-            key = %answer.manifest.key,
-            rung = rung.name(),
-            kind = kind.name(),
-            "answered by a fallback"
-        );
-        tried.iter().for_each(|tried| manager.remembered.note(tried, Instant::now() + valid));
-        manager.counters.fell(rung.name(), kind.name());
-        for PieceFallback { rung, failed_of, .. } in &pieces {
-            manager.counters.piece_fell(rung.name(), failed_of.name());
-        }
-        manager.events.tell(Event::Fell { wanted, kind, rung });
-        if let (Some(wanted), true) = (wanted, may_mend) {
-            manager.compile_behind(wanted, request);
-        }
-        let fallback = Some(Arc::new(Fallback { wanted, rung, valid, pieces }));
-        Answer { fallback, tried, ..answer }
     }
 
     /// Why there is nothing: the request's own error, and what was tried after it.

@@ -20,6 +20,7 @@ mod descent;
 mod event;
 mod patch;
 mod pauses;
+mod reached;
 mod remembered;
 mod rung;
 mod table;

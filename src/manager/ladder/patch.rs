@@ -15,7 +15,8 @@ use tokio::time::{Instant, timeout_at};
 
 use super::{
     PieceFallback, Rung, Tried,
-    descent::{Attempt, Reached},
+    descent::Attempt,
+    reached::Reached,
     table::{Cause, below, may_mend, valid},
     variants,
 };

@@ -23,7 +23,8 @@ pub enum Rung {
     Fewer,
     /// In pieces.
     Pieces,
-    /// In pieces, those that the compiler does not know by Inductor.
+    /// In pieces, those that the compiler does not know by Inductor, or as the graph itself
+    /// where nobody has that.
     Mixed,
     /// By the next compiler.
     Other,

@@ -10,7 +10,10 @@ use kiln_proto::Target;
 use super::{FallbackPolicy, Rung};
 use crate::{
     check::Verify,
-    compiler::{CompileInput, Compiler, Compilers, EagerCompiler, Piecewise, Source, StitchPiece},
+    compiler::{
+        CompileInput, Compiler, Compilers, EagerCompiler, MixedCompiler, Piecewise, Source,
+        StitchPiece,
+    },
     manager::Request,
 };
 
@@ -21,11 +24,13 @@ pub(super) struct Failed<'r> {
     pub(super) compiler: &'r dyn Compiler,
     /// It was in pieces.
     pub(super) in_pieces: bool,
+    /// A node of the cluster has both `native` and Inductor.
+    pub(super) has_mixed: bool,
 }
 
 /// What a rung asks for.
 pub(super) fn request(rung: Rung, failed: &Failed<'_>, compilers: &Compilers) -> Option<Request> {
-    let Failed { request, compiler, in_pieces } = *failed;
+    let Failed { request, compiler, in_pieces, has_mixed } = *failed;
     if !allows(request, rung) {
         return None;
     }
@@ -54,11 +59,15 @@ pub(super) fn request(rung: Rung, failed: &Failed<'_>, compilers: &Compilers) ->
             may.then(|| Request { piecewise: Piecewise::Always, ..request.clone() })
         }
         Rung::Mixed => {
-            // Where the compiler was left to Kiln this was tried before it failed.
+            let backend = match has_mixed {
+                true => MixedCompiler::NAME,
+                false => MixedCompiler::WITH_EAGER,
+            };
+            // Where the compiler was left to Kiln the first was tried before it failed.
             let may = compiler.name() == "native"
-                && !is_auto(request)
+                && !(has_mixed && is_auto(request))
                 && request.piecewise != Piecewise::Never;
-            may.then(|| Request { backend: "mixed".into(), ..request.clone() })
+            may.then(|| Request { backend: backend.into(), ..request.clone() })
         }
         Rung::Other => {
             let (backend, input) = compilers.other(compiler.name(), &request.input)?;
