@@ -63,7 +63,8 @@ pub(crate) struct Compile {
     no_fallback: bool,
     /// Where the compile fails take whatever answers, down to the graph as it is (eager),
     /// though a compiler was asked for by --backend. Without a backend that is the default;
-    /// with one, what that compiler makes with other options or in pieces.
+    /// with one, what that compiler makes with other options or in pieces. Of a whole in
+    /// pieces those that fail are replaced so, and the others are kept.
     #[arg(long)]
     fallback: bool,
     /// Give up after this long: 30s, 5m. Default: the node's own bound.

@@ -14,7 +14,8 @@ Examples:
 
 /// Run a compiled graph on this machine, without Python.
 ///
-/// On the GPU; an artifact of the eager compiler on the CPU.
+/// On the GPU; an artifact of the eager compiler on the CPU; a fallback with pieces of both on
+/// both.
 ///
 /// DIR is what `kiln compile GRAPH.pt2 -o DIR` or `kiln get` wrote, whole or in
 /// pieces. The inputs

@@ -36,7 +36,8 @@ pub(crate) struct SourceArgs {
     targets: Vec<Target>,
     /// Which compiler; auto takes `cuda` for CUDA C++, and for a .pt2 `native`,
     /// or `eager` where the target is the CPU. What `native` refuses is compiled in
-    /// pieces by `mixed`: those that it refuses by Inductor, the others by itself.
+    /// pieces by `mixed`: those that it refuses by Inductor, the others by itself; where
+    /// nobody has Inductor by `mixed-eager`, which leaves those to PyTorch.
     #[arg(long, value_enum, default_value_t = Backend::Auto)]
     backend: Backend,
     /// An option of the backend, by name.
