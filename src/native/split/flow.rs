@@ -2,7 +2,7 @@
 //!
 //! Invariant: only nodes that the outputs need take part, as in the key.
 
-use kiln_proto::graph::{Graph, ValueId};
+use kiln_proto::graph::{Graph, InputKind, ValueId};
 
 use crate::live::live_order;
 
@@ -20,6 +20,9 @@ pub(super) struct Flow<'a> {
     pub(super) readers: Vec<Vec<usize>>,
     /// For each value whether the whole gives it.
     pub(super) is_output: Vec<bool>,
+    /// For each node whether it is made of nothing that a user gives: of weights, of
+    /// sizes, of numbers. It can be made wherever it is read.
+    pub(super) is_still: Vec<bool>,
 }
 
 impl<'a> Flow<'a> {
@@ -44,7 +47,16 @@ impl<'a> Flow<'a> {
         }
         let mut is_output = vec![false; count];
         graph.outputs.iter().for_each(|output| is_output[output.0] = true);
-        Self { graph, live, definer, input, readers, is_output }
+        let mut is_still = vec![false; graph.nodes.len()];
+        for index in &live {
+            let mut reads = graph.nodes[*index].tensors();
+            is_still[*index] = reads.all(|read| match (definer[read.0], input[read.0]) {
+                (Some(node), _) => is_still[node],
+                (None, Some(at)) => !matches!(graph.inputs[at].kind, InputKind::User),
+                (None, None) => true,
+            });
+        }
+        Self { graph, live, definer, input, readers, is_output, is_still }
     }
 
     /// The live nodes that read what `node` defines.

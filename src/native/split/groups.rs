@@ -3,13 +3,16 @@
 //! In a program as it was traced these are nodes of that name. In a decomposed
 //! one attention is many nodes: those that the compiler would make one kernel of
 //! again. Views that only such an operation reads go with it, so that what
-//! crosses the cut is what they are views of, and the kernel reads through them.
+//! crosses the cut is what they are views of, and the kernel reads through them; so
+//! does what is made of nothing that flows, a mask of positions, say, which the kernel
+//! computes. Views and casts that alone read the result go with it too: the kernel writes
+//! it as they have it.
 //!
 //! Invariant: no group reads what is made, outside of it, of what it gives.
 
 use std::collections::BTreeSet;
 
-use kiln_proto::graph::Node;
+use kiln_proto::graph::{Node, ValueId};
 
 use super::flow::Flow;
 use crate::{attend, core::Program};
@@ -22,7 +25,7 @@ const VIEWS: [&str; 13] = [
     "aten.permute.default",
     "aten.transpose.int",
     "aten.t.default",
-    "aten.expand.default",
+    EXPAND,
     "aten.unsqueeze.default",
     "aten.squeeze.dim",
     "aten.squeeze.dims",
@@ -30,6 +33,11 @@ const VIEWS: [&str; 13] = [
     "aten.detach.default",
     "aten.contiguous.default",
 ];
+/// Operations that write elements to another place, or in another type.
+const COPIES: [&str; 4] =
+    ["aten.clone.default", "aten._to_copy.default", "aten.to.dtype", "aten.to.dtype_layout"];
+/// The view that can be larger than what it is a view of.
+const EXPAND: &str = "aten.expand.default";
 /// Of an operation's name, in rules that mean attention in any form.
 const ATTENTION: &str = "scaled_dot_product";
 
@@ -62,6 +70,7 @@ pub(super) fn groups(flow: &Flow<'_>, program: &Program, names: &[String]) -> Gr
     for mut group in found.into_iter().filter(|group| !group.is_empty()) {
         close(flow, &mut group);
         take_views(flow, &mut group);
+        take_after(flow, &mut group);
         if group.iter().any(|node| of[*node].is_some()) {
             continue;
         }
@@ -95,15 +104,43 @@ fn close(flow: &Flow<'_>, group: &mut BTreeSet<usize>) {
     group.extend(after.intersection(&before));
 }
 
-/// Adds views that nobody else reads, from the group upwards.
+/// Adds views, and what is made of nothing that flows, that nobody else reads, from the
+/// group upwards.
 fn take_views(flow: &Flow<'_>, group: &mut BTreeSet<usize>) {
     let mut left: Vec<usize> = group.iter().flat_map(|node| flow.before(*node)).collect();
     while let Some(node) = left.pop() {
         let is_view = VIEWS.contains(&flow.graph.nodes[node].op.as_str());
+        let is_free = is_view || flow.is_still[node];
         let given = flow.graph.nodes[node].outputs.iter().any(|value| flow.is_output[value.0]);
         let alone = flow.after(node).all(|reader| group.contains(&reader));
-        if is_view && !given && alone && group.insert(node) {
+        if is_free && !given && alone && group.insert(node) {
             left.extend(flow.before(node));
+        }
+    }
+}
+
+/// Adds views, copies and casts to no wider type of what the group gives, each the only
+/// reader of the one before: the operation's kernel writes its result as they have it, and
+/// what crosses the cut is no larger for it.
+fn take_after(flow: &Flow<'_>, group: &mut BTreeSet<usize>) {
+    let ty = |value: ValueId| &flow.graph.value(value).ty;
+    let leaves =
+        |value: &ValueId| flow.readers[value.0].iter().any(|reader| !group.contains(reader));
+    let given: Vec<ValueId> =
+        group.iter().flat_map(|node| flow.needed(*node)).filter(leaves).collect();
+    for mut value in given {
+        while let ([reader], false) = (&flow.readers[value.0][..], flow.is_output[value.0]) {
+            let node = &flow.graph.nodes[*reader];
+            let [next] = node.outputs[..] else { break };
+            let op = node.op.as_str();
+            let is_free = VIEWS.contains(&op) || COPIES.contains(&op);
+            let larger = ty(next).dtype.bytes() > ty(value).dtype.bytes()
+                || (op == EXPAND && ty(next).shape != ty(value).shape);
+            if !is_free || larger || node.tensors().count() != 1 {
+                break;
+            }
+            group.insert(*reader);
+            value = next;
         }
     }
 }

@@ -3,7 +3,10 @@
 //! Nodes that must stay together are one unit. Units are in the order in which
 //! the outputs need them, as in the key, so that names and the exporter's order
 //! leave no trace here either; what several layers share comes before them all,
-//! so that the first layer looks like the others.
+//! so that the first layer looks like the others. What nothing of the user is in,
+//! the transposition of a weight, say, comes just before what reads it: anywhere
+//! else a cut would lie between them, and the piece before it would write it to
+//! memory at each run.
 //!
 //! Invariant: each live node is in one unit, and a unit comes after all that it reads.
 
@@ -34,10 +37,13 @@ pub(super) fn units(flow: &Flow<'_>, group: &[Option<usize>]) -> Option<Vec<Unit
         let tensors =
             members[unit].iter().flat_map(|node| sorted_tensors(&flow.graph.nodes[*node]));
         let definers = tensors.filter_map(|value| flow.definer[value.0]);
-        let mut units: Vec<usize> =
-            definers.map(|node| unit_of[node]).filter(|other| *other != unit).collect();
+        let definers = definers.filter(|node| unit_of[*node] != unit);
+        let (mut units, others): (Vec<usize>, Vec<usize>) =
+            definers.partition(|node| flow.is_still[*node]);
+        // The last one is taken first.
         units.reverse();
-        units
+        units.extend(others.into_iter().rev());
+        units.into_iter().map(|node| unit_of[node]).collect()
     };
     #[derive(Clone, Copy, PartialEq)]
     enum State {
