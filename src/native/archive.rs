@@ -3,10 +3,14 @@
 //! Invariant: what an archive declares is never believed. No entry is inflated
 //! past its limit, and nothing is written anywhere.
 
-use std::io::{Cursor, Read};
+use std::io::{Cursor, Read, Seek};
 
 use kiln_proto::{Failure, FailureKind};
-use zip::ZipArchive;
+use zip::{
+    ZipArchive,
+    read::{ArchiveOffset, Config},
+    result::ZipResult,
+};
 
 /// Most entries of an archive: a model of ten thousand layers has fewer.
 const MOST_ENTRIES: usize = 200_000;
@@ -24,7 +28,7 @@ pub(super) struct Archive<'a> {
 impl<'a> Archive<'a> {
     /// Opens the archive in `bytes` and finds the folder that holds its entries.
     pub(super) fn open(bytes: &'a [u8]) -> Result<Self, Failure> {
-        let mut zip = ZipArchive::new(Cursor::new(bytes)).map_err(|e| {
+        let mut zip = directory(Cursor::new(bytes)).map_err(|e| {
             invalid(format!("not a complete .pt2 archive ({} bytes): {e}", bytes.len()))
         })?;
         if zip.len() > MOST_ENTRIES {
@@ -96,6 +100,15 @@ impl<'a> Archive<'a> {
     }
 }
 
+/// Reads the directory of an archive that starts where its bytes start, as every exporter
+/// writes it. Left to guess what stands before the archive, the reader takes the second
+/// entry for the first where PyTorch's end records are as long as the first entry's header
+/// (its path has 30 letters), and the sample inputs, an archive of their own, for the
+/// whole where the end is missing.
+pub(super) fn directory<R: Read + Seek>(archive: R) -> ZipResult<ZipArchive<R>> {
+    ZipArchive::with_config(Config { archive_offset: ArchiveOffset::Known(0) }, archive)
+}
+
 /// The name of an archive, to show: its folder's.
 pub(super) fn name(bytes: &[u8]) -> String {
     Archive::open(bytes)
@@ -162,6 +175,70 @@ mod tests {
         assert_eq!(Archive::open(&whole).unwrap().model().unwrap(), "model");
         for length in 0..whole.len() {
             assert!(message(Archive::open(&whole[..length])).contains("complete"), "{length}");
+        }
+    }
+
+    /// As PyTorch's writer ends an archive: with a zip64 record and its locator even
+    /// where the plain end record says all.
+    fn as_torch(mut archive: Vec<u8>) -> Vec<u8> {
+        let at = archive.len() - 22;
+        let end = archive.split_off(at);
+        let entries = u64::from(u16::from_le_bytes([end[10], end[11]]));
+        let field = |at: usize| {
+            u64::from(u32::from_le_bytes([end[at], end[at + 1], end[at + 2], end[at + 3]]))
+        };
+        archive.extend(b"PK\x06\x06");
+        archive.extend(44u64.to_le_bytes());
+        archive.extend([0x2d, 0, 0x2d, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+        for number in [entries, entries, field(12), field(16)] {
+            archive.extend(number.to_le_bytes());
+        }
+        archive.extend(b"PK\x06\x07\0\0\0\0");
+        archive.extend((at as u64).to_le_bytes());
+        archive.extend(1u32.to_le_bytes());
+        archive.extend(end);
+        archive
+    }
+
+    /// As torch.export.save writes it to a file of that name: the sample inputs are an
+    /// archive of their own.
+    fn exported(name: &str, json: usize, inputs: usize) -> Vec<u8> {
+        let stored = CompressionMethod::Stored;
+        let (tensor, json) = (vec![7; inputs], vec![b' '; json]);
+        let inner = [("model/data.pkl", &b"pickle"[..]), ("model/data/0", &tensor)];
+        let inner = as_torch(archive(&inner, stored));
+        let files = [
+            ("data/weights/weight_0", &tensor[..]),
+            ("models/model.json", &json),
+            ("data/sample_inputs/model.pt", &inner),
+            ("archive_format", b"pt2"),
+        ];
+        let paths = files.map(|(path, bytes)| (format!("{name}/{path}"), bytes));
+        let entries: Vec<_> = paths.iter().map(|(path, bytes)| (path.as_str(), *bytes)).collect();
+        as_torch(archive(&entries, stored))
+    }
+
+    #[test]
+    fn an_archive_with_an_archive_in_it_opens_at_every_size() {
+        let mut refused = Vec::new();
+        for (length, size) in (1..=60).flat_map(|length| (0..20).map(move |n| (length, 37 * n))) {
+            let whole = exported(&"m".repeat(length), size, 3 * size);
+            let opened = Archive::open(&whole)
+                .and_then(|mut archive| archive.read("models/model.json", 1 << 20));
+            let read = opened.is_ok_and(|model| model.is_some_and(|model| model.len() == size));
+            if !read || crate::slim(Cursor::new(&whole)).is_err() {
+                refused.push((length, size));
+            }
+        }
+        assert!(refused.is_empty(), "{} refused: {refused:?}", refused.len());
+    }
+
+    #[test]
+    fn sample_inputs_are_not_taken_for_the_archive_that_was_cut_off_behind_them() {
+        let whole = exported("m", 100, 100);
+        for length in 0..whole.len() {
+            assert!(message(Archive::open(&whole[..length])).contains("complete"), "{length}");
+            assert!(crate::slim(Cursor::new(&whole[..length])).is_err(), "{length}");
         }
     }
 

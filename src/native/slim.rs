@@ -7,9 +7,9 @@
 use std::io::{Cursor, Read, Seek};
 
 use kiln_proto::Failure;
-use zip::{ZipArchive, ZipWriter, result::ZipError, write::SimpleFileOptions};
+use zip::{ZipWriter, result::ZipError, write::SimpleFileOptions};
 
-use super::archive::invalid;
+use super::archive::{directory, invalid};
 
 /// Copies `archive` but for its weights, which are empty then.
 pub fn slim(archive: impl Read + Seek) -> Result<Vec<u8>, Failure> {
@@ -17,7 +17,7 @@ pub fn slim(archive: impl Read + Seek) -> Result<Vec<u8>, Failure> {
 }
 
 fn copy(archive: impl Read + Seek) -> Result<Vec<u8>, ZipError> {
-    let mut from = ZipArchive::new(archive)?;
+    let mut from = directory(archive)?;
     let mut to = ZipWriter::new(Cursor::new(Vec::new()));
     for index in 0..from.len() {
         let entry = from.by_index_raw(index)?;
