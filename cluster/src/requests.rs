@@ -185,7 +185,8 @@ impl Lead for Add {
     async fn lead(self, leader: &Leader, from: NodeId) -> Answer<Owner> {
         let me = leader.member.running()?.owner;
         // A member asks, who is no candidate any more.
-        let greeting = leader.peers.hello(&self.0, Candidate::default()).await?;
+        let greeting = leader.peers.hello(&self.0, Candidate::default()).await;
+        let greeting = greeting.map_err(|e| nobody(&self.0, &e))?;
         match greeting.owner {
             Some(owner) if owner.cluster == me.cluster => return Ok(owner),
             Some(_) => return Err(ClusterError::invalid("it belongs to another cluster").into()),
@@ -197,6 +198,20 @@ impl Lead for Add {
         leader.peers.assign(&self.0, candidate, owner, leader.timings.patience).await?;
         Ok(owner)
     }
+}
+
+/// What is said of an address at which no node answers: for whoever gave it, who is told at
+/// once. The cluster itself is well, and asking it again changes nothing.
+fn nobody(address: &str, error: &ClusterError) -> ClusterError {
+    let why = match error {
+        ClusterError::Unavailable(why) => why.clone(),
+        ClusterError::Deadline => "no answer in time".to_owned(),
+        other => other.to_string(),
+    };
+    ClusterError::invalid(format!(
+        "no node answers at {address} ({why}): see that `kiln serve` runs there, and that this is \
+         the HOST:PORT of its gRPC port, as the leader reaches it"
+    ))
 }
 
 impl Lead for Remove {

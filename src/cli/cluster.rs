@@ -6,10 +6,13 @@ use clap::{Args, Subcommand};
 use kiln_proto::pb;
 use tonic::Status;
 
-use super::{CliError, ClientArgs, backup, client::Client, output, view::LeavingView};
+use super::{CliError, ClientArgs, backup, client::Client, deadline, output, view::LeavingView};
 
 /// How often who waits for a node to leave is told how far it is.
 const TELL: Duration = Duration::from_secs(2);
+
+/// What handing over may take where nothing else is said: the node's own default.
+const WITHIN: Duration = Duration::from_secs(60);
 
 const EXAMPLES: &str = "\
 Examples:
@@ -122,6 +125,10 @@ async fn leave(client: Client, request: pb::LeaveRequest) -> Result<Option<Leavi
         }
     };
     let mut leaving = client.clone();
+    // The node ends it by itself: this is for one that does not answer any more.
+    let within = request.within_ms.map_or(WITHIN, Duration::from_millis);
+    let mut request = tonic::Request::new(request);
+    request.set_timeout(within.saturating_add(deadline::ANSWER));
     tokio::select! {
         left = leaving.leave(request) => Ok(left?.into_inner().lost.map(Into::into)),
         never = progress => never,

@@ -7,6 +7,8 @@ use kiln_proto::FailureKind;
 use serde::Serialize;
 use tonic::{Code, Status};
 
+use super::deadline;
+
 /// Shown by `kiln --help`.
 pub(crate) const EXIT_CODES: &str = "\
 Exit codes:
@@ -89,6 +91,14 @@ impl CliError {
             // Said once: here the code is not part of the message.
             let plain = message.strip_prefix(&format!("{code} {kind}: ")).unwrap_or(&message);
             return Self::Failed { code: code.into(), kind: kind.into(), message: plain.into() };
+        }
+        // The deadline passed, here or there: see `deadline`.
+        if status.code() == Code::Cancelled {
+            return Self::Unreachable(format!(
+                "no answer within {} s: the node takes calls and does not answer this one; look \
+                 at its log, or ask another node with --endpoint",
+                deadline::ANSWER.as_secs()
+            ));
         }
         // Made on this side, of a connection that broke: no node said this.
         if std::error::Error::source(status).is_some() {

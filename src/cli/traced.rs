@@ -1,4 +1,5 @@
-//! The trace of a command: one for all its calls.
+//! What goes along with each call: the trace of the command, one for all its calls, and
+//! the deadline of the call.
 //!
 //! Invariant: the nodes are told of a trace where the user asks for one, or a caller of the
 //! command names one; else each node decides, and the error of a call names its id.
@@ -12,6 +13,8 @@ use tonic::{
 };
 
 use kiln::telemetry::trace::PARENT;
+
+use super::deadline;
 
 /// Whether the nodes trace what the command asks.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -47,7 +50,7 @@ fn mint() -> Option<String> {
     Some(format!("00-{id}-{}-01", hex::encode(span)))
 }
 
-/// Puts the trace into each call.
+/// Puts the trace and the deadline into each call.
 #[derive(Debug, Clone)]
 pub(crate) struct Carried(Option<MetadataValue<Ascii>>);
 
@@ -56,6 +59,7 @@ impl Interceptor for Carried {
         if let Some(parent) = &self.0 {
             request.metadata_mut().insert(PARENT, parent.clone());
         }
+        deadline::set(&mut request);
         Ok(request)
     }
 }

@@ -37,6 +37,25 @@ async fn one_node_grows_to_three() {
     cluster.stop().await;
 }
 
+/// A leader that asked again and again would only keep whoever mistyped the address.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_address_without_a_node_is_refused_with_what_to_do() {
+    let cluster = TestCluster::start(1).await;
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let silent = listener.local_addr().unwrap().to_string();
+    let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    for address in [closed.to_string(), silent, "no-such-host.invalid:7400".into()] {
+        match cluster.nodes[0].cluster.add(&address).await {
+            Err(ClusterError::Invalid(why)) => {
+                assert!(why.contains(&address) && why.contains("kiln serve"), "{why}");
+            }
+            other => panic!("{address}: {other:?}"),
+        }
+    }
+    drop(listener);
+    cluster.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_leader_leaves_and_another_leads() {
     let mut cluster = TestCluster::start(3).await;
