@@ -5,6 +5,7 @@
 //! it. A key that does not exist is an error wherever it is written.
 
 mod credentials;
+mod level;
 mod load;
 mod monitor;
 mod prewarm;

@@ -17,7 +17,7 @@ use kiln::{
     telemetry::trace::{self, Tracing},
 };
 use tokio_util::sync::CancellationToken;
-use tracing_subscriber::{EnvFilter, Layer, layer::SubscriberExt, util::SubscriberInitExt};
+use tracing_subscriber::{Layer, layer::SubscriberExt, util::SubscriberInitExt};
 
 use super::{CliError, output};
 
@@ -201,7 +201,7 @@ fn start_log(config: &Config) -> anyhow::Result<Tracing> {
     let tracing = Tracing::start(&config.trace).context("trace.endpoint")?;
     // Whatever is logged names the call that it is about.
     let calls = format!("{}=info", trace::TARGET).parse()?;
-    let filter = EnvFilter::try_new(&config.log.level)?.add_directive(calls);
+    let filter = config.log.filter().map_err(CliError::Usage)?.add_directive(calls);
     let log = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
     let traces = tracing.layer();
     match config.log.format {

@@ -26,9 +26,7 @@ impl Config {
         self.check_resp(&mut wrong);
         self.trace.check(&mut wrong);
         self.check_monitor(&mut wrong);
-        if let Err(e) = tracing_subscriber::EnvFilter::try_new(&self.log.level) {
-            wrong.push(format!("log.level: {e}; write info, or info,kiln=debug"));
-        }
+        wrong.extend(self.log.filter().err());
         if wrong.is_empty() { Ok(()) } else { Err(ConfigError::Invalid(wrong)) }
     }
 
