@@ -3,7 +3,7 @@
 //! Invariant: a backup that ended is whole: it ends with an empty page, and one
 //! without is refused. Restoring twice changes nothing.
 
-use std::io::{Read, Write};
+use std::io::{IsTerminal, Read, Write};
 
 use anyhow::Context;
 use kiln_proto::{SignedManifest, pb};
@@ -19,10 +19,12 @@ const LONGEST_PAGE: u32 = 256 << 20;
 
 /// Writes the index of the node that is asked to stdout.
 pub(super) async fn write(endpoints: &Endpoints) -> Result<(), CliError> {
+    let stdout = std::io::stdout();
+    refuse_terminal(stdout.is_terminal(), "write a backup to", "backup > index.kiln")?;
     let mut client = endpoints.connect().await?;
     let refused = |status| CliError::from_status(&status);
     let signers = client.status(pb::StatusRequest {}).await.map_err(refused)?.into_inner().signers;
-    let mut out = std::io::stdout().lock();
+    let mut out = stdout.lock();
     out.write_all(MAGIC).context("write the backup")?;
     let (mut after, mut total) = (Default::default(), 0);
     loop {
@@ -50,6 +52,16 @@ pub(super) async fn write(endpoints: &Endpoints) -> Result<(), CliError> {
     Ok(())
 }
 
+/// A backup is bytes: a terminal neither shows them nor gives any.
+fn refuse_terminal(is_terminal: bool, doing: &str, instead: &str) -> Result<(), CliError> {
+    match is_terminal {
+        true => Err(CliError::Usage(format!(
+            "a terminal is nothing to {doing}: write kiln cluster {instead}"
+        ))),
+        false => Ok(()),
+    }
+}
+
 fn put(out: &mut impl Write, page: &pb::RestoreRequest) -> anyhow::Result<()> {
     let bytes = page.encode_to_vec();
     let size = u32::try_from(bytes.len()).context("a page of the backup is too long")?;
@@ -58,7 +70,9 @@ fn put(out: &mut impl Write, page: &pb::RestoreRequest) -> anyhow::Result<()> {
 
 /// Reads a backup from stdin into the cluster.
 pub(super) async fn read(args: &ClientArgs) -> Result<(), CliError> {
-    let pages = wholes_last(pages(&mut std::io::stdin().lock())?);
+    let stdin = std::io::stdin();
+    refuse_terminal(stdin.is_terminal(), "read a backup from", "restore < index.kiln")?;
+    let pages = wholes_last(pages(&mut stdin.lock())?);
     let mut client = args.endpoints.connect().await?;
     let mut done = pb::RestoreResponse::default();
     for page in pages {
@@ -149,6 +163,15 @@ mod tests {
         let pages = vec![page(vec![whole.clone(), damaged.clone()]), page(vec![piece.clone()])];
         let wanted = [page(vec![damaged]), page(vec![piece]), page(vec![whole])];
         assert_eq!(wholes_last(pages), wanted, "each with the signers of its page");
+    }
+
+    #[test]
+    fn a_terminal_gets_no_bytes() {
+        let refused = refuse_terminal(true, "write a backup to", "backup > index.kiln");
+        let refused = refused.unwrap_err();
+        assert_eq!(refused.exit_code(), 2);
+        assert!(refused.to_string().ends_with("kiln cluster backup > index.kiln"), "{refused}");
+        assert!(refuse_terminal(false, "", "").is_ok());
     }
 
     #[test]

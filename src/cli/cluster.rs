@@ -6,7 +6,10 @@ use clap::{Args, Subcommand};
 use kiln_proto::pb;
 use tonic::Status;
 
-use super::{CliError, ClientArgs, backup, client::Client, deadline, output, view::LeavingView};
+use super::{
+    CliError, ClientArgs, backup, client::Client, confirm::YesArgs, deadline, output,
+    view::LeavingView,
+};
 
 /// How often who waits for a node to leave is told how far it is.
 const TELL: Duration = Duration::from_secs(2);
@@ -18,6 +21,7 @@ const EXAMPLES: &str = "\
 Examples:
   kiln cluster add 10.0.0.4:7400
   kiln cluster remove 3
+  kiln cluster remove 3 --yes
   kiln cluster leave --endpoint http://10.0.0.4:7400
   kiln cluster leave --within 5m
   kiln cluster voters 5
@@ -46,6 +50,8 @@ enum Change {
     Remove {
         /// Its id; see kiln status.
         id: u64,
+        #[command(flatten)]
+        yes: YesArgs,
     },
     /// Make the node asked leave its cluster for good. It takes nothing new, hands over what
     /// only its disk has, to the object store or to other nodes, and stays where that fails.
@@ -56,6 +62,8 @@ enum Change {
         /// Leave then all the same: what no other place took is lost.
         #[arg(long)]
         force: bool,
+        #[command(flatten)]
+        yes: YesArgs,
     },
     /// Set how many voters the cluster strives for: 1, 3, 5 or 7.
     Voters {
@@ -86,15 +94,24 @@ impl ClusterArgs {
                 let json = serde_json::json!({ "added": id, "address": address });
                 (format!("added node {id} at {address}"), json)
             }
-            Change::Remove { id } => {
+            Change::Remove { id, yes } => {
+                if yes.asks() {
+                    let (_, node) = named(&mut client, Some(id)).await?;
+                    yes.confirm(&format!(
+                        "Remove {node} for good? What only its disk has is lost."
+                    ))?;
+                }
                 client.remove_node(pb::RemoveNodeRequest { id }).await.map_err(refused)?;
                 (format!("removed node {id}"), serde_json::json!({ "removed": id }))
             }
-            Change::Leave { within, force } => {
+            Change::Leave { within, force, yes } => {
+                let (id, node) = named(&mut client, None).await?;
+                let lost = if force { " What no other place takes is lost." } else { "" };
+                yes.confirm(&format!("Make {node} leave its cluster for good?{lost}"))?;
                 let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
                 let request = pb::LeaveRequest { force, within_ms: within.map(millis) };
                 let lost = leave(client, request).await.map_err(refused)?;
-                left(lost)
+                left(id, &node, lost)
             }
             Change::Voters { number } => {
                 let request = pb::SetVotersRequest { voters: number };
@@ -135,13 +152,32 @@ async fn leave(client: Client, request: pb::LeaveRequest) -> Result<Option<Leavi
     }
 }
 
+/// The node of that id, or the one that is asked: its id, and what it is called.
+async fn named(client: &mut Client, id: Option<u64>) -> Result<(u64, String), CliError> {
+    let status = client.status(pb::StatusRequest {}).await;
+    let status = status.map_err(|e| CliError::from_status(&e))?.into_inner();
+    let id = id.unwrap_or(status.node);
+    let Some(node) = status.nodes.iter().find(|node| node.id == id) else {
+        // No member, or not any more: the call itself says what that means.
+        return Ok((id, format!("node {id}")));
+    };
+    let role = match (id == status.leader, node.voter) {
+        (true, _) => "the leader",
+        (false, true) => "a voter",
+        (false, false) => "a learner",
+    };
+    Ok((id, format!("node {id} at {} ({role} of {} nodes)", node.grpc, status.nodes.len())))
+}
+
 /// What is said of a node that left.
-fn left(lost: Option<LeavingView>) -> (String, serde_json::Value) {
+fn left(id: u64, node: &str, lost: Option<LeavingView>) -> (String, serde_json::Value) {
     match lost {
-        None => ("the node left its cluster".into(), serde_json::json!({ "left": true })),
+        None => {
+            (format!("{node} left its cluster"), serde_json::json!({ "left": true, "node": id }))
+        }
         Some(lost) => (
-            format!("the node left its cluster by force; lost: {lost}"),
-            serde_json::json!({ "left": true, "lost": lost }),
+            format!("{node} left its cluster by force; lost: {lost}"),
+            serde_json::json!({ "left": true, "node": id, "lost": lost }),
         ),
     }
 }

@@ -9,6 +9,7 @@ mod backup;
 mod client;
 mod cluster;
 mod compile;
+mod confirm;
 mod deadline;
 mod dev;
 mod emergency;

@@ -1,9 +1,12 @@
 //! `kiln rm`: remove a wrong artifact from the whole fleet.
 
 use clap::Args;
-use kiln_proto::pb;
+use kiln_proto::{ArtifactKey, pb};
 
-use super::{CliError, ClientArgs, NamespaceArgs, keys::KeyArg, output};
+use super::{
+    CliError, ClientArgs, NamespaceArgs, client::Client, confirm::YesArgs, fetch, keys::KeyArg,
+    output,
+};
 
 /// Remove a wrong artifact from the whole fleet at once.
 ///
@@ -20,6 +23,8 @@ pub(crate) struct Rm {
     #[command(flatten)]
     namespace: NamespaceArgs,
     #[command(flatten)]
+    yes: YesArgs,
+    #[command(flatten)]
     pub(crate) client: ClientArgs,
 }
 
@@ -27,17 +32,35 @@ impl Rm {
     pub(crate) async fn run(self) -> Result<(), CliError> {
         let mut client = self.client.endpoints.connect().await?;
         let key = self.key.resolve(&mut client, &self.namespace.namespace).await?;
+        if self.yes.asks() {
+            let label = label(&mut client, &key).await?;
+            self.yes.confirm(&format!("Remove {label} ({key}) from all nodes?"))?;
+        }
         let request = pb::TombstoneRequest {
             key: key.as_bytes().to_vec().into(),
             reason: self.reason.clone(),
         };
         let answer = client.tombstone(request).await.map_err(|e| CliError::from_status(&e))?;
         if !answer.into_inner().existed {
-            return Err(CliError::NotFound(format!("there is no artifact of key {key}")));
+            return Err(nothing(&key));
         }
         match self.client.json {
             true => output::json(&serde_json::json!({ "key": key.to_string(), "removed": true })),
             false => output::line(format_args!("removed {key}")),
         }
     }
+}
+
+/// What an artifact is called.
+async fn label(client: &mut Client, key: &ArtifactKey) -> Result<String, CliError> {
+    let request = pb::ListRequest { prefix: key.to_string(), limit: 1, ..Default::default() };
+    let found = client.list(request).await.map_err(|e| CliError::from_status(&e))?;
+    let entry = found.into_inner().entries.into_iter().next();
+    let entry = entry.ok_or_else(|| nothing(key))?;
+    let manifest = fetch::manifest(entry.manifest.unwrap_or_default())?;
+    Ok(format!("{:?} for {}", manifest.label, manifest.target))
+}
+
+fn nothing(key: &ArtifactKey) -> CliError {
+    CliError::NotFound(format!("there is no artifact of key {key}"))
 }
