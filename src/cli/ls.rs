@@ -4,7 +4,7 @@ use clap::Args;
 use kiln_proto::{pb, value};
 
 use super::{
-    CliError, ClientArgs, NamespaceArgs, fetch,
+    CliError, ClientArgs, fetch,
     output::{self, seconds, size, table},
     view::{self, EntryView},
 };
@@ -14,6 +14,7 @@ const PAGE: u32 = 500;
 const EXAMPLES: &str = "\
 Examples:
   kiln ls
+  kiln ls --namespace team-a
   kiln ls --prefix 3f2a --json";
 
 /// List the entries of the index.
@@ -29,8 +30,9 @@ pub(crate) struct Ls {
     /// Also the requests that are kept beside what was compiled of them.
     #[arg(long)]
     requests: bool,
-    #[command(flatten)]
-    namespace: NamespaceArgs,
+    /// Only entries of this namespace; those of all where none is given.
+    #[arg(long, value_name = "NAME", env = "KILN_NAMESPACE", default_value = "")]
+    namespace: String,
     #[command(flatten)]
     pub(crate) client: ClientArgs,
 }
@@ -60,7 +62,7 @@ impl Ls {
         loop {
             let request = pb::ListRequest {
                 prefix: self.prefix.clone(),
-                namespace: self.namespace.namespace.clone(),
+                namespace: self.namespace.clone(),
                 limit: PAGE.min(u32::try_from(most - found.len()).unwrap_or(PAGE)),
                 after,
             };

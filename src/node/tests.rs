@@ -3,6 +3,7 @@
 
 mod freed;
 mod ladder;
+mod listed;
 mod refused;
 
 use std::{collections::HashSet, path::Path};

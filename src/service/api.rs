@@ -17,15 +17,13 @@ use tonic::{Request, Response, Status, Streaming};
 use tracing::Instrument;
 
 use super::{
-    compile, explain, fetch, gather, leases, monitor, overview, parts::Parts, plan, publish,
+    compile, explain, fetch, gather, leases, list, monitor, overview, parts::Parts, plan, publish,
     restore, status, wire,
 };
 use crate::{error::Error, scan};
 
 /// Messages buffered towards a client that reads slowly.
 const STREAM_DEPTH: usize = 8;
-/// Most entries in one page of a listing.
-const LONGEST_PAGE: u32 = 1000;
 
 /// The service; [`Api::open`] connects it once the node is a member.
 #[derive(Clone, Default)]
@@ -162,23 +160,12 @@ impl Kiln for Api {
     }
 
     async fn list(&self, request: Request<pb::ListRequest>) -> Reply<pb::ListResponse> {
-        let parts = self.parts()?;
-        let request = request.into_inner();
-        let after = match request.after.is_empty() {
-            true => None,
-            false => Some(convert::key("after", &request.after).map_err(Error::from)?),
-        };
-        let limit = match request.limit {
-            0 => LONGEST_PAGE,
-            limit => limit.min(LONGEST_PAGE),
-        } as usize;
-        let index = parts.index.clone();
-        let scan = move || index.blocking_scan(after.as_ref(), &request.prefix, limit + 1);
-        let mut found = blocking(scan).await?.map_err(Error::from)?;
-        let more = found.len() > limit;
-        found.truncate(limit);
-        let entries = found.iter().map(wire::entry).collect();
-        Ok(Response::new(pb::ListResponse { entries, more }))
+        let index = self.parts()?.index.clone();
+        let listing = list::Listing::try_from(request.into_inner())?;
+        // A client that leaves ends the search.
+        let stop = CancellationToken::new();
+        let (_ended, stopped) = (stop.clone().drop_guard(), stop);
+        Ok(Response::new(blocking(move || listing.read(&index, &stopped)).await??))
     }
 
     async fn explain(&self, request: Request<pb::ExplainRequest>) -> Reply<pb::ExplainResponse> {

@@ -13,6 +13,7 @@ mod gather;
 mod health;
 pub mod http;
 mod leases;
+mod list;
 mod messages;
 mod meters;
 mod monitor;
