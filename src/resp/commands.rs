@@ -25,20 +25,32 @@ impl Connection {
         request: Request,
         named: Option<(&'static str, i64)>,
     ) -> Result<(), Ended> {
-        let Request { mut args, admitted } = request;
         let Some((name, arity)) = named else {
-            self.push(unknown(&args));
+            self.refuse(unknown(&request.args));
             return Ok(());
         };
-        let count = args.len() as i64;
+        let count = request.args.len() as i64;
         if (arity > 0 && count != arity) || count < -arity {
-            self.push(Reply::wrong_arguments(name));
+            self.refuse(Reply::wrong_arguments(name));
             return Ok(());
         }
         if !self.session.authenticated && !matches!(name, "hello" | "auth" | "quit" | "reset") {
-            self.push(Reply::error("NOAUTH Authentication required."));
+            self.refuse(Reply::error("NOAUTH Authentication required."));
             return Ok(());
         }
+        match self.in_transaction(name, request).await? {
+            Some(request) => self.execute(name, request).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Runs one command, whose number of arguments is right.
+    pub(super) async fn execute(
+        &mut self,
+        name: &'static str,
+        request: Request,
+    ) -> Result<(), Ended> {
+        let Request { mut args, admitted } = request;
         args.remove(0);
         match name {
             "set" | "setex" | "psetex" | "setnx" => {
@@ -107,7 +119,7 @@ impl Connection {
                 self.session.quits = true;
                 Reply::OK
             }
-            "info" => info::info(&self.values),
+            "info" => self.info(&words).await,
             "command" => info::command(&words),
             "config" => info::config(&words),
             _ => unknown(&[Arg::Bytes(Bytes::from_static(name.as_bytes()))]),

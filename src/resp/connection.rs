@@ -17,6 +17,7 @@ use super::{
     session::Session,
     settings::Settings,
     socket::Socket,
+    transaction::Transaction,
     values::Values,
 };
 use crate::net::Progress;
@@ -34,6 +35,10 @@ pub(super) struct Connection {
     pub(super) out: Outgoing,
     pub(super) misses: Misses,
     pub(super) stop: CancellationToken,
+    /// Between MULTI and EXEC.
+    pub(super) transaction: Option<Transaction>,
+    /// A transaction runs: what follows is due.
+    pub(super) executing: bool,
     /// Of the request that has begun to come in.
     arriving: Option<Progress>,
 }
@@ -73,6 +78,8 @@ impl Connection {
             out: Outgoing::default(),
             misses: Misses::default(),
             stop,
+            transaction: None,
+            executing: false,
             arriving: None,
         }
     }
@@ -105,7 +112,8 @@ impl Connection {
 
     /// Reads more of a request, or waits for the next one.
     pub(super) async fn read(&mut self) -> Result<(), Ended> {
-        let within = self.decoder.has_more();
+        let holds = self.transaction.as_ref().is_some_and(Transaction::holds);
+        let within = self.decoder.has_more() || holds;
         let window = self.settings.progress;
         loop {
             let space = self.decoder.space();
@@ -113,7 +121,8 @@ impl Connection {
                 biased;
                 read = async {
                     match within {
-                        // A request that began must go on.
+                        // A request that began must go on, and so must a transaction that
+                        // holds others' room.
                         true => {
                             let progress =
                                 self.arriving.get_or_insert_with(|| Progress::new(window));

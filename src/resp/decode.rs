@@ -55,6 +55,19 @@ pub(super) struct Admitted {
     charges: Vec<Charge>,
 }
 
+impl Admitted {
+    /// Keeps one admission more.
+    pub(super) fn add(&mut self, charge: Charge, place: Arriving) {
+        self.places.push(place);
+        self.charges.push(charge);
+    }
+
+    /// Whether nothing was set aside.
+    pub(super) fn is_empty(&self) -> bool {
+        self.places.is_empty()
+    }
+}
+
 /// What the connection does next.
 #[derive(Debug)]
 pub(super) enum Step {

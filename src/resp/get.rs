@@ -2,9 +2,9 @@
 //!
 //! Invariant: of all clients that miss a key in a family that waits, one holds
 //! its lease and is answered at once; each other one is answered when that one
-//! SETs, leaves or takes too long, or when the cluster cannot say, and never waits while something else of its
-//! own is due: a further request behind the GET, or another client that waits
-//! for it.
+//! SETs, leaves or takes too long, or when the cluster cannot say, and never waits while
+//! something else of its own is due: a further request behind the GET, the rest of a
+//! transaction, or another client that waits for it.
 
 use std::{pin::pin, time::Duration};
 
@@ -153,7 +153,7 @@ impl Connection {
                 self.flush().await?;
             }
             let more = self.decoder.has_more();
-            if waits && more {
+            if waits && (more || self.executing) {
                 return Ok((Waited::Cut, waits));
             }
             tokio::select! {

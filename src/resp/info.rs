@@ -6,8 +6,8 @@
 use bytes::Bytes;
 
 use super::{
-    counters::Count, pattern::matches, reply::Reply, session::REDIS_VERSION, table::COMMANDS,
-    values::Values,
+    connection::Connection, counters::Count, pattern::matches, reply::Reply,
+    session::REDIS_VERSION, table::COMMANDS, values::Values,
 };
 use crate::counters::CounterSource;
 
@@ -15,8 +15,31 @@ use crate::counters::CounterSource;
 const SETTINGS: [(&str, &str); 4] =
     [("appendonly", "no"), ("databases", "1"), ("maxmemory-policy", "allkeys-lfu"), ("save", "")];
 
-/// INFO: all sections, whichever are asked for.
-pub(super) fn info(values: &Values) -> Reply {
+impl Connection {
+    /// INFO: all sections, whichever are asked for, but for the number of keys, which is
+    /// counted where it is asked for.
+    pub(super) async fn info(&mut self, sections: &[Bytes]) -> Reply {
+        let asked = |section: &Bytes| {
+            let all = ["keyspace", "default", "all", "everything"];
+            all.iter().any(|name| section.eq_ignore_ascii_case(name.as_bytes()))
+        };
+        let mut text = facts(&self.values);
+        if sections.is_empty() || sections.iter().any(asked) {
+            text.push_str("\r\n# Keyspace\r\n");
+            // As DBSIZE has it.
+            match self.dbsize().await {
+                Reply::Integer(0) => {}
+                Reply::Integer(keys) => {
+                    text.push_str(&format!("db0:keys={keys},expires=0,avg_ttl=0\r\n"));
+                }
+                error => return error,
+            }
+        }
+        Reply::text(text)
+    }
+}
+
+fn facts(values: &Values) -> String {
     let parts = &values.parts;
     let status = parts.cluster.status();
     let memory = parts.tiers.usage().first().map_or(0, |(_, usage)| usage.bytes);
@@ -39,14 +62,11 @@ pub(super) fn info(values: &Values) -> Reply {
         text.push_str(&format!("kiln_{name}:{value}\r\n"));
     }
     text.push_str(&format!(
-        "\r\n# Cluster\r\nkiln_quorum:{}\r\nkiln_entries:{}\r\n\r\n# Keyspace\r\n",
+        "\r\n# Cluster\r\nkiln_quorum:{}\r\nkiln_entries:{}\r\n",
         u8::from(status.quorum),
         status.entries,
     ));
-    if status.entries > 0 {
-        text.push_str(&format!("db0:keys={},expires=0,avg_ttl=0\r\n", status.entries));
-    }
-    Reply::text(text)
+    text
 }
 
 /// COMMAND and its words.

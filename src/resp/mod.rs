@@ -1,7 +1,7 @@
 //! The port for Redis clients: what any node's client SETs, any node's client GETs.
 //!
 //! ```text
-//!  server -> requests -> commands -> get, strings, keys, info -> connection
+//!  server -> requests -> commands -> transaction, get, strings, keys, info -> connection
 //!                                              |                   |
 //!       values -> names, tiers, manager, index <+    decode, session, outgoing -> socket
 //! ```
@@ -35,6 +35,7 @@ mod settings;
 mod socket;
 mod strings;
 mod table;
+mod transaction;
 mod users;
 mod values;
 

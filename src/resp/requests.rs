@@ -51,7 +51,11 @@ impl Connection {
         self.arrived();
         self.values.count(Count::Requests);
         let named = commands::named(&request);
-        let family = named.map_or(Family::Other, |(command, _)| Family::of(command));
+        // What a transaction keeps is counted when it runs.
+        let family = match self.transaction {
+            Some(_) => Family::Other,
+            None => named.map_or(Family::Other, |(command, _)| Family::of(command)),
+        };
         let began = Instant::now();
         match trace::chosen() {
             false => self.answer(request, named).await?,

@@ -155,9 +155,17 @@ impl Session {
             }
             (b"INFO" | b"LIST", _) => Reply::text(self.shown()),
             (b"GETREDIR", []) => Reply::Integer(-1),
-            // Nothing is pushed, tracked or evicted here: what asks for less of it is met.
-            (b"NO-EVICT" | b"NO-TOUCH" | b"MAINT_NOTIFICATIONS", [_, ..]) => Reply::OK,
-            (b"TRACKING", [off, ..]) if off.eq_ignore_ascii_case(b"OFF") => Reply::OK,
+            // Nothing is pushed, tracked or evicted here: what asks for less of it is met, and
+            // what asks for more is refused, for the client would wait for it in vain.
+            (b"NO-EVICT" | b"NO-TOUCH", [_, ..]) => Reply::OK,
+            (b"TRACKING" | b"MAINT_NOTIFICATIONS", [off, ..])
+                if off.eq_ignore_ascii_case(b"OFF") =>
+            {
+                Reply::OK
+            }
+            (b"MAINT_NOTIFICATIONS", [_, ..]) => {
+                Reply::error("ERR maintenance notifications are not sent here")
+            }
             (b"CACHING" | b"UNPAUSE" | b"PAUSE" | b"REPLY" | b"KILL" | b"TRACKING", _) => {
                 let command = String::from_utf8_lossy(command).to_lowercase();
                 Reply::error(format!("ERR CLIENT {command} is not supported"))

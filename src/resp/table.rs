@@ -4,14 +4,16 @@
 
 /// Name and arity as COMMAND tells them: the name counts, and a negative number
 /// is a least one.
-pub(super) const COMMANDS: [(&str, i64); 36] = [
+pub(super) const COMMANDS: [(&str, i64); 41] = [
     ("auth", -2),
     ("client", -2),
     ("command", -1),
     ("config", -2),
     ("dbsize", 1),
     ("del", -2),
+    ("discard", 1),
     ("echo", 2),
+    ("exec", 1),
     ("exists", -2),
     ("expire", -3),
     ("expireat", -3),
@@ -22,6 +24,7 @@ pub(super) const COMMANDS: [(&str, i64); 36] = [
     ("info", -1),
     ("mget", -2),
     ("mset", -3),
+    ("multi", 1),
     ("persist", 2),
     ("pexpire", -3),
     ("pexpireat", -3),
@@ -41,6 +44,8 @@ pub(super) const COMMANDS: [(&str, i64); 36] = [
     ("ttl", 2),
     ("type", 2),
     ("unlink", -2),
+    ("unwatch", 1),
+    ("watch", -2),
 ];
 
 /// What a command does to values.

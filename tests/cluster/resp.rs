@@ -301,16 +301,102 @@ async fn nulls_and_errors_are_those_of_redis() {
     for words in [
         &["CLIENT", "SETINFO", "LIB-NAME", "redis-py"][..],
         &["CLIENT", "SETNAME", "me"],
-        &["CLIENT", "MAINT_NOTIFICATIONS", "ON", "moving-endpoint-type", "internal-ip"],
+        &["CLIENT", "MAINT_NOTIFICATIONS", "OFF"],
     ] {
         assert_eq!(text(three.command(words).await), "OK");
+    }
+    // What would wait for notifications in vain is told so.
+    for words in [
+        &["CLIENT", "MAINT_NOTIFICATIONS", "ON", "moving-endpoint-type", "internal-ip"][..],
+        &["CLIENT", "TRACKING", "ON"],
+        &["SUBSCRIBE", "news"],
+        &["CONFIG", "SET", "notify-keyspace-events", "KEA"],
+    ] {
+        assert!(text(three.command(words).await).starts_with("ERR"), "{words:?}");
     }
     assert_eq!(text(three.command(["CLIENT", "GETNAME"]).await), "me");
     let keys = array(two.command(["SCAN", "0", "MATCH", "n*", "COUNT", "1000"]).await);
     assert_eq!(array(keys[1].clone()).len(), 1);
     assert_eq!(integer(two.command(["DBSIZE"]).await), 1);
+    let info = value(two.command(["INFO", "keyspace"]).await).unwrap();
+    assert!(String::from_utf8_lossy(&info).contains("db0:keys=1,"), "as DBSIZE has it");
     assert_eq!(text(two.command(["QUIT"]).await), "OK");
     assert!(two.try_reply().await.is_none());
+}
+
+/// As a pipeline of redis-py sends it, in one packet.
+async fn transaction(redis: &mut Redis, commands: &[&[&str]]) -> Vec<OwnedFrame> {
+    let all = [&[&["MULTI"][..]], commands, &[&["EXEC"]]].concat();
+    redis.send(&all.iter().flat_map(|words| request(*words)).collect::<Vec<u8>>()).await;
+    let mut replies = Vec::new();
+    for _ in &all {
+        replies.push(redis.reply().await);
+    }
+    replies
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_transaction_runs_as_a_whole_or_not_at_all() {
+    let cluster = TestCluster::start_with(1, |_, config| config.memory.bytes = 64 << 20).await;
+    let mut redis = Redis::connect(&cluster.nodes[0]).await;
+    let commands: [&[&str]; 4] =
+        [&["SET", "a", "1"], &["GET", "a"], &["MGET", "a", "none"], &["STRLEN", "a"]];
+    let mut replies = transaction(&mut redis, &commands).await;
+    let done = array(replies.pop().unwrap());
+    let said: Vec<String> = replies.into_iter().map(text).collect();
+    assert_eq!(said, ["OK", "QUEUED", "QUEUED", "QUEUED", "QUEUED"]);
+    assert_eq!(text(done[0].clone()), "OK");
+    assert_eq!(value(done[1].clone()).unwrap(), b"1");
+    assert_eq!(array(done[2].clone())[1], OwnedFrame::Null);
+    assert_eq!(integer(done[3].clone()), 1);
+
+    // One that cannot run: nothing of it did.
+    for wrong in [&["LPUSH", "l", "x"][..], &["GET"], &["HELLO", "3"]] {
+        let replies = transaction(&mut redis, &[&["SET", "b", "1"], wrong]).await;
+        let [began, kept, refused, ended] = &replies.into_iter().map(text).collect::<Vec<_>>()[..]
+        else {
+            panic!("four replies")
+        };
+        assert_eq!((began.as_str(), kept.as_str()), ("OK", "QUEUED"));
+        assert!(refused.starts_with("ERR"), "{refused}");
+        assert!(ended.starts_with("EXECABORT"), "{ended}");
+        assert_eq!(redis.get("b").await, None, "{wrong:?}");
+    }
+    assert_eq!(text(redis.command(["MULTI"]).await), "OK");
+    assert_eq!(text(redis.command(["SET", "b", "1"]).await), "QUEUED");
+    assert_eq!(text(redis.command(["DISCARD"]).await), "OK");
+    assert_eq!(redis.get("b").await, None);
+    assert_eq!(array(transaction(&mut redis, &[]).await.pop().unwrap()), []);
+    for (words, refused) in [
+        (["EXEC"].as_slice(), "ERR EXEC without MULTI"),
+        (&["DISCARD"], "ERR DISCARD without MULTI"),
+        (&["WATCH", "a"], "ERR WATCH is not supported"),
+    ] {
+        assert!(text(redis.command(words).await).starts_with(refused), "{words:?}");
+    }
+
+    // More than there is memory for is refused, and what it held is free again.
+    let half = "x".repeat(24 << 20);
+    let commands: [&[&str]; 3] = [&["SET", "c", &half], &["SET", "d", &half], &["SET", "e", &half]];
+    let replies = transaction(&mut redis, &commands).await;
+    assert_eq!(replies.len(), 5, "each command has its reply");
+    drop(replies);
+    redis.set("f", &half).await;
+    eventually("room for a value", async || redis.get("f").await).await;
+}
+
+/// A GET that another client's SET may answer is not waited for while more is due.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_transaction_waits_for_no_other_client() {
+    let cluster = TestCluster::start(1).await;
+    let mut holder = Redis::connect(&cluster.nodes[0]).await;
+    assert_eq!(holder.get("pt2:x").await, None, "it is to compute it");
+    let mut other = Redis::connect(&cluster.nodes[0]).await;
+    let commands: [&[&str]; 2] = [&["GET", "pt2:x"], &["SET", "y", "1"]];
+    let done = array(transaction(&mut other, &commands).await.pop().unwrap());
+    assert_eq!(done[0], OwnedFrame::Null);
+    holder.set("pt2:x", "made").await;
+    assert_eq!(holder.get("y").await.unwrap(), b"1");
 }
 
 #[tokio::test(flavor = "multi_thread")]
