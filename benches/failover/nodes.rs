@@ -118,7 +118,7 @@ impl Nodes {
     }
 
     pub(crate) async fn status(&self, i: usize) -> Option<pb::StatusResponse> {
-        let asked = async { self.grpc(i).status(pb::StatusRequest {}).await };
+        let asked = async { self.grpc(i).status(pb::StatusRequest::default()).await };
         let answer = tokio::time::timeout(Duration::from_secs(1), asked).await.ok()?.ok()?;
         Some(answer.into_inner())
     }

@@ -2,6 +2,8 @@
 //!
 //! Invariant: reads only what this node knows already; it asks nobody.
 
+use std::time::Duration;
+
 use kiln_proto::NodeId;
 use openraft::{Instant as _, ServerState};
 
@@ -49,6 +51,8 @@ pub struct NodeStatus {
     pub voter: bool,
     /// Whether it answered lately; `None` where this node cannot know.
     pub reachable: Option<bool>,
+    /// For how long the leader has not heard of it, where this node leads and heard of it.
+    pub silent: Option<Duration>,
 }
 
 /// The cluster as one node sees it.
@@ -72,6 +76,10 @@ pub struct ClusterStatus {
     pub quorum: bool,
     /// All nodes that are members now.
     pub nodes: Vec<NodeStatus>,
+    /// Those that are members no more.
+    pub left: Vec<NodeId>,
+    /// Those that are set aside until they come back.
+    pub away: Vec<NodeId>,
     /// Keys with an artifact.
     pub entries: u64,
     /// Publications with other bytes than the committed ones.
@@ -100,24 +108,31 @@ pub(crate) fn status(member: &Member, replica: &Replica, timings: &Timings) -> C
         .iter()
         .flat_map(|m| m.committed_membership_config.membership().get_joint_config().clone());
     let voters = configs.reduce(|a, b| &a & &b).unwrap_or_default();
+    let silent = |id: NodeId| {
+        let metrics = metrics.as_ref().filter(|m| role == Role::Leader && id != m.id)?;
+        let acked = metrics.heartbeat.as_ref()?.get(&id).copied().flatten();
+        Some(acked?.into_inner().elapsed())
+    };
     let reachable = |id: NodeId| {
         let metrics = metrics.as_ref()?;
         if id == metrics.id {
             return Some(true);
         }
         if role == Role::Leader {
-            let acked = metrics.heartbeat.as_ref()?.get(&id).copied().flatten();
-            return Some(acked.is_some_and(|acked| acked.into_inner().elapsed() < lately));
+            return Some(silent(id).is_some_and(|silent| silent < lately));
         }
         (metrics.current_leader == Some(id)).then_some(quorum)
     };
-    let nodes = replica.nodes();
-    let nodes = nodes.iter().filter(|(_, node)| node.is_member()).map(|(id, node)| NodeStatus {
+    let known = replica.nodes();
+    let nodes = known.iter().filter(|(_, node)| node.is_member()).map(|(id, node)| NodeStatus {
         id: *id,
         facts: node.facts.clone(),
         voter: voters.contains(id),
         reachable: reachable(*id),
+        silent: silent(*id),
     });
+    let left = known.iter().filter(|(_, node)| node.left).map(|(id, _)| *id);
+    let away = known.iter().filter(|(_, node)| node.away && !node.left).map(|(id, _)| *id);
     let owner = member.running().ok().map(|running| running.owner);
     ClusterStatus {
         node: owner.map(|owner| owner.node),
@@ -129,6 +144,8 @@ pub(crate) fn status(member: &Member, replica: &Replica, timings: &Timings) -> C
         logged: metrics.as_ref().and_then(|m| m.last_log_index).unwrap_or(0),
         quorum,
         nodes: nodes.collect(),
+        left: left.collect(),
+        away: away.collect(),
         entries: counters.entries,
         differing: counters.differing,
     }

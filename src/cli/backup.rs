@@ -23,7 +23,8 @@ pub(super) async fn write(endpoints: &Endpoints) -> Result<(), CliError> {
     refuse_terminal(stdout.is_terminal(), "write a backup to", "backup > index.kiln")?;
     let mut client = endpoints.connect().await?;
     let refused = |status| CliError::from_status(&status);
-    let signers = client.status(pb::StatusRequest {}).await.map_err(refused)?.into_inner().signers;
+    let signers =
+        client.status(pb::StatusRequest::default()).await.map_err(refused)?.into_inner().signers;
     let mut out = stdout.lock();
     out.write_all(MAGIC).context("write the backup")?;
     let (mut after, mut total) = (Default::default(), 0);

@@ -132,7 +132,7 @@ async fn leave(client: Client, request: pb::LeaveRequest) -> Result<Option<Leavi
         loop {
             tokio::time::sleep(TELL).await;
             // It is news: a node that is busy gives it later.
-            let status = client.clone().status(pb::StatusRequest {}).await;
+            let status = client.clone().status(pb::StatusRequest::default()).await;
             let leaving = status.ok().and_then(|status| status.into_inner().leaving);
             let leaving = leaving.map(LeavingView::from);
             if let Some(left) = leaving.filter(|left| told != Some(*left)) {
@@ -154,7 +154,7 @@ async fn leave(client: Client, request: pb::LeaveRequest) -> Result<Option<Leavi
 
 /// The node of that id, or the one that is asked: its id, and what it is called.
 async fn named(client: &mut Client, id: Option<u64>) -> Result<(u64, String), CliError> {
-    let status = client.status(pb::StatusRequest {}).await;
+    let status = client.status(pb::StatusRequest::default()).await;
     let status = status.map_err(|e| CliError::from_status(&e))?.into_inner();
     let id = id.unwrap_or(status.node);
     let Some(node) = status.nodes.iter().find(|node| node.id == id) else {

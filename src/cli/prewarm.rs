@@ -53,7 +53,7 @@ impl Nodes {
     /// Asks a node which ones of the cluster have that toolchain, and connects to them.
     pub(crate) async fn having(endpoints: &Endpoints, tools: &[Tool]) -> Result<Self, CliError> {
         let mut client = endpoints.connect().await?;
-        let status = client.status(pb::StatusRequest {}).await;
+        let status = client.status(pb::StatusRequest::default()).await;
         let status = status.map_err(|e| CliError::from_status(&e))?.into_inner();
         let (mut found, mut all) = (Vec::new(), BTreeSet::new());
         for node in status.nodes {

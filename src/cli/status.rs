@@ -1,5 +1,7 @@
 //! `kiln status`: the node and the cluster as the node sees them.
 
+use std::time::Duration;
+
 use clap::Args;
 use kiln_proto::pb;
 
@@ -25,7 +27,10 @@ pub(crate) struct Status {
 impl Status {
     pub(crate) async fn run(self) -> Result<(), CliError> {
         let status = self.client.endpoints.attempt(async |mut client| {
-            client.status(pb::StatusRequest {}).await.map_err(|e| CliError::from_status(&e))
+            client
+                .status(pb::StatusRequest { whole: true })
+                .await
+                .map_err(|e| CliError::from_status(&e))
         });
         let view = StatusView::from(status.await?.into_inner());
         match self.client.json {
@@ -59,29 +64,54 @@ fn for_people(view: &StatusView) -> String {
             node.id.to_string(),
             node.grpc.clone(),
             if node.voter { "voter" } else { "learner" }.to_owned(),
-            match node.reachable {
-                Some(true) => "up",
-                Some(false) => "DOWN",
-                None => "?",
-            }
-            .to_owned(),
+            state_of(node),
             compilers.join(","),
         ]
     };
     let rows: Vec<_> = view.nodes.iter().map(node).collect();
-    parts.push(table(["NODE", "GRPC", "ROLE", "STATE", "COMPILERS"], &rows));
+    let mut nodes = table(["NODE", "GRPC", "ROLE", "STATE", "COMPILERS"], &rows);
+    for (what, ids) in [("left", &view.left), ("set aside until they answer", &view.away)] {
+        nodes.push_str(&gone(what, ids));
+    }
+    if view.seen_by != view.node {
+        nodes.push_str(&format!("\nas the leader, node {}, sees them", view.seen_by));
+    }
+    parts.push(nodes);
     let tier = |tier: &TierView| {
         [
             tier.name.clone(),
-            size(tier.bytes),
+            tier.bytes.map_or_else(|| "-".to_owned(), size),
             if tier.capacity_bytes == 0 { "-".to_owned() } else { size(tier.capacity_bytes) },
-            tier.entries.to_string(),
+            tier.entries.map_or_else(|| "-".to_owned(), |entries| entries.to_string()),
             if tier.healthy { "ok" } else { "FAILING" }.to_owned(),
         ]
     };
     let rows: Vec<_> = view.tiers.iter().map(tier).collect();
     parts.push(table(["TIER", "USED", "OF", "ENTRIES", "STATE"], &rows));
     parts.join("\n\n")
+}
+
+/// Whether a node answers, and since when it does not.
+fn state_of(node: &NodeView) -> String {
+    let silent =
+        node.silent_ms.map(|ms| humantime::format_duration(Duration::from_secs(ms / 1000)));
+    match (node.reachable, silent) {
+        (Some(true), _) => "up".to_owned(),
+        (Some(false), Some(silent)) => format!("DOWN for {silent}"),
+        (Some(false), None) => "DOWN".to_owned(),
+        (None, _) => "?".to_owned(),
+    }
+}
+
+/// A line of those that are not in the table, the latest of them.
+fn gone(what: &str, ids: &[u64]) -> String {
+    const SHOWN: usize = 10;
+    let shown: Vec<String> = ids.iter().rev().take(SHOWN).map(|id| format!("node {id}")).collect();
+    let more = match ids.len().saturating_sub(SHOWN) {
+        0 => String::new(),
+        more => format!(" and {more} before"),
+    };
+    if ids.is_empty() { String::new() } else { format!("\n{what}: {}{more}", shown.join(", ")) }
 }
 
 #[cfg(test)]
@@ -105,6 +135,7 @@ mod tests {
                 voter: true,
                 reachable: Some(true),
                 compilers: Vec::new(),
+                silent_ms: None,
             }],
             tiers: vec![pb::TierStatus {
                 name: "memory".into(),
@@ -112,6 +143,7 @@ mod tests {
                 entries: 1,
                 capacity_bytes: 10,
                 healthy: true,
+                uncounted: false,
             }],
             compilers: vec![pb::Fingerprint {
                 compiler: "cuda".into(),
@@ -121,6 +153,9 @@ mod tests {
             signers: vec![pb::Signer { node: 1, key: vec![0xab; 32].into() }],
             leaving: None,
             emergency: None,
+            left: Vec::new(),
+            away: Vec::new(),
+            seen_by: 0,
         }
     }
 
@@ -153,14 +188,31 @@ mod tests {
                 "node": 1, "version": "0.1.0", "role": "follower", "leader": null, "term": 4,
                 "applied": 17, "quorum": false, "entries": 2,
                 "nodes": [{"id": 1, "grpc": "127.0.0.1:7400", "transfer": "127.0.0.1:7402",
-                    "voter": true, "reachable": true, "compilers": []}],
+                    "voter": true, "reachable": true, "compilers": [], "silent_ms": null}],
                 "tiers": [{"name": "memory", "bytes": 5, "entries": 1, "capacity_bytes": 10,
                     "healthy": true}],
                 "compilers": [{"compiler": "cuda", "versions": {"nvrtc": "13.0"}}],
                 "counters": {"compiles": 3},
                 "signers": {"1": "ab".repeat(32)},
+                "left": [], "away": [], "seen_by": 1,
             })
         );
+    }
+
+    #[test]
+    fn what_the_leader_knows_is_shown_with_its_age() {
+        let mut status = status();
+        let other = status.nodes[0].clone();
+        let node =
+            |id, reachable, silent_ms| pb::NodeStatus { id, reachable, silent_ms, ..other.clone() };
+        status.nodes = vec![node(1, Some(true), None), node(2, Some(false), Some(34_500))];
+        status.tiers[0].uncounted = true;
+        (status.seen_by, status.left) = (3, (4..=15).collect());
+        let text = for_people(&StatusView::from(status));
+        for part in ["DOWN for 34s", "as the leader, node 3", "left: node 15,", "and 2 before"] {
+            assert!(text.contains(part), "{part}: {text}");
+        }
+        assert!(text.contains("memory  -     10 B  -"), "nobody counted: {text}");
     }
 
     #[test]

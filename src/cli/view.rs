@@ -158,6 +158,12 @@ pub(crate) struct StatusView {
     /// What the node does without; not there while it does without nothing.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) emergency: Option<ModeView>,
+    /// Members no more.
+    pub(crate) left: Vec<u64>,
+    /// Members that are set aside until they come back.
+    pub(crate) away: Vec<u64>,
+    /// The node that says which nodes are reachable.
+    pub(crate) seen_by: u64,
 }
 
 /// What no other place took over from a node that leaves.
@@ -191,14 +197,17 @@ pub(crate) struct NodeView {
     pub(crate) voter: bool,
     pub(crate) reachable: Option<bool>,
     pub(crate) compilers: Vec<FingerprintView>,
+    /// For how long the leader has not heard of it; null where that is not known.
+    pub(crate) silent_ms: Option<u64>,
 }
 
 /// One tier of the node asked.
 #[derive(Debug, Serialize)]
 pub(crate) struct TierView {
     pub(crate) name: String,
-    pub(crate) bytes: u64,
-    pub(crate) entries: u64,
+    /// Null where nobody counted, as of `entries`.
+    pub(crate) bytes: Option<u64>,
+    pub(crate) entries: Option<u64>,
     pub(crate) capacity_bytes: u64,
     pub(crate) healthy: bool,
 }
@@ -314,11 +323,12 @@ impl From<pb::StatusResponse> for StatusView {
             voter: node.voter,
             reachable: node.reachable,
             compilers: node.compilers.into_iter().map(Into::into).collect(),
+            silent_ms: node.silent_ms,
         };
         let tier = |tier: pb::TierStatus| TierView {
             name: tier.name,
-            bytes: tier.bytes,
-            entries: tier.entries,
+            bytes: (!tier.uncounted).then_some(tier.bytes),
+            entries: (!tier.uncounted).then_some(tier.entries),
             capacity_bytes: tier.capacity_bytes,
             healthy: tier.healthy,
         };
@@ -338,6 +348,9 @@ impl From<pb::StatusResponse> for StatusView {
             signers: status.signers.into_iter().map(|s| (s.node, hex::encode(s.key))).collect(),
             leaving: status.leaving.map(Into::into),
             emergency: status.emergency.map(Into::into),
+            left: status.left,
+            away: status.away,
+            seen_by: if status.seen_by == 0 { status.node } else { status.seen_by },
         }
     }
 }

@@ -208,6 +208,7 @@ mod tests {
             facts: NodeFacts { http: format!("host-{id}:1"), ..NodeFacts::default() },
             voter: true,
             reachable: None,
+            silent: None,
         };
         ClusterStatus {
             node: Some(1),
@@ -219,6 +220,8 @@ mod tests {
             logged: 12,
             quorum: true,
             nodes: vec![node(1), node(2), node(3)],
+            left: Vec::new(),
+            away: Vec::new(),
             entries: 4,
             differing: 0,
         }

@@ -256,6 +256,7 @@ mod tests {
             facts: kiln_cluster::NodeFacts { grpc: grpc.into(), ..Default::default() },
             voter: true,
             reachable: None,
+            silent: None,
         };
         // It accepts connections, and says nothing.
         let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -244,8 +244,12 @@ impl Kiln for Api {
         Ok(Response::new(pb::LoadedResponse {}))
     }
 
-    async fn status(&self, _: Request<pb::StatusRequest>) -> Reply<pb::StatusResponse> {
-        Ok(Response::new(status::status(self.opened()?)))
+    async fn status(&self, request: Request<pb::StatusRequest>) -> Reply<pb::StatusResponse> {
+        let parts = self.opened()?;
+        Ok(Response::new(match request.into_inner().whole {
+            true => status::whole(parts).await,
+            false => status::status(parts),
+        }))
     }
 
     async fn add_node(&self, request: Request<pb::AddNodeRequest>) -> Reply<pb::AddNodeResponse> {

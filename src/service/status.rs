@@ -1,11 +1,88 @@
 //! The status call.
 //!
-//! Invariant: it tells what this node sees now, and asks nobody.
+//! Invariant: it tells what this node sees now, and asks nobody but where the whole is
+//! asked for: then it ends within [`PATIENCE`] and the scan's bound, and says what it did
+//! not learn.
 
-use kiln_proto::pb;
+use std::{collections::HashSet, time::Duration};
+
+use kiln_cluster::Role;
+use kiln_proto::{Digest, pb, pb::kiln_client::KilnClient};
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Endpoint;
 
 use super::{parts::Parts, wire};
-use crate::cache::Health;
+use crate::{
+    cache::{Health, TierName},
+    scan,
+};
+
+/// What the leader has for its answer.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// What counting has.
+const COUNTING: Duration = Duration::from_secs(5);
+
+/// [`status`], with what the leader knows of the nodes, and the index of the object tier.
+pub(super) async fn whole(parts: &Parts) -> pb::StatusResponse {
+    let mut status = status(parts);
+    if let Some((bytes, entries)) = count_stored(parts).await {
+        for tier in status.tiers.iter_mut().filter(|tier| tier.uncounted) {
+            (tier.bytes, tier.entries, tier.uncounted) = (bytes, entries, false);
+        }
+    }
+    if status.role == Role::Leader.name() || status.leader == 0 {
+        return status;
+    }
+    let leader = status.nodes.iter().find(|node| node.id == status.leader);
+    let asked = leader.map(|leader| timeout(PATIENCE, ask(leader.grpc.clone())));
+    let answer = match asked {
+        Some(asked) => asked.await.ok().flatten(),
+        None => None,
+    };
+    // One that leads no more knows no more than this node does.
+    let answer = answer.filter(|a| a.node == status.leader && a.role == Role::Leader.name());
+    if let Some(answer) = answer {
+        status.seen_by = answer.node;
+        for seen in answer.nodes {
+            if let Some(node) = status.nodes.iter_mut().find(|node| node.id == seen.id) {
+                (node.reachable, node.silent_ms) = (seen.reachable, seen.silent_ms);
+            }
+        }
+    }
+    status
+}
+
+/// What the node at `address` has at hand.
+async fn ask(address: String) -> Option<pb::StatusResponse> {
+    let endpoint = Endpoint::from_shared(format!("http://{address}")).ok()?;
+    let channel = endpoint.connect_timeout(PATIENCE).connect().await.ok()?;
+    let answer = KilnClient::new(channel).status(pb::StatusRequest::default()).await;
+    Some(answer.ok()?.into_inner())
+}
+
+/// Bytes and number of the packs that the index says are in the object store; `None` where
+/// there are more entries than can be read now.
+async fn count_stored(parts: &Parts) -> Option<(u64, u64)> {
+    parts.tiers.usage().iter().find(|(name, _)| *name == TierName::Object)?;
+    let index = parts.index.clone();
+    let stop = CancellationToken::new();
+    let (_ended, stopped) = (stop.clone().drop_guard(), stop);
+    let count = move || {
+        let mut packs: HashSet<Digest> = HashSet::new();
+        let mut bytes = 0_u64;
+        let bounds = scan::Bounds { time: COUNTING, ..scan::Bounds::default() };
+        let scanned = scan::each(&index, bounds, &stopped, |entry| {
+            if entry.stored && packs.insert(entry.pack) {
+                let manifest = entry.manifest.read_unverified();
+                bytes = bytes.saturating_add(manifest.map_or(0, |manifest| manifest.pack_size));
+            }
+        });
+        let complete = scanned.is_ok_and(|scanned| scanned.complete);
+        complete.then_some((bytes, packs.len() as u64))
+    };
+    tokio::task::spawn_blocking(count).await.ok().flatten()
+}
 
 /// This node's view of itself and the cluster.
 pub(super) fn status(parts: &Parts) -> pb::StatusResponse {
@@ -17,6 +94,7 @@ pub(super) fn status(parts: &Parts) -> pb::StatusResponse {
         voter: node.voter,
         reachable: node.reachable,
         compilers: node.facts.compilers.iter().map(Into::into).collect(),
+        silent_ms: node.silent.map(|silent| u64::try_from(silent.as_millis()).unwrap_or(u64::MAX)),
     });
     let signers = parts.index.signers().into_iter();
     let counters = parts.counters.iter().flat_map(|source| source.snapshot());
@@ -27,6 +105,8 @@ pub(super) fn status(parts: &Parts) -> pb::StatusResponse {
         entries: usage.entries,
         capacity_bytes: usage.capacity_bytes.unwrap_or_default(),
         healthy: health.contains(&(name, Health::Up)),
+        // A store that others fill too has no usage of ours.
+        uncounted: name == TierName::Object,
     });
     pb::StatusResponse {
         node: parts.node,
@@ -46,6 +126,9 @@ pub(super) fn status(parts: &Parts) -> pb::StatusResponse {
             .collect(),
         leaving: parts.departure.progress().map(Into::into),
         emergency: emergency(parts),
+        left: status.left.clone(),
+        away: status.away.clone(),
+        seen_by: 0,
     }
 }
 

@@ -320,7 +320,7 @@ impl TestNode {
     }
 
     pub(crate) async fn status(&self) -> Result<pb::StatusResponse, Status> {
-        let asked = self.client().await.status(pb::StatusRequest {}).await;
+        let asked = self.client().await.status(pb::StatusRequest::default()).await;
         asked.map(tonic::Response::into_inner)
     }
 

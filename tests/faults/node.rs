@@ -177,7 +177,7 @@ impl Node {
     /// What it says of itself; `None` where it does not answer at once.
     pub(crate) async fn status(&self) -> Option<pb::StatusResponse> {
         let mut client = self.door.client();
-        let asked = client.status(pb::StatusRequest {});
+        let asked = client.status(pb::StatusRequest::default());
         Some(timeout(Duration::from_secs(2), asked).await.ok()?.ok()?.into_inner())
     }
 }
