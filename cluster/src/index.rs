@@ -22,6 +22,7 @@ use crate::{
     replica::Replica,
     router::Router,
     rpc::{Fail, Failed, ReadIndex},
+    table::EpochRecord,
     watch::{IndexEvent, NodeInfo},
     writer::{Writer, Written},
     writes::Turn,
@@ -296,6 +297,12 @@ impl Index {
         }
         let within = |key: &ArtifactKey| key.to_string().starts_with(prefix);
         self.replica.entries(&start, limit.min(MOST_SCANNED), within)
+    }
+
+    /// Why the last artifact of a key is no more; `None` where it never had one that ended.
+    pub async fn ended(&self, key: &ArtifactKey) -> Result<Option<String>, ClusterError> {
+        let epoch: Option<EpochRecord> = self.replica.read(*key).await?;
+        Ok(epoch.map(|epoch| epoch.reason))
     }
 
     /// A node, also one that left: its manifests stay verifiable.

@@ -50,7 +50,9 @@ impl KeyArg {
         };
         let answer = client.list(request).await.map_err(|e| CliError::from_status(&e))?;
         match answer.into_inner().entries.as_slice() {
-            [] => Err(CliError::NotFound(format!("no key starts with {prefix}"))),
+            [] => Err(CliError::NotFound(format!(
+                "no key starts with {prefix}; of one that was removed give all digits"
+            ))),
             [entry] => {
                 let signed = entry.manifest.clone().unwrap_or_default();
                 Ok(super::fetch::manifest(signed)?.key)

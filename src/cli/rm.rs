@@ -11,7 +11,7 @@ use super::{
 /// Remove a wrong artifact from the whole fleet at once.
 ///
 /// The key is free for a new compile afterwards. The reason is kept with the
-/// removal, for whoever asks later.
+/// removal, for whoever asks later: `kiln why KEY` tells it.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  kiln rm 3f2a91c0 --reason 'wrong results on driver 580.65'")]
 pub(crate) struct Rm {

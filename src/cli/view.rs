@@ -123,6 +123,8 @@ pub(crate) struct WhyView {
     pub(crate) cut: bool,
     /// What a stored artifact is stitched of.
     pub(crate) pieces: Vec<StoredPieceView>,
+    /// Why the key's last artifact is no more; null where it has one, or never had.
+    pub(crate) ended: Option<String>,
 }
 
 /// One piece of a stored artifact.

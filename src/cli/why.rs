@@ -147,6 +147,7 @@ fn view(answer: pb::ExplainResponse) -> Result<WhyView, CliError> {
         entries: answer.entries,
         cut: answer.cut,
         pieces: Vec::new(),
+        ended: Some(answer.ended).filter(|ended| !ended.is_empty()),
     })
 }
 
@@ -160,6 +161,12 @@ fn for_people(view: &WhyView) -> String {
     for StoredPieceView { piece, stored } in &view.pieces {
         let state = if *stored { "is stored" } else { "is not stored: it is compiled again" };
         lines.push(format!("  piece {} {} {state}", piece.index, piece.key));
+    }
+    if let Some(ended) = &view.ended {
+        lines.push(format!("its last artifact is no more: {ended}"));
+        if view.components.is_empty() {
+            return lines.join("\n");
+        }
     }
     if view.cut {
         let (seen, all) = (view.looked_at, view.entries);
@@ -204,7 +211,20 @@ mod tests {
             looked_at: 2,
             entries: 3,
             cut: false,
+            ended: String::new(),
         }
+    }
+
+    #[test]
+    fn a_removed_key_says_why() {
+        let reason = "wrong (removed 2026-11-28T05:00:00Z by node 1)";
+        let answer = pb::ExplainResponse {
+            key: vec![1; 32].into(),
+            ended: reason.into(),
+            ..Default::default()
+        };
+        let text = for_people(&view(answer).unwrap());
+        assert!(text.ends_with(&format!("its last artifact is no more: {reason}")), "{text}");
     }
 
     #[test]
@@ -256,7 +276,8 @@ mod tests {
                 "looked_at",
                 "entries",
                 "cut",
-                "pieces"
+                "pieces",
+                "ended"
             ]
         );
         assert_eq!(json["differences"][0]["ours"], "580.65");

@@ -5,6 +5,7 @@ mod freed;
 mod ladder;
 mod listed;
 mod refused;
+mod told;
 
 use std::{collections::HashSet, path::Path};
 

@@ -5,7 +5,10 @@
 //! node leaves, what it would have to keep is UNAVAILABLE; once it knows that it left, every
 //! call but Status and Overview answers FAILED_PRECONDITION.
 
-use std::sync::{Arc, OnceLock};
+use std::{
+    sync::{Arc, OnceLock},
+    time::SystemTime,
+};
 
 use bytes::Bytes;
 use kiln_cluster::{Put, PutMode};
@@ -175,14 +178,25 @@ impl Kiln for Api {
         let components = match subject.ok_or(Error::Invalid("name a key or a request".into()))? {
             Subject::Key(bytes) => {
                 let key = convert::key("key", &bytes).map_err(Error::from)?;
-                explain::components_of(&parts.index, &key).await?
+                match explain::components_of(&parts.index, &key).await {
+                    // What was removed has no components any more, and a reason.
+                    Err(Error::NotFound(_)) => {
+                        return Ok(Response::new(explain::ended(&parts.index, &key).await?));
+                    }
+                    components => components?,
+                }
             }
             Subject::Request(wire) => {
                 let requests = parts.requests(wire)?;
                 parts.manager.prepare(&requests[0]).await?.components.clone()
             }
         };
-        let stored = parts.index.lookup(&components.key()).await.map_err(Error::from)?.is_some();
+        let key = components.key();
+        let stored = parts.index.lookup(&key).await.map_err(Error::from)?.is_some();
+        let ended = match stored {
+            true => None,
+            false => parts.index.ended(&key).await.map_err(Error::from)?,
+        };
         let index = parts.index.clone();
         // A client that leaves ends the search.
         let stop = CancellationToken::new();
@@ -205,6 +219,7 @@ impl Kiln for Api {
             looked_at: found.scanned.entries,
             entries: parts.cluster.status().entries,
             cut: !found.scanned.complete,
+            ended: ended.unwrap_or_default(),
         }))
     }
 
@@ -223,12 +238,14 @@ impl Kiln for Api {
         request: Request<pb::TombstoneRequest>,
     ) -> Reply<pb::TombstoneResponse> {
         let parts = self.parts()?;
+        let from = request.remote_addr();
         let request = request.into_inner();
         let key = convert::key("key", &request.key).map_err(Error::from)?;
         if request.reason.len() > 1024 {
             return Err(Error::Invalid("a reason has at most 1024 bytes".into()).into());
         }
-        let existed = parts.index.tombstone(&key, request.reason).await.map_err(Error::from)?;
+        let reason = explain::removal(&request.reason, parts.node, from, SystemTime::now());
+        let existed = parts.index.tombstone(&key, reason).await.map_err(Error::from)?;
         Ok(Response::new(pb::TombstoneResponse { existed }))
     }
 

@@ -3,10 +3,13 @@
 //!
 //! Invariant: what is told differs in the fields named, and in no others.
 
+use std::{net::SocketAddr, time::SystemTime};
+
 use kiln_cluster::Index;
-use kiln_proto::{ArtifactKey, Components, Difference, Manifest};
+use kiln_proto::{ArtifactKey, Components, Difference, Manifest, NodeId, pb};
 use tokio_util::sync::CancellationToken;
 
+use super::wire;
 use crate::{
     error::Error,
     scan::{
@@ -42,6 +45,25 @@ pub(super) async fn components_of(index: &Index, key: &ArtifactKey) -> Result<Co
     let entry = index.lookup(key).await?.ok_or(Error::NotFound(*key))?;
     let manifest: Manifest = entry.manifest.read_unverified()?;
     Ok(manifest.components)
+}
+
+/// What there is to say of a key without an artifact: why its last one is no more.
+pub(super) async fn ended(index: &Index, key: &ArtifactKey) -> Result<pb::ExplainResponse, Error> {
+    let ended = index.ended(key).await?.ok_or(Error::NotFound(*key))?;
+    Ok(pb::ExplainResponse { key: wire::key(key), ended, ..Default::default() })
+}
+
+/// A reason to remove an artifact, with when that was asked for, where, and by whom: for
+/// whoever asks later, of whichever node.
+pub(super) fn removal(
+    reason: &str,
+    node: NodeId,
+    from: Option<SocketAddr>,
+    now: SystemTime,
+) -> String {
+    let from = from.map(|from| format!(", asked from {}", from.ip())).unwrap_or_default();
+    let at = humantime::format_rfc3339_seconds(now);
+    format!("{reason} (removed {at} by node {node}{from})")
 }
 
 #[cfg(test)]

@@ -184,6 +184,12 @@ impl Fetcher {
         self.report_object(entry, doubtful || refusals.absent().object);
         Ok(match refusals.unreachable() {
             Some(why) => Fetched::Unreachable(why),
+            None if entry.stored && self.tiers.object().is_none() => Fetched::Unreachable(
+                "the index says that it is in the object store, and this node has none: set \
+                 object.url (--object) to the store that the cluster, or the cluster of its \
+                 backup, uploads to"
+                    .into(),
+            ),
             None => {
                 let mut asked = refusals.absent();
                 if self.tiers.presence(&pack) == Presence::Absent {
