@@ -10,6 +10,7 @@ mod load;
 mod monitor;
 mod prewarm;
 mod publish;
+mod slips;
 mod trace;
 mod units;
 mod validate;

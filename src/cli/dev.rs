@@ -81,6 +81,9 @@ impl Dev {
             environment: std::env::vars().collect(),
             flags: self.settings.iter().cloned().chain(object).collect(),
         };
+        for slip in base.slips() {
+            eprintln!("warning: {slip}");
+        }
         let plans = plan::plan(&dir, self.nodes, &base)?;
         let stop = CancellationToken::new();
         let signals = stop_on_signal(stop.clone())?;

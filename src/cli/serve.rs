@@ -99,7 +99,11 @@ pub(crate) fn setting(text: &str) -> Result<(String, String), String> {
 impl Serve {
     /// Runs a node until it is told to stop.
     pub(crate) fn run(self) -> Result<(), CliError> {
-        let config = self.layers(std::env::vars().collect()).load()?;
+        let layers = self.layers(std::env::vars().collect());
+        for slip in layers.slips() {
+            eprintln!("warning: {slip}");
+        }
+        let config = layers.load()?;
         if self.print_config {
             return output::line(config.to_toml().trim_end());
         }
