@@ -17,7 +17,12 @@ use kiln::{
     telemetry::trace::{self, Tracing},
 };
 use tokio_util::sync::CancellationToken;
-use tracing_subscriber::{Layer, layer::SubscriberExt, util::SubscriberInitExt};
+use tracing_subscriber::{
+    Layer,
+    filter::{FilterExt, dynamic_filter_fn},
+    layer::SubscriberExt,
+    util::SubscriberInitExt,
+};
 
 use super::{CliError, output};
 
@@ -136,8 +141,8 @@ impl Serve {
     }
 
     async fn serve(self, config: Config) -> Result<(), CliError> {
-        let tracing = start_log(&config)?;
         let stop = CancellationToken::new();
+        let tracing = start_log(&config, stop.clone())?;
         let signals = stop_on_signal(stop.clone())?;
         let ready_file = self.ready_file;
         let served = run_node(config, stop, |ready| {
@@ -200,12 +205,14 @@ fn write_whole(path: &Path, ready: &Ready) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Starts the log and the traces; needs the runtime.
-fn start_log(config: &Config) -> anyhow::Result<Tracing> {
+/// Starts the log and the traces; needs the runtime. From `stop` on the Raft library says
+/// nothing: that it was stopped is an error to it, with all its state.
+fn start_log(config: &Config, stop: CancellationToken) -> Result<Tracing, CliError> {
     let tracing = Tracing::start(&config.trace).context("trace.endpoint")?;
     // Whatever is logged names the call that it is about.
-    let calls = format!("{}=info", trace::TARGET).parse()?;
+    let calls = format!("{}=info", trace::TARGET).parse().map_err(anyhow::Error::from)?;
     let filter = config.log.filter().map_err(CliError::Usage)?.add_directive(calls);
+    let filter = filter.and(dynamic_filter_fn(move |line, _| says(line.target(), &stop)));
     let log = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
     let traces = tracing.layer();
     match config.log.format {
@@ -220,6 +227,11 @@ fn start_log(config: &Config) -> anyhow::Result<Tracing> {
         }
     }
     Ok(tracing)
+}
+
+/// Whether a line of `target` belongs into the log of a node that `stop` ends.
+fn says(target: &str, stop: &CancellationToken) -> bool {
+    !stop.is_cancelled() || !target.starts_with("openraft")
 }
 
 #[cfg(test)]
@@ -254,6 +266,47 @@ mod tests {
         assert_eq!(config.start.peers, ["a:1", "b:2", "c:3"], "a named flag beats --set");
         assert_eq!(config.object.url.as_deref(), Some("file:///l3"));
         assert_eq!(config.resp_listen, None);
+    }
+
+    #[test]
+    fn an_orderly_stop_is_no_error_of_the_raft_library() {
+        let (stop, buffer) = (CancellationToken::new(), Written::default());
+        let token = stop.clone();
+        let filter = Config::default().log.filter().unwrap();
+        let filter = filter.and(dynamic_filter_fn(move |line, _| says(line.target(), &token)));
+        let log = tracing_subscriber::fmt::layer().with_writer(buffer.clone()).with_filter(filter);
+        tracing::subscriber::with_default(tracing_subscriber::registry().with(log), || {
+            let line = |text| tracing::error!(target: "openraft::core", "{text}");
+            line("first");
+            stop.cancel();
+            line("second");
+            tracing::info!(target: "kiln::node", "third");
+        });
+        let text = String::from_utf8(buffer.0.lock().clone()).unwrap();
+        assert!(text.contains("first") && text.contains("third"), "{text}");
+        assert!(!text.contains("second"), "{text}");
+    }
+
+    /// What a log wrote.
+    #[derive(Clone, Default)]
+    struct Written(std::sync::Arc<parking_lot::Mutex<Vec<u8>>>);
+
+    impl std::io::Write for Written {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().write(bytes)
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl tracing_subscriber::fmt::MakeWriter<'_> for Written {
+        type Writer = Self;
+
+        fn make_writer(&self) -> Self {
+            self.clone()
+        }
     }
 
     #[test]
