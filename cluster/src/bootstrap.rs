@@ -37,23 +37,33 @@ use crate::{
 /// Between two times that the peers are asked.
 pub(crate) const INTERVAL: Duration = Duration::from_millis(300);
 
-/// The peers' addresses as of now; a name that does not resolve yet has none.
+/// The peers' addresses as of now, in the order of the list; a name that does not resolve
+/// yet has none.
 pub(crate) async fn resolve(peers: &[String]) -> Result<Vec<String>, ClusterError> {
-    let mut addresses = BTreeSet::new();
+    let mut addresses: Vec<String> = Vec::new();
+    let mut add = |address: String| {
+        if !addresses.contains(&address) {
+            addresses.push(address);
+        }
+    };
     for peer in peers {
         let Some(name) = peer.strip_prefix("dns:") else {
-            addresses.insert(peer.clone());
+            add(peer.clone());
             continue;
         };
         if !name.contains(':') {
             return Err(ClusterError::invalid(format!("{peer:?} is not dns:NAME:PORT")));
         }
         match tokio::net::lookup_host(name).await {
-            Ok(found) => addresses.extend(found.map(|address| address.to_string())),
+            // Whichever order a server gives them in this time.
+            Ok(found) => {
+                let found: BTreeSet<String> = found.map(|address| address.to_string()).collect();
+                found.into_iter().for_each(&mut add);
+            }
             Err(e) => tracing::debug!(name, error = %e, "the peers' name does not resolve yet"),
         }
     }
-    Ok(addresses.into_iter().collect())
+    Ok(addresses)
 }
 
 /// What a candidate says and does to become a node.
@@ -229,18 +239,26 @@ impl Bootstrap {
             Some((node, _)) => node.clone(),
             None => mine.clone(),
         };
-        Ok(Some(first.iter().map(founder).collect()))
+        let mut founders: Vec<NewNode> = first.iter().map(founder).collect();
+        // Ids as the operator lists the nodes: whoever reads "node 2" finds it. Of those that
+        // are not listed under their own address, the order is the candidates'.
+        founders.sort_by_key(|node| {
+            addresses.iter().position(|a| *a == node.facts.grpc).unwrap_or(usize::MAX)
+        });
+        Ok(Some(founders))
     }
 
-    /// Founds a cluster of `founders`, this node first.
+    /// Founds a cluster of `founders`, of which this node is one.
     async fn found(&self, founders: Vec<NewNode>) -> Result<(), ClusterError> {
         let mut cluster = [0; 8];
         getrandom::fill(&mut cluster).map_err(ClusterError::unavailable)?;
         // Never zero: that is the name of no cluster.
         let cluster = u64::from_le_bytes(cluster) | 1;
         self.store.set_founders(&founders)?;
-        let candidate = founders.first().map_or_else(Candidate::default, |f| f.candidate);
-        self.accept(Assignment { candidate, owner: Owner { cluster, node: 1 } }).await?;
+        let candidate = self.identity.lock().candidate;
+        let place = (1..).zip(&founders).find(|(_, founder)| founder.candidate == candidate);
+        let (node, _) = place.ok_or_else(|| ClusterError::invalid("no founder of its cluster"))?;
+        self.accept(Assignment { candidate, owner: Owner { cluster, node } }).await?;
         self.finish_founding().await
     }
 

@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{CliError, output, serve::stop_on_signal};
 use node::{Ended, Node};
+use plan::Plan;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -117,17 +118,29 @@ impl Dev {
     /// all are ready.
     async fn start(
         &self,
-        plans: Vec<plan::Plan>,
+        plans: Vec<Plan>,
         running: &mut JoinSet<Ended>,
         stop: &CancellationToken,
     ) -> Result<Vec<node::NodeView>, CliError> {
+        // New nodes that join do so one after the other, so that ids rise with the numbers.
+        let (joining, founding): (Vec<_>, Vec<_>) = plans.into_iter().partition(Plan::joins);
         let mut ready = Vec::new();
-        for plan in plans {
+        let mut spawn = |plan| -> Result<node::Signal, CliError> {
             let (node, signal) = Node::spawn(plan)?;
-            ready.push(signal);
             running.spawn(node.watch(stop.clone(), self.stop_timeout));
+            Ok(signal)
+        };
+        for plan in founding {
+            ready.push(spawn(plan)?);
         }
-        let all = futures::future::try_join_all(ready.into_iter().map(node::Signal::ready));
+        let all = async {
+            let waiting = ready.into_iter().map(node::Signal::ready);
+            let mut nodes = futures::future::try_join_all(waiting).await?;
+            for plan in joining {
+                nodes.push(spawn(plan)?.ready().await?);
+            }
+            Ok::<_, CliError>(nodes)
+        };
         tokio::select! {
             ready = tokio::time::timeout(self.ready_timeout, all) => match ready {
                 Ok(ready) => Ok(ready?),

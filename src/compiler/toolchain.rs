@@ -60,25 +60,31 @@ pub enum Headers {
     Toolkit(String),
 }
 
-const VARIABLES: [&str; 7] = [
-    "KILN_NVRTC_DIR",
-    "LD_LIBRARY_PATH",
-    "CUDA_HOME",
-    "CUDA_PATH",
-    "VIRTUAL_ENV",
-    "CONDA_PREFIX",
-    "HOME",
-];
-
 impl Environment {
+    /// The variables that say where the libraries are.
+    pub const VARIABLES: [&str; 7] = [
+        "KILN_NVRTC_DIR",
+        "LD_LIBRARY_PATH",
+        "CUDA_HOME",
+        "CUDA_PATH",
+        "VIRTUAL_ENV",
+        "CONDA_PREFIX",
+        "HOME",
+    ];
+
     /// What this process was started with.
     pub fn of_process() -> Self {
-        Self(VARIABLES.iter().filter_map(|name| Some((*name, std::env::var_os(name)?))).collect())
+        Self(
+            Self::VARIABLES
+                .iter()
+                .filter_map(|name| Some((*name, std::env::var_os(name)?)))
+                .collect(),
+        )
     }
 
     /// An environment with one more variable; those that mean nothing here are ignored.
     pub fn with(mut self, name: &str, value: impl Into<OsString>) -> Self {
-        if let Some(name) = VARIABLES.iter().find(|known| **known == name) {
+        if let Some(name) = Self::VARIABLES.iter().find(|known| **known == name) {
             self.0.insert(name, value.into());
         }
         self

@@ -48,4 +48,5 @@ mod run;
 mod sizes;
 mod start;
 mod traces;
+mod views;
 mod watching;

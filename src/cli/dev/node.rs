@@ -11,7 +11,7 @@ use std::{
 };
 
 use anyhow::Context;
-use kiln::node::ReadyInfo as Ready;
+use kiln::{compiler::Environment, node::ReadyInfo as Ready};
 use rustix::process::{Pid, Signal as UnixSignal};
 use serde::Serialize;
 use tokio::{
@@ -146,12 +146,32 @@ impl Signal {
 
 impl fmt::Display for Ended {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let config = self.config_file.display();
+        let serve = restart(&self.config_file, |name| std::env::var(name).ok());
         match &self.status {
             Ok(status) => write!(f, "node {} ended ({status})", self.number)?,
             Err(e) => write!(f, "node {} cannot be waited for ({e})", self.number)?,
         }
-        write!(f, "; start it again with: kiln serve --config {config}")
+        write!(f, "; start it again with: {serve}")
+    }
+}
+
+/// The command that starts a node again in another shell, with what this one has set and
+/// the node's file does not say: where the compilers' libraries are.
+fn restart(config_file: &Path, variable: impl Fn(&str) -> Option<String>) -> String {
+    // The shell's own are set in every shell.
+    let told = Environment::VARIABLES.iter().filter(|name| !matches!(**name, "HOME"));
+    let set = told.filter_map(|name| Some((name, variable(name).filter(|v| !v.is_empty())?)));
+    let set = set.map(|(name, value)| format!("{name}={} ", quoted(&value)));
+    let path = config_file.display().to_string();
+    format!("{}kiln serve --config {}", set.collect::<String>(), quoted(&path))
+}
+
+/// As a shell takes it for one word.
+fn quoted(text: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-:=,+@%".contains(c);
+    match !text.is_empty() && text.chars().all(plain) {
+        true => text.to_owned(),
+        false => format!("'{}'", text.replace('\'', "'\\''")),
     }
 }
 
@@ -184,6 +204,20 @@ fn die_with_parent(command: &mut Command) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_node_starts_again_with_the_compilers_that_it_had() {
+        let variable = |name: &str| match name {
+            "KILN_NVRTC_DIR" => Some("/opt/my cuda/lib".to_owned()),
+            "HOME" => Some("/root".to_owned()),
+            _ => None,
+        };
+        assert_eq!(
+            restart(Path::new("/d/node-1/config.toml"), variable),
+            "KILN_NVRTC_DIR='/opt/my cuda/lib' kiln serve --config /d/node-1/config.toml"
+        );
+        assert_eq!(quoted("it's"), r"'it'\''s'");
+    }
 
     #[test]
     fn the_json_shape_holds() {

@@ -1,7 +1,8 @@
 //! Which nodes a folder has, and each node's configuration file.
 //!
-//! Invariant: what a node was given once (ports, folders, founding peers) is
-//! read back from its file; only flags change it.
+//! Invariant: what a node was given once is read back from its file. Flags and the
+//! environment change it, but never what makes it this node: its ports, its folders and
+//! its founding peers.
 
 use std::{
     fs,
@@ -40,18 +41,35 @@ pub(super) fn plan(
 ) -> Result<Vec<Plan>, CliError> {
     let known = (1..).take_while(|n| config_file(dir, *n).is_file()).count();
     let wanted = wanted.unwrap_or(if known > 0 { known } else { NODES });
-    if wanted < known.max(1) || wanted > MOST_NODES {
+    if wanted == 0 {
+        return Err(CliError::Usage("--nodes 0: a cluster has at least 1 node".into()));
+    }
+    if wanted > MOST_NODES {
+        let why = "there can be up to";
         return Err(CliError::Usage(format!(
-            "{wanted} nodes: {} has {known}, and there can be up to {MOST_NODES}; take another \
-             --dir for fewer",
+            "--nodes {wanted}: {why} {MOST_NODES} on one machine"
+        )));
+    }
+    if wanted < known {
+        return Err(CliError::Usage(format!(
+            "--nodes {wanted}: {} has {known} nodes already, which belong to one cluster; take \
+             another --dir for fewer",
             dir.display()
         )));
     }
     let mut plans = Vec::new();
     for number in 1..=known {
         let file = config_file(dir, number);
-        let layers =
-            Layers { file: Some(file), environment: Vec::new(), flags: base.flags.clone() };
+        let layers = Layers {
+            file: Some(file),
+            environment: base
+                .environment
+                .iter()
+                .filter(|(name, _)| !is_own(name))
+                .cloned()
+                .collect(),
+            flags: base.flags.clone(),
+        };
         plans.push(Plan::new(dir, number, layers.load()?));
     }
     plans.extend(fresh(dir, known, wanted, base, &plans)?);
@@ -59,6 +77,26 @@ pub(super) fn plan(
         plan.write()?;
     }
     Ok(plans)
+}
+
+/// What each node of a folder has for itself: one value for all would be wrong.
+const OWN: [&str; 12] = [
+    "KILN_DATA_DIR",
+    "KILN_GRPC_LISTEN",
+    "KILN_HTTP_LISTEN",
+    "KILN_TRANSFER_LISTEN",
+    "KILN_RESP_LISTEN",
+    "KILN_ADVERTISE",
+    "KILN_SOCKET",
+    "KILN_RESP_SOCKET",
+    "KILN_START_EXPECT",
+    "KILN_START_PEERS",
+    "KILN_START_JOIN",
+    "KILN_CONFIG",
+];
+
+fn is_own(variable: &str) -> bool {
+    OWN.contains(&variable)
 }
 
 fn fresh(
@@ -110,6 +148,11 @@ fn fresh(
 impl Plan {
     fn new(dir: &Path, number: usize, config: Config) -> Self {
         Self { number, folder: folder(dir, number), config_file: config_file(dir, number), config }
+    }
+
+    /// Whether the node is new and joins a cluster that others found.
+    pub(super) fn joins(&self) -> bool {
+        !self.config.start.join.is_empty() && !self.config.data_dir.exists()
     }
 
     fn write(&self) -> Result<(), CliError> {
@@ -193,6 +236,40 @@ mod tests {
             expected.object.url = Some("file:///tmp/l3".into());
             assert_eq!(again.config, expected, "remembered, and changed by the flag alone");
         }
+    }
+
+    #[test]
+    fn the_environment_changes_a_folder_that_is_there_already() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = planned(dir.path(), Some(1), &[]);
+        let variables = [
+            ("KILN_COMPILE_PYTHON", "/venv/bin/python"),
+            ("KILN_MEMORY_BYTES", "64MiB"),
+            ("KILN_GRPC_LISTEN", "127.0.0.1:1"),
+            ("KILN_DATA_DIR", "/elsewhere"),
+        ];
+        let environment = variables.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+        let base = Layers { environment, ..Layers::default() };
+        let again = &plan(dir.path(), None, &base).unwrap()[0].config;
+        assert_eq!(again.compile.python.as_deref(), Some(Path::new("/venv/bin/python")));
+        assert_eq!(again.memory.bytes, 64 << 20);
+        assert_eq!(again.grpc_listen, first[0].config.grpc_listen, "it stays this node");
+        assert_eq!(again.data_dir, first[0].config.data_dir);
+        // Nothing of it is forgotten by the next start.
+        let kept = &planned(dir.path(), None, &[])[0].config;
+        assert_eq!(kept.compile.python.as_deref(), Some(Path::new("/venv/bin/python")));
+    }
+
+    #[test]
+    fn a_number_of_nodes_that_cannot_be_is_refused_for_its_own_reason() {
+        let dir = tempfile::tempdir().unwrap();
+        planned(dir.path(), Some(3), &[]);
+        let refused = |wanted| plan(dir.path(), Some(wanted), &Layers::default()).unwrap_err();
+        for (wanted, why) in [(0, "at least 1"), (2, "another --dir"), (65, "up to 64")] {
+            let told = refused(wanted).to_string();
+            assert!(told.contains(why), "{told}");
+        }
+        assert!(!refused(0).to_string().contains("64"));
     }
 
     #[test]
