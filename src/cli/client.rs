@@ -64,22 +64,28 @@ impl Endpoints {
         &self,
         call: impl AsyncFn(Client) -> Result<T, CliError>,
     ) -> Result<T, CliError> {
-        let mut tried = Vec::new();
+        let (mut tried, mut reached) = (Vec::new(), false);
         for endpoint in &self.endpoints {
             match self.reach(endpoint).await {
                 Ok(client) => match call(client).await {
-                    Err(CliError::Unreachable(why)) => tried.push((endpoint, why)),
+                    Err(CliError::Unreachable(why)) => {
+                        reached = true;
+                        tried.push((endpoint, why));
+                    }
                     settled => return settled,
                 },
                 Err(why) => tried.push((endpoint, why)),
             }
         }
         let all: Vec<_> = tried.iter().map(|(at, why)| format!("{}: {why}", at.uri())).collect();
-        Err(CliError::Unreachable(format!(
-            "no node can serve this ({}); is `kiln serve` or `kiln dev` running, and is \
-             --endpoint or KILN_ENDPOINT right?",
-            all.join("; ")
-        )))
+        let all = all.join("; ");
+        Err(CliError::Unreachable(match reached {
+            true => format!("no node can serve this now ({all}); kiln status says more"),
+            false => format!(
+                "no node can be reached ({all}); is `kiln serve` or `kiln dev` running, and is \
+                 --endpoint or KILN_ENDPOINT right?"
+            ),
+        }))
     }
 
     /// The node at that `host:port`, as a node names it.
@@ -135,6 +141,55 @@ mod tests {
         for bad in ["ftp://a", "http://", "", "https://a:1"] {
             assert!(parse_endpoint(bad).is_err(), "{bad}");
         }
+    }
+
+    fn at(listener: &tokio::net::TcpListener) -> Endpoints {
+        let endpoint = parse_endpoint(&listener.local_addr().unwrap().to_string()).unwrap();
+        Endpoints { endpoints: vec![endpoint], trace: TraceArgs::default() }
+    }
+
+    async fn asked(endpoints: &Endpoints) -> String {
+        let status = endpoints.attempt(async |mut client| {
+            let asked = client.status(kiln_proto::pb::StatusRequest::default()).await;
+            asked.map_err(|e| CliError::from_status(&e))
+        });
+        let error = status.await.unwrap_err();
+        assert_eq!(error.exit_code(), 3, "{error}");
+        error.to_string()
+    }
+
+    /// Whoever mixed up the ports is told so, and not what the library makes of it.
+    #[tokio::test]
+    async fn another_kind_of_port_is_named() {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let redis = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let endpoints = at(&redis);
+        let serving = tokio::spawn(async move {
+            while let Ok((mut client, _)) = redis.accept().await {
+                let _ = client.write_all(b"-ERR unknown command 'PRI'\r\n").await;
+                // It goes on until its client leaves.
+                let _ = client.read_to_end(&mut Vec::new()).await;
+            }
+        });
+        let told = asked(&endpoints).await;
+        assert!(told.contains("does not speak HTTP/2") && told.contains("7400"), "{told}");
+        assert!(!told.contains("is `kiln serve`"), "something runs there: {told}");
+        serving.abort();
+
+        let http = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let endpoints = at(&http);
+        let router = axum::Router::new();
+        let serving = tokio::spawn(async move { axum::serve(http, router).await });
+        let told = asked(&endpoints).await;
+        assert!(told.contains("speaks HTTP and no gRPC") && told.contains("7400"), "{told}");
+        serving.abort();
+    }
+
+    #[tokio::test]
+    async fn a_node_that_answers_nothing_ends_the_command() {
+        let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let told = asked(&at(&silent)).await;
+        assert!(told.contains("takes connections and does not answer"), "{told}");
     }
 
     #[tokio::test]

@@ -43,7 +43,7 @@ pub(crate) enum CliError {
     #[error("{0}")]
     Refused(String),
     /// Anything on this machine.
-    #[error("{0:#}")]
+    #[error("{}", chain(.0))]
     Local(#[from] anyhow::Error),
 }
 
@@ -101,8 +101,15 @@ impl CliError {
             ));
         }
         // Made on this side, of a connection that broke: no node said this.
-        if std::error::Error::source(status).is_some() {
-            return Self::Unreachable(message);
+        if let Some(source) = std::error::Error::source(status) {
+            return Self::Unreachable(broken(status.message(), source));
+        }
+        if message.starts_with("grpc-status header missing") {
+            return Self::Unreachable(
+                "what answers there speaks HTTP and no gRPC: give the node's gRPC port (7400 where \
+                 none is set), not its HTTP port"
+                    .into(),
+            );
         }
         // A node that left its cluster: another endpoint may be a member.
         if text("kiln-kind") == Some(kiln::error::LEFT) {
@@ -190,6 +197,39 @@ impl CliError {
     }
 }
 
+/// An error with its causes, each said once: some have their cause in their own words.
+fn chain(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if text.is_empty() {
+            text = cause;
+        } else if !text.ends_with(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
+}
+
+/// How a connection broke, for whoever does not know HTTP/2.
+fn broken(message: &str, source: &(dyn std::error::Error + 'static)) -> String {
+    let mut causes = vec![message.to_owned()];
+    let mut at = Some(source);
+    while let Some(error) = at {
+        causes.push(error.to_string());
+        at = error.source();
+    }
+    let said = |part: &str| causes.iter().any(|cause| cause.contains(part));
+    if said("timed out") {
+        "it takes connections and does not answer".into()
+    } else if said("h2 protocol error") || said("frame with invalid size") {
+        "what answers there does not speak HTTP/2: give the node's gRPC port (7400 where none is \
+         set), not its Redis port"
+            .into()
+    } else {
+        causes.pop().unwrap_or_default()
+    }
+}
+
 /// What to do about a failure of the kind of that name.
 pub(crate) fn advice(kind: &str) -> Option<&'static str> {
     FailureKind::named(kind).map(FailureKind::advice)
@@ -251,6 +291,16 @@ mod tests {
             assert_eq!(error.exit_code(), exit_code, "{status}");
             assert!(EXIT_CODES.contains(&format!("{exit_code:>4}  ")), "{exit_code}");
         }
+    }
+
+    #[test]
+    fn a_cause_is_said_once() {
+        let refused = || std::io::Error::other("Address already in use");
+        let io = kiln::node::NodeError::Io { doing: "listen".into(), source: refused() };
+        let told = CliError::from(anyhow::Error::from(io)).to_string();
+        assert_eq!(told, "listen: Address already in use");
+        let chained = anyhow::Error::from(refused()).context("listen on 7400");
+        assert_eq!(CliError::from(chained).to_string(), "listen on 7400: Address already in use");
     }
 
     #[test]

@@ -111,7 +111,7 @@ impl Inspect {
 }
 
 fn read_folder(folder: &Path) -> Result<Files, CliError> {
-    let mut files = Files::new();
+    let (mut files, mut folders) = (Files::new(), Vec::new());
     let context = || format!("read {}", folder.display());
     for entry in fs::read_dir(folder).with_context(context)? {
         let entry = entry.with_context(context)?;
@@ -119,7 +119,17 @@ fn read_folder(folder: &Path) -> Result<Files, CliError> {
             let bytes = fs::read(entry.path())
                 .with_context(|| format!("read {}", entry.path().display()))?;
             files.insert(entry.file_name().to_string_lossy().into_owned(), bytes);
+        } else if entry.file_type().with_context(context)?.is_dir() {
+            folders.push(entry.path().display().to_string());
         }
+    }
+    if files.is_empty() {
+        folders.sort();
+        let what = match folders.is_empty() {
+            true => "is empty".to_owned(),
+            false => format!("has an artifact for each target: name one, {}", folders.join(" or ")),
+        };
+        return Err(CliError::Usage(format!("{} {what}", folder.display())));
     }
     Ok(files)
 }

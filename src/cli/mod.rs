@@ -45,7 +45,7 @@ mod warm;
 mod whole;
 mod why;
 
-use std::{future::Future, path::PathBuf, process::ExitCode};
+use std::{ffi::OsString, future::Future, path::PathBuf, process::ExitCode};
 
 use clap::{Args, Parser, Subcommand};
 
@@ -115,7 +115,10 @@ pub(crate) struct NamespaceArgs {
 
 /// Parses the command line, runs it and settles the exit code.
 pub(crate) fn main() -> ExitCode {
-    let command = Cli::parse().command;
+    let command = match Cli::try_parse() {
+        Ok(cli) => cli.command,
+        Err(error) => return usage(&error, std::env::args_os().skip(1)),
+    };
     let json = command.json();
     match command.run() {
         Ok(code) => code,
@@ -126,6 +129,30 @@ pub(crate) fn main() -> ExitCode {
             ExitCode::from(error.exit_code())
         }
     }
+}
+
+/// What clap answers by itself: help and the version, or what is wrong with the arguments.
+fn usage(error: &clap::Error, arguments: impl Iterator<Item = OsString>) -> ExitCode {
+    let json = error.use_stderr() && wants_json(arguments);
+    if !(json && output::json(&told(error).view()).is_ok()) {
+        // Who reads it may be gone.
+        let _ = error.print();
+    }
+    u8::try_from(error.exit_code()).map_or(ExitCode::FAILURE, ExitCode::from)
+}
+
+/// Whether `--json` is among the arguments, which could not be read; what stands behind
+/// `--` is another command's.
+fn wants_json(mut arguments: impl Iterator<Item = OsString>) -> bool {
+    arguments.by_ref().take_while(|argument| argument != "--").any(|argument| argument == "--json")
+}
+
+/// As every other error, without the lines of help around it.
+fn told(error: &clap::Error) -> CliError {
+    let text = error.to_string();
+    let first = text.split("\n\n").next().unwrap_or_default();
+    let first = first.strip_prefix("error: ").unwrap_or(first);
+    CliError::Usage(first.split_whitespace().collect::<Vec<_>>().join(" "))
 }
 
 impl Command {
@@ -207,6 +234,19 @@ mod tests {
             assert!(examples.contains("kiln "), "{} shows no example", command.get_name());
             assert!(command.get_about().is_some(), "{}", command.get_name());
         }
+    }
+
+    #[test]
+    fn a_wrong_argument_is_an_error_as_any_other() {
+        let line = ["kiln", "ls", "--json", "--frob"];
+        let error = told(&Cli::try_parse_from(line).unwrap_err());
+        assert_eq!(error.exit_code(), 2);
+        let json = serde_json::to_value(error.view()).unwrap();
+        assert_eq!(json["error"]["kind"], "usage");
+        assert_eq!(json["error"]["message"], "unexpected argument '--frob' found");
+        let wants = |line: &str| wants_json(line.split(' ').map(OsString::from));
+        assert!(wants("ls --frob --json"));
+        assert!(!wants("run --frob -- kiln ls --json"));
     }
 
     #[test]

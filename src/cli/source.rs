@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::Context;
 use clap::{Args, ValueEnum};
-use kiln_proto::{Target, pb};
+use kiln_proto::{FailureKind, Target, pb};
 
 use super::{CliError, NamespaceArgs, client::check_size, includes, sizes::CompileSizes};
 
@@ -152,6 +152,17 @@ pub(crate) fn archive(file: &Path) -> Result<Option<Vec<u8>>, CliError> {
         .read_to_end(&mut magic)
         .with_context(reading(file))?;
     if magic != ZIP_MAGIC {
+        // The name says what it should be: no compiler of text is asked what it thinks of it.
+        if file.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("pt2")) {
+            return Err(CliError::failed(
+                FailureKind::InvalidInput,
+                format!(
+                    "{} is no .pt2 archive: it does not begin as one. Write it again with \
+                     torch.export.save",
+                    file.display()
+                ),
+            ));
+        }
         return Ok(None);
     }
     let slim = kiln_native::slim(BufReader::new(opened));

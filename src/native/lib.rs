@@ -189,22 +189,22 @@ impl Options {
         let mut options = Self { fuse: true, fast_math: false, parallel: true };
         for (name, value) in given {
             let incompatible = |why| Err(Failure::new(FailureKind::Incompatible, why));
-            let switch = match value.as_str() {
-                "on" => true,
-                "off" => false,
-                _ => return incompatible(format!("option {name:?} is on or off, not {value:?}")),
-            };
-            match name.as_str() {
-                "fuse" => options.fuse = switch,
-                "fast_math" => options.fast_math = switch,
-                PARALLEL => options.parallel = switch,
+            let option = match name.as_str() {
+                "fuse" => &mut options.fuse,
+                "fast_math" => &mut options.fast_math,
+                PARALLEL => &mut options.parallel,
                 _ => {
                     return incompatible(format!(
                         "`native` has no option {name:?}; it has \"fuse\", \"fast_math\" and \
                          \"parallel\""
                     ));
                 }
-            }
+            };
+            *option = match value.as_str() {
+                "on" => true,
+                "off" => false,
+                _ => return incompatible(format!("option {name:?} is on or off, not {value:?}")),
+            };
         }
         Ok(options)
     }
