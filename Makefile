@@ -76,7 +76,9 @@ test-clients: ## sccache, ccache and redis-py against a cluster
 
 # KILN_KUBE_SCRIPT: a script with the commands build, up, load, kubectl, helm, run, down.
 test-kube: ## the chart on a real Kubernetes of two nodes, while clients ask; needs root
-	$(call toolchain,test) && scratch=$${KILN_KUBE_SCRATCH:-$${XDG_CACHE_HOME:-$$HOME/.cache}/kiln/kube} && \
+	@[ -x "$(KILN_KUBE_SCRIPT)" ] || { echo "no script at KILN_KUBE_SCRIPT=$(KILN_KUBE_SCRIPT): name \
+	one with the commands build, up, load, kubectl, helm, run, down" >&2; exit 1; }
+	$(call toolchain,kube) && scratch=$${KILN_KUBE_SCRATCH:-$${XDG_CACHE_HOME:-$$HOME/.cache}/kiln/kube} && \
 	mkdir -p "$$scratch" && "$(KILN_KUBE_SCRIPT)" build && \
 	KILN_VERSION=0.2.0-next cargo build --locked --package kiln --bin kiln && \
 	cp $(binary) "$$scratch/kiln-next" && \
@@ -85,7 +87,7 @@ test-kube: ## the chart on a real Kubernetes of two nodes, while clients ask; ne
 		--kiln $(binary) --next "$$scratch/kiln-next" $(PHASES)
 
 test-compose: ## deploy/compose.yaml as processes, with a real S3; needs root
-	$(call toolchain,check) && cargo build --locked --package kiln --bin kiln && \
+	$(call toolchain,compose) && cargo build --locked --package kiln --bin kiln && \
 	PYTHONPATH="$$KILN_CHART_PACKAGES" python3 -B tests/compose.py --kiln $(binary)
 
 # The nodes' binary, and another build of it: KILN_BINARY_BEFORE, or this one as an earlier version.
@@ -97,14 +99,14 @@ builds = { before=$${KILN_BINARY_BEFORE:-$$(dirname $(binary))/kiln-before} && \
 
 # FAULTS: more words for it, as `--only kill --seed 7`; `--help` names all.
 faults: ## kills, cuts, full disks on real nodes under load, histories checked: 20 minutes; root
-	$(call toolchain,test) && $(builds) && \
+	$(call toolchain,faults) && $(builds) && \
 	cargo nextest run --locked --package kiln --test cluster --run-ignored only planted && \
 	cargo test --locked --quiet --package kiln --test faults -- --minutes 17 $(FAULTS)
 
 HOURS ?= 2
 SEEDS ?= 2000
 faults-long: ## SEEDS=2000 of the simulation, then the faults for HOURS=2 hours
-	$(call toolchain,test) && $(builds) && \
+	$(call toolchain,faults) && $(builds) && \
 	KILN_SIM_SEEDS=$(SEEDS) cargo test --locked --quiet --package kiln-cluster --lib \
 		--config 'profile.dev.package.kiln-cluster.opt-level=1' -- \
 		--exact sim::seeds::many_seeds_keep_every_promise --ignored --nocapture && \

@@ -7,7 +7,9 @@
 # goes to stderr. Goals: build (compile Kiln), demo (and NVRTC), test (and the
 # test runner, another NVRTC, an S3, ninja, make, Python packages), check (and linters, helm),
 # clients (and real clients of the RESP port), dashboard (and NVRTC, Chromium,
-# tmux), torch (build, and PyTorch in a virtual environment: 6 GB).
+# tmux), torch (build, and PyTorch in a virtual environment: 6 GB), kube (test, and
+# what makes images and networks), compose (check, and networks), faults (test, and
+# networks); these three need root, and say so.
 #
 # Everything lands in one cache folder, complete or not at all, and is found
 # there the next time within a fraction of a second. No root is needed but for a
@@ -23,9 +25,9 @@ cache=${KILN_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/kiln}
 paths=()
 
 case $goal in
-    build | demo | test | check | clients | dashboard | torch) ;;
+    build | demo | test | check | clients | dashboard | torch | kube | compose | faults) ;;
     *)
-        echo "usage: $0 build|demo|test|check|clients|dashboard|torch" >&2
+        echo "usage: $0 build|demo|test|check|clients|dashboard|torch|kube|compose|faults" >&2
         exit 2
         ;;
 esac
@@ -49,6 +51,19 @@ apt() {
     "${as[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -qq update >&2
     "${as[@]}" env DEBIAN_FRONTEND=noninteractive \
         apt-get -qq -y --no-install-recommends install "$@" >&2
+}
+
+# Debian packages for the commands that are not there: COMMAND=PACKAGE.
+commands() {
+    local pair missing=()
+    for pair in "$@"; do
+        command -v "${pair%%=*}" >/dev/null || missing+=("${pair#*=}")
+    done
+    [ ${#missing[@]} -eq 0 ] || apt "${missing[@]}"
+}
+
+root() {
+    [ "$(id -u)" -eq 0 ] || die "this goal makes networks of its own: run it as root"
 }
 
 # Runs the rest of its arguments while no other build of this cache does.
@@ -238,6 +253,16 @@ dashboard() {
     apt chromium fonts-dejavu-core
 }
 
+# What cannot be had is said before anything is compiled.
+case $goal in kube | compose | faults) root ;; esac
+case $goal in
+    kube) commands buildah=buildah debootstrap=debootstrap ip=iproute2 ;;
+    compose | faults) commands ip=iproute2 ;;
+esac
+case $goal in
+    kube | faults) goal="test" ;;
+    compose) goal=check ;;
+esac
 mkdir -p "$cache"
 cxx
 libclang
