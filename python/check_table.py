@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Checks that ``README.md`` maps every name and arrow of the two documents to code and test.
+"""Checks that the page of the compilation module maps two documents to code and test.
 
 The documents are not in the repository: what they name is the data below. Part of
 `make check`; needs neither torch nor the package's dependencies.
@@ -276,9 +276,10 @@ def _parameters(node: ast.FunctionDef) -> str:
 
 def main() -> int:
     """Print what is wrong."""
-    found = problems(HERE, (HERE / "README.md").read_text())
+    page = HERE / PACKAGE / "README.md"
+    found = problems(HERE, page.read_text())
     for line in found:
-        print(f"python/README.md: {line}", file=sys.stderr)
+        print(f"{page.relative_to(HERE.parent)}: {line}", file=sys.stderr)
     return 1 if found else 0
 
 

@@ -1,4 +1,4 @@
-"""The table of ``python/README.md``: it is whole, and what is missing is noticed."""
+"""The table of the compilation module's page: it is whole, and what is missing is noticed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 PYTHON = ROOT / "python"
-README = (PYTHON / "README.md").read_text()
 
 
 def checker() -> Any:
@@ -22,6 +21,9 @@ def checker() -> Any:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+README = (PYTHON / checker().PACKAGE / "README.md").read_text()
 
 
 def test_the_table_is_whole() -> None:

@@ -1,6 +1,6 @@
 //! What an acknowledgement of a publication promises.
 //!
-//! Invariant: what can be read is one of the two forms that README names, and writes
+//! Invariant: what can be read is one of the two forms that `deploy/README.md` names, and writes
 //! itself in that form again.
 
 use std::{num::NonZero, time::Duration};

@@ -1,7 +1,7 @@
 """The compilation module: compile a graph once, find it again, whole or by pieces.
 
 The names are those of vLLM's compilation module; behind them are this process's
-memory, ``cache_dir``, and with KILN_ENDPOINT the cluster. ``python/README.md``
+memory, ``cache_dir``, and with KILN_ENDPOINT the cluster. ``README.md`` beside this file
 maps every name to its code and its test.
 Invariant: importing it does not import torch; the first use of what compiles does.
 """
