@@ -5,6 +5,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .PHONY: faults faults-long faults-crash faults-planted
+.PHONY: test-readme
 .PHONY: help build demo test test-dashboard test-python test-torch test-clients test-gpu test-kube test-compose test-vllm
 .PHONY: check bench format lint helm python python-wire errors
 
@@ -69,6 +70,14 @@ python-wire: ## write the wire format that python/ ships, from proto/
 errors: ## write deploy/ERRORS.md, from the table of failures in proto/
 	$(call toolchain,build) && \
 	KILN_WRITE_ERRORS=1 cargo test --locked --package kiln-proto --test errors
+
+# KILN_BINARY: another binary than this build. KILN_TORCH_PYTHON: a Python with PyTorch, for the
+# blocks that need it, which are left out without. PAGES: some pages, not all.
+test-readme: ## the commands that README and the doors' pages print, run as they stand
+	$(call toolchain,demo) && \
+	{ [ -n "$${KILN_BINARY:-}" ] || cargo build --locked --package kiln --bin kiln; } && \
+	python3 -B tests/page_commands.py --kiln "$${KILN_BINARY:-$(binary)}" \
+		$${KILN_TORCH_PYTHON:+--torch "$$KILN_TORCH_PYTHON"} $(PAGES)
 
 test-clients: ## sccache, ccache and redis-py against a cluster
 	$(call toolchain,clients) && cargo build --locked --workspace && \
