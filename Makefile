@@ -161,6 +161,7 @@ python:
 	ruff format --config .config/ruff.toml --check $(PYTHON_FILES) && \
 	python3 -B python/check_table.py && \
 	python3 -B tests/faults/planted.py --check && \
+	python3 -B tests/page_links.py && \
 	pyrefly check --config .config/pyrefly.toml \
 		--site-package-path "$$KILN_CHART_PACKAGES" $(wildcard tests/*.py tests/dashboard/*.py tests/kube/*.py tests/faults/*.py deploy/*/*.py) && \
 	pyrefly check --config .config/pyrefly-python.toml \
