@@ -50,7 +50,8 @@ test-torch: ## kiln_torch with real PyTorch and Triton: installs 6 GB, takes hal
 	KILN_BINARY=$(abspath_binary) \
 	"$$KILN_TORCH_PYTHON" -B -m pytest python -q -p no:cacheprovider --durations=0 && \
 	$(call toolchain,test) && \
-	cargo nextest run --locked --package kiln --test cluster --test compiler --run-ignored all inductor
+	cargo nextest run --locked --package kiln --test cluster --test compiler --run-ignored all inductor && \
+	python3 -B tests/page_commands.py --kiln $(binary) --torch "$$KILN_TORCH_PYTHON"
 
 test-gpu: ## on this machine's GPU: operations, transformers' models, 2,000 random graphs
 	$(call toolchain,build) && \
