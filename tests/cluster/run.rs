@@ -203,7 +203,7 @@ async fn without_a_cluster_the_command_runs_all_the_same() {
     let script = "cat; echo out; echo err >&2; exit 3";
     let done = bench.start(&closed.to_string(), "a", &[], script).done().await;
     assert_eq!((done.status.code(), done.outcome()), (Some(3), "cold"), "{done:?}");
-    assert!(done.stderr.contains("starts cold: no node can serve this"), "{done:?}");
+    assert!(done.stderr.contains("starts cold: no node can be reached"), "{done:?}");
     assert!(done.stderr.contains("err\n"));
     let mut json = bench.start(&closed.to_string(), "b", &["--json"], "echo out");
     let mut out = String::new();
