@@ -36,6 +36,9 @@ pub const VERSION: &str = match option_env!("KILN_VERSION") {
     None => env!("CARGO_PKG_VERSION"),
 };
 
+/// The commit that it was built from, where the build was told.
+pub const COMMIT: Option<&str> = option_env!("KILN_COMMIT");
+
 pub mod artifact;
 pub mod cache;
 pub mod check;

@@ -24,7 +24,8 @@ pub mod component {
 
 /// Values longer than this are hashed first and stand in the key as their digest.
 const LONGEST_VALUE: usize = 96;
-const ENCODING: &[u8] = b"kiln-key-v1";
+/// How a key is hashed: another encoding gives other keys.
+pub const KEY_FORMAT: &str = "kiln-key-v1";
 
 /// One fact that decides the output.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -114,7 +115,7 @@ impl Components {
     /// The key that these components decide.
     pub fn key(&self) -> ArtifactKey {
         let mut hasher = blake3::Hasher::new();
-        write(&mut hasher, ENCODING);
+        write(&mut hasher, KEY_FORMAT.as_bytes());
         for component in &self.0 {
             write(&mut hasher, component.name.as_bytes());
             write(&mut hasher, component.digest.as_bytes());

@@ -25,11 +25,11 @@ pub use classes::{CLASSES, Class, classes, code_meaning, page as errors_page};
 pub use digest::{ArtifactKey, Digest, Hasher, ParseDigestError};
 pub use failure::{Failure, FailureKind};
 pub use fingerprint::Fingerprint;
-pub use key::{Component, Components, Difference, KeyField, component};
+pub use key::{Component, Components, Difference, KEY_FORMAT, KeyField, component};
 pub use limits::{CHUNK_BYTES, MAX_MESSAGE_BYTES, NAMESPACE_RULE, is_namespace};
 pub use manifest::{
-    FileEntry, MAX_FILES, MAX_PACK_BYTES, MAX_PIECES, Manifest, ManifestError, NodeIdentity,
-    PieceRef, SignedManifest, check_path,
+    FileEntry, MANIFEST_FORMAT, MAX_FILES, MAX_PACK_BYTES, MAX_PIECES, Manifest, ManifestError,
+    NodeIdentity, PieceRef, SignedManifest, check_path,
 };
 pub use target::{BinaryKind, ParseTargetError, Target};
 

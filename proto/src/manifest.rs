@@ -21,8 +21,8 @@ pub const MAX_PACK_BYTES: u64 = 8 << 30;
 /// Most pieces of one artifact.
 pub const MAX_PIECES: usize = 1024;
 const LONGEST_PATH: usize = 1024;
-/// Keeps a manifest's signature from being valid for anything else.
-const SIGNING_CONTEXT: &[u8] = b"kiln-manifest-v1\0";
+/// What is signed: it keeps a manifest's signature from being valid for anything else.
+pub const MANIFEST_FORMAT: &str = "kiln-manifest-v1";
 
 /// One file of an artifact: a named byte range of its pack.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -286,7 +286,7 @@ pub fn check_path(path: &str) -> Result<(), &'static str> {
 }
 
 fn message(bytes: &[u8]) -> Vec<u8> {
-    [SIGNING_CONTEXT, bytes].concat()
+    [MANIFEST_FORMAT.as_bytes(), b"\0", bytes].concat()
 }
 
 #[cfg(test)]

@@ -12,6 +12,8 @@ use prost::Message;
 use super::{CliError, ClientArgs, client::Endpoints, output};
 
 /// First bytes of the file; the number is that of the format.
+/// How a backup begins, without the end of the line.
+pub(crate) const FORMAT: &str = "kiln-index-1";
 const MAGIC: &[u8] = b"kiln-index-1\n";
 /// Entries in one page, of the file as of a request.
 const PAGE: u32 = 200;

@@ -9,6 +9,7 @@ mod backup;
 mod client;
 mod cluster;
 mod compile;
+mod completions;
 mod confirm;
 mod deadline;
 mod dev;
@@ -40,6 +41,7 @@ mod source;
 mod status;
 mod top;
 mod traced;
+mod version;
 mod view;
 mod warm;
 mod whole;
@@ -47,7 +49,7 @@ mod why;
 
 use std::{ffi::OsString, future::Future, path::PathBuf, process::ExitCode};
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 
 pub(crate) use error::CliError;
 
@@ -84,6 +86,9 @@ enum Command {
     Explain(explain::Explain),
     Monitor(monitor::Monitor),
     Emergency(emergency::EmergencyArgs),
+    Completions(completions::Completions),
+    Man(completions::Man),
+    Version(version::Version),
 }
 
 /// What every client command takes.
@@ -177,6 +182,9 @@ impl Command {
             Self::Explain(command) => command.run(),
             Self::Monitor(command) => client(command.run()),
             Self::Emergency(command) => client(command.run()),
+            Self::Completions(command) => command.run(Cli::command()),
+            Self::Man(command) => command.run(Cli::command()),
+            Self::Version(command) => command.run(),
             // Its exit code is its command's.
             Self::Run(command) => return command.run(),
             Self::Top(command) => client(command.run()),
@@ -186,7 +194,7 @@ impl Command {
 
     fn json(&self) -> bool {
         match self {
-            Self::Serve(_) | Self::Dev(_) => false,
+            Self::Serve(_) | Self::Dev(_) | Self::Completions(_) | Self::Man(_) => false,
             Self::Compile(command) => command.client.json,
             Self::Get(command) => command.client.json,
             Self::Ls(command) => command.client.json,
@@ -204,6 +212,7 @@ impl Command {
             Self::Explain(command) => command.json,
             Self::Monitor(command) => command.client.json,
             Self::Emergency(command) => command.client.json,
+            Self::Version(command) => command.json,
             // stdout is its command's: its own errors go to stderr as text.
             Self::Run(_) => false,
             Self::Top(command) => command.client.json,
@@ -218,8 +227,6 @@ fn client(command: impl Future<Output = Result<(), CliError>>) -> Result<(), Cli
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     #[test]

@@ -18,6 +18,12 @@ pub(crate) fn line(text: impl Display) -> Result<(), CliError> {
     settle(writeln!(out, "{text}").and_then(|()| out.flush()))
 }
 
+/// Writes what is made elsewhere, as it is.
+pub(crate) fn bytes(text: &[u8]) -> Result<(), CliError> {
+    let mut out = io::stdout().lock();
+    settle(out.write_all(text).and_then(|()| out.flush()))
+}
+
 /// Writes one JSON object on a line of its own.
 pub(crate) fn json(value: &impl Serialize) -> Result<(), CliError> {
     line(serde_json::to_string(value).map_err(anyhow::Error::from)?)
