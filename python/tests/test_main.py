@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from typing import Any
 
 import kiln_torch
 import pytest
-from cluster import SOON, Cluster
+from cluster import SOON, Cluster, eventually
 from kiln_torch.describing import SETTINGS
 
 # Set by one process of the package for another, never by a person.
@@ -102,6 +103,20 @@ def test_signers_that_the_node_does_not_have(cluster: Cluster) -> None:
     assert "1 of 2 keys can be read" in out
     assert key not in out
     assert "zz9" not in out
+
+
+@pytest.mark.cluster
+def test_a_node_without_quorum(own_cluster: Cluster) -> None:
+    """It answers, and that is not enough."""
+    kept, *others = own_cluster.nodes
+    for node in others:
+        node.signal(signal.SIGKILL)
+
+    def told() -> str | None:
+        check = look(KILN_ENDPOINT=kept.grpc, KILN_CONNECT_TIMEOUT="30")[1][f"endpoint {kept.grpc}"]
+        return check["advice"] if check["state"] == "problem" else None
+
+    assert "start the nodes" in eventually("word of the quorum", told)
 
 
 def test_endpoints_that_do_not_answer(tmp_path: Path) -> None:
