@@ -167,7 +167,10 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    code = main()
-    sys.stdout.flush()
+    code = 1
+    # Whoever reads it through `head` has read enough.
+    with contextlib.suppress(BrokenPipeError):
+        code = main()
+        sys.stdout.flush()
     # A thread that waits for a name server must not keep this process.
     os._exit(code)
