@@ -56,7 +56,8 @@ class Programs:
         file.write_text(json.dumps({"cases": cases, "publish": publish}))
         environment = {
             "KILN_PRECOMPILE": "1",
-            "KILN_NAMESPACE": "precompile",
+            # The cluster is other tests' too, and the program is the same in all of them.
+            "KILN_NAMESPACE": self.folder.name,
             "PROGRAM_DIR": str(sources or self.folder / "sources"),
             **(switches or {}),
         }

@@ -100,7 +100,7 @@ def used(programs: Programs) -> dict[str, list[dict[str, Any]]]:
     assert_loaded(named)
     name, label = named["told"]
     endpoints = (programs.cluster.nodes[0].grpc,)
-    client = Client(Settings(endpoints=endpoints, namespace="precompile", connect=10.0))
+    client = Client(Settings(endpoints=endpoints, namespace=programs.folder.name, connect=10.0))
     store = Store(client)
     (candidate,) = store.candidates(name)
     package = store.fetch(candidate)

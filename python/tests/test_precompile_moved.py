@@ -167,7 +167,7 @@ def test_what_is_replaced_after_the_first_call_is_traced_again(programs: Program
 traced.scaled = lambda x: x * 11
 told = (compiled(*inputs) - target(*inputs)).abs().max().item()
 '''"""
-    for namespace, hits in (("precompile", 1), ("replaced", 0)):
+    for namespace, hits in ((programs.folder.name, 1), ("replaced", 0)):
         told = programs.run(
             f"stack = torch.no_grad(); stack.__enter__()\n{after}",
             switches={"KILN_NAMESPACE": namespace},
