@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grpc
+from kiln_torch import wire
 
 Alter = Callable[[bytes, int], "bytes | None"]
 
@@ -67,6 +68,12 @@ class Relay(grpc.GenericRpcHandler):
         self._released.set()
         self._server.stop(0).wait()
         self._channel.close()
+
+
+def tampered(data: bytes, at: int) -> bytes:
+    """Alter a `Fetch`: the bytes behind the first chunk are turned round."""
+    chunk = wire.FetchChunk.FromString(data)
+    return data if at == 0 else wire.FetchChunk(data=chunk.data[::-1]).SerializeToString()
 
 
 class Nonsense:

@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 from cluster import Cluster
-from kiln_torch import wire
 from processes import Processes, kiln
-from relay import Nonsense, Relay
+from relay import Nonsense, Relay, tampered
 
 pytestmark = [pytest.mark.triton, pytest.mark.cluster]
 
@@ -83,11 +82,6 @@ def test_faults_cost_a_build(cluster: Cluster, builds: Builds, how: str) -> None
     builds.run(cluster.nodes[0])
     nonsense, relay = Nonsense(how), Relay(cluster.nodes[0].grpc)
     try:
-
-        def tampered(data: bytes, at: int) -> bytes:
-            chunk = wire.FetchChunk.FromString(data)
-            return data if at == 0 else wire.FetchChunk(data=chunk.data[::-1]).SerializeToString()
-
         relay.alter["Fetch"] = tampered
         address = relay.address if how == "tampered" else nonsense.address
         assert "host_modules.fetched" not in builds.run(address)

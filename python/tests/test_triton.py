@@ -8,10 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from cluster import Cluster, eventually
 from conftest import Clients
-from kiln_torch import stats, wire
+from kiln_torch import stats
 from kiln_torch.lease import Lease
 from processes import Processes, kiln
-from relay import Nonsense, Relay
+from relay import Nonsense, Relay, tampered
 
 pytestmark = [pytest.mark.triton, pytest.mark.cluster]
 
@@ -92,11 +92,6 @@ def test_faults_cost_a_compile(cluster: Cluster, processes: Processes, how: str)
     """And nothing else: an exception in the backend would reach the user."""
     nonsense, relay = Nonsense(how), Relay(cluster.nodes[0].grpc)
     try:
-
-        def tampered(data: bytes, at: int) -> bytes:
-            chunk = wire.FetchChunk.FromString(data)
-            return data if at == 0 else wire.FetchChunk(data=chunk.data[::-1]).SerializeToString()
-
         relay.alter["Fetch"] = tampered
         address = relay.address if how == "tampered" else nonsense.address
         # What the others compiled is there, for the relay to break.

@@ -228,6 +228,18 @@ class Bench:
                     print(f"  {phase:28} {seconds:8.3f} s {calls:6}")
 
 
+def measured(kind: type[Bench], args: argparse.Namespace) -> int:
+    """Run a bench in a folder of its own; the exit code."""
+    with tempfile.TemporaryDirectory() as folder:
+        bench = kind(args.kiln.resolve(), Path(folder), args)
+        try:
+            bench.run()
+        finally:
+            bench.dev.stop()
+        bench.table()
+        return 1 if bench.failed else 0
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("kiln", type=Path)
@@ -243,14 +255,7 @@ def main() -> int:
     args = parser.parse_args()
     if args.fills < 1:
         parser.error("--fills: at least 1")
-    with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(args.kiln.resolve(), Path(folder), args)
-        try:
-            bench.run()
-        finally:
-            bench.dev.stop()
-        bench.table()
-        return 1 if bench.failed else 0
+    return measured(Bench, args)
 
 
 if __name__ == "__main__":

@@ -23,11 +23,10 @@ import shutil
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
-from first_call import Bench
+from first_call import Bench, measured
 
 PHASES = ("local", "torch", "kiln")
 
@@ -159,14 +158,7 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--only", nargs="*", choices=PHASES)
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        bench = Precompile(args.kiln.resolve(), Path(folder), args)
-        try:
-            bench.run()
-        finally:
-            bench.dev.stop()
-        bench.table()
-        return 1 if bench.failed else 0
+    return measured(Precompile, args)
 
 
 if __name__ == "__main__":
