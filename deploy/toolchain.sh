@@ -146,24 +146,22 @@ rocksdb() {
 }
 
 rocksdb_now() {
-    local folder=$1
-    local build=$cache/rocksdb-build
+    local folder=$1 packages
     [ -f "$folder/lib/librocksdb.a" ] && return
-    say "compiling RocksDB once: about 15 minutes on two cores"
-    # Release: optimised and without 1.4 GB of debug information.
-    (
-        eval "$(libclang)"
-        cd "$here/.."
-        cargo build --locked --release --package librocksdb-sys --target-dir "$build" 9>&- >&2
-    ) || die "RocksDB did not compile"
-    local archive
-    archive=$(find "$build/release/build" -name librocksdb.a -print -quit)
-    [ -n "$archive" ] || die "cargo left no librocksdb.a below $build"
+    say "compiling RocksDB once: three to four minutes on two cores"
+    packages=$(cd "$here/.." && cargo metadata --locked --format-version 1 \
+        --filter-platform "$(rustc -vV | awk '/^host/ { print $2 }')" |
+        python3 -c 'import json, os, sys
+for package in json.load(sys.stdin)["packages"]:
+    if package["name"] in ("librocksdb-sys", "lz4-sys"):
+        print(package["name"], os.path.dirname(package["manifest_path"]))') ||
+        die "cargo could not fetch what Cargo.lock names"
     rm -rf "$folder.part"
     mkdir -p "$folder.part/lib"
-    cp "$archive" "$folder.part/lib/"
+    python3 "$here/tools/rocksdb.py" "$(awk '/^librocksdb-sys / { print $2 }' <<<"$packages")" \
+        "$(awk '/^lz4-sys / { print $2 }' <<<"$packages")/liblz4/lib" \
+        "$folder.part/lib/librocksdb.a" 9>&- || die "RocksDB did not compile"
     mv "$folder.part" "$folder"
-    rm -rf "$build"
 }
 
 nvrtc() {
