@@ -8,7 +8,8 @@ Starts a two-node `kiln dev` of the binary KILN and runs a Qwen3-shaped model
 (random weights, bf16) under torch.compile in fresh processes, each phase with a
 fresh cache folder and a namespace of its own. `fill` compiles through node 1,
 `hit` starts from nothing at node 2, `pair` starts two processes from nothing at
-once, one at each node, `prefetch` is a hit whose entries were fetched ahead. With
+once, one at each node, `prefetch` is a hit whose entries were fetched ahead; `dead`
+compiles with an endpoint whose port is closed, and with one that never answers. With
 --repeats the hits and the warm folder take turns that often, with --fills so do the
 cold starts and the fills, each time under new names. --phases and --profile run one
 more process each for where the time goes, which no other table counts. Prints one
@@ -24,6 +25,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import socket
 import statistics
 import subprocess
 import sys
@@ -45,10 +47,19 @@ class Bench:
         self.rows: list[tuple[str, dict]] = []
         self.failed = False
         self.dev = Nodes(kiln, folder, 2)
+        # Bound and not listening: refused. Listening and never read: silent.
+        self.dead = {"closed": socket.socket(), "silent": socket.socket()}
+        for each in self.dead.values():
+            each.bind(("127.0.0.1", 0))
+        self.dead["silent"].listen()
 
     def environment(self, cache: Path, door: str, node: int, namespace: str) -> dict[str, str]:
-        env = self.dev.environment(door, node, namespace, cache)
+        dead = self.dead.get(door)
+        env = self.dev.environment("kiln_torch" if dead else door, node, namespace, cache)
         env["TRITON_CACHE_DIR"] = str(cache / "triton")
+        if dead:
+            env["KILN_ENDPOINT"] = "http://{}:{}".format(*dead.getsockname())
+            del env["KILN_SOCKET"]
         if door in ("kiln_torch", "backend", "run"):
             env["KILN_PREFETCH_BYTES"] = "0"
         if door == "backend":
@@ -134,6 +145,8 @@ class Bench:
                 self.one("first with that folder", *self.local(), wipe=False)
             if hits:
                 self.one(WARM, *self.local(), wipe=False)
+        for door in self.dead if fills and self.wanted("dead") else ():
+            self.one(f"endpoint {door}", door, 0, "dead", self.folder / "dead")
         for door in ("resp", "kiln_torch", "backend"):
             if not self.wanted(door):
                 continue
@@ -209,17 +222,22 @@ class Bench:
 
     def medians(self) -> None:
         by_name: dict[str, list[float]] = {}
+        whole: dict[str, list[float]] = {}
         for name, row in self.rows:
             if " of " not in name:
                 by_name.setdefault(name, []).append(row["first_call"])
+                whole.setdefault(name, []).append(row["process"])
         warm = statistics.median(by_name[WARM]) if WARM in by_name else None
-        print(f"\n{'first call':28} {'n':>3} {'median':>9} {'least':>8} {'most':>8} {'to warm':>8}")
+        print(
+            f"\n{'first call':28} {'n':>3} {'median':>9} {'least':>8} {'most':>8} {'process':>9} "
+            f"{'to warm':>8}"
+        )
         for name, seconds in by_name.items():
             middle = statistics.median(seconds)
             ratio = f"{middle / warm:8.2f}" if warm else ""
             print(
                 f"{name:28} {len(seconds):3} {middle:8.2f}s {min(seconds):7.2f}s "
-                f"{max(seconds):7.2f}s {ratio}"
+                f"{max(seconds):7.2f}s {statistics.median(whole[name]):8.2f}s {ratio}"
             )
         for name, row in self.rows:
             if row.get("phases"):
@@ -250,7 +268,7 @@ def main() -> int:
     parser.add_argument("--pairs", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--phases", action="store_true")
     parser.add_argument("--profile", type=Path)
-    choices = ["local", "resp", "kiln_torch", "prefetch", "backend", "run"]
+    choices = ["local", "dead", "resp", "kiln_torch", "prefetch", "backend", "run"]
     parser.add_argument("--only", nargs="*", choices=choices)
     args = parser.parse_args()
     if args.fills < 1:
