@@ -36,11 +36,11 @@ def require(holds: bool, otherwise: str) -> None:
 
 
 def wait_for(what: str, ask: Callable[[], T | None], within: float = SOON) -> T:
-    """Asks until there is an answer, at most `within` seconds."""
+    """Asks until there is an answer, at most `within` seconds: None and False are none yet."""
     end = time.monotonic() + within
     while True:
         answer = ask()
-        if answer is not None:
+        if answer is not None and answer is not False:
             return answer
         require(time.monotonic() < end, f"no {what} within {within:.0f} s")
         time.sleep(0.05)

@@ -31,11 +31,11 @@ def binary() -> Path | None:
 
 
 def eventually(what: str, ask: Callable[[], T | None], within: float = SOON) -> T:
-    """Ask until there is an answer."""
+    """Ask until there is an answer: ``None`` and ``False`` are none yet."""
     end = time.monotonic() + within
     while True:
         answer = ask()
-        if answer is not None:
+        if answer is not None and answer is not False:
             return answer
         assert time.monotonic() < end, f"no {what} within {within:.0f} s"
         time.sleep(0.02)
