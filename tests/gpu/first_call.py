@@ -29,24 +29,20 @@ import socket
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
-from nodes import Nodes
+from bench import Bench, measured
 
 CHILD = Path(__file__).resolve().with_name("first_child.py")
 WARM = "warm local folder"
 
 
-class Bench:
-    """The cluster, the scratch folder, and what the processes printed."""
+class FirstCall(Bench):
+    """Rows are the phase of a process, and what it printed."""
 
     def __init__(self, kiln: Path, folder: Path, args: argparse.Namespace) -> None:
-        self.kiln, self.folder, self.args = kiln, folder, args
-        self.rows: list[tuple[str, dict]] = []
-        self.failed = False
-        self.dev = Nodes(kiln, folder, 2)
+        super().__init__(kiln, folder, args)
         # Bound and not listening: refused. Listening and never read: silent.
         self.dead = {"closed": socket.socket(), "silent": socket.socket()}
         for each in self.dead.values():
@@ -246,18 +242,6 @@ class Bench:
                     print(f"  {phase:28} {seconds:8.3f} s {calls:6}")
 
 
-def measured(kind: type[Bench], args: argparse.Namespace) -> int:
-    """Run a bench in a folder of its own; the exit code."""
-    with tempfile.TemporaryDirectory() as folder:
-        bench = kind(args.kiln.resolve(), Path(folder), args)
-        try:
-            bench.run()
-        finally:
-            bench.dev.stop()
-        bench.table()
-        return 1 if bench.failed else 0
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("kiln", type=Path)
@@ -273,7 +257,7 @@ def main() -> int:
     args = parser.parse_args()
     if args.fills < 1:
         parser.error("--fills: at least 1")
-    return measured(Bench, args)
+    return measured(FirstCall, args)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,8 @@ import sys
 import time
 from pathlib import Path
 
-from first_call import Bench, measured
+from bench import measured
+from first_call import FirstCall
 
 PHASES = ("local", "torch", "kiln")
 
@@ -92,7 +93,7 @@ def child(layers: int, tokens: int) -> None:
     print(json.dumps(told), flush=True)
 
 
-class Precompile(Bench):
+class Precompile(FirstCall):
     """The phases."""
 
     def start(self, name, door, node, namespace, cache, wipe=True, more=()):

@@ -28,12 +28,11 @@ import shutil
 import statistics
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from pathlib import Path
 
-from nodes import Nodes
+from bench import Bench, measured
 
 DOORS = ("virtual", "kiln_torch", "folder", "backend", "resp")
 # Of a process that waits for another's compile, on a busy machine.
@@ -136,13 +135,10 @@ class Rank:
         self.process.wait()
 
 
-class Bench:
-    """The node, the scratch folder, and what the ranks printed."""
+class Ranks(Bench):
+    """Rows are the name of a job, what its ranks printed, and runs of the assembler."""
 
-    def __init__(self, kiln: Path, folder: Path, args: argparse.Namespace) -> None:
-        self.folder, self.args = folder, args
-        self.rows: list[tuple[str, list[dict], int]] = []
-        self.dev = Nodes(kiln, folder, 1)
+    nodes = 1
 
     def environment(self, door: str, rank: int, space: str, cache: Path) -> dict[str, str]:
         env = self.dev.environment(door, 0, space, cache)
@@ -195,10 +191,8 @@ class Bench:
             for door in doors:
                 self.job(f"ranks, {door}", door, ranks)
 
-    def table(self) -> bool:
-        """Print it; return whether all is as it should be."""
+    def table(self) -> None:
         alone = [runs for name, _, runs in self.rows if name == "one process, cold"]
-        fine = True
         print(f"\n{'job':26} {'first calls, s':32} {'compiled':>8} {'ptxas':>6}  right")
         for name in dict.fromkeys(name for name, _, _ in self.rows):
             mine = [(told, runs) for each, told, runs in self.rows if each == name]
@@ -214,9 +208,8 @@ class Bench:
             once = name == "ranks, resp" or (
                 compiled <= 1 and (not alone or assembled <= max(alone))
             )
-            fine &= right and once
+            self.failed |= not (right and once)
             print(f"{name:26} {text:32} {compiled:8} {assembled:6}  {right}")
-        return fine
 
 
 def main() -> int:
@@ -234,14 +227,7 @@ def main() -> int:
     parser.add_argument("--mode", default="")
     parser.add_argument("--no-alone", action="store_true")
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(args.kiln.resolve(), Path(folder), args)
-        try:
-            bench.run()
-        finally:
-            bench.dev.stop()
-            fine = bool(bench.rows) and bench.table()
-        return 0 if fine else 1
+    return measured(Ranks, args)
 
 
 if __name__ == "__main__":
