@@ -8,6 +8,7 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 use ed25519_dalek::SigningKey;
 use kiln_proto::{Digest, NodeId, NodeIdentity};
 use parking_lot::Mutex;
+use tokio::sync::mpsc;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::service::Routes;
 
@@ -82,7 +83,8 @@ impl Cluster {
         let identity = Identity::open(&data_dir, &store)?;
         let applied = store.applied()?.last.map_or(0, |id| id.index);
         let deadlines = Deadlines::new(timings.lifetimes(), clock);
-        let watch = Arc::new(Watch::new(&*store, applied, deadlines)?);
+        let (grants, granted) = mpsc::unbounded_channel();
+        let watch = Arc::new(Watch::new(&*store, applied, deadlines, grants)?);
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
 
         let peers = Arc::new(Peers::new(network));
@@ -98,8 +100,14 @@ impl Cluster {
         let router =
             Router::new(Arc::clone(&leader), Arc::clone(&peers), timings.clone(), stop.clone());
         let router = Arc::new(router);
-        let leases =
-            Leases::new(Arc::clone(&router), timings.lease_ttl, tasks.clone(), stop.clone());
+        let leases = Leases::new(
+            Arc::clone(&replica),
+            granted,
+            Arc::clone(&router),
+            timings.lease_ttl,
+            tasks.clone(),
+            stop.clone(),
+        );
         let bootstrap = Arc::new(Bootstrap {
             data_dir,
             store: Arc::clone(&store),
@@ -178,6 +186,7 @@ impl Cluster {
         let leader = Arc::clone(&self.leader);
         self.tasks.spawn(housekeeping::run(leader, self.tasks.clone(), self.stop.clone()));
         self.tasks.spawn(Arc::clone(&self.leases).send_heartbeats());
+        self.tasks.spawn(Arc::clone(&self.leases).give_unawaited_back());
         self.tasks.spawn(Arc::clone(&self.writer).fence_writes());
         let standing =
             announce::announce_standing(Arc::clone(bootstrap), replica(), self.start.clone());

@@ -49,9 +49,25 @@ struct Deadline {
     at: Instant,
 }
 
+/// A lease as it was granted.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Grant {
+    pub key: ArtifactKey,
+    pub token: Token,
+    pub node: NodeId,
+    pub request: u64,
+}
+
+/// A live lease.
+struct Live {
+    node: NodeId,
+    request: u64,
+    deadline: Deadline,
+}
+
 #[derive(Default)]
 struct Inner {
-    leases: HashMap<ArtifactKey, (NodeId, Deadline)>,
+    leases: HashMap<ArtifactKey, Live>,
     failures: HashMap<ArtifactKey, Deadline>,
     last_tick: Option<Instant>,
 }
@@ -94,7 +110,8 @@ impl Deadlines {
             let lease: LeaseRecord = codec::decode(&value)?;
             if let Ok(key) = ArtifactKey::try_from(key.as_slice()) {
                 let deadline = Deadline { token: lease.token, at: now + self.lifetimes.lease };
-                inner.leases.insert(key, (lease.node, deadline));
+                let LeaseRecord { node, request, .. } = lease;
+                inner.leases.insert(key, Live { node, request, deadline });
             }
         }
         for (key, value) in view.all(Table::Failures)? {
@@ -121,9 +138,9 @@ impl Deadlines {
         let now = Instant::now();
         let mut inner = self.inner.lock();
         match *event {
-            Event::LeaseGranted { key, token, node } => {
+            Event::LeaseGranted { key, token, node, request } => {
                 let deadline = Deadline { token, at: now + self.lifetimes.lease };
-                inner.leases.insert(key, (node, deadline));
+                inner.leases.insert(key, Live { node, request, deadline });
             }
             Event::LeaseEnded { key, .. } => drop(inner.leases.remove(&key)),
             Event::Failed { key, token, until_unix_ms } => {
@@ -138,8 +155,8 @@ impl Deadlines {
     /// This node became the leader: every live lease starts afresh.
     pub(crate) fn start(&self, now: Instant) {
         let mut inner = self.inner.lock();
-        for (_, deadline) in inner.leases.values_mut() {
-            deadline.at = now + self.lifetimes.lease;
+        for live in inner.leases.values_mut() {
+            live.deadline.at = now + self.lifetimes.lease;
         }
         inner.last_tick = Some(now);
     }
@@ -153,8 +170,8 @@ impl Deadlines {
         now: Instant,
     ) -> bool {
         match self.inner.lock().leases.get_mut(key) {
-            Some((node, deadline)) if deadline.token == token && *node == from => {
-                deadline.at = now + self.lifetimes.lease;
+            Some(live) if live.deadline.token == token && live.node == from => {
+                live.deadline.at = now + self.lifetimes.lease;
                 true
             }
             _ => false,
@@ -177,14 +194,41 @@ impl Deadlines {
 
     /// Whether `token` is live in this replica.
     pub(crate) fn is_live(&self, key: &ArtifactKey, token: Token) -> bool {
-        self.inner.lock().leases.get(key).is_some_and(|(_, d)| d.token == token)
+        self.inner.lock().leases.get(key).is_some_and(|live| live.deadline.token == token)
+    }
+
+    /// All live leases, the oldest first.
+    pub(crate) fn grants(&self) -> Vec<Grant> {
+        let inner = self.inner.lock();
+        let grant = |(key, live): (&ArtifactKey, &Live)| {
+            let Live { node, request, deadline } = *live;
+            Grant { key: *key, token: deadline.token, node, request }
+        };
+        let mut grants: Vec<_> = inner.leases.iter().map(grant).collect();
+        grants.sort_unstable_by_key(|grant| grant.token);
+        grants
+    }
+
+    /// The live lease that was granted to this `request` of `node`.
+    pub(crate) fn granted_to(
+        &self,
+        key: &ArtifactKey,
+        node: NodeId,
+        request: u64,
+    ) -> Option<Token> {
+        let inner = self.inner.lock();
+        let live = inner.leases.get(key).filter(|l| (l.node, l.request) == (node, request));
+        live.map(|live| live.deadline.token)
     }
 
     /// How many leases live, and of at most `most` the key, the holder and the token.
     pub(crate) fn leases(&self, most: usize) -> (usize, Vec<(ArtifactKey, NodeId, Token)>) {
         let inner = self.inner.lock();
         let some = inner.leases.iter().take(most);
-        (inner.leases.len(), some.map(|(key, (node, d))| (*key, *node, d.token)).collect())
+        (
+            inner.leases.len(),
+            some.map(|(key, live)| (*key, live.node, live.deadline.token)).collect(),
+        )
     }
 
     /// What has run out at `now`. Time in which this was not asked for much
@@ -195,14 +239,15 @@ impl Deadlines {
         inner.last_tick = Some(now);
         if since > self.tick() * 2 {
             tracing::warn!(?since, "this leader was paused: leases get the time back");
-            for (_, deadline) in inner.leases.values_mut() {
-                deadline.at += since;
+            for live in inner.leases.values_mut() {
+                live.deadline.at += since;
             }
         }
-        let leases = inner.leases.iter().filter(|(_, (_, d))| d.at <= now);
+        let leases = inner.leases.iter().map(|(key, live)| (key, live.deadline));
+        let leases = leases.filter(|(_, d)| d.at <= now);
         let failures = inner.failures.iter().filter(|(_, d)| d.at <= now);
         Due {
-            leases: leases.map(|(key, (_, d))| (*key, d.token)).collect(),
+            leases: leases.map(|(key, d)| (*key, d.token)).collect(),
             failures: failures.map(|(key, d)| (*key, d.token)).collect(),
         }
     }
@@ -227,7 +272,8 @@ mod tests {
     }
 
     fn granted(deadlines: &Deadlines, n: u8) {
-        deadlines.follow(&Event::LeaseGranted { key: key(n), token: Token(n.into()), node: 1 });
+        let (key, token) = (key(n), Token(n.into()));
+        deadlines.follow(&Event::LeaseGranted { key, token, node: 1, request: 1 });
     }
 
     /// Ticks on until `until`, renewing key 1; returns what came due on the way.

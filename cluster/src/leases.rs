@@ -4,6 +4,8 @@
 //! leader cannot be reached: publications are fenced by the token in any case,
 //! and a new leader gives every lease a full time to live.
 
+mod asking;
+
 use std::{
     collections::HashMap,
     fmt,
@@ -13,10 +15,13 @@ use std::{
 
 use kiln_proto::{ArtifactKey, Failure, Token};
 use parking_lot::Mutex;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::{command::Command, entry::Entry, router::Router, rpc::Renew};
+use self::asking::Awaited;
+use crate::{
+    command::Command, deadlines::Grant, entry::Entry, replica::Replica, router::Router, rpc::Renew,
+};
 
 /// Heartbeats in one time to live.
 const HEARTBEATS: u32 = 4;
@@ -25,6 +30,10 @@ const HEARTBEATS: u32 = 4;
 pub(crate) struct Leases {
     held: Mutex<HashMap<(ArtifactKey, Token), watch::Sender<bool>>>,
     added: Notify,
+    awaited: Awaited,
+    /// What the replica was told of; one task takes it.
+    granted: tokio::sync::Mutex<mpsc::UnboundedReceiver<Grant>>,
+    replica: Arc<Replica>,
     router: Arc<Router>,
     interval: Duration,
     tasks: TaskTracker,
@@ -106,8 +115,11 @@ impl Drop for Lease {
 }
 
 impl Leases {
-    /// No leases yet, each of which will live for `ttl` without heartbeats.
+    /// No leases yet, each of which will live for `ttl` without heartbeats. `granted`: those
+    /// that `replica` applies.
     pub(crate) fn new(
+        replica: Arc<Replica>,
+        granted: mpsc::UnboundedReceiver<Grant>,
         router: Arc<Router>,
         ttl: Duration,
         tasks: TaskTracker,
@@ -117,8 +129,9 @@ impl Leases {
         let releases = TaskTracker::new();
         // Closed ones track as well; their wait ends whenever nothing is under way.
         releases.close();
-        let (held, added) = (Mutex::default(), Notify::new());
-        Self { held, added, router, interval, tasks, releases, stop }
+        let (held, added, awaited) = (Mutex::default(), Notify::new(), Awaited::default());
+        let granted = tokio::sync::Mutex::new(granted);
+        Self { held, added, awaited, granted, replica, router, interval, tasks, releases, stop }
     }
 
     /// Holds a lease that was granted to this node.

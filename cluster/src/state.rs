@@ -29,7 +29,7 @@ pub(crate) enum Event {
     Stored { pack: Digest },
     Condemned { pack: Digest },
     Forgotten { pack: Digest },
-    LeaseGranted { key: ArtifactKey, token: Token, node: NodeId },
+    LeaseGranted { key: ArtifactKey, token: Token, node: NodeId, request: u64 },
     LeaseEnded { key: ArtifactKey, token: Token },
     Failed { key: ArtifactKey, token: Token, until_unix_ms: u64 },
     Lifted { key: ArtifactKey, token: Token },

@@ -15,13 +15,13 @@ use arc_swap::ArcSwap;
 use ed25519_dalek::VerifyingKey;
 use kiln_proto::{ArtifactKey, NodeId};
 use parking_lot::Mutex;
-use tokio::sync::{Notify, broadcast, watch};
+use tokio::sync::{Notify, broadcast, mpsc, watch};
 
 pub use self::event::IndexEvent;
 use self::lists::Lists;
 use crate::{
     command::{Candidate, NodeFacts},
-    deadlines::Deadlines,
+    deadlines::{Deadlines, Grant},
     state::Event,
     table::{
         self, Counters, EntryRecord, FailureRecord, LeaseRecord, Record, RecordKey, Standing,
@@ -65,6 +65,7 @@ pub(crate) struct Watch {
     keys: Arc<Mutex<HashMap<ArtifactKey, Arc<Notify>>>>,
     events: broadcast::Sender<IndexEvent>,
     applied: watch::Sender<u64>,
+    grants: mpsc::UnboundedSender<Grant>,
     nodes: ArcSwap<Nodes>,
     counters: ArcSwap<Option<Counters>>,
     wanted: Mutex<Lists>,
@@ -97,16 +98,18 @@ impl Drop for Waiter {
 }
 
 impl Watch {
-    /// A watch over the state in `view`.
+    /// A watch over the state in `view`. `grants` is told of each lease that is granted.
     pub(crate) fn new(
         view: &impl View,
         applied: u64,
         deadlines: Deadlines,
+        grants: mpsc::UnboundedSender<Grant>,
     ) -> Result<Self, StateError> {
         let watch = Self {
             keys: Arc::default(),
             events: broadcast::channel(EVENTS).0,
             applied: watch::Sender::new(applied),
+            grants,
             nodes: ArcSwap::default(),
             counters: ArcSwap::default(),
             wanted: Mutex::new(Lists::read(view)?),
@@ -178,7 +181,9 @@ impl Watch {
                 Event::Stored { pack } => self.send(IndexEvent::Stored { pack }),
                 Event::Condemned { pack } => self.send(IndexEvent::Condemned { pack }),
                 Event::Forgotten { pack } => self.send(IndexEvent::Forgotten { pack }),
-                Event::LeaseGranted { .. } => {}
+                Event::LeaseGranted { key, token, node, request } => {
+                    self.tell_grant(Grant { key, token, node, request });
+                }
                 Event::Failed { key, .. } => {
                     self.send(IndexEvent::Failed { key });
                     self.wake(&key);
@@ -226,9 +231,17 @@ impl Watch {
         for notify in self.keys.lock().values() {
             notify.notify_waiters();
         }
+        for grant in self.deadlines.grants() {
+            self.tell_grant(grant);
+        }
         self.send(IndexEvent::Reset);
         self.applied.send_replace(index);
         Ok(())
+    }
+
+    fn tell_grant(&self, grant: Grant) {
+        // An error means that this node stops.
+        let _ = self.grants.send(grant);
     }
 
     fn send(&self, event: IndexEvent) {

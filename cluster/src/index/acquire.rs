@@ -1,7 +1,8 @@
 //! The right to compile a key.
 //!
 //! Invariant: a call finds its own grant, however often it had to ask, and ends within its
-//! deadline or the router's bound.
+//! deadline or the router's bound. A call that ends otherwise, or is dropped, leaves no lease
+//! behind that nobody holds.
 
 use std::{
     pin::pin,
@@ -19,13 +20,6 @@ use crate::{
     table::LeaseRecord,
 };
 
-/// Names one call to the cluster.
-fn new_request() -> Result<u64, ClusterError> {
-    let mut request = [0; 8];
-    getrandom::fill(&mut request).map_err(ClusterError::unavailable)?;
-    Ok(u64::from_le_bytes(request))
-}
-
 impl Index {
     /// The artifact, the failure, or the right to compile `key`. Waits while
     /// another node compiles it, until `deadline`; `on_waiting` tells that once.
@@ -38,7 +32,9 @@ impl Index {
         deadline: Instant,
         on_waiting: impl FnOnce() + Send,
     ) -> Result<Acquired, ClusterError> {
-        let (node, request) = (self.router.owner()?.node, new_request()?);
+        // Until the lease is held: whoever drops this call leaves no lease behind.
+        let asking = self.leases.ask(*key)?;
+        let (node, request) = (asking.node, asking.request);
         let (mut on_waiting, waited) = (Some(on_waiting), AtomicBool::new(false));
         let mut waiting = || {
             waited.store(true, Ordering::Relaxed);
@@ -134,7 +130,8 @@ impl Index {
         if self.replica.read::<LeaseRecord>(*key).await?.is_some() {
             return Ok(Tried::Held);
         }
-        let (node, request) = (self.router.owner()?.node, new_request()?);
+        let asking = self.leases.ask(*key)?;
+        let (node, request) = (asking.node, asking.request);
         Ok(match self.router.ask(TryAcquire { key: *key, node, request }).await? {
             Some(Outcome::Granted(token)) => Tried::Granted(self.leases.hold(*key, token)),
             Some(Outcome::Ready(entry)) => Tried::Ready(*entry),

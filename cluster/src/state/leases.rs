@@ -34,7 +34,7 @@ pub(super) fn acquire<V: View>(
         let ours = held.node == lease.node && held.request == lease.request;
         return Ok(if ours { Response::Granted(held.token) } else { Response::Held });
     }
-    let (token, node) = (lease.token, lease.node);
+    let LeaseRecord { token, node, request, .. } = lease;
     if let Some(EpochRecord { pack, .. }) = txn.get(key)?
         && let Some(blob) = txn.get::<BlobRecord>(pack)?.filter(|blob| !blob.condemned)
     {
@@ -42,7 +42,7 @@ pub(super) fn acquire<V: View>(
         lease.pack = Some(pack);
     }
     txn.put(key, &lease)?;
-    events.push(Event::LeaseGranted { key, token, node });
+    events.push(Event::LeaseGranted { key, token, node, request });
     Ok(Response::Granted(token))
 }
 

@@ -41,7 +41,7 @@ fn watch(store: &Store) -> Arc<Watch> {
     let hour = std::time::Duration::from_secs(3600);
     let lifetimes = Lifetimes { lease: hour, failure: hour, resource_failure: hour };
     let deadlines = Deadlines::new(lifetimes, system_clock());
-    Arc::new(Watch::new(store, 0, deadlines).unwrap())
+    Arc::new(Watch::new(store, 0, deadlines, tokio::sync::mpsc::unbounded_channel().0).unwrap())
 }
 
 fn machine(store: &Arc<Store>) -> Machine {

@@ -71,6 +71,7 @@ pub struct Seat {
     pub dir: PathBuf,
     /// Whether the member may vote.
     pub voter: bool,
+    pub timings: Timings,
 }
 
 impl Seat {
@@ -83,14 +84,14 @@ impl Seat {
         let listener =
             wait_for("a free port", async || TcpListener::bind(address).await.ok()).await;
         let address = listener.local_addr().unwrap();
-        Self { listener, address, dir: dir.to_owned(), voter: true }
+        Self { listener, address, dir: dir.to_owned(), voter: true, timings: timings() }
     }
 
     /// Opens and serves a member without starting it.
     pub fn open(self, start: Start) -> Opened {
         let facts = NodeFacts { grpc: self.address.to_string(), ..NodeFacts::default() };
         let data_dir = self.dir.clone();
-        let (timings, voter, log_entries) = (timings(), self.voter, LOG_ENTRIES);
+        let (timings, voter, log_entries) = (self.timings, self.voter, LOG_ENTRIES);
         let context = || None;
         let settings = Settings { data_dir, start, facts, timings, voter, log_entries, context };
         let (cluster, routes) = Cluster::open(settings, signing_key(&self.dir)).unwrap();
@@ -151,11 +152,17 @@ pub struct TestCluster {
 impl TestCluster {
     /// Founds a cluster of `size` voters.
     pub async fn start(size: usize) -> Self {
+        Self::start_with(size, &timings()).await
+    }
+
+    /// The same with other timings.
+    pub async fn start_with(size: usize, timings: &Timings) -> Self {
         trace();
         let temp = tempfile::tempdir().unwrap();
         let mut seats = Vec::new();
         for n in 0..size {
-            seats.push(Seat::new(&temp.path().join(format!("node-{n}"))).await);
+            let seat = Seat::new(&temp.path().join(format!("node-{n}"))).await;
+            seats.push(Seat { timings: timings.clone(), ..seat });
         }
         let peers: Vec<String> = seats.iter().map(|s| s.address.to_string()).collect();
         let starting = seats.into_iter().map(|seat| {

@@ -5,10 +5,11 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
+    task::Poll,
     time::Duration,
 };
 
-use kiln_cluster::{Acquired, ClusterError, Published};
+use kiln_cluster::{Acquired, ClusterError, Published, Timings};
 use kiln_proto::{ArtifactKey, Failure, FailureKind};
 use tokio::time::Instant;
 
@@ -108,6 +109,74 @@ async fn a_dropped_lease_goes_to_the_next() {
     drop(lease);
     assert!(matches!(next.await.unwrap().unwrap(), Acquired::Granted(_)));
     assert!(dropped.elapsed() < timings().lease_ttl, "it was left to run out");
+    cluster.stop().await;
+}
+
+/// Asks for `key` at `node`, and leaves after being woken `steps` times; whether an answer
+/// came sooner.
+async fn leaves_after(node: &Node, key: &ArtifactKey, steps: usize) -> bool {
+    let mut asking = Box::pin(node.acquire(key));
+    let mut woken = 0;
+    let answered = std::future::poll_fn(|context| {
+        let answer = asking.as_mut().poll(context);
+        woken += 1;
+        match answer {
+            Poll::Ready(answer) => Poll::Ready(Some(answer)),
+            Poll::Pending if woken > steps => Poll::Ready(None),
+            Poll::Pending => Poll::Pending,
+        }
+    });
+    answered.await.is_some()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_call_that_leaves_at_any_moment_leaves_no_lease_behind() {
+    // What is left to run out is waited for in vain.
+    let timings = Timings { lease_ttl: PATIENCE * 60, ..timings() };
+    let cluster = TestCluster::start_with(3, &timings).await;
+    let leader = cluster.wait_leader().await;
+    let next = &cluster.nodes[(leader + 2) % 3];
+    for (who, node) in [("leader", leader), ("follower", (leader + 1) % 3)] {
+        for steps in 0.. {
+            assert!(steps < 1000, "it never gets an answer");
+            let (key, _) = manifest(&format!("{who} {steps}"), b"pack");
+            let answered = leaves_after(&cluster.nodes[node], &key, steps).await;
+            let granted = tokio::time::timeout(PATIENCE / 2, next.granted(&key)).await;
+            assert!(granted.is_ok(), "the {who} keeps the lease of who left after {steps} steps");
+            if answered {
+                break;
+            }
+        }
+    }
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_that_nobody_reads_leaves_no_lease_behind() {
+    let timings = Timings { lease_ttl: PATIENCE * 60, ..timings() };
+    let cluster = TestCluster::start_with(3, &timings).await;
+    let leader = cluster.wait_leader().await;
+    let leads = &cluster.nodes[leader].index;
+    for (who, node) in [("leader", leader), ("follower", (leader + 1) % 3)] {
+        let node = &cluster.nodes[node];
+        let mut left = 0;
+        for n in 0..50 {
+            let (key, _) = manifest(&format!("{who} {n}"), b"pack");
+            let is_leased = || leads.leases(100).1.iter().any(|(leased, ..)| *leased == key);
+            let mut asking = Box::pin(node.acquire(&key));
+            // Not polled any more once its lease is there.
+            let applied = std::future::poll_fn(|context| match is_leased() {
+                true => Poll::Ready(true),
+                false => asking.as_mut().poll(context).map(|_| false),
+            });
+            left += usize::from(applied.await);
+            drop(asking);
+            let next = &cluster.nodes[(leader + 2) % 3];
+            let granted = tokio::time::timeout(PATIENCE / 2, next.granted(&key)).await;
+            assert!(granted.is_ok(), "the {who} keeps the lease of who left");
+        }
+        assert!(left > 0, "the {who} was asked in vain");
+    }
     cluster.stop().await;
 }
 

@@ -41,7 +41,9 @@ async fn a_record_on_disk_is_found_and_then_in_memory() {
         failure: std::time::Duration::MAX,
         resource_failure: std::time::Duration::MAX,
     };
-    let watch = Watch::new(&*store, 0, Deadlines::new(lifetimes, system_clock())).unwrap();
+    let grants = tokio::sync::mpsc::unbounded_channel().0;
+    let deadlines = Deadlines::new(lifetimes, system_clock());
+    let watch = Watch::new(&*store, 0, deadlines, grants).unwrap();
     let replica = Replica::new(Arc::clone(&store), Arc::new(watch));
     assert!(replica.pack(&pack).await.unwrap().is_some());
     assert!(look(store.view_in_memory()).unwrap().is_some(), "it was read once");
