@@ -56,12 +56,12 @@ def job(archive: bytes, **fields: object) -> bytes:
 class Node:
     """Runs the worker as a node does: isolated, in a folder of its own, through pipes."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, python: str | Path = sys.executable) -> None:
         folder.mkdir()
         self.folder = folder
         passed = {n: os.environ[n] for n in ("PATH", "LD_LIBRARY_PATH") if n in os.environ}
         self.process = subprocess.Popen(
-            [sys.executable, "-I", "-B", "-c", (PACKAGE / "bootstrap.py").read_text()],
+            [python, "-I", "-B", "-c", (PACKAGE / "bootstrap.py").read_text()],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             cwd=folder,
@@ -75,6 +75,12 @@ class Node:
         self.requests.write(frame(json.dumps(sources).encode()))
         self.requests.flush()
         self.ready = self.receive()
+
+    def tools(self) -> dict[str, str]:
+        """The versions that it said it compiles with."""
+        fingerprint = next(value for number, value in messages.decode(self.ready[1]) if number == 1)
+        pairs = [dict(messages.decode(v)) for n, v in messages.decode(fingerprint) if n == 2]
+        return {bytes(p[1]).decode(): bytes(p[2]).decode() for p in pairs}
 
     def receive(self) -> tuple[int, bytes]:
         """One answer: its number and body."""
@@ -141,8 +147,7 @@ def test_a_program_becomes_an_artifact_that_loads_anywhere(
     fingerprints = [list(messages.decode(v)) for n, v in messages.decode(ready) if n == 1]
     names = [bytes(dict(f)[1]).decode() for f in fingerprints]
     assert names == [artifact.AHEAD_OF_TIME, artifact.STANDALONE]
-    pairs = [dict(messages.decode(v)) for n, v in fingerprints[0] if n == 2]
-    tools = {bytes(p[1]).decode(): bytes(p[2]).decode() for p in pairs}
+    tools = node.tools()
     assert tools["torch"] == torch.__version__
     for tool in [
         "torch_key",

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
 import time
+import venv
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +18,7 @@ import pytest
 
 pytest.importorskip("torch")
 
+import torch
 from test_worker import BLOCK, FIXTURES, PACKAGE, Node, artifact, files_of, frame, job
 
 if TYPE_CHECKING:
@@ -24,13 +28,13 @@ if TYPE_CHECKING:
 class Forks:
     """A fork server of the workers whose folders are in ``folder``."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, python: str | Path = sys.executable) -> None:
         self.folder = folder / "server"
         self.folder.mkdir()
         text = (PACKAGE / "bootstrap.py").read_text()
         passed = {n: os.environ[n] for n in ("PATH", "LD_LIBRARY_PATH") if n in os.environ}
         self.process = subprocess.Popen(
-            [sys.executable, "-I", "-B", "-c", text, "--fork-server", "60"],
+            [python, "-I", "-B", "-c", text, "--fork-server", "60"],
             stdin=subprocess.PIPE,
             cwd=self.folder,
             env={"TMPDIR": str(self.folder), "LC_ALL": "C", **passed},
@@ -42,6 +46,12 @@ class Forks:
         self.process.stdin.write(frame(json.dumps(sources).encode()))
         self.process.stdin.flush()
         eventually((folder / "forks").exists)
+
+    def end(self) -> None:
+        """With all its forks, if it lives."""
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait(timeout=60)
 
     def children(self) -> list[int]:
         """The forks that live."""
@@ -60,9 +70,23 @@ def eventually(holds: Callable[[], object]) -> None:
 def forks(tmp_path: Path) -> Iterator[Forks]:
     server = Forks(tmp_path)
     yield server
-    if server.process.poll() is None:
-        os.killpg(server.process.pid, signal.SIGKILL)
-        server.process.wait(timeout=60)
+    server.end()
+
+
+def own_torch(folder: Path) -> tuple[Path, Path]:
+    """An interpreter with links to this one's packages, and its own ``torch/version.py``."""
+    venv.create(folder, symlinks=True)
+    site = Path(sysconfig.get_path("purelib", "venv", {"base": str(folder)}))
+    own, real = site / "torch", Path(torch.__file__).parent
+    own.mkdir()
+    for into, packages in ((site, real.parent), (own, real)):
+        for each in packages.iterdir():
+            if not (into / each.name).exists():
+                (into / each.name).symlink_to(each)
+    version = own / "version.py"
+    version.unlink()
+    shutil.copy2(real / version.name, version)
+    return folder / "bin" / "python", version
 
 
 def test_workers_are_forks_that_make_what_others_make(tmp_path: Path, forks: Forks) -> None:
@@ -113,6 +137,28 @@ def test_a_server_that_dies_takes_its_forks_and_no_worker_needs_one(
     assert node.process.wait(timeout=60) == -signal.SIGKILL
     eventually(lambda: not Path(f"/proc/{fork}").exists())
     assert Node(tmp_path / "next").ready == node.ready
+
+
+def test_where_torch_was_exchanged_nobody_is_forked(tmp_path: Path) -> None:
+    """Who comes then loads what is there now; a fork goes on with what it has."""
+    python, version = own_torch(tmp_path / "own")
+    forks = Forks(tmp_path, python)
+    try:
+        first = Node(tmp_path / "first", python)
+        assert len(forks.children()) == 1
+        fresh = version.with_name("fresh.py")
+        fresh.write_text(version.read_text().replace(torch.__version__, "9.9.9"))
+        fresh.replace(version)
+        second = Node(tmp_path / "second", python)
+        assert len(forks.children()) == 1, "a fork of what was imported before"
+        told = [node.tools()["torch"] for node in (first, second)]
+        assert told == [torch.__version__, "9.9.9"]
+        files_of(first.ask(job((FIXTURES / BLOCK).read_bytes(), runtime_shape=5)))
+        assert forks.process.wait(timeout=60) == 0
+        second.requests.close()
+        assert second.process.wait(timeout=60) == 0
+    finally:
+        forks.end()
 
 
 def test_it_ends_with_its_node(tmp_path: Path, forks: Forks) -> None:
