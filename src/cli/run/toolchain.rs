@@ -205,6 +205,7 @@ const ISA: &[&str] = &[
     "adx",
     "aes",
     "amx",
+    "apx",
     "avx",
     "bmi",
     "cldemote",
@@ -212,6 +213,7 @@ const ISA: &[&str] = &[
     "clwb",
     "clzero",
     "cmov",
+    "cmpccxadd",
     "cx16",
     "cx8",
     "f16c",
@@ -325,7 +327,9 @@ mod tests {
     fn only_instruction_sets_count() {
         let digest = |flags: &str| isa(&format!("processor : 0\nflags\t\t: {flags}\n")).unwrap();
         assert_eq!(digest("fpu sse avx2 md_clear"), digest("avx2 sse hypervisor"));
-        assert_ne!(digest("sse avx2"), digest("sse avx2 avx512f"));
+        for more in ["avx512f", "apx_f", "cmpccxadd", "amx_tile"] {
+            assert_ne!(digest("sse avx2"), digest(&format!("sse avx2 {more}")), "{more}");
+        }
         assert_eq!(isa("nothing"), None);
     }
 
