@@ -55,6 +55,10 @@ pub(crate) fn check(nodes: &Nodes, from: NodeId, command: &Command) -> Result<()
             }
             bounded(report.hits.len() + report.gained.len() + report.lost.len(), "reports")
         }
+        Command::Use { node, hits, .. } => {
+            own(*node)?;
+            bounded(hits.len(), "uses")
+        }
         Command::Want(wanted) => {
             own(wanted.node)?;
             wanted.check().map_err(ClusterError::Invalid)
@@ -204,6 +208,7 @@ mod tests {
             Command::SetVoter { node: 1, voter: false },
             Command::OpenSession { node: 1, nonce: 7 },
             Command::Report { node: 1, report: AccessReport::default() },
+            Command::Use { node: 1, hits: Vec::new(), at_unix_ms: 0 },
             Command::Write(fence),
         ] {
             assert_eq!(check(&nodes(), 1, &command), Ok(()), "{command}");

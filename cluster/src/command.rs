@@ -85,7 +85,8 @@ pub(crate) enum Command {
     Lift { key: ArtifactKey, token: Token },
     /// The pack's bytes are in the object store.
     MarkStored { pack: Digest },
-    /// Access statistics of one node.
+    /// Access statistics of one node. Hits count for a key's bytes here: a node of this
+    /// version reports them in [`Self::Use`] where every member reads that.
     Report { node: NodeId, report: AccessReport },
     /// Protects a key from eviction, or no longer does.
     SetPinned { key: ArtifactKey, pinned: bool },
@@ -136,6 +137,9 @@ pub(crate) enum Command {
     /// [`Self::Commit`] of an artifact that is stitched of others, each with the pack that
     /// it was made with.
     CommitWhole { publication: Publication, also: Vec<NodeId>, pieces: Vec<(ArtifactKey, Digest)> },
+    /// How often one node gave each key's artifact to a client. The leader writes the time
+    /// in Unix milliseconds, whatever the node says.
+    Use { node: NodeId, hits: Vec<(ArtifactKey, u32)>, at_unix_ms: u64 },
 }
 
 /// Who said that they do not have an artifact's bytes.
@@ -233,6 +237,7 @@ impl fmt::Display for Command {
             Self::Lift { key, .. } => write!(f, "lift {}", key.short()),
             Self::MarkStored { pack } => write!(f, "stored {}", pack.short()),
             Self::Report { node, .. } => write!(f, "report of {node}"),
+            Self::Use { node, hits, .. } => write!(f, "use of {} keys at {node}", hits.len()),
             Self::SetPinned { key, pinned } => write!(f, "pin {} {pinned}", key.short()),
             Self::Tombstone { key, .. } => write!(f, "tombstone {}", key.short()),
             Self::Retire { key, epoch } => write!(f, "retire {} of epoch {epoch}", key.short()),

@@ -93,8 +93,12 @@ impl Deadlines {
 
     /// When a failure of `kind` that happens now is lifted, in Unix milliseconds.
     pub(crate) fn until_unix_ms(&self, kind: FailureKind) -> u64 {
-        let until = (self.clock)() + self.lifetimes.of_failure(kind);
-        u64::try_from(until.as_millis()).unwrap_or(u64::MAX)
+        milliseconds((self.clock)() + self.lifetimes.of_failure(kind))
+    }
+
+    /// What this node's clock says, in Unix milliseconds.
+    pub(crate) fn now_unix_ms(&self) -> u64 {
+        milliseconds((self.clock)())
     }
 
     /// How often [`Self::due`] wants to be asked.
@@ -251,6 +255,10 @@ impl Deadlines {
             failures: failures.map(|(key, d)| (*key, d.token)).collect(),
         }
     }
+}
+
+fn milliseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

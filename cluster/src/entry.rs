@@ -29,8 +29,22 @@ pub struct Entry {
     pub pinned: bool,
     /// Nodes believed to have the pack: a hint.
     pub holders: Vec<NodeId>,
-    /// Reported hits of the pack.
+    /// How often the key's artifact was used, as reported. Only where entries are scanned:
+    /// a look-up leaves it out, which [`crate::Index::usage`] answers.
     pub hits: u64,
+    /// When it was last reported as used, in Unix milliseconds; 0: never, or a look-up.
+    /// Nodes of earlier versions send entries to each other without it.
+    #[serde(skip)]
+    pub last_used_unix_ms: u64,
+}
+
+/// How often the artifact of a key was used.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Reported uses by clients, of all nodes.
+    pub hits: u64,
+    /// When the last ones were reported, in Unix milliseconds by the leader's clock.
+    pub last_unix_ms: u64,
 }
 
 /// What the index knows of a pack.

@@ -7,6 +7,7 @@
 mod acquire;
 mod objects;
 mod pieces;
+mod uses;
 
 use std::sync::Arc;
 
@@ -15,7 +16,7 @@ use kiln_proto::{ArtifactKey, Digest, Failure, NodeId, SignedManifest, Token};
 use tokio::{sync::broadcast, time::Instant};
 
 use crate::{
-    command::{AccessReport, Asked, Change, Command, Publication, Response},
+    command::{Asked, Change, Command, Publication, Response},
     entry::{Entry, Published, Put, PutMode, Retired},
     error::ClusterError,
     leases::{Lease, Leases},
@@ -235,16 +236,6 @@ impl Index {
     /// wait until it runs out. Returns when the cluster knows, or cannot be told.
     pub async fn give_leases_back(&self) {
         self.leases.give_all_back().await;
-    }
-
-    /// Reports what this node used, gained and lost since the last report. Hints:
-    /// counts may be doubled when a leader changes.
-    pub async fn report(&self, report: AccessReport) -> Result<(), ClusterError> {
-        if report == AccessReport::default() {
-            return Ok(());
-        }
-        let node = self.router.owner()?.node;
-        self.router.write(Command::Report { node, report }).await.map(drop)
     }
 
     /// Pins or unpins `key`; false when it has no artifact.

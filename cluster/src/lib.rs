@@ -60,7 +60,7 @@ mod writes;
 pub use crate::{
     cluster::Cluster,
     command::{AccessReport, Asked, NodeFacts},
-    entry::{Entry, PackState, Published, Put, PutMode, Retired},
+    entry::{Entry, PackState, Published, Put, PutMode, Retired, Usage},
     error::ClusterError,
     figures::Figures,
     index::Index,

@@ -15,7 +15,7 @@ use crate::{
     store::{StateView, Store},
     table::{
         self, BlobRecord, Counters, EntryRecord, FailureRecord, ObjectRecord, Pairs, Record,
-        StateError, Table,
+        StateError, Table, UseRecord,
     },
     wanted::Wanted,
     watch::{IndexEvent, Nodes, Waiter, Watch},
@@ -101,7 +101,12 @@ impl Replica {
                 if !within(&key) {
                     return Ok(entries);
                 }
-                entries.extend(self.complete(&view, key, codec::decode(&value)?)?);
+                let Some(entry) = self.complete(&view, key, codec::decode(&value)?)? else {
+                    continue;
+                };
+                let used = table::read::<UseRecord>(&view, key)?.unwrap_or_default();
+                let UseRecord { hits, last_unix_ms } = used;
+                entries.push(Entry { hits, last_used_unix_ms: last_unix_ms, ..entry });
             }
         }
         Ok(entries)
@@ -143,7 +148,8 @@ impl Replica {
             stored: blob.stored,
             pinned: record.pinned,
             holders: blob.holders,
-            hits: blob.hits,
+            hits: 0,
+            last_used_unix_ms: 0,
         }))
     }
 

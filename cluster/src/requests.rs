@@ -66,7 +66,7 @@ pub(crate) async fn serve(
 }
 
 impl Lead for Write {
-    async fn lead(self, leader: &Leader, from: NodeId) -> Answer<Written> {
+    async fn lead(mut self, leader: &Leader, from: NodeId) -> Answer<Written> {
         let nodes = leader.replica.nodes();
         authorize::check(&nodes, from, &self.0)?;
         versions::check(&nodes, &self.0)?;
@@ -75,6 +75,9 @@ impl Lead for Write {
         }
         if let Command::Want(wanted) = &self.0 {
             check_room(leader, wanted)?;
+        }
+        if let Command::Use { at_unix_ms, .. } = &mut self.0 {
+            *at_unix_ms = leader.replica.deadlines().now_unix_ms();
         }
         leader.propose(self.0).await
     }

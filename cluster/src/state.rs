@@ -9,6 +9,7 @@ mod leases;
 mod members;
 mod packs;
 mod references;
+mod uses;
 mod wanted;
 mod writes;
 
@@ -92,6 +93,7 @@ pub(crate) fn apply<V: View>(
         }
 
         Command::Report { node, report } => packs::report(txn, node, report),
+        Command::Use { hits, at_unix_ms, .. } => uses::count(txn, hits, at_unix_ms),
         Command::StoreObject { pack, generation } => {
             packs::store_object(txn, pack, generation, events)
         }

@@ -14,7 +14,9 @@ use crate::{command::Command, error::ClusterError, watch::Nodes};
 /// The first version of which a member reads `command`; `None`: any.
 fn since(command: &Command) -> Option<Version> {
     match command {
-        Command::Want(_) | Command::CommitWhole { .. } => Some(Version::new(0, 2, 0)),
+        Command::Want(_) | Command::CommitWhole { .. } | Command::Use { .. } => {
+            Some(Version::new(0, 2, 0))
+        }
         _ => None,
     }
 }
@@ -72,6 +74,13 @@ mod tests {
         let mut away = nodes(&["0.2.0", "0.1.9"]);
         away.get_mut(&2).into_iter().for_each(|node| node.away = true);
         assert!(check(&away, &want()).is_err(), "who is silent comes back, and reads the log");
+    }
+
+    #[test]
+    fn uses_are_counted_by_key_once_every_member_can() {
+        let used = Command::Use { node: 1, hits: Vec::new(), at_unix_ms: 0 };
+        assert_eq!(check(&nodes(&["0.2.0", "0.2.0"]), &used), Ok(()));
+        assert!(check(&nodes(&["0.2.0", "0.1.0"]), &used).is_err());
     }
 
     #[test]

@@ -9,6 +9,7 @@ use kiln_proto::{ArtifactKey, Digest, Token};
 use super::{
     Event, leases, members, packs,
     references::{self, Piece},
+    uses,
 };
 use crate::{
     command::{Asked, Publication, Response},
@@ -115,6 +116,7 @@ pub(super) fn remove<V: View>(
     };
     let pack = entry.pack;
     end(txn, key, &entry, &EpochRecord { epoch: entry.epoch, pack, reason, pinned: false })?;
+    uses::forget(txn, key)?;
     events.push(Event::Tombstoned { key, pack });
     remove_wholes(txn, key, "is wrong", events)?;
     Ok(Response::Changed(true))
@@ -158,6 +160,7 @@ pub(super) fn retire_unproven<V: View>(
     };
     let (pack, pinned) = (entry.pack, entry.pinned);
     end(txn, key, &entry, &EpochRecord { epoch, pack, reason: "bytes lost".into(), pinned })?;
+    uses::forget(txn, key)?;
     if let Some(blob) = txn.get::<BlobRecord>(pack)? {
         // Nobody had it: whoever claimed to was wrong.
         txn.put(pack, &BlobRecord { stored: false, holders: Vec::new(), ..blob })?;
@@ -201,6 +204,7 @@ fn remove_wholes<V: View>(
         let (epoch, pack, pinned) = (entry.epoch, entry.pack, entry.pinned);
         let reason = format!("its piece {} {why}", piece.short());
         end(txn, whole, &entry, &EpochRecord { epoch, pack, reason, pinned })?;
+        uses::forget(txn, whole)?;
         events.push(Event::Tombstoned { key: whole, pack });
     }
     Ok(())

@@ -20,7 +20,7 @@ use crate::{
     command::{AccessReport, Asked, Change, NewNode, NodeFacts, OrderedWrite, Publication},
     table::{
         self, BlobRecord, Counters, EpochRecord, NodeRecord, ObjectRecord, PiecesRecord,
-        ReferenceRecord, SessionRecord, Table,
+        ReferenceRecord, SessionRecord, Table, UseRecord,
     },
     wanted::{Wanted, WantedPiece},
 };
@@ -68,6 +68,10 @@ impl Model {
 
     fn wanted(&self, whole: ArtifactKey) -> Option<Wanted> {
         table::read(self, whole).unwrap()
+    }
+
+    fn used(&self, key: ArtifactKey) -> Option<UseRecord> {
+        table::read(self, key).unwrap()
     }
 
     fn pieces(&self, whole: ArtifactKey) -> Option<Vec<(ArtifactKey, Digest)>> {
@@ -150,6 +154,10 @@ pub(crate) fn list_of(k: u8, pieces: &[u8], token: u64) -> Wanted {
     }
 }
 
+fn use_of(node: NodeId, k: u8, hits: u32) -> Command {
+    Command::Use { node, hits: vec![(key(k), hits)], at_unix_ms: 1000 * u64::from(hits) }
+}
+
 fn fail_of(k: u8, token: u64) -> Command {
     let failure = Failure::new(FailureKind::CompileError, "no");
     Command::Fail { key: key(k), token: Token(token), failure, until_unix_ms: 9 }
@@ -202,6 +210,7 @@ pub(crate) fn commands() -> impl Strategy<Value = Vec<Command>> {
                 lost: vec![pack(lost)],
             },
         }),
+        2 => (KEYS, 0..3u32, 1..3u64).prop_map(|(k, hits, node)| use_of(node, k, hits)),
         1 => (KEYS, any::<bool>())
             .prop_map(|(k, pinned)| Command::SetPinned { key: key(k), pinned }),
         2 => KEYS.prop_map(|k| Command::Tombstone { key: key(k), reason: "wrong".into() }),

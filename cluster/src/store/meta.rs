@@ -57,6 +57,7 @@ impl Set {
             (Self::B, Table::Wanted) => "wanted.b",
             (Self::B, Table::Pieces) => "pieces.b",
             (Self::B, Table::References) => "references.b",
+            (Self::B, Table::Uses) => "uses.b",
         }
     }
 }

@@ -61,12 +61,23 @@ pub(crate) struct BlobRecord {
     pub leases: u64,
     pub stored: bool,
     pub condemned: bool,
-    /// Reported uses of the entries that name it.
+    /// Reported uses of the entries that name it, by commands of version 0.1: what is
+    /// used counts for its key now, in [`UseRecord`].
     pub hits: u64,
     /// Sorted; hints.
     pub holders: Vec<NodeId>,
 }
 record!(BlobRecord in Blobs by Digest);
+
+/// How often the artifact of a key was used, whatever its bytes were. A key that nobody
+/// used, and one without an artifact, has no record.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct UseRecord {
+    pub hits: u64,
+    /// When a use was last reported, by the leader's clock.
+    pub last_unix_ms: u64,
+}
+record!(UseRecord in Uses by ArtifactKey);
 
 /// The pack's object in the object store. A pack without a record, published before
 /// there were any, has generation 0.
@@ -225,5 +236,6 @@ pub(crate) fn check(table: Table, key: &[u8], value: &[u8]) -> Result<(), Malfor
         Table::Wanted => pair::<Wanted>(key, value),
         Table::Pieces => pair::<PiecesRecord>(key, value),
         Table::References => pair::<ReferenceRecord>(key, value),
+        Table::Uses => pair::<UseRecord>(key, value),
     }
 }

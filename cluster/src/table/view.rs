@@ -25,10 +25,11 @@ pub(crate) enum Table {
     Wanted,
     Pieces,
     References,
+    Uses,
 }
 
 impl Table {
-    pub(crate) const ALL: [Self; 12] = [
+    pub(crate) const ALL: [Self; 13] = [
         Self::Entries,
         Self::Epochs,
         Self::Blobs,
@@ -41,6 +42,7 @@ impl Table {
         Self::Wanted,
         Self::Pieces,
         Self::References,
+        Self::Uses,
     ];
 
     /// The column family's name.
@@ -58,6 +60,7 @@ impl Table {
             Self::Wanted => "wanted",
             Self::Pieces => "pieces",
             Self::References => "references",
+            Self::Uses => "uses",
         }
     }
 }

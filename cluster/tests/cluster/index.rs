@@ -1,6 +1,6 @@
 //! What the index takes, refuses and tells.
 
-use kiln_cluster::{AccessReport, Acquired, ClusterError, IndexEvent, Published};
+use kiln_cluster::{AccessReport, Acquired, ClusterError, IndexEvent, Published, Usage};
 use kiln_proto::{Digest, NodeIdentity, SignedManifest};
 
 use crate::harness::{TestCluster, manifest, wait_for};
@@ -111,6 +111,9 @@ async fn hits_and_holders_are_hints_that_arrive() {
     let (key, _) = manifest("a", b"pack");
     let pack = Digest::of(b"pack");
     cluster.nodes[0].publish("a", b"pack").await.unwrap();
+    // Another key with the same bytes, which nobody uses.
+    cluster.nodes[0].publish("b", b"pack").await.unwrap();
+    let (beside, _) = manifest("b", b"pack");
     let gained =
         AccessReport { hits: vec![(key, 3)], gained: vec![pack], ..AccessReport::default() };
     cluster.nodes[1].index.report(gained).await.unwrap();
@@ -119,9 +122,19 @@ async fn hits_and_holders_are_hints_that_arrive() {
     for node in &cluster.nodes {
         wait_for("hits and holders", async || {
             let entry = node.index.lookup(&key).await.unwrap()?;
-            (entry.hits == 3 && entry.holders == [cluster.nodes[1].id()]).then_some(())
+            let used = node.index.usage(&key).await.unwrap();
+            (used.hits == 3 && entry.holders == [cluster.nodes[1].id()]).then_some(())
         })
         .await;
+        let used = node.index.usage(&key).await.unwrap();
+        assert!(used.last_unix_ms > 0);
+        assert_eq!(node.index.usage(&beside).await.unwrap(), Usage::default());
+        let scanned = node.index.blocking_scan(None, "", 10).unwrap();
+        let listed = |key| {
+            let entry = scanned.iter().find(|entry| entry.key == key).unwrap();
+            (entry.hits, entry.last_used_unix_ms)
+        };
+        assert_eq!((listed(key), listed(beside)), ((3, used.last_unix_ms), (0, 0)));
     }
     cluster.states_are_equal().await;
     cluster.stop().await;

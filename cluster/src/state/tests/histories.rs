@@ -197,3 +197,23 @@ fn node_ids_are_never_used_twice() {
     let gone: NodeRecord = table::read(&state, 3u64).unwrap().unwrap();
     assert!(gone.left() && gone.key == [5; 32], "its manifests stay verifiable");
 }
+
+#[test]
+fn a_use_counts_for_its_key_and_not_for_others_of_the_same_bytes() {
+    let mut state = founded();
+    state.apply(3, write_of(1, &[], put_of(1, 1, false)));
+    state.apply(4, write_of(2, &[], put_of(2, 1, false)));
+    assert_eq!(state.entry(key(1)).unwrap().pack, state.entry(key(2)).unwrap().pack);
+    state.apply(5, use_of(1, 1, 3));
+    state.apply(6, use_of(2, 1, 2));
+    state.apply(7, use_of(1, 3, 1));
+    state.apply(8, use_of(1, 2, 0));
+    let used = Some(UseRecord { hits: 5, last_unix_ms: 3000 });
+    assert_eq!(state.used(key(1)), used, "the later report's clock was behind");
+    assert_eq!((state.used(key(2)), state.used(key(3))), (None, None));
+    state.apply(9, write_of(3, &[], put_of(1, 2, false)));
+    assert_eq!(state.entry(key(1)).unwrap().pack, pack(2));
+    assert_eq!(state.used(key(1)), used, "other bytes of the same key");
+    state.apply(10, write_of(4, &[], Change::Remove { key: key(1), reason: "wrong".into() }));
+    assert_eq!(state.used(key(1)), None, "nothing is left of what was removed");
+}

@@ -60,9 +60,10 @@ fn the_numbers_of_commands_and_tables_stay() {
     assert_eq!(number(&Command::LoseObject { pack: pack(0), generation: 0 }), 29);
     assert_eq!(number(&want(1, &[2], 3)), 30);
     assert_eq!(number(&whole_of(2, 2, 5, &[(0, 0)])), 31);
+    assert_eq!(number(&use_of(1, 2, 3)), 32);
     let tables = Table::ALL.map(|table| crate::codec::encode(&table).unwrap());
-    assert_eq!(tables.concat(), (0..12).collect::<Vec<u8>>());
-    let last = [Table::Sessions, Table::Wanted, Table::Pieces, Table::References];
+    assert_eq!(tables.concat(), (0..13).collect::<Vec<u8>>());
+    let last = [Table::Sessions, Table::Wanted, Table::Pieces, Table::References, Table::Uses];
     assert_eq!(Table::ALL[8..], last);
 }
 

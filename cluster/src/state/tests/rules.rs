@@ -97,6 +97,11 @@ pub(super) fn check_step(
             },
             (None, None) => {}
         }
+        if let Some(used) = after.used(key) {
+            assert!(after.entry(key).is_some(), "a count without an artifact");
+            let before = before.used(key).unwrap_or_default();
+            assert!(used.hits >= before.hits && used.last_unix_ms >= before.last_unix_ms);
+        }
         if let Some(list) = after.wanted(key) {
             let lease = after.lease(key).expect("a list without a lease");
             assert_eq!((list.token, list.node), (lease.token, lease.node), "of another lease");
