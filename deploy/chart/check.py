@@ -23,6 +23,7 @@ import refusals
 import rendering
 import schemas
 import switches
+import volumes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -81,6 +82,7 @@ def main() -> None:
         ("refusals", f"{len(refusals.REFUSED)} wrong values", refusals.problems(CHART)),
         ("metrics", "alerts and dashboard", metric_names.problems(CHART, ROOT)),
         ("clients", "deploy/clients", client_pods.problems(CHART, CLIENTS, versions[-1])),
+        ("volumes", "another size or class", volumes.problems(CHART, ROOT / "deploy/DAY2.md")),
         ("README", "generated", readme.problems(CHART)),
         ("checkov", f"{len(policy.SKIPPED)} rules skipped", checkov.problems()),
     ]
