@@ -212,7 +212,8 @@ pub struct CompileConfig {
     /// Default: 1024.
     pub queue: usize,
     /// NVRTC: the library or its folder. Default: looked for in `LD_LIBRARY_PATH`,
-    /// CUDA's usual folders and those of its PyPI wheel.
+    /// `CUDA_HOME`, the active virtual environment, CUDA's usual folders, and last in
+    /// Kiln's cache folder.
     pub nvrtc: Option<PathBuf>,
     /// A Python interpreter that has torch: the node then has the compilers
     /// `inductor` and `inductor-standalone`, and with NVRTC `mixed`. Default: none.

@@ -17,7 +17,8 @@ use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use super::{
     Environment, Limits, PoolSettings, PoolUse, Prepared, Toolchain, ToolchainSettings,
-    toolchain::{find, unprepared},
+    search::find,
+    toolchain::unprepared,
     worker::{Compiled, Nvrtc, Pool},
 };
 

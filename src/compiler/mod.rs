@@ -20,6 +20,7 @@ mod python;
 mod registry;
 mod request;
 pub(crate) mod room;
+mod search;
 mod toolchain;
 pub(crate) mod worker;
 
@@ -41,7 +42,8 @@ pub use prepared::{Correction, Planned, Prepared, Stitch, StitchPiece};
 pub use python::PythonSettings;
 pub use registry::{CompilerSettings, Compilers, PoolName};
 pub use request::{CompileInput, CudaSource, Source, StaticSize};
-pub use toolchain::{Environment, Headers, Toolchain, ToolchainSettings};
+pub use search::{Environment, ToolchainSettings};
+pub use toolchain::{Headers, Toolchain};
 pub use worker::{PoolSettings, PoolUse, worker_main};
 
 /// One way to turn a source into an artifact's files.

@@ -1,36 +1,17 @@
-//! Where NVRTC and CUDA's headers are.
+//! One NVRTC with CUDA's headers: what it is, and what of it enters keys.
 //!
 //! Invariant: this process only looks at file names. What a library is, a probe
 //! in a worker process says.
 
-use std::{
-    collections::BTreeMap,
-    ffi::OsString,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use kiln_proto::{Failure, FailureKind};
 
 use super::{
+    ToolchainSettings,
     request::HEADERS,
     worker::{Bundled, Nvrtc, Pool, Setup},
 };
-
-/// Where to look. All of it is optional.
-#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct ToolchainSettings {
-    /// NVRTC itself or its folder; then nowhere else is looked.
-    pub nvrtc: Option<PathBuf>,
-    /// CUDA's `include` folder, instead of what NVRTC brings or lies beside it.
-    pub include: Option<PathBuf>,
-    /// Python installations or virtual environments that may have NVRTC's wheel.
-    pub pythons: Vec<PathBuf>,
-}
-
-/// The environment variables that matter here, taken once.
-#[derive(Debug, Clone, Default)]
-pub struct Environment(BTreeMap<&'static str, OsString>);
 
 /// One NVRTC with its headers.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -58,43 +39,6 @@ pub enum Headers {
     Bundled,
     /// A toolkit's, by version and digest: `13.0-1f0c...`.
     Toolkit(String),
-}
-
-impl Environment {
-    /// The variables that say where the libraries are.
-    pub const VARIABLES: [&str; 7] = [
-        "KILN_NVRTC_DIR",
-        "LD_LIBRARY_PATH",
-        "CUDA_HOME",
-        "CUDA_PATH",
-        "VIRTUAL_ENV",
-        "CONDA_PREFIX",
-        "HOME",
-    ];
-
-    /// What this process was started with.
-    pub fn of_process() -> Self {
-        Self(
-            Self::VARIABLES
-                .iter()
-                .filter_map(|name| Some((*name, std::env::var_os(name)?)))
-                .collect(),
-        )
-    }
-
-    /// An environment with one more variable; those that mean nothing here are ignored.
-    pub fn with(mut self, name: &str, value: impl Into<OsString>) -> Self {
-        if let Some(name) = Self::VARIABLES.iter().find(|known| **known == name) {
-            self.0.insert(name, value.into());
-        }
-        self
-    }
-
-    fn paths(&self, name: &str) -> Vec<PathBuf> {
-        let value = self.0.get(name).map(|value| std::env::split_paths(value).collect());
-        let value: Vec<PathBuf> = value.unwrap_or_default();
-        value.into_iter().filter(|path| path.is_absolute()).collect()
-    }
 }
 
 impl Toolchain {
@@ -164,91 +108,6 @@ impl Toolchain {
     }
 }
 
-/// The library's path, or a failure that says where it was looked for.
-pub(super) fn find(
-    settings: &ToolchainSettings,
-    environment: &Environment,
-) -> Result<PathBuf, Failure> {
-    let folders = match &settings.nvrtc {
-        Some(file) if file.is_file() => return absolute(file),
-        Some(folder) => vec![folder.clone()],
-        None => usual_folders(settings, environment),
-    };
-    for folder in &folders {
-        if let Some(library) = newest_in(folder) {
-            return absolute(&library);
-        }
-    }
-    let looked: Vec<String> = folders.iter().map(|f| f.display().to_string()).collect();
-    Err(Failure::new(
-        FailureKind::ToolchainMissing,
-        format!(
-            "no NVRTC (libnvrtc.so.13 or .12) in {}. Install it with `pip install \
-             nvidia-cuda-nvrtc` or with the CUDA toolkit, and name its folder in \
-             KILN_NVRTC_DIR or the configuration",
-            looked.join(", ")
-        ),
-    ))
-}
-
-/// Folders that may have it, most specific first.
-fn usual_folders(settings: &ToolchainSettings, environment: &Environment) -> Vec<PathBuf> {
-    let mut folders = environment.paths("KILN_NVRTC_DIR");
-    folders.extend(environment.paths("LD_LIBRARY_PATH"));
-    let mut toolkits = environment.paths("CUDA_HOME");
-    toolkits.extend(environment.paths("CUDA_PATH"));
-    toolkits.extend(sorted_children(Path::new("/usr/local"), "cuda"));
-    toolkits.push("/opt/cuda".into());
-    for toolkit in toolkits {
-        folders.push(toolkit.join("lib64"));
-        folders.push(toolkit.join("targets/x86_64-linux/lib"));
-    }
-    folders.push("/usr/lib/x86_64-linux-gnu".into());
-    let mut pythons = settings.pythons.clone();
-    pythons.extend(environment.paths("VIRTUAL_ENV"));
-    pythons.extend(environment.paths("CONDA_PREFIX"));
-    pythons.extend(environment.paths("HOME").iter().map(|home| home.join(".local")));
-    pythons.extend(["/usr/local".into(), "/usr".into()]);
-    for python in pythons {
-        for version in sorted_children(&python.join("lib"), "python3") {
-            for packages in ["site-packages", "dist-packages"] {
-                let nvidia = version.join(packages).join("nvidia");
-                folders.extend(sorted_children(&nvidia, "").iter().map(|part| part.join("lib")));
-            }
-        }
-    }
-    folders.retain(|folder| folder.is_dir());
-    let mut seen = std::collections::BTreeSet::new();
-    folders.retain(|folder| seen.insert(folder.clone()));
-    folders
-}
-
-/// Children whose name starts with `prefix`, the highest name first.
-fn sorted_children(folder: &Path, prefix: &str) -> Vec<PathBuf> {
-    // A folder that cannot be read has nothing for us.
-    let children = std::fs::read_dir(folder).into_iter().flatten().flatten();
-    let mut found: Vec<PathBuf> = children
-        .filter(|child| child.file_name().to_string_lossy().starts_with(prefix))
-        .map(|child| child.path())
-        .collect();
-    found.sort();
-    found.reverse();
-    found
-}
-
-/// `libnvrtc.so.13` before `libnvrtc.so.12`.
-fn newest_in(folder: &Path) -> Option<PathBuf> {
-    let libraries = sorted_children(folder, "libnvrtc.so.").into_iter();
-    libraries
-        .filter_map(|path| {
-            let version = path.file_name()?.to_str()?.strip_prefix("libnvrtc.so.")?.to_owned();
-            let parts: Option<Vec<u32>> = version.split('.').map(|p| p.parse().ok()).collect();
-            Some((parts?, path))
-        })
-        .max()
-        .map(|(_, path)| path)
-}
-
 /// `include` beside the library's folder, if it is a toolkit's.
 fn beside(library: &Path) -> Option<PathBuf> {
     let real = library.canonicalize().ok()?;
@@ -263,78 +122,10 @@ pub(super) fn unprepared(e: std::io::Error) -> Failure {
     Failure::new(FailureKind::ToolchainMissing, format!("prepare the workers' folder: {e}"))
 }
 
-fn absolute(path: &Path) -> Result<PathBuf, Failure> {
-    std::path::absolute(path).map_err(|e| {
-        Failure::new(FailureKind::ToolchainMissing, format!("{}: {e}", path.display()))
-    })
-}
-
 fn text(path: &Path) -> Result<String, Failure> {
     let text = path.to_str().map(str::to_owned);
     text.ok_or_else(|| {
         let why = format!("the path of CUDA's headers is not UTF-8: {}", path.display());
         Failure::new(FailureKind::ToolchainMissing, why)
     })
-}
-
-#[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-    use super::*;
-
-    fn library(root: &Path, folder: &str, name: &str) -> PathBuf {
-        let folder = root.join(folder);
-        std::fs::create_dir_all(&folder).unwrap();
-        std::fs::write(folder.join(name), "").unwrap();
-        folder.join(name)
-    }
-
-    #[test]
-    fn the_most_specific_place_wins() {
-        let root = tempfile::tempdir().unwrap();
-        let root = root.path();
-        let wheel =
-            library(root, "venv/lib/python3.12/site-packages/nvidia/cu13/lib", "libnvrtc.so.13");
-        let settings = ToolchainSettings { pythons: vec![root.join("venv")], ..Default::default() };
-        let mut environment = Environment::default();
-        assert!(usual_folders(&settings, &environment).contains(&wheel.parent().unwrap().into()));
-
-        let places = [
-            ("CUDA_HOME", "cuda", library(root, "cuda/lib64", "libnvrtc.so.13.0.88")),
-            ("LD_LIBRARY_PATH", "path", library(root, "path", "libnvrtc.so.12")),
-            ("KILN_NVRTC_DIR", "own", library(root, "own", "libnvrtc.so.13")),
-        ];
-        for (variable, folder, expected) in places {
-            environment = environment.with(variable, root.join(folder));
-            assert_eq!(find(&settings, &environment).unwrap(), expected);
-        }
-        let file = wheel.clone();
-        let settings = ToolchainSettings { nvrtc: Some(file), ..settings };
-        assert_eq!(find(&settings, &environment).unwrap(), wheel);
-    }
-
-    #[test]
-    fn the_newest_library_of_a_folder_wins() {
-        let root = tempfile::tempdir().unwrap();
-        let names = ["libnvrtc.so", "libnvrtc.alt.so.13", "libnvrtc.so.9", "libnvrtc.so.12"];
-        for name in names {
-            library(root.path(), "", name);
-        }
-        assert_eq!(newest_in(root.path()).unwrap(), root.path().join("libnvrtc.so.12"));
-        library(root.path(), "", "libnvrtc.so.13");
-        assert_eq!(newest_in(root.path()).unwrap(), root.path().join("libnvrtc.so.13"));
-    }
-
-    #[test]
-    fn a_configured_place_is_the_only_one() {
-        let root = tempfile::tempdir().unwrap();
-        let elsewhere = library(root.path(), "own", "libnvrtc.so.13");
-        let environment =
-            Environment::default().with("KILN_NVRTC_DIR", elsewhere.parent().unwrap());
-        let nvrtc = Some(root.path().join("nowhere"));
-        let settings = ToolchainSettings { nvrtc, ..Default::default() };
-        let missing = find(&settings, &environment).unwrap_err();
-        assert_eq!(missing.kind, FailureKind::ToolchainMissing);
-        assert!(missing.message.contains("nowhere"), "{missing}");
-    }
 }
