@@ -6,6 +6,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .PHONY: faults faults-long faults-crash faults-planted
 .PHONY: test-readme
+.PHONY: install uninstall dist test-dist
 .PHONY: help build demo test test-dashboard test-python test-torch test-clients test-gpu test-kube test-compose test-vllm
 .PHONY: check bench format lint helm python python-wire errors
 
@@ -22,6 +23,14 @@ PYTHON_FILES = tests deploy python
 # $(call toolchain,GOAL) && COMMAND: with the environment that GOAL needs.
 toolchain = environment=$$(deploy/toolchain.sh $(1)) && eval "$$environment"
 binary = "$${CARGO_TARGET_DIR:-target}/debug/kiln"
+# What `make install` and `make dist` build. `dev` takes what the other goals have built already.
+PROFILE ?= dist
+profile_folder = $(patsubst dev,debug,$(PROFILE))
+# $(call shipped,PROFILE): the program of that profile, compiled.
+shipped = cargo build --locked --profile $(PROFILE) --package kiln --bin kiln && \
+	program=$$(realpath "$${CARGO_TARGET_DIR:-target}/$(profile_folder)/kiln")
+PREFIX ?= $(HOME)/.local
+DESTDIR ?=
 abspath_binary = "$$(realpath $(binary))"
 
 help: ## this list
@@ -29,6 +38,27 @@ help: ## this list
 
 build: ## compile everything
 	$(call toolchain,build) && cargo build --locked --workspace
+
+install: ## kiln, its manual and completions, into PREFIX=~/.local; PROFILE=dev is quicker to build
+	$(call toolchain,build) && $(shipped) && \
+	PREFIX="$(PREFIX)" DESTDIR="$(DESTDIR)" deploy/install.sh install "$$program"
+
+uninstall: ## takes away what `make install` put into PREFIX
+	@PREFIX="$(PREFIX)" DESTDIR="$(DESTDIR)" deploy/install.sh uninstall
+
+# Of the paths in a program those of this machine are mapped; `dev` is for a test of the rest.
+unnamed = $(if $(filter dev,$(PROFILE)),true,export RUSTFLAGS="$${RUSTFLAGS:-} \
+	--remap-path-prefix=$(CURDIR)=kiln --remap-path-prefix=$${CARGO_HOME:-$$HOME/.cargo}=cargo")
+PACKAGES ?= $${CARGO_TARGET_DIR:-target}/packages
+dist: ## program, Debian package and wheels, with sums, into PACKAGES=target/packages
+	$(call toolchain,dist) && $(unnamed) && $(shipped) && \
+	python3 -B deploy/package --program "$$program" --out "$(PACKAGES)" \
+		$(if $(filter dev,$(PROFILE)),--own-paths)
+
+# CASES: some of them, as `debian wheels`. BASE: a root that debootstrap made already.
+test-dist: dist ## what `make dist` made, installed and run on a bare Debian; needs root
+	$(call toolchain,bare) && \
+	python3 -B tests/dist --packages "$(PACKAGES)" $(if $(BASE),--base "$(BASE)") $(CASES)
 
 demo: ## three nodes, real CUDA compiles, failures: a table of claims, checked
 	@$(call toolchain,demo) && cargo build --locked --workspace && \

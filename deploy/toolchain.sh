@@ -9,7 +9,8 @@
 # clients (and real clients of the RESP port), dashboard (and NVRTC, Chromium,
 # tmux), torch (build, and PyTorch in a virtual environment: 6 GB), kube (test, and
 # what makes images and networks), compose (check, and networks), faults (test, and
-# networks); these three need root, and say so.
+# networks), dist (build, and what makes packages), bare (demo, and what makes system roots);
+# kube, compose, faults and bare need root, and say so.
 #
 # Everything lands in one cache folder, complete or not at all, and is found
 # there the next time within a fraction of a second. No root is needed but for a
@@ -25,9 +26,9 @@ cache=${KILN_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/kiln}
 paths=()
 
 case $goal in
-    build | demo | test | check | clients | dashboard | torch | kube | compose | faults) ;;
+    build | demo | test | check | clients | dashboard | torch | kube | compose | faults | dist | bare) ;;
     *)
-        echo "usage: $0 build|demo|test|check|clients|dashboard|torch|kube|compose|faults" >&2
+        echo "usage: $0 build|demo|test|check|clients|dashboard|torch|kube|compose|faults|dist|bare" >&2
         exit 2
         ;;
 esac
@@ -63,7 +64,7 @@ commands() {
 }
 
 root() {
-    [ "$(id -u)" -eq 0 ] || die "this goal makes networks of its own: run it as root"
+    [ "$(id -u)" -eq 0 ] || die "this goal makes networks or system roots of its own: run it as root"
 }
 
 # Runs the rest of its arguments while no other build of this cache does.
@@ -252,14 +253,17 @@ dashboard() {
 }
 
 # What cannot be had is said before anything is compiled.
-case $goal in kube | compose | faults) root ;; esac
+case $goal in kube | compose | faults | bare) root ;; esac
 case $goal in
     kube) commands buildah=buildah debootstrap=debootstrap ip=iproute2 ;;
     compose | faults) commands ip=iproute2 ;;
+    dist) commands dpkg-deb=dpkg strip=binutils readelf=binutils ;;
+    bare) commands debootstrap=debootstrap ip=iproute2 ;;
 esac
 case $goal in
     kube | faults) goal="test" ;;
     compose) goal=check ;;
+    bare) goal=demo ;;
 esac
 mkdir -p "$cache"
 cxx
@@ -275,6 +279,7 @@ case $goal in
 esac
 case $goal in check) linters ;; esac
 case $goal in clients) clients ;; esac
+case $goal in dist) python3 -m pip --version >/dev/null 2>&1 || apt python3-pip ;; esac
 case $goal in dashboard) dashboard ;; esac
 for path in "${paths[@]}"; do
     # shellcheck disable=SC2016 # the caller's PATH, not this one
