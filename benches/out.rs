@@ -168,7 +168,8 @@ async fn entry(fleet: &Fleet, i: usize, key: &ArtifactKey) -> Option<pb::Entry> 
 
 /// Reads all of it.
 async fn fetch(fleet: &Fleet, i: usize, key: &ArtifactKey) -> Result<(), tonic::Status> {
-    let request = pb::FetchRequest { key: wire(key), namespace: "default".into() };
+    let request =
+        pb::FetchRequest { key: wire(key), namespace: "default".into(), ..Default::default() };
     let mut chunks = fleet.nodes.grpc(i).fetch(request).await?.into_inner();
     while chunks.message().await?.is_some() {}
     Ok(())

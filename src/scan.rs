@@ -4,6 +4,7 @@
 //! a scan that ends before the last entry says so.
 
 pub mod nearest;
+pub mod order;
 
 use std::time::{Duration, Instant};
 

@@ -243,8 +243,11 @@ impl Compile {
     /// An artifact, by the shortest way.
     async fn fetch(&self, client: &mut Client, key: &ArtifactKey) -> Result<Fetched, CliError> {
         match &self.socket.socket {
-            Some(socket) => fetch::fetch_local(socket, key).await,
-            None => fetch::fetch(client, key, &self.source.namespace.namespace).await,
+            Some(socket) => fetch::fetch_local(socket, key, fetch::Purpose::Use).await,
+            None => {
+                fetch::fetch(client, key, &self.source.namespace.namespace, fetch::Purpose::Use)
+                    .await
+            }
         }
     }
 

@@ -12,7 +12,8 @@ use super::CliError;
 /// What a command takes that destroys something.
 #[derive(Debug, Clone, Copy, Args)]
 pub(crate) struct YesArgs {
-    /// Do it without asking. Nobody is asked where stdin is no terminal.
+    /// Do it without asking. Where stdin is no terminal nobody is asked, and what removes by
+    /// a filter wants this.
     #[arg(long, short = 'y')]
     yes: bool,
 }
@@ -29,6 +30,14 @@ impl YesArgs {
         match !self.asks() || agreed(what, &mut io::stdin().lock(), &mut io::stderr())? {
             true => Ok(()),
             false => Err(CliError::Refused("nothing was done".into())),
+        }
+    }
+    /// As [`Self::confirm`], of what is more than one named thing: a script has to say
+    /// `--yes`, which `otherwise` tells it.
+    pub(crate) fn confirm_many(self, what: &str, otherwise: &str) -> Result<(), CliError> {
+        match self.yes || self.asks() {
+            true => self.confirm(what),
+            false => Err(CliError::Refused(format!("nothing was done: {otherwise}"))),
         }
     }
 }

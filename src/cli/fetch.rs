@@ -33,10 +33,26 @@ pub(crate) fn manifest(wire: pb::SignedManifest) -> Result<Manifest, CliError> {
     SignedManifest::from(wire).read_unverified().map_err(corrupt)
 }
 
+/// What an artifact is fetched for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// To run it, or to go on with its files: a hit.
+    Use,
+    /// To see what it is: no hit.
+    Look,
+}
+
 /// The artifact of `key` from the node on this machine: mapped, not copied.
-pub(crate) async fn fetch_local(socket: &Path, key: &ArtifactKey) -> Result<Fetched, CliError> {
+pub(crate) async fn fetch_local(
+    socket: &Path,
+    key: &ArtifactKey,
+    purpose: Purpose,
+) -> Result<Fetched, CliError> {
     let mut client = LocalClient::connect(socket, ClientSettings::default()).await?;
-    let artifact = client.fetch(key).await?;
+    let artifact = match purpose {
+        Purpose::Use => client.fetch(key).await?,
+        Purpose::Look => client.look(key).await?,
+    };
     let manifest = artifact.manifest.read_unverified().map_err(corrupt)?;
     if manifest.key != *key {
         return Err(corrupt(format!("the node sent key {} for {key}", manifest.key)));
@@ -49,9 +65,13 @@ pub(crate) async fn fetch(
     client: &mut Client,
     key: &ArtifactKey,
     namespace: &str,
+    purpose: Purpose,
 ) -> Result<Fetched, CliError> {
-    let request =
-        pb::FetchRequest { key: key.as_bytes().to_vec().into(), namespace: namespace.to_owned() };
+    let request = pb::FetchRequest {
+        key: key.as_bytes().to_vec().into(),
+        namespace: namespace.to_owned(),
+        look: purpose == Purpose::Look,
+    };
     let answer = client.fetch(request).await.map_err(|e| CliError::from_status(&e))?;
     let mut chunks = answer.into_inner();
     let mut next = async || {
@@ -203,7 +223,7 @@ pub(crate) mod tests {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("none.sock");
         let key = artifact(&[("a", b"")]).0.key;
-        let refused = fetch_local(&socket, &key).await.err().unwrap();
+        let refused = fetch_local(&socket, &key, Purpose::Use).await.err().unwrap();
         assert_eq!(refused.exit_code(), 3);
         assert!(refused.to_string().contains("none.sock"), "{refused}");
     }

@@ -98,8 +98,8 @@ impl Inspect {
         let fetched = self.client.endpoints.attempt(async |mut client| {
             let key = key.resolve(&mut client, namespace).await?;
             match &self.socket.socket {
-                Some(socket) => fetch::fetch_local(socket, &key).await,
-                None => fetch::fetch(&mut client, &key, namespace).await,
+                Some(socket) => fetch::fetch_local(socket, &key, fetch::Purpose::Look).await,
+                None => fetch::fetch(&mut client, &key, namespace, fetch::Purpose::Look).await,
             }
         });
         let fetched = fetched.await?;

@@ -46,7 +46,7 @@ impl KeyArg {
             prefix: prefix.clone(),
             namespace: namespace.to_owned(),
             limit: 2,
-            after: Default::default(),
+            ..Default::default()
         };
         let answer = client.list(request).await.map_err(|e| CliError::from_status(&e))?;
         match answer.into_inner().entries.as_slice() {

@@ -1,20 +1,21 @@
 //! `kiln ls`: what the index holds.
 
 use clap::Args;
-use kiln_proto::{pb, value};
+use kiln::scan::order::Order;
+use serde::Serialize;
 
 use super::{
-    CliError, ClientArgs, fetch,
-    output::{self, seconds, size, table},
+    CliError, ClientArgs,
+    output::{self, ago, seconds, size, table},
+    select::{Filters, Selected, Selection, SortField},
     view::{self, EntryView},
 };
-
-const PAGE: u32 = 500;
 
 const EXAMPLES: &str = "\
 Examples:
   kiln ls
-  kiln ls --namespace team-a
+  kiln ls --namespace team-a --label attention --older-than 30d
+  kiln ls --sort hits --limit 20
   kiln ls --prefix 3f2a --json";
 
 /// List the entries of the index.
@@ -34,7 +35,27 @@ pub(crate) struct Ls {
     #[arg(long, value_name = "NAME", env = "KILN_NAMESPACE", default_value = "")]
     namespace: String,
     #[command(flatten)]
+    filters: Filters,
+    /// In this order: names from A to Z, of figures the largest first, of ages the oldest.
+    #[arg(long, value_name = "FIELD", value_enum)]
+    sort: Option<SortField>,
+    /// The other way round.
+    #[arg(long)]
+    reverse: bool,
+    /// With --json: a last line that says how many there are, as the table does.
+    #[arg(long)]
+    summary: bool,
+    #[command(flatten)]
     pub(crate) client: ClientArgs,
+}
+
+/// How much was shown of how much.
+#[derive(Debug, Serialize)]
+struct SummaryView {
+    shown: u64,
+    /// Entries that match, and the bytes of their packs; null: the node does not say.
+    entries: Option<u64>,
+    bytes: Option<u64>,
 }
 
 fn hex_digits(text: &str) -> Result<String, String> {
@@ -48,55 +69,81 @@ fn hex_digits(text: &str) -> Result<String, String> {
 
 impl Ls {
     pub(crate) async fn run(self) -> Result<(), CliError> {
-        let entries = self.client.endpoints.attempt(async |client| self.list(client).await).await?;
+        let selection = self.selection();
+        let found =
+            self.client.endpoints.attempt(async |mut client| selection.find(&mut client).await);
+        let found = found.await?;
+        let entries = found.entries.iter();
+        let views: Vec<_> =
+            entries.map(|(entry, manifest)| EntryView::new(entry, manifest)).collect();
+        let summary = SummaryView::of(&found);
         if self.client.json {
-            return entries.iter().try_for_each(output::json);
+            views.iter().try_for_each(output::json)?;
+            return match self.summary {
+                true => output::json(&serde_json::json!({ "summary": summary })),
+                false => Ok(()),
+            };
         }
-        output::line(table(HEADING, &entries.iter().map(row).collect::<Vec<_>>()))
+        let rows: Vec<_> = views.iter().map(|view| row(view, found.now_unix_ms)).collect();
+        output::line(table(HEADING, &rows))?;
+        output::line(summary.for_people())
     }
 
-    async fn list(&self, mut client: super::client::Client) -> Result<Vec<EntryView>, CliError> {
-        let most = if self.limit == 0 { usize::MAX } else { self.limit as usize };
-        let mut found: Vec<EntryView> = Vec::new();
-        let mut after = Default::default();
-        loop {
-            let request = pb::ListRequest {
-                prefix: self.prefix.clone(),
-                namespace: self.namespace.clone(),
-                limit: PAGE.min(u32::try_from(most - found.len()).unwrap_or(PAGE)),
-                after,
-            };
-            let page = client.list(request).await.map_err(|e| CliError::from_status(&e))?;
-            let page = page.into_inner();
-            let Some(last) = page.entries.last() else { return Ok(found) };
-            after = fetch::manifest(last.manifest.clone().unwrap_or_default())?
-                .key
-                .as_bytes()
-                .to_vec()
-                .into();
-            for entry in &page.entries {
-                let manifest = fetch::manifest(entry.manifest.clone().unwrap_or_default())?;
-                if self.requests || manifest.fingerprint.compiler != value::REQUEST_FAMILY {
-                    found.push(EntryView::new(entry, &manifest));
-                }
+    fn selection(&self) -> Selection {
+        let order = match (self.sort, self.reverse) {
+            (None, false) => None,
+            (field, reverse) => {
+                Some(Order { field: field.unwrap_or(SortField::Key).into(), reverse })
             }
-            if !page.more || found.len() >= most {
-                return Ok(found);
-            }
+        };
+        Selection {
+            prefix: self.prefix.clone(),
+            namespace: self.namespace.clone(),
+            filters: self.filters.clone(),
+            requests: self.requests,
+            order,
+            limit: self.limit as usize,
+            sum: self.summary || !self.client.json,
         }
     }
 }
 
-const HEADING: [&str; 8] =
-    ["KEY", "LABEL", "TARGET", "SIZE", "COMPILE", "HITS", "HELD BY", "FLAGS"];
+impl SummaryView {
+    fn of(found: &Selected) -> Self {
+        Self {
+            shown: found.entries.len() as u64,
+            entries: found.matching.map(|count| count.entries),
+            bytes: found.matching.map(|count| count.bytes),
+        }
+    }
 
-fn row(entry: &EntryView) -> [String; 8] {
+    fn for_people(&self) -> String {
+        let entries = |n: u64| if n == 1 { "1 entry".to_owned() } else { format!("{n} entries") };
+        match (self.entries, self.bytes) {
+            (Some(all), Some(bytes)) if all == self.shown => {
+                format!("{}, {}", entries(all), size(bytes))
+            }
+            (Some(all), Some(bytes)) => {
+                format!("{}, {}; {} of them shown", entries(all), size(bytes), self.shown)
+            }
+            _ => format!("{} shown; there are more", entries(self.shown)),
+        }
+    }
+}
+
+const HEADING: [&str; 10] =
+    ["KEY", "LABEL", "TARGET", "SIZE", "COMPILE", "HITS", "AGE", "LAST USE", "HELD BY", "FLAGS"];
+
+fn row(entry: &EntryView, now_unix_ms: u64) -> [String; 10] {
     let flags = [(entry.stored, "stored"), (entry.pinned, "pinned")];
     let flags = flags.iter().filter(|(set, _)| *set).map(|(_, name)| (*name).to_owned());
     let whole = (!entry.pieces.is_empty()).then(|| view::whole_of(entry.pieces.len()));
     let flags: Vec<_> = flags.chain(whole).collect();
     let bytes = entry.pieces.iter().fold(entry.bytes, |sum, piece| sum.saturating_add(piece.bytes));
     let holders: Vec<_> = entry.holders.iter().map(u64::to_string).collect();
+    let since = |time: Option<u64>| {
+        time.map_or_else(|| "-".to_owned(), |time| ago(now_unix_ms.saturating_sub(time)))
+    };
     [
         entry.key[..16].to_owned(),
         entry.label.clone(),
@@ -104,6 +151,8 @@ fn row(entry: &EntryView) -> [String; 8] {
         size(bytes),
         seconds(entry.compile_seconds),
         entry.hits.to_string(),
+        since(entry.created_unix_ms),
+        since(entry.last_used_unix_ms),
         holders.join(","),
         flags.join(","),
     ]
@@ -111,6 +160,8 @@ fn row(entry: &EntryView) -> [String; 8] {
 
 #[cfg(test)]
 mod tests {
+    use kiln_proto::pb;
+
     use super::*;
     use crate::cli::fetch::tests::artifact;
 
@@ -124,12 +175,14 @@ mod tests {
             holders: vec![1, 3],
             hits: 7,
             generation: 0,
+            last_used_unix_ms: 5000,
             manifest: None,
         };
         let view = EntryView::new(&entry, &manifest);
-        let row = row(&view);
+        let row = row(&view, 95_000);
         assert_eq!((row[1].as_str(), row[5].as_str()), ("k.cu", "7"));
-        assert_eq!((row[6].as_str(), row[7].as_str()), ("1,3", "stored"));
+        assert_eq!((row[6].as_str(), row[7].as_str()), ("-", "90 s"), "its age is not known");
+        assert_eq!((row[8].as_str(), row[9].as_str()), ("1,3", "stored"));
         let json = serde_json::to_value(&view).unwrap();
         let fields: Vec<_> = json.as_object().unwrap().keys().map(String::as_str).collect();
         assert_eq!(
@@ -149,7 +202,9 @@ mod tests {
                 "hits",
                 "producer",
                 "holders",
-                "pieces"
+                "pieces",
+                "created_unix_ms",
+                "last_used_unix_ms"
             ]
         );
     }
@@ -164,10 +219,20 @@ mod tests {
         };
         manifest.pieces = vec![piece(1), piece(2)];
         let view = EntryView::new(&pb::Entry { pinned: true, ..Default::default() }, &manifest);
-        let row = row(&view);
-        assert_eq!((row[3].as_str(), row[7].as_str()), ("2.0 KiB", "pinned,whole of 2 pieces"));
+        let row = row(&view, 0);
+        assert_eq!((row[3].as_str(), row[9].as_str()), ("2.0 KiB", "pinned,whole of 2 pieces"));
         let json = serde_json::to_value(&view).unwrap();
         assert_eq!(json["pieces"][1]["key"], "02".repeat(32));
         assert_eq!(json["pieces"][1]["index"], 1);
+    }
+
+    #[test]
+    fn the_last_line_says_how_much_there_is() {
+        let said = |shown, entries: Option<u64>| {
+            SummaryView { shown, entries, bytes: entries.map(|n| n * 1024) }.for_people()
+        };
+        assert_eq!(said(1, Some(1)), "1 entry, 1.0 KiB");
+        assert_eq!(said(2, Some(3)), "3 entries, 3.0 KiB; 2 of them shown");
+        assert_eq!(said(5, None), "5 entries shown; there are more");
     }
 }

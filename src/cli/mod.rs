@@ -35,6 +35,7 @@ mod prewarm;
 mod progress;
 mod rm;
 mod run;
+mod select;
 mod serve;
 mod sizes;
 mod source;

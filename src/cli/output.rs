@@ -68,6 +68,14 @@ pub(crate) fn seconds(seconds: f64) -> String {
     }
 }
 
+/// How long ago something was, in the unit that says most: `90 s`, `5 h`, `12 d`.
+pub(crate) fn ago(milliseconds: u64) -> String {
+    const UNITS: [(u64, &str); 3] = [(86_400, "d"), (3600, "h"), (60, "min")];
+    let seconds = milliseconds / 1000;
+    let unit = UNITS.iter().find(|(unit, _)| seconds >= 2 * unit);
+    unit.map_or_else(|| format!("{seconds} s"), |(unit, name)| format!("{} {name}", seconds / unit))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -76,6 +84,20 @@ mod tests {
     fn columns_are_as_wide_as_they_need() {
         let rows = [["a".into(), "bb".into()], ["cccc".into(), "d".into()]];
         assert_eq!(table(["X", "Y"], &rows), "X     Y\na     bb\ncccc  d");
+    }
+
+    #[test]
+    fn what_is_long_ago_is_told_roughly() {
+        for (seconds, told) in [
+            (0, "0 s"),
+            (119, "119 s"),
+            (120, "2 min"),
+            (7199, "119 min"),
+            (86_400, "24 h"),
+            (400 * 86_400, "400 d"),
+        ] {
+            assert_eq!(ago(seconds * 1000 + 999), told);
+        }
     }
 
     #[test]

@@ -1,27 +1,53 @@
-//! `kiln rm`: remove a wrong artifact from the whole fleet.
+//! `kiln rm`: remove wrong artifacts from the whole fleet.
+//!
+//! Invariant: several artifacts go only where a filter on the command line says which, and
+//! whoever sits at the terminal, or `--yes`, agreed to their number.
 
-use clap::Args;
-use kiln_proto::{ArtifactKey, pb};
+use clap::{Args, builder::NonEmptyStringValueParser};
+use kiln_proto::ArtifactKey;
 
 use super::{
-    CliError, ClientArgs, NamespaceArgs, client::Client, confirm::YesArgs, fetch, keys::KeyArg,
-    output,
+    CliError, ClientArgs,
+    client::Client,
+    confirm::YesArgs,
+    keys::KeyArg,
+    output::{self, size},
+    select::{Filters, Selection},
 };
 
-/// Remove a wrong artifact from the whole fleet at once.
+mod removal;
+
+use removal::{Chosen, Removal};
+
+const EXAMPLES: &str = "\
+Examples:
+  kiln rm 3f2a91c0 --reason 'wrong results on driver 580.65'
+  kiln rm --label attention --older-than 30d --dry-run
+  kiln rm --namespace team-a --compiler inductor --reason 'torch 2.11.0' --yes";
+
+/// Remove a wrong artifact, or all that a filter names, from the whole fleet at once.
 ///
-/// The key is free for a new compile afterwards. The reason is kept with the
+/// The keys are free for a new compile afterwards. The reason is kept with the
 /// removal, for whoever asks later: `kiln why KEY` tells it.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  kiln rm 3f2a91c0 --reason 'wrong results on driver 580.65'")]
+#[command(after_help = EXAMPLES)]
 pub(crate) struct Rm {
-    /// The key, or its first digits.
-    key: KeyArg,
+    /// The key, or its first digits; without one, a filter says which.
+    #[arg(required_unless_present_any = ["namespace", "label", "compiler", "older_than"])]
+    #[arg(conflicts_with_all = ["label", "compiler", "older_than"])]
+    key: Option<KeyArg>,
     /// Why: recorded in the index.
-    #[arg(long)]
-    reason: String,
+    #[arg(long, required_unless_present = "dry_run", default_value_if("dry_run", "true", ""))]
+    reason: Option<String>,
+    /// Only entries of this namespace. Where none is given, those of all, or of
+    /// KILN_NAMESPACE where that is set; which alone removes nothing.
+    #[arg(long, value_name = "NAME", value_parser = NonEmptyStringValueParser::new())]
+    namespace: Option<String>,
     #[command(flatten)]
-    namespace: NamespaceArgs,
+    filters: Filters,
+    /// Say what would go, and remove nothing.
+    #[arg(long)]
+    dry_run: bool,
     #[command(flatten)]
     yes: YesArgs,
     #[command(flatten)]
@@ -31,17 +57,33 @@ pub(crate) struct Rm {
 impl Rm {
     pub(crate) async fn run(self) -> Result<(), CliError> {
         let mut client = self.client.endpoints.connect().await?;
-        let key = self.key.resolve(&mut client, &self.namespace.namespace).await?;
-        if self.yes.asks() {
-            let label = label(&mut client, &key).await?;
-            self.yes.confirm(&format!("Remove {label} ({key}) from all nodes?"))?;
-        }
-        let request = pb::TombstoneRequest {
-            key: key.as_bytes().to_vec().into(),
-            reason: self.reason.clone(),
+        let namespace = match &self.namespace {
+            Some(namespace) => namespace.clone(),
+            None => std::env::var("KILN_NAMESPACE").unwrap_or_default(),
         };
-        let answer = client.tombstone(request).await.map_err(|e| CliError::from_status(&e))?;
-        if !answer.into_inner().existed {
+        match &self.key {
+            Some(key) => {
+                let key = key.resolve(&mut client, &namespace).await?;
+                self.remove_one(&mut client, key).await
+            }
+            None => self.remove_all(client, namespace).await,
+        }
+    }
+
+    async fn remove_one(&self, client: &mut Client, key: ArtifactKey) -> Result<(), CliError> {
+        if self.dry_run || self.yes.asks() {
+            let prefix = key.to_string();
+            let selection = Selection { prefix, requests: true, limit: 1, ..Default::default() };
+            let found = selection.find(client).await?.entries.into_iter().next();
+            let chosen = Chosen::of(&found.ok_or_else(|| nothing(&key))?);
+            if self.dry_run {
+                return removal::tell(&[chosen], self.client.json);
+            }
+            let Chosen { label, target, .. } = chosen;
+            let what = format!("Remove {label:?} for {target} ({key}) from all nodes?");
+            self.yes.confirm(&what)?;
+        }
+        if !removal::tombstone(client, &key, self.reason()).await? {
             return Err(nothing(&key));
         }
         match self.client.json {
@@ -49,16 +91,36 @@ impl Rm {
             false => output::line(format_args!("removed {key}")),
         }
     }
-}
 
-/// What an artifact is called.
-async fn label(client: &mut Client, key: &ArtifactKey) -> Result<String, CliError> {
-    let request = pb::ListRequest { prefix: key.to_string(), limit: 1, ..Default::default() };
-    let found = client.list(request).await.map_err(|e| CliError::from_status(&e))?;
-    let entry = found.into_inner().entries.into_iter().next();
-    let entry = entry.ok_or_else(|| nothing(key))?;
-    let manifest = fetch::manifest(entry.manifest.unwrap_or_default())?;
-    Ok(format!("{:?} for {}", manifest.label, manifest.target))
+    async fn remove_all(&self, mut client: Client, namespace: String) -> Result<(), CliError> {
+        // What is kept beside an artifact goes with it.
+        let filters = self.filters.clone();
+        let selection = Selection { namespace, filters, requests: true, ..Default::default() };
+        let found = selection.find(&mut client).await?;
+        let chosen: Vec<_> = found.entries.iter().map(Chosen::of).collect();
+        if self.dry_run {
+            return removal::tell(&chosen, self.client.json);
+        }
+        if chosen.is_empty() {
+            return match self.client.json {
+                true => Ok(()),
+                false => output::line("nothing matches: nothing was removed"),
+            };
+        }
+        let bytes = chosen.iter().fold(0, |sum: u64, one| sum.saturating_add(one.bytes));
+        let pinned = chosen.iter().filter(|one| one.pinned).count();
+        let pinned = if pinned > 0 { format!(", {pinned} of them pinned,") } else { String::new() };
+        let (count, bytes) = (removal::entries(chosen.len()), size(bytes));
+        self.yes.confirm_many(
+            &format!("Remove {count}{pinned} of {bytes} from all nodes?"),
+            &format!("{count} would go: see which with --dry-run, and then give --yes"),
+        )?;
+        Removal { reason: self.reason(), json: self.client.json }.run(client, chosen).await
+    }
+
+    fn reason(&self) -> &str {
+        self.reason.as_deref().unwrap_or_default()
+    }
 }
 
 fn nothing(key: &ArtifactKey) -> CliError {

@@ -104,6 +104,10 @@ pub(crate) struct EntryView {
     pub(crate) holders: Vec<u64>,
     /// Artifacts that this one is stitched of.
     pub(crate) pieces: Vec<PieceRefView>,
+    /// When it was made, as its producer's clock had it; null: nobody knows.
+    pub(crate) created_unix_ms: Option<u64>,
+    /// When it was last reported as used; null: never.
+    pub(crate) last_used_unix_ms: Option<u64>,
 }
 
 /// `kiln why --json`.
@@ -305,6 +309,8 @@ impl EntryView {
             producer: manifest.producer,
             holders: entry.holders.clone(),
             pieces: pieces(manifest),
+            created_unix_ms: Some(manifest.created_unix_ms).filter(|time| *time != 0),
+            last_used_unix_ms: Some(entry.last_used_unix_ms).filter(|time| *time != 0),
         }
     }
 }

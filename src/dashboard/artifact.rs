@@ -96,7 +96,13 @@ impl ArtifactView {
         changes: &Changes,
     ) -> Result<Option<Self>, ClusterError> {
         let index = &sources.index;
-        let stored = index.lookup(key).await?.map(|entry| StoredView::of(&entry, sources));
+        let stored = match index.lookup(key).await? {
+            None => None,
+            Some(entry) => {
+                let hits = index.usage(key).await?.hits;
+                Some(StoredView::of(&Entry { hits, ..entry }, sources))
+            }
+        };
         let failure = index.failure(key).await?.map(|failure| FailureView {
             code: failure.kind.code(),
             kind: failure.kind.name(),

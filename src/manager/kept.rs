@@ -93,7 +93,7 @@ impl Manager {
             return Err(Error::NotFound(*key));
         }
         let kept = value::request_components(namespace, key).key();
-        let answer = self.load(&kept, namespace).await.map_err(|e| match e {
+        let answer = self.view(&kept, namespace).await.map_err(|e| match e {
             Error::NotFound(_) => Error::Invalid(format!(
                 "the cluster did not keep what {key} was compiled of (compile.keep_requests): \
                  kiln warm FILE compiles it anew"

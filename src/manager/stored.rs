@@ -27,6 +27,15 @@ pub enum Found {
     Incomplete(MissingPiece),
 }
 
+/// What an artifact is brought for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// A client runs it, or goes on with its files: a hit of its key.
+    Use,
+    /// Somebody looks what it is: no hit.
+    Look,
+}
+
 impl Manager {
     /// A stored artifact with its bytes.
     pub async fn load(&self, key: &ArtifactKey, namespace: &str) -> Result<Answer, Error> {
@@ -42,6 +51,17 @@ impl Manager {
         result
     }
 
+    /// [`Self::load`] for who looks at the artifact and does not use it: no hit.
+    pub async fn view(&self, key: &ArtifactKey, namespace: &str) -> Result<Answer, Error> {
+        let entry = self.index.lookup(key).await?.ok_or(Error::NotFound(*key))?;
+        match self.resolve(&entry, namespace, Outcome::Hit, Purpose::Look).await? {
+            Found::Here(answer) => Ok(*answer),
+            Found::Unreachable(why) => Err(Error::Unreachable(why)),
+            Found::Incomplete(piece) => Err(Error::MissingPiece(piece)),
+            Found::Retired => Err(Error::NotFound(*key)),
+        }
+    }
+
     /// Counts how a request ended that began at `began`.
     pub(super) fn ended(&self, result: &Result<Answer, Error>, began: Instant) {
         self.counters.ended(result);
@@ -53,7 +73,7 @@ impl Manager {
     /// The artifact of an entry that the caller looked up.
     pub async fn open(&self, entry: &Entry, namespace: &str) -> Result<Found, Error> {
         let began = Instant::now();
-        let found = self.resolve(entry, namespace, Outcome::Hit).await;
+        let found = self.resolve(entry, namespace, Outcome::Hit, Purpose::Use).await;
         match &found {
             Ok(Found::Here(answer)) => {
                 self.counters.answered(answer);
@@ -88,7 +108,9 @@ impl Manager {
     ) -> Result<Option<Found>, Error> {
         match self.index.lookup(key).await? {
             None => Ok(None),
-            Some(entry) => self.resolve(&entry, namespace, Outcome::Hit).await.map(Some),
+            Some(entry) => {
+                self.resolve(&entry, namespace, Outcome::Hit, Purpose::Use).await.map(Some)
+            }
         }
     }
 
@@ -99,6 +121,7 @@ impl Manager {
         entry: &Entry,
         namespace: &str,
         outcome: Outcome,
+        purpose: Purpose,
     ) -> Result<Found, Error> {
         let manifest = self.verify(entry)?;
         if manifest.namespace != namespace {
@@ -114,7 +137,9 @@ impl Manager {
                     Err(Error::MissingPiece(piece)) => return Ok(Found::Incomplete(piece)),
                     Err(e) => return Err(e),
                 }
-                self.reporter.hit(entry.key);
+                if purpose == Purpose::Use {
+                    self.reporter.hit(entry.key);
+                }
                 let signed = entry.manifest.clone();
                 let origin = Some(origin);
                 let (pieces, check) = (Arc::default(), manifest.check.clone());

@@ -56,11 +56,16 @@ impl Provider for NodeBytes {
     async fn artifact(
         &self,
         key: &ArtifactKey,
+        look: bool,
     ) -> Result<(SignedManifest, Blob, pb::Tier), Refusal> {
         if self.cluster.has_left() {
             return Err(Refusal::Failed(Error::Left.to_string()));
         }
-        match self.manager.load(key, &self.namespace).await {
+        let found = match look {
+            true => self.manager.view(key, &self.namespace).await,
+            false => self.manager.load(key, &self.namespace).await,
+        };
+        match found {
             Ok(found) => {
                 let origin = found.origin.unwrap_or_default();
                 Ok((SignedManifest::clone(&found.signed), found.pack, origin))

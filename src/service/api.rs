@@ -88,7 +88,11 @@ impl Kiln for Api {
             let manifest = entry.manifest.read_unverified();
             manifest.is_ok_and(|manifest| manifest.namespace == namespace)
         });
-        let entry = visible.as_ref().map(wire::entry);
+        let mut entry = visible.as_ref().map(wire::entry);
+        if let Some(entry) = &mut entry {
+            let used = parts.index.usage(&key).await.map_err(Error::from)?;
+            (entry.hits, entry.last_used_unix_ms) = (used.hits, used.last_unix_ms);
+        }
         Ok(Response::new(pb::LookupResponse { entry }))
     }
 
@@ -96,7 +100,11 @@ impl Kiln for Api {
         let parts = self.parts()?;
         let request = request.into_inner();
         let key = convert::key("key", &request.key).map_err(Error::from)?;
-        let answer = parts.manager.load(&key, parts.namespace(&request.namespace)).await?;
+        let namespace = parts.namespace(&request.namespace);
+        let answer = match request.look {
+            true => parts.manager.view(&key, namespace).await?,
+            false => parts.manager.load(&key, namespace).await?,
+        };
         let (sender, receiver) = mpsc::channel(STREAM_DEPTH);
         let header = pb::FetchHeader {
             manifest: Some((&*answer.signed).into()),

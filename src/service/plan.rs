@@ -228,8 +228,8 @@ pub(super) fn plan(
     Ok(planned)
 }
 
-/// This node's clock; only the forecast rests on it.
-fn now_unix_ms() -> u64 {
+/// This node's clock: only forecasts and ages rest on it.
+pub(super) fn now_unix_ms() -> u64 {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
 }

@@ -66,6 +66,7 @@ pub(super) fn entry(entry: &Entry) -> pb::Entry {
         pinned: entry.pinned,
         holders: entry.holders.clone(),
         hits: entry.hits,
+        last_used_unix_ms: entry.last_used_unix_ms,
     }
 }
 

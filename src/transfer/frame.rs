@@ -145,6 +145,7 @@ mod tests {
             offset,
             node: offset / 7,
             trace: "x".repeat((offset % 60) as usize),
+            look: offset % 2 == 0,
         })
     }
 

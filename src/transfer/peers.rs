@@ -74,7 +74,7 @@ async fn find(asked: &ParsedRequest, provider: &dyn Provider) -> Result<Option<B
             provider.keep(digest, *size, PeerAddress { node: *node, address }).await?;
             return Ok(None);
         }
-        Subject::Artifact(_) => {
+        Subject::Artifact { .. } => {
             return Err(Refusal::BadRequest("keys are answered on the unix socket".into()));
         }
     };

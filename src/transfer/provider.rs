@@ -15,10 +15,11 @@ pub trait Provider: Send + Sync {
     async fn blob(&self, digest: &Digest) -> Result<Option<Blob>, Refusal>;
 
     /// An artifact, from wherever this node can get it without compiling, and
-    /// where it came from.
+    /// where it came from. `look`: it is not used, and counts as no hit.
     async fn artifact(
         &self,
         key: &ArtifactKey,
+        look: bool,
     ) -> Result<(SignedManifest, Blob, pb::Tier), Refusal>;
 
     /// This node's id.

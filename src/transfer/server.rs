@@ -57,8 +57,17 @@ pub(super) struct ParsedRequest {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Subject {
     Blob(Digest),
-    Artifact(ArtifactKey),
-    Keep { digest: Digest, size: u64, node: NodeId, address: String },
+    /// `look`: it is not used.
+    Artifact {
+        key: ArtifactKey,
+        look: bool,
+    },
+    Keep {
+        digest: Digest,
+        size: u64,
+        node: NodeId,
+        address: String,
+    },
 }
 
 impl Subject {
@@ -66,7 +75,7 @@ impl Subject {
     const fn kind(&self) -> &'static str {
         match self {
             Self::Blob(_) => "blob",
-            Self::Artifact(_) => "artifact",
+            Self::Artifact { .. } => "artifact",
             Self::Keep { .. } => "keep",
         }
     }
@@ -79,7 +88,9 @@ impl TryFrom<pb::TransferRequest> for ParsedRequest {
         use pb::transfer_request::Subject as Wire;
         let subject = match wire.subject {
             Some(Wire::Digest(bytes)) => convert::digest("digest", &bytes).map(Subject::Blob),
-            Some(Wire::Key(bytes)) => convert::key("key", &bytes).map(Subject::Artifact),
+            Some(Wire::Key(bytes)) => {
+                convert::key("key", &bytes).map(|key| Subject::Artifact { key, look: wire.look })
+            }
             Some(Wire::Keep(pb::Keep { digest, size, node, address })) => {
                 convert::digest("digest", &digest).map(|digest| Subject::Keep {
                     digest,

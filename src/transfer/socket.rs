@@ -64,8 +64,8 @@ async fn find(
         return Err(Refusal::BadRequest("a descriptor has no offset".into()));
     }
     let (manifest, blob, tier) = match asked.subject {
-        Subject::Artifact(key) => {
-            let (manifest, blob, tier) = provider.artifact(&key).await?;
+        Subject::Artifact { key, look } => {
+            let (manifest, blob, tier) = provider.artifact(&key, look).await?;
             (Some((&manifest).into()), blob, tier)
         }
         Subject::Blob(digest) => {

@@ -62,6 +62,7 @@ impl Provider for Shelf {
     async fn artifact(
         &self,
         key: &ArtifactKey,
+        _look: bool,
     ) -> Result<(SignedManifest, Blob, pb::Tier), Refusal> {
         let digest = Digest::from_bytes(*key.as_bytes());
         let blob = self.blob(&digest).await?.ok_or(Refusal::NotFound)?;

@@ -373,7 +373,11 @@ impl TestNode {
         &self,
         key: &ArtifactKey,
     ) -> Result<(pb::FetchHeader, Vec<u8>), Status> {
-        let request = pb::FetchRequest { key: bytes_of(key), namespace: NAMESPACE.into() };
+        let request = pb::FetchRequest {
+            key: bytes_of(key),
+            namespace: NAMESPACE.into(),
+            ..Default::default()
+        };
         let mut chunks = self.client().await.fetch(request).await?.into_inner();
         let (mut header, mut pack) = (None, Vec::new());
         while let Some(chunk) = chunks.message().await? {

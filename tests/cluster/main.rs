@@ -27,6 +27,7 @@ mod ladder;
 #[path = "../support/layers.rs"]
 mod layers;
 mod leave;
+mod listing;
 mod membership;
 mod metrics;
 mod monitor;

@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// `kiln` with `arguments`, asking `nodes` in turn.
-async fn kiln(arguments: &[&str], nodes: &[&TestNode]) -> Output {
+pub(crate) async fn kiln(arguments: &[&str], nodes: &[&TestNode]) -> Output {
     let endpoints: Vec<_> = nodes.iter().map(|n| n.config.grpc_listen.to_string()).collect();
     let mut command = Command::new(env!("CARGO_BIN_EXE_kiln"));
     command.args(arguments).args(["--json", "--endpoint", &endpoints.join(",")]);
@@ -38,7 +38,8 @@ async fn health(node: &TestNode, service: &str) -> Result<ServingStatus, Status>
 /// What every call of the API but Status answers.
 async fn refusals(node: &TestNode, key: &ArtifactKey) -> Vec<(&'static str, Result<(), Status>)> {
     let mut client = node.client().await;
-    let fetch = pb::FetchRequest { key: bytes_of(key), namespace: NAMESPACE.into() };
+    let fetch =
+        pb::FetchRequest { key: bytes_of(key), namespace: NAMESPACE.into(), ..Default::default() };
     let lease = pb::LeaseRequest { key: bytes_of(key), deadline_ms: 1000 };
     let pin = pb::PinRequest { key: bytes_of(key), pinned: true };
     let tombstone = pb::TombstoneRequest { key: bytes_of(key), reason: String::new() };

@@ -114,12 +114,14 @@ impl Share {
     /// The bytes of `manifest`, from the node's socket where that works.
     pub(crate) async fn fetch(&self, manifest: &Manifest) -> Result<Fetched, CliError> {
         let key = &manifest.key;
-        let mapped = async { fetch::fetch_local(self.socket.as_ref()?, key).await.ok() };
+        let mapped = async {
+            fetch::fetch_local(self.socket.as_ref()?, key, fetch::Purpose::Use).await.ok()
+        };
         let fetched = match timeout(LONG, mapped).await.ok().flatten() {
             Some(fetched) => fetched,
             None => {
                 let streamed = self.endpoints.attempt(async |mut client| {
-                    fetch::fetch(&mut client, key, &self.namespace).await
+                    fetch::fetch(&mut client, key, &self.namespace, fetch::Purpose::Use).await
                 });
                 bounded(LONG, streamed).await?
             }

@@ -13,7 +13,7 @@ mod stored;
 
 use kiln_proto::{ArtifactKey, Check, Digest, Failure, Manifest, PieceRef};
 
-use super::{Answer, Found, Made, Manager, Outcome};
+use super::{Answer, Found, Made, Manager, Outcome, stored::Purpose};
 use crate::{
     cache::Blob,
     check::{Files, Subject, Verify},
@@ -93,7 +93,7 @@ impl Manager {
     ) -> Result<Answer, String> {
         let found = match self.index.lookup(key).await {
             Ok(Some(entry)) if entry.pack == *pack => {
-                self.resolve(&entry, namespace, Outcome::Hit).await
+                self.resolve(&entry, namespace, Outcome::Hit, Purpose::Look).await
             }
             Ok(_) => return Err("the index has no such artifact now".into()),
             Err(why) => return Err(why.to_string()),

@@ -18,7 +18,7 @@ use crate::{
     cache::{Blob, Guard, Hints, Inserted, Kept, Tiers},
     compiler::{Stitch, StitchPiece},
     error::Error,
-    manager::{Found, Manager, Outcome},
+    manager::{Found, Manager, Outcome, stored::Purpose},
 };
 
 /// Pieces that are looked for at once.
@@ -49,7 +49,7 @@ impl Manager {
         let (mut outcome, mut end, mut check) = (Outcome::Hit, None, None);
         if let Some(entry) = self.index.lookup(&key).await? {
             let namespace = &whole.prepared.namespace;
-            match self.resolve(&entry, namespace, Outcome::Hit).await? {
+            match self.resolve(&entry, namespace, Outcome::Hit, Purpose::Use).await? {
                 Found::Here(answer) => {
                     let prepared = &whole.stitch.pieces[index].prepared;
                     self.learned.observe(prepared, &key, answer.manifest.compile_seconds);

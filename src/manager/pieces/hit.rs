@@ -11,7 +11,7 @@ use super::{PieceReport, PieceStage};
 use crate::{
     compiler::{Prepared, StitchPiece},
     error::Error,
-    manager::{Found, Manager, Outcome},
+    manager::{Found, Manager, Outcome, stored::Purpose},
 };
 
 /// Pieces that are fetched at once.
@@ -26,7 +26,7 @@ impl Manager {
         prepared: &Prepared,
         outcome: Outcome,
     ) -> Result<Found, Error> {
-        let found = self.resolve(entry, &prepared.namespace, outcome).await?;
+        let found = self.resolve(entry, &prepared.namespace, outcome, Purpose::Use).await?;
         if let Found::Here(answer) = &found {
             self.learned.observe(prepared, &entry.key, answer.manifest.compile_seconds);
         }

@@ -19,7 +19,11 @@ impl Caller {
         let call = self.begin(door, Kind::Fetch, name);
         let key = self.shared.key(name);
         let fetched = async {
-            let request = pb::FetchRequest { key: bytes_of(&key), namespace: NAMESPACE.into() };
+            let request = pb::FetchRequest {
+                key: bytes_of(&key),
+                namespace: NAMESPACE.into(),
+                ..Default::default()
+            };
             let mut chunks = door.client().fetch(request).await?.into_inner();
             let (mut says, mut pack) = (None, Vec::new());
             while let Some(chunk) = chunks.message().await? {

@@ -1,0 +1,114 @@
+//! What people list and remove, and what they are told of the machine.
+
+use kiln_proto::value;
+use serde_json::Value;
+
+use crate::{
+    harness::{NAMESPACE, TestCluster, eventually},
+    nodes::kiln,
+    redis::Redis,
+};
+
+/// A node with the values `gemm 0` to `gemm 4`, `norm 0` and `norm 1`.
+async fn filled() -> TestCluster {
+    let cluster = TestCluster::start(1).await;
+    let mut redis = Redis::connect(&cluster.nodes[0]).await;
+    for (name, n) in [("gemm", 5), ("norm", 2)] {
+        for n in 0..n {
+            redis.set(&format!("{name} {n}"), "x".repeat(100 + n)).await;
+        }
+    }
+    cluster
+}
+
+/// What a command printed, line by line, and its exit code.
+async fn told(cluster: &TestCluster, line: &str) -> (Vec<Value>, Option<i32>) {
+    let arguments: Vec<_> = line.split(' ').collect();
+    let output = kiln(&arguments, &[&cluster.nodes[0]]).await;
+    let text = String::from_utf8(output.stdout).unwrap();
+    (text.lines().map(|line| serde_json::from_str(line).unwrap()).collect(), output.status.code())
+}
+
+fn labels(entries: &[Value]) -> Vec<&str> {
+    entries.iter().map(|entry| entry["label"].as_str().unwrap()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_listing_shows_what_was_asked_for_and_how_much_there_is() {
+    let cluster = filled().await;
+    let (found, code) = told(&cluster, "ls --label gemm --sort bytes --limit 2 --summary").await;
+    assert_eq!((labels(&found[..2]), code), (vec!["gemm 4", "gemm 3"], Some(0)));
+    let summary = &found[2]["summary"];
+    assert_eq!((&summary["shown"], &summary["entries"]), (&2.into(), &5.into()), "{summary}");
+    assert_eq!(summary["bytes"], 100 + 101 + 102 + 103 + 104);
+    assert!(found[0]["created_unix_ms"].as_u64().unwrap() > 0);
+    assert_eq!(found[0]["last_used_unix_ms"], Value::Null);
+
+    let (all, _) = told(&cluster, "ls --sort label --reverse").await;
+    assert_eq!((all.len(), labels(&all)[0]), (7, "norm 1"), "no summary unasked");
+    let (limited, _) = told(&cluster, "ls --limit 3 --summary").await;
+    assert_eq!((limited.len(), &limited[3]["summary"]["entries"]), (4, &7.into()));
+    for (filter, count) in [
+        ("--compiler nothing", 0),
+        ("--older-than 1h", 0),
+        ("--namespace nobody", 0),
+        (&*format!("--namespace {NAMESPACE}"), 7),
+    ] {
+        let (found, code) = told(&cluster, &format!("ls {filter}")).await;
+        assert_eq!((found.len(), code), (count, Some(0)), "{filter}");
+    }
+    for wrong in ["ls --sort size_of_it", "ls --older-than soon"] {
+        assert_eq!(told(&cluster, wrong).await.1, Some(2), "{wrong}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_filter_names_goes_once_it_is_agreed_to() {
+    let cluster = filled().await;
+    let left = async || told(&cluster, "ls --sort label").await.0.len();
+    let (would_go, code) = told(&cluster, "rm --label gemm --dry-run").await;
+    assert_eq!((would_go.len(), code), (5, Some(0)));
+    assert!(would_go.iter().all(|one| one["dry_run"] == true && one["removed"] == false));
+    assert_eq!(left().await, 7, "a dry run removes nothing");
+
+    let (refused, code) = told(&cluster, "rm --label gemm --reason wrong").await;
+    assert_eq!(code, Some(21), "nobody agreed: {refused:?}");
+    assert!(refused[0]["error"]["message"].as_str().unwrap().contains("--yes"), "{refused:?}");
+    for wrong in ["rm --reason all --yes", "rm --label gemm --yes", "rm 3f2a91c0 --label x --yes"] {
+        assert_eq!(told(&cluster, wrong).await.1, Some(2), "{wrong}");
+    }
+    assert_eq!(left().await, 7);
+
+    let (removed, code) = told(&cluster, "rm --label gemm --reason wrong --yes").await;
+    assert_eq!((removed.len(), code), (5, Some(0)), "{removed:?}");
+    assert!(removed.iter().all(|one| one["removed"] == true));
+    let (rest, _) = told(&cluster, "ls --sort label").await;
+    assert_eq!(labels(&rest), ["norm 0", "norm 1"]);
+    let key = value::components(NAMESPACE, b"gemm 1").key();
+    let (why, _) = told(&cluster, &format!("why {key}")).await;
+    assert!(why[0]["ended"].as_str().unwrap().contains("wrong"), "{why:?}");
+    let (nothing, code) = told(&cluster, "rm --label gemm --reason wrong --yes").await;
+    assert_eq!((nothing.len(), code), (0, Some(0)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_use_is_a_hit_of_its_key_and_a_look_is_none() {
+    let cluster = TestCluster::start(1).await;
+    let mut redis = Redis::connect(&cluster.nodes[0]).await;
+    for name in ["used", "same bytes"] {
+        redis.set(name, "value").await;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let looked = value::components(NAMESPACE, b"same bytes").key();
+    let get = format!("get {looked} -o {}", folder.path().display());
+    assert_eq!(told(&cluster, &get).await.1, Some(0));
+    redis.get("used").await.unwrap();
+    let listed = eventually("the hit", async || {
+        let listed = told(&cluster, "ls --sort hits").await.0;
+        (listed[0]["hits"] != 0).then_some(listed)
+    })
+    .await;
+    assert_eq!(labels(&listed), ["used", "same bytes"]);
+    assert_eq!((&listed[0]["hits"], &listed[1]["hits"]), (&1.into(), &0.into()));
+    assert!(listed[0]["last_used_unix_ms"].as_u64() > listed[0]["created_unix_ms"].as_u64());
+}
