@@ -10,6 +10,7 @@ mod load;
 mod monitor;
 mod prewarm;
 mod publish;
+mod reference;
 mod slips;
 mod trace;
 mod units;

@@ -33,6 +33,7 @@ Examples:
   kiln serve --expect 3 --peer dns:kiln.default.svc:7400 --advertise kiln-0.kiln
   kiln serve --join 10.0.0.1:7400 --data-dir /var/lib/kiln
   kiln serve --config /etc/kiln.toml --print-config
+  kiln serve --print-config --all > /etc/kiln.toml
 
 Every key of the configuration is also an environment variable: memory.bytes is
 KILN_MEMORY_BYTES. Flags override the environment, and that overrides the file.";
@@ -89,6 +90,10 @@ pub(crate) struct Serve {
     /// Print the merged configuration as TOML, and stop.
     #[arg(long)]
     print_config: bool,
+    /// With --print-config: every setting there is with its default, unit, environment
+    /// variable and what it does, whatever this node is told.
+    #[arg(long, requires = "print_config")]
+    all: bool,
     /// Write the ready line into this file as well, once it is complete.
     #[arg(long, value_name = "FILE")]
     ready_file: Option<PathBuf>,
@@ -104,6 +109,9 @@ pub(crate) fn setting(text: &str) -> Result<(String, String), String> {
 impl Serve {
     /// Runs a node until it is told to stop.
     pub(crate) fn run(self) -> Result<(), CliError> {
+        if self.all {
+            return output::line(Config::reference().trim_end());
+        }
         let layers = self.layers(std::env::vars().collect());
         for slip in layers.slips() {
             eprintln!("warning: {slip}");

@@ -123,7 +123,7 @@ fn leaves() -> Result<Vec<Leaf>, ConfigError> {
     Ok(found)
 }
 
-fn environment_name(key: &str) -> String {
+pub(super) fn environment_name(key: &str) -> String {
     format!("KILN_{}", key.replace('.', "_").to_uppercase())
 }
 
