@@ -142,6 +142,11 @@ impl ObjectTier {
         })
     }
 
+    /// Whether the store takes "create if absent", as far as it was tried.
+    pub fn is_conditional(&self) -> bool {
+        !self.unconditional.load(Ordering::Relaxed)
+    }
+
     /// Whether the store answers.
     pub fn health(&self) -> Health {
         self.gate.health()

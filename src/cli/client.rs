@@ -53,6 +53,11 @@ fn parse_endpoint(text: &str) -> Result<Endpoint, String> {
 }
 
 impl Endpoints {
+    /// The node at that `host:port` alone.
+    pub(crate) fn one(address: &str) -> Result<Self, String> {
+        Ok(Self { endpoints: vec![parse_endpoint(address)?], trace: TraceArgs::default() })
+    }
+
     /// The first node that can be reached. For calls that must not run twice.
     pub(crate) async fn connect(&self) -> Result<Client, CliError> {
         self.attempt(async |client| Ok(client)).await

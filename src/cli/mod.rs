@@ -13,6 +13,7 @@ mod completions;
 mod confirm;
 mod deadline;
 mod dev;
+mod doctor;
 mod emergency;
 mod error;
 mod exec;
@@ -90,6 +91,7 @@ enum Command {
     Completions(completions::Completions),
     Man(completions::Man),
     Version(version::Version),
+    Doctor(doctor::Doctor),
 }
 
 /// What every client command takes.
@@ -185,7 +187,8 @@ impl Command {
             Self::Emergency(command) => client(command.run()),
             Self::Completions(command) => command.run(Cli::command()),
             Self::Man(command) => command.run(Cli::command()),
-            Self::Version(command) => command.run(),
+            Self::Version(command) => client(command.run()),
+            Self::Doctor(command) => client(command.run()),
             // Its exit code is its command's.
             Self::Run(command) => return command.run(),
             Self::Top(command) => client(command.run()),
@@ -214,6 +217,7 @@ impl Command {
             Self::Monitor(command) => command.client.json,
             Self::Emergency(command) => command.client.json,
             Self::Version(command) => command.json,
+            Self::Doctor(command) => command.json,
             // stdout is its command's: its own errors go to stderr as text.
             Self::Run(_) => false,
             Self::Top(command) => command.client.json,

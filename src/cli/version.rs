@@ -1,13 +1,18 @@
 //! `kiln version`: what this program is, and which formats it reads and writes.
 //!
-//! Invariant: no node is asked; what `--json` prints has the same fields in every version
+//! Invariant: no node is asked and no library loaded; what `--json` prints has the same fields in every version
 //! from this one on.
+
+use std::{path::PathBuf, time::Duration};
 
 use clap::Args;
 use kiln_proto::{KEY_FORMAT, MANIFEST_FORMAT};
 use serde::Serialize;
 
-use super::{CliError, backup, output};
+use super::{CliError, backup, doctor, output};
+
+/// What a look at NVRTC may take.
+const LOOK: Duration = Duration::from_secs(20);
 
 const EXAMPLES: &str = "\
 Examples:
@@ -29,6 +34,32 @@ struct VersionView {
     /// Null: the build was not told.
     commit: Option<&'static str>,
     formats: Formats,
+    /// What `kiln serve` would compile CUDA with; only with `--json`, as a look takes a moment.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    nvrtc: Option<NvrtcView>,
+}
+
+#[derive(Debug, Serialize)]
+struct NvrtcView {
+    /// Null: there is none, and `missing` says why.
+    version: Option<String>,
+    library: Option<PathBuf>,
+    missing: Option<String>,
+}
+
+impl NvrtcView {
+    async fn look() -> Self {
+        let named = std::env::var_os("KILN_COMPILE_NVRTC").filter(|path| !path.is_empty());
+        let looked = tokio::time::timeout(LOOK, doctor::nvrtc_found(named.map(Into::into))).await;
+        let found =
+            looked.unwrap_or_else(|_| Err(format!("no answer within {} s", LOOK.as_secs())));
+        match found {
+            Ok(found) => {
+                Self { version: Some(found.version), library: Some(found.library), missing: None }
+            }
+            Err(why) => Self { version: None, library: None, missing: Some(why) },
+        }
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -49,7 +80,7 @@ impl VersionView {
             manifest: MANIFEST_FORMAT,
             backup: backup::FORMAT,
         };
-        Self { version: kiln::VERSION, commit: kiln::COMMIT, formats }
+        Self { version: kiln::VERSION, commit: kiln::COMMIT, formats, nvrtc: None }
     }
 
     fn for_people(&self) -> String {
@@ -63,9 +94,13 @@ impl VersionView {
 }
 
 impl Version {
-    pub(crate) fn run(self) -> Result<(), CliError> {
+    pub(crate) async fn run(self) -> Result<(), CliError> {
         let view = VersionView::new();
-        if self.json { output::json(&view) } else { output::line(view.for_people()) }
+        if !self.json {
+            return output::line(view.for_people());
+        }
+        let nvrtc = Some(NvrtcView::look().await);
+        output::json(&VersionView { nvrtc, ..view })
     }
 }
 

@@ -42,6 +42,17 @@ pub enum Headers {
 }
 
 impl Toolchain {
+    /// The NVRTC that a node of these settings compiles with: found, and looked at in a
+    /// worker, a child (`program worker`) that works in `folder`.
+    pub async fn find(
+        settings: &ToolchainSettings,
+        environment: &Environment,
+        program: &Path,
+        folder: &Path,
+    ) -> Result<Self, Failure> {
+        Self::look_at(find(settings, environment)?, settings, program, folder).await
+    }
+
     /// Asks a worker (`program worker`, in `folder`) what `library` is.
     pub(super) async fn look_at(
         library: PathBuf,

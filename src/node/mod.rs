@@ -25,7 +25,7 @@ use kiln_cluster::Cluster;
 use tokio::{net::TcpListener, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
-pub use self::error::NodeError;
+pub use self::{error::NodeError, parts::object_settings};
 use self::{listeners::Listeners, services::Services, storage::Storage};
 use crate::{
     config::Config,

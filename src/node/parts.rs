@@ -46,7 +46,6 @@ pub(super) async fn tiers(config: &Config, blobs: usize) -> Result<Arc<Tiers>, N
         EvictionPolicy::Cost => EvictionSettings::default(),
         EvictionPolicy::Lru => EvictionSettings::Lru,
     };
-    let credentials = config.object.credentials()?;
     let settings = TiersSettings {
         memory: MemorySettings {
             capacity: ByteSize(config.memory.bytes),
@@ -58,16 +57,22 @@ pub(super) async fn tiers(config: &Config, blobs: usize) -> Result<Arc<Tiers>, N
             eviction,
             ..DiskSettings::default()
         },
-        object: ObjectSettings {
-            url: config.object.url.clone(),
-            endpoint: config.object.endpoint.clone(),
-            region: config.object.region.clone(),
-            access_key_id: credentials.as_ref().map(|c| c.access_key_id.clone()),
-            secret_access_key: credentials.map(|c| c.secret_access_key),
-            ..ObjectSettings::default()
-        },
+        object: object_settings(config)?,
     };
     Ok(Arc::new(Tiers::open(settings, budget(config, blobs), Arc::new(SystemClock)).await?))
+}
+
+/// How L3 is reached.
+pub fn object_settings(config: &Config) -> Result<ObjectSettings, NodeError> {
+    let credentials = config.object.credentials()?;
+    Ok(ObjectSettings {
+        url: config.object.url.clone(),
+        endpoint: config.object.endpoint.clone(),
+        region: config.object.region.clone(),
+        access_key_id: credentials.as_ref().map(|c| c.access_key_id.clone()),
+        secret_access_key: credentials.map(|c| c.secret_access_key),
+        ..ObjectSettings::default()
+    })
 }
 
 /// Memory for blobs: L1's, and that of what is on its way in or out.

@@ -112,3 +112,40 @@ async fn a_use_is_a_hit_of_its_key_and_a_look_is_none() {
     assert_eq!((&listed[0]["hits"], &listed[1]["hits"]), (&1.into(), &0.into()));
     assert!(listed[0]["last_used_unix_ms"].as_u64() > listed[0]["created_unix_ms"].as_u64());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_doctor_knows_the_node_that_runs_here() {
+    let cluster = TestCluster::start(1).await;
+    let node = &cluster.nodes[0];
+    let config = &node.config;
+    let folder = tempfile::tempdir().unwrap();
+    let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_kiln"));
+    command.args(["doctor", "--json"]);
+    for (key, value) in [
+        ("data_dir", folder.path().join("data").display().to_string()),
+        ("grpc_listen", config.grpc_listen.to_string()),
+        ("http_listen", config.http_listen.to_string()),
+        ("transfer_listen", config.transfer_listen.to_string()),
+        ("resp_listen", config.resp_listen.unwrap().to_string()),
+        ("disk.bytes", "1MiB".to_owned()),
+        ("compile.python", folder.path().join("no python").display().to_string()),
+    ] {
+        command.args(["--set", &format!("{key}={value}")]);
+    }
+    let output = command.output().await.unwrap();
+    assert_eq!(output.status.code(), Some(1), "there is no such Python");
+    let text = String::from_utf8(output.stdout).unwrap();
+    let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let state = |name: &str| {
+        let found = lines.iter().find(|line| line["name"] == name);
+        found.unwrap_or_else(|| panic!("no {name}: {text}"))["state"].clone()
+    };
+    for ours in
+        ["grpc_listen", "http_listen", "transfer_listen", "resp_listen", "cluster", "node 1"]
+    {
+        assert_eq!(state(ours), "ok", "{text}");
+    }
+    assert_eq!((state("python"), state("data_dir")), ("problem".into(), "ok".into()), "{text}");
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "nothing is left behind");
+    assert!(lines.last().unwrap()["error"]["message"].as_str().unwrap().contains("checks"));
+}
