@@ -92,7 +92,7 @@ impl Check {
             State::Problem => "PROBLEM",
         };
         let advice = if self.advice.is_empty() { "" } else { ": " };
-        format!("{state:<7}  {:<14}  {}{advice}{}", self.name, self.said, self.advice)
+        format!("{state:<7}  {:<15}  {}{advice}{}", self.name, self.said, self.advice)
     }
 }
 

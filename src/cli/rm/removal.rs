@@ -146,12 +146,12 @@ impl Removal<'_> {
                 if gone > 0 { format!("; {gone} were gone already") } else { String::new() };
             output::line(format_args!("removed {}{beside}", entries(removed)))?;
         }
-        self.settle(failed, untried, all, unserved)
+        self.settle(&failed, untried, all, unserved)
     }
 
     fn settle(
         &self,
-        failed: Vec<(Chosen, CliError)>,
+        failed: &[(Chosen, CliError)],
         untried: usize,
         all: usize,
         unserved: bool,
