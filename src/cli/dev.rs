@@ -3,10 +3,18 @@
 //! Invariant: no node outlives this process, however it ends, and the same
 //! folder comes back as the same members.
 
+mod loading;
 mod node;
 mod plan;
+mod ports;
+mod table;
 
-use std::{fs, path::PathBuf, time::Duration};
+use std::{
+    fs,
+    io::{IsTerminal, stdout},
+    path::PathBuf,
+    time::Duration,
+};
 
 use anyhow::Context;
 use clap::Args;
@@ -18,6 +26,7 @@ use tokio_util::sync::CancellationToken;
 use super::{CliError, output, serve::stop_on_signal};
 use node::{Ended, Node};
 use plan::Plan;
+use ports::Ports;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -25,9 +34,13 @@ Examples:
   kiln dev --nodes 3 --dir /tmp/kiln --object file:///tmp/kiln/l3
   kiln dev --dir /tmp/kiln                 # the same nodes again
 
-It prints one JSON line when all nodes are ready and stays in the foreground;
+It says where the nodes are when all are ready, and stays in the foreground;
 ctrl-C stops all nodes. A node that ends is not restarted: do that with
-kiln serve --config DIR/node-N/config.toml. Logs are in DIR/node-N/log.";
+kiln serve --config DIR/node-N/config.toml. Logs are in DIR/node-N/log.
+
+On a terminal that is a table, and new nodes take the ports 7400 to 7403, 7410
+to 7413 and so on where they are free. Else, and with --json, it is one JSON
+line, and ports are free ones.";
 
 /// Run a cluster of real processes on loopback, for development.
 #[derive(Debug, Args)]
@@ -55,6 +68,9 @@ pub(crate) struct Dev {
     /// A node that was told to stop is killed after this long.
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = humantime::parse_duration)]
     stop_timeout: Duration,
+    /// Print JSON where stdout is a terminal, too.
+    #[arg(long)]
+    pub(super) json: bool,
 }
 
 /// The line that is printed when all nodes are ready.
@@ -85,13 +101,26 @@ impl Dev {
         for slip in base.slips() {
             eprintln!("warning: {slip}");
         }
-        let plans = plan::plan(&dir, self.nodes, &base)?;
+        let people = !self.json && stdout().is_terminal();
+        // Until the nodes have ended: others then take other ports.
+        let ports = if people { Ports::for_people() } else { Ports::free() };
+        let plans = plan::plan(&dir, self.nodes, &base, &ports)?;
+        for plan in &plans {
+            ports::until_free(plan.number, &plan.config).await?;
+        }
         let stop = CancellationToken::new();
         let signals = stop_on_signal(stop.clone())?;
         let mut running = JoinSet::new();
-        let started = self.start(plans, &mut running, &stop).await;
+        let mut started = self.start(plans, &mut running, &stop).await;
+        if people && let Ok(nodes) = &mut started {
+            tokio::select! {
+                () = loading::until_loaded(nodes) => {}
+                () = stop.cancelled() => {}
+            }
+        }
         let announced = started.and_then(|nodes| match stop.is_cancelled() {
             true => Ok(()),
+            false if people => output::line(table::for_people(&nodes, &dir)),
             false => output::json(&ReadyLine { nodes }),
         });
         if announced.is_err() {
@@ -106,7 +135,7 @@ impl Dev {
             }
         }
         signals.abort();
-        drop(lock);
+        drop((lock, ports));
         announced?;
         match stop.is_cancelled() {
             true => Ok(()),

@@ -198,7 +198,8 @@ impl Command {
 
     fn json(&self) -> bool {
         match self {
-            Self::Serve(_) | Self::Dev(_) | Self::Completions(_) | Self::Man(_) => false,
+            Self::Dev(command) => command.json,
+            Self::Serve(_) | Self::Completions(_) | Self::Man(_) => false,
             Self::Compile(command) => command.client.json,
             Self::Get(command) => command.client.json,
             Self::Ls(command) => command.client.json,

@@ -334,6 +334,8 @@ mod tests {
             socket: None,
             resp: Some("127.0.0.1:4".into()),
             resp_socket: None,
+            compilers: vec!["eager".into()],
+            missing: Vec::new(),
         };
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("ready.json");
@@ -343,7 +345,8 @@ mod tests {
             text,
             "{\"id\":3,\"grpc\":\"127.0.0.1:1\",\"http\":\"127.0.0.1:2\",\
              \"transfer\":\"127.0.0.1:3\",\"socket\":null,\
-             \"resp\":\"127.0.0.1:4\",\"resp_socket\":null}\n"
+             \"resp\":\"127.0.0.1:4\",\"resp_socket\":null,\
+             \"compilers\":[\"eager\"],\"missing\":[]}\n"
         );
         assert_eq!(serde_json::from_str::<Ready>(&text).unwrap(), ready);
     }

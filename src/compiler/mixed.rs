@@ -84,7 +84,9 @@ impl Compiler for MixedCompiler {
 
     fn fingerprint(&self) -> Result<Fingerprint, Failure> {
         let [native, rest] = self.parts();
-        Ok(together(self.name, &[native.fingerprint()?, rest.fingerprint()?]))
+        // NVRTC may be loading still; what is told first is what may be missing for good.
+        let rest = rest.fingerprint()?;
+        Ok(together(self.name, &[native.fingerprint()?, rest]))
     }
 
     fn prepare(

@@ -157,6 +157,14 @@ impl Compilers {
         self.all.iter().filter_map(|compiler| compiler.fingerprint().ok()).collect()
     }
 
+    /// The compilers that this node does not have now, by their names, and why.
+    pub fn missing(&self) -> Vec<(&'static str, Failure)> {
+        let why = |compiler: &Arc<dyn Compiler>| {
+            compiler.fingerprint().err().map(|failure| (compiler.name(), failure))
+        };
+        self.all.iter().filter_map(why).collect()
+    }
+
     /// Wakes whenever [`fingerprints`](Self::fingerprints) may have changed.
     pub fn changes(&self) -> impl Future<Output = ()> + Send + 'static {
         let (nvrtc, torch) = (self.engine.changes(), self.python.changes());

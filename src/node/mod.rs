@@ -56,6 +56,23 @@ pub struct ReadyInfo {
     pub resp: Option<String>,
     /// The unix socket for Redis clients of this machine.
     pub resp_socket: Option<PathBuf>,
+    /// The compilers that it has when it is ready; some take longer to be looked at.
+    #[serde(default)]
+    pub compilers: Vec<String>,
+    /// Those that it does not have then, and why.
+    #[serde(default)]
+    pub missing: Vec<MissingCompiler>,
+}
+
+/// A compiler that a node does not have.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct MissingCompiler {
+    /// Its name, as `--backend` takes it.
+    pub compiler: String,
+    /// What is not there, for people.
+    pub why: String,
+    /// Its library was found and is being loaded: it may be had in a moment.
+    pub loading: bool,
 }
 
 /// A running node.

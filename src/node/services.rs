@@ -6,13 +6,13 @@
 use std::{path::Path, sync::Arc, time::Duration};
 
 use kiln_cluster::{Cluster, Index, NodeFacts};
-use kiln_proto::{MAX_MESSAGE_BYTES, NodeId, pb, pb::kiln_server::KilnServer};
+use kiln_proto::{FailureKind, MAX_MESSAGE_BYTES, NodeId, pb, pb::kiln_server::KilnServer};
 use tokio::net::{TcpListener, UnixListener};
 use tonic::service::Routes;
 
 use super::{
-    NodeError, ReadyInfo, Tasks, bytes, descriptors::Descriptors, follow, listeners::Listeners,
-    object_store, parts, storage::Storage, unnamed, uploads,
+    MissingCompiler, NodeError, ReadyInfo, Tasks, bytes, descriptors::Descriptors, follow,
+    listeners::Listeners, object_store, parts, storage::Storage, unnamed, uploads,
 };
 use crate::{
     cache::{Arrivals, Tiers},
@@ -133,6 +133,13 @@ impl Services {
             monitor,
         });
         readiness.has_services();
+        let compilers = manager.compilers();
+        let has = compilers.fingerprints().into_iter().map(|found| found.compiler);
+        let missing = compilers.missing().into_iter().map(|(compiler, why)| MissingCompiler {
+            compiler: compiler.to_owned(),
+            loading: why.kind == FailureKind::Busy,
+            why: why.message,
+        });
         let ready = ReadyInfo {
             id: node,
             grpc: facts.grpc,
@@ -141,6 +148,8 @@ impl Services {
             socket: config.socket.clone(),
             resp: resp_address,
             resp_socket: config.resp_socket.clone(),
+            compilers: has.collect(),
+            missing: missing.collect(),
         };
         Ok(Self { ready, manager, sockets })
     }

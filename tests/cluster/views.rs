@@ -98,3 +98,32 @@ async fn the_nodes_of_kiln_dev_have_the_ids_of_their_folders() {
     rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
     assert!(timeout(SOON, dev.wait()).await.expect("it ends").unwrap().success());
 }
+
+/// `script` gives it a terminal, and ctrl-C as a person does.
+#[tokio::test(flavor = "multi_thread")]
+async fn on_a_terminal_kiln_dev_says_what_to_type_next() {
+    use tokio::io::AsyncWriteExt;
+    let folder = tempfile::tempdir().unwrap();
+    let kiln = env!("CARGO_BIN_EXE_kiln");
+    let dir = folder.path().display();
+    let line = format!("{kiln} dev --nodes 1 --ready-timeout 100s --dir '{dir}'");
+    let mut command = Command::new("script");
+    command.args(["--quiet", "--flush", "--return", "--command", &line, "/dev/null"]);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).kill_on_drop(true);
+    let mut terminal = command.spawn().expect("script, of bsdutils, is there");
+    let mut lines = BufReader::new(terminal.stdout.take().unwrap()).lines();
+    let mut shown = Vec::new();
+    while !shown.iter().any(|line: &String| line.contains("Ctrl-C stops all nodes")) {
+        let line = timeout(SOON, lines.next_line()).await.expect("it is ready").unwrap();
+        shown.push(line.expect("more to come").trim_end().to_owned());
+    }
+    let endpoint = shown.iter().find_map(|line| line.trim().strip_prefix("export KILN_ENDPOINT="));
+    let endpoint = endpoint.unwrap_or_else(|| panic!("nothing to paste in {shown:#?}"));
+    let why = shown.iter().find(|line| line.trim_start().starts_with("inductor"));
+    assert!(why.is_some_and(|why| why.contains("KILN_COMPILE_PYTHON")), "{shown:#?}");
+    let mut status = Command::new(kiln);
+    let status = status.args(["status", "--json", "--endpoint", endpoint]).output().await.unwrap();
+    assert!(status.status.success(), "{status:?}");
+    terminal.stdin.take().unwrap().write_all(b"\x03").await.unwrap();
+    assert!(timeout(SOON, terminal.wait()).await.expect("it ends").unwrap().success());
+}

@@ -11,7 +11,10 @@ use std::{
 };
 
 use anyhow::Context;
-use kiln::{compiler::Environment, node::ReadyInfo as Ready};
+use kiln::{
+    compiler::Environment,
+    node::{MissingCompiler, ReadyInfo as Ready},
+};
 use rustix::process::{Pid, Signal as UnixSignal};
 use serde::Serialize;
 use tokio::{
@@ -29,17 +32,22 @@ const TAIL_LINES: usize = 5;
 /// A node as the ready line tells it.
 #[derive(Debug, Serialize)]
 pub(super) struct NodeView {
-    id: u64,
-    grpc: String,
-    http: String,
-    transfer: String,
-    socket: Option<PathBuf>,
-    resp: Option<String>,
-    resp_socket: Option<PathBuf>,
-    pid: u32,
-    data: PathBuf,
-    config: PathBuf,
-    log: PathBuf,
+    pub(super) id: u64,
+    pub(super) grpc: String,
+    pub(super) http: String,
+    pub(super) transfer: String,
+    pub(super) socket: Option<PathBuf>,
+    pub(super) resp: Option<String>,
+    pub(super) resp_socket: Option<PathBuf>,
+    pub(super) pid: u32,
+    pub(super) data: PathBuf,
+    pub(super) config: PathBuf,
+    pub(super) log: PathBuf,
+    /// For people: `kiln status --json` has what a node has later too.
+    #[serde(skip)]
+    pub(super) compilers: Vec<String>,
+    #[serde(skip)]
+    pub(super) missing: Vec<MissingCompiler>,
 }
 
 /// A running child.
@@ -140,6 +148,8 @@ impl Signal {
             data: plan.config.data_dir,
             config: plan.config_file,
             log,
+            compilers: ready.compilers,
+            missing: ready.missing,
         })
     }
 }
@@ -233,6 +243,8 @@ mod tests {
             data: "/d/node-1/data".into(),
             config: "/d/node-1/config.toml".into(),
             log: "/d/node-1/log".into(),
+            compilers: Vec::new(),
+            missing: Vec::new(),
         };
         let json = serde_json::to_value(&view).unwrap();
         let fields: Vec<_> = json.as_object().unwrap().keys().map(String::as_str).collect();

@@ -6,20 +6,18 @@
 
 use std::{
     fs,
-    net::{Ipv4Addr, SocketAddr, TcpListener},
     path::{Path, PathBuf},
 };
 
 use anyhow::Context;
 use kiln::config::{Config, Layers};
 
+use super::ports::Ports;
 use crate::cli::CliError;
 
 /// Founders of a new cluster where no number is given.
 const NODES: usize = 3;
 const MOST_NODES: usize = 64;
-/// Ports for one node: gRPC, HTTP, transfer, RESP.
-const PORTS: usize = 4;
 /// A unix socket's path has at most this many bytes.
 const LONGEST_SOCKET_PATH: usize = 107;
 
@@ -38,6 +36,7 @@ pub(super) fn plan(
     dir: &Path,
     wanted: Option<usize>,
     base: &Layers,
+    ports: &Ports,
 ) -> Result<Vec<Plan>, CliError> {
     let known = (1..).take_while(|n| config_file(dir, *n).is_file()).count();
     let wanted = wanted.unwrap_or(if known > 0 { known } else { NODES });
@@ -72,7 +71,7 @@ pub(super) fn plan(
         };
         plans.push(Plan::new(dir, number, layers.load()?));
     }
-    plans.extend(fresh(dir, known, wanted, base, &plans)?);
+    plans.extend(fresh(dir, known, wanted, base, &plans, ports)?);
     for plan in &plans {
         plan.write()?;
     }
@@ -105,9 +104,9 @@ fn fresh(
     wanted: usize,
     base: &Layers,
     old: &[Plan],
+    ports: &Ports,
 ) -> Result<Vec<Plan>, CliError> {
-    let ports = free_ports((wanted - known) * PORTS)?;
-    let addresses: Vec<_> = ports.chunks(PORTS).collect();
+    let addresses = ports.of(known + 1..=wanted)?;
     // The largest number of voters that these nodes allow.
     let founders = [5, 3, 1].into_iter().find(|n| *n <= wanted).unwrap_or(1);
     let grpc = old.iter().map(|plan| plan.config.grpc_listen);
@@ -172,37 +171,13 @@ fn config_file(dir: &Path, number: usize) -> PathBuf {
     folder(dir, number).join("config.toml")
 }
 
-/// Loopback addresses that nobody listens on, below the range from which the
-/// kernel takes ports for outgoing connections: nothing else takes one between
-/// this look and the node's own bind.
-fn free_ports(count: usize) -> Result<Vec<SocketAddr>, CliError> {
-    const LOWEST: u16 = 10_000;
-    const TRIES: usize = 4096;
-    let outgoing = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").ok();
-    let outgoing = outgoing.and_then(|range| range.split_whitespace().next()?.parse::<u16>().ok());
-    let end = outgoing.filter(|first| *first > LOWEST + 1000).unwrap_or(32_768);
-    let mut held = Vec::new();
-    for _ in 0..TRIES {
-        if held.len() == count {
-            break;
-        }
-        let random = getrandom::u32().map_err(|e| anyhow::anyhow!("random port: {e}"))?;
-        let port = LOWEST + (random % u32::from(end - LOWEST)) as u16;
-        held.extend(TcpListener::bind((Ipv4Addr::LOCALHOST, port)));
-    }
-    if held.len() < count {
-        return Err(anyhow::anyhow!("no {count} free ports between {LOWEST} and {end}").into());
-    }
-    Ok(held.iter().map(TcpListener::local_addr).collect::<Result<_, _>>()?)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn planned(dir: &Path, wanted: Option<usize>, flags: &[(&str, &str)]) -> Vec<Plan> {
         let flags = flags.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect();
-        plan(dir, wanted, &Layers { flags, ..Layers::default() }).unwrap()
+        plan(dir, wanted, &Layers { flags, ..Layers::default() }, &Ports::free()).unwrap()
     }
 
     #[test]
@@ -250,7 +225,7 @@ mod tests {
         ];
         let environment = variables.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
         let base = Layers { environment, ..Layers::default() };
-        let again = &plan(dir.path(), None, &base).unwrap()[0].config;
+        let again = &plan(dir.path(), None, &base, &Ports::free()).unwrap()[0].config;
         assert_eq!(again.compile.python.as_deref(), Some(Path::new("/venv/bin/python")));
         assert_eq!(again.memory.bytes, 64 << 20);
         assert_eq!(again.grpc_listen, first[0].config.grpc_listen, "it stays this node");
@@ -264,7 +239,9 @@ mod tests {
     fn a_number_of_nodes_that_cannot_be_is_refused_for_its_own_reason() {
         let dir = tempfile::tempdir().unwrap();
         planned(dir.path(), Some(3), &[]);
-        let refused = |wanted| plan(dir.path(), Some(wanted), &Layers::default()).unwrap_err();
+        let refused = |wanted| {
+            plan(dir.path(), Some(wanted), &Layers::default(), &Ports::free()).unwrap_err()
+        };
         for (wanted, why) in [(0, "at least 1"), (2, "another --dir"), (65, "up to 64")] {
             let told = refused(wanted).to_string();
             assert!(told.contains(why), "{told}");
@@ -279,7 +256,7 @@ mod tests {
         let more = planned(dir.path(), Some(4), &[]);
         assert_eq!(more[3].config.start.expect, 1);
         assert_eq!(more[3].config.start.join, first[0].config.start.peers);
-        let refused = plan(dir.path(), Some(2), &Layers::default()).unwrap_err();
+        let refused = plan(dir.path(), Some(2), &Layers::default(), &Ports::free()).unwrap_err();
         assert_eq!(refused.exit_code(), 2, "{refused}");
     }
 
