@@ -11,9 +11,15 @@ use std::{
 
 use anyhow::Context;
 use clap::{Args, ValueEnum};
+use kiln::compiler::HeaderTree;
 use kiln_proto::{FailureKind, Target, pb};
 
-use super::{CliError, NamespaceArgs, client::check_size, includes, sizes::CompileSizes};
+use super::{
+    CliError, NamespaceArgs,
+    client::check_size,
+    includes::{self, Sent},
+    sizes::CompileSizes,
+};
 
 /// Every zip archive, so every torch.export archive, starts with this.
 const ZIP_MAGIC: &[u8] = b"PK\x03\x04";
@@ -272,20 +278,25 @@ impl SourceArgs {
         bytes: Vec<u8>,
         file: &Path,
     ) -> Result<pb::compile_request::Source, CliError> {
-        let text = std::str::from_utf8(&bytes).map_err(|e| {
-            CliError::Usage(format!("{name} is neither a .pt2 archive nor CUDA C++ text: {e}"))
-        })?;
-        if let Some(path) = self.compiler_options.iter().find(|o| names_a_folder(o)) {
-            return Err(CliError::Usage(format!(
-                "{path} would be a folder of the node; give it before `--`, and what the source \
-                 includes from it is sent along"
-            )));
+        if bytes.contains(&0) {
+            let why = "is neither a .pt2 archive nor CUDA C++ text: it has NUL bytes";
+            return Err(CliError::Usage(format!("{name} {why}")));
         }
-        let headers = includes::collect(file, text, &self.include)?;
+        let of_nvrtc = OfNvrtc::read(&self.compiler_options)?;
+        let folders: Vec<_> = self.include.iter().cloned().chain(of_nvrtc.folders).collect();
+        let defines: Vec<_> = self.define.iter().cloned().chain(of_nvrtc.defines).collect();
+        let given = includes::Given {
+            folders: &folders,
+            defines: &defines,
+            pre_includes: &of_nvrtc.pre_includes,
+            beside: of_nvrtc.beside,
+        };
+        let Sent { headers, tree } = includes::collect(file, &bytes, &given)?;
         let defines = self.define.iter().map(|define| format!("-D{define}"));
+        let tree = tree.iter().flat_map(HeaderTree::options);
         Ok(pb::compile_request::Source::Cuda(pb::CudaSource {
             headers: headers.into_iter().map(|(name, bytes)| (name, bytes.into())).collect(),
-            options: defines.chain(self.compiler_options.iter().cloned()).collect(),
+            options: defines.chain(of_nvrtc.others).chain(tree).collect(),
             name_expressions: self.name_expressions.clone(),
             name,
             source: bytes.into(),
@@ -293,8 +304,65 @@ impl SourceArgs {
     }
 }
 
-fn names_a_folder(option: &str) -> bool {
-    option.starts_with("-I") || option.starts_with("--include-path")
+/// NVRTC's options, apart by who reads them.
+struct OfNvrtc {
+    folders: Vec<PathBuf>,
+    pre_includes: Vec<String>,
+    /// Also among the others.
+    defines: Vec<String>,
+    beside: bool,
+    others: Vec<String>,
+}
+
+impl OfNvrtc {
+    /// What names files is read here; the rest is the node's to read.
+    fn read(options: &[String]) -> Result<Self, CliError> {
+        let mut found = Self {
+            folders: Vec::new(),
+            pre_includes: Vec::new(),
+            defines: Vec::new(),
+            beside: true,
+            others: Vec::new(),
+        };
+        let mut rest = options.iter().map(|option| option.trim());
+        while let Some(option) = rest.next() {
+            let mut value = |names: &[&str]| {
+                let after = names.iter().find_map(|name| option.strip_prefix(name))?;
+                Some(match after.trim_start_matches(['=', ' ']) {
+                    "" => rest.next().unwrap_or_default().to_owned(),
+                    text => text.to_owned(),
+                })
+            };
+            if let Some(name) = value(&["--pre-include", "-pre-include", "-include=", "-include "])
+            {
+                found.pre_includes.push(name);
+            } else if option == "-include" {
+                found.pre_includes.push(value(&["-include"]).unwrap_or_default());
+            } else if option.starts_with("-include-path") || !option.starts_with("-include") {
+                if let Some(folder) = value(&["--include-path", "-include-path", "-I"]) {
+                    found.folders.push(folder.into());
+                } else if let Some(define) = value(&["--define-macro", "-D"]) {
+                    found.others.push(format!("-D{define}"));
+                    found.defines.push(define);
+                } else if ["--no-source-include", "-no-source-include"].contains(&option) {
+                    found.beside = false;
+                } else {
+                    found.others.push(option.to_owned());
+                }
+            } else {
+                found.others.push(option.to_owned());
+            }
+        }
+        if found.pre_includes.iter().any(String::is_empty)
+            || found.folders.iter().any(|folder| folder.as_os_str().is_empty())
+        {
+            return Err(CliError::Usage(
+                "an option that names a file or folder has no value".into(),
+            ));
+        }
+        found.others.extend(found.pre_includes.iter().map(|name| format!("--pre-include={name}")));
+        Ok(found)
+    }
 }
 
 #[cfg(test)]
@@ -332,8 +400,9 @@ mod tests {
         assert_eq!(targets, ["sm_90", "compute_80"]);
         assert_eq!(request.options[0].value, "y=z");
         let Some(pb::compile_request::Source::Cuda(cuda)) = &request.source else { panic!() };
-        assert_eq!((cuda.name.as_str(), &*cuda.headers["a.h"]), ("k.cu", &b"int a;"[..]));
-        assert_eq!(cuda.options, ["-DN=4", "-use_fast_math"]);
+        assert_eq!((cuda.name.as_str(), &*cuda.headers["kiln-0/a.h"]), ("k.cu", &b"int a;"[..]));
+        let tree = ["--source-folder=source", "--include-path=kiln-0"];
+        assert_eq!(cuda.options, [&["-DN=4", "-use_fast_math"][..], &tree].concat());
         let said = format!("{request:?}");
         assert!(!said.contains(&dir.path().display().to_string()), "{said}");
     }
@@ -358,7 +427,7 @@ mod tests {
     fn what_no_node_takes_is_refused_before_one_is_asked() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("large.cu");
-        let holds = |bytes: usize| File::create(&file).unwrap().set_len(bytes as u64).unwrap();
+        let holds = |bytes: usize| fs::write(&file, vec![b' '; bytes]).unwrap();
         holds(kiln_proto::MAX_MESSAGE_BYTES);
         let refused = parse("probe").request(&file).unwrap_err();
         assert_eq!(refused.exit_code(), 2, "{refused}");
@@ -369,12 +438,31 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_of_the_node_is_refused() {
+    fn what_names_files_is_read_here_before_and_after_the_dashes() {
         let dir = tempfile::tempdir().unwrap();
-        let file = dir.path().join("k.cu");
-        fs::write(&file, "").unwrap();
-        let refused = parse("probe -- -I/usr/include").request(&file).unwrap_err();
-        assert!(refused.to_string().contains("before `--`"), "{refused}");
+        let (file, inc) = (dir.path().join("k.cu"), dir.path().join("inc"));
+        fs::create_dir(&inc).unwrap();
+        fs::write(inc.join("a.h"), "int a;").unwrap();
+        fs::write(&file, "#include <a.h>\n").unwrap();
+        let inc = inc.display();
+        let same = [
+            format!("probe -I {inc} -- -w"),
+            format!("probe -I{inc} -- -w"),
+            format!("probe -- -I{inc} -w"),
+            format!("probe -- -I {inc} -w"),
+            format!("probe -- -I={inc} -w"),
+            format!("probe -- -w --include-path={inc}"),
+            format!("probe -- -w --include-path {inc}"),
+        ];
+        let requests = same.map(|line| parse(&line).request(&file).unwrap());
+        assert!(requests.iter().all(|request| *request == requests[0]), "{requests:?}");
+        fs::write(&file, "int b;\n").unwrap();
+        for before in ["--pre-include=a.h", "--pre-include a.h", "-include=a.h", "-include a.h"] {
+            let request = parse(&format!("probe -I {inc} -- {before}")).request(&file).unwrap();
+            let Some(pb::compile_request::Source::Cuda(cuda)) = &request.source else { panic!() };
+            assert_eq!(cuda.options[0], "--pre-include=a.h", "{before}");
+            assert_eq!(&*cuda.headers["kiln-0/a.h"], b"int a;", "{before}");
+        }
     }
 
     #[test]

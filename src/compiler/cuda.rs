@@ -73,6 +73,7 @@ impl Compiler for CudaCompiler {
             source: Octets(cuda.source.clone()),
             headers: cuda.headers.iter().map(|(n, t)| (n.clone(), Octets(t.clone()))).collect(),
             options: options.arguments(),
+            tree: options.tree,
             name_expressions: cuda.name_expressions.clone(),
             target: input.target,
             memory_bytes: 0,

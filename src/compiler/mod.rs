@@ -8,6 +8,7 @@
 mod cuda;
 mod eager_compiler;
 mod engine;
+mod header_tree;
 mod inductor;
 mod mixed;
 mod native_compiler;
@@ -34,6 +35,7 @@ use tokio_util::sync::CancellationToken;
 use self::prepared::{Files, Job, generated};
 pub use cuda::CudaCompiler;
 pub use eager_compiler::EagerCompiler;
+pub use header_tree::HeaderTree;
 pub use inductor::InductorCompiler;
 pub use kiln_native::split::{Choice, Estimates, Piecewise};
 pub use mixed::MixedCompiler;

@@ -200,6 +200,7 @@ fn prepared(
         source: Octets(source.clone()),
         headers: Default::default(),
         options: nvrtc_options,
+        tree: None,
         name_expressions: Vec::new(),
         target: lowered_target,
         memory_bytes: 0,

@@ -8,6 +8,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use kiln_proto::{Component, Failure, FailureKind, KeyField, component};
 
+use super::header_tree::{self, HeaderTree};
+
 /// How an option takes its value.
 #[derive(Clone, Copy)]
 enum Value {
@@ -82,9 +84,8 @@ const REFUSED: &[(&str, &str, &str)] = &[
     ("gpu-architecture", "arch", "the target is a field of the request, not an option"),
     ("generate-line-info", "lineinfo", PATHS),
     ("device-debug", "G", PATHS),
-    ("include-path", "I", "it names folders of one machine; send headers with the request"),
+    ("include-path", "I", FOLDERS),
     ("use-bundled-headers", "use-bundled-headers", "Kiln supplies CUDA's headers itself"),
-    ("pre-include", "include", "it reads a file of one machine; put an #include into the source"),
     ("no-source-include", "no-source-include", "there is no source folder"),
     ("pch", "pch", PCH), ("create-pch", "create-pch", PCH), ("use-pch", "use-pch", PCH),
     ("pch-dir", "pch-dir", PCH), ("pch-verbose", "pch-verbose", PCH),
@@ -96,6 +97,7 @@ const REFUSED: &[(&str, &str, &str)] = &[
     ("optix-ir", "optix-ir", NO_OUTPUT), ("tile-only", "tile-only", NO_OUTPUT),
     ("fdevice-syntax-only", "fdevice-syntax-only", NO_OUTPUT),
 ];
+const FOLDERS: &str = "it names folders of one machine; send headers with the request";
 const PATHS: &str = "debug information holds file paths, so equal sources would differ";
 const PCH: &str = "a precompiled header is a file of one machine";
 const TIMES: &str = "it writes timings into a file of one machine";
@@ -108,16 +110,28 @@ pub(super) struct Canonical {
     plain: BTreeMap<&'static str, String>,
     /// Macro -> its definition, or none: undefined. The last word on each.
     macros: BTreeMap<String, Option<String>>,
+    /// What is included before the source, in this order.
+    pre_includes: Vec<String>,
+    /// Where the request's headers lie, where they are files of a tree.
+    pub(super) tree: Option<HeaderTree>,
 }
 
 /// Reads options as NVRTC would.
 pub(super) fn canonical(given: &[String]) -> Result<Canonical, Failure> {
     let mut found = Canonical::default();
-    let mut rest = given.iter().map(|o| o.trim());
+    let (mine, others) = header_tree::split(given).map_err(|(option, why)| refused(option, why))?;
+    found.tree = mine;
+    let mut rest = others.into_iter().map(|o| o.trim());
     while let Some(option) = rest.next() {
         found.add(option, &mut rest)?;
     }
-    Ok(found)
+    match (&found.tree, found.pre_includes.first()) {
+        (None, Some(name)) => {
+            let option = format!("--pre-include={name}");
+            Err(refused(&option, "it reads a file of one machine; put an #include into the source"))
+        }
+        _ => Ok(found),
+    }
 }
 
 impl Canonical {
@@ -131,7 +145,8 @@ impl Canonical {
             Some(value) => format!("--define-macro={name}={value}"),
             None => format!("--undefine-macro={name}"),
         });
-        plain.chain(macros).collect()
+        let before = self.pre_includes.iter().map(|name| format!("--pre-include={name}"));
+        plain.chain(macros).chain(before).collect()
     }
 
     /// The `options` component: one field an option, one a macro.
@@ -142,7 +157,12 @@ impl Canonical {
             Some(value) => KeyField::new(format!("-D{name}"), value.as_str()),
             None => KeyField::new(format!("-U{name}"), "true"),
         });
-        Component::new(component::OPTIONS, plain.chain(macros).collect())
+        let before = self.pre_includes.iter().enumerate();
+        let before =
+            before.map(|(i, name)| KeyField::new(format!("--pre-include.{i}"), name.as_str()));
+        let tree = self.tree.iter().flat_map(HeaderTree::fields);
+        let all = plain.chain(macros).chain(before).chain(tree);
+        Component::new(component::OPTIONS, all.collect())
     }
 
     fn add<'a>(
@@ -173,6 +193,14 @@ impl Canonical {
             return Ok(()); // Always given.
         }
         let is = |long: &str, short: &str| name == long || (dashes == 1 && name == short);
+        if is("pre-include", "include") {
+            let value = inline.or_else(|| rest.next()).unwrap_or_default().trim();
+            if value.is_empty() {
+                return Err(refused(option, "it needs a value"));
+            }
+            self.pre_includes.push(value.to_owned());
+            return Ok(());
+        }
         let Some(&(long, _, value)) = ALLOWED.iter().find(|(long, short, _)| is(long, short))
         else {
             // `-I/usr/include` has no separator.
@@ -327,7 +355,7 @@ mod tests {
 
     #[test]
     fn options_that_depend_on_the_machine_are_refused() {
-        let bad: [&[&str]; 18] = [
+        let bad: [&[&str]; 24] = [
             &["-lineinfo"],
             &["--generate-line-info"],
             &["-G"],
@@ -341,6 +369,12 @@ mod tests {
             &["-dlto"],
             &["--split-compile=0"],
             &["--pre-include=/etc/passwd"],
+            &["--pre-include="],
+            &["--source-folder=0", "--include-path=/usr/include"],
+            &["--source-folder=0", "--include-path=0/../../x"],
+            &["--source-folder=/tmp"],
+            &["--source-folder=0", "--same-file=a"],
+            &["--include-path=0"],
             &["-Xptxas", "--output-file=/x"],
             &["--unheard-of"],
             &["--fmad=perhaps"],

@@ -12,7 +12,10 @@ use kiln_proto::{
     Component, Failure, FailureKind, Fingerprint, KeyField, Target, component, graph::Graph,
 };
 
-use super::options;
+use super::{
+    header_tree::{self, HeaderTree},
+    options,
+};
 
 /// Largest CUDA C++ source in bytes.
 const MAX_SOURCE: usize = 16 << 20;
@@ -202,12 +205,41 @@ impl CudaSource {
             }
             name("a header's name", header)?;
         }
-        let texts = std::iter::once(&self.source).chain(self.headers.values());
-        for text in texts {
+        if self.source.contains(&0) {
+            return Err(invalid("the source contains a NUL byte"));
+        }
+        if let Some(tree) = self.nvrtc_options()?.tree {
+            return self.check_tree(&tree);
+        }
+        for text in std::iter::once(&self.source).chain(self.headers.values()) {
             if text.contains(&0) {
-                return Err(invalid("the source or a header contains a NUL byte"));
+                return Err(invalid("a header contains a NUL byte"));
             }
             self.check_includes(text)?;
+        }
+        Ok(())
+    }
+
+    /// Headers that are files of a tree: whoever sent them looked for all that the source
+    /// may include, so what is not there is not there for the compiler either.
+    fn check_tree(&self, tree: &HeaderTree) -> Result<(), Failure> {
+        for (name, text) in &self.headers {
+            if name.starts_with('/') {
+                // It has its absolute path for a name, and is no file on the node.
+                if text.contains(&0) {
+                    return Err(invalid(format!("the header {name:?} contains a NUL byte")));
+                }
+            } else if !header_tree::is_path(name) {
+                let why = format!("the header {name:?} lies outside the folder of the headers");
+                return Err(invalid(why));
+            }
+        }
+        for (file, other) in &tree.same {
+            if !self.headers.contains_key(file) || self.headers.contains_key(other) {
+                return Err(invalid(format!(
+                    "{other:?} is to be {file:?}, which was not sent once"
+                )));
+            }
         }
         Ok(())
     }

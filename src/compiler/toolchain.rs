@@ -62,7 +62,8 @@ impl Toolchain {
     ) -> Result<Self, Failure> {
         let toolkit = settings.include.clone();
         // A worker's first look: version, and its own headers unless others are asked for.
-        let own = folder.join("cuda-headers");
+        // A folder above them is theirs as well: `..` from where they lie leads to nothing.
+        let own = folder.join("cuda-headers/bundled");
         let install_headers = toolkit.is_none().then(|| own.clone());
         let mut setup =
             Setup { library, include: Vec::new(), install_headers, hash_headers: false };

@@ -19,6 +19,7 @@ mod durability;
 mod eager;
 mod failover;
 mod harness;
+mod includes;
 mod inductor;
 #[path = "../support/python.rs"]
 mod interpreter;

@@ -16,6 +16,7 @@ use rustix::process::Resource;
 
 use super::{
     confine::confine,
+    layout,
     nvrtc::Nvrtc,
     protocol::{Answer, Bundled, Octets, Program, Ready, Setup},
     service,
@@ -45,7 +46,9 @@ fn serve() -> io::Result<()> {
         |(nvrtc, setup), job: Program| {
             service::limit(Resource::Data, job.memory_bytes)?;
             service::limit(Resource::Cpu, job.cpu_seconds)?;
-            nvrtc.compile(&job, &setup.include)
+            let (named, mut include) = layout::lay_out(&job)?;
+            include.extend(setup.include);
+            nvrtc.compile(&Program { headers: named, ..job }, &include)
         },
     )
 }
@@ -63,6 +66,7 @@ fn load(setup: &Setup) -> Answer<(Nvrtc, Ready)> {
         source: Octets(Bytes::from_static(WARM_UP)),
         headers: Default::default(),
         options: Vec::new(),
+        tree: None,
         name_expressions: Vec::new(),
         target,
         memory_bytes: 0,
@@ -83,7 +87,7 @@ fn load(setup: &Setup) -> Answer<(Nvrtc, Ready)> {
         true => Some(headers(&setup.include)?),
         false => None,
     };
-    let confined = confine(&setup.library, &setup.include)?;
+    let confined = confine(&setup.library, &setup.include, Path::new("."))?;
     Ok((nvrtc, Ready { version, architectures, bundled, headers, confined }))
 }
 

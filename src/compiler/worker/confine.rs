@@ -1,7 +1,7 @@
 //! What a worker may still touch once its library is loaded.
 //!
-//! Invariant: where the kernel has Landlock, a source can read CUDA's headers
-//! and nothing else of the machine, whatever its macros spell: so no file of
+//! Invariant: where the kernel has Landlock, a source can read CUDA's headers,
+//! its own, and nothing else of the machine, whatever its macros spell: so no file of
 //! the host enters an output or an error message. Without Landlock the daemon
 //! warns, and [`super::super::request`] still refuses what is spelled plainly.
 
@@ -17,8 +17,8 @@ use landlock::{
 const WANTED: ABI = ABI::V6;
 
 /// Leaves this thread, and those it starts, read access to `library`'s folder
-/// and `include`. Returns whether the kernel enforces it.
-pub(super) fn confine(library: &Path, include: &[String]) -> Result<bool, Failure> {
+/// and `include`, and all access to `own`, the worker's folder. Returns whether the kernel enforces it.
+pub(super) fn confine(library: &Path, include: &[String], own: &Path) -> Result<bool, Failure> {
     let readable = include.iter().map(Path::new).chain(library.parent());
     let read: BitFlags<AccessFs> = AccessFs::from_read(WANTED);
     let status = Ruleset::default()
@@ -26,6 +26,7 @@ pub(super) fn confine(library: &Path, include: &[String]) -> Result<bool, Failur
         .and_then(|rules| rules.handle_access(AccessNet::from_all(WANTED)))
         .and_then(Ruleset::create)
         .and_then(|rules| rules.add_rules(path_beneath_rules(readable, read)))
+        .and_then(|rules| rules.add_rules(path_beneath_rules([own], AccessFs::from_all(WANTED))))
         .and_then(|rules| rules.restrict_self());
     match status {
         Ok(status) => Ok(status.ruleset != RulesetStatus::NotEnforced),

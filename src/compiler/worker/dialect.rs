@@ -62,7 +62,7 @@ impl Nvrtc {
         let environment =
             vec![("LD_LIBRARY_PATH".into(), libraries), ("CUDA_CACHE_DISABLE".into(), "1".into())];
         let arguments = vec!["worker".into()];
-        let launch = Launch { program, arguments, environment, folder, private: false };
+        let launch = Launch { program, arguments, environment, folder, private: true };
         Ok(Self { launch, setup })
     }
 }

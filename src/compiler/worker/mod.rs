@@ -10,6 +10,7 @@
 mod child;
 mod confine;
 mod dialect;
+mod layout;
 mod nvrtc;
 mod places;
 mod pool;

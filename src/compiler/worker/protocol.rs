@@ -15,6 +15,8 @@ use kiln_proto::{BinaryKind, Failure, Target};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
+use crate::compiler::header_tree::HeaderTree;
+
 /// Largest message in bytes.
 pub(crate) const MAX_FRAME: usize = 1 << 30;
 
@@ -64,6 +66,8 @@ pub(crate) struct Program {
     pub(crate) headers: BTreeMap<String, Octets>,
     /// NVRTC options, without target and folders.
     pub(crate) options: Vec<String>,
+    /// How the headers lie, where they are files.
+    pub(crate) tree: Option<HeaderTree>,
     /// Names to lower.
     pub(crate) name_expressions: Vec<String>,
     /// What it runs on.
