@@ -4,7 +4,8 @@
 //! its lease and is answered at once; each other one is answered when that one
 //! SETs, leaves or takes too long, or when the cluster cannot say, and never waits while
 //! something else of its own is due: a further request behind the GET, the rest of a
-//! transaction, or another client that waits for it.
+//! transaction, or the SET of a key that it holds. Its connection may be that of many
+//! compilers, of which each says one thing at a time: the SET would stand behind the wait.
 
 use std::{pin::pin, time::Duration};
 
@@ -21,9 +22,6 @@ use super::{
 };
 use crate::cache::Blob;
 
-/// A client that others may wait for waits this part of what it might: two
-/// clients that wait for each other then do not do so for long.
-const PART_OF_HOLDERS: u32 = 4;
 /// How often a GET starts over because the bytes of an entry are gone.
 const ATTEMPTS: usize = 3;
 
@@ -91,9 +89,8 @@ impl Connection {
             return Ok(values.anywhere(key, &self.session.namespace).await);
         }
         let began = Instant::now();
-        let patience = if self.misses.has_leases() { wait / PART_OF_HOLDERS } else { wait };
         for _ in 0..ATTEMPTS {
-            let (acquired, waited) = self.wait_for(key, began + patience).await?;
+            let (acquired, waited) = self.wait_for(key, began + wait).await?;
             if waited {
                 values.count(Count::Waits);
                 values.parts.counters.waited(began.elapsed().as_secs_f64());
@@ -153,7 +150,7 @@ impl Connection {
                 self.flush().await?;
             }
             let more = self.decoder.has_more();
-            if waits && (more || self.executing) {
+            if waits && (more || self.executing || self.misses.has_leases()) {
                 return Ok((Waited::Cut, waits));
             }
             tokio::select! {

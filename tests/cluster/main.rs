@@ -19,6 +19,7 @@ mod durability;
 mod eager;
 mod failover;
 mod harness;
+mod helpers;
 mod includes;
 mod inductor;
 #[path = "../support/python.rs"]
