@@ -129,7 +129,9 @@ fn bucket(url: &Url, settings: &ObjectSettings) -> Result<Connected, TierError> 
         .with_bucket_name(bucket)
         .with_region(&settings.region)
         .with_client_options(client)
-        .with_retry(retry);
+        .with_retry(retry)
+        // One object goes at a time anyway, and not every store (Google's) has the call for many.
+        .with_disable_bulk_delete(true);
     if let Some(endpoint) = &settings.endpoint {
         builder = builder.with_endpoint(endpoint).with_allow_http(endpoint.starts_with("http://"));
     }
