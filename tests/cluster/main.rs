@@ -51,5 +51,6 @@ mod run;
 mod sizes;
 mod start;
 mod traces;
+mod upgrades;
 mod views;
 mod watching;
