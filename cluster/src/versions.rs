@@ -43,10 +43,103 @@ fn is_older(version: &str, than: &Version) -> bool {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use std::collections::BTreeMap;
+
+    use serde::Deserialize;
 
     use super::*;
     use crate::{command::NodeFacts, state::tests::list_of, watch::NodeInfo};
+
+    /// The commands of 0.1.0, which every version reads, in the order of the log's format.
+    #[rustfmt::skip]
+    const OLDEST: &[&str] = &[
+        "Found",
+        "Join",
+        "Leave",
+        "Facts",
+        "Acquire",
+        "Publish",
+        "Expire",
+        "Fail",
+        "Lift",
+        "MarkStored",
+        "Report",
+        "SetPinned",
+        "Tombstone",
+        "Retire",
+        "Condemn",
+        "Forget",
+        "Put",
+        "SetVoter",
+        "SetVoters",
+        "AcquireAgain",
+        "Commit",
+        "RetireAbsent",
+        "OpenSession",
+        "Write",
+        "StoreObject",
+        "AdoptObject",
+        "CondemnObject",
+        "ForgetObject",
+        "SetAway",
+        "LoseObject",
+    ];
+
+    /// Every command by name and number, as serde has them.
+    fn commands() -> &'static [&'static str] {
+        let mut names: &[&str] = &[];
+        // It reads no value, and says so.
+        assert!(Command::deserialize(Variants(&mut names)).is_err());
+        names
+    }
+
+    struct Variants<'a>(&'a mut &'static [&'static str]);
+
+    impl<'de> serde::Deserializer<'de> for Variants<'_> {
+        type Error = serde::de::value::Error;
+
+        fn deserialize_enum<V: serde::de::Visitor<'de>>(
+            self,
+            _: &'static str,
+            variants: &'static [&'static str],
+            _: V,
+        ) -> Result<V::Value, Self::Error> {
+            *self.0 = variants;
+            Err(serde::de::Error::custom("names alone"))
+        }
+
+        fn deserialize_any<V: serde::de::Visitor<'de>>(
+            self,
+            _: V,
+        ) -> Result<V::Value, Self::Error> {
+            Err(serde::de::Error::custom("an enum"))
+        }
+
+        serde::forward_to_deserialize_any! {
+            bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf
+            option unit unit_struct newtype_struct seq tuple tuple_struct map struct identifier
+            ignored_any
+        }
+    }
+
+    /// Who adds a command tells here since when it is read; who renumbers one breaks every log.
+    #[test]
+    fn every_command_that_came_later_waits_for_all_members() {
+        let (oldest, later) = commands().split_at(OLDEST.len());
+        assert_eq!(oldest, OLDEST, "a command's number is in every log: add new ones at the end");
+        for (name, number) in later.iter().zip(OLDEST.len()..) {
+            // All zeros is a value of each of them; where it is none, write one here.
+            let bytes = [&[u8::try_from(number).unwrap()][..], &[0; 1024]].concat();
+            let (command, _) = postcard::take_from_bytes::<Command>(&bytes)
+                .unwrap_or_else(|e| panic!("{name}: no value of zeros: {e}"));
+            let since = since(&command);
+            assert!(since.is_some(), "{name} is written whether or not all members read it");
+            let program = Version::parse(env!("CARGO_PKG_VERSION")).unwrap();
+            assert!(since <= Some(program), "{name} is of a version to come");
+            assert!(check(&nodes(&["0.1.0"]), &command).is_err(), "{name}");
+        }
+    }
 
     fn nodes(versions: &[&str]) -> Nodes {
         let node = |(version, id): (&&str, u64)| {
