@@ -15,6 +15,7 @@ from cluster import Cluster, Node, binary
 from kiln_torch import report
 from kiln_torch.client import Client
 from kiln_torch.config import Settings
+from precompile_processes import Programs, begun
 from processes import Processes
 
 # Nothing that the caller's shell says about a cluster reaches a test.
@@ -41,6 +42,12 @@ def cluster(kiln: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cl
     """Three nodes; a test leaves them as they are."""
     with Cluster(kiln, tmp_path_factory.mktemp("cluster")) as running:
         yield running
+
+
+@pytest.fixture(scope="module")
+def programs(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Programs:
+    """A program and a function without Dynamo that were compiled once."""
+    return begun(cluster, tmp_path_factory.mktemp("precompile"))
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import pytest
 
 pytest.importorskip("torch")
 
-from cluster import Cluster
 from precompile_processes import (
     CLOSED,
     NO_GRAD,
@@ -14,16 +13,9 @@ from precompile_processes import (
     Programs,
     assert_loaded,
     assert_traced,
-    begun,
 )
 
 pytestmark = [pytest.mark.torch, pytest.mark.cluster]
-
-
-@pytest.fixture(scope="module")
-def programs(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Programs:
-    """A program and a function that were compiled once."""
-    return begun(cluster, tmp_path_factory.mktemp("precompile"))
 
 
 def test_a_second_process_traces_nothing(programs: Programs) -> None:

@@ -13,16 +13,10 @@ pytest.importorskip("torch")
 
 from cluster import Cluster
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from precompile_processes import NO_GRAD, TELL, Programs, assert_loaded, assert_traced, begun
+from precompile_processes import NO_GRAD, TELL, Programs, assert_loaded, assert_traced
 from relay import Relay
 
 pytestmark = [pytest.mark.torch, pytest.mark.cluster]
-
-
-@pytest.fixture(scope="module")
-def programs(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Programs:
-    """A program and a function that were compiled once."""
-    return begun(cluster, tmp_path_factory.mktemp("precompile"))
 
 
 @pytest.fixture

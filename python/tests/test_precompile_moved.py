@@ -9,7 +9,6 @@ import pytest
 pytest.importorskip("torch")
 
 import precompile_sources
-from cluster import Cluster
 from precompile_processes import (
     CLOSED,
     NO_GRAD,
@@ -17,19 +16,12 @@ from precompile_processes import (
     Programs,
     assert_loaded,
     assert_traced,
-    begun,
 )
 
 pytestmark = [pytest.mark.torch, pytest.mark.cluster]
 
 
 Moved = dict[tuple[str, str], dict[str, Any]]
-
-
-@pytest.fixture(scope="module")
-def programs(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Programs:
-    """A program and a function that were compiled once."""
-    return begun(cluster, tmp_path_factory.mktemp("precompile"))
 
 
 PATCHED = {
@@ -48,7 +40,13 @@ PATCHED = {
 }
 UNDO = {name: f"{where} = real" for name, (_, where) in PATCHED.items()} | {
     "deterministic": "torch.use_deterministic_algorithms(False)",
-    "precision": "torch.set_float32_matmul_precision('highest')",
+    # torch 2.15 guards what this sets, and 'highest' sets other values than a process begins with.
+    "precision": """
+torch.set_float32_matmul_precision('highest')
+for each in (torch.backends.cuda.matmul, getattr(torch.backends.mkldnn, 'matmul', None)):
+    if hasattr(each, 'fp32_precision'):
+        each.fp32_precision = 'none'
+""",
     "default device": "torch.set_default_device(None)",
 }
 # What moved, and how: before `torch.compile`, or between that and the first call.
