@@ -92,7 +92,7 @@ async fn descriptors(
     let (mut sample, all) = (Sample::default(), Instant::now());
     for _ in 0..count {
         let start = Instant::now();
-        let got = client.fetch(&key).await?;
+        let got = client.fetch(&key, "").await?;
         anyhow::ensure!(got.pack.len() == blob.len());
         if touch {
             let pages = got.pack.iter().step_by(4096);

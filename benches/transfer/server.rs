@@ -137,6 +137,7 @@ impl Provider for Shelf {
     async fn artifact(
         &self,
         key: &ArtifactKey,
+        _namespace: &str,
         _look: bool,
     ) -> Result<(SignedManifest, Blob, pb::Tier), Refusal> {
         let found = self.0.get(&Digest::from_bytes(*key.as_bytes())).ok_or(Refusal::NotFound)?;

@@ -260,7 +260,7 @@ class Client:
         if found is None or (found is _Nothing.NOT_FOUND and not state.local_serves):
             said_no = found is not None
             found = self._first("fetch", lambda e: self._reading.fetch(e, key))
-            # The socket serves its node's own tenant alone, and does not say which.
+            # A node of before 0.2 serves its own tenant alone there, and does not say which.
             state.local_blind |= said_no and isinstance(found, Artifact)
         if isinstance(found, _Nothing):
             report.count("misses")

@@ -47,9 +47,9 @@ class LocalNode:
         """Whether it worked when it was last asked."""
         return self._breaker.closed
 
-    def fetch(self, key: bytes) -> tuple[Any, memoryview, str]:
+    def fetch(self, key: bytes, namespace: str) -> tuple[Any, memoryview, str]:
         """Return the signed manifest, the mapped pack and its tier; none is verified."""
-        request = wire.TransferRequest(key=key).SerializeToString()
+        request = wire.TransferRequest(key=key, namespace=namespace).SerializeToString()
         try:
             with self._lock:
                 response, descriptor = self._ask(request)

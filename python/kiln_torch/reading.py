@@ -37,7 +37,7 @@ class Reading:
         """Fetch through the socket of this machine's node, which must be usable."""
         local = self._process().local
         assert local is not None
-        signed, memory, tier = local.fetch(key)
+        signed, memory, tier = local.fetch(key, self._settings.namespace)
         return Artifact.verified(self._verified(signed, key), memory, tier)
 
     def look(self, endpoint: Endpoint, key: bytes, *, latest: bool = False) -> Manifest:

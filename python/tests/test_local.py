@@ -10,10 +10,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from cluster import eventually
+from cluster import Cluster, eventually
+from conftest import Clients
 from kiln_torch import wire
 from kiln_torch.errors import KilnError, NotFound, Refused, Unreachable
 from kiln_torch.local import LocalNode
+from kiln_torch.value import Values
 
 KEY = b"k" * 32
 PACK = b"pack " * 100
@@ -108,7 +110,7 @@ def test_sealed_memory_is_mapped(node: Callable[[Answer], LocalNode]) -> None:
     client = node(answer())
     assert client.usable
     for _ in range(3):
-        signed, pack, _ = client.fetch(KEY)
+        signed, pack, _ = client.fetch(KEY, "")
         assert (signed.signer, bytes(pack)) == (1, PACK)
         assert pack.readonly
     del pack
@@ -137,9 +139,29 @@ def test_nothing_else_is(node: Callable[[Answer], LocalNode], how: str) -> None:
     client = node(given)
     assert client.usable
     with pytest.raises(expected):
-        client.fetch(KEY)
+        client.fetch(KEY, "")
     none_left()
     assert client.usable == (expected is not Unreachable)
+
+
+@pytest.mark.cluster
+def test_a_socket_that_does_not_see_a_tenant_is_left_out(
+    node: Callable[[Answer], LocalNode], cluster: Cluster, clients: Clients, tmp_path: Path
+) -> None:
+    """A node of an earlier version serves its own alone: what it does not find may be there."""
+    asked = []
+
+    def blind(connection: socket.socket) -> None:
+        asked.append(connection)
+        answer(seals=None, code="NOT_FOUND")(connection)
+
+    node(blind)
+    values = Values(clients.of(cluster.nodes[1], namespace="team-b"))
+    assert values.put("blind", b"theirs")
+    theirs = clients.of(cluster.nodes[0], namespace="team-b", socket=str(tmp_path / "socket"))
+    for _ in range(2):
+        assert Values(theirs).get("blind", wait=0) == b"theirs"
+    assert len(asked) == 1
 
 
 def test_no_socket_at_all(tmp_path: Path) -> None:

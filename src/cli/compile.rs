@@ -242,12 +242,10 @@ impl Compile {
 
     /// An artifact, by the shortest way.
     async fn fetch(&self, client: &mut Client, key: &ArtifactKey) -> Result<Fetched, CliError> {
+        let namespace = &self.source.namespace.namespace;
         match &self.socket.socket {
-            Some(socket) => fetch::fetch_local(socket, key, fetch::Purpose::Use).await,
-            None => {
-                fetch::fetch(client, key, &self.source.namespace.namespace, fetch::Purpose::Use)
-                    .await
-            }
+            Some(socket) => fetch::fetch_local(socket, key, namespace, fetch::Purpose::Use).await,
+            None => fetch::fetch(client, key, namespace, fetch::Purpose::Use).await,
         }
     }
 

@@ -42,18 +42,24 @@ pub(crate) enum Purpose {
     Look,
 }
 
-/// The artifact of `key` from the node on this machine: mapped, not copied.
+/// The artifact of `key`, of the tenant `namespace`, from the node on this machine: mapped, not
+/// copied. Empty: the node's own tenant.
 pub(crate) async fn fetch_local(
     socket: &Path,
     key: &ArtifactKey,
+    namespace: &str,
     purpose: Purpose,
 ) -> Result<Fetched, CliError> {
     let mut client = LocalClient::connect(socket, ClientSettings::default()).await?;
     let artifact = match purpose {
-        Purpose::Use => client.fetch(key).await?,
-        Purpose::Look => client.look(key).await?,
+        Purpose::Use => client.fetch(key, namespace).await?,
+        Purpose::Look => client.look(key, namespace).await?,
     };
     let manifest = artifact.manifest.read_unverified().map_err(corrupt)?;
+    // A node of an earlier version does not read the namespace.
+    if !namespace.is_empty() && manifest.namespace != namespace {
+        return Err(TransferError::NotFound.into());
+    }
     if manifest.key != *key {
         return Err(corrupt(format!("the node sent key {} for {key}", manifest.key)));
     }
@@ -223,7 +229,7 @@ pub(crate) mod tests {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("none.sock");
         let key = artifact(&[("a", b"")]).0.key;
-        let refused = fetch_local(&socket, &key, Purpose::Use).await.err().unwrap();
+        let refused = fetch_local(&socket, &key, "", Purpose::Use).await.err().unwrap();
         assert_eq!(refused.exit_code(), 3);
         assert!(refused.to_string().contains("none.sock"), "{refused}");
     }

@@ -85,11 +85,12 @@ impl Get {
     /// The artifact, and where its pieces are if it has any.
     async fn fetch(&self) -> Result<(Fetched, Option<Staged>), CliError> {
         if let (KeyArg::Whole(key), Some(socket)) = (&self.key, &self.socket.socket) {
-            let fetched = fetch::fetch_local(socket, key, fetch::Purpose::Look).await?;
-            let staged = self.stage(&fetched, async |key: &ArtifactKey| {
-                fetch::fetch_local(socket, key, fetch::Purpose::Look).await
-            });
-            let staged = staged.await?;
+            let namespace = &self.namespace.namespace;
+            let fetch = async |key: &ArtifactKey| {
+                fetch::fetch_local(socket, key, namespace, fetch::Purpose::Look).await
+            };
+            let fetched = fetch(key).await?;
+            let staged = self.stage(&fetched, fetch).await?;
             return Ok((fetched, staged));
         }
         self.client.endpoints.attempt(async |client| self.fetch_from(client).await).await
@@ -99,7 +100,7 @@ impl Get {
         let namespace = &self.namespace.namespace;
         let key = self.key.resolve(&mut client, namespace).await?;
         let mut fetch = async |key: &ArtifactKey| match &self.socket.socket {
-            Some(socket) => fetch::fetch_local(socket, key, fetch::Purpose::Look).await,
+            Some(socket) => fetch::fetch_local(socket, key, namespace, fetch::Purpose::Look).await,
             None => fetch::fetch(&mut client, key, namespace, fetch::Purpose::Look).await,
         };
         let fetched = fetch(&key).await?;

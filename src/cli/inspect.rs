@@ -98,7 +98,9 @@ impl Inspect {
         let fetched = self.client.endpoints.attempt(async |mut client| {
             let key = key.resolve(&mut client, namespace).await?;
             match &self.socket.socket {
-                Some(socket) => fetch::fetch_local(socket, &key, fetch::Purpose::Look).await,
+                Some(socket) => {
+                    fetch::fetch_local(socket, &key, namespace, fetch::Purpose::Look).await
+                }
                 None => fetch::fetch(&mut client, &key, namespace, fetch::Purpose::Look).await,
             }
         });

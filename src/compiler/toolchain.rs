@@ -8,8 +8,9 @@ use std::path::{Path, PathBuf};
 use kiln_proto::{Failure, FailureKind};
 
 use super::{
-    ToolchainSettings,
+    Environment, ToolchainSettings,
     request::HEADERS,
+    search,
     worker::{Bundled, Nvrtc, Pool, Setup},
 };
 
@@ -50,7 +51,7 @@ impl Toolchain {
         program: &Path,
         folder: &Path,
     ) -> Result<Self, Failure> {
-        Self::look_at(find(settings, environment)?, settings, program, folder).await
+        Self::look_at(search::find(settings, environment)?, settings, program, folder).await
     }
 
     /// Asks a worker (`program worker`, in `folder`) what `library` is.

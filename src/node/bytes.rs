@@ -21,7 +21,7 @@ pub(super) struct NodeBytes {
     pub(super) tiers: Arc<Tiers>,
     pub(super) fetcher: Arc<Fetcher>,
     pub(super) manager: Arc<Manager>,
-    /// Tenant of clients on the unix socket.
+    /// Tenant of clients on the unix socket that name none.
     pub(super) namespace: String,
 }
 
@@ -56,14 +56,16 @@ impl Provider for NodeBytes {
     async fn artifact(
         &self,
         key: &ArtifactKey,
+        namespace: &str,
         look: bool,
     ) -> Result<(SignedManifest, Blob, pb::Tier), Refusal> {
         if self.cluster.has_left() {
             return Err(Refusal::Failed(Error::Left.to_string()));
         }
+        let namespace = if namespace.is_empty() { &self.namespace } else { namespace };
         let found = match look {
-            true => self.manager.view(key, &self.namespace).await,
-            false => self.manager.load(key, &self.namespace).await,
+            true => self.manager.view(key, namespace).await,
+            false => self.manager.load(key, namespace).await,
         };
         match found {
             Ok(found) => {

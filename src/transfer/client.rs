@@ -50,7 +50,7 @@ impl PeerClient {
             offset: writer.filled(),
             node: peer.node,
             trace: trace::of_traced().unwrap_or_default(),
-            look: false,
+            ..Default::default()
         };
         let (mut stream, response) = self.ask(address, &request).await?;
         let outcome = match accepted(response) {
@@ -85,8 +85,7 @@ impl PeerClient {
         };
         let subject = Some(Subject::Keep(keep));
         let trace = trace::of_traced().unwrap_or_default();
-        let request =
-            pb::TransferRequest { subject, node: peer.node, trace, look: false, offset: 0 };
+        let request = pb::TransferRequest { subject, node: peer.node, trace, ..Default::default() };
         let (stream, response) = self.ask(peer.address, &request).await?;
         let outcome = accepted(response).map(drop);
         self.keep_usable(peer.address, stream, &outcome);

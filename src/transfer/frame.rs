@@ -146,6 +146,7 @@ mod tests {
             node: offset / 7,
             trace: "x".repeat((offset % 60) as usize),
             look: offset % 2 == 0,
+            namespace: "n".repeat((offset % 65) as usize),
         })
     }
 

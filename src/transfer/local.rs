@@ -70,23 +70,33 @@ impl LocalClient {
         Ok(client)
     }
 
-    /// The artifact of `key`, if this node can get it without compiling.
-    pub async fn fetch(&mut self, key: &ArtifactKey) -> Result<LocalArtifact, TransferError> {
-        self.artifact(key, false).await
+    /// The artifact of `key`, which is of the tenant `namespace`, if this node can get it
+    /// without compiling. Empty: the node's own tenant.
+    pub async fn fetch(
+        &mut self,
+        key: &ArtifactKey,
+        namespace: &str,
+    ) -> Result<LocalArtifact, TransferError> {
+        self.artifact(key, namespace, false).await
     }
 
     /// [`Self::fetch`] for who does not use it: counts as no hit.
-    pub async fn look(&mut self, key: &ArtifactKey) -> Result<LocalArtifact, TransferError> {
-        self.artifact(key, true).await
+    pub async fn look(
+        &mut self,
+        key: &ArtifactKey,
+        namespace: &str,
+    ) -> Result<LocalArtifact, TransferError> {
+        self.artifact(key, namespace, true).await
     }
 
     async fn artifact(
         &mut self,
         key: &ArtifactKey,
+        namespace: &str,
         look: bool,
     ) -> Result<LocalArtifact, TransferError> {
         let subject = pb::transfer_request::Subject::Key(key.as_bytes().to_vec().into());
-        let (header, pack) = self.request(subject, look).await?;
+        let (header, pack) = self.request(subject, namespace, look).await?;
         let manifest = header.manifest.as_ref().ok_or_else(|| no("an answer without manifest"))?;
         let (manifest, tier) = (SignedManifest::from(manifest.clone()), header.tier());
         Ok(LocalArtifact { manifest, pack, tier })
@@ -95,7 +105,7 @@ impl LocalClient {
     /// The blob `digest`, if this node has it itself.
     pub async fn fetch_blob(&mut self, digest: &Digest) -> Result<Mapped, TransferError> {
         let subject = pb::transfer_request::Subject::Digest(digest.as_bytes().to_vec().into());
-        Ok(self.request(subject, false).await?.1)
+        Ok(self.request(subject, "", false).await?.1)
     }
 
     async fn open(&self) -> Result<UnixStream, TransferError> {
@@ -109,9 +119,15 @@ impl LocalClient {
     async fn request(
         &mut self,
         subject: pb::transfer_request::Subject,
+        namespace: &str,
         look: bool,
     ) -> Result<(pb::TransferResponse, Mapped), TransferError> {
-        let request = pb::TransferRequest { subject: Some(subject), look, ..Default::default() };
+        let request = pb::TransferRequest {
+            subject: Some(subject),
+            namespace: namespace.to_owned(),
+            look,
+            ..Default::default()
+        };
         // Taken out: a request that is dropped half-way leaves no connection
         // behind on which the next one would read the wrong answer.
         let (answer, stream) = match self.stream.take() {

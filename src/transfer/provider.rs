@@ -14,11 +14,13 @@ pub trait Provider: Send + Sync {
     /// A blob that this node has itself, or `None`; never asks another node.
     async fn blob(&self, digest: &Digest) -> Result<Option<Blob>, Refusal>;
 
-    /// An artifact, from wherever this node can get it without compiling, and
-    /// where it came from. `look`: it is not used, and counts as no hit.
+    /// An artifact of the tenant `namespace`, from wherever this node can get it without
+    /// compiling, and where it came from. Empty: the node's own tenant. `look`: it is not
+    /// used, and counts as no hit.
     async fn artifact(
         &self,
         key: &ArtifactKey,
+        namespace: &str,
         look: bool,
     ) -> Result<(SignedManifest, Blob, pb::Tier), Refusal>;
 

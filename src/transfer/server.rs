@@ -6,7 +6,7 @@
 
 use std::{future::Future, sync::Arc, time::Instant};
 
-use kiln_proto::{ArtifactKey, Digest, NodeId, convert, pb};
+use kiln_proto::{ArtifactKey, Digest, NAMESPACE_RULE, NodeId, convert, is_namespace, pb};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     sync::Semaphore,
@@ -60,6 +60,7 @@ pub(super) enum Subject {
     /// `look`: it is not used.
     Artifact {
         key: ArtifactKey,
+        namespace: String,
         look: bool,
     },
     Keep {
@@ -89,7 +90,13 @@ impl TryFrom<pb::TransferRequest> for ParsedRequest {
         let subject = match wire.subject {
             Some(Wire::Digest(bytes)) => convert::digest("digest", &bytes).map(Subject::Blob),
             Some(Wire::Key(bytes)) => {
-                convert::key("key", &bytes).map(|key| Subject::Artifact { key, look: wire.look })
+                let (namespace, look) = (wire.namespace, wire.look);
+                if !is_namespace(&namespace) {
+                    let why = format!("namespace: {NAMESPACE_RULE}");
+                    return Err(Refusal::BadRequest(why));
+                }
+                let subject = |key| Subject::Artifact { key, namespace, look };
+                convert::key("key", &bytes).map(subject)
             }
             Some(Wire::Keep(pb::Keep { digest, size, node, address })) => {
                 convert::digest("digest", &digest).map(|digest| Subject::Keep {

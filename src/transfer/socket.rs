@@ -64,8 +64,8 @@ async fn find(
         return Err(Refusal::BadRequest("a descriptor has no offset".into()));
     }
     let (manifest, blob, tier) = match asked.subject {
-        Subject::Artifact { key, look } => {
-            let (manifest, blob, tier) = provider.artifact(&key, look).await?;
+        Subject::Artifact { key, namespace, look } => {
+            let (manifest, blob, tier) = provider.artifact(&key, &namespace, look).await?;
             (Some((&manifest).into()), blob, tier)
         }
         Subject::Blob(digest) => {

@@ -33,6 +33,8 @@ struct Shelf {
     asked: AtomicUsize,
     /// Copies that were asked for: digest, size, and from whom.
     kept: Mutex<Vec<(Digest, u64, NodeId)>>,
+    /// The tenants whose artifacts were asked for.
+    tenants: Mutex<Vec<String>>,
 }
 
 /// The id of every such node.
@@ -62,8 +64,10 @@ impl Provider for Shelf {
     async fn artifact(
         &self,
         key: &ArtifactKey,
+        namespace: &str,
         _look: bool,
     ) -> Result<(SignedManifest, Blob, pb::Tier), Refusal> {
+        self.tenants.lock().push(namespace.to_owned());
         let digest = Digest::from_bytes(*key.as_bytes());
         let blob = self.blob(&digest).await?.ok_or(Refusal::NotFound)?;
         let manifest = SignedManifest {

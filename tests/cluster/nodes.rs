@@ -102,7 +102,7 @@ async fn answers_as_one_that_left(left: &TestNode, member: &TestNode, key: &Arti
 
     let socket = left.config.socket.clone().unwrap();
     let mut local = LocalClient::connect(&socket, ClientSettings::default()).await.unwrap();
-    let refused = local.fetch(key).await.unwrap_err().to_string();
+    let refused = local.fetch(key, "").await.unwrap_err().to_string();
     assert!(refused.contains("left the cluster"), "{refused}");
 
     let alone = kiln(&["ls"], &[left]).await;

@@ -114,8 +114,10 @@ impl Share {
     /// The bytes of `manifest`, from the node's socket where that works.
     pub(crate) async fn fetch(&self, manifest: &Manifest) -> Result<Fetched, CliError> {
         let key = &manifest.key;
+        let namespace = &self.namespace;
         let mapped = async {
-            fetch::fetch_local(self.socket.as_ref()?, key, fetch::Purpose::Use).await.ok()
+            let socket = self.socket.as_ref()?;
+            fetch::fetch_local(socket, key, namespace, fetch::Purpose::Use).await.ok()
         };
         let fetched = match timeout(LONG, mapped).await.ok().flatten() {
             Some(fetched) => fetched,

@@ -42,7 +42,7 @@ async fn an_artifact_arrives_as_the_nodes_own_memory() {
         let wanted = blob(size);
         let node = Node::start(Shelf::of(&[&wanted]), ServerSettings::default());
         let mut client = node.client().await;
-        let got = client.fetch(&key_of(&wanted)).await.unwrap();
+        let got = client.fetch(&key_of(&wanted), "").await.unwrap();
         assert_eq!(*got.pack, *wanted);
         assert_eq!((got.tier, got.manifest.signer), (pb::Tier::Disk, 3));
         // Larger than one read: the descriptor came with the first.
@@ -63,10 +63,27 @@ async fn what_the_node_lacks_is_not_found_and_the_connection_stays() {
     let node = Node::start(Shelf::of(&[&there]), ServerSettings::default());
     let mut client = node.client().await;
     for _ in 0..3 {
-        let refused = client.fetch(&key_of(&missing)).await.unwrap_err();
+        let refused = client.fetch(&key_of(&missing), "").await.unwrap_err();
         assert!(matches!(refused, TransferError::NotFound));
-        client.fetch(&key_of(&there)).await.unwrap();
+        client.fetch(&key_of(&there), "").await.unwrap();
     }
+}
+
+#[tokio::test]
+async fn a_client_names_its_tenant() {
+    let wanted = blob(10);
+    let shelf = Shelf::of(&[&wanted]);
+    let node = Node::start(shelf.clone(), ServerSettings::default());
+    let mut client = node.client().await;
+    for namespace in ["", "team-b", "default"] {
+        client.fetch(&key_of(&wanted), namespace).await.unwrap();
+    }
+    assert_eq!(*shelf.tenants.lock(), ["", "team-b", "default"]);
+    for bad in ["a/b", "..\n", &"n".repeat(65)] {
+        let refused = client.fetch(&key_of(&wanted), bad).await.unwrap_err();
+        assert!(refused.to_string().contains("namespace"), "{bad}: {refused}");
+    }
+    assert_eq!(shelf.tenants.lock().len(), 3, "the node was asked for what is no namespace");
 }
 
 #[tokio::test]
@@ -74,15 +91,15 @@ async fn a_client_outlives_a_restart_of_its_node() {
     let wanted = blob(10);
     let node = Node::start(Shelf::of(&[&wanted]), ServerSettings::default());
     let mut client = node.client().await;
-    client.fetch(&key_of(&wanted)).await.unwrap();
+    client.fetch(&key_of(&wanted), "").await.unwrap();
     node.stop.cancel();
     node.task.await.unwrap();
-    let away = client.fetch(&key_of(&wanted)).await.unwrap_err();
+    let away = client.fetch(&key_of(&wanted), "").await.unwrap_err();
     assert!(matches!(away, TransferError::Unreachable { .. }), "{away:?}");
     let (listener, _file) = bind_socket(&node.path, 0o600).unwrap();
     let (shelf, stop) = (Shelf::of(&[&wanted]), CancellationToken::new());
     tokio::spawn(serve_socket(listener, shelf, ServerSettings::default(), stop));
-    client.fetch(&key_of(&wanted)).await.unwrap();
+    client.fetch(&key_of(&wanted), "").await.unwrap();
 }
 
 /// A node that hands out whatever descriptor it is told to.
@@ -161,7 +178,7 @@ async fn many_fetches() {
     let mut client = node.client().await;
     let mut before = None;
     for i in 0..2000 {
-        client.fetch(&key_of(&wanted)).await.unwrap();
+        client.fetch(&key_of(&wanted), "").await.unwrap();
         let now = descriptors();
         assert!(now <= *before.get_or_insert(now), "after {i} fetches");
     }
@@ -177,8 +194,8 @@ async fn one_client_too_many_is_told_that_the_node_is_busy() {
     let settings = ServerSettings { max_connections: 1, ..Default::default() };
     let node = Node::start(Shelf::of(&[&wanted]), settings);
     let mut first = node.client().await;
-    first.fetch(&key_of(&wanted)).await.unwrap();
-    let refused = node.client().await.fetch(&key_of(&wanted)).await.unwrap_err();
+    first.fetch(&key_of(&wanted), "").await.unwrap();
+    let refused = node.client().await.fetch(&key_of(&wanted), "").await.unwrap_err();
     assert!(matches!(refused, TransferError::Busy), "{refused:?}");
 }
 
@@ -194,7 +211,7 @@ async fn an_artifact_can_be_asked_for_again_after_a_dropped_request() {
     let mut client = node.client().await;
     {
         let key = key_of(&slow);
-        let dropped = client.fetch(&key);
+        let dropped = client.fetch(&key, "");
         tokio::pin!(dropped);
         while shelf.asked.load(Ordering::SeqCst) == 0 {
             assert!(futures::poll!(&mut dropped).is_pending());
@@ -204,7 +221,7 @@ async fn an_artifact_can_be_asked_for_again_after_a_dropped_request() {
     let gate = shelf.gate.as_ref().unwrap();
     gate.notify_one();
     let key = key_of(&quick);
-    let fetch = client.fetch(&key);
+    let fetch = client.fetch(&key, "");
     let open = async {
         while shelf.asked.load(Ordering::SeqCst) < 2 {
             tokio::task::yield_now().await;
