@@ -291,7 +291,11 @@ impl SourceArgs {
             pre_includes: &of_nvrtc.pre_includes,
             beside: of_nvrtc.beside,
         };
-        let Sent { headers, tree } = includes::collect(file, &bytes, &given)?;
+        let Sent { headers, tree } = match bytes.len() < kiln_proto::MAX_MESSAGE_BYTES {
+            true => includes::collect(file, &bytes, &given)?,
+            // No node takes it, which is told of the request as a whole.
+            false => Sent::default(),
+        };
         let defines = self.define.iter().map(|define| format!("-D{define}"));
         let tree = tree.iter().flat_map(HeaderTree::options);
         Ok(pb::compile_request::Source::Cuda(pb::CudaSource {

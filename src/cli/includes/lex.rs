@@ -214,9 +214,10 @@ fn read_line(line: &[u8], found: &mut Asked) {
             continue;
         }
         let length = line[at..].iter().position(|b| !is_word(*b)).unwrap_or(line.len() - at);
-        let (word, rest) = (&line[at..at + length], trim(&line[at + length..]));
+        let word = &line[at..at + length];
         match word {
             b"__has_include" | b"__has_include_next" => {
+                let rest = trim(&line[at + length..]);
                 let name = rest.strip_prefix(b"(").and_then(|rest| literal(trim(rest)));
                 let before = line[..at].trim_ascii_end();
                 let before = before.strip_suffix(b"(").unwrap_or(before).trim_ascii_end();
