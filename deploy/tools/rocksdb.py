@@ -28,7 +28,8 @@ DEFINES = (
     "ROCKSDB_FALLOCATE_PRESENT",
     "ROCKSDB_RANGESYNC_PRESENT",
 )
-FLAGS = ("-O2", "-w", "-ffunction-sections", "-fdata-sections", "-fPIC", "-std=c++20", "-include", "cstdint")
+FLAGS = ("-O2", "-w", "-ffunction-sections", "-fdata-sections", "-fPIC", "-std=c++20")
+FLAGS += ("-include", "cstdint")
 # A unit takes up to this many bytes while it compiles (gcc 12, a unit of an eighth).
 UNIT_BYTES = 2 << 30
 
@@ -87,9 +88,9 @@ def compiled(crate: Path, lz4: Path, unit: list[str], stem: Path) -> list[Path]:
     text, result = stem.with_suffix(".cc"), stem.with_suffix(".o")
     text.write_text("".join(f'#include "{name}"\n' for name in unit), encoding="utf-8")
     includes = [f"-I{crate / folder}" for folder in ("rocksdb/include", "rocksdb", ".")]
+    compiler = [os.environ.get("CXX", "c++"), *FLAGS, *(f"-D{name}" for name in DEFINES)]
     run = subprocess.run(
-        [os.environ.get("CXX", "c++"), *FLAGS, *(f"-D{name}" for name in DEFINES), *includes, f"-I{lz4}"]
-        + ["-c", text, "-o", result],
+        [*compiler, *includes, f"-I{lz4}", "-c", text, "-o", result],
         capture_output=True,
         text=True,
         check=False,
