@@ -30,11 +30,10 @@ put() {
 }
 
 install_() {
-    local program=$1 scratch shell
+    local program=$1 shell
     [ -x "$program" ] || die "$program is no program: cargo build"
     scratch=$(mktemp -d)
-    # shellcheck disable=SC2064 # the folder of now
-    trap "rm -rf '$scratch'; rm -f '$list.part'" EXIT
+    trap 'rm -rf "$scratch"; rm -f "$list.part"' EXIT
     # Before anything is replaced: a program that does not run here is not installed.
     "$program" man --dir "$scratch/man1" >/dev/null
     for shell in bash zsh fish; do "$program" completions "$shell" >"$scratch/$shell"; done

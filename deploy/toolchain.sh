@@ -136,11 +136,12 @@ libclang() {
 # target folder and checkout.
 rocksdb() {
     [ -z "${ROCKSDB_LIB_DIR:-}" ] || return 0
-    local version folder
+    local version folder sum
     version=$(awk '/^name = "librocksdb-sys"$/ { getline; gsub(/[^0-9.+]/, ""); print; exit }' \
         "$here/../Cargo.lock")
     [ -n "$version" ] || die "Cargo.lock names no librocksdb-sys"
-    folder=$cache/rocksdb-$version
+    sum=$(cksum <"$here/tools/rocksdb.py")
+    folder=$cache/rocksdb-$version-${sum%% *}
     [ -f "$folder/lib/librocksdb.a" ] || locked rocksdb rocksdb_now "$folder"
     export_ ROCKSDB_LIB_DIR "$folder/lib"
     export_ ROCKSDB_STATIC 1
@@ -155,12 +156,12 @@ rocksdb_now() {
         python3 -c 'import json, os, sys
 for package in json.load(sys.stdin)["packages"]:
     if package["name"] in ("librocksdb-sys", "lz4-sys"):
-        print(package["name"], os.path.dirname(package["manifest_path"]))') ||
+        print(package["name"], os.path.dirname(package["manifest_path"]), sep="\t")') ||
         die "cargo could not fetch what Cargo.lock names"
     rm -rf "$folder.part"
     mkdir -p "$folder.part/lib"
-    python3 "$here/tools/rocksdb.py" "$(awk '/^librocksdb-sys / { print $2 }' <<<"$packages")" \
-        "$(awk '/^lz4-sys / { print $2 }' <<<"$packages")/liblz4/lib" \
+    python3 "$here/tools/rocksdb.py" "$(sed -n 's/^librocksdb-sys\t//p' <<<"$packages")" \
+        "$(sed -n 's/^lz4-sys\t//p' <<<"$packages")/liblz4/lib" \
         "$folder.part/lib/librocksdb.a" 9>&- || die "RocksDB did not compile"
     mv "$folder.part" "$folder"
 }

@@ -3,10 +3,13 @@
 The crate compiles its 340 files one by one, and most of that time goes into headers that all of
 them read again. Here a few units include many files each, in the crate's own order, with the
 crate's own defines: the same code in a quarter of the time.
+
+Invariant: ARCHIVE is whole or not there, and names no folder of this machine.
 """
 
 import hashlib
 import os
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -65,7 +68,9 @@ def main() -> None:
                 pool.shutdown(cancel_futures=True)
                 raise SystemExit(str(refused)) from None
             print(f"toolchain: RocksDB: {count} of {len(jobs)} units", file=sys.stderr, flush=True)
-        subprocess.run([os.environ.get("AR", "ar"), "crs", archive, *sorted(objects)], check=True)
+        whole = Path(scratch) / archive.name
+        subprocess.run([os.environ.get("AR", "ar"), "crs", whole, *sorted(objects)], check=True)
+        whole.replace(archive)
 
 
 class Refused(Exception):
@@ -77,7 +82,7 @@ def divided(crate: Path, sources: list[str], count: int) -> list[list[str]]:
     sizes = [(crate / name).stat().st_size for name in sources]
     units: list[list[str]] = [[] for _ in range(count)]
     before = 0
-    for name, size in zip(sources, sizes, strict=True):
+    for name, size in zip(sources, sizes):
         units[count * before // sum(sizes)].append(name)
         before += size
     return [unit for unit in units if unit]
@@ -88,7 +93,10 @@ def compiled(crate: Path, lz4: Path, unit: list[str], stem: Path) -> list[Path]:
     text, result = stem.with_suffix(".cc"), stem.with_suffix(".o")
     text.write_text("".join(f'#include "{name}"\n' for name in unit), encoding="utf-8")
     includes = [f"-I{crate / folder}" for folder in ("rocksdb/include", "rocksdb", ".")]
-    compiler = [os.environ.get("CXX", "c++"), *FLAGS, *(f"-D{name}" for name in DEFINES)]
+    # Messages name the file that they are of.
+    flags = [*FLAGS, f"-ffile-prefix-map={crate}/=", f"-ffile-prefix-map={stem.parent}/="]
+    flags += [f"-D{name}" for name in DEFINES]
+    compiler = [*shlex.split(os.environ.get("CXX", "c++")), *flags]
     run = subprocess.run(
         [*compiler, *includes, f"-I{lz4}", "-c", text, "-o", result],
         capture_output=True,

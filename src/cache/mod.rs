@@ -29,7 +29,7 @@ pub use collect::{CollectSettings, Collected, Collector, PackIndex, PackState};
 pub use disk::{DiskCounters, DiskSettings, DiskTier, Piece, Renewed, Swept};
 pub use eviction::{Candidate, CostAware, EvictionSettings, Lru, Policy, Rank};
 pub use memory::{MemorySettings, MemoryTier};
-pub use object::{ObjectName, ObjectSettings, ObjectTier, StoredPack};
+pub use object::{ObjectName, ObjectSettings, ObjectTier, STORE_MARKER, StoredPack};
 pub use tier::{
     Change, Health, Hints, IndexError, Presence, Priority, Removal, Tier, TierError, TierName,
     Usage,

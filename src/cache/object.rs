@@ -40,7 +40,10 @@ use object_store::{
 };
 
 use self::gate::Gate;
-pub use self::{name::ObjectName, settings::ObjectSettings};
+pub use self::{
+    name::ObjectName,
+    settings::{MARKER as STORE_MARKER, ObjectSettings},
+};
 use super::{Blob, BlobWriter, Health, TierError, TierName, meter};
 
 /// Times that a broken download goes on where it stopped.

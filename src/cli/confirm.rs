@@ -32,6 +32,7 @@ impl YesArgs {
             false => Err(CliError::Refused("nothing was done".into())),
         }
     }
+
     /// As [`Self::confirm`], of what is more than one named thing: a script has to say
     /// `--yes`, which `otherwise` tells it.
     pub(crate) fn confirm_many(self, what: &str, otherwise: &str) -> Result<(), CliError> {

@@ -97,7 +97,15 @@ impl Check {
 }
 
 impl Doctor {
-    pub(crate) async fn run(self) -> Result<(), CliError> {
+    pub(crate) fn run(self) -> Result<(), CliError> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let result = runtime.block_on(self.look());
+        // A disk that hangs is told of, and not waited for.
+        runtime.shutdown_background();
+        result
+    }
+
+    async fn look(self) -> Result<(), CliError> {
         let mut flags = self.settings.clone();
         flags.extend(self.data_dir.iter().map(|d| ("data_dir".into(), d.display().to_string())));
         let layers =

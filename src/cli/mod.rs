@@ -188,7 +188,7 @@ impl Command {
             Self::Completions(command) => command.run(Cli::command()),
             Self::Man(command) => command.run(Cli::command()),
             Self::Version(command) => client(command.run()),
-            Self::Doctor(command) => client(command.run()),
+            Self::Doctor(command) => command.run(),
             // Its exit code is its command's.
             Self::Run(command) => return command.run(),
             Self::Top(command) => client(command.run()),

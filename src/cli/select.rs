@@ -100,7 +100,8 @@ pub(crate) struct Selected {
 impl Selection {
     /// Asks one node. May be repeated at another one.
     pub(crate) async fn find(&self, client: &mut Client) -> Result<Selected, CliError> {
-        let before = self.filters.older_than.map(|age| unix_ms().saturating_sub(milliseconds(age)));
+        let before =
+            self.filters.older_than.map(|age| unix_ms().saturating_sub(milliseconds(age)).max(1));
         if let Some(order) = self.order
             && (1..=MOST_ORDERED).contains(&self.limit)
             && let Some(first) = self.first(client, order, before).await?

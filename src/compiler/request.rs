@@ -241,7 +241,10 @@ impl CudaSource {
                 )));
             }
         }
-        Ok(())
+        match tree.conflict(self.headers.keys().map(String::as_str)) {
+            Some(why) => Err(invalid(format!("the headers are no tree of files: {why}"))),
+            None => Ok(()),
+        }
     }
 
     /// An include that leaves the include path would make the output depend on

@@ -31,7 +31,6 @@ pub(super) struct Missed {
 #[derive(Default)]
 pub(super) struct Misses {
     missed: HashMap<ArtifactKey, Missed>,
-    leases: usize,
     /// None of them ends before.
     next: Option<Instant>,
 }
@@ -56,7 +55,7 @@ impl Misses {
 
     /// Whether other clients may wait for this one.
     pub(super) fn has_leases(&self) -> bool {
-        self.leases > 0
+        self.missed.values().any(|missed| missed.lease.as_ref().is_some_and(|l| !l.is_lost()))
     }
 
     /// When [`expire`](Self::expire) has something to do next.
@@ -71,14 +70,13 @@ impl Misses {
         {
             self.end(&oldest, Outcome::Unfilled, values).await;
         }
-        self.leases += usize::from(missed.lease.is_some());
         self.next = Some(self.next.map_or(missed.until, |next| next.min(missed.until)));
         self.missed.insert(key, missed);
     }
 
     /// The client SETs `key`: the seconds since it missed it, and its lease.
     pub(super) fn fill(&mut self, key: &ArtifactKey, values: &Values) -> (f64, Option<Lease>) {
-        match self.remove(key) {
+        match self.missed.remove(key) {
             None => (0.0, None),
             Some(missed) => {
                 values.families.count(&missed.family, Outcome::Filled);
@@ -108,15 +106,9 @@ impl Misses {
     }
 
     async fn end(&mut self, key: &ArtifactKey, outcome: Outcome, values: &Values) {
-        let Some(missed) = self.remove(key) else { return };
+        let Some(missed) = self.missed.remove(key) else { return };
         // Another connection of the same client may have done it.
         let outcome = if values.is_stored(key).await { Outcome::Filled } else { outcome };
         values.families.count(&missed.family, outcome);
-    }
-
-    fn remove(&mut self, key: &ArtifactKey) -> Option<Missed> {
-        let missed = self.missed.remove(key)?;
-        self.leases -= usize::from(missed.lease.is_some());
-        Some(missed)
     }
 }

@@ -15,7 +15,9 @@ use url::Url;
 use crate::cache::{TierError, TierName};
 
 /// The file that shows that a folder is the one it should be.
-const MARKER: &str = ".kiln-store";
+/// The file by which a folder is known as a store: while it is missing, the folder may be one
+/// on which the store's device is not mounted.
+pub const MARKER: &str = ".kiln-store";
 
 /// How to reach the store, besides its URL.
 #[derive(Clone, PartialEq, Serialize, Deserialize)]

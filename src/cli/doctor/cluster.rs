@@ -91,9 +91,10 @@ mod tests {
     #[tokio::test]
     async fn no_node_is_no_problem_and_one_that_does_not_answer_is() {
         assert_eq!(check(None).await[0].state, State::Off);
-        let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        // Bound, so that nobody else has the port, and not listening.
+        let closed = tokio::net::TcpSocket::new_v4().unwrap();
+        closed.bind(([127, 0, 0, 1], 0).into()).unwrap();
         let address = closed.local_addr().unwrap().to_string();
-        drop(closed);
         let why = clock(&address).await.unwrap_err();
         assert_eq!(unreachable("node 2", &address, &why).state, State::Problem);
     }

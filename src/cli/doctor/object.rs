@@ -2,14 +2,15 @@
 //!
 //! Invariant: the probe's object is deleted, or the check says that it is left.
 
-use std::path::Path;
+use std::path::PathBuf;
 
 use kiln::{
-    cache::{Blob, ObjectName, ObjectTier},
+    cache::{Blob, ObjectName, ObjectTier, STORE_MARKER},
     config::Config,
     node,
 };
 use kiln_proto::Digest;
+use url::Url;
 
 use super::Check;
 
@@ -20,10 +21,15 @@ pub(super) async fn check(config: &Config) -> Vec<Check> {
         let advice = "artifacts live on the nodes' disks alone; set object.url to keep them";
         return vec![Check::off(NAME, "object.url is not set", advice)];
     };
-    // Opening makes a folder that is not there: that is for the node to do.
-    if let Some(folder) = url.strip_prefix("file://").map(Path::new).filter(|path| !path.exists()) {
-        let advice = "kiln serve makes it, where it may";
-        return vec![Check::off(NAME, format!("{} does not exist yet", folder.display()), advice)];
+    // Opening makes the folder and what it is known by: that is for the node to do, and it
+    // would hide that nothing is mounted there.
+    if let Some(folder) = Url::parse(&url).ok().and_then(|url| folder(&url)) {
+        let marker = folder.join(STORE_MARKER);
+        if !tokio::fs::try_exists(&marker).await.unwrap_or(false) {
+            let said = format!("{} is no store yet, or is not mounted", folder.display());
+            let advice = "mount it, if a node has used it before; kiln serve begins a new one";
+            return vec![Check::off(NAME, said, advice)];
+        }
     }
     let advice = "see its address (object.url, object.endpoint), the credentials (AWS_*, or \
                   object.profile), and that they may put, get and delete objects there";
@@ -34,6 +40,10 @@ pub(super) async fn check(config: &Config) -> Vec<Check> {
         }
         Err(why) => Check::problem(NAME, format!("{url}: {why}"), advice),
     }]
+}
+
+fn folder(url: &Url) -> Option<PathBuf> {
+    (url.scheme() == "file").then(|| url.to_file_path().ok()).flatten()
 }
 
 /// Whether the store takes "create if absent".
@@ -82,6 +92,9 @@ mod tests {
         assert_eq!(check(&config).await[0].state, State::Off, "it is not there yet");
         assert!(!store.exists());
         std::fs::create_dir(&store).unwrap();
+        assert_eq!(check(&config).await[0].state, State::Off, "perhaps it is not mounted");
+        assert_eq!(std::fs::read_dir(&store).unwrap().count(), 0);
+        std::fs::write(store.join(STORE_MARKER), "").unwrap();
         let checks = check(&config).await;
         assert_eq!(checks[0].state, State::Ok, "{checks:?}");
         let mut folders = vec![store];
@@ -89,8 +102,7 @@ mod tests {
             for entry in std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap()) {
                 match entry.file_type().unwrap().is_dir() {
                     true => folders.push(entry.path()),
-                    // That shows the node whether it is the same store.
-                    false => assert_eq!(entry.file_name(), ".kiln-store"),
+                    false => assert_eq!(entry.file_name(), STORE_MARKER),
                 }
             }
         }

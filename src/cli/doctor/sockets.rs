@@ -29,11 +29,11 @@ pub(super) async fn check(config: &Config) -> Vec<Check> {
 
 async fn one(key: &str, path: &Path, config: &Config) -> Check {
     let shown = path.display();
-    let found = match std::fs::metadata(path) {
+    let found = match tokio::fs::metadata(path).await {
         Err(e) if e.kind() == ErrorKind::NotFound => {
             let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
             let parent = parent.unwrap_or(Path::new("."));
-            return match parent.is_dir() {
+            return match tokio::fs::metadata(parent).await.is_ok_and(|found| found.is_dir()) {
                 true => Check::off(key, format!("{shown} is not there"), "kiln serve makes it"),
                 false => Check::problem(
                     key,

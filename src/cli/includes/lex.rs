@@ -111,8 +111,7 @@ fn code(text: &[u8], raw_strings: bool) -> Vec<u8> {
                 }
                 None => 1,
             },
-            // In a number it separates digits.
-            b'\'' if line.last().is_some_and(u8::is_ascii_digit) => 1,
+            b'\'' if ends_in_a_number(line) => 1,
             b'"' | b'\'' => string(after, byte) + 1,
             _ => 1,
         };
@@ -133,6 +132,13 @@ fn until(text: &[u8], ends: impl Fn(u8) -> bool) -> usize {
         Some(at) => at + 1,
         None => text.len(),
     }
+}
+
+/// Whether a quote after this separates digits: what it is part of begins with one.
+fn ends_in_a_number(line: &[u8]) -> bool {
+    let part = |b: &u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'\'');
+    let length = line.iter().rev().take_while(|b| part(b)).count();
+    line[line.len() - length..].first().is_some_and(u8::is_ascii_digit)
 }
 
 /// Length of what follows the opening quote, to the closing one or the line's end.

@@ -110,11 +110,11 @@ impl Found {
         let bases = self.bases(source, folders);
         let name = |path: &Path| name_of(path, &bases);
         let mut sent = Sent::default();
-        let mut tree = HeaderTree::default();
-        tree.source = match self.used.contains(source) {
+        let source = match self.used.contains(source) {
             true => name(source)?,
             false => NOWHERE.into(),
         };
+        let mut tree = HeaderTree { source, ..HeaderTree::default() };
         for folder in folders.iter().filter(|folder| self.used.contains(*folder)) {
             let folder = name(folder)?;
             if !tree.include.contains(&folder) {
