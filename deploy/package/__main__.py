@@ -28,7 +28,7 @@ from wheel import write_wheel
 ROOT = Path(__file__).resolve().parents[2]
 SHELLS = {
     "bash": "share/bash-completion/completions/kiln",
-    "zsh": "share/zsh/vendor-completions/_kiln",
+    "zsh": "share/zsh/site-functions/_kiln",
     "fish": "share/fish/vendor_completions.d/kiln.fish",
 }
 

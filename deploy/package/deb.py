@@ -51,6 +51,9 @@ Comment:
 def write_deb(root: Path, tree: Path, needs: Needs, version: str, out: Path, work: Path) -> None:
     """Packs `tree` below /usr; the times of its files are SOURCE_DATE_EPOCH's."""
     shutil.copytree(tree, work / "usr")
+    # Below /usr zsh looks here for what packages bring, and below /usr/local where it lies.
+    zsh = work / "usr/share/zsh"
+    (zsh / "site-functions").rename(zsh / "vendor-completions")
     doc = work / "usr/share/doc/kiln"
     # Debian has the licence's text already.
     (doc / "LICENSE").unlink()

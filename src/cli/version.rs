@@ -1,7 +1,7 @@
 //! `kiln version`: what this program is, and which formats it reads and writes.
 //!
-//! Invariant: no node is asked and no library loaded; what `--json` prints has the same fields in every version
-//! from this one on.
+//! Invariant: no node is asked, and a child alone loads NVRTC, for `--json`; what that prints
+//! has the same fields in every version from this one on.
 
 use std::{path::PathBuf, time::Duration};
 
