@@ -25,10 +25,17 @@ pub(super) async fn check(config: &Config) -> Vec<Check> {
     // would hide that nothing is mounted there.
     if let Some(folder) = Url::parse(&url).ok().and_then(|url| folder(&url)) {
         let marker = folder.join(STORE_MARKER);
-        if !tokio::fs::try_exists(&marker).await.unwrap_or(false) {
-            let said = format!("{} is no store yet, or is not mounted", folder.display());
-            let advice = "mount it, if a node has used it before; kiln serve begins a new one";
-            return vec![Check::off(NAME, said, advice)];
+        match tokio::fs::try_exists(&marker).await {
+            Ok(true) => {}
+            Ok(false) => {
+                let said = format!("{} is no store yet, or is not mounted", folder.display());
+                let advice = "mount it, if a node has used it before; kiln serve begins a new one";
+                return vec![Check::off(NAME, said, advice)];
+            }
+            Err(e) => {
+                let advice = "name a folder that this user may read and write";
+                return vec![Check::problem(NAME, format!("{}: {e}", folder.display()), advice)];
+            }
         }
     }
     let advice = "see its address (object.url, object.endpoint), the credentials (AWS_*, or \
