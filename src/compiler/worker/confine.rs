@@ -1,9 +1,9 @@
 //! What a worker may still touch once its library is loaded.
 //!
-//! Invariant: where the kernel has Landlock, a source can read CUDA's headers,
-//! its own, and nothing else of the machine, whatever its macros spell: so no file of
-//! the host enters an output or an error message. Without Landlock the daemon
-//! warns, and [`super::super::request`] still refuses what is spelled plainly.
+//! Invariant: where the kernel has Landlock, a source can read CUDA's headers, the folder of
+//! NVRTC's library, its own files, and nothing else of the machine, whatever its macros
+//! spell. Without Landlock the daemon warns: [`super::super::request`] refuses what is
+//! spelled plainly, but not in a source whose headers are a tree.
 
 use std::path::Path;
 
@@ -17,7 +17,8 @@ use landlock::{
 const WANTED: ABI = ABI::V6;
 
 /// Leaves this thread, and those it starts, read access to `library`'s folder
-/// and `include`, and all access to `own`, the worker's folder. Returns whether the kernel enforces it.
+/// and `include`, and all access to `own`, the worker's folder. Returns whether the kernel
+/// enforces it.
 pub(super) fn confine(library: &Path, include: &[String], own: &Path) -> Result<bool, Failure> {
     let readable = include.iter().map(Path::new).chain(library.parent());
     let read: BitFlags<AccessFs> = AccessFs::from_read(WANTED);
