@@ -106,8 +106,10 @@ async fn on_a_terminal_kiln_dev_says_what_to_type_next() {
     let folder = tempfile::tempdir().unwrap();
     let kiln = env!("CARGO_BIN_EXE_kiln");
     let dir = folder.path().display();
-    let line = format!("{kiln} dev --nodes 1 --ready-timeout 100s --dir '{dir}'");
+    // No shell stays between the terminal and kiln, whose own exit code is what counts.
+    let line = format!("exec '{kiln}' dev --nodes 1 --ready-timeout 100s --dir '{dir}'");
     let mut command = Command::new("script");
+    command.env("SHELL", "/bin/sh");
     command.args(["--quiet", "--flush", "--return", "--command", &line, "/dev/null"]);
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).kill_on_drop(true);
     let mut terminal = command.spawn().expect("script, of bsdutils, is there");
