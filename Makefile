@@ -5,7 +5,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .PHONY: faults faults-long faults-crash faults-planted
-.PHONY: test-readme
+.PHONY: test-readme fuzz
 .PHONY: install uninstall dist test-dist
 .PHONY: help build demo test test-dashboard test-python test-torch test-clients test-gpu test-kube test-compose test-vllm
 .PHONY: check bench format lint helm python python-wire errors
@@ -93,6 +93,14 @@ faults-crash: ## real nodes, killed 25 times at each durable step and restarted;
 
 faults-planted: ## planted bugs, one at a time: the simulation and the tests must see each
 	$(call toolchain,test) && python3 -B tests/faults/planted.py $(PLANTED)
+
+# FUZZ: more words for it, as `--seconds 600 resp`; `--help` names the targets. A stable
+# compiler has what cargo-fuzz asks for, behind a variable.
+fuzz: ## strangers' bytes at each way in, a minute each; what does harm is kept
+	$(call toolchain,fuzz) && folder=$${KILN_CACHE:-$${XDG_CACHE_HOME:-$$HOME/.cache}/kiln}/fuzz && \
+	RUSTC_BOOTSTRAP=1 cargo fuzz build --fuzz-dir tests/fuzz --target-dir "$$folder/target" && \
+	python3 -B tests/fuzz --folder "$$folder" \
+		--binaries "$$folder/target/$$(rustc -vV | awk '/^host/ { print $$2 }')/release" $(FUZZ)
 
 python-wire: ## write the wire format that python/ ships, from proto/
 	$(call toolchain,build) && \

@@ -9,8 +9,8 @@
 # clients (and real clients of the RESP port), dashboard (and NVRTC, Chromium,
 # tmux), torch (build, and PyTorch in a virtual environment: 6 GB), kube (test, and
 # what makes images and networks), compose (check, and networks), faults (test, and
-# networks), dist (build, and what makes packages), bare (demo, and what makes system roots);
-# kube, compose, faults and bare need root, and say so.
+# networks), dist (build, and what makes packages), bare (demo, and what makes system roots),
+# fuzz (build, and cargo-fuzz); kube, compose, faults and bare need root, and say so.
 #
 # Everything lands in one cache folder, complete or not at all, and is found
 # there the next time within a fraction of a second. No root is needed but for a
@@ -26,9 +26,9 @@ cache=${KILN_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/kiln}
 paths=()
 
 case $goal in
-    build | demo | test | check | clients | dashboard | torch | kube | compose | faults | dist | bare) ;;
+    build | demo | test | check | clients | dashboard | torch | kube | compose | faults | dist | bare | fuzz) ;;
     *)
-        echo "usage: $0 build|demo|test|check|clients|dashboard|torch|kube|compose|faults|dist|bare" >&2
+        echo "usage: $0 build|demo|test|check|clients|dashboard|torch|kube|compose|faults|dist|bare|fuzz" >&2
         exit 2
         ;;
 esac
@@ -253,6 +253,21 @@ dashboard() {
     apt chromium fonts-dejavu-core
 }
 
+# No wheel has it: compiled once, from crates.io.
+fuzzer() {
+    command -v cargo-fuzz >/dev/null && return
+    local folder=$cache/cargo-fuzz-0.13.2
+    [ -x "$folder/bin/cargo-fuzz" ] || locked cargo-fuzz fuzzer_now "$folder"
+    paths+=("$folder/bin")
+}
+
+fuzzer_now() {
+    [ -x "$1/bin/cargo-fuzz" ] && return
+    say "compiling cargo-fuzz once"
+    cargo install --quiet --locked --version 0.13.2 --root "$1" cargo-fuzz >&2 9>&- ||
+        die "cargo-fuzz could not be installed"
+}
+
 # What cannot be had is said before anything is compiled.
 case $goal in kube | compose | faults | bare) root ;; esac
 case $goal in
@@ -280,6 +295,7 @@ case $goal in
 esac
 case $goal in check) linters ;; esac
 case $goal in clients) clients ;; esac
+case $goal in fuzz) fuzzer ;; esac
 case $goal in dist) python3 -m pip --version >/dev/null 2>&1 || apt python3-pip ;; esac
 case $goal in dashboard) dashboard ;; esac
 for path in "${paths[@]}"; do

@@ -173,3 +173,73 @@ fn files_that_are_there_stay_where_they_are_to_be_kept() {
     assert_eq!(mode & 0o7700, 0o700, "executable, and never set-user-id: {mode:o}");
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 3, "nothing staged is left");
 }
+
+/// A change that a disk, a bucket or its owner could make; what it was made of, at times.
+fn mutated(rng: &mut impl FnMut() -> u64, bytes: &[u8]) -> Vec<u8> {
+    let mut out = bytes.to_vec();
+    let at = |rng: &mut dyn FnMut() -> u64, most: usize| (rng() % (most.max(1) as u64)) as usize;
+    for _ in 0..=at(rng, 3) {
+        let (from, to) = (at(rng, out.len()), at(rng, out.len() + 1));
+        match rng() % 6 {
+            0 if !out.is_empty() => out[from] ^= 1 << (rng() % 8),
+            1 if !out.is_empty() => out[from] = rng() as u8,
+            2 => out.insert(to, rng() as u8),
+            3 => out.truncate(to),
+            4 if from < to => drop(out.drain(from..to)),
+            _ if from < to => {
+                let copied = out[from..to].to_vec();
+                let place = at(rng, out.len());
+                out.splice(place..place, copied);
+            }
+            _ => {}
+        }
+    }
+    out
+}
+
+/// 10,000 of each: no change of a signed manifest or of a pack is taken for the real one.
+#[test]
+fn no_mutation_of_a_manifest_or_a_pack_is_accepted() {
+    let (manifest, blob) = artifact(&FILES);
+    let other = artifact(&[("a.cubin", "FLE")]).0;
+    let identity = |node: u8| {
+        let key = ed25519_dalek::SigningKey::from_bytes(&[node; 32]);
+        kiln_proto::NodeIdentity::new(node.into(), key)
+    };
+    let (signer, key) = (identity(1), manifest.key);
+    let signed = signer.sign(manifest.clone()).unwrap();
+    let others = [signer.sign(other).unwrap(), identity(2).sign(manifest.clone()).unwrap()];
+    let accepted =
+        |signed: &kiln_proto::SignedManifest| signed.verify(&signer.verifying_key(), &key).is_ok();
+    assert!(accepted(&signed));
+    // xorshift: the same changes each time.
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut rng = move || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state
+    };
+    let (mut manifests, mut packs) = (0, 0);
+    while manifests < 10_000 {
+        let mut altered = signed.clone();
+        match rng() % 5 {
+            0 | 1 => altered.bytes = mutated(&mut rng, &signed.bytes),
+            2 => altered.signature = mutated(&mut rng, &signed.signature),
+            // Parts of what this or another node signed, put together anew.
+            3 => altered.bytes = others[(rng() % 2) as usize].bytes.clone(),
+            _ => altered.signature = others[(rng() % 2) as usize].signature.clone(),
+        }
+        if altered != signed {
+            assert!(!accepted(&altered), "{:x?} {:x?}", altered.bytes, altered.signature);
+            manifests += 1;
+        }
+    }
+    while packs < 10_000 {
+        let altered = mutated(&mut rng, &blob);
+        if altered[..] != blob[..] {
+            assert!(verify_files(&manifest, &altered).is_err(), "{altered:x?}");
+            packs += 1;
+        }
+    }
+}

@@ -51,6 +51,8 @@ pub mod dashboard;
 pub mod emergency;
 pub mod error;
 pub mod exec;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 pub mod gate;
 pub mod identity;
 pub mod manager;

@@ -24,9 +24,12 @@ type Request = AppendEntriesRequest<Types>;
 
 /// Whether the entries follow `prev_log_id` without a hole.
 pub(crate) fn is_gapless(request: &Request) -> bool {
-    let first = request.prev_log_id.map_or(0, |id| id.index + 1);
-    let wanted = first..;
-    wanted.zip(&request.entries).all(|(index, entry)| entry.index() == index)
+    let mut before = request.prev_log_id.map(|id| id.index);
+    request.entries.iter().all(|entry| {
+        let next = before.map_or(Some(0), |index| index.checked_add(1));
+        before = Some(entry.index());
+        next == before
+    })
 }
 
 /// `requests` up to the first with a hole, or that says what the one before it said. The log

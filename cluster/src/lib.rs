@@ -26,6 +26,8 @@ mod environment;
 mod error;
 mod figures;
 mod finish;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 mod housekeeping;
 mod identity;
 mod index;

@@ -7,6 +7,8 @@
 mod epochs;
 mod leases;
 mod members;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod model;
 mod packs;
 mod references;
 mod uses;

@@ -19,6 +19,8 @@ mod connection;
 mod counters;
 mod decode;
 mod families;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod get;
 mod info;
 mod keys;

@@ -23,6 +23,8 @@
 mod client;
 mod error;
 mod frame;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod local;
 mod peers;
 mod pool;
