@@ -6,7 +6,7 @@
 use kiln_proto::{ArtifactKey, Digest, Manifest, NodeId};
 
 use crate::{
-    command::{Change, Command, NewNode, OrderedWrite, Publication},
+    command::{Change, Command, NewNode, OrderedWrite, Publication, Revocation},
     error::ClusterError,
     watch::Nodes,
     writes::MOST_OPEN,
@@ -64,6 +64,10 @@ pub(crate) fn check(nodes: &Nodes, from: NodeId, command: &Command) -> Result<()
             wanted.check().map_err(ClusterError::Invalid)
         }
         Command::RetireAbsent { asked, .. } => bounded(asked.nodes.len(), "nodes"),
+        Command::Revoke(revocation) => {
+            own(revocation.by)?;
+            check_revocation(nodes, revocation)
+        }
         Command::Facts { node, .. }
         | Command::SetVoter { node, .. }
         | Command::OpenSession { node, .. } => own(*node),
@@ -140,12 +144,35 @@ fn check_publication(nodes: &Nodes, publication: &Publication) -> Result<Manifes
     let signer = nodes.get(&manifest.signer).filter(|node| !node.left).ok_or_else(|| {
         ClusterError::invalid(format!("node {} is not registered", manifest.signer))
     })?;
+    check_signer(nodes, manifest.signer)?;
     let signed = manifest.verify(&signer.key, &publication.key).map_err(ClusterError::invalid)?;
     let same = manifest.signer == publication.node
         && signed.pack_digest == publication.pack
         && signed.pack_size == publication.pack_size
         && signed.compile_seconds.to_bits() == publication.compile_seconds.to_bits();
     if same { Ok(signed) } else { Err(ClusterError::invalid("it differs from its manifest")) }
+}
+
+/// Whether what `node` signs is taken.
+pub(crate) fn check_signer(nodes: &Nodes, node: NodeId) -> Result<(), ClusterError> {
+    match nodes.get(&node).and_then(|info| info.revoked.as_ref()) {
+        None => Ok(()),
+        Some(revoked) => Err(ClusterError::invalid(format!(
+            "node {node}'s signature was revoked: {}",
+            revoked.reason
+        ))),
+    }
+}
+
+fn check_revocation(nodes: &Nodes, revocation: &Revocation) -> Result<(), ClusterError> {
+    if !nodes.contains_key(&revocation.signer) {
+        let why = format!("there was never a node {}", revocation.signer);
+        return Err(ClusterError::invalid(why));
+    }
+    match revocation.reason.len() <= LONGEST_MESSAGE {
+        true => Ok(()),
+        false => Err(ClusterError::invalid("the reason is too long")),
+    }
 }
 
 /// A whole is committed with the pieces that its manifest names, and nothing else is.
@@ -188,7 +215,8 @@ mod tests {
         let node = |id: u64| {
             let key = SigningKey::from_bytes(&[id as u8; 32]).verifying_key();
             let (facts, candidate) = (NodeFacts::default(), [id as u8; 16]);
-            (id, NodeInfo { facts, key, left: false, away: false, eligible: true, candidate })
+            let (left, away, eligible, revoked) = (false, false, true, None);
+            (id, NodeInfo { facts, key, left, away, eligible, revoked, candidate })
         };
         (1..=3).map(node).collect()
     }

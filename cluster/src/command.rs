@@ -140,6 +140,21 @@ pub(crate) enum Command {
     /// How often one node gave each key's artifact to a client. The leader writes the time
     /// in Unix milliseconds, whatever the node says.
     Use { node: NodeId, hits: Vec<(ArtifactKey, u32)>, at_unix_ms: u64 },
+    /// What a node signed counts no more.
+    Revoke(Revocation),
+}
+
+/// A signer that is revoked.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Revocation {
+    pub signer: NodeId,
+    /// Whether the artifacts that it signed before stay.
+    pub keep: bool,
+    pub reason: String,
+    /// The node that was asked for it.
+    pub by: NodeId,
+    /// The leader writes it, whatever the node says.
+    pub at_unix_ms: u64,
 }
 
 /// Who said that they do not have an artifact's bytes.
@@ -221,6 +236,8 @@ pub(crate) enum Response {
     NotProven,
     /// This piece has no artifact of the pack that the whole was made with.
     NoPiece(ArtifactKey),
+    /// How many artifacts went.
+    Removed(u64),
 }
 
 impl fmt::Display for Command {
@@ -287,6 +304,7 @@ impl fmt::Display for Command {
             Self::CommitWhole { publication: p, pieces, .. } => {
                 write!(f, "publish {} of {} pieces under {}", p.key.short(), pieces.len(), p.token)
             }
+            Self::Revoke(r) => write!(f, "revoke the signer {}", r.signer),
             Self::Want(w) => write!(f, "want {} pieces of {}", w.pieces.len(), w.whole.short()),
         }
     }

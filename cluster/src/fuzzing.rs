@@ -89,8 +89,9 @@ fn facts() -> NodeFacts {
 /// The members 1 to 3, as a leader sees them.
 fn nodes() -> Nodes {
     let node = |id: u8| {
-        let (left, away, eligible, candidate) = (false, false, true, [id; 16]);
-        let info = NodeInfo { facts: facts(), key: signing(id), left, away, eligible, candidate };
+        let (left, away, eligible, revoked) = (false, false, true, None);
+        let (facts, key, candidate) = (facts(), signing(id), [id; 16]);
+        let info = NodeInfo { facts, key, left, away, eligible, revoked, candidate };
         (NodeId::from(id), info)
     };
     (1..=3).map(node).collect()

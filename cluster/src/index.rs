@@ -16,7 +16,7 @@ use kiln_proto::{ArtifactKey, Digest, Failure, NodeId, SignedManifest, Token};
 use tokio::{sync::broadcast, time::Instant};
 
 use crate::{
-    command::{Asked, Change, Command, Publication, Response},
+    command::{Asked, Change, Command, Publication, Response, Revocation},
     entry::{Entry, Published, Put, PutMode, Retired},
     error::ClusterError,
     leases::{Lease, Leases},
@@ -301,9 +301,37 @@ impl Index {
         self.replica.nodes().get(&id).cloned()
     }
 
-    /// Whose signatures count: the key of every node that ever was a member.
+    /// Whose signatures count: the key of every node that ever was a member, but for those
+    /// that were revoked.
     pub fn signers(&self) -> Vec<(NodeId, VerifyingKey)> {
-        self.replica.nodes().iter().map(|(id, node)| (*id, node.key)).collect()
+        let nodes = self.replica.nodes();
+        let trusted = nodes.iter().filter(|(_, node)| node.revoked.is_none());
+        trusted.map(|(id, node)| (*id, node.key)).collect()
+    }
+
+    /// Every node that ever was a member.
+    pub fn all_nodes(&self) -> Vec<(NodeId, NodeInfo)> {
+        self.replica.nodes().iter().map(|(id, node)| (*id, node.clone())).collect()
+    }
+
+    /// From now on nothing that the node `signer` signed becomes an artifact; and without
+    /// `keep`, what it signed before is removed. Returns how many artifacts were, once the
+    /// local replica has none of them.
+    pub async fn revoke(
+        &self,
+        signer: NodeId,
+        keep: bool,
+        reason: String,
+    ) -> Result<u64, ClusterError> {
+        let by = self.router.owner()?.node;
+        let revocation = Revocation { signer, keep, reason, by, at_unix_ms: 0 };
+        let (index, response) = self.router.write(Command::Revoke(revocation)).await?;
+        self.wait_applied(index).await?;
+        match response {
+            Response::Removed(removed) => Ok(removed),
+            Response::Refused(why) => Err(ClusterError::Invalid(why)),
+            other => Err(ClusterError::unexpected(&other)),
+        }
     }
 
     /// All nodes that are members now.

@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
 use crate::{
+    authorize,
     command::{Command, Response},
     error::ClusterError,
     finish::finish,
@@ -214,6 +215,7 @@ impl Leader {
                 Grant::Held
             });
         }
+        authorize::check_signer(&self.replica.nodes(), node)?;
         if !self.proposing.lock().insert(key) {
             return Ok(Grant::Proposing);
         }

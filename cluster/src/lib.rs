@@ -70,7 +70,7 @@ pub use crate::{
     settings::{LOG_ENTRIES, Settings, Start, Timings},
     status::{ClusterStatus, NodeStatus, Role},
     wanted::{Wanted, WantedPiece},
-    watch::{IndexEvent, NodeInfo},
+    watch::{IndexEvent, NodeInfo, Revoked},
     writes::Turn,
 };
 

@@ -286,7 +286,8 @@ mod tests {
         let node = |id: u64, eligible, left, away| {
             let key = ed25519_dalek::SigningKey::from_bytes(&[id as u8; 32]).verifying_key();
             let candidate = [id as u8; 16];
-            (id, NodeInfo { facts: NodeFacts::default(), key, left, away, eligible, candidate })
+            let (facts, revoked) = (NodeFacts::default(), None);
+            (id, NodeInfo { facts, key, left, away, eligible, revoked, candidate })
         };
         let leaves = |others: &[(NodeId, NodeInfo)]| {
             let all = others.iter().cloned().chain([node(1, true, false, false)]);

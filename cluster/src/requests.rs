@@ -10,7 +10,7 @@ use tonic::Status;
 
 use crate::{
     authorize,
-    command::{Candidate, Command, Response},
+    command::{Candidate, Command, Response, Revocation},
     error::ClusterError,
     leader::Leader,
     membership,
@@ -76,7 +76,9 @@ impl Lead for Write {
         if let Command::Want(wanted) = &self.0 {
             check_room(leader, wanted)?;
         }
-        if let Command::Use { at_unix_ms, .. } = &mut self.0 {
+        if let Command::Use { at_unix_ms, .. } | Command::Revoke(Revocation { at_unix_ms, .. }) =
+            &mut self.0
+        {
             *at_unix_ms = leader.replica.deadlines().now_unix_ms();
         }
         leader.propose(self.0).await

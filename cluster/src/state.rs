@@ -11,6 +11,7 @@ mod members;
 pub(crate) mod model;
 mod packs;
 mod references;
+mod revocations;
 mod uses;
 mod wanted;
 mod writes;
@@ -94,6 +95,7 @@ pub(crate) fn apply<V: View>(
             epochs::retire(txn, key, epoch, &asked, events)
         }
 
+        Command::Revoke(revocation) => revocations::revoke(txn, revocation, events),
         Command::Report { node, report } => packs::report(txn, node, report),
         Command::Use { hits, at_unix_ms, .. } => uses::count(txn, hits, at_unix_ms),
         Command::StoreObject { pack, generation } => {

@@ -9,8 +9,8 @@ mod view;
 pub(crate) use self::{
     records::{
         BlobRecord, Counters, EntryRecord, EpochRecord, FailureRecord, LeaseRecord, NodeRecord,
-        ObjectRecord, PiecesRecord, ReferenceRecord, SessionRecord, Standing, UseRecord, check,
-        nodes, wholes_of,
+        ObjectRecord, PiecesRecord, ReferenceRecord, RevocationRecord, SessionRecord, Standing,
+        UseRecord, check, entries_starting_with, leases, nodes, revocations, wholes_of,
     },
     view::{Changes, Pairs, Record, RecordKey, StateError, Table, Txn, View, read},
 };

@@ -14,9 +14,10 @@ use crate::{command::Command, error::ClusterError, watch::Nodes};
 /// The first version of which a member reads `command`; `None`: any.
 fn since(command: &Command) -> Option<Version> {
     match command {
-        Command::Want(_) | Command::CommitWhole { .. } | Command::Use { .. } => {
-            Some(Version::new(0, 2, 0))
-        }
+        Command::Want(_)
+        | Command::CommitWhole { .. }
+        | Command::Use { .. }
+        | Command::Revoke(_) => Some(Version::new(0, 2, 0)),
         _ => None,
     }
 }
@@ -146,7 +147,8 @@ mod tests {
             let key = ed25519_dalek::SigningKey::from_bytes(&[id as u8; 32]).verifying_key();
             let facts = NodeFacts { version: (*version).to_owned(), ..NodeFacts::default() };
             let candidate = [id as u8; 16];
-            (id, NodeInfo { facts, key, left: false, away: false, eligible: true, candidate })
+            let (left, away, eligible, revoked) = (false, false, true, None);
+            (id, NodeInfo { facts, key, left, away, eligible, revoked, candidate })
         };
         versions.iter().zip(1..).map(node).collect::<BTreeMap<_, _>>()
     }

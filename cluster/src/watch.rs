@@ -24,8 +24,8 @@ use crate::{
     deadlines::{Deadlines, Grant},
     state::Event,
     table::{
-        self, Counters, EntryRecord, FailureRecord, LeaseRecord, Record, RecordKey, Standing,
-        StateError, View,
+        self, Counters, EntryRecord, FailureRecord, LeaseRecord, Record, RecordKey,
+        RevocationRecord, Standing, StateError, View,
     },
     wanted::Wanted,
 };
@@ -47,8 +47,21 @@ pub struct NodeInfo {
     pub away: bool,
     /// Whether it may become a voter.
     pub eligible: bool,
+    /// Why what it signed counts no more.
+    pub revoked: Option<Revoked>,
     /// Its disk.
     pub(crate) candidate: Candidate,
+}
+
+/// A signer was revoked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Revoked {
+    /// Why, as was said.
+    pub reason: String,
+    /// The node that was asked for it.
+    pub by: NodeId,
+    /// When, by the leader's clock, in milliseconds since the Unix epoch.
+    pub at_unix_ms: u64,
 }
 
 impl NodeInfo {
@@ -257,11 +270,15 @@ fn has<R: Record>(view: &impl View, key: R::Key) -> Result<bool, StateError> {
 
 /// The registered nodes whose keys can be read; a node cannot join with another.
 fn read_nodes(view: &impl View) -> Result<Nodes, StateError> {
+    let mut revocations = table::revocations(view)?;
     let nodes = table::nodes(view)?.into_iter().filter_map(|(id, record)| {
         let key = VerifyingKey::from_bytes(&record.key).ok()?;
         let (left, away) = (record.left(), record.away());
         let (eligible, candidate) = (record.standing == Standing::Eligible, record.candidate);
-        Some((id, NodeInfo { facts: record.facts, key, left, away, eligible, candidate }))
+        let revoked = revocations
+            .remove(&id)
+            .map(|RevocationRecord { reason, by, at_unix_ms }| Revoked { reason, by, at_unix_ms });
+        Some((id, NodeInfo { facts: record.facts, key, left, away, eligible, revoked, candidate }))
     });
     Ok(nodes.collect())
 }

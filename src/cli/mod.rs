@@ -38,6 +38,7 @@ mod rm;
 mod run;
 mod select;
 mod serve;
+mod signer;
 mod sizes;
 mod source;
 mod status;
@@ -79,6 +80,7 @@ enum Command {
     Rm(rm::Rm),
     Status(status::Status),
     Cluster(cluster::ClusterArgs),
+    Signer(signer::SignerArgs),
     Exec(exec::Exec),
     Inspect(inspect::Inspect),
     Plan(plan::Plan),
@@ -178,6 +180,7 @@ impl Command {
             Self::Rm(command) => client(command.run()),
             Self::Status(command) => client(command.run()),
             Self::Cluster(command) => client(command.run()),
+            Self::Signer(command) => client(command.run()),
             Self::Exec(command) => command.run(),
             Self::Inspect(command) => client(command.run()),
             Self::Plan(command) => client(command.run()),
@@ -209,6 +212,7 @@ impl Command {
             Self::Rm(command) => command.client.json,
             Self::Status(command) => command.client.json,
             Self::Cluster(command) => command.client.json,
+            Self::Signer(command) => command.client.json,
             Self::Exec(command) => command.json,
             Self::Warm(command) => command.client.json,
             Self::Inspect(command) => command.client.json,

@@ -298,6 +298,32 @@ impl Kiln for Api {
         Ok(Response::new(pb::LeaveResponse { lost: lost.map(Into::into) }))
     }
 
+    async fn signers(&self, _: Request<pb::SignersRequest>) -> Reply<pb::SignersResponse> {
+        let nodes = self.parts()?.index.all_nodes().into_iter();
+        let signers = nodes.map(|(node, info)| pb::SignerStatus {
+            node,
+            key: info.key.to_bytes().to_vec().into(),
+            left: info.left,
+            revocation: info.revoked.map(|revoked| pb::SignerRevocation {
+                reason: revoked.reason,
+                by: revoked.by,
+                at_unix_ms: revoked.at_unix_ms,
+            }),
+        });
+        Ok(Response::new(pb::SignersResponse { signers: signers.collect() }))
+    }
+
+    async fn revoke_signer(
+        &self,
+        request: Request<pb::RevokeSignerRequest>,
+    ) -> Reply<pb::RevokeSignerResponse> {
+        let pb::RevokeSignerRequest { node, reason, keep } = request.into_inner();
+        let revoked = self.parts()?.index.revoke(node, keep, reason.clone()).await;
+        let removed = revoked.map_err(Error::from)?;
+        tracing::warn!(signer = node, keep, removed, reason, "a signer was revoked");
+        Ok(Response::new(pb::RevokeSignerResponse { removed }))
+    }
+
     async fn set_voters(
         &self,
         request: Request<pb::SetVotersRequest>,
@@ -330,7 +356,9 @@ impl Kiln for Api {
 
     async fn restore(&self, request: Request<pb::RestoreRequest>) -> Reply<pb::RestoreResponse> {
         let parts = self.parts()?;
-        Ok(Response::new(restore::restore(&parts.manager, request.into_inner()).await?))
+        Ok(Response::new(
+            restore::restore(&parts.manager, &parts.index, request.into_inner()).await?,
+        ))
     }
 
     async fn plan(&self, request: Request<pb::PlanRequest>) -> Reply<Self::PlanStream> {

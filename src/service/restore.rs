@@ -1,12 +1,14 @@
 //! Entries of a backup become this cluster's own.
 //!
 //! Invariant: an entry counts only under a signature that is right by the backup's
-//! own list of signers; this node then signs it anew, as the one that vouches for
-//! it here. A key that has an artifact keeps it.
+//! own list of signers, and not of one whom this cluster revoked, whatever the backup calls
+//! it; this node then signs it anew, as the one that vouches for it here. A key that has an
+//! artifact keeps it.
 
 use std::collections::HashMap;
 
 use ed25519_dalek::VerifyingKey;
+use kiln_cluster::Index;
 use kiln_proto::{Manifest, NodeId, SignedManifest, pb};
 
 use crate::{error::Error, manager::Manager};
@@ -14,10 +16,15 @@ use crate::{error::Error, manager::Manager};
 /// Restores what it can, and counts.
 pub(super) async fn restore(
     manager: &Manager,
+    index: &Index,
     request: pb::RestoreRequest,
 ) -> Result<pb::RestoreResponse, Error> {
+    let known = index.all_nodes().into_iter();
+    let revoked: Vec<VerifyingKey> =
+        known.filter(|(_, node)| node.revoked.is_some()).map(|(_, node)| node.key).collect();
+    let named = request.signers.iter().filter_map(|s| Some((s.node, key(&s.key)?)));
     let signers: HashMap<NodeId, VerifyingKey> =
-        request.signers.iter().filter_map(|s| Some((s.node, key(&s.key)?))).collect();
+        named.filter(|(_, key)| !revoked.contains(key)).collect();
     let mut done = pb::RestoreResponse::default();
     for entry in request.entries {
         let stored = entry.stored.then_some(entry.generation);

@@ -48,6 +48,7 @@ mod redis;
 mod resources;
 mod resp;
 mod run;
+mod signers;
 mod sizes;
 mod start;
 mod traces;

@@ -9,7 +9,7 @@ use kiln_proto::{ArtifactKey, Digest, Token};
 use super::{
     Event, leases, members, packs,
     references::{self, Piece},
-    uses,
+    revocations, uses,
 };
 use crate::{
     command::{Asked, Publication, Response},
@@ -30,6 +30,9 @@ pub(super) fn publish<V: View>(
     events: &mut Vec<Event>,
 ) -> Result<Response, StateError> {
     let Publication { key, token, pack, .. } = publication;
+    if let Some(refused) = revocations::refusal(txn, publication.manifest.signer)? {
+        return Ok(refused);
+    }
     let old = txn.get::<EntryRecord>(key)?;
     if old.as_ref().is_some_and(|old| old.token == token) {
         return Ok(Response::Committed); // a retry of the publication that won
@@ -77,6 +80,9 @@ pub(super) fn put<V: View>(
     events: &mut Vec<Event>,
 ) -> Result<Response, StateError> {
     let (key, pack, node) = (publication.key, publication.pack, publication.node);
+    if let Some(refused) = revocations::refusal(txn, publication.manifest.signer)? {
+        return Ok(refused);
+    }
     let old = txn.get::<EntryRecord>(key)?;
     match &old {
         Some(old) if old.pack == pack => {

@@ -4,13 +4,14 @@
 //! command that granted it, so tokens strictly rise. A key has a lease beside an
 //! artifact only where that artifact's bytes cannot be reached.
 
-use kiln_proto::{ArtifactKey, Token};
+use kiln_proto::{ArtifactKey, NodeId, Token};
 
-use super::{Event, wanted};
+use super::{Event, revocations, wanted};
 use crate::{
     command::Response,
     table::{
-        BlobRecord, EntryRecord, EpochRecord, FailureRecord, LeaseRecord, StateError, Txn, View,
+        self, BlobRecord, EntryRecord, EpochRecord, FailureRecord, LeaseRecord, StateError, Txn,
+        View,
     },
 };
 
@@ -35,6 +36,9 @@ pub(super) fn acquire<V: View>(
         return Ok(if ours { Response::Granted(held.token) } else { Response::Held });
     }
     let LeaseRecord { token, node, request, .. } = lease;
+    if let Some(refused) = revocations::refusal(txn, node)? {
+        return Ok(refused);
+    }
     if let Some(EpochRecord { pack, .. }) = txn.get(key)?
         && let Some(blob) = txn.get::<BlobRecord>(pack)?.filter(|blob| !blob.condemned)
     {
@@ -70,6 +74,20 @@ pub(super) fn end<V: View>(
     }
     wanted::end(txn, key, events)?;
     events.push(Event::LeaseEnded { key, token: lease.token });
+    Ok(())
+}
+
+/// Ends the leases of a node, whose artifacts nobody would take.
+pub(super) fn end_all_of<V: View>(
+    txn: &mut Txn<'_, V>,
+    node: NodeId,
+    events: &mut Vec<Event>,
+) -> Result<(), StateError> {
+    for (key, lease) in table::leases(&*txn)? {
+        if lease.node == node {
+            end(txn, key, &lease, events)?;
+        }
+    }
     Ok(())
 }
 

@@ -4,6 +4,7 @@
 
 mod histories;
 mod pieces;
+mod revoked;
 mod rules;
 
 use std::{
@@ -18,10 +19,12 @@ use self::rules::{History, check_step};
 pub(crate) use super::model::Model;
 use super::*;
 use crate::{
-    command::{AccessReport, Asked, Change, NewNode, NodeFacts, OrderedWrite, Publication},
+    command::{
+        AccessReport, Asked, Change, NewNode, NodeFacts, OrderedWrite, Publication, Revocation,
+    },
     table::{
         self, BlobRecord, Counters, EpochRecord, NodeRecord, ObjectRecord, PiecesRecord,
-        ReferenceRecord, SessionRecord, Table, UseRecord,
+        ReferenceRecord, RevocationRecord, SessionRecord, Table, UseRecord,
     },
     wanted::{Wanted, WantedPiece},
 };
@@ -49,6 +52,10 @@ impl Model {
 
     fn blob(&self, pack: Digest) -> Option<BlobRecord> {
         table::read(self, pack).unwrap()
+    }
+
+    fn is_revoked(&self, signer: NodeId) -> bool {
+        table::read::<RevocationRecord>(self, signer).unwrap().is_some()
     }
 
     fn generation(&self, pack: Digest) -> u64 {
@@ -127,6 +134,16 @@ fn use_of(node: NodeId, k: u8, hits: u32) -> Command {
     Command::Use { node, hits: vec![(key(k), hits)], at_unix_ms: 1000 * u64::from(hits) }
 }
 
+fn acquired(state: &mut Model, k: u8, index: u64) {
+    let acquire = Command::Acquire { key: key(k), node: 1, request: index };
+    assert_eq!(state.apply(index, acquire).0, Response::Granted(Token(index)));
+}
+
+fn revocation_of(signer: NodeId, keep: bool) -> Command {
+    let reason = "its disk was stolen".to_owned();
+    Command::Revoke(Revocation { signer, keep, reason, by: 2, at_unix_ms: 7 })
+}
+
 fn fail_of(k: u8, token: u64) -> Command {
     let failure = Failure::new(FailureKind::CompileError, "no");
     Command::Fail { key: key(k), token: Token(token), failure, until_unix_ms: 9 }
@@ -190,6 +207,8 @@ pub(crate) fn commands() -> impl Strategy<Value = Vec<Command>> {
         3 => (KEYS, prop::collection::btree_set(KEYS, 0..3), token).prop_map(
             |(k, pieces, t)| Command::Want(list_of(k, &pieces.into_iter().collect::<Vec<_>>(), t)),
         ),
+        // Most of them of a node that there is not: all artifacts here are of node 1.
+        1 => (1..12u64, any::<bool>()).prop_map(|(signer, keep)| revocation_of(signer, keep)),
         1 => (0..3u8).prop_map(|n| Command::Join(new_node(n))),
         1 => (1..4u64).prop_map(Command::Leave),
     ];

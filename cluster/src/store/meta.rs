@@ -58,6 +58,7 @@ impl Set {
             (Self::B, Table::Pieces) => "pieces.b",
             (Self::B, Table::References) => "references.b",
             (Self::B, Table::Uses) => "uses.b",
+            (Self::B, Table::Revocations) => "revocations.b",
         }
     }
 }

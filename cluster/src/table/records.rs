@@ -181,6 +181,17 @@ impl NodeRecord {
 }
 record!(NodeRecord in Nodes by NodeId);
 
+/// Why a node's signatures count no more.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct RevocationRecord {
+    pub reason: String,
+    /// The node that was asked for it.
+    pub by: NodeId,
+    /// By the leader's clock.
+    pub at_unix_ms: u64,
+}
+record!(RevocationRecord in Revocations by NodeId);
+
 /// Numbers of the whole cluster.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Counters {
@@ -202,6 +213,36 @@ pub(crate) fn nodes(view: &impl View) -> Result<BTreeMap<NodeId, NodeRecord>, St
         Ok((id, codec::decode(&value)?))
     };
     view.all(Table::Nodes)?.into_iter().map(decode).collect()
+}
+
+/// The entries whose keys begin with the byte `first`, in the order of their keys.
+pub(crate) fn entries_starting_with(
+    view: &impl View,
+    first: u8,
+) -> Result<Vec<(ArtifactKey, EntryRecord)>, StateError> {
+    view.starting_with(Table::Entries, &[first])?.into_iter().map(by_key).collect()
+}
+
+/// The live leases, in the order of their keys.
+pub(crate) fn leases(view: &impl View) -> Result<Vec<(ArtifactKey, LeaseRecord)>, StateError> {
+    view.all(Table::Leases)?.into_iter().map(by_key).collect()
+}
+
+fn by_key<R: Record>((key, value): (Vec<u8>, Vec<u8>)) -> Result<(ArtifactKey, R), StateError> {
+    codec::exact_length::<R>(&key, 32)?;
+    let key = ArtifactKey::from_bytes(std::array::from_fn(|at| key[at]));
+    Ok((key, codec::decode(&value)?))
+}
+
+/// The revoked signers by id.
+pub(crate) fn revocations(
+    view: &impl View,
+) -> Result<BTreeMap<NodeId, RevocationRecord>, StateError> {
+    let decode = |(key, value): (Vec<u8>, Vec<u8>)| {
+        let id = key.iter().fold(0, |id, byte| id << 8 | NodeId::from(*byte));
+        Ok((id, codec::decode(&value)?))
+    };
+    view.all(Table::Revocations)?.into_iter().map(decode).collect()
 }
 
 /// The wholes that are stitched of `piece`, in the order of their keys.
@@ -237,5 +278,6 @@ pub(crate) fn check(table: Table, key: &[u8], value: &[u8]) -> Result<(), Malfor
         Table::Pieces => pair::<PiecesRecord>(key, value),
         Table::References => pair::<ReferenceRecord>(key, value),
         Table::Uses => pair::<UseRecord>(key, value),
+        Table::Revocations => pair::<RevocationRecord>(key, value),
     }
 }

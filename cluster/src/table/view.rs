@@ -26,10 +26,11 @@ pub(crate) enum Table {
     Pieces,
     References,
     Uses,
+    Revocations,
 }
 
 impl Table {
-    pub(crate) const ALL: [Self; 13] = [
+    pub(crate) const ALL: [Self; 14] = [
         Self::Entries,
         Self::Epochs,
         Self::Blobs,
@@ -43,6 +44,7 @@ impl Table {
         Self::Pieces,
         Self::References,
         Self::Uses,
+        Self::Revocations,
     ];
 
     /// The column family's name.
@@ -61,6 +63,7 @@ impl Table {
             Self::Pieces => "pieces",
             Self::References => "references",
             Self::Uses => "uses",
+            Self::Revocations => "revocations",
         }
     }
 }

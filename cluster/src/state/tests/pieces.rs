@@ -2,11 +2,6 @@
 
 use super::{rules::wholes_have_their_pieces, *};
 
-fn acquired(state: &mut Model, k: u8, index: u64) {
-    let acquire = Command::Acquire { key: key(k), node: 1, request: index };
-    assert_eq!(state.apply(index, acquire).0, Response::Granted(Token(index)));
-}
-
 fn want(k: u8, pieces: &[u8], token: u64) -> Command {
     Command::Want(list_of(k, pieces, token))
 }
@@ -61,10 +56,12 @@ fn the_numbers_of_commands_and_tables_stay() {
     assert_eq!(number(&want(1, &[2], 3)), 30);
     assert_eq!(number(&whole_of(2, 2, 5, &[(0, 0)])), 31);
     assert_eq!(number(&use_of(1, 2, 3)), 32);
+    assert_eq!(number(&revocation_of(1, false)), 33);
     let tables = Table::ALL.map(|table| crate::codec::encode(&table).unwrap());
-    assert_eq!(tables.concat(), (0..13).collect::<Vec<u8>>());
+    assert_eq!(tables.concat(), (0..14).collect::<Vec<u8>>());
     let last = [Table::Sessions, Table::Wanted, Table::Pieces, Table::References, Table::Uses];
-    assert_eq!(Table::ALL[8..], last);
+    assert_eq!(Table::ALL[8..13], last);
+    assert_eq!(Table::ALL[13..], [Table::Revocations]);
 }
 
 /// What a leader should have refused changes nothing.

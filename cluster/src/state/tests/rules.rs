@@ -93,9 +93,20 @@ pub(super) fn check_step(
                     assert!(blob.holders.iter().all(proven), "a holder was not asked");
                     assert!(!blob.stored || asked.object, "the object store was not asked");
                 }
+                Command::Revoke(Revocation { signer, keep, .. }) => {
+                    assert_eq!((was.manifest.signer, false), (*signer, *keep), "it was to stay");
+                }
                 other => panic!("{other:?} removed an artifact"),
             },
             (None, None) => {}
+        }
+        if let Some(is) = after.entry(key) {
+            let is_new = before.entry(key).is_none_or(|was| was.epoch != is.epoch);
+            let revoked = after.is_revoked(is.manifest.signer);
+            assert!(!(is_new && revoked), "signed by one that was revoked");
+            if let Command::Revoke(Revocation { signer, keep: false, .. }) = command {
+                assert!(!revoked || is.manifest.signer != *signer, "it was to go");
+            }
         }
         if let Some(used) = after.used(key) {
             assert!(after.entry(key).is_some(), "a count without an artifact");
