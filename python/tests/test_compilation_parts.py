@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from cluster import eventually
-from kiln_torch import compilation, packing
+from kiln_torch import compilation, packing, report
 from kiln_torch.compilation import (
     CacheCorruptedError,
     CompilationConfig,
@@ -187,6 +187,7 @@ def test_what_was_dear_to_compile_stays_in_memory() -> None:
 def test_a_swept_folder_has_only_what_is_whole(tmp_path: Path) -> None:
     cache = LocalCache(tmp_path / "cache", LocalKey(tmp_path), 1 << 20)
     good = cache.write(NAME, packed())
+    assert good is not None
     bad = cache.folder / f"{'ab' * 32}.kiln"
     bad.write_bytes(good.read_bytes())
     (cache.folder / "no-key.kiln").write_bytes(b"junk")
@@ -200,6 +201,25 @@ def test_a_swept_folder_has_only_what_is_whole(tmp_path: Path) -> None:
     assert sorted(each.name for each in cache.folder.iterdir()) == sorted(
         [NAME, fresh.name, "notes.txt"]
     )
+
+
+def test_an_entry_of_a_later_version_is_a_miss_and_stays(tmp_path: Path) -> None:
+    cache = LocalCache(tmp_path / "cache", LocalKey(tmp_path), 1 << 20)
+    later = cache.folder / NAME
+    for data in (b"kiln-entry-2\nwhatever comes then", b"kiln-entry-10\n"):
+        later.write_bytes(data)
+        before = report.stats().get("compilation.later_format", 0)
+        assert cache.read(NAME, KEY) is None
+        assert cache.write(NAME, packed()) is None
+        assert report.stats()["compilation.later_format"] == before + 2, "each has its reason"
+        assert cache.sweep() == (1, 0)
+        assert later.read_bytes() == data
+    for damaged in (b"kiln-entry-0\n", b"kiln-entry-x\n", b"kiln-entry-2", b""):
+        later.write_bytes(damaged)
+        with pytest.raises(CacheCorruptedError):
+            cache.read(NAME, KEY)
+    assert cache.write(NAME, packed()) == later
+    assert cache.read(NAME, KEY) is not None
 
 
 def test_a_store_that_does_not_keep_what_it_is_given_fails_its_check(tmp_path: Path) -> None:

@@ -3,13 +3,15 @@
 A file is a line that names the format, the length of the signed manifest, the
 manifest, then the pack: the same manifest and pack as a node stores.
 Invariant: a file is whole or not there; no byte of it is used before the
-manifest's signature by this user's key, its key and all digests were checked.
+manifest's signature by this user's key, its key and all digests were checked. What a
+later version wrote in a format of its own is a miss, and stays for that version.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
 import time
 from pathlib import Path
@@ -29,10 +31,18 @@ if TYPE_CHECKING:
 
 SUFFIX = ".kiln"
 _FORMAT = b"kiln-entry-1\n"
+_NUMBER = 1
+_LONGEST_LINE = 32
+# How an entry of any version begins.
+_ANY_FORMAT = re.compile(rb"kiln-entry-(\d{1,9})\n")
 _LENGTH = 8
 _LARGEST_MANIFEST = 16 << 20
 # Seconds after which a temporary file is nobody's.
 _ABANDONED = 3600.0
+
+
+class LaterFormat(Refused):
+    """The entry is in the format of a later version."""
 
 
 class LocalCache:
@@ -46,7 +56,10 @@ class LocalCache:
         folder.mkdir(parents=True, exist_ok=True)
 
     def read(self, filename: str, key: bytes) -> Artifact | None:
-        """Return the verified artifact; ``None``: no such file; C002: it is corrupt."""
+        """Return the verified artifact; C002: it is corrupt.
+
+        ``None``: there is no such file, or it is in the format of a later version.
+        """
         path = self.folder / filename
         try:
             data = path.read_bytes()
@@ -56,6 +69,10 @@ class LocalCache:
             raise CacheCorruptedError(f"{path.name} cannot be read: {error}") from error
         try:
             found = self._verified(memoryview(data), key)
+        except LaterFormat as error:
+            report.count("compilation.later_format")
+            report.once("format", "%s: %s; compiled again", path.name, error)
+            return None
         except Refused as error:
             raise CacheCorruptedError(f"{path.name}: {error}") from error
         with contextlib.suppress(OSError):
@@ -63,10 +80,16 @@ class LocalCache:
             os.utime(path)
         return found
 
-    def write(self, filename: str, packed: Packed) -> Path:
-        """Store an artifact: durable, and in one step, when this returns."""
+    def write(self, filename: str, packed: Packed) -> Path | None:
+        """Store an artifact: durable, and in one step, when this returns.
+
+        ``None``: a later version has an entry of this name, which stays.
+        """
         signed = self._key.sign(packed.manifest).SerializeToString()
         path = self.folder / filename
+        if _is_later(path):
+            report.count("compilation.later_format")
+            return None
         temporary = path.with_name(f".{filename}.{secrets.token_hex(8)}")
         try:
             with temporary.open("xb") as file:
@@ -101,7 +124,10 @@ class LocalCache:
         return self._limit
 
     def sweep(self) -> tuple[int, int]:
-        """Check every entry and delete what is no use; return how many there were, and went."""
+        """Check every entry and delete what is no use; return how many there were, and went.
+
+        An entry in the format of a later version is left to that one.
+        """
         checked = removed = 0
         for path in [*self.folder.glob(f"*{SUFFIX}"), *self.folder.glob(f".*{SUFFIX}.*")]:
             checked += 1
@@ -114,7 +140,7 @@ class LocalCache:
                 if not whole and time.time() - path.stat().st_mtime < _ABANDONED:
                     # Somebody may be writing it.
                     continue
-            except FileNotFoundError:
+            except (FileNotFoundError, LaterFormat):
                 continue
             except (Refused, OSError, ValueError) as error:
                 report.log.warning("%s is removed: %s", path.name, error)
@@ -129,6 +155,8 @@ class LocalCache:
 
     def _verified(self, data: memoryview, key: bytes) -> Artifact:
         start = len(_FORMAT) + _LENGTH
+        if number := _later(data):
+            raise LaterFormat(f"format {number}, which a later version of Kiln wrote")
         if bytes(data[: len(_FORMAT)]) != _FORMAT or len(data) < start:
             raise Refused("no entry of this format")
         length = int.from_bytes(data[len(_FORMAT) : start], "big")
@@ -159,6 +187,21 @@ class LocalCache:
                 path.unlink(missing_ok=True)
                 total -= size
                 report.count("compilation.disk_evicted")
+
+
+def _later(data: bytes | memoryview) -> int:
+    """Return the number of an entry's format where it is above this one's, else 0."""
+    written = _ANY_FORMAT.match(data)
+    number = 0 if written is None else int(written[1])
+    return number if number > _NUMBER else 0
+
+
+def _is_later(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return _later(file.read(_LONGEST_LINE)) != 0
+    except OSError:
+        return False
 
 
 def _sync(folder: Path) -> None:

@@ -92,6 +92,8 @@ class InductorStandaloneAdaptor(InductorAdaptor):
             seconds=time.monotonic() - started,
         )
         path = self._cache.write(_filename(key), packed)
+        if path is None:
+            return compiled, None
         self.counter.count("num_compiled_artifacts_saved")
         return compiled, (key, str(path))
 

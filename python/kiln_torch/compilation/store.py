@@ -145,13 +145,13 @@ class _LocalPermit:
             seconds=seconds,
         )
         try:
-            self._cache.write(filename(self._key), packed)
+            written = self._cache.write(filename(self._key), packed)
         except OSError as error:
             # A full disk costs a compile next time.
             report.count("compilation.unsaved")
             report.once("cache_dir", "not saved: %s", error)
             return False
-        return True
+        return written is not None
 
     def release(self) -> None:
         pass
