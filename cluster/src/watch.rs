@@ -75,7 +75,7 @@ pub(crate) type Nodes = BTreeMap<NodeId, NodeInfo>;
 
 /// What `apply` tells the rest of the node.
 pub(crate) struct Watch {
-    keys: Arc<Mutex<HashMap<ArtifactKey, Arc<Notify>>>>,
+    keys: Waiters,
     events: broadcast::Sender<IndexEvent>,
     applied: watch::Sender<u64>,
     grants: mpsc::UnboundedSender<Grant>,
@@ -86,11 +86,22 @@ pub(crate) struct Watch {
     pub deadlines: Deadlines,
 }
 
+/// Who waits, by key. The count is kept under the lock: that of the `Arc` sinks only after a
+/// waiter's drop has let go of it.
+type Waiters = Arc<Mutex<HashMap<ArtifactKey, Waiting>>>;
+
+/// Those who wait for one key.
+#[derive(Default)]
+struct Waiting {
+    notify: Arc<Notify>,
+    waiters: usize,
+}
+
 /// Wakes when something about its key was applied. Dropped, it is forgotten.
 pub(crate) struct Waiter {
     key: ArtifactKey,
     notify: Arc<Notify>,
-    keys: Arc<Mutex<HashMap<ArtifactKey, Arc<Notify>>>>,
+    keys: Waiters,
 }
 
 impl Waiter {
@@ -103,9 +114,11 @@ impl Waiter {
 impl Drop for Waiter {
     fn drop(&mut self) {
         let mut keys = self.keys.lock();
-        // This waiter's and the map's: nobody else is left.
-        if Arc::strong_count(&self.notify) == 2 {
-            keys.remove(&self.key);
+        if let Some(waiting) = keys.get_mut(&self.key) {
+            waiting.waiters -= 1;
+            if waiting.waiters == 0 {
+                keys.remove(&self.key);
+            }
         }
     }
 }
@@ -136,14 +149,18 @@ impl Watch {
 
     /// Registers for `key`.
     pub(crate) fn waiter(&self, key: ArtifactKey) -> Waiter {
-        let notify = Arc::clone(self.keys.lock().entry(key).or_default());
+        let mut keys = self.keys.lock();
+        let waiting = keys.entry(key).or_default();
+        waiting.waiters += 1;
+        let notify = Arc::clone(&waiting.notify);
+        drop(keys);
         Waiter { key, notify, keys: Arc::clone(&self.keys) }
     }
 
     /// Wakes everyone who waits for `key`.
     pub(crate) fn wake(&self, key: &ArtifactKey) {
-        if let Some(notify) = self.keys.lock().get(key) {
-            notify.notify_waiters();
+        if let Some(waiting) = self.keys.lock().get(key) {
+            waiting.notify.notify_waiters();
         }
     }
 
@@ -241,8 +258,8 @@ impl Watch {
         self.counters.store(Arc::new(table::read(view, ())?));
         self.deadlines.reload(view)?;
         *self.wanted.lock() = Lists::read(view)?;
-        for notify in self.keys.lock().values() {
-            notify.notify_waiters();
+        for waiting in self.keys.lock().values() {
+            waiting.notify.notify_waiters();
         }
         for grant in self.deadlines.grants() {
             self.tell_grant(grant);
@@ -281,4 +298,42 @@ fn read_nodes(view: &impl View) -> Result<Nodes, StateError> {
         Some((id, NodeInfo { facts: record.facts, key, left, away, eligible, revoked, candidate }))
     });
     Ok(nodes.collect())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::{sync::Barrier, time::Duration};
+
+    use super::*;
+    use crate::{deadlines::Lifetimes, environment::system_clock, state::tests::Model};
+
+    #[test]
+    fn nothing_is_left_of_waiters_that_drop_at_once() {
+        let hour = Duration::from_secs(3600);
+        let lifetimes = Lifetimes { lease: hour, failure: hour, resource_failure: hour };
+        let (grants, deadlines) = (mpsc::unbounded_channel().0, lifetimes);
+        let deadlines = Deadlines::new(deadlines, system_clock());
+        let watch = Watch::new(&Model::default(), 0, deadlines, grants).unwrap();
+        let together = Barrier::new(2);
+        let key =
+            |n: u32| ArtifactKey::from_bytes(std::array::from_fn(|at| (n >> (at % 4 * 8)) as u8));
+        std::thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    for n in 0..5000 {
+                        let waiter = watch.waiter(key(n));
+                        together.wait();
+                        drop(waiter);
+                    }
+                });
+            }
+        });
+        assert_eq!(watch.keys.lock().len(), 0);
+        let (one, other) = (watch.waiter(key(1)), watch.waiter(key(1)));
+        drop(one);
+        assert_eq!(watch.keys.lock().len(), 1, "the other one waits on");
+        drop(other);
+        assert_eq!(watch.keys.lock().len(), 0);
+    }
 }
