@@ -1,7 +1,8 @@
 //! How often each key's artifact is used, and when it was last.
 //!
 //! Invariant: a count is its key's, whatever bytes the artifact has and whoever else has the
-//! same ones; it goes on when an artifact is replaced, and ends with the key's last one.
+//! same ones; it goes on when an artifact is replaced, and ends with the key's last one. A
+//! date that a wrong clock gave a use does not outlast the next use.
 
 use kiln_proto::ArtifactKey;
 
@@ -9,6 +10,9 @@ use crate::{
     command::Response,
     table::{EntryRecord, StateError, Txn, UseRecord, View},
 };
+
+/// So far a leader's clock may be behind the one before without the date going back.
+const APART_MS: u64 = 10 * 60 * 1000;
 
 /// Counts what a node reports, as of `at_unix_ms`. What has no artifact any more is left
 /// out: it would never be removed.
@@ -23,8 +27,11 @@ pub(super) fn count<V: View>(
         }
         let known = txn.get::<UseRecord>(key)?.unwrap_or_default();
         let hits = known.hits.saturating_add(more.into());
-        // The next leader's clock may be behind that of the one before.
-        let last_unix_ms = known.last_unix_ms.max(at_unix_ms);
+        // One that is further ahead was dated by a clock that was wrong.
+        let last_unix_ms = match known.last_unix_ms.saturating_sub(at_unix_ms) > APART_MS {
+            true => at_unix_ms,
+            false => known.last_unix_ms.max(at_unix_ms),
+        };
         txn.put(key, &UseRecord { hits, last_unix_ms })?;
     }
     Ok(Response::Done)

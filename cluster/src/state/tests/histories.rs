@@ -217,3 +217,21 @@ fn a_use_counts_for_its_key_and_not_for_others_of_the_same_bytes() {
     state.apply(10, write_of(4, &[], Change::Remove { key: key(1), reason: "wrong".into() }));
     assert_eq!(state.used(key(1)), None, "nothing is left of what was removed");
 }
+
+#[test]
+fn a_date_of_a_wrong_clock_lasts_until_the_next_use() {
+    let mut state = founded();
+    state.apply(3, write_of(1, &[], put_of(1, 1, false)));
+    let now = 1_800_000_000_000;
+    let year = 365 * 24 * 3600 * 1000;
+    let mut use_at = |index, at_unix_ms| {
+        state.apply(index, Command::Use { node: 1, hits: vec![(key(1), 1)], at_unix_ms });
+        state.used(key(1)).unwrap().last_unix_ms
+    };
+    assert_eq!(use_at(4, now), now);
+    assert_eq!(use_at(5, now + year), now + year, "a leader whose clock is ahead");
+    assert_eq!(use_at(6, now + 5000), now + 5000, "the next leader");
+    assert_eq!(use_at(7, now + 2000), now + 5000, "and one a little behind");
+    assert_eq!(use_at(8, now - year), now - year, "a leader whose clock is behind");
+    assert_eq!(use_at(9, now + 9000), now + 9000);
+}
