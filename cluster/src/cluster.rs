@@ -79,7 +79,7 @@ impl Cluster {
         let Settings { data_dir, start, facts, timings, voter, log_entries, context: _ } = settings;
         std::fs::create_dir_all(&data_dir)
             .map_err(|e| ClusterError::storage(format!("create {}: {e}", data_dir.display())))?;
-        let store = store::open(&data_dir, &*disk)?;
+        let store = store::open(&data_dir, &*disk, &facts.version)?;
         let identity = Identity::open(&data_dir, &store)?;
         let applied = store.applied()?.last.map_or(0, |id| id.index);
         let deadlines = Deadlines::new(timings.lifetimes(), clock);

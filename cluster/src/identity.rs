@@ -123,13 +123,13 @@ mod tests {
     #[test]
     fn an_identity_survives_a_restart_and_is_private() {
         let dir = tempfile::tempdir().unwrap();
-        let store = store::open(dir.path(), &RealDisk).unwrap();
+        let store = store::open(dir.path(), &RealDisk, "").unwrap();
         let mut identity = Identity::open(dir.path(), &store).unwrap();
         assert_eq!(identity.owner, None);
         assert_eq!(Identity::open(dir.path(), &store).unwrap(), identity);
         identity.become_node(dir.path(), &store, OWNER).unwrap();
         drop(store);
-        let store = store::open(dir.path(), &RealDisk).unwrap();
+        let store = store::open(dir.path(), &RealDisk, "").unwrap();
         assert_eq!(Identity::open(dir.path(), &store).unwrap(), identity);
         let mode = fs::metadata(dir.path().join(NAME)).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
@@ -138,19 +138,19 @@ mod tests {
     #[test]
     fn an_identity_without_its_data_is_refused() {
         let dir = tempfile::tempdir().unwrap();
-        let store = store::open(dir.path(), &RealDisk).unwrap();
+        let store = store::open(dir.path(), &RealDisk, "").unwrap();
         let mut identity = Identity::open(dir.path(), &store).unwrap();
         identity.become_node(dir.path(), &store, OWNER).unwrap();
         drop(store);
         fs::remove_dir_all(dir.path().join("index")).unwrap();
-        let store = store::open(dir.path(), &RealDisk).unwrap();
+        let store = store::open(dir.path(), &RealDisk, "").unwrap();
         assert!(matches!(Identity::open(dir.path(), &store), Err(ClusterError::Storage(_))));
     }
 
     #[test]
     fn a_crash_between_data_and_file_is_mended() {
         let dir = tempfile::tempdir().unwrap();
-        let store = store::open(dir.path(), &RealDisk).unwrap();
+        let store = store::open(dir.path(), &RealDisk, "").unwrap();
         let identity = Identity::open(dir.path(), &store).unwrap();
         store.set_owner(OWNER).unwrap();
         let mended = Identity::open(dir.path(), &store).unwrap();

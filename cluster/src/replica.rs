@@ -5,18 +5,20 @@
 use std::sync::Arc;
 
 use kiln_proto::{ArtifactKey, Digest, Failure};
+use semver::Version;
 use tokio::{sync::broadcast, time::Instant};
 
 use crate::{
     blocking, codec,
     deadlines::Deadlines,
-    entry::{Entry, PackState},
+    entry::{Entry, PackState, Usage},
     error::ClusterError,
     store::{StateView, Store},
     table::{
         self, BlobRecord, Counters, EntryRecord, FailureRecord, ObjectRecord, Pairs, Record,
         StateError, Table, UseRecord,
     },
+    versions,
     wanted::Wanted,
     watch::{IndexEvent, Nodes, Waiter, Watch},
 };
@@ -104,12 +106,45 @@ impl Replica {
                 let Some(entry) = self.complete(&view, key, codec::decode(&value)?)? else {
                     continue;
                 };
-                let used = table::read::<UseRecord>(&view, key)?.unwrap_or_default();
-                let UseRecord { hits, last_unix_ms } = used;
+                let Usage { hits, last_unix_ms } = self.used(&view, key, entry.pack)?;
                 entries.push(Entry { hits, last_used_unix_ms: last_unix_ms, ..entry });
             }
         }
         Ok(entries)
+    }
+
+    /// How often the artifact of `key` was used.
+    pub(crate) async fn usage(&self, key: &ArtifactKey) -> Result<Usage, ClusterError> {
+        let key = *key;
+        let find = move |replica: &Self, view: &StateView<'_>| match table::read::<EntryRecord>(
+            view, key,
+        )? {
+            Some(entry) => replica.used(view, key, entry.pack),
+            None => Ok(Usage::default()),
+        };
+        self.read_state(find).await
+    }
+
+    /// How often the artifact of `key`, which is `pack`, was used. While a member of an
+    /// earlier version makes all count by the artifact's bytes, so do these.
+    fn used(
+        &self,
+        view: &StateView<'_>,
+        key: ArtifactKey,
+        pack: Digest,
+    ) -> Result<Usage, StateError> {
+        let used = table::read::<UseRecord>(view, key)?.unwrap_or_default();
+        let UseRecord { mut hits, last_unix_ms } = used;
+        if !versions::count_by_key(&self.nodes()) {
+            let blob: Option<BlobRecord> = table::read(view, pack)?;
+            hits = hits.saturating_add(blob.map_or(0, |blob| blob.hits));
+        }
+        Ok(Usage { hits, last_unix_ms: last_unix_ms.min(self.deadlines().now_unix_ms()) })
+    }
+
+    /// The earliest version that reads this index; `None`: any does.
+    pub(crate) fn needs(&self) -> Option<Version> {
+        self.store.needs()
     }
 
     /// Adds to an entry what is kept apart from it because it changes more often.

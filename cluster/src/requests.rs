@@ -70,6 +70,9 @@ impl Lead for Write {
         let nodes = leader.replica.nodes();
         authorize::check(&nodes, from, &self.0)?;
         versions::check(&nodes, &self.0)?;
+        if let Command::Facts { facts, .. } = &self.0 {
+            versions::admit(leader.replica.needs().as_ref(), facts)?;
+        }
         if let Command::Expire { key, token } = &self.0 {
             check_holder(leader, from, key, *token).await?;
         }
@@ -165,6 +168,7 @@ impl Lead for Join {
     /// commands that members of every version read, rather than one that some do not.
     async fn lead(self, leader: &Leader, _: NodeId) -> Answer<Owner> {
         authorize::check_node(&self.node)?;
+        versions::admit(leader.replica.needs().as_ref(), &self.node.facts)?;
         let me = leader.member.running()?.owner;
         if leader.replica.counters().is_none() {
             return Err(ClusterError::unavailable("the cluster is being founded").into());

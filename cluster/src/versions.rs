@@ -9,16 +9,59 @@
 
 use semver::Version;
 
-use crate::{command::Command, error::ClusterError, watch::Nodes};
+use crate::{
+    command::{Command, NodeFacts},
+    error::ClusterError,
+    table::Table,
+    watch::Nodes,
+};
 
 /// The first version of which a member reads `command`; `None`: any.
-fn since(command: &Command) -> Option<Version> {
+pub(crate) fn since(command: &Command) -> Option<Version> {
     match command {
         Command::Want(_)
         | Command::CommitWhole { .. }
         | Command::Use { .. }
         | Command::Revoke(_) => Some(Version::new(0, 2, 0)),
         _ => None,
+    }
+}
+
+/// The first version that reads a record of `table`; `None`: any.
+pub(crate) fn since_table(table: Table) -> Option<Version> {
+    match table {
+        Table::Entries
+        | Table::Epochs
+        | Table::Blobs
+        | Table::Leases
+        | Table::Failures
+        | Table::Nodes
+        | Table::Counters
+        | Table::Objects
+        | Table::Sessions => None,
+        Table::Wanted | Table::Pieces | Table::References | Table::Uses | Table::Revocations => {
+            Some(Version::new(0, 2, 0))
+        }
+    }
+}
+
+/// Whether hits are counted by key. While a member runs an earlier version, all count as that
+/// one does: by the artifact's bytes.
+pub(crate) fn count_by_key(nodes: &Nodes) -> bool {
+    let used = Command::Use { node: 0, hits: Vec::new(), at_unix_ms: 0 };
+    check(nodes, &used).is_ok()
+}
+
+/// Whether the program of `node` reads an index that needs `needs`. `Invalid`: it does not,
+/// and would stop at what it cannot read.
+pub(crate) fn admit(needs: Option<&Version>, node: &NodeFacts) -> Result<(), ClusterError> {
+    match needs.filter(|needs| is_older(&node.version, needs)) {
+        None => Ok(()),
+        Some(needs) => Err(ClusterError::invalid(format!(
+            "the node at {} runs Kiln {}, and this cluster's index has what only {needs} or later \
+             reads: start it with {needs} or later",
+            node.grpc, node.version,
+        ))),
     }
 }
 
@@ -37,7 +80,7 @@ pub(crate) fn check(nodes: &Nodes, command: &Command) -> Result<(), ClusterError
 }
 
 /// A build of its own that gives itself another kind of name is not known to be older.
-fn is_older(version: &str, than: &Version) -> bool {
+pub(crate) fn is_older(version: &str, than: &Version) -> bool {
     let numbers = |version: &Version| (version.major, version.minor, version.patch);
     Version::parse(version).is_ok_and(|version| numbers(&version) < numbers(than))
 }

@@ -9,7 +9,6 @@ use crate::{
     command::{AccessReport, Command},
     entry::Usage,
     error::ClusterError,
-    table::UseRecord,
     versions,
 };
 
@@ -23,8 +22,7 @@ impl Index {
         let node = self.router.owner()?.node;
         let mut hits = std::mem::take(&mut report.hits);
         let used = |hits| Command::Use { node, hits, at_unix_ms: 0 };
-        // While a member runs an earlier version, all count as that one does.
-        if versions::check(&self.replica.nodes(), &used(Vec::new())).is_err() {
+        if !versions::count_by_key(&self.replica.nodes()) {
             std::mem::swap(&mut report.hits, &mut hits);
         }
         if report != AccessReport::default() {
@@ -38,8 +36,6 @@ impl Index {
 
     /// How often the artifact of `key` was used, as the local replica knows it.
     pub async fn usage(&self, key: &ArtifactKey) -> Result<Usage, ClusterError> {
-        let used: Option<UseRecord> = self.replica.read(*key).await?;
-        let UseRecord { hits, last_unix_ms } = used.unwrap_or_default();
-        Ok(Usage { hits, last_unix_ms })
+        self.replica.usage(key).await
     }
 }

@@ -22,7 +22,10 @@ use rocksdb::{
 };
 use serde::{Serialize, de::DeserializeOwned};
 
-use super::meta::{self, Applied, META, Owner, Set};
+use super::{
+    meta::{self, Applied, META, Owner, Set},
+    needs::{self, Needs},
+};
 use crate::{
     codec,
     command::NewNode,
@@ -54,6 +57,8 @@ pub(crate) struct Store {
     /// The set that the state is in. Read-locked while it is read, write-locked while
     /// another set takes its place.
     pub(super) live: RwLock<Set>,
+    /// Which version it takes to read all this.
+    pub(super) needs: Needs,
     /// Taken while a received snapshot replaces the state.
     pub(super) install: Mutex<()>,
     /// How a read says that it does not wait for the disk.
@@ -90,7 +95,11 @@ impl Store {
     }
 
     /// Opens or creates the database below `data_dir`.
-    pub(super) fn open(data_dir: &Path, disk: &dyn Disk) -> Result<Arc<Self>, ClusterError> {
+    pub(super) fn open(
+        data_dir: &Path,
+        disk: &dyn Disk,
+        program: &str,
+    ) -> Result<Arc<Self>, ClusterError> {
         let (dir, incoming) = (Self::folder(data_dir), data_dir.join("incoming"));
         std::fs::create_dir_all(&incoming)
             .map_err(|e| ClusterError::storage(format!("create {}: {e}", incoming.display())))?;
@@ -148,12 +157,14 @@ impl Store {
         families.extend(later.iter().map(|name| descriptor(name, true, 1 << 20)));
         let mut db = DB::open_cf_descriptors(&options, &dir, families)
             .map_err(|e| ClusterError::storage(format!("open {}: {e}", dir.display())))?;
+        let needs = needs::check(&db, program)?;
         drop_unused(&mut db, &later)?;
         let db = Arc::new(db);
         let syncer = disk.syncer(Arc::clone(&db)).map_err(ClusterError::storage)?;
         let live = RwLock::new(Set::A);
         let in_memory = in_memory();
-        let store = Self { db, syncer, live, install: Mutex::new(()), in_memory, incoming };
+        let install = Mutex::new(());
+        let store = Self { db, syncer, live, needs, install, in_memory, incoming };
         let live = store.meta(meta::LIVE)?.unwrap_or_default();
         *store.live.write() = live;
         Ok(Arc::new(store))

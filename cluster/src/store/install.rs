@@ -21,6 +21,7 @@ use crate::{
     error::{ClusterError, io_error},
     raft::SnapshotMeta,
     table::{self, Table},
+    versions,
 };
 
 /// Above every key of every table.
@@ -56,11 +57,13 @@ pub(super) fn fill(store: &Store, set: Set, staged: &Staged) -> io::Result<Appli
             return Ok(());
         }
         let pairs: Vec<Pair> = codec::decode(chunk).map_err(io_error)?;
-        let mut batch = WriteBatch::default();
+        let (mut batch, mut needs) = (WriteBatch::default(), None);
         for (table, Bytes(key), Bytes(value)) in pairs {
             table::check(table, &key, &value).map_err(io_error)?;
+            needs = needs.max(versions::since_table(table));
             batch.put_cf(store.cf(set.family(table)), key, value);
         }
+        store.raise_needs(&mut batch, needs).map_err(io_error)?;
         store.db.write(batch).map_err(io_error)?;
         fail_point!("install.chunk");
         Ok(())

@@ -13,7 +13,7 @@ use std::{
 
 use fail::fail_point;
 use openraft::{
-    LogState, OptionalSend, RaftLogReader,
+    EntryPayload, LogState, OptionalSend, RaftLogReader,
     entry::RaftEntry,
     storage::{IOFlushed, RaftLogStorage},
 };
@@ -28,6 +28,7 @@ use crate::{
     blocking, codec,
     error::io_error,
     raft::{Entry, RaftLogId, Types, Vote},
+    versions,
 };
 
 /// Most bytes of entries in one request to a follower, unless one entry is larger.
@@ -184,11 +185,15 @@ impl RaftLogStorage<Types> for LogStore {
         I: IntoIterator<Item = Entry> + OptionalSend,
         I::IntoIter: OptionalSend,
     {
-        let mut batch = WriteBatch::default();
+        let (mut batch, mut needs) = (WriteBatch::default(), None);
         for entry in entries {
+            if let EntryPayload::Normal(command) = &entry.payload {
+                needs = needs.max(versions::since(command));
+            }
             let bytes = codec::encode(&entry).map_err(io_error)?;
             batch.put_cf(self.store.cf(LOG), entry.log_id.index.to_be_bytes(), bytes);
         }
+        self.store.raise_needs(&mut batch, needs).map_err(io_error)?;
         fail_point!("log.begin");
         // RocksDB lets a writer wait while its tables cannot be flushed fast enough.
         self.blocking(move |store| store.db.write(batch).map_err(io_error)).await?;

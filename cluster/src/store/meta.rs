@@ -18,6 +18,10 @@ pub(super) const PURGED: &str = "purged";
 pub(super) const APPLIED: &str = "applied";
 pub(super) const OWNER: &str = "owner";
 pub(super) const FOUNDERS: &str = "founders";
+/// The earliest version of Kiln that reads this index; absent: any does.
+pub(super) const NEEDS: &str = "needs";
+/// The version of the last program that opened it.
+pub(super) const OPENED_BY: &str = "opened-by";
 /// The [`Set`] that the state is in.
 pub(super) const LIVE: &str = "live";
 /// Written by builds that installed in place: a file with a snapshot, half of which

@@ -10,6 +10,7 @@ mod machine;
 mod mark;
 mod meta;
 mod moving;
+mod needs;
 mod snapshot;
 mod staging;
 mod sync;
@@ -28,11 +29,17 @@ pub(crate) use self::{
 };
 use crate::{environment::Disk, error::ClusterError};
 
-/// Opens or creates the store below `data_dir`, which is on `disk`.
-pub(crate) fn open(data_dir: &Path, disk: &dyn Disk) -> Result<Arc<Store>, ClusterError> {
+/// Opens or creates the store below `data_dir`, which is on `disk`, for a program of version
+/// `program`. `Storage`: it cannot be read, or not by this version.
+pub(crate) fn open(
+    data_dir: &Path,
+    disk: &dyn Disk,
+    program: &str,
+) -> Result<Arc<Store>, ClusterError> {
     mark::check_manifest(&Store::folder(data_dir))?;
-    let store = Store::open(data_dir, disk)?;
+    let store = Store::open(data_dir, disk, program)?;
     mark::check_writes(&store.db)?;
+    store.note_opened(program)?;
     install::recover(&store)?;
     Ok(store)
 }

@@ -34,7 +34,7 @@ use crate::{
 struct Builder;
 
 fn open(data_dir: &Path) -> Result<Arc<Store>, ClusterError> {
-    super::open(data_dir, &RealDisk)
+    super::open(data_dir, &RealDisk, env!("CARGO_PKG_VERSION"))
 }
 
 fn watch(store: &Store) -> Arc<Watch> {

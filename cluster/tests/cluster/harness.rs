@@ -72,6 +72,8 @@ pub struct Seat {
     /// Whether the member may vote.
     pub voter: bool,
     pub timings: Timings,
+    /// What the member's program calls itself; empty: no version, which counts as the newest.
+    pub version: &'static str,
 }
 
 impl Seat {
@@ -84,17 +86,24 @@ impl Seat {
         let listener =
             wait_for("a free port", async || TcpListener::bind(address).await.ok()).await;
         let address = listener.local_addr().unwrap();
-        Self { listener, address, dir: dir.to_owned(), voter: true, timings: timings() }
+        let (dir, voter, timings) = (dir.to_owned(), true, timings());
+        Self { listener, address, dir, voter, timings, version: "" }
     }
 
     /// Opens and serves a member without starting it.
     pub fn open(self, start: Start) -> Opened {
-        let facts = NodeFacts { grpc: self.address.to_string(), ..NodeFacts::default() };
+        self.try_open(start).unwrap()
+    }
+
+    /// The same, where it may be refused.
+    pub fn try_open(self, start: Start) -> Result<Opened, ClusterError> {
+        let (grpc, version) = (self.address.to_string(), self.version.to_owned());
+        let facts = NodeFacts { grpc, version, ..NodeFacts::default() };
         let data_dir = self.dir.clone();
         let (timings, voter, log_entries) = (self.timings, self.voter, LOG_ENTRIES);
         let context = || None;
         let settings = Settings { data_dir, start, facts, timings, voter, log_entries, context };
-        let (cluster, routes) = Cluster::open(settings, signing_key(&self.dir)).unwrap();
+        let (cluster, routes) = Cluster::open(settings, signing_key(&self.dir))?;
         let stop = CancellationToken::new();
         let incoming = TcpIncoming::from(self.listener).with_nodelay(Some(true));
         let stopped = stop.clone().cancelled_owned();
@@ -105,7 +114,7 @@ impl Seat {
                 .await
                 .unwrap();
         });
-        Opened { cluster, address: self.address, dir: self.dir, stop, server }
+        Ok(Opened { cluster, address: self.address, dir: self.dir, stop, server })
     }
 
     pub async fn start(self, start: Start) -> Result<Node, ClusterError> {

@@ -39,7 +39,7 @@ fn seat(dir: PathBuf) -> (Runtime, Seat) {
     let inside = runtime.enter();
     let listener = TcpListener::from_std(listener).unwrap();
     drop(inside);
-    (runtime, Seat { listener, address, dir, voter: true, timings: timings() })
+    (runtime, Seat { listener, address, dir, voter: true, timings: timings(), version: "" })
 }
 
 async fn start(temp: &Path) -> Vec<Killable> {

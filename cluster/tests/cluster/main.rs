@@ -13,4 +13,5 @@ mod leases;
 mod membership;
 mod pieces;
 mod thin;
+mod versions;
 mod wholes;

@@ -6,7 +6,7 @@ use kiln_proto::{ArtifactKey, Digest, Manifest, PieceRef, SignedManifest};
 use crate::harness::{Node, Seat, TestCluster, manifest, wait_for};
 
 /// The manifest of a whole of `pieces`, by their names and packs.
-fn whole(node: &Node, pieces: &[(&str, &[u8])]) -> (ArtifactKey, SignedManifest) {
+pub fn whole(node: &Node, pieces: &[(&str, &[u8])]) -> (ArtifactKey, SignedManifest) {
     let (key, manifest) = manifest("whole", b"stitched");
     let piece = |(name, pack): &(&str, &[u8])| PieceRef {
         key: crate::harness::manifest(name, pack).0,
