@@ -55,10 +55,12 @@ dist: ## program, Debian package and wheels, with sums, into PACKAGES=target/pac
 	python3 -B deploy/package --program "$$program" --out "$(PACKAGES)" \
 		$(if $(filter dev,$(PROFILE)),--own-paths)
 
-# CASES: some of them, as `debian wheels`. BASE: a root that debootstrap made already.
-test-dist: dist ## what `make dist` made, installed and run on a bare Debian; needs root
+# CASES: some of them, as `debian wheels`, or `clone`: from the sources, which takes a cold build.
+# BASE: a root that debootstrap made already.
+test-dist: $(if $(filter-out clone,$(or $(CASES),all)),dist) ## what `make dist` made, installed and run on a bare Debian; needs root
 	$(call toolchain,bare) && \
-	python3 -B tests/dist --packages "$(PACKAGES)" $(if $(BASE),--base "$(BASE)") $(CASES)
+	python3 -B tests/dist $(if $(filter-out clone,$(or $(CASES),all)),--packages "$(PACKAGES)") \
+		$(if $(BASE),--base "$(BASE)") $(CASES)
 
 demo: ## three nodes, real CUDA compiles, failures: a table of claims, checked
 	@$(call toolchain,demo) && cargo build --locked --workspace && \

@@ -111,6 +111,12 @@ cxx() {
     fi
     command -v python3 >/dev/null || die "Python 3 is missing: https://www.python.org"
     command -v cargo >/dev/null || die "Rust is missing: https://rustup.rs"
+    local least has
+    least=$(sed -n 's/^rust-version = "\(.*\)"$/\1/p' "$here/../Cargo.toml")
+    has=$(rustc --version | cut -d ' ' -f 2)
+    # An older cargo cannot even read the lock file, and says nothing of its own age.
+    printf '%s\n' "$least" "$has" | sort --version-sort --check=quiet ||
+        die "Rust $least or newer is needed, and $(command -v rustc) is $has: https://rustup.rs"
 }
 
 # bindgen reads RocksDB's header through libclang, which then wants the C

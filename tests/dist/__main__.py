@@ -3,6 +3,7 @@
 A system root is made by debootstrap, with Python and nothing of Kiln. In a copy of it each of
 the archive, the Debian package, `make install` and the wheels is installed, two nodes of
 `kiln dev` are started, and what the first one stored or compiled must be a hit on the second.
+The case `clone` is from the sources, and runs where it is named alone: a cold build.
 
 Invariant: what is installed runs without this machine's files, with loopback as its only
 network, and it leaves nothing behind: no process, no mount, no folder.
@@ -17,8 +18,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
+import clone
 from bare import Bare, Failed
 
 HERE = Path(__file__).resolve().parent
@@ -104,6 +107,8 @@ def wheels(bare: Bare, packages: Packages) -> None:
 
 
 CASES = {"archive": archive, "debian": debian, "installed": installed, "wheels": wheels}
+# Needs no packages, a network, and the time of a cold build.
+CLONE = "clone"
 
 
 def nvrtc() -> Path:
@@ -125,34 +130,64 @@ def fetch_wheels(folder: Path) -> None:
 def main() -> int:
     """Runs the cases that are named, or all."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--packages", type=Path, required=True, help="what `make dist` wrote")
+    parser.add_argument("--packages", type=Path, help="what `make dist` wrote")
     parser.add_argument("--mirror", default="http://deb.debian.org/debian")
     parser.add_argument("--base", type=Path, help="a root that debootstrap made already")
-    parser.add_argument("cases", nargs="*", metavar="CASE", help=", ".join(CASES))
+    names = ", ".join([*CASES, CLONE])
+    parser.add_argument("cases", nargs="*", metavar="CASE", help=names)
     given = parser.parse_args()
-    unknown = [name for name in given.cases if name not in CASES]
+    chosen = given.cases or list(CASES)
+    unknown = [name for name in chosen if name not in CASES and name != CLONE]
     if unknown:
-        parser.error(f"{unknown[0]!r} is no case; there are {', '.join(CASES)}")
-    packages = Packages(given.packages.resolve())
+        parser.error(f"{unknown[0]!r} is no case; there are {names}")
+    packed = [name for name in chosen if name in CASES]
+    if packed and not given.packages:
+        parser.error(f"--packages is missing, which {packed[0]} needs: see `make test-dist`")
     failed = []
     with tempfile.TemporaryDirectory(prefix="kiln-dist-") as folder:
         scratch = Path(folder)
-        base = given.base or Bare.debootstrap(scratch / "base", given.mirror)
-        (scratch / "wheels").mkdir()
-        shown = {"packages": packages.folder, "test": HERE, "wheels": scratch / "wheels"}
-        shown["examples"] = ROOT / "tests/examples"
-        for name in given.cases or CASES:
-            if name == "wheels":
-                fetch_wheels(scratch / "wheels")
-            start, bare = time.monotonic(), Bare.copy_of(base, scratch / f"root-{name}", shown)
-            try:
-                CASES[name](bare, packages)
-                print(f"ok      {name}: {time.monotonic() - start:.1f} s", flush=True)
-            except (Failed, subprocess.CalledProcessError) as why:
-                failed.append(name)
-                print(f"FAILED  {name}: {why}", flush=True)
-            shutil.rmtree(bare.scratch)
+        if packed:
+            failed += of_packages(packed, Packages(given.packages.resolve()), scratch, given)
+        if CLONE in chosen:
+            failed += of_sources(scratch, given.mirror)
     return 1 if failed else 0
+
+
+def of_packages(
+    names: list[str], packages: Packages, scratch: Path, given: argparse.Namespace
+) -> list[str]:
+    """Runs these cases, and tells which of them failed."""
+    base = given.base or Bare.debootstrap(scratch / "base", given.mirror)
+    (scratch / "wheels").mkdir()
+    shown = {"packages": packages.folder, "test": HERE, "wheels": scratch / "wheels"}
+    shown["examples"] = ROOT / "tests/examples"
+    failed = []
+    for name in names:
+        if name == "wheels":
+            fetch_wheels(scratch / "wheels")
+        bare = Bare.copy_of(base, scratch / f"root-{name}", shown)
+        failed += tried(name, bare, lambda bare, name=name: CASES[name](bare, packages))
+    return failed
+
+
+def of_sources(scratch: Path, mirror: str) -> list[str]:
+    """Runs the case `clone`."""
+    base = Bare.debootstrap(scratch / "base-clone", mirror, clone.INCLUDED)
+    bare = Bare.copy_of(base, scratch / "root-clone", clone.shown(ROOT, scratch))
+    return tried(CLONE, bare, lambda bare: clone.clone(bare, ROOT))
+
+
+def tried(name: str, bare: Bare, case: Callable[[Bare], None]) -> list[str]:
+    """Runs one case and removes its root; its name, where it failed."""
+    start, failed = time.monotonic(), []
+    try:
+        case(bare)
+        print(f"ok      {name}: {time.monotonic() - start:.1f} s", flush=True)
+    except (Failed, subprocess.CalledProcessError) as why:
+        failed.append(name)
+        print(f"FAILED  {name}: {why}", flush=True)
+    shutil.rmtree(bare.scratch)
+    return failed
 
 
 if __name__ == "__main__":

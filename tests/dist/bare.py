@@ -1,7 +1,8 @@
 """A bare system root, and commands that run in it.
 
-Invariant: a command sees the root, what it is shown read-only, and loopback. Mounts are in a
-namespace of the command's own and its processes in another: both end with it, however it ends.
+Invariant: a command sees the root, what it is shown read-only, and loopback, or the network where
+that is asked for. Mounts are in a namespace of the command's own and its processes in another:
+both end with it, however it ends.
 """
 
 from __future__ import annotations
@@ -9,10 +10,13 @@ from __future__ import annotations
 import shlex
 import shutil
 import subprocess
+import threading
+from collections import deque
 from pathlib import Path
 
 # Bounds, not expectations.
 COMMAND_SECONDS = 300
+LAST_LINES = 60
 INCLUDED = "python3,python3-venv,ca-certificates"
 SUITE = "bookworm"
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -31,11 +35,11 @@ class Bare:
         self._shown = shown
 
     @classmethod
-    def debootstrap(cls, folder: Path, mirror: str) -> Path:
+    def debootstrap(cls, folder: Path, mirror: str, included: str = INCLUDED) -> Path:
         """A fresh root of Debian: minutes, most of them the mirror's."""
         root = folder / "root"
         folder.mkdir()
-        words = ["--variant=minbase", f"--include={INCLUDED}", SUITE, str(root), mirror]
+        words = ["--variant=minbase", f"--include={included}", SUITE, str(root), mirror]
         with (folder / "log").open("w+") as log:
             done = subprocess.run(["debootstrap", *words], stdout=log, stderr=log, check=False)
             if done.returncode:
@@ -63,31 +67,47 @@ class Bare:
         names = {str(path.relative_to(self.root)) for path in found if not path.is_dir()}
         return {name for name in names if "__pycache__" not in name}
 
-    def run(self, script: str) -> None:
-        """Runs a line of shell as root of the root."""
+    def run(self, script: str, *, network: bool = False, seconds: int = COMMAND_SECONDS) -> None:
+        """Runs a line of shell as root of the root, and prints what it prints."""
         root = shlex.quote(str(self.root))
-        lines = ["set -e", "ip link set lo up", f"mount -t proc proc {root}/proc"]
-        lines.append(f"mount --rbind /dev {root}/dev")
+        lines = ["set -e", f"mount -t proc proc {root}/proc", f"mount --rbind /dev {root}/dev"]
         for place, folder in self._shown.items():
             lines.append(f"mount --bind {shlex.quote(str(folder))} {root}/{place}")
             lines.append(f"mount -o remount,bind,ro {root}/{place}")
+        spaces = ["unshare", "--mount", "--pid", "--fork", "--kill-child"]
+        if not network:
+            spaces.append("--net")
+            lines.append("ip link set lo up")
         inside = ["env", "-i", "HOME=/root", "LC_ALL=C.UTF-8", f"PATH={PATH}", "sh", "-ec", script]
         lines.append(f"exec chroot {root} {shlex.join(inside)}")
-        spaces = ["unshare", "--mount", "--net", "--pid", "--fork", "--kill-child"]
-        command = [*spaces, "sh", "-c", "\n".join(lines)]
+        process = subprocess.Popen(
+            [*spaces, "sh", "-c", "\n".join(lines)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+        )
+        late = threading.Event()
+
+        def end() -> None:
+            late.set()
+            process.kill()
+
+        bound = threading.Timer(seconds, end)
+        bound.start()
+        last: deque[str] = deque(maxlen=LAST_LINES)
         try:
-            done = subprocess.run(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                timeout=COMMAND_SECONDS,
-                check=False,
-            )
-        except subprocess.TimeoutExpired as late:
-            raise Failed(f"{script}: not ended after {late.timeout} s: {late.output}") from None
-        if done.returncode:
-            raise Failed(f"{script}: exit code {done.returncode}: {done.stdout[-3000:]}")
-        for line in done.stdout.splitlines():
-            print(f"        {line}", flush=True)
+            assert process.stdout is not None
+            for line in process.stdout:
+                last.append(line)
+                print(f"        {line}", end="", flush=True)
+            code = process.wait()
+        finally:
+            bound.cancel()
+            process.kill()
+            process.wait()
+        if late.is_set():
+            raise Failed(f"{script}: not ended after {seconds} s: {''.join(last)}")
+        if code:
+            raise Failed(f"{script}: exit code {code}: {''.join(last)}")
