@@ -21,15 +21,14 @@ import time
 from concurrent.futures import Future
 from typing import Any
 
+from ..adopt import ADOPT_PATH
+
 # More than any message: an environment's variables are the most.
 LIMIT = 1 << 17
 # Seconds that it has to end its forks, when this process ends.
 _TO_END = 5.0
 # With this process's import path, whatever started this process.
-_START = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
-    "from kiln_torch.compilation.forking import main; main()"
-)
+_START = ADOPT_PATH + "from kiln_torch.compilation.forking import main; main()"
 # The server's own settings; a fork has its parent's environment.
 _OWN = {
     # It starts no process and no thread by itself.

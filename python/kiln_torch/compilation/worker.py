@@ -17,6 +17,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
 
+from ..adopt import ADOPT_PATH
 from .classify import classify_error_type
 from .errors import CompilationModuleError
 from .messages import read, write
@@ -29,8 +30,7 @@ if TYPE_CHECKING:
 _IDLE = 60.0
 # A process that is no fork, with this one's import path.
 _START = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
-    "from kiln_torch.compilation.worker import main; main(**json.loads(sys.argv[2]))"
+    ADOPT_PATH + "from kiln_torch.compilation.worker import main; main(**json.loads(sys.argv[1]))"
 )
 
 

@@ -13,10 +13,9 @@ import sys
 from pathlib import Path
 
 from .. import report
+from ..adopt import ADOPT_PATH
 
 PIPE = subprocess.PIPE
-# What the process can import is what this one can.
-_FIRST = "import sys, json; sys.path[:] = json.loads(sys.argv.pop(1)); "
 
 
 def start(
@@ -32,7 +31,7 @@ def start(
     path = json.dumps([each for each in sys.path if isinstance(each, str)])
     try:
         return subprocess.Popen(
-            [executable, "-c", _FIRST + code, path, *args],
+            [executable, "-c", ADOPT_PATH + code, path, *args],
             stdin=subprocess.DEVNULL,
             stdout=stdout,
             stderr=subprocess.DEVNULL,
