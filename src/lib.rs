@@ -21,6 +21,7 @@
 //! | [`exec`] | runs a compiled graph, on a GPU or by the interpreter |
 //! | [`artifact`] | files to packs and back |
 //! | [`telemetry`] | the table of metrics, traces to a collector |
+//! | [`clock`] | the time of day |
 //! | [`gate`] | whether this node takes what it would have to keep |
 //! | [`emergency`] | what this node does without while it does not work |
 //! | `kiln_cluster` | the Raft-replicated index, leases, membership |
@@ -42,6 +43,7 @@ pub const COMMIT: Option<&str> = option_env!("KILN_COMMIT");
 pub mod artifact;
 pub mod cache;
 pub mod check;
+pub mod clock;
 pub mod compiler;
 pub mod config;
 pub mod counters;

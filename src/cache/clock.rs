@@ -3,7 +3,7 @@
 //! Invariant: no file of the cache but this one asks the system for the time of
 //! day, so that tests decide what time it is.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use crate::clock;
 
 /// A clock that survives restarts: last uses are stored with the blobs.
 pub trait Clock: Send + Sync {
@@ -18,8 +18,7 @@ pub struct SystemClock;
 impl Clock for SystemClock {
     fn now_ms(&self) -> u64 {
         // Before 1970 is a clock that was never set: everything is equally old.
-        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+        clock::unix_ms()
     }
 }
 

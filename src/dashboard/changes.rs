@@ -11,7 +11,7 @@ use serde::Serialize;
 use tokio::sync::broadcast::error::RecvError;
 use tokio_util::sync::CancellationToken;
 
-use super::sample::unix_ms;
+use crate::clock;
 
 /// Changes that are kept.
 const KEPT: usize = 4096;
@@ -35,7 +35,7 @@ impl Changes {
         if kept.len() >= KEPT {
             kept.pop_front();
         }
-        kept.push_back((key, Change { at_unix_ms: unix_ms(), what }));
+        kept.push_back((key, Change { at_unix_ms: clock::unix_ms(), what }));
     }
 
     /// Those of `key`, the oldest first.

@@ -11,7 +11,7 @@ use super::{
     history::History,
     local::Local,
     peers::{Peers, Seen},
-    sample::{KEPT, since_epoch, slot_of, unix_ms},
+    sample::{KEPT, slot_of},
     sources::Sources,
     top::Top,
     view::{
@@ -19,7 +19,7 @@ use super::{
         WantedView,
     },
 };
-use crate::manager;
+use crate::{clock, manager};
 
 /// Leases, wanted lists and flights that are shown.
 const LISTED: usize = 128;
@@ -49,7 +49,7 @@ impl Collector {
     pub(super) async fn view(&mut self, sources: &Sources, local: &Local) -> View {
         let status = sources.cluster.status();
         let samples = self.peers.ask(sources.node, &status.nodes).await;
-        let slot = slot_of(since_epoch());
+        let slot = slot_of(clock::since_epoch());
         for (node, samples) in samples {
             self.history.add(node, samples, slot);
         }
@@ -116,7 +116,7 @@ fn applied(nodes: &[NodeView]) -> u64 {
 /// What follows from the nodes.
 fn view(status: &ClusterStatus, own: u64, mut nodes: Vec<NodeView>) -> View {
     let mut view = View {
-        at_unix_ms: unix_ms(),
+        at_unix_ms: clock::unix_ms(),
         answered_by: own,
         cluster: ClusterView {
             leader: status.leader,

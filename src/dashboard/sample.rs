@@ -3,7 +3,7 @@
 //! Invariant: plain data; another node's figures are taken as they come, and neither their
 //! sums nor their buckets can break anything here.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use histogram::SparseHistogram;
 use serde::{Deserialize, Serialize};
@@ -121,14 +121,6 @@ pub(super) fn histogram(pairs: &[(u32, u64)]) -> Option<SparseHistogram> {
 
 pub(super) fn slot_of(since_epoch: Duration) -> u64 {
     since_epoch.as_secs() / SPAN.as_secs()
-}
-
-pub(super) fn since_epoch() -> Duration {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
-}
-
-pub(super) fn unix_ms() -> u64 {
-    u64::try_from(since_epoch().as_millis()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

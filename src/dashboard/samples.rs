@@ -13,10 +13,10 @@ use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    sample::{Counts, KEPT, SPAN, Sample, since_epoch, slot_of},
+    sample::{Counts, KEPT, SPAN, Sample, slot_of},
     sources::Sources,
 };
-use crate::manager::FlightStage;
+use crate::{clock, manager::FlightStage};
 
 /// The samples of this node.
 #[derive(Debug, Default)]
@@ -41,7 +41,7 @@ impl Samples {
 pub(super) async fn run(sources: Arc<Sources>, samples: Arc<Samples>, stop: CancellationToken) {
     let mut before = sources.counts();
     loop {
-        let now = since_epoch();
+        let now = clock::since_epoch();
         let slot = slot_of(now);
         let end = SPAN * u32::try_from(slot + 1).unwrap_or(u32::MAX);
         tokio::select! {
@@ -49,7 +49,7 @@ pub(super) async fn run(sources: Arc<Sources>, samples: Arc<Samples>, stop: Canc
             () = stop.cancelled() => return,
         }
         // A timer may come a moment before the clock: the next loop would see an empty span.
-        if since_epoch() < end {
+        if clock::since_epoch() < end {
             continue;
         }
         let counts = sources.counts();

@@ -13,11 +13,11 @@ use kiln_cluster::{Entry, Index};
 use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
-use super::{
-    sample::unix_ms,
-    view::{TopArtifact, TopView},
+use super::view::{TopArtifact, TopView};
+use crate::{
+    clock,
+    scan::{self, Bounds},
 };
-use crate::scan::{self, Bounds};
 
 /// Artifacts that are shown.
 const SHOWN: usize = 20;
@@ -71,7 +71,7 @@ fn look(index: &Index) -> Result<TopView, kiln_cluster::ClusterError> {
     })?;
     view.artifacts = best.0.iter().map(shown).collect();
     (view.looked_at, view.complete) = (scanned.entries, scanned.complete);
-    view.at_unix_ms = unix_ms();
+    view.at_unix_ms = clock::unix_ms();
     Ok(view)
 }
 

@@ -5,10 +5,7 @@
 //! is acknowledged is durable where `publish.copies` says; else the caller is told that
 //! it is not.
 
-use std::{
-    sync::Arc,
-    time::{Duration, SystemTime},
-};
+use std::{sync::Arc, time::Duration};
 
 use fail::fail_point;
 use kiln_cluster::{Entry, IndexEvent, Lease, NodeInfo, Published, Put, PutMode, Turn};
@@ -19,6 +16,7 @@ use super::{Copies, Made, Manager, hints};
 use crate::{
     artifact::{self, Packing},
     cache::{Blob, BlobWriter, Guard, Inserted, Kept, TierError},
+    clock,
     compiler::Prepared,
     error::Error,
     gate::Inside,
@@ -78,7 +76,7 @@ impl Manager {
             return Err(Error::Invalid("only a lease's holder may publish this key".into()));
         }
         let refuse = |e: kiln_proto::ManifestError| Error::Invalid(e.to_string());
-        let now = now_unix_ms();
+        let now = clock::unix_ms();
         let signed = Manifest { created_unix_ms: now, check: None, ..manifest };
         let signed = self.identity.sign(signed);
         let signed = signed.map_err(refuse)?;
@@ -256,7 +254,7 @@ impl Manager {
             pack_size: pack.size(),
             producer: self.identity.node,
             compile_seconds: output.compile_seconds,
-            created_unix_ms: now_unix_ms(),
+            created_unix_ms: clock::unix_ms(),
             label: prepared.label.clone(),
             pieces,
             check,
@@ -283,10 +281,4 @@ async fn verify_files(manifest: &Manifest, pack: &Blob) -> Result<(), Error> {
         }
     };
     verified.map_err(|e| Error::Invalid(e.to_string()))
-}
-
-/// This node's clock: information only, no decision rests on it.
-fn now_unix_ms() -> u64 {
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    now.as_millis() as u64
 }

@@ -6,14 +6,14 @@
 use std::{
     collections::{HashMap, VecDeque},
     sync::Arc,
-    time::{Instant, SystemTime, UNIX_EPOCH},
+    time::Instant,
 };
 
 use kiln_proto::{ArtifactKey, Components, value};
 use parking_lot::Mutex;
 
 use super::{Found, latency::Latencies};
-use crate::compiler::Prepared;
+use crate::{clock, compiler::Prepared};
 
 /// Misses that are kept: of compiles, and of Redis clients.
 const MISSES: usize = 64;
@@ -102,7 +102,7 @@ impl Recent {
             MISSES,
             |number| Miss {
                 number,
-                at_unix_ms: unix_ms(),
+                at_unix_ms: clock::unix_ms(),
                 key,
                 label: label.clone(),
                 maker: compiler.clone(),
@@ -123,7 +123,7 @@ impl Recent {
             VALUES,
             |number| Miss {
                 number,
-                at_unix_ms: unix_ms(),
+                at_unix_ms: clock::unix_ms(),
                 key: *key,
                 label,
                 maker: VALUE.to_owned(),
@@ -175,11 +175,6 @@ impl Drop for Listed {
     fn drop(&mut self) {
         self.recent.begun.lock().remove(&self.key);
     }
-}
-
-fn unix_ms() -> u64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

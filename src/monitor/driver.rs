@@ -19,9 +19,12 @@ use super::{
     notify::Receiver,
     optimizer::Change,
     report::Report,
-    sampler::{Sampler, now_unix_ms},
+    sampler::Sampler,
 };
-use crate::emergency::{By, Cause, Emergency, System};
+use crate::{
+    clock,
+    emergency::{By, Cause, Emergency, System},
+};
 
 /// Questions that wait while a cycle is under way.
 const QUESTIONS: usize = 16;
@@ -87,7 +90,7 @@ impl Monitor {
 
     /// A person turns a system off.
     pub fn turn_off(&self, system: System, why: String) {
-        let cause = Cause { by: By::Person, why, since_unix_ms: now_unix_ms() };
+        let cause = Cause { by: By::Person, why, since_unix_ms: clock::unix_ms() };
         tracing::warn!(system = system.name(), why = cause.why, "turned off by hand");
         self.emergency.begin(system, cause);
     }
@@ -183,7 +186,7 @@ impl Driver {
         match crisis {
             Crisis::Down(system, why) => {
                 tracing::error!(system = system.name(), why, "does not work: turned off");
-                let cause = Cause { by: By::Monitor, why, since_unix_ms: now_unix_ms() };
+                let cause = Cause { by: By::Monitor, why, since_unix_ms: clock::unix_ms() };
                 self.emergency.begin(system, cause);
             }
             Crisis::Up(system) => {

@@ -6,7 +6,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     sync::Arc,
-    time::{Instant, SystemTime},
+    time::Instant,
 };
 
 use super::{
@@ -15,6 +15,7 @@ use super::{
 };
 use crate::{
     cache::{DiskCounters, Tiers},
+    clock,
     counters::CounterSource,
     manager::{Manager, Runs},
 };
@@ -70,7 +71,7 @@ impl Sampler {
         let seen = self.manager.observed().take();
         let began = std::mem::replace(&mut self.began, Instant::now());
         Sample {
-            unix_ms: now_unix_ms(),
+            unix_ms: clock::unix_ms(),
             seconds: self.began.duration_since(began).as_secs_f64().max(1e-3),
             compiles: seen
                 .runs
@@ -118,10 +119,4 @@ impl From<Runs> for Compiles {
         let Runs { seconds, succeeded, refused, broken, out_of_memory } = runs;
         Self { seconds, succeeded, refused, broken, out_of_memory }
     }
-}
-
-/// This node's clock: for people, nothing is judged by it.
-pub(super) fn now_unix_ms() -> u64 {
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
 }

@@ -17,7 +17,7 @@ use std::{
     collections::{BTreeMap, HashSet},
     path::PathBuf,
     sync::Arc,
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use kiln_cluster::{Entry, Index};
@@ -30,6 +30,7 @@ pub use self::{
     profile::Profile,
 };
 use crate::{
+    clock,
     manager::Manager,
     scan::{self, Bounds},
 };
@@ -171,8 +172,7 @@ impl Prewarm {
 
 /// Hours since the Unix epoch by this node's clock; only habits rest on it.
 fn hour_now() -> u64 {
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    now.as_secs() / HOUR.as_secs()
+    clock::since_epoch().as_secs() / HOUR.as_secs()
 }
 
 /// Bytes of an artifact and its pieces that no artifact before it has.

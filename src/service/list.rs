@@ -10,8 +10,9 @@ use kiln_cluster::{Entry, Index};
 use kiln_proto::{ArtifactKey, Manifest, pb, pb::ListOrder, value};
 use tokio_util::sync::CancellationToken;
 
-use super::{plan::now_unix_ms, wire};
+use super::wire;
 use crate::{
+    clock,
     error::Error,
     scan::order::{Order, Ordered, Place},
 };
@@ -106,7 +107,7 @@ impl Listing {
             more: matching.entries > entries.len() as u64,
             entries: entries.iter().map(wire::entry).collect(),
             matching: self.count.then_some(matching),
-            now_unix_ms: now_unix_ms(),
+            now_unix_ms: clock::unix_ms(),
         })
     }
 }

@@ -9,7 +9,6 @@
 use std::{
     collections::{BTreeSet, HashSet},
     sync::Arc,
-    time::SystemTime,
 };
 
 use kiln_cluster::{Cluster, Entry, Index};
@@ -20,6 +19,7 @@ use tonic::Status;
 
 use super::wire;
 use crate::{
+    clock,
     error::Error,
     manager::Manager,
     prewarm::{Forecast, History, Range},
@@ -198,7 +198,7 @@ pub(super) fn plan(
     mut tell: impl FnMut(Miss) -> bool,
 ) -> Result<Planned, Error> {
     let mut planned = Planned::default();
-    let (mut there, mut history) = (HashSet::new(), History::until(now_unix_ms()));
+    let (mut there, mut history) = (HashSet::new(), History::until(clock::unix_ms()));
     scan::each(index, bounds, stop, |entry| {
         let Ok(manifest) = entry.manifest.read_unverified() else { return };
         history.count(manifest.created_unix_ms, manifest.pack_size, manifest.compile_seconds);
@@ -226,12 +226,6 @@ pub(super) fn plan(
         }
     })?;
     Ok(planned)
-}
-
-/// This node's clock: only forecasts and ages rest on it.
-pub(super) fn now_unix_ms() -> u64 {
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
 }
 
 impl From<Miss> for pb::PlannedMiss {

@@ -6,9 +6,10 @@
 
 use std::{
     collections::BTreeMap,
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime},
 };
 
+use kiln::clock;
 use kiln_proto::FailureKind;
 
 use super::{
@@ -165,7 +166,7 @@ impl Session {
         if ended.code != 0 && !ended.told && !self.settings.publish_failed {
             return Err(CliError::Refused(format!("the command ended with {}", ended.code)));
         }
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let now = clock::since_epoch();
         // One that was ended while it filled was not done: the next run goes on with it.
         let stage = if ended.code == 0 && !ended.told { Stage::Done } else { Stage::More };
         let mut round = 1;

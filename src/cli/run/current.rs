@@ -4,14 +4,9 @@
 //! other bytes than are here: such a one is not written, and ninja's files do not know
 //! it. What ninja has here already is never contradicted.
 
-use std::{
-    collections::BTreeSet,
-    fs,
-    path::Path,
-    time::{SystemTime, UNIX_EPOCH},
-};
+use std::{collections::BTreeSet, fs, path::Path};
 
-use kiln::artifact;
+use kiln::{artifact, clock};
 use kiln_proto::Manifest;
 
 use super::{
@@ -42,7 +37,7 @@ pub(crate) fn check(folder: &Path, whole: &Manifest, missing: &Manifest, pack: &
         return Current::default();
     }
     let verdict = known.compare(folder, whole);
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let now = clock::since_epoch();
     let now = (i64::try_from(now.as_secs()).unwrap_or(i64::MAX), now.subsec_nanos());
     let mut current = Current { modified: now.max(verdict.newest), ..Current::default() };
     current.left_out.extend(verdict.stale.iter().filter(|path| lacks(path)).cloned());

@@ -5,10 +5,11 @@
 
 use std::{
     collections::BTreeMap,
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, UNIX_EPOCH},
 };
 
 use anyhow::Context;
+use kiln::clock;
 use kiln_proto::{FailureKind, Manifest};
 
 use super::{
@@ -127,7 +128,7 @@ impl Session {
         // From COMMAND's start to the last file: what a hit saves, at most.
         let started = self.started.duration_since(UNIX_EPOCH).unwrap_or_default();
         let mine = newest.saturating_sub(started).as_secs_f64();
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let now = clock::since_epoch();
         Manifest {
             key: self.key,
             namespace: self.facts.namespace.clone(),

@@ -9,10 +9,11 @@ use std::{
     io::{self, Read, Write},
     os::{fd::OwnedFd, unix::fs::FileExt},
     path::Path,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::Duration,
 };
 
 use bytes::Bytes;
+use kiln::clock;
 use kiln_proto::{Digest, FileEntry};
 use rustix::{
     fs::{Mode, OFlags, ResolveFlags},
@@ -170,7 +171,7 @@ fn chunks(file: &File, offset: u64, size: u64) -> impl Iterator<Item = io::Resul
 }
 
 fn recently(changed: (i64, u32)) -> bool {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let now = clock::since_epoch();
     let changed = Duration::new(changed.0.unsigned_abs(), changed.1);
     // In the future: another machine's clock, which tells nothing.
     now.checked_sub(changed).is_some_and(|age| age < TICK)
