@@ -34,6 +34,7 @@ mod pin;
 mod plan;
 mod prewarm;
 mod progress;
+mod python;
 mod rm;
 mod run;
 mod select;

@@ -9,10 +9,13 @@ use kiln::{
     config::Config,
 };
 use serde::Deserialize;
-use tokio::process::Command;
 
 use super::Check;
+use crate::cli::python::asking;
 
+/// As `python -m kiln_torch` has it.
+const DESCRIBE: &str =
+    "import runpy; runpy.run_module('kiln_torch', run_name='__main__', alter_sys=True)";
 /// Torch may be on a cold disk.
 const IMPORTS: Duration = Duration::from_secs(40);
 
@@ -59,21 +62,14 @@ pub(super) async fn python(config: &Config) -> Vec<Check> {
         std::env::var_os("VIRTUAL_ENV").map(|v| PathBuf::from(v).join("bin/python"));
     let interpreter = set.clone().or(in_environment).unwrap_or_else(|| "python3".into());
     let shown = interpreter.display().to_string();
-    let ask = |arguments: &[&str]| {
-        Command::new(&interpreter)
-            .args(arguments)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .kill_on_drop(true)
-            .output()
-    };
+    let mut asking = asking(interpreter.as_os_str(), DESCRIBE);
+    asking.arg("--json").stdout(Stdio::piped()).stderr(Stdio::piped());
     // Wanted by the settings, it is missed; else it is only told.
     let missing = |said: String, advice: &str| match &set {
         Some(_) => vec![Check::problem("python", said, advice)],
         None => vec![Check::off("python", said, advice)],
     };
-    let told = match tokio::time::timeout(IMPORTS, ask(&["-m", "kiln_torch", "--json"])).await {
+    let told = match tokio::time::timeout(IMPORTS, asking.output()).await {
         Err(_) => {
             let said = format!("{shown} -m kiln_torch does not end within {} s", IMPORTS.as_secs());
             return vec![Check::problem("python", said, "run it, and see where it hangs")];
@@ -85,11 +81,12 @@ pub(super) async fn python(config: &Config) -> Vec<Check> {
     };
     let Some(told) = last_json(&told.stdout) else {
         let said = String::from_utf8_lossy(&told.stderr);
-        let said = said.trim().lines().last().unwrap_or("it printed nothing").to_owned();
-        return missing(
-            format!("{shown} has no kiln_torch: {said}"),
-            "to compile with Inductor, install kiln_torch there",
-        );
+        let said = said.trim().lines().last().unwrap_or("it printed nothing");
+        let said = match said.ends_with("No module named kiln_torch") {
+            true => format!("{shown} has no kiln_torch"),
+            false => format!("{shown} -m kiln_torch fails: {said}"),
+        };
+        return missing(said, "to compile with Inductor, install kiln_torch there");
     };
     let of_python = |check: ToldCheck| {
         let name = format!("python {}", check.name);

@@ -8,9 +8,6 @@ import sys
 from importlib import metadata
 from importlib.util import find_spec
 
-# What happens to lie in the working folder is no installed package.
-sys.path = [path for path in sys.path if path]
-
 PACKAGES = {
     "torch": ["torch"],
     "triton": ["triton", "pytorch-triton", "triton-nightly"],

@@ -17,6 +17,8 @@ use std::{
 use kiln_proto::{Digest, Target};
 use tokio::process::Command;
 
+use crate::cli::python;
+
 /// Something whose version can matter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Tool {
@@ -122,7 +124,7 @@ pub(crate) async fn versions(tools: &[Tool], command: &OsStr, python: Option<&Pa
 }
 
 async fn ask_python(python: &Path) -> BTreeMap<String, String> {
-    let answer = output(python.as_os_str(), &["-c", PROBE]).await;
+    let answer = printed(python::asking(python.as_os_str(), PROBE)).await;
     answer.and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default()
 }
 
@@ -295,7 +297,12 @@ fn gpu_target(compute_caps: &str) -> (Target, String) {
 /// What a program prints, if it ends well and in time.
 async fn output(program: &OsStr, arguments: &[&str]) -> Option<String> {
     let mut command = Command::new(program);
-    command.args(arguments).stdin(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);
+    command.args(arguments).stdin(Stdio::null()).kill_on_drop(true);
+    printed(command).await
+}
+
+async fn printed(mut command: Command) -> Option<String> {
+    command.stderr(Stdio::null());
     let output = tokio::time::timeout(PATIENCE, command.output()).await.ok()?.ok()?;
     output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
 }
