@@ -29,6 +29,7 @@ const STEP: u16 = 10;
 /// How ports are chosen.
 #[derive(Debug)]
 pub(super) struct Ports {
+    address: Ipv4Addr,
     /// The first node's first port, where they are fixed.
     first: Option<u16>,
     /// That no other `kiln dev` takes them between a look and a node's own bind.
@@ -38,16 +39,21 @@ pub(super) struct Ports {
 impl Ports {
     /// Free ones: scripts read them, and many may run at once.
     pub(super) fn free() -> Self {
-        Self { first: None, _mutex: None }
+        Self { address: Ipv4Addr::LOCALHOST, first: None, _mutex: None }
     }
 
     /// The default ports and those ten higher, unless another `kiln dev` has taken them.
     pub(super) fn for_people() -> Self {
+        Self::of_one("kiln-dev-ports")
+    }
+
+    /// The default ports, for one holder of `name` at a time.
+    fn of_one(name: &str) -> Self {
         // Abstract: the kernel ends it with this process, and it is the network's own, as
         // ports are.
-        let name = UnixAddr::from_abstract_name(b"kiln-dev-ports");
+        let name = UnixAddr::from_abstract_name(name);
         match name.and_then(|name| UnixListener::bind_addr(&name)) {
-            Ok(mutex) => Self { first: Some(FIRST), _mutex: Some(mutex) },
+            Ok(mutex) => Self { first: Some(FIRST), _mutex: Some(mutex), ..Self::free() },
             Err(_) => Self::free(),
         }
     }
@@ -60,10 +66,10 @@ impl Ports {
         // All are held until all are chosen, so that none is chosen twice.
         let mut chosen = Vec::new();
         for number in numbers {
-            let fixed = self.first.and_then(|first| fixed(first, number));
+            let fixed = self.first.and_then(|first| fixed(self.address, first, number));
             chosen.push(match fixed {
                 Some(held) => held,
-                None => free()?,
+                None => free(self.address)?,
             });
         }
         let addresses =
@@ -73,17 +79,15 @@ impl Ports {
 }
 
 /// A node's own ports, if nobody listens on any of them.
-fn fixed(first: u16, number: usize) -> Option<Vec<TcpListener>> {
+fn fixed(address: Ipv4Addr, first: u16, number: usize) -> Option<Vec<TcpListener>> {
     let before = STEP.checked_mul(u16::try_from(number).ok()?.checked_sub(1)?)?;
     let own = first.checked_add(before)?;
-    (0..PORTS)
-        .map(|at| TcpListener::bind((Ipv4Addr::LOCALHOST, own.checked_add(at)?)).ok())
-        .collect()
+    (0..PORTS).map(|at| TcpListener::bind((address, own.checked_add(at)?)).ok()).collect()
 }
 
 /// Ports that nobody listens on, below the range from which the kernel takes ports for
 /// outgoing connections: nothing else takes one between this look and the node's own bind.
-fn free() -> Result<Vec<TcpListener>, CliError> {
+fn free(address: Ipv4Addr) -> Result<Vec<TcpListener>, CliError> {
     const LOWEST: u16 = 10_000;
     const TRIES: usize = 1024;
     let outgoing = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").ok();
@@ -96,7 +100,7 @@ fn free() -> Result<Vec<TcpListener>, CliError> {
         }
         let random = getrandom::u32().map_err(|e| anyhow::anyhow!("random port: {e}"))?;
         let port = LOWEST + (random % u32::from(end - LOWEST)) as u16;
-        held.extend(TcpListener::bind((Ipv4Addr::LOCALHOST, port)));
+        held.extend(TcpListener::bind((address, port)));
     }
     Err(anyhow::anyhow!("no {PORTS} free ports between {LOWEST} and {end}").into())
 }
@@ -132,21 +136,17 @@ pub(super) async fn until_free(number: usize, config: &Config) -> Result<(), Cli
 mod tests {
     use super::*;
 
-    /// Ports as for people, at a place where nobody listens.
-    fn at_free_place() -> (Ports, u16) {
-        loop {
-            let first = free().unwrap()[0].local_addr().unwrap().port();
-            if (1..=2).all(|number| fixed(first, number).is_some()) {
-                return (Ports { first: Some(first), _mutex: None }, first);
-            }
-        }
+    /// An address of loopback that no other process takes: its ports are this test's alone.
+    fn own_address() -> Ipv4Addr {
+        const OWN: u32 = 0x7f80_0000;
+        Ipv4Addr::from_bits(OWN + (std::process::id() & 0x7f_ffff))
     }
 
     #[test]
     fn a_node_has_its_own_ports_where_all_of_them_are_free() {
-        let (ports, first) = at_free_place();
-        let own = |number: u16| (0..PORTS).map(move |at| first + (number - 1) * STEP + at);
-        let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, first + 1)).unwrap();
+        let ports = Ports { address: own_address(), first: Some(FIRST), _mutex: None };
+        let own = |number: u16| (0..PORTS).map(move |at| FIRST + (number - 1) * STEP + at);
+        let taken = TcpListener::bind((ports.address, FIRST + 1)).unwrap();
         let chosen = ports.of(1..=2).unwrap();
         let of = |at: usize| chosen[at].iter().map(SocketAddr::port).collect::<Vec<_>>();
         assert!(of(0).iter().all(|port| !own(1).any(|own| own == *port)), "{chosen:?}");
@@ -161,16 +161,17 @@ mod tests {
 
     #[test]
     fn one_at_a_time_has_the_ports_for_people() {
-        // Another process of this machine may have them at this moment; then all get free ones.
-        let one = Ports::for_people();
-        let other = Ports::for_people();
-        assert!(other.first.is_none());
-        assert_eq!(one.first.is_some(), one._mutex.is_some());
+        // Not the name that a `kiln dev` of this machine may have at this moment.
+        let name = format!("kiln-dev-ports-of-test-{}", std::process::id());
+        let one = Ports::of_one(&name);
+        assert_eq!((one.first, Ports::of_one(&name).first), (Some(FIRST), None));
+        drop(one);
+        assert_eq!(Ports::of_one(&name).first, Some(FIRST), "the next one has them");
     }
 
     #[tokio::test]
     async fn a_port_that_another_has_taken_is_named() {
-        let held = free().unwrap();
+        let held = free(Ipv4Addr::LOCALHOST).unwrap();
         let address = |at: usize| held[at].local_addr().unwrap();
         let config = Config {
             grpc_listen: "127.0.0.1:0".parse().unwrap(),
@@ -193,7 +194,7 @@ mod tests {
 
     #[test]
     fn a_number_without_ports_of_its_own_gets_free_ones() {
-        assert!(fixed(65_530, 2).is_none());
-        assert!(fixed(FIRST, usize::MAX).is_none());
+        assert!(fixed(own_address(), 65_530, 2).is_none());
+        assert!(fixed(own_address(), FIRST, usize::MAX).is_none());
     }
 }
