@@ -70,6 +70,8 @@ pub struct ObjectTier {
     root: Option<PathBuf>,
     /// The store was seen to refuse "create if absent" and to take plain writes.
     unconditional: AtomicBool,
+    /// The store was seen to give the parts of an upload no ETag, and to take whole objects.
+    undivided: AtomicBool,
 }
 
 /// One object as the store lists it.
@@ -108,6 +110,7 @@ impl ObjectTier {
             root: marker.as_ref().and_then(|marker| marker.parent()).map(Into::into),
             gate: Gate::new(marker),
             unconditional: AtomicBool::new(false),
+            undivided: AtomicBool::new(false),
         })
     }
 
@@ -267,9 +270,23 @@ impl ObjectTier {
     }
 
     async fn write(&self, name: &ObjectName, blob: &Blob) -> Result<(), StoreError> {
-        match blob.size() <= self.part_bytes {
-            true => self.put_whole(name, blob, PutMode::Overwrite).await,
-            false => self.put_parts(name, blob).await,
+        if blob.size() <= self.part_bytes || self.undivided.load(Ordering::Relaxed) {
+            return self.put_whole(name, blob, PutMode::Overwrite).await;
+        }
+        match self.put_parts(name, blob).await {
+            // An upload in parts ends with the tags of all of them: without, it cannot.
+            Err(e) if chain(&e).contains(NO_TAG) => {
+                self.put_whole(name, blob, PutMode::Overwrite).await?;
+                if !self.undivided.swap(true, Ordering::Relaxed) {
+                    tracing::warn!(
+                        error = chain(&e),
+                        "the object store gives the parts of an upload no ETag: objects of more \
+                        than object.part_size are uploaded whole from now on"
+                    );
+                }
+                Ok(())
+            }
+            written => written,
         }
     }
 

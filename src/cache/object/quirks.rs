@@ -156,11 +156,20 @@ async fn what_a_store_answers_otherwise_is_understood() {
     use Quirk::{
         Conflict, ErrorInSuccess, FalsePrecondition, NoBulkDelete, NoTags, NotModified, SlowDown,
     };
-    for quirk in
-        [Conflict, FalsePrecondition, NotModified, NoTags, SlowDown, NoBulkDelete, ErrorInSuccess]
-    {
+    // Of more than a part each.
+    const LARGE: usize = 6 << 20;
+    for (quirk, size) in [
+        (Conflict, 1000),
+        (FalsePrecondition, 1000),
+        (NotModified, 1000),
+        (NoTags, 1000),
+        (NoTags, LARGE),
+        (SlowDown, 1000),
+        (SlowDown, LARGE),
+        (NoBulkDelete, 1000),
+        (ErrorInSuccess, LARGE),
+    ] {
         let (tier, server) = with(quirk).await;
-        let size = if quirk == ErrorInSuccess { 6 << 20 } else { 1000 };
         let blob = blob(1, size);
         // Twice: another node may have been first.
         for _ in 0..2 {
