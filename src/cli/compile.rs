@@ -126,7 +126,7 @@ impl Compile {
             match self.client.json {
                 true => output::json(view)?,
                 false => {
-                    output::line(for_people(view))?;
+                    output::line(for_people(view, output::width()))?;
                     if let (Some(why), true) = (&view.unverified, self.source.verifies()) {
                         output::line(format_args!("not verified: {why}"))?;
                     }
@@ -262,20 +262,28 @@ impl Compile {
     }
 }
 
-fn for_people(view: &CompileView) -> String {
+/// One line; on a terminal that has no room for it, with the first digits of the key, by which
+/// every command knows it too.
+fn for_people(view: &CompileView, width: Option<usize>) -> String {
     let from = view.tier.map(|tier| format!(" from {tier}")).unwrap_or_default();
     let verified = if view.verified == Some(true) { ", verified" } else { "" };
     let written = view.directory.as_ref().map(|d| format!("  -> {d}")).unwrap_or_default();
-    format!(
-        "{:<9} {}  {}  {}{from} on node {} in {} (compile: {}){verified}{written}",
-        view.outcome,
-        view.key,
-        view.target,
-        size(view.bytes),
-        view.node,
-        seconds(view.elapsed_seconds),
-        seconds(view.compile_seconds),
-    )
+    let line = |key: &str| {
+        format!(
+            "{:<9} {key}  {}  {}{from} on node {} in {} (compile: {}){verified}{written}",
+            view.outcome,
+            view.target,
+            size(view.bytes),
+            view.node,
+            seconds(view.elapsed_seconds),
+            seconds(view.compile_seconds),
+        )
+    };
+    let whole = line(&view.key);
+    match width.is_some_and(|width| whole.chars().count() > width) {
+        true => line(output::short(&view.key)),
+        false => whole,
+    }
 }
 
 #[cfg(test)]
@@ -367,7 +375,11 @@ mod tests {
         assert!(said.starts_with(begins), "{said}");
         assert!(said.contains("(piece 3 wanted: C004 timeout: late)"), "{said}");
         assert_eq!((view.outcome, view.tier), ("compiled", None));
-        assert!(for_people(&view).starts_with("compiled  "));
+        let line = for_people(&view, None);
+        assert!(line.starts_with("compiled  ") && line.contains(&view.key), "{line}");
+        assert_eq!(for_people(&view, Some(line.chars().count())), line);
+        let short = for_people(&view, Some(80));
+        assert!(short.contains(&format!("  {}  ", &view.key[..16])), "{short}");
     }
 
     #[test]

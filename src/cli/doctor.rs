@@ -70,6 +70,9 @@ struct Check {
     advice: String,
 }
 
+/// Where what is said begins, of a check with a short name.
+const INDENT: usize = 26;
+
 impl Check {
     fn ok(name: &str, said: impl Into<String>) -> Self {
         Self { name: name.into(), state: State::Ok, said: said.into(), advice: String::new() }
@@ -85,14 +88,15 @@ impl Check {
         Self { name: name.into(), state: State::Problem, said, advice }
     }
 
-    fn for_people(&self) -> String {
+    fn for_people(&self, width: Option<usize>) -> String {
         let state = match self.state {
             State::Ok => "ok",
             State::Off => "-",
             State::Problem => "PROBLEM",
         };
         let advice = if self.advice.is_empty() { "" } else { ": " };
-        format!("{state:<7}  {:<15}  {}{advice}{}", self.name, self.said, self.advice)
+        let line = format!("{state:<7}  {:<15}  {}{advice}{}", self.name, self.said, self.advice);
+        output::wrapped(&line, INDENT, width)
     }
 }
 
@@ -136,7 +140,7 @@ impl Doctor {
         for check in found {
             match self.json {
                 true => output::json(check)?,
-                false => output::line(check.for_people())?,
+                false => output::line(check.for_people(output::width()))?,
             }
         }
         match found.iter().filter(|check| check.state == State::Problem).count() {

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::{
     CliError, ClientArgs,
-    output::{self, ago, seconds, size, table},
+    output::{self, ago, fitting, seconds, short, size},
     select::{Filters, Selected, Selection, SortField},
     view::{self, EntryView},
 };
@@ -42,7 +42,8 @@ pub(crate) struct Ls {
     /// The other way round.
     #[arg(long)]
     reverse: bool,
-    /// With --json: a last line that says how many there are, as the table does.
+    /// Count those beyond --limit too, for which the node reads its whole index; with --json,
+    /// a last line that says how many there are, as the table does.
     #[arg(long)]
     summary: bool,
     #[command(flatten)]
@@ -85,7 +86,7 @@ impl Ls {
             };
         }
         let rows: Vec<_> = views.iter().map(|view| row(view, found.now_unix_ms)).collect();
-        output::line(table(HEADING, &rows))?;
+        output::line(fitting(HEADING, &rows, SPARE, output::width()))?;
         output::line(summary.for_people())
     }
 
@@ -103,7 +104,7 @@ impl Ls {
             requests: self.requests,
             order,
             limit: self.limit as usize,
-            sum: self.summary || !self.client.json,
+            sum: self.summary,
         }
     }
 }
@@ -126,13 +127,16 @@ impl SummaryView {
             (Some(all), Some(bytes)) => {
                 format!("{}, {}; {} of them shown", entries(all), size(bytes), self.shown)
             }
-            _ => format!("{} shown; there are more", entries(self.shown)),
+            _ => format!("{} shown; there are more: --summary counts them", entries(self.shown)),
         }
     }
 }
 
 const HEADING: [&str; 10] =
     ["KEY", "LABEL", "TARGET", "SIZE", "COMPILE", "HITS", "AGE", "LAST USE", "HELD BY", "FLAGS"];
+
+/// What a narrow terminal has no room for, in this order.
+const SPARE: &[&str] = &["HELD BY", "LAST USE", "FLAGS", "COMPILE", "AGE"];
 
 fn row(entry: &EntryView, now_unix_ms: u64) -> [String; 10] {
     let flags = [(entry.stored, "stored"), (entry.pinned, "pinned")];
@@ -145,7 +149,7 @@ fn row(entry: &EntryView, now_unix_ms: u64) -> [String; 10] {
         time.map_or_else(|| "-".to_owned(), |time| ago(now_unix_ms.saturating_sub(time)))
     };
     [
-        entry.key[..16].to_owned(),
+        short(&entry.key).to_owned(),
         entry.label.clone(),
         entry.target.clone(),
         size(bytes),
@@ -233,6 +237,6 @@ mod tests {
         };
         assert_eq!(said(1, Some(1)), "1 entry, 1.0 KiB");
         assert_eq!(said(2, Some(3)), "3 entries, 3.0 KiB; 2 of them shown");
-        assert_eq!(said(5, None), "5 entries shown; there are more");
+        assert_eq!(said(5, None), "5 entries shown; there are more: --summary counts them");
     }
 }

@@ -61,10 +61,21 @@ pub(crate) use error::CliError;
 ///
 /// What one node compiled once, every other node fetches, checks and runs.
 #[derive(Debug, Parser)]
-#[command(name = "kiln", version = kiln::VERSION, after_help = error::EXIT_CODES, propagate_version = true)]
+#[command(name = "kiln", version = kiln::VERSION, after_help = after_help(), propagate_version = true)]
 pub(crate) struct Cli {
     #[command(subcommand)]
     command: Command,
+}
+
+/// Where to begin, for whoever has read nothing else.
+const FIRST_STEPS: &str = "\
+First steps:
+  kiln dev             three nodes on this machine; it says what to type next
+  kiln doctor          what is missing here, and what to do about it
+  kiln COMMAND --help  every command, with examples";
+
+fn after_help() -> String {
+    format!("{FIRST_STEPS}\n\n{}", error::EXIT_CODES)
 }
 
 #[derive(Debug, Subcommand)]

@@ -13,7 +13,7 @@ use indicatif::{MultiProgress, ProgressBar, ProgressStyle as Template};
 use kiln_proto::{ArtifactKey, convert, pb};
 use pb::compile_event::Event;
 
-use super::output::seconds;
+use super::output::{self, seconds};
 
 /// Most pieces that have a bar of their own at once.
 const MOST_BARS: usize = 24;
@@ -126,11 +126,14 @@ impl Bars {
             Compiling if self.pieces.len() < MOST_BARS || self.pieces.contains_key(&place) => {
                 let bar = self.pieces.entry(place).or_insert_with(|| {
                     let bar = self.all.add(ProgressBar::new_spinner());
-                    bar.set_style(template("  {spinner} {msg} {elapsed}"));
+                    bar.set_style(template("  {spinner} {prefix}, {elapsed}{msg}"));
                     bar.enable_steady_tick(TICK);
                     bar
                 });
-                bar.set_message(piece_step(piece));
+                bar.set_prefix(piece_said(piece, output::short(&shown(&piece.key))));
+                let expected = expected(piece);
+                let of = |expected| format!(" of about {}", seconds(expected));
+                bar.set_message(expected.map(of).unwrap_or_default());
             }
             stage @ (Done | Failed) => {
                 self.done.insert(place.clone(), stage == Done);
@@ -138,7 +141,9 @@ impl Bars {
                     bar.set_style(template("  {bar:12} {msg}"));
                     bar.set_length(WHOLE_BAR);
                     bar.set_position(if stage == Done { WHOLE_BAR } else { 0 });
-                    bar.set_message(piece_step(piece));
+                    let key = shown(&piece.key);
+                    let said = piece_said(piece, output::short(&key)) + &piece_after(piece);
+                    bar.set_message(said);
                     bar.disable_steady_tick();
                     bar.tick();
                 }
@@ -218,8 +223,18 @@ pub(crate) fn stage(piece: &pb::Piece) -> &'static str {
 
 /// `piece 3 compiled KEY on node 2 in 1.20 s`.
 pub(crate) fn piece_step(piece: &pb::Piece) -> String {
+    piece_said(piece, &shown(&piece.key)) + &piece_after(piece)
+}
+
+/// `piece 3 compiling KEY on node 2`, the key as it is given.
+fn piece_said(piece: &pb::Piece, key: &str) -> String {
     let node = if piece.node == 0 { String::new() } else { format!(" on node {}", piece.node) };
-    let after = match piece.stage() {
+    format!("piece {} {} {key}{node}", piece.index, stage(piece))
+}
+
+/// How long it took or will take, or why it failed.
+fn piece_after(piece: &pb::Piece) -> String {
+    match piece.stage() {
         pb::PieceStage::Done => format!(" in {}", seconds(piece.compile_seconds)),
         pb::PieceStage::Failed => {
             let failure = piece.failure.clone().unwrap_or_default();
@@ -229,11 +244,15 @@ pub(crate) fn piece_step(piece: &pb::Piece) -> String {
             }
         }
         _ => {
-            let expected = piece.estimates.as_ref().map_or(0.0, |of| of.compile_seconds);
+            let expected = expected(piece).unwrap_or_default();
             format!(", about {}", seconds(expected))
         }
-    };
-    format!("piece {} {} {}{node}{after}", piece.index, stage(piece), shown(&piece.key))
+    }
+}
+
+/// Seconds that its compile is expected to take, where that is known.
+fn expected(piece: &pb::Piece) -> Option<f64> {
+    piece.estimates.as_ref().map(|of| of.compile_seconds)
 }
 
 #[cfg(test)]

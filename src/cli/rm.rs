@@ -1,10 +1,13 @@
 //! `kiln rm`: remove wrong artifacts from the whole fleet.
 //!
 //! Invariant: several artifacts go only where a filter on the command line says which, and
-//! whoever sits at the terminal, or `--yes`, agreed to their number.
+//! whoever sits at the terminal, or `--yes`, agreed to their number. The request that is kept
+//! beside an artifact goes with it.
+
+use std::collections::HashSet;
 
 use clap::{Args, builder::NonEmptyStringValueParser};
-use kiln_proto::ArtifactKey;
+use kiln_proto::{ArtifactKey, value};
 
 use super::{
     CliError, ClientArgs,
@@ -71,17 +74,24 @@ impl Rm {
     }
 
     async fn remove_one(&self, client: &mut Client, key: ArtifactKey) -> Result<(), CliError> {
+        let found = one(client, &key).await?;
+        let kept = match &found {
+            Some(chosen) => one(client, &chosen.kept()).await?,
+            None => None,
+        };
         if self.dry_run || self.yes.asks() {
-            let prefix = key.to_string();
-            let selection = Selection { prefix, requests: true, limit: 1, ..Default::default() };
-            let found = selection.find(client).await?.entries.into_iter().next();
-            let chosen = Chosen::of(&found.ok_or_else(|| nothing(&key))?);
+            let chosen = found.ok_or_else(|| nothing(&key))?;
             if self.dry_run {
-                return removal::tell(&[chosen], self.client.json);
+                let chosen: Vec<_> = std::iter::once(chosen).chain(kept).collect();
+                return removal::tell(&chosen, self.client.json);
             }
             let Chosen { label, target, .. } = chosen;
             let what = format!("Remove {label:?} for {target} ({key}) from all nodes?");
             self.yes.confirm(&what)?;
+        }
+        // First, so that where this fails the same command may be given again.
+        if let Some(kept) = kept {
+            removal::tombstone(client, &kept.key, self.reason()).await?;
         }
         if !removal::tombstone(client, &key, self.reason()).await? {
             return Err(nothing(&key));
@@ -93,11 +103,7 @@ impl Rm {
     }
 
     async fn remove_all(&self, mut client: Client, namespace: String) -> Result<(), CliError> {
-        // What is kept beside an artifact goes with it.
-        let filters = self.filters.clone();
-        let selection = Selection { namespace, filters, requests: true, ..Default::default() };
-        let found = selection.find(&mut client).await?;
-        let chosen: Vec<_> = found.entries.iter().map(Chosen::of).collect();
+        let chosen = self.chosen(&mut client, namespace).await?;
         if self.dry_run {
             return removal::tell(&chosen, self.client.json);
         }
@@ -118,9 +124,42 @@ impl Rm {
         Removal { reason: self.reason(), json: self.client.json }.run(client, chosen).await
     }
 
+    /// All that the filters name, and the requests that are kept beside it.
+    async fn chosen(
+        &self,
+        client: &mut Client,
+        namespace: String,
+    ) -> Result<Vec<Chosen>, CliError> {
+        let filters = self.filters.clone();
+        let selection = Selection { namespace, filters, requests: true, ..Default::default() };
+        let found = selection.find(client).await?;
+        let mut chosen: Vec<_> = found.entries.iter().map(Chosen::of).collect();
+        let Filters { compiler, older_than, .. } = &self.filters;
+        if chosen.is_empty() || (compiler.is_none() && older_than.is_none()) {
+            return Ok(chosen);
+        }
+        // A request has another compiler than its artifact, and is a moment younger.
+        let filters =
+            Filters { compiler: Some(value::REQUEST_FAMILY.into()), ..Filters::default() };
+        let requests = Selection { filters, ..selection }.find(client).await?.entries;
+        let known: HashSet<_> = chosen.iter().map(|one| one.key).collect();
+        let beside: HashSet<_> = chosen.iter().map(Chosen::kept).collect();
+        let requests = requests.iter().map(Chosen::of);
+        let more = requests.filter(|one| beside.contains(&one.key) && !known.contains(&one.key));
+        chosen.extend(more);
+        Ok(chosen)
+    }
+
     fn reason(&self) -> &str {
         self.reason.as_deref().unwrap_or_default()
     }
+}
+
+/// The entry of `key`, where the node that is asked knows one.
+async fn one(client: &mut Client, key: &ArtifactKey) -> Result<Option<Chosen>, CliError> {
+    let prefix = key.to_string();
+    let selection = Selection { prefix, requests: true, limit: 1, ..Default::default() };
+    Ok(selection.find(client).await?.entries.first().map(Chosen::of))
 }
 
 fn nothing(key: &ArtifactKey) -> CliError {

@@ -3,10 +3,13 @@
 //! Invariant: what a node answers is looked at again here, so that one of an earlier
 //! version, which knows fewer filters, makes no command take more entries than were meant.
 
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use clap::{Args, ValueEnum, builder::NonEmptyStringValueParser};
-use kiln::scan::order::{Order, Ordered};
+use kiln::{
+    clock,
+    scan::order::{Order, Ordered},
+};
 use kiln_proto::{Manifest, pb, pb::ListOrder, value};
 
 use super::{CliError, client::Client, fetch};
@@ -83,8 +86,7 @@ pub(crate) struct Selection {
     pub(crate) order: Option<Order>,
     /// At most so many; 0: all.
     pub(crate) limit: usize,
-    /// Whether it has to be known how many there are beyond the limit, for which a node
-    /// reads its whole index.
+    /// Whether those beyond the limit are counted too, for which a node reads its whole index.
     pub(crate) sum: bool,
 }
 
@@ -100,8 +102,10 @@ pub(crate) struct Selected {
 impl Selection {
     /// Asks one node. May be repeated at another one.
     pub(crate) async fn find(&self, client: &mut Client) -> Result<Selected, CliError> {
-        let before =
-            self.filters.older_than.map(|age| unix_ms().saturating_sub(milliseconds(age)).max(1));
+        let before = self
+            .filters
+            .older_than
+            .map(|age| clock::unix_ms().saturating_sub(clock::milliseconds(age)).max(1));
         if let Some(order) = self.order
             && (1..=MOST_ORDERED).contains(&self.limit)
             && let Some(first) = self.first(client, order, before).await?
@@ -111,7 +115,14 @@ impl Selection {
         self.all(client, before).await
     }
 
-    /// The first ones, as the node orders them; `None`: it is of a version that does not.
+    /// Whether all of these are meant. Else the node ordered and counted others too, and those
+    /// that are meant may be among what it left out.
+    fn all_meant(&self, entries: &[(pb::Entry, Manifest)], before: Option<u64>) -> bool {
+        entries.iter().all(|(_, manifest)| self.has(manifest, before))
+    }
+
+    /// The first ones, as the node orders them; `None`: it is of a version that does not, or
+    /// that knows fewer filters.
     async fn first(
         &self,
         client: &mut Client,
@@ -130,8 +141,9 @@ impl Selection {
         if matching.is_none() {
             return Ok(None);
         }
-        let entries = entries.into_iter().map(read).collect::<Result<_, _>>()?;
-        Ok(Some(Selected { entries, matching, now_unix_ms }))
+        let entries = entries.into_iter().map(read).collect::<Result<Vec<_>, _>>()?;
+        let meant = self.all_meant(&entries, before);
+        Ok(meant.then_some(Selected { entries, matching, now_unix_ms }))
     }
 
     /// Page by page, in the order of the keys, and then in that which is wanted.
@@ -187,7 +199,7 @@ impl Selection {
             found.entries.truncate(self.limit);
         }
         if found.now_unix_ms == 0 {
-            found.now_unix_ms = unix_ms();
+            found.now_unix_ms = clock::unix_ms();
         }
         Ok(found)
     }
@@ -226,14 +238,6 @@ fn read(mut entry: pb::Entry) -> Result<(pb::Entry, Manifest), CliError> {
     Ok((entry, manifest))
 }
 
-fn unix_ms() -> u64 {
-    milliseconds(SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default())
-}
-
-fn milliseconds(time: Duration) -> u64 {
-    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -259,5 +263,16 @@ mod tests {
         assert!(!has(Filters::default(), "", Some(1000)));
         let undated = Manifest { created_unix_ms: 0, ..manifest.clone() };
         assert!(!Selection::default().has(&undated, Some(1001)), "nobody knows its age");
+    }
+
+    #[test]
+    fn what_an_old_node_puts_first_is_not_taken_for_the_first_that_is_meant() {
+        let (manifest, _) = artifact(&[("module.cubin", b"12345")]);
+        let other = Manifest { label: "another".into(), ..manifest.clone() };
+        let filters = Filters { label: Some(manifest.label.clone()), ..Filters::default() };
+        let selection = Selection { filters, ..Selection::default() };
+        let meant = (pb::Entry::default(), manifest);
+        assert!(selection.all_meant(&[meant.clone()], None) && selection.all_meant(&[], None));
+        assert!(!selection.all_meant(&[meant, (pb::Entry::default(), other)], None));
     }
 }

@@ -1,10 +1,14 @@
 //! What people list and remove, and what they are told of the machine.
 
+use std::path::Path;
+
 use kiln_proto::value;
 use serde_json::Value;
+use tempfile::TempDir;
+use tokio::process::Command;
 
 use crate::{
-    harness::{NAMESPACE, TestCluster, eventually},
+    harness::{NAMESPACE, TestCluster, eventually, saxpy},
     nodes::kiln,
     redis::Redis,
 };
@@ -86,7 +90,11 @@ async fn what_a_filter_names_goes_once_it_is_agreed_to() {
     assert_eq!(labels(&rest), ["norm 0", "norm 1"]);
     let key = value::components(NAMESPACE, b"gemm 1").key();
     let (why, _) = told(&cluster, &format!("why {key}")).await;
-    assert!(why[0]["ended"].as_str().unwrap().contains("wrong"), "{why:?}");
+    // Why, when, through whom.
+    let ended = why[0]["ended"].as_str().unwrap();
+    for part in ["wrong (removed 20", "by node 1", "asked from 127.0.0.1"] {
+        assert!(ended.contains(part), "{part:?} in {ended:?}");
+    }
     let (nothing, code) = told(&cluster, "rm --label gemm --reason wrong --yes").await;
     assert_eq!((nothing.len(), code), (0, Some(0)));
 }
@@ -119,7 +127,7 @@ async fn the_doctor_knows_the_node_that_runs_here() {
     let node = &cluster.nodes[0];
     let config = &node.config;
     let folder = tempfile::tempdir().unwrap();
-    let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_kiln"));
+    let mut command = Command::new(env!("CARGO_BIN_EXE_kiln"));
     command.args(["doctor", "--json"]);
     for (key, value) in [
         ("data_dir", folder.path().join("data").display().to_string()),
@@ -148,4 +156,95 @@ async fn the_doctor_knows_the_node_that_runs_here() {
     assert_eq!((state("python"), state("data_dir")), ("problem".into(), "ok".into()), "{text}");
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "nothing is left behind");
     assert!(lines.last().unwrap()["error"]["message"].as_str().unwrap().contains("checks"));
+}
+
+/// What people see of a command: its standard output.
+async fn shown(cluster: &TestCluster, line: &str) -> String {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_kiln"));
+    command
+        .args(line.split(' '))
+        .args(["--endpoint", &cluster.nodes[0].config.grpc_listen.to_string()]);
+    String::from_utf8(command.output().await.unwrap().stdout).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_few_entries_are_shown_without_a_count_of_all() {
+    let cluster = filled().await;
+    let last = async |line: &str| {
+        let text = shown(&cluster, line).await;
+        text.lines().last().unwrap_or_default().to_owned()
+    };
+    assert_eq!(
+        last("ls --limit 3").await,
+        "3 entries shown; there are more: --summary counts them"
+    );
+    assert!(last("ls --limit 3 --summary").await.starts_with("7 entries, "));
+    assert!(last("ls --limit 7").await.starts_with("7 entries, "), "all were seen");
+    assert!(last("ls").await.starts_with("7 entries, "));
+    assert!(
+        last("ls --limit 2 --sort bytes").await.contains("; 2 of them shown"),
+        "they were read"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_request_that_is_kept_beside_an_artifact_goes_with_it() {
+    let cluster =
+        TestCluster::start_with(1, |_, config| config.compile.keep_requests = 1 << 20).await;
+    let node = &cluster.nodes[0];
+    let mut keys = Vec::new();
+    for name in ["first", "second", "third"] {
+        keys.push(node.compile(saxpy(name)).await.unwrap().key);
+    }
+    let kept = async || told(&cluster, "ls --compiler request").await.0.len();
+    eventually("all requests to be kept", async || (kept().await == 3).then_some(())).await;
+    let (would_go, _) = told(&cluster, &format!("rm {} --dry-run", keys[0])).await;
+    assert_eq!(would_go.len(), 2, "{would_go:?}");
+    let (removed, code) = told(&cluster, &format!("rm {} --reason wrong --yes", keys[0])).await;
+    assert_eq!((removed.len(), code, kept().await), (1, Some(0), 2), "{removed:?}");
+    // A filter that names the artifacts alone.
+    let (would_go, _) = told(&cluster, "rm --compiler cuda --dry-run").await;
+    assert_eq!(would_go.len(), 4, "{would_go:?}");
+    let (removed, code) = told(&cluster, "rm --compiler cuda --reason wrong --yes").await;
+    assert_eq!((removed.len(), code), (4, Some(0)), "{removed:?}");
+    assert_eq!(told(&cluster, "ls --requests").await.0.len(), 0);
+}
+
+/// A folder of somebody else, whose modules leave a file where they are imported.
+fn hostile(marker: &Path) -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let text = format!("open({:?}, 'a').write(__name__ + '\\n')\nraise SystemExit(3)\n", marker);
+    for module in ["torch", "triton", "kiln_torch", "json", "platform", "re", "runpy", "grpc"] {
+        std::fs::write(folder.path().join(format!("{module}.py")), &text).unwrap();
+    }
+    folder
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_python_that_is_asked_something_runs_a_file_of_the_current_folder() {
+    let cluster = TestCluster::start(1).await;
+    let own = tempfile::tempdir().unwrap();
+    let marker = own.path().join("imported");
+    let folder = hostile(&marker);
+    // It is seen where it is imported.
+    let python = Command::new("python3").args(["-c", "import torch"]).current_dir(&folder).output();
+    assert_eq!(python.await.unwrap().status.code(), Some(3));
+    std::fs::remove_file(&marker).unwrap();
+    let data = format!("--data-dir={}", own.path().join("data").display());
+    let filled = format!("--dir=cache={}", own.path().join("filled").display());
+    for arguments in [vec!["doctor", &data], vec!["run", &filled, "--", "true"]] {
+        // An empty entry is the current folder to Python.
+        for python_path in ["", ":", "/nowhere:"] {
+            let output = Command::new(env!("CARGO_BIN_EXE_kiln"))
+                .args(&arguments)
+                .current_dir(&folder)
+                .env("KILN_ENDPOINT", cluster.nodes[0].config.grpc_listen.to_string())
+                .env("PYTHONPATH", python_path)
+                .env_remove("VIRTUAL_ENV")
+                .output();
+            let output = output.await.unwrap();
+            let imported = std::fs::read_to_string(&marker).unwrap_or_default();
+            assert_eq!(imported, "", "{arguments:?} with PYTHONPATH={python_path:?}: {output:?}");
+        }
+    }
 }

@@ -1,6 +1,7 @@
 //! The nodes of `kiln dev`, for people.
 //!
-//! Invariant: it says what to type next, and of each compiler that a node lacks why.
+//! Invariant: it says what to type next, up to a hit, and of each compiler that a node lacks why;
+//! its table has room in 80 columns.
 
 use std::path::Path;
 
@@ -15,24 +16,43 @@ pub(super) fn for_people(nodes: &[NodeView], dir: &Path) -> String {
             format!("http://{}", node.grpc),
             node.resp.clone().unwrap_or_else(|| "off".to_owned()),
             format!("http://{}", node.http),
-            node.compilers.join(","),
-            node.data.display().to_string(),
         ]
     };
     let rows: Vec<_> = nodes.iter().map(row).collect();
-    let heading = ["NODE", "ENDPOINT", "RESP", "HTTP", "COMPILERS", "DATA"];
-    let endpoints: Vec<_> = nodes.iter().map(|node| format!("http://{}", node.grpc)).collect();
-    let mut parts = vec![output::table(heading, &rows)];
-    parts.extend(missing(nodes));
+    let mut parts = vec![output::table(["NODE", "ENDPOINT", "RESP", "HTTP"], &rows)];
+    let compilers: Vec<_> = [present(nodes), missing(nodes)].into_iter().flatten().collect();
+    parts.push(compilers.join("\n"));
+    parts.push(format!("In another terminal:\n  {}", next(nodes).join("\n  ")));
     parts.push(format!(
-        "In another terminal:\n  export KILN_ENDPOINT={}\n  kiln status",
-        endpoints.join(",")
-    ));
-    parts.push(format!(
-        "Logs: {}/node-*/log. Ctrl-C stops all nodes; kiln dev --dir {0} starts them again.",
+        "Data and logs: {}/node-*\nCtrl-C stops all nodes; kiln dev --dir {0} starts them again.",
         dir.display()
     ));
     parts.join("\n\n")
+}
+
+/// The compilers that every node has; `None`: there is none.
+fn present(nodes: &[NodeView]) -> Option<String> {
+    let (first, others) = nodes.split_first()?;
+    let everywhere =
+        |compiler: &&String| others.iter().all(|node| node.compilers.contains(compiler));
+    let compilers: Vec<_> = first.compilers.iter().filter(everywhere).map(String::as_str).collect();
+    (!compilers.is_empty()).then(|| format!("Compilers: {}", compilers.join(", ")))
+}
+
+/// What to type: a look, a compile, and the same from another node, where that is possible.
+fn next(nodes: &[NodeView]) -> Vec<String> {
+    let endpoints: Vec<_> = nodes.iter().map(|node| format!("http://{}", node.grpc)).collect();
+    let mut lines =
+        vec![format!("export KILN_ENDPOINT={}", endpoints.join(",")), "kiln status".into()];
+    if nodes.iter().all(|node| node.compilers.iter().any(|compiler| compiler == "cuda")) {
+        const COMPILE: &str = "kiln compile hello.cu --target sm_90";
+        lines.push("echo '__global__ void hello() {}' >hello.cu".into());
+        lines.push(format!("{COMPILE}  # compiled; no GPU needed"));
+        if let [_, .., last] = &*endpoints {
+            lines.push(format!("{COMPILE} --endpoint {last}  # a hit"));
+        }
+    }
+    lines
 }
 
 /// Each reason once, with the compilers that it keeps away, and where it is not so on all
@@ -61,10 +81,10 @@ fn missing(nodes: &[NodeView]) -> Option<String> {
             true => String::new(),
             false => format!(" on node {}", ids.join(", ")),
         };
-        format!("  {}{on}: {why}", compilers.join(", "))
+        output::wrapped(&format!("  {}{on}: {why}", compilers.join(", ")), 4, output::width())
     };
     let lines: Vec<_> = reasons.iter().map(line).collect();
-    (!lines.is_empty()).then(|| format!("Compilers that are not here:\n{}", lines.join("\n")))
+    (!lines.is_empty()).then(|| format!("Not here:\n{}", lines.join("\n")))
 }
 
 #[cfg(test)]
@@ -103,19 +123,29 @@ mod tests {
         assert_eq!(
             for_people(&nodes, Path::new("/d")),
             "\
-NODE  ENDPOINT               RESP            HTTP                   COMPILERS   DATA
-1     http://127.0.0.1:7400  127.0.0.1:7403  http://127.0.0.1:7401  cuda,eager  /d/node-1/data
-2     http://127.0.0.1:7410  off             http://127.0.0.1:7411  cuda,eager  /d/node-2/data
+NODE  ENDPOINT               RESP            HTTP
+1     http://127.0.0.1:7400  127.0.0.1:7403  http://127.0.0.1:7401
+2     http://127.0.0.1:7410  off             http://127.0.0.1:7411
 
-Compilers that are not here:
+Compilers: cuda, eager
+Not here:
   inductor, mixed: no torch
   native on node 2: no NVRTC
 
 In another terminal:
   export KILN_ENDPOINT=http://127.0.0.1:7400,http://127.0.0.1:7410
   kiln status
+  echo '__global__ void hello() {}' >hello.cu
+  kiln compile hello.cu --target sm_90  # compiled; no GPU needed
+  kiln compile hello.cu --target sm_90 --endpoint http://127.0.0.1:7410  # a hit
 
-Logs: /d/node-*/log. Ctrl-C stops all nodes; kiln dev --dir /d starts them again."
+Data and logs: /d/node-*
+Ctrl-C stops all nodes; kiln dev --dir /d starts them again."
         );
+        let mut alone = node(1, &[("cuda", "no NVRTC")]);
+        alone.compilers.clear();
+        let text = for_people(&[alone], Path::new("/d"));
+        assert!(!text.contains("kiln compile") && !text.contains("Compilers:"), "{text}");
+        assert!(text.contains("Not here:\n  cuda: no NVRTC"), "{text}");
     }
 }

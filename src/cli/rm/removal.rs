@@ -7,13 +7,13 @@ use std::{io::IsTerminal, time::Duration};
 
 use futures::{StreamExt, stream};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use kiln_proto::{ArtifactKey, Manifest, pb};
+use kiln_proto::{ArtifactKey, Manifest, pb, value};
 use serde::Serialize;
 
 use crate::cli::{
     CliError,
     client::Client,
-    output::{self, size, table},
+    output::{self, fitting, short, size},
 };
 
 /// Removals under way at once: each waits for a commit.
@@ -46,6 +46,11 @@ impl Chosen {
             pinned: entry.pinned,
         }
     }
+
+    /// The key of the request that it was compiled of, where that is kept.
+    pub(super) fn kept(&self) -> ArtifactKey {
+        value::request_components(&self.namespace, &self.key).key()
+    }
 }
 
 /// `1 entry`, `3 entries`.
@@ -66,7 +71,7 @@ pub(super) fn tell(chosen: &[Chosen], json: bool) -> Result<(), CliError> {
     let row = |one: &Chosen| {
         let flags = if one.pinned { "pinned" } else { "" };
         [
-            one.key.to_string()[..16].to_owned(),
+            short(&one.key.to_string()).to_owned(),
             one.label.clone(),
             one.target.clone(),
             one.compiler.clone(),
@@ -75,7 +80,8 @@ pub(super) fn tell(chosen: &[Chosen], json: bool) -> Result<(), CliError> {
         ]
     };
     let rows: Vec<_> = chosen.iter().map(row).collect();
-    output::line(table(["KEY", "LABEL", "TARGET", "COMPILER", "SIZE", "FLAGS"], &rows))?;
+    let heading = ["KEY", "LABEL", "TARGET", "COMPILER", "SIZE", "FLAGS"];
+    output::line(fitting(heading, &rows, &["FLAGS", "TARGET"], output::width()))?;
     let bytes = chosen.iter().fold(0, |sum: u64, one| sum.saturating_add(one.bytes));
     let (count, bytes) = (entries(chosen.len()), size(bytes));
     output::line(format_args!("{count} of {bytes} would go; nothing was removed"))
