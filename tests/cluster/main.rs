@@ -10,6 +10,7 @@ mod bad_input;
 mod bytes;
 #[path = "../support/collector.rs"]
 mod collector;
+mod commands;
 mod compile_once;
 mod corruption;
 mod dashboard;
