@@ -28,9 +28,9 @@ ENDPOINT = "export KILN_ENDPOINT=http://127.0.0.1:7400"
 FIVE_MINUTES = f"""
 say() {{ printf '\\n[%4d s] $ %s\\n' $(($(date +%s) - began)) "$1"; }}
 say '{NODES}'
-script --quiet --command '{NODES}' /tmp/dev >/dev/null &
+script --quiet --flush --command '{NODES}' /tmp/dev >/dev/null &
 waited=0
-until grep -q 'Ctrl-C stops' /tmp/dev; do
+until grep -qs "Ctrl-C stops" /tmp/dev; do
     [ $waited -lt 1200 ] || {{ cat /tmp/dev; exit 1; }}
     sleep 0.1; waited=$((waited + 1))
 done
