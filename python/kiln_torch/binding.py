@@ -14,6 +14,9 @@ import torch
 
 from .sizes import BrokenArtifact
 
+# Of signature.json.
+VERSION = 1
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -25,10 +28,15 @@ def names_of(told: Plan, signature: bytes | None) -> list[list[str]] | None:
     if signature is None:
         return None
     try:
-        inputs = json.loads(signature)["inputs"]
+        said = json.loads(signature)
+        if said["version"] != VERSION:
+            raise BrokenArtifact(f"signature.json: version {said['version']}, not {VERSION}")
+        inputs = said["inputs"]
         names = [
             [each["name"], *([each["target"]] if each.get("target") else [])] for each in inputs
         ]
+    except BrokenArtifact:
+        raise
     except (ValueError, KeyError, TypeError) as error:
         raise BrokenArtifact(f"signature.json cannot be read: {error!r}") from error
     if len(names) != len(told.inputs):

@@ -215,6 +215,10 @@ def test_inputs_are_bound_by_the_programs_names(tmp_path: Path) -> None:
     plain = kiln_torch.load(folder)
     with pytest.raises(KeyError, match=r"signature\.json"):
         plain.bind({"fc.w": weight})  # type: ignore[attr-defined]
+    # Of a version to come: its names may mean anything.
+    folder.joinpath("signature.json").write_text(json.dumps({**signature, "version": 2}))
+    with pytest.raises(BrokenArtifact, match=r"signature\.json: version 2, not 1"):
+        kiln_torch.load(folder)
     folder.joinpath("signature.json").write_text(json.dumps(signature))
     for state in ({"fc.w": weight}, {"p_w": weight, "other": x}):
         with pytest.raises(ValueError, match=r"p_w .parameter. is on cpu, not on a GPU"):
