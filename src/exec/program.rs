@@ -14,6 +14,7 @@ use kiln_native::{
     SIGNATURE_FILE, Signature, eager,
     plan::{self, Call, CallError, Kernel, Plan},
     split::stitch::{Broken, Copied, Linked, LinkedCall, Stitching},
+    version,
 };
 use kiln_proto::ArtifactKey;
 
@@ -277,13 +278,8 @@ fn refuse_eager(dir: &Path) -> Result<(), ExecError> {
 /// Reads a `plan.json` and checks that it hangs together; an error says why not.
 pub fn parse_plan(bytes: &[u8]) -> Result<Plan, String> {
     // The version first: another version's plan may not even parse.
-    let told: serde_json::Value = serde_json::from_slice(bytes).map_err(|e| e.to_string())?;
-    let version = told["version"].as_u64();
-    if version != Some(u64::from(plan::VERSION)) {
-        let version = version.map_or("none".to_owned(), |version| version.to_string());
-        return Err(format!("version {version}, not {}: compile it again", plan::VERSION));
-    }
-    let plan: Plan = serde_json::from_value(told).map_err(|e| e.to_string())?;
+    version::check(bytes, plan::VERSION)?;
+    let plan: Plan = serde_json::from_slice(bytes).map_err(|e| e.to_string())?;
     plan.check().map_err(|why| why.to_string())?;
     Ok(plan)
 }
@@ -295,8 +291,7 @@ pub(super) fn read_signature(dir: &Path, plan: &Plan) -> Result<Option<Signature
         return Ok(None);
     }
     let refuse = |why: String| ExecError::Artifact { path: path.clone(), why };
-    let signature: Signature =
-        serde_json::from_slice(&read(&path)?).map_err(|e| refuse(e.to_string()))?;
+    let signature = Signature::read(&read(&path)?).map_err(refuse)?;
     let (got, wanted) = (signature.inputs.len(), plan.inputs.len());
     if got != wanted {
         return Err(refuse(format!("{got} inputs, not {wanted}: of another program")));

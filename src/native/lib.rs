@@ -38,6 +38,7 @@ pub mod size;
 mod slim;
 pub mod split;
 pub mod static_size;
+pub mod version;
 
 use std::collections::BTreeMap;
 
@@ -46,7 +47,9 @@ use kiln_proto::{BinaryKind, Component, Failure, FailureKind, Target, graph::Gra
 pub use identity::{Identity, identify, identify_graph};
 pub use plan::Plan;
 pub use portable::{Portable, portable};
-pub use signature::{NamedInput, SIGNATURE_FILE, Signature, signature};
+pub use signature::{
+    NamedInput, SIGNATURE_FILE, Signature, VERSION as SIGNATURE_VERSION, signature,
+};
 pub use slim::slim;
 
 /// What a graph becomes before NVRTC.

@@ -12,12 +12,15 @@ use kiln_proto::Failure;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::archive::{Archive, invalid};
+use super::{
+    archive::{Archive, invalid},
+    version,
+};
 
 /// The file beside an artifact's own files.
 pub const SIGNATURE_FILE: &str = "signature.json";
 /// Of the format below.
-const VERSION: u32 = 1;
+pub const VERSION: u32 = 1;
 /// Bytes of the graph's JSON.
 const LARGEST_MODEL: u64 = 256 << 20;
 
@@ -30,6 +33,14 @@ pub struct Signature {
     pub inputs: Vec<NamedInput>,
     /// In the order of the plan's.
     pub outputs: Vec<String>,
+}
+
+impl Signature {
+    /// Reads the file; an error says why not.
+    pub fn read(bytes: &[u8]) -> Result<Self, String> {
+        version::check(bytes, VERSION)?;
+        serde_json::from_slice(bytes).map_err(|e| e.to_string())
+    }
 }
 
 /// An input's names.

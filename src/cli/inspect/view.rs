@@ -8,6 +8,7 @@ use kiln_native::{
     Signature,
     cubin::{self, Cubin, Resources},
     plan::{self, Plan, shown},
+    version,
 };
 use kiln_proto::FailureKind;
 use serde::Serialize;
@@ -98,15 +99,24 @@ impl View {
         let corrupt = |name: &str, why: String| {
             CliError::failed(FailureKind::Corrupt, format!("{name}: {why}"))
         };
+        let versions = [
+            ("plan.json", kiln_native::plan::VERSION),
+            (kiln_native::SIGNATURE_FILE, kiln_native::SIGNATURE_VERSION),
+        ];
+        for (name, known) in versions {
+            let other = files.get(name).map(|bytes| version::check(bytes, known));
+            other.transpose().map_err(|why| {
+                CliError::failed(FailureKind::Incompatible, format!("{name}: {why}"))
+            })?;
+        }
         let plan = files.get("plan.json").map(|bytes| parse_plan(bytes));
         let plan = plan.transpose().map_err(|why| corrupt("plan.json", why))?;
         let cubin = files.get("module.cubin").map(|bytes| cubin::read(bytes));
         let cubin = cubin.transpose().map_err(|why| corrupt("module.cubin", why))?;
         let signature = files.get(kiln_native::SIGNATURE_FILE);
-        let signature = signature.map(|bytes| serde_json::from_slice::<Signature>(bytes));
-        let signature = signature
-            .transpose()
-            .map_err(|e| corrupt(kiln_native::SIGNATURE_FILE, e.to_string()))?;
+        let signature = signature.map(|bytes| Signature::read(bytes));
+        let signature =
+            signature.transpose().map_err(|why| corrupt(kiln_native::SIGNATURE_FILE, why))?;
         let list = |(path, bytes): (&String, &Vec<u8>)| File {
             path: path.clone(),
             bytes: bytes.len() as u64,

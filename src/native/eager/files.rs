@@ -9,7 +9,8 @@ use serde::{Deserialize, Serialize};
 use super::{CONSTANTS, Eager, GRAPH, PLAN, VERSION, describe, invalid};
 use crate::{
     core::{Program, ValueId},
-    plan::{CONSTANT, Plan},
+    plan::{self, CONSTANT, Plan},
+    version,
 };
 
 /// Most values of one program.
@@ -46,11 +47,13 @@ impl Eager {
         E: std::fmt::Display,
     {
         let mut file = |name: &str| read(name).map_err(|e| corrupt(format!("read {name}: {e}")));
-        let File { version, program } = parse(GRAPH, &file(GRAPH)?)?;
-        if version != VERSION {
-            return Err(corrupt(format!("{GRAPH} has version {version}, not {VERSION}")));
+        let (graph, plan) = (file(GRAPH)?, file(PLAN)?);
+        for (name, bytes, known) in [(GRAPH, &graph, VERSION), (PLAN, &plan, plan::VERSION)] {
+            version::check(bytes, known)
+                .map_err(|why| Failure::new(FailureKind::Incompatible, format!("{name}: {why}")))?;
         }
-        let plan: Plan = parse(PLAN, &file(PLAN)?)?;
+        let File { program, .. } = parse(GRAPH, &graph)?;
+        let plan: Plan = parse(PLAN, &plan)?;
         let kinds: Vec<&str> = plan.inputs.iter().map(|input| input.kind.as_str()).collect();
         let mut constants = vec![None; kinds.len()];
         if kinds.contains(&CONSTANT) {

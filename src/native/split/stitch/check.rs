@@ -6,7 +6,10 @@
 use kiln_proto::graph::DType;
 
 use super::{Arg, Call, Spec, Stitching, VERSION, Value};
-use crate::plan::{CONSTANT, CallError, Expr, Memory};
+use crate::{
+    plan::{CONSTANT, CallError, Expr, Memory},
+    version,
+};
 
 /// Most bytes of the file.
 const LARGEST: usize = 64 << 20;
@@ -20,7 +23,9 @@ pub enum Broken {
     #[error("it cannot be read: {0}")]
     Text(String),
     /// It is of another version: compile again, or use a newer Kiln.
-    #[error("version {0}, this Kiln reads {VERSION}")]
+    #[error(
+        "version {0}, and this Kiln reads {VERSION}: use the one that wrote it, or compile again"
+    )]
     Version(u32),
     /// It is larger than any model's.
     #[error("{what}: {count}, at most {most}")]
@@ -148,6 +153,10 @@ impl Stitching {
     /// Reads a file that may come from anywhere.
     pub fn read(bytes: &[u8]) -> Result<Self, Broken> {
         within("bytes", bytes.len(), LARGEST)?;
+        // The version first: another version's may not even parse.
+        if let Some(other) = version::said(bytes).filter(|said| *said != VERSION) {
+            return Err(Broken::Version(other));
+        }
         let read: Self = serde_json::from_slice(bytes).map_err(|e| Broken::Text(e.to_string()))?;
         read.check()?;
         Ok(read)
