@@ -123,7 +123,15 @@ fn wholes_last(pages: Vec<pb::RestoreRequest>) -> Vec<pb::RestoreRequest> {
 fn pages(from: &mut impl Read) -> anyhow::Result<Vec<pb::RestoreRequest>> {
     let mut magic = [0; MAGIC.len()];
     from.read_exact(&mut magic).context("this is no backup")?;
-    anyhow::ensure!(magic == MAGIC, "this is no backup of a Kiln index");
+    if magic != MAGIC {
+        anyhow::ensure!(
+            !is_of_another_format(&magic),
+            "the backup has another format than {FORMAT}, which this Kiln {} reads: nothing was \
+             changed; restore it with the version that wrote it, or a later one",
+            kiln::VERSION,
+        );
+        anyhow::bail!("this is no backup of a Kiln index");
+    }
     let mut pages = Vec::new();
     loop {
         let mut size = [0; 4];
@@ -137,6 +145,12 @@ fn pages(from: &mut impl Read) -> anyhow::Result<Vec<pb::RestoreRequest>> {
         from.read_exact(&mut bytes).context("the backup is cut short")?;
         pages.push(pb::RestoreRequest::decode(&*bytes).context("the backup is damaged")?);
     }
+}
+
+/// Whether a file that begins so is a backup that another version wrote.
+fn is_of_another_format(magic: &[u8]) -> bool {
+    let number = magic.strip_prefix(b"kiln-index-").and_then(|number| number.first());
+    number.is_some_and(u8::is_ascii_digit)
 }
 
 #[cfg(test)]
@@ -175,6 +189,15 @@ mod tests {
         assert_eq!(refused.exit_code(), 2);
         assert!(refused.to_string().ends_with("kiln cluster backup > index.kiln"), "{refused}");
         assert!(refuse_terminal(false, "", "").is_ok());
+    }
+
+    #[test]
+    fn a_backup_of_a_version_to_come_is_told_apart_from_what_is_none() {
+        let told = |bytes: &[u8]| pages(&mut &*bytes).unwrap_err().to_string();
+        for later in [b"kiln-index-2\nand more".as_slice(), b"kiln-index-12\nand more"] {
+            assert!(told(later).contains("restore it with the version that wrote it"));
+        }
+        assert!(told(b"kiln-index-x\nand more").contains("this is no backup of a Kiln index"));
     }
 
     #[test]

@@ -15,6 +15,7 @@ mod folder;
 mod follow;
 mod index;
 mod inputs;
+mod later;
 mod moved;
 mod patterns;
 mod profiles;

@@ -14,7 +14,7 @@ use super::scan::Seen;
 pub(crate) const OWN: &str = ".kiln/";
 /// Its path within the pack.
 pub(crate) const PATH: &str = ".kiln/folder.json";
-const VERSION: u32 = 1;
+pub(super) const VERSION: u32 = 1;
 
 /// Permissions and times of a pack's files, by path.
 #[derive(Debug, Default, Serialize, Deserialize)]

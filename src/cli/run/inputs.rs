@@ -20,7 +20,7 @@ use super::{builds::Rules, scan::Seen};
 
 /// Its path within the pack.
 pub(crate) const PATH: &str = ".kiln/inputs.json";
-const VERSION: u32 = 1;
+pub(super) const VERSION: u32 = 1;
 /// Bounds what comparing costs: beyond it nothing is compared.
 const MOST_BYTES: u64 = 2 << 30;
 const MOST_FILES: usize = 50_000;

@@ -12,7 +12,7 @@ use pb::{lease_event::Event, publish_chunk::Chunk};
 use tokio::time::timeout;
 use tonic::Streaming;
 
-use super::spool::Pack;
+use super::{later, spool::Pack};
 use crate::cli::{
     CliError,
     client::{Client, Endpoints},
@@ -128,11 +128,12 @@ impl Share {
                 bounded(LONG, streamed).await?
             }
         };
-        match fetched.manifest.files == manifest.files {
-            true => Ok(fetched),
+        if fetched.manifest.files != manifest.files {
             // Replaced since it was looked up: what was checked is not what came.
-            false => Err(CliError::Unreachable("the artifact was replaced meanwhile".into())),
+            return Err(CliError::Unreachable("the artifact was replaced meanwhile".into()));
         }
+        later::check(&fetched.manifest, &fetched.pack)?;
+        Ok(fetched)
     }
 
     /// Puts `pack` under the key of `manifest`, in place of what it had.
