@@ -20,6 +20,29 @@ pub enum NodeError {
     /// Another process uses the data folder: stop it, or choose another folder.
     #[error("the data folder {0} is in use by another process")]
     Locked(PathBuf),
+    /// A later version of Kiln wrote the folder: start the node with that one.
+    #[error(
+        "the folder {folder} has format {found}, which Kiln {version} wrote, and this is Kiln \
+         {program}, which reads {known}: nothing was changed; start the node with {version} or later"
+    )]
+    LaterFormat {
+        /// The data folder, or the disk tier's.
+        folder: PathBuf,
+        /// Its format.
+        found: u32,
+        /// The version that wrote it.
+        version: String,
+        /// This one.
+        program: &'static str,
+        /// The latest format that this one reads.
+        known: u32,
+    },
+    /// The file that says what format the data folder has says nothing: restore it.
+    #[error(
+        "{0} does not say which format its folder has: nothing was changed; restore it, or \
+         delete it if no later version of Kiln ever ran here"
+    )]
+    NoFormat(PathBuf),
     /// No usable signing key.
     #[error(transparent)]
     Identity(#[from] IdentityError),

@@ -9,6 +9,7 @@ mod bytes;
 mod descriptors;
 mod error;
 mod follow;
+mod format;
 mod listeners;
 mod lock;
 mod object_store;
@@ -109,6 +110,8 @@ impl Node {
             source,
         })?;
         let lock = lock::lock(data)?;
+        format::check(data)?;
+        format::check_tier(&config.disk_path())?;
         let signing = identity::load_or_create(data)?;
         let mut tasks = Tasks { stop: CancellationToken::new(), set: JoinSet::new() };
 

@@ -34,6 +34,7 @@ mod listing;
 mod membership;
 mod metrics;
 mod monitor;
+mod newer;
 mod nodes;
 mod objects;
 #[path = "../support/odd.rs"]

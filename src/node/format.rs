@@ -1,0 +1,111 @@
+//! Which format the data folder and the disk tier's have: how their parts lie in them, and
+//! what they are called.
+//!
+//! Of what it does not know, a node makes short work: a file that is no blob is removed from
+//! the disk tier. So the folder says first whether this program knows all there is.
+//!
+//! Invariant: nothing of a data folder is read or changed before its format is known, and
+//! the file is written whole or not at all. What the index holds says for itself which
+//! version it needs: see `kiln_cluster`.
+
+use std::{
+    fs::{self, File},
+    io::{self, Write},
+    path::Path,
+};
+
+use super::NodeError;
+
+/// Of the whole folder. A version that changes it raises it, and reads all below.
+const FORMAT: u32 = 1;
+const FILE: &str = "format";
+
+/// Refuses a folder that a later version wrote, and marks one that has no mark: it is new,
+/// or of a version before there were marks, whose format is 1.
+pub(super) fn check(data: &Path) -> Result<(), NodeError> {
+    let path = data.join(FILE);
+    let text = match fs::read_to_string(&path) {
+        Ok(text) => text,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            return write(data).map_err(|source| {
+                let doing = format!("write {}", path.display());
+                NodeError::Io { doing, source }
+            });
+        }
+        Err(e) if e.kind() == io::ErrorKind::InvalidData => return Err(NodeError::NoFormat(path)),
+        Err(source) => {
+            return Err(NodeError::Io { doing: format!("read {}", path.display()), source });
+        }
+    };
+    let field =
+        |name: &str| text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    match field("format").and_then(|number| number.parse().ok()) {
+        None => Err(NodeError::NoFormat(path)),
+        Some(found) if found > FORMAT => Err(NodeError::LaterFormat {
+            folder: data.to_owned(),
+            found,
+            version: field("kiln").unwrap_or("of an unknown version").to_owned(),
+            program: crate::VERSION,
+            known: FORMAT,
+        }),
+        Some(_) => Ok(()),
+    }
+}
+
+/// The same of the disk tier's folder, which may lie elsewhere. A disk that does not work is
+/// the tier's to tell.
+pub(super) fn check_tier(disk: &Path) -> Result<(), NodeError> {
+    let checked = match fs::create_dir_all(disk) {
+        Ok(()) => check(disk),
+        Err(source) => Err(NodeError::Io { doing: format!("make {}", disk.display()), source }),
+    };
+    match checked {
+        Err(e @ NodeError::Io { .. }) => {
+            tracing::warn!(error = %e, "the disk tier's format is not known");
+            Ok(())
+        }
+        checked => checked,
+    }
+}
+
+fn write(data: &Path) -> io::Result<()> {
+    let temporary = data.join("format.new");
+    let mut file = File::create(&temporary)?;
+    file.write_all(format!("format {FORMAT}\nkiln {}\n", crate::VERSION).as_bytes())?;
+    file.sync_all()?;
+    fs::rename(&temporary, data.join(FILE))?;
+    File::open(data)?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_is_marked_once_and_opens_again() {
+        let data = tempfile::tempdir().unwrap();
+        check(data.path()).unwrap();
+        let marked = fs::read_to_string(data.path().join(FILE)).unwrap();
+        assert!(marked.starts_with("format 1\n"), "{marked}");
+        check(data.path()).unwrap();
+        assert_eq!(fs::read_to_string(data.path().join(FILE)).unwrap(), marked);
+        assert_eq!(fs::read_dir(data.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_folder_of_a_version_to_come_and_one_that_does_not_say_are_refused() {
+        let data = tempfile::tempdir().unwrap();
+        let judge = |text: &[u8]| {
+            fs::write(data.path().join(FILE), text).unwrap();
+            let refused = check(data.path()).unwrap_err().to_string();
+            assert_eq!(fs::read(data.path().join(FILE)).unwrap(), text, "it stays");
+            refused
+        };
+        let later = judge(b"format 2\nkiln 7.1.0\nand more\n");
+        assert!(later.contains("which Kiln 7.1.0 wrote, and this is Kiln "), "{later}");
+        assert!(later.contains("start the node with 7.1.0 or later"), "{later}");
+        for odd in [b"".as_slice(), b"format\n", b"format x\n", b"\xff\xfe", b"formats 1\n"] {
+            assert!(judge(odd).contains("restore it"), "{odd:?}");
+        }
+    }
+}
