@@ -1,7 +1,7 @@
 //! `kiln checker`: the process in which an artifact is run to be checked.
 //!
-//! Invariant: its limits are set before it reads an artifact, and it writes below its own
-//! folder alone, which the daemon removes.
+//! Invariant: its limits are set, and it is confined, before it reads an artifact; and it
+//! writes below its own folder alone, which the daemon removes.
 
 use std::{
     fs, io,
@@ -15,7 +15,10 @@ use rustix::process::Resource;
 
 use super::protocol::{Files, Found, Job};
 use crate::{
-    compiler::worker::{Answer, limit, serve},
+    compiler::{
+        sandbox,
+        worker::{Answer, limit, serve},
+    },
     exec::{self, Checked, Checking, layout},
 };
 
@@ -26,13 +29,20 @@ const REFERENCE: &str = "reference";
 /// Checks one artifact on this process's stdin and stdout. Call it from `main` before
 /// anything else has been started.
 pub fn checker_main() -> ExitCode {
-    match serve(|()| Ok(((), ())), |(), job| work(&job)) {
+    match serve(true, |()| Ok((confine()?, ())), |(), job| work(&job)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             eprintln!("kiln checker: {e}");
             ExitCode::FAILURE
         }
     }
+}
+
+/// The interpreter needs no file, and a kernel none but the driver's.
+fn confine() -> Answer<()> {
+    let mut read = sandbox::system();
+    read.extend(sandbox::folders_of("LD_LIBRARY_PATH"));
+    sandbox::keep_to_files(&read, Path::new(".")).map(drop)
 }
 
 fn work(job: &Job) -> Answer<Found> {

@@ -25,7 +25,10 @@ use tokio_util::sync::CancellationToken;
 
 use self::protocol::{Checks, Found, Job, octets};
 pub use self::{child::checker_main, policy::Verify};
-use crate::compiler::{Limits, PoolSettings, worker::Pool};
+use crate::compiler::{
+    Limits, PoolSettings,
+    worker::{Pool, remove_left},
+};
 
 /// Bounds on checks.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -64,6 +67,9 @@ impl Checker {
     pub fn new(settings: CheckSettings, program: &Path, folder: &Path) -> Self {
         let CheckSettings { pool, limits } = settings;
         let folder = folder.to_owned();
+        if let Err(why) = remove_left(&folder) {
+            tracing::warn!("what checks of a killed node left in {}: {why}", folder.display());
+        }
         Self { pool: Pool::new(Checks::new(program, &folder), pool), limits, folder }
     }
 

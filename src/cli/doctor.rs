@@ -7,6 +7,7 @@ mod cluster;
 mod disk;
 mod object;
 mod ports;
+mod sandbox;
 mod sockets;
 mod tools;
 
@@ -129,7 +130,7 @@ impl Doctor {
             bounded("sockets", sockets::check(config)),
             ports::check(config),
         );
-        for checks in [nvrtc, python, ports, disk, object, sockets] {
+        for checks in [nvrtc, python, sandbox::check(), ports, disk, object, sockets] {
             found.extend(checks);
         }
         found.extend(bounded("cluster", cluster::check(node)).await);

@@ -19,7 +19,7 @@ use super::{
     Environment, Limits, PoolSettings, PoolUse, Prepared, Toolchain, ToolchainSettings,
     search::find,
     toolchain::unprepared,
-    worker::{Compiled, Nvrtc, Pool},
+    worker::{Compiled, Nvrtc, Pool, remove_left},
 };
 
 /// After the first look at a library that failed; twice as long after each other one.
@@ -192,6 +192,7 @@ impl Look {
     async fn load(&self, library: PathBuf) -> Result<Found, Failure> {
         let folder = std::path::absolute(&self.folder).map_err(unprepared)?;
         std::fs::create_dir_all(&folder).map_err(unprepared)?;
+        remove_left(&folder).map_err(unprepared)?;
         let toolchain =
             Toolchain::look_at(library, &self.toolchain, &self.program, &folder).await?;
         let dialect = Nvrtc::new(self.program.clone(), folder, toolchain.setup());

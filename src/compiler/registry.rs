@@ -10,7 +10,7 @@ use kiln_proto::{Failure, FailureKind, Fingerprint, Target};
 use super::{
     CompileInput, Compiler, CudaCompiler, EagerCompiler, Environment, InductorCompiler, Limits,
     MixedCompiler, NativeCompiler, PoolSettings, PoolUse, PythonSettings, Source, Toolchain,
-    ToolchainSettings, engine::Engine, python::Python,
+    ToolchainSettings, engine::Engine, python::Python, sandbox,
 };
 
 /// The `[compiler]` section of a node's configuration.
@@ -62,9 +62,10 @@ impl Compilers {
         program: &Path,
         folder: &Path,
     ) -> Self {
+        sandbox::tell();
         let CompilerSettings { toolchain, pool, .. } = settings;
         let engine = Engine::start(toolchain, pool, environment, program, folder);
-        let python = Python::start(&settings.python, folder);
+        let python = Python::start(&settings.python, program, folder);
         let native = Arc::new(NativeCompiler::new(Arc::clone(&engine)));
         let [ahead, standalone] = InductorCompiler::NAMES
             .map(|name| Arc::new(InductorCompiler::new(name, Arc::clone(&python))));

@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod eager;
+mod hostile;
 mod inductor;
 mod inspect;
 #[path = "../support/python.rs"]

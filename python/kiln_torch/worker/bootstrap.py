@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 PACKAGE = "kiln_worker"
 # Workers have folders of their own beside it.
 FORKS = "forks"
+# What the node's launcher tells of how this process is to be confined: see ``confining``.
+CONFINE = "KILN_CONFINE"
 
 
 def read(size: int) -> bytes:
@@ -83,7 +85,9 @@ def be_forked() -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as server:
         try:
             server.connect(f"../{FORKS}")
-            socket.send_fds(server, [json.dumps(told).encode()], [0, 1, 2])
+            rules = json.loads(os.environ[CONFINE])["rules"]
+            passed = [0, 1, 2] if rules is None else [0, 1, 2, rules]
+            socket.send_fds(server, [json.dumps(told).encode()], passed)
             if server.recv(64) != b"forked":
                 return
         except OSError:

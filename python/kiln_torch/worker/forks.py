@@ -23,6 +23,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .confining import hand_on, rules_of
 from .process import keep_to, main
 from .toolchain import read_ahead
 
@@ -112,6 +113,10 @@ class ForkServer:
 
     def serve(self) -> None:
         """Fork on demand, to the end. All is imported."""
+        # It is confined by what its workers bring, and does no job itself.
+        rules = rules_of(os.environ)
+        if rules is not None:
+            os.close(rules)
         imported = _imported()
         poll = select.poll()
         listening = self._listening.fileno()
@@ -139,9 +144,9 @@ class ForkServer:
         connection.settimeout(_PATIENCE)
         descriptors: list[int] = []
         try:
-            data, descriptors, _, _ = socket.recv_fds(connection, 1 << 18, 3)
+            data, descriptors, _, _ = socket.recv_fds(connection, 1 << 18, 4)
             told = json.loads(data)
-            if len(descriptors) != 3 or not isinstance(told, dict) or set(told) != _TOLD:
+            if not 3 <= len(descriptors) <= 4 or not isinstance(told, dict) or set(told) != _TOLD:
                 raise ValueError("no worker says that")
             pid = os.fork()
             if pid == 0:
@@ -185,7 +190,9 @@ class ForkServer:
         os.environ.clear()
         os.environ.update(environment)
         tempfile.tempdir = None
-        for at, each in enumerate(descriptors):
+        pipes, rules = descriptors[:3], descriptors[3:]
+        hand_on(os.environ, rules[0] if rules else None)
+        for at, each in enumerate(pipes):
             os.dup2(each, at)
             os.close(each)
         _compile_as_always()

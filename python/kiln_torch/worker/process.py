@@ -1,7 +1,7 @@
 """The worker's process: one conversation with the node, one job, and the end.
 
-Invariant: stdin and stdout are the node's alone, every job is answered, and the
-process group ends with the node.
+Invariant: stdin and stdout are the node's alone, every job is answered, the
+process group ends with the node, and no job is read before the process is confined.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from .compiling import compile_program
+from .confining import confine
 from .messages import Job, encode, read_frame, write_frame
 from .refused import TOOLCHAIN_MISSING, Refused, as_refused
 from .toolchain import compilers, compute_capability, versions
@@ -47,6 +48,7 @@ def serve(requests: BinaryIO, answers: BinaryIO, folder: Path, group: int) -> No
         hello = encode((1, ready()))
     except ImportError as e:
         hello = _failed(Refused(TOOLCHAIN_MISSING, f"{sys.executable} has no working torch: {e}"))
+    confine()
     write_frame(answers, hello)
     message = read_frame(requests)
     if message is None:

@@ -12,7 +12,7 @@ use prost::Message;
 
 use super::source;
 use crate::compiler::{
-    Limits,
+    LAUNCHER, Limits,
     worker::{Answer, Dialect, Forks, Launch},
 };
 
@@ -66,24 +66,32 @@ pub(in crate::compiler) struct Done {
 /// Workers that load torch.
 #[derive(Debug)]
 pub(super) struct Snake {
+    interpreter: PathBuf,
     launch: Launch,
     forks: Forks,
 }
 
 impl Snake {
-    /// Workers of `interpreter`, each in a folder of its own below `folder`. What they are
-    /// forked from ends when it was of no use for `keep`.
-    pub(super) fn new(interpreter: PathBuf, folder: PathBuf, keep: Duration) -> Self {
+    /// Workers of `interpreter`, each in a folder of its own below `folder`, launched by
+    /// `program`, which is `kiln`. What they are forked from ends when it was of no use for
+    /// `keep`.
+    pub(super) fn new(
+        program: PathBuf,
+        interpreter: PathBuf,
+        folder: PathBuf,
+        keep: Duration,
+    ) -> Self {
         let passed = PASSED_ON.iter();
         let environment: Vec<(OsString, OsString)> =
             passed.filter_map(|name| Some(((*name).into(), std::env::var_os(name)?))).collect();
-        let arguments = ["-I", "-B", "-c", source::BOOTSTRAP].map(OsString::from).to_vec();
+        let mut arguments = vec![LAUNCHER.into(), interpreter.clone().into_os_string()];
+        arguments.extend(["-I", "-B", "-c", source::BOOTSTRAP].map(OsString::from));
         let socket = folder.join("forks");
-        let launch = Launch { program: interpreter, arguments, environment, folder, private: true };
+        let launch = Launch { program, arguments, environment, folder, private: true };
         let mut server = launch.clone();
         let seconds = keep.as_secs_f64().to_string();
         server.arguments.extend(["--fork-server".into(), seconds.into()]);
-        Self { launch, forks: Forks { launch: server, socket } }
+        Self { interpreter, launch, forks: Forks { launch: server, socket } }
     }
 }
 
@@ -105,7 +113,7 @@ impl Dialect for Snake {
     }
 
     fn subject(&self) -> String {
-        format!("torch of {}", self.launch.program.display())
+        format!("torch of {}", self.interpreter.display())
     }
 
     fn hello(&self) -> io::Result<Vec<u8>> {

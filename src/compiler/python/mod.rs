@@ -56,9 +56,10 @@ pub(super) struct Python {
 
 impl Python {
     /// Starts to look at the interpreter, in the background: what it was the last
-    /// time is believed until then. `folder` is for workers alone.
-    pub(super) fn start(settings: &PythonSettings, folder: &Path) -> Arc<Self> {
-        let (pool, known) = match prepare(settings, folder) {
+    /// time is believed until then. `program` is the `kiln` executable; `folder` is for
+    /// workers alone.
+    pub(super) fn start(settings: &PythonSettings, program: &Path, folder: &Path) -> Arc<Self> {
+        let (pool, known) = match prepare(settings, program, folder) {
             Ok(prepared) => prepared,
             Err(failure) => {
                 let (state, _) = watch::channel(State::Missing(failure));
@@ -172,6 +173,7 @@ impl Python {
 /// The pool, and where the last look is remembered.
 fn prepare(
     settings: &PythonSettings,
+    program: &Path,
     folder: &Path,
 ) -> Result<(Pool<Snake>, probe::Remembered), Failure> {
     let missing = |why: String| Failure::new(FailureKind::ToolchainMissing, why);
@@ -195,6 +197,7 @@ fn prepare(
         _ => std::fs::create_dir_all(&jobs).map_err(unusable)?,
     }
     let jobs = std::path::absolute(jobs).map_err(unusable)?;
-    let workers = Snake::new(interpreter, jobs, settings.pool.keep_warm);
+    let keep = settings.pool.keep_warm;
+    let workers = Snake::new(program.to_owned(), interpreter, jobs, keep);
     Ok((Pool::new(workers, settings.pool.clone()), remembered))
 }

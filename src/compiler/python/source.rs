@@ -20,6 +20,7 @@ pub(super) fn modules() -> io::Result<Vec<u8>> {
         "archive.py",
         "artifact.py",
         "compiling.py",
+        "confining.py",
         "examples.py",
         "expression.py",
         "forks.py",

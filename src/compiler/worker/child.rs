@@ -15,12 +15,12 @@ use kiln_proto::{BinaryKind, Digest, Failure, FailureKind, Hasher, Target};
 use rustix::process::Resource;
 
 use super::{
-    confine::confine,
     layout,
     nvrtc::Nvrtc,
     protocol::{Answer, Bundled, Octets, Program, Ready, Setup},
     service,
 };
+use crate::compiler::sandbox;
 
 /// Compiled once before the first job: it makes NVRTC load and link all it has.
 const WARM_UP: &[u8] = b"extern \"C\" __global__ void kiln() {}\n";
@@ -39,14 +39,19 @@ pub fn worker_main() -> ExitCode {
 
 fn serve() -> io::Result<()> {
     service::serve(
+        false,
         |setup: Setup| {
             let (nvrtc, ready) = load(&setup)?;
-            Ok(((nvrtc, setup), ready))
+            Ok(((nvrtc, setup, ready.confined), ready))
         },
-        |(nvrtc, setup), job: Program| {
+        |(nvrtc, setup, confined), job: Program| {
             service::limit(Resource::Data, job.memory_bytes)?;
             service::limit(Resource::Cpu, job.cpu_seconds)?;
+            let own = std::env::current_dir().map_err(unfit)?;
             let (named, mut include) = layout::lay_out(&job)?;
+            if !confined {
+                sandbox::keep_to_opens(&readable(&setup), &own)?;
+            }
             include.extend(setup.include);
             nvrtc.compile(&Program { headers: named, ..job }, &include)
         },
@@ -87,8 +92,19 @@ fn load(setup: &Setup) -> Answer<(Nvrtc, Ready)> {
         true => Some(headers(&setup.include)?),
         false => None,
     };
-    let confined = confine(&setup.library, &setup.include, Path::new("."))?;
+    let confined = sandbox::keep_to_files(&readable(setup), Path::new("."))?;
     Ok((nvrtc, Ready { version, architectures, bundled, headers, confined }))
+}
+
+/// What a source may read besides its own headers: CUDA's, and what lies beside the library.
+fn readable(setup: &Setup) -> Vec<PathBuf> {
+    let beside = setup.library.parent().map(Path::to_owned);
+    setup.include.iter().map(PathBuf::from).chain(beside).collect()
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "for map_err")]
+fn unfit(e: io::Error) -> Failure {
+    Failure::new(FailureKind::Crashed, format!("the worker's folder: {e}"))
 }
 
 /// Version and digest of a toolkit's headers: `13.0-<12 digits>`. Equal digests

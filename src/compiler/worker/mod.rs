@@ -8,7 +8,6 @@
 //! loading takes seconds, a process beside the pool has loaded, and workers are its forks.
 
 mod child;
-mod confine;
 mod dialect;
 mod layout;
 mod nvrtc;
@@ -18,6 +17,7 @@ mod preloaded;
 mod process;
 mod protocol;
 mod service;
+mod watch;
 
 pub use child::worker_main;
 pub(crate) use dialect::Dialect;
@@ -26,7 +26,7 @@ pub(super) use nvrtc::SOURCE_NAME;
 pub use places::PoolUse;
 pub(crate) use pool::Pool;
 pub use pool::PoolSettings;
-pub(crate) use process::{Forks, Launch};
+pub(crate) use process::{Forks, Launch, remove_left};
 pub(crate) use protocol::{Answer, Octets, decode, encode};
 pub(super) use protocol::{Bundled, Compiled, Program, Setup, module_file};
 pub(crate) use service::{limit, serve};

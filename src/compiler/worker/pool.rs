@@ -280,15 +280,20 @@ impl<T: Dialect> Begun<'_, T> {
         let _running = Place::acquire(&pool.running, usize::MAX);
         pool.dialect.fits(&ready, job)?;
         let message = pool.dialect.job(job, limits).map_err(not_encodable)?;
+        let watched = worker.watched(limits.memory_bytes);
         let work = async {
             worker.send(&message).await;
             // The next ones load while this one works.
             pool.warm_up();
             worker.receive().await
         };
-        let answer = timeout(limits.time, work).await;
+        let exceeds = watched.exceeds();
+        let answer = tokio::select! {
+            answer = timeout(limits.time, work) => Ok(answer),
+            why = exceeds => Err(why),
+        };
         worker.end().await;
-        match answer {
+        match answer? {
             Ok(Ok(message)) => pool.dialect.done(message).map_err(not_encodable)?,
             Ok(Err(lost)) => Err(lost.into_failure()),
             Err(_) => {

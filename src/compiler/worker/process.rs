@@ -23,12 +23,15 @@ use tokio::{
 };
 use tokio_util::task::AbortOnDropHandle;
 
-use super::protocol;
+use super::{protocol, watch::Watched};
 
 /// How much of a worker's stderr is kept.
 const STDERR_KEPT: usize = 16 << 10;
 /// A worker that closed its stdout should be gone at once.
 const GRACE: Duration = Duration::from_secs(5);
+
+/// How the names of workers' own folders begin.
+const PRIVATE: &str = "job-";
 
 /// A running worker.
 pub(super) struct Worker {
@@ -41,7 +44,7 @@ pub(super) struct Worker {
     stderr: Arc<Mutex<Vec<u8>>>,
     reader: AbortOnDropHandle<()>,
     /// Its own folder, removed after it.
-    _folder: Option<tempfile::TempDir>,
+    folder: Option<tempfile::TempDir>,
     _alive: Alive,
 }
 
@@ -105,7 +108,7 @@ impl Worker {
 
     fn spawn(launch: &Launch) -> std::io::Result<Self> {
         let own = match launch.private {
-            true => Some(tempfile::Builder::new().prefix("job-").tempdir_in(&launch.folder)?),
+            true => Some(tempfile::Builder::new().prefix(PRIVATE).tempdir_in(&launch.folder)?),
             false => None,
         };
         let folder = own.as_ref().map_or(launch.folder.as_path(), |own| own.path());
@@ -135,7 +138,7 @@ impl Worker {
         // SAFETY: the descriptor is owned, and stays open and unchanged until deregistered.
         let ended = unsafe { AsyncFd::register(ended) }?;
         let (stderr, _alive) = (kept, Alive::begin());
-        Ok(Self { child, group, ended, stdin, stdout, stderr, reader, _folder: own, _alive })
+        Ok(Self { child, group, ended, stdin, stdout, stderr, reader, folder: own, _alive })
     }
 
     /// Sends a message. Where that fails the worker has ended: ask
@@ -171,6 +174,11 @@ impl Worker {
         }
     }
 
+    /// Watches what its job takes; `memory_bytes` is the job's limit.
+    pub(super) fn watched(&self, memory_bytes: u64) -> Watched {
+        Watched::new(self.group, self.folder.as_ref().map(|own| own.path()), memory_bytes)
+    }
+
     /// Whether it still runs: a spare may have died while it waited.
     pub(super) fn is_alive(&mut self) -> bool {
         matches!(self.child.try_wait(), Ok(None))
@@ -181,6 +189,12 @@ impl Worker {
         kill(&self.child, self.group);
         if let Err(e) = self.child.wait().await {
             tracing::warn!(worker = ?self.group, "reap a worker: {e}");
+        }
+        // What a job wrote may be many files: not on a runtime thread.
+        let folder = self.folder.take();
+        let removing = move || drop(folder);
+        if let Err(e) = tokio::task::spawn_blocking(removing).await {
+            tracing::warn!(worker = ?self.group, "remove a worker's folder: {e}");
         }
     }
 
@@ -254,6 +268,21 @@ async fn keep_tail(mut from: ChildStderr, kept: Arc<Mutex<Vec<u8>>>) {
         let surplus = kept.len().saturating_sub(STDERR_KEPT);
         kept.drain(..surplus);
     }
+}
+
+/// Removes from `folder` the folders of workers whose daemon was killed. Only where no worker runs.
+pub(crate) fn remove_left(folder: &Path) -> std::io::Result<()> {
+    let all = match std::fs::read_dir(folder) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        all => all?,
+    };
+    for entry in all {
+        let entry = entry?;
+        if entry.file_name().as_encoded_bytes().starts_with(PRIVATE.as_bytes()) {
+            std::fs::remove_dir_all(entry.path())?;
+        }
+    }
+    Ok(())
 }
 
 /// A link `libnvrtc.so` in `folder`, and the search path that makes it the only

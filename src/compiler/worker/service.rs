@@ -1,6 +1,6 @@
 //! A worker's side of its conversation with the daemon, whatever its work is.
 //!
-//! Invariant: it ends when its daemon does. A thread waits for the end of stdin
+//! Invariants: it is confined before it reads its job, and it ends when its daemon does. A thread waits for the end of stdin
 //! and then kills the process group. (`PR_SET_PDEATHSIG` would follow the
 //! daemon's *thread* that forked, which an async runtime may end at any time.)
 
@@ -18,9 +18,12 @@ use rustix::process::{Resource, Rlimit, Signal};
 use serde::{Serialize, de::DeserializeOwned};
 
 use super::protocol::{self, Answer};
+use crate::compiler::sandbox;
 
-/// Answers hello with what `load` tells, and one job with what `work` makes of it.
+/// Answers hello with what `load` tells, and one job with what `work` makes of it. `devices`:
+/// it may use a GPU. `load` has confined this thread to its files when it returns.
 pub(crate) fn serve<H, R, L, J, D>(
+    devices: bool,
     load: impl FnOnce(H) -> Answer<(L, R)>,
     work: impl FnOnce(L, J) -> Answer<D>,
 ) -> io::Result<()>
@@ -30,7 +33,7 @@ where
     J: DeserializeOwned + Send + 'static,
     D: Serialize,
 {
-    rlimit(Resource::Core, 0)?;
+    sandbox::begin(devices)?;
     let mut answers = take_stdout()?;
     let mut requests = io::stdin().lock();
     let hello: H = protocol::read(&mut requests)?;
@@ -65,6 +68,11 @@ fn rlimit(resource: Resource, most: u64) -> io::Result<()> {
 fn listen<J: DeserializeOwned>(jobs: &mpsc::Sender<J>) {
     let mut requests = io::stdin().lock();
     if let Ok(job) = protocol::read(&mut requests) {
+        // The other thread is confined by now. This one was there before, and sees to it itself.
+        if let Err(e) = sandbox::join_files() {
+            eprintln!("confine the worker: {e}");
+            end();
+        }
         // The other thread waits for exactly one.
         let _ = jobs.send(job);
         let _ = io::copy(&mut requests, &mut io::sink());

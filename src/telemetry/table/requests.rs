@@ -50,6 +50,12 @@ pub(super) const METRICS: &[Metric] = &[
         &["compiler"],
         "Time of a compiler run that made something: the sum is total compile seconds.",
     ),
+    gauge(
+        "kiln_compiler_sandbox_lacks",
+        &[],
+        "Things that a compile can do on this node that a newer kernel would refuse: the log and \
+         kiln doctor name them.",
+    ),
     gauge("kiln_compiler_processes", &[], "Compiler and check processes alive, warm ones too."),
     counter("kiln_saved_total", &[], "Artifacts that this node committed to the index."),
     counter(
