@@ -274,6 +274,29 @@ fuzzer_now() {
         die "cargo-fuzz could not be installed"
 }
 
+# All but RocksDB.
+rest() {
+    local path
+    libclang
+    case $goal in demo | test | check | dashboard) nvrtc KILN_NVRTC_DIR nvrtc ;; esac
+    case $goal in
+        test | check)
+            tests
+            python_packages
+            ;;
+        torch) torch ;;
+    esac
+    case $goal in check) linters ;; esac
+    case $goal in clients) clients ;; esac
+    case $goal in fuzz) fuzzer ;; esac
+    case $goal in dist) python3 -m pip --version >/dev/null 2>&1 || apt python3-pip ;; esac
+    case $goal in dashboard) dashboard ;; esac
+    for path in "${paths[@]}"; do
+        # shellcheck disable=SC2016 # the caller's PATH, not this one
+        printf 'export PATH=%q:"$PATH"\n' "$path"
+    done
+}
+
 # What cannot be had is said before anything is compiled.
 case $goal in kube | compose | faults | bare) root ;; esac
 case $goal in
@@ -289,22 +312,15 @@ case $goal in
 esac
 mkdir -p "$cache"
 cxx
-libclang
+# While RocksDB compiles, all else is fetched: in a process group of its own, so that who ends this
+# script ends that too.
+exports=$(mktemp)
+set -m
+rest </dev/null >"$exports" &
+fetching=$!
+set +m
+trap 'kill -- "-$fetching" 2>/dev/null || true; rm -f "$exports"' EXIT
 rocksdb
-case $goal in demo | test | check | dashboard) nvrtc KILN_NVRTC_DIR nvrtc ;; esac
-case $goal in
-    test | check)
-        tests
-        python_packages
-        ;;
-    torch) torch ;;
-esac
-case $goal in check) linters ;; esac
-case $goal in clients) clients ;; esac
-case $goal in fuzz) fuzzer ;; esac
-case $goal in dist) python3 -m pip --version >/dev/null 2>&1 || apt python3-pip ;; esac
-case $goal in dashboard) dashboard ;; esac
-for path in "${paths[@]}"; do
-    # shellcheck disable=SC2016 # the caller's PATH, not this one
-    printf 'export PATH=%q:"$PATH"\n' "$path"
-done
+wait "$fetching" || exit 1
+trap 'rm -f "$exports"' EXIT
+cat "$exports"
