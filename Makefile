@@ -204,6 +204,7 @@ python:
 	python3 -B tests/faults/planted.py --check && \
 	python3 -B tests/page_links.py && \
 	python3 -B tests/goals.py && \
+	python3 -B tests/same_build.py && \
 	pyrefly check --config .config/pyrefly.toml \
 		--site-package-path "$$KILN_CHART_PACKAGES" $(wildcard tests/*.py tests/dashboard/*.py tests/kube/*.py tests/dist/*.py tests/faults/*.py deploy/*/*.py) && \
 	pyrefly check --config .config/pyrefly-python.toml \
