@@ -5,6 +5,7 @@
 // Warp operations exchange through memory, so their layouts are checked against
 // the instruction set's documentation as written down here.
 
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <cmath>
@@ -39,7 +40,9 @@ struct Copy {
   int bytes;
 };
 struct Fibre {
-  ucontext_t context;
+  ucontext_t context;                       // Where it starts.
+  jmp_buf at;                               // Where it yielded.
+  bool started = false;
   std::vector<char> stack;
   bool done = false;
   std::vector<Copy> copies;                 // Of no group yet.
@@ -48,7 +51,7 @@ struct Fibre {
 constexpr unsigned DYNAMIC = 227 << 10, CLUSTER = 16;
 alignas(1024) static char dynamic[CLUSTER][DYNAMIC];
 static std::vector<Fibre> fibres;
-static ucontext_t scheduler;
+static jmp_buf scheduler;
 static unsigned current;          // Of a cluster's threads.
 static unsigned first_block;      // Of the cluster.
 static Gate cluster_gate;
@@ -60,7 +63,16 @@ static const void* lanes_p[32 * CLUSTER][32];
 inline unsigned rank() { return current / blockDim.x; }
 inline Gate& block_gate() { return block_gates[rank()]; }
 
-inline void yield() { swapcontext(&fibres[current].context, &scheduler); }
+// Like swapcontext, without the system call that it makes each time for the signal mask.
+inline void yield() {
+  if (_setjmp(fibres[current].at) == 0) _longjmp(scheduler, 1);
+}
+inline void resume(Fibre& fibre) {
+  if (_setjmp(scheduler) != 0) return;
+  if (fibre.started) _longjmp(fibre.at, 1);
+  fibre.started = true;
+  setcontext(&fibre.context);
+}
 inline void wait(Gate& gate) {
   const unsigned turn = gate.turn;
   if (++gate.arrived == gate.size) {
@@ -101,7 +113,7 @@ inline void launch(Dim3 grid, unsigned threads, unsigned cluster, std::function<
         block_gates.assign(cluster, {(int)threads, 0, 0});
         warp_gates.assign((all + 31) / 32, {32, 0, 0});
         for (auto& fibre : fibres) {
-          fibre.done = false;
+          fibre.done = fibre.started = false;
           fibre.copies.clear();
           fibre.groups.clear();
           fibre.stack.resize(64 << 10);
@@ -125,7 +137,7 @@ inline void launch(Dim3 grid, unsigned threads, unsigned cluster, std::function<
             current = i;
             threadIdx = {i % threads, 0, 0};
             blockIdx = {first_block + i / threads, y, z};
-            swapcontext(&scheduler, &fibres[i].context);
+            resume(fibres[i]);
           }
         }
       }
