@@ -262,6 +262,9 @@ impl Compile {
     }
 }
 
+/// Where the key stands in a line.
+const INDENT: usize = 10;
+
 /// One line; on a terminal that has no room for it, with the first digits of the key, by which
 /// every command knows it too.
 fn for_people(view: &CompileView, width: Option<usize>) -> String {
@@ -281,7 +284,7 @@ fn for_people(view: &CompileView, width: Option<usize>) -> String {
     };
     let whole = line(&view.key);
     match width.is_some_and(|width| whole.chars().count() > width) {
-        true => line(output::short(&view.key)),
+        true => output::wrapped(&line(output::short(&view.key)), INDENT, width),
         false => whole,
     }
 }

@@ -200,6 +200,7 @@ async fn the_request_that_is_kept_beside_an_artifact_goes_with_it() {
     eventually("all requests to be kept", async || (kept().await == 3).then_some(())).await;
     let (would_go, _) = told(&cluster, &format!("rm {} --dry-run", keys[0])).await;
     assert_eq!(would_go.len(), 2, "{would_go:?}");
+    assert_eq!(would_go[0]["key"], keys[0].to_string());
     let (removed, code) = told(&cluster, &format!("rm {} --reason wrong --yes", keys[0])).await;
     assert_eq!((removed.len(), code, kept().await), (1, Some(0), 2), "{removed:?}");
     // A filter that names the artifacts alone.

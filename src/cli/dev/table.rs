@@ -24,7 +24,7 @@ pub(super) fn for_people(nodes: &[NodeView], dir: &Path) -> String {
     parts.push(compilers.join("\n"));
     parts.push(format!("In another terminal:\n  {}", next(nodes).join("\n  ")));
     parts.push(format!(
-        "Data and logs: {}/node-*\nCtrl-C stops all nodes; kiln dev --dir {0} starts them again.",
+        "Data and logs: {}/node-*\nCtrl-C stops all nodes; to start them again:\n  kiln dev --dir {0}",
         dir.display()
     ));
     parts.join("\n\n")
@@ -140,7 +140,8 @@ In another terminal:
   kiln compile hello.cu --target sm_90 --endpoint http://127.0.0.1:7410  # a hit
 
 Data and logs: /d/node-*
-Ctrl-C stops all nodes; kiln dev --dir /d starts them again."
+Ctrl-C stops all nodes; to start them again:
+  kiln dev --dir /d"
         );
         let mut alone = node(1, &[("cuda", "no NVRTC")]);
         alone.compilers.clear();

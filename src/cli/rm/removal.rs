@@ -63,6 +63,8 @@ pub(super) fn tell(chosen: &[Chosen], json: bool) -> Result<(), CliError> {
     if json {
         return chosen.iter().try_for_each(|one| {
             let mut value = serde_json::to_value(one).map_err(anyhow::Error::from)?;
+            // As all other commands have it, and as a removal tells it.
+            value["key"] = one.key.to_string().into();
             value["removed"] = false.into();
             value["dry_run"] = true.into();
             output::json(&value)
