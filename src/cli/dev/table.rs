@@ -30,12 +30,14 @@ pub(super) fn for_people(nodes: &[NodeView], dir: &Path) -> String {
     parts.join("\n\n")
 }
 
-/// The compilers that every node has; `None`: there is none.
+/// The compilers that some node has; which ones lack one is told below. `None`: there is none.
 fn present(nodes: &[NodeView]) -> Option<String> {
-    let (first, others) = nodes.split_first()?;
-    let everywhere =
-        |compiler: &&String| others.iter().all(|node| node.compilers.contains(compiler));
-    let compilers: Vec<_> = first.compilers.iter().filter(everywhere).map(String::as_str).collect();
+    let mut compilers: Vec<&str> = Vec::new();
+    for compiler in nodes.iter().flat_map(|node| &node.compilers) {
+        if !compilers.contains(&compiler.as_str()) {
+            compilers.push(compiler);
+        }
+    }
     (!compilers.is_empty()).then(|| format!("Compilers: {}", compilers.join(", ")))
 }
 
@@ -44,7 +46,10 @@ fn next(nodes: &[NodeView]) -> Vec<String> {
     let endpoints: Vec<_> = nodes.iter().map(|node| format!("http://{}", node.grpc)).collect();
     let mut lines =
         vec![format!("export KILN_ENDPOINT={}", endpoints.join(",")), "kiln status".into()];
-    if nodes.iter().all(|node| node.compilers.iter().any(|compiler| compiler == "cuda")) {
+    // A node that still looks for it has it when somebody has read this far.
+    let loads = |node: &NodeView| node.missing.iter().any(|m| m.compiler == "cuda" && m.loading);
+    let has = |node: &NodeView| node.compilers.iter().any(|compiler| compiler == "cuda");
+    if nodes.iter().all(|node| has(node) || loads(node)) {
         const COMPILE: &str = "kiln compile hello.cu --target sm_90";
         lines.push("echo '__global__ void hello() {}' >hello.cu".into());
         lines.push(format!("{COMPILE}  # compiled; no GPU needed"));
@@ -143,6 +148,12 @@ Data and logs: /d/node-*
 Ctrl-C stops all nodes; to start them again:
   kiln dev --dir /d"
         );
+        let mut slow = [node(1, &[]), node(2, &[("cuda", "try again")])];
+        slow[1].missing[0].loading = true;
+        slow[1].compilers = vec!["eager".into()];
+        let text = for_people(&slow, Path::new("/d"));
+        assert!(text.contains("Compilers: cuda, eager\nNot here:\n  cuda on node 2"), "{text}");
+        assert!(text.contains("7410  # a hit"), "{text}");
         let mut alone = node(1, &[("cuda", "no NVRTC")]);
         alone.compilers.clear();
         let text = for_people(&[alone], Path::new("/d"));
