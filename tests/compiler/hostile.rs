@@ -109,7 +109,7 @@ async fn what_takes_the_place_of_nvrtc_gets_nowhere() {
     let node = Node::with(victim.library.clone(), |_| {}).await;
     let source = format!("hostile: {}", victim.told());
     let done = node.compile(&cuda(&source, "compute_90")).await.unwrap();
-    all_refused(&String::from_utf8(done.files[0].1.to_vec()).unwrap());
+    all_refused(std::str::from_utf8(&done.files[0].1).unwrap());
     victim.is_whole();
     node.compile(&cuda(SAXPY, "compute_90")).await.unwrap();
 }
@@ -165,7 +165,7 @@ async fn what_runs_in_pythons_worker_gets_nowhere() {
     // A fork, and later others that were forked or loaded Python themselves.
     for _ in 0..2 {
         let done = inductor.compile(&Limits::default()).await.unwrap();
-        all_refused(&String::from_utf8(done.files[0].1.to_vec()).unwrap());
+        all_refused(std::str::from_utf8(&done.files[0].1).unwrap());
         victim.is_whole();
     }
     inductor.is_rid_of_it().await;

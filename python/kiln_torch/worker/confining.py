@@ -15,6 +15,10 @@ import os
 import struct
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, MutableMapping
 
 TOLD = "KILN_CONFINE"
 
@@ -31,13 +35,13 @@ class _Program(ctypes.Structure):
     _fields_ = (("len", ctypes.c_ushort), ("filter", ctypes.c_char_p))
 
 
-def rules_of(environment: dict[str, str]) -> int | None:
+def rules_of(environment: Mapping[str, str]) -> int | None:
     """The descriptor of the rules for files; the kernel may have none."""
     rules = json.loads(environment[TOLD])["rules"]
     return None if rules is None else int(rules)
 
 
-def hand_on(environment: dict[str, str], rules: int | None) -> None:
+def hand_on(environment: MutableMapping[str, str], rules: int | None) -> None:
     """Tell a fork what the process was told that it stands for, whose rules came to it."""
     environment[TOLD] = json.dumps(json.loads(environment[TOLD]) | {"rules": rules})
 
