@@ -62,7 +62,7 @@ fn a_kernel_files_artifact_has_its_modules_kernels() {
 #[test]
 fn a_broken_artifact_says_which_file() {
     let refused = |name, bytes| View::new(&files(&[(name, bytes)])).unwrap_err();
-    assert!(refused("plan.json", b"{}").to_string().contains("plan.json: version none"));
+    assert!(refused("plan.json", b"{}").to_string().contains("plan.json: missing field `version`"));
     assert!(refused("module.cubin", b"text").to_string().contains("module.cubin"));
     assert_eq!(refused("signature.json", b"text").exit_code(), 12);
 }
