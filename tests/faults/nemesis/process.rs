@@ -2,6 +2,8 @@
 //!
 //! Invariant: who was struck runs again when the strike ends.
 
+use anyhow::{Context, ensure};
+
 use super::{Done, Nemesis, Strike, THREE, nemesis};
 use crate::{fleet::Plan, node::binary};
 
@@ -120,17 +122,29 @@ async fn pause(strike: &mut Strike<'_>, at: usize, seconds: f64) -> anyhow::Resu
     strike.heal()
 }
 
-/// Each node in turn becomes one of this build.
+/// Each node in turn becomes one of this build. The first one goes back once, which it may
+/// while others hold back what is new; once all are upgraded, it is refused.
 fn rolling_builds<'a>(strike: &'a mut Strike<'_>) -> Done<'a> {
     Box::pin(async {
         let (from, to) = (strike.fleet.nodes[0].binary.clone(), binary());
         strike.struck(format!("restarted each in turn: {} -> {}", from.display(), to.display()));
-        for at in 0..strike.fleet.nodes.len() {
+        for (at, build) in [(0, &to), (0, &from), (0, &to), (1, &to), (2, &to)] {
             strike.fleet.nodes[at].terminate().await?;
-            strike.fleet.nodes[at].binary.clone_from(&to);
+            strike.fleet.nodes[at].binary.clone_from(build);
             strike.fleet.nodes[at].start().await?;
             strike.hold(2.0).await;
         }
+        // Hits are reported by now in the way that the earlier build does not read.
+        strike.hold(3.0).await;
+        let node = &mut strike.fleet.nodes[0];
+        node.terminate().await?;
+        node.binary.clone_from(&from);
+        node.spawn()?;
+        let code = node.ended().await.context("the earlier build runs on a later one's index")?;
+        let words = node.last_words();
+        ensure!(code != Some(0) && words.contains("needs Kiln"), "{code:?}: {words}");
+        node.binary.clone_from(&to);
+        node.start().await?;
         strike.heal()
     })
 }
