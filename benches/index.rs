@@ -77,6 +77,7 @@ async fn members(dir: &Path, size: usize) -> Result<Vec<Member>> {
             voter: true,
             log_entries: kiln_cluster::LOG_ENTRIES,
             context: || None,
+            dial: None,
         };
         async move {
             let seed = u8::try_from(n)? + 1;

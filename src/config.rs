@@ -12,6 +12,7 @@ mod prewarm;
 mod publish;
 mod reference;
 mod slips;
+mod tls;
 mod trace;
 mod units;
 mod validate;
@@ -25,6 +26,7 @@ pub use load::{ConfigError, Layers, environment_names};
 pub use monitor::{AlertsConfig, MonitorConfig, OptimizerConfig};
 pub use prewarm::PrewarmConfig;
 pub use publish::{Copies, PublishConfig};
+pub use tls::{ClientsTlsConfig, MembersTlsConfig, TlsConfig};
 pub use trace::TraceConfig;
 
 /// Everything that `kiln serve` is told.
@@ -34,11 +36,12 @@ pub struct Config {
     /// Where this node keeps its identity, log, index and disk tier.
     /// An empty folder makes a new node. Default: `kiln-data`.
     pub data_dir: PathBuf,
-    /// Public API and cluster traffic. Default: `127.0.0.1:7400`.
+    /// The API for clients. Default: `127.0.0.1:7400`.
     pub grpc_listen: SocketAddr,
     /// `/metrics`, `/healthz`, `/readyz`. Default: `127.0.0.1:7401`.
     pub http_listen: SocketAddr,
-    /// Artifact bytes between nodes. Default: `127.0.0.1:7402`.
+    /// The members' port, for the other nodes alone: Raft, membership, artifact bytes.
+    /// Default: `127.0.0.1:7402`.
     pub transfer_listen: SocketAddr,
     /// Unix socket on which clients of this machine get descriptors of sealed
     /// memory. Default: none.
@@ -54,6 +57,8 @@ pub struct Config {
     /// Host under which other nodes reach this one. Default: the listen
     /// addresses' own, which must then not be a wildcard.
     pub advertise: Option<String>,
+    /// Listen in plain text where other machines reach it. Default: false.
+    pub insecure: bool,
     /// How an empty node finds its cluster.
     pub start: StartConfig,
     /// Cluster timings.
@@ -76,6 +81,8 @@ pub struct Config {
     pub namespace: NamespaceConfig,
     /// The daemon's own log, on stderr.
     pub log: LogConfig,
+    /// TLS between members and with clients.
+    pub tls: TlsConfig,
     /// Traces of requests, for an OpenTelemetry collector.
     pub trace: TraceConfig,
     /// How the node watches itself.
@@ -92,7 +99,7 @@ pub struct Config {
 pub struct StartConfig {
     /// Found a cluster of this many voters: 1, 3 or 5. Default: 1.
     pub expect: usize,
-    /// gRPC addresses of the founding voters, this node's own may be among
+    /// Members' ports of the founding voters, this node's own may be among
     /// them: `host:port`, or `dns:NAME:PORT` for all addresses of a name.
     pub peers: Vec<String>,
     /// Instead: join the cluster that one of these belongs to.
@@ -299,6 +306,7 @@ impl Default for Config {
             resp_socket: None,
             socket_mode: "0600".into(),
             advertise: None,
+            insecure: false,
             start: StartConfig::default(),
             cluster: ClusterConfig::default(),
             memory: MemoryConfig::default(),
@@ -310,6 +318,7 @@ impl Default for Config {
             publish: PublishConfig::default(),
             namespace: NamespaceConfig::default(),
             log: LogConfig::default(),
+            tls: TlsConfig::default(),
             trace: TraceConfig::default(),
             monitor: MonitorConfig::default(),
             optimizer: OptimizerConfig::default(),

@@ -13,7 +13,7 @@
 //! | [`manager`] | lookup, lease, compile, publish: the one place that joins the rest |
 //! | [`prewarm`] | what is fetched, and compiled again, before anybody asks |
 //! | [`transfer`] | bytes between nodes, descriptors to clients of this machine |
-//! | `net` | what every port shares: accepting connections, their least speed |
+//! | [`net`] | what every port shares: accepting connections, TLS, their least speed |
 //! | [`compiler`] | sources to files, in child processes |
 //! | [`cache`] | memory, disk and object tier |
 //! | [`scan`] | reads every entry of the index, in pages |
@@ -59,7 +59,7 @@ pub mod gate;
 pub mod identity;
 pub mod manager;
 pub mod monitor;
-mod net;
+pub mod net;
 pub mod node;
 pub mod prewarm;
 pub mod resp;

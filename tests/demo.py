@@ -196,7 +196,7 @@ def disk_wiped(cluster: Cluster, block: Path, first: dict[str, Any], seen: list[
     node.signal(signal.SIGKILL)
     node.wait_ended()
     shutil.rmtree(node.data)
-    peers = ",".join(other.grpc for other in others)
+    peers = ",".join(other.transfer for other in others)
     cluster.restart(node, "--set", "start.expect=1", "--set", "start.peers=", "--join", peers)
     require(node.id != old, f"node 1 came back empty as node {old}: ids are never reused")
     answer = cluster.compile(node, block)

@@ -53,6 +53,7 @@ class Node:
     number: int
     id: int
     grpc: str
+    transfer: str
     http: str
     pid: int
     config: Path
@@ -125,6 +126,7 @@ class Cluster:
                 number=number,
                 id=node["id"],
                 grpc=node["grpc"],
+                transfer=node["transfer"],
                 http=node["http"],
                 pid=node["pid"],
                 config=Path(node["config"]),

@@ -53,7 +53,7 @@ impl Nodes {
                 ..Config::default()
             };
             config.start.expect = VOTERS;
-            config.start.peers = ports.iter().map(|p| p[0].to_string()).collect();
+            config.start.peers = ports.iter().map(|p| p[2].to_string()).collect();
             config.memory.bytes = 64 << 20;
             configure(folder.path(), &mut config);
             Process { id: 0, config, child: None }

@@ -14,6 +14,7 @@ use std::{net::TcpStream, sync::Arc, time::Instant};
 use anyhow::{Context, Result};
 use kiln::{
     cache::{Blob, BlobWriter},
+    net::tls::Dialer,
     transfer::{ClientSettings, LocalClient, PeerClient},
 };
 use kiln_proto::ArtifactKey;
@@ -114,7 +115,7 @@ fn remote(
     let title = format!("between nodes, {connections} connection(s)");
     let mut table = Table::new(&title, "kiln, peer");
     let settings = ClientSettings { idle_per_address: connections, ..Default::default() };
-    let client = Arc::new(PeerClient::new(settings));
+    let client = Arc::new(PeerClient::new(settings, Dialer::default()));
     let open = (0..connections).map(|_| redis.tcp());
     let mut clients = open.collect::<Result<Vec<_>>>()?;
     for (blob, (size, count)) in blobs.iter().zip(&SIZES[1..]) {

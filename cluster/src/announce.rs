@@ -93,7 +93,7 @@ pub(crate) async fn announce_address(
         let (mut members, mut away) = (Vec::new(), false);
         let known = replica.nodes();
         let known = known.iter().filter(|(id, known)| **id != me.node && known.is_member());
-        let known = known.map(|(_, known)| known.facts.grpc.clone());
+        let known = known.map(|(_, known)| known.facts.members().to_owned());
         let peers: Vec<String> = peers.iter().cloned().chain(known).collect();
         for (address, greeting) in ask_peers(&node, &peers).await {
             let Some(owner) = greeting.owner.filter(|owner| owner.cluster == me.cluster) else {

@@ -8,7 +8,10 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::PathBuf,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -31,6 +34,7 @@ use crate::{
     rpc::{Answer, Assignment, Greeting, OfYou, Unanswered},
     settings::Start,
     store::{Owner, Store},
+    versions::shares_a_port,
     watch::Watch,
 };
 
@@ -80,6 +84,8 @@ pub(crate) struct Bootstrap {
     pub voter: bool,
     pub patience: Duration,
     pub identity: Mutex<Identity>,
+    /// Whether a peer that answered calls this one on the port of its clients.
+    pub shares_a_port: AtomicBool,
     /// Candidates seen when the peers were last asked.
     pub seen: Mutex<BTreeSet<Candidate>>,
     /// Held while an assignment is accepted.
@@ -189,6 +195,9 @@ impl Bootstrap {
             });
         let mut found: Vec<_> = join_all(greetings).await.into_iter().flatten().collect();
         found.retain(|(_, greeting)| greeting.node.candidate != mine);
+        if found.iter().any(|(_, greeting)| shares_a_port(&greeting.node.facts.version)) {
+            self.shares_a_port.store(true, Ordering::Relaxed);
+        }
         // Who founds a cluster votes in it.
         found.retain(|(_, greeting)| greeting.owner.is_some() || !greeting.abstains);
         let mut seen = self.seen.lock();
@@ -210,7 +219,7 @@ impl Bootstrap {
         }
         let mine = self.introduction();
         let distinct: BTreeSet<&str> =
-            addresses.iter().map(String::as_str).chain([mine.facts.grpc.as_str()]).collect();
+            addresses.iter().map(String::as_str).chain([mine.facts.members()]).collect();
         // Names and numbers of one address count twice, so only the list itself is judged.
         let listed = addresses.len().max(1).min(distinct.len());
         if voters * 2 <= listed {
@@ -243,7 +252,7 @@ impl Bootstrap {
         // Ids as the operator lists the nodes: whoever reads "node 2" finds it. Of those that
         // are not listed under their own address, the order is the candidates'.
         founders.sort_by_key(|node| {
-            addresses.iter().position(|a| *a == node.facts.grpc).unwrap_or(usize::MAX)
+            addresses.iter().position(|a| *a == node.facts.members()).unwrap_or(usize::MAX)
         });
         Ok(Some(founders))
     }
@@ -270,7 +279,7 @@ impl Bootstrap {
         let ids = || (1u64..).zip(&founders);
         for (node, founder) in ids().filter(|(node, _)| *node != me.node) {
             let owner = Owner { node, ..me };
-            let address = &founder.facts.grpc;
+            let address = founder.facts.members();
             let assign = || self.peers.assign(address, founder.candidate, owner, self.patience);
             while let Err(e) = assign().await {
                 tracing::warn!(
@@ -281,7 +290,7 @@ impl Bootstrap {
             }
         }
         let voters: BTreeMap<_, _> =
-            ids().map(|(node, f)| (node, BasicNode::new(&f.facts.grpc))).collect();
+            ids().map(|(node, f)| (node, BasicNode::new(f.facts.members()))).collect();
         match running.raft.initialize(voters).await {
             Ok(()) | Err(RaftError::APIError(InitializeError::NotAllowed(_))) => {}
             Err(e) => return Err(ClusterError::invalid(e)),

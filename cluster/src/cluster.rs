@@ -3,7 +3,14 @@
 //! Invariant: a `Cluster` is the only owner of its data folder; after `shutdown`
 //! nothing of it runs.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeSet,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use ed25519_dalek::SigningKey;
 use kiln_proto::{Digest, NodeId, NodeIdentity};
@@ -38,6 +45,7 @@ use crate::{
     status::{self, ClusterStatus},
     store::{self, Owner, RealDisk, Store},
     transport::Tcp,
+    versions,
     watch::Watch,
     writer::Writer,
 };
@@ -61,10 +69,10 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// Opens the data folder. The routes are to be served at `facts.grpc` before
+    /// Opens the data folder. The routes are to be served at `facts.members()` before
     /// [`Cluster::start`] is called; local reads work at once.
     pub fn open(settings: Settings, signing: SigningKey) -> Result<(Self, Routes), ClusterError> {
-        let network = Arc::new(Tcp { context: settings.context });
+        let network = Arc::new(Tcp { context: settings.context, dial: settings.dial.clone() });
         let here = Environment { network, disk: Arc::new(RealDisk), clock: system_clock() };
         Self::open_on(here, settings, signing)
     }
@@ -76,7 +84,8 @@ impl Cluster {
         signing: SigningKey,
     ) -> Result<(Self, Routes), ClusterError> {
         let Environment { network, disk, clock } = machine;
-        let Settings { data_dir, start, facts, timings, voter, log_entries, context: _ } = settings;
+        let Settings { data_dir, start, facts, timings, voter, log_entries, context: _, dial: _ } =
+            settings;
         std::fs::create_dir_all(&data_dir)
             .map_err(|e| ClusterError::storage(format!("create {}: {e}", data_dir.display())))?;
         let store = store::open(&data_dir, &*disk, &facts.version)?;
@@ -120,6 +129,7 @@ impl Cluster {
             voter,
             patience: timings.patience,
             identity: Mutex::new(identity),
+            shares_a_port: AtomicBool::new(false),
             seen: Mutex::default(),
             accepting: tokio::sync::Mutex::new(()),
             stop: stop.clone(),
@@ -155,6 +165,16 @@ impl Cluster {
             stop,
         };
         Ok((cluster, Routes::new(service)))
+    }
+
+    /// Whether a member is of a version before 0.2, which knows one port of each node:
+    /// until the last one is upgraded the peers' calls are taken on the clients' port too.
+    pub fn shares_a_port(&self) -> bool {
+        let nodes = self.replica.nodes();
+        match nodes.is_empty() {
+            true => self.bootstrap.shares_a_port.load(Ordering::Relaxed),
+            false => versions::share_a_port(&nodes),
+        }
     }
 
     /// Founds, joins or resumes. Returns when this node is registered and knows a

@@ -8,14 +8,14 @@ use std::{fmt, sync::Arc};
 use kiln_proto::{ArtifactKey, Digest, Failure, Fingerprint, NodeId, SignedManifest, Token};
 use serde::{Deserialize, Serialize};
 
-use crate::wanted::Wanted;
+use crate::{versions, wanted::Wanted};
 
 /// What a node tells the others about itself.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeFacts {
-    /// Advertised address of its gRPC port, `host:port`.
+    /// Advertised address of its gRPC port, which is the clients', `host:port`.
     pub grpc: String,
-    /// Advertised address of its transfer port.
+    /// Advertised address of its members' port, called the transfer port once.
     pub transfer: String,
     /// Advertised address of its HTTP port.
     pub http: String,
@@ -23,6 +23,17 @@ pub struct NodeFacts {
     pub compilers: Vec<Fingerprint>,
     /// Its program's version.
     pub version: String,
+}
+
+impl NodeFacts {
+    /// Where other members reach it, `host:port`: Raft, membership, bytes and the API. One
+    /// of a version before 0.2 takes all of that but the bytes on its gRPC port.
+    pub fn members(&self) -> &str {
+        match self.transfer.is_empty() || versions::shares_a_port(&self.version) {
+            true => &self.grpc,
+            false => &self.transfer,
+        }
+    }
 }
 
 /// A disk that asks to become a node: a new one for every empty disk.

@@ -127,6 +127,6 @@ pub(crate) async fn follow_addresses(
 /// Takes the nodes' addresses from their registered facts.
 pub(crate) fn refresh_addresses(replica: &Replica, peers: &Peers) {
     for (id, node) in replica.nodes().iter().filter(|(_, node)| !node.left) {
-        peers.set_address(*id, &node.facts.grpc);
+        peers.set_address(*id, node.facts.members());
     }
 }

@@ -17,6 +17,7 @@ mod append;
 mod authorize;
 mod blocking;
 mod bootstrap;
+mod caller;
 mod cluster;
 mod codec;
 mod command;
@@ -60,6 +61,7 @@ mod writer;
 mod writes;
 
 pub use crate::{
+    caller::Caller,
     cluster::Cluster,
     command::{AccessReport, Asked, NodeFacts},
     entry::{Entry, PackState, Published, Put, PutMode, Retired, Usage},
@@ -69,6 +71,7 @@ pub use crate::{
     leases::{Acquired, Lease, Tried},
     settings::{LOG_ENTRIES, Settings, Start, Timings},
     status::{ClusterStatus, NodeStatus, Role},
+    transport::{Dial, Dialing, Io, channel},
     wanted::{Wanted, WantedPiece},
     watch::{IndexEvent, NodeInfo, Revoked},
     writes::Turn,

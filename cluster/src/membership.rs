@@ -111,7 +111,7 @@ pub(crate) async fn adjust(leader: &Leader) -> Result<(), ClusterError> {
 
     let joined = nodes.iter().filter(|(id, node)| node.is_member() && !known.contains(id));
     let joined: BTreeMap<NodeId, BasicNode> =
-        joined.map(|(id, node)| (*id, BasicNode::new(&node.facts.grpc))).collect();
+        joined.map(|(id, node)| (*id, BasicNode::new(node.facts.members()))).collect();
     if !joined.is_empty() {
         return change(ChangeMembers::AddNodes(joined), true).await;
     }
@@ -142,9 +142,9 @@ async fn set_aside_replaced(
     let nodes = leader.replica.nodes();
     let replaced = learners.iter().find(|id| {
         let Some(node) = nodes.get(id) else { return false };
-        let same_place = nodes
-            .iter()
-            .any(|(other, n)| other != *id && n.is_member() && n.facts.grpc == node.facts.grpc);
+        let same_place = nodes.iter().any(|(other, n)| {
+            other != *id && n.is_member() && n.facts.members() == node.facts.members()
+        });
         node.is_member() && same_place && !health(leader, metrics, **id).alive
     });
     let Some(id) = replaced else { return Ok(()) };

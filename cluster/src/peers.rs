@@ -3,14 +3,21 @@
 //! Invariant: a request for a node that another node answers by now is refused
 //! by the receiver: it names its cluster and its target.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use bytes::Bytes;
 use kiln_proto::NodeId;
 use parking_lot::Mutex;
 use serde::{Serialize, de::DeserializeOwned};
 use tonic::{
-    Request, Status,
+    Code, Request, Status,
     metadata::{Ascii, MetadataMap, MetadataValue},
 };
 
@@ -46,12 +53,15 @@ pub(crate) struct Peers {
     network: Arc<dyn Connect>,
     channels: Mutex<HashMap<String, Transport>>,
     addresses: Mutex<HashMap<NodeId, String>>,
+    /// Whether it was told that an address is of a port for clients.
+    told: AtomicBool,
 }
 
 impl Peers {
     /// Nobody is known yet; whoever is, is found over `network`.
     pub(crate) fn new(network: Arc<dyn Connect>) -> Self {
-        Self { network, channels: Mutex::default(), addresses: Mutex::default() }
+        let told = AtomicBool::new(false);
+        Self { network, channels: Mutex::default(), addresses: Mutex::default(), told }
     }
 
     /// Notes where a node is.
@@ -92,7 +102,12 @@ impl Peers {
             Ok(Greeting { abstains, of_you, ..unframe(answer.get_ref())? })
         };
         let asked = tokio::time::timeout(HELLO, asking).await?;
-        asked.map_err(|status: Status| ClusterError::unavailable(status.message()))
+        asked.map_err(|status: Status| {
+            if status.code() == Code::Unimplemented && !self.told.swap(true, Ordering::Relaxed) {
+                tracing::warn!(address, "{}: name its members' port", status.message());
+            }
+            ClusterError::unavailable(status.message())
+        })
     }
 
     /// Tells the `candidate` at `address` that it is `owner` from now on.

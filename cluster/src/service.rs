@@ -16,6 +16,7 @@ use tracing::Instrument;
 use crate::{
     append::is_gapless,
     bootstrap::Bootstrap,
+    caller,
     command::{Candidate, Command, NewNode},
     error::io_error,
     finish::finish,
@@ -59,6 +60,8 @@ impl Service {
     /// Raft, if `request` is for this very node.
     fn running<T>(&self, request: &Request<T>) -> Result<&Running, Status> {
         let running = self.member.running().map_err(status)?;
+        let nodes = self.leader.replica.nodes();
+        caller::check(request.extensions(), sender(request.metadata()), &nodes)?;
         check_target(request.metadata(), running.owner)?;
         Ok(running)
     }
@@ -172,6 +175,7 @@ impl Peer for Service {
 
     async fn join(&self, request: Request<Frame>) -> Reply {
         let node: NewNode = unframe(request.get_ref())?;
+        caller::check_candidate(request.extensions(), &node, &self.leader.replica.nodes())?;
         let abstains = abstains(request.metadata());
         let joined = self.router.ask(Join { node, abstains }).await;
         reply(&joined.map_err(Unanswered::Refused))

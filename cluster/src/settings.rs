@@ -1,8 +1,8 @@
 //! What a member is started with.
 
-use std::{path::PathBuf, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
-use crate::{command::NodeFacts, deadlines::Lifetimes};
+use crate::{command::NodeFacts, deadlines::Lifetimes, transport::Dial};
 
 /// Everything that [`crate::Cluster::open`] needs.
 #[derive(Debug, Clone)]
@@ -12,7 +12,7 @@ pub struct Settings {
     /// How a new node finds its cluster. Ignored by a node that has one, but for
     /// `peers`, which help it to find nodes whose addresses changed.
     pub start: Start,
-    /// What the node tells about itself; `grpc` must reach the served routes.
+    /// What the node tells about itself; its members' port must reach the served routes.
     pub facts: NodeFacts,
     /// Whether it may vote. One that may not is a learner for as long as it says so.
     pub voter: bool,
@@ -23,6 +23,8 @@ pub struct Settings {
     pub timings: Timings,
     /// The trace of the call under way, as W3C's `traceparent`, for what is asked of peers.
     pub context: fn() -> Option<String>,
+    /// How other members are connected to; `None`: in plain text.
+    pub dial: Option<Arc<dyn Dial>>,
 }
 
 /// Usual [`Settings::log_entries`].

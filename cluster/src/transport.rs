@@ -4,16 +4,19 @@
 //! knows nothing of what they say.
 
 use std::{
+    fmt, io,
     sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
 
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tonic::{
     Status,
     body::Body,
     codegen::{BoxFuture, Service, StdError, http},
-    transport::{Channel, Endpoint},
+    transport::{Channel, Endpoint, Uri},
 };
 
 /// The header that names the span of a caller, as W3C has it.
@@ -21,6 +24,31 @@ const PARENT: &str = "traceparent";
 const CONNECT: Duration = Duration::from_secs(1);
 /// A silent connection is probed, and given up when the probe is not answered.
 pub(crate) const PROBE: Duration = Duration::from_secs(2);
+
+/// A connection, in plain text or not.
+pub trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
+
+/// A connection that is being made.
+pub type Dialing = BoxFuture<Box<dyn Io>, io::Error>;
+
+/// Connects to the gRPC service of other members, and checks who answers.
+pub trait Dial: fmt::Debug + Send + Sync {
+    /// A connection to whoever is at `address`, `host:port`.
+    fn dial(&self, address: String) -> Dialing;
+}
+
+/// A channel to `address`, `host:port`, of which `endpoint` has the settings; it connects by
+/// `dial` when it is used.
+pub fn channel(endpoint: &Endpoint, dial: &Arc<dyn Dial>) -> Channel {
+    let dial = Arc::clone(dial);
+    endpoint.connect_with_connector_lazy(tower::service_fn(move |to: Uri| {
+        let address = to.authority().map(ToString::to_string).unwrap_or_default();
+        let dialing = dial.dial(address);
+        async move { dialing.await.map(TokioIo::new) }
+    }))
+}
 
 /// Makes transports.
 pub(crate) trait Connect: Send + Sync {
@@ -61,6 +89,8 @@ impl Service<http::Request<Body>> for Transport {
 pub(crate) struct Tcp {
     /// The trace of the call under way, which goes along.
     pub context: fn() -> Option<String>,
+    /// How it connects, where that is not in plain text.
+    pub dial: Option<Arc<dyn Dial>>,
 }
 
 impl Connect for Tcp {
@@ -72,7 +102,11 @@ impl Connect for Tcp {
             .http2_keep_alive_interval(PROBE)
             .keep_alive_timeout(PROBE)
             .keep_alive_while_idle(true);
-        Ok(Transport::new(Traced { channel: endpoint.connect_lazy(), context: self.context }))
+        let channel = match &self.dial {
+            Some(dial) => channel(&endpoint, dial),
+            None => endpoint.connect_lazy(),
+        };
+        Ok(Transport::new(Traced { channel, context: self.context }))
     }
 }
 

@@ -79,6 +79,18 @@ pub(crate) fn check(nodes: &Nodes, command: &Command) -> Result<(), ClusterError
     }
 }
 
+/// Whether a node of `version` takes its peers' calls on the port of its clients, as
+/// nodes did before 0.2.
+pub(crate) fn shares_a_port(version: &str) -> bool {
+    is_older(version, &Version::new(0, 2, 0))
+}
+
+/// Whether a member calls its peers on the ports of their clients, or is registered as
+/// one that is called there.
+pub(crate) fn share_a_port(nodes: &Nodes) -> bool {
+    nodes.values().any(|node| !node.left && shares_a_port(&node.facts.version))
+}
+
 /// A build of its own that gives itself another kind of name is not known to be older.
 pub(crate) fn is_older(version: &str, than: &Version) -> bool {
     let numbers = |version: &Version| (version.major, version.minor, version.patch);
@@ -212,6 +224,22 @@ mod tests {
         let mut away = nodes(&["0.2.0", "0.1.9"]);
         away.get_mut(&2).into_iter().for_each(|node| node.away = true);
         assert!(check(&away, &want()).is_err(), "who is silent comes back, and reads the log");
+    }
+
+    #[test]
+    fn peers_call_the_members_port_of_those_that_have_one() {
+        let facts = |transfer: &str, version: &str| NodeFacts {
+            grpc: "a:1".into(),
+            transfer: transfer.into(),
+            version: version.into(),
+            ..NodeFacts::default()
+        };
+        assert_eq!(facts("a:2", "0.2.0").members(), "a:2");
+        assert_eq!(facts("a:2", "main-4f2a").members(), "a:2");
+        assert_eq!(facts("a:2", "0.1.0").members(), "a:1");
+        assert_eq!(facts("", "0.2.0").members(), "a:1", "it has no other");
+        assert!(share_a_port(&nodes(&["0.2.0", "0.1.0"])));
+        assert!(!share_a_port(&nodes(&["0.2.0", "0.2.1"])));
     }
 
     #[test]

@@ -3,12 +3,14 @@
 //! Invariant: endpoints are tried in the order given; a call moves on to the
 //! next only where this one cannot be reached or cannot serve now.
 
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 
+use hyper_util::rt::TokioIo;
+use kiln::net::{Conn, tls::ClientTls};
 use kiln_proto::{MAX_MESSAGE_BYTES, pb::kiln_client::KilnClient};
 use tonic::{
     service::interceptor::InterceptedService,
-    transport::{Channel, Endpoint},
+    transport::{Channel, Endpoint, Uri},
 };
 
 use super::{
@@ -36,7 +38,46 @@ pub(crate) struct Endpoints {
     )]
     endpoints: Vec<Endpoint>,
     #[command(flatten)]
+    tls: TlsArgs,
+    #[command(flatten)]
     trace: TraceArgs,
+}
+
+/// TLS with the nodes that are named `https://`.
+#[derive(Debug, Clone, Default, clap::Args)]
+struct TlsArgs {
+    /// The authority of the nodes' certificates, in PEM, for https:// endpoints.
+    #[arg(long, value_name = "FILE", env = "KILN_CA", global = true)]
+    ca: Option<PathBuf>,
+    /// This client's certificate, in PEM, where the nodes want one.
+    #[arg(long, value_name = "FILE", env = "KILN_CERT", global = true)]
+    cert: Option<PathBuf>,
+    /// Its private key.
+    #[arg(
+        id = "cert_key",
+        long = "cert-key",
+        value_name = "FILE",
+        env = "KILN_CERT_KEY",
+        global = true
+    )]
+    key: Option<PathBuf>,
+}
+
+impl TlsArgs {
+    /// What connects to an https:// endpoint.
+    fn client(&self) -> Result<ClientTls, String> {
+        let Some(ca) = &self.ca else {
+            return Err(
+                "https:// needs --ca (or KILN_CA), the authority of the node's certificate".into(),
+            );
+        };
+        let own = match (&self.cert, &self.key) {
+            (Some(cert), Some(key)) => Some((&**cert, &**key)),
+            (None, None) => None,
+            _ => return Err("--cert and --cert-key belong together".into()),
+        };
+        ClientTls::new(ca, own).map_err(|e| e.to_string())
+    }
 }
 
 /// A connected client.
@@ -46,8 +87,8 @@ fn parse_endpoint(text: &str) -> Result<Endpoint, String> {
     let text = text.trim();
     let url = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
     let parsed = url::Url::parse(&url).map_err(|e| e.to_string())?;
-    if parsed.scheme() != "http" || parsed.host_str().is_none() {
-        return Err("an endpoint is http://HOST:PORT".into());
+    if !matches!(parsed.scheme(), "http" | "https") || parsed.host_str().is_none() {
+        return Err("an endpoint is http://HOST:PORT or https://HOST:PORT".into());
     }
     Endpoint::from_shared(url).map(timed).map_err(|e| e.to_string())
 }
@@ -55,7 +96,8 @@ fn parse_endpoint(text: &str) -> Result<Endpoint, String> {
 impl Endpoints {
     /// The node at that `host:port` alone.
     pub(crate) fn one(address: &str) -> Result<Self, String> {
-        Ok(Self { endpoints: vec![parse_endpoint(address)?], trace: TraceArgs::default() })
+        let (tls, trace) = (TlsArgs::default(), TraceArgs::default());
+        Ok(Self { endpoints: vec![parse_endpoint(address)?], tls, trace })
     }
 
     /// The first node that can be reached. For calls that must not run twice.
@@ -93,17 +135,41 @@ impl Endpoints {
         }))
     }
 
-    /// The node at that `host:port`, as a node names it.
+    /// The node at that `host:port`, as a node names it; in TLS where the endpoints are.
     pub(crate) async fn at(&self, address: &str) -> Result<Client, String> {
-        self.reach(&parse_endpoint(address)?).await
+        let tls = self.endpoints.iter().any(is_https);
+        let scheme = if tls { "https" } else { "http" };
+        self.reach(&parse_endpoint(&format!("{scheme}://{address}"))?).await
     }
 
     async fn reach(&self, endpoint: &Endpoint) -> Result<Client, String> {
-        let channel = endpoint.connect().await.map_err(|e| innermost(&e))?;
+        let channel = match is_https(endpoint) {
+            false => endpoint.connect().await,
+            true => {
+                let tls = self.tls.client()?;
+                endpoint
+                    .connect_with_connector(tower::service_fn(move |to: Uri| {
+                        let tls = tls.clone();
+                        async move { connect(&tls, &to).await.map(TokioIo::new) }
+                    }))
+                    .await
+            }
+        };
+        let channel = channel.map_err(|e| innermost(&e))?;
         Ok(KilnClient::with_interceptor(channel, self.trace.carried())
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES))
     }
+}
+
+fn is_https(endpoint: &Endpoint) -> bool {
+    endpoint.uri().scheme_str() == Some("https")
+}
+
+async fn connect(tls: &ClientTls, to: &Uri) -> std::io::Result<Conn> {
+    let host = to.host().unwrap_or_default();
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    tls.connect(host, to.port_u16().unwrap_or(443)).await
 }
 
 /// No call waits for a node that cannot be reached, or went away without a word.
@@ -139,18 +205,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn endpoints_are_plain_http_with_a_host() {
-        for good in ["http://127.0.0.1:7400", "127.0.0.1:7400", " kiln-0.kiln:7400"] {
+    fn endpoints_are_http_or_https_with_a_host() {
+        for good in ["http://127.0.0.1:7400", "https://a:1", "127.0.0.1:7400", " kiln-0.kiln:7400"]
+        {
             assert!(parse_endpoint(good).is_ok(), "{good}");
         }
-        for bad in ["ftp://a", "http://", "", "https://a:1"] {
+        for bad in ["ftp://a", "http://", ""] {
             assert!(parse_endpoint(bad).is_err(), "{bad}");
         }
     }
 
     fn at(listener: &tokio::net::TcpListener) -> Endpoints {
         let endpoint = parse_endpoint(&listener.local_addr().unwrap().to_string()).unwrap();
-        Endpoints { endpoints: vec![endpoint], trace: TraceArgs::default() }
+        Endpoints {
+            endpoints: vec![endpoint],
+            tls: TlsArgs::default(),
+            trace: TraceArgs::default(),
+        }
     }
 
     async fn asked(endpoints: &Endpoints) -> String {
@@ -204,7 +275,8 @@ mod tests {
         drop(closed);
         let endpoint = parse_endpoint(&address.to_string()).unwrap();
         let endpoints = vec![endpoint.clone(), endpoint];
-        let endpoints = Endpoints { endpoints, trace: TraceArgs::default() };
+        let endpoints =
+            Endpoints { endpoints, tls: TlsArgs::default(), trace: TraceArgs::default() };
         let error = endpoints.connect().await.unwrap_err();
         assert_eq!(error.exit_code(), 3);
         assert_eq!(error.to_string().matches(&address.to_string()).count(), 2, "{error}");

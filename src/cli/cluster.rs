@@ -19,7 +19,7 @@ const WITHIN: Duration = Duration::from_secs(60);
 
 const EXAMPLES: &str = "\
 Examples:
-  kiln cluster add 10.0.0.4:7400
+  kiln cluster add 10.0.0.4:7402
   kiln cluster remove 3
   kiln cluster remove 3 --yes
   kiln cluster leave --endpoint http://10.0.0.4:7400
@@ -42,7 +42,7 @@ pub(crate) struct ClusterArgs {
 enum Change {
     /// Admit the node that serves at an address.
     Add {
-        /// Its gRPC address, HOST:PORT.
+        /// Its members' port, HOST:PORT.
         address: String,
     },
     /// Remove a node for good, dead or alive, without asking it. What its disk alone has of

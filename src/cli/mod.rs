@@ -6,6 +6,7 @@
 
 mod asking;
 mod backup;
+mod certs;
 mod client;
 mod cluster;
 mod compile;
@@ -105,6 +106,7 @@ enum Command {
     Completions(completions::Completions),
     Man(completions::Man),
     Version(version::Version),
+    Certs(certs::Certs),
     Doctor(doctor::Doctor),
 }
 
@@ -204,6 +206,7 @@ impl Command {
             Self::Man(command) => command.run(Cli::command()),
             Self::Version(command) => client(command.run()),
             Self::Doctor(command) => command.run(),
+            Self::Certs(command) => command.run(),
             // Its exit code is its command's.
             Self::Run(command) => return command.run(),
             Self::Top(command) => client(command.run()),
@@ -235,6 +238,7 @@ impl Command {
             Self::Emergency(command) => command.client.json,
             Self::Version(command) => command.json,
             Self::Doctor(command) => command.json,
+            Self::Certs(command) => command.json,
             // stdout is its command's: its own errors go to stderr as text.
             Self::Run(_) => false,
             Self::Top(command) => command.client.json,

@@ -30,8 +30,8 @@ const EXAMPLES: &str = "\
 Examples:
   kiln serve --data-dir /var/lib/kiln
   kiln serve --config /etc/kiln.toml --set memory.bytes=4GiB
-  kiln serve --expect 3 --peer dns:kiln.default.svc:7400 --advertise kiln-0.kiln
-  kiln serve --join 10.0.0.1:7400 --data-dir /var/lib/kiln
+  kiln serve --expect 3 --peer dns:kiln.default.svc:7402 --advertise kiln-0.kiln
+  kiln serve --join 10.0.0.1:7402 --data-dir /var/lib/kiln
   kiln serve --config /etc/kiln.toml --print-config
   kiln serve --print-config --all > /etc/kiln.toml
 
@@ -48,13 +48,13 @@ pub(crate) struct Serve {
     /// Folder for the node's identity, log, index and disk tier.
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
-    /// Address of the gRPC port; port 0 takes a free one.
+    /// Address of the gRPC port, for clients; port 0 takes a free one.
     #[arg(long, value_name = "ADDR")]
     grpc_listen: Option<SocketAddr>,
     /// Address of the HTTP port: the dashboard, /metrics, /healthz, /readyz.
     #[arg(long, value_name = "ADDR")]
     http_listen: Option<SocketAddr>,
-    /// Address of the port that moves artifacts between nodes.
+    /// Address of the members' port, for the other nodes alone.
     #[arg(long, value_name = "ADDR")]
     transfer_listen: Option<SocketAddr>,
     /// Unix socket for clients on this machine.
@@ -69,13 +69,17 @@ pub(crate) struct Serve {
     /// Host under which other nodes reach this one.
     #[arg(long, value_name = "HOST")]
     advertise: Option<String>,
+    /// Take plain text from other machines: whoever reaches a port can then read and change
+    /// what every node runs.
+    #[arg(long)]
+    insecure: bool,
     /// Found a cluster of this many voters with the --peer nodes.
     #[arg(long, alias = "bootstrap-expect", value_name = "N")]
     expect: Option<usize>,
-    /// A founding voter: HOST:PORT, or dns:NAME:PORT. May be repeated.
+    /// The members' port of a founding voter: HOST:PORT, or dns:NAME:PORT. May be repeated.
     #[arg(long = "peer", value_name = "ADDR", value_delimiter = ',')]
     peers: Vec<String>,
-    /// Join the cluster of this node. May be repeated.
+    /// Join the cluster of the node with this members' port. May be repeated.
     #[arg(long, value_name = "ADDR", value_delimiter = ',', conflicts_with = "expect")]
     join: Vec<String>,
     /// Object tier: s3://BUCKET/PREFIX or file:///FOLDER.
@@ -137,6 +141,7 @@ impl Serve {
             ("resp_listen", self.resp_listen.clone()),
             ("resp_socket", path(&self.resp_socket)),
             ("advertise", self.advertise.clone()),
+            ("insecure", self.insecure.then(|| "true".to_owned())),
             ("start.expect", self.expect.map(|n| n.to_string())),
             ("start.peers", list(&self.peers)),
             ("start.join", list(&self.join)),

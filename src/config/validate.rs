@@ -24,6 +24,7 @@ impl Config {
         self.check_limits(&mut wrong);
         self.check_object(&mut wrong);
         self.check_resp(&mut wrong);
+        self.check_tls(&mut wrong);
         self.trace.check(&mut wrong);
         self.check_monitor(&mut wrong);
         wrong.extend(self.log.filter().err());
@@ -92,7 +93,7 @@ impl Config {
         let resolved_later = start.peers.iter().any(|peer| peer.starts_with("dns:"));
         if start.expect > 1 && !resolved_later && start.peers.len() + 1 < start.expect {
             wrong.push(format!(
-                "start.expect is {0}, start.peers names {1}: name the gRPC addresses of all {0}, \
+                "start.expect is {0}, start.peers names {1}: name the members' ports of all {0}, \
                  or a DNS name as dns:NAME:PORT",
                 start.expect,
                 start.peers.len()
@@ -265,9 +266,9 @@ mod tests {
 
     #[test]
     fn real_clusters_pass() {
-        let mut config = Config::default();
+        let mut config = Config { insecure: true, ..Config::default() };
         config.start.expect = 3;
-        config.start.peers = vec!["dns:kiln.default.svc:7400".into()];
+        config.start.peers = vec!["dns:kiln.default.svc:7402".into()];
         config.grpc_listen = ([0, 0, 0, 0], 7400).into();
         config.transfer_listen = ([0, 0, 0, 0], 7402).into();
         config.advertise = Some("kiln-0.kiln".into());

@@ -48,7 +48,7 @@ impl Collector {
     /// The view as of now.
     pub(super) async fn view(&mut self, sources: &Sources, local: &Local) -> View {
         let status = sources.cluster.status();
-        let samples = self.peers.ask(sources.node, &status.nodes).await;
+        let samples = self.peers.ask(&sources.dialer, sources.node, &status.nodes).await;
         let slot = slot_of(clock::since_epoch());
         for (node, samples) in samples {
             self.history.add(node, samples, slot);

@@ -20,6 +20,7 @@ use super::{
     sample::{KEPT, Sample},
     view::{Figures, NodeState},
 };
+use crate::net::tls::Dialer;
 
 /// What one node's answer may take, and so a round.
 const PATIENCE: Duration = Duration::from_millis(900);
@@ -62,10 +63,11 @@ impl Peers {
     /// Asks every member but `own`; returns the samples that are new, by node.
     pub(super) async fn ask(
         &mut self,
+        dialer: &Dialer,
         own: NodeId,
         members: &[NodeStatus],
     ) -> Vec<(NodeId, Vec<Sample>)> {
-        self.follow(own, members);
+        self.follow(dialer, own, members);
         let asked: Vec<_> =
             self.0.iter().map(|(id, peer)| ask(*id, peer.client.clone(), peer.last_slot)).collect();
         let answers: Vec<_> = stream::iter(asked).buffer_unordered(AT_ONCE).collect().await;
@@ -103,16 +105,17 @@ impl Peers {
     }
 
     /// Forgets who is no member any more, or has another address; adds who is new.
-    fn follow(&mut self, own: NodeId, members: &[NodeStatus]) {
-        let address = |id: NodeId| members.iter().find(|node| node.id == id).map(|n| &n.facts.grpc);
+    fn follow(&mut self, dialer: &Dialer, own: NodeId, members: &[NodeStatus]) {
+        let address =
+            |id: NodeId| members.iter().find(|node| node.id == id).map(|n| n.facts.members());
         self.0.retain(|id, peer| address(*id) == Some(&peer.address));
         for node in members.iter().filter(|node| node.id != own) {
             if self.0.contains_key(&node.id) {
                 continue;
             }
-            let Some(client) = connect(&node.facts.grpc) else { continue };
+            let Some(client) = connect(dialer, node.facts.members()) else { continue };
             let peer = Peer {
-                address: node.facts.grpc.clone(),
+                address: node.facts.members().to_owned(),
                 client,
                 asked_since: Instant::now(),
                 answered: None,
@@ -154,9 +157,8 @@ impl Peer {
     }
 }
 
-fn connect(address: &str) -> Option<KilnClient<Channel>> {
-    let endpoint = Endpoint::from_shared(format!("http://{address}")).ok()?;
-    let channel = endpoint.connect_timeout(PATIENCE).tcp_nodelay(true).connect_lazy();
+fn connect(dialer: &Dialer, address: &str) -> Option<KilnClient<Channel>> {
+    let channel = dialer.channel(address, |e: Endpoint| e.connect_timeout(PATIENCE)).ok()?;
     Some(KilnClient::new(channel).max_decoding_message_size(MOST_BYTES))
 }
 
@@ -207,7 +209,7 @@ mod tests {
     fn peer() -> Peer {
         Peer {
             address: "127.0.0.1:1".into(),
-            client: connect("127.0.0.1:1").unwrap(),
+            client: connect(&Dialer::default(), "127.0.0.1:1").unwrap(),
             asked_since: Instant::now(),
             answered: None,
             figures: None,

@@ -8,7 +8,9 @@ use kiln_cluster::{Cluster, Index};
 use kiln_proto::NodeId;
 
 use super::sample::Counts;
-use crate::{cache::Tiers, counters::CounterSource, manager::Manager, monitor::Monitor};
+use crate::{
+    cache::Tiers, counters::CounterSource, manager::Manager, monitor::Monitor, net::tls::Dialer,
+};
 
 /// What the dashboard reads.
 pub struct Sources {
@@ -20,6 +22,8 @@ pub struct Sources {
     pub index: Index,
     /// Members.
     pub cluster: Arc<Cluster>,
+    /// The way to them.
+    pub dialer: Dialer,
     /// For their usage.
     pub tiers: Arc<Tiers>,
     /// What the parts of the node count.

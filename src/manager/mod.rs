@@ -79,6 +79,7 @@ use crate::{
     compiler::{Compilers, Limits},
     emergency::Emergency,
     gate::Gate,
+    net::tls::Dialer,
 };
 
 /// Verified manifests kept so that a hit costs no signature check: how many of the
@@ -111,6 +112,7 @@ pub struct Manager {
     identity: NodeIdentity,
     index: Index,
     tiers: Arc<Tiers>,
+    dialer: Dialer,
     fetcher: Arc<Fetcher>,
     compilers: Compilers,
     checker: Checker,
@@ -148,6 +150,8 @@ pub struct Parts {
     pub index: Index,
     /// L1, L2, L3.
     pub tiers: Arc<Tiers>,
+    /// The way to other nodes.
+    pub dialer: Dialer,
     /// Bytes from other nodes.
     pub fetcher: Arc<Fetcher>,
     /// The compilers of this node.
@@ -170,7 +174,7 @@ impl Manager {
     /// A manager over its parts.
     pub fn new(parts: Parts) -> Self {
         let Parts { settings, identity, index, tiers, fetcher, compilers, checker, .. } = parts;
-        let Parts { gate, reporter, counters, stop, emergency, .. } = parts;
+        let Parts { gate, reporter, counters, stop, emergency, dialer, .. } = parts;
         let tuned = Tuned::new(&settings.limits);
         let verified =
             quick_cache::sync::Cache::with_weighter(VERIFIED_MANIFESTS, VERIFIED_BYTES, Size);
@@ -180,6 +184,7 @@ impl Manager {
             identity,
             index,
             tiers,
+            dialer,
             fetcher,
             compilers,
             checker,

@@ -12,16 +12,14 @@ use kiln_proto::{
     pb::{compile_event::Event, kiln_client::KilnClient},
 };
 use tokio::time::Instant;
-use tonic::{
-    Code, Status,
-    transport::{Channel, Endpoint},
-};
+use tonic::{Code, Status, transport::Endpoint};
 use tracing::Instrument;
 
 use super::{Answer, Found, Manager, Outcome, PieceReport, Progress, Request, Stage};
 use crate::{
     compiler::{Compiler, Prepared},
     error::{Error, KIND},
+    net::tls::Dialer,
     step,
     telemetry::trace,
 };
@@ -69,7 +67,7 @@ impl Manager {
             .filter(|(id, node)| {
                 *id != self.identity.node && node.facts.compilers.contains(&prepared.fingerprint)
             })
-            .map(|(id, node)| (id, node.facts.grpc))
+            .map(|(id, node)| (id, node.facts.members().to_owned()))
             .collect();
         if nodes.is_empty() {
             return Err(lacks(format!("{here}; and no other node has it")));
@@ -95,7 +93,7 @@ impl Manager {
             let mut request = route.request.clone();
             let left = deadline.saturating_duration_since(Instant::now());
             request.deadline_ms = u64::try_from(left.as_millis()).unwrap_or(u64::MAX).max(1);
-            let asking = ask(address, request, &route.key, &progress);
+            let asking = ask(&self.dialer, address, request, &route.key, &progress);
             match asking.instrument(step!("forward", to = node.cast_signed())).await {
                 Ok(told) => return self.collect(&route, prepared, told).await,
                 Err(status) => {
@@ -141,21 +139,20 @@ impl Manager {
 
 /// Sends the request, tells how it goes, and returns how it ended.
 async fn ask(
+    dialer: &Dialer,
     address: &str,
     request: pb::CompileRequest,
     key: &ArtifactKey,
     progress: &Progress<Stage>,
 ) -> Result<(Outcome, Arc<[PieceReport]>), Status> {
     let unreachable = |e: tonic::transport::Error| Status::unavailable(format!("{address}: {e}"));
-    let channel: Channel = Endpoint::from_shared(format!("http://{address}"))
-        .map_err(unreachable)?
-        .connect_timeout(CONNECT)
-        .http2_keep_alive_interval(KEEP_ALIVE)
-        .keep_alive_timeout(KEEP_ALIVE)
-        .tcp_nodelay(true)
-        .connect()
-        .await
-        .map_err(unreachable)?;
+    let configured = |endpoint: Endpoint| {
+        endpoint
+            .connect_timeout(CONNECT)
+            .http2_keep_alive_interval(KEEP_ALIVE)
+            .keep_alive_timeout(KEEP_ALIVE)
+    };
+    let channel = dialer.channel(address, configured).map_err(unreachable)?;
     let mut client = KilnClient::new(channel)
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
         .max_encoding_message_size(MAX_MESSAGE_BYTES);

@@ -12,20 +12,36 @@ use std::{
     time::Duration,
 };
 
-use futures::{Stream, stream};
+use futures::{Stream, StreamExt, stream};
+use kiln_cluster::Caller;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::{TcpListener, TcpStream},
+    net::TcpListener,
     sync::{OwnedSemaphorePermit, Semaphore},
 };
-use tonic::transport::server::{Connected, TcpConnectInfo};
+use tokio_util::sync::DropGuard;
+use tonic::transport::server::Connected;
 
-use super::accept::accept;
+use super::{accept::accept, stream::Conn, tls::Acceptor};
 
 /// A connection, and its place until it is dropped.
 pub(crate) struct Placed {
-    stream: TcpStream,
-    _place: OwnedSemaphorePermit,
+    stream: Conn,
+    caller: Caller,
+    _place: Place,
+}
+
+/// Held for as long as a connection lives.
+pub(crate) enum Place {
+    One(#[allow(dead_code)] OwnedSemaphorePermit),
+    /// Of a port that counts by itself: told when the connection is dropped.
+    Told(#[allow(dead_code)] DropGuard),
+}
+
+/// A connection that another accept loop took, for a server that is given connections;
+/// `end` is dropped with it.
+pub(crate) fn placed(stream: Conn, caller: Caller, end: DropGuard) -> Placed {
+    Placed { stream, caller, _place: Place::Told(end) }
 }
 
 impl Placed {
@@ -34,37 +50,47 @@ impl Placed {
     pub(crate) fn let_go_after(&self, silent: Duration) {
         let millis = u32::try_from(silent.as_millis()).unwrap_or(u32::MAX);
         // Without it the place is taken until the peer leaves.
-        if let Err(error) = rustix::net::sockopt::set_tcp_user_timeout(&self.stream, millis) {
+        if let Err(error) = rustix::net::sockopt::set_tcp_user_timeout(self.stream.tcp(), millis) {
             tracing::debug!(%error, "bound how long a peer may not read");
         }
     }
 }
 
-/// The connections of `listener`, at most `most` at once; one more is closed, and
-/// counted for `port`.
+/// The connections of `listener`, after their handshakes by `acceptor`, at most `most` at
+/// once; one more is closed, and counted for `port`.
 pub(crate) fn incoming(
     listener: TcpListener,
     most: usize,
     port: &'static str,
+    acceptor: Acceptor,
 ) -> impl Stream<Item = io::Result<Placed>> {
     let places = Arc::new(Semaphore::new(most));
-    stream::unfold((listener, places), move |(listener, places)| async move {
+    let accepted = stream::unfold((listener, places), move |(listener, places)| async move {
         loop {
             let stream = accept(&listener).await;
             if let Ok(place) = places.clone().try_acquire_owned() {
-                return Some((Ok(Placed { stream, _place: place }), (listener, places)));
+                return Some(((stream, place), (listener, places)));
             }
             metrics::counter!("kiln_refused_connections_total", "port" => port).increment(1);
             tracing::debug!(port, "too many connections: one is closed");
         }
-    })
+    });
+    let secured = accepted.map(move |(stream, place)| {
+        let acceptor = acceptor.clone();
+        async move {
+            let (stream, caller) = acceptor.secure(stream).await.ok()?;
+            Some(Ok(Placed { stream, caller, _place: Place::One(place) }))
+        }
+    });
+    // Whoever is slow with its handshake keeps nobody else waiting.
+    secured.buffer_unordered(most.max(1)).filter_map(std::future::ready)
 }
 
 impl Connected for Placed {
-    type ConnectInfo = TcpConnectInfo;
+    type ConnectInfo = Caller;
 
-    fn connect_info(&self) -> TcpConnectInfo {
-        self.stream.connect_info()
+    fn connect_info(&self) -> Caller {
+        self.caller.clone()
     }
 }
 
@@ -112,8 +138,10 @@ impl AsyncWrite for Placed {
 mod tests {
     #![allow(clippy::unwrap_used)]
 
-    use futures::StreamExt;
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::TcpStream,
+    };
 
     use super::*;
 
@@ -121,7 +149,8 @@ mod tests {
     async fn a_peer_that_reads_nothing_is_let_go() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let mut connections = std::pin::pin!(incoming(listener, 1, "test"));
+        let mut connections =
+            std::pin::pin!(incoming(listener, 1, "test", Acceptor::plain("test")));
         let _client = TcpStream::connect(address).await.unwrap();
         let mut placed = connections.next().await.unwrap().unwrap();
         placed.let_go_after(Duration::from_millis(200));
@@ -140,7 +169,8 @@ mod tests {
     async fn one_more_than_there_are_places_is_closed() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let mut connections = std::pin::pin!(incoming(listener, 1, "test"));
+        let mut connections =
+            std::pin::pin!(incoming(listener, 1, "test", Acceptor::plain("test")));
         let _client = TcpStream::connect(address).await.unwrap();
         let first = connections.next().await.unwrap().unwrap();
         let mut second = TcpStream::connect(address).await.unwrap();

@@ -1,4 +1,4 @@
-//! What every port shares: accepting connections, and the least speed of each.
+//! What every port shares: accepting connections, TLS, and the least speed of each.
 //!
 //! Invariant: nothing here knows a protocol; a port brings its own and gets the
 //! same bounds as every other.
@@ -6,9 +6,12 @@
 mod accept;
 mod incoming;
 mod progress;
+mod stream;
+pub mod tls;
 
+pub use self::stream::Conn;
 pub(crate) use self::{
     accept::{Listen, Service, serve},
-    incoming::{Placed, incoming},
+    incoming::{Placed, incoming, placed},
     progress::Progress,
 };

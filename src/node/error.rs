@@ -4,7 +4,7 @@ use std::{io, path::PathBuf};
 
 use kiln_cluster::ClusterError;
 
-use crate::{cache::TierError, config::ConfigError, identity::IdentityError};
+use crate::{cache::TierError, config::ConfigError, identity::IdentityError, net::tls::TlsError};
 
 /// Why a node does not start.
 #[derive(Debug, thiserror::Error)]
@@ -62,6 +62,9 @@ pub enum NodeError {
     /// Two nodes in one process share one metrics recorder, which cannot be.
     #[error("install the metrics recorder: {0}")]
     Metrics(String),
+    /// A certificate cannot be used.
+    #[error("TLS: {0}")]
+    Tls(#[from] TlsError),
     /// The configuration cannot be.
     #[error("configuration: {0}")]
     Config(#[from] ConfigError),

@@ -12,9 +12,11 @@ mod follow;
 mod format;
 mod listeners;
 mod lock;
+mod members;
 mod object_store;
 mod parts;
 mod pins;
+mod security;
 mod services;
 mod storage;
 mod unnamed;
@@ -27,11 +29,12 @@ use tokio::{net::TcpListener, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
 pub use self::{error::NodeError, parts::object_settings};
-use self::{listeners::Listeners, services::Services, storage::Storage};
+use self::{listeners::Listeners, security::Security, services::Services, storage::Storage};
 use crate::{
     config::Config,
     identity,
     manager::Manager,
+    net::tls::Acceptor,
     service::{Meters, Readiness, dashboard::Page, http},
     telemetry::Recorder,
     transfer::SocketFile,
@@ -49,7 +52,7 @@ pub struct ReadyInfo {
     pub grpc: String,
     /// `host:port` of `/metrics`, `/healthz`, `/readyz`.
     pub http: String,
-    /// `host:port` of the peers' byte path.
+    /// `host:port` of the members' port: Raft, membership, bytes.
     pub transfer: String,
     /// The unix socket for clients of this machine.
     pub socket: Option<PathBuf>,
@@ -115,14 +118,18 @@ impl Node {
         let signing = identity::load_or_create(data)?;
         let mut tasks = Tasks { stop: CancellationToken::new(), set: JoinSet::new() };
 
+        let security = Security::open(&config)?;
         let (listeners, http) = Listeners::bind(&config).await?;
-        let page = serve_http(http, descriptors.http, metrics, &mut tasks);
-        let storage =
-            Storage::open(&config, descriptors.blobs, signing, listeners.facts.clone()).await?;
+        security.follow(&mut tasks);
+        let accepted = security.http.clone();
+        let page = serve_http(http, descriptors.http, accepted, metrics, &mut tasks);
+        let (facts, dialer) = (listeners.facts.clone(), security.dialer.clone());
+        let storage = Storage::open(&config, descriptors.blobs, signing, facts, dialer).await?;
         let (cluster, readiness) = (storage.cluster.clone(), &page.readiness);
         readiness.has_storage(cluster.clone());
         let services =
-            Services::start(&config, descriptors, listeners, storage, &page, &mut tasks).await?;
+            Services::start(&config, descriptors, listeners, security, storage, &page, &mut tasks)
+                .await?;
 
         let Services { ready, manager, sockets } = services;
         tracing::info!(node = ready.id, grpc = %ready.grpc, "ready");
@@ -160,13 +167,14 @@ impl Node {
 fn serve_http(
     listener: TcpListener,
     connections: usize,
+    acceptor: Acceptor,
     metrics: Recorder,
     tasks: &mut Tasks,
 ) -> http::Http {
     tasks.spawn(metrics.clone().keep_up(tasks.stop.clone()));
     let (readiness, metrics) = (Readiness::default(), Meters::new(metrics));
     let page = http::Http { readiness, metrics, page: Page::default() };
-    let serving = http::serve(listener, connections, page.clone(), tasks.stop.clone());
+    let serving = http::serve(listener, connections, acceptor, page.clone(), tasks.stop.clone());
     tasks.spawn(async move {
         if let Err(e) = serving.await {
             tracing::error!(error = %e, "the HTTP port failed");

@@ -156,6 +156,7 @@ pub(super) fn cluster(config: &Config, facts: NodeFacts) -> ClusterSettings {
         voter: config.cluster.voter,
         log_entries: config.cluster.log_entries,
         context: trace::outgoing,
+        dial: None,
     }
 }
 

@@ -3,16 +3,21 @@
 //! Invariant: peers are answered before this node asks to be a member; clients are
 //! answered (by more than "still joining") only once it is one.
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{io, path::Path, sync::Arc, time::Duration};
 
+use futures::Stream;
 use kiln_cluster::{Cluster, Index, NodeFacts};
 use kiln_proto::{FailureKind, MAX_MESSAGE_BYTES, NodeId, pb, pb::kiln_server::KilnServer};
-use tokio::net::{TcpListener, UnixListener};
+use tokio::{
+    net::{TcpListener, UnixListener},
+    sync::watch,
+};
 use tonic::service::Routes;
 
 use super::{
     MissingCompiler, NodeError, ReadyInfo, Tasks, bytes, descriptors::Descriptors, follow,
-    listeners::Listeners, object_store, parts, storage::Storage, unnamed, uploads,
+    listeners::Listeners, members, object_store, parts, security::Security, storage::Storage,
+    unnamed, uploads,
 };
 use crate::{
     cache::{Arrivals, Tiers},
@@ -21,11 +26,16 @@ use crate::{
     dashboard::{Dashboard, Sources},
     manager::{self, Fetcher, Manager, Puller, Reporter},
     monitor::{self, Controls, Monitor, Sampler},
-    net,
+    net::{
+        self,
+        tls::{Acceptor, Dialer},
+    },
     prewarm::Prewarm,
     resp,
     service::{self, Readiness, api, http},
-    transfer::{self, ClientSettings, PeerClient, Provider, ServerSettings, SocketFile},
+    transfer::{
+        self, ClientSettings, PeerClient, PeerServer, Provider, ServerSettings, SocketFile,
+    },
 };
 
 /// The unix socket is for the user that runs the node, and nobody else, unless configured.
@@ -45,6 +55,7 @@ pub(super) struct Services {
 struct Shared<'a> {
     config: &'a Config,
     cluster: Arc<Cluster>,
+    dialer: Dialer,
     index: Index,
     tiers: Arc<Tiers>,
     fetcher: Arc<Fetcher>,
@@ -60,6 +71,7 @@ impl Services {
         config: &Config,
         descriptors: Descriptors,
         listeners: Listeners,
+        security: Security,
         storage: Storage,
         page: &http::Http,
         tasks: &mut Tasks,
@@ -69,13 +81,25 @@ impl Services {
         let Storage { tiers, compilers, cluster, routes, facts } = storage;
         let checker = parts::checker(config)?;
         let observe = service::Observe::default();
-        let api = serve_grpc(grpc, descriptors.grpc, (routes, observe.clone()), readiness, tasks)?;
+        let audience = service::Audience::default();
+        if security.plain_members {
+            // Nobody else sets it.
+            let _ = audience.older.set(cluster.clone());
+        }
+        let (taking, doors) =
+            members::serve(transfer, descriptors.bytes, security.members, tasks.stop.clone());
+        tasks.spawn(taking);
+        let clients = net::incoming(grpc, descriptors.grpc, "grpc", security.grpc);
+        let api = Grpc { routes, observe: observe.clone(), audience, readiness };
+        let api = api.serve(clients, doors.grpc, tasks)?;
+        let dialer = security.dialer;
+        dialer.know(&cluster);
 
         let identity = cluster.start().await?;
         let (node, index, reporter) = (identity.node, cluster.index(), Reporter::default());
         // Nobody else sets it.
         let _ = observe.node.set(node);
-        let peers = Arc::new(PeerClient::new(ClientSettings::default()));
+        let peers = Arc::new(PeerClient::new(ClientSettings::default(), dialer.clone()));
         let counters = Arc::<manager::Counters>::default();
         let gate = readiness.gate().clone();
         let fetcher =
@@ -86,6 +110,7 @@ impl Services {
             identity,
             index: index.clone(),
             tiers: tiers.clone(),
+            dialer: dialer.clone(),
             fetcher: fetcher.clone(),
             compilers,
             checker,
@@ -97,11 +122,21 @@ impl Services {
         }));
         let arrivals = Arrivals::new(tiers.budget().clone());
         let sockets = Vec::new();
-        let mut shared =
-            Shared { config, cluster, index, tiers, fetcher, manager, reporter, arrivals, sockets };
+        let mut shared = Shared {
+            config,
+            cluster,
+            dialer,
+            index,
+            tiers,
+            fetcher,
+            manager,
+            reporter,
+            arrivals,
+            sockets,
+        };
 
-        shared.serve_bytes(transfer, descriptors.bytes, tasks)?;
-        let (resp, resp_counters) = shared.serve_resp(resp, tasks)?;
+        shared.serve_bytes(&doors.bytes, descriptors.bytes, tasks)?;
+        let (resp, resp_counters) = shared.serve_resp(resp, security.resp, tasks)?;
         shared.keep_object_store(tasks);
         shared.follow(node, facts.clone(), tasks);
         shared.take_pieces(tasks);
@@ -113,7 +148,7 @@ impl Services {
         let dashboard = shared.show(node, counters.clone(), monitor.clone(), tasks);
         page.page.open(dashboard.clone());
 
-        let Shared { cluster, index, tiers, manager, arrivals, sockets, .. } = shared;
+        let Shared { cluster, dialer, index, tiers, manager, arrivals, sockets, .. } = shared;
         let departure =
             service::Departure::new(cluster.clone(), manager.clone(), tasks.stop.clone());
         api.open(service::Parts {
@@ -121,6 +156,7 @@ impl Services {
             manager: manager.clone(),
             index,
             cluster,
+            dialer,
             departure: Arc::new(departure),
             tiers,
             arrivals,
@@ -155,46 +191,60 @@ impl Services {
     }
 }
 
-/// Serves peers, and clients with "still joining" until the API is opened.
-fn serve_grpc(
-    listener: TcpListener,
-    connections: usize,
-    (routes, observe): (Routes, service::Observe),
-    readiness: &Readiness,
-    tasks: &mut Tasks,
-) -> Result<api::Api, NodeError> {
-    let api = api::Api::default();
-    let health = readiness.service(tasks.stop.clone());
-    let reflection = tonic_reflection::server::Builder::configure()
-        .register_encoded_file_descriptor_set(pb::DESCRIPTOR_SET)
-        .build_v1()
-        .map_err(|e| NodeError::Reflection(e.to_string()))?;
-    let kiln = KilnServer::new(api.clone())
-        .max_decoding_message_size(MAX_MESSAGE_BYTES)
-        .max_encoding_message_size(MAX_MESSAGE_BYTES);
-    let kiln = service::Counted::new(kiln);
-    let routes = routes.add_service(kiln).add_service(health).add_service(reflection);
-    let server = tonic::transport::Server::builder()
-        .http2_keepalive_interval(Some(KEEP_ALIVE))
-        .layer(observe)
-        .add_routes(routes)
-        .serve_with_incoming_shutdown(
-            net::incoming(listener, connections, "grpc"),
-            tasks.stop.clone().cancelled_owned(),
-        );
-    tasks.spawn(async move {
-        if let Err(e) = server.await {
-            tracing::error!(error = %e, "the gRPC port failed");
-        }
-    });
-    Ok(api)
+/// What is served over gRPC.
+struct Grpc<'a> {
+    /// What peers ask each other.
+    routes: Routes,
+    observe: service::Observe,
+    audience: service::Audience,
+    readiness: &'a Readiness,
+}
+
+impl Grpc<'_> {
+    /// Serves members with all of it, and clients with what is theirs: "still joining" until
+    /// the API is opened.
+    fn serve<C, M>(self, clients: C, members: M, tasks: &mut Tasks) -> Result<api::Api, NodeError>
+    where
+        C: Stream<Item = io::Result<net::Placed>> + Send + 'static,
+        M: Stream<Item = io::Result<net::Placed>> + Send + 'static,
+    {
+        let api = api::Api::default();
+        let health = self.readiness.service(tasks.stop.clone());
+        let reflection = tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(pb::DESCRIPTOR_SET)
+            .build_v1()
+            .map_err(|e| NodeError::Reflection(e.to_string()))?;
+        let kiln = KilnServer::new(api.clone())
+            .max_decoding_message_size(MAX_MESSAGE_BYTES)
+            .max_encoding_message_size(MAX_MESSAGE_BYTES);
+        let kiln = service::Counted::new(kiln);
+        let routes = self.routes.add_service(kiln).add_service(health).add_service(reflection);
+        let server = tonic::transport::Server::builder()
+            .http2_keepalive_interval(Some(KEEP_ALIVE))
+            .layer(self.observe);
+        let stopped = || tasks.stop.clone().cancelled_owned();
+        let to_members = server.clone().add_routes(routes.clone());
+        let to_members = to_members.serve_with_incoming_shutdown(members, stopped());
+        let to_clients = server.layer(self.audience).add_routes(routes);
+        let to_clients = to_clients.serve_with_incoming_shutdown(clients, stopped());
+        tasks.spawn(told("members", to_members));
+        tasks.spawn(told("gRPC", to_clients));
+        Ok(api)
+    }
+}
+
+/// Says why a server ended before it was stopped.
+async fn told(port: &str, server: impl Future<Output = Result<(), tonic::transport::Error>>) {
+    if let Err(e) = server.await {
+        tracing::error!(error = %e, "the {port} port failed");
+    }
 }
 
 impl Shared<'_> {
-    /// The byte path: peers by TCP, clients of this machine by the unix socket.
+    /// The byte path: peers on the members' port, clients of this machine by the unix socket.
     fn serve_bytes(
         &mut self,
-        listener: TcpListener,
+        peers: &watch::Sender<Option<Arc<PeerServer>>>,
         connections: usize,
         tasks: &mut Tasks,
     ) -> Result<(), NodeError> {
@@ -208,8 +258,8 @@ impl Shared<'_> {
         let settings =
             || ServerSettings { max_connections: connections, ..ServerSettings::default() };
         let stop = tasks.stop.clone();
-        let peers = transfer::serve_peers(listener, provider.clone(), settings(), stop.clone());
-        tasks.spawn(peers);
+        let server = PeerServer::new(provider.clone(), settings(), stop.clone());
+        peers.send_replace(Some(Arc::new(server)));
         if let Some(path) = &self.config.socket {
             let listener = self.bind_socket(path)?;
             tasks.spawn(transfer::serve_socket(listener, provider, settings(), stop));
@@ -221,6 +271,7 @@ impl Shared<'_> {
     fn serve_resp(
         &mut self,
         listener: Option<TcpListener>,
+        acceptor: Acceptor,
         tasks: &mut Tasks,
     ) -> Result<(Arc<resp::Resp>, Arc<resp::Counters>), NodeError> {
         let (config, counters) = (self.config, Arc::<resp::Counters>::default());
@@ -239,7 +290,7 @@ impl Shared<'_> {
         let resp = Arc::new(resp);
         let served = listener.is_some() || config.resp_socket.is_some();
         if let Some(listener) = listener {
-            tasks.spawn(resp.clone().serve_tcp(listener, tasks.stop.clone()));
+            tasks.spawn(resp.clone().serve_tcp(listener, acceptor, tasks.stop.clone()));
         }
         if let Some(path) = &config.resp_socket {
             let listener = self.bind_socket(path)?;
@@ -303,6 +354,7 @@ impl Shared<'_> {
             manager: self.manager.clone(),
             index: self.index.clone(),
             cluster: self.cluster.clone(),
+            dialer: self.dialer.clone(),
             tiers: self.tiers.clone(),
             counters,
             monitor,

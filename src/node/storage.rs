@@ -6,11 +6,11 @@
 use std::{sync::Arc, time::Duration};
 
 use ed25519_dalek::SigningKey;
-use kiln_cluster::{Cluster, NodeFacts};
+use kiln_cluster::{Cluster, NodeFacts, Settings as ClusterSettings};
 use tonic::service::Routes;
 
 use super::{NodeError, parts};
-use crate::{cache::Tiers, compiler::Compilers, config::Config};
+use crate::{cache::Tiers, compiler::Compilers, config::Config, net::tls::Dialer};
 
 /// How long a starting node waits to know its toolchain: usually that is enough to
 /// register it once, and right. Else the node goes on, and registers it when it is known.
@@ -21,7 +21,7 @@ pub(super) struct Storage {
     pub(super) tiers: Arc<Tiers>,
     pub(super) compilers: Compilers,
     pub(super) cluster: Arc<Cluster>,
-    /// Peers' calls, to be served at `facts.grpc` before the cluster is started.
+    /// Peers' calls, to be served at `facts.members()` before the cluster is started.
     pub(super) routes: Routes,
     /// As they are registered first.
     pub(super) facts: NodeFacts,
@@ -34,6 +34,7 @@ impl Storage {
         blobs: usize,
         signing: SigningKey,
         facts: NodeFacts,
+        dialer: Dialer,
     ) -> Result<Self, NodeError> {
         let compilers = parts::compilers(config)?;
         let known = tokio::time::timeout(TOOLCHAIN_WAIT, compilers.settled());
@@ -43,7 +44,10 @@ impl Storage {
             tracing::warn!("NVRTC is still being looked at: this node goes on without it");
         }
         let facts = NodeFacts { compilers: compilers.fingerprints(), ..facts };
-        let settings = parts::cluster(config, facts.clone());
+        let settings = ClusterSettings {
+            dial: Some(Arc::new(dialer)),
+            ..parts::cluster(config, facts.clone())
+        };
         let opening = tokio::task::spawn_blocking(move || Cluster::open(settings, signing));
         let panicked = |e: tokio::task::JoinError| NodeError::Io {
             doing: "open the index".into(),

@@ -56,7 +56,7 @@ impl Running {
         // Small, so that nothing is here for being in memory alone.
         config.memory.bytes = 1 << 20;
         config.compile.nvrtc = Some(folder.path().join("no compiler"));
-        let join = join.map(|other| other.node.ready.grpc.clone()).into_iter().collect();
+        let join = join.map(|other| other.node.ready.transfer.clone()).into_iter().collect();
         config.start = StartConfig { join, ..StartConfig::default() };
         let metrics = Recorder::not_installed().unwrap();
         Self { node: Node::start(config, metrics).await.unwrap(), folder }

@@ -31,7 +31,7 @@ use super::{
     users::Users,
     values::{Parts, Values},
 };
-use crate::net::{self, Listen};
+use crate::net::{self, Listen, tls::Acceptor};
 
 /// A client whose machine is gone is noticed after about this and three probes.
 const KEEP_ALIVE: Duration = Duration::from_secs(30);
@@ -96,18 +96,28 @@ impl Resp {
     }
 
     /// Serves TCP clients until `stop`.
-    pub async fn serve_tcp(self: Arc<Self>, listener: TcpListener, stop: CancellationToken) {
-        self.serve(listener.into(), stop).await;
+    pub(crate) async fn serve_tcp(
+        self: Arc<Self>,
+        listener: TcpListener,
+        acceptor: Acceptor,
+        stop: CancellationToken,
+    ) {
+        self.serve(listener.into(), acceptor, stop).await;
     }
 
     /// Serves clients of this machine until `stop`.
     pub async fn serve_unix(self: Arc<Self>, listener: UnixListener, stop: CancellationToken) {
-        self.serve(listener.into(), stop).await;
+        self.serve(listener.into(), Acceptor::plain("resp"), stop).await;
     }
 
-    async fn serve(self: Arc<Self>, listener: Listener, stop: CancellationToken) {
+    async fn serve(
+        self: Arc<Self>,
+        listener: Listener,
+        acceptor: Acceptor,
+        stop: CancellationToken,
+    ) {
         let places = self.places.clone();
-        let clients = Clients { port: self.clone(), stop: stop.clone() };
+        let clients = Clients { port: self.clone(), acceptor, stop: stop.clone() };
         net::serve(listener, Arc::new(clients), places, stop).await;
         self.values.stores.close();
         self.values.stores.wait().await;
@@ -117,12 +127,14 @@ impl Resp {
 /// The clients of one listener.
 struct Clients {
     port: Arc<Resp>,
+    acceptor: Acceptor,
     stop: CancellationToken,
 }
 
 impl net::Service<(Socket, String)> for Clients {
     async fn serve(&self, (socket, address): (Socket, String)) {
         let port = &self.port;
+        let Some(socket) = socket.secured(&self.acceptor, &self.stop).await else { return };
         let id = port.ids.fetch_add(1, Ordering::Relaxed);
         let session = Session::new(id, address, port.users.clone());
         let (values, settings) = (port.values.clone(), port.settings.clone());

@@ -8,9 +8,12 @@ use std::io;
 use bytes::BytesMut;
 use rustix::net::SendFlags;
 use tokio::{
-    io::AsyncReadExt,
+    io::{AsyncReadExt, copy_bidirectional_with_sizes},
     net::{TcpStream, UnixStream},
 };
+use tokio_util::sync::CancellationToken;
+
+use crate::net::{Conn, tls::Acceptor};
 
 /// Both kinds, as one.
 pub(super) enum Socket {
@@ -28,7 +31,37 @@ macro_rules! each {
     };
 }
 
+/// Bytes on their way between the cipher and the commands, each way.
+const BUFFER: usize = 64 << 10;
+
 impl Socket {
+    /// The same after its handshake. In TLS a task moves bytes between the client and a pair
+    /// of sockets, of which this is one: what reads and writes here asks the kernel what is
+    /// possible at once, which a cipher cannot say. `None`: it was refused, and counted.
+    pub(super) async fn secured(
+        self,
+        acceptor: &Acceptor,
+        stop: &CancellationToken,
+    ) -> Option<Self> {
+        let Self::Tcp(stream) = self else { return Some(self) };
+        let secured = stop.run_until_cancelled(acceptor.secure(stream)).await?;
+        let mut tls = match secured.ok()?.0 {
+            Conn::Plain(stream) => return Some(Self::Tcp(stream)),
+            Conn::Tls(stream) => stream,
+        };
+        let pair = UnixStream::pair();
+        let (here, mut there) =
+            pair.inspect_err(|error| tracing::warn!(%error, "serve a client in TLS")).ok()?;
+        tokio::spawn(async move {
+            // Ends when either side does.
+            let moved = copy_bidirectional_with_sizes(&mut *tls, &mut there, BUFFER, BUFFER).await;
+            if let Err(error) = moved {
+                tracing::debug!(%error, "a TLS connection of a Redis client ended");
+            }
+        });
+        Some(Self::Unix(here))
+    }
+
     /// Reads what there is into `buffer`, waiting for at least one byte; 0: the
     /// client is gone.
     ///

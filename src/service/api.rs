@@ -11,7 +11,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use kiln_cluster::{Put, PutMode};
+use kiln_cluster::{Caller, Put, PutMode};
 use kiln_proto::{convert, pb, pb::kiln_server::Kiln, value};
 use tokio::{sync::mpsc, time::Instant};
 use tokio_stream::wrappers::ReceiverStream;
@@ -246,7 +246,7 @@ impl Kiln for Api {
         request: Request<pb::TombstoneRequest>,
     ) -> Reply<pb::TombstoneResponse> {
         let parts = self.parts()?;
-        let from = request.remote_addr();
+        let from = request.extensions().get::<Caller>().and_then(|caller| caller.from);
         let request = request.into_inner();
         let key = convert::key("key", &request.key).map_err(Error::from)?;
         if request.reason.len() > 1024 {

@@ -11,7 +11,10 @@ use tokio::time::timeout;
 use tonic::{Status, transport::Endpoint};
 
 use super::parts::Parts;
-use crate::telemetry::{compilation::Compilation, exposition::Family};
+use crate::{
+    net::tls::Dialer,
+    telemetry::{compilation::Compilation, exposition::Family},
+};
 
 /// What all other nodes have for their answers.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -29,7 +32,7 @@ pub(super) async fn gather(parts: &Parts, cluster: bool) -> pb::MetricsResponse 
     }];
     if cluster {
         let others = parts.cluster.status().nodes.into_iter().filter(|node| node.id != parts.node);
-        let asked = others.map(|node| ask(node.id, node.facts.grpc));
+        let asked = others.map(|node| ask(&parts.dialer, node.id, node.facts.members().to_owned()));
         let mut others: Vec<_> = stream::iter(asked).buffer_unordered(AT_ONCE).collect().await;
         others.sort_by_key(|node: &pb::NodeMetrics| node.node);
         nodes.append(&mut others);
@@ -40,8 +43,8 @@ pub(super) async fn gather(parts: &Parts, cluster: bool) -> pb::MetricsResponse 
 }
 
 /// One node's own answer, or why there is none.
-async fn ask(node: NodeId, address: String) -> pb::NodeMetrics {
-    let answer = timeout(PATIENCE, ask_at(&address)).await;
+async fn ask(dialer: &Dialer, node: NodeId, address: String) -> pb::NodeMetrics {
+    let answer = timeout(PATIENCE, ask_at(dialer, &address)).await;
     let error = match answer {
         Ok(Ok(answer)) => match answer.nodes.into_iter().find(|found| found.node == node) {
             Some(found) => return found,
@@ -53,10 +56,10 @@ async fn ask(node: NodeId, address: String) -> pb::NodeMetrics {
     pb::NodeMetrics { node, error, ..Default::default() }
 }
 
-async fn ask_at(address: &str) -> Result<pb::MetricsResponse, Status> {
+async fn ask_at(dialer: &Dialer, address: &str) -> Result<pb::MetricsResponse, Status> {
     let unreachable = |e: tonic::transport::Error| Status::unavailable(format!("{address}: {e}"));
-    let endpoint = Endpoint::from_shared(format!("http://{address}")).map_err(unreachable)?;
-    let channel = endpoint.connect_timeout(PATIENCE).connect().await.map_err(unreachable)?;
+    let configured = |endpoint: Endpoint| endpoint.connect_timeout(PATIENCE);
+    let channel = dialer.channel(address, configured).map_err(unreachable)?;
     // Answers of at most 4 MiB, as gRPC has it: twenty times what a node has to tell.
     let mut client = KilnClient::new(channel);
     Ok(client.metrics(pb::MetricsRequest { cluster: false }).await?.into_inner())

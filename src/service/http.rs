@@ -26,7 +26,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use super::{Meters, Readiness, dashboard};
-use crate::net;
+use crate::net::{self, tls::Acceptor};
 
 /// How long a peer may read nothing of what it asked for.
 const UNREAD: Duration = Duration::from_secs(10);
@@ -43,9 +43,10 @@ pub struct Http {
 }
 
 /// Serves at most `connections` at once, until `stop`.
-pub async fn serve(
+pub(crate) async fn serve(
     listener: TcpListener,
     connections: usize,
+    acceptor: Acceptor,
     http: Http,
     stop: CancellationToken,
 ) -> io::Result<()> {
@@ -57,7 +58,7 @@ pub async fn serve(
         .with_state(Arc::new(http))
         .merge(dashboard)
         .route_layer(middleware::from_fn(timed));
-    axum::serve(Bounded::new(listener, connections)?, routes)
+    axum::serve(Bounded::new(listener, connections, acceptor)?, routes)
         .with_graceful_shutdown(stop.cancelled_owned())
         .await
 }
@@ -69,9 +70,12 @@ struct Bounded {
 }
 
 impl Bounded {
-    fn new(listener: TcpListener, connections: usize) -> io::Result<Self> {
+    fn new(listener: TcpListener, connections: usize, acceptor: Acceptor) -> io::Result<Self> {
         let address = listener.local_addr()?;
-        Ok(Self { incoming: Box::pin(net::incoming(listener, connections, "http")), address })
+        Ok(Self {
+            incoming: Box::pin(net::incoming(listener, connections, "http", acceptor)),
+            address,
+        })
     }
 }
 

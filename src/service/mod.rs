@@ -4,6 +4,7 @@
 //! the cluster's.
 
 pub mod api;
+mod audience;
 mod compile;
 pub mod dashboard;
 mod departure;
@@ -27,6 +28,6 @@ mod status;
 mod wire;
 
 pub use self::{
-    departure::Departure, health::Readiness, messages::Counted, meters::Meters, observe::Observe,
-    parts::Parts,
+    audience::Audience, departure::Departure, health::Readiness, messages::Counted, meters::Meters,
+    observe::Observe, parts::Parts,
 };

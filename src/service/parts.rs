@@ -17,6 +17,7 @@ use crate::{
     error::Error,
     manager::{Manager, Request},
     monitor::Monitor,
+    net::tls::Dialer,
 };
 
 /// The parts of the node that calls ask.
@@ -29,6 +30,8 @@ pub struct Parts {
     pub index: Index,
     /// Membership.
     pub cluster: Arc<Cluster>,
+    /// The way to the other members.
+    pub dialer: Dialer,
     /// The way out of the cluster.
     pub departure: Arc<Departure>,
     /// For their usage.

@@ -15,6 +15,7 @@ use tonic::transport::Endpoint;
 use super::{parts::Parts, wire};
 use crate::{
     cache::{Health, TierName},
+    net::tls::Dialer,
     scan,
 };
 
@@ -34,8 +35,9 @@ pub(super) async fn whole(parts: &Parts) -> pb::StatusResponse {
     if status.role == Role::Leader.name() || status.leader == 0 {
         return status;
     }
-    let leader = status.nodes.iter().find(|node| node.id == status.leader);
-    let asked = leader.map(|leader| timeout(PATIENCE, ask(leader.grpc.clone())));
+    let leader = parts.cluster.status().nodes.into_iter().find(|node| node.id == status.leader);
+    let asked = leader
+        .map(|leader| timeout(PATIENCE, ask(&parts.dialer, leader.facts.members().to_owned())));
     let answer = match asked {
         Some(asked) => asked.await.ok().flatten(),
         None => None,
@@ -54,9 +56,8 @@ pub(super) async fn whole(parts: &Parts) -> pb::StatusResponse {
 }
 
 /// What the node at `address` has at hand.
-async fn ask(address: String) -> Option<pb::StatusResponse> {
-    let endpoint = Endpoint::from_shared(format!("http://{address}")).ok()?;
-    let channel = endpoint.connect_timeout(PATIENCE).connect().await.ok()?;
+async fn ask(dialer: &Dialer, address: String) -> Option<pb::StatusResponse> {
+    let channel = dialer.channel(&address, |e: Endpoint| e.connect_timeout(PATIENCE)).ok()?;
     let answer = KilnClient::new(channel).status(pb::StatusRequest::default()).await;
     Some(answer.ok()?.into_inner())
 }

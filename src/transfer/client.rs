@@ -9,7 +9,7 @@ use kiln_proto::{
     Digest,
     pb::{self, transfer_request::Subject},
 };
-use tokio::{io::AsyncReadExt, net::TcpStream};
+use tokio::io::AsyncReadExt;
 
 use super::{
     error::{NoAnswer, TransferError, accepted},
@@ -18,7 +18,11 @@ use super::{
     provider::PeerAddress,
     settings::ClientSettings,
 };
-use crate::{cache::BlobWriter, net::Progress, telemetry::trace};
+use crate::{
+    cache::BlobWriter,
+    net::{Conn, Progress, tls::Dialer},
+    telemetry::trace,
+};
 
 /// Fetches blobs from other nodes, over connections that it keeps.
 pub struct PeerClient {
@@ -27,9 +31,9 @@ pub struct PeerClient {
 }
 
 impl PeerClient {
-    /// A client without connections.
-    pub fn new(settings: ClientSettings) -> Self {
-        Self { pool: Pool::new(settings.clone()), settings }
+    /// A client without connections, which makes them by `dialer`.
+    pub fn new(settings: ClientSettings, dialer: Dialer) -> Self {
+        Self { pool: Pool::new(settings.clone(), dialer), settings }
     }
 
     /// Fetches the blob `digest` from `peer` into `writer`, from the byte on that
@@ -93,7 +97,7 @@ impl PeerClient {
     }
 
     /// Keeps a connection on which the next answer can begin.
-    fn keep_usable(&self, address: &str, stream: TcpStream, outcome: &Result<(), TransferError>) {
+    fn keep_usable(&self, address: &str, stream: Conn, outcome: &Result<(), TransferError>) {
         use TransferError::{Busy, Failed, NotFound, WrongNode};
         if matches!(outcome, Ok(()) | Err(NotFound | WrongNode | Busy | Failed(_))) {
             self.pool.put_back(address, stream);
@@ -111,7 +115,7 @@ impl PeerClient {
         &self,
         address: &str,
         request: &pb::TransferRequest,
-    ) -> Result<(TcpStream, pb::TransferResponse), TransferError> {
+    ) -> Result<(Conn, pb::TransferResponse), TransferError> {
         if let Some(mut stream) = self.pool.pop(address) {
             match exchange(&mut stream, request, &self.settings).await {
                 Ok(response) => return Ok((stream, response)),
@@ -132,7 +136,7 @@ impl PeerClient {
 }
 
 async fn exchange(
-    stream: &mut TcpStream,
+    stream: &mut Conn,
     request: &pb::TransferRequest,
     settings: &ClientSettings,
 ) -> Result<pb::TransferResponse, NoAnswer> {
@@ -142,7 +146,7 @@ async fn exchange(
 }
 
 async fn receive(
-    stream: &mut TcpStream,
+    stream: &mut Conn,
     header: &pb::TransferResponse,
     writer: &mut BlobWriter,
     buffer: &mut [u8],
@@ -174,7 +178,7 @@ async fn receive(
 
 /// Reads until `chunk` is full or the connection ends, and says how far it came.
 async fn fill(
-    stream: &mut TcpStream,
+    stream: &mut Conn,
     chunk: &mut [u8],
     progress: &mut Progress,
 ) -> (usize, io::Result<()>) {

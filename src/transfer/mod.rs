@@ -37,6 +37,7 @@ mod socket_file;
 pub use client::PeerClient;
 pub use error::TransferError;
 pub use local::{LocalArtifact, LocalClient, Mapped};
+pub(crate) use peers::PeerServer;
 pub use peers::serve_peers;
 pub use provider::{PeerAddress, Provider, Refusal};
 pub use settings::{ClientSettings, ServerSettings};

@@ -6,12 +6,10 @@
 use std::{collections::HashMap, io};
 
 use parking_lot::Mutex;
-use tokio::{
-    net::TcpStream,
-    time::{Instant, timeout},
-};
+use tokio::time::{Instant, timeout};
 
 use super::settings::ClientSettings;
+use crate::net::{Conn, tls::Dialer};
 
 /// Bytes of a receive buffer: stays in a core's own cache while its bytes are
 /// received, hashed and stored; a runtime thread is held for some 50 us. Measured
@@ -22,26 +20,27 @@ const MOST_BUFFERS: usize = 16;
 
 pub(super) struct Pool {
     settings: ClientSettings,
+    dialer: Dialer,
     idle: Mutex<HashMap<String, Vec<Idle>>>,
     buffers: Mutex<Vec<Box<[u8]>>>,
 }
 
 struct Idle {
-    stream: TcpStream,
+    stream: Conn,
     since: Instant,
 }
 
 impl Pool {
-    pub(super) fn new(settings: ClientSettings) -> Self {
-        Self { settings, idle: Mutex::default(), buffers: Mutex::default() }
+    pub(super) fn new(settings: ClientSettings, dialer: Dialer) -> Self {
+        Self { settings, dialer, idle: Mutex::default(), buffers: Mutex::default() }
     }
 
     /// The connection to `address` that was used last, if it still lives.
-    pub(super) fn pop(&self, address: &str) -> Option<TcpStream> {
+    pub(super) fn pop(&self, address: &str) -> Option<Conn> {
         let mut idle = self.idle.lock();
         let waiting = idle.get_mut(address)?;
         while let Some(Idle { stream, since }) = waiting.pop() {
-            if since.elapsed() < self.settings.idle && is_quiet(&stream) {
+            if since.elapsed() < self.settings.idle && stream.is_quiet() {
                 return Some(stream);
             }
         }
@@ -49,14 +48,12 @@ impl Pool {
     }
 
     /// A new connection to `address`.
-    pub(super) async fn connect(&self, address: &str) -> io::Result<TcpStream> {
-        let stream = timeout(self.settings.connect, TcpStream::connect(address)).await??;
-        stream.set_nodelay(true)?;
-        Ok(stream)
+    pub(super) async fn connect(&self, address: &str) -> io::Result<Conn> {
+        timeout(self.settings.connect, self.dialer.bytes(address)).await?
     }
 
     /// Keeps a connection whose last answer came whole.
-    pub(super) fn put_back(&self, address: &str, stream: TcpStream) {
+    pub(super) fn put_back(&self, address: &str, stream: Conn) {
         let mut idle = self.idle.lock();
         idle.retain(|_, waiting| {
             waiting.retain(|c| c.since.elapsed() < self.settings.idle);
@@ -85,9 +82,4 @@ impl Pool {
     pub(super) fn len(&self) -> usize {
         self.idle.lock().values().map(Vec::len).sum()
     }
-}
-
-/// Whether nothing came on an idle connection: neither its end nor stray bytes.
-fn is_quiet(stream: &TcpStream) -> bool {
-    matches!(stream.try_read(&mut [0]), Err(e) if e.kind() == io::ErrorKind::WouldBlock)
 }

@@ -127,11 +127,11 @@ pub(super) async fn serve<L: Listen<Stream: Connection>>(
     net::serve(listener, Arc::new(server), places, stop).await;
 }
 
-struct Server<D> {
-    responder: D,
-    provider: Arc<dyn Provider>,
-    settings: ServerSettings,
-    stop: CancellationToken,
+pub(super) struct Server<D> {
+    pub(super) responder: D,
+    pub(super) provider: Arc<dyn Provider>,
+    pub(super) settings: ServerSettings,
+    pub(super) stop: CancellationToken,
 }
 
 impl<S: Connection, D: Responder<S>> net::Service<S> for Server<D> {

@@ -21,7 +21,10 @@ use tokio::{net::TcpListener, sync::Notify, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
 use super::*;
-use crate::cache::{Blob, BlobWriter};
+use crate::{
+    cache::{Blob, BlobWriter},
+    net::tls::Dialer,
+};
 
 /// A node that has some blobs, and for each blob an artifact whose key has the
 /// same 32 bytes.
@@ -133,7 +136,7 @@ impl Peer {
 }
 
 fn client() -> PeerClient {
-    PeerClient::new(ClientSettings::default())
+    PeerClient::new(ClientSettings::default(), Dialer::default())
 }
 
 /// Open descriptors of this process that name sockets or blobs.

@@ -81,7 +81,7 @@ impl TestCluster {
         std::fs::create_dir(&object).unwrap();
         let ports = free_ports(PORTS * n);
         let ports: Vec<_> = ports.chunks(PORTS).collect();
-        let peers: Vec<String> = ports.iter().map(|own| own[0].to_string()).collect();
+        let peers: Vec<String> = ports.iter().map(|own| own[2].to_string()).collect();
         let mut nodes = Vec::new();
         for (i, own) in ports.iter().enumerate() {
             let home = folder.path().join(format!("node-{i}"));
@@ -135,7 +135,7 @@ impl TestCluster {
         };
         config.start = kiln::config::StartConfig::default();
         config.start.join =
-            self.nodes.iter().map(|node| node.config.grpc_listen.to_string()).collect();
+            self.nodes.iter().map(|node| node.config.transfer_listen.to_string()).collect();
         configure(i, &mut config);
         self.nodes.push(TestNode::new(home, config));
         i

@@ -53,6 +53,7 @@ mod run;
 mod signers;
 mod sizes;
 mod start;
+mod tls;
 mod traces;
 mod upgrades;
 mod views;

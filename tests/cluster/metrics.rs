@@ -8,7 +8,7 @@ use kiln_proto::pb::{self, metric_series::Value};
 use super::harness::{TestCluster, cuda, eventually, metrics, saxpy};
 
 /// A number, or a histogram's count, summed over the series with these labels.
-fn sum(metrics: &[pb::Metric], name: &str, labels: &[(&str, &str)]) -> f64 {
+pub(crate) fn sum(metrics: &[pb::Metric], name: &str, labels: &[(&str, &str)]) -> f64 {
     let family = metrics.iter().find(|metric| metric.name == name);
     let series = family.into_iter().flat_map(|metric| &metric.series);
     let wanted = series.filter(|series| {

@@ -129,7 +129,7 @@ impl Fleet {
         if plan.ground == Ground::Proxies {
             fleet.put_proxies().await?;
         }
-        let address = |node: &Node| node.config.advertised(node.config.grpc_listen);
+        let address = |node: &Node| node.config.advertised(node.config.transfer_listen);
         let peers: Vec<_> = fleet.nodes.iter().map(address).collect();
         for (at, node) in fleet.nodes.iter_mut().enumerate() {
             node.config.start.expect = plan.nodes;
@@ -183,6 +183,8 @@ impl Fleet {
             http_listen: ports[1],
             transfer_listen: ports[2],
             resp_listen: Some(ports[3]),
+            // Namespaces of the network are other machines.
+            insecure: true,
             ..Config::default()
         };
         config.cluster.lease_ttl = LEASE;
@@ -202,7 +204,7 @@ impl Fleet {
         let at = self.nodes.len();
         let (_, mut config) = self.config(at, Ground::Loopback)?;
         let members = self.nodes.iter().filter(|node| node.pid().is_some());
-        config.start.join = members.map(|node| node.config.grpc_listen.to_string()).collect();
+        config.start.join = members.map(|node| node.config.transfer_listen.to_string()).collect();
         let mut node = Node::new(at, self.home(at), config)?;
         node.start().await?;
         self.doors.lock().push(Arc::clone(&node.door));

@@ -187,6 +187,7 @@ impl Fleet {
             voter,
             log_entries,
             context: || None,
+            dial: None,
         };
         let opened = Cluster::open_on(machine, settings, self.signing_key(host));
         let (cluster, routes) = match opened {

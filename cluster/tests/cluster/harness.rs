@@ -101,8 +101,9 @@ impl Seat {
         let facts = NodeFacts { grpc, version, ..NodeFacts::default() };
         let data_dir = self.dir.clone();
         let (timings, voter, log_entries) = (self.timings, self.voter, LOG_ENTRIES);
-        let context = || None;
-        let settings = Settings { data_dir, start, facts, timings, voter, log_entries, context };
+        let (context, dial) = (|| None, None);
+        let settings =
+            Settings { data_dir, start, facts, timings, voter, log_entries, context, dial };
         let (cluster, routes) = Cluster::open(settings, signing_key(&self.dir))?;
         let stop = CancellationToken::new();
         let incoming = TcpIncoming::from(self.listener).with_nodelay(Some(true));

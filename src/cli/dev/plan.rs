@@ -109,14 +109,15 @@ fn fresh(
     let addresses = ports.of(known + 1..=wanted)?;
     // The largest number of voters that these nodes allow.
     let founders = [5, 3, 1].into_iter().find(|n| *n <= wanted).unwrap_or(1);
-    let grpc = old.iter().map(|plan| plan.config.grpc_listen);
-    let grpc: Vec<_> = grpc.chain(addresses.iter().map(|a| a[0])).map(|a| a.to_string()).collect();
+    let members = old.iter().map(|plan| plan.config.transfer_listen);
+    let members: Vec<_> =
+        members.chain(addresses.iter().map(|a| a[2])).map(|a| a.to_string()).collect();
     let mut plans = Vec::new();
     for (number, address) in (known + 1..).zip(&addresses) {
         let founds = known == 0 && number <= founders;
         let (expect, peers, join) = match founds {
-            true => (founders, grpc[..founders].join(","), String::new()),
-            false => (1, String::new(), grpc[..known.max(founders)].join(",")),
+            true => (founders, members[..founders].join(","), String::new()),
+            false => (1, String::new(), members[..known.max(founders)].join(",")),
         };
         let folder = folder(dir, number);
         let own = [

@@ -34,6 +34,39 @@ pub(super) const METRICS: &[Metric] = &[
     ),
     bytes_total("kiln_transfer_sent_bytes_total", &["door"], "Bytes of blobs given out."),
     counter("kiln_refused_connections_total", &["port"], "Connections over a port's limit."),
+    counter(
+        "kiln_tls_refused_total",
+        &["port", "why"],
+        "Connections that were refused before anything was served: plain text on a port that \
+         takes TLS alone, or a handshake that failed.",
+    ),
+    counter(
+        "kiln_plain_connections_total",
+        &["port"],
+        "Connections in plain text to a port that takes TLS as well: none is left when it may take \
+         TLS alone.",
+    ),
+    counter(
+        "kiln_refused_peers_total",
+        &["why"],
+        "Peers that were refused: their certificate names another node or key, they came to the \
+         clients' port, or no TLS came about with them.",
+    ),
+    gauge(
+        "kiln_tls_certificate_expiry_seconds",
+        &["audience"],
+        "Until this node's certificate ends; negative once it has.",
+    ),
+    counter(
+        "kiln_tls_reloads_total",
+        &["audience", "result"],
+        "New certificates that were taken, or refused.",
+    ),
+    gauge(
+        "kiln_tls_reload_failed",
+        &["audience"],
+        "1 while the certificate files on disk cannot be used and older ones are in force.",
+    ),
     gauge("kiln_resp_connections", &[], "Redis clients connected."),
     seconds(
         "kiln_resp_wait_seconds",

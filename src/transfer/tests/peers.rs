@@ -340,11 +340,12 @@ async fn a_peer_that_stalls_is_given_up() {
         std::future::pending().await
     })
     .await;
-    let client = PeerClient::new(ClientSettings {
+    let settings = ClientSettings {
         answer: Duration::from_millis(50),
         progress: Duration::from_millis(50),
         ..Default::default()
-    });
+    };
+    let client = PeerClient::new(settings, Dialer::default());
     let mut writer = writer_for(&wanted);
     for (address, came) in [(stalled, 1000), (silent, 1000)] {
         let ended =

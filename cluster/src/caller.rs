@@ -1,0 +1,147 @@
+//! Who calls, by its certificate: a member speaks for itself alone.
+//!
+//! Invariant: where a certificate names a node or a key, nothing is taken that claims to
+//! come from another. Who connects in plain text has no certificate, and is believed:
+//! whether plain text is taken at all is decided where connections are accepted.
+
+use std::net::SocketAddr;
+
+use kiln_proto::NodeId;
+use tonic::{Extensions, Status};
+
+use crate::{command::NewNode, watch::Nodes};
+
+/// The other end of a connection, as a connection's `ConnectInfo`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Caller {
+    /// Where it calls from.
+    pub from: Option<SocketAddr>,
+    /// The node that its certificate names.
+    pub node: Option<NodeId>,
+    /// The signing key that its certificate names.
+    pub key: Option<[u8; 32]>,
+}
+
+/// Refuses what its caller says for the node `claimed`, if its certificate names another
+/// one, or another key than that node is registered with.
+pub(crate) fn check(
+    extensions: &Extensions,
+    claimed: Option<NodeId>,
+    nodes: &Nodes,
+) -> Result<(), Status> {
+    let Some(caller) = extensions.get::<Caller>() else { return Ok(()) };
+    if let Some(node) = caller.node
+        && claimed != Some(node)
+    {
+        return refuse(caller, "wrong_node", &format!("node {node}"), &said(claimed));
+    }
+    let Some(key) = caller.key else { return Ok(()) };
+    // Nobody is registered before the first command.
+    let registered = claimed.and_then(|claimed| nodes.get(&claimed));
+    match registered {
+        None if nodes.is_empty() => Ok(()),
+        Some(registered) if registered.key.to_bytes() == key => Ok(()),
+        _ => refuse(caller, "wrong_key", &format!("key {}", hex::encode(key)), &said(claimed)),
+    }
+}
+
+/// Refuses a candidate that is not of the key that its certificate names, or that has a
+/// certificate of a node that the cluster knows by another key.
+pub(crate) fn check_candidate(
+    extensions: &Extensions,
+    candidate: &NewNode,
+    nodes: &Nodes,
+) -> Result<(), Status> {
+    let Some(caller) = extensions.get::<Caller>() else { return Ok(()) };
+    let said = || format!("the candidate of key {}", hex::encode(candidate.key));
+    if let Some(key) = caller.key
+        && key != candidate.key
+    {
+        return refuse(caller, "wrong_key", &format!("key {}", hex::encode(key)), &said());
+    }
+    match caller.node.and_then(|node| Some((node, nodes.get(&node)?))) {
+        Some((node, known)) if known.key.to_bytes() != candidate.key => {
+            refuse(caller, "wrong_node", &format!("node {node}"), &said())
+        }
+        _ => Ok(()),
+    }
+}
+
+fn said(claimed: Option<NodeId>) -> String {
+    claimed.map_or_else(|| "no node".to_owned(), |node| format!("node {node}"))
+}
+
+fn refuse(caller: &Caller, why: &'static str, named: &str, claimed: &str) -> Result<(), Status> {
+    metrics::counter!("kiln_refused_peers_total", "why" => why).increment(1);
+    tracing::warn!(from = ?caller.from, named, claimed, "a peer is refused: not its certificate");
+    Err(Status::permission_denied(format!(
+        "the certificate of this peer names {named}, and it speaks for {claimed}: give each node a \
+         certificate of its own (kiln certs issue)"
+    )))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use ed25519_dalek::SigningKey;
+    use tonic::Code;
+
+    use super::*;
+    use crate::{command::NodeFacts, watch::NodeInfo};
+
+    fn key(node: u64) -> [u8; 32] {
+        SigningKey::from_bytes(&[node as u8; 32]).verifying_key().to_bytes()
+    }
+
+    fn nodes() -> Nodes {
+        let node = |id: u64| {
+            let key = SigningKey::from_bytes(&[id as u8; 32]).verifying_key();
+            let (facts, candidate) = (NodeFacts::default(), [id as u8; 16]);
+            (id, NodeInfo { facts, key, left: false, away: false, eligible: true, candidate })
+        };
+        (1..=2).map(node).collect()
+    }
+
+    fn of(node: Option<NodeId>, key: Option<[u8; 32]>) -> Extensions {
+        let mut extensions = Extensions::new();
+        extensions.insert(Caller { from: None, node, key });
+        extensions
+    }
+
+    #[test]
+    fn a_certificate_speaks_for_its_node_alone() {
+        let judge = |node, key: Option<[u8; 32]>, claimed| check(&of(node, key), claimed, &nodes());
+        assert!(judge(Some(1), None, Some(1)).is_ok());
+        assert!(judge(Some(1), Some(key(1)), Some(1)).is_ok());
+        assert!(judge(None, Some(key(1)), Some(1)).is_ok());
+        assert!(judge(None, None, Some(2)).is_ok(), "it names nobody");
+        for (node, named, claimed) in [
+            (Some(1), None, Some(2)),
+            (Some(1), None, None),
+            (None, Some(key(1)), Some(2)),
+            (Some(2), Some(key(1)), Some(2)),
+            (None, Some(key(1)), None),
+            (None, Some(key(3)), Some(3)),
+        ] {
+            let refused = judge(node, named, claimed).unwrap_err();
+            assert_eq!(refused.code(), Code::PermissionDenied, "{node:?} {claimed:?}");
+        }
+        assert!(check(&Extensions::new(), Some(1), &nodes()).is_ok(), "plain text");
+        assert!(check(&of(None, Some(key(1))), Some(1), &Nodes::default()).is_ok());
+    }
+
+    #[test]
+    fn a_candidate_has_the_key_of_its_certificate() {
+        let judge = |node, named: Option<[u8; 32]>, of_candidate: u64| {
+            let facts = NodeFacts::default();
+            let candidate = NewNode { candidate: [9; 16], facts, key: key(of_candidate) };
+            check_candidate(&of(node, named), &candidate, &nodes())
+        };
+        assert!(judge(None, Some(key(7)), 7).is_ok());
+        assert!(judge(None, None, 7).is_ok());
+        assert!(judge(Some(9), None, 7).is_ok(), "an id to come");
+        assert!(judge(Some(1), None, 1).is_ok(), "it joins again");
+        assert!(judge(None, Some(key(7)), 8).is_err());
+        assert!(judge(Some(1), None, 8).is_err(), "another's certificate");
+    }
+}

@@ -1,0 +1,333 @@
+//! Ports by audience, and TLS between members and with clients: who is kept out, and how a
+//! running cluster gets there.
+
+use std::path::{Path, PathBuf};
+
+use hyper_util::rt::TokioIo;
+use kiln::net::tls::{ClientTls, Mode, Verify};
+use kiln_proto::pb;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
+use tonic::{
+    Code, Request, Status,
+    codegen::http::uri::PathAndQuery,
+    transport::{Channel, Endpoint},
+};
+
+use crate::{
+    harness::{TestCluster, TestNode, eventually},
+    metrics::sum,
+};
+
+/// Every method of the peers' service.
+fn peers_methods() -> Vec<String> {
+    let text = include_str!("../../cluster/proto/kiln/cluster/v1/cluster.proto");
+    let methods = text.lines().filter_map(|line| line.trim().strip_prefix("rpc "));
+    methods.filter_map(|line| Some(line.split_once('(')?.0.to_owned())).collect()
+}
+
+/// Calls a method of the peers' service with an empty message, as the node `from`.
+async fn call(channel: Channel, method: &str, from: Option<u64>) -> Result<(), Status> {
+    let mut grpc = tonic::client::Grpc::new(channel);
+    grpc.ready().await.map_err(|e| Status::unavailable(e.to_string()))?;
+    let path = format!("/kiln.cluster.v1.Peer/{method}").parse::<PathAndQuery>().unwrap();
+    let mut request = Request::new(());
+    if let Some(from) = from {
+        request.metadata_mut().insert("kiln-from", from.into());
+    }
+    let codec = tonic_prost::ProstCodec::<(), ()>::default();
+    grpc.unary(request, path, codec).await.map(drop)
+}
+
+fn plain(address: impl std::fmt::Display) -> Channel {
+    Endpoint::from_shared(format!("http://{address}")).unwrap().connect_lazy()
+}
+
+fn encrypted(node: &TestNode, ca: &Path, own: Option<(&Path, &Path)>) -> Channel {
+    let tls = ClientTls::new(ca, own).unwrap();
+    let address = node.config.transfer_listen;
+    let endpoint = Endpoint::from_shared(format!("http://{address}")).unwrap();
+    endpoint.connect_with_connector_lazy(tower::service_fn(move |_| {
+        let tls = tls.clone();
+        async move {
+            tls.connect(&address.ip().to_string(), address.port()).await.map(TokioIo::new)
+        }
+    }))
+}
+
+/// A metric of `node`, over all labels but those named.
+async fn metric(node: &TestNode, name: &str, labels: &[(&str, &str)]) -> f64 {
+    let asked = node.client().await.metrics(pb::MetricsRequest { cluster: false }).await.unwrap();
+    sum(&asked.into_inner().nodes[0].metrics, name, labels)
+}
+
+/// Runs `kiln certs`.
+fn certs(arguments: &str) -> std::process::Output {
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_kiln"));
+    command.arg("certs").args(arguments.split(' ')).output().unwrap()
+}
+
+/// Authorities in `folder`, and a certificate for each member.
+struct Authority(PathBuf);
+
+impl Authority {
+    fn new(folder: PathBuf) -> Self {
+        let made = certs(&format!("init --dir {}", folder.display()));
+        assert!(made.status.success(), "{made:?}");
+        Self(folder)
+    }
+
+    fn ca(&self) -> PathBuf {
+        self.0.join("members-ca.pem")
+    }
+
+    /// A member's certificate and key, with `more` arguments.
+    fn member(&self, name: &str, more: &str) -> (PathBuf, PathBuf) {
+        let folder = self.0.display();
+        let made = certs(&format!(
+            "issue member --dir {folder} --out {folder} --name {name} --host 127.0.0.1{more}"
+        ));
+        assert!(made.status.success(), "{made:?}");
+        let file = |end: &str| self.0.join(format!("{name}-member.{end}"));
+        (file("pem"), file("key"))
+    }
+}
+
+/// A value set at one node is had from another.
+async fn is_shared(from: &TestNode, to: &TestNode, value: &str) {
+    let command = |words: &[&str]| {
+        let words: String = words.iter().map(|w| format!("${}\r\n{w}\r\n", w.len())).collect();
+        words
+    };
+    let ask = async |node: &TestNode, words: &[&str]| {
+        let mut stream = TcpStream::connect(node.config.resp_listen.unwrap()).await.ok()?;
+        let text = format!("*{}\r\n{}", words.len(), command(words));
+        stream.write_all(text.as_bytes()).await.ok()?;
+        let mut answer = [0; 256];
+        let came = stream.read(&mut answer).await.ok()?;
+        Some(String::from_utf8_lossy(&answer[..came]).into_owned())
+    };
+    // Between two leaders a SET is answered and not stored: then once more.
+    eventually("the value", async || {
+        ask(from, &["SET", value, value]).await?;
+        ask(to, &["GET", value]).await?.contains(&format!("\r\n{value}\r\n")).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_cannot_send_a_peers_command() {
+    let cluster = TestCluster::start(1).await;
+    let node = &cluster.nodes[0];
+    let methods = peers_methods();
+    assert!(methods.len() >= 10, "{methods:?}");
+    for method in &methods {
+        let refused = call(plain(node.config.grpc_listen), method, Some(1)).await.unwrap_err();
+        assert_eq!(refused.code(), Code::Unimplemented, "{method}: {refused}");
+        assert!(refused.message().contains("clients' port"), "{method}: {refused}");
+        let taken = call(plain(node.config.transfer_listen), method, Some(1)).await;
+        let code = taken.err().map(|e| e.code());
+        assert_ne!(code, Some(Code::Unimplemented), "{method} is no method");
+    }
+    let counted = metric(node, "kiln_refused_peers_total", &[("why", "clients_port")]).await;
+    assert_eq!(counted, methods.len() as f64);
+}
+
+/// From plain text to TLS while values are written; then those who are no members.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_running_cluster_gets_tls_and_keeps_out_who_is_no_member() {
+    let mut cluster =
+        TestCluster::start_with(3, |_, config| config.resp.wait = std::time::Duration::ZERO).await;
+    let authority = Authority::new(cluster.folder.path().join("ca"));
+    for (i, node) in cluster.nodes.iter_mut().enumerate() {
+        let data = node.config.data_dir.display();
+        let more = format!(" --node {} --data-dir {data}", node.id);
+        let (cert, key) = authority.member(&format!("node-{i}"), &more);
+        let members = &mut node.config.tls.members;
+        (members.cert, members.key) = (Some(cert), Some(key));
+        members.ca = Some(authority.ca());
+    }
+    for (step, mode) in [Mode::Accept, Mode::Dial, Mode::Require].into_iter().enumerate() {
+        for i in 0..3 {
+            cluster.nodes[i].terminate().await;
+            // The two others are a quorum.
+            let (one, other) = ((i + 1) % 3, (i + 2) % 3);
+            let value = format!("value-{step}-{i}");
+            is_shared(&cluster.nodes[one], &cluster.nodes[other], &value).await;
+            cluster.nodes[i].config.tls.members.mode = mode;
+            cluster.nodes[i].restart().await;
+            is_shared(&cluster.nodes[other], &cluster.nodes[i], &format!("{value}-back")).await;
+        }
+    }
+
+    let node = &cluster.nodes[0];
+    let stranger = Authority::new(cluster.folder.path().join("stranger"));
+    let of_stranger = stranger.member("stranger", "");
+    let expired = expired(&authority.0);
+    let ca = authority.ca();
+    let own = |pair: &'_ (PathBuf, PathBuf)| (pair.0.clone(), pair.1.clone());
+    let attackers = [
+        ("plain_text", None),
+        ("no_certificate", Some(None)),
+        ("unknown_issuer", Some(Some(own(&of_stranger)))),
+        ("expired", Some(Some(own(&expired)))),
+    ];
+    for (why, shown) in attackers {
+        let labels = [("port", "members"), ("why", why)];
+        let before = metric(node, "kiln_tls_refused_total", &labels).await;
+        let channel = match &shown {
+            None => plain(node.config.transfer_listen),
+            Some(shown) => {
+                let shown = shown.as_ref().map(|(cert, key)| (&**cert, &**key));
+                encrypted(node, &ca, shown)
+            }
+        };
+        let refused = call(channel, "Hello", None).await.unwrap_err();
+        let answered = [Code::Ok, Code::InvalidArgument, Code::Unimplemented];
+        assert!(!answered.contains(&refused.code()), "{why}: {refused}");
+        eventually("the refusal to be counted", async || {
+            let now = metric(node, "kiln_tls_refused_total", &labels).await;
+            (now > before).then_some(())
+        })
+        .await;
+    }
+
+    let nine = authority.member("nine", " --node 9");
+    let channel = || encrypted(node, &ca, Some((&nine.0, &nine.1)));
+    for method in ["Vote", "PreVote", "TransferLeader", "Ask", "Append", "Snapshot", "Acquire"] {
+        for claimed in [Some(cluster.nodes[1].id), None] {
+            let refused = call(channel(), method, claimed).await.unwrap_err();
+            assert_eq!(refused.code(), Code::PermissionDenied, "{method}: {refused}");
+            assert!(refused.message().contains("names node 9"), "{method}: {refused}");
+        }
+    }
+    assert!(metric(node, "kiln_refused_peers_total", &[("why", "wrong_node")]).await >= 14.0);
+}
+
+/// A certificate of the authority in `folder` that is over.
+fn expired(folder: &Path) -> (PathBuf, PathBuf) {
+    let read = |name: &str| std::fs::read_to_string(folder.join(name)).unwrap();
+    let signing = rcgen::KeyPair::from_pem(&read("members-ca.key")).unwrap();
+    let issuer = rcgen::Issuer::from_ca_cert_pem(&read("members-ca.pem"), signing).unwrap();
+    let mut params = rcgen::CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
+    params.not_before = rcgen::date_time_ymd(2020, 1, 1);
+    params.not_after = rcgen::date_time_ymd(2020, 2, 1);
+    let key = rcgen::KeyPair::generate().unwrap();
+    let cert = params.signed_by(&key, &issuer).unwrap();
+    let (at, key_at) = (folder.join("expired.pem"), folder.join("expired.key"));
+    std::fs::write(&at, cert.pem()).unwrap();
+    std::fs::write(&key_at, key.serialize_pem()).unwrap();
+    (at, key_at)
+}
+
+/// Clients in TLS, with certificates that are exchanged while the node runs.
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_speak_tls_with_certificates_that_change() {
+    let mut cluster = TestCluster::start(1).await;
+    let folder = cluster.folder.path().join("ca");
+    let authority = Authority::new(folder.clone());
+    let issue = |kind: &str, name: &str, more: &str| {
+        let folder = authority.0.display();
+        let made =
+            certs(&format!("issue {kind} --dir {folder} --out {folder} --name {name}{more}"));
+        assert!(made.status.success(), "{made:?}");
+    };
+    issue("server", "a", " --host 127.0.0.1");
+    issue("server", "b", " --host 127.0.0.1");
+    issue("client", "ada", "");
+    let file = |name: &str| folder.join(name);
+    for end in ["pem", "key"] {
+        std::fs::copy(file(&format!("a-server.{end}")), file(&format!("now.{end}"))).unwrap();
+    }
+    cluster.nodes[0].terminate().await;
+    let clients = &mut cluster.nodes[0].config.tls.clients;
+    (clients.mode, clients.verify) = (Mode::Accept, Verify::Optional);
+    (clients.cert, clients.key) = (Some(file("now.pem")), Some(file("now.key")));
+    clients.ca = Some(file("clients-ca.pem"));
+    cluster.nodes[0].restart().await;
+    let node = &cluster.nodes[0];
+
+    let status = async |arguments: Vec<String>| {
+        let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_kiln"));
+        let endpoint = format!("https://{}", node.config.grpc_listen);
+        command.args(["status", "--json", "--endpoint", &endpoint]).args(arguments);
+        command.output().await.unwrap()
+    };
+    let text = |path: PathBuf| path.display().to_string();
+    let ca = vec!["--ca".to_owned(), text(file("clients-ca.pem"))];
+    let own = ["--cert".to_owned(), text(file("ada-client.pem"))];
+    let own = [own, ["--cert-key".to_owned(), text(file("ada-client.key"))]].concat();
+    let answered = status(ca.clone()).await;
+    assert!(answered.status.success(), "{answered:?}");
+    let answered = status([ca.clone(), own].concat()).await;
+    assert!(answered.status.success(), "{answered:?}");
+    let refused = status(vec!["--ca".into(), text(file("members-ca.pem"))]).await;
+    assert_eq!(refused.status.code(), Some(3), "another authority: {refused:?}");
+    let refused = status(Vec::new()).await;
+    assert!(String::from_utf8_lossy(&refused.stdout).contains("--ca"), "{refused:?}");
+
+    let reloads = async |result: &str| {
+        let labels = [("audience", "clients"), ("result", result)];
+        metric(node, "kiln_tls_reloads_total", &labels).await
+    };
+    let expiry = [("audience", "clients")];
+    assert!(metric(node, "kiln_tls_certificate_expiry_seconds", &expiry).await > 89.0 * 86400.0);
+    std::fs::write(file("now.pem"), "no certificate").unwrap();
+    eventually("the bad file to be refused", async || {
+        (reloads("refused").await > 0.0).then_some(())
+    })
+    .await;
+    assert!(status(ca.clone()).await.status.success(), "the old one stays in force");
+    assert!(metric(node, "kiln_tls_reload_failed", &expiry).await > 0.0);
+    for end in ["key", "pem"] {
+        std::fs::copy(file(&format!("b-server.{end}")), file(&format!("now.{end}"))).unwrap();
+    }
+    eventually("the new file to be taken", async || (reloads("taken").await > 0.0).then_some(()))
+        .await;
+    assert!(status(ca).await.status.success());
+}
+
+#[test]
+fn certificates_are_private_and_overwrite_nothing() {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = tempfile::tempdir().unwrap();
+    let authority = Authority::new(folder.path().join("ca"));
+    let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    let (_, key) = authority.member("one", "");
+    for key in [key.clone(), authority.0.join("members-ca.key"), authority.0.join("clients-ca.key")]
+    {
+        assert_eq!(mode(&key), 0o600, "{key:?}");
+    }
+    let before = std::fs::read(&key).unwrap();
+    let dir = authority.0.display();
+    for again in [
+        format!("init --dir {dir}"),
+        format!("issue member --dir {dir} --out {dir} --name one --host a"),
+    ] {
+        let refused = certs(&again);
+        assert_eq!(refused.status.code(), Some(21), "{refused:?}");
+    }
+    assert_eq!(std::fs::read(&key).unwrap(), before);
+    for wrong in [
+        "issue member --dir D --out O --name ../x --host a",
+        "issue server --dir D --out O --name x",
+    ] {
+        assert_eq!(certs(wrong).status.code(), Some(2), "{wrong}");
+    }
+}
+
+#[test]
+fn other_machines_get_no_plain_text_unless_told_so() {
+    let start = |more: &[&str]| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_kiln"));
+        let open = ["serve", "--print-config", "--grpc-listen", "0.0.0.0:0", "--advertise", "a"];
+        command.args(open).args(more).env_clear().output().unwrap()
+    };
+    let refused = start(&[]);
+    assert_eq!(refused.status.code(), Some(2), "{refused:?}");
+    let told = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(told.contains("grpc_listen") && told.contains("--insecure"), "{told}");
+    assert!(start(&["--insecure"]).status.success());
+}
