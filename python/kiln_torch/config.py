@@ -15,7 +15,7 @@ from . import report
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-_SCHEMES = ("http://", "grpc://")
+_SCHEMES = ("http://", "grpc://", "https://")
 _KEY_BYTES = 32
 # Of a number of bytes that any machine could have.
 _DIGITS = 15
@@ -27,6 +27,12 @@ class Settings:
 
     # host:port of nodes' gRPC, tried in order.
     endpoints: tuple[str, ...]
+    # Those of them that are spoken to in TLS.
+    encrypted: frozenset[str] = frozenset()
+    # Files in PEM: the authority of the nodes' certificates, this client's own and its key.
+    ca: str | None = None
+    cert: str | None = None
+    cert_key: str | None = None
     # Unix socket of the node on this machine.
     socket: str | None = None
     # Tenant; nodes call the unnamed one "default".
@@ -52,7 +58,8 @@ def from_env(environ: Mapping[str, str] | None = None) -> Settings | None:
     env = os.environ if environ is None else environ
     if env.get("KILN_DISABLE", "0") not in ("", "0"):
         return None
-    endpoints = tuple(filter(None, map(_endpoint, env.get("KILN_ENDPOINT", "").split(","))))
+    named = env.get("KILN_ENDPOINT", "").split(",")
+    endpoints = tuple(filter(None, map(_endpoint, named)))
     if not endpoints:
         return None
     signers = tuple(filter(None, map(_signer, env.get("KILN_SIGNERS", "").split(","))))
@@ -62,6 +69,12 @@ def from_env(environ: Mapping[str, str] | None = None) -> Settings | None:
         return None
     return Settings(
         endpoints=endpoints,
+        encrypted=frozenset(
+            filter(None, (_endpoint(n) for n in named if n.strip().startswith("https://")))
+        ),
+        ca=env.get("KILN_CA") or None,
+        cert=env.get("KILN_CERT") or None,
+        cert_key=env.get("KILN_CERT_KEY") or None,
         socket=env.get("KILN_SOCKET") or None,
         namespace=env.get("KILN_NAMESPACE") or Settings.namespace,
         signers=signers,

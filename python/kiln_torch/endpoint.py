@@ -12,6 +12,7 @@ import re
 import socket
 import threading
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import report, wire
@@ -175,6 +176,16 @@ class Endpoint:
             return False
         return True
 
+    def _opened(self) -> Any:
+        """A channel that connects when it is used: in TLS where the endpoint is https://."""
+        grpc, told = _grpc(), self._settings
+        if self.address not in told.encrypted:
+            return grpc.insecure_channel(self.address, options=_OPTIONS)
+        files = [Path(p).read_bytes() if p else None for p in (told.ca, told.cert_key, told.cert)]
+        # The files in the order of grpc: authority, key, certificate. None: grpc's own.
+        credentials = grpc.ssl_channel_credentials(*files)
+        return grpc.secure_channel(self.address, credentials, options=_OPTIONS)
+
     def _hello(self, reached: Callable[[], None]) -> bool:
         """Connect, and learn whose signatures count."""
         # Plain TCP first: a dead address does not even cost the import of grpc.
@@ -184,7 +195,12 @@ class Endpoint:
             return False
         reached()
         grpc = _grpc()
-        channel = self._channel or grpc.insecure_channel(self.address, options=_OPTIONS)
+        try:
+            channel = self._channel or self._opened()
+        except OSError as error:
+            report.count("endpoint_failures")
+            report.once(f"endpoint {self.address}", "node %s: %s", self.address, error)
+            return False
         ask = channel.unary_unary(
             f"{_SERVICE}Status",
             request_serializer=wire.StatusRequest.SerializeToString,

@@ -25,6 +25,15 @@ def test_endpoints_in_order() -> None:
     assert from_env(env) == Settings(endpoints=("a:1", "b:2", "[::1]:3"), socket="/s")
 
 
+def test_https_endpoints_are_encrypted() -> None:
+    """Each by its own scheme; the files are the command line's."""
+    env = {"KILN_ENDPOINT": "http://a:1,https://b:2", "KILN_CA": "/ca.pem", "KILN_CERT_KEY": ""}
+    settings = from_env(env)
+    assert settings is not None
+    assert (settings.endpoints, settings.encrypted) == (("a:1", "b:2"), frozenset({"b:2"}))
+    assert (settings.ca, settings.cert, settings.cert_key) == ("/ca.pem", None, None)
+
+
 def test_pinned_signers_or_nothing() -> None:
     """Pinning that cannot be read never means trusting anybody."""
     endpoint = {"KILN_ENDPOINT": "a:1"}
