@@ -6,13 +6,14 @@
 {{- $values := $root.Values -}}
 {{- $own := get $values .component -}}
 {{- $name := include "kiln.name" $root -}}
-{{- $peers := list (printf "dns:%s-voters.%s.svc:7400" $name $root.Release.Namespace) -}}
+{{- $peers := list (printf "dns:%s-voters.%s.svc:7402" $name $root.Release.Namespace) -}}
 {{- $agent := eq .component "agents" -}}
 {{- $chart := dict
       "data_dir" "/var/lib/kiln"
       "grpc_listen" "0.0.0.0:7400"
       "http_listen" "0.0.0.0:7401"
       "transfer_listen" "0.0.0.0:7402"
+      "insecure" $values.insecure
       "resp_listen" "127.0.0.1:7403" -}}
 {{- if $agent -}}
   {{- $_ := set $chart "start" (dict "join" $peers) -}}
