@@ -213,3 +213,9 @@ def _compile_as_always() -> None:
 
     config.compile_threads = config.decide_compile_threads()
     config.worker_start_method = "fork"
+    # Where headers are compiled ahead was settled when it was imported, in the server's folder.
+    codecache = sys.modules.get("torch._inductor.codecache")
+    if hasattr(codecache, "_HEADER_DIR"):
+        headers = Path.cwd() / "precompiled_headers"
+        codecache._HEADER_DIR = str(headers)
+        codecache._HEADER_LOCK_DIR = str(headers / "locks")

@@ -59,8 +59,6 @@ const REFUSED: &[c_long] = &[
     libc::SYS_mq_unlink,
     // Files by name, where Landlock does not look.
     libc::SYS_truncate,
-    libc::SYS_fchmodat,
-    FCHMODAT2,
     libc::SYS_fchown,
     libc::SYS_fchownat,
     libc::SYS_utimensat,
@@ -115,13 +113,19 @@ const REFUSED: &[c_long] = &[
     libc::SYS_clock_adjtime,
     libc::SYS_adjtimex,
 ];
-/// A `c_long` of all architectures; the crate lacks it for some.
+/// Answered as if they were done, and not done: Inductor and linkers change the modes of what
+/// they wrote, which nobody needs, and a filter cannot see whose file a name is.
+const IGNORED: &[c_long] = &[libc::SYS_fchmodat, FCHMODAT2];
+#[cfg(target_arch = "x86_64")]
+const IGNORED_TOO: &[c_long] = &[libc::SYS_chmod];
+#[cfg(not(target_arch = "x86_64"))]
+const IGNORED_TOO: &[c_long] = &[];
+/// The same on all architectures; the crate lacks it for some.
 const FCHMODAT2: c_long = 452;
 
 /// Older spellings, which newer architectures do not have.
 #[cfg(target_arch = "x86_64")]
 const REFUSED_TOO: &[c_long] = &[
-    libc::SYS_chmod,
     libc::SYS_chown,
     libc::SYS_lchown,
     libc::SYS_utime,
@@ -211,7 +215,7 @@ pub(super) fn filter(starts: Starts, devices: bool) -> io::Result<BpfProgram> {
         }
     }
     let refuse = SeccompAction::Errno(libc::EPERM.cast_unsigned());
-    let mut program = unknown();
+    let mut program = first_answers();
     program.extend(made(rules, refuse)?);
     Ok(program)
 }
@@ -243,25 +247,30 @@ pub(super) fn target() -> io::Result<TargetArch> {
     std::env::consts::ARCH.try_into().map_err(io::Error::other)
 }
 
-/// Says that there is no such call: for calls beyond the list, and for the form of `clone` whose
-/// flags a filter cannot see, so that the C library takes the other.
-fn unknown() -> BpfProgram {
+/// What comes before the other rules. There is no such call: for calls beyond the list, and for
+/// the form of `clone` whose flags a filter cannot see, so that the C library takes the other.
+/// Done: for those that are ignored.
+fn first_answers() -> BpfProgram {
     let load = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
     let equal = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
     let above = (libc::BPF_JMP | libc::BPF_JGT | libc::BPF_K) as u16;
     let end = (libc::BPF_RET | libc::BPF_K) as u16;
     let number = |call: c_long| u32::try_from(call).unwrap_or(u32::MAX);
-    vec![
+    let answer = |errno: i32| {
+        let k = libc::SECCOMP_RET_ERRNO | errno.cast_unsigned();
+        sock_filter { code: end, jt: 0, jf: 0, k }
+    };
+    let mut steps = vec![
         sock_filter { code: load, jt: 0, jf: 0, k: 0 },
         sock_filter { code: equal, jt: 1, jf: 0, k: number(libc::SYS_clone3) },
         sock_filter { code: above, jt: 0, jf: 1, k: number(LAST_KNOWN) },
-        sock_filter {
-            code: end,
-            jt: 0,
-            jf: 0,
-            k: libc::SECCOMP_RET_ERRNO | libc::ENOSYS.cast_unsigned(),
-        },
-    ]
+        answer(libc::ENOSYS),
+    ];
+    for call in IGNORED.iter().chain(IGNORED_TOO) {
+        steps.push(sock_filter { code: equal, jt: 0, jf: 1, k: number(*call) });
+        steps.push(answer(0));
+    }
+    steps
 }
 
 fn made(rules: Rules, refuse: SeccompAction) -> io::Result<BpfProgram> {
