@@ -97,7 +97,8 @@ mod tests {
         let node = |id: u64| {
             let key = SigningKey::from_bytes(&[id as u8; 32]).verifying_key();
             let (facts, candidate) = (NodeFacts::default(), [id as u8; 16]);
-            (id, NodeInfo { facts, key, left: false, away: false, eligible: true, candidate })
+            let (left, away, eligible, revoked) = (false, false, true, None);
+            (id, NodeInfo { facts, key, left, away, eligible, revoked, candidate })
         };
         (1..=2).map(node).collect()
     }
