@@ -133,7 +133,7 @@ impl Certs {
             let written: Vec<_> = written.iter().map(|path| path.display().to_string()).collect();
             return output::json(&serde_json::json!({ "written": written }));
         }
-        written.iter().try_for_each(|path| output::line(&format!("wrote {}", path.display())))
+        written.iter().try_for_each(|path| output::line(format!("wrote {}", path.display())))
     }
 }
 

@@ -263,9 +263,9 @@ mod tests {
         // It accepts connections, and says nothing.
         let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = silent.local_addr().unwrap().to_string();
-        let mut peers = Peers::default();
+        let (mut peers, dialer) = (Peers::default(), Dialer::default());
         let nodes = [node(1, "127.0.0.1:1"), node(2, &address), node(3, "not an address")];
-        let asking = tokio::time::timeout(Duration::from_secs(60), peers.ask(1, &nodes));
+        let asking = tokio::time::timeout(Duration::from_secs(60), peers.ask(&dialer, 1, &nodes));
         assert!(asking.await.expect("the round ends").is_empty());
         assert!(peers.0.contains_key(&2) && !peers.0.contains_key(&1));
     }

@@ -29,6 +29,7 @@ impl Filled {
             log_entries: kiln_cluster::LOG_ENTRIES,
             timings: Timings::default(),
             context: || None,
+            dial: None,
         };
         let (cluster, routes) = Cluster::open(settings, SigningKey::from_bytes(&[1; 32])).unwrap();
         let serving = Server::builder().add_routes(routes);

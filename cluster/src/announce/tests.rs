@@ -45,6 +45,7 @@ impl Member {
             log_entries: LOG_ENTRIES,
             timings: Timings::default(),
             context: || None,
+            dial: None,
         };
         let mut seed = [0; 32];
         getrandom::fill(&mut seed).unwrap();

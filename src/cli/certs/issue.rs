@@ -18,6 +18,7 @@ const DAY: Duration = Duration::from_secs(24 * 3600);
 const BEHIND: Duration = Duration::from_secs(3600);
 
 /// What a certificate is good for.
+#[derive(Clone, Copy)]
 pub(super) enum Purpose {
     Server,
     Client,

@@ -76,6 +76,7 @@ async fn members(folder: &std::path::Path) -> Vec<Member> {
                 ..Timings::default()
             },
             context: || None,
+            dial: None,
         };
         async move {
             let key = SigningKey::from_bytes(&[n as u8 + 1; 32]);
