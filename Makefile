@@ -206,7 +206,7 @@ python:
 	python3 -B tests/goals.py && \
 	python3 -B tests/same_build.py && \
 	pyrefly check --config .config/pyrefly.toml \
-		--site-package-path "$$KILN_CHART_PACKAGES" $(wildcard tests/*.py tests/dashboard/*.py tests/kube/*.py tests/dist/*.py tests/faults/*.py deploy/*/*.py) && \
+		--site-package-path "$$KILN_CHART_PACKAGES" $(wildcard tests/*.py tests/dashboard/*.py tests/kube/*.py tests/dist/*.py tests/faults/*.py tests/fuzz/*.py deploy/*/*.py) && \
 	pyrefly check --config .config/pyrefly-python.toml \
 		--site-package-path "$$KILN_PYTHON_PACKAGES" $(wildcard python/*.py python/*/*.py python/*/*/*.py)
 

@@ -22,11 +22,13 @@ SLOWEST = 10
 LONGEST = {"exported": 64 << 10, "graph": 32 << 10, "cubin": 16 << 10}
 
 
-def targets():
+def targets() -> list[str]:
+    """The names of all targets."""
     return sorted(path.stem for path in (HERE / "fuzz_targets").glob("*.rs"))
 
 
-def arguments():
+def arguments() -> argparse.Namespace:
+    """What the command line says."""
     parser = argparse.ArgumentParser(prog="make fuzz", description=__doc__.split("\n")[0])
     parser.add_argument("--seconds", type=int, default=60, help="of each target (default: 60)")
     parser.add_argument("--binaries", type=Path, required=True, help="where cargo fuzz built")
@@ -40,7 +42,7 @@ def arguments():
     return given
 
 
-def run(target, given):
+def run(target: str, given: argparse.Namespace) -> dict[str, object]:
     """One target; its row of the table."""
     corpus, harm = given.folder / "corpus" / target, given.folder / "harm" / target
     for folder in (corpus, harm):
@@ -58,7 +60,7 @@ def run(target, given):
     ]
     before = os.times()
     began = time.monotonic()
-    with open(given.folder / f"{target}.log", "w+b") as log:
+    with (given.folder / f"{target}.log").open("w+b") as log:
         done = subprocess.run(command, stdout=log, stderr=log, check=False)
         log.seek(0)
         text = log.read().decode(errors="replace")
@@ -85,7 +87,8 @@ def run(target, given):
     }
 
 
-def main():
+def main() -> int:
+    """Runs the targets, and returns the exit code."""
     given = arguments()
     rows = []
     for target in given.targets or targets():
@@ -95,11 +98,11 @@ def main():
         print(json.dumps(rows, indent=1))
     else:
         form = "{target:10} {runs:>10} {edges:>7} {peak_mib!s:>6} {seconds:>8} {exit:>5}"
-        heads = "target runs edges peak_mib seconds exit".split()
+        heads = ["target", "runs", "edges", "peak_mib", "seconds", "exit"]
         print(form.format(**{name: name for name in heads}))
         for row in rows:
             print(form.format(**row))
-        hours = sum(row["cpu_seconds"] for row in rows) / 3600
+        hours = sum(float(str(row["cpu_seconds"])) for row in rows) / 3600
         print(f"{hours:.2f} CPU-hours; a peak is in MiB, of at most {MEMORY}")
     failed = [row for row in rows if row["exit"] != 0 or row["runs"] == 0]
     for row in failed:
