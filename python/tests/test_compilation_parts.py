@@ -286,6 +286,7 @@ def test_an_entry_comes_back_as_it_was_written(tmp_path: Path) -> None:
     cache = LocalCache(tmp_path / "cache", LocalKey(tmp_path), 1 << 20)
     assert cache.read(NAME, KEY) is None
     path = cache.write(NAME, packed())
+    assert path is not None
     assert [each.name for each in cache.folder.iterdir()] == [NAME]
     found = cache.read(NAME, KEY)
     assert found is not None
@@ -300,6 +301,7 @@ def test_an_entry_comes_back_as_it_was_written(tmp_path: Path) -> None:
 def test_no_byte_can_be_changed(tmp_path: Path) -> None:
     cache = LocalCache(tmp_path / "cache", LocalKey(tmp_path), 1 << 20)
     path = cache.write(NAME, packed(b"code"))
+    assert path is not None
     whole = path.read_bytes()
     for at in range(len(whole)):
         changed = bytearray(whole)
@@ -341,6 +343,7 @@ def test_a_full_cache_drops_what_was_used_longest_ago(tmp_path: Path) -> None:
     sizes = []
     for name in ("a", "b", "c"):
         path = cache.write(f"{name}.kiln", packed())
+        assert path is not None
         sizes.append(path.stat().st_size)
         os.utime(path, (1000 + len(sizes), 1000 + len(sizes)))
     os.utime(cache.folder / "a.kiln", (5000, 5000))

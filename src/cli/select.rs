@@ -272,7 +272,10 @@ mod tests {
         let filters = Filters { label: Some(manifest.label.clone()), ..Filters::default() };
         let selection = Selection { filters, ..Selection::default() };
         let meant = (pb::Entry::default(), manifest);
-        assert!(selection.all_meant(&[meant.clone()], None) && selection.all_meant(&[], None));
+        assert!(
+            selection.all_meant(std::slice::from_ref(&meant), None)
+                && selection.all_meant(&[], None)
+        );
         assert!(!selection.all_meant(&[meant, (pb::Entry::default(), other)], None));
     }
 }

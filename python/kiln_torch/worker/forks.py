@@ -21,7 +21,7 @@ import socket
 import sys
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .confining import hand_on, rules_of
 from .process import keep_to, main
@@ -214,7 +214,7 @@ def _compile_as_always() -> None:
     config.compile_threads = config.decide_compile_threads()
     config.worker_start_method = "fork"
     # Where headers are compiled ahead was settled when it was imported, in the server's folder.
-    codecache = sys.modules.get("torch._inductor.codecache")
+    codecache: Any = sys.modules.get("torch._inductor.codecache")
     if hasattr(codecache, "_HEADER_DIR"):
         headers = Path.cwd() / "precompiled_headers"
         codecache._HEADER_DIR = str(headers)
