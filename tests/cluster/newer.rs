@@ -34,6 +34,8 @@ const LATER: &str = "which a later Kiln wrote";
 #[rustfmt::skip]
 const FORMATS: &[(&str, Tried)] = &[
     ("gRPC API, bytes between nodes", Never("a field that is not known is passed over; a command waits: cluster/src/versions.rs")),
+    ("bytes between nodes in TLS", Never("ALPN: two ends that have none in common do not speak")),
+    ("node of a certificate", There("src/net/tls/identity.rs", "a_certificate_names_one_node_or_nobody")),
     ("key of an artifact", Never("another format is another key, and so a miss")),
     ("headers of a CUDA source, as files", Never("part of the key")),
     ("signed manifest", Never("in the index, whose note says which version it needs")),
