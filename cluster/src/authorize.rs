@@ -18,6 +18,8 @@ const MOST_MANIFEST: usize = 4 << 20;
 const MOST_REPORTED: usize = 100_000;
 /// Most other nodes that a publication is copied to.
 const MOST_COPIES: usize = 16;
+/// Longest reason of a revocation, in bytes: it is kept with each artifact that goes.
+const LONGEST_REASON: usize = 1024;
 /// Longest text that a command carries, in bytes.
 pub(crate) const LONGEST_MESSAGE: usize = 64 << 10;
 
@@ -169,9 +171,9 @@ fn check_revocation(nodes: &Nodes, revocation: &Revocation) -> Result<(), Cluste
         let why = format!("there was never a node {}", revocation.signer);
         return Err(ClusterError::invalid(why));
     }
-    match revocation.reason.len() <= LONGEST_MESSAGE {
+    match (1..=LONGEST_REASON).contains(&revocation.reason.len()) {
         true => Ok(()),
-        false => Err(ClusterError::invalid("the reason is too long")),
+        false => Err(ClusterError::invalid("a reason has 1 to 1024 bytes")),
     }
 }
 

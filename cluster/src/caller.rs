@@ -36,11 +36,19 @@ pub(crate) fn check(
         return refuse(caller, "wrong_node", &format!("node {node}"), &said(claimed));
     }
     let Some(key) = caller.key else { return Ok(()) };
-    // Nobody is registered before the first command.
-    let registered = claimed.and_then(|claimed| nodes.get(&claimed));
-    match registered {
-        None if nodes.is_empty() => Ok(()),
+    let Some(id) = claimed else {
+        return match nodes.is_empty() {
+            // Nobody is registered before the first command.
+            true => Ok(()),
+            false => refuse(caller, "wrong_key", &format!("key {}", hex::encode(key)), &said(None)),
+        };
+    };
+    let of_another =
+        || nodes.iter().any(|(other, node)| *other != id && node.key.to_bytes() == key);
+    match nodes.get(&id) {
         Some(registered) if registered.key.to_bytes() == key => Ok(()),
+        // One that joined while this replica was away: who leads now may be among them.
+        None if !of_another() => Ok(()),
         _ => refuse(caller, "wrong_key", &format!("key {}", hex::encode(key)), &said(claimed)),
     }
 }
@@ -116,13 +124,14 @@ mod tests {
         assert!(judge(Some(1), Some(key(1)), Some(1)).is_ok());
         assert!(judge(None, Some(key(1)), Some(1)).is_ok());
         assert!(judge(None, None, Some(2)).is_ok(), "it names nobody");
+        assert!(judge(None, Some(key(3)), Some(3)).is_ok(), "it joined while this one was away");
         for (node, named, claimed) in [
             (Some(1), None, Some(2)),
             (Some(1), None, None),
             (None, Some(key(1)), Some(2)),
             (Some(2), Some(key(1)), Some(2)),
             (None, Some(key(1)), None),
-            (None, Some(key(3)), Some(3)),
+            (None, Some(key(2)), Some(3)),
         ] {
             let refused = judge(node, named, claimed).unwrap_err();
             assert_eq!(refused.code(), Code::PermissionDenied, "{node:?} {claimed:?}");

@@ -302,10 +302,10 @@ impl Index {
     }
 
     /// Whose signatures count: the key of every node that ever was a member, but for those
-    /// that were revoked.
+    /// that were revoked with all that they signed.
     pub fn signers(&self) -> Vec<(NodeId, VerifyingKey)> {
         let nodes = self.replica.nodes();
-        let trusted = nodes.iter().filter(|(_, node)| node.revoked.is_none());
+        let trusted = nodes.iter().filter(|(_, node)| node.revoked.as_ref().is_none_or(|r| r.keep));
         trusted.map(|(id, node)| (*id, node.key)).collect()
     }
 

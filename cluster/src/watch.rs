@@ -56,6 +56,8 @@ pub struct NodeInfo {
 /// A signer was revoked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Revoked {
+    /// Whether what it signed before is trusted still.
+    pub keep: bool,
     /// Why, as was said.
     pub reason: String,
     /// The node that was asked for it.
@@ -292,9 +294,10 @@ fn read_nodes(view: &impl View) -> Result<Nodes, StateError> {
         let key = VerifyingKey::from_bytes(&record.key).ok()?;
         let (left, away) = (record.left(), record.away());
         let (eligible, candidate) = (record.standing == Standing::Eligible, record.candidate);
-        let revoked = revocations
-            .remove(&id)
-            .map(|RevocationRecord { reason, by, at_unix_ms }| Revoked { reason, by, at_unix_ms });
+        let revoked =
+            revocations.remove(&id).map(|RevocationRecord { keep, reason, by, at_unix_ms }| {
+                Revoked { keep, reason, by, at_unix_ms }
+            });
         Some((id, NodeInfo { facts: record.facts, key, left, away, eligible, revoked, candidate }))
     });
     Ok(nodes.collect())

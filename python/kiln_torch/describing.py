@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 # Each variable with the field of `Settings` that has its default, or the default itself.
 SETTINGS: dict[str, str] = {
     "KILN_ENDPOINT": "",
+    "KILN_CA": "",
+    "KILN_CERT": "",
+    "KILN_CERT_KEY": "",
     "KILN_SOCKET": "",
     "KILN_NAMESPACE": ".namespace",
     "KILN_SIGNERS": "",

@@ -133,7 +133,7 @@ impl Doctor {
         for checks in [nvrtc, python, sandbox::check(), ports, disk, object, sockets] {
             found.extend(checks);
         }
-        found.extend(bounded("cluster", cluster::check(node)).await);
+        found.extend(bounded("cluster", cluster::check(node, ports::speaks_tls(config))).await);
         self.tell(&found)
     }
 

@@ -58,6 +58,7 @@ struct SignerView {
 
 #[derive(Debug, Serialize)]
 struct RevokedView {
+    keep: bool,
     reason: String,
     by: u64,
     at_unix_ms: u64,
@@ -66,6 +67,7 @@ struct RevokedView {
 impl From<pb::SignerStatus> for SignerView {
     fn from(signer: pb::SignerStatus) -> Self {
         let revoked = signer.revocation.map(|revoked| RevokedView {
+            keep: revoked.keep,
             reason: revoked.reason,
             by: revoked.by,
             at_unix_ms: revoked.at_unix_ms,

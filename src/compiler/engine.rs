@@ -192,7 +192,9 @@ impl Look {
     async fn load(&self, library: PathBuf) -> Result<Found, Failure> {
         let folder = std::path::absolute(&self.folder).map_err(unprepared)?;
         std::fs::create_dir_all(&folder).map_err(unprepared)?;
-        remove_left(&folder).map_err(unprepared)?;
+        if let Err(error) = remove_left(&folder) {
+            tracing::warn!(%error, folder = %folder.display(), "what a killed node left stays");
+        }
         let toolchain =
             Toolchain::look_at(library, &self.toolchain, &self.program, &folder).await?;
         let dialect = Nvrtc::new(self.program.clone(), folder, toolchain.setup());

@@ -10,11 +10,12 @@ use std::fmt::Write as _;
 use super::{Config, load::environment_name};
 
 /// Where the fields are.
-const SOURCES: [&str; 6] = [
+const SOURCES: [&str; 7] = [
     include_str!("../config.rs"),
     include_str!("monitor.rs"),
     include_str!("prewarm.rs"),
     include_str!("publish.rs"),
+    include_str!("resp.rs"),
     include_str!("tls.rs"),
     include_str!("trace.rs"),
 ];

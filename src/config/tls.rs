@@ -117,6 +117,20 @@ impl Config {
                     .into(),
             );
         }
+        if clients.verify == Verify::Off && clients.ca.is_some() {
+            wrong.push(
+                "tls.clients.ca is the authority of clients' certificates, and none is asked for: set \
+                 tls.clients.verify to \"optional\" or \"required\", or leave it out"
+                    .into(),
+            );
+        }
+        if members.ca.is_some() && members.ca == clients.ca {
+            wrong.push(
+                "tls.members.ca and tls.clients.ca are one file: whoever it makes a client would be a \
+                 member; give each audience an authority of its own (kiln certs init)"
+                    .into(),
+            );
+        }
         if clients.verify == Verify::Required && clients.mode == Mode::Accept {
             wrong.push(
                 "tls.clients.verify is \"required\", and tls.clients.mode takes plain text: write \

@@ -3,36 +3,64 @@
 //! Invariant: nothing here waits but for the socket to become readable or
 //! writable.
 
-use std::io;
+use std::{io, time::Duration};
 
 use bytes::BytesMut;
 use rustix::net::SendFlags;
 use tokio::{
-    io::{AsyncReadExt, copy_bidirectional_with_sizes},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::{TcpStream, UnixStream},
 };
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::net::{Conn, tls::Acceptor};
 
-/// Both kinds, as one.
+/// All kinds, as one.
 pub(super) enum Socket {
     Tcp(TcpStream),
     Unix(UnixStream),
+    /// This end of a pair, and what ends the task at the other when it is dropped.
+    #[expect(dead_code, reason = "it is dropped")]
+    Tls(UnixStream, DropGuard),
 }
 
-/// Calls the same method of either kind.
+/// Calls the same method of each kind.
 macro_rules! each {
     ($socket:expr, $stream:ident => $call:expr) => {
         match $socket {
             Socket::Tcp($stream) => $call,
-            Socket::Unix($stream) => $call,
+            Socket::Unix($stream) | Socket::Tls($stream, _) => $call,
         }
     };
 }
 
-/// Bytes on their way between the cipher and the commands, each way.
-const BUFFER: usize = 64 << 10;
+/// What the last replies may take to reach a client in TLS that reads, once its connection
+/// is over here.
+const LAST: Duration = Duration::from_secs(1);
+
+/// Moves bytes between a client and the other end of its pair. Ends once that is closed and
+/// what came from it was written: a client that says no more may still be answered.
+async fn move_bytes(client: impl AsyncRead + AsyncWrite, pair: UnixStream) {
+    let (mut from_client, mut to_client) = tokio::io::split(client);
+    let (mut from_pair, mut to_pair) = pair.into_split();
+    let inward = async {
+        let moved = tokio::io::copy(&mut from_client, &mut to_pair).await;
+        if let Err(error) = moved.and(to_pair.shutdown().await) {
+            tracing::debug!(%error, "read from a Redis client in TLS");
+        }
+        std::future::pending().await
+    };
+    let outward = async {
+        let moved = tokio::io::copy(&mut from_pair, &mut to_client).await;
+        if let Err(error) = moved.and(to_client.shutdown().await) {
+            tracing::debug!(%error, "write to a Redis client in TLS");
+        }
+    };
+    tokio::select! {
+        () = inward => {}
+        () = outward => {}
+    }
+}
 
 impl Socket {
     /// The same after its handshake. In TLS a task moves bytes between the client and a pair
@@ -45,21 +73,26 @@ impl Socket {
     ) -> Option<Self> {
         let Self::Tcp(stream) = self else { return Some(self) };
         let secured = stop.run_until_cancelled(acceptor.secure(stream)).await?;
-        let mut tls = match secured.ok()?.0 {
+        let tls = match secured.ok()?.0 {
             Conn::Plain(stream) => return Some(Self::Tcp(stream)),
             Conn::Tls(stream) => stream,
         };
         let pair = UnixStream::pair();
-        let (here, mut there) =
+        let (here, there) =
             pair.inspect_err(|error| tracing::warn!(%error, "serve a client in TLS")).ok()?;
+        let over = CancellationToken::new();
+        let guard = over.clone().drop_guard();
         tokio::spawn(async move {
-            // Ends when either side does.
-            let moved = copy_bidirectional_with_sizes(&mut *tls, &mut there, BUFFER, BUFFER).await;
-            if let Err(error) = moved {
-                tracing::debug!(%error, "a TLS connection of a Redis client ended");
+            let given_up = async {
+                over.cancelled().await;
+                tokio::time::sleep(LAST).await;
+            };
+            tokio::select! {
+                () = move_bytes(*tls, there) => {}
+                () = given_up => tracing::debug!("a Redis client in TLS did not read to the end"),
             }
         });
-        Some(Self::Unix(here))
+        Some(Self::Tls(here, guard))
     }
 
     /// Reads what there is into `buffer`, waiting for at least one byte; 0: the

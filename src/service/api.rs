@@ -308,6 +308,7 @@ impl Kiln for Api {
                 reason: revoked.reason,
                 by: revoked.by,
                 at_unix_ms: revoked.at_unix_ms,
+                keep: revoked.keep,
             }),
         });
         Ok(Response::new(pb::SignersResponse { signers: signers.collect() }))
@@ -317,10 +318,11 @@ impl Kiln for Api {
         &self,
         request: Request<pb::RevokeSignerRequest>,
     ) -> Reply<pb::RevokeSignerResponse> {
+        let from = request.extensions().get::<Caller>().and_then(|caller| caller.from);
         let pb::RevokeSignerRequest { node, reason, keep } = request.into_inner();
         let revoked = self.parts()?.index.revoke(node, keep, reason.clone()).await;
         let removed = revoked.map_err(Error::from)?;
-        tracing::warn!(signer = node, keep, removed, reason, "a signer was revoked");
+        tracing::warn!(signer = node, keep, removed, reason, ?from, "a signer was revoked");
         Ok(Response::new(pb::RevokeSignerResponse { removed }))
     }
 

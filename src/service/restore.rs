@@ -20,8 +20,10 @@ pub(super) async fn restore(
     request: pb::RestoreRequest,
 ) -> Result<pb::RestoreResponse, Error> {
     let known = index.all_nodes().into_iter();
-    let revoked: Vec<VerifyingKey> =
-        known.filter(|(_, node)| node.revoked.is_some()).map(|(_, node)| node.key).collect();
+    let revoked: Vec<VerifyingKey> = known
+        .filter(|(_, node)| node.revoked.as_ref().is_some_and(|r| !r.keep))
+        .map(|(_, node)| node.key)
+        .collect();
     let named = request.signers.iter().filter_map(|s| Some((s.node, key(&s.key)?)));
     let signers: HashMap<NodeId, VerifyingKey> =
         named.filter(|(_, key)| !revoked.contains(key)).collect();

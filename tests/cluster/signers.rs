@@ -119,13 +119,18 @@ async fn only_a_node_that_there_was_is_revoked_and_for_a_reason() {
     assert!(told.to_string().contains("never a node 9"), "{told}");
     let (code, _) = kiln(node, &["signer", "revoke", "1"]).await;
     assert_eq!(code, Some(2), "without a reason");
-    let long = pb::RevokeSignerRequest { node: 1, reason: "x".repeat(1 << 20), keep: true };
-    node.client().await.revoke_signer(long).await.unwrap_err();
+    for reason in [String::new(), "x".repeat(1025)] {
+        let request = pb::RevokeSignerRequest { node: 1, reason, keep: true };
+        node.client().await.revoke_signer(request).await.unwrap_err();
+    }
     // What was there may stay.
     let made = node.compile(saxpy("kernel")).await.unwrap();
     let keep = pb::RevokeSignerRequest { node: 1, reason: "replaced".into(), keep: true };
     node.client().await.revoke_signer(keep).await.unwrap();
     assert_eq!(node.compile(saxpy("kernel")).await.unwrap().outcome, Outcome::Hit);
     assert!(node.lookup(&made.key).await.unwrap().is_some());
+    // Clients check what stays by this, and backups carry it.
+    let signers = node.status().await.unwrap().signers;
+    assert_eq!(signers.iter().map(|signer| signer.node).collect::<Vec<_>>(), [1]);
     node.compile(saxpy("other")).await.unwrap_err();
 }

@@ -5,7 +5,7 @@
 
 use kiln_proto::NodeId;
 
-use super::Event;
+use super::{Event, revocations};
 use crate::{
     command::{NewNode, NodeFacts, Response},
     table::{self, Counters, NodeRecord, Standing, StateError, Txn, View},
@@ -70,6 +70,10 @@ pub(super) fn join<V: View>(
         }
         Some((id, _)) => return Ok(Response::Node(id)),
         None => {}
+    }
+    if revocations::is_revoked_key(txn, &node.key)? {
+        let why = "its signing key was revoked: empty the whole data folder, signing.key too";
+        return Ok(Response::Refused(why.into()));
     }
     let id = register(txn, &mut counters, node)?;
     txn.put((), &counters)?;

@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// Revokes a signer. Who was revoked before stays so, for the first reason; a second time may
-/// remove what the first one left.
+/// remove what the first one left, never the reverse.
 pub(super) fn revoke<V: View>(
     txn: &mut Txn<'_, V>,
     revocation: Revocation,
@@ -24,10 +24,12 @@ pub(super) fn revoke<V: View>(
         return Ok(Response::Refused(format!("there was never a node {signer}")));
     }
     let why = format!("its signer, node {signer}, was revoked: {reason}");
-    if txn.get::<RevocationRecord>(signer)?.is_none() {
-        txn.put(signer, &RevocationRecord { reason, by, at_unix_ms })?;
-        events.push(Event::NodesChanged);
-    }
+    let record = match txn.get::<RevocationRecord>(signer)? {
+        None => RevocationRecord { keep, reason, by, at_unix_ms },
+        Some(known) => RevocationRecord { keep: keep && known.keep, ..known },
+    };
+    txn.put(signer, &record)?;
+    events.push(Event::NodesChanged);
     leases::end_all_of(txn, signer, events)?;
     let mut removed = 0;
     if !keep {
@@ -43,7 +45,7 @@ pub(super) fn revoke<V: View>(
 }
 
 /// The keys that begin with the byte `first` and whose artifact `signer` signed: a part of
-/// them at a time, so that an index of millions is never in memory as a whole.
+/// them at a time, so that of an index of millions only what goes is in memory as a whole.
 fn signed_by(view: &impl View, signer: NodeId, first: u8) -> Result<Vec<ArtifactKey>, StateError> {
     let entries = table::entries_starting_with(view, first)?;
     let of_signer = entries.into_iter().filter(|(_, entry)| entry.manifest.signer == signer);
@@ -59,4 +61,13 @@ pub(super) fn refusal<V: View>(
     Ok(revoked.map(|record| {
         Response::Refused(format!("node {signer}'s signature was revoked: {}", record.reason))
     }))
+}
+
+/// Whether a node of that key was revoked: a key, once lost, is nobody's under another id.
+pub(super) fn is_revoked_key<V: View>(
+    txn: &Txn<'_, V>,
+    key: &[u8; 32],
+) -> Result<bool, StateError> {
+    let revoked = table::revocations(txn)?;
+    Ok(table::nodes(txn)?.iter().any(|(id, node)| revoked.contains_key(id) && node.key == *key))
 }

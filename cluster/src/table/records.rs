@@ -184,6 +184,8 @@ record!(NodeRecord in Nodes by NodeId);
 /// Why a node's signatures count no more.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct RevocationRecord {
+    /// Whether what it signed before is trusted still.
+    pub keep: bool,
     pub reason: String,
     /// The node that was asked for it.
     pub by: NodeId,

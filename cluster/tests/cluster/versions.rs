@@ -73,7 +73,7 @@ async fn report(node: &Node, key: ArtifactKey, hits: u32) {
     asked(async || node.index.report(report()).await).await;
 }
 
-/// Waits until `node` has `hits` of `key` by both ways to ask.
+/// Waits until `node` has `hits` of `key` at least, or none, by both ways to ask.
 async fn has_hits(node: &Node, key: &ArtifactKey, hits: u64) {
     let what = format!("{hits} hits at node {}", node.id());
     wait_for(&what, async || {
@@ -81,7 +81,9 @@ async fn has_hits(node: &Node, key: &ArtifactKey, hits: u64) {
         let scan = move || index.blocking_scan(None, &first, 1).unwrap();
         let scanned = tokio::task::spawn_blocking(scan).await.unwrap();
         let used = node.index.usage(key).await.unwrap();
-        (used.hits == hits && scanned[0].hits == hits).then_some(())
+        // A report may count twice when a leader changes.
+        let reached = used.hits >= hits && (hits > 0 || used.hits == 0);
+        (reached && scanned[0].hits == used.hits).then_some(())
     })
     .await;
 }

@@ -7,7 +7,10 @@ use std::time::{Duration, SystemTime};
 use futures::{StreamExt, stream};
 use kiln_proto::pb;
 
-use super::{Check, ports::Here};
+use super::{
+    Check,
+    ports::{self, Here},
+};
 use crate::cli::client::Endpoints;
 
 /// What each node has to answer.
@@ -17,8 +20,11 @@ const AT_ONCE: usize = 16;
 /// Ages, traces and certificates go wrong beyond it; the index does not.
 const MOST_APART: Duration = Duration::from_secs(2);
 
-pub(super) async fn check(here: Option<Here>) -> Vec<Check> {
+pub(super) async fn check(here: Option<Here>, in_tls: bool) -> Vec<Check> {
     let Some(here) = here else {
+        if in_tls {
+            return vec![Check::off("cluster", "not asked", ports::IN_TLS)];
+        }
         let advice = "start one with kiln serve, and then look again";
         return vec![Check::off("cluster", "no node runs here", advice)];
     };
@@ -90,7 +96,7 @@ mod tests {
 
     #[tokio::test]
     async fn no_node_is_no_problem_and_one_that_does_not_answer_is() {
-        assert_eq!(check(None).await[0].state, State::Off);
+        assert_eq!(check(None, false).await[0].state, State::Off);
         // Bound, so that nobody else has the port, and not listening.
         let closed = tokio::net::TcpSocket::new_v4().unwrap();
         closed.bind(([127, 0, 0, 1], 0).into()).unwrap();

@@ -4,7 +4,7 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use kiln::config::Config;
+use kiln::{config::Config, net::tls::Mode};
 use kiln_proto::pb;
 use tokio::net::TcpListener;
 
@@ -13,6 +13,9 @@ use crate::cli::client::{Client, Endpoints};
 
 /// What a node on this machine has to answer.
 const ANSWER: Duration = Duration::from_secs(5);
+
+/// What to do where the settings say that clients speak TLS alone.
+pub(super) const IN_TLS: &str = "a node of these settings answers in TLS alone: kiln status --endpoint https://HOST:PORT --ca FILE";
 
 /// The node that answers at the gRPC address of the settings.
 pub(super) struct Here {
@@ -32,7 +35,7 @@ pub(super) async fn check(config: &Config) -> (Vec<Check>, Option<Here>) {
     for (key, address) in addresses {
         found.push(match address {
             None => Check::off(key, "off", ""),
-            Some(address) => port(key, address, here.as_ref()).await,
+            Some(address) => port(key, address, here.as_ref(), speaks_tls(config)).await,
         });
     }
     (found, here)
@@ -61,7 +64,12 @@ fn reached(address: SocketAddr) -> SocketAddr {
     address
 }
 
-async fn port(key: &str, address: SocketAddr, here: Option<&Here>) -> Check {
+/// Whether a node of these settings takes no question in plain text.
+pub(super) fn speaks_tls(config: &Config) -> bool {
+    config.tls.clients.mode == Mode::Require
+}
+
+async fn port(key: &str, address: SocketAddr, here: Option<&Here>, in_tls: bool) -> Check {
     let error = match TcpListener::bind(address).await {
         Ok(_) if address.port() == 0 => return Check::ok(key, format!("{address}: a free port")),
         Ok(_) => return Check::ok(key, format!("{address} is free")),
@@ -71,6 +79,9 @@ async fn port(key: &str, address: SocketAddr, here: Option<&Here>) -> Check {
     match (error.kind(), here) {
         (std::io::ErrorKind::AddrInUse, Some(here)) => {
             Check::ok(key, format!("{address} is in use, as by node {} here", here.status.node))
+        }
+        (std::io::ErrorKind::AddrInUse, None) if in_tls => {
+            Check::off(key, format!("{address} is in use; by whom was not asked"), IN_TLS)
         }
         (std::io::ErrorKind::AddrInUse, None) => Check::problem(
             key,

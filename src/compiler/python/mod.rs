@@ -193,9 +193,12 @@ fn prepare(
     let jobs = folder.join("python");
     // What workers of a killed daemon left.
     match std::fs::remove_dir_all(&jobs) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(unusable(e)),
-        _ => std::fs::create_dir_all(&jobs).map_err(unusable)?,
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            tracing::warn!(%error, folder = %jobs.display(), "what a killed node left stays");
+        }
+        _ => {}
     }
+    std::fs::create_dir_all(&jobs).map_err(unusable)?;
     let jobs = std::path::absolute(jobs).map_err(unusable)?;
     let keep = settings.pool.keep_warm;
     let workers = Snake::new(program.to_owned(), interpreter, jobs, keep);

@@ -66,6 +66,8 @@ const REFUSED: &[c_long] = &[
     libc::SYS_lsetxattr,
     libc::SYS_removexattr,
     libc::SYS_lremovexattr,
+    libc::SYS_fsetxattr,
+    libc::SYS_fremovexattr,
     libc::SYS_inotify_init1,
     libc::SYS_fanotify_init,
     libc::SYS_name_to_handle_at,
@@ -115,11 +117,16 @@ const REFUSED: &[c_long] = &[
 ];
 /// Answered as if they were done, and not done: Inductor and linkers change the modes of what
 /// they wrote, which nobody needs, and a filter cannot see whose file a name is.
-const IGNORED: &[c_long] = &[libc::SYS_fchmodat, FCHMODAT2];
+const IGNORED: &[c_long] = &[libc::SYS_fchmod, libc::SYS_fchmodat, FCHMODAT2];
 #[cfg(target_arch = "x86_64")]
 const IGNORED_TOO: &[c_long] = &[libc::SYS_chmod];
 #[cfg(not(target_arch = "x86_64"))]
 const IGNORED_TOO: &[c_long] = &[];
+/// Of `fcntl` and `ioctl`, the same on all architectures; the crate lacks some.
+const F_SETSIG: i32 = 10;
+const F_SETOWN_EX: i32 = 15;
+const FIOSETOWN: u64 = 0x8901;
+const SIOCSPGRP: u64 = 0x8902;
 /// The same on all architectures; the crate lacks it for some.
 const FCHMODAT2: c_long = 452;
 
@@ -179,11 +186,16 @@ pub(super) fn filter(starts: Starts, devices: bool) -> io::Result<BpfProgram> {
     ] {
         rules.insert(call, vec![when(0, Op::Ne, 0)?]);
     }
-    for call in [libc::SYS_setpriority, libc::SYS_ioprio_set] {
-        rules.insert(call, vec![when(1, Op::Ne, 0)?]);
+    // Nor of all processes of the user, whose numbers these are.
+    for (call, user) in [(libc::SYS_setpriority, 2), (libc::SYS_ioprio_set, 3)] {
+        rules.insert(call, vec![when(1, Op::Ne, 0)?, when(0, Op::Eq, user)?]);
     }
+    // A descriptor that signals whoever is named.
+    let named = [libc::F_SETOWN, F_SETOWN_EX, F_SETSIG].map(|what| when(1, Op::Eq, word(what)));
+    rules.insert(libc::SYS_fcntl, named.into_iter().collect::<io::Result<_>>()?);
+    let named = [FIOSETOWN, SIOCSPGRP].map(|what| when(1, Op::Eq, what));
+    rules.insert(libc::SYS_ioctl, named.into_iter().collect::<io::Result<_>>()?);
     let daemon = u64::from(parent_id());
-    let all = word(-1);
     match starts {
         Starts::Nothing => {
             for call in STARTING.iter().chain(STARTING_TOO) {
@@ -206,11 +218,14 @@ pub(super) fn filter(starts: Starts, devices: bool) -> io::Result<BpfProgram> {
                 libc::CLONE_NEWUSER,
                 libc::CLONE_NEWPID,
                 libc::CLONE_NEWNET,
+                // A child of the daemon's, which would wait for it in vain.
+                libc::CLONE_PARENT,
             ];
             let spaces = spaces.map(|bit| when(0, Op::MaskedEq(word(bit)), word(bit)));
             rules.insert(libc::SYS_clone, spaces.into_iter().collect::<io::Result<_>>()?);
-            let kills = [all, daemon].map(|whom| when(0, Op::Eq, whom));
-            rules.insert(libc::SYS_kill, kills.into_iter().collect::<io::Result<_>>()?);
+            // A group other than its own is a negative number: all, or one by name.
+            let groups = when(0, Op::Ge, word(i32::MIN))?;
+            rules.insert(libc::SYS_kill, vec![groups, when(0, Op::Eq, daemon)?]);
             rules.insert(libc::SYS_tgkill, vec![when(0, Op::Eq, daemon)?]);
         }
     }

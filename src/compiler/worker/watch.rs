@@ -5,7 +5,7 @@
 //! second: what was taken between two looks was taken.
 
 use std::{
-    fs,
+    fs, io,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -108,7 +108,13 @@ fn written(folder: &Path) -> (u64, u64) {
     let (mut bytes, mut files) = (0, 0);
     let mut folders = vec![folder.to_owned()];
     while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let entries = match fs::read_dir(folder) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            // Hidden from this process, and so without a bound.
+            Err(_) => return (u64::MAX, MOST_FILES + 1),
+        };
+        for entry in entries.flatten() {
             // Not of what a link leads to.
             let Ok(found) = entry.metadata() else { continue };
             bytes += found.blocks() * 512;

@@ -40,9 +40,11 @@ impl Identity {
         for uri in uris {
             let named = match (uri.strip_prefix(OWN), uri.strip_prefix(SPIFFE.0)) {
                 (Some(name), _) => name,
-                (_, Some(path)) => match path.split_once(SPIFFE.1) {
-                    Some((_, name)) => name,
-                    None => continue,
+                (_, Some(path)) => match path.rsplit_once(SPIFFE.1) {
+                    Some((_, name)) if name.starts_with("node/") || name.starts_with("key/") => {
+                        name
+                    }
+                    _ => continue,
                 },
                 _ => continue,
             };
@@ -134,6 +136,9 @@ mod tests {
         assert_eq!(named(&["kiln://node/3"]), three);
         assert_eq!(named(&["spiffe://example.org/ns/a/kiln/node/3"]), three);
         assert_eq!(named(&["spiffe://example.org/ns/a/sa/b"]), Ok(Identity::default()));
+        let of_a_namespace = "spiffe://cluster.local/ns/kiln/sa/kiln";
+        assert_eq!(named(&[of_a_namespace]), Ok(Identity::default()));
+        assert_eq!(named(&["spiffe://d/ns/kiln/sa/kiln/node/3"]), three);
         assert_eq!(named(&["https://example.org"]), Ok(Identity::default()));
         assert_eq!(named(&[]), Ok(Identity::default()));
         assert_eq!(named(&["kiln://node/3", "spiffe://d/kiln/node/3"]), three);

@@ -30,6 +30,17 @@ fn what_a_revoked_signer_made_goes_and_nothing_of_it_comes() {
 }
 
 #[test]
+fn a_revoked_key_comes_back_under_no_other_id() {
+    let mut state = founded();
+    state.apply(3, revocation_of(1, true));
+    let again = NewNode { candidate: [77; 16], ..new_node(0) };
+    let refused = state.apply(4, Command::Join(again)).0;
+    assert!(matches!(&refused, Response::Refused(why) if why.contains("revoked")), "{refused:?}");
+    let other = NewNode { candidate: [78; 16], key: [78; 32], ..new_node(0) };
+    assert!(matches!(state.apply(5, Command::Join(other)).0, Response::Node(_)));
+}
+
+#[test]
 fn what_was_there_may_stay() {
     let mut state = founded();
     acquired(&mut state, 1, 3);
