@@ -185,7 +185,7 @@ mod tests {
         let file = || Some(PathBuf::from("/etc/kiln/x.pem"));
         let mode = Mode::Require;
         config.tls.members = MembersTlsConfig { mode, cert: file(), key: file(), ca: file() };
-        let (cert, key, ca) = (file(), file(), file());
+        let (cert, key, ca) = (file(), file(), Some(PathBuf::from("/etc/kiln/clients.pem")));
         config.tls.clients = ClientsTlsConfig { mode, cert, key, ca, verify: Verify::Required };
     }
 
@@ -237,5 +237,7 @@ mod tests {
         told(|c| c.tls.clients.cert = None, "tls.clients speaks TLS");
         told(|c| c.tls.clients.ca = None, "tls.clients.verify");
         told(|c| c.tls.clients.mode = Mode::Accept, "takes plain text");
+        told(|c| c.tls.clients.verify = Verify::Off, "none is asked for");
+        told(|c| c.tls.clients.ca = c.tls.members.ca.clone(), "are one file");
     }
 }

@@ -29,7 +29,7 @@ use crate::telemetry::trace;
 /// Paths of the public API begin with it.
 const API: &str = "/kiln.v1.Kiln/";
 /// Its methods.
-const METHODS: [&str; 23] = [
+const METHODS: [&str; 25] = [
     "AddNode",
     "Compile",
     "Emergency",
@@ -49,7 +49,9 @@ const METHODS: [&str; 23] = [
     "Recompile",
     "RemoveNode",
     "Restore",
+    "RevokeSigner",
     "SetVoters",
+    "Signers",
     "Status",
     "Tombstone",
     "Undo",
