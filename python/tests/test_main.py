@@ -18,7 +18,7 @@ from cluster import SOON, Cluster, eventually
 from kiln_torch.describing import SETTINGS
 
 # Set by one process of the package for another, never by a person.
-INTERNAL = {"KILN_COMPILATION_CHANNEL"}
+INTERNAL = {"KILN_COMPILATION_CHANNEL", "KILN_CONFINE"}
 
 
 def run(*arguments: str, **env: str) -> tuple[int, str]:
