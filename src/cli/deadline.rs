@@ -11,7 +11,7 @@ use tonic::{GrpcMethod, Request};
 pub(super) const ANSWER: Duration = Duration::from_secs(60);
 
 /// Calls that only look something up, or commit something small.
-const SHORT: [&str; 14] = [
+const SHORT: [&str; 16] = [
     "List",
     "Explain",
     "Pin",
@@ -20,6 +20,8 @@ const SHORT: [&str; 14] = [
     "Status",
     "AddNode",
     "RemoveNode",
+    "Signers",
+    "RevokeSigner",
     "SetVoters",
     "Metrics",
     "Overview",
