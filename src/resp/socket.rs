@@ -121,3 +121,43 @@ impl Socket {
         let _ = each!(self, stream => rustix::net::send(stream, bytes, SendFlags::NOSIGNAL));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    const SOON: Duration = Duration::from_secs(30);
+
+    /// A client that says nothing more, and does not go either, keeps nothing here.
+    #[tokio::test]
+    async fn a_connection_in_tls_is_over_when_it_is_over_here() {
+        let (client, mut far) = tokio::io::duplex(64);
+        let (mut here, there) = UnixStream::pair().unwrap();
+        let moving = tokio::spawn(move_bytes(client, there));
+        let mut word = [0; 4];
+        far.write_all(b"PING").await.unwrap();
+        here.read_exact(&mut word).await.unwrap();
+        here.write_all(b"PONG").await.unwrap();
+        far.read_exact(&mut word).await.unwrap();
+        assert_eq!(&word, b"PONG");
+        drop(here);
+        tokio::time::timeout(SOON, moving).await.expect("it ends").unwrap();
+        assert_eq!(far.read(&mut word).await.unwrap(), 0, "the client is told");
+    }
+
+    #[tokio::test]
+    async fn a_client_that_says_no_more_is_answered_still() {
+        let (client, mut far) = tokio::io::duplex(64);
+        let (mut here, there) = UnixStream::pair().unwrap();
+        let moving = tokio::spawn(move_bytes(client, there));
+        far.shutdown().await.unwrap();
+        let mut word = [0; 4];
+        assert_eq!(here.read(&mut word).await.unwrap(), 0);
+        here.write_all(b"LAST").await.unwrap();
+        drop(here);
+        far.read_exact(&mut word).await.unwrap();
+        assert_eq!(&word, b"LAST");
+        tokio::time::timeout(SOON, moving).await.expect("it ends").unwrap();
+    }
+}
