@@ -15,13 +15,18 @@ import torch
 from .graph import Unkeyable, value_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from torch import fx
 
 # What torch saves, and the condition on symbolic sizes under which it is valid.
 BINARY = "standalone.bin"
 GUARDS = "guards"
+# `standalone_compile` sets it: each kernel runs once more, on made-up inputs, for the
+# artifact to hold the fastest of its variants.
+_TUNE = "triton.autotune_at_compile_time"
+# Inductor's settings that give a kernel of its own several variants.
+_VARIANTS = ("max_autotune", "max_autotune_pointwise", "coordinate_descent_tuning")
 
 
 class Unsaveable(Exception):
@@ -35,6 +40,7 @@ def compile_graph(
     from torch._inductor import standalone_compile
 
     environment = _environment()
+    traced = _as_dynamo_traced(example_inputs)
     known, taken = set(environment.backed_var_to_val), len(environment.guards)
     # Sizes that are symbols belong to Dynamo's shape environment: it takes the guards.
     # One key, one lease and one artifact for it: under torch's own keys it would be
@@ -48,13 +54,49 @@ def compile_graph(
             gm,
             list(example_inputs),
             dynamic_shapes="from_tracing_context",
-            options={"config_patches": dict(patches)},
+            options={"config_patches": {_TUNE: _tunes(gm, patches), **patches}},
         )
+    del traced
     # But Inductor makes symbols of its own there (seen with torch 2.11 on a GPU), of
     # which Dynamo knows no source: it would fail to guard on them, after we returned.
     added = environment.guards[taken:]
     environment.guards[taken:] = [g for g in added if g.expr.free_symbols <= known]
     return compiled
+
+
+def _as_dynamo_traced(inputs: Sequence[Any]) -> list[torch.Tensor]:
+    """Make the fake tensors of ``inputs``, with the sizes that Dynamo knows to be fixed.
+
+    `standalone_compile` begins a tracing context of its own, in which all are unknown: each
+    would be a symbol until the first operation that fixes it. Inductor takes these instead
+    while they live, as the tracing mode remembers them.
+    """
+    context = torch._guards.TracingContext.get()
+    known = ((each, context.tensor_to_context.get(each)) for each in _tensors(inputs))
+    return [
+        context.fake_mode.from_tensor(
+            each, symbolic_context=sizes, source=sizes.tensor_source, trace=False
+        )
+        for each, sizes in known
+        if sizes is not None
+    ]
+
+
+def _tensors(inputs: Sequence[Any]) -> Iterator[torch.Tensor]:
+    return (each for each in inputs if isinstance(each, torch.Tensor))
+
+
+def _tunes(gm: fx.GraphModule, patches: Mapping[str, Any]) -> bool:
+    """Whether a kernel of ``gm`` may have variants to choose from: else there is no use in it."""
+    config = torch._inductor.config
+    if config.triton.autotune_at_compile_time is not None:
+        return config.triton.autotune_at_compile_time
+    if any(patches.get(name, getattr(config, name)) for name in _VARIANTS):
+        return True
+    # Kernels of the user's have those that they were written with.
+    modules = (each for each in gm.modules() if isinstance(each, torch.fx.GraphModule))
+    nodes = (node for module in modules for node in module.graph.nodes)
+    return any("triton_kernel_wrapper" in str(node.target) for node in nodes)
 
 
 def save(compiled: Any, gm: fx.GraphModule) -> dict[str, bytes]:

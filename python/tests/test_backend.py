@@ -290,6 +290,53 @@ def test_what_inductor_makes_up_does_not_become_dynamos_guard(
     assert [guard.expr.free_symbols for guard in environment.guards] == [{theirs.node.expr}]
 
 
+def test_sizes_that_dynamo_knows_to_be_fixed_are_no_symbols() -> None:
+    """They cost a tenth of a compile, and guards that nobody asked for."""
+    from torch._guards import TracingContext
+
+    made: list[set[Any]] = []
+
+    def backend(gm: torch.fx.GraphModule, inputs: list[Any]) -> Any:
+        environment = TracingContext.get().fake_mode.shape_env
+        before = set(environment.backed_var_to_val)
+        compiled = standalone.compile_graph(gm, inputs, {})
+        made.append(set(environment.backed_var_to_val) - before)
+        return compiled
+
+    layer, given = torch.nn.Linear(8, 4), torch.randn(3, 8)
+    compiled = torch.compile(layer, backend=backend)
+    with torch.no_grad():
+        assert torch.allclose(compiled(given), layer(given), atol=1e-5)
+        # Dynamo makes a symbol of the size that changed, and the compile none.
+        changed = torch.randn(5, 8)
+        assert torch.allclose(compiled(changed), layer(changed), atol=1e-5)
+    assert made == [set(), set()]
+
+
+@pytest.mark.parametrize(
+    ("patches", "tunes"),
+    [({}, False), ({"max_autotune": True}, True), ({"max_autotune": False}, False)],
+)
+def test_kernels_are_tried_out_where_there_is_a_choice(
+    monkeypatch: pytest.MonkeyPatch, patches: dict[str, Any], tunes: bool
+) -> None:
+    from torch._guards import TracingContext, tracing
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+    told: dict[str, Any] = {}
+    monkeypatch.setattr(
+        torch._inductor, "standalone_compile", lambda *_, options, **__: told.update(options)
+    )
+    graph = torch.fx.symbolic_trace(torch.nn.Identity())
+    with tracing(TracingContext(FakeTensorMode(shape_env=ShapeEnv()))):
+        standalone.compile_graph(graph, [], patches)
+        assert told["config_patches"]["triton.autotune_at_compile_time"] is tunes
+        said = {**patches, "triton.autotune_at_compile_time": not tunes}
+        standalone.compile_graph(graph, [], said)
+        assert told["config_patches"] == said
+
+
 def test_an_empty_or_broken_artifact_is_none() -> None:
     with pytest.raises(ValueError, match="empty"):
         standalone.load({standalone.BINARY: b""}, torch.fx.symbolic_trace(torch.nn.Identity()))

@@ -54,6 +54,8 @@ def profiled(call):
     stats.sort_stats("tottime").print_stats(45)
     stats.sort_stats("cumulative").print_stats(150)
     Path(path).write_text(text.getvalue())
+    if os.environ.get("FIRST_CALL_STATS"):
+        stats.dump_stats(os.environ["FIRST_CALL_STATS"])
     return result
 
 
