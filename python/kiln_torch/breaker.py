@@ -31,24 +31,26 @@ class Breaker:
 
     def __init__(
         self,
-        probe: Callable[[Callable[[], None]], bool],
-        reach: float,
-        greet: float,
+        probe: Callable[[Callable[[], None], Callable[[], None]], bool],
+        answer: float,
+        load: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Take ``probe``: whether the endpoint works now. It may block; it may not raise.
 
-        It calls its argument once the endpoint can be reached at all. The first
-        use waits ``reach`` seconds for that, and ``greet`` more for the rest.
+        It calls its first argument once the endpoint can be reached at all, and its
+        second once all is loaded to ask it. The first use waits ``answer`` seconds for
+        the endpoint, and ``load`` between those two calls, which are no fault of it.
         """
         self._probe = probe
-        self._reach = reach
-        self._greet = greet
+        self._answer = answer
+        self._load = load
         self._clock = clock
         self._lock = threading.Lock()
         self._state = _State.UNTRIED
         self._probing = False
         self._reached = threading.Event()
+        self._loaded = threading.Event()
         self._ended = threading.Event()
         self._pause = _FIRST_PAUSE
         self._retry_at = 0.0
@@ -66,12 +68,20 @@ class Breaker:
             threading.Thread(target=self._ask, name="kiln-probe", daemon=True).start()
         if not first:
             return False
-        if not self._reached.wait(self._reach) or not self._ended.wait(self._greet):
+        if not self._answers():
             with self._lock:
                 if self._state is _State.UNTRIED:
                     self._state = _State.OPEN
         with self._lock:
             return self._state is _State.CLOSED
+
+    def _answers(self) -> bool:
+        """Wait until the first probe ended; whether it did in time."""
+        began = self._clock()
+        if not self._reached.wait(self._answer):
+            return False
+        left = self._answer - (self._clock() - began)
+        return self._loaded.wait(self._load) and self._ended.wait(max(left, 0.0))
 
     def trip(self) -> None:
         """Record a failure."""
@@ -80,11 +90,11 @@ class Breaker:
             self._retry_at = self._clock() + self._pause
 
     def _ask(self) -> None:
-        works = self._probe(self._reached.set)
+        works = self._probe(self._reached.set, self._loaded.set)
         with self._lock:
             self._probing = False
             self._state = _State.CLOSED if works else _State.OPEN
             self._pause = _FIRST_PAUSE if works else min(self._pause * 2, _LONGEST_PAUSE)
             self._retry_at = self._clock() + self._pause
-        self._ended.set()
-        self._reached.set()
+        for event in (self._ended, self._loaded, self._reached):
+            event.set()

@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from .trust import Trust
 
 _SERVICE = "/kiln.v1.Kiln/"
-# Seconds that a node that accepts connections may take to say hello, and that
-# importing grpc may take on a busy machine.
-_GREET = 3.0
+# Seconds after which a hello is given up, in nobody's time, and that importing grpc may
+# take on a busy machine.
+_HELLO = 3.0
 _IMPORT = 2.0
 # Slowest path on which a large artifact is still worth waiting for.
 _LEAST_BYTES_A_SECOND = 4 << 20
@@ -61,7 +61,7 @@ class Endpoint:
         self._trust = trust
         # All endpoints together may cost `connect` before they are known to be dead.
         self._reach = settings.connect / max(len(settings.endpoints), 1)
-        self._breaker = Breaker(self._hello, self._reach, _IMPORT + _GREET)
+        self._breaker = Breaker(self._hello, self._reach, _IMPORT)
         self._channel: Any = None
 
     @property
@@ -186,7 +186,7 @@ class Endpoint:
         credentials = grpc.ssl_channel_credentials(*files)
         return grpc.secure_channel(self.address, credentials, options=_OPTIONS)
 
-    def _hello(self, reached: Callable[[], None]) -> bool:
+    def _hello(self, reached: Callable[[], None], loaded: Callable[[], None]) -> bool:
         """Connect, and learn whose signatures count."""
         # Plain TCP first: a dead address does not even cost the import of grpc.
         if not self._connects():
@@ -201,13 +201,14 @@ class Endpoint:
             report.count("endpoint_failures")
             report.once(f"endpoint {self.address}", "node %s: %s", self.address, error)
             return False
+        loaded()
         ask = channel.unary_unary(
             f"{_SERVICE}Status",
             request_serializer=wire.StatusRequest.SerializeToString,
             response_deserializer=wire.StatusResponse.FromString,
         )
         try:
-            self._trust.learn(_signers(ask(wire.StatusRequest(), timeout=_GREET)))
+            self._trust.learn(_signers(ask(wire.StatusRequest(), timeout=_HELLO)))
         except (grpc.RpcError, ValueError) as error:
             report.count("endpoint_failures")
             report.once(f"endpoint {self.address}", "node %s: %s", self.address, _details(error))

@@ -139,7 +139,7 @@ class LocalNode:
             self._socket.close()
             self._socket = None
 
-    def _probe(self, _: Callable[[], None]) -> bool:
+    def _probe(self, *_: Callable[[], None]) -> bool:
         try:
             with self._lock:
                 self._connected()

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+from cluster import eventually
 from kiln_torch import report
 from kiln_torch.breaker import Breaker
 from kiln_torch.config import Settings, from_env, merge_ranks
 from kiln_torch.trust import Trust
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 HEX = "ab" * 32
 
@@ -74,8 +83,6 @@ class Clock:
 
 def wait_until(what: object) -> None:
     """Ask until it holds."""
-    from cluster import eventually
-
     assert callable(what)
     eventually("state of the breaker", lambda: True if what() else None)
 
@@ -84,7 +91,7 @@ def test_a_breaker_asks_again_in_the_background() -> None:
     """With growing pauses; nobody waits but the first."""
     clock, answers, asked = Clock(), [True, False, False, True], []
 
-    def probe(_: object) -> bool:
+    def probe(*_: object) -> bool:
         asked.append(clock.now)
         return answers[len(asked) - 1]
 
@@ -106,22 +113,42 @@ def test_a_breaker_asks_again_in_the_background() -> None:
 
 
 def test_a_breaker_bounds_what_has_no_bound() -> None:
-    """A probe that hangs costs the first use its time, and is used when it ends."""
-    import threading
-    import time
+    """One that hangs, wherever it does, costs the first use its time, and is used when it ends."""
+    for calls in range(3):
+        go = threading.Event()
 
-    go = threading.Event()
+        def probe(*steps: Callable[[], None], calls: int = calls, go: threading.Event = go) -> bool:
+            for step in steps[:calls]:
+                step()
+            return go.wait(60)
 
-    def probe(_: object) -> bool:
-        return go.wait(60)
+        breaker = Breaker(probe, 0.05, 0.05)
+        began = time.monotonic()
+        assert not breaker.closed
+        assert not breaker.closed
+        assert time.monotonic() - began < 30.0
+        go.set()
+        wait_until(lambda breaker=breaker: breaker.closed)
 
-    breaker = Breaker(probe, 0.05, 5.0)
-    began = time.monotonic()
-    assert not breaker.closed
-    assert not breaker.closed
-    assert time.monotonic() - began < 4.0
-    go.set()
-    wait_until(lambda: breaker.closed)
+
+def test_a_breaker_waits_for_what_is_no_fault_of_the_endpoint() -> None:
+    """Loading has time of its own, however little the endpoint has."""
+    loading, clock = threading.Event(), Clock()
+
+    def probe(reached: Callable[[], None], loaded: Callable[[], None]) -> bool:
+        reached()
+        loading.wait(60)
+        loaded()
+        return True
+
+    breaker = Breaker(probe, 60.0, 60.0, clock)
+    waiting = ThreadPoolExecutor(1)
+    first = waiting.submit(lambda: breaker.closed)
+    eventually("it loads", lambda: breaker._reached.is_set() or None)
+    clock.now += 100.0
+    loading.set()
+    assert first.result(60)
+    waiting.shutdown()
 
 
 def test_ranks_share_unless_told_not_to() -> None:
