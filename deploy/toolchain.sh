@@ -312,15 +312,24 @@ case $goal in
 esac
 mkdir -p "$cache"
 cxx
-# While RocksDB compiles, all else is fetched: in a process group of its own, so that who ends this
-# script ends that too.
-exports=$(mktemp)
+# While RocksDB compiles, all else is fetched; what fails first ends both. Each is a process group
+# of its own, so that who ends this script ends them too.
+exports=$(mktemp -d)
 set -m
-rest </dev/null >"$exports" &
+{
+    rest </dev/null >"$exports/rest"
+    touch "$exports/fetched"
+} &
 fetching=$!
+{
+    rocksdb </dev/null >"$exports/rocksdb"
+    touch "$exports/built"
+} &
+building=$!
 set +m
-trap 'kill -- "-$fetching" 2>/dev/null || true; rm -f "$exports"' EXIT
-rocksdb
-wait "$fetching" || exit 1
-trap 'rm -f "$exports"' EXIT
-cat "$exports"
+trap 'kill -- "-$fetching" "-$building" 2>/dev/null || true; rm -rf "$exports"' EXIT
+wait -n "$fetching" "$building" || exit 1
+[ -e "$exports/fetched" ] || wait "$fetching" || exit 1
+[ -e "$exports/built" ] || wait "$building" || exit 1
+trap 'rm -rf "$exports"' EXIT
+cat "$exports/rocksdb" "$exports/rest"

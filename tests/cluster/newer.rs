@@ -50,7 +50,7 @@ const FORMATS: &[(&str, Tried)] = &[
     ("program of the interpreter, `graph.json`", Folder(&[("graph.json", r#"{"version": 2}"#), ("plan.json", PLAN)], &["exec"], LATER)),
     ("pieces of a whole, `stitching.json`", Here),
     ("graph of a piece, as a worker is told it", Never("a worker is a child of the node, of one version with it")),
-    ("artifact of Inductor, `meta.json`", There("python/kiln_torch/worker/artifact.py", "has no artifact of {FORMAT}")),
+    ("artifact of Inductor, `meta.json`", There("python/kiln_torch/worker/artifact.py", "load it with the version that wrote it")),
     ("folder of `kiln run`, `.kiln/folder.json`", There("src/cli/run/later.rs", "a_folder_of_a_version_to_come_is_refused_and_an_odd_one_is_not")),
     ("what its files were made from, `.kiln/inputs.json`", There("src/cli/run/later.rs", "a_folder_of_a_version_to_come_is_refused_and_an_odd_one_is_not")),
     ("file of `cache_dir`", There("python/tests/test_compilation_parts.py", "test_an_entry_of_a_later_version_is_a_miss_and_stays")),

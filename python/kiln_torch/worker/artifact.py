@@ -90,7 +90,11 @@ def load_artifact(folder: str | os.PathLike[str]) -> Loaded:
     folder = Path(folder)
     meta = json.loads((folder / META).read_text())
     if meta.get("format") != FORMAT:
-        raise ValueError(f"{folder} has no artifact of {FORMAT}")
+        found = meta.get("format")
+        raise ValueError(
+            f"{folder} has an artifact of {found!r}, and this Kiln reads {FORMAT!r}: "
+            "load it with the version that wrote it, or compile it again"
+        )
     if meta["torch"] != torch.__version__:
         raise RuntimeError(f"made by torch {meta['torch']}, and this is {torch.__version__}")
     constants = {}
