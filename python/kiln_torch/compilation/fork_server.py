@@ -21,7 +21,7 @@ import time
 from concurrent.futures import Future
 from typing import Any
 
-from ..adopt import ADOPT_PATH
+from ..adopt import ADOPT_PATH, adopted
 
 # More than any message: an environment's variables are the most.
 LIMIT = 1 << 17
@@ -61,7 +61,7 @@ class ForkServer:
         with theirs:
             try:
                 self._process = subprocess.Popen(
-                    [sys.executable, "-c", _START, json.dumps(sys.path)],
+                    [sys.executable, "-c", _START, adopted()],
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
                     pass_fds=(theirs.fileno(),),

@@ -17,7 +17,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
 
-from ..adopt import ADOPT_PATH
+from ..adopt import ADOPT_PATH, adopted
 from .classify import classify_error_type
 from .errors import CompilationModuleError
 from .messages import read, write
@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 _IDLE = 60.0
 # A process that is no fork, with this one's import path.
 _START = (
-    ADOPT_PATH + "from kiln_torch.compilation.worker import main; main(**json.loads(sys.argv[1]))"
+    ADOPT_PATH + "import json; from kiln_torch.compilation.worker import main; "
+    "main(**json.loads(sys.argv[1]))"
 )
 
 
@@ -57,7 +58,7 @@ def main(
             "threads": threads,
         }
         told["memory"] = memory
-        words = json.dumps(sys.path), json.dumps({**told, "fork": False})
+        words = adopted(), json.dumps({**told, "fork": False})
         os.execv(sys.executable, [sys.executable, "-c", _START, *words])  # noqa: S606
     out = os.fdopen(answers, "wb")
     waiting: queue.SimpleQueue[bytes] = queue.SimpleQueue()

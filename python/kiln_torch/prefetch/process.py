@@ -7,13 +7,12 @@ is not started again.
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from pathlib import Path
 
 from .. import report
-from ..adopt import ADOPT_PATH
+from ..adopt import ADOPT_PATH, adopted
 
 PIPE = subprocess.PIPE
 
@@ -28,10 +27,9 @@ def start(
     executable = sys.executable
     if not executable or not Path(executable).name.startswith("python"):
         return None
-    path = json.dumps([each for each in sys.path if isinstance(each, str)])
     try:
         return subprocess.Popen(
-            [executable, "-c", ADOPT_PATH + code, path, *args],
+            [executable, "-c", ADOPT_PATH + code, adopted(), *args],
             stdin=subprocess.DEVNULL,
             stdout=stdout,
             stderr=subprocess.DEVNULL,

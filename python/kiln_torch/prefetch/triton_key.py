@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _MODULE = "triton.runtime.cache"
 _HELPER = (
-    "import os, signal; signal.alarm(60); "
+    "import json, os, signal; signal.alarm(60); "
     "from triton.runtime import cache; "
     "print(json.dumps([os.path.realpath(cache.__file__), cache.triton_key()]))"
 )

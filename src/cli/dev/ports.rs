@@ -142,11 +142,24 @@ mod tests {
         Ipv4Addr::from_bits(OWN + (std::process::id() & 0x7f_ffff))
     }
 
+    /// The first port of two nodes whose ports nobody has: one on all addresses would be in
+    /// the way of [`FIRST`].
+    fn free_range(address: Ipv4Addr) -> u16 {
+        let all_free = |first: &u16| (0..STEP + PORTS).all(|at| is_free(address, first + at));
+        (FIRST..30_000).step_by(100).find(all_free).unwrap()
+    }
+
+    fn is_free(address: Ipv4Addr, port: u16) -> bool {
+        TcpListener::bind((address, port)).is_ok()
+    }
+
     #[test]
     fn a_node_has_its_own_ports_where_all_of_them_are_free() {
-        let ports = Ports { address: own_address(), first: Some(FIRST), _mutex: None };
-        let own = |number: u16| (0..PORTS).map(move |at| FIRST + (number - 1) * STEP + at);
-        let taken = TcpListener::bind((ports.address, FIRST + 1)).unwrap();
+        let address = own_address();
+        let first = free_range(address);
+        let ports = Ports { address, first: Some(first), _mutex: None };
+        let own = |number: u16| (0..PORTS).map(move |at| first + (number - 1) * STEP + at);
+        let taken = TcpListener::bind((ports.address, first + 1)).unwrap();
         let chosen = ports.of(1..=2).unwrap();
         let of = |at: usize| chosen[at].iter().map(SocketAddr::port).collect::<Vec<_>>();
         assert!(of(0).iter().all(|port| !own(1).any(|own| own == *port)), "{chosen:?}");
