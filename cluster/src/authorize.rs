@@ -70,6 +70,15 @@ pub(crate) fn check(nodes: &Nodes, from: NodeId, command: &Command) -> Result<()
             own(revocation.by)?;
             check_revocation(nodes, revocation)
         }
+        Command::IssueToken { token, node, .. } => {
+            own(*node)?;
+            token.check().map_err(ClusterError::Invalid)
+        }
+        Command::RevokeToken { end, .. } => {
+            own(end.node)?;
+            bounded_text(&end.by)
+        }
+        Command::NoteAudit { node, .. } => own(*node),
         Command::Facts { node, .. }
         | Command::SetVoter { node, .. }
         | Command::OpenSession { node, .. } => own(*node),
@@ -174,6 +183,13 @@ fn check_revocation(nodes: &Nodes, revocation: &Revocation) -> Result<(), Cluste
     match (1..=LONGEST_REASON).contains(&revocation.reason.len()) {
         true => Ok(()),
         false => Err(ClusterError::invalid("a reason has 1 to 1024 bytes")),
+    }
+}
+
+fn bounded_text(text: &str) -> Result<(), ClusterError> {
+    match text.len() <= LONGEST_REASON {
+        true => Ok(()),
+        false => Err(ClusterError::invalid("who asked is named in at most 1024 bytes")),
     }
 }
 

@@ -8,7 +8,11 @@ use std::{fmt, sync::Arc};
 use kiln_proto::{ArtifactKey, Digest, Failure, Fingerprint, NodeId, SignedManifest, Token};
 use serde::{Deserialize, Serialize};
 
-use crate::{versions, wanted::Wanted};
+use crate::{
+    tokens::{AuditHead, NewToken, TokenEnd},
+    versions,
+    wanted::Wanted,
+};
 
 /// What a node tells the others about itself.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -153,6 +157,12 @@ pub(crate) enum Command {
     Use { node: NodeId, hits: Vec<(ArtifactKey, u32)>, at_unix_ms: u64 },
     /// What a node signed counts no more.
     Revoke(Revocation),
+    /// A token of clients is good. The leader writes the time, whatever the node says.
+    IssueToken { token: NewToken, node: NodeId, at_unix_ms: u64 },
+    /// A token is good no more. The leader writes the time.
+    RevokeToken { id: u64, end: TokenEnd },
+    /// How far a node's audit log has come. The leader writes the time.
+    NoteAudit { node: NodeId, head: AuditHead },
 }
 
 /// A signer that is revoked.
@@ -316,6 +326,11 @@ impl fmt::Display for Command {
                 write!(f, "publish {} of {} pieces under {}", p.key.short(), pieces.len(), p.token)
             }
             Self::Revoke(r) => write!(f, "revoke the signer {}", r.signer),
+            Self::IssueToken { token, .. } => write!(f, "issue the token {:016x}", token.id),
+            Self::RevokeToken { id, .. } => write!(f, "revoke the token {id:016x}"),
+            Self::NoteAudit { node, head } => {
+                write!(f, "audit log of {node} at {}", head.sequence)
+            }
             Self::Want(w) => write!(f, "want {} pieces of {}", w.pieces.len(), w.whole.short()),
         }
     }

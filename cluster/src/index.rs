@@ -7,6 +7,7 @@
 mod acquire;
 mod objects;
 mod pieces;
+mod tokens;
 mod uses;
 
 use std::sync::Arc;

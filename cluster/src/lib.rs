@@ -53,6 +53,7 @@ mod status;
 mod step;
 mod store;
 mod table;
+pub mod tokens;
 mod transport;
 mod versions;
 mod wanted;

@@ -20,7 +20,7 @@ use crate::{
     },
     versions,
     wanted::Wanted,
-    watch::{IndexEvent, Nodes, Waiter, Watch},
+    watch::{IndexEvent, Nodes, Tokens, Waiter, Watch},
 };
 
 /// The store's state and the wake-ups that follow its changes. Clones share both.
@@ -220,6 +220,11 @@ impl Replica {
     /// All registered nodes, also those that left.
     pub(crate) fn nodes(&self) -> Arc<Nodes> {
         self.watch.nodes()
+    }
+
+    /// All tokens of clients by id.
+    pub(crate) fn tokens(&self) -> Arc<Tokens> {
+        self.watch.tokens()
     }
 
     /// The lists of wanted pieces, the oldest first.

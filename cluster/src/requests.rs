@@ -22,6 +22,7 @@ use crate::{
     },
     store::Owner,
     table::LeaseRecord,
+    tokens::{AuditHead, TokenEnd},
     versions,
     wanted::Wanted,
 };
@@ -79,8 +80,11 @@ impl Lead for Write {
         if let Command::Want(wanted) = &self.0 {
             check_room(leader, wanted)?;
         }
-        if let Command::Use { at_unix_ms, .. } | Command::Revoke(Revocation { at_unix_ms, .. }) =
-            &mut self.0
+        if let Command::Use { at_unix_ms, .. }
+        | Command::Revoke(Revocation { at_unix_ms, .. })
+        | Command::IssueToken { at_unix_ms, .. }
+        | Command::RevokeToken { end: TokenEnd { at_unix_ms, .. }, .. }
+        | Command::NoteAudit { head: AuditHead { at_unix_ms, .. }, .. } = &mut self.0
         {
             *at_unix_ms = leader.replica.deadlines().now_unix_ms();
         }

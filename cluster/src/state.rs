@@ -12,6 +12,7 @@ pub(crate) mod model;
 mod packs;
 mod references;
 mod revocations;
+mod tokens;
 mod uses;
 mod wanted;
 mod writes;
@@ -38,6 +39,7 @@ pub(crate) enum Event {
     Failed { key: ArtifactKey, token: Token, until_unix_ms: u64 },
     Lifted { key: ArtifactKey, token: Token },
     NodesChanged,
+    TokensChanged,
     Wanted { whole: ArtifactKey },
     Unwanted { whole: ArtifactKey },
     Retired { key: ArtifactKey },
@@ -96,6 +98,11 @@ pub(crate) fn apply<V: View>(
         }
 
         Command::Revoke(revocation) => revocations::revoke(txn, revocation, events),
+        Command::IssueToken { token, node, at_unix_ms } => {
+            tokens::issue(txn, token, node, at_unix_ms, events)
+        }
+        Command::RevokeToken { id, end } => tokens::revoke(txn, id, end, events),
+        Command::NoteAudit { node, head } => tokens::note_audit(txn, node, head),
         Command::Report { node, report } => packs::report(txn, node, report),
         Command::Use { hits, at_unix_ms, .. } => uses::count(txn, hits, at_unix_ms),
         Command::StoreObject { pack, generation } => {

@@ -8,9 +8,10 @@ mod view;
 
 pub(crate) use self::{
     records::{
-        BlobRecord, Counters, EntryRecord, EpochRecord, FailureRecord, LeaseRecord, NodeRecord,
-        ObjectRecord, PiecesRecord, ReferenceRecord, RevocationRecord, SessionRecord, Standing,
-        UseRecord, check, entries_starting_with, leases, nodes, revocations, wholes_of,
+        AuditHeadRecord, BlobRecord, Counters, EntryRecord, EpochRecord, FailureRecord,
+        LeaseRecord, NodeRecord, ObjectRecord, PiecesRecord, ReferenceRecord, RevocationRecord,
+        SessionRecord, Standing, TokenRecord, UseRecord, check, entries_starting_with, leases,
+        nodes, revocations, tokens, wholes_of,
     },
     view::{Changes, Pairs, Record, RecordKey, StateError, Table, Txn, View, read},
 };

@@ -22,7 +22,10 @@ pub(crate) fn since(command: &Command) -> Option<Version> {
         Command::Want(_)
         | Command::CommitWhole { .. }
         | Command::Use { .. }
-        | Command::Revoke(_) => Some(Version::new(0, 2, 0)),
+        | Command::Revoke(_)
+        | Command::IssueToken { .. }
+        | Command::RevokeToken { .. }
+        | Command::NoteAudit { .. } => Some(Version::new(0, 2, 0)),
         _ => None,
     }
 }
@@ -39,9 +42,13 @@ pub(crate) fn since_table(table: Table) -> Option<Version> {
         | Table::Counters
         | Table::Objects
         | Table::Sessions => None,
-        Table::Wanted | Table::Pieces | Table::References | Table::Uses | Table::Revocations => {
-            Some(Version::new(0, 2, 0))
-        }
+        Table::Wanted
+        | Table::Pieces
+        | Table::References
+        | Table::Uses
+        | Table::Revocations
+        | Table::Tokens
+        | Table::AuditHeads => Some(Version::new(0, 2, 0)),
     }
 }
 

@@ -27,6 +27,7 @@ use crate::{
         self, Counters, EntryRecord, FailureRecord, LeaseRecord, Record, RecordKey,
         RevocationRecord, Standing, StateError, View,
     },
+    tokens::TokenInfo,
     wanted::Wanted,
 };
 
@@ -74,6 +75,8 @@ impl NodeInfo {
 }
 
 pub(crate) type Nodes = BTreeMap<NodeId, NodeInfo>;
+/// All tokens by id.
+pub(crate) type Tokens = BTreeMap<u64, TokenInfo>;
 
 /// What `apply` tells the rest of the node.
 pub(crate) struct Watch {
@@ -82,6 +85,7 @@ pub(crate) struct Watch {
     applied: watch::Sender<u64>,
     grants: mpsc::UnboundedSender<Grant>,
     nodes: ArcSwap<Nodes>,
+    tokens: ArcSwap<Tokens>,
     counters: ArcSwap<Option<Counters>>,
     wanted: Mutex<Lists>,
     /// The live leases; a leader counts their time.
@@ -139,11 +143,13 @@ impl Watch {
             applied: watch::Sender::new(applied),
             grants,
             nodes: ArcSwap::default(),
+            tokens: ArcSwap::default(),
             counters: ArcSwap::default(),
             wanted: Mutex::new(Lists::read(view)?),
             deadlines,
         };
         watch.nodes.store(Arc::new(read_nodes(view)?));
+        watch.tokens.store(Arc::new(table::tokens(view)?));
         watch.counters.store(Arc::new(table::read(view, ())?));
         watch.deadlines.reload(view)?;
         Ok(watch)
@@ -177,6 +183,10 @@ impl Watch {
 
     pub(crate) fn nodes(&self) -> Arc<Nodes> {
         self.nodes.load_full()
+    }
+
+    pub(crate) fn tokens(&self) -> Arc<Tokens> {
+        self.tokens.load_full()
     }
 
     /// The numbers of the whole cluster; `None` before it is founded.
@@ -230,6 +240,10 @@ impl Watch {
                     self.send(IndexEvent::Wanted { whole });
                 }
                 Event::Unwanted { whole } => self.wanted.lock().follow(view, whole)?,
+                Event::TokensChanged => {
+                    self.tokens.store(Arc::new(table::tokens(view)?));
+                    self.send(IndexEvent::TokensChanged);
+                }
                 Event::NodesChanged => {
                     self.nodes.store(Arc::new(read_nodes(view)?));
                     self.send(IndexEvent::NodesChanged);
@@ -257,6 +271,7 @@ impl Watch {
     /// Tells that a snapshot replaced the state.
     pub(crate) fn installed(&self, view: &impl View, index: u64) -> Result<(), StateError> {
         self.nodes.store(Arc::new(read_nodes(view)?));
+        self.tokens.store(Arc::new(table::tokens(view)?));
         self.counters.store(Arc::new(table::read(view, ())?));
         self.deadlines.reload(view)?;
         *self.wanted.lock() = Lists::read(view)?;

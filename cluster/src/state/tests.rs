@@ -6,6 +6,7 @@ mod histories;
 mod pieces;
 mod revoked;
 mod rules;
+mod tokens;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -209,6 +210,8 @@ pub(crate) fn commands() -> impl Strategy<Value = Vec<Command>> {
         ),
         // Most of them of a node that there is not: all artifacts here are of node 1.
         1 => (1..12u64, any::<bool>()).prop_map(|(signer, keep)| revocation_of(signer, keep)),
+        1 => (0..3u64, 0..2u8).prop_map(|(id, digest)| tokens::issue_of(id, digest, None, id)),
+        1 => (0..3u64).prop_map(tokens::revoke_of),
         1 => (0..3u8).prop_map(|n| Command::Join(new_node(n))),
         1 => (1..4u64).prop_map(Command::Leave),
     ];

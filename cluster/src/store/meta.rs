@@ -63,6 +63,8 @@ impl Set {
             (Self::B, Table::References) => "references.b",
             (Self::B, Table::Uses) => "uses.b",
             (Self::B, Table::Revocations) => "revocations.b",
+            (Self::B, Table::Tokens) => "tokens.b",
+            (Self::B, Table::AuditHeads) => "audit_heads.b",
         }
     }
 }

@@ -12,6 +12,7 @@ use super::view::{Record, RecordKey, StateError, Table, View};
 use crate::{
     codec::{self, Malformed},
     command::{Candidate, NodeFacts},
+    tokens::{AuditHead, TokenInfo},
     wanted::Wanted,
 };
 
@@ -194,6 +195,16 @@ pub(crate) struct RevocationRecord {
 }
 record!(RevocationRecord in Revocations by NodeId);
 
+/// A token of clients.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct TokenRecord(pub TokenInfo);
+record!(TokenRecord in Tokens by u64);
+
+/// How far a node's audit log has come.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct AuditHeadRecord(pub AuditHead);
+record!(AuditHeadRecord in AuditHeads by NodeId);
+
 /// Numbers of the whole cluster.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Counters {
@@ -247,6 +258,15 @@ pub(crate) fn revocations(
     view.all(Table::Revocations)?.into_iter().map(decode).collect()
 }
 
+/// All tokens by id, also those that are good no more.
+pub(crate) fn tokens(view: &impl View) -> Result<BTreeMap<u64, TokenInfo>, StateError> {
+    let decode = |(key, value): (Vec<u8>, Vec<u8>)| {
+        let id = key.iter().fold(0, |id, byte| id << 8 | u64::from(*byte));
+        Ok((id, codec::decode::<TokenRecord>(&value)?.0))
+    };
+    view.all(Table::Tokens)?.into_iter().map(decode).collect()
+}
+
 /// The wholes that are stitched of `piece`, in the order of their keys.
 pub(crate) fn wholes_of(
     view: &impl View,
@@ -281,5 +301,7 @@ pub(crate) fn check(table: Table, key: &[u8], value: &[u8]) -> Result<(), Malfor
         Table::References => pair::<ReferenceRecord>(key, value),
         Table::Uses => pair::<UseRecord>(key, value),
         Table::Revocations => pair::<RevocationRecord>(key, value),
+        Table::Tokens => pair::<TokenRecord>(key, value),
+        Table::AuditHeads => pair::<AuditHeadRecord>(key, value),
     }
 }

@@ -27,10 +27,12 @@ pub(crate) enum Table {
     References,
     Uses,
     Revocations,
+    Tokens,
+    AuditHeads,
 }
 
 impl Table {
-    pub(crate) const ALL: [Self; 14] = [
+    pub(crate) const ALL: [Self; 16] = [
         Self::Entries,
         Self::Epochs,
         Self::Blobs,
@@ -45,6 +47,8 @@ impl Table {
         Self::References,
         Self::Uses,
         Self::Revocations,
+        Self::Tokens,
+        Self::AuditHeads,
     ];
 
     /// The column family's name.
@@ -64,6 +68,8 @@ impl Table {
             Self::References => "references",
             Self::Uses => "uses",
             Self::Revocations => "revocations",
+            Self::Tokens => "tokens",
+            Self::AuditHeads => "audit_heads",
         }
     }
 }

@@ -68,6 +68,8 @@ pub enum IndexEvent {
         /// The piece.
         key: ArtifactKey,
     },
+    /// A token of clients was made or revoked.
+    TokensChanged,
     /// The membership or a node's facts changed.
     NodesChanged,
     /// The replica took over a whole state: anything may have changed.

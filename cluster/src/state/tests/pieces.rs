@@ -57,11 +57,15 @@ fn the_numbers_of_commands_and_tables_stay() {
     assert_eq!(number(&whole_of(2, 2, 5, &[(0, 0)])), 31);
     assert_eq!(number(&use_of(1, 2, 3)), 32);
     assert_eq!(number(&revocation_of(1, false)), 33);
+    assert_eq!(number(&tokens::issue_of(1, 1, None, 1)), 34);
+    assert_eq!(number(&tokens::revoke_of(1)), 35);
+    let head = AuditHead { sequence: 1, digest: [0; 32], at_unix_ms: 0 };
+    assert_eq!(number(&Command::NoteAudit { node: 1, head }), 36);
     let tables = Table::ALL.map(|table| crate::codec::encode(&table).unwrap());
-    assert_eq!(tables.concat(), (0..14).collect::<Vec<u8>>());
+    assert_eq!(tables.concat(), (0..16).collect::<Vec<u8>>());
     let last = [Table::Sessions, Table::Wanted, Table::Pieces, Table::References, Table::Uses];
     assert_eq!(Table::ALL[8..13], last);
-    assert_eq!(Table::ALL[13..], [Table::Revocations]);
+    assert_eq!(Table::ALL[13..], [Table::Revocations, Table::Tokens, Table::AuditHeads]);
 }
 
 /// What a leader should have refused changes nothing.
