@@ -4,6 +4,8 @@
 //! values came from the last of defaults, file, environment and flags that set
 //! it. A key that does not exist is an error wherever it is written.
 
+mod access;
+mod audit;
 mod credentials;
 mod level;
 mod load;
@@ -22,6 +24,8 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
+pub use access::AccessConfig;
+pub use audit::AuditConfig;
 pub use credentials::Credentials;
 pub use load::{ConfigError, Layers, environment_names};
 pub use monitor::{AlertsConfig, MonitorConfig, OptimizerConfig};
@@ -85,6 +89,10 @@ pub struct Config {
     pub log: LogConfig,
     /// TLS between members and with clients.
     pub tls: TlsConfig,
+    /// Rights of clients.
+    pub access: AccessConfig,
+    /// Who did what, in files below `data_dir`.
+    pub audit: AuditConfig,
     /// Traces of requests, for an OpenTelemetry collector.
     pub trace: TraceConfig,
     /// How the node watches itself.
@@ -300,6 +308,8 @@ impl Default for Config {
             namespace: NamespaceConfig::default(),
             log: LogConfig::default(),
             tls: TlsConfig::default(),
+            access: AccessConfig::default(),
+            audit: AuditConfig::default(),
             trace: TraceConfig::default(),
             monitor: MonitorConfig::default(),
             optimizer: OptimizerConfig::default(),

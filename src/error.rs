@@ -9,7 +9,10 @@ use kiln_cluster::ClusterError;
 use kiln_proto::{ArtifactKey, Digest, Failure, FailureKind, ManifestError, convert::InvalidField};
 use tonic::{Code, Status};
 
-use crate::cache::{BlobError, NoRoom, TierError};
+use crate::{
+    access::Denied,
+    cache::{BlobError, NoRoom, TierError},
+};
 
 /// Metadata key of the stable code.
 pub const CODE: &str = "kiln-code";
@@ -23,6 +26,17 @@ pub const LEFT: &str = "left";
 pub const LEAVING: &str = "leaving";
 /// The kind of the refusal to leave with what no other place has.
 pub const ONLY_HERE: &str = "only_here";
+
+/// What to do about [`UNAUTHENTICATED`].
+pub const SHOW_A_TOKEN: &str = "ask an admin of the cluster for a token (kiln token create), and \
+                                name its file in KILN_TOKEN_FILE";
+/// What to do about [`NOT_ALLOWED`].
+pub const ASK_ANOTHER: &str = "ask an admin of the cluster for a token of a larger role, or of \
+                               that namespace (kiln token list shows what there is)";
+/// The code of every refusal of a caller that is not known.
+pub const UNAUTHENTICATED: &str = "A001";
+/// The code of every refusal of a caller that is known, and may not.
+pub const NOT_ALLOWED: &str = "A002";
 
 /// Why a request has no answer.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -86,6 +100,9 @@ pub enum Error {
         /// What they were given.
         within: std::time::Duration,
     },
+    /// Who asks may not, or did not say who it is: ask with a token that may.
+    #[error("{0}")]
+    Denied(#[from] Denied),
     /// The node's own storage failed: look at its log.
     #[error("the node's storage failed: {0}")]
     Storage(String),
@@ -193,6 +210,9 @@ impl From<Error> for Status {
                 NoPiece::Absent => Code::NotFound,
                 NoPiece::Unreachable(_) => Code::Unavailable,
             },
+            Error::Denied(Denied::NotYet) => Code::Unavailable,
+            Error::Denied(denied) if denied.is_known() => Code::PermissionDenied,
+            Error::Denied(_) => Code::Unauthenticated,
             Error::NotStored(_) => Code::ResourceExhausted,
             Error::Storage(_) => Code::Internal,
         };
@@ -205,6 +225,17 @@ impl From<Error> for Status {
                 put(CODE, failure.kind.code());
                 put(KIND, failure.kind.name());
                 put(ADVICE, failure.kind.advice());
+            }
+            Error::Denied(Denied::NotYet) => {}
+            Error::Denied(denied) if denied.is_known() => {
+                put(CODE, NOT_ALLOWED);
+                put(KIND, "not_allowed");
+                put(ADVICE, ASK_ANOTHER);
+            }
+            Error::Denied(_) => {
+                put(CODE, UNAUTHENTICATED);
+                put(KIND, "unauthenticated");
+                put(ADVICE, SHOW_A_TOKEN);
             }
             // Tells it apart from other refusals: only here another node would serve.
             Error::Left => put(KIND, LEFT),

@@ -11,6 +11,8 @@
 //! | [`dashboard`] | what the cluster is about, for people: a page, and `kiln top` |
 //! | [`resp`] | the port for Redis clients: values of other tools, single flight |
 //! | [`manager`] | lookup, lease, compile, publish: the one place that joins the rest |
+//! | [`access`] | who asks, and what they may do |
+//! | [`audit`] | who did what, in a chain of lines |
 //! | [`prewarm`] | what is fetched, and compiled again, before anybody asks |
 //! | [`transfer`] | bytes between nodes, descriptors to clients of this machine |
 //! | [`net`] | what every port shares: accepting connections, TLS, their least speed |
@@ -40,7 +42,9 @@ pub const VERSION: &str = match option_env!("KILN_VERSION") {
 /// The commit that it was built from, where the build was told.
 pub const COMMIT: Option<&str> = option_env!("KILN_COMMIT");
 
+pub mod access;
 pub mod artifact;
+pub mod audit;
 pub mod cache;
 pub mod check;
 pub mod clock;

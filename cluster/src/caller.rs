@@ -4,7 +4,7 @@
 //! come from another. Who connects in plain text has no certificate, and is believed:
 //! whether plain text is taken at all is decided where connections are accepted.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, sync::Arc};
 
 use kiln_proto::NodeId;
 use tonic::{Extensions, Status};
@@ -20,6 +20,10 @@ pub struct Caller {
     pub node: Option<NodeId>,
     /// The signing key that its certificate names.
     pub key: Option<[u8; 32]>,
+    /// The names in a client's certificate.
+    pub names: Option<Arc<[String]>>,
+    /// The user at the other end, on this machine.
+    pub uid: Option<u32>,
 }
 
 /// Refuses what its caller says for the node `claimed`, if its certificate names another
@@ -113,7 +117,7 @@ mod tests {
 
     fn of(node: Option<NodeId>, key: Option<[u8; 32]>) -> Extensions {
         let mut extensions = Extensions::new();
-        extensions.insert(Caller { from: None, node, key });
+        extensions.insert(Caller { node, key, ..Caller::default() });
         extensions
     }
 

@@ -9,12 +9,15 @@ use hyper_util::rt::TokioIo;
 use kiln::net::{Conn, tls::ClientTls};
 use kiln_proto::{MAX_MESSAGE_BYTES, pb::kiln_client::KilnClient};
 use tonic::{
+    metadata::{Ascii, MetadataValue},
     service::interceptor::InterceptedService,
     transport::{Channel, Endpoint, Uri},
 };
 
 use super::{
-    CliError, output,
+    CliError,
+    credential::CredentialArgs,
+    output,
     traced::{Carried, TraceArgs},
 };
 
@@ -36,9 +39,11 @@ pub(crate) struct Endpoints {
         value_parser = parse_endpoint,
         global = true
     )]
-    endpoints: Vec<Endpoint>,
+    endpoints: Vec<Node>,
     #[command(flatten)]
     tls: TlsArgs,
+    #[command(flatten)]
+    token: CredentialArgs,
     #[command(flatten)]
     trace: TraceArgs,
 }
@@ -83,21 +88,42 @@ impl TlsArgs {
 /// A connected client.
 pub(crate) type Client = KilnClient<InterceptedService<Channel, Carried>>;
 
-fn parse_endpoint(text: &str) -> Result<Endpoint, String> {
+/// A node as it is named: by TCP, or by its socket on this machine.
+#[derive(Debug, Clone)]
+struct Node {
+    url: url::Url,
+    endpoint: Endpoint,
+}
+
+fn parse_endpoint(text: &str) -> Result<Node, String> {
     let text = text.trim();
-    let url = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
+    let whole = text.contains("://") || text.starts_with("unix:");
+    let url = if whole { text.to_owned() } else { format!("http://{text}") };
     let parsed = url::Url::parse(&url).map_err(|e| e.to_string())?;
-    if !matches!(parsed.scheme(), "http" | "https") || parsed.host_str().is_none() {
-        return Err("an endpoint is http://HOST:PORT or https://HOST:PORT".into());
+    let named = match parsed.scheme() {
+        "http" | "https" => parsed.host_str().is_some(),
+        "unix" => parsed.host_str().is_none() && parsed.path().starts_with('/'),
+        _ => false,
+    };
+    if !named {
+        let forms = "an endpoint is http://HOST:PORT, https://HOST:PORT or unix:/PATH/TO/SOCKET";
+        return Err(forms.into());
     }
-    Endpoint::from_shared(url).map(timed).map_err(|e| e.to_string())
+    let endpoint = Endpoint::from_shared(url).map(timed).map_err(|e| e.to_string())?;
+    Ok(Node { url: parsed, endpoint })
 }
 
 impl Endpoints {
     /// The node at that `host:port` alone.
     pub(crate) fn one(address: &str) -> Result<Self, String> {
-        let (tls, trace) = (TlsArgs::default(), TraceArgs::default());
-        Ok(Self { endpoints: vec![parse_endpoint(address)?], tls, trace })
+        let (tls, trace, token) =
+            (TlsArgs::default(), TraceArgs::default(), CredentialArgs::from_env());
+        Ok(Self { endpoints: vec![parse_endpoint(address)?], tls, token, trace })
+    }
+
+    /// The token that goes along with each call, if there is one.
+    pub(crate) fn token(&self) -> Result<Option<String>, CliError> {
+        self.token.secret()
     }
 
     /// The first node that can be reached. For calls that must not run twice.
@@ -113,7 +139,8 @@ impl Endpoints {
     ) -> Result<T, CliError> {
         let (mut tried, mut reached) = (Vec::new(), false);
         for endpoint in &self.endpoints {
-            match self.reach(endpoint).await {
+            let token = self.token.header(&endpoint.url)?;
+            match self.reach(endpoint, token).await {
                 Ok(client) => match call(client).await {
                     Err(CliError::Unreachable(why)) => {
                         reached = true;
@@ -124,7 +151,7 @@ impl Endpoints {
                 Err(why) => tried.push((endpoint, why)),
             }
         }
-        let all: Vec<_> = tried.iter().map(|(at, why)| format!("{}: {why}", at.uri())).collect();
+        let all: Vec<_> = tried.iter().map(|(at, why)| format!("{}: {why}", at.url)).collect();
         let all = all.join("; ");
         Err(CliError::Unreachable(match reached {
             true => format!("no node can serve this now ({all}); kiln status says more"),
@@ -139,11 +166,18 @@ impl Endpoints {
     pub(crate) async fn at(&self, address: &str) -> Result<Client, String> {
         let tls = self.endpoints.iter().any(is_https);
         let scheme = if tls { "https" } else { "http" };
-        self.reach(&parse_endpoint(&format!("{scheme}://{address}"))?).await
+        let node = parse_endpoint(&format!("{scheme}://{address}"))?;
+        let token = self.token.header(&node.url).map_err(|error| error.to_string())?;
+        self.reach(&node, token).await
     }
 
-    async fn reach(&self, endpoint: &Endpoint) -> Result<Client, String> {
-        let channel = match is_https(endpoint) {
+    async fn reach(
+        &self,
+        node: &Node,
+        token: Option<MetadataValue<Ascii>>,
+    ) -> Result<Client, String> {
+        let endpoint = &node.endpoint;
+        let channel = match is_https(node) {
             false => endpoint.connect().await,
             true => {
                 let tls = self.tls.client()?;
@@ -156,14 +190,14 @@ impl Endpoints {
             }
         };
         let channel = channel.map_err(|e| innermost(&e))?;
-        Ok(KilnClient::with_interceptor(channel, self.trace.carried())
+        Ok(KilnClient::with_interceptor(channel, self.trace.carried(token))
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES))
     }
 }
 
-fn is_https(endpoint: &Endpoint) -> bool {
-    endpoint.uri().scheme_str() == Some("https")
+fn is_https(node: &Node) -> bool {
+    node.url.scheme() == "https"
 }
 
 async fn connect(tls: &ClientTls, to: &Uri) -> std::io::Result<Conn> {
@@ -206,11 +240,17 @@ mod tests {
 
     #[test]
     fn endpoints_are_http_or_https_with_a_host() {
-        for good in ["http://127.0.0.1:7400", "https://a:1", "127.0.0.1:7400", " kiln-0.kiln:7400"]
-        {
+        for good in [
+            "http://127.0.0.1:7400",
+            "https://a:1",
+            "127.0.0.1:7400",
+            " kiln-0.kiln:7400",
+            "unix:/run/kiln.sock",
+            "unix:///run/kiln.sock",
+        ] {
             assert!(parse_endpoint(good).is_ok(), "{good}");
         }
-        for bad in ["ftp://a", "http://", ""] {
+        for bad in ["ftp://a", "http://", "", "unix:", "unix://run/kiln.sock", "unix:kiln.sock"] {
             assert!(parse_endpoint(bad).is_err(), "{bad}");
         }
     }
@@ -220,6 +260,7 @@ mod tests {
         Endpoints {
             endpoints: vec![endpoint],
             tls: TlsArgs::default(),
+            token: CredentialArgs::default(),
             trace: TraceArgs::default(),
         }
     }
@@ -275,8 +316,12 @@ mod tests {
         drop(closed);
         let endpoint = parse_endpoint(&address.to_string()).unwrap();
         let endpoints = vec![endpoint.clone(), endpoint];
-        let endpoints =
-            Endpoints { endpoints, tls: TlsArgs::default(), trace: TraceArgs::default() };
+        let endpoints = Endpoints {
+            endpoints,
+            tls: TlsArgs::default(),
+            token: CredentialArgs::default(),
+            trace: TraceArgs::default(),
+        };
         let error = endpoints.connect().await.unwrap_err();
         assert_eq!(error.exit_code(), 3);
         assert_eq!(error.to_string().matches(&address.to_string()).count(), 2, "{error}");

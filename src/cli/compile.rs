@@ -244,7 +244,16 @@ impl Compile {
     async fn fetch(&self, client: &mut Client, key: &ArtifactKey) -> Result<Fetched, CliError> {
         let namespace = &self.source.namespace.namespace;
         match &self.socket.socket {
-            Some(socket) => fetch::fetch_local(socket, key, namespace, fetch::Purpose::Use).await,
+            Some(socket) => {
+                fetch::fetch_local(
+                    socket,
+                    self.client.endpoints.token()?,
+                    key,
+                    namespace,
+                    fetch::Purpose::Use,
+                )
+                .await
+            }
             None => fetch::fetch(client, key, namespace, fetch::Purpose::Use).await,
         }
     }

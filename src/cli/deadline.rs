@@ -11,7 +11,7 @@ use tonic::{GrpcMethod, Request};
 pub(super) const ANSWER: Duration = Duration::from_secs(60);
 
 /// Calls that only look something up, or commit something small.
-const SHORT: [&str; 16] = [
+const SHORT: [&str; 20] = [
     "List",
     "Explain",
     "Pin",
@@ -22,6 +22,10 @@ const SHORT: [&str; 16] = [
     "RemoveNode",
     "Signers",
     "RevokeSigner",
+    "CreateToken",
+    "RevokeToken",
+    "Tokens",
+    "AuditHead",
     "SetVoters",
     "Metrics",
     "Overview",

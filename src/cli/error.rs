@@ -22,7 +22,8 @@ Exit codes:
   14  C004  time-out
   15  C005  compiler not available: toolchain missing, out of memory, crashed
   20  not found
-  21  refused in the present state";
+  21  refused in the present state
+  22  not allowed: no token, a bad one, or one without the right (A001, A002)";
 
 /// An error that ends the command.
 #[derive(Debug, thiserror::Error)]
@@ -39,6 +40,9 @@ pub(crate) enum CliError {
     /// There is no such key, node or namespace.
     #[error("{0}")]
     NotFound(String),
+    /// Who asks may not.
+    #[error("{message}")]
+    Denied { code: String, kind: String, message: String },
     /// It cannot be done in the present state.
     #[error("{0}")]
     Refused(String),
@@ -78,6 +82,12 @@ impl CliError {
         Self::Failed { code: kind.code().into(), kind: kind.name().into(), message: message.into() }
     }
 
+    /// The node's socket told that who asks may not.
+    pub(crate) fn denied(message: String) -> Self {
+        let (code, kind) = (kiln::error::UNAUTHENTICATED.into(), "unauthenticated".into());
+        Self::Denied { code, kind, message }
+    }
+
     /// What a node answered.
     pub(crate) fn from_status(status: &Status) -> Self {
         let text = |name| status.metadata().get(name).and_then(|value| value.to_str().ok());
@@ -90,7 +100,11 @@ impl CliError {
             let kind = text("kiln-kind").unwrap_or("unknown");
             // Said once: here the code is not part of the message.
             let plain = message.strip_prefix(&format!("{code} {kind}: ")).unwrap_or(&message);
-            return Self::Failed { code: code.into(), kind: kind.into(), message: plain.into() };
+            let (code, kind, message) = (code.to_owned(), kind.to_owned(), plain.to_owned());
+            return match code.starts_with('A') {
+                true => Self::Denied { code, kind, message },
+                false => Self::Failed { code, kind, message },
+            };
         }
         // The deadline passed, here or there: see `deadline`.
         if status.code() == Code::Cancelled {
@@ -141,12 +155,13 @@ impl CliError {
             }
             Self::NotFound(_) => 20,
             Self::Refused(_) => 21,
+            Self::Denied { .. } => 22,
         }
     }
 
     fn code(&self) -> Option<&str> {
         match self {
-            Self::Failed { code, .. } => Some(code),
+            Self::Failed { code, .. } | Self::Denied { code, .. } => Some(code),
             _ => None,
         }
     }
@@ -156,7 +171,7 @@ impl CliError {
             Self::Local(_) => "local",
             Self::Usage(_) => "usage",
             Self::Unreachable(_) => "unreachable",
-            Self::Failed { kind, .. } => kind,
+            Self::Failed { kind, .. } | Self::Denied { kind, .. } => kind,
             Self::NotFound(_) => "not_found",
             Self::Refused(_) => "refused",
         }
@@ -166,6 +181,10 @@ impl CliError {
     fn advice(&self) -> Option<&'static str> {
         match self {
             Self::Failed { kind, .. } => advice(kind),
+            Self::Denied { code, .. } if code == kiln::error::UNAUTHENTICATED => {
+                Some(kiln::error::SHOW_A_TOKEN)
+            }
+            Self::Denied { .. } => Some(kiln::error::ASK_ANOTHER),
             _ => None,
         }
     }

@@ -46,11 +46,13 @@ pub(crate) enum Purpose {
 /// copied. Empty: the node's own tenant.
 pub(crate) async fn fetch_local(
     socket: &Path,
+    token: Option<String>,
     key: &ArtifactKey,
     namespace: &str,
     purpose: Purpose,
 ) -> Result<Fetched, CliError> {
     let mut client = LocalClient::connect(socket, ClientSettings::default()).await?;
+    client.show(token);
     let artifact = match purpose {
         Purpose::Use => client.fetch(key, namespace).await?,
         Purpose::Look => client.look(key, namespace).await?,
@@ -113,6 +115,7 @@ impl From<TransferError> for CliError {
             TransferError::Unreachable { address, source } => Self::Unreachable(format!(
                 "{address}: {source}; is --socket or KILN_SOCKET the node's own socket?"
             )),
+            TransferError::Denied(why) => Self::denied(why),
             TransferError::Failed(_) | TransferError::Protocol(_) | TransferError::Memory(_) => {
                 Self::Local(error.into())
             }
@@ -229,7 +232,7 @@ pub(crate) mod tests {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("none.sock");
         let key = artifact(&[("a", b"")]).0.key;
-        let refused = fetch_local(&socket, &key, "", Purpose::Use).await.err().unwrap();
+        let refused = fetch_local(&socket, None, &key, "", Purpose::Use).await.err().unwrap();
         assert_eq!(refused.exit_code(), 3);
         assert!(refused.to_string().contains("none.sock"), "{refused}");
     }

@@ -87,7 +87,14 @@ impl Get {
         if let (KeyArg::Whole(key), Some(socket)) = (&self.key, &self.socket.socket) {
             let namespace = &self.namespace.namespace;
             let fetch = async |key: &ArtifactKey| {
-                fetch::fetch_local(socket, key, namespace, fetch::Purpose::Look).await
+                fetch::fetch_local(
+                    socket,
+                    self.client.endpoints.token()?,
+                    key,
+                    namespace,
+                    fetch::Purpose::Look,
+                )
+                .await
             };
             let fetched = fetch(key).await?;
             let staged = self.stage(&fetched, fetch).await?;
@@ -100,7 +107,16 @@ impl Get {
         let namespace = &self.namespace.namespace;
         let key = self.key.resolve(&mut client, namespace).await?;
         let mut fetch = async |key: &ArtifactKey| match &self.socket.socket {
-            Some(socket) => fetch::fetch_local(socket, key, namespace, fetch::Purpose::Look).await,
+            Some(socket) => {
+                fetch::fetch_local(
+                    socket,
+                    self.client.endpoints.token()?,
+                    key,
+                    namespace,
+                    fetch::Purpose::Look,
+                )
+                .await
+            }
             None => fetch::fetch(&mut client, key, namespace, fetch::Purpose::Look).await,
         };
         let fetched = fetch(&key).await?;

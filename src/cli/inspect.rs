@@ -99,7 +99,14 @@ impl Inspect {
             let key = key.resolve(&mut client, namespace).await?;
             match &self.socket.socket {
                 Some(socket) => {
-                    fetch::fetch_local(socket, &key, namespace, fetch::Purpose::Look).await
+                    fetch::fetch_local(
+                        socket,
+                        self.client.endpoints.token()?,
+                        &key,
+                        namespace,
+                        fetch::Purpose::Look,
+                    )
+                    .await
                 }
                 None => fetch::fetch(&mut client, &key, namespace, fetch::Purpose::Look).await,
             }

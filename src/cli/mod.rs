@@ -5,6 +5,7 @@
 //! stdout has JSON objects only, one a line, an error among them.
 
 mod asking;
+mod audit;
 mod backup;
 mod certs;
 mod client;
@@ -12,6 +13,7 @@ mod cluster;
 mod compile;
 mod completions;
 mod confirm;
+mod credential;
 mod deadline;
 mod dev;
 mod doctor;
@@ -44,6 +46,7 @@ mod signer;
 mod sizes;
 mod source;
 mod status;
+mod token;
 mod top;
 mod traced;
 mod version;
@@ -94,6 +97,8 @@ enum Command {
     Status(status::Status),
     Cluster(cluster::ClusterArgs),
     Signer(signer::SignerArgs),
+    Token(token::TokenArgs),
+    Audit(audit::AuditArgs),
     Exec(exec::Exec),
     Inspect(inspect::Inspect),
     Plan(plan::Plan),
@@ -195,6 +200,8 @@ impl Command {
             Self::Status(command) => client(command.run()),
             Self::Cluster(command) => client(command.run()),
             Self::Signer(command) => client(command.run()),
+            Self::Token(command) => client(command.run()),
+            Self::Audit(command) => client(command.run()),
             Self::Exec(command) => command.run(),
             Self::Inspect(command) => client(command.run()),
             Self::Plan(command) => client(command.run()),
@@ -228,6 +235,8 @@ impl Command {
             Self::Status(command) => command.client.json,
             Self::Cluster(command) => command.client.json,
             Self::Signer(command) => command.client.json,
+            Self::Token(command) => command.client.json,
+            Self::Audit(command) => command.client.json,
             Self::Exec(command) => command.json,
             Self::Warm(command) => command.client.json,
             Self::Inspect(command) => command.client.json,

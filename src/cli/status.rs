@@ -156,6 +156,7 @@ mod tests {
             left: Vec::new(),
             away: Vec::new(),
             seen_by: 0,
+            access: None,
         }
     }
 

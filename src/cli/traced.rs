@@ -31,12 +31,12 @@ pub(crate) struct TraceArgs {
 
 impl TraceArgs {
     /// What goes along with each call.
-    pub(super) fn carried(&self) -> Carried {
+    pub(super) fn carried(&self, token: Option<MetadataValue<Ascii>>) -> Carried {
         let parent = match self.trace {
             true => self.minted.get_or_init(mint).clone(),
             false => self.traceparent.clone(),
         };
-        Carried(parent.and_then(|text| text.parse().ok()))
+        Carried { trace: parent.and_then(|text| text.parse().ok()), token }
     }
 }
 
@@ -50,14 +50,20 @@ fn mint() -> Option<String> {
     Some(format!("00-{id}-{}-01", hex::encode(span)))
 }
 
-/// Puts the trace and the deadline into each call.
+/// Puts the trace, the token and the deadline into each call.
 #[derive(Debug, Clone)]
-pub(crate) struct Carried(Option<MetadataValue<Ascii>>);
+pub(crate) struct Carried {
+    trace: Option<MetadataValue<Ascii>>,
+    token: Option<MetadataValue<Ascii>>,
+}
 
 impl Interceptor for Carried {
     fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
-        if let Some(parent) = &self.0 {
+        if let Some(parent) = &self.trace {
             request.metadata_mut().insert(PARENT, parent.clone());
+        }
+        if let Some(token) = &self.token {
+            request.metadata_mut().insert("authorization", token.clone());
         }
         deadline::set(&mut request);
         Ok(request)
@@ -69,7 +75,7 @@ mod tests {
     use super::*;
 
     fn sent(args: &TraceArgs) -> Option<String> {
-        let request = args.carried().call(Request::new(())).unwrap();
+        let request = args.carried(None).call(Request::new(())).unwrap();
         let parent = request.metadata().get(PARENT)?;
         Some(parent.to_str().unwrap().to_owned())
     }

@@ -25,6 +25,8 @@ impl Config {
         self.check_object(&mut wrong);
         self.check_resp(&mut wrong);
         self.check_tls(&mut wrong);
+        self.check_access(&mut wrong);
+        self.check_audit(&mut wrong);
         self.trace.check(&mut wrong);
         self.check_monitor(&mut wrong);
         wrong.extend(self.log.filter().err());

@@ -19,7 +19,7 @@ use tokio::{
     net::TcpListener,
     sync::{OwnedSemaphorePermit, Semaphore},
 };
-use tokio_util::sync::DropGuard;
+use tokio_util::sync::{CancellationToken, DropGuard, WaitForCancellationFutureOwned};
 use tonic::transport::server::Connected;
 
 use super::{accept::accept, stream::Conn, tls::Acceptor};
@@ -28,6 +28,8 @@ use super::{accept::accept, stream::Conn, tls::Acceptor};
 pub(crate) struct Placed {
     stream: Conn,
     caller: Caller,
+    /// Ends it from outside.
+    ended: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
     _place: Place,
 }
 
@@ -39,9 +41,15 @@ pub(crate) enum Place {
 }
 
 /// A connection that another accept loop took, for a server that is given connections;
-/// `end` is dropped with it.
-pub(crate) fn placed(stream: Conn, caller: Caller, end: DropGuard) -> Placed {
-    Placed { stream, caller, _place: Place::Told(end) }
+/// `end` is dropped with it, and it ends at `abort`.
+pub(crate) fn placed(
+    stream: Conn,
+    caller: Caller,
+    end: DropGuard,
+    abort: CancellationToken,
+) -> Placed {
+    let ended = Some(Box::pin(abort.cancelled_owned()));
+    Placed { stream, caller, ended, _place: Place::Told(end) }
 }
 
 impl Placed {
@@ -79,7 +87,7 @@ pub(crate) fn incoming(
         let acceptor = acceptor.clone();
         async move {
             let (stream, caller) = acceptor.secure(stream).await.ok()?;
-            Some(Ok(Placed { stream, caller, _place: Place::One(place) }))
+            Some(Ok(Placed { stream, caller, ended: None, _place: Place::One(place) }))
         }
     });
     // Whoever is slow with its handshake keeps nobody else waiting.
@@ -100,6 +108,11 @@ impl AsyncRead for Placed {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if let Some(ended) = &mut self.ended
+            && ended.as_mut().poll(context).is_ready()
+        {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+        }
         Pin::new(&mut self.stream).poll_read(context, buffer)
     }
 }

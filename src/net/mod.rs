@@ -5,6 +5,7 @@
 
 mod accept;
 mod incoming;
+mod local;
 mod progress;
 mod stream;
 pub mod tls;
@@ -13,5 +14,6 @@ pub use self::stream::Conn;
 pub(crate) use self::{
     accept::{Listen, Service, serve},
     incoming::{Placed, incoming, placed},
+    local::{Local, first_byte, user},
     progress::Progress,
 };

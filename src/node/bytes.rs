@@ -9,6 +9,7 @@ use kiln_cluster::Cluster;
 use kiln_proto::{ArtifactKey, Digest, MAX_PACK_BYTES, NodeId, SignedManifest, pb};
 
 use crate::{
+    access::{Access, Denied, Identity, Role, Shown},
     cache::{Blob, Presence, TierError, Tiers},
     error::Error,
     manager::{Fetcher, Manager},
@@ -23,6 +24,17 @@ pub(super) struct NodeBytes {
     pub(super) manager: Arc<Manager>,
     /// Tenant of clients on the unix socket that name none.
     pub(super) namespace: String,
+    /// Who may ask for what.
+    pub(super) access: Arc<Access>,
+}
+
+impl NodeBytes {
+    fn counted(&self, judged: Result<(), Denied>, what: &str) -> Result<(), Refusal> {
+        judged.map_err(|denied| {
+            self.access.refused(denied, "socket", what, &Identity::Anyone);
+            Refusal::Denied(denied.to_string())
+        })
+    }
 }
 
 #[tonic::async_trait]
@@ -53,8 +65,14 @@ impl Provider for NodeBytes {
         kept.map_err(|e| Refusal::Failed(e.to_string()))
     }
 
+    fn may_read_all(&self, asks: &Shown) -> Result<(), Refusal> {
+        let judged = self.access.judge(asks).and_then(|grant| grant.needs_all(Role::Read));
+        self.counted(judged, "blob")
+    }
+
     async fn artifact(
         &self,
+        asks: &Shown,
         key: &ArtifactKey,
         namespace: &str,
         look: bool,
@@ -63,6 +81,8 @@ impl Provider for NodeBytes {
             return Err(Refusal::Failed(Error::Left.to_string()));
         }
         let namespace = if namespace.is_empty() { &self.namespace } else { namespace };
+        let judged = self.access.judge(asks).and_then(|grant| grant.reads(namespace));
+        self.counted(judged, "artifact")?;
         let found = match look {
             true => self.manager.view(key, namespace).await,
             false => self.manager.load(key, namespace).await,

@@ -1,7 +1,8 @@
 //! The members' port: Raft, membership and the API over gRPC, and bytes, for the other
 //! nodes of the cluster alone.
 //!
-//! Invariant: nothing is answered before [`Acceptor`] took the connection; which of the two
+//! Invariant: nothing is answered before [`Acceptor`] took the connection, and nothing to
+//! whose certificate is of a node that is gone ([`Standing`]); which of the two
 //! protocols is spoken is settled once, by the handshake or by the first byte.
 
 use std::{io, sync::Arc, time::Duration};
@@ -15,6 +16,7 @@ use tokio::{
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 
+use super::standing::Standing;
 use crate::{
     net::{
         self, Conn, Placed,
@@ -36,6 +38,7 @@ pub(super) struct Members {
     grpc: mpsc::Sender<io::Result<Placed>>,
     /// Who gives bytes, once this node has an id.
     bytes: watch::Receiver<Option<Arc<PeerServer>>>,
+    standing: Arc<Standing>,
     stop: CancellationToken,
 }
 
@@ -52,11 +55,12 @@ pub(super) fn serve(
     listener: TcpListener,
     most: usize,
     acceptor: Acceptor,
+    standing: Arc<Standing>,
     stop: CancellationToken,
 ) -> (impl Future<Output = ()> + Send, Doors) {
     let (grpc, connections) = mpsc::channel(WAITING);
     let (bytes, given) = watch::channel(None);
-    let members = Members { acceptor, grpc, bytes: given, stop: stop.clone() };
+    let members = Members { acceptor, grpc, bytes: given, standing, stop: stop.clone() };
     let places = Arc::new(Semaphore::new(most));
     let serving = net::serve(listener, Arc::new(members), places, stop);
     (serving, Doors { grpc: ReceiverStream::new(connections), bytes })
@@ -66,9 +70,22 @@ impl net::Service<TcpStream> for Members {
     async fn serve(&self, stream: TcpStream) {
         let served = async {
             let (conn, caller) = self.acceptor.secure(stream).await.ok()?;
-            match timeout(IDLE, is_grpc(&conn)).await.ok()?? {
-                true => self.hand_over(conn, caller).await,
-                false => self.give_bytes(conn).await,
+            let abort = CancellationToken::new();
+            let of_member = async {
+                match timeout(IDLE, is_grpc(&conn)).await.ok()?? {
+                    true => self.hand_over(conn, caller.clone(), abort.clone()).await,
+                    false => self.give_bytes(conn).await,
+                }
+            };
+            tokio::select! {
+                // First: who is gone already is served nothing.
+                biased;
+                gone = self.standing.gone(&caller) => {
+                    self.standing.refused(&caller, gone);
+                    abort.cancel();
+                    None
+                }
+                served = of_member => served,
             }
         };
         self.stop.run_until_cancelled(served).await;
@@ -81,9 +98,9 @@ impl net::Service<TcpStream> for Members {
 
 impl Members {
     /// Returns when the gRPC server is done with it.
-    async fn hand_over(&self, conn: Conn, caller: Caller) -> Option<()> {
+    async fn hand_over(&self, conn: Conn, caller: Caller, abort: CancellationToken) -> Option<()> {
         let end = CancellationToken::new();
-        let placed = net::placed(conn, caller, end.clone().drop_guard());
+        let placed = net::placed(conn, caller, end.clone().drop_guard(), abort);
         self.grpc.send(Ok(placed)).await.ok()?;
         end.cancelled().await;
         Some(())

@@ -10,7 +10,9 @@ mod descriptors;
 mod error;
 mod follow;
 mod format;
+mod joined;
 mod listeners;
+mod local;
 mod lock;
 mod members;
 mod object_store;
@@ -18,6 +20,7 @@ mod parts;
 mod pins;
 mod security;
 mod services;
+mod standing;
 mod storage;
 mod unnamed;
 mod uploads;
@@ -31,6 +34,8 @@ use tokio_util::sync::CancellationToken;
 pub use self::{error::NodeError, parts::object_settings};
 use self::{listeners::Listeners, security::Security, services::Services, storage::Storage};
 use crate::{
+    access::Access,
+    audit::Audit,
     config::Config,
     identity,
     manager::Manager,
@@ -122,7 +127,9 @@ impl Node {
         let (listeners, http) = Listeners::bind(&config).await?;
         security.follow(&mut tasks);
         let accepted = security.http.clone();
-        let page = serve_http(http, descriptors.http, accepted, metrics, &mut tasks);
+        let audit = open_audit(&config, &mut tasks)?;
+        let access = Arc::new(Access::new(config.access.settings(), audit));
+        let page = serve_http(http, descriptors.http, accepted, metrics, access, &mut tasks);
         let (facts, dialer) = (listeners.facts.clone(), security.dialer.clone());
         let storage = Storage::open(&config, descriptors.blobs, signing, facts, dialer).await?;
         let (cluster, readiness) = (storage.cluster.clone(), &page.readiness);
@@ -163,17 +170,28 @@ impl Node {
     }
 }
 
+/// The audit log, written on a thread of its own until the node stops.
+fn open_audit(config: &Config, tasks: &mut Tasks) -> Result<Audit, NodeError> {
+    let Some(settings) = config.audit_settings() else { return Ok(Audit::off()) };
+    let doing = format!("open the audit log in {}", settings.folder.display());
+    let opened = Audit::open(settings, &tasks.stop);
+    let (audit, writing) = opened.map_err(|source| NodeError::Io { doing, source })?;
+    tasks.set.spawn_blocking(writing);
+    Ok(audit)
+}
+
 /// Whether this process lives is answered before its storage is open.
 fn serve_http(
     listener: TcpListener,
     connections: usize,
     acceptor: Acceptor,
     metrics: Recorder,
+    access: Arc<Access>,
     tasks: &mut Tasks,
 ) -> http::Http {
     tasks.spawn(metrics.clone().keep_up(tasks.stop.clone()));
     let (readiness, metrics) = (Readiness::default(), Meters::new(metrics));
-    let page = http::Http { readiness, metrics, page: Page::default() };
+    let page = http::Http { readiness, metrics, page: Page::default(), access };
     let serving = http::serve(listener, connections, acceptor, page.clone(), tasks.stop.clone());
     tasks.spawn(async move {
         if let Err(e) = serving.await {

@@ -170,6 +170,7 @@ pub(super) fn resp(config: &Config) -> resp::Settings {
         max_connections: config.resp.max_connections,
         users: config.resp.users.clone(),
         namespace: config.namespace.default.clone(),
+        audits_values: config.audit.enabled && config.audit.values,
         progress: RESP_PROGRESS,
     }
 }

@@ -61,6 +61,14 @@ impl Security {
             security.http = port("http", Verify::Off, &[HTTP])?;
             security.trusts.push(trust);
         }
+        for (name, address, _) in
+            config.in_plain_text().into_iter().filter(|_| config.access.required)
+        {
+            tracing::warn!(
+                "INSECURE: access.required is set, and {name} {address} takes plain text from other \
+                 machines: whoever is on the way reads the tokens, and may be taken for a member"
+            );
+        }
         for (name, address, _) in config.in_plain_text() {
             tracing::warn!(
                 "INSECURE: {name} {address} takes plain text from other machines: whoever reaches \

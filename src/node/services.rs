@@ -10,16 +10,18 @@ use kiln_cluster::{Cluster, Index, NodeFacts};
 use kiln_proto::{FailureKind, MAX_MESSAGE_BYTES, NodeId, pb, pb::kiln_server::KilnServer};
 use tokio::{
     net::{TcpListener, UnixListener},
-    sync::watch,
+    sync::{Semaphore, mpsc, watch},
 };
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::service::Routes;
 
 use super::{
-    MissingCompiler, NodeError, ReadyInfo, Tasks, bytes, descriptors::Descriptors, follow,
-    listeners::Listeners, members, object_store, parts, security::Security, storage::Storage,
-    unnamed, uploads,
+    MissingCompiler, NodeError, ReadyInfo, Tasks, bytes, descriptors::Descriptors, follow, joined,
+    listeners::Listeners, local, members, object_store, parts, security::Security,
+    standing::Standing, storage::Storage, unnamed, uploads,
 };
 use crate::{
+    access::Access,
     cache::{Arrivals, Tiers},
     config::{Config, EvictionPolicy},
     counters::CounterSource,
@@ -35,11 +37,14 @@ use crate::{
     service::{self, Readiness, api, http},
     transfer::{
         self, ClientSettings, PeerClient, PeerServer, Provider, ServerSettings, SocketFile,
+        SocketServer,
     },
 };
 
 /// The unix socket is for the user that runs the node, and nobody else, unless configured.
 const SOCKET_MODE: u32 = 0o600;
+/// In which a starting node hears which tokens were revoked while it was away.
+const TOKENS: Duration = Duration::from_secs(10);
 /// Between two questions whether a silent gRPC client is still there.
 const KEEP_ALIVE: Duration = Duration::from_secs(20);
 
@@ -54,6 +59,7 @@ pub(super) struct Services {
 /// What most services share.
 struct Shared<'a> {
     config: &'a Config,
+    access: Arc<Access>,
     cluster: Arc<Cluster>,
     dialer: Dialer,
     index: Index,
@@ -82,21 +88,39 @@ impl Services {
         let checker = parts::checker(config)?;
         let observe = service::Observe::default();
         let audience = service::Audience::default();
-        if security.plain_members {
+        let access = page.access.clone();
+        // Where callers need a right, nobody has one for having an earlier version.
+        if security.plain_members && !access.is_required() {
             // Nobody else sets it.
             let _ = audience.older.set(cluster.clone());
         }
-        let (taking, doors) =
-            members::serve(transfer, descriptors.bytes, security.members, tasks.stop.clone());
+        let standing = Arc::new(Standing::new(cluster.index(), access.audit().clone()));
+        let (following, stop) = (standing.clone(), tasks.stop.clone());
+        tasks.spawn(async move { following.follow(stop).await });
+        let (taking, doors) = members::serve(
+            transfer,
+            descriptors.bytes,
+            security.members,
+            standing,
+            tasks.stop.clone(),
+        );
         tasks.spawn(taking);
         let clients = net::incoming(grpc, descriptors.grpc, "grpc", security.grpc);
-        let api = Grpc { routes, observe: observe.clone(), audience, readiness };
-        let api = api.serve(clients, doors.grpc, tasks)?;
+        let (to_local, from_local) = mpsc::channel(local::WAITING);
+        let api = Grpc { routes, observe: observe.clone(), audience, readiness, access: &access };
+        let api = api.serve(clients, doors.grpc, ReceiverStream::new(from_local), tasks)?;
         let dialer = security.dialer;
         dialer.know(&cluster);
 
         let identity = cluster.start().await?;
         let (node, index, reporter) = (identity.node, cluster.index(), Reporter::default());
+        if access.is_required() {
+            hear_of_tokens(&index).await;
+        }
+        access.know(index.clone());
+        let audit = access.audit();
+        tasks.spawn(audit.clone().note(index.clone(), node, tasks.stop.clone()));
+        tasks.spawn(joined::follow(audit.clone(), index.clone(), tasks.stop.clone()));
         // Nobody else sets it.
         let _ = observe.node.set(node);
         let peers = Arc::new(PeerClient::new(ClientSettings::default(), dialer.clone()));
@@ -124,6 +148,7 @@ impl Services {
         let sockets = Vec::new();
         let mut shared = Shared {
             config,
+            access: access.clone(),
             cluster,
             dialer,
             index,
@@ -135,7 +160,7 @@ impl Services {
             sockets,
         };
 
-        shared.serve_bytes(&doors.bytes, descriptors.bytes, tasks)?;
+        shared.serve_bytes(&doors.bytes, to_local, descriptors.bytes, tasks)?;
         let (resp, resp_counters) = shared.serve_resp(resp, security.resp, tasks)?;
         shared.keep_object_store(tasks);
         shared.follow(node, facts.clone(), tasks);
@@ -153,6 +178,7 @@ impl Services {
             service::Departure::new(cluster.clone(), manager.clone(), tasks.stop.clone());
         api.open(service::Parts {
             node,
+            access,
             manager: manager.clone(),
             index,
             cluster,
@@ -198,15 +224,23 @@ struct Grpc<'a> {
     observe: service::Observe,
     audience: service::Audience,
     readiness: &'a Readiness,
+    access: &'a Arc<Access>,
 }
 
 impl Grpc<'_> {
     /// Serves members with all of it, and clients with what is theirs: "still joining" until
     /// the API is opened.
-    fn serve<C, M>(self, clients: C, members: M, tasks: &mut Tasks) -> Result<api::Api, NodeError>
+    fn serve<C, M, L>(
+        self,
+        clients: C,
+        members: M,
+        local: L,
+        tasks: &mut Tasks,
+    ) -> Result<api::Api, NodeError>
     where
         C: Stream<Item = io::Result<net::Placed>> + Send + 'static,
         M: Stream<Item = io::Result<net::Placed>> + Send + 'static,
+        L: Stream<Item = io::Result<net::Local>> + Send + 'static,
     {
         let api = api::Api::default();
         let health = self.readiness.service(tasks.stop.clone());
@@ -223,13 +257,31 @@ impl Grpc<'_> {
             .http2_keepalive_interval(Some(KEEP_ALIVE))
             .layer(self.observe);
         let stopped = || tasks.stop.clone().cancelled_owned();
-        let to_members = server.clone().add_routes(routes.clone());
+        let of_members = service::Guard::of_members(self.access.clone());
+        let of_clients = service::Guard::of_clients(self.access.clone());
+        let to_members = server.clone().layer(of_members).add_routes(routes.clone());
         let to_members = to_members.serve_with_incoming_shutdown(members, stopped());
-        let to_clients = server.layer(self.audience).add_routes(routes);
+        let mut for_clients = server.layer(self.audience).layer(of_clients);
+        let to_local = for_clients.clone().add_routes(routes.clone());
+        let to_local = to_local.serve_with_incoming_shutdown(local, stopped());
+        let to_clients = for_clients.add_routes(routes);
         let to_clients = to_clients.serve_with_incoming_shutdown(clients, stopped());
         tasks.spawn(told("members", to_members));
         tasks.spawn(told("gRPC", to_clients));
+        tasks.spawn(told("unix socket's", to_local));
         Ok(api)
+    }
+}
+
+/// Waits until this replica knows of what was revoked while the node was away, where a
+/// leader can be asked.
+async fn hear_of_tokens(index: &Index) {
+    let heard = tokio::time::timeout(TOKENS, index.barrier()).await;
+    if !matches!(heard, Ok(Ok(()))) {
+        tracing::warn!(
+            "the cluster does not say which tokens were revoked lately: they are judged by what this \
+             node knew when it stopped"
+        );
     }
 }
 
@@ -241,10 +293,12 @@ async fn told(port: &str, server: impl Future<Output = Result<(), tonic::transpo
 }
 
 impl Shared<'_> {
-    /// The byte path: peers on the members' port, clients of this machine by the unix socket.
+    /// The byte path: peers on the members' port, clients of this machine by the unix socket,
+    /// which serves them the API as well.
     fn serve_bytes(
         &mut self,
         peers: &watch::Sender<Option<Arc<PeerServer>>>,
+        grpc: mpsc::Sender<io::Result<net::Local>>,
         connections: usize,
         tasks: &mut Tasks,
     ) -> Result<(), NodeError> {
@@ -254,6 +308,7 @@ impl Shared<'_> {
             fetcher: self.fetcher.clone(),
             manager: self.manager.clone(),
             namespace: self.config.namespace.default.clone(),
+            access: self.access.clone(),
         });
         let settings =
             || ServerSettings { max_connections: connections, ..ServerSettings::default() };
@@ -262,7 +317,10 @@ impl Shared<'_> {
         peers.send_replace(Some(Arc::new(server)));
         if let Some(path) = &self.config.socket {
             let listener = self.bind_socket(path)?;
-            tasks.spawn(transfer::serve_socket(listener, provider, settings(), stop));
+            let bytes = SocketServer::new(provider, settings(), stop.clone());
+            let door = local::Door { grpc, bytes, stop: stop.clone() };
+            let places = Arc::new(Semaphore::new(connections));
+            tasks.spawn(net::serve(listener, Arc::new(door), places, stop));
         }
         Ok(())
     }
@@ -284,8 +342,10 @@ impl Shared<'_> {
             reporter: self.reporter.clone(),
             counters: counters.clone(),
         };
-        let resp = resp::Resp::new(resp_parts, parts::resp(config)).map_err(|source| {
-            NodeError::Io { doing: format!("read the users in {:?}", config.resp.users), source }
+        let resp = resp::Resp::new(resp_parts, parts::resp(config), self.access.clone());
+        let resp = resp.map_err(|source| NodeError::Io {
+            doing: format!("read the users in {:?}", config.resp.users),
+            source,
         })?;
         let resp = Arc::new(resp);
         let served = listener.is_some() || config.resp_socket.is_some();

@@ -38,6 +38,10 @@ impl Connection {
             self.refuse(Reply::error("NOAUTH Authentication required."));
             return Ok(());
         }
+        if let Some(refused) = self.session.denied(name) {
+            self.refuse(refused);
+            return Ok(());
+        }
         match self.in_transaction(name, request).await? {
             Some(request) => self.execute(name, request).await,
             None => Ok(()),
@@ -50,6 +54,13 @@ impl Connection {
         name: &'static str,
         request: Request,
     ) -> Result<(), Ended> {
+        // Again of what waited in a transaction: a token may have ended meanwhile.
+        if self.executing
+            && let Some(refused) = self.session.denied_at(name)
+        {
+            self.push(refused);
+            return Ok(());
+        }
         let Request { mut args, admitted } = request;
         args.remove(0);
         match name {

@@ -52,6 +52,10 @@ impl Connection {
         if let Some(blob) = values.local(key, &namespace).await {
             return Ok(Some(blob));
         }
+        if !self.session.may_write() {
+            // Who cannot SET takes nobody's turn.
+            return Ok(values.anywhere(key, &namespace).await);
+        }
         if self.misses.holds(key, &values) {
             return Ok(None);
         }

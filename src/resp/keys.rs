@@ -34,8 +34,14 @@ impl Connection {
     pub(super) async fn del(&mut self, names: &[Bytes]) -> Reply {
         let mut removed = 0;
         for name in names {
-            match self.values.delete(&self.key(name)).await {
-                Ok(existed) => removed += i64::from(existed),
+            let key = self.key(name);
+            match self.values.delete(&key).await {
+                Ok(existed) => {
+                    if existed {
+                        self.session.did("remove", &key);
+                    }
+                    removed += i64::from(existed);
+                }
                 Err(error) => {
                     let name = value::shown(name);
                     tracing::warn!(name, %error, "a DEL failed");

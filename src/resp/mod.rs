@@ -31,6 +31,7 @@ mod pattern;
 mod quorum;
 mod reply;
 mod requests;
+mod rights;
 mod server;
 mod session;
 mod settings;

@@ -25,13 +25,17 @@ use super::{
     counters::Count,
     families::Families,
     reply::{Reply, Version},
+    rights::Judge,
     session::Session,
     settings::Settings,
     socket::Socket,
     users::Users,
     values::{Parts, Values},
 };
-use crate::net::{self, Listen, tls::Acceptor};
+use crate::{
+    access::Access,
+    net::{self, Listen, tls::Acceptor},
+};
 
 /// A client whose machine is gone is noticed after about this and three probes.
 const KEEP_ALIVE: Duration = Duration::from_secs(30);
@@ -40,7 +44,7 @@ const KEEP_ALIVE: Duration = Duration::from_secs(30);
 pub struct Resp {
     values: Arc<Values>,
     settings: Arc<Settings>,
-    users: Arc<Users>,
+    judge: Arc<Judge>,
     places: Arc<Semaphore>,
     ids: AtomicU64,
 }
@@ -65,12 +69,17 @@ impl From<UnixListener> for Listener {
 
 impl Resp {
     /// A port over the node's parts; fails where the users cannot be read.
-    pub fn new(parts: Parts, settings: Settings) -> io::Result<Self> {
+    pub fn new(parts: Parts, settings: Settings, access: Arc<Access>) -> io::Result<Self> {
         let users = Users::read(settings.users.as_deref(), &settings.namespace)?;
         let families = Families::new(settings.wait, settings.families.clone());
         Ok(Self {
             values: Arc::new(Values::new(parts, families)),
-            users: Arc::new(users),
+            judge: Arc::new(Judge {
+                access,
+                users: Arc::new(users),
+                namespace: settings.namespace.as_str().into(),
+                audits_values: settings.audits_values,
+            }),
             places: Arc::new(Semaphore::new(settings.max_connections)),
             settings: Arc::new(settings),
             ids: AtomicU64::new(1),
@@ -134,9 +143,11 @@ struct Clients {
 impl net::Service<(Socket, String)> for Clients {
     async fn serve(&self, (socket, address): (Socket, String)) {
         let port = &self.port;
-        let Some(socket) = socket.secured(&self.acceptor, &self.stop).await else { return };
+        let Some((socket, caller)) = socket.secured(&self.acceptor, &self.stop).await else {
+            return;
+        };
         let id = port.ids.fetch_add(1, Ordering::Relaxed);
-        let session = Session::new(id, address, port.users.clone());
+        let session = Session::new(id, address, caller, port.judge.clone());
         let (values, settings) = (port.values.clone(), port.settings.clone());
         let counters = values.parts.counters.clone();
         let _open = counters.connection();

@@ -6,10 +6,17 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use kiln_cluster::Caller;
+use kiln_proto::ArtifactKey;
 
 use super::{
     reply::{Reply, Version},
-    users::{Auth, Users},
+    rights::{self, Judge},
+    users::Auth,
+};
+use crate::{
+    access::{Grant, Identity},
+    audit::Event,
 };
 
 /// The version of Redis whose commands these are, as clients look at it.
@@ -22,33 +29,39 @@ pub(super) struct Session {
     /// Empty until [`authenticated`](Self::authenticated).
     pub(super) namespace: Arc<str>,
     pub(super) authenticated: bool,
+    /// What it may do; `None` until then.
+    pub(super) grant: Option<Grant>,
     pub(super) quits: bool,
     name: Bytes,
     library: [Bytes; 2],
     address: String,
-    users: Arc<Users>,
+    caller: Caller,
+    judge: Arc<Judge>,
 }
 
 impl Session {
-    pub(super) fn new(id: u64, address: String, users: Arc<Users>) -> Self {
-        let anonymous = users.anonymous();
+    pub(super) fn new(id: u64, address: String, caller: Caller, judge: Arc<Judge>) -> Self {
+        let (grant, namespace) = judge.connected(&caller).unzip();
         Self {
             id,
             version: Version::Two,
-            authenticated: anonymous.is_some(),
-            namespace: anonymous.unwrap_or_default(),
+            authenticated: grant.is_some(),
+            grant,
+            namespace: namespace.unwrap_or_default(),
             quits: false,
             name: Bytes::new(),
             library: Default::default(),
             address,
-            users,
+            caller,
+            judge,
         }
     }
 
     /// RESET: as after connecting.
     pub(super) fn reset(&mut self) -> Reply {
         let address = std::mem::take(&mut self.address);
-        *self = Self::new(self.id, address, self.users.clone());
+        let caller = std::mem::take(&mut self.caller);
+        *self = Self::new(self.id, address, caller, self.judge.clone());
         Reply::Simple("RESET")
     }
 
@@ -59,8 +72,20 @@ impl Session {
             [user, password] => (Some(&user[..]), password),
             _ => return Reply::error("ERR syntax error"),
         };
-        match self.users.authenticate(user, password) {
+        match self.judge.token(user, password) {
+            Some(Ok((grant, namespace))) => {
+                (self.grant, self.namespace, self.authenticated) = (Some(grant), namespace, true);
+                return Reply::OK;
+            }
+            Some(Err(denied)) => {
+                self.judge.access.refused(denied, "resp", "auth", &self.who());
+                return Reply::error(format!("WRONGPASS {denied}"));
+            }
+            None => {}
+        }
+        match self.judge.users.authenticate(user, password) {
             Auth::Granted(namespace) => {
+                self.grant = Some(self.judge.password(&namespace));
                 (self.namespace, self.authenticated) = (namespace, true);
                 Reply::OK
             }
@@ -72,6 +97,44 @@ impl Session {
                  user. Are you sure your configuration is correct?",
             ),
         }
+    }
+
+    /// The refusal of a command that this client may not run now.
+    pub(super) fn denied(&mut self, command: &str) -> Option<Reply> {
+        let grant = self.grant.as_ref()?;
+        let denied = self.judge.allows(grant, &self.namespace, command).err()?;
+        self.judge.access.refused(denied, "resp", command, &self.who());
+        if !denied.is_known() {
+            // What it showed is good no more.
+            (self.grant, self.authenticated) = (None, false);
+        }
+        Some(rights::refusal(denied))
+    }
+
+    /// The same of a command of a transaction, for a client that may be known no more.
+    pub(super) fn denied_at(&mut self, command: &str) -> Option<Reply> {
+        match self.authenticated {
+            true => self.denied(command),
+            false => Some(Reply::error("NOAUTH Authentication required.")),
+        }
+    }
+
+    /// Whether it may store values where it is.
+    pub(super) fn may_write(&self) -> bool {
+        let grant = self.grant.as_ref();
+        grant.is_some_and(|grant| self.judge.allows(grant, &self.namespace, "set").is_ok())
+    }
+
+    /// Notes in the audit log what this client asked for, where values are in it.
+    pub(super) fn did(&self, what: &'static str, key: &ArtifactKey) {
+        if self.judge.audits_values {
+            let event = Event::new(what, &self.who()).of(key).within(&self.namespace);
+            self.judge.access.audit().record(event.saying("redis"));
+        }
+    }
+
+    fn who(&self) -> Identity {
+        self.grant.as_ref().map_or(Identity::Anyone, |grant| grant.who().clone())
     }
 
     /// HELLO [version [AUTH user password] [SETNAME name]].

@@ -19,6 +19,8 @@ pub struct Settings {
     pub users: Option<PathBuf>,
     /// What clients see that name no namespace.
     pub namespace: String,
+    /// Whether SETs and DELs are in the audit log.
+    pub audits_values: bool,
     /// In which a reader must take, and a sender of a long value give, 64 KiB.
     pub progress: Duration,
 }

@@ -6,6 +6,7 @@
 use std::{io, time::Duration};
 
 use bytes::BytesMut;
+use kiln_cluster::Caller;
 use rustix::net::SendFlags;
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
@@ -13,7 +14,7 @@ use tokio::{
 };
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use crate::net::{Conn, tls::Acceptor};
+use crate::net::{self, Conn, tls::Acceptor};
 
 /// All kinds, as one.
 pub(super) enum Socket {
@@ -70,11 +71,19 @@ impl Socket {
         self,
         acceptor: &Acceptor,
         stop: &CancellationToken,
-    ) -> Option<Self> {
-        let Self::Tcp(stream) = self else { return Some(self) };
+    ) -> Option<(Self, Caller)> {
+        let stream = match self {
+            Self::Tcp(stream) => stream,
+            Self::Unix(stream) => {
+                let caller = Caller { uid: net::user(&stream), ..Caller::default() };
+                return Some((Self::Unix(stream), caller));
+            }
+            Self::Tls(..) => return None,
+        };
         let secured = stop.run_until_cancelled(acceptor.secure(stream)).await?;
-        let tls = match secured.ok()?.0 {
-            Conn::Plain(stream) => return Some(Self::Tcp(stream)),
+        let (conn, caller) = secured.ok()?;
+        let tls = match conn {
+            Conn::Plain(stream) => return Some((Self::Tcp(stream), caller)),
             Conn::Tls(stream) => stream,
         };
         let pair = UnixStream::pair();
@@ -92,7 +101,7 @@ impl Socket {
                 () = given_up => tracing::debug!("a Redis client in TLS did not read to the end"),
             }
         });
-        Some(Self::Tls(here, guard))
+        Some((Self::Tls(here, guard), caller))
     }
 
     /// Reads what there is into `buffer`, waiting for at least one byte; 0: the

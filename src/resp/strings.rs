@@ -113,6 +113,7 @@ impl Connection {
             Arg::Skipped(size) => Err(format!("no room for its {size} bytes")),
         };
         let artifact = self.key(&name);
+        self.session.did("publish", &artifact);
         let (seconds, lease) = self.misses.fill(&artifact, &self.values);
         match value {
             Ok(value) => Some(Set {

@@ -9,7 +9,7 @@ use std::{collections::HashMap, io, path::Path, sync::Arc};
 use kiln_proto::{NAMESPACE_RULE, is_namespace};
 
 /// The user that clients name who name none.
-const DEFAULT_USER: &str = "default";
+pub(super) const DEFAULT_USER: &str = "default";
 
 /// How AUTH ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,6 +39,11 @@ impl Users {
             })?),
         };
         Ok(Self { default_namespace: default_namespace.into(), passwords })
+    }
+
+    /// Whether there is a file of users.
+    pub(super) fn have_passwords(&self) -> bool {
+        self.passwords.is_some()
     }
 
     /// What a connection sees that has not authenticated.

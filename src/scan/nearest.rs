@@ -10,9 +10,9 @@ use tokio_util::sync::CancellationToken;
 use super::{Bounds, Scanned, each};
 
 /// A search for the neighbour of one key.
-#[derive(Debug)]
 pub struct Nearest<'a> {
     components: &'a Components,
+    readable: Option<&'a dyn Fn(&str) -> bool>,
     key: ArtifactKey,
     made_before: u64,
     found: Option<(ArtifactKey, Vec<Difference>)>,
@@ -21,12 +21,18 @@ pub struct Nearest<'a> {
 impl<'a> Nearest<'a> {
     /// Of the key of `components`.
     pub fn new(components: &'a Components) -> Self {
-        Self { components, key: components.key(), made_before: u64::MAX, found: None }
+        let (readable, made_before, found) = (None, u64::MAX, None);
+        Self { components, readable, key: components.key(), made_before, found }
     }
 
     /// Only among entries that were made before, in Unix milliseconds by their makers' clocks.
     pub fn made_before(self, unix_ms: u64) -> Self {
         Self { made_before: unix_ms, ..self }
+    }
+
+    /// Only among entries of namespaces that are `readable`.
+    pub fn within(self, readable: &'a dyn Fn(&str) -> bool) -> Self {
+        Self { readable: Some(readable), ..self }
     }
 
     /// Holds a stored key against it.
@@ -61,7 +67,8 @@ pub fn nearest(
             return;
         }
         for search in searches.iter_mut() {
-            if other.created_unix_ms < search.made_before {
+            let readable = search.readable.is_none_or(|readable| readable(&other.namespace));
+            if readable && other.created_unix_ms < search.made_before {
                 search.see(&other.components);
             }
         }

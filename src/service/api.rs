@@ -20,8 +20,8 @@ use tonic::{Request, Response, Status, Streaming};
 use tracing::Instrument;
 
 use super::{
-    compile, explain, fetch, gather, leases, list, monitor, overview, parts::Parts, plan, publish,
-    restore, status, wire,
+    compile, explain, fetch, gather, guard, leases, list, monitor, overview, parts::Parts, plan,
+    publish, restore, status, tokens, wire,
 };
 use crate::{error::Error, scan};
 
@@ -67,7 +67,13 @@ impl Kiln for Api {
 
     async fn compile(&self, request: Request<pb::CompileRequest>) -> Reply<Self::CompileStream> {
         let parts = self.parts()?;
-        let requests = parts.requests(request.into_inner())?;
+        let (asks, request) = guard::asks(request)?;
+        let namespace = parts.namespace(&request.namespace).to_owned();
+        parts.may(&asks, asks.writes(&namespace))?;
+        let requests = parts.requests(request)?;
+        parts.did(&asks, "compile", |event| {
+            event.within(&namespace).saying(format!("{} targets", requests.len()))
+        });
         let (sender, receiver) = mpsc::channel(STREAM_DEPTH);
         let compiling = compile::compile(parts.manager.clone(), parts.node, requests, sender);
         tokio::spawn(compiling.in_current_span());
@@ -76,7 +82,8 @@ impl Kiln for Api {
 
     async fn lookup(&self, request: Request<pb::LookupRequest>) -> Reply<pb::LookupResponse> {
         let parts = self.parts()?;
-        let request = request.into_inner();
+        let (asks, request) = guard::asks(request)?;
+        parts.may(&asks, asks.reads(parts.namespace(&request.namespace)))?;
         let key = convert::key("key", &request.key).map_err(Error::from)?;
         let found = match request.linearizable {
             true => parts.index.lookup_linearizable(&key).await,
@@ -98,9 +105,10 @@ impl Kiln for Api {
 
     async fn fetch(&self, request: Request<pb::FetchRequest>) -> Reply<Self::FetchStream> {
         let parts = self.parts()?;
-        let request = request.into_inner();
+        let (asks, request) = guard::asks(request)?;
         let key = convert::key("key", &request.key).map_err(Error::from)?;
         let namespace = parts.namespace(&request.namespace);
+        parts.may(&asks, asks.reads(namespace))?;
         let answer = match request.look {
             true => parts.manager.view(&key, namespace).await?,
             false => parts.manager.load(&key, namespace).await?,
@@ -117,8 +125,9 @@ impl Kiln for Api {
 
     async fn lease(&self, request: Request<pb::LeaseRequest>) -> Reply<Self::LeaseStream> {
         let parts = self.parts()?;
-        let request = request.into_inner();
+        let (asks, request) = guard::asks(request)?;
         let key = leases::key(&request)?;
+        parts.not_anothers(&asks, &key).await?;
         let limit = wire::bound(request.deadline_ms, parts.default_deadline);
         let gate = parts.manager.gate().clone();
         gate.check()?;
@@ -134,9 +143,11 @@ impl Kiln for Api {
     ) -> Reply<pb::PublishResponse> {
         let parts = self.parts()?;
         let inside = parts.manager.gate().enter()?;
-        let mut chunks = request.into_inner();
+        let (asks, mut chunks) = guard::asks(request)?;
         let publish::Announced { under, manifest } =
             publish::announced(&mut chunks, parts.patience).await?;
+        parts.may(&asks, asks.writes(&manifest.namespace))?;
+        let published = (manifest.key, manifest.namespace.clone());
         // A folder is published piece by piece, each time over what it has: its client
         // says itself whether what it restored was of use.
         if manifest.fingerprint.compiler != value::FOLDER_FAMILY {
@@ -166,13 +177,24 @@ impl Kiln for Api {
                 }
             }
         };
+        parts.did(&asks, "publish", |event| {
+            event.of(published.0).within(&published.1).saying(match committed {
+                true => "",
+                false => "the key had an artifact already",
+            })
+        });
         let manifest = Some((&*manifest).into());
         Ok(Response::new(pb::PublishResponse { committed, manifest }))
     }
 
     async fn list(&self, request: Request<pb::ListRequest>) -> Reply<pb::ListResponse> {
-        let index = self.parts()?.index.clone();
-        let listing = list::Listing::try_from(request.into_inner())?;
+        let parts = self.parts()?;
+        let (asks, request) = guard::asks(request)?;
+        if !request.namespace.is_empty() {
+            parts.may(&asks, asks.reads(&request.namespace))?;
+        }
+        let index = parts.index.clone();
+        let listing = list::Listing::new(request, asks.grant)?;
         // A client that leaves ends the search.
         let stop = CancellationToken::new();
         let (_ended, stopped) = (stop.clone().drop_guard(), stop);
@@ -182,19 +204,23 @@ impl Kiln for Api {
     async fn explain(&self, request: Request<pb::ExplainRequest>) -> Reply<pb::ExplainResponse> {
         use pb::explain_request::Subject;
         let parts = self.parts()?;
-        let subject = request.into_inner().subject;
+        let (asks, request) = guard::asks(request)?;
+        let subject = request.subject;
         let components = match subject.ok_or(Error::Invalid("name a key or a request".into()))? {
             Subject::Key(bytes) => {
                 let key = convert::key("key", &bytes).map_err(Error::from)?;
+                parts.not_anothers(&asks, &key).await?;
                 match explain::components_of(&parts.index, &key).await {
-                    // What was removed has no components any more, and a reason.
-                    Err(Error::NotFound(_)) => {
+                    // What was removed has no components any more, and a reason. Whose it was
+                    // is not known any more, so it is told to who may read all.
+                    Err(Error::NotFound(_)) if asks.reads_all() => {
                         return Ok(Response::new(explain::ended(&parts.index, &key).await?));
                     }
                     components => components?,
                 }
             }
             Subject::Request(wire) => {
+                parts.may(&asks, asks.reads(parts.namespace(&wire.namespace)))?;
                 let requests = parts.requests(wire)?;
                 parts.manager.prepare(&requests[0]).await?.components.clone()
             }
@@ -209,8 +235,10 @@ impl Kiln for Api {
         // A client that leaves ends the search.
         let stop = CancellationToken::new();
         let (_ended, stopped) = (stop.clone().drop_guard(), stop);
-        let search =
-            move || explain::explain(&index, &components, scan::Bounds::default(), &stopped);
+        let search = move || {
+            let bounds = scan::Bounds::default();
+            explain::explain(&index, &components, &asks.grant, bounds, &stopped)
+        };
         let found = blocking(search).await??;
         let (nearest, differences) = match &found.nearest {
             Some((key, differences)) => {
@@ -233,10 +261,15 @@ impl Kiln for Api {
 
     async fn pin(&self, request: Request<pb::PinRequest>) -> Reply<pb::PinResponse> {
         let parts = self.parts()?;
-        let request = request.into_inner();
+        let (asks, request) = guard::asks(request)?;
         let key = convert::key("key", &request.key).map_err(Error::from)?;
+        parts.own(&asks, &key).await?;
         match parts.index.set_pinned(&key, request.pinned).await.map_err(Error::from)? {
-            true => Ok(Response::new(pb::PinResponse {})),
+            true => {
+                let what = if request.pinned { "pin" } else { "unpin" };
+                parts.did(&asks, what, |event| event.of(key));
+                Ok(Response::new(pb::PinResponse {}))
+            }
             false => Err(Error::NotFound(key).into()),
         }
     }
@@ -247,13 +280,23 @@ impl Kiln for Api {
     ) -> Reply<pb::TombstoneResponse> {
         let parts = self.parts()?;
         let from = request.extensions().get::<Caller>().and_then(|caller| caller.from);
-        let request = request.into_inner();
+        let (asks, request) = guard::asks(request)?;
         let key = convert::key("key", &request.key).map_err(Error::from)?;
         if request.reason.len() > 1024 {
             return Err(Error::Invalid("a reason has at most 1024 bytes".into()).into());
         }
+        match parts.own(&asks, &key).await {
+            // As of a key that there is not.
+            Err(Error::NotFound(_)) => {
+                return Ok(Response::new(pb::TombstoneResponse { existed: false }));
+            }
+            own => own?,
+        }
         let reason = explain::removal(&request.reason, parts.node, from, SystemTime::now());
         let existed = parts.index.tombstone(&key, reason).await.map_err(Error::from)?;
+        if existed {
+            parts.did(&asks, "remove", |event| event.of(key).saying(request.reason));
+        }
         Ok(Response::new(pb::TombstoneResponse { existed }))
     }
 
@@ -271,15 +314,20 @@ impl Kiln for Api {
 
     async fn status(&self, request: Request<pb::StatusRequest>) -> Reply<pb::StatusResponse> {
         let parts = self.opened()?;
-        Ok(Response::new(match request.into_inner().whole {
+        let (asks, request) = guard::asks(request)?;
+        let mut status = match request.whole {
             true => status::whole(parts).await,
             false => status::status(parts),
-        }))
+        };
+        status.access = Some(tokens::access(parts, &asks.grant));
+        Ok(Response::new(status))
     }
 
     async fn add_node(&self, request: Request<pb::AddNodeRequest>) -> Reply<pb::AddNodeResponse> {
-        let address = request.into_inner().address;
-        let id = self.parts()?.cluster.add(&address).await.map_err(Error::from)?;
+        let parts = self.parts()?;
+        let (asks, pb::AddNodeRequest { address }) = guard::asks(request)?;
+        let id = parts.cluster.add(&address).await.map_err(Error::from)?;
+        parts.did(&asks, "add_node", |event| event.of(id).saying(address));
         Ok(Response::new(pb::AddNodeResponse { id }))
     }
 
@@ -287,14 +335,21 @@ impl Kiln for Api {
         &self,
         request: Request<pb::RemoveNodeRequest>,
     ) -> Reply<pb::RemoveNodeResponse> {
-        let id = request.into_inner().id;
-        self.parts()?.cluster.remove(id).await.map_err(Error::from)?;
+        let parts = self.parts()?;
+        let (asks, pb::RemoveNodeRequest { id }) = guard::asks(request)?;
+        parts.cluster.remove(id).await.map_err(Error::from)?;
+        parts.did(&asks, "remove_node", |event| event.of(id));
         Ok(Response::new(pb::RemoveNodeResponse {}))
     }
 
     async fn leave(&self, request: Request<pb::LeaveRequest>) -> Reply<pb::LeaveResponse> {
         let parts = self.parts()?;
-        let lost = parts.departure.leave(request.into_inner().into()).await?;
+        let (asks, request) = guard::asks(request)?;
+        let force = request.force;
+        let lost = parts.departure.leave(request.into()).await?;
+        parts.did(&asks, "leave_asked", |event| {
+            event.of(parts.node).saying(if force { "by force" } else { "" })
+        });
         Ok(Response::new(pb::LeaveResponse { lost: lost.map(Into::into) }))
     }
 
@@ -319,19 +374,61 @@ impl Kiln for Api {
         request: Request<pb::RevokeSignerRequest>,
     ) -> Reply<pb::RevokeSignerResponse> {
         let from = request.extensions().get::<Caller>().and_then(|caller| caller.from);
-        let pb::RevokeSignerRequest { node, reason, keep } = request.into_inner();
-        let revoked = self.parts()?.index.revoke(node, keep, reason.clone()).await;
+        let parts = self.parts()?;
+        let (asks, request) = guard::asks(request)?;
+        let pb::RevokeSignerRequest { node, reason, keep } = request;
+        let revoked = parts.index.revoke(node, keep, reason.clone()).await;
         let removed = revoked.map_err(Error::from)?;
+        parts.did(&asks, "revoke_signer", |event| event.of(node).saying(reason.as_str()));
         tracing::warn!(signer = node, keep, removed, reason, ?from, "a signer was revoked");
         Ok(Response::new(pb::RevokeSignerResponse { removed }))
+    }
+
+    async fn create_token(
+        &self,
+        request: Request<pb::CreateTokenRequest>,
+    ) -> Reply<pb::CreateTokenResponse> {
+        let parts = self.parts()?;
+        let (asks, request) = guard::asks(request)?;
+        let detail = format!("{:?} in {}", request.role(), request.namespaces.join(","));
+        let made = tokens::create(parts, &asks.grant, request).await?;
+        parts.did(&asks, "create_token", |event| {
+            event.of(format_args!("{:016x}", made.id)).saying(detail)
+        });
+        Ok(Response::new(made))
+    }
+
+    async fn revoke_token(
+        &self,
+        request: Request<pb::RevokeTokenRequest>,
+    ) -> Reply<pb::RevokeTokenResponse> {
+        let parts = self.parts()?;
+        let (asks, request) = guard::asks(request)?;
+        let changed = tokens::revoke(parts, &asks.grant, request.id).await?;
+        parts.did(&asks, "revoke_token", |event| event.of(format_args!("{:016x}", request.id)));
+        Ok(Response::new(pb::RevokeTokenResponse { changed }))
+    }
+
+    async fn tokens(&self, _: Request<pb::TokensRequest>) -> Reply<pb::TokensResponse> {
+        Ok(Response::new(tokens::list(self.parts()?)))
+    }
+
+    async fn audit_head(
+        &self,
+        request: Request<pb::AuditHeadRequest>,
+    ) -> Reply<pb::AuditHeadResponse> {
+        let node = request.into_inner().node;
+        Ok(Response::new(tokens::audit_head(self.parts()?, node).await?))
     }
 
     async fn set_voters(
         &self,
         request: Request<pb::SetVotersRequest>,
     ) -> Reply<pb::SetVotersResponse> {
-        let voters = request.into_inner().voters;
-        let changed = self.parts()?.cluster.set_voters(voters).await.map_err(Error::from)?;
+        let parts = self.parts()?;
+        let (asks, pb::SetVotersRequest { voters }) = guard::asks(request)?;
+        let changed = parts.cluster.set_voters(voters).await.map_err(Error::from)?;
+        parts.did(&asks, "set_voters", |event| event.of(voters));
         Ok(Response::new(pb::SetVotersResponse { changed }))
     }
 
@@ -351,21 +448,28 @@ impl Kiln for Api {
         request: Request<pb::EmergencyRequest>,
     ) -> Reply<pb::EmergencyResponse> {
         let parts = self.parts()?;
-        monitor::turn(&parts.monitor, request.into_inner()).await?;
+        let (asks, request) = guard::asks(request)?;
+        let (turn, reason) = (request.turn(), request.reason.clone());
+        monitor::turn(&parts.monitor, request).await?;
+        if turn != pb::EmergencyTurn::Unspecified {
+            parts.did(&asks, "emergency", |event| event.of(turn.as_str_name()).saying(reason));
+        }
         let mode = parts.monitor.emergency().mode();
         Ok(Response::new(pb::EmergencyResponse { mode: Some((&mode).into()) }))
     }
 
     async fn restore(&self, request: Request<pb::RestoreRequest>) -> Reply<pb::RestoreResponse> {
         let parts = self.parts()?;
-        Ok(Response::new(
-            restore::restore(&parts.manager, &parts.index, request.into_inner()).await?,
-        ))
+        let (asks, request) = guard::asks(request)?;
+        let told = restore::restore(&parts.manager, &parts.index, request).await?;
+        parts.did(&asks, "restore", |event| event.saying(format!("{} entries", told.restored)));
+        Ok(Response::new(told))
     }
 
     async fn plan(&self, request: Request<pb::PlanRequest>) -> Reply<Self::PlanStream> {
         let parts = self.parts()?;
-        let request = request.into_inner();
+        let (asks, request) = guard::asks(request)?;
+        parts.may(&asks, asks.reads(parts.namespace(&request.namespace)))?;
         let change = plan::Change::read(&request, parts.namespace(&request.namespace))?;
         let planner = plan::Planner {
             index: parts.index.clone(),
@@ -382,7 +486,8 @@ impl Kiln for Api {
         request: Request<pb::RecompileRequest>,
     ) -> Reply<Self::RecompileStream> {
         let parts = self.parts()?;
-        let request = request.into_inner();
+        let (asks, request) = guard::asks(request)?;
+        parts.may(&asks, asks.writes(parts.namespace(&request.namespace)))?;
         let key = convert::key("key", &request.key).map_err(Error::from)?;
         let deadline = Instant::now() + wire::bound(request.deadline_ms, parts.default_deadline);
         let namespace = parts.namespace(&request.namespace);

@@ -10,7 +10,7 @@ use std::{
 };
 
 use axum::{
-    Json, Router,
+    Extension, Json, Router,
     extract::{Path, Request, State},
     http::{HeaderName, HeaderValue, StatusCode, header},
     middleware::{self, Next},
@@ -27,7 +27,11 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 
-use crate::dashboard::{Dashboard, files};
+use super::page_guard::judged;
+use crate::{
+    access::{Access, Grant},
+    dashboard::{Dashboard, files},
+};
 
 /// News that wait for a reader: whoever leaves more unread is let go.
 const UNREAD: usize = 4;
@@ -51,21 +55,25 @@ impl Page {
 #[derive(Clone)]
 struct Answers {
     page: Page,
+    access: Arc<Access>,
     stop: CancellationToken,
 }
 
 /// All routes; news end at `stop`.
-pub(super) fn routes(page: Page, stop: CancellationToken) -> Router {
+pub(super) fn routes(page: Page, access: Arc<Access>, stop: CancellationToken) -> Router {
+    let answers = Router::new()
+        .route("/api/v1/state", get(state))
+        .route("/api/v1/events", get(events))
+        .route("/api/v1/artifacts/{key}", get(artifact))
+        .route_layer(middleware::from_fn_with_state(access.clone(), judged));
     Router::new()
         .route("/", get(async || Redirect::temporary("/ui/")))
         .route("/ui", get(async || Redirect::temporary("/ui/")))
         .route("/ui/", get(async || file("")))
         .route("/ui/{*path}", get(async |Path(path): Path<String>| file(&path)))
-        .route("/api/v1/state", get(state))
-        .route("/api/v1/events", get(events))
-        .route("/api/v1/artifacts/{key}", get(artifact))
+        .merge(answers)
         .layer(middleware::from_fn(guarded))
-        .with_state(Answers { page, stop })
+        .with_state(Answers { page, access, stop })
 }
 
 /// What a browser may do with the answer.
@@ -132,12 +140,15 @@ async fn artifact(
     }
 }
 
-async fn events(State(answers): State<Answers>) -> Result<Response, Refused> {
+async fn events(
+    State(answers): State<Answers>,
+    Extension(grant): Extension<Grant>,
+) -> Result<Response, Refused> {
     let watcher = answers.dashboard()?.watch();
     let enough = || refused(StatusCode::SERVICE_UNAVAILABLE, "enough browsers watch this node");
     let mut watcher = watcher.ok_or_else(enough)?;
     let (sender, receiver) = mpsc::channel::<Result<Event, Infallible>>(UNREAD);
-    let stop = answers.stop;
+    let (stop, access) = (answers.stop, answers.access);
     tokio::spawn(async move {
         loop {
             let shown = tokio::select! {
@@ -147,6 +158,10 @@ async fn events(State(answers): State<Answers>) -> Result<Response, Refused> {
                 () = stop.cancelled() => return,
             };
             let Some(shown) = shown else { return };
+            // A token may end while its bearer looks on.
+            if access.still(&grant).is_err() {
+                return;
+            }
             // Full: the reader has left several unread. Its place goes to somebody else.
             if sender.try_send(Ok(Event::default().data(&shown.news))).is_err() {
                 return;

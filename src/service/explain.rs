@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::wire;
 use crate::{
+    access::Grant,
     error::Error,
     scan::{
         Bounds, Scanned,
@@ -26,15 +27,17 @@ pub(super) struct Explanation {
     pub(super) scanned: Scanned,
 }
 
-/// Explains the key of `components` within `bounds`; ends early when `stop` says so.
+/// Explains the key of `components` by what `grant` may read, within `bounds`; ends early when `stop` says so.
 /// Blocks: not for runtime threads.
 pub(super) fn explain(
     index: &Index,
     components: &Components,
+    grant: &Grant,
     bounds: Bounds,
     stop: &CancellationToken,
 ) -> Result<Explanation, Error> {
-    let mut searches = [Nearest::new(components)];
+    let may_read = |namespace: &str| grant.may_read(namespace);
+    let mut searches = [Nearest::new(components).within(&may_read)];
     let scanned = nearest(index, bounds, stop, &mut searches)?;
     let [search] = searches;
     Ok(Explanation { components: components.clone(), nearest: search.found(), scanned })
@@ -71,10 +74,11 @@ pub(super) fn removal(
 mod tests {
     use std::time::Duration;
 
+    use kiln_cluster::tokens::Role;
     use kiln_proto::value;
 
     use super::*;
-    use crate::scan::tests::Filled;
+    use crate::{access::Identity, scan::tests::Filled};
 
     #[tokio::test(flavor = "multi_thread")]
     async fn the_nearest_entry_is_found_on_whichever_page_it_lies() {
@@ -84,10 +88,18 @@ mod tests {
         let near = value::components("test", b"name-7").key();
         let stop = CancellationToken::new();
         let bounds = |time| Bounds { page: 3, time };
-        let all = explain(&filled.index, &wanted, bounds(Duration::MAX), &stop).unwrap();
+        let grant = |namespace: &str| {
+            let namespaces = [namespace.to_owned()];
+            Grant::new(Identity::Anyone, Role::Read, &namespaces, Vec::new().into())
+        };
+        let of_another = grant("team");
+        let blind = explain(&filled.index, &wanted, &of_another, bounds(Duration::MAX), &stop);
+        assert_eq!(blind.unwrap().nearest, None, "it may not read any of them");
+        let grant = grant("test");
+        let all = explain(&filled.index, &wanted, &grant, bounds(Duration::MAX), &stop).unwrap();
         assert_eq!(all.nearest.unwrap().0, near);
         assert_eq!(all.scanned, Scanned { entries: 20, complete: true });
-        let cut = explain(&filled.index, &wanted, bounds(Duration::ZERO), &stop).unwrap();
+        let cut = explain(&filled.index, &wanted, &grant, bounds(Duration::ZERO), &stop).unwrap();
         assert_eq!(cut.scanned, Scanned { entries: 0, complete: false });
         filled.stop().await;
     }

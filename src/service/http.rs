@@ -26,7 +26,10 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use super::{Meters, Readiness, dashboard};
-use crate::net::{self, tls::Acceptor};
+use crate::{
+    access::Access,
+    net::{self, tls::Acceptor},
+};
 
 /// How long a peer may read nothing of what it asked for.
 const UNREAD: Duration = Duration::from_secs(10);
@@ -40,6 +43,8 @@ pub struct Http {
     pub metrics: Meters,
     /// For people.
     pub page: dashboard::Page,
+    /// Who may ask for what.
+    pub access: Arc<Access>,
 }
 
 /// Serves at most `connections` at once, until `stop`.
@@ -50,7 +55,7 @@ pub(crate) async fn serve(
     http: Http,
     stop: CancellationToken,
 ) -> io::Result<()> {
-    let dashboard = dashboard::routes(http.page.clone(), stop.clone());
+    let dashboard = dashboard::routes(http.page.clone(), http.access.clone(), stop.clone());
     let routes = Router::new()
         .route("/metrics", get(metrics_page))
         .route("/healthz", get(async || "ok\n"))

@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::wire;
 use crate::{
+    access::Grant,
     clock,
     error::Error,
     scan::order::{Order, Ordered, Place},
@@ -37,6 +38,7 @@ pub(super) struct Listing {
 
 /// Which entries are meant; what is empty says nothing.
 struct Wanted {
+    grant: Grant,
     namespace: String,
     label: String,
     compiler: String,
@@ -44,10 +46,9 @@ struct Wanted {
     no_requests: bool,
 }
 
-impl TryFrom<pb::ListRequest> for Listing {
-    type Error = Error;
-
-    fn try_from(request: pb::ListRequest) -> Result<Self, Error> {
+impl Listing {
+    /// Of what `grant` may read.
+    pub(super) fn new(request: pb::ListRequest, grant: Grant) -> Result<Self, Error> {
         let pb::ListRequest { prefix, namespace, limit, after, label, compiler, .. } = request;
         let pb::ListRequest { created_before_unix_ms, no_requests, order, reverse, count, .. } =
             request;
@@ -70,7 +71,8 @@ impl TryFrom<pb::ListRequest> for Listing {
             return Err(Error::Invalid(why.into()));
         }
         let limit = if limit == 0 { LONGEST_PAGE } else { limit.min(LONGEST_PAGE) };
-        let wanted = Wanted { namespace, label, compiler, created_before_unix_ms, no_requests };
+        let wanted =
+            Wanted { grant, namespace, label, compiler, created_before_unix_ms, no_requests };
         Ok(Self { after, prefix, wanted, limit: limit as usize, order, count })
     }
 }
@@ -114,8 +116,9 @@ impl Listing {
 
 impl Wanted {
     fn is_all(&self) -> bool {
-        let Self { namespace, label, compiler, created_before_unix_ms, no_requests } = self;
-        [namespace, label, compiler].iter().all(|text| text.is_empty())
+        let Self { grant, namespace, label, compiler, created_before_unix_ms, no_requests } = self;
+        grant.reads_all()
+            && [namespace, label, compiler].iter().all(|text| text.is_empty())
             && *created_before_unix_ms == 0
             && !no_requests
     }
@@ -126,7 +129,8 @@ impl Wanted {
         // When an entry was made that does not say so is not known.
         let created = manifest.created_unix_ms;
         let before = self.created_before_unix_ms;
-        or_any(&self.namespace, &manifest.namespace)
+        self.grant.may_read(&manifest.namespace)
+            && or_any(&self.namespace, &manifest.namespace)
             && or_any(&self.compiler, of)
             && manifest.label.contains(&self.label)
             && (before == 0 || (created != 0 && created < before))

@@ -11,6 +11,7 @@ mod departure;
 mod explain;
 mod fetch;
 mod gather;
+mod guard;
 mod health;
 pub mod http;
 mod leases;
@@ -20,14 +21,16 @@ mod meters;
 mod monitor;
 mod observe;
 mod overview;
+mod page_guard;
 mod parts;
 mod plan;
 mod publish;
 mod restore;
 mod status;
+mod tokens;
 mod wire;
 
 pub use self::{
-    audience::Audience, departure::Departure, health::Readiness, messages::Counted, meters::Meters,
-    observe::Observe, parts::Parts,
+    audience::Audience, departure::Departure, guard::Guard, health::Readiness, messages::Counted,
+    meters::Meters, observe::Observe, parts::Parts,
 };

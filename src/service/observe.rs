@@ -29,9 +29,11 @@ use crate::telemetry::trace;
 /// Paths of the public API begin with it.
 const API: &str = "/kiln.v1.Kiln/";
 /// Its methods.
-const METHODS: [&str; 25] = [
+const METHODS: [&str; 29] = [
     "AddNode",
+    "AuditHead",
     "Compile",
+    "CreateToken",
     "Emergency",
     "Explain",
     "Fetch",
@@ -50,9 +52,11 @@ const METHODS: [&str; 25] = [
     "RemoveNode",
     "Restore",
     "RevokeSigner",
+    "RevokeToken",
     "SetVoters",
     "Signers",
     "Status",
+    "Tokens",
     "Tombstone",
     "Undo",
 ];

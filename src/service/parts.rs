@@ -6,11 +6,13 @@
 use std::{sync::Arc, time::Duration};
 
 use kiln_cluster::{Cluster, Index};
-use kiln_proto::pb;
+use kiln_proto::{ArtifactKey, pb};
 use tokio::time::Instant;
 
-use super::{departure::Departure, meters::Meters, wire};
+use super::{departure::Departure, guard::Asks, meters::Meters, wire};
 use crate::{
+    access::{Access, Denied},
+    audit::Event,
     cache::{Arrivals, Tiers},
     counters::CounterSource,
     dashboard::Dashboard,
@@ -24,6 +26,8 @@ use crate::{
 pub struct Parts {
     /// This node's id.
     pub node: u64,
+    /// Who may ask for what.
+    pub access: Arc<Access>,
     /// Compile, load, save.
     pub manager: Arc<Manager>,
     /// The replicated index.
@@ -62,6 +66,48 @@ impl Parts {
         }
         let bound = wire::bound(wire.deadline_ms, self.default_deadline);
         Request::read(wire, Instant::now() + bound)
+    }
+
+    /// Notes in the audit log what `asks` did.
+    pub(super) fn did(&self, asks: &Asks, what: &'static str, with: impl FnOnce(Event) -> Event) {
+        self.access.audit().record(with(Event::new(what, asks.grant.who())));
+    }
+
+    /// Refuses who may not, and counts that.
+    pub(super) fn may(&self, asks: &Asks, allowed: Result<(), Denied>) -> Result<(), Error> {
+        allowed.map_err(|denied| {
+            self.access.refused(denied, "grpc", asks.method(), asks.grant.who());
+            denied.into()
+        })
+    }
+
+    /// Refuses the key of an artifact that its caller may not read as one that there is not:
+    /// who knows a key by itself learns nothing more.
+    pub(super) async fn not_anothers(&self, asks: &Asks, key: &ArtifactKey) -> Result<(), Error> {
+        if asks.reads_all() {
+            return Ok(());
+        }
+        let Some(entry) = self.index.lookup(key).await? else { return Ok(()) };
+        let manifest = entry.manifest.read_unverified()?;
+        let readable = self.may(asks, asks.reads(&manifest.namespace));
+        readable.map_err(|_| Error::NotFound(*key))
+    }
+
+    /// Refuses a key whose artifact its caller may not change. Whose a key is follows from
+    /// what it is of, and stays so.
+    pub(super) async fn own(&self, asks: &Asks, key: &ArtifactKey) -> Result<(), Error> {
+        if asks.reads_all() {
+            return Ok(());
+        }
+        // What this replica has not heard of yet may be another's.
+        let found = self.index.lookup_linearizable(key).await?;
+        let entry = found.ok_or(Error::NotFound(*key))?;
+        let manifest = entry.manifest.read_unverified()?;
+        if !asks.may_read(&manifest.namespace) {
+            let refused = self.may(asks, Err(Denied::Namespace));
+            return refused.map_err(|_| Error::NotFound(*key));
+        }
+        self.may(asks, asks.writes(&manifest.namespace))
     }
 
     /// The namespace that a caller names, or the configured one.

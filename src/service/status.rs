@@ -130,6 +130,8 @@ pub(super) fn status(parts: &Parts) -> pb::StatusResponse {
         left: status.left.clone(),
         away: status.away.clone(),
         seen_by: 0,
+        // Who asks is the call's affair.
+        access: None,
     }
 }
 

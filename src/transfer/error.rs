@@ -22,6 +22,9 @@ pub enum TransferError {
     /// The other end has too much to do: ask another, or later.
     #[error("busy")]
     Busy,
+    /// Who asks may not: show a token that may.
+    #[error("{0}")]
+    Denied(String),
     /// The other end has it and cannot give it: ask another.
     #[error("the other end failed: {0}")]
     Failed(String),
@@ -114,6 +117,7 @@ pub(super) fn accepted(
         TransferCode::NotFound => Err(TransferError::NotFound),
         TransferCode::WrongNode => Err(TransferError::WrongNode),
         TransferCode::Busy => Err(TransferError::Busy),
+        TransferCode::Denied => Err(TransferError::Denied(response.message)),
         TransferCode::Failed => Err(TransferError::Failed(response.message)),
         TransferCode::BadRequest => Err(TransferError::Protocol(response.message)),
         TransferCode::Unspecified => {

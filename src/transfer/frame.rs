@@ -147,6 +147,7 @@ mod tests {
             trace: "x".repeat((offset % 60) as usize),
             look: offset % 2 == 0,
             namespace: "n".repeat((offset % 65) as usize),
+            token: "t".repeat((offset % 90) as usize),
         })
     }
 

@@ -40,6 +40,8 @@ const NEEDED: SealFlags = SealFlags::WRITE.union(SealFlags::SHRINK);
 pub struct LocalClient {
     path: PathBuf,
     settings: ClientSettings,
+    /// Who asks, where the node wants to know.
+    token: Option<String>,
     /// `None` after a failure, until the next request connects again.
     stream: Option<UnixStream>,
 }
@@ -65,9 +67,14 @@ pub struct Mapped {
 impl LocalClient {
     /// Connects to the node's socket at `path`.
     pub async fn connect(path: &Path, settings: ClientSettings) -> Result<Self, TransferError> {
-        let mut client = Self { path: path.to_owned(), settings, stream: None };
+        let mut client = Self { path: path.to_owned(), settings, token: None, stream: None };
         client.stream = Some(client.open().await?);
         Ok(client)
+    }
+
+    /// Shows `token` with each request from now on.
+    pub fn show(&mut self, token: Option<String>) {
+        self.token = token;
     }
 
     /// The artifact of `key`, which is of the tenant `namespace`, if this node can get it
@@ -126,6 +133,7 @@ impl LocalClient {
             subject: Some(subject),
             namespace: namespace.to_owned(),
             look,
+            token: self.token.clone().unwrap_or_default(),
             ..Default::default()
         };
         // Taken out: a request that is dropped half-way leaves no connection

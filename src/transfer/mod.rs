@@ -41,6 +41,7 @@ pub(crate) use peers::PeerServer;
 pub use peers::serve_peers;
 pub use provider::{PeerAddress, Provider, Refusal};
 pub use settings::{ClientSettings, ServerSettings};
+pub(crate) use socket::SocketServer;
 pub use socket::serve_socket;
 pub use socket_file::{SocketFile, bind_socket};
 

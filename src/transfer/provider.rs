@@ -6,7 +6,7 @@
 use async_trait::async_trait;
 use kiln_proto::{ArtifactKey, Digest, NodeId, SignedManifest, pb};
 
-use crate::cache::Blob;
+use crate::{access::Shown, cache::Blob};
 
 /// The node behind the byte paths.
 #[async_trait]
@@ -15,14 +15,18 @@ pub trait Provider: Send + Sync {
     async fn blob(&self, digest: &Digest) -> Result<Option<Blob>, Refusal>;
 
     /// An artifact of the tenant `namespace`, from wherever this node can get it without
-    /// compiling, and where it came from. Empty: the node's own tenant. `look`: it is not
+    /// compiling, and where it came from, for who shows `asks`. Empty: the node's own tenant. `look`: it is not
     /// used, and counts as no hit.
     async fn artifact(
         &self,
+        asks: &Shown,
         key: &ArtifactKey,
         namespace: &str,
         look: bool,
     ) -> Result<(SignedManifest, Blob, pb::Tier), Refusal>;
+
+    /// Whether who shows this may read whatever there is.
+    fn may_read_all(&self, asks: &Shown) -> Result<(), Refusal>;
 
     /// This node's id.
     fn node(&self) -> NodeId;
@@ -52,6 +56,9 @@ pub enum Refusal {
     /// Another node than the one that was meant.
     #[error("this is another node")]
     WrongNode,
+    /// Who asks may not.
+    #[error("{0}")]
+    Denied(String),
     /// It will never answer this request.
     #[error("bad request: {0}")]
     BadRequest(String),
@@ -70,6 +77,7 @@ impl From<Refusal> for pb::TransferResponse {
             Refusal::NotFound => (Code::NotFound, String::new()),
             Refusal::Busy => (Code::Busy, String::new()),
             Refusal::WrongNode => (Code::WrongNode, String::new()),
+            Refusal::Denied(why) => (Code::Denied, why),
             Refusal::BadRequest(why) => (Code::BadRequest, why),
             Refusal::Failed(why) => (Code::Failed, why),
         };

@@ -51,6 +51,8 @@ pub(super) struct ParsedRequest {
     pub(super) offset: u64,
     /// The node that is meant; `None`: whichever answers.
     pub(super) node: Option<NodeId>,
+    /// What stood where a token belongs.
+    pub(super) token: Option<String>,
 }
 
 /// What a request is about.
@@ -87,6 +89,7 @@ impl TryFrom<pb::TransferRequest> for ParsedRequest {
 
     fn try_from(wire: pb::TransferRequest) -> Result<Self, Refusal> {
         use pb::transfer_request::Subject as Wire;
+        let token = Some(wire.token).filter(|token| !token.is_empty());
         let subject = match wire.subject {
             Some(Wire::Digest(bytes)) => convert::digest("digest", &bytes).map(Subject::Blob),
             Some(Wire::Key(bytes)) => {
@@ -110,7 +113,7 @@ impl TryFrom<pb::TransferRequest> for ParsedRequest {
         };
         let node = Some(wire.node).filter(|node| *node != 0);
         let subject = subject.map_err(|e| Refusal::BadRequest(e.to_string()))?;
-        Ok(Self { subject, offset: wire.offset, node })
+        Ok(Self { subject, offset: wire.offset, node, token })
     }
 }
 

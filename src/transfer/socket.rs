@@ -16,10 +16,14 @@ use tokio_util::sync::CancellationToken;
 use super::{
     frame::{self, FrameError},
     provider::{Provider, Refusal},
-    server::{ParsedRequest, Responder, Subject, refuse, serve},
+    server::{ParsedRequest, Responder, Server, Subject, refuse, serve},
     settings::ServerSettings,
 };
-use crate::{cache::Blob, net::Progress};
+use crate::{
+    access::Shown,
+    cache::Blob,
+    net::{self, Progress},
+};
 
 /// Answers clients on `listener` until `stop`; returns when all have ended.
 pub async fn serve_socket(
@@ -29,6 +33,29 @@ pub async fn serve_socket(
     stop: CancellationToken,
 ) {
     serve(listener, Local, provider, settings, stop).await;
+}
+
+/// Answers clients of this machine on connections that were accepted elsewhere.
+pub(crate) struct SocketServer(Server<Local>);
+
+impl SocketServer {
+    pub(crate) fn new(
+        provider: Arc<dyn Provider>,
+        settings: ServerSettings,
+        stop: CancellationToken,
+    ) -> Self {
+        Self(Server { responder: Local, provider, settings, stop })
+    }
+}
+
+impl net::Service<UnixStream> for SocketServer {
+    async fn serve(&self, stream: UnixStream) {
+        net::Service::serve(&self.0, stream).await;
+    }
+
+    async fn refuse(&self, stream: UnixStream) {
+        net::Service::refuse(&self.0, stream).await;
+    }
 }
 
 struct Local;
@@ -43,7 +70,8 @@ impl Responder<UnixStream> for Local {
         provider: &dyn Provider,
         settings: &ServerSettings,
     ) -> Result<(), FrameError> {
-        let (header, blob) = match find(asked, provider).await {
+        let asks = Shown { uid: net::user(stream), bearer: asked.token.clone(), certificate: None };
+        let (header, blob) = match find(asked, &asks, provider).await {
             Ok(found) => found,
             Err(refusal) => return refuse(stream, refusal, settings).await,
         };
@@ -58,6 +86,7 @@ impl Responder<UnixStream> for Local {
 
 async fn find(
     asked: ParsedRequest,
+    asks: &Shown,
     provider: &dyn Provider,
 ) -> Result<(pb::TransferResponse, Blob), Refusal> {
     if asked.offset != 0 {
@@ -65,10 +94,11 @@ async fn find(
     }
     let (manifest, blob, tier) = match asked.subject {
         Subject::Artifact { key, namespace, look } => {
-            let (manifest, blob, tier) = provider.artifact(&key, &namespace, look).await?;
+            let (manifest, blob, tier) = provider.artifact(asks, &key, &namespace, look).await?;
             (Some((&manifest).into()), blob, tier)
         }
         Subject::Blob(digest) => {
+            provider.may_read_all(asks)?;
             let blob = provider.blob(&digest).await?.ok_or(Refusal::NotFound)?;
             (None, blob, pb::Tier::Unspecified)
         }

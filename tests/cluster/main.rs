@@ -4,6 +4,7 @@
 //! bound, and ends every process that it started.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod access;
 mod anomalies;
 mod artifacts;
 mod bad_input;

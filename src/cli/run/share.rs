@@ -117,7 +117,15 @@ impl Share {
         let namespace = &self.namespace;
         let mapped = async {
             let socket = self.socket.as_ref()?;
-            fetch::fetch_local(socket, key, namespace, fetch::Purpose::Use).await.ok()
+            fetch::fetch_local(
+                socket,
+                self.endpoints.token().ok()?,
+                key,
+                namespace,
+                fetch::Purpose::Use,
+            )
+            .await
+            .ok()
         };
         let fetched = match timeout(LONG, mapped).await.ok().flatten() {
             Some(fetched) => fetched,

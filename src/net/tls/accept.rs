@@ -18,7 +18,7 @@ use tokio_rustls::TlsAcceptor;
 use super::{
     Mode, Verify,
     files::{Loaded, TlsError, provider},
-    identity::Identity,
+    identity::{self, Identity},
     reload::Trust,
 };
 use crate::net::stream::Conn;
@@ -91,12 +91,14 @@ impl Acceptor {
             }),
             Ok(Some(_)) => {
                 metrics::counter!("kiln_plain_connections_total", "port" => self.port).increment(1);
-                Ok((Conn::Plain(stream), Identity::default()))
+                Ok((Conn::Plain(stream), Named::default()))
             }
             Err(error) => Err(Refused { why: "silent", error }),
         };
         match secured {
-            Ok((conn, Identity { node, key })) => Ok((conn, Caller { from, node, key })),
+            Ok((conn, Named { member: Identity { node, key }, client: names })) => {
+                Ok((conn, Caller { from, node, key, names, uid: None }))
+            }
             Err(Refused { why, error }) => {
                 metrics::counter!("kiln_tls_refused_total", "port" => self.port, "why" => why)
                     .increment(1);
@@ -107,6 +109,13 @@ impl Acceptor {
     }
 }
 
+/// Whom the certificate of a connection names.
+#[derive(Default)]
+struct Named {
+    member: Identity,
+    client: Option<Arc<[String]>>,
+}
+
 /// Why a connection is not taken.
 struct Refused {
     why: &'static str,
@@ -114,7 +123,7 @@ struct Refused {
 }
 
 impl Tls {
-    async fn handshake(&self, stream: TcpStream) -> Result<(Conn, Identity), Refused> {
+    async fn handshake(&self, stream: TcpStream) -> Result<(Conn, Named), Refused> {
         let acceptor = TlsAcceptor::from(self.config());
         let stream = match timeout(PATIENCE, acceptor.accept(stream)).await {
             Ok(Ok(stream)) => stream,
@@ -122,14 +131,19 @@ impl Tls {
             Err(silent) => return Err(Refused { why: "silent", error: silent.into() }),
         };
         let shown = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
-        let identity = match shown.filter(|_| self.members).map(Identity::of) {
-            Some(Err(why)) => {
-                return Err(Refused { why: "bad_name", error: io::Error::other(why) });
+        let bad_name = |why| Refused { why: "bad_name", error: io::Error::other(why) };
+        let named = match (shown, self.members) {
+            (None, _) => Named::default(),
+            (Some(shown), true) => {
+                let member = Identity::of(shown).map_err(bad_name)?;
+                Named { member, client: None }
             }
-            Some(Ok(identity)) => identity,
-            None => Identity::default(),
+            (Some(shown), false) => {
+                let client = Some(identity::names(shown).map_err(bad_name)?.into());
+                Named { client, ..Named::default() }
+            }
         };
-        Ok((Conn::Tls(Box::new(stream.into())), identity))
+        Ok((Conn::Tls(Box::new(stream.into())), named))
     }
 
     /// The settings for the files that are in force.

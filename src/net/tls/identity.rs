@@ -96,6 +96,20 @@ impl Identity {
     }
 }
 
+/// The names of a client's certificate: its URIs and DNS names, as they are written there.
+pub(super) fn names(certificate: &CertificateDer<'_>) -> Result<Vec<String>, String> {
+    let (_, parsed) = x509_parser::parse_x509_certificate(certificate)
+        .map_err(|e| format!("not a certificate: {e}"))?;
+    let names = parsed.subject_alternative_name().map_err(|e| e.to_string())?;
+    let names = names.iter().flat_map(|names| &names.value.general_names);
+    Ok(names
+        .filter_map(|name| match name {
+            GeneralName::URI(name) | GeneralName::DNSName(name) => Some((*name).to_owned()),
+            _ => None,
+        })
+        .collect())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -49,8 +49,25 @@ pub(super) const METRICS: &[Metric] = &[
     counter(
         "kiln_refused_peers_total",
         &["why"],
-        "Peers that were refused: their certificate names another node or key, they came to the \
-         clients' port, or no TLS came about with them.",
+        "Peers that were refused: their certificate names another node or key, or one that left or \
+         was revoked, they came to the clients' port, or no TLS came about with them.",
+    ),
+    counter(
+        "kiln_access_refused_total",
+        &["door", "why"],
+        "Calls that were refused for who asked them: no token, one that is unknown, revoked or \
+         expired, a role that is too small, another's namespace.",
+    ),
+    counter("kiln_audit_events_total", &[], "Events that the audit log was given."),
+    counter(
+        "kiln_audit_lost_total",
+        &[],
+        "Events that are in no line of the audit log: it could not be written, or too many came.",
+    ),
+    counter(
+        "kiln_audit_failures_total",
+        &[],
+        "Writes and syncs of the audit log that failed, as on a full disk.",
     ),
     gauge(
         "kiln_tls_certificate_expiry_seconds",

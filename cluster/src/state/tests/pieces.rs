@@ -1,6 +1,7 @@
 //! What a whole waits for, and what it is stitched of.
 
 use super::{rules::wholes_have_their_pieces, *};
+use crate::tokens::AuditHead;
 
 fn want(k: u8, pieces: &[u8], token: u64) -> Command {
     Command::Want(list_of(k, pieces, token))

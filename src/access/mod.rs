@@ -1,0 +1,320 @@
+//! Who asks, and what they may do.
+//!
+//! ```text
+//!  a door (gRPC, RESP, HTTP, unix socket) ── Shown ──▶ Access::judge ──▶ Grant
+//!                                                        │ tokens of the local replica,
+//!                                                        │ certificates and users of the
+//!                                                        ▼ configuration
+//!                         rights: what a method needs ── Grant::needs, reads, writes
+//! ```
+//!
+//! Invariant: where access is required, nobody gets a grant who has shown nothing, or
+//! something that is not good now; a bad token is never made up for by anything else. Where
+//! it is not, everybody has all rights, as the doors themselves decide who comes in.
+
+mod grant;
+mod limit;
+mod rights;
+mod secret;
+
+use std::sync::{Arc, OnceLock};
+
+pub use kiln_cluster::tokens::Role;
+use kiln_cluster::{
+    Index,
+    tokens::{TokenInfo, matches},
+};
+
+use self::limit::Limit;
+pub use self::{
+    grant::{Grant, Identity},
+    rights::{Right, method, name, of_members},
+    secret::Secret,
+};
+use crate::{
+    audit::{Audit, Event},
+    clock,
+};
+
+/// What a caller showed of itself.
+#[derive(Debug, Clone, Default)]
+pub struct Shown {
+    /// What stood where a token belongs.
+    pub bearer: Option<String>,
+    /// The names in its certificate, which was of the clients' authority.
+    pub certificate: Option<Arc<[String]>>,
+    /// Its user, by the kernel's word.
+    pub uid: Option<u32>,
+}
+
+/// Why a caller is not served. Its words never repeat what was shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Denied {
+    /// It showed nothing, and nobody is served so.
+    #[error("this cluster wants to know who asks: show a token (--token-file, KILN_TOKEN_FILE)")]
+    NoCredential,
+    /// What it showed has not the form of a token.
+    #[error("what was shown is no token: a token is kiln_ID_SECRET")]
+    Malformed,
+    /// No such token is known here.
+    #[error("the token is not known here: it was never made, or not in this cluster")]
+    Unknown,
+    /// It was revoked.
+    #[error("the token was revoked")]
+    Revoked,
+    /// Its time is over.
+    #[error("the token has expired: ask for a new one")]
+    Expired,
+    /// Its certificate is in no row of the configuration.
+    #[error("no row of access.certificates is for the names of this certificate: show a token")]
+    NoRow,
+    /// Its user has no rights on this socket.
+    #[error("this user has no rights at the node's socket: show a token (--token-file)")]
+    NoUser,
+    /// This node has not yet read the index, and so knows no token.
+    #[error("this node is still joining, and knows no tokens yet: retry later")]
+    NotYet,
+    /// Its role is too small.
+    #[error("its role does not allow this call")]
+    Role,
+    /// Not in that namespace.
+    #[error("it has no right to this namespace")]
+    Namespace,
+    /// On the members' port only members' calls are served.
+    #[error("members do not send this call: it belongs on the clients' port")]
+    NotMembers,
+}
+
+impl Denied {
+    /// The reason in metrics and in the audit log.
+    pub const fn why(self) -> &'static str {
+        match self {
+            Self::NoCredential => "no_credential",
+            Self::Malformed => "malformed",
+            Self::Unknown => "unknown",
+            Self::Revoked => "revoked",
+            Self::Expired => "expired",
+            Self::NoRow => "certificate",
+            Self::NoUser => "user",
+            Self::NotYet => "joining",
+            Self::Role => "role",
+            Self::Namespace => "namespace",
+            Self::NotMembers => "members_port",
+        }
+    }
+
+    /// Whether it is known who asked, who may not.
+    pub const fn is_known(self) -> bool {
+        matches!(self, Self::Role | Self::Namespace | Self::NotMembers)
+    }
+}
+
+/// When the user that runs the node, and root, are admins at its unix socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SocketAdmin {
+    /// While the cluster has no good token of an admin: to make the first one.
+    First,
+    /// Always.
+    Always,
+    /// Never.
+    Never,
+}
+
+/// A certificate's rights, by a name in it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Row {
+    /// A DNS name or a URI, or the beginning of some with `*` behind.
+    pub name: String,
+    /// What its bearer may do.
+    pub role: Role,
+    /// In which namespaces.
+    pub namespaces: Vec<String>,
+}
+
+/// What the configuration says.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Whether callers need a grant.
+    pub required: bool,
+    /// Namespaces that all callers with a grant may read, as patterns.
+    pub shared: Vec<String>,
+    /// Rights of certificates; the first row that matches counts.
+    pub certificates: Vec<Row>,
+    /// When the node's own user is an admin at its socket.
+    pub socket_admin: SocketAdmin,
+}
+
+/// The judge of callers.
+#[derive(Debug)]
+pub struct Access {
+    settings: Settings,
+    shared: Arc<[String]>,
+    own_uid: u32,
+    index: OnceLock<IndexHandle>,
+    limit: Limit,
+    audit: Audit,
+}
+
+struct IndexHandle(Index);
+
+impl std::fmt::Debug for IndexHandle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Index")
+    }
+}
+
+impl Access {
+    /// By these settings; tokens are known from [`Self::know`] on. What is refused is told to
+    /// `audit`.
+    pub fn new(settings: Settings, audit: Audit) -> Self {
+        Self {
+            shared: settings.shared.clone().into(),
+            settings,
+            own_uid: rustix::process::geteuid().as_raw(),
+            index: OnceLock::new(),
+            limit: Limit::default(),
+            audit,
+        }
+    }
+
+    /// Whether callers need a grant.
+    pub fn is_required(&self) -> bool {
+        self.settings.required
+    }
+
+    /// From now on the tokens of `index` are known.
+    pub fn know(&self, index: Index) {
+        // Nobody else sets it.
+        let _ = self.index.set(IndexHandle(index));
+    }
+
+    /// What a caller may do who showed this.
+    pub fn judge(&self, shown: &Shown) -> Result<Grant, Denied> {
+        if !self.settings.required {
+            let who = self.known_anyway(shown).unwrap_or(Identity::Anyone);
+            return Ok(Grant::all(who, self.shared.clone()));
+        }
+        if let Some(bearer) = &shown.bearer {
+            return self.of_token(bearer);
+        }
+        if let Some(names) = &shown.certificate {
+            return self.of_certificate(names);
+        }
+        match shown.uid {
+            Some(uid) => self.of_user(uid),
+            None => Err(Denied::NoCredential),
+        }
+    }
+
+    /// All rights, for `who` is known by other means.
+    pub fn all(&self, who: Identity) -> Grant {
+        Grant::all(who, self.shared.clone())
+    }
+
+    /// Whether a grant is as good as when it was given: who holds a connection for long is
+    /// asked again at each request.
+    pub fn still(&self, grant: &Grant) -> Result<(), Denied> {
+        if !self.settings.required {
+            return Ok(());
+        }
+        match grant.who() {
+            Identity::Token { id, .. } => self.token(*id).map(drop),
+            Identity::User(uid) => self.of_user(*uid).map(drop),
+            _ => Ok(()),
+        }
+    }
+
+    /// For the log and the audit: who asks, where nobody has to say so.
+    fn known_anyway(&self, shown: &Shown) -> Option<Identity> {
+        if let Some(bearer) = &shown.bearer {
+            return self.of_token(bearer).ok().map(|grant| grant.who().clone());
+        }
+        let named = shown.certificate.as_ref().and_then(|names| names.first());
+        match (named, shown.uid) {
+            (Some(name), _) => Some(Identity::Certificate(name.as_str().into())),
+            (None, Some(uid)) => Some(Identity::User(uid)),
+            (None, None) => None,
+        }
+    }
+
+    fn of_token(&self, bearer: &str) -> Result<Grant, Denied> {
+        let (id, secret) = Secret::read(bearer).ok_or(Denied::Malformed)?;
+        let tokens = self.tokens()?;
+        // Who guesses ids learns nothing: an unknown one is as a wrong secret.
+        let token = tokens.get(&id).filter(|token| secret.is_of(&token.digest));
+        let token = token.ok_or(Denied::Unknown)?;
+        check(token)?;
+        let who = Identity::Token { id, name: token.name.as_str().into() };
+        Ok(Grant::new(who, token.role, &token.namespaces, self.shared.clone()))
+    }
+
+    fn token(&self, id: u64) -> Result<(), Denied> {
+        check(self.tokens()?.get(&id).ok_or(Denied::Unknown)?)
+    }
+
+    fn tokens(&self) -> Result<Arc<std::collections::BTreeMap<u64, TokenInfo>>, Denied> {
+        Ok(self.index.get().ok_or(Denied::NotYet)?.0.tokens())
+    }
+
+    fn of_certificate(&self, names: &Arc<[String]>) -> Result<Grant, Denied> {
+        let row = self.settings.certificates.iter().find_map(|row| {
+            let name = names.iter().find(|name| matches(&row.name, name))?;
+            Some((row, name))
+        });
+        let (row, name) = row.ok_or(Denied::NoRow)?;
+        let who = Identity::Certificate(name.as_str().into());
+        Ok(Grant::new(who, row.role, &row.namespaces, self.shared.clone()))
+    }
+
+    fn of_user(&self, uid: u32) -> Result<Grant, Denied> {
+        let trusted = uid == self.own_uid || uid == 0;
+        let open = match self.settings.socket_admin {
+            SocketAdmin::Always => true,
+            SocketAdmin::Never => false,
+            SocketAdmin::First => {
+                let is_admin =
+                    |token: &TokenInfo| token.role == Role::Admin && check(token).is_ok();
+                !self.tokens()?.values().any(is_admin)
+            }
+        };
+        match trusted && open {
+            true => Ok(Grant::all(Identity::User(uid), self.shared.clone())),
+            false => Err(Denied::NoUser),
+        }
+    }
+
+    /// Where this node writes what is done.
+    pub fn audit(&self) -> &Audit {
+        &self.audit
+    }
+
+    /// Counts a refusal, and logs it unless there are too many: who asks in vain at a door
+    /// does not fill the log.
+    pub fn refused(&self, denied: Denied, door: &'static str, what: &str, who: &Identity) {
+        let why = denied.why();
+        metrics::counter!("kiln_access_refused_total", "door" => door, "why" => why).increment(1);
+        if let Some(left_out) = self.limit.tell() {
+            let left_out_before = match left_out {
+                0 => String::new(),
+                some => format!(", and {some} more before it"),
+            };
+            let said = format!("{why} at {door}{left_out_before}");
+            self.audit.record(Event::new("denied", who).of(what).saying(said));
+            tracing::warn!(door, what, %who, why, left_out, "a call is refused");
+        }
+    }
+}
+
+fn check(token: &TokenInfo) -> Result<(), Denied> {
+    if token.revoked.is_some() {
+        return Err(Denied::Revoked);
+    }
+    match token.has_expired(clock::unix_ms()) {
+        true => Err(Denied::Expired),
+        false => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests;

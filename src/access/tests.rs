@@ -1,0 +1,137 @@
+#![allow(clippy::unwrap_used)]
+
+use kiln_cluster::tokens::NewToken;
+
+use super::*;
+use crate::scan::tests::Filled;
+
+fn settings() -> Settings {
+    let row = |name: &str, role, namespace: &str| Row {
+        name: name.into(),
+        role,
+        namespaces: vec![namespace.into()],
+    };
+    Settings {
+        required: true,
+        shared: vec!["release".into()],
+        certificates: vec![
+            row("spiffe://prod/trainer*", Role::Write, "team"),
+            row("admin.kiln", Role::Admin, "*"),
+        ],
+        socket_admin: SocketAdmin::First,
+    }
+}
+
+fn bearer(token: &str) -> Shown {
+    Shown { bearer: Some(token.into()), ..Shown::default() }
+}
+
+fn certificate(names: &[&str]) -> Shown {
+    let names: Vec<_> = names.iter().map(|name| (*name).to_owned()).collect();
+    Shown { certificate: Some(names.into()), ..Shown::default() }
+}
+
+fn user(uid: u32) -> Shown {
+    Shown { uid: Some(uid), ..Shown::default() }
+}
+
+async fn made(index: &Index, role: Role, lifetime_ms: Option<u64>) -> (u64, String) {
+    let (id, secret) = Secret::mint().unwrap();
+    let (namespaces, digest) = (vec!["*".to_owned()], secret.digest());
+    let (name, by) = ("ci".to_owned(), "test".to_owned());
+    let token = NewToken { id, digest, name, role, namespaces, lifetime_ms, by };
+    index.issue_token(token).await.unwrap();
+    (id, secret.token(id))
+}
+
+#[test]
+fn who_shows_nothing_gets_nothing_unless_nobody_has_to() {
+    let access = Access::new(settings(), Audit::off());
+    assert_eq!(access.judge(&Shown::default()).unwrap_err(), Denied::NoCredential);
+    assert_eq!(access.judge(&bearer("kiln_x")).unwrap_err(), Denied::Malformed);
+    assert_eq!(access.judge(&bearer("")).unwrap_err(), Denied::Malformed);
+    let token = Secret::mint().map(|(id, secret)| secret.token(id)).unwrap();
+    assert_eq!(access.judge(&bearer(&token)).unwrap_err(), Denied::NotYet, "no index yet");
+    let open = Access::new(Settings { required: false, ..settings() }, Audit::off());
+    for shown in [Shown::default(), bearer("nonsense"), certificate(&["x"]), user(4711)] {
+        let grant = open.judge(&shown).unwrap();
+        assert_eq!(grant.needs_all(Role::Admin), Ok(()), "{shown:?}");
+    }
+}
+
+#[test]
+fn a_certificate_has_the_rights_of_the_first_row_that_names_it() {
+    let access = Access::new(settings(), Audit::off());
+    let trainer = access.judge(&certificate(&["x", "spiffe://prod/trainer-7"])).unwrap();
+    assert_eq!((trainer.writes("team"), trainer.role()), (Ok(()), Role::Write));
+    assert_eq!(trainer.who().to_string(), "certificate spiffe://prod/trainer-7");
+    assert_eq!(trainer.reads("release"), Ok(()));
+    assert_eq!(access.judge(&certificate(&["admin.kiln"])).unwrap().role(), Role::Admin);
+    for strange in [&["spiffe://prod/other"][..], &["admin.kiln.evil"], &[]] {
+        assert_eq!(access.judge(&certificate(strange)).unwrap_err(), Denied::NoRow, "{strange:?}");
+    }
+    // A bad token is not made up for by a good certificate.
+    let both = Shown { bearer: Some("x".into()), ..certificate(&["admin.kiln"]) };
+    assert_eq!(access.judge(&both).unwrap_err(), Denied::Malformed);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_is_good_until_it_ends_or_is_revoked() {
+    let filled = Filled::start(1).await;
+    let access = Access::new(settings(), Audit::off());
+    access.know(filled.index.clone());
+    let (id, token) = made(&filled.index, Role::Read, None).await;
+    let grant = access.judge(&bearer(&token)).unwrap();
+    assert_eq!(
+        (grant.role(), grant.who().to_string()),
+        (Role::Read, format!("token {id:016x} (ci)"))
+    );
+    assert_eq!(access.still(&grant), Ok(()));
+
+    // Another secret under its id, and an id that there is not.
+    let (_, other) = Secret::mint().unwrap();
+    for wrong in [other.token(id), other.token(id ^ 1)] {
+        assert_eq!(access.judge(&bearer(&wrong)).unwrap_err(), Denied::Unknown);
+    }
+    assert!(filled.index.revoke_token(id, "test".into()).await.unwrap());
+    assert_eq!(access.judge(&bearer(&token)).unwrap_err(), Denied::Revoked);
+    assert_eq!(access.still(&grant), Err(Denied::Revoked), "whoever has a connection, too");
+
+    let (_, short) = made(&filled.index, Role::Read, Some(1)).await;
+    let mut judged = access.judge(&bearer(&short));
+    // It lives for a millisecond.
+    while judged.is_ok() {
+        tokio::task::yield_now().await;
+        judged = access.judge(&bearer(&short));
+    }
+    assert_eq!(judged.unwrap_err(), Denied::Expired);
+    filled.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_nodes_own_user_is_an_admin_until_there_is_one() {
+    let filled = Filled::start(1).await;
+    let of = |socket_admin| {
+        let access = Access::new(Settings { socket_admin, ..settings() }, Audit::off());
+        access.know(filled.index.clone());
+        access
+    };
+    let own = rustix::process::geteuid().as_raw();
+    let first = of(SocketAdmin::First);
+    for trusted in [own, 0] {
+        assert_eq!(first.judge(&user(trusted)).unwrap().needs_all(Role::Admin), Ok(()));
+    }
+    assert_eq!(first.judge(&user(own + 4711)).unwrap_err(), Denied::NoUser);
+    let held = first.judge(&user(own)).unwrap();
+    made(&filled.index, Role::Write, None).await;
+    assert!(first.judge(&user(own)).is_ok(), "no admin yet");
+    let (id, _) = made(&filled.index, Role::Admin, None).await;
+    assert_eq!(first.judge(&user(own)).unwrap_err(), Denied::NoUser);
+    assert_eq!(first.still(&held), Err(Denied::NoUser));
+    assert!(of(SocketAdmin::Always).judge(&user(own)).is_ok());
+    assert_eq!(of(SocketAdmin::Never).judge(&user(own)).unwrap_err(), Denied::NoUser);
+    // Once the last admin is gone, somebody has to make another one.
+    filled.index.revoke_token(id, "test".into()).await.unwrap();
+    assert!(first.judge(&user(own)).is_ok());
+    filled.stop().await;
+}

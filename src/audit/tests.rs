@@ -1,0 +1,127 @@
+#![allow(clippy::unwrap_used)]
+
+use std::fs;
+
+use super::*;
+
+fn settings(folder: &Path) -> Settings {
+    Settings { folder: folder.to_owned(), file_bytes: 1 << 20, files: 4 }
+}
+
+/// Writes events numbered from `first`, and ends.
+fn write(settings: Settings, numbers: std::ops::Range<u32>) {
+    let stop = CancellationToken::new();
+    let (audit, writing) = Audit::open(settings, &stop).unwrap();
+    for number in numbers {
+        audit.record(Event::new("publish", &Identity::User(7)).of(number).within("team"));
+    }
+    stop.cancel();
+    writing();
+}
+
+fn problems(folder: &Path, known: Option<(u64, [u8; 32])>) -> Vec<String> {
+    let found = verify(folder, known, |_| {}).unwrap();
+    found.problems.iter().map(ToString::to_string).collect()
+}
+
+fn lines(folder: &Path) -> (PathBuf, Vec<String>) {
+    let file = files(folder).unwrap().pop().unwrap();
+    let text = fs::read_to_string(&file).unwrap();
+    (file, text.lines().map(str::to_owned).collect())
+}
+
+#[test]
+fn a_log_goes_on_after_a_restart_and_over_files() {
+    let folder = tempfile::tempdir().unwrap();
+    let short = Settings { file_bytes: 300, ..settings(folder.path()) };
+    for round in 0..3 {
+        write(short.clone(), round * 3..round * 3 + 3);
+    }
+    let mut seen = Vec::new();
+    let found = verify(folder.path(), None, |line| seen.push(line.clone())).unwrap();
+    assert_eq!(found.problems, []);
+    assert_eq!((found.last, found.last - found.first + 1), (9, seen.len() as u64));
+    assert!(files(folder.path()).unwrap().len() <= 4, "the oldest go");
+    let last = seen.last().unwrap();
+    assert_eq!((&*last.event, &*last.who, &*last.subject), ("publish", "uid 7", "8"));
+
+    // A crash in the middle of a line.
+    let (file, _) = lines(folder.path());
+    let mut bytes = fs::read(&file).unwrap();
+    bytes.extend_from_slice(b"{\"sequence\":10,");
+    fs::write(&file, bytes).unwrap();
+    assert_eq!(problems(folder.path(), None), [""; 0]);
+    write(short, 9..10);
+    assert_eq!(problems(folder.path(), None), [""; 0]);
+    assert_eq!(verify(folder.path(), None, |_| {}).unwrap().last, 10);
+}
+
+#[test]
+fn every_way_to_change_a_log_is_found() {
+    let folder = tempfile::tempdir().unwrap();
+    write(settings(folder.path()), 0..6);
+    let (file, whole) = lines(folder.path());
+    let head = (6, chain::digest(whole[5].as_bytes()));
+    assert_eq!(problems(folder.path(), Some(head)), [""; 0]);
+    let told = |changed: &[String]| {
+        fs::write(&file, changed.join("\n") + "\n").unwrap();
+        let problems = problems(folder.path(), Some(head));
+        assert!(!problems.is_empty(), "{changed:#?}");
+        problems.join("; ")
+    };
+    for at in 0..6 {
+        let mut changed = whole.clone();
+        changed[at] = changed[at].replace("uid 7", "uid 8");
+        assert!(told(&changed).contains("changed"), "line {at}");
+        let mut missing = whole.clone();
+        missing.remove(at);
+        told(&missing);
+        let mut twice = whole.clone();
+        twice.insert(at, whole[at].clone());
+        told(&twice);
+        let mut nonsense = whole.clone();
+        nonsense[at] = "nonsense".into();
+        assert!(told(&nonsense).contains("no line"), "line {at}");
+        if at > 0 {
+            let mut swapped = whole.clone();
+            swapped.swap(at - 1, at);
+            told(&swapped);
+        }
+    }
+    assert!(told(&whole[..4]).contains("cut off"));
+    // Without the head nobody can know that.
+    fs::write(&file, whole[..4].join("\n") + "\n").unwrap();
+    assert_eq!(problems(folder.path(), None), [""; 0]);
+    // A whole new chain over the same numbers is not the one that the cluster knows.
+    fs::remove_file(&file).unwrap();
+    write(settings(folder.path()), 10..20);
+    assert!(problems(folder.path(), Some(head))[0].contains("cluster was told"));
+}
+
+#[test]
+fn what_cannot_be_written_is_counted_and_said_in_the_next_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let audit = folder.path().join("audit");
+    let stop = CancellationToken::new();
+    let (log, writing) = Audit::open(settings(&audit), &stop).unwrap();
+    // The folder is gone: as a disk that takes nothing.
+    fs::remove_dir(&audit).unwrap();
+    let thread = std::thread::spawn(writing);
+    let lost = log.0.as_ref().unwrap().lost.clone();
+    log.record(Event::new("publish", &Identity::User(7)));
+    while lost.load(Ordering::Relaxed) == 0 {
+        std::thread::yield_now();
+    }
+    fs::create_dir(&audit).unwrap();
+    log.record(Event::new("remove", &Identity::User(7)));
+    stop.cancel();
+    thread.join().unwrap();
+    let found = verify(&audit, None, |line| assert_eq!(line.event, "remove")).unwrap();
+    assert_eq!((found.first, found.last, found.lost), (1, 1, 1));
+}
+
+#[test]
+fn an_event_is_bounded() {
+    let long = Event::new("pin", &Identity::User(7)).saying("ü".repeat(5000)).bounded();
+    assert!(long.detail.len() <= LONGEST);
+}

@@ -1,0 +1,235 @@
+//! `kiln token`: who may ask a cluster for what.
+
+use std::time::Duration;
+
+use clap::{Args, Subcommand, ValueEnum};
+use kiln_proto::pb;
+use serde::Serialize;
+
+use super::{CliError, ClientArgs, confirm::YesArgs, output};
+
+const EXAMPLES: &str = "\
+Examples:
+  kiln token create --role admin --endpoint unix:/run/kiln/kiln.sock
+  kiln token create --role write --namespace team-a --name ci --expires 30d
+  kiln token list
+  kiln token revoke 4f2a91c07be3d815
+
+The first admin's token is made at the node's socket, by the user that runs the node.
+A token is printed once: keep it in a file, and name that in KILN_TOKEN_FILE.";
+
+/// Make tokens for clients, show them, and end them.
+///
+/// Where access.required is set, a client says with a token who it is. A token has a role
+/// and namespaces; one that is revoked is refused by every node at once.
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct TokenArgs {
+    #[command(subcommand)]
+    what: What,
+    #[command(flatten)]
+    pub(crate) client: ClientArgs,
+}
+
+#[derive(Debug, Subcommand)]
+enum What {
+    /// Make a token, and print it: no node keeps it.
+    Create {
+        /// What its bearer may do; each role may do what those before it may.
+        #[arg(long, value_enum)]
+        role: RoleArg,
+        /// A namespace that it is for, the beginning of some with * behind, or *; again for
+        /// more. An admin's is *.
+        #[arg(long = "namespace", value_name = "NAME")]
+        namespaces: Vec<String>,
+        /// For people: what it is for.
+        #[arg(long, default_value = "")]
+        name: String,
+        /// For how long it is good: 30d, 12h. Without: until it is revoked.
+        #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+        expires: Option<Duration>,
+    },
+    /// Every token, without what would open anything.
+    List,
+    /// End a token for good, on every node.
+    Revoke {
+        /// Its id: the part of it between the first two _.
+        #[arg(value_parser = id)]
+        id: u64,
+        #[command(flatten)]
+        yes: YesArgs,
+    },
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum RoleArg {
+    Read,
+    Write,
+    Admin,
+}
+
+impl From<RoleArg> for pb::AccessRole {
+    fn from(role: RoleArg) -> Self {
+        match role {
+            RoleArg::Read => Self::Read,
+            RoleArg::Write => Self::Write,
+            RoleArg::Admin => Self::Admin,
+        }
+    }
+}
+
+/// The name of a role, as it is written.
+pub(super) fn role_name(role: pb::AccessRole) -> &'static str {
+    match role {
+        pb::AccessRole::Unspecified => "none",
+        pb::AccessRole::Read => "read",
+        pb::AccessRole::Write => "write",
+        pb::AccessRole::Admin => "admin",
+    }
+}
+
+/// Not the error's own words: a whole token may stand where its id belongs.
+fn id(text: &str) -> Result<u64, &'static str> {
+    let digits = text.len() == 16 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let id = u64::from_str_radix(text, 16).ok().filter(|_| digits);
+    id.ok_or("an id has 16 hexadecimal digits, as kiln token list shows it")
+}
+
+#[derive(Debug, Serialize)]
+struct TokenView {
+    id: String,
+    name: String,
+    role: &'static str,
+    namespaces: Vec<String>,
+    by: String,
+    node: u64,
+    at_unix_ms: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    expires_unix_ms: Option<u64>,
+    /// good, expired or revoked.
+    state: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    revoked_by: Option<String>,
+}
+
+impl From<pb::TokenStatus> for TokenView {
+    fn from(token: pb::TokenStatus) -> Self {
+        let expires_unix_ms = Some(token.expires_unix_ms).filter(|end| *end != 0);
+        let over = expires_unix_ms.is_some_and(|end| end <= kiln::clock::unix_ms());
+        let state = match (&token.revoked, over) {
+            (Some(_), _) => "revoked",
+            (None, true) => "expired",
+            (None, false) => "good",
+        };
+        Self {
+            id: format!("{:016x}", token.id),
+            role: role_name(token.role()),
+            name: token.name,
+            namespaces: token.namespaces,
+            by: token.by,
+            node: token.node,
+            at_unix_ms: token.at_unix_ms,
+            expires_unix_ms,
+            state,
+            revoked_by: token.revoked.map(|end| end.by),
+        }
+    }
+}
+
+impl TokenArgs {
+    pub(crate) async fn run(self) -> Result<(), CliError> {
+        let refused = |status| CliError::from_status(&status);
+        let json = self.client.json;
+        match self.what {
+            What::Create { role, mut namespaces, name, expires } => {
+                let role = pb::AccessRole::from(role);
+                if namespaces.is_empty() {
+                    if role != pb::AccessRole::Admin {
+                        return Err(CliError::Usage(
+                            "name what it is for with --namespace; \"*\" is all".into(),
+                        ));
+                    }
+                    namespaces.push("*".into());
+                }
+                let lifetime_ms = match expires.map(|time| time.as_millis()) {
+                    None => 0,
+                    Some(0) => return Err(CliError::Usage("it would expire at once".into())),
+                    Some(ms) => u64::try_from(ms).unwrap_or(u64::MAX),
+                };
+                let request =
+                    pb::CreateTokenRequest { name, role: role.into(), namespaces, lifetime_ms };
+                let mut client = self.client.endpoints.connect().await?;
+                let made = client.create_token(request).await.map_err(refused)?.into_inner();
+                if json {
+                    let id = format!("{:016x}", made.id);
+                    return output::json(&serde_json::json!({ "id": id, "token": made.token }));
+                }
+                output::line(format_args!("{}", made.token))?;
+                eprintln!("it is shown this once: keep it in a file that others cannot read");
+                Ok(())
+            }
+            What::List => {
+                let mut client = self.client.endpoints.connect().await?;
+                let answer = client.tokens(pb::TokensRequest {}).await.map_err(refused)?;
+                let tokens: Vec<_> =
+                    answer.into_inner().tokens.into_iter().map(TokenView::from).collect();
+                if json {
+                    return output::json(&tokens);
+                }
+                output::line(format_args!(
+                    "{:<18}{:<7}{:<9}{:<24}{:<22}NAME",
+                    "ID", "ROLE", "STATE", "NAMESPACES", "EXPIRES"
+                ))?;
+                for token in &tokens {
+                    let expires = token.expires_unix_ms.map_or("-".to_owned(), date);
+                    output::line(format_args!(
+                        "{:<18}{:<7}{:<9}{:<24}{expires:<22}{}",
+                        token.id,
+                        token.role,
+                        token.state,
+                        token.namespaces.join(","),
+                        token.name
+                    ))?;
+                }
+                Ok(())
+            }
+            What::Revoke { id, yes } => {
+                yes.confirm(&format!("End the token {id:016x} for good?"))?;
+                let mut client = self.client.endpoints.connect().await?;
+                let request = pb::RevokeTokenRequest { id };
+                let answer = client.revoke_token(request).await.map_err(refused)?;
+                let changed = answer.into_inner().changed;
+                let id = format!("{id:016x}");
+                match (json, changed) {
+                    (true, _) => {
+                        output::json(&serde_json::json!({ "revoked": id, "changed": changed }))
+                    }
+                    (false, true) => output::line(format_args!("revoked the token {id}")),
+                    (false, false) => output::line(format_args!("{id} was revoked before")),
+                }
+            }
+        }
+    }
+}
+
+fn date(unix_ms: u64) -> String {
+    let at = std::time::SystemTime::UNIX_EPOCH.checked_add(Duration::from_millis(unix_ms));
+    // Beyond what a calendar has.
+    at.filter(|_| unix_ms < 253_402_300_800_000)
+        .map_or("never".into(), |at| humantime::format_rfc3339_seconds(at).to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_is_read_and_a_token_in_its_place_is_not_repeated() {
+        assert_eq!(id("00000000000000ff"), Ok(255));
+        for bad in ["ff", "", "+0000000000000ff", "kiln_00000000000000ff_secret"] {
+            assert!(id(bad).is_err_and(|why| !why.contains("secret")), "{bad}");
+        }
+        assert_eq!(date(0), "1970-01-01T00:00:00Z");
+        assert_eq!(date(u64::MAX), "never");
+    }
+}

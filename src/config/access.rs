@@ -1,0 +1,174 @@
+//! Who may ask for what.
+//!
+//! Invariant: where callers need a right, somebody can get the first one.
+
+use serde::{Deserialize, Serialize};
+
+use super::Config;
+use crate::access::{Role, Row, Settings, SocketAdmin};
+use kiln_cluster::tokens::is_pattern;
+
+/// Rights of clients.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct AccessConfig {
+    /// Whether clients must show who they are: a token (`kiln token create`), a certificate
+    /// of `certificates`, or a password of `resp.users`. All nodes of a cluster at once, or
+    /// one after the other once clients have tokens. Default: false.
+    pub required: bool,
+    /// Namespaces that every client with any right may read: names, or beginnings of names
+    /// with `*` behind. Who fills them needs a right to them by name. Default: none.
+    pub shared: Vec<String>,
+    /// Rights of clients' certificates: `NAME ROLE NAMESPACE[,NAMESPACE]`, as in
+    /// `spiffe://prod/trainer* write team-a`. The name is a URI or a DNS name in the
+    /// certificate; the first row that matches counts. Default: none.
+    pub certificates: Vec<String>,
+    /// When the user that runs the node, and root, are admins at `socket`: `first`, while the
+    /// cluster has no good token of an admin; `always`; or `never`, where containers that
+    /// share the socket run as root. Default: `first`.
+    pub socket_admin: SocketAdmin,
+}
+
+impl Default for AccessConfig {
+    fn default() -> Self {
+        Self {
+            required: false,
+            shared: Vec::new(),
+            certificates: Vec::new(),
+            socket_admin: SocketAdmin::First,
+        }
+    }
+}
+
+impl AccessConfig {
+    /// Rights of certificates, in order.
+    pub fn rows(&self) -> Result<Vec<Row>, String> {
+        self.certificates.iter().map(|text| row(text)).collect()
+    }
+
+    /// What the judge of callers is told. The configuration was validated.
+    pub fn settings(&self) -> Settings {
+        Settings {
+            required: self.required,
+            shared: self.shared.clone(),
+            certificates: self.rows().unwrap_or_default(),
+            socket_admin: self.socket_admin,
+        }
+    }
+}
+
+fn row(text: &str) -> Result<Row, String> {
+    let wrong = |what: &str| {
+        format!(
+            "access.certificates: {text:?}: {what}; write NAME ROLE NAMESPACE[,NAMESPACE], such as \
+             spiffe://prod/trainer* write team-a"
+        )
+    };
+    let mut words = text.split_whitespace();
+    let (Some(name), Some(role), Some(namespaces), None) =
+        (words.next(), words.next(), words.next(), words.next())
+    else {
+        return Err(wrong("it has not three words"));
+    };
+    let role = Role::named(role).ok_or_else(|| wrong("a role is read, write or admin"))?;
+    let namespaces: Vec<_> = namespaces.split(',').map(str::to_owned).collect();
+    if name.trim_end_matches('*').is_empty() {
+        return Err(wrong("a name that stands for all certificates is none"));
+    }
+    if !namespaces.iter().all(|pattern| is_pattern(pattern)) {
+        return Err(wrong("a namespace is a name, its beginning with * behind, or *"));
+    }
+    if role == Role::Admin && namespaces != ["*"] {
+        return Err(wrong("an admin's namespaces are *"));
+    }
+    Ok(Row { name: name.to_owned(), role, namespaces })
+}
+
+impl Config {
+    /// What is wrong with it.
+    pub(super) fn check_access(&self, wrong: &mut Vec<String>) {
+        let access = &self.access;
+        wrong.extend(access.shared.iter().filter(|pattern| !is_pattern(pattern)).map(|pattern| {
+            format!(
+                "access.shared: {pattern:?} is no namespace: write a name, or its beginning and *"
+            )
+        }));
+        let rows = match access.rows() {
+            Ok(rows) => rows,
+            Err(why) => {
+                wrong.push(why);
+                return;
+            }
+        };
+        if !rows.is_empty() && self.tls.clients.verify == crate::net::tls::Verify::Off {
+            wrong.push(
+                "access.certificates gives rights to certificates, and none is asked for: set \
+                 tls.clients.verify to \"optional\" or \"required\""
+                    .into(),
+            );
+        }
+        let by_socket = self.socket.is_some() && access.socket_admin != SocketAdmin::Never;
+        let by_certificate = rows.iter().any(|row| row.role == Role::Admin);
+        // One that joins finds tokens in the index.
+        if access.required && !by_socket && !by_certificate && self.start.join.is_empty() {
+            wrong.push(
+                "access.required is set, and nobody could make the first token: set `socket`, at \
+                 which the node's own user may, or give a certificate the role admin in \
+                 access.certificates"
+                    .into(),
+            );
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::net::tls::Verify;
+
+    fn problems(change: impl FnOnce(&mut Config)) -> Vec<String> {
+        let mut config = Config { socket: Some("/run/kiln.sock".into()), ..Config::default() };
+        config.access.required = true;
+        config.tls.clients.verify = Verify::Optional;
+        change(&mut config);
+        let mut wrong = Vec::new();
+        config.check_access(&mut wrong);
+        wrong
+    }
+
+    #[test]
+    fn somebody_can_make_the_first_token() {
+        assert_eq!(problems(|_| {}), Vec::<String>::new());
+        let told = |change: fn(&mut Config)| {
+            let problems = problems(change);
+            assert!(problems.len() == 1 && problems[0].contains("first token"), "{problems:?}");
+        };
+        told(|c| c.socket = None);
+        told(|c| c.access.socket_admin = SocketAdmin::Never);
+        let by_certificate = problems(|c| {
+            c.socket = None;
+            c.access.certificates = vec!["admin.kiln admin *".into()];
+        });
+        assert_eq!(by_certificate, Vec::<String>::new());
+        assert_eq!(problems(|c| (c.socket, c.access.required) = (None, false)), [""; 0]);
+    }
+
+    #[test]
+    fn a_row_is_a_name_a_role_and_namespaces() {
+        let read =
+            row("spiffe://prod/trainer* write team-a,lab-*").unwrap_or_else(|e| panic!("{e}"));
+        assert_eq!((read.name.as_str(), read.role), ("spiffe://prod/trainer*", Role::Write));
+        assert_eq!(read.namespaces, ["team-a", "lab-*"]);
+        for bad in ["", "a write", "a root x", "* read x", "a read x y", "a read x,,y", "a admin x"]
+        {
+            let told = problems(|c| c.access.certificates = vec![bad.into()]);
+            assert!(told.len() == 1 && told[0].contains("access.certificates"), "{bad}: {told:?}");
+        }
+        let unasked = problems(|c| {
+            c.access.certificates = vec!["a read x".into()];
+            c.tls.clients.verify = Verify::Off;
+        });
+        assert!(unasked[0].contains("tls.clients.verify"), "{unasked:?}");
+        assert!(problems(|c| c.access.shared = vec!["a b".into()])[0].contains("access.shared"));
+    }
+}

@@ -1,0 +1,115 @@
+//! Calls about tokens of clients, and about audit logs.
+//!
+//! Invariant: a secret is in the answer of the call that made it, and nowhere else; nobody
+//! makes a token that may do more than itself.
+
+use kiln_cluster::tokens::{NewToken, Role, TokenEnd, TokenInfo};
+use kiln_proto::pb;
+
+use super::parts::Parts;
+use crate::{
+    access::{Grant, Secret},
+    error::Error,
+};
+
+/// Makes a token.
+pub(super) async fn create(
+    parts: &Parts,
+    grant: &Grant,
+    request: pb::CreateTokenRequest,
+) -> Result<pb::CreateTokenResponse, Error> {
+    let role = role(request.role())
+        .ok_or_else(|| Error::Invalid("a token has a role: read, write or admin".into()))?;
+    let (id, secret) = Secret::mint().map_err(|e| Error::Storage(e.to_string()))?;
+    let lifetime_ms = Some(request.lifetime_ms).filter(|lifetime| *lifetime != 0);
+    let token = NewToken {
+        id,
+        digest: secret.digest(),
+        name: request.name,
+        role,
+        namespaces: request.namespaces,
+        lifetime_ms,
+        by: grant.who().to_string(),
+    };
+    token.check().map_err(Error::Invalid)?;
+    if role == Role::Admin && token.namespaces != ["*"] {
+        let why = "an admin's calls are about all of the cluster: its namespaces are \"*\"";
+        return Err(Error::Invalid(why.into()));
+    }
+    parts.index.issue_token(token).await?;
+    tracing::info!(token = format!("{id:016x}"), %role, by = %grant.who(), "a token was made");
+    Ok(pb::CreateTokenResponse { id, token: secret.token(id) })
+}
+
+/// Ends a token; false where it was revoked before.
+pub(super) async fn revoke(parts: &Parts, grant: &Grant, id: u64) -> Result<bool, Error> {
+    let by = grant.who().to_string();
+    tracing::warn!(token = format!("{id:016x}"), by, "a token is revoked");
+    Ok(parts.index.revoke_token(id, by).await?)
+}
+
+/// All tokens, without what would open anything.
+pub(super) fn list(parts: &Parts) -> pb::TokensResponse {
+    let tokens = parts.index.tokens();
+    pb::TokensResponse { tokens: tokens.iter().map(|(id, token)| status(*id, token)).collect() }
+}
+
+fn status(id: u64, token: &TokenInfo) -> pb::TokenStatus {
+    pb::TokenStatus {
+        id,
+        name: token.name.clone(),
+        role: wire(token.role).into(),
+        namespaces: token.namespaces.clone(),
+        by: token.by.clone(),
+        node: token.node,
+        at_unix_ms: token.at_unix_ms,
+        expires_unix_ms: token.expires_unix_ms.unwrap_or_default(),
+        revoked: token.revoked.as_ref().map(|TokenEnd { by, node, at_unix_ms }| pb::TokenEnd {
+            by: by.clone(),
+            node: *node,
+            at_unix_ms: *at_unix_ms,
+        }),
+    }
+}
+
+/// What is asked of callers here, and what this one is.
+pub(super) fn access(parts: &Parts, grant: &Grant) -> pb::AccessStatus {
+    pb::AccessStatus {
+        required: parts.access.is_required(),
+        caller: grant.who().to_string(),
+        role: wire(grant.role()).into(),
+        namespaces: grant.namespaces().to_vec(),
+    }
+}
+
+/// How far the audit log of `node` has come, as the cluster knows it.
+pub(super) async fn audit_head(parts: &Parts, node: u64) -> Result<pb::AuditHeadResponse, Error> {
+    let node = if node == 0 { parts.node } else { node };
+    let head = parts.index.audit_head(node).await?;
+    Ok(match head {
+        None => pb::AuditHeadResponse { node, ..Default::default() },
+        Some(head) => pb::AuditHeadResponse {
+            node,
+            sequence: head.sequence,
+            digest: head.digest.to_vec().into(),
+            at_unix_ms: head.at_unix_ms,
+        },
+    })
+}
+
+fn role(wire: pb::AccessRole) -> Option<Role> {
+    match wire {
+        pb::AccessRole::Unspecified => None,
+        pb::AccessRole::Read => Some(Role::Read),
+        pb::AccessRole::Write => Some(Role::Write),
+        pb::AccessRole::Admin => Some(Role::Admin),
+    }
+}
+
+fn wire(role: Role) -> pb::AccessRole {
+    match role {
+        Role::Read => pb::AccessRole::Read,
+        Role::Write => pb::AccessRole::Write,
+        Role::Admin => pb::AccessRole::Admin,
+    }
+}
