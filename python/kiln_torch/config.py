@@ -6,8 +6,11 @@ read is the default with one warning: never an exception at ``import torch``.
 
 from __future__ import annotations
 
+import ipaddress
 import os
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import report
@@ -17,6 +20,7 @@ if TYPE_CHECKING:
 
 _SCHEMES = ("http://", "grpc://", "https://")
 _KEY_BYTES = 32
+_TOKEN = re.compile("kiln_[0-9a-f]{16}_[0-9a-f]{64}")
 # Of a number of bytes that any machine could have.
 _DIGITS = 15
 
@@ -33,6 +37,8 @@ class Settings:
     ca: str | None = None
     cert: str | None = None
     cert_key: str | None = None
+    # Who asks, where the cluster wants to know: kiln_ID_SECRET. Never in what is printed.
+    token: str | None = field(default=None, repr=False)
     # Unix socket of the node on this machine.
     socket: str | None = None
     # Tenant; nodes call the unnamed one "default".
@@ -62,6 +68,15 @@ def from_env(environ: Mapping[str, str] | None = None) -> Settings | None:
     endpoints = tuple(filter(None, map(_endpoint, named)))
     if not endpoints:
         return None
+    token = _token(env)
+    if token is None:
+        # Who was told to say who it is, and cannot, asks nobody.
+        return None
+    if token and not insecure_token(env):
+        encrypted = {_endpoint(n) for n in named if n.strip().startswith("https://")}
+        endpoints = tuple(e for e in endpoints if e in encrypted or _is_private(e))
+        if not endpoints:
+            return None
     signers = tuple(filter(None, map(_signer, env.get("KILN_SIGNERS", "").split(","))))
     if env.get("KILN_SIGNERS", "").strip() and not signers:
         # Pinning was asked for: trusting anybody instead would be worse than no cache.
@@ -75,6 +90,7 @@ def from_env(environ: Mapping[str, str] | None = None) -> Settings | None:
         ca=env.get("KILN_CA") or None,
         cert=env.get("KILN_CERT") or None,
         cert_key=env.get("KILN_CERT_KEY") or None,
+        token=token or None,
         socket=env.get("KILN_SOCKET") or None,
         namespace=env.get("KILN_NAMESPACE") or Settings.namespace,
         signers=signers,
@@ -99,6 +115,49 @@ def _endpoint(text: str) -> str | None:
         report.once(f"endpoint {text}", "KILN_ENDPOINT: %r is not http://HOST:PORT", text)
         return None
     return address
+
+
+def insecure_token(env: Mapping[str, str]) -> bool:
+    """Whether the token goes in plain text to other machines too: KILN_INSECURE_TOKEN=1."""
+    return env.get("KILN_INSECURE_TOKEN", "0") not in ("", "0", "false")
+
+
+def _token(env: Mapping[str, str]) -> str | None:
+    """Return the token, empty where there is none; ``None`` where it cannot be had."""
+    file = env.get("KILN_TOKEN_FILE")
+    text = env.get("KILN_TOKEN", "")
+    if file:
+        try:
+            text = Path(file).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            report.once("token", "KILN_TOKEN_FILE cannot be read: Kiln is off: %s", error)
+            return None
+    text = text.strip()
+    if not text and not file:
+        return ""
+    if _TOKEN.fullmatch(text):
+        return text
+    # Not repeated: it may be another secret.
+    report.once("token", "what KILN_TOKEN or its file has is no token: Kiln is off")
+    return None
+
+
+def _is_private(address: str) -> bool:
+    host = address.rpartition(":")[0].strip("[]")
+    if host == "localhost":
+        return True
+    try:
+        if ipaddress.ip_address(host).is_loopback:
+            return True
+    except ValueError:
+        pass
+    report.once(
+        f"token {address}",
+        "the token would go to %s in plain text: it is left out; name it by https://, or set "
+        "KILN_INSECURE_TOKEN=1",
+        address,
+    )
+    return False
 
 
 def _signer(text: str) -> bytes | None:

@@ -39,7 +39,9 @@ class Connections:
         self.endpoints = tuple(Endpoint(a, settings, self.trust) for a in settings.endpoints)
         self.local = None
         if settings.socket:
-            self.local = LocalNode(settings.socket, settings.connect, settings.answer)
+            self.local = LocalNode(
+                settings.socket, settings.connect, settings.answer, settings.token
+            )
         # Whether the socket's node had an artifact of this tenant, or did not see one that
         # there is: its "not found" counts in the first case, and it is left out in the second.
         self.local_serves = False

@@ -1,7 +1,7 @@
 """What is installed, and which settings are in force, found out without asking any node.
 
 Invariant: every value is read by the code that reads it in a program, each variable
-alone; torch is not imported; no signer's key is in what is said.
+alone; torch is not imported; no signer's key and no token is in what is said.
 """
 
 from __future__ import annotations
@@ -26,6 +26,9 @@ SETTINGS: dict[str, str] = {
     "KILN_CA": "",
     "KILN_CERT": "",
     "KILN_CERT_KEY": "",
+    "KILN_TOKEN": "",
+    "KILN_TOKEN_FILE": "",
+    "KILN_INSECURE_TOKEN": "0",
     "KILN_SOCKET": "",
     "KILN_NAMESPACE": ".namespace",
     "KILN_SIGNERS": "",
@@ -126,6 +129,9 @@ def settings(env: Mapping[str, str]) -> Iterator[Check]:
             said = f"{given - bad} of {given} keys can be read"
             advice = "give 64 hex digits a key, comma-separated; without a valid key Kiln is off"
             yield Check(name, "problem" if heard else "ok", said, advice if heard else "")
+        elif name == "KILN_TOKEN" and not heard:
+            # It is a secret.
+            yield Check(name, "ok", "set")
         elif heard:
             yield Check(name, "problem", "; ".join(heard), f"correct it or unset {name}")
         else:
@@ -133,7 +139,9 @@ def settings(env: Mapping[str, str]) -> Iterator[Check]:
 
 
 def _read(name: str, text: str) -> None:
-    alone = {"KILN_ENDPOINT": "unused:1", name: text, "KILN_DISABLE": "0"}
+    # Where a token goes is not asked here: the endpoint is made up.
+    apart = {"KILN_DISABLE": "0", "KILN_INSECURE_TOKEN": "1"}
+    alone = {"KILN_ENDPOINT": "unused:1", **apart, name: text}
     config.from_env(alone)
     config.merge_ranks(alone)
 
@@ -154,7 +162,8 @@ def switched(env: Mapping[str, str]) -> Iterator[Check]:
     """Say what of precompile, ranks and prefetch is on."""
     with warnings_of():
         wanted, merged = config.precompiles(env), config.merge_ranks(env)
-        read = config.from_env({**env, "KILN_ENDPOINT": "unused:1", "KILN_SIGNERS": ""})
+        apart = {"KILN_ENDPOINT": "unused:1", "KILN_SIGNERS": "", "KILN_INSECURE_TOKEN": "1"}
+        read = config.from_env({**env, **apart})
     if not wanted:
         yield Check("precompile", "off", "tracing is not shared", "KILN_PRECOMPILE=1 shares it")
     elif sys.version_info < (3, 11):

@@ -45,10 +45,13 @@ _OPTIONS = (
 )
 
 
-def _caller() -> tuple[tuple[str, str], ...] | None:
-    """The span that runs this process, for its calls' traces: W3C's TRACEPARENT."""
+def _caller(token: str | None) -> tuple[tuple[str, str], ...] | None:
+    """Who asks, and the span that runs this process, for its calls' traces: TRACEPARENT."""
     parent = os.environ.get("TRACEPARENT", "")
-    return (("traceparent", parent),) if _PARENT.fullmatch(parent) else None
+    said = (("traceparent", parent),) if _PARENT.fullmatch(parent) else ()
+    if token:
+        said += (("authorization", f"Bearer {token}"),)
+    return said or None
 
 
 class Endpoint:
@@ -77,7 +80,9 @@ class Endpoint:
                 request_serializer=type(request).SerializeToString,
                 response_deserializer=response.FromString,
             )
-            return call(request, timeout=self._settings.answer, metadata=_caller())
+            return call(
+                request, timeout=self._settings.answer, metadata=_caller(self._settings.token)
+            )
 
     def stream(self, method: str, request: Any, response: Any, timeout: float) -> Any:
         """Ask, and return the call that streams the answers: read it under ``reading``."""
@@ -87,7 +92,7 @@ class Endpoint:
                 request_serializer=type(request).SerializeToString,
                 response_deserializer=response.FromString,
             )
-            return call(request, timeout=timeout, metadata=_caller())
+            return call(request, timeout=timeout, metadata=_caller(self._settings.token))
 
     def upload(self, method: str, chunks: Iterable[Any], size: int, response: Any) -> Any:
         """Send a stream of messages, and return the answer."""
@@ -97,7 +102,9 @@ class Endpoint:
                 request_serializer=lambda message: message.SerializeToString(),
                 response_deserializer=response.FromString,
             )
-            return call(iter(chunks), timeout=self.patience(size), metadata=_caller())
+            return call(
+                iter(chunks), timeout=self.patience(size), metadata=_caller(self._settings.token)
+            )
 
     def patience(self, size: int) -> float:
         """Seconds that moving ``size`` bytes may take."""
@@ -208,7 +215,9 @@ class Endpoint:
             response_deserializer=wire.StatusResponse.FromString,
         )
         try:
-            self._trust.learn(_signers(ask(wire.StatusRequest(), timeout=_HELLO)))
+            caller = _caller(self._settings.token)
+            status = ask(wire.StatusRequest(), timeout=_HELLO, metadata=caller)
+            self._trust.learn(_signers(status))
         except (grpc.RpcError, ValueError) as error:
             report.count("endpoint_failures")
             report.once(f"endpoint {self.address}", "node %s: %s", self.address, _details(error))

@@ -33,9 +33,10 @@ _CLOSE_ON_EXEC = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
 class LocalNode:
     """One connection to the socket; safe to use from several threads."""
 
-    def __init__(self, path: str, connect: float, answer: float) -> None:
+    def __init__(self, path: str, connect: float, answer: float, token: str | None = None) -> None:
         """Connect to nothing yet."""
         self._path = path
+        self._token = token or ""
         self._connect = connect
         self._answer = answer
         self._lock = threading.Lock()
@@ -49,7 +50,8 @@ class LocalNode:
 
     def fetch(self, key: bytes, namespace: str) -> tuple[Any, memoryview, str]:
         """Return the signed manifest, the mapped pack and its tier; none is verified."""
-        request = wire.TransferRequest(key=key, namespace=namespace).SerializeToString()
+        asked = wire.TransferRequest(key=key, namespace=namespace, token=self._token)
+        request = asked.SerializeToString()
         try:
             with self._lock:
                 response, descriptor = self._ask(request)

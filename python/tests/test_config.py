@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cluster import eventually
@@ -41,6 +42,30 @@ def test_https_endpoints_are_encrypted() -> None:
     assert settings is not None
     assert (settings.endpoints, settings.encrypted) == (("a:1", "b:2"), frozenset({"b:2"}))
     assert (settings.ca, settings.cert, settings.cert_key) == ("/ca.pem", None, None)
+
+
+TOKEN = "kiln_" + "0" * 16 + "_" + "a" * 64
+
+
+def test_a_token_goes_in_plain_text_to_this_machine_alone(tmp_path: Path) -> None:
+    """And one that cannot be read is never no token."""
+    named = {"KILN_ENDPOINT": "http://127.0.0.1:1,http://10.0.0.1:2,https://a:3"}
+    settings = from_env({**named, "KILN_TOKEN": f" {TOKEN}\n"})
+    assert settings is not None
+    assert (settings.token, settings.endpoints) == (TOKEN, ("127.0.0.1:1", "a:3"))
+    assert "aaaa" not in repr(settings)
+    everywhere = from_env({**named, "KILN_TOKEN": TOKEN, "KILN_INSECURE_TOKEN": "1"})
+    assert everywhere is not None
+    assert len(everywhere.endpoints) == 3
+    assert from_env({"KILN_ENDPOINT": "http://10.0.0.1:2", "KILN_TOKEN": TOKEN}) is None
+    file = tmp_path / "token"
+    assert from_env({**named, "KILN_TOKEN_FILE": str(file)}) is None
+    file.write_text("a password", encoding="utf-8")
+    assert from_env({**named, "KILN_TOKEN_FILE": str(file)}) is None
+    file.write_text(TOKEN + "\n", encoding="utf-8")
+    read = from_env({**named, "KILN_TOKEN_FILE": str(file)})
+    assert read is not None
+    assert read.token == TOKEN
 
 
 def test_pinned_signers_or_nothing() -> None:

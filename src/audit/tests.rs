@@ -125,3 +125,17 @@ fn an_event_is_bounded() {
     let long = Event::new("pin", &Identity::User(7)).saying("ü".repeat(5000)).bounded();
     assert!(long.detail.len() <= LONGEST);
 }
+
+/// Fields are added; what they say is in the line's digest all the same.
+#[test]
+fn a_line_of_a_version_to_come_is_read() {
+    let folder = tempfile::tempdir().unwrap();
+    write(settings(folder.path()), 0..1);
+    let (file, whole) = lines(folder.path());
+    let later = whole[0].replacen('{', "{\"to_come\":7,", 1);
+    fs::write(&file, format!("{later}\n")).unwrap();
+    write(settings(folder.path()), 1..2);
+    let mut events = Vec::new();
+    let found = verify(folder.path(), None, |line| events.push(line.subject.clone())).unwrap();
+    assert_eq!((found.problems, events), (Vec::new(), vec!["0".to_owned(), "1".to_owned()]));
+}

@@ -3,6 +3,7 @@
 //! Invariant: every check ends within a bound, leaves nothing behind, and says what to do
 //! where it is not well; the settings are those that `kiln serve` would have.
 
+mod access;
 mod cluster;
 mod disk;
 mod object;
@@ -130,7 +131,8 @@ impl Doctor {
             bounded("sockets", sockets::check(config)),
             ports::check(config),
         );
-        for checks in [nvrtc, python, sandbox::check(), ports, disk, object, sockets] {
+        let access = access::check(config);
+        for checks in [nvrtc, python, sandbox::check(), ports, access, disk, object, sockets] {
             found.extend(checks);
         }
         found.extend(bounded("cluster", cluster::check(node, ports::speaks_tls(config))).await);

@@ -8,7 +8,7 @@ use kiln_proto::pb;
 use super::{
     CliError, ClientArgs,
     output::{self, size, table},
-    view::{NodeView, StatusView, TierView},
+    view::{AccessView, NodeView, StatusView, TierView},
 };
 
 const EXAMPLES: &str = "\
@@ -77,6 +77,9 @@ fn for_people(view: &StatusView) -> String {
         nodes.push_str(&format!("\nas the leader, node {}, sees them", view.seen_by));
     }
     parts.push(nodes);
+    if let Some(access) = &view.access {
+        parts.push(access_of(access));
+    }
     let tier = |tier: &TierView| {
         [
             tier.name.clone(),
@@ -89,6 +92,17 @@ fn for_people(view: &StatusView) -> String {
     let rows: Vec<_> = view.tiers.iter().map(tier).collect();
     parts.push(table(["TIER", "USED", "OF", "ENTRIES", "STATE"], &rows));
     parts.join("\n\n")
+}
+
+/// What is asked of callers.
+fn access_of(access: &AccessView) -> String {
+    let AccessView { required, caller, role, namespaces } = access;
+    match required {
+        true => format!("access: required; you are {caller}: {role} in {}", namespaces.join(", ")),
+        false => {
+            "access: open, whoever reaches the ports may do everything (access.required)".into()
+        }
+    }
 }
 
 /// Whether a node answers, and since when it does not.

@@ -170,6 +170,28 @@ pub(crate) struct StatusView {
     pub(crate) away: Vec<u64>,
     /// The node that says which nodes are reachable.
     pub(crate) seen_by: u64,
+    /// What the node asks of callers, and what it takes this one for; not there of a node
+    /// of an earlier version.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) access: Option<AccessView>,
+}
+
+/// Who may ask for what.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(crate) struct AccessView {
+    /// Whether callers need a right.
+    pub(crate) required: bool,
+    pub(crate) caller: String,
+    pub(crate) role: &'static str,
+    pub(crate) namespaces: Vec<String>,
+}
+
+impl From<pb::AccessStatus> for AccessView {
+    fn from(access: pb::AccessStatus) -> Self {
+        let role = super::token::role_name(access.role());
+        let pb::AccessStatus { required, caller, namespaces, .. } = access;
+        Self { required, caller, role, namespaces }
+    }
 }
 
 /// What no other place took over from a node that leaves.
@@ -359,6 +381,7 @@ impl From<pb::StatusResponse> for StatusView {
             left: status.left,
             away: status.away,
             seen_by: if status.seen_by == 0 { status.node } else { status.seen_by },
+            access: status.access.map(Into::into),
         }
     }
 }

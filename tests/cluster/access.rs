@@ -39,7 +39,9 @@ async fn kiln(endpoint: &str, token: Option<&str>, words: &[&str]) -> (Option<i3
     }
     let output = command.output().await.unwrap();
     let said = [output.stdout, output.stderr].into_iter().find(|text| !text.is_empty());
-    (output.status.code(), serde_json::from_slice(&said.unwrap_or_default()).unwrap_or_default())
+    let said = said.unwrap_or_default();
+    let first = said.split(|byte| *byte == b'\n').next().unwrap_or_default();
+    (output.status.code(), serde_json::from_slice(first).unwrap_or_default())
 }
 
 fn grpc(node: &TestNode) -> String {
@@ -342,4 +344,119 @@ async fn a_token_that_was_revoked_or_has_expired_is_refused_on_every_node() {
     };
     assert_eq!((state(&stolen), state(&expired), state(&admin)), ("revoked", "expired", "good"));
     assert!(!list.iter().any(|token| token.to_string().contains(&stolen[22..])));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_done_and_refused_is_in_a_log_that_tells_when_it_was_changed() {
+    let cluster = TestCluster::start_with(1, required).await;
+    let node = &cluster.nodes[0];
+    let admin = token(node, None, &["--role", "admin"]).await;
+    let writer = ["--role", "write", "--namespace", "team", "--name", "ci"];
+    let writer = token(node, Some(&admin), &writer).await;
+    let mut writes = client(node, Some(&writer));
+    let key = publish(&mut writes, "team", "a").await.unwrap();
+    publish(&mut writes, "other", "a").await.unwrap_err();
+    writes.pin(pb::PinRequest { key: bytes_of(&key), pinned: true }).await.unwrap();
+    let remove = pb::TombstoneRequest { key: bytes_of(&key), reason: "wrong".into() };
+    writes.tombstone(remove).await.unwrap();
+    kiln(&grpc(node), Some(&admin), &["token", "revoke", id_of(&writer)]).await;
+    publish(&mut writes, "team", "b").await.unwrap_err();
+
+    let data = node.data().to_str().unwrap();
+    let by = format!("token {} (ci)", id_of(&writer));
+    let expected = [
+        ("create_token", id_of(&writer), "admin"),
+        ("publish", &key.to_string(), &by),
+        ("denied", "Publish", &by),
+        ("pin", &key.to_string(), &by),
+        ("remove", &key.to_string(), &by),
+        ("revoke_token", id_of(&writer), "admin"),
+        ("denied", "Publish", "anyone"),
+    ];
+    let read = async || {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_kiln"));
+        command.args(["audit", "show", "--json", "--data-dir", data]);
+        let said = command.output().await.unwrap();
+        let lines = said.stdout.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+        lines.map(|line| serde_json::from_slice(line).unwrap()).collect::<Vec<Value>>()
+    };
+    for (event, subject, who) in expected {
+        eventually(event, async || {
+            let found = read().await.into_iter().find(|line| {
+                let by = line["who"].as_str().unwrap_or_default();
+                let same = if who == "admin" { by.starts_with("token") } else { by == who };
+                line["event"] == event && line["subject"] == subject && same
+            });
+            found.map(drop)
+        })
+        .await;
+    }
+    let log = std::fs::read_dir(node.data().join("audit")).unwrap().next().unwrap().unwrap().path();
+    let whole = std::fs::read_to_string(&log).unwrap();
+    for secret in [&admin, &writer] {
+        assert!(!whole.contains(&secret[22..]), "a secret is in the audit log");
+    }
+    let verify = ["audit", "verify", "--data-dir", data];
+    let (code, told) = kiln(&grpc(node), Some(&admin), &verify).await;
+    assert_eq!((code, &told["ok"]), (Some(0), &Value::from(true)), "{told}");
+    // Whoever may write to the disk, and would rather not have done it.
+    let changed = whole.replacen("\"event\":\"remove\"", "\"event\":\"pinned\"", 1);
+    assert_ne!(changed, whole);
+    std::fs::write(&log, changed).unwrap();
+    let (code, told) = kiln(&grpc(node), Some(&admin), &verify).await;
+    assert_eq!(code, Some(12), "{told}");
+    assert!(told["problems"][0].as_str().unwrap().contains("changed"), "{told}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_clients_certificate_has_the_rights_of_its_row() {
+    let mut cluster = TestCluster::start_with(1, required).await;
+    let folder = cluster.folder.path().join("ca");
+    let certs = |arguments: &str| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_kiln"));
+        let made = command.arg("certs").args(arguments.split(' ')).output().unwrap();
+        assert!(made.status.success(), "{made:?}");
+    };
+    let dir = folder.display().to_string();
+    certs(&format!("init --dir {dir}"));
+    certs(&format!("issue server --dir {dir} --out {dir} --name node --host 127.0.0.1"));
+    for (name, host) in [("trainer", "trainer.kiln"), ("stranger", "stranger.kiln")] {
+        certs(&format!("issue client --dir {dir} --out {dir} --name {name} --host {host}"));
+    }
+    let file = |name: &str| folder.join(name);
+    let node = &mut cluster.nodes[0];
+    node.terminate().await;
+    let clients = &mut node.config.tls.clients;
+    clients.mode = kiln::net::tls::Mode::Require;
+    clients.verify = kiln::net::tls::Verify::Optional;
+    (clients.cert, clients.key) = (Some(file("node-server.pem")), Some(file("node-server.key")));
+    clients.ca = Some(file("clients-ca.pem"));
+    node.config.access.certificates = vec!["trainer.kiln write team".into()];
+    node.spawn();
+    assert!(node.wait_ready().await);
+    let node = &cluster.nodes[0];
+    let endpoint = format!("https://{}", node.config.grpc_listen);
+    let ask = async |who: Option<&str>, words: &[&str]| {
+        let mut arguments: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
+        arguments.extend(["--ca".into(), format!("{dir}/clients-ca.pem")]);
+        if let Some(who) = who {
+            arguments.extend(["--cert".into(), format!("{dir}/{who}-client.pem")]);
+            arguments.extend(["--cert-key".into(), format!("{dir}/{who}-client.key")]);
+        }
+        let arguments: Vec<_> = arguments.iter().map(String::as_str).collect();
+        kiln(&endpoint, None, &arguments).await
+    };
+    let (code, told) = ask(Some("trainer"), &["status"]).await;
+    assert_eq!(code, Some(0), "{told}");
+    assert_eq!(told["access"]["caller"], "certificate trainer.kiln", "{told}");
+    assert_eq!(told["access"]["role"], "write", "{told}");
+    for (who, words, refused) in [
+        (None, &["status"][..], "A001"),
+        (Some("stranger"), &["status"], "A001"),
+        (Some("trainer"), &["ls", "--namespace", "other"], "A002"),
+        (Some("trainer"), &["token", "list"], "A002"),
+    ] {
+        let (code, told) = ask(who, words).await;
+        assert_eq!((code, &told["error"]["code"]), (Some(22), &Value::from(refused)), "{told}");
+    }
 }

@@ -331,3 +331,78 @@ fn other_machines_get_no_plain_text_unless_told_so() {
     assert!(told.contains("grpc_listen") && told.contains("--insecure"), "{told}");
     assert!(start(&["--insecure"]).status.success());
 }
+
+/// The nodes in TLS alone, each with a certificate of its own.
+async fn in_tls(cluster: &mut TestCluster) -> Authority {
+    let authority = Authority::new(cluster.folder.path().join("ca"));
+    for (i, node) in cluster.nodes.iter_mut().enumerate() {
+        node.terminate().await;
+        let data = node.config.data_dir.display();
+        let more = format!(" --node {} --data-dir {data}", node.id);
+        let (cert, key) = authority.member(&format!("node-{i}"), &more);
+        let members = &mut node.config.tls.members;
+        (members.cert, members.key) = (Some(cert), Some(key));
+        (members.ca, members.mode) = (Some(authority.ca()), Mode::Require);
+    }
+    for node in &mut cluster.nodes {
+        node.spawn();
+    }
+    for node in &mut cluster.nodes {
+        assert!(node.wait_ready().await);
+    }
+    authority
+}
+
+/// Whoever has the certificate of a node after it left, or after somebody had its disk, is
+/// no member: its connections end, and it gets no other.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_certificate_does_not_outlive_its_node() {
+    let mut cluster = TestCluster::start(3).await;
+    let authority = in_tls(&mut cluster).await;
+    let ids: Vec<u64> = cluster.nodes.iter().map(|node| node.id).collect();
+    let pair = |i: usize| {
+        let file = |end: &str| authority.0.join(format!("node-{i}-member.{end}"));
+        (file("pem"), file("key"))
+    };
+    let address = cluster.nodes[0].config.transfer_listen;
+    let dial = async |pair: &(PathBuf, PathBuf)| {
+        let tls = ClientTls::new(&authority.ca(), Some((&pair.0, &pair.1))).unwrap();
+        tls.connect(&address.ip().to_string(), address.port()).await.unwrap()
+    };
+    let says = async |node: &TestNode, pair: &(PathBuf, PathBuf), id: u64| {
+        let channel = encrypted(node, &authority.ca(), Some((&pair.0, &pair.1)));
+        call(channel, "Hello", Some(id)).await.err().map(|e| e.code())
+    };
+    let ends = async |mut conn: kiln::net::Conn| {
+        let mut all = Vec::new();
+        // An end or a reset: either way there is no more of it.
+        let read = tokio::time::timeout(crate::harness::SOON, conn.read_to_end(&mut all));
+        read.await.expect("the connection lives on").ok();
+    };
+
+    let (removed, revoked) = (pair(2), pair(1));
+    let (of_removed, of_revoked) = (dial(&removed).await, dial(&revoked).await);
+    let served = says(&cluster.nodes[0], &removed, ids[2]).await;
+    assert!(!matches!(served, Some(Code::Unavailable | Code::Unknown)), "{served:?}");
+    cluster.nodes[2].kill().await;
+    let asked = &cluster.nodes[0];
+    let remove = pb::RemoveNodeRequest { id: ids[2] };
+    asked.client().await.remove_node(remove).await.unwrap();
+    ends(of_removed).await;
+    eventually("the refusal of the node that was removed", async || {
+        let said = says(asked, &removed, ids[2]).await;
+        matches!(said, Some(Code::Unavailable | Code::Unknown)).then_some(())
+    })
+    .await;
+    assert!(metric(asked, "kiln_refused_peers_total", &[("why", "left")]).await >= 1.0);
+
+    let revoke =
+        pb::RevokeSignerRequest { node: ids[1], reason: "its disk was sold".into(), keep: false };
+    asked.client().await.revoke_signer(revoke).await.unwrap();
+    ends(of_revoked).await;
+    eventually("the refusal of the node that was revoked", async || {
+        let counted = metric(asked, "kiln_refused_peers_total", &[("why", "revoked")]).await;
+        (counted >= 1.0).then_some(())
+    })
+    .await;
+}

@@ -17,6 +17,10 @@ const ANSWER: Duration = Duration::from_secs(5);
 /// What to do where the settings say that clients speak TLS alone.
 pub(super) const IN_TLS: &str = "a node of these settings answers in TLS alone: kiln status --endpoint https://HOST:PORT --ca FILE";
 
+/// What to do where a node says nothing without a token.
+const WITH_TOKEN: &str =
+    "the node that answers there wants to know who asks: name a token's file in KILN_TOKEN_FILE";
+
 /// The node that answers at the gRPC address of the settings.
 pub(super) struct Here {
     pub(super) client: Client,
@@ -24,7 +28,12 @@ pub(super) struct Here {
 }
 
 pub(super) async fn check(config: &Config) -> (Vec<Check>, Option<Here>) {
-    let here = tokio::time::timeout(ANSWER, ask(config.grpc_listen)).await.ok().flatten();
+    let asked = tokio::time::timeout(ANSWER, ask(config.grpc_listen)).await;
+    let (here, unasked) = match asked {
+        Ok(Ok(here)) => (here, speaks_tls(config).then_some(IN_TLS)),
+        Ok(Err(WantsToken)) => (None, Some(WITH_TOKEN)),
+        Err(_) => (None, speaks_tls(config).then_some(IN_TLS)),
+    };
     let addresses = [
         ("grpc_listen", Some(config.grpc_listen)),
         ("http_listen", Some(config.http_listen)),
@@ -35,20 +44,27 @@ pub(super) async fn check(config: &Config) -> (Vec<Check>, Option<Here>) {
     for (key, address) in addresses {
         found.push(match address {
             None => Check::off(key, "off", ""),
-            Some(address) => port(key, address, here.as_ref(), speaks_tls(config)).await,
+            Some(address) => port(key, address, here.as_ref(), unasked).await,
         });
     }
     (found, here)
 }
 
-async fn ask(address: SocketAddr) -> Option<Here> {
+/// A node answers, and does not say more without a token.
+struct WantsToken;
+
+async fn ask(address: SocketAddr) -> Result<Option<Here>, WantsToken> {
     if address.port() == 0 {
-        return None;
+        return Ok(None);
     }
-    let mut client = Endpoints::one(&reached(address).to_string()).ok()?.connect().await.ok()?;
+    let Ok(endpoints) = Endpoints::one(&reached(address).to_string()) else { return Ok(None) };
+    let Ok(mut client) = endpoints.connect().await else { return Ok(None) };
     let request = pb::StatusRequest { whole: true };
-    let status = client.status(request).await.ok()?.into_inner();
-    Some(Here { client, status })
+    match client.status(request).await {
+        Ok(answer) => Ok(Some(Here { client, status: answer.into_inner() })),
+        Err(status) if status.code() == tonic::Code::Unauthenticated => Err(WantsToken),
+        Err(_) => Ok(None),
+    }
 }
 
 /// A wildcard is reached on this machine.
@@ -69,7 +85,12 @@ pub(super) fn speaks_tls(config: &Config) -> bool {
     config.tls.clients.mode == Mode::Require
 }
 
-async fn port(key: &str, address: SocketAddr, here: Option<&Here>, in_tls: bool) -> Check {
+async fn port(
+    key: &str,
+    address: SocketAddr,
+    here: Option<&Here>,
+    unasked: Option<&'static str>,
+) -> Check {
     let error = match TcpListener::bind(address).await {
         Ok(_) if address.port() == 0 => return Check::ok(key, format!("{address}: a free port")),
         Ok(_) => return Check::ok(key, format!("{address} is free")),
@@ -80,8 +101,8 @@ async fn port(key: &str, address: SocketAddr, here: Option<&Here>, in_tls: bool)
         (std::io::ErrorKind::AddrInUse, Some(here)) => {
             Check::ok(key, format!("{address} is in use, as by node {} here", here.status.node))
         }
-        (std::io::ErrorKind::AddrInUse, None) if in_tls => {
-            Check::off(key, format!("{address} is in use; by whom was not asked"), IN_TLS)
+        (std::io::ErrorKind::AddrInUse, None) if let Some(advice) = unasked => {
+            Check::off(key, format!("{address} is in use; by whom was not asked"), advice)
         }
         (std::io::ErrorKind::AddrInUse, None) => Check::problem(
             key,
