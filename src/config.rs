@@ -50,7 +50,7 @@ pub struct Config {
     /// Default: `127.0.0.1:7402`.
     pub transfer_listen: SocketAddr,
     /// Unix socket on which clients of this machine get descriptors of sealed
-    /// memory. Default: none.
+    /// memory, and the API. Default: none; with `access.required` `kiln.sock` below `data_dir`.
     pub socket: Option<PathBuf>,
     /// Redis clients, or `off`. Default: `127.0.0.1:7403`.
     #[serde(with = "units::address")]
@@ -401,6 +401,13 @@ impl Config {
     /// The folder of the disk tier.
     pub fn disk_path(&self) -> PathBuf {
         self.disk.path.clone().unwrap_or_else(|| self.data_dir.join("tier"))
+    }
+
+    /// The unix socket for clients of this machine. Where callers need a right there is one
+    /// always: the first token is made at it.
+    pub fn socket_path(&self) -> Option<PathBuf> {
+        let own = || self.access.required.then(|| self.data_dir.join("kiln.sock"));
+        self.socket.clone().or_else(own)
     }
 
     /// `bound`, a listener's real address, as other nodes reach it.

@@ -210,7 +210,7 @@ impl From<Error> for Status {
                 NoPiece::Absent => Code::NotFound,
                 NoPiece::Unreachable(_) => Code::Unavailable,
             },
-            Error::Denied(Denied::NotYet) => Code::Unavailable,
+            Error::Denied(denied) if denied.is_passing() => Code::Unavailable,
             Error::Denied(denied) if denied.is_known() => Code::PermissionDenied,
             Error::Denied(_) => Code::Unauthenticated,
             Error::NotStored(_) => Code::ResourceExhausted,
@@ -226,7 +226,7 @@ impl From<Error> for Status {
                 put(KIND, failure.kind.name());
                 put(ADVICE, failure.kind.advice());
             }
-            Error::Denied(Denied::NotYet) => {}
+            Error::Denied(denied) if denied.is_passing() => {}
             Error::Denied(denied) if denied.is_known() => {
                 put(CODE, NOT_ALLOWED);
                 put(KIND, "not_allowed");

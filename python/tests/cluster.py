@@ -82,8 +82,11 @@ class Node:
 class Cluster:
     """Three nodes that end with the ``with`` block."""
 
-    def __init__(self, kiln: Path, folder: Path, nodes: int = 3) -> None:
-        """Start nothing yet."""
+    def __init__(
+        self, kiln: Path, folder: Path, nodes: int = 3, settings: tuple[str, ...] = ()
+    ) -> None:
+        """Start nothing yet; ``settings`` as `kiln dev --set` takes them."""
+        self._settings = settings
         self._kiln = kiln
         self._folder = folder
         self._count = nodes
@@ -95,7 +98,9 @@ class Cluster:
         (self._folder / "object").mkdir(parents=True, exist_ok=True)
         command = [str(self._kiln), "dev", "--nodes", str(self._count)]
         command += ["--dir", str(self._folder / "dev"), "--ready-timeout", f"{START:.0f}s"]
-        command += ["--object", f"file://{self._folder}/object", "--set", "cluster.lease_ttl=3s"]
+        command += ["--object", f"file://{self._folder}/object"]
+        for setting in ("cluster.lease_ttl=3s", *self._settings):
+            command += ["--set", setting]
         environment = {k: v for k, v in os.environ.items() if not k.startswith("KILN_")}
         with (self._folder / "dev.log").open("a") as log:
             self._dev = subprocess.Popen(

@@ -17,13 +17,17 @@ mod limit;
 mod rights;
 mod secret;
 
-use std::sync::{Arc, OnceLock};
+use std::{
+    sync::{Arc, OnceLock},
+    time::{Duration, Instant},
+};
 
 pub use kiln_cluster::tokens::Role;
 use kiln_cluster::{
     Index,
     tokens::{TokenInfo, matches},
 };
+use parking_lot::Mutex;
 
 use self::limit::Limit;
 pub use self::{
@@ -74,6 +78,13 @@ pub enum Denied {
     /// This node has not yet read the index, and so knows no token.
     #[error("this node is still joining, and knows no tokens yet: retry later")]
     NotYet,
+    /// This node has not heard of its cluster for so long that it may have missed what was
+    /// revoked.
+    #[error(
+        "this node has not heard from its cluster for too long to know which tokens are good: ask \
+         another node, or retry later"
+    )]
+    Offline,
     /// Its role is too small.
     #[error("its role does not allow this call")]
     Role,
@@ -97,10 +108,16 @@ impl Denied {
             Self::NoRow => "certificate",
             Self::NoUser => "user",
             Self::NotYet => "joining",
+            Self::Offline => "offline",
             Self::Role => "role",
             Self::Namespace => "namespace",
             Self::NotMembers => "members_port",
         }
+    }
+
+    /// Whether this node cannot say now who may.
+    pub const fn is_passing(self) -> bool {
+        matches!(self, Self::NotYet | Self::Offline)
     }
 
     /// Whether it is known who asked, who may not.
@@ -143,6 +160,8 @@ pub struct Settings {
     pub certificates: Vec<Row>,
     /// When the node's own user is an admin at its socket.
     pub socket_admin: SocketAdmin,
+    /// For how long tokens are judged by what this node knew when it last heard of its cluster.
+    pub offline: Duration,
 }
 
 /// The judge of callers.
@@ -152,6 +171,7 @@ pub struct Access {
     shared: Arc<[String]>,
     own_uid: u32,
     index: OnceLock<IndexHandle>,
+    heard: Mutex<Instant>,
     limit: Limit,
     audit: Audit,
 }
@@ -173,6 +193,7 @@ impl Access {
             settings,
             own_uid: rustix::process::geteuid().as_raw(),
             index: OnceLock::new(),
+            heard: Mutex::new(Instant::now()),
             limit: Limit::default(),
             audit,
         }
@@ -187,6 +208,12 @@ impl Access {
     pub fn know(&self, index: Index) {
         // Nobody else sets it.
         let _ = self.index.set(IndexHandle(index));
+        self.hear();
+    }
+
+    /// The cluster was heard of: what was revoked until now is known here, or soon.
+    pub fn hear(&self) {
+        *self.heard.lock() = Instant::now();
     }
 
     /// What a caller may do who showed this.
@@ -254,7 +281,11 @@ impl Access {
     }
 
     fn tokens(&self) -> Result<Arc<std::collections::BTreeMap<u64, TokenInfo>>, Denied> {
-        Ok(self.index.get().ok_or(Denied::NotYet)?.0.tokens())
+        let index = self.index.get().ok_or(Denied::NotYet)?;
+        if self.heard.lock().elapsed() > self.settings.offline {
+            return Err(Denied::Offline);
+        }
+        Ok(index.0.tokens())
     }
 
     fn of_certificate(&self, names: &Arc<[String]>) -> Result<Grant, Denied> {

@@ -19,6 +19,7 @@ fn settings() -> Settings {
             row("admin.kiln", Role::Admin, "*"),
         ],
         socket_admin: SocketAdmin::First,
+        offline: Duration::from_secs(3600),
     }
 }
 
@@ -105,6 +106,25 @@ async fn a_token_is_good_until_it_ends_or_is_revoked() {
         judged = access.judge(&bearer(&short));
     }
     assert_eq!(judged.unwrap_err(), Denied::Expired);
+    filled.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_is_cut_off_judges_by_what_it_knows_for_a_while() {
+    let filled = Filled::start(1).await;
+    let (_, token) = made(&filled.index, Role::Read, None).await;
+    let of = |offline| {
+        let access = Access::new(Settings { offline, ..settings() }, Audit::off());
+        access.know(filled.index.clone());
+        access
+    };
+    assert!(of(Duration::from_secs(3600)).judge(&bearer(&token)).is_ok());
+    let short = of(Duration::from_millis(1));
+    // It has not heard of its cluster since.
+    while short.judge(&bearer(&token)).is_ok() {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(short.judge(&bearer(&token)).unwrap_err(), Denied::Offline);
     filled.stop().await;
 }
 

@@ -2,6 +2,8 @@
 //!
 //! Invariant: where callers need a right, somebody can get the first one.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 use super::Config;
@@ -23,6 +25,10 @@ pub struct AccessConfig {
     /// `spiffe://prod/trainer* write team-a`. The name is a URI or a DNS name in the
     /// certificate; the first row that matches counts. Default: none.
     pub certificates: Vec<String>,
+    /// For how long a node that hears of no leader judges tokens by what it knows: it cannot
+    /// hear then which were revoked. After that it refuses them. Default: 1 h.
+    #[serde(with = "humantime_serde")]
+    pub offline: Duration,
     /// When the user that runs the node, and root, are admins at `socket`: `first`, while the
     /// cluster has no good token of an admin; `always`; or `never`, where containers that
     /// share the socket run as root. Default: `first`.
@@ -35,6 +41,7 @@ impl Default for AccessConfig {
             required: false,
             shared: Vec::new(),
             certificates: Vec::new(),
+            offline: Duration::from_secs(3600),
             socket_admin: SocketAdmin::First,
         }
     }
@@ -53,6 +60,7 @@ impl AccessConfig {
             shared: self.shared.clone(),
             certificates: self.rows().unwrap_or_default(),
             socket_admin: self.socket_admin,
+            offline: self.offline,
         }
     }
 }
@@ -93,6 +101,11 @@ impl Config {
                 "access.shared: {pattern:?} is no namespace: write a name, or its beginning and *"
             )
         }));
+        if access.offline < Duration::from_secs(1) {
+            wrong.push(
+                "access.offline is below 1s: a change of leader would refuse everybody".into(),
+            );
+        }
         let rows = match access.rows() {
             Ok(rows) => rows,
             Err(why) => {
@@ -107,14 +120,14 @@ impl Config {
                     .into(),
             );
         }
-        let by_socket = self.socket.is_some() && access.socket_admin != SocketAdmin::Never;
+        let by_socket = access.socket_admin != SocketAdmin::Never;
         let by_certificate = rows.iter().any(|row| row.role == Role::Admin);
         // One that joins finds tokens in the index.
         if access.required && !by_socket && !by_certificate && self.start.join.is_empty() {
             wrong.push(
-                "access.required is set, and nobody could make the first token: set `socket`, at \
-                 which the node's own user may, or give a certificate the role admin in \
-                 access.certificates"
+                "access.required is set, and nobody could make the first token: set \
+                 access.socket_admin to \"first\" until there is one, or give a certificate the role \
+                 admin in access.certificates"
                     .into(),
             );
         }
@@ -127,7 +140,7 @@ mod tests {
     use crate::net::tls::Verify;
 
     fn problems(change: impl FnOnce(&mut Config)) -> Vec<String> {
-        let mut config = Config { socket: Some("/run/kiln.sock".into()), ..Config::default() };
+        let mut config = Config::default();
         config.access.required = true;
         config.tls.clients.verify = Verify::Optional;
         change(&mut config);
@@ -139,18 +152,21 @@ mod tests {
     #[test]
     fn somebody_can_make_the_first_token() {
         assert_eq!(problems(|_| {}), Vec::<String>::new());
-        let told = |change: fn(&mut Config)| {
-            let problems = problems(change);
-            assert!(problems.len() == 1 && problems[0].contains("first token"), "{problems:?}");
-        };
-        told(|c| c.socket = None);
-        told(|c| c.access.socket_admin = SocketAdmin::Never);
+        let closed = problems(|c| c.access.socket_admin = SocketAdmin::Never);
+        assert!(closed.len() == 1 && closed[0].contains("first token"), "{closed:?}");
         let by_certificate = problems(|c| {
-            c.socket = None;
+            c.access.socket_admin = SocketAdmin::Never;
             c.access.certificates = vec!["admin.kiln admin *".into()];
         });
         assert_eq!(by_certificate, Vec::<String>::new());
-        assert_eq!(problems(|c| (c.socket, c.access.required) = (None, false)), [""; 0]);
+        let open = problems(|c| {
+            (c.access.socket_admin, c.access.required) = (SocketAdmin::Never, false);
+        });
+        assert_eq!(open, Vec::<String>::new());
+        let mut config = Config { data_dir: "/d".into(), ..Config::default() };
+        assert_eq!(config.socket_path(), None);
+        config.access.required = true;
+        assert_eq!(config.socket_path(), Some("/d/kiln.sock".into()));
     }
 
     #[test]

@@ -16,16 +16,16 @@ pub struct AuditConfig {
     /// Also each SET and DEL of Redis clients, of which there may be thousands a second.
     /// Default: false.
     pub values: bool,
-    /// A file that is as long is followed by another one. Default: 16 MiB.
+    /// A file that is as long is followed by another one. Default: 8 MiB.
     #[serde(with = "units::bytes")]
     pub file_bytes: u64,
-    /// Files that are kept; the oldest is deleted. Default: 16.
+    /// Files that are kept; the oldest is deleted. Default: 8.
     pub files: usize,
 }
 
 impl Default for AuditConfig {
     fn default() -> Self {
-        Self { enabled: true, values: false, file_bytes: 16 * MIB, files: 16 }
+        Self { enabled: true, values: false, file_bytes: 8 * MIB, files: 8 }
     }
 }
 

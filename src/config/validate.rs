@@ -58,7 +58,7 @@ impl Config {
         if self.advertise.as_deref().is_some_and(|host| host.is_empty() || host.contains('/')) {
             wrong.push("advertise is a host name or an IP address, without scheme or path".into());
         }
-        for (name, path) in [("socket", &self.socket), ("resp_socket", &self.resp_socket)] {
+        for (name, path) in [("socket", &self.socket_path()), ("resp_socket", &self.resp_socket)] {
             let length = path.as_ref().map_or(0, |path| path.as_os_str().len());
             if length > LONGEST_SOCKET_PATH {
                 wrong.push(format!(
@@ -73,7 +73,7 @@ impl Config {
                 self.socket_mode
             ));
         }
-        if self.socket.is_some() && self.socket == self.resp_socket {
+        if self.resp_socket.is_some() && self.socket_path() == self.resp_socket {
             wrong.push("socket and resp_socket are the same: give each its own path".into());
         }
     }

@@ -13,6 +13,7 @@ use tokio::{
     sync::{Semaphore, mpsc, watch},
 };
 use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
 use super::{
@@ -43,6 +44,8 @@ use crate::{
 
 /// The unix socket is for the user that runs the node, and nobody else, unless configured.
 const SOCKET_MODE: u32 = 0o600;
+/// How often a node looks whether it hears of a leader.
+const HEAR: Duration = Duration::from_secs(1);
 /// In which a starting node hears which tokens were revoked while it was away.
 const TOKENS: Duration = Duration::from_secs(10);
 /// Between two questions whether a silent gRPC client is still there.
@@ -118,6 +121,7 @@ impl Services {
             hear_of_tokens(&index).await;
         }
         access.know(index.clone());
+        tasks.spawn(hear(access.clone(), cluster.clone(), tasks.stop.clone()));
         let audit = access.audit();
         tasks.spawn(audit.clone().note(index.clone(), node, tasks.stop.clone()));
         tasks.spawn(joined::follow(audit.clone(), index.clone(), tasks.stop.clone()));
@@ -207,7 +211,7 @@ impl Services {
             grpc: facts.grpc,
             http: facts.http,
             transfer: facts.transfer,
-            socket: config.socket.clone(),
+            socket: config.socket_path(),
             resp: resp_address,
             resp_socket: config.resp_socket.clone(),
             compilers: has.collect(),
@@ -273,6 +277,16 @@ impl Grpc<'_> {
     }
 }
 
+/// Tells `access`, until `stop`, that the cluster is heard of.
+async fn hear(access: Arc<Access>, cluster: Arc<Cluster>, stop: CancellationToken) {
+    let mut tick = tokio::time::interval(HEAR);
+    while stop.run_until_cancelled(tick.tick()).await.is_some() {
+        if cluster.status().quorum {
+            access.hear();
+        }
+    }
+}
+
 /// Waits until this replica knows of what was revoked while the node was away, where a
 /// leader can be asked.
 async fn hear_of_tokens(index: &Index) {
@@ -315,8 +329,8 @@ impl Shared<'_> {
         let stop = tasks.stop.clone();
         let server = PeerServer::new(provider.clone(), settings(), stop.clone());
         peers.send_replace(Some(Arc::new(server)));
-        if let Some(path) = &self.config.socket {
-            let listener = self.bind_socket(path)?;
+        if let Some(path) = self.config.socket_path() {
+            let listener = self.bind_socket(&path)?;
             let bytes = SocketServer::new(provider, settings(), stop.clone());
             let door = local::Door { grpc, bytes, stop: stop.clone() };
             let places = Arc::new(Semaphore::new(connections));

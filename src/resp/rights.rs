@@ -146,6 +146,7 @@ pub(super) fn refusal(denied: Denied) -> Reply {
     match denied {
         Denied::Role | Denied::Namespace => Reply::error(format!("NOPERM {denied}")),
         Denied::NoCredential => Reply::error("NOAUTH Authentication required."),
+        denied if denied.is_passing() => Reply::error(format!("TRYAGAIN {denied}")),
         _ => Reply::error(format!("NOAUTH {denied}")),
     }
 }

@@ -104,7 +104,7 @@ impl Session {
         let grant = self.grant.as_ref()?;
         let denied = self.judge.allows(grant, &self.namespace, command).err()?;
         self.judge.access.refused(denied, "resp", command, &self.who());
-        if !denied.is_known() {
+        if !denied.is_known() && !denied.is_passing() {
             // What it showed is good no more.
             (self.grant, self.authenticated) = (None, false);
         }

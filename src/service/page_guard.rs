@@ -49,7 +49,7 @@ pub(super) async fn judged(
 
 fn refusal(denied: Denied) -> Response {
     let (status, code) = match denied {
-        Denied::NotYet => (StatusCode::SERVICE_UNAVAILABLE, None),
+        denied if denied.is_passing() => (StatusCode::SERVICE_UNAVAILABLE, None),
         denied if denied.is_known() => (StatusCode::FORBIDDEN, Some(error::NOT_ALLOWED)),
         _ => (StatusCode::UNAUTHORIZED, Some(error::UNAUTHENTICATED)),
     };

@@ -405,4 +405,16 @@ async fn a_certificate_does_not_outlive_its_node() {
         (counted >= 1.0).then_some(())
     })
     .await;
+    for gone in [ids[2], ids[1]] {
+        eventually("the refusal in the audit log", async || {
+            let log = asked.data().join("audit");
+            let lines: String = std::fs::read_dir(log)
+                .unwrap()
+                .map(|file| std::fs::read_to_string(file.unwrap().path()).unwrap())
+                .collect();
+            let who = format!("\"who\":\"node {gone}\"");
+            lines.lines().any(|l| l.contains("\"denied\"") && l.contains(&who)).then_some(())
+        })
+        .await;
+    }
 }

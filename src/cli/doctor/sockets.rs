@@ -18,7 +18,7 @@ const CONNECTS: Duration = Duration::from_secs(3);
 
 pub(super) async fn check(config: &Config) -> Vec<Check> {
     let mut found = Vec::new();
-    for (key, path) in [("socket", &config.socket), ("resp_socket", &config.resp_socket)] {
+    for (key, path) in [("socket", &config.socket_path()), ("resp_socket", &config.resp_socket)] {
         found.push(match path {
             None => Check::off(key, "not set", ""),
             Some(path) => one(key, path, config).await,
