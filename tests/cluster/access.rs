@@ -3,7 +3,10 @@
 
 use std::time::Duration;
 
-use kiln::config::Config;
+use kiln::{
+    config::Config,
+    transfer::{ClientSettings, LocalClient, TransferError},
+};
 use kiln_proto::{
     ArtifactKey, Digest, pb,
     pb::{kiln_client::KilnClient, publish_chunk::Chunk},
@@ -119,6 +122,18 @@ fn assert_denied(refused: &Status, as_code: &str) {
     let expected = if as_code == "A001" { Code::Unauthenticated } else { Code::PermissionDenied };
     assert_eq!((refused.code(), code(refused)), (expected, Some(as_code)), "{refused:?}");
     assert!(refused.metadata().contains_key("kiln-advice"), "{refused:?}");
+}
+
+/// The status code of a page for who shows `token` as a browser or a program does.
+async fn page(node: &TestNode, path: &str, token: &str) -> u16 {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let mut stream = tokio::net::TcpStream::connect(node.config.http_listen).await.unwrap();
+    let shown = format!("Authorization: Bearer {token}\r\nConnection: close\r\n\r\n");
+    let request = format!("GET {path} HTTP/1.1\r\nHost: kiln\r\n{shown}");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    answer.split(' ').nth(1).unwrap().parse().unwrap()
 }
 
 /// How often `why` was counted at `door`.
@@ -286,6 +301,34 @@ async fn a_namespace_is_closed_to_the_tokens_of_another() {
     let mut reader = Redis::connect(node).await;
     assert_eq!(text(reader.command(["AUTH", "release", &theirs]).await), "OK", "what is shared");
     assert!(text(reader.command(["SET", "a", "b"]).await).starts_with("NOPERM"));
+
+    // The dashboard shows all namespaces: to who may read them.
+    assert_eq!(page(node, "/api/v1/state", &theirs).await, 403);
+    let artifact = format!("/api/v1/artifacts/{key}");
+    assert_eq!(page(node, &artifact, &theirs).await, 403);
+    assert_eq!(page(node, &artifact, &admin).await, 200);
+
+    // The socket of this machine: descriptors for who may read, blobs for who may read all.
+    let path = node.config.socket.as_ref().unwrap();
+    let local = async |token: Option<&str>| {
+        let mut local = LocalClient::connect(path, ClientSettings::default()).await.unwrap();
+        local.show(token.map(str::to_owned));
+        local
+    };
+    let blob = Digest::of(b"secret");
+    for shown in [None, Some(theirs.as_str())] {
+        let told = local(shown).await.fetch(&key, "ours").await.unwrap_err();
+        assert!(matches!(told, TransferError::Denied(_)), "{told:?}");
+        let told = local(shown).await.fetch_blob(&blob).await.unwrap_err();
+        assert!(matches!(told, TransferError::Denied(_)), "{told:?}");
+    }
+    let told = local(Some(&theirs)).await.fetch(&key, "theirs").await.unwrap_err();
+    assert!(matches!(told, TransferError::NotFound), "{told:?}");
+    let mapped = local(Some(&ours)).await.fetch(&key, "ours").await.unwrap();
+    assert_eq!(&*mapped.pack, b"secret");
+    assert!(local(Some(&ours)).await.fetch_blob(&blob).await.is_err());
+    local(Some(&admin)).await.fetch_blob(&blob).await.unwrap();
+    assert!(refused(node, "socket", "namespace").await >= 3.0);
 
     // The owner removes what is its own.
     assert!(our.tombstone(remove).await.unwrap().into_inner().existed);
