@@ -467,6 +467,7 @@ async fn a_clients_certificate_has_the_rights_of_its_row() {
         certs(&format!("issue client --dir {dir} --out {dir} --name {name} --host {host}"));
     }
     let file = |name: &str| folder.join(name);
+    let admin = token(&cluster.nodes[0], None, &["--role", "admin"]).await;
     let node = &mut cluster.nodes[0];
     node.terminate().await;
     let clients = &mut node.config.tls.clients;
@@ -502,4 +503,36 @@ async fn a_clients_certificate_has_the_rights_of_its_row() {
         let (code, told) = ask(who, words).await;
         assert_eq!((code, &told["error"]["code"]), (Some(22), &Value::from(refused)), "{told}");
     }
+
+    // Redis in TLS: the certificate's namespace, or that of a token.
+    let resp = async |who: Option<&str>, commands: &[&[&str]]| {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let pair = who.map(|who| {
+            let file = |end: &str| folder.join(format!("{who}-client.{end}"));
+            (file("pem"), file("key"))
+        });
+        let own = pair.as_ref().map(|(cert, key)| (&**cert, &**key));
+        let tls = kiln::net::tls::ClientTls::new(&folder.join("clients-ca.pem"), own).unwrap();
+        let port = node.config.resp_listen.unwrap().port();
+        let mut stream = tls.connect("127.0.0.1", port).await.unwrap();
+        let words = commands.iter().copied().chain([&["QUIT"][..]]);
+        for words in words {
+            stream.write_all(&crate::redis::request(words)).await.unwrap();
+        }
+        let mut said = Vec::new();
+        // Who is told goodbye may be cut off without TLS's own.
+        let _ = stream.read_to_end(&mut said).await;
+        let said = String::from_utf8(said).unwrap();
+        said.split("\r\n")
+            .map(|line| line.split(' ').next().unwrap().to_owned())
+            .collect::<Vec<_>>()
+    };
+    let set = ["SET", "name", "value"];
+    assert_eq!(resp(Some("trainer"), &[&set, &["DBSIZE"]]).await[..2], ["+OK", ":1"]);
+    for nobody in [None, Some("stranger")] {
+        let said = resp(nobody, &[&set, &["GET", "name"]]).await;
+        assert_eq!(said[..2], ["-NOAUTH", "-NOAUTH"], "{nobody:?}");
+    }
+    let said = resp(None, &[&["AUTH", "team", &admin], &["GET", "name"]]).await;
+    assert_eq!(said[..3], ["+OK", "$5", "value"]);
 }
