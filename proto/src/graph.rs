@@ -231,13 +231,22 @@ pub struct Graph {
     pub inputs: Vec<Input>,
     /// In an order in which they can run.
     pub nodes: Vec<Node>,
-    /// In the order in which callers get them.
+    /// In the order in which callers get them; behind these what is left in `updates`.
     pub outputs: Vec<ValueId>,
+    /// Positions of the inputs in which the program leaves something, ascending: the last
+    /// outputs, in this order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub updates: Vec<usize>,
     /// Of all symbolic sizes.
     pub symbols: Vec<Symbol>,
 }
 
 impl Graph {
+    /// How many of the outputs callers get.
+    pub fn returned(&self) -> usize {
+        self.outputs.len().saturating_sub(self.updates.len())
+    }
+
     /// The value behind an id.
     pub fn value(&self, id: ValueId) -> &Value {
         &self.values[id.0]

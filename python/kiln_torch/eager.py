@@ -24,7 +24,8 @@ from .sizes import BrokenArtifact, read, value
 if TYPE_CHECKING:
     from .sizes import Expr
 
-VERSION = 1
+# Those that are read; the later one is that of programs that change some of their inputs.
+VERSIONS = (1, 2)
 GRAPH = "graph.json"
 CONSTANTS = "constants.bin"
 
@@ -55,8 +56,8 @@ class Eager(TorchGraph):
         super().__init__(plan_json, signature)
         try:
             told = json.loads(graph)
-            if told["version"] != VERSION:
-                raise BrokenArtifact(f"{GRAPH}: version {told['version']}, not {VERSION}")
+            if told["version"] not in VERSIONS:
+                raise BrokenArtifact(f"{GRAPH}: version {told['version']}, not {VERSIONS[-1]}")
             self._read(told["program"])
         except BrokenArtifact:
             raise
@@ -81,7 +82,15 @@ class Eager(TorchGraph):
             values[node.writes] = core_ops.compute(node.name, node.told, step)
             for each in node.last:
                 values.pop(each, None)
-        return owned([values[each] for each in self._outputs], given)
+        count = len(self.plan.outputs)
+        found = owned([values[each] for each in self._outputs[:count]], given)
+        left = [(at, values[each]) for at, each in zip(self._updates, self._outputs[count:])]
+        # Of what one input is left with another may be a view.
+        left = [(at, each.clone()) for at, each in left]
+        with torch.no_grad():
+            for at, each in left:
+                tensors[self.plan.given.index(at)].copy_(each)
+        return found
 
     def _read(self, told: dict[str, Any]) -> None:
         self._values = [
@@ -92,9 +101,14 @@ class Eager(TorchGraph):
         self._outputs = [int(each) for each in told["outputs"]]
         if len(self._inputs) != len(self.plan.inputs):
             raise BrokenArtifact(f"{GRAPH}: {len(self._inputs)} inputs, not those of plan.json")
-        if len(self._outputs) != len(self.plan.outputs):
+        self._updates = [int(each) for each in told.get("updates", ())]
+        updated = [at for at, each in enumerate(self.plan.inputs) if each.updated]
+        if self._updates != updated or not set(updated).issubset(self.plan.given):
+            raise BrokenArtifact(f"{GRAPH}: it changes other inputs than plan.json says")
+        if len(self._outputs) != len(self.plan.outputs) + len(updated):
             raise BrokenArtifact(f"{GRAPH}: {len(self._outputs)} outputs, not those of plan.json")
-        pairs = zip((*self._inputs, *self._outputs), (*self.plan.inputs, *self.plan.outputs))
+        left = [self.plan.inputs[at] for at in updated]
+        pairs = zip((*self._inputs, *self._outputs), (*self.plan.inputs, *self.plan.outputs, *left))
         for each, tensor in pairs:
             if self._values[each] != _Value(DTYPES[tensor.dtype], tensor.shape):
                 raise BrokenArtifact(f"{GRAPH}: {tensor.name} is not that of plan.json")

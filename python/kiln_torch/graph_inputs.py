@@ -82,6 +82,14 @@ class BoundGraph:
         self._graph = graph
         self._fixed = fixed
         self._open = [at for at in range(len(graph.given)) if at not in fixed]
+        written = [each for at, each in fixed.items() if graph.given[at].updated]
+        self._initial = [(e, e.detach().clone()) for e in written if isinstance(e, torch.Tensor)]
+
+    def reset(self) -> None:
+        """Make the fixed inputs that runs have changed what they were when they were fixed."""
+        with torch.no_grad():
+            for mine, was in self._initial:
+                mine.copy_(was)
 
     def __call__(self, *tensors: torch.Tensor) -> Any:
         """Run it once."""

@@ -1,7 +1,8 @@
 """A graph that the native compiler compiled, as a callable over torch tensors.
 
 Invariant: nothing is launched unless every tensor has the type, sizes, strides,
-device and alignment of the plan; nothing is copied, and all memory is torch's.
+device and alignment of the plan; nothing is copied, and all memory is torch's. Inputs
+that the program writes to are written to where they are.
 """
 
 from __future__ import annotations
@@ -109,6 +110,12 @@ class Bound:
         self._fixed = fixed
         self._open = [at for at in range(len(native.given)) if at not in fixed]
         self._needs_grad = any(getattr(each, "requires_grad", False) for each in fixed.values())
+        is_updated = [tensor.updated for tensor in native.given]
+        self._written = [fixed[at] for at in fixed if is_updated[at]]
+        # As they were: what `reset` makes of them again.
+        tensors = [each for each in self._written if isinstance(each, torch.Tensor)]
+        self._initial = [(each, each.detach().clone()) for each in tensors]
+        self.changes = [at for at, position in enumerate(self._open) if is_updated[position]]
         self._prepared: dict[Any, tuple[Prepared, int]] = {}
 
     def __call__(self, *tensors: torch.Tensor) -> Any:
@@ -129,12 +136,30 @@ class Bound:
             self._refuse_gradients(tensors)
         if torch.cuda.current_device() != device:
             with torch.cuda.device(device):
-                return self._run(prepared, pointers, device)
-        return self._run(prepared, pointers, device)
+                found = self._run(prepared, pointers, device)
+        else:
+            found = self._run(prepared, pointers, device)
+        if self._written or self.changes:
+            changed(*self._written, *(tensors[at] for at in self.changes))
+        return found
 
     def graphed(self, *example: torch.Tensor) -> Graphed:
         """Record one run as a CUDA graph, to replay for inputs of the same shapes."""
         return Graphed(self, example)
+
+    def reset(self) -> None:
+        """Make the fixed inputs that runs have changed what they were when they were fixed.
+
+        Buffers that the program writes to, for example a cache of keys and values.
+        """
+        with torch.no_grad():
+            for mine, was in self._initial:
+                mine.copy_(was)
+
+    @property
+    def written(self) -> list[torch.Tensor]:
+        """The fixed inputs that a run changes."""
+        return self._written
 
     def _run(self, prepared: Prepared, pointers: list[tuple[int, int]], device: int) -> Any:
         cuda_driver.ensure_context(device)
@@ -199,8 +224,12 @@ class Graphed:
 
     def __init__(self, bound: Callable[..., Any], example: Sequence[torch.Tensor]) -> None:
         """Run twice: once to load what is needed, once to record."""
+        # What a run changes: fixed inputs, and those of its own that a call gets back.
+        self._written = list(getattr(bound, "written", ()))
+        self._changes = list(getattr(bound, "changes", ()))
         with torch.no_grad():
             self.inputs = [tensor.detach().clone() for tensor in example]
+            were = [(each, each.clone()) for each in self._written]
             current = torch.cuda.current_stream()
             side = torch.cuda.Stream()
             side.wait_stream(current)
@@ -210,6 +239,9 @@ class Graphed:
             self._graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(self._graph):
                 self.outputs = bound(*self.inputs)
+            # The run before the recording was nobody's.
+            for mine, was in were:
+                mine.copy_(was)
         # The graph has their addresses.
         self._bound = bound
 
@@ -227,7 +259,19 @@ class Graphed:
             with torch.no_grad():
                 mine.copy_(given)
         self._graph.replay()
+        with torch.no_grad():
+            for at in self._changes:
+                if tensors[at] is not self.inputs[at]:
+                    tensors[at].copy_(self.inputs[at])
+        changed(*self._written)
         return self.outputs
+
+
+def changed(*tensors: torch.Tensor) -> None:
+    """Tell autograd that kernels that it does not know have written to these."""
+    for tensor in tensors:
+        if not tensor.is_inference():
+            torch.autograd.graph.increment_version(tensor)
 
 
 def _stream(device: int) -> int:

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
     from .sizes import Expr
 
-VERSION = 2
+# Those that are read; the later one is that of plans that change some of their inputs.
+VERSIONS = (2, 3)
 # What every tensor that the caller holds must be aligned to, in bytes.
 ALIGNMENT = 16
 CONSTANT = "constant"
@@ -48,6 +49,8 @@ class Tensor:
     dtype: str
     shape: tuple[Expr, ...]
     strides: tuple[Expr, ...]
+    # An input in which each run leaves what the next one finds there.
+    updated: bool = False
 
 
 @dataclass(frozen=True)
@@ -168,8 +171,8 @@ def read(data: bytes) -> Plan:
     """Read ``plan.json``."""
     try:
         told = json.loads(data)
-        if told["version"] != VERSION:
-            raise BrokenArtifact(f"plan.json: version {told['version']}, not {VERSION}")
+        if told["version"] not in VERSIONS:
+            raise BrokenArtifact(f"plan.json: version {told['version']}, not {VERSIONS[-1]}")
         inputs = tuple(read_tensor(each) for each in told["inputs"])
         plan = Plan(
             target=told["target"],
@@ -319,7 +322,8 @@ def read_symbol(told: dict[str, Any]) -> Symbol:
 def read_tensor(told: dict[str, Any]) -> Tensor:
     """Read a tensor as JSON has it."""
     shape, strides = (tuple(map(sizes.read, told[each])) for each in ("shape", "strides"))
-    return Tensor(told["name"], told["kind"], told["dtype"], shape, strides)
+    updated = bool(told.get("updated"))
+    return Tensor(told["name"], told["kind"], told["dtype"], shape, strides, updated)
 
 
 def _kernel(told: dict[str, Any]) -> Kernel:

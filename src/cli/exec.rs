@@ -22,7 +22,7 @@ Examples:
 /// are a safetensors file, by the names that the graph or the module has for
 /// them (x, fc.weight), or by position: in0, in1, … in the order of the exported
 /// program: its parameters, its buffers, then its arguments. The outputs become
-/// out0, out1, ….
+/// out0, out1, …, and what the program leaves in an input has that input's name.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Exec {
@@ -34,6 +34,11 @@ pub(crate) struct Exec {
     /// Where the outputs go.
     #[arg(short, long, value_name = "FILE")]
     output: PathBuf,
+    /// Keep what the program leaves in its buffers in this file: a cache of keys and values,
+    /// say, or running statistics. A run begins with what is in it; remove the file, and the
+    /// next one begins with the buffers as the inputs have them.
+    #[arg(long, value_name = "FILE")]
+    state: Option<PathBuf>,
     /// Which GPU.
     #[arg(long, value_name = "N", default_value_t = 0)]
     device: usize,
@@ -57,6 +62,7 @@ impl Exec {
             dir: self.dir,
             inputs: self.inputs,
             output: self.output,
+            state: self.state,
             device: self.device,
             repeat: self.repeat,
             verify: self.verify,

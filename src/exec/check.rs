@@ -83,7 +83,7 @@ pub fn check(of: &Checking) -> Result<Checked, ExecError> {
         Err(why) if is_of_this_machine(&why) => return Ok(Checked::Not(why.to_string())),
         ran => ran?,
     };
-    let mut verdicts = compare(&inputs, &outputs, &golden)?;
+    let mut verdicts = compare(&plan, &inputs, &outputs, &golden)?;
     if outputs.len() != golden.len() {
         let why = format!("{} outputs, not {}", outputs.len(), golden.len());
         return Err(ExecError::Artifact { path: of.dir.clone(), why });
@@ -93,7 +93,9 @@ pub fn check(of: &Checking) -> Result<Checked, ExecError> {
             Ok(rounded) => rounded.into_iter().map(Tensor::from).collect::<Vec<_>>(),
             Err(why) => return Ok(Checked::Not(format!("the interpreter cannot round: {why}"))),
         };
-        for (verdict, rounding) in verdicts.iter_mut().zip(compare(&inputs, &rounded, &golden)?) {
+        for (verdict, rounding) in
+            verdicts.iter_mut().zip(compare(&plan, &inputs, &rounded, &golden)?)
+        {
             // Whole numbers are right or wrong.
             if verdict.limit > 0.0 && rounding.relative_error.is_finite() {
                 let allowed = BEYOND_ROUNDING * rounding.relative_error;

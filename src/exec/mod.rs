@@ -49,7 +49,8 @@ pub use patched::Patched;
 pub use pieces::{PieceVerdicts, verify_piece};
 pub use program::parse_plan;
 pub use session::Session;
-pub use tensors::{Tensor, read_inputs, write_outputs};
+pub use tensors::{Tensor, read_inputs};
+use tensors::{read_with, write_outputs};
 pub use times::Times;
 pub use trial::Trial;
 pub use verify::Verdict;
@@ -63,6 +64,9 @@ pub struct Exec {
     pub inputs: PathBuf,
     /// Where the outputs go, as safetensors.
     pub output: PathBuf,
+    /// Where what the program leaves in its inputs is kept from run to run, as safetensors;
+    /// without such a file the inputs begin as they are given.
+    pub state: Option<PathBuf>,
     /// Which GPU.
     pub device: usize,
     /// Runs that are timed; 0: none.
@@ -160,22 +164,31 @@ impl fmt::Display for Report {
 /// `kiln exec DIR --inputs IN -o OUT`: runs the artifact in `dir`, on the GPU or,
 /// where the eager compiler made it, on the CPU.
 ///
-/// `output` gets `out0`, ... and the kernels' times as metadata.
+/// `output` gets `out0`, ..., what is left in inputs by their names, and the kernels' times
+/// as metadata.
 pub fn exec_main(exec: &Exec) -> Result<Report, ExecError> {
     let file = program::read(&exec.inputs)?;
+    let kept = match exec.state.as_ref().filter(|path| path.exists()) {
+        Some(path) => Some(program::read(path)?),
+        None => None,
+    };
     let run = if patched::is_patched(&exec.dir) {
         on_both(exec, &file)?
     } else if cpu::is_eager(&exec.dir) {
-        on_cpu(exec, &file)?
+        on_cpu(exec, &file, kept.as_deref())?
     } else {
-        on_gpu(exec, &file)?
+        on_gpu(exec, &file, kept.as_deref())?
     };
     let Run { plan, device, size, inputs, outputs, times } = run;
     let mut notes = HashMap::new();
     for (name, micros) in &times.kernels {
         notes.insert(format!("micros.{name}"), micros.to_string());
     }
-    write_outputs(&exec.output, &outputs, notes)?;
+    let names = tensors::names(&plan);
+    if let Some(path) = &exec.state {
+        keep_state(path, &plan, &outputs)?;
+    }
+    write_outputs(&exec.output, names, &outputs, notes)?;
     let (mut pieces, mut verdicts) = (Vec::new(), Vec::new());
     if let Some(archive) = &exec.verify {
         let graph = read_graph(archive)?;
@@ -186,6 +199,24 @@ pub fn exec_main(exec: &Exec) -> Result<Report, ExecError> {
         verdicts = verify::verify(&graph, &plan, &inputs, &outputs)?;
     }
     Ok(Report { device, size, times, pieces, verdicts })
+}
+
+/// Writes what the program left in its own state, whole or not at all: the next run begins
+/// with it.
+fn keep_state(path: &Path, plan: &Plan, outputs: &[Tensor<'_>]) -> Result<(), ExecError> {
+    let inputs = plan.inputs.iter().filter(|input| input.updated);
+    let left = inputs.zip(&outputs[plan.outputs.len()..]);
+    let state = left.filter(|(input, _)| tensors::is_state(input));
+    let (names, tensors): (Vec<String>, Vec<Tensor<'_>>) =
+        state.map(|(input, tensor)| (input.name.clone(), tensor.clone())).unzip();
+    if names.is_empty() {
+        let why = "the program leaves nothing in its parameters and buffers: it has no state";
+        return Err(ExecError::Inputs(why.to_owned()));
+    }
+    let new = path.with_extension("new");
+    write_outputs(&new, names, &tensors, HashMap::new())?;
+    let moved = std::fs::rename(&new, path);
+    moved.map_err(|error| ExecError::File { path: path.to_owned(), error })
 }
 
 /// The graph of a torch.export archive, without its weights, which may be larger
@@ -202,28 +233,29 @@ struct Run<'a> {
     device: String,
     size: Option<u64>,
     inputs: Vec<Tensor<'a>>,
+    /// Behind those of the plan what is left in inputs.
     outputs: Vec<Tensor<'static>>,
     times: Times,
 }
 
-fn on_gpu<'a>(exec: &Exec, file: &'a [u8]) -> Result<Run<'a>, ExecError> {
+fn on_gpu<'a>(exec: &Exec, file: &'a [u8], kept: Option<&'a [u8]>) -> Result<Run<'a>, ExecError> {
     let module = Module::load(&exec.dir, exec.device)?;
-    let inputs = read_inputs(file, module.plan(), module.signature())?;
+    let inputs = read_with(file, kept, module.plan(), module.signature())?;
     let mut session = module.session()?;
     session.set_all(&inputs)?;
     session.launch()?;
-    let outputs = session.outputs()?;
+    let outputs = session.all_outputs()?;
     let times = session.times(exec.repeat)?;
     let (plan, device) = (module.plan().clone(), module.device().to_owned());
     let size = module.size_for(&shapes(&inputs));
     Ok(Run { plan, device, size, inputs, outputs, times })
 }
 
-fn on_cpu<'a>(exec: &Exec, file: &'a [u8]) -> Result<Run<'a>, ExecError> {
+fn on_cpu<'a>(exec: &Exec, file: &'a [u8], kept: Option<&'a [u8]>) -> Result<Run<'a>, ExecError> {
     let program = cpu::Program::load(&exec.dir)?;
     let mut plan = program.plan();
     let signature = program::read_signature(&exec.dir, &plan)?;
-    let inputs = read_inputs(file, &plan, signature.as_ref())?;
+    let inputs = read_with(file, kept, &plan, signature.as_ref())?;
     program::rename(&mut plan, signature.as_ref());
     let (outputs, times) = program.run(&plan, &inputs, &Settings::default())?;
     let (device, outputs) = ("cpu".to_owned(), outputs.into_iter().map(Tensor::from).collect());

@@ -98,10 +98,15 @@ impl Module {
     /// Runs once, from host memory to host memory. `inputs` are in the plan's
     /// order; what is given for a constant is not read.
     pub fn run(self: &Arc<Self>, inputs: &[Tensor<'_>]) -> Result<Vec<Tensor<'static>>, ExecError> {
+        self.ran(inputs)?.outputs()
+    }
+
+    /// A session that ran once.
+    pub(super) fn ran(self: &Arc<Self>, inputs: &[Tensor<'_>]) -> Result<Session, ExecError> {
         let mut session = self.session()?;
         session.set_all(inputs)?;
         session.launch()?;
-        session.outputs()
+        Ok(session)
     }
 }
 

@@ -76,7 +76,7 @@ pub fn verify_piece(dir: &Path, graph: &Graph, device: usize) -> Result<Vec<Verd
     let judge = Judge::new(graph, &plan)?;
     let (inputs, golden) = tried(&judge, &plan)?;
     let outputs = runner.run(&plan, &inputs)?;
-    compare(&inputs, &outputs, &golden)
+    compare(&plan, &inputs, &outputs, &golden)
 }
 
 /// The part of the program that a piece is of.
@@ -135,6 +135,7 @@ impl Runner {
         }
     }
 
+    /// The outputs, and behind them what is left in inputs.
     pub(super) fn run(
         &self,
         plan: &Plan,
@@ -145,7 +146,7 @@ impl Runner {
                 let (outputs, _) = program.run(plan, inputs, &interp::Settings::default())?;
                 Ok(outputs.into_iter().map(Tensor::from).collect())
             }
-            Self::Gpu(module) => module.run(inputs),
+            Self::Gpu(module) => module.ran(inputs)?.all_outputs(),
             Self::Both(whole) => whole.run(inputs),
         }
     }

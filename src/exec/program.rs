@@ -278,7 +278,7 @@ fn refuse_eager(dir: &Path) -> Result<(), ExecError> {
 /// Reads a `plan.json` and checks that it hangs together; an error says why not.
 pub fn parse_plan(bytes: &[u8]) -> Result<Plan, String> {
     // The version first: another version's plan may not even parse.
-    version::check(bytes, plan::VERSION)?;
+    version::check_from(bytes, plan::PLAIN, plan::VERSION)?;
     let plan: Plan = serde_json::from_slice(bytes).map_err(|e| e.to_string())?;
     plan.check().map_err(|why| why.to_string())?;
     Ok(plan)

@@ -3,7 +3,8 @@
 //!
 //! Invariant: nothing is launched unless all inputs have shapes that the plan
 //! admits, and a recorded graph is replayed only while the memory and the
-//! sizes that it was recorded with still hold.
+//! sizes that it was recorded with still hold. What a run leaves in an input is
+//! what the next one finds there.
 
 use std::{borrow::Cow, ffi::c_void, sync::Arc};
 
@@ -44,6 +45,8 @@ pub struct Session {
     graph: Option<Recorded>,
     ready: Option<Ready>,
     inputs: Vec<Option<Input>>,
+    /// Inputs that runs change, as they were set.
+    initial: Vec<Option<Tensor<'static>>>,
     outputs: Vec<Memory>,
     workspace: Option<Memory>,
 }
@@ -92,9 +95,10 @@ impl Session {
         let making = RECORDING.lock();
         let stream = module.context.new_stream().during("make a stream")?;
         drop(making);
-        let inputs = module.program.plan.inputs.iter().map(|_| None).collect();
+        let inputs: Vec<_> = module.program.plan.inputs.iter().map(|_| None).collect();
+        let initial = vec![None; inputs.len()];
         let (graph, ready, outputs, workspace) = (None, None, Vec::new(), None);
-        Ok(Self { module, stream, graph, ready, inputs, outputs, workspace })
+        Ok(Self { module, stream, graph, ready, inputs, initial, outputs, workspace })
     }
 
     /// What it runs.
@@ -135,6 +139,11 @@ impl Session {
             let (name, got, wanted) = (&wanted.name, tensor.dtype, wanted.dtype);
             return Err(ExecError::Inputs(format!("{name} is {got}, not {wanted}")));
         }
+        if wanted.updated {
+            let Tensor { dtype, shape, bytes } = tensor;
+            let bytes = Cow::Owned(bytes.to_vec());
+            self.initial[index] = Some(Tensor { dtype: *dtype, shape: shape.clone(), bytes });
+        }
         if let (Some(_), Some(Input { shape, data: Data::Own(memory, layout) })) =
             (&self.ready, &mut self.inputs[index])
             && *shape == tensor.shape
@@ -174,7 +183,19 @@ impl Session {
             return Err(ExecError::Inputs(why));
         }
         self.changed()?;
+        self.initial[index] = None;
         self.inputs[index] = Some(Input { shape: shape.to_vec(), data: Data::Given(pointer) });
+        Ok(())
+    }
+
+    /// Sets what runs have changed to what it was set to last: buffers that the program
+    /// writes to, a cache of keys and values say. Memory that the caller holds stays as it is.
+    pub fn reset(&mut self) -> Result<(), ExecError> {
+        for index in 0..self.initial.len() {
+            if let Some(tensor) = self.initial[index].take() {
+                self.set(index, &tensor)?;
+            }
+        }
         Ok(())
     }
 
@@ -223,6 +244,31 @@ impl Session {
         debug_assert_eq!(pointer, self.outputs[index].start());
         let bytes = self.outputs[index].read(layout.bytes, &self.stream)?;
         Ok(Tensor::gathered(self.module.program.plan.outputs[index].dtype, layout, bytes))
+    }
+
+    /// What the runs so far have left in an input that they change, after all that is
+    /// queued; on the host, dense. Of memory that the caller holds nothing is read.
+    pub fn left(&self, index: usize) -> Result<Tensor<'static>, ExecError> {
+        let wanted = self.module.program.plan.inputs.get(index).filter(|input| input.updated);
+        let own = self.inputs.get(index).and_then(Option::as_ref);
+        match (wanted, own) {
+            (Some(wanted), Some(Input { data: Data::Own(memory, layout), .. })) => {
+                let bytes = memory.read(layout.bytes, &self.stream)?;
+                Ok(Tensor::gathered(wanted.dtype, layout, bytes))
+            }
+            _ => Err(ExecError::Inputs(format!("runs leave nothing here of input {index}"))),
+        }
+    }
+
+    /// All outputs, and behind them what is left in the inputs that the plan calls updated.
+    pub(super) fn all_outputs(&self) -> Result<Vec<Tensor<'static>>, ExecError> {
+        let mut all = self.outputs()?;
+        for (index, input) in self.module.program.plan.inputs.iter().enumerate() {
+            if input.updated {
+                all.push(self.left(index)?);
+            }
+        }
+        Ok(all)
     }
 
     /// All outputs.

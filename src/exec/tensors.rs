@@ -122,10 +122,36 @@ pub fn read_inputs<'a>(
     plan: &Plan,
     signature: Option<&Signature>,
 ) -> Result<Vec<Tensor<'a>>, ExecError> {
-    let file = SafeTensors::deserialize(file)
-        .map_err(|e| ExecError::Inputs(format!("the inputs are no safetensors file: {e}")))?;
+    read_with(file, None, plan, signature)
+}
+
+/// The same; inputs in which a run before left something are as `state` has them, which is
+/// such a file too.
+pub(super) fn read_with<'a>(
+    file: &'a [u8],
+    state: Option<&'a [u8]>,
+    plan: &Plan,
+    signature: Option<&Signature>,
+) -> Result<Vec<Tensor<'a>>, ExecError> {
+    let parsed = |file, what: &str| {
+        SafeTensors::deserialize(file)
+            .map_err(|e| ExecError::Inputs(format!("{what} no safetensors file: {e}")))
+    };
+    let file = parsed(file, "the inputs are")?;
     let names = Names::new(plan, signature);
     let keys: Vec<Option<String>> = names.keys(&file);
+    let state = state.map(|state| parsed(state, "the state is")).transpose()?;
+    let kept = state.as_ref().map(|state| names.keys(state)).unwrap_or_default();
+    if let Some(state) = &state {
+        let is_state = |name: &str| {
+            let mut all = plan.inputs.iter().zip(&kept);
+            all.any(|(input, key)| is_state(input) && key.as_deref() == Some(name))
+        };
+        if let Some(name) = state.names().into_iter().find(|name| !is_state(name)) {
+            let why = format!("the state has {name:?}, which is no state of the program");
+            return Err(ExecError::Inputs(why));
+        }
+    }
     let taken = |name: &str| keys.iter().flatten().any(|key| key == name);
     if let Some(name) = file.names().into_iter().find(|name| !taken(name)) {
         let why = format!("there is no input {name:?}: {}", names.wanted(plan));
@@ -138,7 +164,10 @@ pub fn read_inputs<'a>(
             continue;
         }
         let name = names.shown(index);
-        let Some(view) = key.as_ref().and_then(|key| file.tensor(key).ok()) else {
+        let kept = kept.get(index).and_then(Option::as_ref).filter(|_| is_state(input));
+        let kept = kept.and_then(|key| state.as_ref()?.tensor(key).ok());
+        let given = || key.as_ref().and_then(|key| file.tensor(key).ok());
+        let Some(view) = kept.or_else(given) else {
             let why = format!("input {name:?} is missing: {}", names.wanted(plan));
             return Err(ExecError::Inputs(why));
         };
@@ -246,18 +275,33 @@ impl<'a> Names<'a> {
     }
 }
 
-/// Writes `outputs` as `out0`, `out1`, ..., with `notes` as metadata.
-pub fn write_outputs(
+/// Whether what runs leave in an input is the program's own, from call to call: what an
+/// argument is left with is the caller's.
+pub(super) fn is_state(input: &Wanted) -> bool {
+    input.updated && input.kind != "user"
+}
+
+/// What `outputs` of a run of `plan` are called: `out0`, `out1`, ..., and behind them the
+/// names of the inputs in which something was left.
+pub(super) fn names(plan: &Plan) -> Vec<String> {
+    let outputs = (0..plan.outputs.len()).map(|index| format!("out{index}"));
+    let left = plan.inputs.iter().filter(|input| input.updated).map(|input| input.name.clone());
+    outputs.chain(left).collect()
+}
+
+/// Writes `outputs` by their `names`, with `notes` as metadata.
+pub(super) fn write_outputs(
     path: &Path,
+    names: Vec<String>,
     outputs: &[Tensor<'_>],
     notes: HashMap<String, String>,
 ) -> Result<(), ExecError> {
     let artifact = |why: String| ExecError::Artifact { path: path.to_owned(), why };
     let mut views = Vec::with_capacity(outputs.len());
-    for (index, Tensor { dtype, shape, bytes }) in outputs.iter().enumerate() {
+    for (name, Tensor { dtype, shape, bytes }) in names.into_iter().zip(outputs) {
         let dtype = to_file(*dtype).ok_or_else(|| artifact(format!("{dtype} in safetensors")))?;
         let view = TensorView::new(dtype, shape.clone(), bytes);
-        views.push((format!("out{index}"), view.map_err(|e| artifact(e.to_string()))?));
+        views.push((name, view.map_err(|e| artifact(e.to_string()))?));
     }
     let bytes = safetensors::serialize(views, Some(notes)).map_err(|e| artifact(e.to_string()))?;
     std::fs::write(path, bytes).map_err(|error| ExecError::File { path: path.to_owned(), error })

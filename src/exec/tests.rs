@@ -42,6 +42,7 @@ fn artifact(archive: &str, golden: &str, named: bool) -> (tempfile::TempDir, Exe
         dir: folder.path().to_owned(),
         inputs: path("in.safetensors"),
         output: path("out.safetensors"),
+        state: None,
         device: 0,
         repeat: 1,
         verify: Some(path("program.pt2")),
@@ -132,7 +133,7 @@ fn the_judge_sees_a_wrong_number_and_another_program() {
     let (_folder, exec) = artifact("block_bf16.211.pt2", "block_bf16.safetensors", false);
     assert!(exec_main(&exec).unwrap().wrong().is_none());
     let file = std::fs::read(&exec.inputs).unwrap();
-    let Run { plan, inputs, mut outputs, .. } = on_cpu(&exec, &file).unwrap();
+    let Run { plan, inputs, mut outputs, .. } = on_cpu(&exec, &file, None).unwrap();
     let judged = |archive: &str, outputs: &[Tensor<'_>]| {
         let graph = read_graph(&fixture(archive)).unwrap();
         verify::verify(&graph, &plan, &inputs, outputs)
@@ -297,4 +298,132 @@ fn an_archive_that_splits_otherwise_judges_no_piece() {
     exec.split.budget.most_operations = 1;
     let refused = exec_main(&exec).unwrap_err().to_string();
     assert!(refused.contains("has no such piece") && refused.contains("piece "), "{refused}");
+}
+
+/// The golden calls of a program that changes its own state, and its artifact.
+struct Stateful {
+    folder: tempfile::TempDir,
+    golden: Vec<u8>,
+    exec: Exec,
+}
+
+impl Stateful {
+    fn of(archive: &str, golden: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        let archive = fixture(archive);
+        for (name, bytes) in Eager::new(&read_graph(&archive).unwrap()).unwrap().files().unwrap() {
+            std::fs::write(path(&name), bytes).unwrap();
+        }
+        let names = signature(&archive).unwrap();
+        std::fs::write(path("signature.json"), serde_json::to_vec(&names).unwrap()).unwrap();
+        std::fs::write(path("program.pt2"), &archive).unwrap();
+        let exec = Exec {
+            dir: folder.path().to_owned(),
+            inputs: path("in.safetensors"),
+            output: path("out.safetensors"),
+            state: Some(path("state.safetensors")),
+            device: 0,
+            repeat: 1,
+            verify: Some(path("program.pt2")),
+            split: small(),
+        };
+        Self { folder, golden: fixture(golden), exec }
+    }
+
+    fn tensor(&self, name: &str) -> Option<(Vec<usize>, Vec<f64>)> {
+        numbers(&self.golden, name)
+    }
+
+    /// Runs call number `call`; what it wrote.
+    fn run(&self, call: usize) -> Vec<u8> {
+        let golden = SafeTensors::deserialize(&self.golden).unwrap();
+        let count = kiln_native::Signature::read(
+            &std::fs::read(self.folder.path().join("signature.json")).unwrap(),
+        );
+        let inputs = (0..count.unwrap().inputs.len()).map(|i| {
+            let own = golden.tensor(&format!("call{call}.in{i}"));
+            (format!("in{i}"), own.or_else(|_| golden.tensor(&format!("in{i}"))).unwrap())
+        });
+        let inputs = safetensors::serialize(inputs.collect::<Vec<_>>(), None).unwrap();
+        std::fs::write(&self.exec.inputs, inputs).unwrap();
+        let report = exec_main(&self.exec).unwrap();
+        assert!(report.wrong().is_none(), "{report}");
+        std::fs::read(&self.exec.output).unwrap()
+    }
+}
+
+/// A tensor of a file, as numbers.
+fn numbers(file: &[u8], name: &str) -> Option<(Vec<usize>, Vec<f64>)> {
+    let file = SafeTensors::deserialize(file).unwrap();
+    let view = file.tensor(name).ok()?;
+    let dtype = match view.dtype() {
+        safetensors::Dtype::F32 => DType::F32,
+        safetensors::Dtype::I64 => DType::I64,
+        other => panic!("{other:?}"),
+    };
+    let tensor = kiln_native::interp::Tensor::dense(dtype, view.shape(), view.data());
+    Some((view.shape().to_vec(), tensor.to_f64().unwrap()))
+}
+
+fn close(found: &(Vec<usize>, Vec<f64>), golden: &(Vec<usize>, Vec<f64>)) -> bool {
+    let near = |(a, b): (&f64, &f64)| (a - b).abs() <= 1e-5 * b.abs().max(1.0);
+    found.0 == golden.0 && found.1.iter().zip(&golden.1).all(near)
+}
+
+/// Buffers begin as they are given, a run begins with what the one before it left, and
+/// without the file with what is given again.
+#[test]
+fn what_a_program_leaves_in_its_inputs_is_kept_from_run_to_run() {
+    let kept: [(&str, &[(usize, &str)]); 2] = [
+        ("counting", &[(0, "b_mean"), (1, "b_count")]),
+        ("decoding", &[(4, "b_keys"), (5, "b_values")]),
+    ];
+    for (program, buffers) in kept {
+        for form in ["", "_core"] {
+            let stateful = Stateful::of(
+                &format!("state/{program}{form}.pt2"),
+                &format!("state/{program}.safetensors"),
+            );
+            let mut first = Vec::new();
+            for call in 0..3 {
+                let out = stateful.run(call);
+                let golden = stateful.tensor(&format!("call{call}.out0")).unwrap();
+                assert!(close(&numbers(&out, "out0").unwrap(), &golden), "{program}{form} {call}");
+                if let Some(left) = stateful.tensor(&format!("call{call}.left.in3")) {
+                    assert!(close(&numbers(&out, "total").unwrap(), &left), "{form} {call}");
+                }
+                if call == 0 {
+                    first = out;
+                }
+            }
+            let state = std::fs::read(stateful.exec.state.as_ref().unwrap()).unwrap();
+            for (position, name) in buffers {
+                let golden = stateful.tensor(&format!("left.in{position}")).unwrap();
+                assert!(close(&numbers(&state, name).unwrap(), &golden), "{program}{form} {name}");
+            }
+            std::fs::remove_file(stateful.exec.state.as_ref().unwrap()).unwrap();
+            assert!(stateful.run(0) == first, "{program}{form} begins anew");
+        }
+    }
+}
+
+#[test]
+fn a_state_that_is_no_state_of_the_program_is_refused() {
+    let stateful = Stateful::of("state/decoding.pt2", "state/decoding.safetensors");
+    stateful.run(0);
+    let state = stateful.exec.state.clone().unwrap();
+    let refused = |bytes: &[u8]| {
+        std::fs::write(&state, bytes).unwrap();
+        exec_main(&stateful.exec).unwrap_err().to_string()
+    };
+    assert!(refused(b"nonsense").contains("the state is no safetensors file"));
+    let bytes = std::fs::read(&stateful.exec.inputs).unwrap();
+    let why = refused(&bytes);
+    assert!(why.contains("which is no state of the program"), "{why}");
+    // One that leaves nothing anywhere has none.
+    let (_folder, mut exec) = artifact("block_f32.new.pt2", "block_f32.safetensors", false);
+    exec.state = Some(state);
+    let why = exec_main(&exec).unwrap_err().to_string();
+    assert!(why.contains("it has no state"), "{why}");
 }

@@ -125,7 +125,14 @@ mod tests {
     fn plan(inputs: &[(&str, DType, &[Expr])]) -> Plan {
         let inputs = inputs.iter().map(|(kind, dtype, shape)| {
             let (shape, strides) = (shape.to_vec(), vec![Expr::Known(1); shape.len()]);
-            Wanted { name: "in".into(), kind: (*kind).into(), dtype: *dtype, shape, strides }
+            Wanted {
+                name: "in".into(),
+                kind: (*kind).into(),
+                dtype: *dtype,
+                shape,
+                strides,
+                updated: false,
+            }
         });
         let symbol = Symbol { min: 2, max: Some(3), input: 0, dim: 0, scale: 1, offset: 0 };
         Plan {

@@ -12,7 +12,7 @@ use kiln_native::{
 };
 use kiln_proto::graph::{DType, Graph};
 
-use super::{ExecError, Tensor, cpu::Program};
+use super::{ExecError, Tensor, cpu::Program, tensors::names};
 
 /// How far one output is from the interpreter's.
 #[derive(Debug, Clone, PartialEq, serde::Serialize)]
@@ -86,14 +86,16 @@ impl Judge {
     }
 }
 
-/// Compares `outputs`, made of `inputs`, with what they should be.
+/// Compares `outputs` of `plan`, made of `inputs`, with what they should be; those behind
+/// the plan's are what is left in inputs.
 pub(super) fn compare(
+    plan: &Plan,
     inputs: &[Tensor<'_>],
     outputs: &[Tensor<'_>],
     golden: &[interp::Tensor<'_>],
 ) -> Result<Vec<Verdict>, ExecError> {
     let coarsest = inputs.iter().map(|input| tolerance(input.dtype)).fold(0.0, f64::max);
-    let verdict = |(index, (ours, golden)): (usize, (&Tensor<'_>, &interp::Tensor<'_>))| {
+    let verdict = |(output, (ours, golden)): (String, (&Tensor<'_>, &interp::Tensor<'_>))| {
         let numbers = interp::Tensor::dense(ours.dtype, &ours.shape, &*ours.bytes).to_f64()?;
         let limit = match tolerance(ours.dtype) {
             // Whole numbers are right or wrong.
@@ -101,9 +103,9 @@ pub(super) fn compare(
             own => own.max(coarsest),
         };
         let relative_error = relative_error(&numbers, &golden.to_f64()?);
-        Ok(Verdict { output: format!("out{index}"), relative_error, limit })
+        Ok(Verdict { output, relative_error, limit })
     };
-    outputs.iter().zip(golden).enumerate().map(verdict).collect()
+    names(plan).into_iter().zip(outputs.iter().zip(golden)).map(verdict).collect()
 }
 
 /// Runs `graph` on `inputs`, and compares. `plan` is that of the artifact whose
@@ -115,7 +117,7 @@ pub(super) fn verify(
     outputs: &[Tensor<'_>],
 ) -> Result<Vec<Verdict>, ExecError> {
     let golden = Judge::new(graph, plan)?.golden(plan, inputs)?;
-    compare(inputs, outputs, &golden)
+    compare(plan, inputs, outputs, &golden)
 }
 
 /// What rounding to the type may cost.

@@ -145,8 +145,12 @@ fn encode(graph: &Graph, detail: Detail) -> Encoded {
         push(&mut text, &format!("%{next}={}({args});", canonical_name(&node.op)));
         next += node.outputs.len().max(1);
     }
-    for output in &graph.outputs {
+    let (returned, left) = graph.outputs.split_at(graph.returned());
+    for output in returned {
         push(&mut text, &format!("return %{};", numbers[output]));
+    }
+    for (input, value) in graph.updates.iter().zip(left) {
+        push(&mut text, &format!("leave %{input}=%{};", numbers[value]));
     }
     Encoded { text, constants }
 }

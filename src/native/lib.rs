@@ -1,9 +1,9 @@
 //! The native graph compiler: a torch.export archive to CUDA C++ and a launch plan.
 //!
 //! ```text
-//! archive -> parse -> canonical (key)
-//!                  -> decompose -> core program -> interp
-//!                                               -> attend -> lower -> loops -> schedule -> codegen -> plan
+//! archive -> parse -> functional -> canonical (key)
+//!                                -> decompose -> core program -> interp
+//!                                                             -> attend -> lower -> loops -> schedule -> codegen -> plan
 //! ```
 //!
 //! Invariant: pure. The same archive, options and target give the same bytes,
@@ -24,6 +24,7 @@ pub mod decompose;
 pub mod eager;
 #[cfg(any(test, debug_assertions))]
 pub mod fixtures;
+mod functional;
 mod identity;
 pub mod interp;
 mod live;
@@ -41,6 +42,7 @@ pub mod size;
 mod slim;
 pub mod split;
 pub mod static_size;
+mod updates;
 pub mod version;
 
 use std::collections::BTreeMap;
@@ -164,6 +166,7 @@ fn lower_graph(
     let origins =
         if options.fuse { attend::attend(&mut program, graph) } else { Default::default() };
     let mut loops = lower::lower(&program, graph, &origins)?;
+    updates::place(&program, graph, &mut loops)?;
     let groups = schedule::schedule(&mut loops, options.fuse)?;
     let target = exact(target);
     let code = codegen::generate(graph, &program, &mut loops, &groups, target)?;

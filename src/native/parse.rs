@@ -7,7 +7,7 @@ mod argument;
 mod constants;
 mod expression;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use kiln_proto::{
     Failure, FailureKind,
@@ -19,6 +19,7 @@ use serde_json::Value as Json;
 use super::{
     archive::{Archive, invalid},
     decompose,
+    functional::{functional, mutates},
     live::live_order,
     schema,
 };
@@ -28,6 +29,12 @@ use argument::{Names, formula, one, tensor_type};
 const SCHEMA_MAJOR: u32 = 8;
 /// Bytes of the graph's JSON.
 const LARGEST_MODEL: u64 = 256 << 20;
+/// How outputs say in which input something is left: its kind, what has its name, and the tag.
+const LEFT: [(&str, &str, &str); 3] = [
+    ("parameter", "parameter_name", "parameter_mutation"),
+    ("buffer", "buffer_name", "buffer_mutation"),
+    ("input", "user_input_name", "user_input_mutation"),
+];
 
 /// Reads the graph of the program in `bytes`, if all of its operations have a rule.
 pub(super) fn parse(bytes: &[u8]) -> Result<Graph, Failure> {
@@ -53,9 +60,16 @@ pub(super) fn parse_any(bytes: &[u8]) -> Result<Graph, Failure> {
             "export schema {major}.{minor}, this version reads {SCHEMA_MAJOR}.x (torch 2.8 to 2.15)"
         )));
     }
-    let mut reader = Reader { archive, model, graph: Graph::default(), names: Names::default() };
+    let mut reader = Reader {
+        archive,
+        model,
+        graph: Graph::default(),
+        names: Names::default(),
+        positions: HashMap::new(),
+        left: Vec::new(),
+    };
     reader.read(program)?;
-    Ok(reader.graph)
+    functional(reader.graph, reader.left)
 }
 
 struct Reader<'a> {
@@ -63,6 +77,10 @@ struct Reader<'a> {
     model: String,
     graph: Graph,
     names: Names,
+    /// Positions of the inputs by kind and name: in the module, or in the graph.
+    positions: HashMap<(&'static str, String), usize>,
+    /// What the program leaves in inputs, by their positions.
+    left: Vec<(usize, ValueId)>,
 }
 
 impl Reader<'_> {
@@ -116,6 +134,13 @@ impl Reader<'_> {
                 }
                 other => return Err(unsupported(format!("input {name:?} is of kind {other:?}"))),
             };
+            let (of, name) = match tag {
+                "parameter" => ("parameter", body["parameter_name"].as_str()),
+                "buffer" => ("buffer", body["buffer_name"].as_str()),
+                _ => ("input", Some(name)),
+            };
+            let name = name.unwrap_or_default().to_owned();
+            self.positions.insert((of, name), self.graph.inputs.len());
             self.graph.inputs.push(Input { value, kind });
         }
         Ok(())
@@ -241,8 +266,17 @@ impl Reader<'_> {
 
     fn output(&mut self, spec: &schema::Tagged) -> Result<(), Failure> {
         let (tag, body) = one(spec, "an output")?;
+        if let Some((tag, named, _)) = LEFT.iter().find(|(_, _, spec)| *spec == tag) {
+            let name = body[*named].as_str().unwrap_or_default();
+            let input = self.positions.get(&(*tag, name.to_owned())).copied();
+            let input =
+                input.ok_or_else(|| invalid(format!("{name:?} is written to, and is no {tag}")))?;
+            let value = self.names.tensor("output", &body["arg"])?;
+            self.left.push((input, value));
+            return Ok(());
+        }
         if tag != "user_output" {
-            return Err(unsupported(format!("the program has a {tag}: it changes its own state")));
+            return Err(unsupported(format!("the program has a {tag}: that is no inference")));
         }
         if body["arg"].get("as_none").is_some() {
             return Ok(());
@@ -256,21 +290,30 @@ impl Reader<'_> {
     }
 }
 
-/// Refuses operations without a rule that the outputs need, all at once.
+/// Refuses operations without a rule that the outputs need, or that may write to what the
+/// outputs need, all at once.
 fn unknown_ops(graph: &Graph) -> Result<(), Failure> {
-    let live = live_order(graph);
-    let mut unknown: Vec<usize> =
-        live.into_iter().filter(|index| !decompose::is_known(&graph.nodes[*index].op)).collect();
+    let unknown = |index: &usize| !decompose::is_known(&graph.nodes[*index].op);
+    let writes = |index: &usize| may_write(&graph.nodes[*index].op);
+    let live = live_order(graph).into_iter().filter(unknown);
+    let mut unknown: Vec<usize> = live.chain((0..graph.nodes.len()).filter(writes)).collect();
+    unknown.sort_unstable();
+    unknown.dedup();
     if unknown.is_empty() {
         return Ok(());
     }
-    unknown.sort_unstable();
     let named = unknown.iter().map(|index| {
         let Node { name, op, .. } = &graph.nodes[*index];
         format!("{op} (node {name:?})")
     });
     let named = named.collect::<Vec<_>>().join(", ");
     Err(unsupported(format!("operations that `native` does not know: {named}")))
+}
+
+/// Whether an operation may change what it is given, whatever needs its results: one in
+/// place that has no other form, and of other libraries any that is not known.
+fn may_write(op: &str) -> bool {
+    mutates(op) || !decompose::is_known(op) && !op.starts_with("aten.") && !op.starts_with("prims.")
 }
 
 /// Arithmetic of sizes, which the exporter has in a table of its own, and

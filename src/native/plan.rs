@@ -13,17 +13,25 @@ use serde::{Deserialize, Serialize};
 pub use call::{Base, Call, CallError, Launch, Layout, Tile, Value, shown};
 pub(crate) use place::{Sized, place_sized};
 
-/// Of the format below.
-pub const VERSION: u32 = 2;
+/// Of the format below: the latest.
+pub const VERSION: u32 = 3;
+/// The oldest that is read, and that of plans that change none of their inputs: earlier
+/// programs read these.
+pub const PLAIN: u32 = 2;
 /// Bytes at which every tensor starts.
 pub const ALIGNMENT: u64 = 256;
 /// The kind of an input that is in the module already.
 pub const CONSTANT: &str = "constant";
 
+/// The version of a plan that changes these inputs.
+pub(crate) fn version_for(updates: &[usize]) -> u32 {
+    if updates.is_empty() { PLAIN } else { VERSION }
+}
+
 /// How to run a module.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Plan {
-    /// [`VERSION`].
+    /// [`PLAIN`] to [`VERSION`].
     pub version: u32,
     /// What the module runs on: `sm_90`.
     pub target: String,
@@ -97,6 +105,9 @@ pub struct Tensor {
     pub shape: Vec<Expr>,
     /// In elements.
     pub strides: Vec<Expr>,
+    /// An input in which each run leaves what the next one is to find there.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub updated: bool,
 }
 
 /// A value in the workspace.

@@ -40,6 +40,12 @@ pub struct Portable {
 
 /// Writes `graph`. An argument that no form has is refused: it would be lost.
 pub fn portable(graph: &Graph) -> Result<Portable, Failure> {
+    if let Some(input) = graph.updates.first() {
+        let name = &graph.value(graph.inputs[*input].value).name;
+        let why =
+            format!("a program that changes its input {name:?} runs by Kiln's own code alone");
+        return Err(Failure::new(FailureKind::UnsupportedOp, why));
+    }
     let symbols = Renamed::of(graph);
     let mut numbers: HashMap<ValueId, usize> = HashMap::new();
     let mut constants = Vec::new();

@@ -23,7 +23,7 @@ mod table;
 
 use std::fmt;
 
-use kiln_proto::graph::{Dim, Graph, InputKind, TensorType, ValueId};
+use kiln_proto::graph::{Argument, Dim, Graph, InputKind, Node, TensorType, ValueId};
 
 use crate::interp::Tensor;
 pub use judge::Bound;
@@ -69,6 +69,66 @@ impl Random {
     }
 }
 
+impl Random {
+    /// The same, where some inputs are left with other values: with outputs, with what other
+    /// inputs were, and with themselves turned around.
+    pub fn with_updates(seed: u64, steps: usize) -> Self {
+        let mut random = Self::new(seed, steps);
+        let mut rng = Rng::new(seed ^ 0x5bd1);
+        let any = Bound { error: 0.0, low: f64::MIN, high: f64::MAX };
+        let bounds = random.graph.outputs.iter().copied().zip(random.bounds.iter().copied());
+        let inputs = random.graph.inputs.iter().map(|input| (input.value, any));
+        let values: Vec<(ValueId, Bound)> = bounds.chain(inputs).collect();
+        for position in 0..random.graph.inputs.len() {
+            let input = &random.graph.inputs[position];
+            let ty = random.graph.value(input.value).ty.clone();
+            if matches!(input.kind, InputKind::Constant(_)) || !is_dense(&ty) || rng.one_in(4) {
+                continue;
+            }
+            let alike = |(value, _): &&(ValueId, Bound)| {
+                let own = &random.graph.value(*value).ty;
+                own.dtype == ty.dtype && own.shape == ty.shape
+            };
+            let alike: Vec<(ValueId, Bound)> = values.iter().filter(alike).copied().collect();
+            // The input itself is among them.
+            let (mut value, bound) = *rng.pick(&alike);
+            if !ty.shape.is_empty() && rng.one_in(2) {
+                value = random.flipped(value, rng.below(ty.shape.len()) as i64);
+            }
+            random.graph.updates.push(position);
+            random.graph.outputs.push(value);
+            random.bounds.push(bound);
+        }
+        random
+    }
+
+    fn flipped(&mut self, value: ValueId, dim: i64) -> ValueId {
+        let output = ValueId(self.graph.values.len());
+        let made = self.graph.value(value).clone();
+        self.graph.values.push(made);
+        let args = vec![
+            ("self".to_owned(), Argument::Tensor(value)),
+            ("dims".to_owned(), Argument::Ints(vec![dim])),
+        ];
+        let (name, op) = (format!("flip{}", output.0), "aten.flip.default".to_owned());
+        self.graph.nodes.push(Node { name, op, args, outputs: vec![output] });
+        output
+    }
+}
+
+/// Whether a tensor is in row-major order whatever its sizes are, as far as that is easily told.
+fn is_dense(ty: &TensorType) -> bool {
+    let sizes = ty.shape.iter().map(Dim::known).collect::<Option<Vec<u64>>>();
+    let strides = ty.strides.iter().map(Dim::known).collect::<Option<Vec<u64>>>();
+    let (Some(sizes), Some(strides)) = (sizes, strides) else { return false };
+    let mut wanted = 1;
+    sizes.iter().zip(&strides).rev().all(|(size, stride)| {
+        let fits = *size == 1 || *stride == wanted;
+        wanted *= size;
+        fits
+    })
+}
+
 /// One line for each input and node, to read.
 impl fmt::Display for Random {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -98,6 +158,7 @@ impl fmt::Display for Random {
         for (output, bound) in self.graph.outputs.iter().zip(&self.bounds) {
             writeln!(f, "output v{} {bound:?}", output.0)?;
         }
+        writeln!(f, "the last ones are left in inputs {:?}", self.graph.updates)?;
         Ok(())
     }
 }

@@ -16,6 +16,7 @@ use crate::{
     core::Domain,
     loops::{COLUMN, Def, Expr, Id, Loops, ROW, Source, domain_of},
     size::{Bounds, Size},
+    updates::reads_in_place,
 };
 
 /// Most temporaries of a kernel.
@@ -64,8 +65,10 @@ pub(crate) struct Fused {
 pub(crate) fn schedule(loops: &mut Loops, fusion: bool) -> Result<Vec<Group>, Failure> {
     let count = loops.temps.len();
     let reads: Vec<BTreeSet<usize>> = (0..count).map(|temp| reads(loops, temp)).collect();
+    let after = (0..count).map(|temp| readers_before(loops, temp)).collect();
     let groups = (0..count).map(|temp| Some(single(loops, temp))).collect();
-    let mut scheduler = Scheduler { loops, reads, groups, group_of: (0..count).collect() };
+    let group_of = (0..count).collect();
+    let mut scheduler = Scheduler { loops, reads, after, groups, group_of };
     if fusion {
         for temp in 0..count {
             for read in scheduler.reads[temp].clone() {
@@ -86,6 +89,13 @@ fn reads(loops: &Loops, temp: usize) -> BTreeSet<usize> {
             Source::Input(_) => None,
         })
         .collect()
+}
+
+/// The temporaries that read what an input was before this one is written to it.
+fn readers_before(loops: &Loops, temp: usize) -> BTreeSet<usize> {
+    let Some(input) = loops.updated(temp) else { return BTreeSet::new() };
+    let reads = |other: &usize| sources(loops, *other).contains(&Source::Input(input));
+    (0..loops.temps.len()).filter(|other| *other != temp).filter(reads).collect()
 }
 
 /// Everything that a temporary reads.
@@ -125,6 +135,8 @@ fn single(loops: &Loops, temp: usize) -> Group {
 struct Scheduler<'a> {
     loops: &'a mut Loops,
     reads: Vec<BTreeSet<usize>>,
+    /// For each temporary those that it must wait for, though it reads nothing of them.
+    after: Vec<BTreeSet<usize>>,
     groups: Vec<Option<Group>>,
     group_of: Vec<usize>,
 }
@@ -140,8 +152,12 @@ impl Scheduler<'_> {
         let mut members = [from.members.as_slice(), &to.members].concat();
         members.sort_unstable();
         let group = Group { space, members };
-        if !self.fits(&group) || self.reaches_around(a, b) || fused(self.loops, &group).is_none() {
+        if !self.fits(&group) || self.reaches_around(a, b) {
             return;
+        }
+        match fused(self.loops, &group) {
+            Some(fused) if keeps_what_it_reads(self.loops, &group, &fused) => {}
+            _ => return,
         }
         for member in &group.members {
             self.group_of[*member] = b;
@@ -180,7 +196,7 @@ impl Scheduler<'_> {
 
     fn dependencies(&self, group: usize) -> BTreeSet<usize> {
         let members = self.groups[group].iter().flat_map(|group| &group.members);
-        let reads = members.flat_map(|member| &self.reads[*member]);
+        let reads = members.flat_map(|m| self.reads[*m].iter().chain(&self.after[*m]));
         reads.map(|temp| self.group_of[*temp]).filter(|other| *other != group).collect()
     }
 
@@ -204,6 +220,22 @@ impl Scheduler<'_> {
         let why = format!("a bug of `native`: {} kernels wait for each other", left.len());
         Err(Failure::new(FailureKind::Crashed, why))
     }
+}
+
+/// Whether a kernel that writes to an input reads each element of that before it writes it:
+/// by the same thread, once.
+fn keeps_what_it_reads(loops: &Loops, group: &Group, fused: &Fused) -> bool {
+    group.members.iter().all(|member| {
+        let Some(input) = loops.updated(*member) else { return true };
+        let source = Source::Input(input);
+        if !group.members.iter().any(|other| sources(loops, *other).contains(&source)) {
+            return true;
+        }
+        // Rows are walked several times, some of them by several threads.
+        let Space::Map { .. } = group.space else { return false };
+        let roots = fused.places.values().map(|(_, value)| *value);
+        reads_in_place(loops, roots, input, &fused.places[member].0)
+    })
 }
 
 /// The space of a kernel that computes what both do.

@@ -85,7 +85,9 @@ pub fn signature(archive: &[u8]) -> Result<Signature, Failure> {
     let input_specs = input_specs.iter().filter(|spec| !spec.contains_key("constant_input"));
     let output_specs = output_specs
         .iter()
-        .filter(|spec| spec.values().all(|body| body["arg"].get("as_none").is_none()));
+        .filter(|spec| spec.values().all(|body| body["arg"].get("as_none").is_none()))
+        // What is left in an input is no output of the plan's.
+        .filter(|spec| !spec.keys().any(|tag| tag.ends_with("_mutation")));
     let inputs = input_specs.map(|spec| {
         let named = spec.iter().next().and_then(|(tag, body)| input(tag, body));
         named.ok_or_else(|| invalid(format!("an input without a name: {spec:?}")))

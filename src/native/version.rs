@@ -18,15 +18,19 @@ pub fn said(bytes: &[u8]) -> Option<u32> {
 /// Refuses a file of another version than `known`, with what to do about it. One that says
 /// none passes: whoever reads it tells what is wrong with it.
 pub fn check(bytes: &[u8], known: u32) -> Result<(), String> {
+    check_from(bytes, known, known)
+}
+
+/// The same, where those from `oldest` on are read too.
+pub fn check_from(bytes: &[u8], oldest: u32, known: u32) -> Result<(), String> {
     match said(bytes) {
+        Some(version) if (oldest..=known).contains(&version) => Ok(()),
         Some(version) if version > known => Err(format!(
             "version {version}, which a later Kiln wrote; this one reads {known}: use the later one, \
              or compile again"
         )),
-        Some(version) if version != known => {
-            Err(format!("version {version}, not {known}: compile it again"))
-        }
-        _ => Ok(()),
+        Some(version) => Err(format!("version {version}, not {known}: compile it again")),
+        None => Ok(()),
     }
 }
 
@@ -42,6 +46,10 @@ mod tests {
         assert!(earlier.is_err_and(|why| why.contains("compile it again")));
         for read_on in [br#"{"version": 2, "x": 1}"#.as_slice(), b"", b"{", b"[]", b"{}"] {
             assert_eq!(check(read_on, 2), Ok(()));
+        }
+        for (version, is_read) in [(1, false), (2, true), (3, true), (4, false)] {
+            let bytes = format!(r#"{{"version": {version}}}"#);
+            assert_eq!(check_from(bytes.as_bytes(), 2, 3).is_ok(), is_read, "{version}");
         }
     }
 }

@@ -49,7 +49,7 @@ const FORMATS: &[(&str, Tried)] = &[
     ("backup of the index", Here),
     ("launch plan, `plan.json`", Folder(&[("plan.json", PLAN)], &["inspect"], LATER)),
     ("names of a program, `signature.json`", Folder(&[("signature.json", r#"{"version": 2}"#)], &["inspect"], LATER)),
-    ("program of the interpreter, `graph.json`", Folder(&[("graph.json", r#"{"version": 2}"#), ("plan.json", PLAN)], &["exec"], LATER)),
+    ("program of the interpreter, `graph.json`", Folder(&[("graph.json", r#"{"version": 9}"#), ("plan.json", PLAN)], &["exec"], LATER)),
     ("pieces of a whole, `stitching.json`", Here),
     ("graph of a piece, as a worker is told it", Never("a worker is a child of the node, of one version with it")),
     ("artifact of Inductor, `meta.json`", There("python/kiln_torch/worker/artifact.py", "load it with the version that wrote it")),

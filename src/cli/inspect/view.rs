@@ -100,11 +100,15 @@ impl View {
             CliError::failed(FailureKind::Corrupt, format!("{name}: {why}"))
         };
         let versions = [
-            ("plan.json", kiln_native::plan::VERSION),
-            (kiln_native::SIGNATURE_FILE, kiln_native::SIGNATURE_VERSION),
+            ("plan.json", kiln_native::plan::PLAIN, kiln_native::plan::VERSION),
+            (
+                kiln_native::SIGNATURE_FILE,
+                kiln_native::SIGNATURE_VERSION,
+                kiln_native::SIGNATURE_VERSION,
+            ),
         ];
-        for (name, known) in versions {
-            let other = files.get(name).map(|bytes| version::check(bytes, known));
+        for (name, oldest, known) in versions {
+            let other = files.get(name).map(|bytes| version::check_from(bytes, oldest, known));
             other.transpose().map_err(|why| {
                 CliError::failed(FailureKind::Incompatible, format!("{name}: {why}"))
             })?;

@@ -72,7 +72,8 @@ fn run(dir: &Path, rows: usize) -> Result<(Option<u64>, Vec<u8>), String> {
     fs::write(&inputs, safetensors::serialize(views, None).unwrap()).unwrap();
     let split = kiln_native::split::Settings::default();
     let dir = dir.to_owned();
-    let exec = Exec { dir, inputs, output, device: 0, repeat: 0, verify: None, split };
+    let state = None;
+    let exec = Exec { dir, inputs, output, state, device: 0, repeat: 0, verify: None, split };
     let report = exec_main(&exec).map_err(|e| e.to_string())?;
     let bytes = fs::read(&exec.output).unwrap();
     let out = SafeTensors::deserialize(&bytes).unwrap().tensor("out0").unwrap().data().to_vec();

@@ -87,8 +87,11 @@ fn a_piece_that_does_not_fit_is_named_with_its_key_and_file() {
     };
     assert_eq!(refused(&good.replace("sm_90", "sm_80")), "it is for sm_80a, piece 0 for sm_90a");
     assert!(refused("{").contains("EOF"));
-    assert!(refused(&good.replacen("\"version\":2", "\"version\":3", 1)).contains("version 3"));
+    assert!(refused(&good.replacen("\"version\":2", "\"version\":4", 1)).contains("version 4"));
     let mut told: serde_json::Value = serde_json::from_str(&good).unwrap();
+    told["inputs"][0]["updated"] = true.into();
+    assert!(refused(&told.to_string()).contains("it changes its input 0"));
+    told["inputs"][0]["updated"] = false.into();
     told["inputs"][0]["dtype"] = "f16".into();
     assert!(refused(&told.to_string()).contains("its input 0"), "another type");
     std::fs::write(&plan, &good).unwrap();

@@ -9,6 +9,7 @@ fn wanted(name: &str, kind: &str, strides: [i64; 2]) -> Wanted {
         dtype: DType::F16,
         shape: vec![Expr::Known(2), Expr::Known(3)],
         strides: strides.map(Expr::Known).to_vec(),
+        updated: false,
     }
 }
 
@@ -142,7 +143,13 @@ fn outputs_of_every_type_read_back() {
             Tensor::new(*dtype, &[3, 1], bytes).unwrap()
         })
         .collect();
-    write_outputs(&path, &tensors, HashMap::new()).unwrap();
+    write_outputs(
+        &path,
+        (0..tensors.len()).map(|i| format!("out{i}")).collect(),
+        &tensors,
+        HashMap::new(),
+    )
+    .unwrap();
     let bytes = std::fs::read(&path).unwrap();
     let read = SafeTensors::deserialize(&bytes).unwrap();
     for (index, tensor) in tensors.iter().enumerate() {

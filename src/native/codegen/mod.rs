@@ -169,7 +169,7 @@ pub(crate) fn generate(
         })
         .collect();
     let plan = Plan {
-        version: plan::VERSION,
+        version: plan::version_for(&program.updates),
         target: target.to_string(),
         symbols: symbols(program)?,
         inputs: inputs(graph, program),
@@ -362,7 +362,9 @@ impl Module {
             }
         }
         for (i, temp) in params.writes.iter().enumerate() {
-            list.push(format!("{}* __restrict__ w{i}", element_of(loops, *temp)));
+            // What is written to an input may be read there, by the same thread before.
+            let own = if loops.updated(*temp).is_some() { "" } else { " __restrict__" };
+            list.push(format!("{}*{own} w{i}", element_of(loops, *temp)));
         }
         list.extend(params.symbols.iter().map(|symbol| format!("const kiln_index s{symbol}")));
         let wait = if *waits { "" } else { "kiln_wait();\n" };
@@ -396,7 +398,7 @@ impl Module {
         let at = |source: Source| match source {
             Source::Input(input) => Memory::Input(input),
             Source::Temp(temp) => match loops.outputs.iter().position(|output| *output == temp) {
-                Some(output) => Memory::Output(output),
+                Some(output) => loops.updated(temp).map_or(Memory::Output(output), Memory::Input),
                 None => Memory::Workspace(
                     memory.offsets.get(&temp).map_or(Expr::Known(0), Size::to_plan),
                 ),
@@ -467,6 +469,7 @@ fn inputs(graph: &Graph, program: &Program) -> Vec<Tensor> {
             dtype: graph.value(input.value).ty.dtype,
             shape: found.map_or_else(Vec::new, |f| plan(&program.value(f.value).shape)),
             strides: found.map_or_else(Vec::new, |f| plan(&f.strides)),
+            updated: program.updates.contains(&i),
         }
     };
     graph.inputs.iter().enumerate().map(describe).collect()
@@ -481,7 +484,8 @@ fn outputs(program: &Program) -> Vec<Tensor> {
             dtype: value.dtype,
             shape: value.shape.iter().map(Size::to_plan).collect(),
             strides: row_major(&value.shape).iter().map(Size::to_plan).collect(),
+            updated: false,
         }
     };
-    program.outputs.iter().enumerate().map(describe).collect()
+    program.outputs[..program.returned()].iter().enumerate().map(describe).collect()
 }

@@ -209,7 +209,7 @@ impl<'a> Args<'a> {
 
     /// A dimension that may count from the end.
     pub(super) fn dim(&self, name: &str, default: i64, rank: usize) -> Result<usize, Why> {
-        shapes::dimension(self.int(name, default)?, rank)
+        Ok(shapes::dimension(self.int(name, default)?, rank)?)
     }
 
     /// Dimensions, each once, in the order given.

@@ -258,7 +258,7 @@ impl Builder {
 
     /// The program without what no output needs.
     pub(super) fn finish(self) -> Program {
-        let Program { symbols, values, inputs, nodes, outputs } = self.program;
+        let Program { symbols, values, inputs, nodes, outputs, updates } = self.program;
         let mut live = vec![false; values.len()];
         outputs.iter().for_each(|output| live[output.0] = true);
         for node in nodes.iter().rev() {
@@ -268,7 +268,7 @@ impl Builder {
         }
         inputs.iter().for_each(|input| live[input.value.0] = true);
         let mut new: HashMap<ValueId, ValueId> = HashMap::new();
-        let mut program = Program { symbols, inputs, ..Program::default() };
+        let mut program = Program { symbols, inputs, updates, ..Program::default() };
         for (old, value) in values.into_iter().enumerate().filter(|(old, _)| live[*old]) {
             new.insert(ValueId(old), ValueId(program.values.len()));
             program.values.push(value);

@@ -47,8 +47,9 @@ use super::{
 use args::Args;
 use builder::Builder;
 pub(crate) use elementwise::stored;
+pub(crate) use promote::in_place_type;
 use promote::is_supported;
-pub(crate) use shapes::Symbols;
+pub(crate) use shapes::{Symbols, dimension};
 
 /// Most operations of one program; the passes after this one are not linear.
 const MOST_NODES: usize = 50_000;
@@ -290,6 +291,7 @@ impl<'a> Run<'a> {
             let value = self.values[output.0].ok_or_else(|| self.refused())?;
             self.builder.program.outputs.push(value);
         }
+        self.builder.program.updates.clone_from(&self.graph.updates);
         Ok(())
     }
 

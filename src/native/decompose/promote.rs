@@ -2,7 +2,7 @@
 //!
 //! Invariant: the same result as `torch.result_type` for the types handled here.
 
-use kiln_proto::graph::DType;
+use kiln_proto::graph::{Argument, DType, Graph};
 
 /// What kind of numbers a type has, from the narrowest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -86,6 +86,82 @@ pub(super) fn two(a: DType, b: DType) -> DType {
         _ if a.bytes() < b.bytes() => b,
         _ => DType::I16,
     }
+}
+
+/// Functions whose result has the type to which their operands promote.
+const PROMOTING: [&str; 24] = [
+    "add",
+    "sub",
+    "subtract",
+    "rsub",
+    "mul",
+    "multiply",
+    "div",
+    "divide",
+    "true_divide",
+    "floor_divide",
+    "remainder",
+    "fmod",
+    "pow",
+    "maximum",
+    "minimum",
+    "clamp",
+    "clamp_min",
+    "clamp_max",
+    "clip",
+    "atan2",
+    "bitwise_and",
+    "bitwise_or",
+    "bitwise_xor",
+    "where",
+];
+/// And those whose result is a truth value.
+const TESTS: [&str; 17] = [
+    "eq",
+    "ne",
+    "lt",
+    "le",
+    "gt",
+    "ge",
+    "not_equal",
+    "less",
+    "less_equal",
+    "greater",
+    "greater_equal",
+    "logical_and",
+    "logical_or",
+    "logical_xor",
+    "logical_not",
+    "isnan",
+    "isinf",
+];
+
+/// The element type of what the operation `op` gives of `args`, where that is another than
+/// its first tensor's may be. In place it then becomes that.
+pub(crate) fn in_place_type(op: &str, args: &[(String, Argument)], graph: &Graph) -> Option<DType> {
+    let name = op.split('.').nth(1)?;
+    if TESTS.contains(&name) {
+        return Some(DType::Bool);
+    }
+    if !PROMOTING.contains(&name) {
+        return None;
+    }
+    let operands =
+        args.iter().filter(|(name, _)| name != "alpha").filter_map(|(_, arg)| match arg {
+            Argument::Tensor(value) => {
+                let ty = &graph.value(*value).ty;
+                Some(if ty.shape.is_empty() {
+                    Kind::Scalar(ty.dtype)
+                } else {
+                    Kind::Tensor(ty.dtype)
+                })
+            }
+            Argument::Float(_) => Some(Kind::Number(Category::Float)),
+            Argument::Int(_) | Argument::SymInt(_) => Some(Kind::Number(Category::Int)),
+            Argument::Bool(_) => Some(Kind::Number(Category::Bool)),
+            _ => None,
+        });
+    promote(&operands.collect::<Vec<_>>())
 }
 
 #[cfg(test)]

@@ -7,10 +7,7 @@ use std::collections::HashSet;
 
 use kiln_proto::graph::{Dim, Graph};
 
-use super::{
-    super::{core::Range, size::Size},
-    Why,
-};
+use super::super::{core::Range, size::Size};
 
 /// Most elements of one tensor, where its sizes are known.
 const MOST_ELEMENTS: i64 = 1 << 40;
@@ -113,13 +110,13 @@ pub(super) fn show(shape: &[Size]) -> String {
 }
 
 /// A dimension that may count from the end; tensors without any have one here.
-pub(super) fn dimension(dim: i64, rank: usize) -> Result<usize, Why> {
+pub(crate) fn dimension(dim: i64, rank: usize) -> Result<usize, String> {
     let rank = rank.max(1);
     let from_start = if dim < 0 { dim + rank as i64 } else { dim };
     usize::try_from(from_start)
         .ok()
         .filter(|d| *d < rank)
-        .ok_or_else(|| Why::Wrong(format!("dimension {dim} of a tensor with {rank}")))
+        .ok_or_else(|| format!("dimension {dim} of a tensor with {rank}"))
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use super::invalid;
 use crate::{
     bind,
     core::{Program, Value},
-    plan::{Expr, Plan, Symbol, Tensor, VERSION},
+    plan::{Expr, Plan, Symbol, Tensor, version_for},
     size::Size,
 };
 
@@ -28,19 +28,22 @@ pub(super) fn plan(program: &Program, kinds: &[&str]) -> Result<Plan, Failure> {
     let inputs = program.inputs.iter().zip(kinds).enumerate().map(|(i, (input, kind))| {
         let Value { dtype, shape } = program.value(input.value);
         let (name, kind) = (format!("in{i}"), (*kind).to_owned());
-        Tensor { name, kind, dtype: *dtype, shape: exprs(shape), strides: exprs(&input.strides) }
+        let (shape, strides) = (exprs(shape), exprs(&input.strides));
+        let updated = program.updates.contains(&input.position);
+        Tensor { name, kind, dtype: *dtype, shape, strides, updated }
     });
-    let outputs = program.outputs.iter().enumerate().map(|(i, output)| {
+    let outputs = program.outputs[..program.returned()].iter().enumerate().map(|(i, output)| {
         let Value { dtype, shape } = program.value(*output);
         let mut strides = vec![Size::from(1); shape.len()];
         for dim in (1..shape.len()).rev() {
             strides[dim - 1] = &strides[dim] * &shape[dim];
         }
         let (name, kind) = (format!("out{i}"), "output".to_owned());
-        Tensor { name, kind, dtype: *dtype, shape: exprs(shape), strides: exprs(&strides) }
+        let (shape, strides) = (exprs(shape), exprs(&strides));
+        Tensor { name, kind, dtype: *dtype, shape, strides, updated: false }
     });
     Ok(Plan {
-        version: VERSION,
+        version: version_for(&program.updates),
         target: "any".to_owned(),
         symbols: symbols.collect(),
         inputs: inputs.collect(),

@@ -6,7 +6,7 @@
 use kiln_proto::{Failure, FailureKind};
 use serde::{Deserialize, Serialize};
 
-use super::{CONSTANTS, Eager, GRAPH, PLAN, VERSION, describe, invalid};
+use super::{CONSTANTS, Eager, GRAPH, PLAIN, PLAN, VERSION, describe, invalid};
 use crate::{
     core::{Program, ValueId},
     plan::{self, CONSTANT, Plan},
@@ -28,7 +28,8 @@ impl Eager {
         let write = |e: serde_json::Error| {
             Failure::new(FailureKind::Crashed, format!("write the program: {e}"))
         };
-        let graph = serde_json::to_vec(&File { version: VERSION, program: self.program.clone() });
+        let version = if self.program.updates.is_empty() { PLAIN } else { VERSION };
+        let graph = serde_json::to_vec(&File { version, program: self.program.clone() });
         let plan = serde_json::to_vec_pretty(&self.plan);
         let mut files = vec![
             (GRAPH.to_owned(), graph.map_err(write)?),
@@ -48,8 +49,10 @@ impl Eager {
     {
         let mut file = |name: &str| read(name).map_err(|e| corrupt(format!("read {name}: {e}")));
         let (graph, plan) = (file(GRAPH)?, file(PLAN)?);
-        for (name, bytes, known) in [(GRAPH, &graph, VERSION), (PLAN, &plan, plan::VERSION)] {
-            version::check(bytes, known)
+        for (name, bytes, oldest, known) in
+            [(GRAPH, &graph, PLAIN, VERSION), (PLAN, &plan, plan::PLAIN, plan::VERSION)]
+        {
+            version::check_from(bytes, oldest, known)
                 .map_err(|why| Failure::new(FailureKind::Incompatible, format!("{name}: {why}")))?;
         }
         let File { program, .. } = parse(GRAPH, &graph)?;
@@ -103,6 +106,11 @@ pub(super) fn check(program: &Program, inputs: usize) -> Result<(), Failure> {
         }
     }
     program.nodes.iter().try_for_each(|node| define(node.writes))?;
+    let ascending = program.updates.windows(2).all(|pair| pair[0] < pair[1]);
+    let known = program.updates.last().is_none_or(|input| *input < inputs);
+    if !ascending || !known || program.updates.len() > program.outputs.len() {
+        return Err(invalid("what is left in the inputs is not described"));
+    }
     let reads = program.nodes.iter().flat_map(|node| &node.reads);
     match reads.chain(&program.outputs).find(|read| defined.get(read.0) != Some(&true)) {
         Some(read) => Err(invalid(format!("value {} is read and never defined", read.0))),

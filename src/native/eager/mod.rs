@@ -30,8 +30,10 @@ pub const PLAN: &str = "plan.json";
 pub const CONSTANTS: &str = "constants.bin";
 /// In place of the core program: the graph as PyTorch's operations, see `portable.rs`.
 pub const PORTABLE: &str = "portable.json";
-/// Of the program's format.
-pub const VERSION: u32 = 1;
+/// Of the program's format: the latest.
+pub const VERSION: u32 = 2;
+/// The oldest that is read, and that of programs that change none of their inputs.
+pub const PLAIN: u32 = 1;
 
 /// What `graph` takes and gives, whether or not it can be run.
 pub(crate) fn interface(graph: &Graph) -> Result<Plan, Failure> {
@@ -93,7 +95,8 @@ impl Eager {
         &self.program
     }
 
-    /// Runs once. `inputs` are in the plan's order; at constants anything.
+    /// Runs once. `inputs` are in the plan's order; at constants anything. Behind what the
+    /// plan calls outputs comes what is left in the inputs that it calls updated.
     pub fn run(
         &self,
         inputs: &[Tensor<'_>],

@@ -176,6 +176,7 @@ fn with_constant() -> Eager {
         values: vec![value(2), value(2), value(2), value(3), value(3)],
         inputs: vec![input(0), input(1)],
         nodes: vec![node(add, &[0, 1], 2, 7), node(pad, &[2], 3, 4), node(scale, &[3], 4, 7)],
+        updates: Vec::new(),
         outputs: vec![ValueId(4)],
     };
     let constant = [1f32, 2.0].iter().flat_map(|x| x.to_le_bytes()).collect();

@@ -34,12 +34,15 @@ pub(crate) struct Loops {
     /// Those of them that are baked in.
     pub(crate) constants: BTreeSet<Source>,
     /// Those of them that are what they are before anything is launched: parameters,
-    /// buffers and constants. What a user gives, the launch before may still write.
+    /// buffers and constants. What a user gives, the launch before may still write, and
+    /// what the program itself writes to.
     pub(crate) settled: BTreeSet<Source>,
     /// In an order in which they can run.
     pub(crate) temps: Vec<Temp>,
     /// For each output, the temporary that holds it, and nothing else does.
     pub(crate) outputs: Vec<usize>,
+    /// Those of them that are written to an input, and to which.
+    pub(crate) updates: Vec<(usize, usize)>,
 }
 
 impl Loops {
@@ -49,6 +52,11 @@ impl Loops {
             Source::Input(input) => self.inputs[input],
             Source::Temp(temp) => self.temps[temp].dtype,
         }
+    }
+
+    /// The input that a temporary is written to.
+    pub(crate) fn updated(&self, temp: usize) -> Option<usize> {
+        self.updates.iter().find(|(own, _)| *own == temp).map(|(_, input)| *input)
     }
 
     /// What `size` is at most, if its symbols have bounds.

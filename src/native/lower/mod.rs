@@ -49,7 +49,8 @@ pub(crate) fn lower(program: &Program, graph: &Graph, origins: &Origins) -> Resu
     let constants = constants.filter(|(_, i)| matches!(i.kind, InputKind::Constant(_)));
     lowering.loops.constants = constants.map(|(i, _)| Source::Input(i)).collect();
     let settled = graph.inputs.iter().enumerate();
-    let settled = settled.filter(|(_, i)| !matches!(i.kind, InputKind::User));
+    let settled = settled
+        .filter(|(at, i)| !matches!(i.kind, InputKind::User) && !program.updates.contains(at));
     lowering.loops.settled = settled.map(|(i, _)| Source::Input(i)).collect();
     for input in &program.inputs {
         let value = program.value(input.value);

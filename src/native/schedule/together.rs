@@ -22,8 +22,10 @@ pub(super) fn together(loops: &Loops, mut groups: Vec<Group>) -> Vec<Group> {
         let mut parts = vec![groups.remove(0)];
         let mut next = 0;
         while next < groups.len() && parts.len() < MOST_PARTS {
-            let fits = (beside(loops, &parts[0], &groups[next])
-                || are_rows(&parts[0], &groups[next]))
+            // What is written to an input waits for more than what it reads.
+            let waits = groups[next].members.iter().any(|temp| loops.updated(*temp).is_some());
+            let fits = !waits
+                && (beside(loops, &parts[0], &groups[next]) || are_rows(&parts[0], &groups[next]))
                 && is_ready(loops, &done, &groups[next]);
             if fits {
                 parts.push(groups.remove(next));

@@ -11,9 +11,9 @@
 //! so a piece's key is computed by the code that computes a whole's, and each
 //! compiler can have it.
 //!
-//! The exported graph has no mutation: `parse` refuses programs that change
-//! their own state, and operations in place have no rule. What it has of aliases
-//! are views, which are values here. `split` refuses a graph that says otherwise.
+//! The graph has no mutation: `parse` gives operations in place new tensors, and those
+//! that have no such form have no rule. What it has of aliases are views, which are values
+//! here. `split` refuses a graph that says otherwise, and one that changes its inputs.
 //!
 //! Invariant: pure, as the crate. The same graph and settings give the same
 //! pieces, in the same order, and the order is that of the key: names and the
@@ -39,7 +39,7 @@ use kiln_proto::{
     graph::{Argument, Graph},
 };
 
-use crate::decompose::outline;
+use crate::{decompose::outline, functional::mutates};
 pub use estimate::{Coefficients, Estimates};
 pub use item::{Edge, Piece, Split, SplitItem};
 pub use settings::{Budget, Piecewise, Settings};
@@ -56,6 +56,12 @@ pub enum SplitError {
         node: String,
         /// What it does.
         op: String,
+    },
+    /// The program leaves something in an input: a piece would not know who reads it before.
+    #[error("the program changes {input:?}: compile the graph as a whole")]
+    Update {
+        /// The input's name.
+        input: String,
     },
     /// A key would not have all of it.
     #[error("node {node:?} has an argument that no key can name: compile the graph as a whole")]
@@ -85,9 +91,10 @@ impl SplitError {
     pub fn into_failure(self) -> Failure {
         let kind = match self {
             Self::Graph(failure) => return failure,
-            Self::Mutation { .. } | Self::Inexact { .. } | Self::Symbol { .. } => {
-                FailureKind::UnsupportedOp
-            }
+            Self::Mutation { .. }
+            | Self::Update { .. }
+            | Self::Inexact { .. }
+            | Self::Symbol { .. } => FailureKind::UnsupportedOp,
             Self::Size(_) => FailureKind::InvalidInput,
             Self::Invalid(_) => FailureKind::Crashed,
         };
@@ -109,6 +116,10 @@ pub fn split(graph: &Graph, settings: &Settings) -> Result<Split, SplitError> {
 /// Refuses what cannot be split safely. What no output needs is looked at too:
 /// an operation in place is needed for what it does.
 fn refuse(graph: &Graph) -> Result<(), SplitError> {
+    if let Some(input) = graph.updates.first() {
+        let input = graph.value(graph.inputs[*input].value).name.clone();
+        return Err(SplitError::Update { input });
+    }
     for node in &graph.nodes {
         if mutates(&node.op) {
             return Err(SplitError::Mutation { node: node.name.clone(), op: node.op.clone() });
@@ -121,13 +132,4 @@ fn refuse(graph: &Graph) -> Result<(), SplitError> {
         }
     }
     Ok(())
-}
-
-/// Whether an operation of that name writes to one of its inputs: `aten.add_.Tensor`,
-/// `aten.add.out`. `detach_` changes nothing that a graph has.
-fn mutates(op: &str) -> bool {
-    let mut parts = op.split('.').skip(1);
-    let (name, overload) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
-    let in_place = name.ends_with('_') && !name.ends_with("__") && name != "detach_";
-    in_place || overload == "out" || overload.ends_with("_out")
 }

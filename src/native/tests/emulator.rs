@@ -103,17 +103,21 @@ impl Module {
         {
             assert_eq!(bytes.len() as u64, layout.bytes, "{}", tensor.name);
         }
-        launch_all(&call, inputs, |kernel| (self, kernel))
+        let (mut outputs, inputs) = launch_all(&call, inputs, |kernel| (self, kernel));
+        // What is left in inputs comes behind the outputs, as in the graph.
+        let left = self.plan.inputs.iter().zip(inputs).filter(|(input, _)| input.updated);
+        outputs.extend(left.map(|(_, bytes)| bytes));
+        outputs
     }
 }
 
 /// Launches what `call` says; `of` has for each of its kernels a module and its
-/// position there.
+/// position there. Gives the outputs, and the inputs as they are then.
 pub(super) fn launch_all<'m>(
     call: &Call,
     inputs: &[Vec<u8>],
     of: impl Fn(usize) -> (&'m Module, usize),
-) -> Vec<Vec<u8>> {
+) -> (Vec<Vec<u8>>, Vec<Vec<u8>>) {
     let mut inputs: Vec<Aligned> = inputs.iter().map(|bytes| Aligned::of(bytes)).collect();
     // What a kernel fails to write must not look right by accident.
     let poisoned = |bytes: u64| Aligned::of(&vec![0xff; bytes as usize]);
@@ -142,7 +146,8 @@ pub(super) fn launch_all<'m>(
         unsafe { module.kernels.launch(&kernel.name, launch.grid, kernel.block[0], &mut args) };
         assert_eq!(kernel.block[1..], [1, 1], "{}", kernel.name);
     }
-    outputs.iter().map(Aligned::to_vec).collect()
+    let bytes = |memory: &[Aligned]| memory.iter().map(Aligned::to_vec).collect();
+    (bytes(&outputs), bytes(&inputs))
 }
 
 /// Builds a shared library of what the emulator's headers and a module are.

@@ -131,3 +131,42 @@ fn options_and_targets_that_cannot_be_are_incompatible() {
     assert_eq!(kind(&[("fuse", "maybe")], "sm_90"), FailureKind::Incompatible);
     assert_eq!(kind(&[], "compute_90"), FailureKind::Incompatible);
 }
+
+/// What was written through a view that nobody reads was dropped once, and the numbers wrong.
+#[test]
+fn writes_that_cannot_be_followed_are_refused_though_nothing_reads_them() {
+    for (name, kind, said) in [
+        ("drawn", FailureKind::UnsupportedOp, "aten.uniform_.default (node \"uniform_\")"),
+        ("unsure", FailureKind::UnsupportedOp, "write to a clone of it instead"),
+        ("constant", FailureKind::UnsupportedOp, "is written to: make it a buffer"),
+    ] {
+        let failure = refused(&fixture(&format!("state/{name}.refused.pt2")));
+        assert!(failure.kind == kind && failure.message.contains(said), "{name}: {failure}");
+    }
+}
+
+/// The exporter's own account of what is written to, broken.
+#[test]
+fn what_is_left_in_no_input_or_twice_is_refused() {
+    for (from, to, said) in [
+        ("\"buffer_name\":\"mean\"", "\"buffer_name\":\"none\"", "\"none\" is written to"),
+        ("\"user_input_name\":\"total\"", "\"user_input_name\":\"x\"", ""),
+        ("\"buffer_name\":\"mean\"", "\"buffer_name\":\"count\"", ""),
+    ] {
+        let archive = edited("state/counting_core.pt2", |json| {
+            let json = json.replace(": ", ":").replace(", ", ",");
+            let (inputs, outputs) = json.split_once("\"output_specs\"").unwrap();
+            assert!(outputs.contains(from), "{from}");
+            format!("{inputs}\"output_specs\"{}", outputs.replacen(from, to, 1))
+        });
+        match (lower(&archive, &options(&[]), Target::cubin(90)), said) {
+            // Another input of the same type: another program, and a right one.
+            (Ok(lowered), "") => assert!(lowered.plan.inputs.iter().any(|input| input.updated)),
+            (Err(failure), said) => {
+                assert_eq!(failure.kind, FailureKind::InvalidInput, "{failure}");
+                assert!(failure.message.contains(said), "{failure}");
+            }
+            (Ok(_), said) => panic!("{said}"),
+        }
+    }
+}

@@ -19,6 +19,7 @@ mod rows;
 mod split;
 mod static_size;
 mod together;
+mod updates;
 
 use std::collections::BTreeMap;
 

@@ -9,7 +9,7 @@ fn symbol(index: usize) -> Expr {
 
 fn tensor(name: &str, kind: &str, shape: Vec<Expr>, strides: Vec<Expr>) -> Tensor {
     let (name, kind) = (name.to_owned(), kind.to_owned());
-    Tensor { name, kind, dtype: DType::F32, shape, strides }
+    Tensor { name, kind, dtype: DType::F32, shape, strides, updated: false }
 }
 
 /// `in0 [2 * s0 + 1, 4]`, `in1 [4, s0]`, a constant, `out0 [s0]`.

@@ -71,7 +71,7 @@ impl Stitching {
     /// What it takes and gives, without what it does.
     pub fn as_plan(&self) -> Plan {
         Plan {
-            version: plan::VERSION,
+            version: plan::PLAIN,
             target: "any".to_owned(),
             symbols: self.symbols.clone(),
             inputs: self.inputs.clone(),

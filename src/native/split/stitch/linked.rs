@@ -202,6 +202,9 @@ impl Linked {
 impl Interface {
     /// Whether `plan` takes and gives what this says; an error says why not.
     pub fn check(&self, plan: &Plan) -> Result<(), String> {
+        if let Some(position) = plan.inputs.iter().position(|input| input.updated) {
+            return Err(format!("it changes its input {position}: no piece does"));
+        }
         let sides = [("input", &self.takes, &plan.inputs), ("output", &self.gives, &plan.outputs)];
         for (what, specs, tensors) in sides {
             let (got, wanted) = (tensors.len(), specs.len());

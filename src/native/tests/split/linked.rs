@@ -52,7 +52,7 @@ impl Compiled {
             }
             panic!("kernel {kernel} is of no piece");
         };
-        let mut outputs = launch_all(&whole.call, &bytes, of);
+        let (mut outputs, _) = launch_all(&whole.call, &bytes, of);
         for copy in &whole.copies {
             outputs[copy.output] = match copy.from {
                 Base::Output(from) => outputs[from].clone(),

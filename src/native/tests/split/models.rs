@@ -7,7 +7,7 @@ use crate::{
     decompose::decompose,
     fixtures::{Fixture, load},
     read_graph,
-    split::{Settings, Split, split},
+    split::{Settings, Split, SplitError, split},
 };
 
 fn check(fixture: &Fixture, settings: &Settings) -> (Graph, Split) {
@@ -45,6 +45,12 @@ fn models_in_the_smallest_pieces_give_what_they_give_as_a_whole() {
 #[test]
 fn operations_of_all_kinds_in_the_smallest_pieces() {
     for fixture in load("ops") {
+        // What a program leaves in its inputs, no piece would know when to write.
+        if fixture.name.starts_with("left") {
+            let refused = split(&read_graph(&fixture.archive).unwrap(), &finest()).unwrap_err();
+            assert!(matches!(refused, SplitError::Update { .. }), "{refused}");
+            continue;
+        }
         check(&fixture, &finest());
     }
 }
