@@ -178,6 +178,9 @@ fn dtype(view: &TensorView<'_>) -> Result<DType, String> {
         Dtype::BF16 => DType::BF16,
         Dtype::I64 => DType::I64,
         Dtype::I32 => DType::I32,
+        Dtype::I16 => DType::I16,
+        Dtype::I8 => DType::I8,
+        Dtype::U8 => DType::U8,
         Dtype::BOOL => DType::Bool,
         other => return Err(format!("a tensor of {other:?}")),
     })

@@ -52,6 +52,23 @@ pub(crate) fn given(
     inputs.collect()
 }
 
+/// Runs once: the outputs, and behind them what is left in inputs.
+pub(crate) fn run(
+    module: &std::sync::Arc<exec::Module>,
+    inputs: &[exec::Tensor<'_>],
+) -> Result<Vec<exec::Tensor<'static>>, exec::ExecError> {
+    let mut session = module.session()?;
+    session.set_all(inputs)?;
+    session.launch()?;
+    let mut found = session.outputs()?;
+    for (index, input) in module.plan().inputs.iter().enumerate() {
+        if input.updated {
+            found.push(session.left(index)?);
+        }
+    }
+    Ok(found)
+}
+
 /// What the runtime gave, to be judged.
 pub(crate) fn view<'a>(output: &'a exec::Tensor<'_>) -> Tensor<'a> {
     Tensor::dense(output.dtype, &output.shape, output.bytes.as_ref())

@@ -34,7 +34,7 @@ fn check(fixture: &Fixture, outputs: &AtomicUsize) -> Result<Vec<String>, String
     let module = compile::module(&lowered)?;
     let mut wrong = Vec::new();
     for call in calls {
-        let found = module.run(&given(&lowered, &call.inputs)?);
+        let found = fixtures::run(&module, &given(&lowered, &call.inputs)?);
         let found = found.map_err(|e| format!("{:?}: {e}", call.name))?;
         for (expected, found) in call.outputs.iter().zip(&found) {
             wrong.extend(expected.mismatch(&view(found), Tolerance::of(found.dtype)));

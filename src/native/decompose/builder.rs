@@ -12,7 +12,7 @@ use super::{
         core::{Domain, Fun, Node, Number, Op, Operand, Program, Range, Reduction, Value, ValueId},
         size::Size,
     },
-    Why,
+    Why, complex,
     elementwise::stored,
     promote::{Category, category, is_float, is_supported},
     shapes::{self, Symbols, show},
@@ -237,18 +237,20 @@ impl Builder {
         symbols: &Symbols<'_>,
     ) -> Result<ValueId, Why> {
         let ty = &declared.ty;
-        if !is_supported(ty.dtype) {
+        let pairs = complex::parts(ty.dtype);
+        let wanted = pairs.unwrap_or(ty.dtype);
+        if !is_supported(wanted) {
             return super::unsupported(format!("it gives {}", ty.dtype));
         }
         let shape: Result<Vec<Size>, String> =
             ty.shape.iter().map(|dim| symbols.size(dim)).collect();
-        let shape = shape.map_err(Why::Unsupported)?;
+        let mut shape = shape.map_err(Why::Unsupported)?;
+        shape.extend(pairs.map(|_| Size::from(2)));
         let Value { dtype, shape: computed } = self.program.value(value);
         shapes::elements(computed)?;
-        if *dtype != ty.dtype || !self.same_shape(computed, &shape) {
+        if *dtype != wanted || !self.same_shape(computed, &shape) {
             return Err(Why::Wrong(format!(
-                "declared as {} {}, computes {dtype} {}",
-                ty.dtype,
+                "declared as {wanted} {}, computes {dtype} {}",
                 show(&shape),
                 show(computed)
             )));

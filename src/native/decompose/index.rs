@@ -32,7 +32,13 @@ pub(super) fn rule(name: &str) -> Option<Rule> {
 
 /// Rows of `x` along `dim`, at `positions` of any shape; the new dimensions
 /// stand where `dim` was.
-fn lookup(b: &mut Builder, x: ValueId, dim: usize, positions: ValueId, wrap: bool) -> ValueId {
+pub(super) fn lookup(
+    b: &mut Builder,
+    x: ValueId,
+    dim: usize,
+    positions: ValueId,
+    wrap: bool,
+) -> ValueId {
     let (from, places) = (b.shape(x), b.shape(positions));
     let rest = from.iter().enumerate().filter(|(d, _)| *d != dim).map(|(_, size)| size.clone());
     let shape: Vec<Size> = places.iter().cloned().chain(rest).collect();
@@ -50,7 +56,7 @@ fn placed(new: usize, before: usize, rest: usize) -> Vec<usize> {
     lead.chain(0..new).chain(tail).collect()
 }
 
-fn whole_numbers(args: &Args<'_>, positions: ValueId) -> Result<(), Why> {
+pub(super) fn whole_numbers(args: &Args<'_>, positions: ValueId) -> Result<(), Why> {
     match args.b.dtype(positions) {
         DType::I64 | DType::I32 => Ok(()),
         DType::Bool => unsupported("a mask as index: the size of its result depends on its values"),
@@ -162,7 +168,7 @@ fn take_along_dim(args: &mut Args<'_>) -> Outputs {
     one(gathered(args, x, dim, positions)?)
 }
 
-fn flat(b: &mut Builder, x: ValueId) -> ValueId {
+pub(super) fn flat(b: &mut Builder, x: ValueId) -> ValueId {
     let count = super::shapes::product(&b.shape(x));
     b.reshape(x, vec![count])
 }

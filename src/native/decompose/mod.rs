@@ -14,20 +14,25 @@ mod attention;
 mod builder;
 mod casts;
 mod choice;
+mod complex;
 mod compound;
 mod convolution;
 mod creation;
 mod einsum;
 mod elementwise;
+mod experts;
 mod index;
 mod joins;
 mod loss;
 mod norms;
 mod order;
 mod parts;
+mod pooling;
 mod products;
 mod promote;
 mod reductions;
+mod resize;
+mod scatter;
 mod shapes;
 mod softmax;
 mod statistics;
@@ -35,7 +40,7 @@ mod views;
 
 use kiln_proto::{
     Failure, FailureKind,
-    graph::{Argument, Dim, Graph, Node},
+    graph::{Argument, Dim, Graph, Node, Value},
 };
 
 use super::{
@@ -94,6 +99,9 @@ fn one(value: ValueId) -> Outputs {
 
 /// The rule of `op`, a full name without `torch.ops.`.
 fn rule(op: &str) -> Option<Rule> {
+    if let Some(name) = op.strip_prefix("transformers.") {
+        return experts::of_transformers(name);
+    }
     let name = op.strip_prefix("aten.")?;
     let families = [
         elementwise::rule,
@@ -116,13 +124,18 @@ fn rule(op: &str) -> Option<Rule> {
         order::rule,
         convolution::rule,
         loss::rule,
+        scatter::rule,
+        pooling::rule,
+        resize::rule,
+        experts::rule,
     ];
     families.iter().find_map(|family| family(name))
 }
 
 /// Whether `op` can be in a program at all.
 pub(super) fn is_known(op: &str) -> bool {
-    op == CHECK || rule(op).is_some()
+    let complex = || op.strip_prefix("aten.").and_then(complex::rule);
+    op == CHECK || rule(op).is_some() || complex().is_some()
 }
 
 /// A claim about a tensor's type: computes nothing.
@@ -219,7 +232,11 @@ impl<'a> Run<'a> {
     }
 
     fn node(&mut self, node: &'a Node) -> Result<(), Why> {
-        let Some(rule) = rule(&node.op) else {
+        let found = match complex::concerns(self.graph, node) {
+            true => node.op.strip_prefix("aten.").and_then(complex::rule),
+            false => rule(&node.op),
+        };
+        let Some(rule) = found else {
             return unsupported("it is not known");
         };
         let mut args = Args {
@@ -256,8 +273,11 @@ impl<'a> Run<'a> {
         let ty = &self.graph.value(value).ty;
         let shape: Option<Vec<Size>> =
             ty.shape.iter().map(|dim| self.symbols.size(dim).ok()).collect();
-        let Some(shape) = shape else { return };
-        let made = self.builder.push(Op::Full(Number::Int(0)), vec![], ty.dtype, shape);
+        let Some(mut shape) = shape else { return };
+        let pairs = complex::parts(ty.dtype);
+        shape.extend(pairs.map(|_| Size::from(2)));
+        let dtype = pairs.unwrap_or(ty.dtype);
+        let made = self.builder.push(Op::Full(Number::Int(0)), vec![], dtype, shape);
         self.values[value.0] = Some(made);
     }
 
@@ -271,7 +291,7 @@ impl<'a> Run<'a> {
             };
             let Some(value) = self.values[value.0] else { continue };
             let dtype = self.builder.dtype(value);
-            if dtype != *claimed {
+            if dtype != complex::parts(*claimed).unwrap_or(*claimed) {
                 return Err(invalid(format!(
                     "node {:?}: the program asserts {claimed}, it computes {dtype}",
                     node.name
@@ -283,7 +303,10 @@ impl<'a> Run<'a> {
 
     fn outputs(&mut self) -> Result<(), Failure> {
         for output in &self.graph.outputs {
-            let name = &self.graph.value(*output).name;
+            let Value { name, ty } = self.graph.value(*output);
+            if complex::parts(ty.dtype).is_some() {
+                self.unsupported.push(format!("the output {name:?}, which is {}", ty.dtype));
+            }
             if self.values[output.0].is_none() {
                 self.unsupported.push(format!("the output {name:?}, which is not computed"));
                 self.pretend_value(*output);

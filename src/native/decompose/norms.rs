@@ -31,6 +31,7 @@ pub(super) fn rule(name: &str) -> Option<Rule> {
         | "_native_batch_norm_legit.default" => batch_norm,
         "instance_norm.default" => instance_norm,
         "_native_batch_norm_legit.no_stats" => norm_of_batch,
+        "_weight_norm.default" | "_weight_norm_interface.default" => weight_norm,
         _ => return None,
     })
 }
@@ -200,4 +201,22 @@ fn batch_norm(args: &mut Args<'_>) -> Outputs {
     let weight = by_channel(args, "weight", rank)?;
     let bias = by_channel(args, "bias", rank)?;
     one(affine(args, normal, weight, bias, dtype)?)
+}
+
+/// `v` with the norm of each part along `dim` (-1: of all) as `g` says.
+fn weight_norm(args: &mut Args<'_>) -> Outputs {
+    let (v, g) = (args.tensor("v")?, args.tensor("g")?);
+    let (dtype, rank) = (args.b.dtype(v), args.b.rank(v));
+    let kept = match args.int("dim", 0)? {
+        -1 => None,
+        _ => Some(args.dim("dim", 0, rank)?),
+    };
+    let dims: Vec<usize> = (0..rank).filter(|dim| Some(*dim) != kept).collect();
+    let b = &mut *args.b;
+    let squared = b.f(Fun::Mul, &[v.into(), v.into()])?;
+    let sum = b.reduce_keep(Reduction::Sum, squared, &dims, DType::F32)?;
+    let norm = b.f(Fun::Sqrt, &[sum.into()])?;
+    let scale = b.f(Fun::Div, &[g.into(), norm.into()])?;
+    let value = b.map(Fun::Mul, Domain::Float, &[v.into(), scale.into()], dtype)?;
+    Ok(vec![Some(value), Some(norm)])
 }

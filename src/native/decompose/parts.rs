@@ -2,9 +2,17 @@
 //!
 //! Invariant: what falls outside is clamped as Python does.
 
+use kiln_proto::graph::DType;
+
 use super::{
-    super::{core::ValueId, size::Size},
-    Args, Outputs, Rule, Why, one, unsupported,
+    super::{
+        core::{Domain, Fun, Number, ValueId},
+        size::Size,
+    },
+    Args, Outputs, Rule, Why,
+    builder::{Arg, domain},
+    index::lookup,
+    one,
 };
 
 pub(super) fn rule(name: &str) -> Option<Rule> {
@@ -146,12 +154,17 @@ fn slice_scatter(args: &mut Args<'_>) -> Outputs {
     let x = args.tensor("self")?;
     let dim = args.dim("dim", 0, args.b.rank(x))?;
     let size = args.b.shape(x).get(dim).ok_or("a part of a scalar")?.clone();
-    if args.int("step", 1)? != 1 {
-        return unsupported("every other element replaced");
+    let step = args.int("step", 1)?;
+    if step < 1 {
+        return Err(Why::Wrong(format!("a step of {step}")));
     }
     let start = clamped(&args.maybe_size("start")?.unwrap_or_default(), &size);
     let src = args.tensor("src")?;
-    let end = &start + args.b.shape(src).get(dim).ok_or("too few dimensions")?;
+    let count = args.b.shape(src).get(dim).ok_or("too few dimensions")?.clone();
+    if step != 1 && !count.is(0) {
+        return spread(args, x, src, dim, start, step);
+    }
+    let end = &start + &count;
     replaced(args, x, src, dim, start, &end)
 }
 
@@ -165,6 +178,49 @@ fn select_scatter(args: &mut Args<'_>) -> Outputs {
     let src = args.b.unsqueeze(src, dim);
     let end = &start + &Size::from(1);
     replaced(args, x, src, dim, start, &end)
+}
+
+/// `src` in place of each `step`-th element from `start` on.
+fn spread(
+    args: &mut Args<'_>,
+    x: ValueId,
+    src: ValueId,
+    dim: usize,
+    start: Size,
+    step: i64,
+) -> Outputs {
+    let (shape, rank, dtype) = (args.b.shape(x), args.b.rank(x), args.b.dtype(x));
+    let src = args.b.cast(src, dtype);
+    let count = args.b.shape(src)[dim].clone();
+    let last = &(&count - &Size::from(1)) * &Size::from(step);
+    fits(args, &(&start + &last), &Size::from(1), &shape[dim])?;
+    let mut wanted = shape.clone();
+    wanted[dim].clone_from(&count);
+    if !args.b.same_shape(&args.b.shape(src), &wanted) {
+        return Err("elements of another shape".into());
+    }
+    let int = |b: &mut super::Builder, fun, args: &[Arg]| b.map(fun, Domain::Int, args, DType::I64);
+    let b = &mut *args.b;
+    let at = b.positions(&shape[dim], 0, 1);
+    let from = int(b, Fun::Sub, &[at.into(), Number::Size(start).into()])?;
+    let rest = int(b, Fun::Remainder, &[from.into(), step.into()])?;
+    let which = int(b, Fun::FloorDiv, &[from.into(), step.into()])?;
+    let end = Arg::from(Number::Size(count.clone()));
+    let tests = [
+        b.map(Fun::Eq, Domain::Int, &[rest.into(), 0i64.into()], DType::Bool)?,
+        b.map(Fun::Ge, Domain::Int, &[from.into(), 0i64.into()], DType::Bool)?,
+        b.map(Fun::Lt, Domain::Int, &[which.into(), end], DType::Bool)?,
+    ];
+    let two = b.map(Fun::And, Domain::Bool, &[tests[0].into(), tests[1].into()], DType::Bool)?;
+    let hit = b.map(Fun::And, Domain::Bool, &[two.into(), tests[2].into()], DType::Bool)?;
+    let most = Arg::from(Number::Size(&count - &Size::from(1)));
+    let which = int(b, Fun::Max, &[which.into(), 0i64.into()])?;
+    let which = int(b, Fun::Min, &[which.into(), most])?;
+    let taken = lookup(b, src, dim, which, false);
+    let mut deep = vec![Size::from(1); rank];
+    deep[dim].clone_from(&shape[dim]);
+    let hit = b.reshape(hit, deep);
+    one(b.map(Fun::Where, domain(dtype), &[hit.into(), taken.into(), x.into()], dtype)?)
 }
 
 /// `src` in place of the elements from `start` to `end`.

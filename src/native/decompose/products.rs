@@ -11,6 +11,7 @@ use super::{
     },
     Args, Outputs, Rule, Why,
     builder::{Arg, Builder, domain},
+    elementwise::promoted,
     one,
     promote::is_float,
     shapes::{product, show},
@@ -179,7 +180,8 @@ fn added(args: &mut Args<'_>, left: &str, right: &str) -> Outputs {
 
 fn outer(args: &mut Args<'_>) -> Outputs {
     let (a, b) = (args.tensor("self")?, args.tensor("vec2")?);
-    let dtype = args.b.dtype(a);
-    let a = args.b.unsqueeze(a, 1);
-    one(args.b.map(Fun::Mul, domain(dtype), &[a.into(), b.into()], dtype)?)
+    let (operands, dtype) = promoted(args, vec![a.into(), b.into()])?;
+    let [Arg::Tensor(a), b] = &operands[..] else { return Err("no tensors".into()) };
+    let a = args.b.unsqueeze(*a, 1);
+    one(args.b.map(Fun::Mul, domain(dtype), &[a.into(), b.clone()], dtype)?)
 }

@@ -14,7 +14,8 @@ pub(super) enum Category {
 
 /// Whether kernels can be generated for tensors of `dtype`.
 pub(super) const fn is_supported(dtype: DType) -> bool {
-    matches!(dtype, DType::F32 | DType::F16 | DType::BF16 | DType::I32 | DType::I64 | DType::Bool)
+    let whole = matches!(dtype, DType::U8 | DType::I8 | DType::I16 | DType::I32 | DType::I64);
+    whole || matches!(dtype, DType::F32 | DType::F16 | DType::BF16 | DType::Bool)
 }
 
 pub(super) const fn category(dtype: DType) -> Category {

@@ -2,8 +2,13 @@
 //!
 //! Invariant: nothing is computed; what falls outside is clamped as Python does.
 
+use kiln_proto::graph::{Argument, DType, Dim};
+
 use super::{
-    super::size::Size,
+    super::{
+        core::{Domain, Fun, Number, Op},
+        size::Size,
+    },
     Args, Outputs, Rule, Why, one,
     shapes::{product, show},
     unsupported,
@@ -30,6 +35,8 @@ pub(super) fn rule(name: &str) -> Option<Rule> {
         "expand.default" | "expand_copy.default" | "broadcast_to.default" => expand,
         "expand_as.default" => expand_as,
         "broadcast_tensors.default" => broadcast_tensors,
+        "meshgrid.default" | "meshgrid.indexing" => meshgrid,
+        "as_strided.default" | "as_strided_copy.default" => as_strided,
         "unfold.default" | "unfold_copy.default" => unfold,
         "pixel_shuffle.default" => pixel_shuffle,
         _ => return None,
@@ -192,6 +199,99 @@ fn broadcast_tensors(args: &mut Args<'_>) -> Outputs {
         shape = args.b.broadcast(&shape, &args.b.shape(*value))?;
     }
     Ok(values.into_iter().map(|value| Some(args.b.expand(value, shape.clone()))).collect())
+}
+
+/// The positions of a grid, of whose lines each operand has those along one dimension.
+fn meshgrid(args: &mut Args<'_>) -> Outputs {
+    let values = args.tensors("tensors")?;
+    let turned = args.text("indexing", "ij")? == "xy" && values.len() > 1;
+    let mut shape = Vec::with_capacity(values.len());
+    for value in &values {
+        let line = args.b.shape(*value);
+        if line.len() > 1 {
+            return Err(Why::Wrong(format!("a grid of {}", show(&line))));
+        }
+        shape.push(product(&line));
+    }
+    if turned {
+        shape.swap(0, 1);
+    }
+    let place = |at: usize| if turned && at < 2 { 1 - at } else { at };
+    let grids = values.into_iter().enumerate().map(|(at, value)| {
+        let mut deep = vec![Size::from(1); shape.len()];
+        deep[place(at)].clone_from(&shape[place(at)]);
+        let line = args.b.reshape(value, deep);
+        Some(args.b.expand(line, shape.clone()))
+    });
+    Ok(grids.collect())
+}
+
+/// Elements of the memory that a tensor lies in, by other strides.
+fn as_strided(args: &mut Args<'_>) -> Outputs {
+    let x = args.tensor("self")?;
+    let Some(Argument::Tensor(of)) = args.node.arg("self") else { return Err("no tensor".into()) };
+    let ty = &args.graph.value(*of).ty;
+    let known = |dims: &[Dim]| dims.iter().map(Dim::known).collect::<Option<Vec<u64>>>();
+    let numbers = |sizes: Vec<Size>| {
+        sizes.iter().map(|size| u64::try_from(size.known()?).ok()).collect::<Option<Vec<u64>>>()
+    };
+    let (size, stride) = (numbers(args.shape("size")?), numbers(args.shape("stride")?));
+    let (Some(shape), Some(lies), Some(size), Some(stride)) =
+        (known(&ty.shape), known(&ty.strides), size, stride)
+    else {
+        return unsupported("strides or sizes that are not known");
+    };
+    let own = ty.offset.known().unwrap_or(0);
+    let offset = u64::try_from(args.int("storage_offset", own as i64)?);
+    let offset = offset.map_err(|e| e.to_string())?;
+    if own != 0 || size.len() != stride.len() {
+        return unsupported("a part of another tensor's memory");
+    }
+    // The elements in the order in which they lie.
+    let mut order: Vec<usize> = (0..shape.len()).collect();
+    order.sort_by_key(|dim| std::cmp::Reverse((lies[*dim], shape[*dim])));
+    let dense = |order: &[usize], shape: &[u64], lies: &[u64]| {
+        let mut wanted = 1u64;
+        order.iter().rev().all(|dim| {
+            let fits = shape[*dim] == 1 || lies[*dim] == wanted;
+            wanted = wanted.saturating_mul(shape[*dim]);
+            fits
+        })
+    };
+    if !dense(&order, &shape, &lies) {
+        return unsupported("a tensor with gaps in its memory");
+    }
+    let count = shape.iter().fold(1u64, |all, size| all.saturating_mul(*size));
+    let steps = size.iter().zip(&stride);
+    let last = steps.fold(offset, |at, (size, stride)| {
+        at.saturating_add(size.saturating_sub(1).saturating_mul(*stride))
+    });
+    let sizes: Vec<Size> = size.iter().map(|size| Size::from(*size as i64)).collect();
+    if last >= count && !size.contains(&0) {
+        return Err(Why::Wrong(format!("element {last} of {count}")));
+    }
+    let line = args.b.permute(x, &order);
+    let line = args.b.reshape(line, vec![Size::from(count as i64)]);
+    let mut by: Vec<usize> = (0..size.len()).collect();
+    by.sort_by_key(|dim| std::cmp::Reverse((stride[*dim], size[*dim])));
+    let total = size.iter().fold(1u64, |all, size| all.saturating_mul(*size));
+    if offset == 0 && total == count && dense(&by, &size, &stride) {
+        let sorted = by.iter().map(|dim| sizes[*dim].clone()).collect();
+        let sorted = args.b.reshape(line, sorted);
+        let back: Vec<usize> =
+            (0..by.len()).filter_map(|dim| by.iter().position(|d| *d == dim)).collect();
+        return one(args.b.permute(sorted, &back));
+    }
+    let b = &mut *args.b;
+    let op = Op::Full(Number::Int(offset as i64));
+    let mut at = b.push(op, vec![], DType::I64, sizes.clone());
+    for (dim, stride) in stride.iter().enumerate() {
+        let along = b.positions(&sizes[dim], dim, sizes.len());
+        let step = Number::Int(*stride as i64);
+        let along = b.map(Fun::Mul, Domain::Int, &[along.into(), step.into()], DType::I64)?;
+        at = b.map(Fun::Add, Domain::Int, &[at.into(), along.into()], DType::I64)?;
+    }
+    one(super::index::lookup(b, line, 0, at, false))
 }
 
 /// Windows of a dimension, as a new last dimension.

@@ -107,5 +107,7 @@ mod in_the_emulator {
         unary_f32 activation_f32 binary_f32 binary_i64 mixed views_f32 reduction_f32
         reduction_i64 softmax_f32 product_f32 attention_f32 index_f32 creation_f32
         dynamic_f32 dynamic_bf16 attention_f32_core attention_bf16_core dynamic_f32_core
+        in_place_f32 in_place_bf16 left_f32 left_i64 left_bf16_core scatter_f32 scatter_i64
+        pooling_f32 resize_f32 transposed_f32 experts_f32 pairs_f32 placed_f32 narrow_i8 narrow_u8 narrow_i16
     }
 }
