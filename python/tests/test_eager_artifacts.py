@@ -174,7 +174,8 @@ def test_outputs_are_nobody_elses_memory(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "why"),
     [
-        ({"version": 2}, "version 2"),
+        ({"version": 3}, "version 3"),
+        ({"version": 2, "updates": [0]}, "changes other inputs than plan.json says"),
         ({"op": "Typo"}, "no operation Typo"),
         ({"op": {"Map": {"fun": "Typo", "domain": "Float", "args": []}}}, "no operation Map"),
         ({"reads": [0, 7]}, "reads what is not there"),
@@ -199,6 +200,7 @@ def written(
     writes: int = 2,
     outputs: Any = (2,),
     dtype: str = "f32",
+    updates: Any = (),
 ) -> Path:
     """Write a program that adds two tensors, or what a test makes of it."""
     add = {"Map": {"fun": "Add", "domain": "Float", "args": [{"Read": 0}, {"Read": 1}]}}
@@ -210,6 +212,7 @@ def written(
         "inputs": [{"value": at, "position": at, "strides": [3, 1]} for at in range(2)],
         "nodes": [{"op": op or add, "reads": list(reads), "writes": writes, "origin": 0}],
         "outputs": list(outputs),
+        "updates": list(updates),
     }
     plan = {
         "version": 2,
@@ -248,3 +251,36 @@ def test_what_only_pytorch_knows_is_run_by_it(kiln: Path, cluster: Cluster, tmp_
         written.write_text(told.replace("aten.special_bessel_j0.default", other))
         with pytest.raises(BrokenArtifact, match="portable"):
             kiln_torch.load(out)
+
+
+@pytest.mark.parametrize("form", ["", "_core"])
+@pytest.mark.parametrize("program", ["counting", "decoding"])
+def test_buffers_keep_what_calls_leave_in_them_until_they_are_reset(
+    kiln: Path, cluster: Cluster, tmp_path: Path, program: str, form: str
+) -> None:
+    out = compiled(kiln, cluster, f"state/{program}{form}.pt2", tmp_path / "out")
+    golden = read_golden(FIXTURES / "state" / f"{program}.safetensors")
+    loaded: Any = kiln_torch.load(out)
+    names = [f"in{at}" for at in loaded.plan.given]
+    calls = [
+        [golden[f"call{call}.{name}"].clone() for name in names if f"call0.{name}" in golden]
+        for call in range(3)
+    ]
+    fixed = [golden[name].clone() for name in names if name in golden]
+    block = loaded.bind(*fixed)
+    with torch.no_grad():
+        first = block(*[each.clone() for each in calls[0]])
+        block.reset()
+        for call, given in enumerate(calls):
+            found = block(*given)
+            torch.testing.assert_close(found, golden[f"call{call}.out0"], rtol=1e-5, atol=1e-5)
+            # What a call gives is nobody else's: what is left later does not change it.
+            assert call or torch.equal(found, first)
+            # An argument that the program writes to is the caller's, and is written to.
+            for name, tensor in zip(names[len(fixed) :], given):
+                left = golden.get(f"call{call}.left.{name}")
+                if left is not None:
+                    torch.testing.assert_close(tensor, left, rtol=1e-5, atol=1e-5)
+    for name, tensor in zip(names, fixed):
+        left = golden.get(f"left.{name}", golden[name])
+        torch.testing.assert_close(tensor, left, rtol=1e-5, atol=1e-5)

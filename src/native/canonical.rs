@@ -19,7 +19,7 @@ use super::{decompose::is_known, live::live_order};
 pub(super) const OPERANDS: [&str; 11] =
     ["self", "other", "exponent", "alpha", "beta", "eps", "value", "fill_value", "min", "max", "s"];
 /// Switches that are on where they are not given.
-const ON: [&str; 4] = ["largest", "sorted", "unbiased", "count_include_pad"];
+const ON: [&str; 5] = ["largest", "sorted", "unbiased", "count_include_pad", "include_self"];
 
 /// The `graph` component of `graph`.
 ///

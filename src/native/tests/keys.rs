@@ -1,6 +1,6 @@
 //! Which change of a program shows in which field of its key.
 
-use kiln_proto::{Components, Difference};
+use kiln_proto::{Components, Difference, graph::Argument};
 
 use super::{
     super::{components, read_graph},
@@ -83,4 +83,33 @@ fn a_free_dimension_shows_as_a_shape_with_its_range() {
 fn another_program_shows_as_structure() {
     let found = differing("block_f32.211.pt2", "ops.211.pt2");
     assert!(found.contains(&"graph.structure".to_owned()), "{found:?}");
+}
+
+/// A switch that is on where nothing is said is told apart where it is off.
+#[test]
+fn what_is_combined_without_the_element_itself_is_another_program() {
+    let graph = read_graph(&fixture("ops/scatter_f32.pt2")).unwrap();
+    let mut changed = graph.clone();
+    let switches = changed.nodes.iter_mut().flat_map(|node| &mut node.args);
+    let mut off = switches
+        .filter(|(name, switch)| name == "include_self" && *switch == Argument::Bool(false));
+    off.next().unwrap().1 = Argument::None;
+    assert_ne!(components(&graph).0, components(&changed).0);
+}
+
+/// What a program leaves in its inputs is part of what it computes, as is in which.
+#[test]
+fn what_is_left_in_inputs_shows_in_the_key() {
+    let graph = read_graph(&fixture("state/counting.pt2")).unwrap();
+    let mut returned = graph.clone();
+    returned.updates.clear();
+    let mut fewer = graph.clone();
+    fewer.updates.pop();
+    fewer.outputs.pop();
+    let mut elsewhere = graph.clone();
+    *elsewhere.updates.last_mut().unwrap() = 2;
+    let of = |graph| format!("{:?}", components(graph).0);
+    let texts = [&graph, &returned, &fewer, &elsewhere].map(of);
+    let distinct: std::collections::HashSet<_> = texts.iter().collect();
+    assert_eq!(distinct.len(), texts.len());
 }
