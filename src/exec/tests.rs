@@ -423,7 +423,7 @@ fn a_state_that_is_no_state_of_the_program_is_refused() {
     assert!(why.contains("which is no state of the program"), "{why}");
     // One that leaves nothing anywhere has none.
     let (_folder, mut exec) = artifact("block_f32.new.pt2", "block_f32.safetensors", false);
-    exec.state = Some(state);
+    exec.state = Some(stateful.folder.path().join("none.safetensors"));
     let why = exec_main(&exec).unwrap_err().to_string();
     assert!(why.contains("it has no state"), "{why}");
 }
