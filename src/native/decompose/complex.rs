@@ -49,6 +49,7 @@ pub(super) fn rule(name: &str) -> Option<Rule> {
         | "contiguous.default"
         | "resolve_conj.default"
         | "lift_fresh_copy.default" => same,
+        "to.dtype" | "to.dtype_layout" | "to.device" | "_to_copy.default" => kept,
         "real.default" => |args| part(args, 0),
         "imag.default" => |args| part(args, 1),
         "_conj.default" | "conj.default" | "_conj_physical.default" | "conj_physical.default" => {
@@ -85,6 +86,15 @@ fn nothing() -> Outputs {
 
 fn same(args: &mut Args<'_>) -> Outputs {
     one(args.tensor("self")?)
+}
+
+/// The same numbers on another device: of other types nothing is known here.
+fn kept(args: &mut Args<'_>) -> Outputs {
+    let x = args.tensor("self")?;
+    if !is_complex(args, "self") || parts(args.declared(0)?.0) != Some(args.b.dtype(x)) {
+        return unsupported("a complex tensor from another type, or to one");
+    }
+    one(x)
 }
 
 /// Both parts together.

@@ -86,17 +86,18 @@ fn pool(args: &Args<'_>, x: ValueId, spatial: usize) -> Result<Pool, Why> {
         };
         let reach = dilations[i].saturating_mul(sizes[i] - 1).saturating_add(1);
         let span = size + 2 * pads[i] - reach;
-        if span < 0 {
+        let mut last = match up {
+            true => (span + strides[i] - 1).div_euclid(strides[i]),
+            false => span.div_euclid(strides[i]),
+        };
+        // A window starts inside, or in the padding before.
+        if up && last * strides[i] >= size + pads[i] {
+            last -= 1;
+        }
+        if last < 0 {
             return Err(Why::Wrong(format!("windows over {reach} of {size} elements")));
         }
-        if up {
-            let mut last = (span + strides[i] - 1) / strides[i];
-            // A window starts inside, or in the padding before.
-            if last * strides[i] >= size + pads[i] {
-                last -= 1;
-            }
-            beyond[i] = (last * strides[i] - span).max(0);
-        }
+        beyond[i] = (last * strides[i] - span).max(0);
     }
     Ok(Pool { sizes, strides, pads, dilations, beyond })
 }
