@@ -8,8 +8,15 @@
 //! Invariant: the result does not depend on an order of writes: sums run in that of the
 //! positions, and of several that are written to one place the last one stays.
 
+mod counted;
+mod masked;
+
 use kiln_proto::graph::DType;
 
+use self::{
+    counted::histc,
+    masked::{masked_put, masked_scatter, only_mask},
+};
 use super::{
     super::{
         core::{Domain, Fun, Number, Op, Reduction, ValueId},
@@ -18,7 +25,7 @@ use super::{
     Args, Outputs, Rule, Why,
     builder::{Arg, Builder, domain},
     elementwise::held,
-    index::{flat, lookup, whole_numbers},
+    index::{lookup, whole_numbers},
     one,
     promote::is_float,
     shapes::{product, show},
@@ -306,49 +313,6 @@ fn index_put(args: &mut Args<'_>) -> Outputs {
     one(args.b.permute(value, &back))
 }
 
-/// The mask, where the first index is one and the only one.
-fn only_mask(args: &Args<'_>, given: &[Option<ValueId>]) -> Option<ValueId> {
-    let mut some = given.iter().flatten();
-    let mask = given.first().copied().flatten()?;
-    some.next();
-    (some.next().is_none() && args.b.dtype(mask) == DType::Bool).then_some(mask)
-}
-
-/// One number where a mask says so.
-fn masked_put(
-    args: &mut Args<'_>,
-    x: ValueId,
-    mask: ValueId,
-    values: ValueId,
-    how: How,
-) -> Outputs {
-    let (shape, of) = (args.b.shape(x), args.b.shape(mask));
-    if of.len() > shape.len() || !args.b.same_shape(&of, &shape[..of.len()]) {
-        return Err(Why::Wrong(format!("a mask {} of {}", show(&of), show(&shape))));
-    }
-    // More than one for each place of the mask: which is which depends on its values.
-    let written = args.b.shape(values);
-    let own = written.len() + of.len() > shape.len() && written.iter().any(|size| !size.is(1));
-    if own {
-        return unsupported("different elements written where a mask says so");
-    }
-    let mut deep = of;
-    deep.resize(shape.len(), Size::from(1));
-    let mask = args.b.reshape(mask, deep);
-    let values = match written.len() > shape.len() {
-        true => args.b.reshape(values, Vec::new()),
-        false => values,
-    };
-    let values = match how {
-        How::Replace => values,
-        _ => {
-            let dtype = args.b.dtype(x);
-            args.b.map(Fun::Add, domain(dtype), &[x.into(), values.into()], dtype)?
-        }
-    };
-    one(chosen(args.b, mask, values.into(), x)?)
-}
-
 /// What `dim` and `index` say, with that dimension of `x` in front; and `source` alike.
 fn along(
     args: &mut Args<'_>,
@@ -528,63 +492,4 @@ fn rows(
             combined(b, x, sum, count, how, with_self)
         }
     }
-}
-
-/// The elements of `source` one after the other, where a mask says so.
-fn masked_scatter(args: &mut Args<'_>) -> Outputs {
-    let (x, mask, source) = (args.tensor("self")?, args.tensor("mask")?, args.tensor("source")?);
-    let (shape, dtype) = (args.b.shape(x), args.b.dtype(x));
-    if args.b.dtype(mask) != DType::Bool || args.b.dtype(source) != dtype {
-        return Err("no mask, or elements of another type".into());
-    }
-    let b = &mut *args.b;
-    let mask = b.expand(mask, shape.clone());
-    let source = flat(b, source);
-    if product(&shape).is(0) || b.shape(source)[0].is(0) {
-        return one(x);
-    }
-    let line = flat(b, mask);
-    let ones = b.cast(line, DType::I64);
-    let all = b.shape(ones);
-    let seen = b.push(Op::CumSum { dim: 0 }, vec![ones], DType::I64, all);
-    let from = b.map(Fun::Sub, Domain::Int, &[seen.into(), 1i64.into()], DType::I64)?;
-    let from = b.map(Fun::Max, Domain::Int, &[from.into(), 0i64.into()], DType::I64)?;
-    let taken = lookup(b, source, 0, from, false);
-    let taken = b.reshape(taken, shape);
-    one(chosen(b, mask, taken.into(), x)?)
-}
-
-/// How many elements lie in each of some equal intervals.
-fn histc(args: &mut Args<'_>) -> Outputs {
-    let x = args.tensor("self")?;
-    let bins = args.int("bins", 100)?;
-    let (least, most) = (args.float("min", 0.0)?, args.float("max", 0.0)?);
-    if bins < 1 || least > most {
-        return Err(Why::Wrong(format!("{bins} intervals from {least} to {most}")));
-    }
-    if least == most {
-        return unsupported("intervals between what is least and greatest");
-    }
-    let dtype = args.b.dtype(x);
-    let line = flat(args.b, x);
-    let b = &mut *args.b;
-    let number = b.cast(line, DType::F32);
-    let scale = Arg::from(bins as f64 / (most - least));
-    let apart = b.f(Fun::Sub, &[number.into(), least.into()])?;
-    let place = b.f(Fun::Mul, &[apart.into(), scale])?;
-    let place = b.map(Fun::Floor, Domain::Float, &[place.into()], DType::F32)?;
-    // The greatest belongs to the last one.
-    let place = b.f(Fun::Min, &[place.into(), ((bins - 1) as f64).into()])?;
-    let above = b.test(Fun::Ge, &[number.into(), least.into()])?;
-    let below = b.test(Fun::Le, &[number.into(), most.into()])?;
-    let inside = b.map(Fun::And, Domain::Bool, &[above.into(), below.into()], DType::Bool)?;
-    let place = b.cast(place, DType::I64);
-    let none = Arg::from(-1i64);
-    let place = b.map(Fun::Where, Domain::Int, &[inside.into(), place.into(), none], DType::I64)?;
-    let intervals = b.positions(&Size::from(bins), 0, 2);
-    let place = b.unsqueeze(place, 0);
-    let hits = b.map(Fun::Eq, Domain::Int, &[intervals.into(), place.into()], DType::Bool)?;
-    let ones = b.cast(hits, DType::I64);
-    let count = b.reduce(Reduction::Sum, ones, &[1], DType::I64)?;
-    one(b.cast(count, dtype))
 }
