@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 _SCHEMES = ("http://", "grpc://", "https://")
 _KEY_BYTES = 32
+# What the command line takes for yes, too.
+_YES = frozenset(("1", "true", "t", "yes", "y", "on"))
 _TOKEN = re.compile("kiln_[0-9a-f]{16}_[0-9a-f]{64}")
 # Of a number of bytes that any machine could have.
 _DIGITS = 15
@@ -118,8 +120,11 @@ def _endpoint(text: str) -> str | None:
 
 
 def insecure_token(env: Mapping[str, str]) -> bool:
-    """Whether the token goes in plain text to other machines too: KILN_INSECURE_TOKEN=1."""
-    return env.get("KILN_INSECURE_TOKEN", "0") not in ("", "0", "false")
+    """Whether the token goes in plain text to other machines too: KILN_INSECURE_TOKEN=1.
+
+    The words are those that ``kiln`` takes for yes; whatever else stands there is no.
+    """
+    return env.get("KILN_INSECURE_TOKEN", "").strip().lower() in _YES
 
 
 def _token(env: Mapping[str, str]) -> str | None:

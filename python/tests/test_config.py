@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from cluster import eventually
 from kiln_torch import report
 from kiln_torch.breaker import Breaker
-from kiln_torch.config import Settings, from_env, merge_ranks
+from kiln_torch.config import Settings, from_env, insecure_token, merge_ranks
 from kiln_torch.trust import Trust
 
 if TYPE_CHECKING:
@@ -66,6 +66,14 @@ def test_a_token_goes_in_plain_text_to_this_machine_alone(tmp_path: Path) -> Non
     read = from_env({**named, "KILN_TOKEN_FILE": str(file)})
     assert read is not None
     assert read.token == TOKEN
+
+
+def test_only_a_yes_sends_a_token_in_plain_text() -> None:
+    """The words are those of the command line: src/cli/credential.rs has the same table."""
+    for word in ("1", "true", "TRUE", "yes", "Yes", "on", "y", "t"):
+        assert insecure_token({"KILN_INSECURE_TOKEN": word}), word
+    for word in ("0", "false", "False", "FALSE", "no", "off", "OFF", "n", "f", ""):
+        assert not insecure_token({"KILN_INSECURE_TOKEN": word}), word
 
 
 def test_pinned_signers_or_nothing() -> None:

@@ -95,6 +95,30 @@ fn is_private(endpoint: &Url) -> bool {
 mod tests {
     use super::*;
 
+    #[derive(clap::Parser)]
+    struct Asked {
+        #[command(flatten)]
+        credential: CredentialArgs,
+    }
+
+    /// `python/tests/test_config.py` has the same table.
+    #[test]
+    fn only_a_yes_sends_a_token_in_plain_text() {
+        let said = |word: &str| {
+            let asked = <Asked as clap::Parser>::try_parse_from([
+                "kiln".to_owned(),
+                format!("--insecure-token={word}"),
+            ]);
+            asked.unwrap().credential.insecure_token
+        };
+        for word in ["1", "true", "TRUE", "yes", "Yes", "on", "y", "t"] {
+            assert!(said(word), "{word}");
+        }
+        for word in ["0", "false", "False", "FALSE", "no", "off", "OFF", "n", "f"] {
+            assert!(!said(word), "{word}");
+        }
+    }
+
     #[test]
     fn a_token_goes_in_plain_text_to_this_machine_alone() {
         let folder = tempfile::tempdir().unwrap();
