@@ -108,6 +108,14 @@ pub enum Error {
     Storage(String),
 }
 
+/// The code of a refusal that does not pass by itself, and its kind.
+pub const fn code_of(denied: Denied) -> (&'static str, &'static str) {
+    match denied.is_known() {
+        true => (NOT_ALLOWED, "not_allowed"),
+        false => (UNAUTHENTICATED, "unauthenticated"),
+    }
+}
+
 /// A piece without which its whole is of no use, and which this node cannot have now.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("piece {index} of the artifact, key {key}, {why}")]
@@ -227,15 +235,11 @@ impl From<Error> for Status {
                 put(ADVICE, failure.kind.advice());
             }
             Error::Denied(denied) if denied.is_passing() => {}
-            Error::Denied(denied) if denied.is_known() => {
-                put(CODE, NOT_ALLOWED);
-                put(KIND, "not_allowed");
-                put(ADVICE, ASK_ANOTHER);
-            }
-            Error::Denied(_) => {
-                put(CODE, UNAUTHENTICATED);
-                put(KIND, "unauthenticated");
-                put(ADVICE, SHOW_A_TOKEN);
+            Error::Denied(denied) => {
+                let (code, kind) = code_of(*denied);
+                put(CODE, code);
+                put(KIND, kind);
+                put(ADVICE, if denied.is_known() { ASK_ANOTHER } else { SHOW_A_TOKEN });
             }
             // Tells it apart from other refusals: only here another node would serve.
             Error::Left => put(KIND, LEFT),

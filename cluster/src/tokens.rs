@@ -13,7 +13,7 @@ pub const MOST_TOKENS: usize = 4096;
 /// Most patterns of namespaces in one token.
 const MOST_PATTERNS: usize = 64;
 /// Longest name of a token or of who asked for something, in bytes.
-const LONGEST_NAME: usize = 256;
+pub const LONGEST_NAME: usize = 256;
 
 /// What a client may do. Each role may do what those before it may.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

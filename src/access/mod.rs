@@ -18,7 +18,10 @@ mod rights;
 mod secret;
 
 use std::{
-    sync::{Arc, OnceLock},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicI64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -27,7 +30,6 @@ use kiln_cluster::{
     Index,
     tokens::{TokenInfo, matches},
 };
-use parking_lot::Mutex;
 
 use self::limit::Limit;
 pub use self::{
@@ -36,9 +38,14 @@ pub use self::{
     secret::Secret,
 };
 use crate::{
-    audit::{Audit, Event},
+    audit::{self, Audit, Event},
     clock,
 };
+
+/// Longest name of what was refused, in bytes: a caller chooses it.
+const LONGEST_WHAT: usize = 128;
+/// No contact yet.
+const NEVER: i64 = i64::MIN;
 
 /// What a caller showed of itself.
 #[derive(Debug, Clone, Default)]
@@ -91,6 +98,12 @@ pub enum Denied {
     /// Not in that namespace.
     #[error("it has no right to this namespace")]
     Namespace,
+    /// No password of `resp.users` is this one.
+    #[error("no user has this password")]
+    Password,
+    /// On the clients' port no members' call is served.
+    #[error("this is the clients' port, and that a call between members")]
+    NotClients,
     /// On the members' port only members' calls are served.
     #[error("members do not send this call: it belongs on the clients' port")]
     NotMembers,
@@ -111,6 +124,8 @@ impl Denied {
             Self::Offline => "offline",
             Self::Role => "role",
             Self::Namespace => "namespace",
+            Self::Password => "password",
+            Self::NotClients => "clients_port",
             Self::NotMembers => "members_port",
         }
     }
@@ -122,7 +137,7 @@ impl Denied {
 
     /// Whether it is known who asked, who may not.
     pub const fn is_known(self) -> bool {
-        matches!(self, Self::Role | Self::Namespace | Self::NotMembers)
+        matches!(self, Self::Role | Self::Namespace | Self::NotClients | Self::NotMembers)
     }
 }
 
@@ -130,7 +145,8 @@ impl Denied {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum SocketAdmin {
-    /// While the cluster has no good token of an admin: to make the first one.
+    /// While the cluster has no good token of an admin, and no row of certificates makes one:
+    /// to make the first token.
     First,
     /// Always.
     Always,
@@ -171,7 +187,10 @@ pub struct Access {
     shared: Arc<[String]>,
     own_uid: u32,
     index: OnceLock<IndexHandle>,
-    heard: Mutex<Instant>,
+    began: Instant,
+    /// When the cluster was last heard of, in milliseconds since `began`: before it, where
+    /// that was in an earlier life of the node.
+    heard: AtomicI64,
     limit: Limit,
     audit: Audit,
 }
@@ -193,7 +212,8 @@ impl Access {
             settings,
             own_uid: rustix::process::geteuid().as_raw(),
             index: OnceLock::new(),
-            heard: Mutex::new(Instant::now()),
+            began: Instant::now(),
+            heard: AtomicI64::new(NEVER),
             limit: Limit::default(),
             audit,
         }
@@ -204,16 +224,26 @@ impl Access {
         self.settings.required
     }
 
-    /// From now on the tokens of `index` are known.
-    pub fn know(&self, index: Index) {
+    /// From now on the tokens of `index` are known, of whose cluster was heard `ago`; `None`:
+    /// never, or nobody knows when.
+    pub fn know(&self, index: Index, ago: Option<Duration>) {
+        if let Some(ago) = ago {
+            let heard =
+                self.now().saturating_sub(i64::try_from(ago.as_millis()).unwrap_or(i64::MAX));
+            self.heard.store(heard, Ordering::Relaxed);
+        }
         // Nobody else sets it.
         let _ = self.index.set(IndexHandle(index));
-        self.hear();
     }
 
     /// The cluster was heard of: what was revoked until now is known here, or soon.
     pub fn hear(&self) {
-        *self.heard.lock() = Instant::now();
+        self.heard.store(self.now(), Ordering::Relaxed);
+    }
+
+    /// Milliseconds of this node's life.
+    fn now(&self) -> i64 {
+        i64::try_from(self.began.elapsed().as_millis()).unwrap_or(i64::MAX)
     }
 
     /// What a caller may do who showed this.
@@ -232,6 +262,19 @@ impl Access {
             Some(uid) => self.of_user(uid),
             None => Err(Denied::NoCredential),
         }
+    }
+
+    /// Whether this is the user that runs the node, by the kernel's word. It may always ask
+    /// how its node is, and make it leave: whoever can do that can end its process, too.
+    pub fn is_own(&self, uid: u32) -> bool {
+        uid == self.own_uid
+    }
+
+    /// Whether the node's own user is an admin at its socket for want of any other.
+    pub fn is_open_to_own(&self) -> bool {
+        self.settings.required
+            && self.settings.socket_admin == SocketAdmin::First
+            && self.of_user(self.own_uid).is_ok()
     }
 
     /// All rights, for `who` is known by other means.
@@ -282,7 +325,8 @@ impl Access {
 
     fn tokens(&self) -> Result<Arc<std::collections::BTreeMap<u64, TokenInfo>>, Denied> {
         let index = self.index.get().ok_or(Denied::NotYet)?;
-        if self.heard.lock().elapsed() > self.settings.offline {
+        let silent = self.now().saturating_sub(self.heard.load(Ordering::Relaxed));
+        if u128::try_from(silent).unwrap_or_default() > self.settings.offline.as_millis() {
             return Err(Denied::Offline);
         }
         Ok(index.0.tokens())
@@ -303,6 +347,12 @@ impl Access {
         let open = match self.settings.socket_admin {
             SocketAdmin::Always => true,
             SocketAdmin::Never => false,
+            // Where certificates make admins, nobody has to be the first.
+            SocketAdmin::First
+                if self.settings.certificates.iter().any(|row| row.role == Role::Admin) =>
+            {
+                false
+            }
             SocketAdmin::First => {
                 let is_admin =
                     |token: &TokenInfo| token.role == Role::Admin && check(token).is_ok();
@@ -320,20 +370,30 @@ impl Access {
         &self.audit
     }
 
-    /// Counts a refusal, and logs it unless there are too many: who asks in vain at a door
-    /// does not fill the log.
+    /// Counts a refusal, and tells of it.
     pub fn refused(&self, denied: Denied, door: &'static str, what: &str, who: &Identity) {
         let why = denied.why();
         metrics::counter!("kiln_access_refused_total", "door" => door, "why" => why).increment(1);
-        if let Some(left_out) = self.limit.tell() {
-            let left_out_before = match left_out {
-                0 => String::new(),
-                some => format!(", and {some} more before it"),
-            };
-            let said = format!("{why} at {door}{left_out_before}");
-            self.audit.record(Event::new("denied", who).of(what).saying(said));
-            tracing::warn!(door, what, %who, why, left_out, "a call is refused");
-        }
+        self.tell_of_refusal(why, door, what, who);
+    }
+
+    /// Logs a refusal unless there are too many: who asks in vain at a door does not fill the
+    /// log. Those of whom nobody knows who they are share a bound; who is known has one of its
+    /// own for each reason, so that a crowd does not hide it.
+    pub fn tell_of_refusal(&self, why: &str, door: &'static str, what: &str, who: &Identity) {
+        let caller = match who {
+            Identity::Anyone | Identity::Member(None) => String::new(),
+            known => format!("{why} {known}"),
+        };
+        let Some(left_out) = self.limit.tell(&caller) else { return };
+        let left_out_before = match left_out {
+            0 => String::new(),
+            some => format!(", and {some} more before it"),
+        };
+        let what = &what[..what.floor_char_boundary(LONGEST_WHAT)];
+        let said = format!("{why} at {door}{left_out_before}");
+        self.audit.record(Event::new(audit::DENIED, who).of(what).saying(said));
+        tracing::warn!(door, what, %who, why, left_out, "a call is refused");
     }
 }
 

@@ -80,7 +80,7 @@ fn a_certificate_has_the_rights_of_the_first_row_that_names_it() {
 async fn a_token_is_good_until_it_ends_or_is_revoked() {
     let filled = Filled::start(1).await;
     let access = Access::new(settings(), Audit::off());
-    access.know(filled.index.clone());
+    access.know(filled.index.clone(), Some(Duration::ZERO));
     let (id, token) = made(&filled.index, Role::Read, None).await;
     let grant = access.judge(&bearer(&token)).unwrap();
     assert_eq!(
@@ -115,7 +115,7 @@ async fn who_is_cut_off_judges_by_what_it_knows_for_a_while() {
     let (_, token) = made(&filled.index, Role::Read, None).await;
     let of = |offline| {
         let access = Access::new(Settings { offline, ..settings() }, Audit::off());
-        access.know(filled.index.clone());
+        access.know(filled.index.clone(), Some(Duration::ZERO));
         access
     };
     assert!(of(Duration::from_secs(3600)).judge(&bearer(&token)).is_ok());
@@ -125,6 +125,20 @@ async fn who_is_cut_off_judges_by_what_it_knows_for_a_while() {
         tokio::task::yield_now().await;
     }
     assert_eq!(short.judge(&bearer(&token)).unwrap_err(), Denied::Offline);
+
+    // Nor does a restart begin the time anew.
+    let again = |ago| {
+        let access = Access::new(settings(), Audit::off());
+        access.know(filled.index.clone(), ago);
+        access
+    };
+    assert!(again(Some(Duration::from_secs(1800))).judge(&bearer(&token)).is_ok());
+    for ago in [None, Some(Duration::from_secs(3700)), Some(Duration::MAX)] {
+        let access = again(ago);
+        assert_eq!(access.judge(&bearer(&token)).unwrap_err(), Denied::Offline, "{ago:?}");
+        access.hear();
+        assert!(access.judge(&bearer(&token)).is_ok());
+    }
     filled.stop().await;
 }
 
@@ -132,8 +146,9 @@ async fn who_is_cut_off_judges_by_what_it_knows_for_a_while() {
 async fn the_nodes_own_user_is_an_admin_until_there_is_one() {
     let filled = Filled::start(1).await;
     let of = |socket_admin| {
-        let access = Access::new(Settings { socket_admin, ..settings() }, Audit::off());
-        access.know(filled.index.clone());
+        let settings = Settings { socket_admin, certificates: Vec::new(), ..settings() };
+        let access = Access::new(settings, Audit::off());
+        access.know(filled.index.clone(), Some(Duration::ZERO));
         access
     };
     let own = rustix::process::geteuid().as_raw();
@@ -152,6 +167,11 @@ async fn the_nodes_own_user_is_an_admin_until_there_is_one() {
     assert_eq!(of(SocketAdmin::Never).judge(&user(own)).unwrap_err(), Denied::NoUser);
     // Once the last admin is gone, somebody has to make another one.
     filled.index.revoke_token(id, "test".into()).await.unwrap();
-    assert!(first.judge(&user(own)).is_ok());
+    assert!(first.judge(&user(own)).is_ok() && first.is_open_to_own());
+    // A certificate's row of an admin is one, too.
+    let rows = Access::new(settings(), Audit::off());
+    rows.know(filled.index.clone(), Some(Duration::ZERO));
+    assert_eq!(rows.judge(&user(own)).unwrap_err(), Denied::NoUser);
+    assert!(!rows.is_open_to_own());
     filled.stop().await;
 }

@@ -5,6 +5,10 @@
 
 use serde::{Deserialize, Serialize};
 
+/// The event of a line that says from which line on the log goes: those before were let go
+/// of, as its bounds say.
+pub(super) const LET_GO: &str = "let_go";
+
 /// What a line says.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Line {

@@ -1,12 +1,14 @@
 //! Who did what: the audit log of a node.
 //!
 //! ```text
-//!  Audit::record ── a bounded queue ──▶ Writer (a thread) ──▶ audit/NUMBER.jsonl
+//!  Audit::record ── a bounded queue ──▶ Writers (a thread) ──▶ audit/NUMBER.jsonl
+//!                                          │ refusals ─────────▶ audit/refused/NUMBER.jsonl
+//!                                          │ Redis values ─────▶ audit/values/NUMBER.jsonl
 //!                                          │ each line has the digest of the one before
-//!                                          └─ once a minute its head goes to the index
+//!                                          └─ once a minute the first's head goes to the index
 //! ```
 //!
-//! Invariant: nobody's request waits for the log, and none is refused because it cannot be
+//! Invariant: what anybody can bring about in numbers never pushes out what was done. nobody's request waits for the log, and none is refused because it cannot be
 //! written: what it lacks is counted, and said in its next line. A line that is written is
 //! never changed here; it is on the disk, power loss included, within [`SYNC`] and a write.
 
@@ -33,7 +35,7 @@ use tokio_util::sync::CancellationToken;
 use self::{chain::Head, writer::Writer};
 pub use self::{
     line::Line,
-    verify::{Found, Problem, files, verify},
+    verify::{Found, Problem, verify},
 };
 use crate::access::Identity;
 
@@ -43,6 +45,8 @@ const SYNC: Duration = Duration::from_secs(1);
 const WAITING: usize = 16 << 10;
 /// Between two notes of the head in the index.
 const NOTE: Duration = Duration::from_secs(60);
+/// What is written of a call that was refused.
+pub const DENIED: &str = "denied";
 /// Below the data folder.
 const FOLDER: &str = "audit";
 /// Longest text of an event, in bytes.
@@ -64,11 +68,38 @@ pub fn folder(data_dir: &Path) -> PathBuf {
     data_dir.join(FOLDER)
 }
 
+/// Which files a line is in: each part has its own, and its own bounds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Part {
+    /// What was done.
+    #[default]
+    Deeds,
+    /// What was refused: anybody can bring that about.
+    Refusals,
+    /// What Redis clients stored and removed: thousands a second.
+    Values,
+}
+
+impl Part {
+    pub(crate) const ALL: [Self; 3] = [Self::Deeds, Self::Refusals, Self::Values];
+
+    /// Its folder below the log's.
+    const fn folder(self) -> &'static str {
+        match self {
+            Self::Deeds => "",
+            Self::Refusals => "refused",
+            Self::Values => "values",
+        }
+    }
+}
+
 /// Something that was done, or refused.
 #[derive(Debug, Clone, Default)]
 pub struct Event {
     /// `publish`, `pin`, `remove`, `denied`...
     pub what: &'static str,
+    /// Where it is written.
+    pub part: Part,
     /// Who asked, as [`Identity`] writes it.
     pub who: String,
     /// Of which artifact, node or token.
@@ -82,7 +113,14 @@ pub struct Event {
 impl Event {
     /// Something that `who` did.
     pub fn new(what: &'static str, who: &Identity) -> Self {
-        Self { what, who: who.to_string(), ..Self::default() }
+        let part = if what == DENIED { Part::Refusals } else { Part::Deeds };
+        Self { what, part, who: who.to_string(), ..Self::default() }
+    }
+
+    /// In the files of values.
+    pub fn of_values(mut self) -> Self {
+        self.part = Part::Values;
+        self
     }
 
     /// Of this artifact, node or token.
@@ -121,7 +159,9 @@ struct Log {
     queue: SyncSender<Event>,
     /// Events that no line has.
     lost: Arc<AtomicU64>,
+    /// Of what was done, as far as it is on the disk.
     head: Arc<Mutex<Head>>,
+    folder: PathBuf,
 }
 
 impl Audit {
@@ -138,11 +178,17 @@ impl Audit {
     ) -> std::io::Result<(Self, impl FnOnce() + Send + use<>)> {
         let (queue, events) = mpsc::sync_channel(WAITING);
         let lost = Arc::<AtomicU64>::default();
-        let writer = Writer::open(settings, lost.clone())?;
-        let head = writer.head();
-        let log = Log { queue, lost, head };
+        let mut writers = Vec::new();
+        for part in Part::ALL {
+            let folder = settings.folder.join(part.folder());
+            // What the queue has not taken is said by the next deed.
+            let lost = if part == Part::Deeds { lost.clone() } else { Arc::default() };
+            writers.push(Writer::open(Settings { folder, ..settings.clone() }, lost)?);
+        }
+        let head = writers[Part::Deeds as usize].head();
+        let log = Log { queue, lost, head, folder: settings.folder };
         let stop = stop.clone();
-        Ok((Self(Some(Arc::new(log))), move || writer.run(events, &stop)))
+        Ok((Self(Some(Arc::new(log))), move || writer::run(writers, events, &stop)))
     }
 
     /// Notes that something was done. Never waits.
@@ -163,16 +209,27 @@ impl Audit {
         let mut noted = 0;
         match index.audit_head(node).await {
             Ok(Some(known)) => {
-                let head = *log.head.lock();
                 noted = known.sequence;
-                let same = head.sequence != known.sequence || head.digest == known.digest;
-                if head.sequence < known.sequence || !same {
+                let (folder, of) = (log.folder.clone(), (known.sequence, known.digest));
+                let checked = tokio::task::spawn_blocking(move || verify::has(&folder, of)).await;
+                if !matches!(checked, Ok(Ok(true))) {
+                    let here = log.head.lock().sequence;
                     tracing::error!(
-                        here = head.sequence,
+                        here,
                         cluster = known.sequence,
-                        "the audit log ends before the line that the cluster knows of: it was \
-                         shortened or replaced (kiln audit verify)"
+                        "the audit log is not the one that the cluster knows: it was shortened or \
+                         replaced (kiln audit verify)"
                     );
+                    let said = format!(
+                        "the log went on behind line {here}, and has not the line {} of digest {} \
+                         that the cluster knows",
+                        known.sequence,
+                        hex::encode(known.digest)
+                    );
+                    let who = Identity::Member(Some(node));
+                    self.record(Event::new("log_broken", &who).of(node).saying(said));
+                    // What the cluster knows stays the proof of it.
+                    return;
                 }
             }
             Ok(None) => {}

@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Event, SYNC, Settings,
     chain::{self, Head},
-    line::Line,
+    line::{LET_GO, Line},
 };
 
 /// How often the thread looks whether the node stops, where nothing comes.
@@ -29,6 +29,30 @@ const PAUSE: Duration = Duration::from_millis(50);
 /// Between two lines in the node's log about a log that cannot be written.
 const COMPLAIN: Duration = Duration::from_secs(60);
 
+/// Writes what comes until `stop`, and then what came before it: one writer for each part.
+#[allow(clippy::needless_pass_by_value)] // dropped with it, the queue is closed
+pub(super) fn run(mut writers: Vec<Writer>, events: Receiver<Event>, stop: &CancellationToken) {
+    let mut synced = Instant::now();
+    loop {
+        match events.recv_timeout(PAUSE) {
+            Ok(event) => {
+                if let Some(writer) = writers.get_mut(event.part as usize) {
+                    writer.take(event);
+                }
+            }
+            Err(RecvTimeoutError::Disconnected) => break,
+            Err(RecvTimeoutError::Timeout) if stop.is_cancelled() => break,
+            Err(RecvTimeoutError::Timeout) => {}
+        }
+        if synced.elapsed() >= SYNC {
+            writers.iter_mut().for_each(Writer::sync_or_complain);
+            synced = Instant::now();
+        }
+    }
+    writers.iter_mut().for_each(Writer::sync_or_complain);
+}
+
+/// One part's files.
 pub(super) struct Writer {
     settings: Settings,
     lost: Arc<AtomicU64>,
@@ -62,17 +86,39 @@ impl Writer {
     }
 
     fn resume(&mut self) -> io::Result<()> {
-        let Some((first, path)) = chain::list(&self.settings.folder)?.pop() else {
-            return Ok(());
-        };
-        let bytes = fs::read(&path)?;
-        let found = chain::end(&bytes);
+        let mut listed = chain::list(&self.settings.folder)?;
+        let Some((first, path)) = listed.pop() else { return Ok(()) };
+        let mut bytes = fs::read(&path)?;
+        let mut of = (first, path);
+        let mut found = chain::end(&bytes);
+        // A crash, or a full disk, between a new file and its first whole line.
+        if found.is_some_and(|(head, _)| head.sequence == 0)
+            && let Some((before, path)) = listed.pop()
+        {
+            bytes = fs::read(&path)?;
+            let ends =
+                chain::end(&bytes).filter(|(head, _)| head.sequence.checked_add(1) == Some(first));
+            if ends.is_some() {
+                fs::remove_file(&of.1)?;
+                (of, found) = ((before, path), ends);
+            } else {
+                found = None;
+            }
+        }
+        let (first, path) = of;
         let (head, whole) = found.unwrap_or_default();
         if found.is_none() || (head.sequence == 0 && first > 1) {
             // Somebody wrote something else there: what is left of the log stays for whoever
             // looks into it, and a new chain begins behind it.
             tracing::error!(file = %path.display(), "the audit log is damaged: kiln audit verify");
-            self.at = Head { sequence: first.max(head.sequence) + 1_000_000, digest: [0; 32] };
+            let last = first.max(head.sequence);
+            let sequence = last.checked_add(1_000_000).ok_or_else(|| {
+                io::Error::other(format!(
+                    "{}: no file of an audit log has such a number",
+                    path.display()
+                ))
+            })?;
+            self.at = Head { sequence, digest: [0; 32] };
             *self.head.lock() = self.at;
             return Ok(());
         }
@@ -81,6 +127,8 @@ impl Writer {
             // A crash in the middle of a line.
             file.set_len(whole as u64)?;
         }
+        // The cluster is told only of what a loss of power leaves.
+        file.sync_data()?;
         (self.file, self.length, self.at) = (Some(file), whole as u64, head);
         *self.head.lock() = head;
         Ok(())
@@ -91,26 +139,7 @@ impl Writer {
         self.head.clone()
     }
 
-    /// Writes what comes until `stop`, and then what came before it.
-    #[allow(clippy::needless_pass_by_value)] // dropped with it, the queue is closed
-    pub(super) fn run(mut self, events: Receiver<Event>, stop: &CancellationToken) {
-        let mut synced = Instant::now();
-        loop {
-            match events.recv_timeout(PAUSE) {
-                Ok(event) => self.take(event),
-                Err(RecvTimeoutError::Disconnected) => break,
-                Err(RecvTimeoutError::Timeout) if stop.is_cancelled() => break,
-                Err(RecvTimeoutError::Timeout) => {}
-            }
-            if self.unsynced && synced.elapsed() >= SYNC {
-                self.sync();
-                synced = Instant::now();
-            }
-        }
-        self.sync();
-    }
-
-    fn take(&mut self, event: Event) {
+    pub(super) fn take(&mut self, event: Event) {
         if let Err(error) = self.write(event) {
             self.lost.fetch_add(1, Ordering::Relaxed);
             metrics::counter!("kiln_audit_lost_total").increment(1);
@@ -119,6 +148,9 @@ impl Writer {
     }
 
     fn write(&mut self, event: Event) -> io::Result<()> {
+        if self.file.is_none() || self.length >= self.settings.file_bytes {
+            self.begin_file()?;
+        }
         let lost = self.lost.swap(0, Ordering::Relaxed);
         let line = self.line(event, lost).and_then(|line| self.append(&line));
         if line.is_err() {
@@ -128,7 +160,7 @@ impl Writer {
     }
 
     fn line(&self, event: Event, lost: u64) -> io::Result<Vec<u8>> {
-        let Event { what, who, subject, namespace, detail } = event;
+        let Event { what, part: _, who, subject, namespace, detail } = event;
         let line = Line {
             sequence: self.at.sequence + 1,
             at: humantime::format_rfc3339_millis(SystemTime::now()).to_string(),
@@ -144,9 +176,6 @@ impl Writer {
     }
 
     fn append(&mut self, line: &[u8]) -> io::Result<()> {
-        if self.file.is_none() || self.length >= self.settings.file_bytes {
-            self.begin_file()?;
-        }
         let Some(file) = &mut self.file else { return Err(io::ErrorKind::NotFound.into()) };
         let written = file.write_all(&[line, b"\n"].concat());
         if let Err(error) = written {
@@ -156,13 +185,12 @@ impl Writer {
         }
         self.length += line.len() as u64 + 1;
         self.at = Head { sequence: self.at.sequence + 1, digest: chain::digest(line) };
-        *self.head.lock() = self.at;
         self.unsynced = true;
         Ok(())
     }
 
     fn begin_file(&mut self) -> io::Result<()> {
-        self.sync();
+        self.sync()?;
         let path = chain::name(&self.settings.folder, self.at.sequence + 1);
         let options = OpenOptions::new().append(true).create_new(true).mode(0o600).clone();
         // One that could not be written to before is empty.
@@ -176,18 +204,33 @@ impl Writer {
         };
         File::open(&self.settings.folder)?.sync_all()?;
         (self.file, self.length) = (Some(file), 0);
-        let files = chain::list(&self.settings.folder)?;
-        for (_, old) in files.iter().rev().skip(self.settings.files.max(1)) {
+        let mut kept = chain::list(&self.settings.folder)?;
+        let old = kept.len().saturating_sub(self.settings.files.max(1));
+        let let_go: Vec<_> = kept.drain(..old).collect();
+        if let (false, Some((first, _))) = (let_go.is_empty(), kept.first()) {
+            // Said before they go, so that what somebody else takes away is told apart.
+            let event = Event { what: LET_GO, subject: first.to_string(), ..Event::default() };
+            let line = self.line(event, 0)?;
+            self.append(&line)?;
+            self.sync()?;
+        }
+        for (_, old) in let_go {
             fs::remove_file(old)?;
         }
         Ok(())
     }
 
-    fn sync(&mut self) {
-        let Some(file) = self.file.as_ref().filter(|_| self.unsynced) else { return };
-        match file.sync_data() {
-            Ok(()) => self.unsynced = false,
-            Err(error) => self.complain(&error),
+    fn sync(&mut self) -> io::Result<()> {
+        let Some(file) = self.file.as_ref().filter(|_| self.unsynced) else { return Ok(()) };
+        file.sync_data()?;
+        self.unsynced = false;
+        *self.head.lock() = self.at;
+        Ok(())
+    }
+
+    pub(super) fn sync_or_complain(&mut self) {
+        if let Err(error) = self.sync() {
+            self.complain(&error);
         }
     }
 

@@ -53,6 +53,29 @@ enum What {
     },
 }
 
+/// The line without what would begin another one, or move the cursor: its writers choose
+/// words in it.
+fn plain(line: &Line) -> Line {
+    let mut plain = line.clone();
+    let Line { at, event, who, subject, namespace, detail, .. } = &mut plain;
+    for text in [at, event, who, subject, namespace, detail] {
+        if text.chars().any(is_hidden) {
+            let shown = text.chars().map(|char| match is_hidden(char) {
+                true => char.escape_unicode().to_string(),
+                false => char.to_string(),
+            });
+            *text = shown.collect();
+        }
+    }
+    plain
+}
+
+/// Control characters, and those that turn the direction of what follows.
+fn is_hidden(char: char) -> bool {
+    char.is_control()
+        || matches!(char, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
 impl AuditArgs {
     pub(crate) async fn run(self) -> Result<(), CliError> {
         match &self.what {
@@ -74,22 +97,21 @@ impl AuditArgs {
     }
 
     fn show(&self, event: Option<&str>, last: Option<usize>) -> Result<(), CliError> {
-        let most = last.unwrap_or(usize::MAX);
-        let mut lines = std::collections::VecDeque::new();
+        let mut lines = Vec::new();
         self.read(None, |line| {
             if event.is_none_or(|event| event == line.event) {
-                lines.push_back(line.clone());
-                if lines.len() > most {
-                    lines.pop_front();
-                }
+                lines.push(line.clone());
             }
         })?;
-        for line in &lines {
+        // Part by part they come; of one time, in the order of each part.
+        lines.sort_by(|a, b| a.at.cmp(&b.at));
+        let most = last.unwrap_or(usize::MAX);
+        for line in &lines[lines.len().saturating_sub(most)..] {
             if self.client.json {
                 output::json(line)?;
                 continue;
             }
-            let Line { at, event, who, subject, namespace, detail, .. } = line;
+            let Line { at, event, who, subject, namespace, detail, .. } = &plain(line);
             let within =
                 if namespace.is_empty() { String::new() } else { format!(" in {namespace}") };
             let said = if detail.is_empty() { String::new() } else { format!(": {detail}") };
@@ -110,7 +132,7 @@ impl AuditArgs {
             }
         };
         let found = self.read(known, |_| {})?;
-        let Found { first, last, lost, problems } = &found;
+        let Found { first, last, lost, problems, .. } = &found;
         let compared = known.map(|(sequence, _)| sequence);
         if self.client.json {
             let problems: Vec<_> = problems.iter().map(ToString::to_string).collect();
@@ -140,5 +162,18 @@ impl AuditArgs {
                 format!("the audit log is not as it was written: {wrong} places"),
             )),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_words_of_a_caller_are_a_line_of_their_own() {
+        let detail = "x\n2026-11-28T00:00:00Z  create_token\u{1b}[2K ü \u{202e}".to_owned();
+        let shown = plain(&Line { detail, ..Line::default() }).detail;
+        assert!(!shown.chars().any(is_hidden), "{shown:?}");
+        assert!(shown.contains("\\u{a}2026") && shown.contains('ü'), "{shown}");
     }
 }

@@ -3,7 +3,12 @@
 //! Invariant: a token is in no argument, where every user of the machine would see it, and
 //! in no output; it goes in plain text to this machine alone, unless that is asked for.
 
-use std::{net::IpAddr, path::PathBuf};
+use std::{
+    io::IsTerminal,
+    net::IpAddr,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+};
 
 use tonic::metadata::{Ascii, MetadataValue};
 use url::Url;
@@ -44,8 +49,17 @@ impl CredentialArgs {
     /// The token, if there is one: that of the file, else that of the environment.
     pub(crate) fn secret(&self) -> Result<Option<String>, CliError> {
         let text = match self.token_file.as_ref().filter(|file| !file.as_os_str().is_empty()) {
-            Some(file) => std::fs::read_to_string(file)
-                .map_err(|e| CliError::Usage(format!("the token file {}: {e}", file.display())))?,
+            Some(file) => {
+                if is_open(file) && std::io::stderr().is_terminal() {
+                    eprintln!(
+                        "every user of this machine can read the token in {}: chmod 600",
+                        file.display()
+                    );
+                }
+                std::fs::read_to_string(file).map_err(|e| {
+                    CliError::Usage(format!("the token file {}: {e}", file.display()))
+                })?
+            }
             None => match std::env::var(VARIABLE) {
                 Ok(text) => text,
                 Err(_) => return Ok(None),
@@ -81,6 +95,11 @@ impl CredentialArgs {
     }
 }
 
+/// Whether any user of this machine can read it.
+fn is_open(file: &Path) -> bool {
+    std::fs::metadata(file).is_ok_and(|found| found.permissions().mode() & 0o004 != 0)
+}
+
 /// Whether nobody on the way can read what goes there.
 fn is_private(endpoint: &Url) -> bool {
     if matches!(endpoint.scheme(), "https" | "unix") {
@@ -94,6 +113,17 @@ fn is_private(endpoint: &Url) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_file_that_all_can_read_is_told_apart() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("token");
+        std::fs::write(&file, "").unwrap();
+        for (mode, open) in [(0o600, false), (0o640, false), (0o644, true)] {
+            std::fs::set_permissions(&file, std::fs::Permissions::from_mode(mode)).unwrap();
+            assert_eq!(is_open(&file), open, "{mode:o}");
+        }
+    }
 
     #[derive(clap::Parser)]
     struct Asked {

@@ -84,8 +84,20 @@ impl CliError {
 
     /// The node's socket told that who asks may not.
     pub(crate) fn denied(message: String) -> Self {
-        let (code, kind) = (kiln::error::UNAUTHENTICATED.into(), "unauthenticated".into());
-        Self::Denied { code, kind, message }
+        // A node of this version names the code; one before it did not.
+        let named = message.split_once(": ").and_then(|(named, words)| {
+            let (code, kind) = named.split_once(' ')?;
+            let is_code = code.len() == 4 && code.starts_with('A') && !kind.contains(' ');
+            is_code.then(|| Self::Denied {
+                code: code.to_owned(),
+                kind: kind.to_owned(),
+                message: words.to_owned(),
+            })
+        });
+        named.unwrap_or_else(|| {
+            let (code, kind) = (kiln::error::UNAUTHENTICATED.into(), "unauthenticated".into());
+            Self::Denied { code, kind, message }
+        })
     }
 
     /// What a node answered.

@@ -14,12 +14,16 @@ use super::{
 const EXAMPLES: &str = "\
 Examples:
   kiln status
+  kiln status --probe
   kiln status --endpoint http://10.0.0.2:7400 --json";
 
 /// Show the node and the cluster as the node sees them.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Status {
+    /// Only whether the node answers, for whoever probes it: no token is needed.
+    #[arg(long)]
+    probe: bool,
     #[command(flatten)]
     pub(crate) client: ClientArgs,
 }
@@ -32,7 +36,18 @@ impl Status {
                 .await
                 .map_err(|e| CliError::from_status(&e))
         });
-        let view = StatusView::from(status.await?.into_inner());
+        let status = match status.await {
+            // It answers, and tells a stranger no more.
+            Err(CliError::Denied { .. }) if self.probe => None,
+            status => Some(status?.into_inner()),
+        };
+        let Some(status) = status.filter(|_| !self.probe) else {
+            return match self.client.json {
+                true => output::json(&serde_json::json!({ "answers": true })),
+                false => output::line("the node answers"),
+            };
+        };
+        let view = StatusView::from(status);
         match self.client.json {
             true => output::json(&view),
             false => output::line(for_people(&view)),

@@ -1,6 +1,12 @@
 //! `kiln token`: who may ask a cluster for what.
 
-use std::time::Duration;
+use std::{
+    fs::{File, OpenOptions},
+    io::Write,
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use clap::{Args, Subcommand, ValueEnum};
 use kiln_proto::pb;
@@ -10,7 +16,7 @@ use super::{CliError, ClientArgs, confirm::YesArgs, output};
 
 const EXAMPLES: &str = "\
 Examples:
-  kiln token create --role admin --endpoint unix:/run/kiln/kiln.sock
+  kiln token create --role admin --endpoint unix:/run/kiln/kiln.sock --out admin.token
   kiln token create --role write --namespace team-a --name ci --expires 30d
   kiln token list
   kiln token revoke 4f2a91c07be3d815
@@ -48,6 +54,9 @@ enum What {
         /// For how long it is good: 30d, 12h. Without: until it is revoked.
         #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
         expires: Option<Duration>,
+        /// Write the token to this new file, which others cannot read, and do not print it.
+        #[arg(long, value_name = "FILE")]
+        out: Option<PathBuf>,
     },
     /// Every token, without what would open anything.
     List,
@@ -141,7 +150,7 @@ impl TokenArgs {
         let refused = |status| CliError::from_status(&status);
         let json = self.client.json;
         match self.what {
-            What::Create { role, mut namespaces, name, expires } => {
+            What::Create { role, mut namespaces, name, expires, out } => {
                 let role = pb::AccessRole::from(role);
                 if namespaces.is_empty() {
                     if role != pb::AccessRole::Admin {
@@ -159,9 +168,31 @@ impl TokenArgs {
                 let request =
                     pb::CreateTokenRequest { name, role: role.into(), namespaces, lifetime_ms };
                 let mut client = self.client.endpoints.connect().await?;
-                let made = client.create_token(request).await.map_err(refused)?.into_inner();
+                // Before there is a token that would be lost.
+                let file = out.map(|path| private(&path).map(|file| (path, file))).transpose()?;
+                let made = match client.create_token(request).await.map_err(refused) {
+                    Ok(made) => made.into_inner(),
+                    Err(error) => {
+                        // Its own, and empty.
+                        let _ = file.map(|(path, _)| std::fs::remove_file(path));
+                        return Err(error);
+                    }
+                };
+                let id = format!("{:016x}", made.id);
+                if let Some((path, mut file)) = file {
+                    let written = writeln!(file, "{}", made.token).and_then(|()| file.sync_all());
+                    written.map_err(|e| {
+                        CliError::Usage(format!(
+                            "write {}: {e}; kiln token revoke {id}, for nobody has it",
+                            path.display()
+                        ))
+                    })?;
+                    return match json {
+                        true => output::json(&serde_json::json!({ "id": id, "file": path })),
+                        false => output::line(format_args!("{id} in {}", path.display())),
+                    };
+                }
                 if json {
-                    let id = format!("{:016x}", made.id);
                     return output::json(&serde_json::json!({ "id": id, "token": made.token }));
                 }
                 output::line(format_args!("{}", made.token))?;
@@ -210,6 +241,12 @@ impl TokenArgs {
             }
         }
     }
+}
+
+/// A new file that nobody else reads.
+fn private(path: &Path) -> Result<File, CliError> {
+    let opened = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
+    opened.map_err(|e| CliError::Usage(format!("make {}: {e}", path.display())))
 }
 
 fn date(unix_ms: u64) -> String {

@@ -226,7 +226,9 @@ impl Manager {
     /// A client restored a key, and made no use of it. For the monitor it is as if it had
     /// published the key anew: who restores folders says so itself.
     pub fn note_unused(&self, key: &ArtifactKey, moved: &str) {
-        tracing::info!(key = %key.short(), moved, "what was restored was not used");
+        tracing::info!(key = %key.short(), "what was restored was not used");
+        // The words are a client's.
+        tracing::debug!(key = %key.short(), moved, "why it was not used");
         self.counters.unused();
         self.observed.published(true);
     }

@@ -9,9 +9,9 @@ use kiln_cluster::Cluster;
 use kiln_proto::{ArtifactKey, Digest, MAX_PACK_BYTES, NodeId, SignedManifest, pb};
 
 use crate::{
-    access::{Access, Denied, Identity, Role, Shown},
+    access::{Access, Denied, Grant, Identity, Role, Shown},
     cache::{Blob, Presence, TierError, Tiers},
-    error::Error,
+    error::{self, Error},
     manager::{Fetcher, Manager},
     transfer::{PeerAddress, Provider, Refusal},
 };
@@ -29,10 +29,25 @@ pub(super) struct NodeBytes {
 }
 
 impl NodeBytes {
-    fn counted(&self, judged: Result<(), Denied>, what: &str) -> Result<(), Refusal> {
-        judged.map_err(|denied| {
-            self.access.refused(denied, "socket", what, &Identity::Anyone);
-            Refusal::Denied(denied.to_string())
+    /// Refuses, and counts, who may not.
+    fn may(
+        &self,
+        asks: &Shown,
+        what: &str,
+        allowed: impl FnOnce(&Grant) -> Result<(), Denied>,
+    ) -> Result<(), Refusal> {
+        let judged = self.access.judge(asks);
+        let who = judged.as_ref().map_or(Identity::Anyone, |grant| grant.who().clone());
+        judged.and_then(|grant| allowed(&grant)).map_err(|denied| {
+            self.access.refused(denied, "socket", what, &who);
+            match denied.is_passing() {
+                true => Refusal::Busy,
+                // As the gRPC port says it: the code, its kind and the words.
+                false => {
+                    let (code, kind) = error::code_of(denied);
+                    Refusal::Denied(format!("{code} {kind}: {denied}"))
+                }
+            }
         })
     }
 }
@@ -66,8 +81,7 @@ impl Provider for NodeBytes {
     }
 
     fn may_read_all(&self, asks: &Shown) -> Result<(), Refusal> {
-        let judged = self.access.judge(asks).and_then(|grant| grant.needs_all(Role::Read));
-        self.counted(judged, "blob")
+        self.may(asks, "blob", |grant| grant.needs_all(Role::Read))
     }
 
     async fn artifact(
@@ -81,8 +95,7 @@ impl Provider for NodeBytes {
             return Err(Refusal::Failed(Error::Left.to_string()));
         }
         let namespace = if namespace.is_empty() { &self.namespace } else { namespace };
-        let judged = self.access.judge(asks).and_then(|grant| grant.reads(namespace));
-        self.counted(judged, "artifact")?;
+        self.may(asks, "artifact", |grant| grant.reads(namespace))?;
         let found = match look {
             true => self.manager.view(key, namespace).await,
             false => self.manager.load(key, namespace).await,

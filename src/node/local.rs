@@ -3,9 +3,13 @@
 //! Invariant: which of the two is spoken is settled once, by the first byte; until it has
 //! come the connection has its place for [`IDLE`] at most.
 
-use std::{io, time::Duration};
+use std::{io, sync::Arc, time::Duration};
 
-use tokio::{net::UnixStream, sync::mpsc, time::timeout};
+use tokio::{
+    net::UnixStream,
+    sync::{Semaphore, mpsc},
+    time::timeout,
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -25,6 +29,8 @@ pub(super) const WAITING: usize = 64;
 /// What is behind the socket.
 pub(super) struct Door {
     pub(super) grpc: mpsc::Sender<io::Result<Local>>,
+    /// Of gRPC, so that it leaves room for the byte path.
+    pub(super) places: Arc<Semaphore>,
     pub(super) bytes: SocketServer,
     pub(super) stop: CancellationToken,
 }
@@ -34,6 +40,10 @@ impl net::Service<UnixStream> for Door {
         let served = async {
             match timeout(IDLE, net::first_byte(&stream)).await.ok()?.ok()?? {
                 PREFACE => {
+                    let Ok(_place) = self.places.clone().try_acquire_owned() else {
+                        self.refuse(stream).await;
+                        return None;
+                    };
                     let end = CancellationToken::new();
                     let local = Local::new(stream, end.clone().drop_guard());
                     self.grpc.send(Ok(local)).await.ok()?;

@@ -6,6 +6,7 @@
 //! node that stops leaves no child, socket or lock behind.
 
 mod bytes;
+mod contact;
 mod descriptors;
 mod error;
 mod follow;

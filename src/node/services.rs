@@ -13,13 +13,19 @@ use tokio::{
     sync::{Semaphore, mpsc, watch},
 };
 use tokio_stream::wrappers::ReceiverStream;
-use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
 use super::{
-    MissingCompiler, NodeError, ReadyInfo, Tasks, bytes, descriptors::Descriptors, follow, joined,
-    listeners::Listeners, local, members, object_store, parts, security::Security,
-    standing::Standing, storage::Storage, unnamed, uploads,
+    MissingCompiler, NodeError, ReadyInfo, Tasks, bytes,
+    contact::{self, Contact},
+    descriptors::Descriptors,
+    follow, joined,
+    listeners::Listeners,
+    local, members, object_store, parts,
+    security::Security,
+    standing::Standing,
+    storage::Storage,
+    unnamed, uploads,
 };
 use crate::{
     access::Access,
@@ -44,10 +50,6 @@ use crate::{
 
 /// The unix socket is for the user that runs the node, and nobody else, unless configured.
 const SOCKET_MODE: u32 = 0o600;
-/// How often a node looks whether it hears of a leader.
-const HEAR: Duration = Duration::from_secs(1);
-/// In which a starting node hears which tokens were revoked while it was away.
-const TOKENS: Duration = Duration::from_secs(10);
 /// Between two questions whether a silent gRPC client is still there.
 const KEEP_ALIVE: Duration = Duration::from_secs(20);
 
@@ -90,14 +92,14 @@ impl Services {
         let Storage { tiers, compilers, cluster, routes, facts } = storage;
         let checker = parts::checker(config)?;
         let observe = service::Observe::default();
-        let audience = service::Audience::default();
         let access = page.access.clone();
+        let audience = service::Audience::new(access.clone());
         // Where callers need a right, nobody has one for having an earlier version.
         if security.plain_members && !access.is_required() {
             // Nobody else sets it.
             let _ = audience.older.set(cluster.clone());
         }
-        let standing = Arc::new(Standing::new(cluster.index(), access.audit().clone()));
+        let standing = Arc::new(Standing::new(cluster.index(), access.clone()));
         let (following, stop) = (standing.clone(), tasks.stop.clone());
         tasks.spawn(async move { following.follow(stop).await });
         let (taking, doors) = members::serve(
@@ -117,11 +119,20 @@ impl Services {
 
         let identity = cluster.start().await?;
         let (node, index, reporter) = (identity.node, cluster.index(), Reporter::default());
-        if access.is_required() {
-            hear_of_tokens(&index).await;
+        let contact = Contact::new(&config.data_dir);
+        let ago = match access.is_required() && !contact::hears_of_tokens(&index).await {
+            true => contact.ago(),
+            false => Some(Duration::ZERO),
+        };
+        access.know(index.clone(), ago);
+        if access.is_open_to_own() {
+            tracing::warn!(
+                uid = rustix::process::geteuid().as_raw(),
+                "there is no admin: whoever is root, or this user, at the node's socket may make the \
+                 first one's token, containers that have the socket among them (access.socket_admin)"
+            );
         }
-        access.know(index.clone());
-        tasks.spawn(hear(access.clone(), cluster.clone(), tasks.stop.clone()));
+        tasks.spawn(contact.hear(access.clone(), cluster.clone(), tasks.stop.clone()));
         let audit = access.audit();
         tasks.spawn(audit.clone().note(index.clone(), node, tasks.stop.clone()));
         tasks.spawn(joined::follow(audit.clone(), index.clone(), tasks.stop.clone()));
@@ -277,28 +288,6 @@ impl Grpc<'_> {
     }
 }
 
-/// Tells `access`, until `stop`, that the cluster is heard of.
-async fn hear(access: Arc<Access>, cluster: Arc<Cluster>, stop: CancellationToken) {
-    let mut tick = tokio::time::interval(HEAR);
-    while stop.run_until_cancelled(tick.tick()).await.is_some() {
-        if cluster.status().quorum {
-            access.hear();
-        }
-    }
-}
-
-/// Waits until this replica knows of what was revoked while the node was away, where a
-/// leader can be asked.
-async fn hear_of_tokens(index: &Index) {
-    let heard = tokio::time::timeout(TOKENS, index.barrier()).await;
-    if !matches!(heard, Ok(Ok(()))) {
-        tracing::warn!(
-            "the cluster does not say which tokens were revoked lately: they are judged by what this \
-             node knew when it stopped"
-        );
-    }
-}
-
 /// Says why a server ended before it was stopped.
 async fn told(port: &str, server: impl Future<Output = Result<(), tonic::transport::Error>>) {
     if let Err(e) = server.await {
@@ -332,8 +321,10 @@ impl Shared<'_> {
         if let Some(path) = self.config.socket_path() {
             let listener = self.bind_socket(&path)?;
             let bytes = SocketServer::new(provider, settings(), stop.clone());
-            let door = local::Door { grpc, bytes, stop: stop.clone() };
-            let places = Arc::new(Semaphore::new(connections));
+            // Twice as many: gRPC has half of them at most, and the byte path the rest.
+            let of_grpc = Arc::new(Semaphore::new(connections));
+            let door = local::Door { grpc, places: of_grpc, bytes, stop: stop.clone() };
+            let places = Arc::new(Semaphore::new(2 * connections));
             tasks.spawn(net::serve(listener, Arc::new(door), places, stop));
         }
         Ok(())

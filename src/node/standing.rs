@@ -8,6 +8,7 @@
 use std::{
     collections::BTreeMap,
     fmt,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -17,10 +18,7 @@ use parking_lot::Mutex;
 use tokio::sync::{broadcast::error::RecvError, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::{
-    access::Identity,
-    audit::{Audit, Event},
-};
+use crate::access::{Access, Identity};
 
 /// What a node has between its last command and the end of its connections: its own call to
 /// leave comes over one of them.
@@ -55,17 +53,17 @@ impl fmt::Display for Gone {
 /// The nodes that are gone, as this node's replica learns of them.
 pub(super) struct Standing {
     index: Index,
-    audit: Audit,
+    access: Arc<Access>,
     /// Since when this node knows that they left; `None`: since before it started.
     left: Mutex<BTreeMap<NodeId, Option<Instant>>>,
     changes: watch::Sender<()>,
 }
 
 impl Standing {
-    pub(super) fn new(index: Index, audit: Audit) -> Self {
+    pub(super) fn new(index: Index, access: Arc<Access>) -> Self {
         let nodes = index.all_nodes().into_iter();
         let left = nodes.filter(|(_, info)| info.left).map(|(id, _)| (id, None)).collect();
-        Self { index, audit, left: Mutex::new(left), changes: watch::Sender::new(()) }
+        Self { index, access, left: Mutex::new(left), changes: watch::Sender::new(()) }
     }
 
     /// Follows the index until `stop`.
@@ -131,10 +129,11 @@ impl Standing {
     pub(super) fn refused(&self, caller: &Caller, gone: Gone) {
         let why = gone.why();
         metrics::counter!("kiln_refused_peers_total", "why" => why).increment(1);
-        tracing::warn!(from = ?caller.from, why, "a peer is refused: {gone}");
+        tracing::debug!(from = ?caller.from, why, "a peer is refused: {gone}");
         let (Gone::Left(node) | Gone::Revoked(node)) = gone;
-        let event = Event::new("denied", &Identity::Member(Some(node))).of("members' port");
-        self.audit.record(event.saying(gone.to_string()));
+        let from =
+            caller.from.map_or_else(String::new, |from| format!("connection from {}", from.ip()));
+        self.access.tell_of_refusal(why, "members", &from, &Identity::Member(Some(node)));
     }
 }
 

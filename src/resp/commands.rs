@@ -35,7 +35,8 @@ impl Connection {
             return Ok(());
         }
         if !self.session.authenticated && !matches!(name, "hello" | "auth" | "quit" | "reset") {
-            self.refuse(Reply::error("NOAUTH Authentication required."));
+            let refused = self.session.unknown(name);
+            self.refuse(refused);
             return Ok(());
         }
         if let Some(refused) = self.session.denied(name) {

@@ -26,6 +26,10 @@ const MOST_ARGUMENTS: usize = 1 << 16;
 const LONGEST_LINE: usize = 64 << 10;
 /// Longest line of digits.
 const LONGEST_LENGTH: usize = 32;
+/// What a client may send that has not said who it is: AUTH and HELLO have less. More
+/// arguments end the connection, as Redis does it; longer ones are skipped.
+const MOST_UNKNOWN: usize = 16;
+const LONGEST_UNKNOWN: usize = 16 << 10;
 /// Longer values are not even skipped.
 const MOST_SKIPPED: usize = 4 << 30;
 
@@ -92,6 +96,8 @@ pub(super) enum DecodeError {
 pub(super) struct Decoder {
     buffer: BytesMut,
     longest: usize,
+    /// Whether it is known whose requests these are.
+    known: bool,
     /// The request that is being read, and the number of its missing arguments.
     partial: Request,
     missing: usize,
@@ -123,12 +129,19 @@ impl Decoder {
         Self {
             buffer: BytesMut::new(),
             longest,
+            known: true,
             partial: Request::default(),
             missing: 0,
             short: 0,
             admitted: 0,
             body: Body::Unknown,
         }
+    }
+
+    /// Whether the next requests are of a client that said who it is: nobody else has the
+    /// node's memory set aside.
+    pub(super) fn trust(&mut self, known: bool) {
+        self.known = known;
     }
 
     /// Where the next bytes go.
@@ -205,6 +218,9 @@ impl Decoder {
                 if count > MOST_ARGUMENTS {
                     return Err(protocol("invalid multibulk length"));
                 }
+                if count > MOST_UNKNOWN && !self.known {
+                    return Err(protocol("unauthenticated multibulk length"));
+                }
                 self.missing = count;
                 Ok(None)
             }
@@ -246,13 +262,18 @@ impl Decoder {
                     };
                     let size = usize::try_from(size).ok().filter(|size| *size <= MOST_SKIPPED);
                     let size = size.ok_or_else(|| protocol("invalid bulk length"))?;
-                    self.body = if size > self.longest {
+                    let longest = match self.known {
+                        true => self.longest,
+                        false => self.longest.min(LONGEST_UNKNOWN),
+                    };
+                    self.body = if size > longest {
                         Body::Skip { size, left: size }
                     } else if size >= BLOB_FROM {
                         Body::Announced(size)
                     } else {
                         self.short += size;
                         match self.short > FREE + self.admitted {
+                            true if !self.known => Body::Skip { size, left: size },
                             true => Body::Announced(size),
                             false => Body::Short(size),
                         }

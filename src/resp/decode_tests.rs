@@ -138,6 +138,35 @@ fn an_announcement_costs_nothing() {
 }
 
 #[test]
+fn nothing_is_set_aside_for_who_is_not_known() {
+    let mut decoder = Decoder::new(LONGEST);
+    decoder.trust(false);
+    let long = encoded(&[b"SET".to_vec(), b"a".to_vec(), vec![0; 100 << 10]]);
+    decoder.space().extend_from_slice(&long);
+    // One admission would be one too many.
+    let Step::Request(request) = decoder.next().unwrap() else { panic!("no request") };
+    assert!(matches!(request.args[2], Arg::Skipped(_)) && request.admitted.is_empty());
+    // Many short ones are as long.
+    let many = encoded(&vec![vec![0; 10 << 10]; MOST_UNKNOWN + 1]);
+    decoder.space().extend_from_slice(&many);
+    assert!(decoder.next().unwrap_err().to_string().contains("unauthenticated"));
+
+    let mut decoder = Decoder::new(LONGEST);
+    decoder.trust(false);
+    decoder.space().extend_from_slice(&encoded(&vec![vec![0; LONGEST_UNKNOWN]; MOST_UNKNOWN]));
+    assert!(matches!(decoder.next().unwrap(), Step::Request(_)), "nor for many short ones");
+
+    // Once it has said who it is, it is as any other.
+    let mut decoder = Decoder::new(LONGEST);
+    decoder.trust(false);
+    decoder.space().extend_from_slice(&encoded(&[b"AUTH".to_vec(), b"x".to_vec()]));
+    assert!(matches!(decoder.next().unwrap(), Step::Request(_)));
+    decoder.trust(true);
+    decoder.space().extend_from_slice(&long);
+    assert!(matches!(decoder.next().unwrap(), Step::Admit(_)));
+}
+
+#[test]
 fn arrays_of_many_arguments_are_read_once() {
     // Quadratic reading would take minutes for this.
     let args = vec![b"abcdefgh".to_vec(); MOST_ARGUMENTS];

@@ -24,7 +24,9 @@ impl Connection {
             all.iter().any(|name| section.eq_ignore_ascii_case(name.as_bytes()))
         };
         let mut text = facts(&self.values);
-        if sections.is_empty() || sections.iter().any(asked) {
+        // Whoever may not count by DBSIZE does not count here.
+        let wanted = sections.is_empty() || sections.iter().any(asked);
+        if wanted && self.session.may_read() {
             text.push_str("\r\n# Keyspace\r\n");
             // As DBSIZE has it.
             match self.dbsize().await {

@@ -32,6 +32,7 @@ impl Connection {
 
     async fn serve(&mut self) -> Result<(), Ended> {
         loop {
+            self.decoder.trust(self.session.authenticated);
             match self.decoder.next()? {
                 Step::Request(request) => self.request(request).await?,
                 Step::Admit(bytes) => {

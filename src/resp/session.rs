@@ -15,7 +15,7 @@ use super::{
     users::Auth,
 };
 use crate::{
-    access::{Grant, Identity},
+    access::{Denied, Grant, Identity},
     audit::Event,
 };
 
@@ -90,6 +90,7 @@ impl Session {
                 Reply::OK
             }
             Auth::Refused => {
+                self.judge.access.refused(Denied::Password, "resp", "auth", &self.who());
                 Reply::error("WRONGPASS invalid username-password pair or user is disabled.")
             }
             Auth::NoPassword => Reply::error(
@@ -115,8 +116,14 @@ impl Session {
     pub(super) fn denied_at(&mut self, command: &str) -> Option<Reply> {
         match self.authenticated {
             true => self.denied(command),
-            false => Some(Reply::error("NOAUTH Authentication required.")),
+            false => Some(self.unknown(command)),
         }
+    }
+
+    /// The refusal of a command of a client that has not said who it is.
+    pub(super) fn unknown(&self, command: &str) -> Reply {
+        self.judge.access.refused(Denied::NoCredential, "resp", command, &Identity::Anyone);
+        rights::refusal(Denied::NoCredential)
     }
 
     /// Whether it may store values where it is.
@@ -125,11 +132,17 @@ impl Session {
         grant.is_some_and(|grant| self.judge.allows(grant, &self.namespace, "set").is_ok())
     }
 
+    /// Whether it may see what values there are where it is.
+    pub(super) fn may_read(&self) -> bool {
+        let grant = self.grant.as_ref();
+        grant.is_some_and(|grant| self.judge.allows(grant, &self.namespace, "dbsize").is_ok())
+    }
+
     /// Notes in the audit log what this client asked for, where values are in it.
     pub(super) fn did(&self, what: &'static str, key: &ArtifactKey) {
         if self.judge.audits_values {
             let event = Event::new(what, &self.who()).of(key).within(&self.namespace);
-            self.judge.access.audit().record(event.saying("redis"));
+            self.judge.access.audit().record(event.of_values().saying("redis"));
         }
     }
 

@@ -10,7 +10,6 @@ use std::{
     time::SystemTime,
 };
 
-use bytes::Bytes;
 use kiln_cluster::{Caller, Put, PutMode};
 use kiln_proto::{convert, pb, pb::kiln_server::Kiln, value};
 use tokio::{sync::mpsc, time::Instant};
@@ -20,11 +19,13 @@ use tonic::{Request, Response, Status, Streaming};
 use tracing::Instrument;
 
 use super::{
-    compile, explain, fetch, gather, guard, leases, list, monitor, overview, parts::Parts, plan,
-    publish, restore, status, tokens, wire,
+    blocking::blocking, compile, explain, fetch, gather, guard, leases, list, monitor, overview,
+    parts::Parts, plan, publish, restore, status, tokens, wire,
 };
-use crate::{error::Error, scan};
+use crate::error::Error;
 
+/// What one call may say of what a client restored in vain.
+const MOST_UNUSED: usize = 64;
 /// Messages buffered towards a client that reads slowly.
 const STREAM_DEPTH: usize = 8;
 
@@ -71,11 +72,10 @@ impl Kiln for Api {
         let namespace = parts.namespace(&request.namespace).to_owned();
         parts.may(&asks, asks.writes(&namespace))?;
         let requests = parts.requests(request)?;
-        parts.did(&asks, "compile", |event| {
-            event.within(&namespace).saying(format!("{} targets", requests.len()))
-        });
+        let begun = parts.compiles(&asks, "compile", &namespace);
         let (sender, receiver) = mpsc::channel(STREAM_DEPTH);
-        let compiling = compile::compile(parts.manager.clone(), parts.node, requests, sender);
+        let compiling =
+            compile::compile(parts.manager.clone(), parts.node, requests, sender, begun);
         tokio::spawn(compiling.in_current_span());
         Ok(Response::new(ReceiverStream::new(receiver)))
     }
@@ -132,7 +132,9 @@ impl Kiln for Api {
         let gate = parts.manager.gate().clone();
         gate.check()?;
         let (sender, receiver) = mpsc::channel(STREAM_DEPTH);
-        let serving = self.leases.clone().serve(parts.index.clone(), gate, key, limit, sender);
+        let client = leases::Client::new(parts.access.clone(), asks);
+        let leases = self.leases.clone();
+        let serving = leases.serve(client, parts.index.clone(), gate, key, limit, sender);
         tokio::spawn(serving.in_current_span());
         Ok(Response::new(ReceiverStream::new(receiver)))
     }
@@ -147,6 +149,7 @@ impl Kiln for Api {
         let publish::Announced { under, manifest } =
             publish::announced(&mut chunks, parts.patience).await?;
         parts.may(&asks, asks.writes(&manifest.namespace))?;
+        parts.has_own_pieces(&manifest).await?;
         let published = (manifest.key, manifest.namespace.clone());
         // A folder is published piece by piece, each time over what it has: its client
         // says itself whether what it restored was of use.
@@ -202,72 +205,20 @@ impl Kiln for Api {
     }
 
     async fn explain(&self, request: Request<pb::ExplainRequest>) -> Reply<pb::ExplainResponse> {
-        use pb::explain_request::Subject;
         let parts = self.parts()?;
         let (asks, request) = guard::asks(request)?;
-        let subject = request.subject;
-        let components = match subject.ok_or(Error::Invalid("name a key or a request".into()))? {
-            Subject::Key(bytes) => {
-                let key = convert::key("key", &bytes).map_err(Error::from)?;
-                parts.not_anothers(&asks, &key).await?;
-                match explain::components_of(&parts.index, &key).await {
-                    // What was removed has no components any more, and a reason. Whose it was
-                    // is not known any more, so it is told to who may read all.
-                    Err(Error::NotFound(_)) if asks.reads_all() => {
-                        return Ok(Response::new(explain::ended(&parts.index, &key).await?));
-                    }
-                    components => components?,
-                }
-            }
-            Subject::Request(wire) => {
-                parts.may(&asks, asks.reads(parts.namespace(&wire.namespace)))?;
-                let requests = parts.requests(wire)?;
-                parts.manager.prepare(&requests[0]).await?.components.clone()
-            }
-        };
-        let key = components.key();
-        let stored = parts.index.lookup(&key).await.map_err(Error::from)?.is_some();
-        let ended = match stored {
-            true => None,
-            false => parts.index.ended(&key).await.map_err(Error::from)?,
-        };
-        let index = parts.index.clone();
-        // A client that leaves ends the search.
-        let stop = CancellationToken::new();
-        let (_ended, stopped) = (stop.clone().drop_guard(), stop);
-        let search = move || {
-            let bounds = scan::Bounds::default();
-            explain::explain(&index, &components, &asks.grant, bounds, &stopped)
-        };
-        let found = blocking(search).await??;
-        let (nearest, differences) = match &found.nearest {
-            Some((key, differences)) => {
-                (wire::key(key), differences.iter().map(Into::into).collect())
-            }
-            None => (Bytes::new(), Vec::new()),
-        };
-        Ok(Response::new(pb::ExplainResponse {
-            key: wire::key(&found.components.key()),
-            stored,
-            components: found.components.iter().map(Into::into).collect(),
-            nearest,
-            differences,
-            looked_at: found.scanned.entries,
-            entries: parts.cluster.status().entries,
-            cut: !found.scanned.complete,
-            ended: ended.unwrap_or_default(),
-        }))
+        Ok(Response::new(explain::answer(parts, asks, request).await?))
     }
 
     async fn pin(&self, request: Request<pb::PinRequest>) -> Reply<pb::PinResponse> {
         let parts = self.parts()?;
         let (asks, request) = guard::asks(request)?;
         let key = convert::key("key", &request.key).map_err(Error::from)?;
-        parts.own(&asks, &key).await?;
+        let namespace = parts.own(&asks, &key).await?;
         match parts.index.set_pinned(&key, request.pinned).await.map_err(Error::from)? {
             true => {
                 let what = if request.pinned { "pin" } else { "unpin" };
-                parts.did(&asks, what, |event| event.of(key));
+                parts.did(&asks, what, |event| event.of(key).within(&namespace));
                 Ok(Response::new(pb::PinResponse {}))
             }
             false => Err(Error::NotFound(key).into()),
@@ -285,17 +236,24 @@ impl Kiln for Api {
         if request.reason.len() > 1024 {
             return Err(Error::Invalid("a reason has at most 1024 bytes".into()).into());
         }
-        match parts.own(&asks, &key).await {
+        if request.reason.chars().any(char::is_control) {
+            return Err(
+                Error::Invalid("a reason is one line, without control characters".into()).into()
+            );
+        }
+        let namespace = match parts.own(&asks, &key).await {
             // As of a key that there is not.
             Err(Error::NotFound(_)) => {
                 return Ok(Response::new(pb::TombstoneResponse { existed: false }));
             }
             own => own?,
-        }
+        };
         let reason = explain::removal(&request.reason, parts.node, from, SystemTime::now());
         let existed = parts.index.tombstone(&key, reason).await.map_err(Error::from)?;
         if existed {
-            parts.did(&asks, "remove", |event| event.of(key).saying(request.reason));
+            parts.did(&asks, "remove", |event| {
+                event.of(key).within(&namespace).saying(request.reason)
+            });
         }
         Ok(Response::new(pb::TombstoneResponse { existed }))
     }
@@ -304,6 +262,10 @@ impl Kiln for Api {
         let pb::LoadedRequest { keys, unused } = request.into_inner();
         let manager = &self.parts()?.manager;
         manager.counters().loaded(keys.len() as u64);
+        if unused.len() > MOST_UNUSED {
+            let why = format!("at most {MOST_UNUSED} keys are told of as unused in one call");
+            return Err(Error::Invalid(why).into());
+        }
         for unused in unused {
             let key = convert::key("unused", &unused.key).map_err(Error::from)?;
             let end = unused.moved.floor_char_boundary(256);
@@ -438,8 +400,11 @@ impl Kiln for Api {
     }
 
     async fn undo(&self, request: Request<pb::UndoRequest>) -> Reply<pb::UndoResponse> {
-        let told = self.parts()?.monitor.undo(request.into_inner().decision).await;
+        let parts = self.parts()?;
+        let (asks, pb::UndoRequest { decision }) = guard::asks(request)?;
+        let told = parts.monitor.undo(decision).await;
         let done = told.map_err(Status::failed_precondition)?;
+        parts.did(&asks, "undo", |event| event.of(decision));
         Ok(Response::new(pb::UndoResponse { done }))
     }
 
@@ -493,7 +458,9 @@ impl Kiln for Api {
         let namespace = parts.namespace(&request.namespace);
         let kept = parts.manager.kept_request(&key, namespace, deadline).await?;
         let (sender, receiver) = mpsc::channel(STREAM_DEPTH);
-        let compiling = compile::compile(parts.manager.clone(), parts.node, vec![kept], sender);
+        let begun = parts.compiles(&asks, "recompile", namespace);
+        let manager = parts.manager.clone();
+        let compiling = compile::compile(manager, parts.node, vec![kept], sender, begun);
         tokio::spawn(compiling.in_current_span());
         Ok(Response::new(ReceiverStream::new(receiver)))
     }
@@ -507,10 +474,4 @@ impl Kiln for Api {
         let parts = self.opened()?;
         Ok(Response::new(overview::overview(&parts.dashboard, &request.into_inner()).await?))
     }
-}
-
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> T + Send + 'static,
-) -> Result<T, Error> {
-    tokio::task::spawn_blocking(work).await.map_err(|e| Error::Storage(e.to_string()))
 }

@@ -11,18 +11,24 @@ use std::{
 
 use kiln_cluster::Cluster;
 use tonic::{
-    Status,
+    Code, Status,
     body::Body,
     codegen::{BoxFuture, Service, http},
 };
 use tower::Layer;
 
+use crate::{
+    access::{Access, Denied, Identity},
+    error::Error,
+};
+
 /// Paths of what peers ask each other.
 const PEERS: &str = "/kiln.cluster.v1.";
 
 /// Keeps clients to what is theirs.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub struct Audience {
+    access: Arc<Access>,
     /// The cluster whose members of an earlier version may come this way; unset: nobody may.
     pub older: Arc<OnceLock<Arc<Cluster>>>,
 }
@@ -43,6 +49,11 @@ pub struct ForClients<S> {
 }
 
 impl Audience {
+    /// Refusals are told to `access`.
+    pub fn new(access: Arc<Access>) -> Self {
+        Self { access, older: Arc::default() }
+    }
+
     fn refuses(&self, path: &str) -> bool {
         path.starts_with(PEERS) && !self.older.get().is_some_and(|cluster| cluster.shares_a_port())
     }
@@ -65,13 +76,15 @@ where
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
         if self.audience.refuses(request.uri().path()) {
             metrics::counter!("kiln_refused_peers_total", "why" => "clients_port").increment(1);
-            tracing::warn!(
-                path = request.uri().path(),
-                "a peer's call on the clients' port: refused"
-            );
-            let status = Status::unimplemented(
+            let what = request.uri().path().strip_prefix(PEERS).unwrap_or_default();
+            self.audience.access.refused(Denied::NotClients, "grpc", what, &Identity::Anyone);
+            // A member of an earlier version takes this code for a port that is not its own.
+            let told = Status::from(Error::from(Denied::NotClients));
+            let status = Status::with_metadata(
+                Code::Unimplemented,
                 "this is the clients' port, and that a call between members: they reach each other \
                  on the members' port (transfer_listen, 7402)",
+                told.metadata().clone(),
             );
             return Box::pin(async move { Ok(status.into_http()) });
         }

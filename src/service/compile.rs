@@ -25,6 +25,9 @@ use crate::{
     manager::{Answer, Manager, PieceReport, Request, Stage},
 };
 
+/// Is told of each key that begins to be compiled.
+pub(super) type Begun = Arc<dyn Fn(&ArtifactKey) + Send + Sync>;
+
 type Sender = mpsc::Sender<Result<pb::CompileEvent, Status>>;
 
 /// Of one target at once, the program as it is among them: planning one takes memory.
@@ -37,14 +40,16 @@ pub(super) async fn compile(
     node: u64,
     requests: Vec<Request>,
     events: Sender,
+    begun: Begun,
 ) {
     if let Err(e) = check_sizes(&manager, &requests).await {
         let _ = events.send(Err(e.into())).await;
         return;
     }
     for of_target in requests.chunk_by(|_, next| next.input.source.size().is_some()) {
-        let all =
-            of_target.iter().map(|request| one(manager.clone(), request.clone(), events.clone()));
+        let all = of_target
+            .iter()
+            .map(|request| one(manager.clone(), request.clone(), events.clone(), begun.clone()));
         let mut all = stream::iter(all.collect::<Vec<_>>()).buffered(SIZES_AT_ONCE);
         let mut is_beside = false;
         loop {
@@ -81,10 +86,15 @@ struct Ended {
 }
 
 /// Boxed: the compiler gives up on the type of a stream of them.
-fn one(manager: Arc<Manager>, request: Request, events: Sender) -> BoxFuture<'static, Ended> {
+fn one(
+    manager: Arc<Manager>,
+    request: Request,
+    events: Sender,
+    begun: Begun,
+) -> BoxFuture<'static, Ended> {
     Box::pin(async move {
         let began = Instant::now();
-        let mut news = News::new(&request, events);
+        let mut news = News::new(&request, events, begun);
         let answered = manager.compile(request, |key, stage| news.tell(key, stage)).await;
         Ended { news, answered, took: began.elapsed() }
     })
@@ -102,10 +112,13 @@ struct News {
     /// What it was not told of the pieces of what was tried before.
     owed: Vec<pb::CompileEvent>,
     events: Sender,
+    begun: Begun,
+    /// The last key that it was told of.
+    is_begun: Option<ArtifactKey>,
 }
 
 impl News {
-    fn new(request: &Request, events: Sender) -> Self {
+    fn new(request: &Request, events: Sender, begun: Begun) -> Self {
         Self {
             target: request.input.target,
             size: request.input.source.size().map(|fixed| fixed.size),
@@ -115,6 +128,8 @@ impl News {
             told: Vec::new(),
             owed: Vec::new(),
             events,
+            begun,
+            is_begun: None,
         }
     }
 
@@ -138,6 +153,9 @@ impl News {
             }
             Stage::Waiting => Event::Waiting(pb::Waiting { key: wire }),
             Stage::Compiling(token) => {
+                if self.is_begun.replace(key) != Some(key) {
+                    (self.begun)(&key);
+                }
                 Event::Compiling(pb::Compiling { key: wire, token: token.0 })
             }
             Stage::Pieces(pieces) => {

@@ -6,10 +6,10 @@
 use std::{net::SocketAddr, time::SystemTime};
 
 use kiln_cluster::Index;
-use kiln_proto::{ArtifactKey, Components, Difference, Manifest, NodeId, pb};
+use kiln_proto::{ArtifactKey, Components, Difference, Manifest, NodeId, convert, pb};
 use tokio_util::sync::CancellationToken;
 
-use super::wire;
+use super::{blocking::blocking, guard::Asks, parts::Parts, wire};
 use crate::{
     access::Grant,
     error::Error,
@@ -54,6 +54,62 @@ pub(super) async fn components_of(index: &Index, key: &ArtifactKey) -> Result<Co
 pub(super) async fn ended(index: &Index, key: &ArtifactKey) -> Result<pb::ExplainResponse, Error> {
     let ended = index.ended(key).await?.ok_or(Error::NotFound(*key))?;
     Ok(pb::ExplainResponse { key: wire::key(key), ended, ..Default::default() })
+}
+
+/// Answers why a key was, or would be, missed.
+pub(super) async fn answer(
+    parts: &Parts,
+    asks: Asks,
+    request: pb::ExplainRequest,
+) -> Result<pb::ExplainResponse, Error> {
+    use pb::explain_request::Subject;
+    let subject = request.subject;
+    let components = match subject.ok_or(Error::Invalid("name a key or a request".into()))? {
+        Subject::Key(bytes) => {
+            let key = convert::key("key", &bytes)?;
+            parts.not_anothers(&asks, &key).await?;
+            match components_of(&parts.index, &key).await {
+                // What was removed has no components any more, and a reason. Whose it was
+                // is not known any more, so it is told to who may read all.
+                Err(Error::NotFound(_)) if asks.reads_all() => {
+                    return ended(&parts.index, &key).await;
+                }
+                components => components?,
+            }
+        }
+        Subject::Request(wire) => {
+            parts.may(&asks, asks.reads(parts.namespace(&wire.namespace)))?;
+            let requests = parts.requests(wire)?;
+            parts.manager.prepare(&requests[0]).await?.components.clone()
+        }
+    };
+    let key = components.key();
+    let stored = parts.index.lookup(&key).await?.is_some();
+    let ended = match stored {
+        true => None,
+        false => parts.index.ended(&key).await?,
+    };
+    let index = parts.index.clone();
+    // A client that leaves ends the search.
+    let stop = CancellationToken::new();
+    let (_ended, stopped) = (stop.clone().drop_guard(), stop);
+    let search = move || explain(&index, &components, &asks.grant, Bounds::default(), &stopped);
+    let found = blocking(search).await??;
+    let (nearest, differences) = match &found.nearest {
+        Some((key, differences)) => (wire::key(key), differences.iter().map(Into::into).collect()),
+        None => (bytes::Bytes::new(), Vec::new()),
+    };
+    Ok(pb::ExplainResponse {
+        key: wire::key(&found.components.key()),
+        stored,
+        components: found.components.iter().map(Into::into).collect(),
+        nearest,
+        differences,
+        looked_at: found.scanned.entries,
+        entries: parts.cluster.status().entries,
+        cut: !found.scanned.complete,
+        ended: ended.unwrap_or_default(),
+    })
 }
 
 /// A reason to remove an artifact, with when that was asked for, where, and by whom: for

@@ -7,13 +7,23 @@
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use kiln_cluster::{Acquired, Index, Lease};
-use kiln_proto::{ArtifactKey, Token, convert, pb};
+use kiln_proto::{ArtifactKey, Failure, SignedManifest, Token, convert, pb};
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 use tonic::Status;
 
-use crate::{error::Error, gate::Gate};
+use super::guard::Asks;
+use crate::{
+    access::{Access, Denied},
+    error::Error,
+    gate::Gate,
+};
 
+/// Between two looks whether a client may still have its lease.
+const AGAIN: Duration = Duration::from_secs(1);
+/// In place of a failure's words.
+const HIDDEN: &str = "it failed for the one who compiled it; why is told to who may read all \
+                      namespaces, and by kiln compile to who asks for it";
 /// Bytes of a grant.
 const GRANT: usize = 16;
 
@@ -44,9 +54,11 @@ impl ClientLeases {
         Ok(grant)
     }
 
-    /// Acquires `key` and tells `events` how it goes, until the client leaves.
+    /// Acquires `key` for `client` and tells `events` how it goes, until the client leaves or
+    /// may not any more.
     pub(super) async fn serve(
         self,
+        client: Client,
         index: Index,
         gate: Gate,
         key: ArtifactKey,
@@ -66,12 +78,19 @@ impl ClientLeases {
         let acquired = tokio::select! {
             acquired = index.acquire(&key, None, deadline, waiting) => acquired.map_err(Error::from),
             () = gate.closed() => Err(Error::Leaving),
+            denied = client.ended() => Err(denied.into()),
             () = events.closed() => return,
         };
         let tell = |event| pb::LeaseEvent { event: Some(event) };
         let last = match acquired {
-            Ok(Acquired::Ready(entry)) => Ok(tell(Event::Ready((&*entry.manifest).into()))),
-            Ok(Acquired::Failed(failure)) => Ok(tell(Event::Failed((&failure).into()))),
+            // Who waited may have waited for another's.
+            Ok(Acquired::Ready(entry)) => match client.may_read(&key, &entry.manifest) {
+                Ok(()) => Ok(tell(Event::Ready((&*entry.manifest).into()))),
+                Err(error) => Err(error.into()),
+            },
+            Ok(Acquired::Failed(failure)) => {
+                Ok(tell(Event::Failed((&client.told_of(failure)).into())))
+            }
             Err(e) => Err(e.into()),
             Ok(Acquired::Granted(lease)) => {
                 let token = lease.token();
@@ -86,6 +105,7 @@ impl ClientLeases {
                             Ok(()) => tokio::select! {
                                 () = events.closed() => None,
                                 () = gate.closed() => Some(Error::Leaving),
+                                denied = client.ended() => Some(denied.into()),
                                 () = lease.lost() => Some(Error::StaleToken),
                             },
                         }
@@ -100,6 +120,57 @@ impl ClientLeases {
         };
         // The client may be gone: then nobody is left to tell.
         let _ = events.send(last).await;
+    }
+}
+
+/// Who asks for a lease.
+pub(super) struct Client {
+    access: Arc<Access>,
+    asks: Asks,
+}
+
+impl Client {
+    pub(super) fn new(access: Arc<Access>, asks: Asks) -> Self {
+        Self { access, asks }
+    }
+
+    fn refused(&self, denied: Denied) -> Denied {
+        self.access.refused(denied, "grpc", self.asks.method(), self.asks.grant.who());
+        denied
+    }
+
+    /// Returns once its grant is good no more.
+    async fn ended(&self) -> Denied {
+        let mut tick = tokio::time::interval(AGAIN);
+        loop {
+            tick.tick().await;
+            match self.access.still(&self.asks.grant) {
+                // Others that it leaves to answer are not what was taken from it.
+                Err(denied) if !denied.is_passing() => return self.refused(denied),
+                _ => {}
+            }
+        }
+    }
+
+    /// Refuses another's artifact as one that there is not.
+    fn may_read(&self, key: &ArtifactKey, signed: &SignedManifest) -> Result<(), Error> {
+        if self.asks.reads_all() {
+            return Ok(());
+        }
+        let manifest = signed.read_unverified()?;
+        self.asks.reads(&manifest.namespace).map_err(|denied| {
+            self.refused(denied);
+            Error::NotFound(*key)
+        })
+    }
+
+    /// A failure as it is told: in whose namespace it was is not known, and its words are of
+    /// somebody's program.
+    fn told_of(&self, failure: Failure) -> Failure {
+        match self.asks.reads_all() {
+            true => failure,
+            false => Failure::new(failure.kind, HIDDEN),
+        }
     }
 }
 

@@ -5,6 +5,7 @@
 
 pub mod api;
 mod audience;
+mod blocking;
 mod compile;
 pub mod dashboard;
 mod departure;

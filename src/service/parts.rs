@@ -6,7 +6,7 @@
 use std::{sync::Arc, time::Duration};
 
 use kiln_cluster::{Cluster, Index};
-use kiln_proto::{ArtifactKey, pb};
+use kiln_proto::{ArtifactKey, Manifest, pb};
 use tokio::time::Instant;
 
 use super::{departure::Departure, guard::Asks, meters::Meters, wire};
@@ -16,7 +16,7 @@ use crate::{
     cache::{Arrivals, Tiers},
     counters::CounterSource,
     dashboard::Dashboard,
-    error::Error,
+    error::{Error, MissingPiece, NoPiece},
     manager::{Manager, Request},
     monitor::Monitor,
     net::tls::Dialer,
@@ -73,6 +73,20 @@ impl Parts {
         self.access.audit().record(with(Event::new(what, asks.grant.who())));
     }
 
+    /// Notes in the audit log what `asks` has compiled, key by key: a hit is no deed.
+    pub(super) fn compiles(
+        &self,
+        asks: &Asks,
+        what: &'static str,
+        namespace: &str,
+    ) -> super::compile::Begun {
+        let (access, who) = (self.access.clone(), asks.grant.who().clone());
+        let namespace = namespace.to_owned();
+        Arc::new(move |key| {
+            access.audit().record(Event::new(what, &who).of(key).within(&namespace));
+        })
+    }
+
     /// Refuses who may not, and counts that.
     pub(super) fn may(&self, asks: &Asks, allowed: Result<(), Denied>) -> Result<(), Error> {
         allowed.map_err(|denied| {
@@ -93,11 +107,14 @@ impl Parts {
         readable.map_err(|_| Error::NotFound(*key))
     }
 
-    /// Refuses a key whose artifact its caller may not change. Whose a key is follows from
-    /// what it is of, and stays so.
-    pub(super) async fn own(&self, asks: &Asks, key: &ArtifactKey) -> Result<(), Error> {
+    /// Refuses a key whose artifact its caller may not change; returns its namespace, empty
+    /// where who may change all has named a key that this replica does not know. Whose a key
+    /// is follows from what it is of, and stays so.
+    pub(super) async fn own(&self, asks: &Asks, key: &ArtifactKey) -> Result<String, Error> {
         if asks.reads_all() {
-            return Ok(());
+            let found = self.index.lookup(key).await?;
+            let manifest = found.and_then(|entry| entry.manifest.read_unverified().ok());
+            return Ok(manifest.map_or_else(String::new, |manifest| manifest.namespace));
         }
         // What this replica has not heard of yet may be another's.
         let found = self.index.lookup_linearizable(key).await?;
@@ -105,9 +122,22 @@ impl Parts {
         let manifest = entry.manifest.read_unverified()?;
         if !asks.may_read(&manifest.namespace) {
             let refused = self.may(asks, Err(Denied::Namespace));
-            return refused.map_err(|_| Error::NotFound(*key));
+            refused.map_err(|_| Error::NotFound(*key))?;
         }
-        self.may(asks, asks.writes(&manifest.namespace))
+        self.may(asks, asks.writes(&manifest.namespace))?;
+        Ok(manifest.namespace)
+    }
+
+    /// Refuses a whole with a piece of another namespace, as of one that there is not.
+    pub(super) async fn has_own_pieces(&self, whole: &Manifest) -> Result<(), Error> {
+        for (index, piece) in whole.pieces.iter().enumerate() {
+            let Some(entry) = self.index.lookup(&piece.key).await? else { continue };
+            if entry.manifest.read_unverified()?.namespace != whole.namespace {
+                let (key, pack, why) = (piece.key, piece.pack, NoPiece::Absent);
+                return Err(Error::MissingPiece(MissingPiece { index, key, pack, why }));
+            }
+        }
+        Ok(())
     }
 
     /// The namespace that a caller names, or the configured one.

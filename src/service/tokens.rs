@@ -3,7 +3,7 @@
 //! Invariant: a secret is in the answer of the call that made it, and nowhere else; nobody
 //! makes a token that may do more than itself.
 
-use kiln_cluster::tokens::{NewToken, Role, TokenEnd, TokenInfo};
+use kiln_cluster::tokens::{LONGEST_NAME, NewToken, Role, TokenEnd, TokenInfo};
 use kiln_proto::pb;
 
 use super::parts::Parts;
@@ -29,7 +29,7 @@ pub(super) async fn create(
         role,
         namespaces: request.namespaces,
         lifetime_ms,
-        by: grant.who().to_string(),
+        by: by(grant),
     };
     token.check().map_err(Error::Invalid)?;
     if role == Role::Admin && token.namespaces != ["*"] {
@@ -43,9 +43,16 @@ pub(super) async fn create(
 
 /// Ends a token; false where it was revoked before.
 pub(super) async fn revoke(parts: &Parts, grant: &Grant, id: u64) -> Result<bool, Error> {
-    let by = grant.who().to_string();
+    let by = by(grant);
     tracing::warn!(token = format!("{id:016x}"), by, "a token is revoked");
     Ok(parts.index.revoke_token(id, by).await?)
+}
+
+/// Who asks, as long as the index keeps it: a name may be as long by itself.
+fn by(grant: &Grant) -> String {
+    let mut by = grant.who().to_string();
+    by.truncate(by.floor_char_boundary(LONGEST_NAME));
+    by
 }
 
 /// All tokens, without what would open anything.
@@ -111,5 +118,22 @@ fn wire(role: Role) -> pb::AccessRole {
         Role::Read => pb::AccessRole::Read,
         Role::Write => pb::AccessRole::Write,
         Role::Admin => pb::AccessRole::Admin,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::access::Identity;
+
+    #[test]
+    fn an_admin_with_the_longest_name_makes_tokens() {
+        let name = "ü".repeat(LONGEST_NAME / 2).as_str().into();
+        let admin = Grant::all(Identity::Token { id: 7, name }, Vec::new().into());
+        let (digest, namespaces) = ([0; 32], vec!["*".to_owned()]);
+        let (name, role, lifetime_ms) = (String::new(), Role::Read, None);
+        let token = NewToken { id: 1, digest, name, role, namespaces, lifetime_ms, by: by(&admin) };
+        assert_eq!(token.check(), Ok(()));
+        assert!(token.by.starts_with("token 0000000000000007"));
     }
 }

@@ -127,12 +127,22 @@ async fn a_client_cannot_send_a_peers_command() {
         let refused = call(plain(node.config.grpc_listen), method, Some(1)).await.unwrap_err();
         assert_eq!(refused.code(), Code::Unimplemented, "{method}: {refused}");
         assert!(refused.message().contains("clients' port"), "{method}: {refused}");
+        assert_eq!(crate::harness::code(&refused), Some("A002"), "{method}: {refused:?}");
         let taken = call(plain(node.config.transfer_listen), method, Some(1)).await;
         let code = taken.err().map(|e| e.code());
         assert_ne!(code, Some(Code::Unimplemented), "{method} is no method");
     }
     let counted = metric(node, "kiln_refused_peers_total", &[("why", "clients_port")]).await;
     assert_eq!(counted, methods.len() as f64);
+    let told = [("door", "grpc"), ("why", "clients_port")];
+    assert_eq!(metric(node, "kiln_access_refused_total", &told).await, counted);
+    // And it is in the audit log, by its name.
+    eventually("the line", async || {
+        let log = std::fs::read_dir(node.data().join("audit/refused")).ok()?;
+        let files = log.filter_map(|file| std::fs::read_to_string(file.ok()?.path()).ok());
+        files.collect::<String>().contains("\"event\":\"denied\"").then_some(())
+    })
+    .await;
 }
 
 /// From plain text to TLS while values are written; then those who are no members.

@@ -9,7 +9,10 @@ use kiln_proto::pb;
 use tokio::net::TcpListener;
 
 use super::Check;
-use crate::cli::client::{Client, Endpoints};
+use crate::cli::{
+    CliError,
+    client::{Client, Endpoints},
+};
 
 /// What a node on this machine has to answer.
 const ANSWER: Duration = Duration::from_secs(5);
@@ -21,6 +24,10 @@ pub(super) const IN_TLS: &str = "a node of these settings answers in TLS alone: 
 const WITH_TOKEN: &str =
     "the node that answers there wants to know who asks: name a token's file in KILN_TOKEN_FILE";
 
+/// What to do where this client's token would go in plain text.
+const NOT_SENT: &str = "the token is not sent there in plain text, or is no token, and so the \
+                        node was not asked: kiln status --endpoint says which";
+
 /// The node that answers at the gRPC address of the settings.
 pub(super) struct Here {
     pub(super) client: Client,
@@ -31,7 +38,8 @@ pub(super) async fn check(config: &Config) -> (Vec<Check>, Option<Here>) {
     let asked = tokio::time::timeout(ANSWER, ask(config.grpc_listen)).await;
     let (here, unasked) = match asked {
         Ok(Ok(here)) => (here, speaks_tls(config).then_some(IN_TLS)),
-        Ok(Err(WantsToken)) => (None, Some(WITH_TOKEN)),
+        Ok(Err(Unasked::WantsToken)) => (None, Some(WITH_TOKEN)),
+        Ok(Err(Unasked::KeepsToken)) => (None, Some(NOT_SENT)),
         Err(_) => (None, speaks_tls(config).then_some(IN_TLS)),
     };
     let addresses = [
@@ -50,19 +58,28 @@ pub(super) async fn check(config: &Config) -> (Vec<Check>, Option<Here>) {
     (found, here)
 }
 
-/// A node answers, and does not say more without a token.
-struct WantsToken;
+/// Why it is not known which node answers.
+enum Unasked {
+    /// It does not say more without a token.
+    WantsToken,
+    /// There is a token that does not go there.
+    KeepsToken,
+}
 
-async fn ask(address: SocketAddr) -> Result<Option<Here>, WantsToken> {
+async fn ask(address: SocketAddr) -> Result<Option<Here>, Unasked> {
     if address.port() == 0 {
         return Ok(None);
     }
     let Ok(endpoints) = Endpoints::one(&reached(address).to_string()) else { return Ok(None) };
-    let Ok(mut client) = endpoints.connect().await else { return Ok(None) };
+    let mut client = match endpoints.connect().await {
+        Ok(client) => client,
+        Err(CliError::Usage(_)) => return Err(Unasked::KeepsToken),
+        Err(_) => return Ok(None),
+    };
     let request = pb::StatusRequest { whole: true };
     match client.status(request).await {
         Ok(answer) => Ok(Some(Here { client, status: answer.into_inner() })),
-        Err(status) if status.code() == tonic::Code::Unauthenticated => Err(WantsToken),
+        Err(status) if status.code() == tonic::Code::Unauthenticated => Err(Unasked::WantsToken),
         Err(_) => Ok(None),
     }
 }
