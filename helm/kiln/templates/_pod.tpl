@@ -192,6 +192,13 @@ volumeMounts:
 {{ toJson .own.preStop }}
 {{- else if and (eq .component "agents") (ne .own.storage.type "hostPath") -}}
 {{- $within := max 0 (sub (int .own.terminationGracePeriodSeconds) 30) -}}
-["kiln", "cluster", "leave", "--force", "--within", "{{ $within }}s"]
+{{- $config := mergeOverwrite (deepCopy .root.Values.config) (deepCopy .own.config) -}}
+{{- $command := list "kiln" "cluster" "leave" "--force" "--within" (printf "%ds" $within) -}}
+{{- /* Where a token is needed, the node's own user needs none at its socket for this. */ -}}
+{{- if dig "access" "required" false $config -}}
+{{- $socket := ternary "/run/kiln/kiln.sock" (dig "socket" "/var/lib/kiln/kiln.sock" $config) .own.socket.enabled -}}
+{{- $command = concat $command (list "--endpoint" (printf "unix:%s" $socket)) -}}
+{{- end -}}
+{{ toJson $command }}
 {{- end }}
 {{- end }}
