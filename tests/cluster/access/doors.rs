@@ -39,6 +39,8 @@ async fn nobody_unknown_is_served_at_any_door_and_a_reader_changes_nothing() {
     for words in [&["AUTH", "x"][..], &["AUTH", "default", "x"], &["AUTH", "team", &never_made]] {
         assert!(text(redis.command(words).await).starts_with("WRONGPASS"), "{words:?}");
     }
+    let told = refused(node, "resp", "no_credential").await;
+    assert!(told >= 5.0, "{told}: those are counted, too");
     for page in ["/api/v1/state", "/api/v1/events", "/api/v1/artifacts/00"] {
         assert_eq!(crate::harness::http(node, page).await.0, 401, "{page}");
     }
@@ -50,6 +52,10 @@ async fn nobody_unknown_is_served_at_any_door_and_a_reader_changes_nothing() {
     let admin = token(node, None, &["--role", "admin"]).await;
     let (exit, told) = kiln(&socket(node), None, &["token", "list"]).await;
     assert_eq!((exit, &told["error"]["code"]), (Some(22), &Value::from("A001")), "{told}");
+    // What its pod needs it may: to ask how it is, and to leave. A probe says nothing.
+    assert_eq!(kiln(&socket(node), None, &["status"]).await.0, Some(0));
+    let (exit, told) = kiln(&grpc(node), None, &["status", "--probe"]).await;
+    assert_eq!((exit, &told["answers"]), (Some(0), &Value::from(true)), "{told}");
     let reader = token(node, Some(&admin), &["--role", "read", "--namespace", "*"]).await;
     let mut writes = 0;
     for method in &all {

@@ -18,6 +18,12 @@ async fn a_token_that_was_revoked_or_has_expired_is_refused_on_every_node() {
         assert_eq!(text(redis.command(["AUTH", &stolen]).await), "OK");
         sessions.push(redis);
     }
+    let free = value::manifest("default", b"free", Digest::of(b"free"), 4, 0.0).key;
+    let free = pb::LeaseRequest { key: bytes_of(&free), deadline_ms: 60_000 };
+    let mut holder = client(&cluster.nodes[1], Some(&stolen));
+    let mut lease = holder.lease(free).await.unwrap().into_inner();
+    let granted = lease.message().await.unwrap().unwrap().event;
+    assert!(matches!(granted, Some(pb::lease_event::Event::Granted(_))), "{granted:?}");
     let revoke = ["token", "revoke", id_of(&stolen)];
     let (code, told) = kiln(&grpc(&cluster.nodes[1]), Some(&admin), &revoke).await;
     assert_eq!((code, &told["changed"]), (Some(0), &Value::from(true)), "{told}");
@@ -33,6 +39,8 @@ async fn a_token_that_was_revoked_or_has_expired_is_refused_on_every_node() {
         assert!(told.starts_with("NOAUTH") && told.contains("revoked"), "{told}");
         assert!(text(redis.command(["GET", "a"]).await).starts_with("NOAUTH"));
     }
+    // Nor does it keep a key from others.
+    assert_denied(&lease.message().await.unwrap_err(), "A001");
     let words = ["--role", "read", "--namespace", "*", "--expires", "1ms"];
     let expired = token(&cluster.nodes[2], Some(&admin), &words).await;
     for node in &cluster.nodes {
