@@ -134,9 +134,7 @@ def _token(env: Mapping[str, str]) -> str | None:
     if file:
         try:
             if Path(file).stat().st_mode & 0o004:
-                report.once(
-                    "token file", "every user of this machine can read %s: chmod 600", file
-                )
+                report.once("token file", "every user of this machine can read %s: chmod 600", file)
             text = Path(file).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             report.once("token", "KILN_TOKEN_FILE cannot be read: Kiln is off: %s", error)
