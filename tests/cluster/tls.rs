@@ -137,12 +137,14 @@ async fn a_client_cannot_send_a_peers_command() {
     let told = [("door", "grpc"), ("why", "clients_port")];
     assert_eq!(metric(node, "kiln_access_refused_total", &told).await, counted);
     // And it is in the audit log, by its name.
-    eventually("the line", async || {
-        let log = std::fs::read_dir(node.data().join("audit/refused")).ok()?;
-        let files = log.filter_map(|file| std::fs::read_to_string(file.ok()?.path()).ok());
-        files.collect::<String>().contains("\"event\":\"denied\"").then_some(())
-    })
-    .await;
+    eventually("the line", async || refusals(node).contains("\"event\":\"denied\"").then_some(()))
+        .await;
+}
+
+/// What the audit log of `node` has of callers that were refused.
+fn refusals(node: &TestNode) -> String {
+    let files = std::fs::read_dir(node.data().join("audit/refused")).into_iter().flatten();
+    files.filter_map(|file| std::fs::read_to_string(file.ok()?.path()).ok()).collect()
 }
 
 /// From plain text to TLS while values are written; then those who are no members.
@@ -417,13 +419,11 @@ async fn a_certificate_does_not_outlive_its_node() {
     .await;
     for gone in [ids[2], ids[1]] {
         eventually("the refusal in the audit log", async || {
-            let log = asked.data().join("audit");
-            let lines: String = std::fs::read_dir(log)
-                .unwrap()
-                .map(|file| std::fs::read_to_string(file.unwrap().path()).unwrap())
-                .collect();
             let who = format!("\"who\":\"node {gone}\"");
-            lines.lines().any(|l| l.contains("\"denied\"") && l.contains(&who)).then_some(())
+            refusals(asked)
+                .lines()
+                .any(|l| l.contains("\"denied\"") && l.contains(&who))
+                .then_some(())
         })
         .await;
     }
