@@ -404,6 +404,20 @@ impl Program {
         self.outputs.len().saturating_sub(self.updates.len())
     }
 
+    /// The first updated input that is of another type or shape than what is left in it.
+    pub(crate) fn misfit(&self) -> Option<usize> {
+        let left = self.outputs.iter().skip(self.returned());
+        let mut pairs = self.updates.iter().zip(left);
+        let fits = |input: usize, left: ValueId| {
+            let own = self.inputs.iter().find(|own| own.position == input);
+            own.is_none_or(|own| {
+                let (own, left) = (self.value(own.value), self.value(left));
+                own.dtype == left.dtype && own.shape == left.shape
+            })
+        };
+        pairs.find(|(input, left)| !fits(**input, **left)).map(|(input, _)| *input)
+    }
+
     /// The value behind an id.
     pub fn value(&self, id: ValueId) -> &Value {
         &self.values[id.0]

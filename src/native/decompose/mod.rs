@@ -57,7 +57,7 @@ use promote::is_supported;
 pub(crate) use shapes::{Symbols, dimension};
 
 /// Most operations of one program; the passes after this one are not linear.
-const MOST_NODES: usize = 50_000;
+pub(crate) const MOST_NODES: usize = 50_000;
 /// Elements between an input's first and last: an exporter's strides span a tensor's storage.
 const FARTHEST: i64 = 1 << 44;
 

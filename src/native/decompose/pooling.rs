@@ -14,7 +14,7 @@ use super::{
     builder::{Arg, Builder},
     convolution::{each, grown, windows},
     one,
-    promote::is_float,
+    promote::{ends, is_float},
     shapes::show,
     unsupported,
 };
@@ -42,6 +42,9 @@ pub(super) fn rule(name: &str) -> Option<Rule> {
     })
 }
 
+/// Most elements of a padded dimension.
+const LONGEST: i128 = 1 << 40;
+
 /// The last dimensions of an image, and how windows lie over them.
 struct Pool {
     sizes: Vec<i64>,
@@ -68,12 +71,17 @@ fn pool(args: &Args<'_>, x: ValueId, spatial: usize) -> Result<Pool, Why> {
             || strides[*i] < 1
             || dilations[*i] < 1
             || pads[*i] < 0
-            || pads[*i] * 2 > sizes[*i]
+            || pads[*i] > sizes[*i] / 2
     };
     if (0..spatial).any(|i| wrong(&i)) {
         return Err(Why::Wrong(format!(
             "windows of {sizes:?} each {strides:?}, padded by {pads:?}"
         )));
+    }
+    let all = sizes.iter().try_fold(1i64, |all, size| all.checked_mul(*size));
+    let given = [&sizes, &strides, &pads, &dilations].into_iter().flatten();
+    if all.is_none() || given.into_iter().any(|number| i128::from(*number) > LONGEST) {
+        return Err(Why::Wrong(format!("windows of {sizes:?} each {strides:?}")));
     }
     let up = args.flag("ceil_mode", false)?;
     let mut beyond = vec![0; spatial];
@@ -84,20 +92,27 @@ fn pool(args: &Args<'_>, x: ValueId, spatial: usize) -> Result<Pool, Why> {
             }
             continue;
         };
-        let reach = dilations[i].saturating_mul(sizes[i] - 1).saturating_add(1);
-        let span = size + 2 * pads[i] - reach;
+        // Wide enough for all that an archive may say.
+        let [size, pad, stride, dilation, length] =
+            [size, pads[i], strides[i], dilations[i], sizes[i]].map(i128::from);
+        let reach = dilation * (length - 1) + 1;
+        let span = size + 2 * pad - reach;
         let mut last = match up {
-            true => (span + strides[i] - 1).div_euclid(strides[i]),
-            false => span.div_euclid(strides[i]),
+            true => (span + stride - 1).div_euclid(stride),
+            false => span.div_euclid(stride),
         };
         // A window starts inside, or in the padding before.
-        if up && last * strides[i] >= size + pads[i] {
+        if up && last * stride >= size + pad {
             last -= 1;
         }
-        if last < 0 {
+        let more = i64::try_from((last * stride - span).max(0));
+        let (false, Ok(more)) = (last < 0 || size + 2 * pad > LONGEST, more) else {
             return Err(Why::Wrong(format!("windows over {reach} of {size} elements")));
+        };
+        if i128::from(more) > LONGEST {
+            return Err(Why::Wrong(format!("windows {more} beyond {size} elements")));
         }
-        beyond[i] = (last * strides[i] - span).max(0);
+        beyond[i] = more;
     }
     Ok(Pool { sizes, strides, pads, dilations, beyond })
 }
@@ -124,23 +139,11 @@ impl Pool {
     }
 }
 
-/// The least number of `dtype`.
-fn least(dtype: DType) -> Number {
-    match dtype {
-        dtype if is_float(dtype) => Number::Float(f64::NEG_INFINITY),
-        DType::U8 | DType::Bool => Number::Int(0),
-        DType::I8 => Number::Int(i8::MIN.into()),
-        DType::I16 => Number::Int(i16::MIN.into()),
-        DType::I32 => Number::Int(i32::MIN.into()),
-        _ => Number::Int(i64::MIN),
-    }
-}
-
 fn max_pool(args: &mut Args<'_>, spatial: usize) -> Outputs {
     let x = args.tensor("self")?;
     let pool = pool(args, x, spatial)?;
     let dtype = args.b.dtype(x);
-    let found = pool.windows(args.b, x, least(dtype))?;
+    let found = pool.windows(args.b, x, ends(dtype).0)?;
     let inner = pool.inner(args.b, found);
     // Where they were, nothing in inference asks.
     Ok(vec![Some(args.b.reduce(Reduction::Max, found, &inner, dtype)?), None])

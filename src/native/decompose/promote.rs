@@ -4,6 +4,8 @@
 
 use kiln_proto::graph::{Argument, DType, Graph};
 
+use super::super::core::Number;
+
 /// What kind of numbers a type has, from the narrowest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Category {
@@ -28,6 +30,23 @@ pub(super) const fn category(dtype: DType) -> Category {
 
 pub(super) const fn is_float(dtype: DType) -> bool {
     matches!(category(dtype), Category::Float)
+}
+
+/// The least and the greatest number of `dtype`; of floats the infinities.
+pub(super) fn ends(dtype: DType) -> (Number, Number) {
+    let (least, greatest) = match dtype {
+        dtype if is_float(dtype) => {
+            return (Number::Float(f64::NEG_INFINITY), Number::Float(f64::INFINITY));
+        }
+        DType::Bool => (0, 1),
+        DType::U8 => (0, u8::MAX.into()),
+        DType::I8 => (i8::MIN.into(), i8::MAX.into()),
+        DType::I16 => (i16::MIN.into(), i16::MAX.into()),
+        DType::U16 => (0, u16::MAX.into()),
+        DType::I32 => (i32::MIN.into(), i32::MAX.into()),
+        _ => (i64::MIN, i64::MAX),
+    };
+    (Number::Int(least), Number::Int(greatest))
 }
 
 /// The type in which PyTorch computes with floats of `dtype`, and of what it
@@ -90,7 +109,7 @@ pub(super) fn two(a: DType, b: DType) -> DType {
 }
 
 /// Functions whose result has the type to which their operands promote.
-const PROMOTING: [&str; 24] = [
+const PROMOTING: [&str; 27] = [
     "add",
     "sub",
     "subtract",
@@ -111,6 +130,9 @@ const PROMOTING: [&str; 24] = [
     "clamp_max",
     "clip",
     "atan2",
+    "arctan2",
+    "hypot",
+    "xlogy",
     "bitwise_and",
     "bitwise_or",
     "bitwise_xor",

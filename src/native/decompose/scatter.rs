@@ -27,7 +27,7 @@ use super::{
     elementwise::held,
     index::{lookup, whole_numbers},
     one,
-    promote::is_float,
+    promote::{ends, is_float},
     shapes::{product, show},
     unsupported,
 };
@@ -80,15 +80,18 @@ impl How {
         }
     }
 
-    /// What combines with anything to that.
+    /// What combines with anything to that, as `dtype` has it.
     fn neutral(self, dtype: DType) -> Number {
-        let (float, int) = match self {
-            Self::Prod => (1.0, 1),
-            Self::Max => (f64::NEG_INFINITY, i64::MIN),
-            Self::Min => (f64::INFINITY, i64::MAX),
-            _ => (0.0, 0),
+        let number = |number: i64| match is_float(dtype) {
+            true => Number::Float(number as f64),
+            false => Number::Int(number),
         };
-        if is_float(dtype) { Number::Float(float) } else { Number::Int(int) }
+        match self {
+            Self::Prod => number(1),
+            Self::Max => ends(dtype).0,
+            Self::Min => ends(dtype).1,
+            _ => number(0),
+        }
     }
 }
 
@@ -240,6 +243,14 @@ fn wrapped(b: &mut Builder, positions: ValueId, size: &Size) -> Result<ValueId, 
     Ok(b.map(Fun::Where, Domain::Int, &args, DType::I64)?)
 }
 
+/// Whether positions are those of elements, of which there are `size`.
+fn within(b: &mut Builder, positions: ValueId, size: &Size) -> Result<ValueId, Why> {
+    let size = Arg::from(Number::Size(size.clone()));
+    let low = b.map(Fun::Ge, Domain::Int, &[positions.into(), 0i64.into()], DType::Bool)?;
+    let high = b.map(Fun::Lt, Domain::Int, &[positions.into(), size], DType::Bool)?;
+    Ok(b.map(Fun::And, Domain::Bool, &[low.into(), high.into()], DType::Bool)?)
+}
+
 fn index_put(args: &mut Args<'_>) -> Outputs {
     let x = args.tensor("self")?;
     let values = args.tensor("values")?;
@@ -285,11 +296,21 @@ fn index_put(args: &mut Args<'_>) -> Outputs {
     let count = product(&places);
     let values = args.b.reshape(values, [std::slice::from_ref(&count), &rest[..]].concat());
     // One number for each place.
-    let (mut at, mut all) = (None, Size::from(1));
+    let (mut at, mut all, mut inside) = (None, Size::from(1), None);
     for (dim, positions) in indexed.iter().rev() {
         let positions = args.b.cast(*positions, DType::I64);
         let positions = args.b.expand(positions, places.clone());
         let own = wrapped(args.b, positions, &size_of(*dim))?;
+        if indexed.len() > 1 {
+            let own = within(args.b, own, &size_of(*dim))?;
+            inside = Some(match inside {
+                None => own,
+                Some(all) => {
+                    let both = [ValueId::into(all), own.into()];
+                    args.b.map(Fun::And, Domain::Bool, &both, DType::Bool)?
+                }
+            });
+        }
         let steps = Arg::from(Number::Size(all.clone()));
         let own = args.b.map(Fun::Mul, Domain::Int, &[own.into(), steps], DType::I64)?;
         at = Some(match at {
@@ -300,7 +321,12 @@ fn index_put(args: &mut Args<'_>) -> Outputs {
         });
         all = &all * &size_of(*dim);
     }
-    let at = at.ok_or("no positions")?;
+    let mut at = at.ok_or("no positions")?;
+    // One that is out of range beside others is no place, though their sum may be one.
+    if let Some(inside) = inside {
+        let choice = [ValueId::into(inside), at.into(), Arg::from(-1i64)];
+        at = args.b.map(Fun::Where, Domain::Int, &choice, DType::I64)?;
+    }
     let at = args.b.reshape(at, vec![count]);
     let order: Vec<usize> = dims.iter().chain(&others).copied().collect();
     let turned = args.b.permute(x, &order);

@@ -111,9 +111,15 @@ pub(super) fn check(program: &Program, inputs: usize) -> Result<(), Failure> {
     if !ascending || !known || program.updates.len() > program.outputs.len() {
         return Err(invalid("what is left in the inputs is not described"));
     }
-    let reads = program.nodes.iter().flat_map(|node| &node.reads);
-    match reads.chain(&program.outputs).find(|read| defined.get(read.0) != Some(&true)) {
-        Some(read) => Err(invalid(format!("value {} is read and never defined", read.0))),
+    let mut reads = program.nodes.iter().flat_map(|node| &node.reads).chain(&program.outputs);
+    if let Some(read) = reads.find(|read| defined.get(read.0) != Some(&true)) {
+        return Err(invalid(format!("value {} is read and never defined", read.0)));
+    }
+    match program.misfit() {
+        Some(input) => {
+            let why = format!("what is left in input {input} has not its type and shape");
+            Err(invalid(why))
+        }
         None => Ok(()),
     }
 }

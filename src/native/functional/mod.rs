@@ -23,7 +23,11 @@ use kiln_proto::{
 };
 
 use self::views::{How, Layouts};
-use super::archive::invalid;
+use super::{
+    archive::invalid,
+    decompose::{MOST_NODES, Symbols},
+    size::Size,
+};
 pub(crate) use in_place::mutates;
 
 /// `graph` without operations in place. `left` has what the exporter itself says that the
@@ -44,6 +48,9 @@ pub(super) fn functional(graph: Graph, left: Vec<(usize, ValueId)>) -> Result<Gr
 }
 
 fn with_updates(mut graph: Graph, mut updates: Vec<(usize, ValueId)>) -> Result<Graph, Failure> {
+    if updates.is_empty() {
+        return Ok(graph);
+    }
     updates.sort_unstable_by_key(|(input, _)| *input);
     for pair in updates.windows(2) {
         if pair[0].0 == pair[1].0 {
@@ -51,22 +58,44 @@ fn with_updates(mut graph: Graph, mut updates: Vec<(usize, ValueId)>) -> Result<
             return Err(invalid(format!("input {name:?} is left with two values")));
         }
     }
-    for (input, value) in updates {
-        let into = &graph.inputs[input];
+    let symbols = Symbols::of(&graph);
+    let sizes = |ty: &TensorType| -> Result<Vec<Size>, Failure> {
+        ty.shape.iter().map(|dim| symbols.size(dim).map_err(invalid)).collect()
+    };
+    for (input, value) in &updates {
+        let into = &graph.inputs[*input];
         let Value { name, ty } = graph.value(into.value);
         if matches!(into.kind, InputKind::Constant(_)) {
             let why = format!("constant {name:?} is written to: make it a buffer");
             return Err(Failure::new(FailureKind::UnsupportedOp, why));
         }
-        let new = &graph.value(value).ty;
-        if new.dtype != ty.dtype || new.shape.len() != ty.shape.len() {
+        let new = &graph.value(*value).ty;
+        if new.dtype != ty.dtype {
             let why = format!("input {name:?} is {}, what is left in it {}", ty.dtype, new.dtype);
             return Err(invalid(why));
         }
+        if new.shape != ty.shape && sizes(new)? != sizes(ty)? {
+            let why = format!("what is left in input {name:?} has another shape than that");
+            return Err(invalid(why));
+        }
+    }
+    for (input, value) in updates {
         graph.updates.push(input);
         graph.outputs.push(value);
     }
     Ok(graph)
+}
+
+/// How many numbers and tensors the arguments of `node` have.
+fn length(node: &Node) -> usize {
+    let of = |argument: &Argument| match argument {
+        Argument::Ints(all) => all.len(),
+        Argument::Sizes(all) => all.len(),
+        Argument::SymInts(all) => all.len(),
+        Argument::Tensors(all) => all.len(),
+        _ => 1,
+    };
+    1 + node.args.iter().map(|(_, argument)| of(argument)).sum::<usize>()
 }
 
 /// How a value lies in another one's memory.
@@ -79,6 +108,10 @@ struct View {
     by: Option<(usize, usize)>,
 }
 
+/// Most that operations in place and views of what they write may come to: operations,
+/// with their arguments and the dimensions of what they give.
+const MOST_MADE: usize = 64 * MOST_NODES;
+
 /// The graph as it is made anew. Values that the exporter has keep their ids.
 struct Writer<'a> {
     old: &'a Graph,
@@ -86,12 +119,16 @@ struct Writer<'a> {
     made: Graph,
     /// By the exporter's value: what it is a view of.
     views: Vec<Option<View>>,
+    /// The value whose memory it lies in.
+    roots: Vec<ValueId>,
     /// What holds its elements now.
     current: Vec<ValueId>,
     /// When that was so: see `writes`.
     seen: Vec<usize>,
     /// By value that is no view: how often it, or a view of it, was written to.
     writes: Vec<usize>,
+    /// How much was made: see [`MOST_MADE`].
+    size: usize,
 }
 
 impl<'a> Writer<'a> {
@@ -103,9 +140,11 @@ impl<'a> Writer<'a> {
             layouts: Layouts::of(old),
             made,
             views: vec![None; count],
+            roots: (0..count).map(ValueId).collect(),
             current: (0..count).map(ValueId).collect(),
             seen: vec![0; count],
             writes: vec![0; count],
+            size: 0,
         }
     }
 
@@ -129,50 +168,75 @@ impl<'a> Writer<'a> {
         Ok((self.made, updates))
     }
 
-    /// The value whose memory `value` lies in.
-    fn root(&self, mut value: ValueId) -> ValueId {
-        while let Some(View { of, .. }) = self.views[value.0] {
-            value = of;
-        }
-        value
+    /// Takes `value` for a view of `of`, taken by `by`, that is as it should be now.
+    fn view(&mut self, value: ValueId, of: ValueId, by: Option<(usize, usize)>) {
+        let root = self.roots[of.0];
+        self.views[value.0] = Some(View { of, by });
+        self.roots[value.0] = root;
+        self.seen[value.0] = self.writes[root.0];
+    }
+
+    /// Whether `value` has to be taken again, from another one.
+    fn is_stale(&self, value: ValueId) -> bool {
+        self.views[value.0].is_some() && self.seen[value.0] != self.writes[self.roots[value.0].0]
     }
 
     /// What holds the elements of `value` now.
     fn read(&mut self, value: ValueId) -> Result<ValueId, Failure> {
-        let writes = self.writes[self.root(value).0];
-        if self.seen[value.0] == writes {
-            return Ok(self.current[value.0]);
+        // Archives come from outside, and views of views may be any depth.
+        let mut wanted = vec![value];
+        while let Some(top) = wanted.last().copied() {
+            let view = self.views[top.0].filter(|_| self.is_stale(top));
+            let Some(View { of, by }) = view else {
+                wanted.pop();
+                continue;
+            };
+            let node = by.map(|(index, _)| &self.old.nodes[index]);
+            let needs = node.into_iter().flat_map(Node::tensors).chain([of]);
+            let stale: Vec<ValueId> = needs.filter(|need| self.is_stale(*need)).collect();
+            if !stale.is_empty() {
+                wanted.extend(stale);
+                self.made_more(0, wanted.len())?;
+                continue;
+            }
+            match node {
+                Some(node) => self.take_again(node)?,
+                None => {
+                    self.current[top.0] = self.current[of.0];
+                    self.seen[top.0] = self.writes[self.roots[top.0].0];
+                }
+            }
+            wanted.pop();
         }
-        let Some(View { of, by }) = self.views[value.0] else {
-            return Ok(self.current[value.0]);
-        };
-        let whole = self.read(of)?;
-        let Some((index, _)) = by else {
-            (self.current[value.0], self.seen[value.0]) = (whole, writes);
-            return Ok(whole);
-        };
-        let node = &self.old.nodes[index];
+        Ok(self.current[value.0])
+    }
+
+    /// Takes a view anew from what it is a view of, which is not stale.
+    fn take_again(&mut self, node: &'a Node) -> Result<(), Failure> {
         if self.layouts.how(node) == How::Unknown {
             return Err(self.unknown(node, "is read after that was written to"));
         }
-        let mut args = Vec::with_capacity(node.args.len());
-        for (name, argument) in &node.args {
-            args.push((
-                name.clone(),
-                match argument {
-                    Argument::Tensor(from) if *from == of => Argument::Tensor(whole),
-                    other => self.argument(other)?,
-                },
-            ));
-        }
+        let dims = |output: &ValueId| 1 + 2 * self.old.value(*output).ty.shape.len();
+        self.made_more(length(node) + node.outputs.iter().map(dims).sum::<usize>(), 0)?;
+        let args = self.arguments(node)?;
         let outputs: Vec<ValueId> =
             node.outputs.iter().map(|output| self.fresh(self.old.value(*output).clone())).collect();
         for (output, new) in node.outputs.iter().zip(&outputs) {
-            (self.current[output.0], self.seen[output.0]) = (*new, writes);
+            self.current[output.0] = *new;
+            self.seen[output.0] = self.writes[self.roots[output.0].0];
         }
         let (name, op) = (node.name.clone(), node.op.clone());
         self.made.nodes.push(Node { name, op, args, outputs });
-        Ok(self.current[value.0])
+        Ok(())
+    }
+
+    /// Counts what is made, and refuses what comes to too much; `more` is made for a moment.
+    fn made_more(&mut self, size: usize, more: usize) -> Result<(), Failure> {
+        self.size += size;
+        match self.size + more > MOST_MADE {
+            true => Err(invalid("operations in place come to too many others through views")),
+            false => Ok(()),
+        }
     }
 
     /// An argument, with what holds the elements of its tensors now.
@@ -196,13 +260,17 @@ impl<'a> Writer<'a> {
     fn copy(&mut self, index: usize) -> Result<(), Failure> {
         let node = &self.old.nodes[index];
         let args = self.arguments(node)?;
-        if self.layouts.how(node) != How::New
-            && let Some(Argument::Tensor(of)) = node.arg("self").or_else(|| node.arg("input"))
-        {
-            let writes = self.writes[self.root(*of).0];
-            for (at, output) in node.outputs.iter().enumerate() {
-                self.views[output.0] = Some(View { of: *of, by: Some((index, at)) });
-                self.seen[output.0] = writes;
+        if self.layouts.how(node) != How::New {
+            // Of several tensors, one of each.
+            let of: Vec<ValueId> = match node.arg("self").or_else(|| node.arg("input")) {
+                Some(Argument::Tensor(of)) => vec![*of; node.outputs.len()],
+                _ => node.tensors().collect(),
+            };
+            if of.len() != node.outputs.len() {
+                return Err(self.unknown(node, "cannot be told"));
+            }
+            for (at, (output, of)) in node.outputs.iter().zip(of).enumerate() {
+                self.view(*output, of, Some((index, at)));
             }
         }
         let (name, op, outputs) = (node.name.clone(), node.op.clone(), node.outputs.clone());
@@ -222,9 +290,8 @@ impl<'a> Writer<'a> {
         let ty = self.old.value(*target).ty.clone();
         let Some(new) = self.in_place(node, args, &ty)? else { return self.copy(index) };
         self.write(*target, new)?;
-        self.views[output.0] = Some(View { of: *target, by: None });
+        self.view(*output, *target, None);
         self.current[output.0] = new;
-        self.seen[output.0] = self.writes[self.root(*target).0];
         Ok(())
     }
 
@@ -237,6 +304,7 @@ impl<'a> Writer<'a> {
                 let node = &self.old.nodes[index];
                 let whole = self.read(of)?;
                 let ty = self.old.value(of).ty.clone();
+                self.made_more(length(node) + 1 + 2 * ty.shape.len(), 0)?;
                 let made = self.layouts.inverse(node, output, &ty, whole, now);
                 now = match made {
                     Some(Some((op, args))) => self.node(&node.name, op, args, ty),

@@ -71,9 +71,11 @@ const SAME: [&str; 9] = [
     "resolve_neg",
 ];
 
+/// The exporter's number of row-major order.
+const CONTIGUOUS: i64 = 1;
+
 /// A view where strides allow one.
-const RESHAPES: [&str; 6] =
-    ["reshape", "flatten", "ravel", "reshape_as", "atleast_1d", "pixel_shuffle"];
+const RESHAPES: [&str; 5] = ["reshape", "flatten", "ravel", "reshape_as", "atleast_1d"];
 
 /// What an operation gives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -109,6 +111,18 @@ impl<'a> Layouts<'a> {
         let Some((from, to)) = self.both(node) else { return How::New };
         let alike = from.dtype == to.dtype && from.shape == to.shape && from.device == to.device;
         match name {
+            // In another order than row-major one: a copy, unless that is how it lies.
+            "contiguous"
+                if !matches!(
+                    node.arg("memory_format"),
+                    None | Some(Argument::None | Argument::Layout(CONTIGUOUS))
+                ) =>
+            {
+                match (alike, from.strides == to.strides) {
+                    (true, false) => How::New,
+                    _ => How::Unknown,
+                }
+            }
             "contiguous" => match (self.is_contiguous(from), self.is_contiguous(to)) {
                 // Of what is not in order a copy is made.
                 (Some(true), _) => How::View,
@@ -116,11 +130,18 @@ impl<'a> Layouts<'a> {
                 _ => How::Unknown,
             },
             "to" if node.arg("copy") == Some(&Argument::Bool(true)) => How::New,
+            // With nothing to drop it is the tensor itself, also where a model is trained.
             "dropout" | "feature_dropout" | "alpha_dropout"
                 if node.arg("train") == Some(&Argument::Bool(true)) =>
             {
-                How::New
+                match node.arg("p") {
+                    Some(Argument::Float(p)) if *p != 0.0 => How::New,
+                    Some(Argument::Int(p)) if *p != 0 => How::New,
+                    _ => How::Unknown,
+                }
             }
+            // A permutation and a copy; of a factor of one there is nothing to do.
+            "pixel_shuffle" | "pixel_unshuffle" if from.shape == to.shape => How::Unknown,
             name if SAME.contains(&name) => match (alike, from.strides == to.strides) {
                 (false, _) => How::New,
                 (true, true) => How::View,

@@ -25,9 +25,10 @@ pub(super) fn histc(args: &mut Args<'_>) -> Outputs {
     let line = flat(args.b, x);
     let b = &mut *args.b;
     let number = b.cast(line, DType::F32);
-    let scale = Arg::from(bins as f64 / (most - least));
     let apart = b.f(Fun::Sub, &[number.into(), least.into()])?;
-    let place = b.f(Fun::Mul, &[apart.into(), scale])?;
+    // In PyTorch's order: rounded otherwise, what lies on a border falls on its other side.
+    let many = b.f(Fun::Mul, &[apart.into(), (bins as f64).into()])?;
+    let place = b.f(Fun::Div, &[many.into(), (most - least).into()])?;
     let place = b.map(Fun::Floor, Domain::Float, &[place.into()], DType::F32)?;
     // The greatest belongs to the last one.
     let place = b.f(Fun::Min, &[place.into(), ((bins - 1) as f64).into()])?;
