@@ -223,7 +223,8 @@ impl Scheduler<'_> {
 }
 
 /// Whether a kernel that writes to an input reads each element of that before it writes it:
-/// by the same thread, once.
+/// by the same thread, and for nothing that is computed after it. A load under a guard is
+/// another one than the same load without.
 fn keeps_what_it_reads(loops: &Loops, group: &Group, fused: &Fused) -> bool {
     group.members.iter().all(|member| {
         let Some(input) = loops.updated(*member) else { return true };
@@ -233,6 +234,14 @@ fn keeps_what_it_reads(loops: &Loops, group: &Group, fused: &Fused) -> bool {
         }
         // Rows are walked several times, some of them by several threads.
         let Space::Map { .. } = group.space else { return false };
+        let later = fused.places.iter().filter(|(other, _)| *other > member);
+        let loads = |id: Id| {
+            let mut parts = loops.exprs.reachable([id]).into_iter();
+            parts.any(|part| matches!(loops.exprs.get(part), Expr::Load { source: of, .. } if *of == source))
+        };
+        if later.into_iter().any(|(_, (_, value))| loads(*value)) {
+            return false;
+        }
         let roots = fused.places.values().map(|(_, value)| *value);
         reads_in_place(loops, roots, input, &fused.places[member].0)
     })

@@ -1,14 +1,14 @@
 //! What a program leaves in its inputs, written there by the kernels themselves.
 //!
-//! Invariant: a temporary that is written to an input reads of inputs that are written to
-//! that one alone, each element where it writes it, and nothing that needs it reads that
-//! input: so that all that reads what was there before can run before it.
-
-use std::collections::BTreeSet;
+//! Invariant: a temporary that is written to an input where it is computed reads of inputs
+//! that are written to that one alone, each element where it writes it, and nothing else reads
+//! that one; any other is written by a copy, which nothing reads and which waits for all
+//! that reads the input.
 
 use kiln_proto::{Failure, FailureKind, graph::Graph};
 
 use crate::{
+    archive::invalid,
     core::Program,
     loops::{Def, Expr, Id, Loops, Source, Temp, row_major},
     schedule::sources,
@@ -17,6 +17,10 @@ use crate::{
 
 /// Finds, or makes, the temporaries that are written to inputs.
 pub(crate) fn place(program: &Program, graph: &Graph, loops: &mut Loops) -> Result<(), Failure> {
+    if let Some(input) = program.misfit() {
+        let name = &graph.value(graph.inputs[input].value).name;
+        return Err(invalid(format!("what is left in input {name:?} has not its type and shape")));
+    }
     let first = program.returned();
     for (at, input) in (first..).zip(&program.updates) {
         let Some(own) = program.inputs.iter().find(|own| own.position == *input) else { continue };
@@ -54,18 +58,10 @@ fn is_direct(program: &Program, loops: &Loops, temp: usize, input: usize) -> boo
             return false;
         }
     }
-    // Later ones that need it, and read the input as it was.
-    let mut after = BTreeSet::from([temp]);
-    for other in temp + 1..loops.temps.len() {
-        let read = sources(loops, other);
-        if read.iter().any(|source| matches!(source, Source::Temp(t) if after.contains(t))) {
-            if read.contains(&Source::Input(input)) {
-                return false;
-            }
-            after.insert(other);
-        }
-    }
-    true
+    // Where others read what was there before, a copy that waits for them all writes it: so
+    // several that are written to never wait for each other.
+    let mut others = (0..loops.temps.len()).filter(|other| *other != temp);
+    others.all(|other| !sources(loops, other).contains(&Source::Input(input)))
 }
 
 /// Whether what `roots` load of `input` is at `place` alone.

@@ -1,8 +1,16 @@
 //! What is left in inputs: where the plan writes it, and which version says so.
 
-use kiln_proto::Target;
+use kiln_proto::{
+    Target,
+    graph::{Argument, DType, ValueId},
+};
 
-use super::{super::lower, fixture, options};
+use super::{
+    super::lower,
+    build::{Program, bytes, floats},
+    emulator::Module,
+    fixture, options,
+};
 use crate::plan::{Arg, Kernel, Memory, PLAIN, Plan, VERSION};
 
 fn plan(name: &str) -> Plan {
@@ -47,4 +55,63 @@ fn a_cache_is_written_where_it_lies() {
     let cache = plan.inputs[4].shape.iter().map(|size| size.known().unwrap()).product::<i64>() * 4;
     let workspace = plan.workspace_bytes.known().unwrap();
     assert!(workspace < cache, "{workspace} bytes of workspace beside a cache of {cache}");
+}
+
+fn tensor(value: ValueId) -> Argument {
+    Argument::Tensor(value)
+}
+
+fn run(program: &Program, inputs: &[&[f32]]) -> Vec<Vec<f64>> {
+    let inputs: Vec<Vec<u8>> = inputs.iter().map(|input| bytes(input, DType::F32)).collect();
+    let outputs = Module::build(&program.compile()).run(&inputs);
+    outputs.iter().map(|output| floats(DType::F32, output)).collect()
+}
+
+/// A load under a guard is another one than that before the write.
+#[test]
+fn what_a_kernel_writes_is_not_read_under_a_guard_as_if_it_were_old() {
+    let mut program = Program::default();
+    let (x, y) = (program.input(DType::F32, &[8], &[1]), program.input(DType::F32, &[8], &[1]));
+    let z = program.input(DType::F32, &[2], &[1]);
+    let both = |a, b| [("self", tensor(a)), ("other", tensor(b))];
+    let new = program.node("aten.add.Tensor", &both(x, y), DType::F32, &[8]);
+    let place = [
+        ("self", tensor(x)),
+        ("src", tensor(z)),
+        ("start", Argument::Int(2)),
+        ("end", Argument::Int(4)),
+    ];
+    let old = program.node("aten.slice_scatter.default", &place, DType::F32, &[8]);
+    let old = program.node("aten.mul.Tensor", &both(old, y), DType::F32, &[8]);
+    let sum = program.node("aten.add.Tensor", &both(old, new), DType::F32, &[8]);
+    program.graph.outputs.extend([sum, old, new]);
+    program.graph.updates.push(0);
+    let (x, y, z) = ([1., 2., 3., 4., 5., 6., 7., 8.], [2f32; 8], [10., 20.]);
+    let found = run(&program, &[&x, &y, &z]);
+    assert_eq!(found[1], [2., 4., 20., 40., 10., 12., 14., 16.]);
+    assert_eq!(found[0], [5., 8., 25., 46., 17., 20., 23., 26.]);
+    assert_eq!(found[2], [3., 4., 5., 6., 7., 8., 9., 10.]);
+}
+
+#[test]
+fn two_updates_whose_old_values_are_read_beside_the_new_ones_do_not_wait_for_each_other() {
+    let mut program = Program::default();
+    let (a, b) =
+        (program.input(DType::F32, &[2, 2], &[2, 1]), program.input(DType::F32, &[2, 2], &[2, 1]));
+    let mut twice = |of| {
+        let args = [("self", tensor(of)), ("other", Argument::Int(2))];
+        program.node("aten.mul.Tensor", &args, DType::F32, &[2, 2])
+    };
+    let (more_a, more_b) = (twice(a), twice(b));
+    let mut product = |x, y| {
+        let args = [("self", tensor(x)), ("mat2", tensor(y))];
+        program.node("aten.mm.default", &args, DType::F32, &[2, 2])
+    };
+    let (first, second) = (product(more_a, b), product(more_b, a));
+    program.graph.outputs.extend([first, second, more_a, more_b]);
+    program.graph.updates.extend([0, 1]);
+    let found = run(&program, &[&[1., 2., 3., 4.], &[5., 6., 7., 8.]]);
+    assert_eq!(found[0], [38., 44., 86., 100.]);
+    assert_eq!(found[1], [46., 68., 62., 92.]);
+    assert_eq!(found[2..], [[2., 4., 6., 8.], [10., 12., 14., 16.]]);
 }
