@@ -8,7 +8,7 @@ use kiln_proto::graph::DType;
 use super::{
     super::{
         Args, Outputs, Why,
-        builder::domain,
+        builder::{Arg, domain},
         index::{flat, lookup},
         one,
         shapes::{product, show},
@@ -17,7 +17,7 @@ use super::{
     How, chosen,
 };
 use crate::{
-    core::{Domain, Fun, Op, ValueId},
+    core::{Domain, Fun, Number, Op, ValueId},
     size::Size,
 };
 
@@ -83,6 +83,9 @@ pub(super) fn masked_scatter(args: &mut Args<'_>) -> Outputs {
     let seen = b.push(Op::CumSum { dim: 0 }, vec![ones], DType::I64, all);
     let from = b.map(Fun::Sub, Domain::Int, &[seen.into(), 1i64.into()], DType::I64)?;
     let from = b.map(Fun::Max, Domain::Int, &[from.into(), 0i64.into()], DType::I64)?;
+    // Where there are fewer than places the last one stands for the rest: none is read behind it.
+    let last = Arg::from(Number::Size(&b.shape(source)[0] - &Size::from(1)));
+    let from = b.map(Fun::Min, Domain::Int, &[from.into(), last], DType::I64)?;
     let taken = lookup(b, source, 0, from, false);
     let taken = b.reshape(taken, shape);
     one(chosen(b, mask, taken.into(), x)?)
