@@ -19,7 +19,7 @@ import pytest
 pytest.importorskip("torch")
 
 import torch
-from test_worker import BLOCK, FIXTURES, PACKAGE, Node, artifact, files_of, frame, job
+from test_worker import BLOCK, FIXTURES, PACKAGE, UNCONFINED, Node, artifact, files_of, frame, job
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -37,7 +37,12 @@ class Forks:
             [python, "-I", "-B", "-c", text, "--fork-server", "60"],
             stdin=subprocess.PIPE,
             cwd=self.folder,
-            env={"TMPDIR": str(self.folder), "LC_ALL": "C", **passed},
+            env={
+                "TMPDIR": str(self.folder),
+                "LC_ALL": "C",
+                "KILN_CONFINE": UNCONFINED,
+                **passed,
+            },
             # As `process_group=0`, which Python 3.10 does not have.
             preexec_fn=os.setpgrp,
         )
