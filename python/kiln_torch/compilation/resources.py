@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .metrics import get_cache_disk_usage, get_compilation_memory_usage
+from .metrics import get_compilation_memory_usage
 from .store import LocalStore
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from .anomalies import Sample
+    from .local_cache import LocalCache
     from .manager import CompilerManager
 
 # Growth with a cause: so much of it as the cache's own growth explains.
@@ -70,7 +71,13 @@ class ResourceTracker:
             usage = shutil.disk_usage(folder if folder is not None else Path.cwd())
         except OSError:
             return 0, 0, 0
-        return get_cache_disk_usage(), usage.free, usage.total
+        cache = self._on_disk()
+        return 0 if cache is None else cache.size(), usage.free, usage.total
+
+    def _on_disk(self) -> LocalCache | None:
+        """Return this manager's folder of entries: the process may have others'."""
+        store = self._manager.tiers.store or self._manager.emergency.set_aside
+        return store.cache if isinstance(store, LocalStore) else None
 
     def get_cpu_utilization(self) -> float:
         """Return the share of all cores' time that was used since the last call, 0 to 1."""
@@ -103,11 +110,11 @@ class ResourceTracker:
 
     def cleanup_corrupted_cache(self) -> tuple[int, int]:
         """Check all entries of ``cache_dir`` and remove those of no use; how many of each."""
-        store = self._manager.tiers.store or self._manager.emergency.set_aside
-        if not isinstance(store, LocalStore):
+        cache = self._on_disk()
+        if cache is None:
             return 0, 0
         try:
-            return store.cache.sweep()
+            return cache.sweep()
         except OSError:
             return 0, 0
 
