@@ -6,6 +6,7 @@ sizes hold, and they are then guards here as well; one without files is none.
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +34,19 @@ class Unsaveable(Exception):
     """It was compiled, but torch cannot save the result."""
 
 
+@contextlib.contextmanager
+def own_keys_off() -> Iterator[None]:
+    """Compile under one key, one lease and one artifact: ours.
+
+    Under torch's own keys it would be serialised, leased and published twice more.
+    """
+    with (
+        torch._inductor.config.patch(fx_graph_remote_cache=False),
+        torch._functorch.config.patch(enable_remote_autograd_cache=False),
+    ):
+        yield
+
+
 def compile_graph(
     gm: fx.GraphModule, example_inputs: Sequence[Any], patches: Mapping[str, Any]
 ) -> Any:
@@ -43,13 +57,7 @@ def compile_graph(
     traced = _as_dynamo_traced(example_inputs)
     known, taken = set(environment.backed_var_to_val), len(environment.guards)
     # Sizes that are symbols belong to Dynamo's shape environment: it takes the guards.
-    # One key, one lease and one artifact for it: under torch's own keys it would be
-    # serialised, leased and published twice more.
-    own_keys_off = (
-        torch._inductor.config.patch(fx_graph_remote_cache=False),
-        torch._functorch.config.patch(enable_remote_autograd_cache=False),
-    )
-    with own_keys_off[0], own_keys_off[1]:
+    with own_keys_off():
         compiled = standalone_compile(
             gm,
             list(example_inputs),

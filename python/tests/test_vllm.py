@@ -45,7 +45,8 @@ def toy(folder: Path, endpoint: str | None, **environment: str) -> dict[str, Any
 def test_the_aot_model_is_restored(cluster: Cluster, tmp_path: Path) -> None:
     first = toy(tmp_path / "a", cluster.nodes[0].endpoint)
     assert first["vllm"]["num_inductor_compiles"] == PIECES, first
-    assert first["stats"]["published"] == 1, first
+    # Each piece is an entry of Inductor's too, for a model with another source.
+    assert first["stats"]["published"] == 1 + PIECES, first
     second = toy(tmp_path / "b", cluster.nodes[2].endpoint)
     assert second["stats"].get("vllm.loaded") == 1, second
     assert second["vllm"]["num_aot_artifacts_loaded"] == 1, second
@@ -108,7 +109,7 @@ def test_two_at_once_compile_once(own_cluster: Cluster, tmp_path: Path) -> None:
 def test_another_source_replaces_the_model(own_cluster: Cluster, tmp_path: Path) -> None:
     """What vLLM finds to be of another source is compiled and published anew."""
     first = toy(tmp_path / "a", own_cluster.nodes[0].endpoint)
-    assert first["stats"]["published"] == 1, first
+    assert first["stats"]["published"] == 1 + PIECES, first
     stale = toy(tmp_path / "b", own_cluster.nodes[1].endpoint, KILN_TEST_STALE="1")
     assert stale["stats"].get("vllm.stale") == 1, stale
     assert stale["vllm"]["num_aot_compiles"] == 1, stale

@@ -34,7 +34,7 @@ from ..client import Client
 from ..graph import Unkeyable
 from ..key import key_of
 from ..manifest import Artifact
-from ..standalone import BINARY, load_binary
+from ..standalone import BINARY, load_binary, own_keys_off
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -117,7 +117,8 @@ class KilnAdaptor(CompilerInterface):
         started = time.monotonic()
         queued = False
         try:
-            compiled, handle = inductor()
+            with own_keys_off():
+                compiled, handle = inductor()
             seconds = time.monotonic() - started
             report.count("vllm.compiled")
             try:
