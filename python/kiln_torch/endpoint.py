@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from . import report, wire
 from .breaker import Breaker
 from .errors import Failed, NotFound, Stale, Unreachable
+from .known_dead import KnownDead
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -30,6 +31,9 @@ _SERVICE = "/kiln.v1.Kiln/"
 # take on a busy machine.
 _HELLO = 3.0
 _IMPORT = 2.0
+# What a client of HTTP/2 says first, with its settings, of which there are none: a node answers
+# with its own.
+_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 # Slowest path on which a large artifact is still worth waiting for.
 _LEAST_BYTES_A_SECOND = 4 << 20
 _PARENT = re.compile("[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
@@ -64,7 +68,7 @@ class Endpoint:
         self._trust = trust
         # All endpoints together may cost `connect` before they are known to be dead.
         self._reach = settings.connect / max(len(settings.endpoints), 1)
-        self._breaker = Breaker(self._hello, self._reach, _IMPORT)
+        self._breaker = Breaker(self._hello, self._reach, _IMPORT, known=KnownDead(address))
         self._channel: Any = None
 
     @property
@@ -176,12 +180,27 @@ class Endpoint:
         report.once(f"endpoint {self.address}", "node %s is left out: %s", self.address, why)
 
     def _connects(self) -> bool:
-        host, _, port = self.address.rpartition(":")
         try:
-            socket.create_connection((host.strip("[]"), int(port)), self._reach).close()
+            self._connection().close()
         except OSError:
             return False
         return True
+
+    def _connection(self) -> socket.socket:
+        host, _, port = self.address.rpartition(":")
+        return socket.create_connection((host.strip("[]"), int(port)), self._reach)
+
+    def _answers(self) -> bool:
+        """Whether it says something: without grpc, whose import costs a second."""
+        try:
+            with self._connection() as connection:
+                if self.address in self._settings.encrypted:
+                    return True
+                connection.settimeout(_HELLO)
+                connection.sendall(_PREFACE)
+                return bool(connection.recv(1))
+        except OSError:
+            return False
 
     def _opened(self) -> Any:
         """A channel that connects when it is used: in TLS where the endpoint is https://."""
@@ -195,8 +214,7 @@ class Endpoint:
 
     def _hello(self, reached: Callable[[], None], loaded: Callable[[], None]) -> bool:
         """Connect, and learn whose signatures count."""
-        # Plain TCP first: a dead address does not even cost the import of grpc.
-        if not self._connects():
+        if not self._answers():
             report.count("endpoint_failures")
             report.once(f"endpoint {self.address}", "node %s cannot be reached", self.address)
             return False

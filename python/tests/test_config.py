@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pytest
 from cluster import eventually
+from kiln_torch import breaker as breaker_module
 from kiln_torch import report
 from kiln_torch.breaker import Breaker
 from kiln_torch.config import Settings, from_env, insecure_token, merge_ranks
+from kiln_torch.known_dead import KnownDead
 from kiln_torch.trust import Trust
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 HEX = "ab" * 32
+HERE = Path(__file__).parent
 
 
 def test_off_unless_told() -> None:
@@ -182,6 +190,57 @@ def test_a_breaker_waits_for_what_is_no_fault_of_the_endpoint() -> None:
     loading.set()
     assert first.result(60)
     waiting.shutdown()
+
+
+def test_what_another_process_found_dead_is_not_waited_for_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But it is asked all the same, and used as soon as it answers."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    go = threading.Event()
+    others = KnownDead("node:1")
+    first = Breaker(lambda *_: go.wait(60), 0.05, 0.05, known=others)
+    assert not first.closed
+    assert others
+    assert not KnownDead("node:2")
+    # As far as it knows it might wait for four minutes.
+    second = Breaker(lambda *_: go.wait(60), 240.0, 240.0, known=KnownDead("node:1"))
+    monkeypatch.setattr(breaker_module, "_BACK", 0.0001)
+    assert not second.closed
+    go.set()
+    wait_until(lambda: second.closed)
+    wait_until(lambda: not others)
+    first.trip()
+    assert others
+    # Long ago, or by a clock that was set back: neither counts.
+    (file,) = (tmp_path / f"kiln-dead-{os.getuid()}").iterdir()
+    for at in (time.time() - 3600, time.time() + 3600):
+        os.utime(file, (at, at))
+        assert not others
+    KnownDead("node:3").tell(dead=True)
+    assert not file.exists()
+
+
+SILENT = """
+import socket, sys
+from kiln_torch.config import Settings
+from kiln_torch.endpoint import Endpoint
+from kiln_torch.trust import Trust
+with socket.socket() as silent:
+    silent.bind(("127.0.0.1", 0))
+    silent.listen()
+    address = "127.0.0.1:%d" % silent.getsockname()[1]
+    settings = Settings(endpoints=(address,), connect=0.05)
+    assert not Endpoint(address, settings, Trust(())).usable
+assert "grpc" not in sys.modules
+"""
+
+
+def test_an_endpoint_that_says_nothing_costs_no_import_of_grpc(tmp_path: Path) -> None:
+    """It connects, for the kernel answers; a node has a first word of its own."""
+    path = os.pathsep.join(filter(None, [str(HERE.parent), os.environ.get("PYTHONPATH")]))
+    environment = {**os.environ, "TMPDIR": str(tmp_path), "PYTHONPATH": path}
+    subprocess.run([sys.executable, "-c", SILENT], check=True, env=environment, timeout=120)
 
 
 def test_ranks_share_unless_told_not_to() -> None:
