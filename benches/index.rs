@@ -78,6 +78,7 @@ async fn members(dir: &Path, size: usize) -> Result<Vec<Member>> {
             log_entries: kiln_cluster::LOG_ENTRIES,
             context: || None,
             dial: None,
+            joining: kiln_cluster::Joining::default(),
         };
         async move {
             let seed = u8::try_from(n)? + 1;

@@ -114,6 +114,9 @@ pub struct StartConfig {
     pub peers: Vec<String>,
     /// Instead: join the cluster that one of these belongs to.
     pub join: Vec<String>,
+    /// File with the token with which this node is let in (`kiln token create --role join`),
+    /// where the cluster asks for one. Read when it joins, and not after. Default: none.
+    pub join_token_file: Option<PathBuf>,
 }
 
 /// Cluster timings.
@@ -138,6 +141,10 @@ pub struct ClusterConfig {
     /// The log of changes is shortened after so many; a node that missed more than half of
     /// them gets a snapshot of the index instead. Default: 20000.
     pub log_entries: u64,
+    /// Whether new nodes need a token to join. Told to a cluster that nobody has told yet;
+    /// after that `kiln cluster joining` says so. Its founders need none, and members none
+    /// to come back. Default: false.
+    pub join_needs_token: bool,
 }
 
 /// L1: verified bytes in sealed memory.
@@ -320,7 +327,7 @@ impl Default for Config {
 
 impl Default for StartConfig {
     fn default() -> Self {
-        Self { expect: 1, peers: Vec::new(), join: Vec::new() }
+        Self { expect: 1, peers: Vec::new(), join: Vec::new(), join_token_file: None }
     }
 }
 
@@ -333,6 +340,7 @@ impl Default for ClusterConfig {
             voter: true,
             lease_ttl: Duration::from_secs(10),
             log_entries: kiln_cluster::LOG_ENTRIES,
+            join_needs_token: false,
         }
     }
 }

@@ -30,6 +30,11 @@ pub const ONLY_HERE: &str = "only_here";
 /// What to do about [`UNAUTHENTICATED`].
 pub const SHOW_A_TOKEN: &str = "ask an admin of the cluster for a token (kiln token create), and \
                                 name its file in KILN_TOKEN_FILE";
+/// What to do about a node that is not let in ([`NOT_ADMITTED`]).
+pub const SHOW_A_JOIN_TOKEN: &str = "ask an admin of the cluster for a join token (kiln token create \
+                                     --role join), and name its file in start.join_token_file";
+/// The kind of the refusal to let a node in.
+pub const NOT_ADMITTED: &str = "not_admitted";
 /// What to do about [`NOT_ALLOWED`].
 pub const ASK_ANOTHER: &str = "ask an admin of the cluster for a token of a larger role, or of \
                                that namespace (kiln token list shows what there is)";

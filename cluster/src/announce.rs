@@ -1,5 +1,5 @@
-//! What a node tells the cluster about itself after each start: where it is, whether
-//! it may vote, and how many voters it was told of.
+//! What a node tells the cluster after each start: where it is, whether it may vote, and
+//! what its settings say of the cluster that nobody has said yet.
 //!
 //! Invariant: a node that abstains has its id only once the cluster knows that it does,
 //! so it never votes; what the settings say later is told at the next start, and only
@@ -11,6 +11,7 @@ use std::{sync::Arc, time::Duration};
 use tokio::time::Instant;
 
 use crate::{
+    admission::Admission,
     bootstrap::{Bootstrap, INTERVAL, resolve},
     command::{Command, NodeFacts},
     error::ClusterError,
@@ -18,6 +19,7 @@ use crate::{
     rpc::{Greeting, OfYou, Unanswered, Write},
     settings::Start,
     store::Owner,
+    versions,
 };
 
 /// Between two tries while there is no leader.
@@ -77,6 +79,29 @@ fn wrong_standing(
         }
         _ => None,
     })
+}
+
+/// Tells a cluster that was not told yet that joining it needs a token, where the settings
+/// say so. Waits until every member reads that.
+pub(crate) async fn announce_need(node: Arc<Bootstrap>, replica: Arc<Replica>) {
+    let mut progress = replica.progress();
+    while node.joining.needs_token && replica.admissions().needs_token.is_none() {
+        if let Ok(me) = node.router.owner()
+            && replica.nodes().contains_key(&me.node)
+            && versions::admit_by_token(&replica.nodes())
+        {
+            let need = Admission::Need { needs_token: true, node: me.node, first: true };
+            match node.router.ask(Write(Command::Admission(need))).await {
+                Ok(_) => return,
+                Err(e) => tracing::debug!(error = %e, "that joining needs a token is not told yet"),
+            }
+        }
+        tokio::select! {
+            changed = progress.changed() => if changed.is_err() { return },
+            () = tokio::time::sleep(RETRY) => {}
+            () = node.stop.cancelled() => return,
+        }
+    }
 }
 
 /// After a restart: tells the cluster where this node is by now, learns from the peers

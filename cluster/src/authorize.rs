@@ -6,6 +6,7 @@
 use kiln_proto::{ArtifactKey, Digest, Manifest, NodeId};
 
 use crate::{
+    admission::Admission,
     command::{Change, Command, NewNode, OrderedWrite, Publication, Revocation},
     error::ClusterError,
     watch::Nodes,
@@ -79,6 +80,11 @@ pub(crate) fn check(nodes: &Nodes, from: NodeId, command: &Command) -> Result<()
             bounded_text(&end.by)
         }
         Command::NoteAudit { node, .. } => own(*node),
+        Command::Admission(Admission::Issue { token, node, .. }) => {
+            own(*node)?;
+            token.check().map_err(ClusterError::Invalid)
+        }
+        Command::Admission(Admission::Need { node, .. }) => own(*node),
         Command::Facts { node, .. }
         | Command::SetVoter { node, .. }
         | Command::OpenSession { node, .. } => own(*node),
@@ -96,6 +102,7 @@ pub(crate) fn check(nodes: &Nodes, from: NodeId, command: &Command) -> Result<()
         | Command::ForgetObject { .. } => Ok(()),
         // The leader's own, by requests of their own.
         Command::Join(_)
+        | Command::Admission(Admission::Admit { .. })
         | Command::Leave(_)
         | Command::SetAway(_)
         | Command::Acquire { .. }

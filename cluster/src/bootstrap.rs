@@ -29,10 +29,11 @@ use crate::{
     error::ClusterError,
     identity::Identity,
     member::Member,
-    peers::{Peers, frame, set_abstains, unframe},
+    peers::{Peers, frame, set_abstains, set_join_token, unframe},
     router::Router,
     rpc::{Answer, Assignment, Greeting, OfYou, Unanswered},
-    settings::Start,
+    secret::Secret,
+    settings::{Joining, Start},
     store::{Owner, Store},
     versions::shares_a_port,
     watch::Watch,
@@ -82,6 +83,7 @@ pub(crate) struct Bootstrap {
     pub key: VerifyingKey,
     /// Whether it may vote.
     pub voter: bool,
+    pub joining: Joining,
     pub patience: Duration,
     pub identity: Mutex<Identity>,
     /// Whether a peer that answered calls this one on the port of its clients.
@@ -161,7 +163,11 @@ impl Bootstrap {
             for (address, _) in members {
                 match self.join_at(address).await {
                     Ok(()) => return Ok(()),
-                    Err(e @ (ClusterError::Invalid(_) | ClusterError::Storage(_))) => {
+                    Err(
+                        e @ (ClusterError::Invalid(_)
+                        | ClusterError::Storage(_)
+                        | ClusterError::NotAdmitted(_)),
+                    ) => {
                         return Err(e);
                     }
                     Err(e) => tracing::debug!(address, error = %e, "could not join yet"),
@@ -310,13 +316,34 @@ impl Bootstrap {
         self.store.clear_founders()
     }
 
+    /// The token with which this node asks to be let in.
+    async fn join_token(&self) -> Result<Option<(u64, Secret)>, ClusterError> {
+        let Some(file) = &self.joining.token_file else { return Ok(None) };
+        let text = tokio::fs::read_to_string(file).await.map_err(|e| {
+            ClusterError::invalid(format!("read the join token {}: {e}", file.display()))
+        })?;
+        // Not repeated: it may be another secret.
+        let token = Secret::read(text.trim()).ok_or_else(|| {
+            ClusterError::invalid(format!(
+                "what {} has is no join token: a token is kiln_ID_SECRET, as kiln token create \
+                 --role join printed it",
+                file.display()
+            ))
+        })?;
+        Ok(Some(token))
+    }
+
     /// Joins the cluster of the member at `address`.
     async fn join_at(&self, address: &str) -> Result<(), ClusterError> {
         let node = self.introduction();
         let candidate = node.candidate;
+        let token = self.join_token().await?;
         let asking = async {
             let mut introduction = tonic::Request::new(frame(&node)?);
             set_abstains(introduction.metadata_mut(), !self.voter);
+            if let Some((id, secret)) = &token {
+                set_join_token(introduction.metadata_mut(), *id, secret);
+            }
             let answer = self.peers.at(address)?.join(introduction).await?;
             unframe::<Answer<Owner>>(answer.get_ref())
         };

@@ -84,7 +84,7 @@ impl Cluster {
         signing: SigningKey,
     ) -> Result<(Self, Routes), ClusterError> {
         let Environment { network, disk, clock } = machine;
-        let Settings { data_dir, start, facts, timings, voter, log_entries, context: _, dial: _ } =
+        let Settings { data_dir, start, facts, timings, voter, log_entries, joining, .. } =
             settings;
         std::fs::create_dir_all(&data_dir)
             .map_err(|e| ClusterError::storage(format!("create {}: {e}", data_dir.display())))?;
@@ -104,8 +104,10 @@ impl Cluster {
             Arc::clone(&replica),
             Arc::clone(&peers),
             timings.clone(),
+            joining.needs_token,
             stop.clone(),
         ));
+        let witness = joining.witness.clone();
         let router =
             Router::new(Arc::clone(&leader), Arc::clone(&peers), timings.clone(), stop.clone());
         let router = Arc::new(router);
@@ -127,6 +129,7 @@ impl Cluster {
             facts,
             key: signing.verifying_key(),
             voter,
+            joining,
             patience: timings.patience,
             identity: Mutex::new(identity),
             shares_a_port: AtomicBool::new(false),
@@ -139,6 +142,7 @@ impl Cluster {
             leader: Arc::clone(&leader),
             router: Arc::clone(&router),
             bootstrap: Arc::clone(&bootstrap),
+            witness,
             store: Arc::clone(&store),
             tasks: tasks.clone(),
             stop: stop.clone(),
@@ -211,6 +215,8 @@ impl Cluster {
         let standing =
             announce::announce_standing(Arc::clone(bootstrap), replica(), self.start.clone());
         let standing = self.tasks.spawn(standing);
+        let needs = announce::announce_need(Arc::clone(bootstrap), replica());
+        let needs = self.tasks.spawn(needs);
         if resumed {
             let peers = self.start.peers().to_vec();
             let address = announce::announce_address(Arc::clone(bootstrap), replica(), peers);
@@ -220,7 +226,8 @@ impl Cluster {
             self.wait_until_registered(me).await?;
             // What an operator sets after this call is not undone by this node's settings.
             // Without a leader the settings are told later.
-            drop(tokio::time::timeout(self.timings.patience, standing).await);
+            let told = futures::future::join(standing, needs);
+            drop(tokio::time::timeout(self.timings.patience, told).await);
         }
         Ok(NodeIdentity::new(me, self.signing.clone()))
     }

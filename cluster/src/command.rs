@@ -9,6 +9,7 @@ use kiln_proto::{ArtifactKey, Digest, Failure, Fingerprint, NodeId, SignedManife
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    admission::{Admission, NotAdmitted},
     tokens::{AuditHead, NewToken, TokenEnd},
     versions,
     wanted::Wanted,
@@ -163,6 +164,8 @@ pub(crate) enum Command {
     RevokeToken { id: u64, end: TokenEnd },
     /// How far a node's audit log has come. The leader writes the time.
     NoteAudit { node: NodeId, head: AuditHead },
+    /// What joining takes, and who is let in by it.
+    Admission(Admission),
 }
 
 /// A signer that is revoked.
@@ -259,6 +262,8 @@ pub(crate) enum Response {
     NoPiece(ArtifactKey),
     /// How many artifacts went.
     Removed(u64),
+    /// The candidate is not let in.
+    NotAdmitted(NotAdmitted),
 }
 
 impl fmt::Display for Command {
@@ -331,6 +336,7 @@ impl fmt::Display for Command {
             Self::NoteAudit { node, head } => {
                 write!(f, "audit log of {node} at {}", head.sequence)
             }
+            Self::Admission(change) => change.fmt(f),
             Self::Want(w) => write!(f, "want {} pieces of {}", w.pieces.len(), w.whole.short()),
         }
     }

@@ -3,6 +3,8 @@
 use kiln_proto::ArtifactKey;
 use serde::{Deserialize, Serialize};
 
+use crate::admission::NotAdmitted;
+
 /// The outcome of anything asked of the cluster, when it is not the wanted one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 pub enum ClusterError {
@@ -25,6 +27,9 @@ pub enum ClusterError {
     /// pack that the whole was made with: compile it again, and stitch again.
     #[error("piece {0} has no artifact of the pack that the whole was made with")]
     NoPiece(ArtifactKey),
+    /// This disk is not let into the cluster: show another join token.
+    #[error("not let in: {0}")]
+    NotAdmitted(NotAdmitted),
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "made for map_err, which gives the error away")]

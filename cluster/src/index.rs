@@ -5,6 +5,7 @@
 //! costs an acquire.
 
 mod acquire;
+mod admission;
 mod objects;
 mod pieces;
 mod tokens;

@@ -39,6 +39,8 @@ pub(crate) struct Leader {
     pub replica: Arc<Replica>,
     pub peers: Arc<Peers>,
     pub timings: Timings,
+    /// Whether joining needs a token while nobody has told the cluster.
+    pub join_needs_token: bool,
     /// Keys with an acquire proposed by this leader and not yet applied: one is enough.
     proposing: Mutex<HashSet<ArtifactKey>>,
     /// Held while it is judged whether a node may leave, and until it did.
@@ -70,6 +72,7 @@ impl Leader {
         replica: Arc<Replica>,
         peers: Arc<Peers>,
         timings: Timings,
+        join_needs_token: bool,
         stop: CancellationToken,
     ) -> Self {
         Self {
@@ -77,6 +80,7 @@ impl Leader {
             replica,
             peers,
             timings,
+            join_needs_token,
             proposing: Mutex::default(),
             removing: tokio::sync::Mutex::default(),
             counting_since: Mutex::new(None),

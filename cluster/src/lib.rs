@@ -1,8 +1,8 @@
 //! The replicated index: which artifact answers which key, and who may compile.
 //!
 //! Knows keys and manifests, never artifact bytes. Read in this order, each file using
-//! only those before it: `wanted` (what a compile in pieces asks for), `command` (what can
-//! change), `state` (what it means), `store` (where it is kept), `replica` (what is read
+//! only those before it: `wanted` (what a compile in pieces asks for), `tokens` and
+//! `admission` (who may ask, and who may join), `command` (what can change), `state` (what it means), `store` (where it is kept), `replica` (what is read
 //! here), `rpc` and `peers` (what nodes ask each other), `member` (Raft's handle, who
 //! leads), `leader` and `membership` (what a leader does), `versions`, `requests` and `router` (how a
 //! request gets there), `leases` (time), `writes` and `writer` (order), `bootstrap` and
@@ -12,6 +12,7 @@
 //!
 //! Invariant: all mutation is a command in Raft's log, applied in one place.
 
+pub mod admission;
 mod announce;
 mod append;
 mod authorize;
@@ -44,6 +45,7 @@ mod replica;
 mod requests;
 mod router;
 mod rpc;
+mod secret;
 mod service;
 mod settings;
 #[cfg(test)]
@@ -70,7 +72,7 @@ pub use crate::{
     figures::Figures,
     index::Index,
     leases::{Acquired, Lease, Tried},
-    settings::{LOG_ENTRIES, Settings, Start, Timings},
+    settings::{Joining, LOG_ENTRIES, Settings, Start, Timings},
     status::{ClusterStatus, NodeStatus, Role},
     transport::{Dial, Dialing, Io, channel},
     wanted::{Wanted, WantedPiece},

@@ -22,11 +22,13 @@ use tonic::{
 };
 
 use crate::{
+    admission::NotAdmitted,
     codec,
     command::Candidate,
     error::ClusterError,
     pb::{Frame, peer_client::PeerClient},
     rpc::{Assignment, Greeting, OfYou},
+    secret::Secret,
     store::Owner,
     transport::{Connect, Transport},
 };
@@ -44,6 +46,8 @@ const FROM: &str = "kiln-from";
 const ABSTAINS: &str = "kiln-abstains";
 /// What the node that is asked has of the one that asks.
 const OF_YOU: &str = "kiln-of-you";
+/// The token with which a candidate asks to be let in.
+const JOIN_TOKEN: &str = "kiln-join-token";
 
 /// The client of one node.
 pub(crate) type Client = PeerClient<Transport>;
@@ -161,6 +165,24 @@ pub(crate) fn set_abstains(metadata: &mut MetadataMap, abstains: bool) {
 /// Whether who introduces itself with `metadata` abstains.
 pub(crate) fn abstains(metadata: &MetadataMap) -> bool {
     metadata.get(ABSTAINS).is_some_and(|value| value == "true")
+}
+
+/// Shows a token in the metadata of an introduction.
+pub(crate) fn set_join_token(metadata: &mut MetadataMap, id: u64, secret: &Secret) {
+    // Hexadecimal digits are a header's value in any case.
+    if let Ok(mut value) = secret.token(id).parse::<MetadataValue<Ascii>>() {
+        value.set_sensitive(true);
+        metadata.insert(JOIN_TOKEN, value);
+    }
+}
+
+/// The token that is shown in `metadata`.
+pub(crate) fn join_token(metadata: &MetadataMap) -> Result<Option<(u64, Secret)>, NotAdmitted> {
+    let mut shown = metadata.get_all(JOIN_TOKEN).iter();
+    let Some(value) = shown.next() else { return Ok(None) };
+    // Two of them: whichever is meant, neither is taken.
+    let one = value.to_str().ok().filter(|_| shown.next().is_none());
+    one.and_then(Secret::read).map(Some).ok_or(NotAdmitted::Malformed)
 }
 
 /// Says in the metadata of a greeting what is known of the node that asks.

@@ -9,6 +9,7 @@ use semver::Version;
 use tokio::{sync::broadcast, time::Instant};
 
 use crate::{
+    admission::Admissions,
     blocking, codec,
     deadlines::Deadlines,
     entry::{Entry, PackState, Usage},
@@ -225,6 +226,11 @@ impl Replica {
     /// All tokens of clients by id.
     pub(crate) fn tokens(&self) -> Arc<Tokens> {
         self.watch.tokens()
+    }
+
+    /// What joining takes.
+    pub(crate) fn admissions(&self) -> Arc<Admissions> {
+        self.watch.admissions()
     }
 
     /// The lists of wanted pieces, the oldest first.

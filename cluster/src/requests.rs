@@ -9,15 +9,16 @@ use tokio::time::Instant;
 use tonic::Status;
 
 use crate::{
+    admission::{Admission, NotAdmitted, Word},
     authorize,
-    command::{Candidate, Command, Response, Revocation},
+    command::{Candidate, Command, NewNode, Response, Revocation},
     error::ClusterError,
     leader::Leader,
     membership,
     pb::Frame,
     peers::frame,
     rpc::{
-        Add, Answer, Ask, Fail, Failed, Join, Outcome, ReadIndex, Remove, Renew, Request,
+        Add, Admit, Answer, Ask, Fail, Failed, Join, Outcome, ReadIndex, Remove, Renew, Request,
         TryAcquire, Unanswered, Write, Written,
     },
     store::Owner,
@@ -63,6 +64,7 @@ pub(crate) async fn serve(
         Request::Add(request) => frame(&answer(leader, from, request).await),
         Request::Remove(request) => frame(&answer(leader, from, request).await),
         Request::TryAcquire(request) => frame(&answer(leader, from, request).await),
+        Request::Admit(request) => frame(&answer(leader, from, request).await),
     }
 }
 
@@ -84,6 +86,7 @@ impl Lead for Write {
         | Command::Revoke(Revocation { at_unix_ms, .. })
         | Command::IssueToken { at_unix_ms, .. }
         | Command::RevokeToken { end: TokenEnd { at_unix_ms, .. }, .. }
+        | Command::Admission(Admission::Issue { at_unix_ms, .. })
         | Command::NoteAudit { head: AuditHead { at_unix_ms, .. }, .. } = &mut self.0
         {
             *at_unix_ms = leader.replica.deadlines().now_unix_ms();
@@ -167,18 +170,34 @@ impl Lead for ReadIndex {
 }
 
 impl Lead for Join {
-    /// Registers a candidate. Only a node that follows is given a vote, and it cannot
-    /// follow before it has its id: so the cluster learns first that it abstains. Two
-    /// commands that members of every version read, rather than one that some do not.
     async fn lead(self, leader: &Leader, _: NodeId) -> Answer<Owner> {
+        self.admit(leader, None).await
+    }
+}
+
+impl Lead for Admit {
+    async fn lead(self, leader: &Leader, _: NodeId) -> Answer<Owner> {
+        self.join.admit(leader, Some(self.by)).await
+    }
+}
+
+impl Join {
+    /// Registers a candidate, by the word of somebody where joining needs one. Only a node
+    /// that follows is given a vote, and it cannot follow before it has its id: so the
+    /// cluster learns first that it abstains. Two commands that members of every version
+    /// read, rather than one that some do not.
+    async fn admit(self, leader: &Leader, by: Option<Word>) -> Answer<Owner> {
         authorize::check_node(&self.node)?;
         versions::admit(leader.replica.needs().as_ref(), &self.node.facts)?;
         let me = leader.member.running()?.owner;
         if leader.replica.counters().is_none() {
             return Err(ClusterError::unavailable("the cluster is being founded").into());
         }
-        let node = match leader.propose(Command::Join(self.node)).await?.response {
+        let command = command_of(leader, self.node, by)?;
+        versions::check(&leader.replica.nodes(), &command)?;
+        let node = match leader.propose(command).await?.response {
             Response::Node(node) => node,
+            Response::NotAdmitted(why) => return Err(ClusterError::NotAdmitted(why).into()),
             Response::NotFounded => {
                 return Err(ClusterError::unavailable("the cluster is not founded yet").into());
             }
@@ -191,6 +210,28 @@ impl Lead for Join {
         leader.housekeeping.notify_one();
         Ok(Owner { node, ..me })
     }
+}
+
+/// How `node` is let in. Who would be refused by the log is refused here: what anybody can
+/// send makes no entries of it.
+fn command_of(leader: &Leader, node: NewNode, by: Option<Word>) -> Result<Command, ClusterError> {
+    let admissions = leader.replica.admissions();
+    let nodes = leader.replica.nodes();
+    if !admissions.needs_token.unwrap_or(leader.join_needs_token)
+        || nodes.values().any(|known| known.candidate == node.candidate)
+    {
+        return Ok(Command::Join(node));
+    }
+    let at_unix_ms = leader.replica.deadlines().now_unix_ms();
+    let allowed = match by {
+        None => Err(NotAdmitted::NoToken),
+        Some(Word::Admin) => Ok(Word::Admin),
+        Some(by @ Word::Token { id, digest }) => {
+            admissions.judge(id, &digest, at_unix_ms).map(|()| by)
+        }
+    };
+    let by = allowed.map_err(ClusterError::NotAdmitted)?;
+    Ok(Command::Admission(Admission::Admit { node, by, at_unix_ms }))
 }
 
 impl Lead for Add {
@@ -206,8 +247,9 @@ impl Lead for Add {
             None => {}
         }
         let candidate = greeting.node.candidate;
-        let owner =
-            Join { node: greeting.node, abstains: greeting.abstains }.lead(leader, from).await?;
+        let join = Join { node: greeting.node, abstains: greeting.abstains };
+        // An admin asked for it, by its address.
+        let owner = Admit { join, by: Word::Admin }.lead(leader, from).await?;
         leader.peers.assign(&self.0, candidate, owner, leader.timings.patience).await?;
         Ok(owner)
     }

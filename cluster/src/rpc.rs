@@ -9,6 +9,7 @@ use kiln_proto::{ArtifactKey, Failure, NodeId, Token};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
+    admission::Word,
     command::{Candidate, Command, NewNode, Response},
     entry::Entry,
     error::ClusterError,
@@ -88,6 +89,7 @@ requests! {
     Add => Owner,
     Remove => (),
     TryAcquire => Option<Outcome>,
+    Admit => Owner,
 }
 
 /// Propose a command, once it is found valid.
@@ -133,6 +135,13 @@ pub(crate) struct Join {
     pub node: NewNode,
     /// It asks for no vote.
     pub abstains: bool,
+}
+
+/// [`Join`] by the word of whoever made a token.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Admit {
+    pub join: Join,
+    pub by: Word,
 }
 
 /// Admit the candidate at an address.

@@ -14,21 +14,23 @@ use tonic::{Request, Response, Status, Streaming};
 use tracing::Instrument;
 
 use crate::{
+    admission::{Candidacy, NotAdmitted, Witness, Word},
     append::is_gapless,
     bootstrap::Bootstrap,
-    caller,
+    caller::{self, Caller},
     command::{Candidate, Command, NewNode},
-    error::io_error,
+    error::{ClusterError, io_error},
     finish::finish,
     leader::Leader,
     member::{Member, Running},
     pb::{Frame, peer_server::Peer},
-    peers::{abstains, check_target, frame, sender, set_abstains, set_of_you, unframe},
+    peers::{abstains, check_target, frame, join_token, sender, set_abstains, set_of_you, unframe},
     raft::{SnapshotMeta, Types, Vote},
     requests,
     router::Router,
-    rpc::{Acquire, Answer, Join, Outcome, Progress, Unanswered},
-    store::{SnapshotData, Staging, Store},
+    rpc::{Acquire, Admit, Answer, Join, Outcome, Progress, Unanswered},
+    store::{Owner, SnapshotData, Staging, Store},
+    versions,
 };
 
 /// Longest wait that an acquire may ask for.
@@ -40,6 +42,8 @@ pub(crate) struct Service {
     pub leader: Arc<Leader>,
     pub router: Arc<Router>,
     pub bootstrap: Arc<Bootstrap>,
+    /// Is told of candidates.
+    pub witness: Option<Witness>,
     pub store: Arc<Store>,
     pub tasks: TaskTracker,
     pub stop: CancellationToken,
@@ -73,6 +77,19 @@ impl Service {
         // Nobody is registered before the first command.
         let known = |id: &NodeId| nodes.is_empty() || nodes.get(id).is_some_and(|n| !n.left);
         from.filter(known).ok_or_else(|| Status::permission_denied("not from a member"))
+    }
+}
+
+impl Service {
+    /// Tells of a candidate that was judged.
+    fn tell(&self, candidacy: &Candidacy) {
+        if let Err(why) = candidacy.outcome {
+            metrics::counter!("kiln_refused_peers_total", "why" => NotAdmitted::why(why))
+                .increment(1);
+        }
+        if let Some(Witness(witness)) = &self.witness {
+            witness(candidacy);
+        }
     }
 }
 
@@ -176,9 +193,33 @@ impl Peer for Service {
     async fn join(&self, request: Request<Frame>) -> Reply {
         let node: NewNode = unframe(request.get_ref())?;
         caller::check_candidate(request.extensions(), &node, &self.leader.replica.nodes())?;
-        let abstains = abstains(request.metadata());
-        let joined = self.router.ask(Join { node, abstains }).await;
-        reply(&joined.map_err(Unanswered::Refused))
+        let join = Join { node, abstains: abstains(request.metadata()) };
+        let from = request.extensions().get::<Caller>().and_then(|caller| caller.from);
+        let address = join.node.facts.members().to_owned();
+        let (token, joined) = match join_token(request.metadata()) {
+            Err(why) => (None, Err(ClusterError::NotAdmitted(why))),
+            Ok(None) => (None, self.router.ask(join).await),
+            Ok(Some((id, secret))) => {
+                // A leader of an earlier version knows no tokens, and asks for none.
+                let joined = match versions::admit_by_token(&self.leader.replica.nodes()) {
+                    true => {
+                        let by = Word::Token { id, digest: secret.digest() };
+                        self.router.ask(Admit { join, by }).await
+                    }
+                    false => self.router.ask(join).await,
+                };
+                (Some(id), joined)
+            }
+        };
+        let outcome = match &joined {
+            Ok(owner) => Some(Ok(owner.node)),
+            Err(ClusterError::NotAdmitted(why)) => Some(Err(*why)),
+            Err(_) => None,
+        };
+        if let Some(outcome) = outcome {
+            self.tell(&Candidacy { from, address, token, outcome });
+        }
+        reply::<Answer<Owner>>(&joined.map_err(Unanswered::Refused))
     }
 
     async fn ask(&self, request: Request<Frame>) -> Reply {

@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
-use crate::{command::NodeFacts, deadlines::Lifetimes, transport::Dial};
+use crate::{admission::Witness, command::NodeFacts, deadlines::Lifetimes, transport::Dial};
 
 /// Everything that [`crate::Cluster::open`] needs.
 #[derive(Debug, Clone)]
@@ -25,6 +25,19 @@ pub struct Settings {
     pub context: fn() -> Option<String>,
     /// How other members are connected to; `None`: in plain text.
     pub dial: Option<Arc<dyn Dial>>,
+    /// What a new node joins with.
+    pub joining: Joining,
+}
+
+/// What joining takes, of a node that joins and of one that is asked.
+#[derive(Debug, Clone, Default)]
+pub struct Joining {
+    /// File with the token that a new node shows to be let in. Read when it asks.
+    pub token_file: Option<PathBuf>,
+    /// Whether a cluster that was not told yet lets nobody in without a token.
+    pub needs_token: bool,
+    /// Is told of those that ask this node.
+    pub witness: Option<Witness>,
 }
 
 /// Usual [`Settings::log_entries`].

@@ -4,6 +4,7 @@
 //! command and its log index alone, so that state machines at the same applied
 //! index are equal. No clock, no randomness, no I/O but reads of the state.
 
+mod admission;
 mod epochs;
 mod leases;
 mod members;
@@ -102,6 +103,7 @@ pub(crate) fn apply<V: View>(
             tokens::issue(txn, token, node, at_unix_ms, events)
         }
         Command::RevokeToken { id, end } => tokens::revoke(txn, id, end, events),
+        Command::Admission(change) => admission::apply(txn, change, events),
         Command::NoteAudit { node, head } => tokens::note_audit(txn, node, head),
         Command::Report { node, report } => packs::report(txn, node, report),
         Command::Use { hits, at_unix_ms, .. } => uses::count(txn, hits, at_unix_ms),

@@ -8,6 +8,8 @@ use std::fmt;
 use kiln_proto::{NodeId, is_namespace};
 use serde::{Deserialize, Serialize};
 
+pub use crate::secret::Secret;
+
 /// Most tokens that a cluster keeps: all of them are in every node's memory.
 pub const MOST_TOKENS: usize = 4096;
 /// Most patterns of namespaces in one token.

@@ -10,6 +10,7 @@
 use semver::Version;
 
 use crate::{
+    admission::Admission,
     command::{Command, NodeFacts},
     error::ClusterError,
     table::Table,
@@ -25,7 +26,8 @@ pub(crate) fn since(command: &Command) -> Option<Version> {
         | Command::Revoke(_)
         | Command::IssueToken { .. }
         | Command::RevokeToken { .. }
-        | Command::NoteAudit { .. } => Some(Version::new(0, 2, 0)),
+        | Command::NoteAudit { .. }
+        | Command::Admission(_) => Some(Version::new(0, 2, 0)),
         _ => None,
     }
 }
@@ -48,7 +50,8 @@ pub(crate) fn since_table(table: Table) -> Option<Version> {
         | Table::Uses
         | Table::Revocations
         | Table::Tokens
-        | Table::AuditHeads => Some(Version::new(0, 2, 0)),
+        | Table::AuditHeads
+        | Table::Admissions => Some(Version::new(0, 2, 0)),
     }
 }
 
@@ -57,6 +60,12 @@ pub(crate) fn since_table(table: Table) -> Option<Version> {
 pub(crate) fn count_by_key(nodes: &Nodes) -> bool {
     let used = Command::Use { node: 0, hits: Vec::new(), at_unix_ms: 0 };
     check(nodes, &used).is_ok()
+}
+
+/// Whether joining by a token is known to every member.
+pub(crate) fn admit_by_token(nodes: &Nodes) -> bool {
+    let need = Admission::Need { needs_token: true, node: 0, first: true };
+    check(nodes, &Command::Admission(need)).is_ok()
 }
 
 /// Whether the program of `node` reads an index that needs `needs`. `Invalid`: it does not,

@@ -20,6 +20,7 @@ use tokio::sync::{Notify, broadcast, mpsc, watch};
 pub use self::event::IndexEvent;
 use self::lists::Lists;
 use crate::{
+    admission::Admissions,
     command::{Candidate, NodeFacts},
     deadlines::{Deadlines, Grant},
     state::Event,
@@ -86,6 +87,7 @@ pub(crate) struct Watch {
     grants: mpsc::UnboundedSender<Grant>,
     nodes: ArcSwap<Nodes>,
     tokens: ArcSwap<Tokens>,
+    admissions: ArcSwap<Admissions>,
     counters: ArcSwap<Option<Counters>>,
     wanted: Mutex<Lists>,
     /// The live leases; a leader counts their time.
@@ -144,12 +146,13 @@ impl Watch {
             grants,
             nodes: ArcSwap::default(),
             tokens: ArcSwap::default(),
+            admissions: ArcSwap::default(),
             counters: ArcSwap::default(),
             wanted: Mutex::new(Lists::read(view)?),
             deadlines,
         };
         watch.nodes.store(Arc::new(read_nodes(view)?));
-        watch.tokens.store(Arc::new(table::tokens(view)?));
+        watch.read_tokens(view)?;
         watch.counters.store(Arc::new(table::read(view, ())?));
         watch.deadlines.reload(view)?;
         Ok(watch)
@@ -187,6 +190,17 @@ impl Watch {
 
     pub(crate) fn tokens(&self) -> Arc<Tokens> {
         self.tokens.load_full()
+    }
+
+    /// What joining takes.
+    pub(crate) fn admissions(&self) -> Arc<Admissions> {
+        self.admissions.load_full()
+    }
+
+    fn read_tokens(&self, view: &impl View) -> Result<(), StateError> {
+        self.tokens.store(Arc::new(table::tokens(view)?));
+        self.admissions.store(Arc::new(table::admissions(view)?));
+        Ok(())
     }
 
     /// The numbers of the whole cluster; `None` before it is founded.
@@ -241,7 +255,7 @@ impl Watch {
                 }
                 Event::Unwanted { whole } => self.wanted.lock().follow(view, whole)?,
                 Event::TokensChanged => {
-                    self.tokens.store(Arc::new(table::tokens(view)?));
+                    self.read_tokens(view)?;
                     self.send(IndexEvent::TokensChanged);
                 }
                 Event::NodesChanged => {
@@ -271,7 +285,7 @@ impl Watch {
     /// Tells that a snapshot replaced the state.
     pub(crate) fn installed(&self, view: &impl View, index: u64) -> Result<(), StateError> {
         self.nodes.store(Arc::new(read_nodes(view)?));
-        self.tokens.store(Arc::new(table::tokens(view)?));
+        self.read_tokens(view)?;
         self.counters.store(Arc::new(table::read(view, ())?));
         self.deadlines.reload(view)?;
         *self.wanted.lock() = Lists::read(view)?;

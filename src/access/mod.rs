@@ -15,7 +15,6 @@
 mod grant;
 mod limit;
 mod rights;
-mod secret;
 
 use std::{
     sync::{
@@ -25,9 +24,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-pub use kiln_cluster::tokens::Role;
+pub use kiln_cluster::tokens::{Role, Secret};
 use kiln_cluster::{
     Index,
+    admission::NotAdmitted,
     tokens::{TokenInfo, matches},
 };
 
@@ -35,7 +35,6 @@ use self::limit::Limit;
 pub use self::{
     grant::{Grant, Identity},
     rights::{Right, method, name, of_members},
-    secret::Secret,
 };
 use crate::{
     audit::{self, Audit, Event},
@@ -375,6 +374,14 @@ impl Access {
         let why = denied.why();
         metrics::counter!("kiln_access_refused_total", "door" => door, "why" => why).increment(1);
         self.tell_of_refusal(why, door, what, who);
+    }
+
+    /// Counts that a candidate was not let in, and tells of it.
+    pub fn refused_node(&self, why: NotAdmitted, what: &str) {
+        let why = why.why();
+        metrics::counter!("kiln_access_refused_total", "door" => "members", "why" => why)
+            .increment(1);
+        self.tell_of_refusal(why, "members", what, &Identity::Member(None));
     }
 
     /// Logs a refusal unless there are too many: who asks in vain at a door does not fill the

@@ -49,6 +49,7 @@ const KILN: &[(&str, Right, bool)] = &[
     ("Restore", NeedsAll(Admin), false),
     ("RevokeSigner", NeedsAll(Admin), false),
     ("RevokeToken", NeedsAll(Admin), false),
+    ("SetJoining", NeedsAll(Admin), false),
     ("SetVoters", NeedsAll(Admin), false),
     ("Signers", Needs(Read), false),
     ("Status", Needs(Read), true),

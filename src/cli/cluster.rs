@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
 use kiln_proto::pb;
 use tonic::Status;
 
@@ -25,6 +25,7 @@ Examples:
   kiln cluster leave --endpoint http://10.0.0.4:7400
   kiln cluster leave --within 5m
   kiln cluster voters 5
+  kiln cluster joining token
   kiln cluster backup > index.kiln
   kiln cluster restore < index.kiln";
 
@@ -70,11 +71,25 @@ enum Change {
         /// The number.
         number: u64,
     },
+    /// Say what joining the cluster takes, from now on. Members need nothing to come back.
+    Joining {
+        /// What a new node shows.
+        #[arg(value_enum)]
+        takes: Takes,
+    },
     /// Write the index to stdout: every key with its signed manifest. The bytes of
     /// artifacts are not in it: those are in the object tier.
     Backup,
     /// Read a backup from stdin into this cluster. Keys that it has stay as they are.
     Restore,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Takes {
+    /// A token: kiln token create --role join.
+    Token,
+    /// Nothing: whoever reaches the members' port, with a certificate where TLS is required.
+    Nothing,
 }
 
 impl ClusterArgs {
@@ -117,6 +132,17 @@ impl ClusterArgs {
                 let request = pb::SetVotersRequest { voters: number };
                 client.set_voters(request).await.map_err(refused)?;
                 (format!("{number} voters wanted"), serde_json::json!({ "voters": number }))
+            }
+            Change::Joining { takes } => {
+                let needs_token = matches!(takes, Takes::Token);
+                let request = pb::SetJoiningRequest { needs_token };
+                let answer = client.set_joining(request).await.map_err(refused)?;
+                let changed = answer.into_inner().changed;
+                let said =
+                    if needs_token { "joining needs a token" } else { "joining needs no token" };
+                let json =
+                    serde_json::json!({ "join_needs_token": needs_token, "changed": changed });
+                (said.to_owned(), json)
             }
             // Done above: neither is a change of the membership.
             Change::Backup | Change::Restore => return Ok(()),

@@ -3,6 +3,8 @@
 //! Invariant: the one place where errors become exit codes; `EXIT_CODES` is what
 //! the help prints and what a test compares with the mapping.
 
+use kiln::node::NodeError;
+use kiln_cluster::ClusterError;
 use kiln_proto::FailureKind;
 use serde::Serialize;
 use tonic::{Code, Status};
@@ -100,6 +102,18 @@ impl CliError {
         })
     }
 
+    /// Why a node did not start, or ended.
+    pub(crate) fn of_node(error: anyhow::Error) -> Self {
+        match error.downcast_ref::<NodeError>() {
+            Some(NodeError::Cluster(ClusterError::NotAdmitted(why))) => Self::Denied {
+                code: kiln::error::UNAUTHENTICATED.into(),
+                kind: kiln::error::NOT_ADMITTED.into(),
+                message: why.to_string(),
+            },
+            _ => Self::Local(error),
+        }
+    }
+
     /// What a node answered.
     pub(crate) fn from_status(status: &Status) -> Self {
         let text = |name| status.metadata().get(name).and_then(|value| value.to_str().ok());
@@ -193,6 +207,9 @@ impl CliError {
     fn advice(&self) -> Option<&'static str> {
         match self {
             Self::Failed { kind, .. } => advice(kind),
+            Self::Denied { kind, .. } if kind == kiln::error::NOT_ADMITTED => {
+                Some(kiln::error::SHOW_A_JOIN_TOKEN)
+            }
             Self::Denied { code, .. } if code == kiln::error::UNAUTHENTICATED => {
                 Some(kiln::error::SHOW_A_TOKEN)
             }

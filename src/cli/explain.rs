@@ -4,7 +4,9 @@
 //! that are refused; no node is asked.
 
 use clap::Args;
-use kiln::error::{ASK_ANOTHER, NOT_ALLOWED, SHOW_A_TOKEN, UNAUTHENTICATED};
+use kiln::error::{
+    ASK_ANOTHER, NOT_ADMITTED, NOT_ALLOWED, SHOW_A_JOIN_TOKEN, SHOW_A_TOKEN, UNAUTHENTICATED,
+};
 use kiln_proto::{CLASSES, Class, classes, code_meaning};
 use serde::Serialize;
 
@@ -44,7 +46,7 @@ struct ExplainView {
 }
 
 /// Refusals of a caller: no compile failed.
-const DENIED: [ExplainView; 2] = [
+const DENIED: [ExplainView; 3] = [
     ExplainView {
         code: UNAUTHENTICATED,
         kind: "unauthenticated",
@@ -54,6 +56,17 @@ const DENIED: [ExplainView; 2] = [
         advice: SHOW_A_TOKEN,
         tries: "nothing: it is said at once, counted (kiln_access_refused_total) and in the audit \
                 log of the node",
+        in_general: "who asks is not known",
+    },
+    ExplainView {
+        code: UNAUTHENTICATED,
+        kind: NOT_ADMITTED,
+        exit_code: 22,
+        meaning: "this node is not let into the cluster: joining needs a token, and it showed none, \
+                  or one that is unknown, revoked, expired or used up",
+        advice: SHOW_A_JOIN_TOKEN,
+        tries: "nothing: the node ends at once, and the one that it asked counts that \
+                (kiln_access_refused_total) and has it in its audit log",
         in_general: "who asks is not known",
     },
     ExplainView {

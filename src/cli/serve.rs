@@ -167,7 +167,7 @@ impl Serve {
         let served = served.await;
         tracing.end().await;
         signals.abort();
-        Ok(served?)
+        served.map_err(CliError::of_node)
     }
 }
 

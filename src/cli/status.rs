@@ -111,13 +111,15 @@ fn for_people(view: &StatusView) -> String {
 
 /// What is asked of callers.
 fn access_of(access: &AccessView) -> String {
-    let AccessView { required, caller, role, namespaces } = access;
-    match required {
+    let AccessView { required, caller, role, namespaces, join_needs_token } = access;
+    let joining = if *join_needs_token { "\njoining needs a token" } else { "" };
+    let who = match required {
         true => format!("access: required; you are {caller}: {role} in {}", namespaces.join(", ")),
         false => {
             "access: open, whoever reaches the ports may do everything (access.required)".into()
         }
-    }
+    };
+    who + joining
 }
 
 /// Whether a node answers, and since when it does not.

@@ -14,20 +14,26 @@ use serde::Serialize;
 
 use super::{CliError, ClientArgs, confirm::YesArgs, output};
 
+/// What a join token for a number of nodes lives where nothing else is said.
+const JOIN_LIFE: Duration = Duration::from_secs(3600);
+
 const EXAMPLES: &str = "\
 Examples:
   kiln token create --role admin --endpoint unix:/run/kiln/kiln.sock --out admin.token
   kiln token create --role write --namespace team-a --name ci --expires 30d
+  kiln token create --role join --out join.token
+  kiln token create --role join --uses 0 --name fleet --out fleet.token
   kiln token list
   kiln token revoke 4f2a91c07be3d815
 
 The first admin's token is made at the node's socket, by the user that runs the node.
 A token is printed once: keep it in a file, and name that in KILN_TOKEN_FILE.";
 
-/// Make tokens for clients, show them, and end them.
+/// Make tokens for clients and for nodes that join, show them, and end them.
 ///
 /// Where access.required is set, a client says with a token who it is. A token has a role
-/// and namespaces; one that is revoked is refused by every node at once.
+/// and namespaces; one that is revoked is refused by every node at once. A new node joins
+/// with one of role join (start.join_token_file), which opens nothing else.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct TokenArgs {
@@ -41,7 +47,8 @@ pub(crate) struct TokenArgs {
 enum What {
     /// Make a token, and print it: no node keeps it.
     Create {
-        /// What its bearer may do; each role may do what those before it may.
+        /// What its bearer may do; each role may do what those before it may, but join: with
+        /// that one a new node joins the cluster, and nothing else.
         #[arg(long, value_enum)]
         role: RoleArg,
         /// A namespace that it is for, the beginning of some with * behind, or *; again for
@@ -51,7 +58,11 @@ enum What {
         /// For people: what it is for.
         #[arg(long, default_value = "")]
         name: String,
-        /// For how long it is good: 30d, 12h. Without: until it is revoked.
+        /// Of role join: how many nodes it lets in, 1 if not given; 0: any number.
+        #[arg(long, value_name = "N")]
+        uses: Option<u32>,
+        /// For how long it is good: 30d, 12h. Without: until it is revoked; one of role join
+        /// for a number of nodes: an hour, and at most 7d.
         #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
         expires: Option<Duration>,
         /// Write the token to this new file, which others cannot read, and do not print it.
@@ -75,6 +86,7 @@ enum RoleArg {
     Read,
     Write,
     Admin,
+    Join,
 }
 
 impl From<RoleArg> for pb::AccessRole {
@@ -83,6 +95,7 @@ impl From<RoleArg> for pb::AccessRole {
             RoleArg::Read => Self::Read,
             RoleArg::Write => Self::Write,
             RoleArg::Admin => Self::Admin,
+            RoleArg::Join => Self::Join,
         }
     }
 }
@@ -94,6 +107,7 @@ pub(super) fn role_name(role: pb::AccessRole) -> &'static str {
         pb::AccessRole::Read => "read",
         pb::AccessRole::Write => "write",
         pb::AccessRole::Admin => "admin",
+        pb::AccessRole::Join => "join",
     }
 }
 
@@ -110,12 +124,17 @@ struct TokenView {
     name: String,
     role: &'static str,
     namespaces: Vec<String>,
+    /// Of role join: how many nodes it lets in, 0 for any number, and how many it let in.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    uses: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    used: Option<u32>,
     by: String,
     node: u64,
     at_unix_ms: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     expires_unix_ms: Option<u64>,
-    /// good, expired or revoked.
+    /// good, expired, revoked or used (up).
     state: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     revoked_by: Option<String>,
@@ -125,9 +144,11 @@ impl From<pb::TokenStatus> for TokenView {
     fn from(token: pb::TokenStatus) -> Self {
         let expires_unix_ms = Some(token.expires_unix_ms).filter(|end| *end != 0);
         let over = expires_unix_ms.is_some_and(|end| end <= kiln::clock::unix_ms());
+        let joins = token.role() == pb::AccessRole::Join;
         let state = match (&token.revoked, over) {
             (Some(_), _) => "revoked",
             (None, true) => "expired",
+            (None, false) if token.uses != 0 && token.used >= token.uses => "used",
             (None, false) => "good",
         };
         Self {
@@ -135,6 +156,8 @@ impl From<pb::TokenStatus> for TokenView {
             role: role_name(token.role()),
             name: token.name,
             namespaces: token.namespaces,
+            uses: joins.then_some(token.uses),
+            used: joins.then_some(token.used),
             by: token.by,
             node: token.node,
             at_unix_ms: token.at_unix_ms,
@@ -150,9 +173,13 @@ impl TokenArgs {
         let refused = |status| CliError::from_status(&status);
         let json = self.client.json;
         match self.what {
-            What::Create { role, mut namespaces, name, expires, out } => {
+            What::Create { role, mut namespaces, name, uses, expires, out } => {
                 let role = pb::AccessRole::from(role);
-                if namespaces.is_empty() {
+                let joins = role == pb::AccessRole::Join;
+                if uses.is_some() && !joins {
+                    return Err(CliError::Usage("--uses is for --role join".into()));
+                }
+                if namespaces.is_empty() && !joins {
                     if role != pb::AccessRole::Admin {
                         return Err(CliError::Usage(
                             "name what it is for with --namespace; \"*\" is all".into(),
@@ -160,13 +187,15 @@ impl TokenArgs {
                     }
                     namespaces.push("*".into());
                 }
+                let bounded = joins && uses != Some(0);
+                let expires = expires.or(bounded.then_some(JOIN_LIFE));
                 let lifetime_ms = match expires.map(|time| time.as_millis()) {
                     None => 0,
                     Some(0) => return Err(CliError::Usage("it would expire at once".into())),
                     Some(ms) => u64::try_from(ms).unwrap_or(u64::MAX),
                 };
-                let request =
-                    pb::CreateTokenRequest { name, role: role.into(), namespaces, lifetime_ms };
+                let role = role.into();
+                let request = pb::CreateTokenRequest { name, role, namespaces, lifetime_ms, uses };
                 let mut client = self.client.endpoints.connect().await?;
                 // Before there is a token that would be lost.
                 let file = out.map(|path| private(&path).map(|file| (path, file))).transpose()?;
@@ -213,13 +242,14 @@ impl TokenArgs {
                 ))?;
                 for token in &tokens {
                     let expires = token.expires_unix_ms.map_or("-".to_owned(), date);
+                    let namespaces = match (token.used, token.uses) {
+                        (Some(used), Some(0)) => format!("let in {used}"),
+                        (Some(used), Some(uses)) => format!("let in {used} of {uses}"),
+                        _ => token.namespaces.join(","),
+                    };
                     output::line(format_args!(
-                        "{:<18}{:<7}{:<9}{:<24}{expires:<22}{}",
-                        token.id,
-                        token.role,
-                        token.state,
-                        token.namespaces.join(","),
-                        token.name
+                        "{:<18}{:<7}{:<9}{namespaces:<24}{expires:<22}{}",
+                        token.id, token.role, token.state, token.name
                     ))?;
                 }
                 Ok(())

@@ -184,13 +184,15 @@ pub(crate) struct AccessView {
     pub(crate) caller: String,
     pub(crate) role: &'static str,
     pub(crate) namespaces: Vec<String>,
+    /// Whether who joins the cluster needs a token.
+    pub(crate) join_needs_token: bool,
 }
 
 impl From<pb::AccessStatus> for AccessView {
     fn from(access: pb::AccessStatus) -> Self {
         let role = super::token::role_name(access.role());
-        let pb::AccessStatus { required, caller, namespaces, .. } = access;
-        Self { required, caller, role, namespaces }
+        let pb::AccessStatus { required, caller, namespaces, join_needs_token, .. } = access;
+        Self { required, caller, role, namespaces, join_needs_token }
     }
 }
 

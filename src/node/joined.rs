@@ -1,18 +1,39 @@
 //! Nodes that come and go, in the audit log of every node.
 //!
-//! Invariant: each node's log has each change once, as this node's replica learned of it.
+//! Invariant: each node's log has each change once, as this node's replica learned of it;
+//! who asked to be let in, and by which token, is in that of the node that was asked.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
-use kiln_cluster::{Index, IndexEvent, NodeInfo};
+use kiln_cluster::{
+    Index, IndexEvent, NodeInfo,
+    admission::{Candidacy, Witness},
+};
 use kiln_proto::NodeId;
 use tokio::sync::broadcast::error::RecvError;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    access::Identity,
+    access::{Access, Identity},
     audit::{Audit, Event},
 };
+
+/// Writes down who asked this node to be let in.
+pub(super) fn witness(access: Arc<Access>) -> Witness {
+    Witness(Arc::new(move |candidacy| {
+        let Candidacy { from, address, token, outcome } = candidacy;
+        let by = token.map_or_else(|| "no token".to_owned(), |id| format!("join token {id:016x}"));
+        let from = from.map_or_else(|| "an unknown address".to_owned(), |from| from.to_string());
+        match outcome {
+            Ok(node) => {
+                let who = Identity::Member(Some(*node));
+                let said = format!("at {address}, asked from {from}, with {by}");
+                access.audit().record(Event::new("let_in", &who).of(node).saying(said));
+            }
+            Err(why) => access.refused_node(*why, &format!("{address} from {from}, with {by}")),
+        }
+    }))
+}
 
 /// Follows `index` until `stop`.
 pub(super) async fn follow(audit: Audit, index: Index, stop: CancellationToken) {

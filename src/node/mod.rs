@@ -132,7 +132,8 @@ impl Node {
         let access = Arc::new(Access::new(config.access.settings(), audit));
         let page = serve_http(http, descriptors.http, accepted, metrics, access, &mut tasks);
         let (facts, dialer) = (listeners.facts.clone(), security.dialer.clone());
-        let storage = Storage::open(&config, descriptors.blobs, signing, facts, dialer).await?;
+        let blobs = descriptors.blobs;
+        let storage = Storage::open(&config, blobs, signing, facts, dialer, &page.access).await?;
         let (cluster, readiness) = (storage.cluster.clone(), &page.readiness);
         readiness.has_storage(cluster.clone());
         let services =

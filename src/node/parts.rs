@@ -12,7 +12,7 @@ use std::{
 };
 
 use bytesize::ByteSize;
-use kiln_cluster::{NodeFacts, Settings as ClusterSettings, Start, Timings};
+use kiln_cluster::{Joining, NodeFacts, Settings as ClusterSettings, Start, Timings};
 use kiln_proto::NodeId;
 
 use super::NodeError;
@@ -157,6 +157,11 @@ pub(super) fn cluster(config: &Config, facts: NodeFacts) -> ClusterSettings {
         log_entries: config.cluster.log_entries,
         context: trace::outgoing,
         dial: None,
+        joining: Joining {
+            token_file: config.start.join_token_file.clone(),
+            needs_token: config.cluster.join_needs_token,
+            witness: None,
+        },
     }
 }
 

@@ -9,8 +9,8 @@ use ed25519_dalek::SigningKey;
 use kiln_cluster::{Cluster, NodeFacts, Settings as ClusterSettings};
 use tonic::service::Routes;
 
-use super::{NodeError, parts};
-use crate::{cache::Tiers, compiler::Compilers, config::Config, net::tls::Dialer};
+use super::{NodeError, joined, parts};
+use crate::{access::Access, cache::Tiers, compiler::Compilers, config::Config, net::tls::Dialer};
 
 /// How long a starting node waits to know its toolchain: usually that is enough to
 /// register it once, and right. Else the node goes on, and registers it when it is known.
@@ -35,6 +35,7 @@ impl Storage {
         signing: SigningKey,
         facts: NodeFacts,
         dialer: Dialer,
+        access: &Arc<Access>,
     ) -> Result<Self, NodeError> {
         let compilers = parts::compilers(config)?;
         let known = tokio::time::timeout(TOOLCHAIN_WAIT, compilers.settled());
@@ -44,10 +45,11 @@ impl Storage {
             tracing::warn!("NVRTC is still being looked at: this node goes on without it");
         }
         let facts = NodeFacts { compilers: compilers.fingerprints(), ..facts };
-        let settings = ClusterSettings {
+        let mut settings = ClusterSettings {
             dial: Some(Arc::new(dialer)),
             ..parts::cluster(config, facts.clone())
         };
+        settings.joining.witness = Some(joined::witness(access.clone()));
         let opening = tokio::task::spawn_blocking(move || Cluster::open(settings, signing));
         let panicked = |e: tokio::task::JoinError| NodeError::Io {
             doing: "open the index".into(),

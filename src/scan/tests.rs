@@ -30,6 +30,7 @@ impl Filled {
             timings: Timings::default(),
             context: || None,
             dial: None,
+            joining: kiln_cluster::Joining::default(),
         };
         let (cluster, routes) = Cluster::open(settings, SigningKey::from_bytes(&[1; 32])).unwrap();
         let serving = Server::builder().add_routes(routes);

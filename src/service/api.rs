@@ -383,6 +383,18 @@ impl Kiln for Api {
         Ok(Response::new(tokens::audit_head(self.parts()?, node).await?))
     }
 
+    async fn set_joining(
+        &self,
+        request: Request<pb::SetJoiningRequest>,
+    ) -> Reply<pb::SetJoiningResponse> {
+        let parts = self.parts()?;
+        let (asks, pb::SetJoiningRequest { needs_token }) = guard::asks(request)?;
+        let changed = parts.index.need_join_token(needs_token).await.map_err(Error::from)?;
+        let said = if needs_token { "needs a token" } else { "needs no token" };
+        parts.did(&asks, "set_joining", |event| event.saying(said));
+        Ok(Response::new(pb::SetJoiningResponse { changed }))
+    }
+
     async fn set_voters(
         &self,
         request: Request<pb::SetVotersRequest>,

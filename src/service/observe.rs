@@ -29,7 +29,7 @@ use crate::telemetry::trace;
 /// Paths of the public API begin with it.
 const API: &str = "/kiln.v1.Kiln/";
 /// Its methods.
-const METHODS: [&str; 29] = [
+const METHODS: [&str; 30] = [
     "AddNode",
     "AuditHead",
     "Compile",
@@ -53,6 +53,7 @@ const METHODS: [&str; 29] = [
     "Restore",
     "RevokeSigner",
     "RevokeToken",
+    "SetJoining",
     "SetVoters",
     "Signers",
     "Status",

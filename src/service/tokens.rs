@@ -1,9 +1,12 @@
-//! Calls about tokens of clients, and about audit logs.
+//! Calls about tokens, of clients and of nodes that join, and about audit logs.
 //!
 //! Invariant: a secret is in the answer of the call that made it, and nowhere else; nobody
 //! makes a token that may do more than itself.
 
-use kiln_cluster::tokens::{LONGEST_NAME, NewToken, Role, TokenEnd, TokenInfo};
+use kiln_cluster::{
+    admission::{JoinToken, NewJoinToken},
+    tokens::{LONGEST_NAME, NewToken, Role, TokenEnd, TokenInfo},
+};
 use kiln_proto::pb;
 
 use super::parts::Parts;
@@ -18,10 +21,25 @@ pub(super) async fn create(
     grant: &Grant,
     request: pb::CreateTokenRequest,
 ) -> Result<pb::CreateTokenResponse, Error> {
-    let role = role(request.role())
-        .ok_or_else(|| Error::Invalid("a token has a role: read, write or admin".into()))?;
     let (id, secret) = Secret::mint().map_err(|e| Error::Storage(e.to_string()))?;
     let lifetime_ms = Some(request.lifetime_ms).filter(|lifetime| *lifetime != 0);
+    if request.role() == pb::AccessRole::Join {
+        if !request.namespaces.is_empty() {
+            return Err(Error::Invalid("a join token opens no namespace: name none".into()));
+        }
+        let (digest, uses) = (secret.digest(), request.uses.unwrap_or(1));
+        let name = request.name;
+        let token = NewJoinToken { id, digest, name, uses, lifetime_ms, by: by(grant) };
+        token.check().map_err(Error::Invalid)?;
+        parts.index.issue_join_token(token).await?;
+        tracing::info!(token = format!("{id:016x}"), by = %grant.who(), "a join token was made");
+        return Ok(pb::CreateTokenResponse { id, token: secret.token(id) });
+    }
+    let role = role(request.role())
+        .ok_or_else(|| Error::Invalid("a token has a role: read, write, admin or join".into()))?;
+    if request.uses.is_some() {
+        return Err(Error::Invalid("only a join token has a number of uses".into()));
+    }
     let token = NewToken {
         id,
         digest: secret.digest(),
@@ -58,7 +76,32 @@ fn by(grant: &Grant) -> String {
 /// All tokens, without what would open anything.
 pub(super) fn list(parts: &Parts) -> pb::TokensResponse {
     let tokens = parts.index.tokens();
-    pb::TokensResponse { tokens: tokens.iter().map(|(id, token)| status(*id, token)).collect() }
+    let admissions = parts.index.admissions();
+    let of_clients = tokens.iter().map(|(id, token)| status(*id, token));
+    let of_candidates = admissions.tokens.iter().map(|(id, token)| join_status(*id, token));
+    let mut tokens: Vec<_> = of_clients.chain(of_candidates).collect();
+    tokens.sort_by_key(|token| token.id);
+    pb::TokensResponse { tokens }
+}
+
+fn join_status(id: u64, token: &JoinToken) -> pb::TokenStatus {
+    pb::TokenStatus {
+        id,
+        name: token.name.clone(),
+        role: pb::AccessRole::Join.into(),
+        namespaces: Vec::new(),
+        by: token.by.clone(),
+        node: token.node,
+        at_unix_ms: token.at_unix_ms,
+        expires_unix_ms: token.expires_unix_ms.unwrap_or_default(),
+        revoked: token.revoked.as_ref().map(end),
+        uses: token.uses,
+        used: token.used,
+    }
+}
+
+fn end(TokenEnd { by, node, at_unix_ms }: &TokenEnd) -> pb::TokenEnd {
+    pb::TokenEnd { by: by.clone(), node: *node, at_unix_ms: *at_unix_ms }
 }
 
 fn status(id: u64, token: &TokenInfo) -> pb::TokenStatus {
@@ -71,11 +114,9 @@ fn status(id: u64, token: &TokenInfo) -> pb::TokenStatus {
         node: token.node,
         at_unix_ms: token.at_unix_ms,
         expires_unix_ms: token.expires_unix_ms.unwrap_or_default(),
-        revoked: token.revoked.as_ref().map(|TokenEnd { by, node, at_unix_ms }| pb::TokenEnd {
-            by: by.clone(),
-            node: *node,
-            at_unix_ms: *at_unix_ms,
-        }),
+        revoked: token.revoked.as_ref().map(end),
+        uses: 0,
+        used: 0,
     }
 }
 
@@ -86,6 +127,7 @@ pub(super) fn access(parts: &Parts, grant: &Grant) -> pb::AccessStatus {
         caller: grant.who().to_string(),
         role: wire(grant.role()).into(),
         namespaces: grant.namespaces().to_vec(),
+        join_needs_token: parts.index.admissions().needs_token == Some(true),
     }
 }
 
@@ -106,7 +148,7 @@ pub(super) async fn audit_head(parts: &Parts, node: u64) -> Result<pb::AuditHead
 
 fn role(wire: pb::AccessRole) -> Option<Role> {
     match wire {
-        pb::AccessRole::Unspecified => None,
+        pb::AccessRole::Unspecified | pb::AccessRole::Join => None,
         pb::AccessRole::Read => Some(Role::Read),
         pb::AccessRole::Write => Some(Role::Write),
         pb::AccessRole::Admin => Some(Role::Admin),

@@ -233,6 +233,13 @@ impl TestNode {
         self.folder.join("crash")
     }
 
+    /// The exit code of a process that ends by itself.
+    #[allow(dead_code, reason = "for tests/cluster")]
+    pub(crate) async fn exit_code(&mut self) -> Option<i32> {
+        let mut child = self.child.take().expect("it runs");
+        timeout(SOON, child.wait()).await.expect("ends in time").unwrap().code()
+    }
+
     /// Whether the process ended by itself, and was not waited for yet.
     #[allow(dead_code, reason = "for tests/crash")]
     pub(crate) fn has_ended(&mut self) -> bool {

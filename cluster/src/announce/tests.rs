@@ -14,7 +14,7 @@ use tokio_util::sync::DropGuard;
 use tonic::transport::{Server, server::TcpIncoming};
 
 use crate::{
-    Cluster, LOG_ENTRIES, NodeFacts, Settings, Start, Timings,
+    Cluster, Joining, LOG_ENTRIES, NodeFacts, Settings, Start, Timings,
     announce::announce_standing,
     codec,
     command::{Candidate, NewNode},
@@ -46,6 +46,7 @@ impl Member {
             timings: Timings::default(),
             context: || None,
             dial: None,
+            joining: Joining::default(),
         };
         let mut seed = [0; 32];
         getrandom::fill(&mut seed).unwrap();

@@ -28,7 +28,9 @@ use super::{
     trace::Trace,
     wire::Uplink,
 };
-use crate::{Cluster, Index, NodeFacts, Settings, Start, Timings, environment::Environment};
+use crate::{
+    Cluster, Index, Joining, NodeFacts, Settings, Start, Timings, environment::Environment,
+};
 
 /// The day on which every run begins.
 const EPOCH: Duration = Duration::from_secs(1_800_000_000);
@@ -188,6 +190,7 @@ impl Fleet {
             log_entries,
             context: || None,
             dial: None,
+            joining: Joining::default(),
         };
         let opened = Cluster::open_on(machine, settings, self.signing_key(host));
         let (cluster, routes) = match opened {

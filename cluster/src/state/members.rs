@@ -5,8 +5,9 @@
 
 use kiln_proto::NodeId;
 
-use super::{Event, revocations};
+use super::{Event, admission, revocations};
 use crate::{
+    admission::NotAdmitted,
     command::{NewNode, NodeFacts, Response},
     table::{self, Counters, NodeRecord, Standing, StateError, Txn, View},
 };
@@ -56,6 +57,17 @@ pub(super) fn join<V: View>(
     node: NewNode,
     events: &mut Vec<Event>,
 ) -> Result<Response, StateError> {
+    let allowed = admission::without_word(txn)?;
+    join_by(txn, node, allowed, events)
+}
+
+/// The id of a candidate: a new one where it is `allowed`, and its own where it has one.
+pub(super) fn join_by<V: View>(
+    txn: &mut Txn<'_, V>,
+    node: NewNode,
+    allowed: Result<(), NotAdmitted>,
+    events: &mut Vec<Event>,
+) -> Result<Response, StateError> {
     let mut counters = counters(txn)?;
     if counters.cluster == 0 {
         return Ok(Response::NotFounded);
@@ -70,6 +82,9 @@ pub(super) fn join<V: View>(
         }
         Some((id, _)) => return Ok(Response::Node(id)),
         None => {}
+    }
+    if let Err(why) = allowed {
+        return Ok(Response::NotAdmitted(why));
     }
     if revocations::is_revoked_key(txn, &node.key)? {
         let why = "its signing key was revoked: empty the whole data folder, signing.key too";

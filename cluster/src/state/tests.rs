@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod admission;
 mod histories;
 mod pieces;
 mod revoked;
@@ -212,6 +213,9 @@ pub(crate) fn commands() -> impl Strategy<Value = Vec<Command>> {
         1 => (1..12u64, any::<bool>()).prop_map(|(signer, keep)| revocation_of(signer, keep)),
         1 => (0..3u64, 0..2u8).prop_map(|(id, digest)| tokens::issue_of(id, digest, None, id)),
         1 => (0..3u64).prop_map(tokens::revoke_of),
+        1 => (0..3u64, 0..2u8).prop_map(|(id, digest)| admission::issue_of(id, digest, 1, id)),
+        1 => any::<bool>().prop_map(admission::need_of),
+        1 => (0..3u8, 0..3u64).prop_map(|(n, id)| admission::admit_of(n, id, 1, id)),
         1 => (0..3u8).prop_map(|n| Command::Join(new_node(n))),
         1 => (1..4u64).prop_map(Command::Leave),
     ];

@@ -6,7 +6,7 @@
 
 use kiln_proto::NodeId;
 
-use super::Event;
+use super::{Event, admission};
 use crate::{
     command::Response,
     table::{self, AuditHeadRecord, StateError, TokenRecord, Txn, View},
@@ -24,8 +24,8 @@ pub(super) fn issue<V: View>(
     let NewToken { id, digest, name, role, namespaces, lifetime_ms, by } = token;
     match txn.get::<TokenRecord>(id)? {
         Some(TokenRecord(known)) if known.digest == digest => return Ok(Response::Done),
-        Some(_) => return Ok(Response::Refused(format!("there is a token {id:016x}"))),
-        None => {}
+        None if !admission::read(txn)?.tokens.contains_key(&id) => {}
+        _ => return Ok(Response::Refused(format!("there is a token {id:016x}"))),
     }
     if !make_room(txn, at_unix_ms)? {
         let why = format!("{MOST_TOKENS} tokens are good: revoke some");
@@ -71,7 +71,8 @@ pub(super) fn revoke<V: View>(
     events: &mut Vec<Event>,
 ) -> Result<Response, StateError> {
     let Some(TokenRecord(token)) = txn.get::<TokenRecord>(id)? else {
-        return Ok(Response::Refused(format!("there is no token {id:016x}")));
+        let unknown = || Response::Refused(format!("there is no token {id:016x}"));
+        return Ok(admission::revoke(txn, id, end, events)?.unwrap_or_else(unknown));
     };
     if token.revoked.is_some() {
         return Ok(Response::Changed(false));

@@ -65,6 +65,7 @@ impl Set {
             (Self::B, Table::Revocations) => "revocations.b",
             (Self::B, Table::Tokens) => "tokens.b",
             (Self::B, Table::AuditHeads) => "audit_heads.b",
+            (Self::B, Table::Admissions) => "admissions.b",
         }
     }
 }

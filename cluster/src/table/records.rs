@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::view::{Record, RecordKey, StateError, Table, View};
 use crate::{
+    admission::Admissions,
     codec::{self, Malformed},
     command::{Candidate, NodeFacts},
     tokens::{AuditHead, TokenInfo},
@@ -205,6 +206,11 @@ record!(TokenRecord in Tokens by u64);
 pub(crate) struct AuditHeadRecord(pub AuditHead);
 record!(AuditHeadRecord in AuditHeads by NodeId);
 
+/// What joining takes.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct AdmissionsRecord(pub Admissions);
+record!(AdmissionsRecord in Admissions by ());
+
 /// Numbers of the whole cluster.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Counters {
@@ -267,6 +273,12 @@ pub(crate) fn tokens(view: &impl View) -> Result<BTreeMap<u64, TokenInfo>, State
     view.all(Table::Tokens)?.into_iter().map(decode).collect()
 }
 
+/// What joining takes.
+pub(crate) fn admissions(view: &impl View) -> Result<Admissions, StateError> {
+    let record: Option<AdmissionsRecord> = super::read(view, ())?;
+    Ok(record.unwrap_or_default().0)
+}
+
 /// The wholes that are stitched of `piece`, in the order of their keys.
 pub(crate) fn wholes_of(
     view: &impl View,
@@ -303,5 +315,6 @@ pub(crate) fn check(table: Table, key: &[u8], value: &[u8]) -> Result<(), Malfor
         Table::Revocations => pair::<RevocationRecord>(key, value),
         Table::Tokens => pair::<TokenRecord>(key, value),
         Table::AuditHeads => pair::<AuditHeadRecord>(key, value),
+        Table::Admissions => pair::<AdmissionsRecord>(key, value),
     }
 }

@@ -29,10 +29,11 @@ pub(crate) enum Table {
     Revocations,
     Tokens,
     AuditHeads,
+    Admissions,
 }
 
 impl Table {
-    pub(crate) const ALL: [Self; 16] = [
+    pub(crate) const ALL: [Self; 17] = [
         Self::Entries,
         Self::Epochs,
         Self::Blobs,
@@ -49,6 +50,7 @@ impl Table {
         Self::Revocations,
         Self::Tokens,
         Self::AuditHeads,
+        Self::Admissions,
     ];
 
     /// The column family's name.
@@ -70,6 +72,7 @@ impl Table {
             Self::Revocations => "revocations",
             Self::Tokens => "tokens",
             Self::AuditHeads => "audit_heads",
+            Self::Admissions => "admissions",
         }
     }
 }

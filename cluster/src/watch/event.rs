@@ -68,7 +68,7 @@ pub enum IndexEvent {
         /// The piece.
         key: ArtifactKey,
     },
-    /// A token of clients was made or revoked.
+    /// A token was made, used or revoked, or what joining takes was changed.
     TokensChanged,
     /// The membership or a node's facts changed.
     NodesChanged,

@@ -11,8 +11,8 @@ use std::{
 
 use ed25519_dalek::SigningKey;
 use kiln_cluster::{
-    Acquired, Cluster, ClusterError, Index, LOG_ENTRIES, Lease, NodeFacts, Published, Settings,
-    Start, Timings,
+    Acquired, Cluster, ClusterError, Index, Joining, LOG_ENTRIES, Lease, NodeFacts, Published,
+    Settings, Start, Timings,
 };
 use kiln_proto::{
     ArtifactKey, Component, Components, Digest, FileEntry, Fingerprint, KeyField, Manifest, NodeId,
@@ -74,6 +74,7 @@ pub struct Seat {
     pub timings: Timings,
     /// What the member's program calls itself; empty: no version, which counts as the newest.
     pub version: &'static str,
+    pub joining: Joining,
 }
 
 impl Seat {
@@ -87,7 +88,8 @@ impl Seat {
             wait_for("a free port", async || TcpListener::bind(address).await.ok()).await;
         let address = listener.local_addr().unwrap();
         let (dir, voter, timings) = (dir.to_owned(), true, timings());
-        Self { listener, address, dir, voter, timings, version: "" }
+        let joining = Joining::default();
+        Self { listener, address, dir, voter, timings, version: "", joining }
     }
 
     /// Opens and serves a member without starting it.
@@ -101,9 +103,18 @@ impl Seat {
         let facts = NodeFacts { grpc, version, ..NodeFacts::default() };
         let data_dir = self.dir.clone();
         let (timings, voter, log_entries) = (self.timings, self.voter, LOG_ENTRIES);
-        let (context, dial) = (|| None, None);
-        let settings =
-            Settings { data_dir, start, facts, timings, voter, log_entries, context, dial };
+        let (context, dial, joining) = (|| None, None, self.joining);
+        let settings = Settings {
+            data_dir,
+            start,
+            facts,
+            timings,
+            voter,
+            log_entries,
+            context,
+            dial,
+            joining,
+        };
         let (cluster, routes) = Cluster::open(settings, signing_key(&self.dir))?;
         let stop = CancellationToken::new();
         let incoming = TcpIncoming::from(self.listener).with_nodelay(Some(true));

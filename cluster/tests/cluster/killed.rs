@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use kiln_cluster::{Published, Start};
+use kiln_cluster::{Joining, Published, Start};
 use tokio::{
     net::TcpListener,
     runtime::{Builder, Runtime},
@@ -39,7 +39,8 @@ fn seat(dir: PathBuf) -> (Runtime, Seat) {
     let inside = runtime.enter();
     let listener = TcpListener::from_std(listener).unwrap();
     drop(inside);
-    (runtime, Seat { listener, address, dir, voter: true, timings: timings(), version: "" })
+    let (version, joining) = ("", Joining::default());
+    (runtime, Seat { listener, address, dir, voter: true, timings: timings(), version, joining })
 }
 
 async fn start(temp: &Path) -> Vec<Killable> {

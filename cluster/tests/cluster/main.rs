@@ -8,6 +8,7 @@
 mod failover;
 mod harness;
 mod index;
+mod joining;
 mod killed;
 mod leases;
 mod membership;

@@ -27,6 +27,9 @@
 {{- else -}}
   {{- $_ := set $chart "start" (dict "expect" $own.replicas "peers" $peers) -}}
 {{- end -}}
+{{- if $values.join.tokenSecret -}}
+  {{- $_ := set $chart.start "join_token_file" "/etc/kiln-join/token" -}}
+{{- end -}}
 {{- if $values.resp.usersSecret -}}
   {{- $_ := set $chart "resp_listen" "0.0.0.0:7403" -}}
   {{- $_ := set $chart "resp" (dict "users" "/etc/kiln-users/users") -}}

@@ -143,6 +143,11 @@ volumeMounts:
     mountPath: /etc/kiln-users
     readOnly: true
   {{- end }}
+  {{- if $values.join.tokenSecret }}
+  - name: join
+    mountPath: /etc/kiln-join
+    readOnly: true
+  {{- end }}
   {{- if $values.object.volume }}
   - name: l3
     mountPath: /l3
@@ -169,6 +174,13 @@ volumeMounts:
 - name: users
   secret:
     secretName: {{ $values.resp.usersSecret }}
+{{- end }}
+{{- if $values.join.tokenSecret }}
+# The founders make the token that is in it.
+- name: join
+  secret:
+    secretName: {{ $values.join.tokenSecret }}
+    optional: true
 {{- end }}
 {{- with $values.object.volume }}
 - name: l3

@@ -77,6 +77,7 @@ async fn members(folder: &std::path::Path) -> Vec<Member> {
             },
             context: || None,
             dial: None,
+            joining: kiln_cluster::Joining::default(),
         };
         async move {
             let key = SigningKey::from_bytes(&[n as u8 + 1; 32]);

@@ -50,13 +50,15 @@ pub(super) const METRICS: &[Metric] = &[
         "kiln_refused_peers_total",
         &["why"],
         "Peers that were refused: their certificate names another node or key, or one that left or \
-         was revoked, they came to the clients' port, or no TLS came about with them.",
+         was revoked, they came to the clients' port, no TLS came about with them, or they had no \
+         good token to join.",
     ),
     counter(
         "kiln_access_refused_total",
         &["door", "why"],
         "Calls that were refused for who asked them: no token, one that is unknown, revoked or \
-         expired, a role that is too small, another's namespace.",
+         expired, a role that is too small, another's namespace; at the door `members`, nodes that \
+         had no good token to join.",
     ),
     counter("kiln_audit_events_total", &[], "Events that the audit log was given."),
     counter(

@@ -4,6 +4,7 @@
 mod audit;
 mod certificates;
 mod doors;
+mod joining;
 mod namespaces;
 mod tokens;
 

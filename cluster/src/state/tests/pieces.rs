@@ -1,7 +1,7 @@
 //! What a whole waits for, and what it is stitched of.
 
 use super::{rules::wholes_have_their_pieces, *};
-use crate::tokens::AuditHead;
+use crate::{admission::Admission, tokens::AuditHead};
 
 fn want(k: u8, pieces: &[u8], token: u64) -> Command {
     Command::Want(list_of(k, pieces, token))
@@ -62,11 +62,14 @@ fn the_numbers_of_commands_and_tables_stay() {
     assert_eq!(number(&tokens::revoke_of(1)), 35);
     let head = AuditHead { sequence: 1, digest: [0; 32], at_unix_ms: 0 };
     assert_eq!(number(&Command::NoteAudit { node: 1, head }), 36);
+    let need = Admission::Need { needs_token: true, node: 1, first: false };
+    assert_eq!(number(&Command::Admission(need)), 37);
     let tables = Table::ALL.map(|table| crate::codec::encode(&table).unwrap());
-    assert_eq!(tables.concat(), (0..16).collect::<Vec<u8>>());
+    assert_eq!(tables.concat(), (0..17).collect::<Vec<u8>>());
     let last = [Table::Sessions, Table::Wanted, Table::Pieces, Table::References, Table::Uses];
     assert_eq!(Table::ALL[8..13], last);
-    assert_eq!(Table::ALL[13..], [Table::Revocations, Table::Tokens, Table::AuditHeads]);
+    let last = [Table::Revocations, Table::Tokens, Table::AuditHeads, Table::Admissions];
+    assert_eq!(Table::ALL[13..], last);
 }
 
 /// What a leader should have refused changes nothing.

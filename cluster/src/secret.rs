@@ -11,6 +11,7 @@ const PREFIX: &str = "kiln_";
 const DIGITS: (usize, usize) = (16, 64);
 
 /// The part of a token that only its bearer has.
+#[derive(Clone)]
 pub struct Secret([u8; 32]);
 
 impl fmt::Debug for Secret {
