@@ -5,6 +5,8 @@
 //! its code C001 to C005 all the way to the client, in the metadata
 //! [`CODE`] and [`KIND`], with what to do about it in [`ADVICE`].
 
+use std::time::Duration;
+
 use kiln_cluster::ClusterError;
 use kiln_proto::{ArtifactKey, Digest, Failure, FailureKind, ManifestError, convert::InvalidField};
 use tonic::{Code, Status};
@@ -20,6 +22,10 @@ pub const CODE: &str = "kiln-code";
 pub const KIND: &str = "kiln-kind";
 /// Metadata key of what to do about a failure, for people: see `kiln_proto::CLASSES`.
 pub const ADVICE: &str = "kiln-advice";
+/// Metadata key of the seconds after which to ask again.
+pub const RETRY_AFTER: &str = "retry-after";
+/// The kind of the refusal of a client that asks for too much.
+pub const LIMITED: &str = "limited";
 /// The kind of every refusal of a node that left its cluster.
 pub const LEFT: &str = "left";
 /// The kind of what a node refuses that leaves its cluster: another node takes it.
@@ -223,6 +229,7 @@ impl From<Error> for Status {
                 NoPiece::Absent => Code::NotFound,
                 NoPiece::Unreachable(_) => Code::Unavailable,
             },
+            Error::Denied(Denied::Limit(..)) => Code::ResourceExhausted,
             Error::Denied(denied) if denied.is_passing() => Code::Unavailable,
             Error::Denied(denied) if denied.is_known() => Code::PermissionDenied,
             Error::Denied(_) => Code::Unauthenticated,
@@ -239,6 +246,7 @@ impl From<Error> for Status {
                 put(KIND, failure.kind.name());
                 put(ADVICE, failure.kind.advice());
             }
+            Error::Denied(Denied::Limit(..)) => put(KIND, LIMITED),
             Error::Denied(denied) if denied.is_passing() => {}
             Error::Denied(denied) => {
                 let (code, kind) = code_of(*denied);
@@ -252,8 +260,18 @@ impl From<Error> for Status {
             Error::OnlyHere { .. } => put(KIND, ONLY_HERE),
             _ => {}
         }
+        if let Error::Denied(denied) = &e
+            && let Some(after) = denied.retry_after()
+        {
+            status.metadata_mut().insert(RETRY_AFTER, whole_seconds(after).into());
+        }
         status
     }
+}
+
+/// As `retry-after` says it: never sooner, and never at once.
+pub fn whole_seconds(time: Duration) -> u64 {
+    time.as_millis().div_ceil(1000).max(1).try_into().unwrap_or(u64::MAX)
 }
 
 const fn grpc_code(kind: FailureKind) -> Code {

@@ -14,9 +14,11 @@
 
 mod grant;
 mod limit;
+mod rate;
 mod rights;
 
 use std::{
+    net::IpAddr,
     sync::{
         Arc, OnceLock,
         atomic::{AtomicI64, Ordering},
@@ -31,10 +33,14 @@ use kiln_cluster::{
     tokens::{TokenInfo, matches},
 };
 
-use self::limit::Limit;
 pub use self::{
     grant::{Grant, Identity},
+    rate::Held,
     rights::{Right, method, name, of_members},
+};
+use self::{
+    limit::Limit,
+    rate::{Client, Flight, Rate},
 };
 use crate::{
     audit::{self, Audit, Event},
@@ -103,6 +109,9 @@ pub enum Denied {
     /// On the clients' port no members' call is served.
     #[error("this is the clients' port, and that a call between members")]
     NotClients,
+    /// It asks for more than one client may.
+    #[error("{}: ask again after {} ms", .0.words(), .1.as_millis().max(1))]
+    Limit(Limited, Duration),
     /// On the members' port only members' calls are served.
     #[error("members do not send this call: it belongs on the clients' port")]
     NotMembers,
@@ -126,18 +135,79 @@ impl Denied {
             Self::Password => "password",
             Self::NotClients => "clients_port",
             Self::NotMembers => "members_port",
+            Self::Limit(limited, _) => limited.why(),
         }
     }
 
-    /// Whether this node cannot say now who may.
+    /// Whether the same call may be let through later: this node cannot say now who may, or
+    /// its caller asked for too much.
     pub const fn is_passing(self) -> bool {
-        matches!(self, Self::NotYet | Self::Offline)
+        matches!(self, Self::NotYet | Self::Offline | Self::Limit(..))
+    }
+
+    /// When to ask again, where that is known.
+    pub const fn retry_after(self) -> Option<Duration> {
+        match self {
+            Self::Limit(_, after) => Some(after),
+            _ => None,
+        }
+    }
+
+    /// Whether something was shown that is no good: who tries many is stopped.
+    const fn is_bad_try(self) -> bool {
+        matches!(
+            self,
+            Self::Malformed | Self::Unknown | Self::Revoked | Self::Expired | Self::Password
+        )
     }
 
     /// Whether it is known who asked, who may not.
     pub const fn is_known(self) -> bool {
         matches!(self, Self::Role | Self::Namespace | Self::NotClients | Self::NotMembers)
     }
+}
+
+/// What a client has too much of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Limited {
+    /// Calls in a second.
+    Calls,
+    /// Tokens and passwords that are no good, from one address.
+    Failures,
+    /// Bytes on their way at once.
+    Bytes,
+}
+
+impl Limited {
+    /// The reason in metrics and in the audit log.
+    const fn why(self) -> &'static str {
+        match self {
+            Self::Calls => "limit_calls",
+            Self::Failures => "limit_failures",
+            Self::Bytes => "limit_bytes",
+        }
+    }
+
+    const fn words(self) -> &'static str {
+        match self {
+            Self::Calls => "too many calls of one client (access.calls_per_second)",
+            Self::Failures => {
+                "too many bad tokens or passwords from this address (access.failures_per_minute)"
+            }
+            Self::Bytes => "too many bytes of one client on their way (access.bytes_in_flight)",
+        }
+    }
+}
+
+/// What one client may have.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Limits {
+    /// Calls in a second; 0: any number.
+    pub calls_per_second: u32,
+    /// Bad tokens and passwords in a minute, from one address; 0: any number.
+    pub failures_per_minute: u32,
+    /// Bytes that are published and fetched at once; 0: any number.
+    pub bytes_in_flight: u64,
 }
 
 /// When the user that runs the node, and root, are admins at its unix socket.
@@ -177,6 +247,8 @@ pub struct Settings {
     pub socket_admin: SocketAdmin,
     /// For how long tokens are judged by what this node knew when it last heard of its cluster.
     pub offline: Duration,
+    /// What each client may have.
+    pub limits: Limits,
 }
 
 /// The judge of callers.
@@ -191,6 +263,9 @@ pub struct Access {
     /// that was in an earlier life of the node.
     heard: AtomicI64,
     limit: Limit,
+    calls: Rate,
+    failures: Rate,
+    flight: Flight,
     audit: Audit,
 }
 
@@ -206,6 +281,7 @@ impl Access {
     /// By these settings; tokens are known from [`Self::know`] on. What is refused is told to
     /// `audit`.
     pub fn new(settings: Settings, audit: Audit) -> Self {
+        let Limits { calls_per_second, failures_per_minute, bytes_in_flight } = settings.limits;
         Self {
             shared: settings.shared.clone().into(),
             settings,
@@ -214,6 +290,9 @@ impl Access {
             began: Instant::now(),
             heard: AtomicI64::new(NEVER),
             limit: Limit::default(),
+            calls: Rate::new(calls_per_second, Duration::from_secs(1)),
+            failures: Rate::new(failures_per_minute, Duration::from_secs(60)),
+            flight: Flight::new(bytes_in_flight),
             audit,
         }
     }
@@ -243,6 +322,53 @@ impl Access {
     /// Milliseconds of this node's life.
     fn now(&self) -> i64 {
         i64::try_from(self.began.elapsed().as_millis()).unwrap_or(i64::MAX)
+    }
+
+    /// What a caller at `from` may do who showed this, for one call; else also who it is, as
+    /// far as that is known.
+    pub fn ask(&self, shown: &Shown, from: Option<IpAddr>) -> Result<Grant, (Denied, Identity)> {
+        let nobody = |denied| (denied, Identity::Anyone);
+        if shown.bearer.is_some() {
+            self.may_try(from).map_err(nobody)?;
+        }
+        let judged = self.judge(shown).inspect_err(|denied| self.tried(*denied, from));
+        let grant = judged.map_err(nobody)?;
+        match self.spend(grant.who(), from) {
+            Ok(()) => Ok(grant),
+            Err(denied) => Err((denied, grant.who().clone())),
+        }
+    }
+
+    /// Whether who is at `from` may show something: not after too much that was no good.
+    pub fn may_try(&self, from: Option<IpAddr>) -> Result<(), Denied> {
+        if from.is_none() {
+            return Ok(());
+        }
+        let has = self.failures.has(&Client::at(from));
+        has.map_err(|wait| Denied::Limit(Limited::Failures, wait))
+    }
+
+    /// Counts against `from` what was shown there and is no good.
+    pub fn tried(&self, denied: Denied, from: Option<IpAddr>) {
+        if from.is_some() && denied.is_bad_try() {
+            // Whoever has none left is told at the next try.
+            let _ = self.failures.take(Client::at(from));
+        }
+    }
+
+    /// Counts one call of `who`, at `from`.
+    pub fn spend(&self, who: &Identity, from: Option<IpAddr>) -> Result<(), Denied> {
+        let Some(client) = Client::of(who, from).filter(|_| self.calls.is_bound()) else {
+            return Ok(());
+        };
+        self.calls.take(client).map_err(|wait| Denied::Limit(Limited::Calls, wait))
+    }
+
+    /// Counts `bytes` that `who`, at `from`, has on their way until what is returned is
+    /// dropped.
+    pub fn hold(&self, who: &Identity, from: Option<IpAddr>, bytes: u64) -> Result<Held, Denied> {
+        let Some(client) = Client::of(who, from) else { return Ok(Held::default()) };
+        self.flight.hold(client, bytes).map_err(|wait| Denied::Limit(Limited::Bytes, wait))
     }
 
     /// What a caller may do who showed this.

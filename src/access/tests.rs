@@ -20,6 +20,7 @@ fn settings() -> Settings {
         ],
         socket_admin: SocketAdmin::First,
         offline: Duration::from_secs(3600),
+        limits: Limits::default(),
     }
 }
 

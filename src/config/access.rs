@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::Config;
-use crate::access::{Role, Row, Settings, SocketAdmin};
+use super::{Config, units};
+use crate::access::{Limits, Role, Row, Settings, SocketAdmin};
 use kiln_cluster::tokens::is_pattern;
 
 /// Rights of clients.
@@ -33,6 +33,19 @@ pub struct AccessConfig {
     /// cluster has no good token of an admin; `always`; or `never`, where containers that
     /// share the socket run as root. Default: `first`.
     pub socket_admin: SocketAdmin,
+    /// Calls, and commands of Redis clients, in a second: of each token, certificate, password
+    /// or user, and of each address (of IPv6 each /64) whose caller is not known. One may save
+    /// up two seconds of them; the next is refused, with the time after which to ask again.
+    /// 0: any number. Default: 0.
+    pub calls_per_second: u32,
+    /// Tokens and passwords that are no good, in a minute, from one address (of IPv6 one /64):
+    /// after that what is shown from there is not looked at. Clients behind one address share
+    /// it. 0: any number. Default: 600.
+    pub failures_per_minute: u32,
+    /// Bytes that each of the same publishes and fetches over gRPC at once; a single transfer
+    /// is taken whatever its size. 0: any number. Default: 0.
+    #[serde(with = "units::bytes")]
+    pub bytes_in_flight: u64,
 }
 
 impl Default for AccessConfig {
@@ -43,6 +56,9 @@ impl Default for AccessConfig {
             certificates: Vec::new(),
             offline: Duration::from_secs(3600),
             socket_admin: SocketAdmin::First,
+            calls_per_second: 0,
+            failures_per_minute: 600,
+            bytes_in_flight: 0,
         }
     }
 }
@@ -61,6 +77,11 @@ impl AccessConfig {
             certificates: self.rows().unwrap_or_default(),
             socket_admin: self.socket_admin,
             offline: self.offline,
+            limits: Limits {
+                calls_per_second: self.calls_per_second,
+                failures_per_minute: self.failures_per_minute,
+                bytes_in_flight: self.bytes_in_flight,
+            },
         }
     }
 }

@@ -6,6 +6,7 @@
 
 use std::{
     io,
+    net::IpAddr,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -53,6 +54,11 @@ pub(crate) fn placed(
 }
 
 impl Placed {
+    /// Where the other end is.
+    pub(crate) fn from(&self) -> Option<IpAddr> {
+        self.caller.from.map(|from| from.ip())
+    }
+
     /// Ends the connection where its peer takes nothing of what was sent for so long: one
     /// that does not read, too.
     pub(crate) fn let_go_after(&self, silent: Duration) {

@@ -3,7 +3,7 @@
 //! Invariant: a client that has not authenticated, where it must, gets nothing
 //! but an error from anything else than HELLO, AUTH, QUIT and RESET.
 
-use std::sync::Arc;
+use std::{net::IpAddr, sync::Arc};
 
 use bytes::Bytes;
 use kiln_cluster::Caller;
@@ -72,12 +72,18 @@ impl Session {
             [user, password] => (Some(&user[..]), password),
             _ => return Reply::error("ERR syntax error"),
         };
+        let from = self.from();
+        if let Err(denied) = self.judge.access.may_try(from) {
+            self.judge.access.refused(denied, "resp", "auth", &self.who());
+            return rights::refusal(denied);
+        }
         match self.judge.token(user, password) {
             Some(Ok((grant, namespace))) => {
                 (self.grant, self.namespace, self.authenticated) = (Some(grant), namespace, true);
                 return Reply::OK;
             }
             Some(Err(denied)) => {
+                self.judge.access.tried(denied, from);
                 self.judge.access.refused(denied, "resp", "auth", &self.who());
                 return Reply::error(format!("WRONGPASS {denied}"));
             }
@@ -90,6 +96,7 @@ impl Session {
                 Reply::OK
             }
             Auth::Refused => {
+                self.judge.access.tried(Denied::Password, from);
                 self.judge.access.refused(Denied::Password, "resp", "auth", &self.who());
                 Reply::error("WRONGPASS invalid username-password pair or user is disabled.")
             }
@@ -103,7 +110,9 @@ impl Session {
     /// The refusal of a command that this client may not run now.
     pub(super) fn denied(&mut self, command: &str) -> Option<Reply> {
         let grant = self.grant.as_ref()?;
-        let denied = self.judge.allows(grant, &self.namespace, command).err()?;
+        let allowed = self.judge.allows(grant, &self.namespace, command);
+        let denied =
+            allowed.and_then(|()| self.judge.access.spend(grant.who(), self.from())).err()?;
         self.judge.access.refused(denied, "resp", command, &self.who());
         if !denied.is_known() && !denied.is_passing() {
             // What it showed is good no more.
@@ -144,6 +153,10 @@ impl Session {
             let event = Event::new(what, &self.who()).of(key).within(&self.namespace);
             self.judge.access.audit().record(event.of_values().saying("redis"));
         }
+    }
+
+    fn from(&self) -> Option<IpAddr> {
+        self.caller.from.map(|from| from.ip())
     }
 
     fn who(&self) -> Identity {

@@ -113,12 +113,16 @@ impl Kiln for Api {
             true => parts.manager.view(&key, namespace).await?,
             false => parts.manager.load(&key, namespace).await?,
         };
+        let held = parts.hold(&asks, answer.pack.len() as u64)?;
         let (sender, receiver) = mpsc::channel(STREAM_DEPTH);
         let header = pb::FetchHeader {
             manifest: Some((&*answer.signed).into()),
             tier: answer.origin.unwrap_or_default().into(),
         };
-        let sending = fetch::send(header, answer.pack, sender, fetch::PATIENCE);
+        let sending = async move {
+            fetch::send(header, answer.pack, sender, fetch::PATIENCE).await;
+            drop(held);
+        };
         tokio::spawn(sending.in_current_span());
         Ok(Response::new(ReceiverStream::new(receiver)))
     }
@@ -150,6 +154,7 @@ impl Kiln for Api {
             publish::announced(&mut chunks, parts.patience).await?;
         parts.may(&asks, asks.writes(&manifest.namespace))?;
         parts.has_own_pieces(&manifest).await?;
+        let _held = parts.hold(&asks, manifest.pack_size)?;
         let published = (manifest.key, manifest.namespace.clone());
         // A folder is published piece by piece, each time over what it has: its client
         // says itself whether what it restored was of use.

@@ -4,6 +4,7 @@
 //! needs; a handler that finds none refuses. What is refused is counted.
 
 use std::{
+    net::IpAddr,
     ops::Deref,
     sync::Arc,
     task::{Context, Poll},
@@ -69,8 +70,8 @@ impl Guard {
         {
             return Ok(Some(self.access.all(Identity::User(uid))));
         }
-        let known = self.access.judge(&shown);
-        let grant = known.map_err(|denied| Refused { denied, who: Identity::Anyone })?;
+        let known = self.access.ask(&shown, address(caller));
+        let grant = known.map_err(|(denied, who)| Refused { denied, who })?;
         let allowed = match right {
             Some(Right::Needs(role)) => grant.needs(role),
             Some(Right::NeedsAll(role)) => grant.needs_all(role),
@@ -82,6 +83,11 @@ impl Guard {
             Err(denied) => Err(Refused { denied, who: grant.who().clone() }),
         }
     }
+}
+
+/// Where a caller is.
+fn address(caller: Option<&Caller>) -> Option<IpAddr> {
+    caller.and_then(|caller| caller.from).map(|from| from.ip())
 }
 
 struct Refused {
@@ -142,7 +148,8 @@ where
                 request.headers_mut().remove(http::header::AUTHORIZATION);
                 if let Some(grant) = grant {
                     let method = access::name(request.uri().path());
-                    request.extensions_mut().insert(Asks { grant, method });
+                    let from = address(request.extensions().get::<Caller>());
+                    request.extensions_mut().insert(Asks { grant, method, from });
                 }
                 Box::pin(self.inner.call(request))
             }
@@ -161,6 +168,8 @@ where
 pub(super) struct Asks {
     pub(super) grant: Grant,
     method: &'static str,
+    /// Where from.
+    pub(super) from: Option<IpAddr>,
 }
 
 impl Asks {

@@ -6,7 +6,7 @@
 
 use std::{
     io,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     pin::Pin,
     sync::Arc,
     time::{Duration, Instant},
@@ -14,11 +14,12 @@ use std::{
 
 use axum::{
     Json, Router,
-    extract::{MatchedPath, Request, State},
+    extract::{MatchedPath, Request, State, connect_info::Connected},
     http::StatusCode,
     middleware::{self, Next},
     response::Response,
     routing::get,
+    serve::IncomingStream,
 };
 use futures::{Stream, StreamExt};
 use serde_json::{Value, json};
@@ -63,9 +64,20 @@ pub(crate) async fn serve(
         .with_state(Arc::new(http))
         .merge(dashboard)
         .route_layer(middleware::from_fn(timed));
+    let routes = routes.into_make_service_with_connect_info::<PeerIp>();
     axum::serve(Bounded::new(listener, connections, acceptor)?, routes)
         .with_graceful_shutdown(stop.cancelled_owned())
         .await
+}
+
+/// Where a request comes from.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct PeerIp(pub(super) Option<IpAddr>);
+
+impl Connected<IncomingStream<'_, Bounded>> for PeerIp {
+    fn connect_info(stream: IncomingStream<'_, Bounded>) -> Self {
+        Self(stream.io().from())
+    }
 }
 
 /// A listener that has so many connections at most.

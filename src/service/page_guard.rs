@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use axum::{
     Json,
-    extract::{Request, State},
+    extract::{ConnectInfo, Request, State},
     http::{HeaderMap, HeaderValue, StatusCode, header},
     middleware::Next,
     response::{IntoResponse, Response},
@@ -15,9 +15,9 @@ use axum::{
 use base64::{Engine, engine::general_purpose::STANDARD};
 use serde_json::json;
 
-use super::guard;
+use super::{guard, http::PeerIp};
 use crate::{
-    access::{Access, Denied, Grant, Identity, Role, Shown},
+    access::{Access, Denied, Grant, Role, Shown},
     error,
 };
 
@@ -32,15 +32,18 @@ pub(super) async fn judged(
     next: Next,
 ) -> Response {
     let shown = shown(request.headers());
-    let judged = access.judge(&shown);
-    let who = judged.as_ref().map_or(Identity::Anyone, |grant| grant.who().clone());
-    match judged.and_then(|grant| grant.needs_all(Role::Read).map(|()| grant)) {
+    let from = request.extensions().get::<ConnectInfo<PeerIp>>().and_then(|from| from.0.0);
+    let judged = access.ask(&shown, from).and_then(|grant| {
+        let allowed = grant.needs_all(Role::Read);
+        allowed.map_err(|denied| (denied, grant.who().clone())).map(|()| grant)
+    });
+    match judged {
         Ok(grant) => {
             request.headers_mut().remove(header::AUTHORIZATION);
             request.extensions_mut().insert::<Grant>(grant);
             next.run(request).await
         }
-        Err(denied) => {
+        Err((denied, who)) => {
             access.refused(denied, "http", request.uri().path(), &who);
             refusal(denied)
         }
@@ -49,6 +52,7 @@ pub(super) async fn judged(
 
 fn refusal(denied: Denied) -> Response {
     let (status, code) = match denied {
+        Denied::Limit(..) => (StatusCode::TOO_MANY_REQUESTS, None),
         denied if denied.is_passing() => (StatusCode::SERVICE_UNAVAILABLE, None),
         denied if denied.is_known() => (StatusCode::FORBIDDEN, Some(error::NOT_ALLOWED)),
         _ => (StatusCode::UNAUTHORIZED, Some(error::UNAUTHENTICATED)),
@@ -57,6 +61,10 @@ fn refusal(denied: Denied) -> Response {
     let mut response = (status, body).into_response();
     if status == StatusCode::UNAUTHORIZED {
         response.headers_mut().insert(header::WWW_AUTHENTICATE, ASK);
+    }
+    if let Some(after) = denied.retry_after() {
+        let seconds = HeaderValue::from(error::whole_seconds(after));
+        response.headers_mut().insert(header::RETRY_AFTER, seconds);
     }
     response
 }

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use super::{departure::Departure, guard::Asks, meters::Meters, wire};
 use crate::{
-    access::{Access, Denied},
+    access::{Access, Denied, Held},
     audit::Event,
     cache::{Arrivals, Tiers},
     counters::CounterSource,
@@ -90,6 +90,15 @@ impl Parts {
     /// Refuses who may not, and counts that.
     pub(super) fn may(&self, asks: &Asks, allowed: Result<(), Denied>) -> Result<(), Error> {
         allowed.map_err(|denied| {
+            self.access.refused(denied, "grpc", asks.method(), asks.grant.who());
+            denied.into()
+        })
+    }
+
+    /// Counts bytes that `asks` has on their way, until what is returned is dropped.
+    pub(super) fn hold(&self, asks: &Asks, bytes: u64) -> Result<Held, Error> {
+        let held = self.access.hold(asks.grant.who(), asks.from, bytes);
+        held.map_err(|denied| {
             self.access.refused(denied, "grpc", asks.method(), asks.grant.who());
             denied.into()
         })

@@ -5,6 +5,7 @@ mod audit;
 mod certificates;
 mod doors;
 mod joining;
+mod limits;
 mod namespaces;
 mod tokens;
 
