@@ -34,6 +34,10 @@ pub struct MembersTlsConfig {
     pub key: Option<PathBuf>,
     /// The authority of the members' certificates, and of nobody else's. Default: none.
     pub ca: Option<PathBuf>,
+    /// Whether a certificate that names neither a node nor a signing key (`kiln://..`, see
+    /// `kiln certs issue member --data-dir`) is refused, in both directions. Without, whoever has
+    /// one may speak for any member. Default: false.
+    pub named: bool,
 }
 
 /// TLS with clients.
@@ -56,7 +60,7 @@ pub struct ClientsTlsConfig {
 
 impl Default for MembersTlsConfig {
     fn default() -> Self {
-        Self { mode: Mode::Off, cert: None, key: None, ca: None }
+        Self { mode: Mode::Off, cert: None, key: None, ca: None, named: false }
     }
 }
 
@@ -100,6 +104,12 @@ impl Config {
         {
             wrong.push(
                 "tls.members speaks TLS: name its cert, key and ca (kiln certs makes them)".into(),
+            );
+        }
+        if members.named && members.mode == Mode::Off {
+            wrong.push(
+                "tls.members.named is about certificates, and none is shown: set tls.members.mode"
+                    .into(),
             );
         }
         if clients.mode != Mode::Off && (clients.cert.is_none() || clients.key.is_none()) {
@@ -184,7 +194,8 @@ mod tests {
     fn complete(config: &mut Config) {
         let file = || Some(PathBuf::from("/etc/kiln/x.pem"));
         let mode = Mode::Require;
-        config.tls.members = MembersTlsConfig { mode, cert: file(), key: file(), ca: file() };
+        config.tls.members =
+            MembersTlsConfig { mode, cert: file(), key: file(), ca: file(), named: true };
         let (cert, key, ca) = (file(), file(), Some(PathBuf::from("/etc/kiln/clients.pem")));
         config.tls.clients = ClientsTlsConfig { mode, cert, key, ca, verify: Verify::Required };
     }

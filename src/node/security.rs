@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use super::{NodeError, Tasks};
 use crate::{
     config::Config,
-    net::tls::{Acceptor, BYTES, Dialer, GRPC, Mode, Trust, Verify},
+    net::tls::{Acceptor, BYTES, Dialer, GRPC, Mode, Trust, Verify, Whose},
 };
 
 /// HTTP as the HTTP port speaks it.
@@ -46,15 +46,17 @@ impl Security {
             let trust = Trust::open("members", files)?;
             let (mode, verify) = (members.mode, Verify::Required);
             let protocols = [GRPC, BYTES];
+            let whose = Whose::Members { named: members.named };
             security.members =
-                Acceptor::new("members", mode, verify, true, &protocols, trust.clone())?;
-            security.dialer = Dialer::new(mode, trust.clone())?;
+                Acceptor::new("members", mode, verify, whose, &protocols, trust.clone())?;
+            security.dialer = Dialer::new(mode, members.named, trust.clone())?;
             security.trusts.push(trust);
         }
         if let Some(files) = clients.files() {
             let trust = Trust::open("clients", files)?;
             let port = |name, verify, protocols: &[&[u8]]| {
-                Acceptor::new(name, clients.mode, verify, false, protocols, trust.clone())
+                let whose = Whose::Clients;
+                Acceptor::new(name, clients.mode, verify, whose, protocols, trust.clone())
             };
             security.grpc = port("grpc", clients.verify, &[GRPC])?;
             security.resp = port("resp", clients.verify, &[])?;

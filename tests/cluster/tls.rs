@@ -428,3 +428,38 @@ async fn a_certificate_does_not_outlive_its_node() {
         .await;
     }
 }
+
+/// A certificate of the right authority that names nobody could speak for any member.
+#[tokio::test(flavor = "multi_thread")]
+async fn where_names_are_wanted_a_certificate_without_one_is_no_members() {
+    let mut cluster =
+        TestCluster::start_with(3, |_, config| config.resp.wait = std::time::Duration::ZERO).await;
+    let authority = in_tls(&mut cluster).await;
+    let nobody = authority.member("nobody", "");
+    let says = async |node: &TestNode| {
+        let channel = encrypted(node, &authority.ca(), Some((&nobody.0, &nobody.1)));
+        call(channel, "Hello", None).await.err().map(|e| e.code())
+    };
+    let served = says(&cluster.nodes[0]).await;
+    assert!(!matches!(served, Some(Code::Unavailable | Code::Unknown)), "{served:?}");
+    for node in &mut cluster.nodes {
+        node.terminate().await;
+        node.config.tls.members.named = true;
+    }
+    for node in &mut cluster.nodes {
+        node.spawn();
+    }
+    for node in &mut cluster.nodes {
+        assert!(node.wait_ready().await);
+    }
+    let node = &cluster.nodes[0];
+    let refused = says(node).await;
+    assert!(matches!(refused, Some(Code::Unavailable | Code::Unknown)), "{refused:?}");
+    eventually("the refusal to be counted", async || {
+        let labels = [("port", "members"), ("why", "nameless")];
+        (metric(node, "kiln_tls_refused_total", &labels).await >= 1.0).then_some(())
+    })
+    .await;
+    // Those that name their nodes are a cluster.
+    is_shared(&cluster.nodes[0], &cluster.nodes[1], "by name").await;
+}

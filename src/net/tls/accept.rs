@@ -25,9 +25,22 @@ use crate::net::stream::Conn;
 
 /// What a client has for its first byte, and again for its handshake.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// What is said of a certificate that would be any member's.
+pub(super) const NAMELESS: &str = "the certificate names no node (tls.members.named): give each node \
+                                   one of its own (kiln certs issue member --data-dir)";
 /// The first byte of a TLS handshake. No other protocol of Kiln's begins with it: gRPC
 /// begins with `P`, a frame with the high byte of a small length.
 const HANDSHAKE: u8 = 0x16;
+
+/// Whose certificates a port is shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Whose {
+    Clients,
+    /// Nodes: `named` takes none that names neither a node nor a key.
+    Members {
+        named: bool,
+    },
+}
 
 /// Takes connections in plain text, in TLS, or both.
 #[derive(Debug, Clone)]
@@ -40,8 +53,7 @@ pub(crate) struct Acceptor {
 struct Tls {
     mode: Mode,
     verify: Verify,
-    /// Whether a certificate names a node.
-    members: bool,
+    whose: Whose,
     protocols: Vec<Vec<u8>>,
     trust: Arc<Trust>,
     /// Made of what `trust` had loaded then.
@@ -54,13 +66,13 @@ impl Acceptor {
         Self { port, tls: None }
     }
 
-    /// In `mode` with the files of `trust`, offering `protocols`. Of `members` the
-    /// certificates name nodes.
+    /// In `mode` with the files of `trust`, offering `protocols`, to those who have
+    /// certificates of `whose`.
     pub(crate) fn new(
         port: &'static str,
         mode: Mode,
         verify: Verify,
-        members: bool,
+        whose: Whose,
         protocols: &[&[u8]],
         trust: Arc<Trust>,
     ) -> Result<Self, TlsError> {
@@ -71,7 +83,7 @@ impl Acceptor {
         let loaded = trust.loaded();
         let config = configure(&loaded, verify, &protocols).map_err(|why| trust.unusable(why))?;
         let config = ArcSwap::from_pointee((loaded, config));
-        let tls = Tls { mode, verify, members, protocols, trust, config };
+        let tls = Tls { mode, verify, whose, protocols, trust, config };
         Ok(Self { port, tls: Some(Arc::new(tls)) })
     }
 
@@ -132,13 +144,17 @@ impl Tls {
         };
         let shown = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
         let bad_name = |why| Refused { why: "bad_name", error: io::Error::other(why) };
-        let named = match (shown, self.members) {
+        let named = match (shown, self.whose) {
             (None, _) => Named::default(),
-            (Some(shown), true) => {
+            (Some(shown), Whose::Members { named }) => {
                 let member = Identity::of(shown).map_err(bad_name)?;
+                if named && member == Identity::default() {
+                    let error = io::Error::other(NAMELESS);
+                    return Err(Refused { why: "nameless", error });
+                }
                 Named { member, client: None }
             }
-            (Some(shown), false) => {
+            (Some(shown), Whose::Clients) => {
                 let client = Some(identity::names(shown).map_err(bad_name)?.into());
                 Named { client, ..Named::default() }
             }

@@ -23,6 +23,7 @@ use tonic::transport::{Channel, Endpoint};
 
 use super::{
     BYTES, GRPC, Mode,
+    accept::NAMELESS,
     files::{Loaded, TlsError, provider},
     identity::Identity,
     reload::Trust,
@@ -48,6 +49,8 @@ impl std::fmt::Debug for Inner {
 }
 
 struct Tls {
+    /// Whether whoever answers must have a certificate that names a node or a key.
+    named: bool,
     trust: Arc<Trust>,
     config: ArcSwap<(Arc<Loaded>, Configs)>,
 }
@@ -61,13 +64,13 @@ struct Configs {
 
 impl Dialer {
     /// In TLS where `mode` says so, with the files of `trust`.
-    pub(crate) fn new(mode: Mode, trust: Arc<Trust>) -> Result<Self, TlsError> {
+    pub(crate) fn new(mode: Mode, named: bool, trust: Arc<Trust>) -> Result<Self, TlsError> {
         if mode < Mode::Dial {
             return Ok(Self::default());
         }
         let loaded = trust.loaded();
         let configs = configure(&loaded).map_err(|why| trust.unusable(why))?;
-        let tls = Some(Tls { trust, config: ArcSwap::from_pointee((loaded, configs)) });
+        let tls = Some(Tls { named, trust, config: ArcSwap::from_pointee((loaded, configs)) });
         Ok(Self(Arc::new(Inner { tls, cluster: OnceLock::new() })))
     }
 
@@ -124,6 +127,11 @@ impl Dialer {
         let shown = shown.and_then(<[_]>::first);
         let identity = shown.map(Identity::of).transpose().map_err(io::Error::other)?;
         let identity = identity.unwrap_or_default();
+        if identity == Identity::default() && self.0.tls.as_ref().is_some_and(|tls| tls.named) {
+            metrics::counter!("kiln_refused_peers_total", "why" => "nameless").increment(1);
+            tracing::warn!(address, "whoever answers has a certificate that names nobody: refused");
+            return Err(io::Error::new(io::ErrorKind::PermissionDenied, NAMELESS));
+        }
         let Some(cluster) = self.0.cluster.get().and_then(Weak::upgrade) else { return Ok(()) };
         let nodes = cluster.index().nodes();
         let members = nodes.iter().filter(|(_, known)| known.facts.members() == address);

@@ -13,7 +13,10 @@ mod identity;
 mod reload;
 mod verify;
 
-pub(crate) use self::{accept::Acceptor, reload::Trust};
+pub(crate) use self::{
+    accept::{Acceptor, Whose},
+    reload::Trust,
+};
 pub use self::{
     client::ClientTls,
     dial::Dialer,
