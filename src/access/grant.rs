@@ -27,6 +27,13 @@ pub enum Identity {
     },
     /// Whoever has the key of a certificate with this name.
     Certificate(Arc<str>),
+    /// Whom a token of another issuer names.
+    Subject {
+        /// Its name, and its issuer's.
+        name: Arc<str>,
+        /// When its token ends, in seconds since 1970.
+        expires: u64,
+    },
     /// A user of this machine.
     User(u32),
     /// A Redis client with the password of this namespace.
@@ -41,6 +48,7 @@ impl fmt::Display for Identity {
             Self::Anyone => f.write_str("anyone"),
             Self::Token { id, name } if name.is_empty() => write!(f, "token {id:016x}"),
             Self::Token { id, name } => write!(f, "token {id:016x} ({name})"),
+            Self::Subject { name, .. } => write!(f, "subject {name}"),
             Self::Certificate(name) => write!(f, "certificate {name}"),
             Self::User(uid) => write!(f, "uid {uid}"),
             Self::Password(namespace) => write!(f, "password of {namespace}"),

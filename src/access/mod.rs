@@ -14,6 +14,7 @@
 
 mod grant;
 mod limit;
+pub mod oidc;
 mod rate;
 mod rights;
 
@@ -32,6 +33,7 @@ use kiln_cluster::{
     admission::NotAdmitted,
     tokens::{TokenInfo, matches},
 };
+use tokio_util::sync::CancellationToken;
 
 pub use self::{
     grant::{Grant, Identity},
@@ -40,6 +42,7 @@ pub use self::{
 };
 use self::{
     limit::Limit,
+    oidc::Issuers,
     rate::{Client, Flight, Rate},
 };
 use crate::{
@@ -103,6 +106,19 @@ pub enum Denied {
     /// Not in that namespace.
     #[error("it has no right to this namespace")]
     Namespace,
+    /// It is of another issuer, and not signed by a key of it that is known, or says what it may
+    /// not.
+    #[error("the token is not good: its signature, its key or what it says is not its issuer's")]
+    Signature,
+    /// It is of another issuer, and for somebody else.
+    #[error("the token is for another audience: ask its issuer for one for this cluster")]
+    Audience,
+    /// It is of another issuer, and nobody who has rights here.
+    #[error("no row of access.oidc is for whom this token names")]
+    NoSubject,
+    /// It is of another issuer, whose keys this node does not know, or no more.
+    #[error("the keys of the token's issuer cannot be fetched: retry later")]
+    NoKeys,
     /// No password of `resp.users` is this one.
     #[error("no user has this password")]
     Password,
@@ -132,6 +148,10 @@ impl Denied {
             Self::Offline => "offline",
             Self::Role => "role",
             Self::Namespace => "namespace",
+            Self::Signature => "signature",
+            Self::Audience => "audience",
+            Self::NoSubject => "subject",
+            Self::NoKeys => "issuer_away",
             Self::Password => "password",
             Self::NotClients => "clients_port",
             Self::NotMembers => "members_port",
@@ -142,7 +162,7 @@ impl Denied {
     /// Whether the same call may be let through later: this node cannot say now who may, or
     /// its caller asked for too much.
     pub const fn is_passing(self) -> bool {
-        matches!(self, Self::NotYet | Self::Offline | Self::Limit(..))
+        matches!(self, Self::NotYet | Self::Offline | Self::NoKeys | Self::Limit(..))
     }
 
     /// When to ask again, where that is known.
@@ -157,7 +177,13 @@ impl Denied {
     const fn is_bad_try(self) -> bool {
         matches!(
             self,
-            Self::Malformed | Self::Unknown | Self::Revoked | Self::Expired | Self::Password
+            Self::Malformed
+                | Self::Unknown
+                | Self::Revoked
+                | Self::Expired
+                | Self::Signature
+                | Self::Audience
+                | Self::Password
         )
     }
 
@@ -243,12 +269,23 @@ pub struct Settings {
     pub shared: Vec<String>,
     /// Rights of certificates; the first row that matches counts.
     pub certificates: Vec<Row>,
+    /// Issuers of tokens other than Kiln's own.
+    pub oidc: Vec<oidc::Settings>,
     /// When the node's own user is an admin at its socket.
     pub socket_admin: SocketAdmin,
     /// For how long tokens are judged by what this node knew when it last heard of its cluster.
     pub offline: Duration,
     /// What each client may have.
     pub limits: Limits,
+}
+
+impl Settings {
+    /// Whether a row makes somebody an admin.
+    fn name_an_admin(&self) -> bool {
+        let mut by_token = self.oidc.iter().flat_map(|issuer| &issuer.rows);
+        self.certificates.iter().any(|row| row.role == Role::Admin)
+            || by_token.any(|row| row.role == Role::Admin)
+    }
 }
 
 /// The judge of callers.
@@ -266,6 +303,7 @@ pub struct Access {
     calls: Rate,
     failures: Rate,
     flight: Flight,
+    issuers: Issuers,
     audit: Audit,
 }
 
@@ -282,6 +320,7 @@ impl Access {
     /// `audit`.
     pub fn new(settings: Settings, audit: Audit) -> Self {
         let Limits { calls_per_second, failures_per_minute, bytes_in_flight } = settings.limits;
+        let issuers = Issuers::new(settings.oidc.clone());
         Self {
             shared: settings.shared.clone().into(),
             settings,
@@ -293,6 +332,7 @@ impl Access {
             calls: Rate::new(calls_per_second, Duration::from_secs(1)),
             failures: Rate::new(failures_per_minute, Duration::from_secs(60)),
             flight: Flight::new(bytes_in_flight),
+            issuers,
             audit,
         }
     }
@@ -300,6 +340,30 @@ impl Access {
     /// Whether callers need a grant.
     pub fn is_required(&self) -> bool {
         self.settings.required
+    }
+
+    /// What fetches the keys of issuers until `stop`. An error: settings that cannot be used,
+    /// for people.
+    pub fn follow_issuers(
+        &self,
+        stop: &CancellationToken,
+    ) -> Result<Vec<impl Future<Output = ()> + Send + use<>>, String> {
+        self.issuers.follow(stop)
+    }
+
+    /// Whether `text` has the form of a token that is judged here.
+    pub fn is_token(&self, text: &str) -> bool {
+        Secret::read(text).is_some() || (!self.issuers.are_none() && oidc::is_one(text))
+    }
+
+    /// Whether this is a token whose issuer may have a key that is not known here.
+    pub fn wants_keys_of(&self, bearer: &str) -> bool {
+        self.settings.required && !self.issuers.are_none() && self.issuers.want_key_of(bearer)
+    }
+
+    /// Waits a moment for that key.
+    pub async fn freshen(&self, bearer: &str) {
+        self.issuers.freshen(bearer).await;
     }
 
     /// From now on the tokens of `index` are known, of whose cluster was heard `ago`; `None`:
@@ -416,6 +480,9 @@ impl Access {
         match grant.who() {
             Identity::Token { id, .. } => self.token(*id).map(drop),
             Identity::User(uid) => self.of_user(*uid).map(drop),
+            Identity::Subject { expires, .. } if *expires <= clock::unix_ms() / 1000 => {
+                Err(Denied::Expired)
+            }
             _ => Ok(()),
         }
     }
@@ -434,6 +501,11 @@ impl Access {
     }
 
     fn of_token(&self, bearer: &str) -> Result<Grant, Denied> {
+        if !self.issuers.are_none() && oidc::is_one(bearer) {
+            let oidc::Judged { name, expires, row } = self.issuers.judge(bearer)?;
+            let who = Identity::Subject { name: name.into(), expires };
+            return Ok(Grant::new(who, row.role, &row.namespaces, self.shared.clone()));
+        }
         let (id, secret) = Secret::read(bearer).ok_or(Denied::Malformed)?;
         let tokens = self.tokens()?;
         // Who guesses ids learns nothing: an unknown one is as a wrong secret.
@@ -472,12 +544,8 @@ impl Access {
         let open = match self.settings.socket_admin {
             SocketAdmin::Always => true,
             SocketAdmin::Never => false,
-            // Where certificates make admins, nobody has to be the first.
-            SocketAdmin::First
-                if self.settings.certificates.iter().any(|row| row.role == Role::Admin) =>
-            {
-                false
-            }
+            // Where settings make admins, nobody has to be the first.
+            SocketAdmin::First if self.settings.name_an_admin() => false,
             SocketAdmin::First => {
                 let is_admin =
                     |token: &TokenInfo| token.role == Role::Admin && check(token).is_ok();

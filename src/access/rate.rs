@@ -30,6 +30,7 @@ const SOON: Duration = Duration::from_secs(1);
 pub(super) enum Client {
     Token(u64),
     Certificate(Arc<str>),
+    Subject(Arc<str>),
     Password(Arc<str>),
     User(u32),
     /// Of IPv6 the first 64 bits, of which a client has all the others.
@@ -45,6 +46,7 @@ impl Client {
         Some(match who {
             Identity::Token { id, .. } => Self::Token(*id),
             Identity::Certificate(name) => Self::Certificate(name.clone()),
+            Identity::Subject { name, .. } => Self::Subject(name.clone()),
             Identity::Password(namespace) => Self::Password(namespace.clone()),
             Identity::User(uid) => Self::User(*uid),
             Identity::Anyone => Self::at(Some(from?)),

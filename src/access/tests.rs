@@ -18,6 +18,7 @@ fn settings() -> Settings {
             row("spiffe://prod/trainer*", Role::Write, "team"),
             row("admin.kiln", Role::Admin, "*"),
         ],
+        oidc: Vec::new(),
         socket_admin: SocketAdmin::First,
         offline: Duration::from_secs(3600),
         limits: Limits::default(),

@@ -67,10 +67,15 @@ impl CredentialArgs {
         };
         match text.trim() {
             "" if self.token_file.is_none() => Ok(None),
-            text if kiln::access::Secret::read(text).is_some() => Ok(Some(text.to_owned())),
+            text if kiln::access::Secret::read(text).is_some()
+                || kiln::access::oidc::is_one(text) =>
+            {
+                Ok(Some(text.to_owned()))
+            }
             // Not repeated: it may be another secret.
             _ => Err(CliError::Usage(format!(
-                "what {} has is no token: a token is kiln_ID_SECRET, as kiln token create printed it",
+                "what {} has is no token: a token is kiln_ID_SECRET, as kiln token create printed it, or one \
+                 of an issuer that the cluster believes (JWT)",
                 self.token_file
                     .as_ref()
                     .map_or(VARIABLE.to_owned(), |file| file.display().to_string())

@@ -2,12 +2,12 @@
 //!
 //! Invariant: where callers need a right, somebody can get the first one.
 
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
 use super::{Config, units};
-use crate::access::{Limits, Role, Row, Settings, SocketAdmin};
+use crate::access::{Limits, Role, Row, Settings, SocketAdmin, oidc};
 use kiln_cluster::tokens::is_pattern;
 
 /// Rights of clients.
@@ -25,6 +25,9 @@ pub struct AccessConfig {
     /// `spiffe://prod/trainer* write team-a`. The name is a URI or a DNS name in the
     /// certificate; the first row that matches counts. Default: none.
     pub certificates: Vec<String>,
+    /// Issuers whose tokens are taken as well: Kubernetes, for its service accounts, or any
+    /// OpenID provider. Default: none.
+    pub oidc: Vec<OidcConfig>,
     /// For how long a node that hears of no leader judges tokens by what it knows: it cannot
     /// hear then which were revoked. After that it refuses them. Default: 1 h.
     #[serde(with = "humantime_serde")]
@@ -54,6 +57,7 @@ impl Default for AccessConfig {
             required: false,
             shared: Vec::new(),
             certificates: Vec::new(),
+            oidc: Vec::new(),
             offline: Duration::from_secs(3600),
             socket_admin: SocketAdmin::First,
             calls_per_second: 0,
@@ -63,10 +67,68 @@ impl Default for AccessConfig {
     }
 }
 
+/// An issuer of tokens other than Kiln's own.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct OidcConfig {
+    /// As it names itself in its tokens (`iss`): `https://kubernetes.default.svc`.
+    pub issuer: String,
+    /// For whom its tokens have to be (`aud`), such as `kiln`.
+    pub audience: String,
+    /// Where its keys are: an https:// address, or a file's path, which begins with `/`.
+    /// Default: where the issuer says, at `ISSUER/.well-known/openid-configuration`.
+    pub jwks: Option<String>,
+    /// The only authorities of that place, in PEM. Default: the system's.
+    pub ca: Option<PathBuf>,
+    /// File with a token that is shown there, as Kubernetes wants it. Default: none.
+    pub bearer_file: Option<PathBuf>,
+    /// Rights of its tokens: `SUBJECT ROLE NAMESPACE[,NAMESPACE]`, as in
+    /// `system:serviceaccount:team-a:* write team-a`, or by another claim:
+    /// `email=ci@example.com read *`. The first that matches counts.
+    pub rows: Vec<String>,
+}
+
+impl OidcConfig {
+    fn settings(&self, offline: Duration) -> Result<oidc::Settings, String> {
+        let Self { issuer, audience, jwks, ca, bearer_file, rows } = self;
+        let wrong = |why: String| format!("access.oidc: issuer {issuer:?}: {why}");
+        if issuer.is_empty() || audience.is_empty() {
+            return Err(wrong("name the issuer and the audience of its tokens".into()));
+        }
+        let one = |text: &String| {
+            let Row { name, role, namespaces } = row(text, "access.oidc", "SUBJECT")?;
+            let (claim, value) = name.split_once('=').unwrap_or(("sub", &name));
+            let (claim, value) = (claim.to_owned(), value.to_owned());
+            if claim.is_empty() || value.trim_end_matches('*').is_empty() {
+                return Err(format!("access.oidc: {text:?}: a row that is for all tokens is none"));
+            }
+            Ok(oidc::Row { claim, value, role, namespaces })
+        };
+        let rows: Vec<_> = rows.iter().map(one).collect::<Result<_, _>>()?;
+        if rows.is_empty() {
+            return Err(wrong("no row gives its tokens a right: set rows".into()));
+        }
+        Ok(oidc::Settings {
+            issuer: issuer.clone(),
+            audience: audience.clone(),
+            source: oidc::source(jwks.as_deref(), issuer).map_err(wrong)?,
+            ca: ca.clone(),
+            bearer: bearer_file.clone(),
+            rows,
+            offline,
+        })
+    }
+}
+
 impl AccessConfig {
+    /// Issuers of tokens other than Kiln's own.
+    pub fn issuers(&self) -> Result<Vec<oidc::Settings>, String> {
+        self.oidc.iter().map(|issuer| issuer.settings(self.offline)).collect()
+    }
+
     /// Rights of certificates, in order.
     pub fn rows(&self) -> Result<Vec<Row>, String> {
-        self.certificates.iter().map(|text| row(text)).collect()
+        self.certificates.iter().map(|text| row(text, "access.certificates", "NAME")).collect()
     }
 
     /// What the judge of callers is told. The configuration was validated.
@@ -75,6 +137,7 @@ impl AccessConfig {
             required: self.required,
             shared: self.shared.clone(),
             certificates: self.rows().unwrap_or_default(),
+            oidc: self.issuers().unwrap_or_default(),
             socket_admin: self.socket_admin,
             offline: self.offline,
             limits: Limits {
@@ -86,11 +149,11 @@ impl AccessConfig {
     }
 }
 
-fn row(text: &str) -> Result<Row, String> {
+fn row(text: &str, of: &str, first: &str) -> Result<Row, String> {
     let wrong = |what: &str| {
         format!(
-            "access.certificates: {text:?}: {what}; write NAME ROLE NAMESPACE[,NAMESPACE], such as \
-             spiffe://prod/trainer* write team-a"
+            "{of}: {text:?}: {what}; write {first} ROLE NAMESPACE[,NAMESPACE], such as {first} write \
+             team-a"
         )
     };
     let mut words = text.split_whitespace();
@@ -102,7 +165,7 @@ fn row(text: &str) -> Result<Row, String> {
     let role = Role::named(role).ok_or_else(|| wrong("a role is read, write or admin"))?;
     let namespaces: Vec<_> = namespaces.split(',').map(str::to_owned).collect();
     if name.trim_end_matches('*').is_empty() {
-        return Err(wrong("a name that stands for all certificates is none"));
+        return Err(wrong("a name that stands for all of them is none"));
     }
     if !namespaces.iter().all(|pattern| is_pattern(pattern)) {
         return Err(wrong("a namespace is a name, its beginning with * behind, or *"));
@@ -141,8 +204,23 @@ impl Config {
                     .into(),
             );
         }
+        let issuers = match access.issuers() {
+            Ok(issuers) => issuers,
+            Err(why) => {
+                wrong.push(why);
+                return;
+            }
+        };
+        for (i, issuer) in issuers.iter().enumerate() {
+            if issuers[..i].iter().any(|other| other.issuer == issuer.issuer) {
+                wrong.push(format!("access.oidc names the issuer {:?} twice", issuer.issuer));
+            }
+        }
         let by_socket = access.socket_admin != SocketAdmin::Never;
-        let by_certificate = rows.iter().any(|row| row.role == Role::Admin);
+        let by_token =
+            |issuer: &oidc::Settings| issuer.rows.iter().any(|row| row.role == Role::Admin);
+        let by_certificate =
+            rows.iter().any(|row| row.role == Role::Admin) || issuers.iter().any(by_token);
         // One that joins finds tokens in the index.
         if access.required && !by_socket && !by_certificate && self.start.join.is_empty() {
             wrong.push(
@@ -192,8 +270,8 @@ mod tests {
 
     #[test]
     fn a_row_is_a_name_a_role_and_namespaces() {
-        let read =
-            row("spiffe://prod/trainer* write team-a,lab-*").unwrap_or_else(|e| panic!("{e}"));
+        let read = row("spiffe://prod/trainer* write team-a,lab-*", "x", "NAME")
+            .unwrap_or_else(|e| panic!("{e}"));
         assert_eq!((read.name.as_str(), read.role), ("spiffe://prod/trainer*", Role::Write));
         assert_eq!(read.namespaces, ["team-a", "lab-*"]);
         for bad in ["", "a write", "a root x", "* read x", "a read x y", "a read x,,y", "a admin x"]

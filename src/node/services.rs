@@ -30,7 +30,7 @@ use super::{
 use crate::{
     access::Access,
     cache::{Arrivals, Tiers},
-    config::{Config, EvictionPolicy},
+    config::{Config, ConfigError, EvictionPolicy},
     counters::CounterSource,
     dashboard::{Dashboard, Sources},
     manager::{self, Fetcher, Manager, Puller, Reporter},
@@ -133,6 +133,9 @@ impl Services {
             );
         }
         tasks.spawn(contact.hear(access.clone(), cluster.clone(), tasks.stop.clone()));
+        for task in access.follow_issuers(&tasks.stop).map_err(ConfigError::Form)? {
+            tasks.spawn(task);
+        }
         let audit = access.audit();
         tasks.spawn(audit.clone().note(index.clone(), node, tasks.stop.clone()));
         tasks.spawn(joined::follow(audit.clone(), index.clone(), tasks.stop.clone()));

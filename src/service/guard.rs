@@ -49,6 +49,15 @@ impl Guard {
         Self { access, members: true }
     }
 
+    /// A token of an issuer whose keys are not all known, maybe.
+    fn may_be_new(&self, request: &http::Request<Body>) -> Option<String> {
+        if self.members {
+            return None;
+        }
+        let bearer = shown(request.headers(), None).bearer?;
+        self.access.wants_keys_of(&bearer).then_some(bearer)
+    }
+
     fn judge(&self, request: &http::Request<Body>) -> Result<Option<Grant>, Refused> {
         let path = request.uri().path();
         let caller = request.extensions().get::<Caller>();
@@ -129,7 +138,7 @@ pub struct Guarded<S> {
 
 impl<S> Service<http::Request<Body>> for Guarded<S>
 where
-    S: Service<http::Request<Body>, Response = http::Response<Body>>,
+    S: Service<http::Request<Body>, Response = http::Response<Body>> + Clone + Send + 'static,
     S::Future: Send + 'static,
     S::Error: Send + 'static,
 {
@@ -141,7 +150,31 @@ where
         self.inner.poll_ready(context)
     }
 
-    fn call(&mut self, mut request: http::Request<Body>) -> Self::Future {
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        if let Some(bearer) = self.guard.may_be_new(&request) {
+            // The one that is ready is the one that is called.
+            let next = self.inner.clone();
+            let inner = std::mem::replace(&mut self.inner, next);
+            let mut guarded = Self { inner, guard: self.guard.clone() };
+            return Box::pin(async move {
+                guarded.guard.access.freshen(&bearer).await;
+                guarded.judged(request).await
+            });
+        }
+        self.judged(request)
+    }
+}
+
+impl<S> Guarded<S>
+where
+    S: Service<http::Request<Body>, Response = http::Response<Body>>,
+    S::Future: Send + 'static,
+    S::Error: Send + 'static,
+{
+    fn judged(
+        &mut self,
+        mut request: http::Request<Body>,
+    ) -> BoxFuture<http::Response<Body>, S::Error> {
         match self.guard.judge(&request) {
             Ok(grant) => {
                 // What it showed goes no further.

@@ -32,6 +32,9 @@ pub(super) async fn judged(
     next: Next,
 ) -> Response {
     let shown = shown(request.headers());
+    if let Some(bearer) = shown.bearer.as_deref().filter(|bearer| access.wants_keys_of(bearer)) {
+        access.freshen(bearer).await;
+    }
     let from = request.extensions().get::<ConnectInfo<PeerIp>>().and_then(|from| from.0.0);
     let judged = access.ask(&shown, from).and_then(|grant| {
         let allowed = grant.needs_all(Role::Read);

@@ -57,8 +57,13 @@ pub(super) const METRICS: &[Metric] = &[
         "kiln_access_refused_total",
         &["door", "why"],
         "Calls that were refused for who asked them: no token, one that is unknown, revoked or \
-         expired, a role that is too small, another's namespace; at the door `members`, nodes that \
-         had no good token to join.",
+         expired, a role that is too small, another's namespace, or more than one client may have; at \
+         the door `members`, nodes that had no good token to join.",
+    ),
+    counter(
+        "kiln_oidc_failures_total",
+        &[],
+        "Fetches of an issuer's keys (access.oidc) that failed.",
     ),
     counter("kiln_audit_events_total", &[], "Events that the audit log was given."),
     counter(
