@@ -23,12 +23,13 @@ use tokio::{
 use tokio_util::sync::{CancellationToken, DropGuard, WaitForCancellationFutureOwned};
 use tonic::transport::server::Connected;
 
-use super::{accept::accept, stream::Conn, tls::Acceptor};
+use super::{accept::accept, patience::Patience, stream::Conn, tls::Acceptor};
 
 /// A connection, and its place until it is dropped.
 pub(crate) struct Placed {
     stream: Conn,
     caller: Caller,
+    patience: Patience,
     /// Ends it from outside.
     ended: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
     _place: Place,
@@ -50,7 +51,7 @@ pub(crate) fn placed(
     abort: CancellationToken,
 ) -> Placed {
     let ended = Some(Box::pin(abort.cancelled_owned()));
-    Placed { stream, caller, ended, _place: Place::Told(end) }
+    Placed { stream, caller, patience: Patience::grpc(), ended, _place: Place::Told(end) }
 }
 
 impl Placed {
@@ -71,12 +72,13 @@ impl Placed {
 }
 
 /// The connections of `listener`, after their handshakes by `acceptor`, at most `most` at
-/// once; one more is closed, and counted for `port`.
+/// once; one more is closed, and counted for `port`. One that has no more `patience` ends.
 pub(crate) fn incoming(
     listener: TcpListener,
     most: usize,
     port: &'static str,
     acceptor: Acceptor,
+    patience: fn() -> Patience,
 ) -> impl Stream<Item = io::Result<Placed>> {
     let places = Arc::new(Semaphore::new(most));
     let accepted = stream::unfold((listener, places), move |(listener, places)| async move {
@@ -93,7 +95,8 @@ pub(crate) fn incoming(
         let acceptor = acceptor.clone();
         async move {
             let (stream, caller) = acceptor.secure(stream).await.ok()?;
-            Some(Ok(Placed { stream, caller, ended: None, _place: Place::One(place) }))
+            let (patience, _place) = (patience(), Place::One(place));
+            Some(Ok(Placed { stream, caller, patience, ended: None, _place }))
         }
     });
     // Whoever is slow with its handshake keeps nobody else waiting.
@@ -119,7 +122,16 @@ impl AsyncRead for Placed {
         {
             return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
         }
-        Pin::new(&mut self.stream).poll_read(context, buffer)
+        let before = buffer.filled().len();
+        let read = Pin::new(&mut self.stream).poll_read(context, buffer);
+        match read {
+            Poll::Ready(_) => {
+                let came = buffer.filled().len().saturating_sub(before);
+                self.patience.came(came);
+                read
+            }
+            Poll::Pending => self.patience.poll_over(context).map(Err),
+        }
     }
 }
 
@@ -129,6 +141,7 @@ impl AsyncWrite for Placed {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
+        self.patience.answered();
         Pin::new(&mut self.stream).poll_write(context, bytes)
     }
 
@@ -145,6 +158,7 @@ impl AsyncWrite for Placed {
         context: &mut Context<'_>,
         bytes: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        self.patience.answered();
         Pin::new(&mut self.stream).poll_write_vectored(context, bytes)
     }
 
@@ -169,7 +183,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let mut connections =
-            std::pin::pin!(incoming(listener, 1, "test", Acceptor::plain("test")));
+            std::pin::pin!(incoming(listener, 1, "test", Acceptor::plain("test"), Patience::grpc));
         let _client = TcpStream::connect(address).await.unwrap();
         let mut placed = connections.next().await.unwrap().unwrap();
         placed.let_go_after(Duration::from_millis(200));
@@ -189,7 +203,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let mut connections =
-            std::pin::pin!(incoming(listener, 1, "test", Acceptor::plain("test")));
+            std::pin::pin!(incoming(listener, 1, "test", Acceptor::plain("test"), Patience::grpc));
         let _client = TcpStream::connect(address).await.unwrap();
         let first = connections.next().await.unwrap().unwrap();
         let mut second = TcpStream::connect(address).await.unwrap();
@@ -201,5 +215,69 @@ mod tests {
         drop(first);
         let _third = TcpStream::connect(address).await.unwrap();
         connections.next().await.unwrap().unwrap();
+    }
+
+    /// A connection that says what `says` gives it, a byte in each second.
+    async fn dribbles(patience: fn() -> Patience, bytes: usize) -> io::Error {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let connections = incoming(listener, 1, "test", Acceptor::plain("test"), patience);
+        let mut connections = std::pin::pin!(connections);
+        let mut client = TcpStream::connect(address).await.unwrap();
+        let mut placed = connections.next().await.unwrap().unwrap();
+        let dribbling = async {
+            for _ in 0..bytes {
+                client.write_all(b"x").await.unwrap();
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+            std::future::pending().await
+        };
+        let reading = async {
+            loop {
+                match placed.read(&mut [0; 64]).await {
+                    Ok(0) => panic!("it left"),
+                    Ok(_) => {}
+                    Err(error) => return error,
+                }
+            }
+        };
+        tokio::select! {
+            error = reading => error,
+            () = dribbling => unreachable!(),
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_says_a_byte_now_and_then_or_nothing_keeps_no_place() {
+        for patience in [Patience::grpc as fn() -> Patience, Patience::http] {
+            for bytes in [0, 30, 1000] {
+                let began = tokio::time::Instant::now();
+                let error = dribbles(patience, bytes).await;
+                assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+                assert!(began.elapsed() < Duration::from_secs(30), "{bytes}");
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_asked_in_time_has_time_and_an_idle_page_ends_later() {
+        let hour = Duration::from_secs(3600);
+        for (patience, ends) in
+            [(Patience::grpc as fn() -> Patience, false), (Patience::http, true)]
+        {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let address = listener.local_addr().unwrap();
+            let connections = incoming(listener, 1, "test", Acceptor::plain("test"), patience);
+            let mut connections = std::pin::pin!(connections);
+            let mut client = TcpStream::connect(address).await.unwrap();
+            let mut placed = connections.next().await.unwrap().unwrap();
+            client.write_all(&[0; 64]).await.unwrap();
+            placed.read_exact(&mut [0; 64]).await.unwrap();
+            placed.write_all(b"answer").await.unwrap();
+            let began = tokio::time::Instant::now();
+            let ended = tokio::time::timeout(hour, placed.read(&mut [0])).await;
+            assert_eq!(ended.is_ok(), ends);
+            assert!(began.elapsed() > Duration::from_secs(60));
+        }
     }
 }

@@ -17,17 +17,20 @@ use tokio::{
 use tokio_util::sync::DropGuard;
 use tonic::transport::server::Connected;
 
+use super::patience::Patience;
+
 /// A connection over a unix socket; `end` is dropped with it.
 pub(crate) struct Local {
     stream: UnixStream,
     caller: Caller,
+    patience: Patience,
     _end: DropGuard,
 }
 
 impl Local {
     pub(crate) fn new(stream: UnixStream, end: DropGuard) -> Self {
         let caller = Caller { uid: user(&stream), ..Caller::default() };
-        Self { stream, caller, _end: end }
+        Self { stream, caller, patience: Patience::grpc(), _end: end }
     }
 }
 
@@ -61,7 +64,16 @@ impl AsyncRead for Local {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(context, buffer)
+        let before = buffer.filled().len();
+        let read = Pin::new(&mut self.stream).poll_read(context, buffer);
+        match read {
+            Poll::Ready(_) => {
+                let came = buffer.filled().len().saturating_sub(before);
+                self.patience.came(came);
+                read
+            }
+            Poll::Pending => self.patience.poll_over(context).map(Err),
+        }
     }
 }
 

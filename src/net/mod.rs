@@ -6,6 +6,7 @@
 mod accept;
 mod incoming;
 mod local;
+mod patience;
 mod progress;
 mod stream;
 pub mod tls;
@@ -15,5 +16,6 @@ pub(crate) use self::{
     accept::{Listen, Service, serve},
     incoming::{Placed, incoming, placed},
     local::{Local, first_byte, user},
+    patience::Patience,
     progress::Progress,
 };

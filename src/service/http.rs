@@ -90,7 +90,13 @@ impl Bounded {
     fn new(listener: TcpListener, connections: usize, acceptor: Acceptor) -> io::Result<Self> {
         let address = listener.local_addr()?;
         Ok(Self {
-            incoming: Box::pin(net::incoming(listener, connections, "http", acceptor)),
+            incoming: Box::pin(net::incoming(
+                listener,
+                connections,
+                "http",
+                acceptor,
+                net::Patience::http,
+            )),
             address,
         })
     }

@@ -44,6 +44,7 @@ mod order;
 mod out;
 mod pieces;
 mod pins;
+mod places;
 mod plan;
 mod planted;
 mod publish;
