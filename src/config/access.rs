@@ -32,8 +32,9 @@ pub struct AccessConfig {
     /// hear then which were revoked. After that it refuses them. Default: 1 h.
     #[serde(with = "humantime_serde")]
     pub offline: Duration,
-    /// When the user that runs the node, and root, are admins at `socket`: `first`, while the
-    /// cluster has no good token of an admin; `always`; or `never`, where containers that
+    /// When the user that runs the node, and root, are admins at `socket`: `first`, until the
+    /// cluster has had a token of an admin; `always`, also to make another when all of those have
+    /// ended; or `never`, where containers that
     /// share the socket run as root. Default: `first`.
     pub socket_admin: SocketAdmin,
     /// Calls, and commands of Redis clients, in a second: of each token, certificate, password
