@@ -24,7 +24,7 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-pub use access::AccessConfig;
+pub use access::{AccessConfig, OidcConfig};
 pub use audit::AuditConfig;
 pub use credentials::Credentials;
 pub use load::{ConfigError, Layers, environment_names};

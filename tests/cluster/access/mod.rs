@@ -7,6 +7,7 @@ mod doors;
 mod joining;
 mod limits;
 mod namespaces;
+mod oidc;
 mod tokens;
 
 use std::time::Duration;
