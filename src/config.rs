@@ -17,6 +17,7 @@ mod resp;
 mod slips;
 mod tls;
 mod trace;
+mod trust;
 mod units;
 mod validate;
 
@@ -34,6 +35,7 @@ pub use publish::{Copies, PublishConfig};
 pub use resp::RespConfig;
 pub use tls::{ClientsTlsConfig, MembersTlsConfig, TlsConfig};
 pub use trace::TraceConfig;
+pub use trust::TrustConfig;
 
 /// Everything that `kiln serve` is told.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -93,6 +95,8 @@ pub struct Config {
     pub access: AccessConfig,
     /// Who did what, in files below `data_dir`.
     pub audit: AuditConfig,
+    /// What is believed of what others sign.
+    pub trust: TrustConfig,
     /// Traces of requests, for an OpenTelemetry collector.
     pub trace: TraceConfig,
     /// How the node watches itself.
@@ -317,6 +321,7 @@ impl Default for Config {
             tls: TlsConfig::default(),
             access: AccessConfig::default(),
             audit: AuditConfig::default(),
+            trust: TrustConfig::default(),
             trace: TraceConfig::default(),
             monitor: MonitorConfig::default(),
             optimizer: OptimizerConfig::default(),

@@ -44,6 +44,8 @@ const KILN: &[(&str, Right, bool)] = &[
     ("Pin", Needs(Write), false),
     ("Plan", Needs(Read), false),
     ("Publish", Needs(Write), false),
+    // Removes what is wrong.
+    ("Recheck", Needs(Write), false),
     ("Recompile", Needs(Write), false),
     ("RemoveNode", NeedsAll(Admin), false),
     ("Restore", NeedsAll(Admin), false),

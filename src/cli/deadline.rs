@@ -48,8 +48,18 @@ mod tests {
     use super::*;
 
     /// Calls that last as long as a compile, a transfer, or what their request says.
-    const LONG: [&str; 9] =
-        ["Compile", "Lookup", "Fetch", "Lease", "Publish", "Leave", "Restore", "Plan", "Recompile"];
+    const LONG: [&str; 10] = [
+        "Compile",
+        "Lookup",
+        "Fetch",
+        "Lease",
+        "Publish",
+        "Leave",
+        "Restore",
+        "Plan",
+        "Recheck",
+        "Recompile",
+    ];
 
     fn deadline(method: &'static str) -> bool {
         let mut request = Request::new(());

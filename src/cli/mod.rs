@@ -49,6 +49,7 @@ mod status;
 mod token;
 mod top;
 mod traced;
+mod verify;
 mod version;
 mod view;
 mod warm;
@@ -91,6 +92,7 @@ enum Command {
     Get(get::Get),
     Ls(ls::Ls),
     Why(why::Why),
+    Verify(Box<verify::VerifyArgs>),
     Pin(pin::Pin),
     Unpin(pin::Unpin),
     Rm(rm::Rm),
@@ -194,6 +196,7 @@ impl Command {
             Self::Get(command) => client(command.run()),
             Self::Ls(command) => client(command.run()),
             Self::Why(command) => client(command.run()),
+            Self::Verify(command) => client(command.run()),
             Self::Pin(command) => client(command.run()),
             Self::Unpin(command) => client(command.run()),
             Self::Rm(command) => client(command.run()),
@@ -229,6 +232,7 @@ impl Command {
             Self::Get(command) => command.client.json,
             Self::Ls(command) => command.client.json,
             Self::Why(command) => command.client.json,
+            Self::Verify(command) => command.client.json,
             Self::Pin(command) => command.client.json,
             Self::Unpin(command) => command.client.json,
             Self::Rm(command) => command.client.json,

@@ -98,13 +98,13 @@ async fn look_up(
     signed.map(fetch::manifest).transpose()
 }
 
-enum Subject<'a> {
+pub(super) enum Subject<'a> {
     File(&'a Path),
     Key(KeyArg),
 }
 
 /// A file that exists is one, whatever its name looks like.
-fn subject(text: &Path) -> Result<Subject<'_>, CliError> {
+pub(super) fn subject(text: &Path) -> Result<Subject<'_>, CliError> {
     if text.is_file() {
         return Ok(Subject::File(text));
     }

@@ -83,6 +83,11 @@ impl Compiler for CudaCompiler {
         Ok(Prepared::new(input, fingerprint, own, None, "", job))
     }
 
+    /// Measured: `tests/compiler/outputs.rs`.
+    fn is_deterministic(&self) -> bool {
+        true
+    }
+
     fn free(&self) -> usize {
         self.engine.free()
     }

@@ -116,6 +116,12 @@ pub trait Compiler: Send + Sync {
         None
     }
 
+    /// Whether one input always gives the same bytes, on every node with the same
+    /// fingerprint: then who stored other ones is found (`trust.spot_checks`).
+    fn is_deterministic(&self) -> bool {
+        false
+    }
+
     /// How many jobs could run at once from now on.
     fn free(&self) -> usize;
 

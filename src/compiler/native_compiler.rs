@@ -136,6 +136,11 @@ impl Compiler for NativeCompiler {
         (fewer != *options).then_some(fewer)
     }
 
+    /// Measured: `tests/compiler/outputs.rs`.
+    fn is_deterministic(&self) -> bool {
+        true
+    }
+
     fn free(&self) -> usize {
         self.engine.free()
     }

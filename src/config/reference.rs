@@ -10,7 +10,7 @@ use std::fmt::Write as _;
 use super::{Config, load::environment_name};
 
 /// Where the fields are.
-const SOURCES: [&str; 9] = [
+const SOURCES: [&str; 10] = [
     include_str!("../config.rs"),
     include_str!("access.rs"),
     include_str!("audit.rs"),
@@ -20,6 +20,7 @@ const SOURCES: [&str; 9] = [
     include_str!("resp.rs"),
     include_str!("tls.rs"),
     include_str!("trace.rs"),
+    include_str!("trust.rs"),
 ];
 
 /// A line of comments is filled up to here.

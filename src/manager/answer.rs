@@ -101,4 +101,6 @@ pub struct Settings {
     pub copies: Copies,
     /// Largest request in bytes that is kept beside what was compiled of it; 0: none is.
     pub keep_requests: u64,
+    /// One in so many hits is compiled once more and compared; 0: none is.
+    pub spot_checks: u64,
 }

@@ -135,7 +135,10 @@ impl Manager {
         let missed = match self.index.lookup(&key).await? {
             None => Cause::NotStored,
             Some(entry) => match self.resolve_all(&entry, &prepared, Outcome::Hit).await? {
-                Found::Here(answer) => return Ok(*answer),
+                Found::Here(answer) => {
+                    self.sample(&answer, Some(request));
+                    return Ok(*answer);
+                }
                 found => Cause::of(&found),
             },
         };
@@ -215,7 +218,10 @@ impl Manager {
     }
 
     /// The compiler that is asked, and the prepared key.
-    async fn select(&self, request: &Request) -> Result<(Arc<dyn Compiler>, Arc<Prepared>), Error> {
+    pub(super) async fn select(
+        &self,
+        request: &Request,
+    ) -> Result<(Arc<dyn Compiler>, Arc<Prepared>), Error> {
         let compiler = self.compilers.select(&request.backend, &request.input)?;
         let (compiler, planned) = match self.plan(request, &compiler).await {
             Err(Error::Failed(why)) if request.piecewise != Piecewise::Never => {

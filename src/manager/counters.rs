@@ -9,7 +9,7 @@ use std::{
 
 use kiln_proto::{Check, Failure};
 
-use super::{Answer, Origin, Outcome};
+use super::{Answer, Origin, Outcome, Verdict};
 use crate::{counters::CounterSource, error::Error};
 
 /// Counts since the node started.
@@ -40,6 +40,9 @@ pub struct Counters {
     fallbacks: AtomicU64,
     fallbacks_replaced: AtomicU64,
     pieces_fallen: AtomicU64,
+    spot_equal: AtomicU64,
+    spot_different: AtomicU64,
+    spot_skipped: AtomicU64,
 }
 
 fn add(counter: &AtomicU64) {
@@ -203,6 +206,19 @@ impl Counters {
         metrics::counter!("kiln_fallbacks_replaced_total").increment(1);
     }
 
+    /// A stored artifact was to be compared with a new compile.
+    pub fn spot_checked(&self, verdict: &Verdict) {
+        let (counter, reason) = match verdict {
+            Verdict::Equal => (&self.spot_equal, ""),
+            Verdict::Different { .. } => (&self.spot_different, ""),
+            Verdict::Skipped(skip) => (&self.spot_skipped, skip.name()),
+        };
+        add(counter);
+        let result = if reason.is_empty() { verdict.name() } else { "skipped" };
+        metrics::counter!("kiln_spot_checks_total", "result" => result, "reason" => reason)
+            .increment(1);
+    }
+
     /// A manifest in the index failed its checks.
     pub fn bad_manifest(&self) {
         add(&self.retired_manifests);
@@ -239,6 +255,9 @@ impl CounterSource for Counters {
             ("fallbacks", read(&self.fallbacks)),
             ("fallbacks_replaced", read(&self.fallbacks_replaced)),
             ("pieces_fallen", read(&self.pieces_fallen)),
+            ("spot_checks_equal", read(&self.spot_equal)),
+            ("spot_checks_different", read(&self.spot_different)),
+            ("spot_checks_skipped", read(&self.spot_skipped)),
         ]
     }
 }

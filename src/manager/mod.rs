@@ -37,6 +37,7 @@ mod report;
 mod restore;
 mod route;
 mod single_flight;
+mod spot;
 mod stage;
 mod stored;
 mod tuned;
@@ -62,6 +63,7 @@ pub use self::{
     recent::{Cause, Miss, Recent, VALUE},
     report::Reporter,
     single_flight::{Progress, SingleFlight},
+    spot::{Skip, Verdict},
     stage::Stage,
     stored::Found,
     under_way::{Flight, FlightStage},
@@ -138,6 +140,8 @@ pub struct Manager {
     emergency: Emergency,
     observed: Observed,
     tuned: Tuned,
+    /// Hits that are looked into.
+    spot: spot::Queue,
 }
 
 /// What a [`Manager`] is made of.
@@ -179,6 +183,7 @@ impl Manager {
         let verified =
             quick_cache::sync::Cache::with_weighter(VERIFIED_MANIFESTS, VERIFIED_BYTES, Size);
         let flights = SingleFlight::default();
+        let spot = spot::Queue::new(settings.spot_checks);
         Self {
             settings,
             identity,
@@ -205,6 +210,7 @@ impl Manager {
             emergency,
             observed: Observed::default(),
             tuned,
+            spot,
         }
     }
 

@@ -41,7 +41,10 @@ impl Manager {
     pub async fn load(&self, key: &ArtifactKey, namespace: &str) -> Result<Answer, Error> {
         let began = Instant::now();
         let result = match self.stored(key, namespace).await {
-            Ok(Some(Found::Here(answer))) => Ok(*answer),
+            Ok(Some(Found::Here(answer))) => {
+                self.sample(&answer, None);
+                Ok(*answer)
+            }
             Ok(Some(Found::Unreachable(why))) => Err(Error::Unreachable(why)),
             Ok(Some(Found::Incomplete(piece))) => Err(Error::MissingPiece(piece)),
             Ok(Some(Found::Retired) | None) => Err(Error::NotFound(*key)),

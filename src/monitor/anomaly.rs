@@ -37,6 +37,8 @@ pub enum Kind {
     CompilersDown,
     /// The disk tier does not work.
     CacheDown,
+    /// Artifacts are not what their sources compile to.
+    WrongArtifacts,
 }
 
 /// How bad it is.
@@ -114,6 +116,7 @@ impl Kind {
             Self::UnusedRestores => "unused_restores",
             Self::CompilersDown => "compilers_down",
             Self::CacheDown => "cache_down",
+            Self::WrongArtifacts => "wrong_artifacts",
         }
     }
 
@@ -133,15 +136,18 @@ impl Kind {
             Self::UnusedRestores => "KilnUnusedRestores",
             Self::CompilersDown => "KilnCompilersDown",
             Self::CacheDown => "KilnCacheDown",
+            Self::WrongArtifacts => "KilnWrongArtifacts",
         }
     }
 
     /// How bad it is.
     pub const fn severity(self) -> Severity {
         match self {
-            Self::Corruption | Self::DiskErrors | Self::CompilersDown | Self::CacheDown => {
-                Severity::Critical
-            }
+            Self::Corruption
+            | Self::DiskErrors
+            | Self::CompilersDown
+            | Self::CacheDown
+            | Self::WrongArtifacts => Severity::Critical,
             _ => Severity::Warning,
         }
     }

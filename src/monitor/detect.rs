@@ -8,7 +8,8 @@
 //! The first question is the cheap one, and mostly ends it.
 //!
 //! Invariant: pure; nothing is said of a figure that has no history, except where a single
-//! occurrence is wrong whatever was before: a corrupt copy, a compile that was ended, a full disk.
+//! occurrence is wrong whatever was before: a corrupt copy, a wrong artifact, a compile that was
+//! ended, a full disk.
 
 use super::{
     anomaly::{Finding, Kind, Subject, Verdict},
@@ -70,6 +71,7 @@ pub(super) fn detect(windows: &Windows) -> Vec<Verdict> {
     judge(Subject::node(Kind::MemoryGrowth), memory_growth(windows), 1);
     judge(Subject::node(Kind::UnusedRestores), unused_restores(windows), TWICE);
     judge(Subject::node(Kind::Corruption), corruption(windows), 1);
+    judge(Subject::node(Kind::WrongArtifacts), wrong_artifacts(windows), 1);
     judge(
         Subject::node(Kind::LowMemory),
         hardly_any(windows, &Figure::FreeMemory, "memory"),
@@ -182,6 +184,19 @@ fn corruption(windows: &Windows) -> Judged {
     }
     let text = format!("{now:.0} copies were not what their digest says; they are in quarantine");
     found(&Figure::Corrupt, now, None, text)
+}
+
+fn wrong_artifacts(windows: &Windows) -> Judged {
+    let figure = Figure::WrongArtifacts;
+    let now = windows.now(&figure)?.value;
+    if now == 0.0 {
+        return WELL;
+    }
+    let text = format!(
+        "{now:.0} artifacts were not what their sources compile to, and are removed; the log names \
+         their signers (wrong_artifact in kiln audit show)"
+    );
+    found(&figure, now, None, text)
 }
 
 fn time_outs(windows: &Windows) -> Judged {

@@ -49,6 +49,8 @@ pub enum Figure {
     Corrupt,
     /// Share of disk operations that failed.
     DiskErrors,
+    /// Artifacts per cycle that are not what their sources compile to.
+    WrongArtifacts,
 }
 
 /// Which way a figure should go.
@@ -88,9 +90,11 @@ impl Figure {
             Self::ArtifactHits | Self::ValueHits | Self::WaitYield => 0.03,
             Self::Failures | Self::UnusedRestores | Self::DiskErrors => 0.05,
             Self::FreeMemory | Self::FreeDisk | Self::Cpu => 0.02,
-            Self::Waiting(_) | Self::OutOfMemory | Self::TimeOuts | Self::Corrupt => {
-                0.5_f64.max(usual.abs() / 10.0)
-            }
+            Self::Waiting(_)
+            | Self::OutOfMemory
+            | Self::TimeOuts
+            | Self::Corrupt
+            | Self::WrongArtifacts => 0.5_f64.max(usual.abs() / 10.0),
             Self::CompileSeconds(_) | Self::DiskSeconds => (usual.abs() / 10.0).max(1e-3),
             Self::OwnMemory | Self::Network | Self::Evictions => usual.abs() / 10.0,
         }
@@ -128,7 +132,11 @@ impl Figure {
             Self::OwnMemory => "bytes",
             Self::Network => "bytes/s",
             Self::Evictions => "1/s",
-            Self::Waiting(_) | Self::OutOfMemory | Self::TimeOuts | Self::Corrupt => "",
+            Self::Waiting(_)
+            | Self::OutOfMemory
+            | Self::TimeOuts
+            | Self::Corrupt
+            | Self::WrongArtifacts => "",
             _ => "share",
         }
     }
@@ -155,6 +163,7 @@ impl fmt::Display for Figure {
             Self::WaitYield => "wait_yield",
             Self::Corrupt => "corrupt_copies",
             Self::DiskErrors => "disk_errors",
+            Self::WrongArtifacts => "wrong_artifacts",
         };
         f.write_str(name)
     }
@@ -186,6 +195,7 @@ pub(super) fn figures(sample: &Sample) -> BTreeMap<Figure, Value> {
     }
     once(Figure::Evictions, sample.evicted as f64 / sample.seconds);
     once(Figure::Corrupt, sample.corrupt as f64);
+    once(Figure::WrongArtifacts, sample.wrong as f64);
     once(Figure::TimeOuts, sample.timed_out as f64);
     for (pool, load) in &sample.pools {
         once(Figure::Waiting(pool.clone()), load.waiting as f64);

@@ -36,6 +36,8 @@ pub struct Sample {
     pub wait_hits: u64,
     /// Copies that were not what their digest says.
     pub corrupt: u64,
+    /// Artifacts that are not what their sources compile to.
+    pub wrong: u64,
     /// Blobs that made room for others on the disk.
     pub evicted: u64,
     /// Operations of the disk tier, and of the probe of its disk.

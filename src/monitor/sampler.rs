@@ -90,6 +90,7 @@ impl Sampler {
             waits: count("resp_waits"),
             wait_hits: count("resp_wait_hits"),
             corrupt: count("corrupt_copies").max(disk.corrupt - disk_before.corrupt),
+            wrong: count("spot_checks_different"),
             evicted: disk.evicted - disk_before.evicted,
             disk_operations: disk.operations - disk_before.operations,
             disk_errors: disk.errors - disk_before.errors,

@@ -249,6 +249,7 @@ pub(super) fn manager(config: &Config) -> manager::Settings {
             config::Copies::Object => manager::Copies::Object,
         },
         keep_requests: config.compile.keep_requests,
+        spot_checks: config.trust.spot_checks,
     }
 }
 

@@ -185,6 +185,7 @@ impl Services {
         shared.follow(node, facts.clone(), tasks);
         shared.take_pieces(tasks);
         shared.prewarm(node, tasks);
+        tasks.spawn(shared.manager.clone().spot_check(audit.clone(), tasks.stop.clone()));
 
         let counters: Vec<Arc<dyn CounterSource>> =
             vec![shared.manager.counters().clone(), resp_counters];

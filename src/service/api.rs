@@ -20,7 +20,7 @@ use tracing::Instrument;
 
 use super::{
     blocking::blocking, compile, explain, fetch, gather, guard, leases, list, monitor, overview,
-    parts::Parts, plan, publish, restore, status, tokens, wire,
+    parts::Parts, plan, publish, recheck, restore, status, tokens, wire,
 };
 use crate::error::Error;
 
@@ -480,6 +480,12 @@ impl Kiln for Api {
         let compiling = compile::compile(manager, parts.node, vec![kept], sender, begun);
         tokio::spawn(compiling.in_current_span());
         Ok(Response::new(ReceiverStream::new(receiver)))
+    }
+
+    async fn recheck(&self, request: Request<pb::RecheckRequest>) -> Reply<pb::RecheckResponse> {
+        let parts = self.parts()?;
+        let (asks, request) = guard::asks(request)?;
+        Ok(Response::new(recheck::recheck(parts, &asks, request).await?))
     }
 
     async fn metrics(&self, request: Request<pb::MetricsRequest>) -> Reply<pb::MetricsResponse> {

@@ -26,6 +26,7 @@ mod page_guard;
 mod parts;
 mod plan;
 mod publish;
+mod recheck;
 mod restore;
 mod status;
 mod tokens;

@@ -48,6 +48,7 @@ const METHODS: [&str; 30] = [
     "Pin",
     "Plan",
     "Publish",
+    "Recheck",
     "Recompile",
     "RemoveNode",
     "Restore",

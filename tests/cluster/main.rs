@@ -54,6 +54,7 @@ mod resp;
 mod run;
 mod signers;
 mod sizes;
+mod spot_checks;
 mod start;
 mod tls;
 mod traces;

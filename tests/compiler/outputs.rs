@@ -123,3 +123,32 @@ async fn an_exported_block_becomes_a_module_and_a_plan() {
     let failed = node.compile(&exported("unknown.new.pt2")).await.unwrap_err();
     assert_eq!(failed.kind, FailureKind::UnsupportedOp, "{failed}");
 }
+
+/// What spot checks rest on: an artifact that another node signed is wrong where it differs.
+#[tokio::test]
+async fn a_compiler_that_says_so_gives_the_same_bytes_on_every_node_each_time() {
+    let nodes = [Node::start().await, Node::start().await];
+    let mut found = Vec::new();
+    for input in [
+        cuda(SAXPY, "sm_90"),
+        cuda(SAXPY, "compute_90"),
+        exported("block_f32.new.pt2"),
+        exported("block_bf16.211.pt2"),
+    ] {
+        let compiler = nodes[0].compilers.select("auto", &input).unwrap();
+        assert!(compiler.is_deterministic(), "{}", compiler.name());
+        found.push(compiler.name());
+        let first = nodes[0].compile(&input).await.unwrap().files;
+        for node in [&nodes[1], &nodes[0], &nodes[1]] {
+            let again = node.compile(&input).await.unwrap().files;
+            assert!(first == again, "two compiles differ: {}", compiler.name());
+        }
+    }
+    found.dedup();
+    assert_eq!(found, ["cuda", "native"]);
+    // Nobody measured the others.
+    for other in ["eager", "mixed-eager"] {
+        let compiler = nodes[0].compilers.named(other);
+        assert!(compiler.is_none_or(|compiler| !compiler.is_deterministic()), "{other}");
+    }
+}

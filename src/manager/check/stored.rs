@@ -3,6 +3,7 @@
 //! Invariant: each pack is run once by a node, however often it is asked for, unless it
 //! could not be run; and what is removed is the pack that was seen to be wrong.
 
+use kiln_cluster::ClusterError;
 use kiln_proto::{ArtifactKey, Check, Digest, Failure, FailureKind, Manifest, PieceRef};
 
 use super::files;
@@ -121,26 +122,33 @@ impl Manager {
     pub(super) async fn condemn(&self, wrong: &Manifest, label: &str, why: Failure) -> Failure {
         let key = wrong.key;
         tracing::error!(%key, label, producer = wrong.producer, %why, "a wrong artifact is stored");
-        // Somebody may have seen to it, and the key has another artifact by now.
-        let removed = match self.index.lookup_linearizable(&key).await {
-            Ok(Some(entry)) if entry.pack == wrong.pack_digest => {
-                let reason = format!(
-                    "{label} ({}), compiled by node {}: {}",
-                    key.short(),
-                    wrong.producer,
-                    why.message
-                );
-                self.index.tombstone(&key, cut(reason)).await
-            }
-            Ok(_) => Ok(false),
-            Err(e) => Err(e),
-        };
+        let removed = self.remove_wrong(wrong, label, &why).await;
         let Failure { kind, message } = why;
         let what = match removed {
             Ok(_) => "it is removed from all nodes".to_owned(),
             Err(e) => format!("it could not be removed ({e}): kiln rm {key}"),
         };
         Failure::new(kind, format!("{message}; compiled by node {}, {what}", wrong.producer))
+    }
+
+    /// Removes exactly this artifact; false: somebody has seen to it, and the key has another
+    /// one or none by now.
+    pub(in crate::manager) async fn remove_wrong(
+        &self,
+        wrong: &Manifest,
+        label: &str,
+        why: &Failure,
+    ) -> Result<bool, ClusterError> {
+        let (key, producer) = (wrong.key, wrong.producer);
+        match self.index.lookup_linearizable(&key).await? {
+            Some(entry) if entry.pack == wrong.pack_digest => {
+                let short = key.short();
+                let reason =
+                    format!("{label} ({short}), compiled by node {producer}: {}", why.message);
+                self.index.tombstone(&key, cut(reason)).await
+            }
+            _ => Ok(false),
+        }
     }
 }
 

@@ -99,6 +99,7 @@ fn each_planted_fault_is_found_within_two_cycles_and_its_end_is_told() {
         (Fault::FallingHitRate, "KilnFallingHitRate", 2),
         (Fault::Leak, "KilnMemoryGrowth", 2),
         (Fault::Corruption, "KilnCorruption", 2),
+        (Fault::WrongArtifacts, "KilnWrongArtifacts", 2),
         (Fault::UnusedRestores, "KilnUnusedRestores", 2),
         (Fault::DiskErrors, "KilnDiskErrors", 2),
         (Fault::TimeOuts, "KilnCompileTimeOuts", 1),

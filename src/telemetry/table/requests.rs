@@ -94,4 +94,11 @@ pub(super) const METRICS: &[Metric] = &[
     ),
     counter("kiln_bad_manifests_total", &[], "Manifests in the index that failed their checks."),
     counter("kiln_checks_total", &["result"], "Artifacts that were run, to see if they are right."),
+    counter(
+        "kiln_spot_checks_total",
+        &["result", "reason"],
+        "Stored artifacts that were to be compared with a new compile (equal, different, skipped), \
+         and why one was skipped (own, compiler, pieces, toolchain, request, busy, known, \
+         unsteady, failed).",
+    ),
 ];
