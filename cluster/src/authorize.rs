@@ -79,12 +79,12 @@ pub(crate) fn check(nodes: &Nodes, from: NodeId, command: &Command) -> Result<()
             own(end.node)?;
             bounded_text(&end.by)
         }
-        Command::NoteAudit { node, .. } => own(*node),
         Command::Admission(Admission::Issue { token, node, .. }) => {
             own(*node)?;
             token.check().map_err(ClusterError::Invalid)
         }
         Command::Admission(Admission::Need { node, .. }) => own(*node),
+        Command::NoteAudit { node, .. } | Command::RootSays { node, .. } => own(*node),
         Command::Facts { node, .. }
         | Command::SetVoter { node, .. }
         | Command::OpenSession { node, .. } => own(*node),

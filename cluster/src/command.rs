@@ -5,7 +5,9 @@
 
 use std::{fmt, sync::Arc};
 
-use kiln_proto::{ArtifactKey, Digest, Failure, Fingerprint, NodeId, SignedManifest, Token};
+use kiln_proto::{
+    ArtifactKey, Digest, Failure, Fingerprint, NodeId, SignedManifest, Token, root::SignedStatement,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -166,6 +168,8 @@ pub(crate) enum Command {
     NoteAudit { node: NodeId, head: AuditHead },
     /// What joining takes, and who is let in by it.
     Admission(Admission),
+    /// What the cluster's root says, as `node` was told it. `apply` judges it.
+    RootSays { root: [u8; 32], statement: SignedStatement, node: NodeId },
 }
 
 /// A signer that is revoked.
@@ -330,6 +334,7 @@ impl fmt::Display for Command {
             Self::CommitWhole { publication: p, pieces, .. } => {
                 write!(f, "publish {} of {} pieces under {}", p.key.short(), pieces.len(), p.token)
             }
+            Self::RootSays { root, .. } => write!(f, "root {} says", hex::encode(&root[..4])),
             Self::Revoke(r) => write!(f, "revoke the signer {}", r.signer),
             Self::IssueToken { token, .. } => write!(f, "issue the token {:016x}", token.id),
             Self::RevokeToken { id, .. } => write!(f, "revoke the token {id:016x}"),

@@ -8,6 +8,7 @@ mod acquire;
 mod admission;
 mod objects;
 mod pieces;
+mod root;
 mod tokens;
 mod uses;
 

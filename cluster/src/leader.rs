@@ -219,7 +219,10 @@ impl Leader {
                 Grant::Held
             });
         }
-        authorize::check_signer(&self.replica.nodes(), node)?;
+        let nodes = self.replica.nodes();
+        authorize::check_signer(&nodes, node)?;
+        let now = self.replica.deadlines().now_unix_ms();
+        self.replica.trust().check_signer(&nodes, node, now)?;
         if !self.proposing.lock().insert(key) {
             return Ok(Grant::Proposing);
         }

@@ -4,7 +4,7 @@
 //! only those before it: `wanted` (what a compile in pieces asks for), `tokens` and
 //! `admission` (who may ask, and who may join), `command` (what can change), `state` (what it means), `store` (where it is kept), `replica` (what is read
 //! here), `rpc` and `peers` (what nodes ask each other), `member` (Raft's handle, who
-//! leads), `leader` and `membership` (what a leader does), `versions`, `requests` and `router` (how a
+//! leads), `leader` and `membership` (what a leader does), `versions`, `trust` (what the root says), `requests` and `router` (how a
 //! request gets there), `leases` (time), `writes` and `writer` (order), `bootstrap` and
 //! `announce` (how a node takes part), `index` and `cluster` (the API).
 //! `environment`, `transport` and `blocking` are all that it has of the machine: `sim`, in
@@ -57,6 +57,7 @@ mod store;
 mod table;
 pub mod tokens;
 mod transport;
+pub mod trust;
 mod versions;
 mod wanted;
 mod watch;

@@ -19,6 +19,7 @@ use crate::{
         self, BlobRecord, Counters, EntryRecord, FailureRecord, ObjectRecord, Pairs, Record,
         StateError, Table, UseRecord,
     },
+    trust::Trust,
     versions,
     wanted::Wanted,
     watch::{IndexEvent, Nodes, Tokens, Waiter, Watch},
@@ -231,6 +232,11 @@ impl Replica {
     /// What joining takes.
     pub(crate) fn admissions(&self) -> Arc<Admissions> {
         self.watch.admissions()
+    }
+
+    /// What the root says.
+    pub(crate) fn trust(&self) -> Arc<Trust> {
+        self.watch.trust()
     }
 
     /// The lists of wanted pieces, the oldest first.

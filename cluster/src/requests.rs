@@ -73,6 +73,8 @@ impl Lead for Write {
         let nodes = leader.replica.nodes();
         authorize::check(&nodes, from, &self.0)?;
         versions::check(&nodes, &self.0)?;
+        let now = leader.replica.deadlines().now_unix_ms();
+        leader.replica.trust().check(&nodes, &self.0, now)?;
         if let Command::Facts { facts, .. } = &self.0 {
             versions::admit(leader.replica.needs().as_ref(), facts)?;
         }
@@ -89,7 +91,7 @@ impl Lead for Write {
         | Command::Admission(Admission::Issue { at_unix_ms, .. })
         | Command::NoteAudit { head: AuditHead { at_unix_ms, .. }, .. } = &mut self.0
         {
-            *at_unix_ms = leader.replica.deadlines().now_unix_ms();
+            *at_unix_ms = now;
         }
         leader.propose(self.0).await
     }
@@ -188,6 +190,8 @@ impl Join {
     /// read, rather than one that some do not.
     async fn admit(self, leader: &Leader, by: Option<Word>) -> Answer<Owner> {
         authorize::check_node(&self.node)?;
+        let now = leader.replica.deadlines().now_unix_ms();
+        leader.replica.trust().check_newcomer(&self.node, now)?;
         versions::admit(leader.replica.needs().as_ref(), &self.node.facts)?;
         let me = leader.member.running()?.owner;
         if leader.replica.counters().is_none() {

@@ -13,6 +13,7 @@ pub(crate) mod model;
 mod packs;
 mod references;
 mod revocations;
+mod root;
 mod tokens;
 mod uses;
 mod wanted;
@@ -41,6 +42,7 @@ pub(crate) enum Event {
     Lifted { key: ArtifactKey, token: Token },
     NodesChanged,
     TokensChanged,
+    TrustChanged,
     Wanted { whole: ArtifactKey },
     Unwanted { whole: ArtifactKey },
     Retired { key: ArtifactKey },
@@ -105,6 +107,7 @@ pub(crate) fn apply<V: View>(
         Command::RevokeToken { id, end } => tokens::revoke(txn, id, end, events),
         Command::Admission(change) => admission::apply(txn, change, events),
         Command::NoteAudit { node, head } => tokens::note_audit(txn, node, head),
+        Command::RootSays { root, statement, .. } => root::say(txn, root, statement, events),
         Command::Report { node, report } => packs::report(txn, node, report),
         Command::Use { hits, at_unix_ms, .. } => uses::count(txn, hits, at_unix_ms),
         Command::StoreObject { pack, generation } => {

@@ -8,10 +8,11 @@ mod view;
 
 pub(crate) use self::{
     records::{
-        AdmissionsRecord, AuditHeadRecord, BlobRecord, Counters, EntryRecord, EpochRecord,
-        FailureRecord, LeaseRecord, NodeRecord, ObjectRecord, PiecesRecord, ReferenceRecord,
-        RevocationRecord, SessionRecord, Standing, TokenRecord, UseRecord, admissions, check,
-        entries_starting_with, leases, nodes, revocations, tokens, wholes_of,
+        AdmissionsRecord, AuditHeadRecord, BlobRecord, CertificateRecord, Counters, EntryRecord,
+        EpochRecord, FailureRecord, LeaseRecord, NodeRecord, ObjectRecord, PiecesRecord,
+        ReferenceRecord, RevocationRecord, RootRecord, SessionRecord, Standing, TokenRecord,
+        UseRecord, admissions, check, entries_starting_with, leases, nodes, revocations, tokens,
+        trust, wholes_of,
     },
     view::{Changes, Pairs, Record, RecordKey, StateError, Table, Txn, View, read},
 };

@@ -5,7 +5,8 @@
 
 use std::fmt;
 
-use kiln_proto::{NodeId, is_namespace};
+use kiln_proto::NodeId;
+pub use kiln_proto::{is_pattern, namespace_matches as matches};
 use serde::{Deserialize, Serialize};
 
 pub use crate::secret::Secret;
@@ -48,21 +49,6 @@ impl Role {
 impl fmt::Display for Role {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
-    }
-}
-
-/// Whether `pattern` may stand for namespaces: a name, or the beginning of names with `*`
-/// behind it; `*` alone stands for all.
-pub fn is_pattern(pattern: &str) -> bool {
-    let name = pattern.strip_suffix('*').unwrap_or(pattern);
-    is_namespace(name) && !pattern.is_empty()
-}
-
-/// Whether `pattern` stands for `namespace`.
-pub fn matches(pattern: &str, namespace: &str) -> bool {
-    match pattern.strip_suffix('*') {
-        Some(beginning) => namespace.starts_with(beginning),
-        None => pattern == namespace,
     }
 }
 

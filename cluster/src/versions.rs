@@ -27,7 +27,8 @@ pub(crate) fn since(command: &Command) -> Option<Version> {
         | Command::IssueToken { .. }
         | Command::RevokeToken { .. }
         | Command::NoteAudit { .. }
-        | Command::Admission(_) => Some(Version::new(0, 2, 0)),
+        | Command::Admission(_)
+        | Command::RootSays { .. } => Some(Version::new(0, 2, 0)),
         _ => None,
     }
 }
@@ -51,7 +52,9 @@ pub(crate) fn since_table(table: Table) -> Option<Version> {
         | Table::Revocations
         | Table::Tokens
         | Table::AuditHeads
-        | Table::Admissions => Some(Version::new(0, 2, 0)),
+        | Table::Admissions
+        | Table::Roots
+        | Table::Certificates => Some(Version::new(0, 2, 0)),
     }
 }
 

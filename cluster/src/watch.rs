@@ -29,6 +29,7 @@ use crate::{
         RevocationRecord, Standing, StateError, View,
     },
     tokens::TokenInfo,
+    trust::Trust,
     wanted::Wanted,
 };
 
@@ -88,6 +89,7 @@ pub(crate) struct Watch {
     nodes: ArcSwap<Nodes>,
     tokens: ArcSwap<Tokens>,
     admissions: ArcSwap<Admissions>,
+    trust: ArcSwap<Trust>,
     counters: ArcSwap<Option<Counters>>,
     wanted: Mutex<Lists>,
     /// The live leases; a leader counts their time.
@@ -147,12 +149,14 @@ impl Watch {
             nodes: ArcSwap::default(),
             tokens: ArcSwap::default(),
             admissions: ArcSwap::default(),
+            trust: ArcSwap::default(),
             counters: ArcSwap::default(),
             wanted: Mutex::new(Lists::read(view)?),
             deadlines,
         };
         watch.nodes.store(Arc::new(read_nodes(view)?));
         watch.read_tokens(view)?;
+        watch.trust.store(Arc::new(table::trust(view)?));
         watch.counters.store(Arc::new(table::read(view, ())?));
         watch.deadlines.reload(view)?;
         Ok(watch)
@@ -201,6 +205,10 @@ impl Watch {
         self.tokens.store(Arc::new(table::tokens(view)?));
         self.admissions.store(Arc::new(table::admissions(view)?));
         Ok(())
+    }
+
+    pub(crate) fn trust(&self) -> Arc<Trust> {
+        self.trust.load_full()
     }
 
     /// The numbers of the whole cluster; `None` before it is founded.
@@ -258,6 +266,10 @@ impl Watch {
                     self.read_tokens(view)?;
                     self.send(IndexEvent::TokensChanged);
                 }
+                Event::TrustChanged => {
+                    self.trust.store(Arc::new(table::trust(view)?));
+                    self.send(IndexEvent::TrustChanged);
+                }
                 Event::NodesChanged => {
                     self.nodes.store(Arc::new(read_nodes(view)?));
                     self.send(IndexEvent::NodesChanged);
@@ -286,6 +298,7 @@ impl Watch {
     pub(crate) fn installed(&self, view: &impl View, index: u64) -> Result<(), StateError> {
         self.nodes.store(Arc::new(read_nodes(view)?));
         self.read_tokens(view)?;
+        self.trust.store(Arc::new(table::trust(view)?));
         self.counters.store(Arc::new(table::read(view, ())?));
         self.deadlines.reload(view)?;
         *self.wanted.lock() = Lists::read(view)?;

@@ -16,6 +16,7 @@ mod key;
 mod limits;
 mod manifest;
 pub mod numbers;
+pub mod root;
 mod target;
 pub mod value;
 
@@ -26,7 +27,9 @@ pub use digest::{ArtifactKey, Digest, Hasher, ParseDigestError};
 pub use failure::{Failure, FailureKind};
 pub use fingerprint::Fingerprint;
 pub use key::{Component, Components, Difference, KEY_FORMAT, KeyField, component};
-pub use limits::{CHUNK_BYTES, MAX_MESSAGE_BYTES, NAMESPACE_RULE, is_namespace};
+pub use limits::{
+    CHUNK_BYTES, MAX_MESSAGE_BYTES, NAMESPACE_RULE, is_namespace, is_pattern, namespace_matches,
+};
 pub use manifest::{
     FileEntry, MANIFEST_FORMAT, MAX_FILES, MAX_PACK_BYTES, MAX_PIECES, Manifest, ManifestError,
     NodeIdentity, PieceRef, SignedManifest, check_path,

@@ -20,6 +20,21 @@ pub fn is_namespace(name: &str) -> bool {
     name.len() <= LONGEST_NAMESPACE && name.bytes().all(plain)
 }
 
+/// Whether `pattern` may stand for namespaces: a name, or the beginning of names with `*`
+/// behind it; `*` alone stands for all.
+pub fn is_pattern(pattern: &str) -> bool {
+    let name = pattern.strip_suffix('*').unwrap_or(pattern);
+    is_namespace(name) && !pattern.is_empty()
+}
+
+/// Whether `pattern` stands for `namespace`.
+pub fn namespace_matches(pattern: &str, namespace: &str) -> bool {
+    match pattern.strip_suffix('*') {
+        Some(beginning) => namespace.starts_with(beginning),
+        None => pattern == namespace,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

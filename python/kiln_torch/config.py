@@ -47,6 +47,8 @@ class Settings:
     namespace: str = "default"
     # Public keys that alone are trusted; empty: those that the nodes name.
     signers: tuple[bytes, ...] = ()
+    # Public key of the root without whose certificate no signer is trusted; None: any.
+    root: bytes | None = None
     # Seconds that finding out that all endpoints are dead may cost, once.
     connect: float = 1.0
     # Seconds until a node begins to answer, and between two chunks of bytes.
@@ -84,6 +86,10 @@ def from_env(environ: Mapping[str, str] | None = None) -> Settings | None:
         # Pinning was asked for: trusting anybody instead would be worse than no cache.
         report.once("settings", "KILN_SIGNERS has no valid key: Kiln is off")
         return None
+    root = _signer(env.get("KILN_ROOT", ""), "KILN_ROOT")
+    if env.get("KILN_ROOT", "").strip() and root is None:
+        report.once("settings", "KILN_ROOT is no valid key: Kiln is off")
+        return None
     return Settings(
         endpoints=endpoints,
         encrypted=frozenset(
@@ -96,6 +102,7 @@ def from_env(environ: Mapping[str, str] | None = None) -> Settings | None:
         socket=env.get("KILN_SOCKET") or None,
         namespace=env.get("KILN_NAMESPACE") or Settings.namespace,
         signers=signers,
+        root=root,
         connect=_seconds(env, "KILN_CONNECT_TIMEOUT", Settings.connect),
         answer=_seconds(env, "KILN_TIMEOUT", Settings.answer),
         wait=_seconds(env, "KILN_WAIT", Settings.wait),
@@ -167,7 +174,7 @@ def _is_private(address: str) -> bool:
     return False
 
 
-def _signer(text: str) -> bytes | None:
+def _signer(text: str, name: str = "KILN_SIGNERS") -> bytes | None:
     text = text.strip()
     if not text:
         return None
@@ -176,7 +183,7 @@ def _signer(text: str) -> bytes | None:
     except ValueError:
         key = b""
     if len(key) != _KEY_BYTES:
-        report.once(f"signer {text}", "KILN_SIGNERS: %r is not a public key in hex", text)
+        report.once(f"signer {text}", "%s: %r is not a public key in hex", name, text)
         return None
     return key
 

@@ -32,6 +32,7 @@ SETTINGS: dict[str, str] = {
     "KILN_SOCKET": "",
     "KILN_NAMESPACE": ".namespace",
     "KILN_SIGNERS": "",
+    "KILN_ROOT": "",
     "KILN_WAIT": ".wait",
     "KILN_HOLD": ".hold",
     "KILN_TIMEOUT": ".answer",

@@ -19,6 +19,7 @@ from . import report, wire
 from .breaker import Breaker
 from .errors import Failed, NotFound, Stale, Unreachable
 from .known_dead import KnownDead
+from .root import certified
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -126,7 +127,14 @@ class Endpoint:
 
     def learn(self) -> None:
         """Ask for the keys of all signers."""
-        self._trust.learn(_signers(self.unary("Status", wire.StatusRequest(), wire.StatusResponse)))
+        status = self.unary("Status", wire.StatusRequest(), wire.StatusResponse)
+        self._trust.learn(self._signers(status))
+
+    def _signers(self, status: Any) -> dict[int, bytes]:
+        root = self._settings.root
+        if root is not None:
+            return certified(status.signers, root, self._settings.namespace)
+        return {signer.node: signer.key for signer in status.signers}
 
     def close(self) -> None:
         """Close the channel."""
@@ -235,7 +243,7 @@ class Endpoint:
         try:
             caller = _caller(self._settings.token)
             status = ask(wire.StatusRequest(), timeout=_HELLO, metadata=caller)
-            self._trust.learn(_signers(status))
+            self._trust.learn(self._signers(status))
         except (grpc.RpcError, ValueError) as error:
             report.count("endpoint_failures")
             report.once(f"endpoint {self.address}", "node %s: %s", self.address, _details(error))
@@ -292,7 +300,3 @@ class _Watchdog:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-
-
-def _signers(status: Any) -> dict[int, bytes]:
-    return {signer.node: signer.key for signer in status.signers}

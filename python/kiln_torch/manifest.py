@@ -148,7 +148,8 @@ def read(data: bytes) -> Manifest:
 
 def verify(signed: Any, keys: Iterable[bytes], wanted: bytes) -> Manifest:
     """Check signature, structure and key; ``keys`` are those the signer may have."""
-    if not any(_signed_by(key, signed.manifest, signed.signature) for key in keys):
+    data = SIGNING_CONTEXT + signed.manifest
+    if not any(signed_by(key, data, signed.signature) for key in keys):
         raise Refused(f"the manifest's signature is not node {signed.signer}'s")
     manifest = read(signed.manifest)
     if manifest.producer != signed.signer:
@@ -158,13 +159,14 @@ def verify(signed: Any, keys: Iterable[bytes], wanted: bytes) -> Manifest:
     return manifest
 
 
-def _signed_by(key: bytes, data: bytes, signature: bytes) -> bool:
+def signed_by(key: bytes, data: bytes, signature: bytes) -> bool:
+    """Whether ``signature`` is that of the ed25519 ``key`` over ``data``."""
     # Imported here: `import torch` should not pay for it where nothing is fetched.
     from cryptography.exceptions import InvalidSignature
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
     try:
-        Ed25519PublicKey.from_public_bytes(key).verify(signature, SIGNING_CONTEXT + data)
+        Ed25519PublicKey.from_public_bytes(key).verify(signature, data)
     except (InvalidSignature, ValueError):
         return False
     return True

@@ -52,6 +52,7 @@ const KILN: &[(&str, Right, bool)] = &[
     ("RevokeSigner", NeedsAll(Admin), false),
     ("RevokeToken", NeedsAll(Admin), false),
     ("SetJoining", NeedsAll(Admin), false),
+    ("RootSays", NeedsAll(Admin), false),
     ("SetVoters", NeedsAll(Admin), false),
     ("Signers", Needs(Read), false),
     ("Status", Needs(Read), true),

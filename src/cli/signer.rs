@@ -1,5 +1,10 @@
 //! `kiln signer`: whose signatures count.
 
+mod file;
+mod root;
+
+use std::path::PathBuf;
+
 use clap::{Args, Subcommand, builder::NonEmptyStringValueParser};
 use kiln_proto::pb;
 use serde::Serialize;
@@ -10,9 +15,16 @@ const EXAMPLES: &str = "\
 Examples:
   kiln signer list
   kiln signer revoke 3 --reason 'its disk was sold'
-  kiln signer revoke 3 --reason 'replaced by node 7' --keep";
+  kiln signer revoke 3 --reason 'replaced by node 7' --keep
 
-/// Show whose signatures count, and revoke one.
+A root key says who may sign, and of what; no node can name a key then:
+  kiln signer root init root.key
+  kiln signer root sign --root root.key --out root.json
+  kiln signer issue KEY --root root.key --namespace '*' --out node-3.json
+  kiln signer add root.json node-3.json
+  kiln signer root sign --root root.key --required --out required.json";
+
+/// Show whose signatures count, revoke one, and say by a root key who may sign.
 ///
 /// Each node signs what it makes. Of a revoked signer nothing is taken any more, and what
 /// it made is removed from the whole fleet: the keys miss, and are compiled again elsewhere.
@@ -45,6 +57,18 @@ enum What {
         #[command(flatten)]
         yes: YesArgs,
     },
+    /// Take what a root key signed: what it says of itself, and certificates of signers.
+    Add {
+        /// Files of `kiln signer root sign` and `kiln signer issue`, in this order.
+        #[arg(value_name = "FILE", required = true)]
+        files: Vec<PathBuf>,
+    },
+    /// Make the root's key, and sign what makes it the cluster's; no node is asked.
+    Root(root::RootArgs),
+    /// Sign a key's certificate with the root's; no node is asked.
+    Issue(root::IssueArgs),
+    /// The public key of a node, also before it runs; no node is asked.
+    Key(root::KeyArgs),
 }
 
 #[derive(Debug, Serialize)]
@@ -54,6 +78,20 @@ struct SignerView {
     left: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     revoked: Option<RevokedView>,
+    /// What the root lets it sign.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    certificate: Option<CertificateView>,
+    /// Why it is not believed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    unbelieved: Option<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct CertificateView {
+    name: String,
+    namespaces: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    not_after_unix_ms: Option<u64>,
 }
 
 #[derive(Debug, Serialize)]
@@ -72,30 +110,72 @@ impl From<pb::SignerStatus> for SignerView {
             by: revoked.by,
             at_unix_ms: revoked.at_unix_ms,
         });
-        Self { node: signer.node, key: hex::encode(signer.key), left: signer.left, revoked }
+        let certificate = signer.certificate.map(|of| CertificateView {
+            name: of.name,
+            namespaces: of.namespaces,
+            not_after_unix_ms: Some(of.not_after_unix_ms).filter(|end| *end != 0),
+        });
+        let unbelieved = Some(signer.unbelieved).filter(|why| !why.is_empty());
+        let (node, key, left) = (signer.node, hex::encode(signer.key), signer.left);
+        Self { node, key, left, revoked, certificate, unbelieved }
     }
 }
 
 impl SignerView {
     fn state(&self) -> String {
-        match (&self.revoked, self.left) {
-            (Some(revoked), _) => format!("revoked: {}", revoked.reason),
-            (None, true) => "left".to_owned(),
-            (None, false) => "member".to_owned(),
+        let state = match (&self.revoked, self.left) {
+            (Some(revoked), _) => return format!("revoked: {}", revoked.reason),
+            (None, true) => "left",
+            (None, false) => "member",
+        };
+        match (&self.unbelieved, &self.certificate) {
+            (Some(why), _) => format!("{state}, not believed: {why}"),
+            (None, Some(of)) => format!("{state}, may sign in {}", of.namespaces.join(", ")),
+            (None, None) => state.to_owned(),
         }
     }
 }
 
 impl SignerArgs {
     pub(crate) async fn run(self) -> Result<(), CliError> {
+        let json = self.client.json;
+        let what = match self.what {
+            What::Root(root) => return root.run(json),
+            What::Issue(issue) => return issue.run(json),
+            What::Key(key) => return key.run(json),
+            online => online,
+        };
         let mut client = self.client.endpoints.connect().await?;
         let refused = |status| CliError::from_status(&status);
-        match self.what {
+        match what {
+            What::Root(_) | What::Issue(_) | What::Key(_) => Ok(()),
+            What::Add { files } => {
+                // All are read before the first is sent.
+                let said = files.iter().map(|file| file::read(file));
+                for (said, file) in said.collect::<Result<Vec<_>, _>>()?.into_iter().zip(&files) {
+                    let statement = pb::SignedStatement {
+                        statement: said.signed.bytes.into(),
+                        signature: said.signed.signature.into(),
+                    };
+                    let root = said.root.to_bytes().to_vec().into();
+                    let request = pb::RootSaysRequest { root, statement: Some(statement) };
+                    let answer = client.root_says(request).await.map_err(refused)?.into_inner();
+                    let (file, changed) = (file.display().to_string(), answer.changed);
+                    match json {
+                        true => output::json(&serde_json::json!({
+                            "file": file, "serial": said.read.serial, "changed": changed
+                        }))?,
+                        false if changed => output::line(format_args!("added {file}"))?,
+                        false => output::line(format_args!("the cluster knew {file}"))?,
+                    }
+                }
+                Ok(())
+            }
             What::List => {
                 let answer = client.signers(pb::SignersRequest {}).await.map_err(refused)?;
                 let signers = answer.into_inner().signers.into_iter().map(SignerView::from);
                 let signers: Vec<_> = signers.collect();
-                if self.client.json {
+                if json {
                     return output::json(&signers);
                 }
                 output::line(format_args!("{:<6}{:<66}STATE", "NODE", "PUBLIC KEY"))?;
@@ -113,7 +193,7 @@ impl SignerArgs {
                 let request = pb::RevokeSignerRequest { node, reason, keep };
                 let answer = client.revoke_signer(request).await.map_err(refused)?;
                 let removed = answer.into_inner().removed;
-                match self.client.json {
+                match json {
                     true => {
                         output::json(&serde_json::json!({ "revoked": node, "removed": removed }))
                     }

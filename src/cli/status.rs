@@ -181,7 +181,7 @@ mod tests {
                 versions: vec![pb::Field { name: "nvrtc".into(), value: "13.0".into() }],
             }],
             counters: vec![pb::Counter { name: "compiles".into(), value: 3 }],
-            signers: vec![pb::Signer { node: 1, key: vec![0xab; 32].into() }],
+            signers: vec![pb::Signer { node: 1, key: vec![0xab; 32].into(), certificate: None }],
             leaving: None,
             emergency: None,
             left: Vec::new(),

@@ -2,7 +2,10 @@
 //!
 //! Invariant: nothing here makes a node believe more than the signatures that it checks.
 
+use ed25519_dalek::VerifyingKey;
 use serde::{Deserialize, Serialize};
+
+use super::Config;
 
 /// What is believed of what others sign.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -13,4 +16,51 @@ pub struct TrustConfig {
     /// native). What differs is removed from all nodes, with an alert. 1: each artifact, once
     /// a node; 0: none, for these compiles take time of the node's. Default: 0.
     pub spot_checks: u64,
+    /// The public key in hexadecimal of the root without whose certificate (`kiln signer
+    /// issue`) this node believes no signer, whatever the cluster says. Default: none: as the
+    /// root that the cluster was given wants it, and without one every node is believed.
+    pub root: Option<String>,
+}
+
+impl TrustConfig {
+    /// The root's key.
+    pub fn root(&self) -> Result<Option<VerifyingKey>, String> {
+        let Some(text) = &self.root else { return Ok(None) };
+        let bytes = hex::decode(text.trim()).ok();
+        let bytes = bytes.and_then(|bytes| <[u8; 32]>::try_from(bytes).ok());
+        let key = bytes.and_then(|bytes| VerifyingKey::from_bytes(&bytes).ok());
+        let wrong = || {
+            format!(
+                "trust.root: {text:?} is no ed25519 public key in hexadecimal: give what kiln \
+                 signer root init said"
+            )
+        };
+        key.map(Some).ok_or_else(wrong)
+    }
+}
+
+impl Config {
+    /// What is wrong with it.
+    pub(super) fn check_trust(&self, wrong: &mut Vec<String>) {
+        wrong.extend(self.trust.root().err());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_root_is_a_public_key_or_a_mistake() {
+        let of = |root: &str| TrustConfig { root: Some(root.into()), ..TrustConfig::default() };
+        let key = ed25519_dalek::SigningKey::from_bytes(&[1; 32]).verifying_key();
+        assert_eq!(of(&hex::encode(key.as_bytes())).root(), Ok(Some(key)));
+        assert_eq!(TrustConfig::default().root(), Ok(None));
+        for bad in ["", "zz", "abcd", &"0".repeat(63)] {
+            let config = Config { trust: of(bad), ..Config::default() };
+            let mut wrong = Vec::new();
+            config.check_trust(&mut wrong);
+            assert!(wrong.len() == 1 && wrong[0].contains("trust.root"), "{bad:?}: {wrong:?}");
+        }
+    }
 }

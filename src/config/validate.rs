@@ -27,6 +27,7 @@ impl Config {
         self.check_tls(&mut wrong);
         self.check_access(&mut wrong);
         self.check_audit(&mut wrong);
+        self.check_trust(&mut wrong);
         self.trace.check(&mut wrong);
         self.check_monitor(&mut wrong);
         wrong.extend(self.log.filter().err());

@@ -4,6 +4,7 @@
 
 use std::{num::NonZero, sync::Arc, time::Duration};
 
+use ed25519_dalek::VerifyingKey;
 use kiln_proto::{Check, Manifest, SignedManifest};
 
 use super::{Fallback, FallbackPolicy, Origin, PieceReport, Tried};
@@ -103,4 +104,6 @@ pub struct Settings {
     pub keep_requests: u64,
     /// One in so many hits is compiled once more and compared; 0: none is.
     pub spot_checks: u64,
+    /// The root without whose certificate no signer is believed; `None`: as the cluster says.
+    pub root: Option<VerifyingKey>,
 }

@@ -34,6 +34,7 @@ pub struct Counters {
     pieces_taken: AtomicU64,
     piece_lists_refused: AtomicU64,
     retired_manifests: AtomicU64,
+    unbelieved: AtomicU64,
     checks_passed: AtomicU64,
     checks_failed: AtomicU64,
     checks_not_run: AtomicU64,
@@ -219,6 +220,12 @@ impl Counters {
             .increment(1);
     }
 
+    /// An artifact was not given out: its signer is not believed.
+    pub fn unbelieved(&self) {
+        add(&self.unbelieved);
+        metrics::counter!("kiln_unbelieved_total").increment(1);
+    }
+
     /// A manifest in the index failed its checks.
     pub fn bad_manifest(&self) {
         add(&self.retired_manifests);
@@ -249,6 +256,7 @@ impl CounterSource for Counters {
             ("pieces_taken", read(&self.pieces_taken)),
             ("piece_lists_refused", read(&self.piece_lists_refused)),
             ("bad_manifests", read(&self.retired_manifests)),
+            ("unbelieved", read(&self.unbelieved)),
             ("checks_passed", read(&self.checks_passed)),
             ("checks_failed", read(&self.checks_failed)),
             ("checks_not_run", read(&self.checks_not_run)),

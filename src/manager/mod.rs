@@ -12,11 +12,12 @@
 //! Where that ends without an artifact, the [`ladder`] has another one.
 //!
 //! Invariant: nothing is answered that was not checked against a manifest whose
-//! signer the index knows; nothing is published without a live token, nor before it
+//! signer the index knows, and the root, where it has to; nothing is published without a live token, nor before it
 //! is durable where the settings say; and an entry is retired only when its bytes
 //! are proven to be nowhere.
 
 mod answer;
+mod belief;
 mod bring;
 mod check;
 mod compile;

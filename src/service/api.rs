@@ -20,7 +20,7 @@ use tracing::Instrument;
 
 use super::{
     blocking::blocking, compile, explain, fetch, gather, guard, leases, list, monitor, overview,
-    parts::Parts, plan, publish, recheck, restore, status, tokens, wire,
+    parts::Parts, plan, publish, recheck, restore, status, tokens, trust, wire,
 };
 use crate::error::Error;
 
@@ -93,7 +93,8 @@ impl Kiln for Api {
         let namespace = parts.namespace(&request.namespace);
         let visible = found.filter(|entry| {
             let manifest = entry.manifest.read_unverified();
-            manifest.is_ok_and(|manifest| manifest.namespace == namespace)
+            let is_here = manifest.is_ok_and(|manifest| manifest.namespace == namespace);
+            is_here && parts.manager.believes(entry.manifest.signer, Some(namespace)).is_ok()
         });
         let mut entry = visible.as_ref().map(wire::entry);
         if let Some(entry) = &mut entry {
@@ -321,19 +322,17 @@ impl Kiln for Api {
     }
 
     async fn signers(&self, _: Request<pb::SignersRequest>) -> Reply<pb::SignersResponse> {
-        let nodes = self.parts()?.index.all_nodes().into_iter();
-        let signers = nodes.map(|(node, info)| pb::SignerStatus {
-            node,
-            key: info.key.to_bytes().to_vec().into(),
-            left: info.left,
-            revocation: info.revoked.map(|revoked| pb::SignerRevocation {
-                reason: revoked.reason,
-                by: revoked.by,
-                at_unix_ms: revoked.at_unix_ms,
-                keep: revoked.keep,
-            }),
-        });
-        Ok(Response::new(pb::SignersResponse { signers: signers.collect() }))
+        Ok(Response::new(trust::signers(self.parts()?)))
+    }
+
+    async fn root_says(
+        &self,
+        request: Request<pb::RootSaysRequest>,
+    ) -> Reply<pb::RootSaysResponse> {
+        let parts = self.parts()?;
+        let (asks, request) = guard::asks(request)?;
+        let changed = trust::root_says(parts, &asks, request).await?;
+        Ok(Response::new(pb::RootSaysResponse { changed }))
     }
 
     async fn revoke_signer(

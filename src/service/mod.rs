@@ -30,6 +30,7 @@ mod recheck;
 mod restore;
 mod status;
 mod tokens;
+mod trust;
 mod wire;
 
 pub use self::{

@@ -29,7 +29,7 @@ use crate::telemetry::trace;
 /// Paths of the public API begin with it.
 const API: &str = "/kiln.v1.Kiln/";
 /// Its methods.
-const METHODS: [&str; 30] = [
+const METHODS: [&str; 32] = [
     "AddNode",
     "AuditHead",
     "Compile",
@@ -55,6 +55,7 @@ const METHODS: [&str; 30] = [
     "RevokeSigner",
     "RevokeToken",
     "SetJoining",
+    "RootSays",
     "SetVoters",
     "Signers",
     "Status",

@@ -35,6 +35,13 @@ pub(super) async fn restore(
             done.refused += 1;
             continue;
         };
+        // Who restores signs anew: not for a key that the root does not let sign this.
+        let by = signers.get(&manifest.producer);
+        if !by.is_some_and(|key| manager.believes_key(manifest.producer, key, &manifest.namespace))
+        {
+            done.refused += 1;
+            continue;
+        }
         match manager.restore(manifest, stored, pinned).await {
             Ok(true) => done.restored += 1,
             Ok(false) => done.known += 1,

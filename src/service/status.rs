@@ -12,7 +12,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Endpoint;
 
-use super::{parts::Parts, wire};
+use super::{parts::Parts, trust, wire};
 use crate::{
     cache::{Health, TierName},
     net::tls::Dialer,
@@ -97,7 +97,6 @@ pub(super) fn status(parts: &Parts) -> pb::StatusResponse {
         compilers: node.facts.compilers.iter().map(Into::into).collect(),
         silent_ms: node.silent.map(|silent| u64::try_from(silent.as_millis()).unwrap_or(u64::MAX)),
     });
-    let signers = parts.index.signers().into_iter();
     let counters = parts.counters.iter().flat_map(|source| source.snapshot());
     let health = parts.tiers.health();
     let tiers = parts.tiers.usage().into_iter().map(|(name, usage)| pb::TierStatus {
@@ -122,9 +121,7 @@ pub(super) fn status(parts: &Parts) -> pb::StatusResponse {
         tiers: tiers.collect(),
         compilers: parts.manager.compilers().fingerprints().iter().map(Into::into).collect(),
         counters: counters.map(|(name, value)| pb::Counter { name: name.into(), value }).collect(),
-        signers: signers
-            .map(|(node, key)| pb::Signer { node, key: key.to_bytes().to_vec().into() })
-            .collect(),
+        signers: trust::believed(parts),
         leaving: parts.departure.progress().map(Into::into),
         emergency: emergency(parts),
         left: status.left.clone(),

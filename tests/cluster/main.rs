@@ -51,6 +51,7 @@ mod publish;
 mod redis;
 mod resources;
 mod resp;
+mod root;
 mod run;
 mod signers;
 mod sizes;

@@ -102,7 +102,7 @@ async fn a_backup_brings_nothing_of_a_revoked_signer_back() {
     // As it was, and with the id of another signer beside the same key.
     for other in [theirs.id, 77] {
         let key = signers.iter().find(|signer| signer.node == theirs.id).unwrap().key.clone();
-        signers.push(pb::Signer { node: other, key });
+        signers.push(pb::Signer { node: other, key, certificate: None });
         let backup = pb::RestoreRequest { entries: vec![entry.clone()], signers: signers.clone() };
         let told = ours.client().await.restore(backup).await.unwrap().into_inner();
         assert_eq!((told.restored, told.refused), (0, 1));

@@ -6,6 +6,7 @@ mod admission;
 mod histories;
 mod pieces;
 mod revoked;
+mod root;
 mod rules;
 mod tokens;
 

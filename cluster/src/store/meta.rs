@@ -66,6 +66,8 @@ impl Set {
             (Self::B, Table::Tokens) => "tokens.b",
             (Self::B, Table::AuditHeads) => "audit_heads.b",
             (Self::B, Table::Admissions) => "admissions.b",
+            (Self::B, Table::Roots) => "roots.b",
+            (Self::B, Table::Certificates) => "certificates.b",
         }
     }
 }

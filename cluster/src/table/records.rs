@@ -5,7 +5,9 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use kiln_proto::{ArtifactKey, Digest, Failure, NodeId, SignedManifest, Token};
+use kiln_proto::{
+    ArtifactKey, Digest, Failure, NodeId, SignedManifest, Token, root::SignedStatement,
+};
 use serde::{Deserialize, Serialize};
 
 use super::view::{Record, RecordKey, StateError, Table, View};
@@ -14,6 +16,7 @@ use crate::{
     codec::{self, Malformed},
     command::{Candidate, NodeFacts},
     tokens::{AuditHead, TokenInfo},
+    trust::Trust,
     wanted::Wanted,
 };
 
@@ -211,6 +214,23 @@ record!(AuditHeadRecord in AuditHeads by NodeId);
 pub(crate) struct AdmissionsRecord(pub Admissions);
 record!(AdmissionsRecord in Admissions by ());
 
+/// The cluster's root, and its last statement about itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct RootRecord {
+    pub key: [u8; 32],
+    pub serial: u64,
+    pub statement: SignedStatement,
+}
+record!(RootRecord in Roots by ());
+
+/// The root's last statement about a key, under that key.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct CertificateRecord {
+    pub serial: u64,
+    pub statement: SignedStatement,
+}
+record!(CertificateRecord in Certificates by Digest);
+
 /// Numbers of the whole cluster.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Counters {
@@ -279,6 +299,14 @@ pub(crate) fn admissions(view: &impl View) -> Result<Admissions, StateError> {
     Ok(record.unwrap_or_default().0)
 }
 
+/// What the root says.
+pub(crate) fn trust(view: &impl View) -> Result<Trust, StateError> {
+    let root = super::view::read::<RootRecord>(view, ())?;
+    let certificates = view.all(Table::Certificates)?.into_iter();
+    let certificates = certificates.map(|(_, value)| codec::decode::<CertificateRecord>(&value));
+    Ok(Trust::of(root, certificates.collect::<Result<Vec<_>, _>>()?))
+}
+
 /// The wholes that are stitched of `piece`, in the order of their keys.
 pub(crate) fn wholes_of(
     view: &impl View,
@@ -316,5 +344,7 @@ pub(crate) fn check(table: Table, key: &[u8], value: &[u8]) -> Result<(), Malfor
         Table::Tokens => pair::<TokenRecord>(key, value),
         Table::AuditHeads => pair::<AuditHeadRecord>(key, value),
         Table::Admissions => pair::<AdmissionsRecord>(key, value),
+        Table::Roots => pair::<RootRecord>(key, value),
+        Table::Certificates => pair::<CertificateRecord>(key, value),
     }
 }

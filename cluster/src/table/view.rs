@@ -30,10 +30,12 @@ pub(crate) enum Table {
     Tokens,
     AuditHeads,
     Admissions,
+    Roots,
+    Certificates,
 }
 
 impl Table {
-    pub(crate) const ALL: [Self; 17] = [
+    pub(crate) const ALL: [Self; 19] = [
         Self::Entries,
         Self::Epochs,
         Self::Blobs,
@@ -51,6 +53,8 @@ impl Table {
         Self::Tokens,
         Self::AuditHeads,
         Self::Admissions,
+        Self::Roots,
+        Self::Certificates,
     ];
 
     /// The column family's name.
@@ -73,6 +77,8 @@ impl Table {
             Self::Tokens => "tokens",
             Self::AuditHeads => "audit_heads",
             Self::Admissions => "admissions",
+            Self::Roots => "roots",
+            Self::Certificates => "certificates",
         }
     }
 }

@@ -70,6 +70,8 @@ pub enum IndexEvent {
     },
     /// A token was made, used or revoked, or what joining takes was changed.
     TokensChanged,
+    /// The root said something.
+    TrustChanged,
     /// The membership or a node's facts changed.
     NodesChanged,
     /// The replica took over a whole state: anything may have changed.

@@ -93,6 +93,12 @@ pub(super) const METRICS: &[Metric] = &[
         "Lists of pieces whose keys are not what another node says.",
     ),
     counter("kiln_bad_manifests_total", &[], "Manifests in the index that failed their checks."),
+    counter(
+        "kiln_unbelieved_total",
+        &[],
+        "Times that an artifact was not given out because the root does not let its signer sign \
+         in that namespace.",
+    ),
     counter("kiln_checks_total", &["result"], "Artifacts that were run, to see if they are right."),
     counter(
         "kiln_spot_checks_total",

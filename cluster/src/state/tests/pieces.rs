@@ -64,12 +64,14 @@ fn the_numbers_of_commands_and_tables_stay() {
     assert_eq!(number(&Command::NoteAudit { node: 1, head }), 36);
     let need = Admission::Need { needs_token: true, node: 1, first: false };
     assert_eq!(number(&Command::Admission(need)), 37);
+    assert_eq!(number(&root::said(1, &root::policy(1, true))), 38);
     let tables = Table::ALL.map(|table| crate::codec::encode(&table).unwrap());
-    assert_eq!(tables.concat(), (0..17).collect::<Vec<u8>>());
+    assert_eq!(tables.concat(), (0..19).collect::<Vec<u8>>());
     let last = [Table::Sessions, Table::Wanted, Table::Pieces, Table::References, Table::Uses];
     assert_eq!(Table::ALL[8..13], last);
     let last = [Table::Revocations, Table::Tokens, Table::AuditHeads, Table::Admissions];
-    assert_eq!(Table::ALL[13..], last);
+    assert_eq!(Table::ALL[13..17], last);
+    assert_eq!(Table::ALL[17..], [Table::Roots, Table::Certificates]);
 }
 
 /// What a leader should have refused changes nothing.
