@@ -21,6 +21,7 @@
 //! | [`scan`] | reads every entry of the index, in pages |
 //! | [`check`] | whether an artifact computes what its program does, in a child process |
 //! | [`exec`] | runs a compiled graph, on a GPU or by the interpreter |
+//! | [`attest`] | what an artifact is, in the form of other tools |
 //! | [`artifact`] | files to packs and back |
 //! | [`telemetry`] | the table of metrics, traces to a collector |
 //! | [`clock`] | the time of day |
@@ -44,6 +45,7 @@ pub const COMMIT: Option<&str> = option_env!("KILN_COMMIT");
 
 pub mod access;
 pub mod artifact;
+pub mod attest;
 pub mod audit;
 pub mod cache;
 pub mod check;

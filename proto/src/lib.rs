@@ -9,6 +9,7 @@ mod claims;
 mod classes;
 pub mod convert;
 mod digest;
+pub mod dsse;
 mod failure;
 mod fingerprint;
 pub mod graph;

@@ -11,7 +11,7 @@ use ed25519_dalek::{Signature, Signer, SigningKey, VerifyingKey};
 
 use crate::{
     ArtifactKey, Check, Components, Digest, Fingerprint, NodeId, Target, claims, component,
-    convert, pb, value,
+    convert, dsse, pb, value,
 };
 
 /// Most files in one artifact.
@@ -144,6 +144,13 @@ impl NodeIdentity {
         let bytes = prost::Message::encode_to_vec(&pb::Manifest::from(&manifest));
         let signature = self.key.sign(&message(&bytes)).to_bytes().to_vec();
         Ok(SignedManifest { bytes, signer: self.node, signature })
+    }
+}
+
+impl NodeIdentity {
+    /// Signs the payload of an envelope: see [`crate::dsse`].
+    pub fn sign_envelope(&self, payload_type: &str, payload: &[u8]) -> Vec<u8> {
+        self.key.sign(&dsse::pae(payload_type, payload)).to_bytes().to_vec()
     }
 }
 

@@ -25,6 +25,7 @@ const API: &str = "kiln.v1.Kiln";
 /// Method, what it needs, and whether members send it to each other.
 const KILN: &[(&str, Right, bool)] = &[
     ("AddNode", NeedsAll(Admin), false),
+    ("Attest", Needs(Read), false),
     ("AuditHead", NeedsAll(Admin), false),
     // Fills the cache where it misses.
     ("Compile", Needs(Write), true),

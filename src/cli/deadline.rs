@@ -49,7 +49,8 @@ mod tests {
     use super::*;
 
     /// Calls that last as long as a compile, a transfer, or what their request says.
-    const LONG: [&str; 10] = [
+    const LONG: [&str; 11] = [
+        "Attest",
         "Compile",
         "Lookup",
         "Fetch",

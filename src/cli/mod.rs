@@ -5,6 +5,7 @@
 //! stdout has JSON objects only, one a line, an error among them.
 
 mod asking;
+mod attest;
 mod audit;
 mod backup;
 mod certs;
@@ -93,6 +94,7 @@ enum Command {
     Ls(ls::Ls),
     Why(why::Why),
     Verify(Box<verify::VerifyArgs>),
+    Attest(Box<attest::AttestArgs>),
     Pin(pin::Pin),
     Unpin(pin::Unpin),
     Rm(rm::Rm),
@@ -197,6 +199,7 @@ impl Command {
             Self::Ls(command) => client(command.run()),
             Self::Why(command) => client(command.run()),
             Self::Verify(command) => client(command.run()),
+            Self::Attest(command) => client(command.run()),
             Self::Pin(command) => client(command.run()),
             Self::Unpin(command) => client(command.run()),
             Self::Rm(command) => client(command.run()),
@@ -233,6 +236,7 @@ impl Command {
             Self::Ls(command) => command.client.json,
             Self::Why(command) => command.client.json,
             Self::Verify(command) => command.client.json,
+            Self::Attest(command) => command.client.json,
             Self::Pin(command) => command.client.json,
             Self::Unpin(command) => command.client.json,
             Self::Rm(command) => command.client.json,

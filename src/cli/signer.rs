@@ -39,6 +39,11 @@ pub(crate) struct SignerArgs {
     pub(crate) client: ClientArgs,
 }
 
+/// An ed25519 public key in hexadecimal.
+pub(super) fn public_key(text: &str) -> Result<ed25519_dalek::VerifyingKey, String> {
+    file::key(text)
+}
+
 #[derive(Debug, Subcommand)]
 enum What {
     /// Every node that ever was a member, with its public key.

@@ -17,6 +17,7 @@
 //! are proven to be nowhere.
 
 mod answer;
+mod attest;
 mod belief;
 mod bring;
 mod check;

@@ -19,8 +19,8 @@ use tonic::{Request, Response, Status, Streaming};
 use tracing::Instrument;
 
 use super::{
-    blocking::blocking, compile, explain, fetch, gather, guard, leases, list, monitor, overview,
-    parts::Parts, plan, publish, recheck, restore, status, tokens, trust, wire,
+    attest, blocking::blocking, compile, explain, fetch, gather, guard, leases, list, monitor,
+    overview, parts::Parts, plan, publish, recheck, restore, status, tokens, trust, wire,
 };
 use crate::error::Error;
 
@@ -323,6 +323,12 @@ impl Kiln for Api {
 
     async fn signers(&self, _: Request<pb::SignersRequest>) -> Reply<pb::SignersResponse> {
         Ok(Response::new(trust::signers(self.parts()?)))
+    }
+
+    async fn attest(&self, request: Request<pb::AttestRequest>) -> Reply<pb::AttestResponse> {
+        let parts = self.parts()?;
+        let (asks, request) = guard::asks(request)?;
+        Ok(Response::new(attest::attest(parts, &asks, request).await?))
     }
 
     async fn root_says(

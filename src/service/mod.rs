@@ -4,6 +4,7 @@
 //! the cluster's.
 
 pub mod api;
+mod attest;
 mod audience;
 mod blocking;
 mod compile;

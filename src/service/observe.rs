@@ -29,8 +29,9 @@ use crate::telemetry::trace;
 /// Paths of the public API begin with it.
 const API: &str = "/kiln.v1.Kiln/";
 /// Its methods.
-const METHODS: [&str; 32] = [
+const METHODS: [&str; 33] = [
     "AddNode",
+    "Attest",
     "AuditHead",
     "Compile",
     "CreateToken",

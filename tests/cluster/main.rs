@@ -7,6 +7,7 @@
 mod access;
 mod anomalies;
 mod artifacts;
+mod attest;
 mod bad_input;
 mod bytes;
 #[path = "../support/collector.rs"]

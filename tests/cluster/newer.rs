@@ -40,6 +40,8 @@ const FORMATS: &[(&str, Tried)] = &[
     ("headers of a CUDA source, as files", Never("part of the key")),
     ("signed manifest", Never("in the index, whose note says which version it needs")),
     ("index and log (postcard in RocksDB)", Here),
+    ("what a root signed", There("proto/src/root.rs", "what_says_too_much_or_too_little_is_not_signed_and_not_read")),
+    ("attestation", Never("read by the type that it names: another one is malformed, src/attest/mod.rs")),
     ("token of a client, or of a node that joins", There("cluster/src/secret.rs", "a_token_is_read_as_it_is_written_and_no_other_form_is")),
     ("line of the audit log", There("src/audit/tests.rs", "a_line_of_a_version_to_come_is_read")),
     ("which version an index needs", Here),

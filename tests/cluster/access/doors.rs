@@ -67,7 +67,9 @@ async fn nobody_unknown_is_served_at_any_door_and_a_reader_changes_nothing() {
         }
     }
     assert_eq!(refused(node, "grpc", "role").await, f64::from(writes));
-    let reads = ["Explain", "Fetch", "List", "Loaded", "Lookup", "Metrics", "Monitor", "Overview"];
+    let reads = [
+        "Attest", "Explain", "Fetch", "List", "Loaded", "Lookup", "Metrics", "Monitor", "Overview",
+    ];
     assert_eq!(all.len() as i32 - writes, reads.len() as i32 + 3, "and Plan, Signers, Status");
     let mut reading = client(node, Some(&reader));
     assert_denied(&publish(&mut reading, "default", "a").await.unwrap_err(), "A002");

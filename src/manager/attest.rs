@@ -1,0 +1,41 @@
+//! What this node attests of an artifact.
+//!
+//! Invariant: only what was verified here is signed.
+
+use futures::future::BoxFuture;
+use kiln_proto::{ArtifactKey, Failure, FailureKind};
+
+use super::Manager;
+use crate::{
+    attest::{Envelope, statement},
+    error::Error,
+};
+
+impl Manager {
+    /// An attestation of the artifact of `key`, as JSON, under this node's signature. Its
+    /// bytes are read and hashed: a blocking thread does that. Boxed: the compiler gives up on
+    /// its type.
+    pub fn attest<'a>(
+        &'a self,
+        key: &'a ArtifactKey,
+        namespace: &'a str,
+    ) -> BoxFuture<'a, Result<String, Error>> {
+        Box::pin(self.sign_statement(key, namespace))
+    }
+
+    async fn sign_statement(&self, key: &ArtifactKey, namespace: &str) -> Result<String, Error> {
+        let answer = self.view(key, namespace).await?;
+        let crashed = |why: String| Error::from(Failure::new(FailureKind::Crashed, why));
+        let signer = self.index.node(answer.manifest.producer);
+        let signer = signer.ok_or_else(|| crashed("its signer is not known any more".into()))?;
+        let identity = self.identity.clone();
+        let signing = move || {
+            let said = statement(&answer.signed, &answer.manifest, &answer.pack, &signer.key);
+            let said = said.map_err(|e| e.to_string())?.to_string();
+            let envelope = Envelope::sign(&identity, said.as_bytes());
+            serde_json::to_string(&envelope).map_err(|e| e.to_string())
+        };
+        let signed = tokio::task::spawn_blocking(signing).await;
+        signed.map_err(|e| crashed(e.to_string()))?.map_err(crashed)
+    }
+}
