@@ -59,12 +59,12 @@ def run(case: dict[str, Any]) -> dict[str, Any]:
         "target": traced.make(),
     }
     exec(case.get("setup", ""), scope)  # noqa: S102
-    compiled = scope["compiled"] = torch.compile(scope["target"], **scope["options"])
+    scope["compiled"] = torch.compile(scope["target"], **scope["options"])
     exec(case.get("before_call", ""), scope)  # noqa: S102
     with contextlib.ExitStack() as stack:
         for context in scope["contexts"]:
             stack.enter_context(context)
-        out = compiled(*scope["inputs"])
+        out = scope["compiled"](*scope["inputs"])
         expected = scope["target"](*scope["inputs"])
         difference = (out - expected).abs().max().item()
         if out.requires_grad:

@@ -17,13 +17,15 @@ Files, each importing only from those before it::
     noted       what was seen while guards were built
     facts       the code that was traced, and whether it is the same here
     graphs      what a traced graph calls, and where
+    key         under which name a program's packages are listed
+    store       the list, and the packages, in the cluster
+    snapshot    a package as it was at one moment, and its bytes
     package     torch's package, with the above written down
     guards      torch's guard manager, so that no guard is lost
     names       the global names that a package brings along
-    key         under which name a program's packages are listed
-    store       the list, and the packages, in the cluster
-    loading     a package of the cluster, installed
     publishing  packages sent in the background
+    aot         whole functions of ``aot_compile``
+    loading     a package of the cluster, installed
     beginning   what happens when torch.compile is called
     hooks       where these take hold of torch
 """

@@ -77,18 +77,23 @@ class Asked:
 
 def ask(context: Any, fn: Callable[..., Any], root: types.FunctionType) -> Asked:
     """Name what compiling ``fn`` in Dynamo's ``context`` asks for."""
+    return named("precompile", fn, root, _compiler(context))
+
+
+def named(door: str, fn: Callable[..., Any], root: types.FunctionType, how: list[Any]) -> Asked:
+    """Name what compiling ``fn`` asks for at ``door``; ``how``: what the call itself says."""
     told = {
         "format": _FORMAT,
         "function": [root.__module__, root.__qualname__, root.__code__.co_firstlineno],
         "code": function_digest(root),
-        "model": _model(getattr(fn, "__self__", None)),
-        "compiler": _compiler(context),
+        "model": model(getattr(fn, "__self__", None)),
+        "compiler": how,
         "settings": settings(),
         "versions": _versions(),
         "machine": _machine(),
     }
     label = f"{root.__module__}.{root.__qualname__}"
-    return Asked(f"precompile/{_digest(told)}", settings(called=True), f"precompile {label}")
+    return Asked(f"{door}/{_digest(told)}", settings(called=True), f"{door} {label}")
 
 
 # What ``torch.compile(dynamic=...)`` itself sets while the function is called.
@@ -118,24 +123,27 @@ def settings(*, called: bool = False) -> str:
 def _compiler(context: Any) -> list[Any]:
     from torch._dynamo.eval_frame import innermost_backend
 
-    backend = innermost_backend(context.callback)
-    # Others leave nothing that could be shared, or share it by themselves.
-    if type(backend) is not torch._TorchCompileInductorWrapper:
-        raise NotShared("backend", f"backend {backend!r}")
-    hooks = context._hooks
-    if getattr(hooks, "guard_filter_fn", None) is not None:
+    told = backend_told(innermost_backend(context.callback))
+    if getattr(context._hooks, "guard_filter_fn", None) is not None:
         raise NotShared("guard_filter")
     if context.export:
         raise NotShared("export")
+    marks = (context.fullgraph, context.error_on_graph_break, context._dynamic)
+    return [*told, [repr(each) for each in marks]]
+
+
+def backend_told(backend: Any) -> list[Any]:
+    """Tell Inductor's options; ``NotShared`` for another backend."""
+    # Others leave nothing that could be shared, or share it by themselves.
+    if type(backend) is not torch._TorchCompileInductorWrapper:
+        raise NotShared("backend", f"backend {backend!r}")
     try:
-        config = plain(backend.config)
+        return [plain(backend.config), repr(backend.dynamic)]
     except Unkeyable as error:
         raise NotShared("settings", str(error)) from error
-    marks = (backend.dynamic, context.fullgraph, context.error_on_graph_break, context._dynamic)
-    return [config, [repr(each) for each in marks]]
 
 
-def _model(module: object) -> list[Any]:
+def model(module: object) -> list[Any]:
     """Tell a model's layers and tensors: one class is many models."""
     if not isinstance(module, torch.nn.Module):
         return []

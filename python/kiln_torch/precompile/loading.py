@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch._dynamo.package import PrecompileCacheEntry
 
-from .. import cpu, report
+from .. import report
 from .errors import NotShared
 from .guards import loading
 from .key import settings
@@ -32,7 +32,7 @@ def load(package: SharedPackage, fn: Callable[..., Any], store: Store) -> bool:
     began = time.monotonic()
     candidates = store.candidates(package.asked.name)
     for candidate in candidates:
-        if not _fits(candidate):
+        if not candidate.fits():
             continue
         found = store.fetch(candidate)
         if found is None:
@@ -56,18 +56,6 @@ def load(package: SharedPackage, fn: Callable[..., Any], store: Store) -> bool:
         return True
     report.count("precompile.misses")
     return False
-
-
-def _fits(candidate: Candidate) -> bool:
-    moved = candidate.facts.same()
-    if moved is not None:
-        report.count("precompile.source_moved")
-        report.log.info("precompile: %s is not what was traced", moved)
-        return False
-    if candidate.isa and candidate.isa != cpu.instruction_sets():
-        report.count("precompile.isa")
-        return False
-    return True
 
 
 def _install(

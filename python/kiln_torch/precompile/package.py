@@ -13,36 +13,23 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch._dynamo.package import CompilePackage, SourceInfo, _DynamoCacheEntry, _lookup_code
+from torch._dynamo.package import CompilePackage, SourceInfo, _lookup_code
 
 from .. import report
 from . import noted
 from .errors import NotShared
 from .facts import Facts
 from .graphs import has_cpu, refuse_foreign
+from .snapshot import Snapshot
 
 if TYPE_CHECKING:
     import types
     from collections.abc import Callable, Iterator
 
+    from torch._dynamo.package import _DynamoCacheEntry
+
     from .dropped import Check
     from .key import Asked
-
-
-@dataclasses.dataclass
-class Snapshot:
-    """A package as it was after one more frame was compiled."""
-
-    asked: Asked
-    dynamo: _DynamoCacheEntry
-    facts: Facts
-    checks: dict[str, tuple[Check, ...]]
-    cpu: bool
-    seconds: float
-    # The package that this one began as: its kernels are there.
-    loaded: bytes | None
-    # Packages of the list that could not be used.
-    unusable: frozenset[str]
 
 
 class SharedPackage(CompilePackage):

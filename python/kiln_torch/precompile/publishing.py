@@ -7,19 +7,36 @@ for a moment; it ends with the process, which waits ``_AT_EXIT`` seconds for it.
 from __future__ import annotations
 
 import atexit
-import dataclasses
 import os
-import pickle
 import threading
 import time
 import weakref
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Protocol
 
-from .. import report
+from .. import cpu, report
 
 if TYPE_CHECKING:
-    from .package import Snapshot
+    from .facts import Facts
+    from .key import Asked
     from .store import Package, Store
+
+
+class Compiled(Protocol):
+    """Something that was compiled, as it was at one moment."""
+
+    asked: Asked
+    facts: Facts
+    # Whether it has kernels for the CPU.
+    cpu: bool
+    # What tracing and compiling took.
+    seconds: float
+    # Packages of the list that could not be used.
+    unusable: frozenset[str]
+
+    def packed(self, *, last: bool) -> Package | None:
+        """Return its bytes; ``None``: not yet, or, the ``last`` time, never."""
+        ...
+
 
 # Seconds without a new frame after which the warm-up counts as over.
 _QUIET = 1.0
@@ -49,7 +66,7 @@ class Publisher:
 
     def _reset(self) -> None:
         self._changed = threading.Condition()
-        self._waiting: dict[str, Snapshot] = {}
+        self._waiting: dict[str, Compiled] = {}
         self._due = 0.0
         self._pause = _QUIET
         self._ending = False
@@ -62,7 +79,7 @@ class Publisher:
         with self._changed:
             return bool(self._waiting) or self._sending
 
-    def send(self, snapshot: Snapshot) -> None:
+    def send(self, snapshot: Compiled) -> None:
         """Send a package once it does not change any more."""
         with self._changed:
             self._waiting[snapshot.asked.name] = snapshot
@@ -107,18 +124,15 @@ class Publisher:
                     self._pause = min(2 * self._pause, _LONGEST_PAUSE)
                     self._due = time.monotonic() + self._pause
 
-    def _sent(self, snapshot: Snapshot, *, last: bool) -> bool:
+    def _sent(self, snapshot: Compiled, *, last: bool) -> bool:
         try:
-            package = _packed(snapshot, last=last)
+            package = snapshot.packed(last=last)
             if package is None:
                 return last
-            from .. import cpu
-
-            name, label = snapshot.asked.name, snapshot.asked.label
             architecture = cpu.instruction_sets() if snapshot.cpu else ""
             became = self._store.publish(
-                name,
-                label,
+                snapshot.asked.name,
+                snapshot.asked.label,
                 package,
                 snapshot.facts,
                 architecture,
@@ -130,47 +144,3 @@ class Publisher:
             report.count("precompile.unpublished")
             report.once("precompile publish", "precompile: not published: %r", error)
         return True
-
-
-def _packed(snapshot: Snapshot, *, last: bool) -> Package | None:
-    """Put a package together; ``None`` where a graph's code is not there, or not yet."""
-    from torch._dynamo.package import PrecompileCacheEntry
-
-    before: dict[Any, Any] = {}
-    if snapshot.loaded is not None:
-        # Verified when it was loaded.
-        before = pickle.loads(snapshot.loaded).backends  # noqa: S301
-    backends: dict[Any, Any] = {}
-    codes = []
-    for entry in snapshot.dynamo.codes:
-        found = {each: _backend(each) or before.get(each) for each in entry.backend_ids}
-        if None in found.values():
-            if not last:
-                return None
-            report.count("precompile.no_backend")
-            entry = dataclasses.replace(entry, guarded_codes=[], backend_ids=[], bypassed=True)
-            found = {}
-        codes.append(entry)
-        backends.update(found)
-    if all(entry.bypassed for entry in codes):
-        return None
-    dynamo = dataclasses.replace(snapshot.dynamo, codes=codes)
-    whole = PrecompileCacheEntry(dynamo=dynamo, backends=backends)
-    from .noted import state_digest
-    from .store import Package
-
-    states = {state_digest(each.guards_state) for code in codes for each in code.guarded_codes}
-    checks = {state: rows for state, rows in snapshot.checks.items() if state in states}
-    return Package(pickle.dumps(whole), checks)
-
-
-def _backend(name: Any) -> Any:
-    """Return the code of one graph, complete in itself."""
-    from torch._dynamo.precompile_context import PrecompileContext
-    from torch._functorch._aot_autograd.aot_autograd_result import BundledAOTAutogradResult
-
-    found = PrecompileContext.serialize_artifact_by_key(name)
-    # An entry that another process stored without packages names a file that is not here.
-    if found is None or not isinstance(found.content, BundledAOTAutogradResult):
-        return None
-    return found

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from blake3 import blake3
 
-from .. import report
+from .. import cpu, report
 from ..key import VALUE, key_of, value_components
 from ..manifest import Fingerprint, Target
 from .dropped import Check
@@ -43,6 +43,18 @@ class Candidate:
     # How many guarded codes it has.
     compiled: int
     told: dict[str, Any] = field(repr=False)
+
+    def fits(self) -> bool:
+        """Whether what was traced into it is the same here, and its code runs on this CPU."""
+        moved = self.facts.same()
+        if moved is not None:
+            report.count("precompile.source_moved")
+            report.log.info("precompile: %s is not what was traced", moved)
+            return False
+        if self.isa and self.isa != cpu.instruction_sets():
+            report.count("precompile.isa")
+            return False
+        return True
 
 
 @dataclass
