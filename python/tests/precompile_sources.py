@@ -56,6 +56,21 @@ def closed(factor, plain=None):
     return inner
 
 
+WEIGHT = torch.ones(4)
+
+
+def weighed(x):
+    return x * WEIGHT + SCALE
+
+
+def holding(weight, model=None):
+    def inner(x):
+        y = x @ weight
+        return y if model is None else model(y)
+
+    return inner
+
+
 def broken_in_two(x):
     y = torch.sin(x) * SCALE
     torch._dynamo.graph_break()

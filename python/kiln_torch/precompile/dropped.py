@@ -81,6 +81,53 @@ def note(entries: Iterable[Any], scope: Mapping[str, object]) -> tuple[Check, ..
     return tuple(noted.values())
 
 
+# What an outline tells as well.
+_OUTLINED = (
+    "TYPE_MATCH",
+    "TENSOR_MATCH",
+    "SEQUENCE_LENGTH",
+    "LIST_LENGTH",
+    "DICT_LENGTH",
+    "DICT_KEYS_MATCH",
+    "DICT_KEYS",
+    "DICT_CONST_KEYS",
+)
+
+
+def lost(
+    entries: Iterable[Any],
+    kept: Iterable[bool],
+    noted: Iterable[Check],
+    scope: Mapping[str, object],
+) -> tuple[Check, ...]:
+    """Return what else is to be checked where a filter leaves guards out.
+
+    ``NotShared`` for a guard that neither this nor ``noted`` checks.
+    """
+    by_name: dict[str, list[Check]] = {}
+    for check in noted:
+        by_name.setdefault(check.name, []).append(check)
+    found: dict[str, Check] = {}
+    for entry, keep in zip(entries, kept):
+        if keep:
+            continue
+        name = entry.orig_guard.name
+        other = getattr(entry.orig_guard.create_fn, "keywords", {}).get("source_b")
+        if entry.guard_type == "DUPLICATE_INPUT" and name and other is not None:
+            of_other = other.name() if callable(other.name) else other.name
+            same = f"({name}) is ({of_other})"
+            if _evaluated(same, scope) is not True:
+                raise NotShared("undescribed", f"{same} is not so")
+            found[same] = Check(same, False, tuple(describe(True) or ()))
+            continue
+        outlined = entry.guard_type in _OUTLINED
+        told = by_name.get(name, ())
+        if not any(outlined or check.words[0] != OUTLINE for check in told):
+            what = name or "the state of the process"
+            raise NotShared("undescribed", f"{entry.guard_type} on {what}")
+    return tuple(found.values())
+
+
 def _is_dropped(entry: Any) -> bool:
     derived = entry.derived_guard_types
     return entry.guard_type in _TYPES or any(each in derived for each in _DERIVED)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import report
 from . import noted
-from .dropped import Check, Checks, note
+from .dropped import Check, Checks, lost, note
 from .errors import NotShared
 
 if TYPE_CHECKING:
@@ -38,6 +38,12 @@ def plug(module: Any) -> None:
     def init(self: Any, *args: Any, **named: Any) -> None:
         bound = signature.bind(self, *args, **named)
         given = bound.arguments
+        ahead = _ahead.get()
+        if ahead is not None and given.get("save_guards"):
+            given["guard_filter_fn"] = _looking(module, bound, ahead, more=lost)
+            with _packages_off():
+                original(*bound.args, **bound.kwargs)
+            return
         graph = given.get("output_graph")
         # Imported late: torch imports its guards while it imports its packages.
         from .package import SharedPackage
@@ -58,43 +64,81 @@ def plug(module: Any) -> None:
     manager.__init__ = init
 
 
-def _saved(module: Any, original: Callable[..., None], bound: Any) -> bytes:
-    """Build the guards as torch saves them; the state, its dropped guards noted."""
-    given = dict(bound.arguments)
-    graph, users = given["output_graph"], given.get("guard_filter_fn")
+class Seen:
+    """What was seen of the guards of one frame, or why it cannot be told."""
+
+    def __init__(self) -> None:
+        """Nothing yet."""
+        self.noted: list[noted.Noted] = []
+        self.trouble: list[NotShared] = []
+
+
+_ahead: ContextVar[Seen | None] = ContextVar("kiln_ahead", default=None)
+
+
+@contextlib.contextmanager
+def ahead() -> Iterator[Seen]:
+    """Note the guards of a function that torch compiles and saves by itself meanwhile."""
+    seen = Seen()
+    token = _ahead.set(seen)
+    try:
+        yield seen
+    finally:
+        _ahead.reset(token)
+
+
+def _looking(
+    module: Any,
+    bound: inspect.BoundArguments,
+    seen: Seen,
+    more: Callable[..., tuple[Check, ...]] | None = None,
+) -> Callable[..., Any]:
+    """Return the filter of guards that was given, with a look at what passes through it.
+
+    ``more`` says what else is to be checked for what this filter leaves out.
+    """
+    graph, users = bound.arguments["output_graph"], bound.arguments.get("guard_filter_fn")
     scope = {
         **module._get_closure_vars(),
         "G": graph.global_scope,
         "L": graph.local_scope,
     }
-    seen: list[noted.Noted] = []
-    trouble: list[NotShared] = []
 
     def look(entries: Sequence[Any]) -> Sequence[bool]:
+        kept = users(entries) if users is not None else [True] * len(entries)
         try:
-            seen.append(noted.Noted(note(entries, scope), _classes(entries)))
+            checks = note(entries, scope)
+            if more is not None:
+                checks += more(entries, kept, checks, scope)
+            seen.noted.append(noted.Noted(checks, _classes(entries)))
         except NotShared as refused:
-            trouble.append(refused)
+            seen.trouble.append(refused)
         except Exception as error:
-            trouble.append(NotShared("bugs", repr(error)))
-        return users(entries) if users is not None else [True] * len(entries)
+            seen.trouble.append(NotShared("bugs", repr(error)))
+        return kept
 
+    return look
+
+
+def _saved(module: Any, original: Callable[..., None], bound: Any) -> bytes:
+    """Build the guards as torch saves them; the state, its dropped guards noted."""
+    seen = Seen()
     again = inspect.BoundArguments(bound.signature, bound.arguments.copy())
-    again.arguments["guard_filter_fn"] = look
+    again.arguments["guard_filter_fn"] = _looking(module, bound, seen)
     try:
         with _unsaid(module.log):
             original(*again.args, **again.kwargs)
         state = again.arguments["self"].guards_state
     except Exception as error:
-        trouble.append(NotShared("guards", repr(error)))
+        seen.trouble.append(NotShared("guards", repr(error)))
         state = None
-    if trouble:
-        report.count(f"precompile.{trouble[0].reason}")
-        report.log.info("precompile: not shared: %s", trouble[0])
+    if seen.trouble:
+        report.count(f"precompile.{seen.trouble[0].reason}")
+        report.log.info("precompile: not shared: %s", seen.trouble[0])
         return UNSAVED
-    if state is None or not seen:
+    if state is None or not seen.noted:
         return UNSAVED
-    noted.keep(state, seen[0])
+    noted.keep(state, seen.noted[0])
     return state
 
 

@@ -65,6 +65,7 @@ def _hold(plugged: _Plugged) -> None:
         ("torch._dynamo.package", _plug_package),
         ("torch._dynamo.guards", _plug_guards),
         ("torch._dynamo.eval_frame", _plug_context),
+        ("torch._dynamo.aot_compile", _plug_aot),
     ):
         when_imported(name, partial(plug, plugged))
 
@@ -117,6 +118,15 @@ def _plug_context(plugged: _Plugged, module: Any) -> None:
 
     context.__call__ = call
     plugged.took_hold()
+
+
+def _plug_aot(plugged: _Plugged, module: Any) -> None:
+    from torch._dynamo import convert_frame
+
+    from . import aot
+
+    aot.plug_capture(convert_frame)
+    aot.plug(module, plugged.store, plugged.publisher)
 
 
 def _prepare(context: Any, fn: Any, plugged: _Plugged) -> None:
