@@ -22,7 +22,9 @@ _SCHEMES = ("http://", "grpc://", "https://")
 _KEY_BYTES = 32
 # What the command line takes for yes, too.
 _YES = frozenset(("1", "true", "t", "yes", "y", "on"))
-_TOKEN = re.compile("kiln_[0-9a-f]{16}_[0-9a-f]{64}")
+# Kiln's own, or one of an issuer that the cluster believes (a JWT).
+_TOKEN = re.compile(r"kiln_[0-9a-f]{16}_[0-9a-f]{64}|[\w-]{8,}\.[\w-]{8,}\.[\w-]{8,}", re.ASCII)
+_LONGEST_TOKEN = 16_384
 # Of a number of bytes that any machine could have.
 _DIGITS = 15
 
@@ -39,8 +41,10 @@ class Settings:
     ca: str | None = None
     cert: str | None = None
     cert_key: str | None = None
-    # Who asks, where the cluster wants to know: kiln_ID_SECRET. Never in what is printed.
+    # Who asks, where the cluster wants to know. Never in what is printed.
     token: str | None = field(default=None, repr=False)
+    # The file that it came from: Kubernetes writes a new token there every hour.
+    token_file: str | None = None
     # Unix socket of the node on this machine.
     socket: str | None = None
     # Tenant; nodes call the unnamed one "default".
@@ -61,6 +65,25 @@ class Settings:
     exit: float = 5.0
     # Bytes that may be fetched ahead while a program starts; 0: none are.
     prefetch: int = 256 << 20
+
+    def current_token(self) -> str | None:
+        """Return the token that is in the file now; the one before, where it has none."""
+        if self.token_file is None:
+            return self.token
+        try:
+            changed = os.stat(self.token_file).st_mtime_ns  # noqa: PTH116
+            known = _read_tokens.get(self.token_file)
+            if known is None or known[0] != changed:
+                text = Path(self.token_file).read_text(encoding="utf-8").strip()
+                known = (changed, text if _is_token(text) else self.token or "")
+                _read_tokens[self.token_file] = known
+        except (OSError, UnicodeDecodeError):
+            return self.token
+        return known[1]
+
+
+# By file: when it changed, and what was in it.
+_read_tokens: dict[str, tuple[int, str]] = {}
 
 
 def from_env(environ: Mapping[str, str] | None = None) -> Settings | None:
@@ -99,6 +122,7 @@ def from_env(environ: Mapping[str, str] | None = None) -> Settings | None:
         cert=env.get("KILN_CERT") or None,
         cert_key=env.get("KILN_CERT_KEY") or None,
         token=token or None,
+        token_file=(env.get("KILN_TOKEN_FILE") or None) if token else None,
         socket=env.get("KILN_SOCKET") or None,
         namespace=env.get("KILN_NAMESPACE") or Settings.namespace,
         signers=signers,
@@ -149,11 +173,15 @@ def _token(env: Mapping[str, str]) -> str | None:
     text = text.strip()
     if not text and not file:
         return ""
-    if _TOKEN.fullmatch(text):
+    if _is_token(text):
         return text
     # Not repeated: it may be another secret.
     report.once("token", "what KILN_TOKEN or its file has is no token: Kiln is off")
     return None
+
+
+def _is_token(text: str) -> bool:
+    return len(text) <= _LONGEST_TOKEN and _TOKEN.fullmatch(text) is not None
 
 
 def _is_private(address: str) -> bool:

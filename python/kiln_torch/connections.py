@@ -40,7 +40,7 @@ class Connections:
         self.local = None
         if settings.socket:
             self.local = LocalNode(
-                settings.socket, settings.connect, settings.answer, settings.token
+                settings.socket, settings.connect, settings.answer, settings.current_token
             )
         # Whether the socket's node had an artifact of this tenant, or did not see one that
         # there is: its "not found" counts in the first case, and it is left out in the second.

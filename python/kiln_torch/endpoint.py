@@ -86,7 +86,9 @@ class Endpoint:
                 response_deserializer=response.FromString,
             )
             return call(
-                request, timeout=self._settings.answer, metadata=_caller(self._settings.token)
+                request,
+                timeout=self._settings.answer,
+                metadata=self._caller(),
             )
 
     def stream(self, method: str, request: Any, response: Any, timeout: float) -> Any:
@@ -97,7 +99,7 @@ class Endpoint:
                 request_serializer=type(request).SerializeToString,
                 response_deserializer=response.FromString,
             )
-            return call(request, timeout=timeout, metadata=_caller(self._settings.token))
+            return call(request, timeout=timeout, metadata=self._caller())
 
     def upload(self, method: str, chunks: Iterable[Any], size: int, response: Any) -> Any:
         """Send a stream of messages, and return the answer."""
@@ -108,7 +110,9 @@ class Endpoint:
                 response_deserializer=response.FromString,
             )
             return call(
-                iter(chunks), timeout=self.patience(size), metadata=_caller(self._settings.token)
+                iter(chunks),
+                timeout=self.patience(size),
+                metadata=self._caller(),
             )
 
     def patience(self, size: int) -> float:
@@ -124,6 +128,9 @@ class Endpoint:
                 yield watchdog
         finally:
             watchdog.stop()
+
+    def _caller(self) -> tuple[tuple[str, str], ...] | None:
+        return _caller(self._settings.current_token())
 
     def learn(self) -> None:
         """Ask for the keys of all signers."""
@@ -241,7 +248,7 @@ class Endpoint:
             response_deserializer=wire.StatusResponse.FromString,
         )
         try:
-            caller = _caller(self._settings.token)
+            caller = self._caller()
             status = ask(wire.StatusRequest(), timeout=_HELLO, metadata=caller)
             self._trust.learn(self._signers(status))
         except (grpc.RpcError, ValueError) as error:

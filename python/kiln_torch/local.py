@@ -33,10 +33,16 @@ _CLOSE_ON_EXEC = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
 class LocalNode:
     """One connection to the socket; safe to use from several threads."""
 
-    def __init__(self, path: str, connect: float, answer: float, token: str | None = None) -> None:
-        """Connect to nothing yet."""
+    def __init__(
+        self,
+        path: str,
+        connect: float,
+        answer: float,
+        token: Callable[[], str | None] = lambda: None,
+    ) -> None:
+        """Connect to nothing yet; ``token``: this client's now."""
         self._path = path
-        self._token = token or ""
+        self._token = token
         self._connect = connect
         self._answer = answer
         self._lock = threading.Lock()
@@ -50,7 +56,7 @@ class LocalNode:
 
     def fetch(self, key: bytes, namespace: str) -> tuple[Any, memoryview, str]:
         """Return the signed manifest, the mapped pack and its tier; none is verified."""
-        asked = wire.TransferRequest(key=key, namespace=namespace, token=self._token)
+        asked = wire.TransferRequest(key=key, namespace=namespace, token=self._token() or "")
         request = asked.SerializeToString()
         try:
             with self._lock:

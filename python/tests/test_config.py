@@ -76,6 +76,25 @@ def test_a_token_goes_in_plain_text_to_this_machine_alone(tmp_path: Path) -> Non
     assert read.token == TOKEN
 
 
+def test_a_token_file_that_changes_is_read_again(tmp_path: Path) -> None:
+    """As that of a service account, which is a JWT and is written anew; a bad one is not shown."""
+    file = tmp_path / "token"
+    web = ["eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJhIn0.c2lnbmF0dXJl" + end for end in ("Q", "R")]
+    file.write_text(web[0] + "\n", encoding="utf-8")
+    read = from_env({"KILN_ENDPOINT": "http://127.0.0.1:1", "KILN_TOKEN_FILE": str(file)})
+    assert read is not None
+    assert read.current_token() == web[0]
+    for at, (written, shown) in enumerate(
+        [(web[1], web[1]), (TOKEN, TOKEN), ("another secret", web[0]), (web[1], web[1])]
+    ):
+        file.write_text(written, encoding="utf-8")
+        os.utime(file, (at, at))
+        assert read.current_token() == shown
+    file.unlink()
+    assert read.current_token() == web[0]
+    assert "eyJ" not in repr(read)
+
+
 def test_only_a_yes_sends_a_token_in_plain_text() -> None:
     """The words are those of the command line: src/cli/credential.rs has the same table."""
     for word in ("1", "true", "TRUE", "yes", "Yes", "on", "y", "t"):

@@ -112,6 +112,17 @@ def test_another_constant_of_a_global_is_traced_again(begun: Programs) -> None:
     assert_traced(ahead(begun, setup))
 
 
+@pytest.mark.parametrize("what", ["global", "input"])
+def test_another_layout_in_memory_is_traced_again(begun: Programs, what: str) -> None:
+    setup = WEIGHED.replace("; target", "; traced.WEIGHT = torch.ones(4, 2)[:, 0]; target")
+    if what == "input":
+        setup = f"{WEIGHED}; inputs = (torch.ones(4, 2).t(),)"
+    assert_traced(ahead(begun, setup))
+    if what == "input":
+        # It has a name of its own.
+        assert_loaded(ahead(begun, setup))
+
+
 def test_code_that_was_edited_is_traced_again(begun: Programs) -> None:
     helpers = precompile_sources.HELPERS.replace("x * by + FACTOR", "x * by - FACTOR")
     assert_traced(ahead(begun, sources=begun.edited(helpers=helpers)))

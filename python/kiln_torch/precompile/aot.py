@@ -233,16 +233,20 @@ def _loaded(call: _Call, found: Package) -> Any:
         raise NotShared("closure", "it has another closure")
     artifacts.signature = inspect.signature(function, follow_wrapped=False)
     # Cells are shared with whoever else has them; what was pickled are copies.
+    of_here = {
+        "closure": function.__closure__,
+        "argdefs": function.__defaults__,
+        "kwdefaults": function.__kwdefaults__,
+    }
+    # Not every release has them all.
+    fields = {each.name for each in dataclasses.fields(artifacts.runtime_env)}
     artifacts.runtime_env = dataclasses.replace(
-        artifacts.runtime_env,
-        closure=function.__closure__,
-        argdefs=function.__defaults__,
-        kwdefaults=function.__kwdefaults__,
+        artifacts.runtime_env, **{name: of_here[name] for name in fields & of_here.keys()}
     )
-    of_here = compiled.fn.__globals__
+    names = compiled.fn.__globals__
     compiled.fn = types.FunctionType(
         compiled.fn.__code__,
-        of_here,
+        names,
         argdefs=function.__defaults__,
         closure=function.__closure__,
     )
@@ -253,7 +257,7 @@ def _loaded(call: _Call, found: Package) -> Any:
     def unchanged() -> bool:
         return settings(called=True) == call.asked.settings
 
-    scope = {**_get_closure_vars(), "G": _Globals({**of_here, **function.__globals__})}
+    scope = {**_get_closure_vars(), "G": _Globals({**names, **function.__globals__})}
     check = Checks(found.checks[_GUARDS], scope, unchanged)
     if not check(compiled.prepare_f_locals(*call.args, **call.kwargs)):
         raise NotShared("unlike")
@@ -289,6 +293,8 @@ def _inputs(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
 
 def _modes() -> list[str]:
     """Tell the modes that a graph is traced under; torch's guards check them at each call."""
+    if torch._C._len_torch_function_stack() or torch._C._len_torch_dispatch_stack():
+        raise NotShared("modes", "a mode of torch's functions is on")
     told: list[object] = [torch.is_grad_enabled(), torch.is_inference_mode_enabled()]
     for device in ("cpu", "cuda"):
         on = torch.is_autocast_enabled(device)

@@ -64,7 +64,8 @@ def outline(value: Any) -> list[str]:
     """Tell the kind of what has no description: its class, its size, a tensor's layout."""
     words = [OUTLINE, *_name(type(value))]
     if isinstance(value, torch.Tensor):
-        layout = (value.dtype, value.device, tuple(value.shape), value.requires_grad)
+        strides = value.stride() if value.layout is torch.strided else value.layout
+        layout = (value.dtype, value.device, tuple(value.shape), value.requires_grad, strides)
         return [*words, *map(str, layout)]
     if type(value) in (list, tuple, dict, set, frozenset):
         words.append(str(len(value)))
