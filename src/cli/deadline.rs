@@ -11,7 +11,7 @@ use tonic::{GrpcMethod, Request};
 pub(super) const ANSWER: Duration = Duration::from_secs(60);
 
 /// Calls that only look something up, or commit something small.
-const SHORT: [&str; 21] = [
+const SHORT: [&str; 22] = [
     "List",
     "Explain",
     "Pin",
@@ -28,6 +28,7 @@ const SHORT: [&str; 21] = [
     "Tokens",
     "AuditHead",
     "SetVoters",
+    "SetJoining",
     "Metrics",
     "Overview",
     "Monitor",
