@@ -70,7 +70,7 @@ async fn an_error_is_explained_without_a_node() {
     let kinds: Vec<Value> = out.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let (failures, refusals) = kinds.split_at(kiln_proto::CLASSES.len());
     let codes: Vec<_> = refusals.iter().map(|kind| &kind["code"]).collect();
-    assert_eq!(codes, ["A001", "A002"]);
+    assert_eq!(codes, ["A001", "A001", "A002"]);
     assert_eq!(
         (failures[0]["code"].as_str(), failures[0]["exit_code"].as_u64()),
         (Some("C001"), Some(11))
