@@ -7,6 +7,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    io,
     path::PathBuf,
     sync::{
         Arc,
@@ -25,6 +26,7 @@ use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    admission::NotAdmitted,
     command::{Candidate, Command, NewNode, NodeFacts, Response},
     error::ClusterError,
     identity::Identity,
@@ -160,18 +162,20 @@ impl Bootstrap {
             let addresses = resolve(start.peers()).await?;
             let greetings = self.ask_peers(&addresses).await;
             let members = greetings.iter().filter(|(_, g)| g.owner.is_some());
+            let mut refused = None;
             for (address, _) in members {
                 match self.join_at(address).await {
                     Ok(()) => return Ok(()),
-                    Err(
-                        e @ (ClusterError::Invalid(_)
-                        | ClusterError::Storage(_)
-                        | ClusterError::NotAdmitted(_)),
-                    ) => {
-                        return Err(e);
+                    Err(e @ ClusterError::Storage(_)) => return Err(e),
+                    // Another member may know more than the one that refuses.
+                    Err(e @ (ClusterError::Invalid(_) | ClusterError::NotAdmitted(_))) => {
+                        refused.get_or_insert(e);
                     }
                     Err(e) => tracing::debug!(address, error = %e, "could not join yet"),
                 }
+            }
+            if let Some(e) = refused {
+                return Err(e);
             }
             if let Start::Expect { voters, .. } = start
                 && let Some(founders) = self.founders(*voters, &addresses, greetings)?
@@ -316,12 +320,19 @@ impl Bootstrap {
         self.store.clear_founders()
     }
 
-    /// The token with which this node asks to be let in.
+    /// The token with which this node asks to be let in. A file that is missing or empty has
+    /// none: founders are started with the name of one before there can be a token in it.
     async fn join_token(&self) -> Result<Option<(u64, Secret)>, ClusterError> {
         let Some(file) = &self.joining.token_file else { return Ok(None) };
-        let text = tokio::fs::read_to_string(file).await.map_err(|e| {
-            ClusterError::invalid(format!("read the join token {}: {e}", file.display()))
-        })?;
+        let text = match tokio::fs::read_to_string(file).await {
+            Ok(text) if text.trim().is_empty() => return Ok(None),
+            Ok(text) => text,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => {
+                let why = format!("read the join token {}: {e}", file.display());
+                return Err(ClusterError::Invalid(why));
+            }
+        };
         // Not repeated: it may be another secret.
         let token = Secret::read(text.trim()).ok_or_else(|| {
             ClusterError::invalid(format!(
@@ -331,6 +342,20 @@ impl Bootstrap {
             ))
         })?;
         Ok(Some(token))
+    }
+
+    /// A refusal of this node, with what it can do about it.
+    fn explained(&self, refused: ClusterError) -> ClusterError {
+        match (refused, &self.joining.token_file) {
+            (ClusterError::NotAdmitted(NotAdmitted::NoToken), Some(file)) => {
+                ClusterError::invalid(format!(
+                    "joining this cluster needs a token, and the file of the join token {} is not \
+                     there, or is empty: put a token in it (kiln token create --role join)",
+                    file.display()
+                ))
+            }
+            (refused, _) => refused,
+        }
     }
 
     /// Joins the cluster of the member at `address`.
@@ -351,7 +376,7 @@ impl Bootstrap {
         let answer = asked.map_err(|status| ClusterError::unavailable(status.message()))?;
         match answer.map_err(Unanswered::of_another_node) {
             Ok(owner) => self.accept(Assignment { candidate, owner }).await,
-            Err(Unanswered::Refused(e)) => Err(e),
+            Err(Unanswered::Refused(e)) => Err(self.explained(e)),
             Err(Unanswered::NotLeader) => {
                 Err(ClusterError::unavailable("that node knows no leader"))
             }

@@ -79,6 +79,15 @@ pub(crate) fn check_candidate(
     }
 }
 
+/// Whether the certificate of who calls is that of `candidate`, which [`check_candidate`] let
+/// pass: of its key, or of the node that it is.
+pub(crate) fn is_of(extensions: &Extensions, candidate: &NewNode, nodes: &Nodes) -> bool {
+    let Some(caller) = extensions.get::<Caller>() else { return false };
+    let named = caller.node.and_then(|node| nodes.get(&node));
+    caller.key == Some(candidate.key)
+        || named.is_some_and(|known| known.candidate == candidate.candidate)
+}
+
 fn said(claimed: Option<NodeId>) -> String {
     claimed.map_or_else(|| "no node".to_owned(), |node| format!("node {node}"))
 }

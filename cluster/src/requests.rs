@@ -21,11 +21,13 @@ use crate::{
         Add, Admit, Answer, Ask, Fail, Failed, Join, Outcome, ReadIndex, Remove, Renew, Request,
         TryAcquire, Unanswered, Write, Written,
     },
+    state::may_return,
     store::Owner,
     table::LeaseRecord,
     tokens::{AuditHead, TokenEnd},
     versions,
     wanted::Wanted,
+    watch::Nodes,
 };
 
 /// Most lists of wanted pieces at once.
@@ -179,7 +181,13 @@ impl Lead for Join {
 
 impl Lead for Admit {
     async fn lead(self, leader: &Leader, _: NodeId) -> Answer<Owner> {
-        self.join.admit(leader, Some(self.by)).await
+        match self.by {
+            Word::Token { .. } => self.join.admit(leader, Some(self.by)).await,
+            // A member cannot vouch for an admin: who asks for that asks to [`Add`].
+            Word::Admin => {
+                Err(ClusterError::invalid("an admin's word is for an address: add it").into())
+            }
+        }
     }
 }
 
@@ -197,7 +205,22 @@ impl Join {
         if leader.replica.counters().is_none() {
             return Err(ClusterError::unavailable("the cluster is being founded").into());
         }
-        let command = command_of(leader, self.node, by)?;
+        let mut caught_up = false;
+        let command = loop {
+            if let Some((node, eligible)) = known(&leader.replica.nodes(), &self.node)? {
+                // Whoever repeats this makes no more entries of it.
+                if self.abstains && eligible {
+                    leader.propose(Command::SetVoter { node, voter: false }).await?;
+                }
+                return Ok(Owner { node, ..me });
+            }
+            match command_of(leader, self.node.clone(), by) {
+                // Who was just elected may not have applied yet what lets it in.
+                Err(ClusterError::NotAdmitted(_)) if !caught_up => catch_up(leader).await?,
+                command => break command?,
+            }
+            caught_up = true;
+        };
         versions::check(&leader.replica.nodes(), &command)?;
         let node = match leader.propose(command).await?.response {
             Response::Node(node) => node,
@@ -216,14 +239,32 @@ impl Join {
     }
 }
 
+/// The node that a candidate is already, and whether it may be given a vote. Who repeats a join
+/// that the log would answer so changes nothing.
+fn known(nodes: &Nodes, candidate: &NewNode) -> Result<Option<(NodeId, bool)>, ClusterError> {
+    let Some((id, known)) = nodes.iter().find(|(_, n)| n.candidate == candidate.candidate) else {
+        return Ok(None);
+    };
+    may_return(known.left, known.key.to_bytes() == candidate.key).map_err(ClusterError::invalid)?;
+    Ok(Some((*id, known.eligible)))
+}
+
+/// Waits until this leader has applied all that was acknowledged before.
+async fn catch_up(leader: &Leader) -> Answer<()> {
+    let index = leader.read_index().await?;
+    let deadline = Instant::now() + leader.timings.patience;
+    match leader.replica.wait_applied(index, deadline).await {
+        true => Ok(()),
+        false => Err(ClusterError::unavailable("the leader has not read its log yet").into()),
+    }
+}
+
 /// How `node` is let in. Who would be refused by the log is refused here: what anybody can
 /// send makes no entries of it.
 fn command_of(leader: &Leader, node: NewNode, by: Option<Word>) -> Result<Command, ClusterError> {
     let admissions = leader.replica.admissions();
     let nodes = leader.replica.nodes();
-    if !admissions.needs_token.unwrap_or(leader.join_needs_token)
-        || nodes.values().any(|known| known.candidate == node.candidate)
-    {
+    if !versions::joining_needs_token(admissions.needs_token, leader.join_needs_token, &nodes) {
         return Ok(Command::Join(node));
     }
     let at_unix_ms = leader.replica.deadlines().now_unix_ms();
@@ -240,7 +281,7 @@ fn command_of(leader: &Leader, node: NewNode, by: Option<Word>) -> Result<Comman
 
 impl Lead for Add {
     /// Admits the candidate that waits at the address, and tells it who it is.
-    async fn lead(self, leader: &Leader, from: NodeId) -> Answer<Owner> {
+    async fn lead(self, leader: &Leader, _: NodeId) -> Answer<Owner> {
         let me = leader.member.running()?.owner;
         // A member asks, who is no candidate any more.
         let greeting = leader.peers.hello(&self.0, Candidate::default()).await;
@@ -253,7 +294,7 @@ impl Lead for Add {
         let candidate = greeting.node.candidate;
         let join = Join { node: greeting.node, abstains: greeting.abstains };
         // An admin asked for it, by its address.
-        let owner = Admit { join, by: Word::Admin }.lead(leader, from).await?;
+        let owner = join.admit(leader, Some(Word::Admin)).await?;
         leader.peers.assign(&self.0, candidate, owner, leader.timings.patience).await?;
         Ok(owner)
     }

@@ -192,8 +192,14 @@ impl Peer for Service {
 
     async fn join(&self, request: Request<Frame>) -> Reply {
         let node: NewNode = unframe(request.get_ref())?;
-        caller::check_candidate(request.extensions(), &node, &self.leader.replica.nodes())?;
-        let join = Join { node, abstains: abstains(request.metadata()) };
+        let nodes = self.leader.replica.nodes();
+        caller::check_candidate(request.extensions(), &node, &nodes)?;
+        let known = nodes.values().any(|known| known.candidate == node.candidate);
+        // Who is a node already gives its vote up by its own certificate, or once it runs: the
+        // number of a disk is no secret.
+        let abstains = abstains(request.metadata())
+            && (!known || caller::is_of(request.extensions(), &node, &nodes));
+        let join = Join { node, abstains };
         let from = request.extensions().get::<Caller>().and_then(|caller| caller.from);
         let address = join.node.facts.members().to_owned();
         let (token, joined) = match join_token(request.metadata()) {
@@ -212,7 +218,7 @@ impl Peer for Service {
             }
         };
         let outcome = match &joined {
-            Ok(owner) => Some(Ok(owner.node)),
+            Ok(owner) => (!known).then_some(Ok(owner.node)),
             Err(ClusterError::NotAdmitted(why)) => Some(Err(*why)),
             Err(_) => None,
         };

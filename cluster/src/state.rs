@@ -21,6 +21,7 @@ mod writes;
 
 use kiln_proto::{ArtifactKey, Digest, NodeId, Token};
 
+pub(crate) use self::members::may_return;
 use crate::{
     command::{Command, Response},
     table::{EntryRecord, FailureRecord, LeaseRecord, StateError, Txn, View},

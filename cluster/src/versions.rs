@@ -71,6 +71,12 @@ pub(crate) fn admit_by_token(nodes: &Nodes) -> bool {
     check(nodes, &Command::Admission(need)).is_ok()
 }
 
+/// Whether a candidate needs a token: as the cluster was told, and until then as its leader's
+/// settings say, once every member can pass a token on.
+pub(crate) fn joining_needs_token(told: Option<bool>, settings: bool, nodes: &Nodes) -> bool {
+    told.unwrap_or(settings && admit_by_token(nodes))
+}
+
 /// Whether the program of `node` reads an index that needs `needs`. `Invalid`: it does not,
 /// and would stop at what it cannot read.
 pub(crate) fn admit(needs: Option<&Version>, node: &NodeFacts) -> Result<(), ClusterError> {
@@ -266,6 +272,15 @@ mod tests {
         let used = Command::Use { node: 1, hits: Vec::new(), at_unix_ms: 0 };
         assert_eq!(check(&nodes(&["0.2.0", "0.2.0"]), &used), Ok(()));
         assert!(check(&nodes(&["0.2.0", "0.1.0"]), &used).is_err());
+    }
+
+    #[test]
+    fn settings_ask_for_no_token_before_every_member_can_pass_one_on() {
+        let (old, new) = (nodes(&["0.2.0", "0.1.0"]), nodes(&["0.2.0", "0.2.0"]));
+        assert!(!joining_needs_token(None, true, &old), "nobody could join");
+        assert!(joining_needs_token(None, true, &new) && !joining_needs_token(None, false, &new));
+        assert!(joining_needs_token(Some(true), false, &old), "as it was told");
+        assert!(!joining_needs_token(Some(false), true, &new));
     }
 
     #[test]

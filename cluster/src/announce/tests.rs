@@ -14,12 +14,13 @@ use tokio_util::sync::DropGuard;
 use tonic::transport::{Server, server::TcpIncoming};
 
 use crate::{
-    Cluster, Joining, LOG_ENTRIES, NodeFacts, Settings, Start, Timings,
+    Cluster, ClusterError, Joining, LOG_ENTRIES, NodeFacts, Settings, Start, Timings,
+    admission::{Candidacy, Witness, Word},
     announce::announce_standing,
     codec,
-    command::{Candidate, NewNode},
-    peers::{frame, unframe},
-    rpc::{Answer, Assignment, Greeting},
+    command::{Candidate, Command, NewNode},
+    peers::{frame, set_abstains, unframe},
+    rpc::{Admit, Answer, Assignment, Greeting, Join, Unanswered},
     store::{LogStore, Owner},
 };
 
@@ -35,6 +36,10 @@ struct Member {
 
 impl Member {
     async fn open(dir: &Path, voter: bool) -> Self {
+        Self::open_with(dir, voter, Joining::default()).await
+    }
+
+    async fn open_with(dir: &Path, voter: bool, joining: Joining) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let settings = Settings {
@@ -46,7 +51,7 @@ impl Member {
             timings: Timings::default(),
             context: || None,
             dial: None,
-            joining: Joining::default(),
+            joining,
         };
         let mut seed = [0; 32];
         getrandom::fill(&mut seed).unwrap();
@@ -113,6 +118,57 @@ async fn no_membership_ever_has_an_abstaining_node_among_its_voters() {
     assert!(all.contains(&vec![1, 4, 5]), "{all:?}");
     assert!(all.iter().flatten().all(|node| ![2, 3].contains(node)), "{all:?}");
     for member in members.iter().chain([&founder]) {
+        member.cluster.shutdown().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_knows_a_members_disk_changes_nothing_by_it() {
+    let temp = tempfile::tempdir().unwrap();
+    let told = Arc::<parking_lot::Mutex<Vec<Candidacy>>>::default();
+    let tells = told.clone();
+    let witness = Some(Witness(Arc::new(move |told| tells.lock().push(told.clone()))));
+    let joining = Joining { witness, ..Joining::default() };
+    let founder = Member::open_with(&temp.path().join("founder"), true, joining).await;
+    timeout(PATIENCE, founder.cluster.start()).await.unwrap().unwrap();
+    let member = Member::open(&temp.path().join("member"), true).await;
+    let node = member.join(&founder).await;
+    let introduction = member.cluster.bootstrap.introduction();
+    let mut client = member.cluster.peers.at(&founder.address).unwrap();
+    for _ in 0..3 {
+        let mut request = tonic::Request::new(frame(&introduction).unwrap());
+        set_abstains(request.metadata_mut(), true);
+        let answer = client.join(request).await.unwrap();
+        let owner = unframe::<Answer<Owner>>(answer.get_ref()).unwrap().unwrap();
+        assert_eq!(owner.node, node);
+    }
+    assert!(founder.eligible(node), "it may vote as before");
+    let mut log = LogStore::new(Arc::clone(&founder.cluster.store));
+    let entries = log.try_get_log_entries(0..).await.unwrap();
+    let of_joins = entries.iter().filter(|entry| {
+        matches!(&entry.payload, EntryPayload::Normal(Command::Join(_) | Command::SetVoter { .. }))
+    });
+    assert_eq!(of_joins.count(), 1);
+    assert_eq!(told.lock().len(), 1, "it was let in once");
+    for member in [member, founder] {
+        member.cluster.shutdown().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_member_speaks_for_an_admin() {
+    let temp = tempfile::tempdir().unwrap();
+    let founder = founder(&temp).await;
+    let member = Member::open(&temp.path().join("member"), true).await;
+    member.join(&founder).await;
+    let stranger = Member::open(&temp.path().join("stranger"), true).await;
+    let join = Join { node: stranger.cluster.bootstrap.introduction(), abstains: false };
+    let leader = founder.cluster.member.running().unwrap().owner;
+    let asked = Admit { join, by: Word::Admin }.into();
+    let answer = member.cluster.bootstrap.router.ask_peer::<Admit>(leader, asked).await.unwrap();
+    assert!(matches!(answer, Err(Unanswered::Refused(ClusterError::Invalid(_)))), "{answer:?}");
+    assert_eq!(founder.cluster.replica.nodes().len(), 2);
+    for member in [stranger, member, founder] {
         member.cluster.shutdown().await;
     }
 }

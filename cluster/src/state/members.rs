@@ -61,6 +61,15 @@ pub(super) fn join<V: View>(
     join_by(txn, node, allowed, events)
 }
 
+/// Whether a disk that has joined before is the node that it was then.
+pub(crate) fn may_return(left: bool, same_key: bool) -> Result<(), &'static str> {
+    match (left, same_key) {
+        (true, _) => Err("this disk belongs to a node that left"),
+        (false, false) => Err("this disk joined with another signing key"),
+        (false, true) => Ok(()),
+    }
+}
+
 /// The id of a candidate: a new one where it is `allowed`, and its own where it has one.
 pub(super) fn join_by<V: View>(
     txn: &mut Txn<'_, V>,
@@ -73,15 +82,11 @@ pub(super) fn join_by<V: View>(
         return Ok(Response::NotFounded);
     }
     let known = table::nodes(&*txn)?.into_iter().find(|(_, n)| n.candidate == node.candidate);
-    match known {
-        Some((_, known)) if known.left() => {
-            return Ok(Response::Refused("this disk belongs to a node that left".into()));
-        }
-        Some((_, known)) if known.key != node.key => {
-            return Ok(Response::Refused("this disk joined with another signing key".into()));
-        }
-        Some((id, _)) => return Ok(Response::Node(id)),
-        None => {}
+    if let Some((id, known)) = known {
+        return Ok(match may_return(known.left(), known.key == node.key) {
+            Ok(()) => Response::Node(id),
+            Err(why) => Response::Refused(why.into()),
+        });
     }
     if let Err(why) = allowed {
         return Ok(Response::NotAdmitted(why));

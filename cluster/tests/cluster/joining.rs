@@ -90,6 +90,22 @@ async fn one_token_lets_one_disk_in_whoever_asks_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_is_refused_by_one_member_asks_the_others() {
+    let mut strict = TestCluster::start(1).await;
+    let mut open = TestCluster::start(1).await;
+    let (strict, open) = (strict.nodes.remove(0), open.nodes.remove(0));
+    strict.index.need_join_token(true).await.unwrap();
+    let temp = tempfile::tempdir().unwrap();
+    let seat = Seat::new(&temp.path().join("next")).await;
+    let peers = vec![strict.address.to_string(), open.address.to_string()];
+    let next = seat.start(Start::Join { peers }).await.unwrap();
+    assert_eq!(open.cluster.status().nodes.len(), 2);
+    for node in [next, strict, open] {
+        node.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_bad_token_is_refused_and_told_of() {
     let temp = tempfile::tempdir().unwrap();
     let folder = temp.path().to_owned();
@@ -121,7 +137,8 @@ async fn a_bad_token_is_refused_and_told_of() {
         assert!(last.token.is_some());
     }
     // A file that has none is an error of this node's own, which repeats nothing of it.
-    for file in [written(&folder, "kiln_secretly_none"), folder.join("nowhere")] {
+    let nowhere = folder.join("nowhere");
+    for file in [written(&folder, "kiln_secretly_none"), written(&folder, ""), nowhere.clone()] {
         match joins(&first, &places.next().unwrap(), Some(file)).await {
             Err(ClusterError::Invalid(why)) => {
                 assert!(why.contains("join token") && !why.contains("secretly"), "{why}");
@@ -129,7 +146,7 @@ async fn a_bad_token_is_refused_and_told_of() {
             other => panic!("{:?}", other.map(|node| node.id())),
         }
     }
-    assert_eq!(told.lock().len(), 4);
+    assert_eq!(told.lock().len(), 6, "one that has no token asks without");
     // An admin's word needs no token.
     let waiting = Seat::new(&folder.join("next")).await;
     let address = waiting.address.to_string();
@@ -138,7 +155,8 @@ async fn a_bad_token_is_refused_and_told_of() {
     let second = waiting.await.unwrap().unwrap();
     // Once it is open again, anybody joins.
     assert!(first.index.need_join_token(false).await.unwrap());
-    let third = joins(&first, &folder.join("third"), None).await.unwrap();
+    // With the name of a file that nobody has written yet, too: so are founders started.
+    let third = joins(&first, &folder.join("third"), Some(nowhere)).await.unwrap();
     assert_eq!(told.lock().last().unwrap().outcome, Ok(3));
     for node in [third, second, first] {
         node.stop().await;
