@@ -8,7 +8,6 @@ use std::{
     io,
     net::IpAddr,
     pin::Pin,
-    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
@@ -18,28 +17,50 @@ use kiln_cluster::Caller;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpListener,
-    sync::{OwnedSemaphorePermit, Semaphore},
 };
 use tokio_util::sync::{CancellationToken, DropGuard, WaitForCancellationFutureOwned};
 use tonic::transport::server::Connected;
 
-use super::{accept::accept, patience::Patience, stream::Conn, tls::Acceptor};
+use super::{
+    accept::accept,
+    patience::Patience,
+    places::{Full, Places, Seat},
+    stream::Conn,
+    tls::Acceptor,
+};
 
 /// A connection, and its place until it is dropped.
 pub(crate) struct Placed {
     stream: Conn,
     caller: Caller,
     patience: Patience,
-    /// Ends it from outside.
-    ended: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
-    _place: Place,
+    place: Place,
 }
 
 /// Held for as long as a connection lives.
-pub(crate) enum Place {
-    One(#[allow(dead_code)] OwnedSemaphorePermit),
-    /// Of a port that counts by itself: told when the connection is dropped.
-    Told(#[allow(dead_code)] DropGuard),
+enum Place {
+    One(Seat),
+    /// Of a port that counts by itself: told when the connection is dropped; and what ends it
+    /// from outside.
+    Told(#[allow(dead_code)] DropGuard, Pin<Box<WaitForCancellationFutureOwned>>),
+}
+
+impl Place {
+    /// Bytes came or went.
+    fn moved(&self) {
+        if let Self::One(seat) = self {
+            seat.moved();
+        }
+    }
+
+    /// Ready when the connection is ended from outside.
+    fn poll_ended(&mut self, context: &mut Context<'_>) -> Poll<io::Error> {
+        let ended = match self {
+            Self::One(seat) => seat.poll_ended(context),
+            Self::Told(_, ended) => ended.as_mut().poll(context),
+        };
+        ended.map(|()| io::ErrorKind::ConnectionAborted.into())
+    }
 }
 
 /// A connection that another accept loop took, for a server that is given connections;
@@ -50,8 +71,8 @@ pub(crate) fn placed(
     end: DropGuard,
     abort: CancellationToken,
 ) -> Placed {
-    let ended = Some(Box::pin(abort.cancelled_owned()));
-    Placed { stream, caller, patience: Patience::grpc(), ended, _place: Place::Told(end) }
+    let place = Place::Told(end, Box::pin(abort.cancelled_owned()));
+    Placed { stream, caller, patience: Patience::grpc(), place }
 }
 
 impl Placed {
@@ -72,35 +93,36 @@ impl Placed {
 }
 
 /// The connections of `listener`, after their handshakes by `acceptor`, at most `most` at
-/// once; one more is closed, and counted for `port`. One that has no more `patience` ends.
+/// once; what becomes of one more is `full`, and is counted for `port`. One that has no more
+/// `patience` ends.
 pub(crate) fn incoming(
     listener: TcpListener,
-    most: usize,
+    (most, full): (usize, Full),
     port: &'static str,
     acceptor: Acceptor,
     patience: fn() -> Patience,
 ) -> impl Stream<Item = io::Result<Placed>> {
-    let places = Arc::new(Semaphore::new(most));
+    let places = Places::new(port, most, full);
     let accepted = stream::unfold((listener, places), move |(listener, places)| async move {
         loop {
             let stream = accept(&listener).await;
-            if let Ok(place) = places.clone().try_acquire_owned() {
+            if let Some(place) = places.take().await {
                 return Some(((stream, place), (listener, places)));
             }
-            metrics::counter!("kiln_refused_connections_total", "port" => port).increment(1);
-            tracing::debug!(port, "too many connections: one is closed");
         }
     });
-    let secured = accepted.map(move |(stream, place)| {
+    let secured = accepted.map(move |(stream, mut seat)| {
         let acceptor = acceptor.clone();
         async move {
-            let (stream, caller) = acceptor.secure(stream).await.ok()?;
-            let (patience, _place) = (patience(), Place::One(place));
-            Some(Ok(Placed { stream, caller, patience, ended: None, _place }))
+            let (stream, caller) = tokio::select! {
+                secured = acceptor.secure(stream) => secured.ok()?,
+                () = seat.ended() => return None,
+            };
+            Some(Ok(Placed { stream, caller, patience: patience(), place: Place::One(seat) }))
         }
     });
-    // Whoever is slow with its handshake keeps nobody else waiting.
-    secured.buffer_unordered(most.max(1)).filter_map(std::future::ready)
+    // Whoever is slow with its handshake keeps nobody else waiting, nor do all of them one more.
+    secured.buffer_unordered(most.saturating_add(1)).filter_map(std::future::ready)
 }
 
 impl Connected for Placed {
@@ -117,10 +139,8 @@ impl AsyncRead for Placed {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if let Some(ended) = &mut self.ended
-            && ended.as_mut().poll(context).is_ready()
-        {
-            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+        if let Poll::Ready(ended) = self.place.poll_ended(context) {
+            return Poll::Ready(Err(ended));
         }
         let before = buffer.filled().len();
         let read = Pin::new(&mut self.stream).poll_read(context, buffer);
@@ -128,6 +148,7 @@ impl AsyncRead for Placed {
             Poll::Ready(_) => {
                 let came = buffer.filled().len().saturating_sub(before);
                 self.patience.came(came);
+                self.place.moved();
                 read
             }
             Poll::Pending => self.patience.poll_over(context).map(Err),
@@ -141,8 +162,16 @@ impl AsyncWrite for Placed {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
+        // One whose peer reads nothing is asked for no more bytes.
+        if let Poll::Ready(ended) = self.place.poll_ended(context) {
+            return Poll::Ready(Err(ended));
+        }
         self.patience.answered();
-        Pin::new(&mut self.stream).poll_write(context, bytes)
+        let written = Pin::new(&mut self.stream).poll_write(context, bytes);
+        if written.is_ready() {
+            self.place.moved();
+        }
+        written
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -158,8 +187,15 @@ impl AsyncWrite for Placed {
         context: &mut Context<'_>,
         bytes: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        if let Poll::Ready(ended) = self.place.poll_ended(context) {
+            return Poll::Ready(Err(ended));
+        }
         self.patience.answered();
-        Pin::new(&mut self.stream).poll_write_vectored(context, bytes)
+        let written = Pin::new(&mut self.stream).poll_write_vectored(context, bytes);
+        if written.is_ready() {
+            self.place.moved();
+        }
+        written
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -182,8 +218,13 @@ mod tests {
     async fn a_peer_that_reads_nothing_is_let_go() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let mut connections =
-            std::pin::pin!(incoming(listener, 1, "test", Acceptor::plain("test"), Patience::grpc));
+        let mut connections = std::pin::pin!(incoming(
+            listener,
+            (1, Full::Refuse),
+            "test",
+            Acceptor::plain("test"),
+            Patience::grpc
+        ));
         let _client = TcpStream::connect(address).await.unwrap();
         let mut placed = connections.next().await.unwrap().unwrap();
         placed.let_go_after(Duration::from_millis(200));
@@ -199,11 +240,41 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn where_it_may_one_more_has_the_place_of_who_is_idle_longest() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (plain, places) = (Acceptor::plain("test"), (2, Full::EndIdlest));
+        let connections = incoming(listener, places, "test", plain, Patience::http);
+        let mut connections = std::pin::pin!(connections);
+        let mut clients = Vec::new();
+        let mut placed = Vec::new();
+        for _ in 0..2 {
+            clients.push(TcpStream::connect(address).await.unwrap());
+            placed.push(connections.next().await.unwrap().unwrap());
+        }
+        // The first says something once both are there.
+        clients[0].write_all(b"x").await.unwrap();
+        placed[0].read_exact(&mut [0]).await.unwrap();
+        let mut second = placed.remove(1);
+        let idle = tokio::spawn(async move { second.read(&mut [0]).await.map_err(|e| e.kind()) });
+        let _third = TcpStream::connect(address).await.unwrap();
+        placed.push(connections.next().await.unwrap().unwrap());
+        assert_eq!(idle.await.unwrap(), Err(io::ErrorKind::ConnectionAborted));
+        clients[0].write_all(b"x").await.unwrap();
+        placed[0].read_exact(&mut [0]).await.unwrap();
+    }
+
+    #[tokio::test]
     async fn one_more_than_there_are_places_is_closed() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let mut connections =
-            std::pin::pin!(incoming(listener, 1, "test", Acceptor::plain("test"), Patience::grpc));
+        let mut connections = std::pin::pin!(incoming(
+            listener,
+            (1, Full::Refuse),
+            "test",
+            Acceptor::plain("test"),
+            Patience::grpc
+        ));
         let _client = TcpStream::connect(address).await.unwrap();
         let first = connections.next().await.unwrap().unwrap();
         let mut second = TcpStream::connect(address).await.unwrap();
@@ -221,7 +292,8 @@ mod tests {
     async fn dribbles(patience: fn() -> Patience, bytes: usize) -> io::Error {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let connections = incoming(listener, 1, "test", Acceptor::plain("test"), patience);
+        let connections =
+            incoming(listener, (1, Full::Refuse), "test", Acceptor::plain("test"), patience);
         let mut connections = std::pin::pin!(connections);
         let mut client = TcpStream::connect(address).await.unwrap();
         let mut placed = connections.next().await.unwrap().unwrap();
@@ -267,7 +339,8 @@ mod tests {
         {
             let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
             let address = listener.local_addr().unwrap();
-            let connections = incoming(listener, 1, "test", Acceptor::plain("test"), patience);
+            let connections =
+                incoming(listener, (1, Full::Refuse), "test", Acceptor::plain("test"), patience);
             let mut connections = std::pin::pin!(connections);
             let mut client = TcpStream::connect(address).await.unwrap();
             let mut placed = connections.next().await.unwrap().unwrap();

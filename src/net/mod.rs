@@ -7,6 +7,7 @@ mod accept;
 mod incoming;
 mod local;
 mod patience;
+mod places;
 mod progress;
 mod stream;
 pub mod tls;
@@ -17,5 +18,6 @@ pub(crate) use self::{
     incoming::{Placed, incoming, placed},
     local::{Local, first_byte, user},
     patience::Patience,
+    places::Full,
     progress::Progress,
 };

@@ -110,8 +110,8 @@ impl Services {
             tasks.stop.clone(),
         );
         tasks.spawn(taking);
-        let clients =
-            net::incoming(grpc, descriptors.grpc, "grpc", security.grpc, net::Patience::grpc);
+        let places = (descriptors.grpc, net::Full::Refuse);
+        let clients = net::incoming(grpc, places, "grpc", security.grpc, net::Patience::grpc);
         let (to_local, from_local) = mpsc::channel(local::WAITING);
         let api = Grpc { routes, observe: observe.clone(), audience, readiness, access: &access };
         let api = api.serve(clients, doors.grpc, ReceiverStream::new(from_local), tasks)?;

@@ -92,7 +92,8 @@ impl Bounded {
         Ok(Self {
             incoming: Box::pin(net::incoming(
                 listener,
-                connections,
+                // A probe of the node's health finds a place in any case.
+                (connections, net::Full::EndIdlest),
                 "http",
                 acceptor,
                 net::Patience::http,
