@@ -135,7 +135,7 @@ impl Provider for Shelf {
     }
 
     /// The key of an artifact here is the digest of its pack.
-    fn may_read_all(&self, _asks: &Shown) -> Result<(), Refusal> {
+    async fn may_read_all(&self, _asks: &Shown) -> Result<(), Refusal> {
         Ok(())
     }
 

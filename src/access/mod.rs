@@ -356,14 +356,20 @@ impl Access {
         Secret::read(text).is_some() || (!self.issuers.are_none() && oidc::is_one(text))
     }
 
-    /// Whether this is a token whose issuer may have a key that is not known here.
-    pub fn wants_keys_of(&self, bearer: &str) -> bool {
-        self.settings.required && !self.issuers.are_none() && self.issuers.want_key_of(bearer)
+    /// Whether what is shown at `from` is a token whose issuer may have a key that is not known
+    /// here, or no more. Of who may try nothing now nothing is looked at.
+    pub fn wants_keys_of(&self, bearer: &str, from: Option<IpAddr>) -> bool {
+        self.settings.required
+            && !self.issuers.are_none()
+            && self.may_try(from).is_ok()
+            && self.issuers.want_key_of(bearer)
     }
 
-    /// Waits a moment for that key.
-    pub async fn freshen(&self, bearer: &str) {
-        self.issuers.freshen(bearer).await;
+    /// Waits a moment for that key, where there is one to wait for.
+    pub async fn freshen(&self, bearer: &str, from: Option<IpAddr>) {
+        if self.wants_keys_of(bearer, from) {
+            self.issuers.freshen(bearer).await;
+        }
     }
 
     /// From now on the tokens of `index` are known, of whose cluster was heard `ago`; `None`:
@@ -408,7 +414,7 @@ impl Access {
         if from.is_none() {
             return Ok(());
         }
-        let has = self.failures.has(&Client::at(from));
+        let has = self.failures.has(Client::at(from));
         has.map_err(|wait| Denied::Limit(Limited::Failures, wait))
     }
 

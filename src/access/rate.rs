@@ -102,10 +102,15 @@ impl Rate {
     }
 
     /// Whether there is one, which stays.
-    pub(super) fn has(&self, client: &Client) -> Result<(), Duration> {
-        let now = self.began.elapsed();
-        let clients = self.clients.lock();
-        let due = clients.due.get(client).copied().unwrap_or_default();
+    pub(super) fn has(&self, client: Client) -> Result<(), Duration> {
+        self.has_at(client, self.began.elapsed())
+    }
+
+    fn has_at(&self, client: Client, now: Duration) -> Result<(), Duration> {
+        let mut clients = self.clients.lock();
+        // As whom it is counted.
+        let client = clients.room(client, now);
+        let due = clients.due.get(&client).copied().unwrap_or_default();
         self.wait(due, now).map_or(Ok(()), Err)
     }
 
@@ -238,6 +243,7 @@ mod tests {
         }
         assert!(rate.clients.lock().due.len() <= CLIENTS + 1);
         assert!(rate.take_at(client(4 * CLIENTS), SECOND).is_err(), "they share what is left");
+        assert!(rate.has_at(client(4 * CLIENTS + 1), SECOND).is_err(), "and each is told so");
         // Once nothing is owed of them, others are told apart again.
         for n in 0..100 {
             assert_eq!(rate.take_at(client(5 * CLIENTS + n), 10 * SECOND), Ok(()));

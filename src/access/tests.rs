@@ -1,5 +1,6 @@
 #![allow(clippy::unwrap_used)]
 
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use kiln_cluster::tokens::NewToken;
 
 use super::*;
@@ -142,6 +143,32 @@ async fn who_is_cut_off_judges_by_what_it_knows_for_a_while() {
         assert!(access.judge(&bearer(&token)).is_ok());
     }
     filled.stop().await;
+}
+
+#[test]
+fn for_who_may_try_nothing_no_issuer_is_asked() {
+    let name = "https://issuer.example.com";
+    let issuer = oidc::Settings {
+        issuer: name.into(),
+        audience: "kiln".into(),
+        source: oidc::source(Some("/nowhere/keys.json"), name).unwrap(),
+        ca: None,
+        bearer: None,
+        rows: Vec::new(),
+        offline: Duration::from_secs(3600),
+    };
+    let limits = Limits { failures_per_minute: 1, ..Limits::default() };
+    let settings = Settings { oidc: vec![issuer], limits, ..settings() };
+    let access = Access::new(settings, Audit::off());
+    let parts = [r#"{"alg":"EdDSA","kid":"new"}"#, &format!(r#"{{"iss":"{name}"}}"#), "signature"];
+    let token = parts.map(|part| URL_SAFE_NO_PAD.encode(part)).join(".");
+    let [from, other] = ["10.0.0.1", "10.0.0.2"].map(|from| Some(from.parse().unwrap()));
+    assert!(access.wants_keys_of(&token, from));
+    for _ in 0..2 {
+        access.tried(Denied::Unknown, from);
+    }
+    assert!(!access.wants_keys_of(&token, from), "nothing that is shown there is looked at");
+    assert!(access.wants_keys_of(&token, other));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -30,12 +30,15 @@ pub(super) struct NodeBytes {
 
 impl NodeBytes {
     /// Refuses, and counts, who may not.
-    fn may(
+    async fn may(
         &self,
         asks: &Shown,
         what: &str,
-        allowed: impl FnOnce(&Grant) -> Result<(), Denied>,
+        allowed: impl FnOnce(&Grant) -> Result<(), Denied> + Send,
     ) -> Result<(), Refusal> {
+        if let Some(bearer) = &asks.bearer {
+            self.access.freshen(bearer, None).await;
+        }
         let judged = self.access.judge(asks);
         let who = judged.as_ref().map_or(Identity::Anyone, |grant| grant.who().clone());
         judged.and_then(|grant| allowed(&grant)).map_err(|denied| {
@@ -80,8 +83,8 @@ impl Provider for NodeBytes {
         kept.map_err(|e| Refusal::Failed(e.to_string()))
     }
 
-    fn may_read_all(&self, asks: &Shown) -> Result<(), Refusal> {
-        self.may(asks, "blob", |grant| grant.needs_all(Role::Read))
+    async fn may_read_all(&self, asks: &Shown) -> Result<(), Refusal> {
+        self.may(asks, "blob", |grant| grant.needs_all(Role::Read)).await
     }
 
     async fn artifact(
@@ -95,7 +98,7 @@ impl Provider for NodeBytes {
             return Err(Refusal::Failed(Error::Left.to_string()));
         }
         let namespace = if namespace.is_empty() { &self.namespace } else { namespace };
-        self.may(asks, "artifact", |grant| grant.reads(namespace))?;
+        self.may(asks, "artifact", |grant| grant.reads(namespace)).await?;
         let found = match look {
             true => self.manager.view(key, namespace).await,
             false => self.manager.load(key, namespace).await,

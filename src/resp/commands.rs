@@ -119,8 +119,8 @@ impl Connection {
                 b"0" => Reply::OK,
                 _ => Reply::error("ERR DB index is out of range"),
             },
-            "hello" => self.session.hello(&words),
-            "auth" => self.session.auth(&words),
+            "hello" => self.session.hello(&words).await,
+            "auth" => self.session.auth(&words).await,
             "client" => self.session.client(&words),
             "reset" => {
                 self.misses.clear(&self.values).await;

@@ -66,7 +66,7 @@ impl Session {
     }
 
     /// AUTH [user] password.
-    pub(super) fn auth(&mut self, words: &[Bytes]) -> Reply {
+    pub(super) async fn auth(&mut self, words: &[Bytes]) -> Reply {
         let (user, password) = match words {
             [password] => (None, password),
             [user, password] => (Some(&user[..]), password),
@@ -76,6 +76,9 @@ impl Session {
         if let Err(denied) = self.judge.access.may_try(from) {
             self.judge.access.refused(denied, "resp", "auth", &self.who());
             return rights::refusal(denied);
+        }
+        if let Ok(token) = std::str::from_utf8(password) {
+            self.judge.access.freshen(token, from).await;
         }
         match self.judge.token(user, password) {
             Some(Ok((grant, namespace))) => {
@@ -107,26 +110,33 @@ impl Session {
         }
     }
 
-    /// The refusal of a command that this client may not run now.
+    /// The refusal of a command that this client may not run now, which is one of its calls.
     pub(super) fn denied(&mut self, command: &str) -> Option<Reply> {
         let grant = self.grant.as_ref()?;
         let allowed = self.judge.allows(grant, &self.namespace, command);
         let denied =
             allowed.and_then(|()| self.judge.access.spend(grant.who(), self.from())).err()?;
+        Some(self.refuse(denied, command))
+    }
+
+    fn refuse(&mut self, denied: Denied, command: &str) -> Reply {
         self.judge.access.refused(denied, "resp", command, &self.who());
         if !denied.is_known() && !denied.is_passing() {
             // What it showed is good no more.
             (self.grant, self.authenticated) = (None, false);
         }
-        Some(rights::refusal(denied))
+        rights::refusal(denied)
     }
 
-    /// The same of a command of a transaction, for a client that may be known no more.
+    /// The refusal of a command of a transaction, for a client that may be known no more. It
+    /// was counted as a call when it was queued: no bound cuts a transaction in two.
     pub(super) fn denied_at(&mut self, command: &str) -> Option<Reply> {
-        match self.authenticated {
-            true => self.denied(command),
-            false => Some(self.unknown(command)),
+        if !self.authenticated {
+            return Some(self.unknown(command));
         }
+        let grant = self.grant.as_ref()?;
+        let denied = self.judge.allows(grant, &self.namespace, command).err()?;
+        Some(self.refuse(denied, command))
     }
 
     /// The refusal of a command of a client that has not said who it is.
@@ -164,7 +174,7 @@ impl Session {
     }
 
     /// HELLO [version [AUTH user password] [SETNAME name]].
-    pub(super) fn hello(&mut self, words: &[Bytes]) -> Reply {
+    pub(super) async fn hello(&mut self, words: &[Bytes]) -> Reply {
         let version = match words.first().map(|word| &word[..]) {
             None => self.version,
             Some(b"2") => Version::Two,
@@ -180,7 +190,7 @@ impl Session {
         let mut name = None;
         while let Some(option) = rest.first() {
             rest = if option.eq_ignore_ascii_case(b"AUTH") && rest.len() >= 3 {
-                let refused = self.auth(&rest[1..3]);
+                let refused = self.auth(&rest[1..3]).await;
                 if let Reply::Error(_) = refused {
                     return refused;
                 }
@@ -295,4 +305,45 @@ impl Session {
 /// Names are shown in lists: short, and no spaces.
 fn is_plain(name: &[u8]) -> bool {
     name.len() <= 256 && name.iter().all(|byte| (b'!'..=b'~').contains(byte))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::time::Duration;
+
+    use super::*;
+    use crate::{
+        access::{Access, Limits, Settings, SocketAdmin},
+        audit::Audit,
+        resp::users::Users,
+    };
+
+    #[test]
+    fn a_transaction_that_was_queued_is_not_cut_in_two_by_the_bound_on_calls() {
+        let settings = Settings {
+            required: false,
+            shared: Vec::new(),
+            certificates: Vec::new(),
+            oidc: Vec::new(),
+            socket_admin: SocketAdmin::First,
+            offline: Duration::from_secs(3600),
+            limits: Limits { calls_per_second: 1, ..Limits::default() },
+        };
+        let judge = Judge {
+            access: Arc::new(Access::new(settings, Audit::off())),
+            users: Arc::new(Users::read(None, "default").unwrap()),
+            namespace: "default".into(),
+            audits_values: false,
+        };
+        let caller = Caller { from: Some("10.0.0.1:1".parse().unwrap()), ..Caller::default() };
+        let mut session = Session::new(1, String::new(), caller, Arc::new(judge));
+        let mut queued = 0;
+        while session.denied("set").is_none() {
+            queued += 1;
+            assert!(queued < 100_000, "it is bound");
+        }
+        assert!(session.denied_at("set").is_none(), "it was counted when it was queued");
+    }
 }

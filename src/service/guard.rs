@@ -55,7 +55,8 @@ impl Guard {
             return None;
         }
         let bearer = shown(request.headers(), None).bearer?;
-        self.access.wants_keys_of(&bearer).then_some(bearer)
+        let from = address(request.extensions().get::<Caller>());
+        self.access.wants_keys_of(&bearer, from).then_some(bearer)
     }
 
     fn judge(&self, request: &http::Request<Body>) -> Result<Option<Grant>, Refused> {
@@ -157,7 +158,8 @@ where
             let inner = std::mem::replace(&mut self.inner, next);
             let mut guarded = Self { inner, guard: self.guard.clone() };
             return Box::pin(async move {
-                guarded.guard.access.freshen(&bearer).await;
+                let from = address(request.extensions().get::<Caller>());
+                guarded.guard.access.freshen(&bearer, from).await;
                 guarded.judged(request).await
             });
         }

@@ -32,10 +32,10 @@ pub(super) async fn judged(
     next: Next,
 ) -> Response {
     let shown = shown(request.headers());
-    if let Some(bearer) = shown.bearer.as_deref().filter(|bearer| access.wants_keys_of(bearer)) {
-        access.freshen(bearer).await;
-    }
     let from = request.extensions().get::<ConnectInfo<PeerIp>>().and_then(|from| from.0.0);
+    if let Some(bearer) = &shown.bearer {
+        access.freshen(bearer, from).await;
+    }
     let judged = access.ask(&shown, from).and_then(|grant| {
         let allowed = grant.needs_all(Role::Read);
         allowed.map_err(|denied| (denied, grant.who().clone())).map(|()| grant)

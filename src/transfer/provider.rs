@@ -26,7 +26,7 @@ pub trait Provider: Send + Sync {
     ) -> Result<(SignedManifest, Blob, pb::Tier), Refusal>;
 
     /// Whether who shows this may read whatever there is.
-    fn may_read_all(&self, asks: &Shown) -> Result<(), Refusal>;
+    async fn may_read_all(&self, asks: &Shown) -> Result<(), Refusal>;
 
     /// This node's id.
     fn node(&self) -> NodeId;

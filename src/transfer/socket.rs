@@ -98,7 +98,7 @@ async fn find(
             (Some((&manifest).into()), blob, tier)
         }
         Subject::Blob(digest) => {
-            provider.may_read_all(asks)?;
+            provider.may_read_all(asks).await?;
             let blob = provider.blob(&digest).await?.ok_or(Refusal::NotFound)?;
             (None, blob, pb::Tier::Unspecified)
         }

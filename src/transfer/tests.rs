@@ -65,7 +65,7 @@ impl Provider for Shelf {
         Ok(self.blobs.get(digest).cloned())
     }
 
-    fn may_read_all(&self, _asks: &Shown) -> Result<(), Refusal> {
+    async fn may_read_all(&self, _asks: &Shown) -> Result<(), Refusal> {
         Ok(())
     }
 

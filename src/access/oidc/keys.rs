@@ -5,7 +5,12 @@
 //! when it has a key. What is known is good for [`super::Settings::offline`] after it was
 //! last fetched.
 
-use std::{collections::HashMap, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use jsonwebtoken::{
     Algorithm, DecodingKey,
@@ -92,12 +97,13 @@ impl Fetcher {
                 let bytes = tokio::fs::read(path).await;
                 bytes.map_err(|e| format!("read {}: {e}", path.display()))?
             }
-            Source::Keys(url) => self.get(url.clone()).await?,
+            Source::Keys(url) => self.get(url.clone(), self.bearer.as_deref()).await?,
             Source::Discovery(issuer) => {
                 let mut url = issuer.clone();
                 url.set_path(&format!("{}/{DISCOVERY}", issuer.path().trim_end_matches('/')));
-                let found: Discovered = serde_json::from_slice(&self.get(url.clone()).await?)
-                    .map_err(|e| format!("{url}: {e}"))?;
+                let found: Discovered =
+                    serde_json::from_slice(&self.get(url.clone(), self.bearer.as_deref()).await?)
+                        .map_err(|e| format!("{url}: {e}"))?;
                 if found.issuer != self.issuer {
                     return Err(format!("{url} speaks for another issuer"));
                 }
@@ -106,7 +112,16 @@ impl Fetcher {
                 if keys.scheme() != issuer.scheme() && keys.scheme() != "https" {
                     return Err(format!("{url} names keys at {keys}, which is not https"));
                 }
-                self.get(keys).await?
+                // Nor to whom this node shows its token.
+                let own = keys.origin() == issuer.origin();
+                let bearer = self.bearer.as_deref().filter(|_| own);
+                self.get(keys, bearer).await.map_err(|why| match (&self.bearer, own) {
+                    (Some(_), false) => format!(
+                        "{why} (bearer_file is shown to the issuer's own host and port alone: \
+                         name that address as jwks to show it there)"
+                    ),
+                    _ => why,
+                })?
             }
         };
         let keys = read(&set)?;
@@ -116,9 +131,9 @@ impl Fetcher {
         }
     }
 
-    async fn get(&self, url: Url) -> Result<Vec<u8>, String> {
+    async fn get(&self, url: Url, bearer: Option<&Path>) -> Result<Vec<u8>, String> {
         let mut request = self.client.get(url.clone());
-        if let Some(file) = &self.bearer {
+        if let Some(file) = bearer {
             // Read each time: Kubernetes writes another one now and then.
             let token = tokio::fs::read_to_string(file).await;
             let token = token.map_err(|e| format!("read {}: {e}", file.display()))?;

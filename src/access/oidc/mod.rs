@@ -150,16 +150,15 @@ impl Issuers {
         Ok(tasks)
     }
 
-    /// Whether the key of this token is not known, and its issuer is.
+    /// Whether the key of this token is not known, or no more, and its issuer is.
     pub(super) fn want_key_of(&self, token: &str) -> bool {
-        let named = self.named(token);
-        named.is_ok_and(|(issuer, id)| !issuer.known.load().keys.contains_key(&id))
+        self.named(token).is_ok_and(|(issuer, id)| issuer.lacks(&id))
     }
 
     /// Waits for a key of this token that may be new, a moment at most.
     pub(super) async fn freshen(&self, token: &str) {
         let Ok((issuer, id)) = self.named(token) else { return };
-        if issuer.known.load().keys.contains_key(&id) {
+        if !issuer.lacks(&id) {
             return;
         }
         let mut fetched = issuer.fetched.subscribe();
@@ -194,8 +193,8 @@ impl Issuers {
     pub(super) fn judge(&self, token: &str) -> Result<Judged<'_>, Denied> {
         let (issuer, id) = self.named(token)?;
         let known = issuer.known.load();
-        let Some(at) = known.at else { return Err(Denied::NoKeys) };
-        if at.elapsed() > issuer.settings.offline {
+        if !issuer.is_known(&known) {
+            issuer.ask();
             return Err(Denied::NoKeys);
         }
         let Some(key) = known.keys.get(&id) else {
@@ -215,8 +214,11 @@ impl Issuers {
             _ => Denied::Signature,
         })?;
         let Claims { sub, exp, others } = claims.claims;
+        // Whoever has an account may write any address into it: the issuer has to vouch for it.
+        let verified = others.get("email_verified") == Some(&serde_json::Value::Bool(true));
         let is_of = |row: &&Row| match row.claim.as_str() {
             "sub" => matches(&row.value, &sub),
+            "email" if !verified => false,
             claim => others
                 .get(claim)
                 .and_then(serde_json::Value::as_str)
@@ -238,6 +240,17 @@ impl Issuer {
             asked: Mutex::default(),
             wanted: tokio::sync::Notify::new(),
         }
+    }
+
+    /// Whether what it said is good still.
+    fn is_known(&self, known: &Known) -> bool {
+        known.at.is_some_and(|at| at.elapsed() <= self.settings.offline)
+    }
+
+    /// Whether the key `id` is not known, or no more.
+    fn lacks(&self, id: &str) -> bool {
+        let known = self.known.load();
+        !self.is_known(&known) || !known.keys.contains_key(id)
     }
 
     /// Asks for a fetch, unless one was asked for just now; whether one is to come.

@@ -136,7 +136,7 @@ fn now() -> u64 {
 fn claims(issuer: &str) -> Value {
     json!({
         "iss": issuer, "aud": [AUDIENCE], "sub": SUBJECT, "exp": now() + 600, "nbf": now() - 1,
-        "email": "ci@example.com",
+        "email": "ci@example.com", "email_verified": true,
     })
 }
 
@@ -228,6 +228,15 @@ async fn tokens_of_each_algorithm_have_the_rights_of_their_row() {
     other["sub"] = "repo:x".into();
     let judged = issuers.judge(&keys[0].token("EdDSA", &other)).unwrap();
     assert_eq!(judged.row.role, Role::Read, "by another claim");
+    for unverified in [json!(false), json!("true"), Value::Null] {
+        let mut other = other.clone();
+        other["email_verified"] = unverified;
+        assert_eq!(
+            issuers.judge(&keys[0].token("EdDSA", &other)).unwrap_err(),
+            Denied::NoSubject,
+            "anybody may have written it"
+        );
+    }
     other["email"] = "x@example.com".into();
     assert_eq!(issuers.judge(&keys[0].token("EdDSA", &other)).unwrap_err(), Denied::NoSubject);
 }
@@ -355,7 +364,63 @@ async fn an_issuer_that_is_away_is_believed_for_a_while() {
     }
     assert_eq!(short.judge(&token).unwrap_err(), Denied::NoKeys);
     assert!(Denied::NoKeys.is_passing(), "it may be good");
+    assert!(short.want_key_of(&token), "its issuer may be back");
+    assert!(short.0[0].asked.lock().is_some(), "it was asked at once");
     // One that never answered is not known to have said anything.
     let (never, _following_three) = followed(server.settings()).await;
     assert_eq!(never.judge(&token).unwrap_err(), Denied::NoKeys);
+}
+
+#[tokio::test]
+async fn a_bearer_is_shown_to_the_issuers_own_address_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("bearer");
+    std::fs::write(&file, "secret").unwrap();
+    let (own, other) = (
+        TcpListener::bind("127.0.0.1:0").await.unwrap(),
+        TcpListener::bind("127.0.0.1:0").await.unwrap(),
+    );
+    let at = |listener: &TcpListener| format!("http://{}", listener.local_addr().unwrap());
+    let (issuer, stranger) = (at(&own), at(&other));
+    let keys = json!({ "keys": [Signing::ed().jwk("a")] });
+    let asked = Arc::<Mutex<Vec<(String, bool)>>>::default();
+    let mut tasks = Vec::new();
+    for listener in [own, other] {
+        let (here, issuer, stranger) = (at(&listener), issuer.clone(), stranger.clone());
+        let (keys, asked) = (keys.clone(), asked.clone());
+        let answer = async move |request: axum::extract::Request| {
+            let path = request.uri().path().to_owned();
+            let shows = request.headers().contains_key("authorization");
+            asked.lock().push((format!("{here}{path}"), shows));
+            Json(match path.as_str() {
+                "/keys" => keys,
+                "/home/.well-known/openid-configuration" => {
+                    json!({ "issuer": format!("{issuer}/home"), "jwks_uri": format!("{issuer}/keys") })
+                }
+                _ => {
+                    json!({ "issuer": format!("{issuer}/away"), "jwks_uri": format!("{stranger}/keys") })
+                }
+            })
+        };
+        let routes = Router::new().fallback(answer);
+        tasks.push(tokio::spawn(async move { axum::serve(listener, routes).await.unwrap() }));
+    }
+    for name in ["home", "away"] {
+        let issuer = format!("{issuer}/{name}");
+        let source = source(None, &issuer).unwrap();
+        let fetcher = Fetcher::new(source, issuer, None, Some(file.clone())).unwrap();
+        assert_eq!(fetcher.fetch().await.unwrap().len(), 1, "{name}");
+    }
+    let shown = |url: String, shows| (url, shows);
+    let discovery = ".well-known/openid-configuration";
+    assert_eq!(
+        *asked.lock(),
+        [
+            shown(format!("{issuer}/home/{discovery}"), true),
+            shown(format!("{issuer}/keys"), true),
+            shown(format!("{issuer}/away/{discovery}"), true),
+            shown(format!("{stranger}/keys"), false),
+        ]
+    );
+    tasks.iter().for_each(tokio::task::JoinHandle::abort);
 }
