@@ -110,11 +110,18 @@ impl Kiln for Api {
         let key = convert::key("key", &request.key).map_err(Error::from)?;
         let namespace = parts.namespace(&request.namespace);
         parts.may(&asks, asks.reads(namespace))?;
+        // Before the pack is in memory.
+        let size = parts.size(&key, namespace).await?;
+        let held = size.map(|size| parts.hold(&asks, size)).transpose()?;
         let answer = match request.look {
             true => parts.manager.view(&key, namespace).await?,
             false => parts.manager.load(&key, namespace).await?,
         };
-        let held = parts.hold(&asks, answer.pack.len() as u64)?;
+        // One that this replica had not heard of.
+        let held = match held {
+            Some(held) => held,
+            None => parts.hold(&asks, answer.pack.len() as u64)?,
+        };
         let (sender, receiver) = mpsc::channel(STREAM_DEPTH);
         let header = pb::FetchHeader {
             manifest: Some((&*answer.signed).into()),

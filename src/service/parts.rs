@@ -104,6 +104,17 @@ impl Parts {
         })
     }
 
+    /// How many bytes the artifact of a key in `namespace` has; `None`: this replica knows none.
+    pub(super) async fn size(
+        &self,
+        key: &ArtifactKey,
+        namespace: &str,
+    ) -> Result<Option<u64>, Error> {
+        let Some(entry) = self.index.lookup(key).await? else { return Ok(None) };
+        let manifest = entry.manifest.read_unverified()?;
+        Ok((manifest.namespace == namespace).then_some(manifest.pack_size))
+    }
+
     /// Refuses the key of an artifact that its caller may not read as one that there is not:
     /// who knows a key by itself learns nothing more.
     pub(super) async fn not_anothers(&self, asks: &Asks, key: &ArtifactKey) -> Result<(), Error> {
