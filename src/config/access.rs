@@ -47,7 +47,8 @@ pub struct AccessConfig {
     /// it. 0: any number. Default: 600.
     pub failures_per_minute: u32,
     /// Bytes that each of the same publishes and fetches over gRPC at once; a single transfer
-    /// is taken whatever its size. 0: any number. Default: 0.
+    /// is taken whatever its size. What is fetched at the unix socket has no such bound. 0: any
+    /// number. Default: 0.
     #[serde(with = "units::bytes")]
     pub bytes_in_flight: u64,
 }
@@ -81,11 +82,13 @@ pub struct OidcConfig {
     pub jwks: Option<String>,
     /// The only authorities of that place, in PEM. Default: the system's.
     pub ca: Option<PathBuf>,
-    /// File with a token that is shown there, as Kubernetes wants it. Default: none.
+    /// File with a token that is shown there, as Kubernetes wants it: to the issuer's own host
+    /// and port, or to `jwks`, and to nobody else. Default: none.
     pub bearer_file: Option<PathBuf>,
     /// Rights of its tokens: `SUBJECT ROLE NAMESPACE[,NAMESPACE]`, as in
     /// `system:serviceaccount:team-a:* write team-a`, or by another claim:
-    /// `email=ci@example.com read *`. The first that matches counts.
+    /// `email=ci@example.com read *` (where the token says `email_verified`). The first that
+    /// matches counts.
     pub rows: Vec<String>,
 }
 

@@ -16,6 +16,12 @@ use crate::{
 /// HTTP as the HTTP port speaks it.
 const HTTP: &[u8] = b"http/1.1";
 
+/// Whether who calls a member from another machine shows which member it is.
+fn proves_members(config: &Config) -> bool {
+    let members = &config.tls.members;
+    config.transfer_listen.ip().is_loopback() || members.mode == Mode::Require && members.named
+}
+
 /// What each port takes.
 pub(super) struct Security {
     pub(super) grpc: Acceptor,
@@ -77,6 +83,14 @@ impl Security {
                  it can read and change what every node runs"
             );
         }
+        if config.cluster.join_needs_token && !proves_members(config) {
+            tracing::warn!(
+                "INSECURE: cluster.join_needs_token is set, and the members' port {} does not prove \
+                 who calls: whoever reaches it can speak as a member, and needs no token; set \
+                 tls.members.mode = \"require\" and tls.members.named = true",
+                config.transfer_listen
+            );
+        }
         Ok(security)
     }
 
@@ -85,6 +99,30 @@ impl Security {
         let stop: CancellationToken = tasks.stop.clone();
         for trust in &self.trusts {
             tasks.spawn(trust.clone().follow(stop.clone()));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, SocketAddr};
+
+    use super::*;
+
+    #[test]
+    fn only_named_certificates_that_are_required_prove_who_calls() {
+        let judge = |mode, named, host: Ipv4Addr| {
+            let mut config = Config::default();
+            let members = &mut config.tls.members;
+            (members.mode, members.named) = (mode, named);
+            config.transfer_listen = SocketAddr::from((host, 1));
+            proves_members(&config)
+        };
+        let everywhere = Ipv4Addr::UNSPECIFIED;
+        assert!(judge(Mode::Require, true, everywhere));
+        assert!(judge(Mode::Off, false, Ipv4Addr::LOCALHOST), "nobody else reaches it");
+        for (mode, named) in [(Mode::Off, false), (Mode::Dial, true), (Mode::Require, false)] {
+            assert!(!judge(mode, named, everywhere), "{mode:?} {named}");
         }
     }
 }
