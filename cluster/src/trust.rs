@@ -1,6 +1,6 @@
 //! What the cluster's root says: which keys may sign, of which namespaces.
 //!
-//! Invariant: each statement in a [`Trust`] was signed by its root, whoever wrote it into the
+//! Invariant: each statement in a [`Trust`] was signed by its root, for this cluster, whoever wrote it into the
 //! index or a snapshot; and pure: the caller says what time it is.
 
 use std::collections::BTreeMap;
@@ -48,19 +48,21 @@ pub struct Certificate {
 }
 
 impl Trust {
-    /// What of the records the root has signed.
+    /// What of the records the root has signed, for `cluster`.
     pub(crate) fn of(
+        cluster: u64,
         root: Option<RootRecord>,
         certificates: impl IntoIterator<Item = CertificateRecord>,
     ) -> Self {
         let root = root.and_then(|RootRecord { key, statement, .. }| {
             let key = VerifyingKey::from_bytes(&key).ok()?;
-            let Says::Root { required } = statement.verify(&key).ok()?.says else { return None };
+            let read = statement.verify(&key).ok().filter(|read| read.cluster == cluster)?;
+            let Says::Root { required } = read.says else { return None };
             Some(Root { key, required, signed: statement })
         });
         let Some(root) = root else { return Self::default() };
         let certificate = |CertificateRecord { statement, .. }: CertificateRecord| {
-            let read = statement.verify(&root.key).ok()?;
+            let read = statement.verify(&root.key).ok().filter(|read| read.cluster == cluster)?;
             let Says::Signer(says) = read.says else { return None };
             let (key, serial) = (says.key, read.serial);
             Some((key, Certificate { says, serial, signed: statement }))

@@ -28,6 +28,8 @@ const LONGEST: usize = 8192;
 pub struct RootStatement {
     /// Of two statements about the same thing the one with the higher number counts.
     pub serial: u64,
+    /// The cluster that it is for: what is said of another one counts for nothing here.
+    pub cluster: u64,
     /// What it says.
     pub says: Says,
 }
@@ -174,6 +176,9 @@ impl RootStatement {
     }
 
     fn check(&self) -> Result<(), StatementError> {
+        if self.cluster == 0 {
+            return Err(StatementError::Invalid("it is for no cluster".into()));
+        }
         match &self.says {
             Says::Signer(certificate) => certificate.check().map_err(StatementError::Invalid),
             Says::Root { .. } => Ok(()),
@@ -220,7 +225,8 @@ impl From<&RootStatement> for pb::RootStatement {
                 not_after_unix_ms: of.not_after_unix_ms.unwrap_or_default(),
             }),
         };
-        Self { serial: statement.serial, says: Some(says) }
+        let (serial, cluster) = (statement.serial, statement.cluster);
+        Self { serial, cluster, says: Some(says) }
     }
 }
 
@@ -242,7 +248,7 @@ impl TryFrom<pb::RootStatement> for RootStatement {
                 not_after_unix_ms: Some(of.not_after_unix_ms).filter(|end| *end != 0),
             }),
         };
-        Ok(Self { serial: wire.serial, says })
+        Ok(Self { serial: wire.serial, cluster: wire.cluster, says })
     }
 }
 
@@ -270,7 +276,7 @@ mod tests {
     }
 
     fn says(says: Says) -> RootStatement {
-        RootStatement { serial: 7, says }
+        RootStatement { serial: 7, cluster: 5, says }
     }
 
     #[test]

@@ -19,10 +19,10 @@ Examples:
 
 A root key says who may sign, and of what; no node can name a key then:
   kiln signer root init root.key
-  kiln signer root sign --root root.key --out root.json
-  kiln signer issue KEY --root root.key --namespace '*' --out node-3.json
+  kiln signer root sign --root root.key --cluster ID --out root.json
+  kiln signer issue KEY --root root.key --cluster ID --namespace '*' --out node-3.json
   kiln signer add root.json node-3.json
-  kiln signer root sign --root root.key --required --out required.json";
+  kiln signer root sign --root root.key --cluster ID --required --out required.json";
 
 /// Show whose signatures count, revoke one, and say by a root key who may sign.
 ///
@@ -80,6 +80,8 @@ enum What {
 struct SignerView {
     node: u64,
     key: String,
+    /// For `--cluster` of what the root signs.
+    cluster: String,
     left: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     revoked: Option<RevokedView>,
@@ -107,8 +109,8 @@ struct RevokedView {
     at_unix_ms: u64,
 }
 
-impl From<pb::SignerStatus> for SignerView {
-    fn from(signer: pb::SignerStatus) -> Self {
+impl SignerView {
+    fn new(signer: pb::SignerStatus, cluster: String) -> Self {
         let revoked = signer.revocation.map(|revoked| RevokedView {
             keep: revoked.keep,
             reason: revoked.reason,
@@ -122,11 +124,9 @@ impl From<pb::SignerStatus> for SignerView {
         });
         let unbelieved = Some(signer.unbelieved).filter(|why| !why.is_empty());
         let (node, key, left) = (signer.node, hex::encode(signer.key), signer.left);
-        Self { node, key, left, revoked, certificate, unbelieved }
+        Self { node, key, cluster, left, revoked, certificate, unbelieved }
     }
-}
 
-impl SignerView {
     fn state(&self) -> String {
         let state = match (&self.revoked, self.left) {
             (Some(revoked), _) => return format!("revoked: {}", revoked.reason),
@@ -178,8 +178,10 @@ impl SignerArgs {
             }
             What::List => {
                 let answer = client.signers(pb::SignersRequest {}).await.map_err(refused)?;
-                let signers = answer.into_inner().signers.into_iter().map(SignerView::from);
-                let signers: Vec<_> = signers.collect();
+                let answer = answer.into_inner();
+                let cluster = format!("{:016x}", answer.cluster);
+                let view = |signer| SignerView::new(signer, cluster.clone());
+                let signers: Vec<_> = answer.signers.into_iter().map(view).collect();
                 if json {
                     return output::json(&signers);
                 }
@@ -188,7 +190,7 @@ impl SignerArgs {
                     let SignerView { node, key, .. } = signer;
                     output::line(format_args!("{node:<6}{key:<66}{}", signer.state()))?;
                 }
-                Ok(())
+                output::line(format_args!("of the cluster {cluster}"))
             }
             What::Revoke { node, reason, keep, yes } => {
                 let what = if keep { "stays" } else { "is removed from all nodes" };

@@ -12,6 +12,9 @@ use kiln_proto::{
 use super::{guard::Asks, parts::Parts};
 use crate::{clock, error::Error};
 
+/// How far ahead of this node's clock a serial may be, in milliseconds.
+const DAY_MS: u64 = 24 * 3600 * 1000;
+
 /// Tells the cluster what its root says; false where it knew.
 pub(super) async fn root_says(
     parts: &Parts,
@@ -24,6 +27,15 @@ pub(super) async fn root_says(
     let wire = request.statement.ok_or_else(|| invalid("no statement"))?;
     let signed = SignedStatement { bytes: wire.statement.into(), signature: wire.signature.into() };
     let read = signed.verify(&root).map_err(|e| Error::Invalid(e.to_string()))?;
+    let now = clock::unix_ms();
+    if read.serial > now.saturating_add(DAY_MS) {
+        return Err(Error::Invalid(format!(
+            "the statement has the serial {}, more than a day ahead of this node's clock ({now}): \
+             nothing that is signed until then could follow it; see the clock of the machine that \
+             signed it, or give --serial",
+            read.serial
+        )));
+    }
     let (subject, detail) = match &read.says {
         Says::Root { required } => {
             if *required {
@@ -43,10 +55,12 @@ pub(super) async fn root_says(
     Ok(changed)
 }
 
-/// Refuses while a member's key has no certificate that counts now.
+/// Refuses while the key of a node that has not left, and may only be away, has no certificate
+/// that counts now. What `apply` asks beside this is without a clock.
 fn all_certified(parts: &Parts) -> Result<(), Error> {
     let (trust, now) = (parts.index.trust(), clock::unix_ms());
-    let nodes = parts.index.nodes().into_iter().filter(|(_, node)| node.revoked.is_none());
+    let all = parts.index.all_nodes().into_iter();
+    let nodes = all.filter(|(_, node)| !node.left && node.revoked.is_none());
     let without = nodes.filter(|(id, node)| trust.judge(*id, &node.key, None, now).is_err());
     let without: Vec<String> = without.map(|(id, _)| id.to_string()).collect();
     match without.is_empty() {
@@ -79,6 +93,7 @@ pub(super) fn signers(parts: &Parts) -> pb::SignersResponse {
         signers: signers.collect(),
         root: trust.root().map(|root| root.key.to_bytes().to_vec().into()).unwrap_or_default(),
         root_required: trust.is_required(),
+        cluster: parts.cluster.status().cluster.unwrap_or_default(),
     }
 }
 

@@ -301,10 +301,12 @@ pub(crate) fn admissions(view: &impl View) -> Result<Admissions, StateError> {
 
 /// What the root says.
 pub(crate) fn trust(view: &impl View) -> Result<Trust, StateError> {
+    let counters: Option<Counters> = super::read(view, ())?;
+    let cluster = counters.unwrap_or_default().cluster;
     let root = super::view::read::<RootRecord>(view, ())?;
     let certificates = view.all(Table::Certificates)?.into_iter();
     let certificates = certificates.map(|(_, value)| codec::decode::<CertificateRecord>(&value));
-    Ok(Trust::of(root, certificates.collect::<Result<Vec<_>, _>>()?))
+    Ok(Trust::of(cluster, root, certificates.collect::<Result<Vec<_>, _>>()?))
 }
 
 /// The wholes that are stitched of `piece`, in the order of their keys.

@@ -41,7 +41,35 @@ enum RootWhat {
         /// The new file, for `kiln signer add`.
         #[arg(long, value_name = "FILE")]
         out: PathBuf,
+        #[command(flatten)]
+        of: Of,
     },
+}
+
+/// What each statement has.
+#[derive(Debug, Args)]
+struct Of {
+    /// The cluster that it is for, as `kiln signer list` shows it; it counts in no other one.
+    #[arg(long, value_name = "ID", value_parser = cluster)]
+    cluster: u64,
+    /// Of two statements about one thing the one with the higher number counts. Without: the
+    /// milliseconds of this machine's clock, which has to be right then.
+    #[arg(long, value_name = "N")]
+    serial: Option<u64>,
+}
+
+impl Of {
+    fn serial(&self) -> u64 {
+        self.serial.unwrap_or_else(clock::unix_ms)
+    }
+}
+
+/// A cluster's name, as people write it.
+fn cluster(text: &str) -> Result<u64, String> {
+    let digits = text.len() == 16 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let read = digits.then(|| u64::from_str_radix(text, 16).ok()).flatten();
+    let why = "a cluster's name has 16 hexadecimal digits: kiln signer list shows it";
+    read.filter(|cluster| *cluster != 0).ok_or_else(|| why.to_owned())
 }
 
 #[derive(Debug, Args)]
@@ -69,6 +97,8 @@ pub(super) struct IssueArgs {
     /// The new file, for `kiln signer add`.
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
+    #[command(flatten)]
+    of: Of,
 }
 
 #[derive(Debug, Args)]
@@ -88,8 +118,10 @@ impl RootArgs {
         let public = hex::encode(key.verifying_key().as_bytes());
         let written = match self.what {
             RootWhat::Init { file } => file,
-            RootWhat::Sign { required, out, .. } => {
-                let statement = RootStatement { serial: serial(), says: Says::Root { required } };
+            RootWhat::Sign { required, out, of, .. } => {
+                let (serial, cluster) = (of.serial(), of.cluster);
+                let says = Says::Root { required };
+                let statement = RootStatement { serial, cluster, says };
                 file::write(&out, &key, &statement)?;
                 out
             }
@@ -102,17 +134,17 @@ impl IssueArgs {
     pub(super) fn run(self, json: bool) -> Result<(), CliError> {
         let key = file::key(&self.key).map_err(CliError::Usage)?;
         let root = identity::read(&self.root).map_err(|e| CliError::Usage(e.to_string()))?;
-        let serial = serial();
+        let (serial, cluster, now) = (self.of.serial(), self.of.cluster, clock::unix_ms());
         let certificate = SignerCertificate {
             key: key.to_bytes(),
             node: self.node,
             name: self.name,
             namespaces: self.namespaces,
             // Clocks of other machines may be behind.
-            not_before_unix_ms: serial.saturating_sub(DAY_MS / 24),
-            not_after_unix_ms: self.days.map(|days| serial + days * DAY_MS),
+            not_before_unix_ms: now.saturating_sub(DAY_MS / 24),
+            not_after_unix_ms: self.days.map(|days| now + days * DAY_MS),
         };
-        let statement = RootStatement { serial, says: Says::Signer(certificate) };
+        let statement = RootStatement { serial, cluster, says: Says::Signer(certificate) };
         file::write(&self.out, &root, &statement)?;
         told(json, "key", &hex::encode(key.as_bytes()), &self.out)
     }
@@ -128,11 +160,6 @@ impl KeyArgs {
             false => output::line(public),
         }
     }
-}
-
-/// Rises with each statement, also where several machines have the root's key in turn.
-fn serial() -> u64 {
-    clock::unix_ms()
 }
 
 fn told(json: bool, what: &str, key: &str, written: &std::path::Path) -> Result<(), CliError> {

@@ -11,24 +11,39 @@ fn root(seed: u8) -> SigningKey {
 }
 
 pub(super) fn policy(serial: u64, required: bool) -> RootStatement {
-    RootStatement { serial, says: Says::Root { required } }
+    RootStatement { serial, cluster: 5, says: Says::Root { required } }
 }
 
 fn certificate(serial: u64, namespace: &str) -> RootStatement {
+    of_key(root(50).verifying_key().to_bytes(), serial, namespace)
+}
+
+fn of_key(key: [u8; 32], serial: u64, namespace: &str) -> RootStatement {
     let says = SignerCertificate {
-        key: root(50).verifying_key().to_bytes(),
+        key,
         node: None,
         name: String::new(),
         namespaces: vec![namespace.into()],
         not_before_unix_ms: 0,
         not_after_unix_ms: None,
     };
-    RootStatement { serial, says: Says::Signer(says) }
+    RootStatement { serial, cluster: 5, says: Says::Signer(says) }
 }
 
 pub(super) fn said(seed: u8, statement: &RootStatement) -> Command {
     let (root, statement) = (root(seed), statement.sign(&root(seed)).unwrap());
     Command::RootSays { root: root.verifying_key().to_bytes(), statement, node: 1 }
+}
+
+/// A cluster of which the root has certified every node.
+fn certified(by: u8) -> Model {
+    let mut state = founded();
+    assert_eq!(state.apply(3, said(by, &policy(1, false))).0, Response::Changed(true));
+    for node in crate::table::nodes(&state).unwrap().into_values() {
+        let response = state.apply(4, said(by, &of_key(node.key, 1, "*"))).0;
+        assert_eq!(response, Response::Changed(true));
+    }
+    state
 }
 
 fn trust(state: &Model) -> Trust {
@@ -40,12 +55,11 @@ fn refused(response: &Response, why: &str) {
 }
 
 #[test]
-fn the_first_root_stays_and_only_it_says_who_signs() {
+fn a_root_stays_and_only_it_says_who_signs() {
     let mut state = founded();
     refused(&state.apply(3, said(1, &certificate(1, "a"))).0, "no root");
     let (response, events) = state.apply(4, said(1, &policy(5, false)));
     assert_eq!((response, events), (Response::Changed(true), vec![Event::TrustChanged]));
-    refused(&state.apply(5, said(2, &policy(9, false))).0, "the root of this cluster is");
     refused(&state.apply(6, said(2, &certificate(9, "a"))).0, "the root of this cluster is");
     assert_eq!(state.apply(7, said(1, &certificate(1, "a"))).0, Response::Changed(true));
     // In the root's name, and not signed by it.
@@ -60,8 +74,8 @@ fn the_first_root_stays_and_only_it_says_who_signs() {
 
 #[test]
 fn of_two_statements_the_later_counts_in_whichever_order_they_come() {
-    let mut state = founded();
-    state.apply(3, said(1, &policy(5, true)));
+    let mut state = certified(1);
+    state.apply(5, said(1, &policy(5, true)));
     assert!(trust(&state).is_required());
     refused(&state.apply(4, said(1, &policy(4, false))).0, "later statement");
     refused(&state.apply(5, said(1, &policy(5, false))).0, "later statement");
@@ -85,7 +99,7 @@ fn what_the_root_has_not_signed_counts_nowhere_though_it_is_in_the_index() {
         let key = root(1).verifying_key().to_bytes();
         let root = RootRecord { key, serial: 1, statement: by(root_by, &policy(1, true)) };
         let statement = by(certificate_by, &certificate(1, "a"));
-        Trust::of(Some(root), [CertificateRecord { serial: 1, statement }])
+        Trust::of(5, Some(root), [CertificateRecord { serial: 1, statement }])
     };
     assert_eq!((of(1, 1).is_required(), of(1, 1).certificates().count()), (true, 1));
     assert_eq!((of(1, 2).is_required(), of(1, 2).certificates().count()), (true, 0));
@@ -93,5 +107,77 @@ fn what_the_root_has_not_signed_counts_nowhere_though_it_is_in_the_index() {
     let swapped = SignedStatement { bytes: Vec::new(), ..by(1, &policy(1, true)) };
     let key = root(1).verifying_key().to_bytes();
     let record = RootRecord { key, serial: 1, statement: swapped };
-    assert_eq!(Trust::of(Some(record), []), Trust::default());
+    assert_eq!(Trust::of(5, Some(record), []), Trust::default());
+}
+
+/// A member says so past the API, with a replica of its own.
+#[test]
+fn none_is_required_while_a_node_that_may_come_back_has_no_certificate() {
+    for away in [false, true] {
+        let mut state = founded();
+        state.apply(3, said(1, &policy(1, false)));
+        let nodes = crate::table::nodes(&state).unwrap();
+        let (_, key) = nodes.iter().map(|(id, node)| (*id, node.key)).next().unwrap();
+        state.apply(4, said(1, &of_key(key, 1, "*")));
+        let last = *nodes.keys().last().unwrap();
+        if away {
+            assert_eq!(state.apply(5, Command::SetAway(last)).0, Response::Changed(true));
+        }
+        let why = format!("nodes without a certificate: {last};");
+        refused(&state.apply(6, said(1, &policy(2, true))).0, &why);
+        assert!(!trust(&state).is_required());
+        // One for another node is none.
+        let RootStatement { serial, cluster, says } = of_key(nodes[&last].key, 2, "*");
+        let Says::Signer(of) = says else { unreachable!() };
+        let says = Says::Signer(SignerCertificate { node: Some(last + 1), ..of });
+        state.apply(7, said(1, &RootStatement { serial, cluster, says }));
+        refused(&state.apply(8, said(1, &policy(3, true))).0, &why);
+        state.apply(9, said(1, &of_key(nodes[&last].key, 3, "*")));
+        assert_eq!(state.apply(10, said(1, &policy(4, true))).0, Response::Changed(true));
+    }
+    let mut state = founded();
+    refused(&state.apply(3, said(1, &policy(1, true))).0, "nodes without a certificate");
+    assert_eq!(trust(&state), Trust::default());
+}
+
+#[test]
+fn what_was_said_of_another_cluster_is_not_taken_and_counts_for_nothing() {
+    let mut state = certified(1);
+    let elsewhere = |statement: RootStatement| RootStatement { cluster: 6, ..statement };
+    for statement in [policy(9, false), policy(9, true), certificate(9, "*")] {
+        let response = state.apply(5, said(1, &elsewhere(statement))).0;
+        refused(&response, "for the cluster 0000000000000006");
+    }
+    let mut fresh = founded();
+    refused(&fresh.apply(3, said(1, &elsewhere(policy(9, false)))).0, "for the cluster");
+    use crate::table::{CertificateRecord, RootRecord};
+    let record = |of: u64| {
+        let key = root(1).verifying_key().to_bytes();
+        let statement = RootStatement { cluster: of, ..policy(1, true) }.sign(&root(1)).unwrap();
+        RootRecord { key, serial: 1, statement }
+    };
+    let certificate = |of: u64| {
+        let said = RootStatement { cluster: of, ..certificate(1, "a") };
+        CertificateRecord { serial: 1, statement: said.sign(&root(1)).unwrap() }
+    };
+    assert_eq!(Trust::of(5, Some(record(5)), [certificate(6)]).certificates().count(), 0);
+    assert_eq!(Trust::of(5, Some(record(6)), [certificate(5)]), Trust::default());
+}
+
+/// Whoever is a member can name the first one: that is no lock-out.
+#[test]
+fn another_root_takes_the_place_of_one_that_is_not_required_and_of_no_other() {
+    let mut state = certified(1);
+    assert_eq!(trust(&state).certificates().count(), 2);
+    assert_eq!(state.apply(5, said(2, &policy(1, false))).0, Response::Changed(true));
+    assert_eq!(trust(&state).root().unwrap().key, root(2).verifying_key());
+    assert_eq!(trust(&state).certificates().count(), 0, "the other one's");
+    // Nothing of the first root is left that would be in its way.
+    let nodes = crate::table::nodes(&state).unwrap();
+    for node in nodes.values() {
+        let response = state.apply(6, said(2, &of_key(node.key, 1, "*"))).0;
+        assert_eq!(response, Response::Changed(true));
+    }
+    assert_eq!(state.apply(7, said(2, &policy(2, true))).0, Response::Changed(true));
+    refused(&state.apply(8, said(1, &policy(99, false))).0, "the root of this cluster is");
 }
