@@ -52,14 +52,15 @@ struct VerifyView {
 impl VerifyArgs {
     pub(crate) async fn run(self) -> Result<(), CliError> {
         let asked = async |client| self.ask(client).await;
-        let pb::RecheckResponse { key, result, why, different, skipped, signer, removed, node } =
-            self.client.endpoints.attempt(asked).await?;
+        let answer = self.client.endpoints.attempt(asked).await?;
+        let pb::RecheckResponse { key, result, why, different, skipped, signer, node, .. } = answer;
         let key =
             convert::key("key", &key).map_err(|e| anyhow::anyhow!("the node's answer: {e}"))?;
         if different {
-            let what = match removed {
-                true => "it is removed from all nodes",
-                false => "somebody has removed it already",
+            let what = match (answer.removed, answer.unremoved) {
+                (true, _) => "it is removed from all nodes".to_owned(),
+                (false, why) if why.is_empty() => "somebody has removed it already".to_owned(),
+                (false, why) => format!("it could not be removed ({why}): kiln rm {key}"),
             };
             let message = format!(
                 "{key} is not what its source compiles to on node {node}: {why}; it has node \

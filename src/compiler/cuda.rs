@@ -88,6 +88,13 @@ impl Compiler for CudaCompiler {
         true
     }
 
+    fn asks_the_time(&self, prepared: &Prepared) -> bool {
+        let Ok((program, _)) = prepared.nvrtc() else { return true };
+        let texts = program.headers.iter().map(|(_, text)| &text.0).chain([&program.source.0]);
+        let options = program.options.iter().map(String::as_bytes);
+        texts.map(|text| &text[..]).chain(options).any(names_the_time)
+    }
+
     fn free(&self) -> usize {
         self.engine.free()
     }
@@ -119,8 +126,58 @@ impl Compiler for CudaCompiler {
     }
 }
 
+/// Whether a text names a macro whose value is the time of the compilation: also where a line of
+/// it is broken within the name.
+fn names_the_time(text: &[u8]) -> bool {
+    const MACROS: [&[u8]; 3] = [b"__DATE__", b"__TIME__", b"__TIMESTAMP__"];
+    let named = |text: &[u8]| {
+        let at = |at: usize| MACROS.iter().any(|of| text[at..].starts_with(of));
+        text.windows(2).enumerate().any(|(n, two)| two == b"__" && at(n))
+    };
+    if named(text) {
+        return true;
+    }
+    let mut joined = Vec::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(at) = rest.iter().position(|byte| *byte == b'\\') {
+        joined.extend_from_slice(&rest[..at]);
+        rest = &rest[at + 1..];
+        match rest {
+            [b'\r', b'\n', after @ ..] | [b'\n', after @ ..] => rest = after,
+            _ => joined.push(b'\\'),
+        }
+    }
+    joined.extend_from_slice(rest);
+    named(&joined)
+}
+
 /// `{"scale<float>": "_Z5scaleIfEvPT_"}`, in the order asked.
 fn names_json(lowered: Vec<(String, String)>) -> Bytes {
     let names = lowered.into_iter().map(|(expression, name)| (expression, name.into()));
     serde_json::Value::Object(names.collect()).to_string().into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::names_the_time;
+
+    #[test]
+    fn a_source_that_asks_the_time_is_known_by_the_name_however_its_lines_are_broken() {
+        for text in [
+            "const char* when = __DATE__;",
+            "x = __TIME__",
+            "#define NOW __TIMESTAMP__",
+            "-DWHEN=__TIME__",
+            "__DA\\\nTE__",
+            "__\\\r\nTI\\\nME__",
+            "\\ ___DATE__",
+        ] {
+            assert!(names_the_time(text.as_bytes()), "{text:?}");
+        }
+        for text in
+            ["", "__global__ void f() {}", "__DATE _TIME__ DATE", "__DA\\ \nTE__", "\\", "_"]
+        {
+            assert!(!names_the_time(text.as_bytes()), "{text:?}");
+        }
+    }
 }

@@ -122,6 +122,11 @@ pub trait Compiler: Send + Sync {
         false
     }
 
+    /// Whether the source may say when it is compiled: then this one gives other bytes later.
+    fn asks_the_time(&self, _prepared: &Prepared) -> bool {
+        false
+    }
+
     /// How many jobs could run at once from now on.
     fn free(&self) -> usize;
 

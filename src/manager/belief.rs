@@ -3,14 +3,37 @@
 //! Invariant: judged each time that something is given out, never once for all: a certificate
 //! ends, and another one comes.
 
-use std::sync::Arc;
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use ed25519_dalek::VerifyingKey;
 use kiln_cluster::Entry;
-use kiln_proto::{Manifest, NodeId};
+use kiln_proto::{ArtifactKey, Manifest, NodeId};
+use parking_lot::Mutex;
 
 use super::Manager;
 use crate::{clock, error::Error};
+
+/// Between two warnings that this node does not believe itself.
+const PAUSE: Duration = Duration::from_secs(60);
+
+/// When it was last told that this node does not believe itself.
+#[derive(Debug, Default)]
+pub(super) struct Told(Mutex<Option<Instant>>);
+
+impl Told {
+    /// Whether it is told now.
+    fn is_due(&self, now: Instant) -> bool {
+        let mut last = self.0.lock();
+        let due = last.is_none_or(|last| now.saturating_duration_since(last) >= PAUSE);
+        if due {
+            *last = Some(now);
+        }
+        due
+    }
+}
 
 impl Manager {
     /// Whether what `signer` signed in `namespace` (`None`: in any at all) is believed; why not.
@@ -50,6 +73,61 @@ impl Manager {
         all.filter(|(node, _)| self.believes(*node, None).is_ok()).collect()
     }
 
+    /// Whether signers are judged at all.
+    pub fn judges(&self) -> bool {
+        self.settings.root.is_some() || self.index.trust().is_required()
+    }
+
+    /// Whether who signed an entry is believed there; one that is not is counted.
+    pub fn believes_entry(&self, entry: &Entry) -> bool {
+        !self.judges() || self.verify_believed(entry).is_ok()
+    }
+
+    /// Why nobody here would believe what this node signs in `namespace`: it takes no lease of
+    /// that, for each such artifact would be one more that is compiled anew, by itself too.
+    pub(super) fn unbelieved_here(&self, namespace: &str) -> Option<String> {
+        let why = self.believes(self.identity.node, Some(namespace)).err()?;
+        if self.told.is_due(Instant::now()) {
+            tracing::warn!(
+                namespace,
+                why,
+                "this node does not believe what it signs itself, and publishes nothing there: see \
+                 its certificate, its clock, trust.root and the cluster's root (kiln signer list)"
+            );
+        }
+        Some(why)
+    }
+
+    /// Refuses where nobody here would believe what this node signs in `namespace`.
+    pub fn may_sign(&self, namespace: &str) -> Result<(), Error> {
+        match self.unbelieved_here(namespace) {
+            None => Ok(()),
+            Some(why) => Err(Error::NotStored(why)),
+        }
+    }
+
+    /// Makes a replaceable key free for what this node is about to put there, where its present
+    /// value is not believed: a put of the same bytes would keep the signer that it has.
+    pub async fn clear_unbelieved(&self, key: &ArtifactKey, namespace: &str) -> Result<(), Error> {
+        let is_bad = |entry: &Entry| {
+            let signer = entry.manifest.signer;
+            self.believes(signer, Some(namespace)).is_err()
+        };
+        if !self.judges() || !self.index.lookup(key).await?.is_some_and(|entry| is_bad(&entry)) {
+            return Ok(());
+        }
+        self.may_sign(namespace)?;
+        match self.index.lookup_linearizable(key).await? {
+            Some(entry) if is_bad(&entry) => {
+                let reason =
+                    format!("node {} signed it, which is not believed", entry.manifest.signer);
+                self.index.tombstone(key, reason).await?;
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// The manifest of an entry, whose signature holds, and whose signer is believed.
     pub(super) fn verify_believed(&self, entry: &Entry) -> Result<Arc<Manifest>, Error> {
         let manifest = self.verify(entry)?;
@@ -61,5 +139,17 @@ impl Manager {
                 Err(Error::Unreachable(why))
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_is_told_once_in_a_while() {
+        let (told, now) = (Told::default(), Instant::now());
+        assert!(told.is_due(now) && !told.is_due(now));
+        assert!(!told.is_due(now + PAUSE / 2) && told.is_due(now + PAUSE));
     }
 }

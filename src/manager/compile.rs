@@ -1,7 +1,8 @@
 //! A request for an artifact: from the cache, or compiled once for the cluster.
 //!
 //! Invariant: compiles of one key are at most one a lease; a lease is taken for a key
-//! without an artifact, or for one whose bytes this node cannot reach. A caller's
+//! without an artifact, or for one whose bytes this node cannot reach, and only where what this
+//! node signs is believed. A caller's
 //! deadline ends its wait, never the flight that others watch.
 
 use std::{
@@ -121,6 +122,19 @@ impl Manager {
         Ok(Answer { signed, manifest, pack, outcome, origin, pieces, check, fallback, tried })
     }
 
+    /// The same in a flight, on a node that may not publish it.
+    async fn for_itself(
+        &self,
+        compiler: &dyn Compiler,
+        prepared: &Prepared,
+        bounds: (Verify, Instant),
+        progress: Arc<Progress<Stage>>,
+    ) -> Result<Answer, Error> {
+        self.counters.unpublished();
+        let mut tell = move |_, stage: &Stage| progress.set(stage.clone());
+        self.compile_alone(compiler, prepared, bounds, &mut tell).await
+    }
+
     /// The artifact of what was prepared, from wherever it is. `elsewhere`: this node has
     /// not the compiler, for this reason if it is known.
     pub(super) async fn obtain(
@@ -150,9 +164,18 @@ impl Manager {
         {
             return Err(failure.into());
         }
-        let elsewhere = match elsewhere {
-            None => None,
-            Some(missing) => Some(self.route(request, &*compiler, &prepared, missing)?),
+        // What this node signs would be believed by nobody: it takes no lease, and replaces nothing.
+        let unbelieved = self.unbelieved_here(&prepared.namespace);
+        let elsewhere = match (elsewhere, &unbelieved) {
+            (None, None) => None,
+            // Who sent it on wants an artifact that counts.
+            (None, Some(why)) if request.forwarded => return Err(Error::NotStored(why.clone())),
+            (None, Some(why)) => {
+                let why = Failure::new(FailureKind::ToolchainMissing, why.clone());
+                // Where there is no other node that is believed, this one compiles for itself.
+                self.route(request, &*compiler, &prepared, Some(why)).ok()
+            }
+            (Some(missing), _) => Some(self.route(request, &*compiler, &prepared, missing)?),
         };
         // For the nodes that compile pieces of it: these are in no doubt about pieces.
         let encoded = match prepared.stitch() {
@@ -177,6 +200,9 @@ impl Manager {
                 let limit = Instant::now() + manager.longest(&prepared);
                 let told = progress.clone();
                 let ended = match elsewhere {
+                    None if unbelieved.is_some() => Ok(manager
+                        .for_itself(&*compiler, &prepared, (verify, limit), progress)
+                        .await),
                     None => {
                         let asked = (encoded, verify);
                         let filling = manager.clone();
@@ -189,7 +215,20 @@ impl Manager {
                         filled
                     }
                     Some(route) => {
-                        timeout_at(limit, manager.forward(route, &prepared, progress, limit)).await
+                        let forwarding = manager.clone();
+                        let forwarding =
+                            forwarding.forward(route, &prepared, progress.clone(), limit);
+                        match timeout_at(limit, forwarding).await {
+                            Ok(Err(Error::Unavailable(_) | Error::Unreachable(_)))
+                                if unbelieved.is_some() =>
+                            {
+                                let bounds = (verify, limit);
+                                Ok(manager
+                                    .for_itself(&*compiler, &prepared, bounds, progress)
+                                    .await)
+                            }
+                            forwarded => forwarded,
+                        }
                     }
                 };
                 let ended = ended.unwrap_or_else(|_| Err(Error::deadline("compiling")));

@@ -59,6 +59,7 @@ impl Manager {
             label: format!("request of {}", prepared.label),
             ..value::manifest(&prepared.namespace, b"", pack.digest(), pack.size(), 0.0)
         };
+        self.clear_unbelieved(&manifest.key, &prepared.namespace).await?;
         let turn = self.index.turn(&manifest.key, PutMode::Create)?;
         self.put(&inside, turn, manifest, &pack, PutMode::Create).await?;
         Ok(())

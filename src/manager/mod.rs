@@ -65,7 +65,7 @@ pub use self::{
     recent::{Cause, Miss, Recent, VALUE},
     report::Reporter,
     single_flight::{Progress, SingleFlight},
-    spot::{Skip, Verdict},
+    spot::{Removed, Skip, Verdict},
     stage::Stage,
     stored::Found,
     under_way::{Flight, FlightStage},
@@ -144,6 +144,7 @@ pub struct Manager {
     tuned: Tuned,
     /// Hits that are looked into.
     spot: spot::Queue,
+    told: belief::Told,
 }
 
 /// What a [`Manager`] is made of.
@@ -213,6 +214,7 @@ impl Manager {
             observed: Observed::default(),
             tuned,
             spot,
+            told: belief::Told::default(),
         }
     }
 

@@ -78,6 +78,12 @@ impl Manager {
                 tracing::warn!(key = %manifest.key, %why, "compiled, but not published");
                 Ok((answer, Some(why)))
             }
+            // A leader has heard of what the root says before this node has.
+            Err(Error::Invalid(why)) => {
+                self.counters.unpublished();
+                tracing::warn!(key = %manifest.key, why, "compiled, and the cluster does not take it");
+                Ok((answer, Some(Error::NotStored(why))))
+            }
             Err(e) => Err(e),
         }
     }

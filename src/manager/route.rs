@@ -60,12 +60,16 @@ impl Manager {
             return Err(lacks(here));
         }
         let key = prepared.components.key();
+        // What comes from a node that is not believed would be of no use.
+        let namespace = Some(prepared.namespace.as_str());
         let mut nodes: Vec<(NodeId, String)> = self
             .index
             .nodes()
             .into_iter()
             .filter(|(id, node)| {
-                *id != self.identity.node && node.facts.compilers.contains(&prepared.fingerprint)
+                *id != self.identity.node
+                    && node.facts.compilers.contains(&prepared.fingerprint)
+                    && self.believes(*id, namespace).is_ok()
             })
             .map(|(id, node)| (id, node.facts.members().to_owned()))
             .collect();

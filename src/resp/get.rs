@@ -36,7 +36,7 @@ impl Connection {
     /// The value of `name`, which may be another client's SET to come.
     pub(super) async fn get(&mut self, name: &[u8]) -> Result<Option<Blob>, Ended> {
         let key = self.key(name);
-        let found = match self.values.known(&key) {
+        let found = match self.values.known(&key, &self.session.namespace) {
             Some(blob) => Some(blob),
             None => self.get_slowly(&key, name).await?,
         };

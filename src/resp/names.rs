@@ -2,12 +2,13 @@
 //!
 //! Invariant: a key's pack is known here only as long as the local replica says
 //! the same; whatever may have changed it, an event, a missed event, a SET of
-//! this node, drops it, and an answer that was read before the drop is not kept.
+//! this node, drops it, and an answer that was read before the drop is not kept. Who signed it
+//! is kept beside it: whether that one is believed is asked each time.
 
 use std::{collections::HashMap, sync::Arc};
 
 use kiln_cluster::{Index, IndexEvent};
-use kiln_proto::{ArtifactKey, Digest, value};
+use kiln_proto::{ArtifactKey, Digest, NodeId, value};
 use parking_lot::Mutex;
 use tokio::sync::broadcast::error::RecvError;
 use tokio_util::sync::CancellationToken;
@@ -43,7 +44,7 @@ impl quick_cache::Equivalent<Name> for NameRef<'_> {
 struct Shard {
     /// Counts drops: who read the index before one must not keep what it read.
     drops: u64,
-    packs: HashMap<ArtifactKey, Digest>,
+    packs: HashMap<ArtifactKey, (Digest, NodeId)>,
 }
 
 /// The state before a look into the index.
@@ -68,8 +69,8 @@ impl Names {
         key
     }
 
-    /// The pack of `key`, if it is known.
-    pub(super) fn pack(&self, key: &ArtifactKey) -> Option<Digest> {
+    /// The pack of `key` and its signer, if they are known.
+    pub(super) fn pack(&self, key: &ArtifactKey) -> Option<(Digest, NodeId)> {
         self.shard(key).lock().packs.get(key).copied()
     }
 
@@ -79,7 +80,7 @@ impl Names {
     }
 
     /// Keeps what the index said since `before`.
-    pub(super) fn keep(&self, key: &ArtifactKey, pack: Digest, before: Before) {
+    pub(super) fn keep(&self, key: &ArtifactKey, pack: (Digest, NodeId), before: Before) {
         let mut shard = self.shard(key).lock();
         if shard.drops != before.0 {
             return;
@@ -125,7 +126,9 @@ impl Names {
                     | IndexEvent::Replaced { key, .. }
                     | IndexEvent::Tombstoned { key, .. },
                 ) => self.drop_key(&key),
-                Ok(IndexEvent::Reset) | Err(RecvError::Lagged(_)) => self.drop_all(),
+                Ok(IndexEvent::Reset | IndexEvent::TrustChanged) | Err(RecvError::Lagged(_)) => {
+                    self.drop_all();
+                }
                 Ok(_) => {}
                 Err(RecvError::Closed) => return,
             }
@@ -154,10 +157,10 @@ mod tests {
         let (names, key) = (Names::new(), ArtifactKey::from_bytes([7; 32]));
         let before = names.before(&key);
         names.drop_key(&key);
-        names.keep(&key, Digest::of(b"old"), before);
+        names.keep(&key, (Digest::of(b"old"), 1), before);
         assert_eq!(names.pack(&key), None);
-        names.keep(&key, Digest::of(b"new"), names.before(&key));
-        assert_eq!(names.pack(&key), Some(Digest::of(b"new")));
+        names.keep(&key, (Digest::of(b"new"), 2), names.before(&key));
+        assert_eq!(names.pack(&key), Some((Digest::of(b"new"), 2)));
         names.drop_all();
         assert_eq!(names.pack(&key), None);
     }
@@ -169,7 +172,7 @@ mod tests {
             let mut bytes = [0; 32];
             bytes[8..16].copy_from_slice(&n.to_le_bytes());
             let key = ArtifactKey::from_bytes(bytes);
-            names.keep(&key, Digest::of(b"x"), names.before(&key));
+            names.keep(&key, (Digest::of(b"x"), 1), names.before(&key));
         }
         assert!(names.shards[0].lock().packs.len() <= MOST_PACKS);
     }

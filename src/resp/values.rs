@@ -146,18 +146,21 @@ impl Values {
     }
 
     /// The value of `key`, if it is in memory and known to be the latest.
-    pub(super) fn known(&self, key: &ArtifactKey) -> Option<Blob> {
+    pub(super) fn known(&self, key: &ArtifactKey, namespace: &str) -> Option<Blob> {
         if self.is_off() {
             return None;
         }
-        let blob = self.parts.tiers.memory().lookup(&self.names.pack(key)?)?;
+        let (pack, signer) = self.names.pack(key)?;
+        // A certificate ends without an event.
+        self.parts.manager.believes(signer, Some(namespace)).ok()?;
+        let blob = self.parts.tiers.memory().lookup(&pack)?;
         self.parts.reporter.hit(*key);
         Some(blob)
     }
 
     /// The value of `key` that the local replica knows.
     pub(super) async fn local(&self, key: &ArtifactKey, namespace: &str) -> Option<Blob> {
-        if let Some(blob) = self.known(key) {
+        if let Some(blob) = self.known(key, namespace) {
             return Some(blob);
         }
         match self.opened(key, namespace).await {
@@ -194,10 +197,11 @@ impl Values {
             return None;
         }
         let found = self.parts.index.lookup(key).await;
-        found.unwrap_or_else(|e| {
+        let found = found.unwrap_or_else(|e| {
             tracing::error!(key = %key.short(), error = %e, "look up a value");
             None
-        })
+        });
+        found.filter(|entry| self.parts.manager.believes_entry(entry))
     }
 
     /// The entry of `key` after all that was acknowledged; `None` also where the
@@ -207,13 +211,14 @@ impl Values {
             return None;
         }
         let asked = timeout(ASK, self.parts.index.lookup_linearizable(key));
-        tokio::select! {
+        let found = tokio::select! {
             answered = asked => answered.ok()?.unwrap_or_else(|e| {
                 tracing::debug!(key = %key.short(), error = %e, "ask the cluster for a value");
                 None
             }),
             () = self.quorum.lost() => None,
-        }
+        };
+        found.filter(|entry| self.parts.manager.believes_entry(entry))
     }
 
     async fn opened(&self, key: &ArtifactKey, namespace: &str) -> Option<Opened> {
@@ -221,7 +226,7 @@ impl Values {
         let entry = self.look(key).await?;
         let opened = self.open(&entry, namespace).await;
         if let Opened::Here(_) = &opened {
-            self.names.keep(key, entry.pack, before);
+            self.names.keep(key, (entry.pack, entry.manifest.signer), before);
         }
         Some(opened)
     }
@@ -283,6 +288,13 @@ impl Values {
             }
         };
         let key = self.names.key(&set.namespace, &set.name);
+        let bound = if self.quorum.is_lost() { STORE_ALONE } else { STORE };
+        // Before its turn, which ends with the value that the key has by then.
+        let clearing = timeout(bound, self.parts.manager.clear_unbelieved(&key, &set.namespace));
+        if let Err(error) = clearing.await.unwrap_or_else(|_| Err(Error::deadline("removing"))) {
+            self.failed(&value::shown(&set.name), &error);
+            return Stored::No;
+        }
         let turn = match self.parts.index.turn(&key, set.mode) {
             Ok(turn) => turn,
             Err(error) => {
@@ -293,7 +305,6 @@ impl Values {
         let values = self.clone();
         let store = async move { values.store(set, turn, inside).await };
         let store = self.stores.spawn(store.in_current_span());
-        let bound = if self.quorum.is_lost() { STORE_ALONE } else { STORE };
         match timeout(bound, store).await {
             Ok(ended) => ended.unwrap_or(Stored::No),
             Err(_) => {

@@ -146,7 +146,15 @@ impl Kiln for Api {
         let (sender, receiver) = mpsc::channel(STREAM_DEPTH);
         let client = leases::Client::new(parts.access.clone(), asks);
         let leases = self.leases.clone();
-        let serving = leases.serve(client, parts.index.clone(), gate, key, limit, sender);
+        let serving = leases.serve(
+            client,
+            parts.manager.clone(),
+            parts.index.clone(),
+            gate,
+            key,
+            limit,
+            sender,
+        );
         tokio::spawn(serving.in_current_span());
         Ok(Response::new(ReceiverStream::new(receiver)))
     }
@@ -185,7 +193,9 @@ impl Kiln for Api {
                 let (pack, _arriving) =
                     publish::pack(chunks, &manifest, &parts.arrivals, parts.patience).await?;
                 // A slow sender is in nobody's way: it arrives when its last byte does.
-                let turn = parts.index.turn(&manifest.key, mode).map_err(Error::from)?;
+                let (key, of) = (&manifest.key, &manifest.namespace);
+                parts.manager.clear_unbelieved(key, of).await?;
+                let turn = parts.index.turn(key, mode).map_err(Error::from)?;
                 match parts.manager.put(&inside, turn, manifest, &pack, mode).await? {
                     Put::Superseded => return Err(Error::Superseded.into()),
                     Put::Committed(entry) => (true, entry.manifest),

@@ -17,6 +17,7 @@ use crate::{
     access::{Access, Denied},
     error::Error,
     gate::Gate,
+    manager::Manager,
 };
 
 /// Between two looks whether a client may still have its lease.
@@ -24,6 +25,8 @@ const AGAIN: Duration = Duration::from_secs(1);
 /// In place of a failure's words.
 const HIDDEN: &str = "it failed for the one who compiled it; why is told to who may read all \
                       namespaces, and by kiln compile to who asks for it";
+/// How often one asks again for a key whose artifact is not believed.
+const ATTEMPTS: usize = 4;
 /// Bytes of a grant.
 const GRANT: usize = 16;
 
@@ -59,6 +62,7 @@ impl ClientLeases {
     pub(super) async fn serve(
         self,
         client: Client,
+        manager: Arc<Manager>,
         index: Index,
         gate: Gate,
         key: ArtifactKey,
@@ -76,7 +80,7 @@ impl ClientLeases {
             }
         };
         let acquired = tokio::select! {
-            acquired = index.acquire(&key, None, deadline, waiting) => acquired.map_err(Error::from),
+            acquired = acquire(&manager, &index, &key, deadline, waiting) => acquired,
             () = gate.closed() => Err(Error::Leaving),
             denied = client.ended() => Err(denied.into()),
             () = events.closed() => return,
@@ -121,6 +125,29 @@ impl ClientLeases {
         // The client may be gone: then nobody is left to tell.
         let _ = events.send(last).await;
     }
+}
+
+/// The lease of `key`, or what it has: an artifact that nobody here believes is compiled anew,
+/// unless this node's own signature would be no better.
+async fn acquire(
+    manager: &Manager,
+    index: &Index,
+    key: &ArtifactKey,
+    deadline: tokio::time::Instant,
+    waiting: impl Fn() + Send + Sync,
+) -> Result<Acquired, Error> {
+    let mut instead_of = None;
+    for _ in 0..ATTEMPTS {
+        let acquired = index.acquire(key, instead_of, deadline, &waiting).await?;
+        let Acquired::Ready(entry) = &acquired else { return Ok(acquired) };
+        if manager.believes_entry(entry) {
+            return Ok(acquired);
+        }
+        let namespace = entry.manifest.read_unverified()?.namespace;
+        manager.may_sign(&namespace)?;
+        instead_of = Some(entry.epoch);
+    }
+    Err(Error::Unavailable("others put there what is not believed, again and again".into()))
 }
 
 /// Who asks for a lease.

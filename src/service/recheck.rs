@@ -5,7 +5,10 @@
 use kiln_proto::{convert, pb};
 
 use super::{guard::Asks, parts::Parts, wire};
-use crate::{error::Error, manager::Verdict};
+use crate::{
+    error::Error,
+    manager::{Removed, Verdict},
+};
 
 /// Compares, and answers what came of it.
 pub(super) async fn recheck(
@@ -43,7 +46,12 @@ pub(super) async fn recheck(
     Ok(match verdict {
         Verdict::Equal => answer,
         Verdict::Different { what, signer, removed } => {
-            pb::RecheckResponse { different: true, why: what, signer, removed, ..answer }
+            let unremoved = match &removed {
+                Removed::Not(why) => why.clone(),
+                Removed::Now | Removed::Before => String::new(),
+            };
+            let removed = removed == Removed::Now;
+            pb::RecheckResponse { different: true, why: what, signer, removed, unremoved, ..answer }
         }
         Verdict::Skipped(skip) => {
             pb::RecheckResponse { skipped: true, why: skip.why().to_owned(), ..answer }

@@ -85,7 +85,11 @@ async fn a_lie_under_a_right_signature_is_found_removed_and_told() {
         let checker = format!("compiled again on node {}", honest.id);
         assert!(why.contains(&signer) && why.contains(&checker), "{why}");
     }
-    assert_eq!(honest.counter("spot_checks_different").await, 1);
+    // It is counted after it is gone.
+    eventually("the count", async || {
+        (honest.counter("spot_checks_different").await == 1).then_some(())
+    })
+    .await;
     let audit = ["audit", "show", "--data-dir", honest.config.data_dir.to_str().unwrap()];
     eventually("a line of the audit log", async || {
         let mut command = Command::new(env!("CARGO_BIN_EXE_kiln"));
@@ -152,6 +156,32 @@ async fn a_person_has_an_artifact_compared_by_its_key_or_by_its_file() {
     let (code, _) = kiln(honest, &["verify", file]).await;
     assert_eq!(code, Some(20), "there is none any more");
     assert!(honest.lookup(&right).await.unwrap().is_some());
+}
+
+/// It is served until somebody sees to it: that must be told, and done as soon as it can be.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_could_not_be_removed_is_told_so_and_goes_the_next_time() {
+    let mut cluster = TestCluster::start_with(3, BY_HAND).await;
+    let (key, _) = lie(&cluster.nodes[0], "wrong").await;
+    everywhere(&cluster, &key).await;
+    let file = cluster.folder.path().join("wrong.cu");
+    let Some(pb::compile_request::Source::Cuda(cuda)) = saxpy("wrong").source else { panic!() };
+    std::fs::write(&file, &cuda.source).unwrap();
+    let verify = ["verify", file.to_str().unwrap()];
+    let wrong = Some(kiln_proto::FailureKind::WrongOutput.exit_code().into());
+    // Nobody can commit now.
+    cluster.nodes[0].kill().await;
+    cluster.nodes[2].kill().await;
+    let (code, told) = kiln(&cluster.nodes[1], &verify).await;
+    assert_eq!(code, wrong, "{told}");
+    let message = told["error"]["message"].as_str().unwrap();
+    let advice = format!("kiln rm {key}");
+    assert!(message.contains("could not be removed") && message.contains(&advice), "{told}");
+    assert!(cluster.nodes[1].lookup(&key).await.unwrap().is_some());
+    cluster.nodes[0].restart().await;
+    cluster.nodes[2].restart().await;
+    let (code, told) = kiln(&cluster.nodes[1], &verify).await;
+    assert!(code == wrong && told.to_string().contains("is removed from all nodes"), "{told}");
 }
 
 /// Whoever may write a value may put another request beside an artifact: a right artifact

@@ -235,6 +235,11 @@ impl Puller {
                     return Ok(false);
                 }
             };
+            if manager.unbelieved_here(&prepared.namespace).is_some() {
+                // Of what this node compiled here nothing would count.
+                self.refused.insert(list.token);
+                return Ok(false);
+            }
             match manager.index.try_acquire(&piece.key).await? {
                 Tried::Granted(lease) => {
                     self.begin(list, index, lease, compiler.clone(), (prepared, verify));

@@ -8,7 +8,8 @@
 //!
 //! Invariant: one at a time, only where a compiler is free, and given up when somebody waits
 //! for one; no answer waits for it. What is removed differs from two compiles here that are
-//! equal to each other, of a request that has the artifact's very key.
+//! equal to each other, of a request that has the artifact's very key; that a compiler refuses
+//! a source removes nothing. An artifact counts as dealt with once it is gone.
 
 mod queue;
 mod verdict;
@@ -22,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::{queue::Sampled, verdict::difference};
 pub(super) use queue::Queue;
-pub use verdict::{Skip, Verdict};
+pub use verdict::{Removed, Skip, Verdict};
 
 use super::{Answer, Manager, Outcome, Request};
 use crate::{
@@ -34,6 +35,10 @@ use crate::{
 
 /// Bound on one of them.
 const DEADLINE: Duration = Duration::from_secs(900);
+/// How often a wrong artifact is tried to be removed before the next hit has to find it.
+const REMOVALS: u32 = 3;
+/// Before it is tried once more, at first.
+const PAUSE: Duration = Duration::from_millis(500);
 /// Between two looks whether somebody waits for a compiler.
 const LOOK: Duration = Duration::from_millis(100);
 
@@ -126,10 +131,12 @@ impl Manager {
                 Ok(Compared::Different(what)) => {
                     let (signer, removed) =
                         (manifest.producer, self.remove(&manifest, &what).await);
-                    let detail = format!(
-                        "signed by node {signer}: {what}{}",
-                        if removed { "; removed" } else { "" }
-                    );
+                    let told = match &removed {
+                        Removed::Now => "; removed".to_owned(),
+                        Removed::Before => String::new(),
+                        Removed::Not(why) => format!("; could not be removed: {why}"),
+                    };
+                    let detail = format!("signed by node {signer}: {what}{told}");
                     let event = Event::new("wrong_artifact", by).of(key).within(namespace);
                     audit.record(event.saying(detail));
                     Verdict::Different { what, signer, removed }
@@ -140,8 +147,10 @@ impl Manager {
                     Verdict::Skipped(Skip::Failed)
                 }
             };
-            if matches!(verdict, Verdict::Equal | Verdict::Different { .. }) {
-                self.spot.learn(&manifest);
+            match &verdict {
+                // It is still served: the next hit looks again.
+                Verdict::Different { removed: Removed::Not(_), .. } | Verdict::Skipped(_) => {}
+                Verdict::Equal | Verdict::Different { .. } => self.spot.learn(&manifest),
             }
             self.counters.spot_checked(&verdict);
             tracing::debug!(%key, verdict = verdict.name(), "compared with a new compile");
@@ -173,6 +182,9 @@ impl Manager {
         if !compiler.is_deterministic() {
             return Ok(Compared::Skipped(Skip::Compiler));
         }
+        if compiler.asks_the_time(&prepared) {
+            return Ok(Compared::Skipped(Skip::Time));
+        }
         if compiler.fingerprint().ok().as_ref() != Some(&prepared.fingerprint) {
             return Ok(Compared::Skipped(Skip::Toolchain));
         }
@@ -181,11 +193,14 @@ impl Manager {
             None => return Ok(Compared::Skipped(Skip::Busy)),
             Some(first) => first,
         };
-        let Some(what) = first.differs_from(manifest) else { return Ok(Compared::Equal) };
+        let what = match first.judge(manifest) {
+            Compared::Different(what) => what,
+            end => return Ok(end),
+        };
         // A machine that makes mistakes must not have right artifacts removed.
         match self.once_more(&*compiler, &prepared, manners).await? {
             None => Ok(Compared::Skipped(Skip::Busy)),
-            Some(second) if second == first => Ok(Compared::Different(what)),
+            Some(second) if second.is_same(&first) => Ok(Compared::Different(what)),
             Some(_) => {
                 tracing::error!(
                     key = %manifest.key, compiler = compiler.name(),
@@ -216,9 +231,10 @@ impl Manager {
         };
         match made {
             Ok(output) => Ok(Some(Made::Files(output))),
-            // Then there can be no artifact of it.
             Err(Error::Failed(why)) if why.kind == FailureKind::CompileError => {
-                Ok(Some(Made::Refused(why.message)))
+                let (key, why) = (prepared.components.key(), why.message);
+                tracing::warn!(%key, why, "the compiler here refuses the source of an artifact");
+                Ok(Some(Made::Refused))
             }
             Err(e) => Err(e),
         }
@@ -231,8 +247,8 @@ impl Manager {
         }
     }
 
-    /// Removes what differs; whether this removed it.
-    async fn remove(&self, wrong: &Manifest, what: &str) -> bool {
+    /// Removes what differs.
+    async fn remove(&self, wrong: &Manifest, what: &str) -> Removed {
         let node = self.identity.node;
         tracing::error!(
             key = %wrong.key, label = wrong.label, signer = wrong.producer, what,
@@ -241,7 +257,24 @@ impl Manager {
         );
         let message = format!("compiled again on node {node}: {what}");
         let why = Failure::new(FailureKind::WrongOutput, message);
-        self.remove_wrong(wrong, &wrong.label, &why).await.is_ok_and(|removed| removed)
+        let mut pause = PAUSE;
+        for _ in 1..REMOVALS {
+            match self.remove_wrong(wrong, &wrong.label, &why).await {
+                Ok(true) => return Removed::Now,
+                Ok(false) => return Removed::Before,
+                Err(e) => tracing::warn!(key = %wrong.key, error = %e, "it is not removed yet"),
+            }
+            tokio::time::sleep(pause).await;
+            pause *= 2;
+        }
+        match self.remove_wrong(wrong, &wrong.label, &why).await {
+            Ok(true) => Removed::Now,
+            Ok(false) => Removed::Before,
+            Err(e) => {
+                tracing::error!(key = %wrong.key, error = %e, "a wrong artifact is still served");
+                Removed::Not(e.to_string())
+            }
+        }
     }
 }
 
@@ -255,25 +288,48 @@ enum Compared {
 /// What a compile gave.
 enum Made {
     Files(Output),
-    /// The compiler refuses the source, for this reason.
-    Refused(String),
+    /// The compiler refuses the source.
+    Refused,
 }
 
 impl Made {
-    fn differs_from(&self, manifest: &Manifest) -> Option<String> {
+    /// What one compile shows. A refusal shows nothing: this node's memory may have been short,
+    /// or its headers be gone, and the artifact is what its source compiles to all the same.
+    fn judge(&self, manifest: &Manifest) -> Compared {
         match self {
-            Self::Files(output) => difference(manifest, output),
-            Self::Refused(why) => Some(format!("its source does not compile: {why}")),
+            Self::Refused => Compared::Skipped(Skip::Refused),
+            Self::Files(output) => match difference(manifest, output) {
+                Some(what) => Compared::Different(what),
+                None => Compared::Equal,
+            },
+        }
+    }
+
+    fn is_same(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Files(one), Self::Files(other)) => one.files == other.files,
+            _ => false,
         }
     }
 }
 
-impl PartialEq for Made {
-    fn eq(&self, other: &Self) -> bool {
-        match (self, other) {
-            (Self::Files(a), Self::Files(b)) => a.files == b.files,
-            (Self::Refused(a), Self::Refused(b)) => a == b,
-            _ => false,
-        }
+#[cfg(test)]
+mod tests {
+    use kiln_proto::{Digest, value};
+
+    use super::*;
+
+    #[test]
+    fn a_refusal_removes_nothing_and_other_bytes_do() {
+        let manifest = value::manifest("default", b"x", Digest::of(b"right"), 5, 0.0);
+        let files = |bytes: &'static [u8]| {
+            let files = vec![(value::FILE.to_owned(), bytes.into())];
+            Made::Files(Output { files, compile_seconds: 0.0, log: String::new() })
+        };
+        assert!(matches!(Made::Refused.judge(&manifest), Compared::Skipped(Skip::Refused)));
+        assert!(!Made::Refused.is_same(&Made::Refused));
+        assert!(matches!(files(b"right").judge(&manifest), Compared::Equal));
+        assert!(matches!(files(b"wrong").judge(&manifest), Compared::Different(_)));
+        assert!(files(b"a").is_same(&files(b"a")) && !files(b"a").is_same(&files(b"b")));
     }
 }

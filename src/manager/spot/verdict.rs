@@ -17,11 +17,22 @@ pub enum Verdict {
         what: String,
         /// The node whose signature the wrong one has.
         signer: NodeId,
-        /// Whether this check removed it from the fleet: somebody may have been faster.
-        removed: bool,
+        /// What became of it.
+        removed: Removed,
     },
     /// Nothing.
     Skipped(Skip),
+}
+
+/// What became of an artifact that is wrong.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Removed {
+    /// This check removed it from the fleet.
+    Now,
+    /// Somebody was faster.
+    Before,
+    /// It is still served; why.
+    Not(String),
 }
 
 /// Why an artifact was not compared.
@@ -45,6 +56,10 @@ pub enum Skip {
     Unsteady,
     /// It could not be compiled here.
     Failed,
+    /// The compiler here refuses its source, which may be this node's fault.
+    Refused,
+    /// Its source asks for the time of its compilation.
+    Time,
 }
 
 impl Skip {
@@ -60,6 +75,8 @@ impl Skip {
             Self::Known => "known",
             Self::Unsteady => "unsteady",
             Self::Failed => "failed",
+            Self::Refused => "refused",
+            Self::Time => "time",
         }
     }
 
@@ -81,6 +98,13 @@ impl Skip {
             Self::Known => "this node compared it before",
             Self::Unsteady => "two compiles on this node differ from each other, too",
             Self::Failed => "it could not be compiled here now: see this node's log",
+            Self::Refused => {
+                "the compiler of this node refuses its source (see its log): ask another node, and if \
+                 that one refuses it too, see what else its signer made"
+            }
+            Self::Time => {
+                "its source says when it is compiled (__DATE__, __TIME__ or __TIMESTAMP__)"
+            }
         }
     }
 }

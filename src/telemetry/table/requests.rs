@@ -105,6 +105,6 @@ pub(super) const METRICS: &[Metric] = &[
         &["result", "reason"],
         "Stored artifacts that were to be compared with a new compile (equal, different, skipped), \
          and why one was skipped (own, compiler, pieces, toolchain, request, busy, known, \
-         unsteady, failed).",
+         unsteady, failed, refused, time).",
     ),
 ];
