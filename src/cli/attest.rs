@@ -13,7 +13,7 @@ use anyhow::Context;
 use clap::Args;
 use ed25519_dalek::VerifyingKey;
 use kiln::attest::{self, AttestError, Envelope};
-use kiln_proto::{FailureKind, pb};
+use kiln_proto::{FailureKind, namespace_matches, pb};
 
 use super::{CliError, ClientArgs, NamespaceArgs, keys::KeyArg, output};
 
@@ -95,9 +95,22 @@ impl AttestArgs {
         let envelope: Envelope = serde_json::from_slice(&text).map_err(|e| {
             CliError::Usage(format!("{}: it is no DSSE envelope: {e}", path.display()))
         })?;
-        let keys = self.believed().await?;
+        let believed = self.believed().await?;
+        let keys: Vec<VerifyingKey> = believed.iter().map(|of| of.key).collect();
         let wrong = |e: AttestError| CliError::failed(FailureKind::Corrupt, e.to_string());
         let (statement, by) = attest::read(&envelope, &keys).map_err(wrong)?;
+        let parameters = &statement["predicate"]["buildDefinition"]["externalParameters"];
+        let namespace = parameters["namespace"].as_str();
+        let may = believed.iter().filter(|of| of.key == by);
+        if !may.into_iter().any(|of| of.may_sign(namespace)) {
+            let message = format!(
+                "the attestation is of the namespace {:?}, in which the root does not let its signer {} \
+                 sign",
+                namespace.unwrap_or_default(),
+                hex::encode(by.as_bytes())
+            );
+            return Err(CliError::failed(FailureKind::Corrupt, message));
+        }
         let checked = match &self.files {
             Some(folder) => {
                 let read = |name: &str| fs::read(folder.join(name));
@@ -112,7 +125,6 @@ impl AttestArgs {
                 "signer": by, "files": checked, "statement": statement
             }));
         }
-        let parameters = &statement["predicate"]["buildDefinition"]["externalParameters"];
         let text = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
         output::line(format_args!("signed by {by}"))?;
         output::line(format_args!(
@@ -127,20 +139,88 @@ impl AttestArgs {
         }
     }
 
-    async fn believed(&self) -> Result<Vec<VerifyingKey>, CliError> {
+    async fn believed(&self) -> Result<Vec<Believed>, CliError> {
         if !self.signers.is_empty() {
-            let read = |text: &String| super::signer::public_key(text).map_err(CliError::Usage);
+            let read = |text: &String| {
+                let key = super::signer::public_key(text).map_err(CliError::Usage)?;
+                Ok(Believed { key, namespaces: None })
+            };
             return self.signers.iter().map(read).collect();
         }
         let mut client = self.client.endpoints.connect().await?;
         let answer = client.signers(pb::SignersRequest {}).await;
         let answer = answer.map_err(|e| CliError::from_status(&e))?.into_inner();
-        let good = answer.signers.into_iter().filter(|of| {
-            of.unbelieved.is_empty() && of.revocation.as_ref().is_none_or(|revoked| revoked.keep)
-        });
-        let key = |of: pb::SignerStatus| {
-            VerifyingKey::from_bytes(&<[u8; 32]>::try_from(&*of.key).ok()?).ok()
+        Ok(counting(answer.signers))
+    }
+}
+
+/// A key whose signature counts.
+struct Believed {
+    key: VerifyingKey,
+    /// Where; `None`: nobody has said, so everywhere.
+    namespaces: Option<Vec<String>>,
+}
+
+impl Believed {
+    fn may_sign(&self, namespace: Option<&str>) -> bool {
+        let Some(patterns) = &self.namespaces else { return true };
+        namespace.is_some_and(|name| patterns.iter().any(|of| namespace_matches(of, name)))
+    }
+}
+
+/// Those of `signers` whose word counts now. A revoked key signs no new statement, whatever
+/// becomes of the artifacts that it signed before.
+fn counting(signers: Vec<pb::SignerStatus>) -> Vec<Believed> {
+    let revoked: Vec<_> =
+        signers.iter().filter(|of| of.revocation.is_some()).map(|of| of.key.clone()).collect();
+    let good =
+        signers.into_iter().filter(|of| of.unbelieved.is_empty() && !revoked.contains(&of.key));
+    let believed = |of: pb::SignerStatus| {
+        let key = VerifyingKey::from_bytes(&<[u8; 32]>::try_from(&*of.key).ok()?).ok()?;
+        Some(Believed { key, namespaces: of.certificate.map(|of| of.namespaces) })
+    };
+    good.filter_map(believed).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use ed25519_dalek::SigningKey;
+
+    use super::*;
+
+    fn signer(node: u64, seed: u8) -> pb::SignerStatus {
+        let key = SigningKey::from_bytes(&[seed; 32]).verifying_key();
+        pb::SignerStatus { node, key: key.to_bytes().to_vec().into(), ..Default::default() }
+    }
+
+    #[test]
+    fn a_revoked_key_attests_nothing_also_where_what_it_signed_stays() {
+        for keep in [false, true] {
+            let revocation = Some(pb::SignerRevocation { keep, ..Default::default() });
+            let revoked = pb::SignerStatus { revocation, ..signer(1, 1) };
+            // The same key, of a node that came again.
+            let again = signer(3, 1);
+            let good = counting(vec![revoked, signer(2, 2), again]);
+            assert_eq!(good.len(), 1);
+            assert_eq!(good[0].key, SigningKey::from_bytes(&[2; 32]).verifying_key());
+        }
+        let unbelieved = pb::SignerStatus { unbelieved: "why".into(), ..signer(1, 1) };
+        assert!(counting(vec![unbelieved]).is_empty());
+    }
+
+    #[test]
+    fn a_certificate_is_for_its_namespaces_in_attestations_too() {
+        let of = pb::SignerCertificate {
+            namespaces: vec!["team".into(), "lab-*".into()],
+            ..Default::default()
         };
-        Ok(good.filter_map(key).collect())
+        let certified = pb::SignerStatus { certificate: Some(of), ..signer(1, 1) };
+        let good = counting(vec![certified, signer(2, 2)]);
+        for (name, may) in [("team", true), ("lab-1", true), ("other", false), ("teams", false)] {
+            assert_eq!(good[0].may_sign(Some(name)), may, "{name}");
+            assert!(good[1].may_sign(Some(name)), "the root says nothing of it");
+        }
+        assert!(!good[0].may_sign(None), "a statement without a namespace");
     }
 }
