@@ -1,7 +1,9 @@
 """Whose signatures count.
 
 Invariant: with pinned keys nothing that a node says adds one; without, a signer
-is trusted under the key that the node that is asked names for it.
+is trusted under the key that the node that is asked names for it. Where a root
+says who signs, only what it certified is learned: then a pinned key counts that
+is that signer's certified one.
 """
 
 from __future__ import annotations
@@ -16,9 +18,10 @@ if TYPE_CHECKING:
 class Trust:
     """Public keys, pinned or learned."""
 
-    def __init__(self, pinned: tuple[bytes, ...] = ()) -> None:
-        """Trust ``pinned`` alone, unless it is empty."""
+    def __init__(self, pinned: tuple[bytes, ...] = (), *, rooted: bool = False) -> None:
+        """Trust ``pinned`` alone, unless it is empty; of it, if ``rooted``, what is learned."""
         self._pinned = pinned
+        self._rooted = rooted
         self._lock = threading.Lock()
         self._learned: dict[int, bytes] = {}
 
@@ -30,14 +33,16 @@ class Trust:
 
     def keys(self, signer: int) -> tuple[bytes, ...]:
         """Return the keys under which ``signer`` may have signed."""
-        if self._pinned:
+        if self._pinned and not self._rooted:
             return self._pinned
         with self._lock:
             key = self._learned.get(signer)
-        return () if key is None else (key,)
+        if key is None or (self._pinned and key not in self._pinned):
+            return ()
+        return (key,)
 
     def copy(self) -> Trust:
         """Return the same trust under a lock of its own: for a forked child."""
-        copy = Trust(self._pinned)
+        copy = Trust(self._pinned, rooted=self._rooted)
         copy._learned = dict(self._learned)
         return copy

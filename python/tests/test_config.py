@@ -131,6 +131,15 @@ def test_nodes_add_nothing_to_pinned_keys() -> None:
     assert (learning.keys(1), learning.keys(2)) == ((b"x",), (b"z",))
 
 
+def test_of_pinned_keys_those_count_that_the_root_certified() -> None:
+    """Neither of the two settings takes the other's place."""
+    both = Trust((b"p", b"q"), rooted=True)
+    assert both.keys(1) == ()
+    both.learn({1: b"p", 2: b"x"})
+    for trust in (both, both.copy()):
+        assert (trust.keys(1), trust.keys(2), trust.keys(3)) == ((b"p",), (), ())
+
+
 class Clock:
     """Time that a test moves."""
 
