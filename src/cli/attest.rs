@@ -101,8 +101,7 @@ impl AttestArgs {
         let (statement, by) = attest::read(&envelope, &keys).map_err(wrong)?;
         let parameters = &statement["predicate"]["buildDefinition"]["externalParameters"];
         let namespace = parameters["namespace"].as_str();
-        let may = believed.iter().filter(|of| of.key == by);
-        if !may.into_iter().any(|of| of.may_sign(namespace)) {
+        if !believed.iter().any(|of| of.key == by && of.may_sign(namespace)) {
             let message = format!(
                 "the attestation is of the namespace {:?}, in which the root does not let its signer {} \
                  sign",

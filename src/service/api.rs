@@ -141,20 +141,12 @@ impl Kiln for Api {
         let key = leases::key(&request)?;
         parts.not_anothers(&asks, &key).await?;
         let limit = wire::bound(request.deadline_ms, parts.default_deadline);
-        let gate = parts.manager.gate().clone();
-        gate.check()?;
+        parts.manager.gate().check()?;
         let (sender, receiver) = mpsc::channel(STREAM_DEPTH);
         let client = leases::Client::new(parts.access.clone(), asks);
         let leases = self.leases.clone();
-        let serving = leases.serve(
-            client,
-            parts.manager.clone(),
-            parts.index.clone(),
-            gate,
-            key,
-            limit,
-            sender,
-        );
+        let serving =
+            leases.serve(client, parts.manager.clone(), parts.index.clone(), key, limit, sender);
         tokio::spawn(serving.in_current_span());
         Ok(Response::new(ReceiverStream::new(receiver)))
     }

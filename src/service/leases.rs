@@ -16,7 +16,6 @@ use super::guard::Asks;
 use crate::{
     access::{Access, Denied},
     error::Error,
-    gate::Gate,
     manager::Manager,
 };
 
@@ -64,12 +63,12 @@ impl ClientLeases {
         client: Client,
         manager: Arc<Manager>,
         index: Index,
-        gate: Gate,
         key: ArtifactKey,
         limit: Duration,
         events: mpsc::Sender<Result<pb::LeaseEvent, Status>>,
     ) {
         use pb::lease_event::Event;
+        let gate = manager.gate().clone();
         let deadline = tokio::time::Instant::now() + limit;
         let waiting = {
             let events = events.clone();
