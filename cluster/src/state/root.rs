@@ -107,9 +107,9 @@ fn without_certificate<V: View>(
     root: &VerifyingKey,
     cluster: u64,
 ) -> Result<Vec<String>, StateError> {
-    let revoked = table::revocations(&*txn)?;
+    let revoked = table::revocations(txn)?;
     let mut without = Vec::new();
-    for (id, node) in table::nodes(&*txn)? {
+    for (id, node) in table::nodes(txn)? {
         if node.left() || revoked.contains_key(&id) {
             continue;
         }
