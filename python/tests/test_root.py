@@ -42,13 +42,14 @@ def test_a_certificate_is_for_its_key_its_node_its_namespaces_and_its_time() -> 
     assert trusted(signer(not_after_unix_ms=NOW + 600_000))
     for namespace in ("teams", "lab", "", "default"):
         assert not trusted(signer(), namespace)
-    for wrong in (
+    cases: list[dict[str, Any]] = [
         {"node": 4},
         {"key": bytes(32)},
         {"namespaces": []},
         {"not_before_unix_ms": NOW + 600_000},
         {"not_after_unix_ms": NOW - 1000},
-    ):
+    ]
+    for wrong in cases:
         assert not trusted(signer(**wrong)), wrong
 
 
