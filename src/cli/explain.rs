@@ -153,9 +153,12 @@ mod tests {
 
     #[test]
     fn what_a_node_refuses_a_caller_is_explained_with_the_exit_code_it_has() {
-        for (subject, codes) in
-            [("a001", &["A001"][..]), ("not_allowed", &["A002"]), ("22", &["A001", "A002"])]
-        {
+        for (subject, codes) in [
+            ("a001", &["A001", "A001"][..]),
+            ("not_allowed", &["A002"]),
+            ("not_admitted", &["A001"]),
+            ("22", &["A001", "A001", "A002"]),
+        ] {
             let found = found(Some(subject)).unwrap();
             assert_eq!(found.iter().map(|view| view.code).collect::<Vec<_>>(), codes);
             let denied = CliError::denied(String::new());
