@@ -125,6 +125,26 @@ pub(crate) fn incoming(
     secured.buffer_unordered(most.saturating_add(1)).filter_map(std::future::ready)
 }
 
+impl Placed {
+    /// Writes with `write`, unless the connection is to end: one whose peer reads nothing is
+    /// asked for no more bytes.
+    fn poll_written(
+        &mut self,
+        context: &mut Context<'_>,
+        write: impl FnOnce(Pin<&mut Conn>, &mut Context<'_>) -> Poll<io::Result<usize>>,
+    ) -> Poll<io::Result<usize>> {
+        if let Poll::Ready(ended) = self.place.poll_ended(context) {
+            return Poll::Ready(Err(ended));
+        }
+        self.patience.answered();
+        let written = write(Pin::new(&mut self.stream), context);
+        if written.is_ready() {
+            self.place.moved();
+        }
+        written
+    }
+}
+
 impl Connected for Placed {
     type ConnectInfo = Caller;
 
@@ -162,16 +182,7 @@ impl AsyncWrite for Placed {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        // One whose peer reads nothing is asked for no more bytes.
-        if let Poll::Ready(ended) = self.place.poll_ended(context) {
-            return Poll::Ready(Err(ended));
-        }
-        self.patience.answered();
-        let written = Pin::new(&mut self.stream).poll_write(context, bytes);
-        if written.is_ready() {
-            self.place.moved();
-        }
-        written
+        self.poll_written(context, |stream, context| stream.poll_write(context, bytes))
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -187,15 +198,7 @@ impl AsyncWrite for Placed {
         context: &mut Context<'_>,
         bytes: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        if let Poll::Ready(ended) = self.place.poll_ended(context) {
-            return Poll::Ready(Err(ended));
-        }
-        self.patience.answered();
-        let written = Pin::new(&mut self.stream).poll_write_vectored(context, bytes);
-        if written.is_ready() {
-            self.place.moved();
-        }
-        written
+        self.poll_written(context, |stream, context| stream.poll_write_vectored(context, bytes))
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -7,6 +7,7 @@
 mod access;
 mod anomalies;
 mod artifacts;
+mod asked;
 mod attest;
 mod bad_input;
 mod bytes;

@@ -12,6 +12,7 @@ use serde_json::Value;
 use tokio::process::Command;
 
 use crate::{
+    asked::kiln,
     harness::{Configure, NAMESPACE, TestCluster, TestNode, bytes_of, eventually, metrics, saxpy},
     publish::{lease, publish, replace},
     watching::{anomaly, watchful},
@@ -22,15 +23,6 @@ const EACH_HIT: Configure = |i, config| {
     config.trust.spot_checks = 1;
 };
 const BY_HAND: Configure = |_, config: &mut Config| config.compile.keep_requests = 1 << 20;
-
-async fn kiln(node: &TestNode, arguments: &[&str]) -> (Option<i32>, Value) {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_kiln"));
-    command.args(arguments).args(["--json", "--endpoint"]);
-    command.arg(format!("http://{}", node.config.grpc_listen)).kill_on_drop(true);
-    let output = command.output().await.unwrap();
-    let said = [output.stdout, output.stderr].into_iter().find(|text| !text.is_empty());
-    (output.status.code(), serde_json::from_slice(&said.unwrap_or_default()).unwrap_or_default())
-}
 
 /// What `node` compiles of the kernel `name`, and then, in its place, what it signs of
 /// somebody who changed a byte of the code.

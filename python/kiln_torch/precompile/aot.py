@@ -198,12 +198,7 @@ class Whole:
 def _load(call: _Call, store: Store) -> Any:
     """Return the first function of the cluster that fits; ``None``: there is none."""
     began = time.monotonic()
-    for candidate in store.candidates(call.asked.name):
-        if not candidate.fits():
-            continue
-        found = store.fetch(candidate)
-        if found is None:
-            continue
+    for candidate, found in store.fitting(call.asked.name):
         try:
             compiled = _loaded(call, found)
         except NotShared as refused:

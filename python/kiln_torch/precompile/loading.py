@@ -30,13 +30,7 @@ def load(package: SharedPackage, fn: Callable[..., Any], store: Store) -> bool:
     if package.asked is None:
         return False
     began = time.monotonic()
-    candidates = store.candidates(package.asked.name)
-    for candidate in candidates:
-        if not candidate.fits():
-            continue
-        found = store.fetch(candidate)
-        if found is None:
-            continue
+    for candidate, found in store.fitting(package.asked.name):
         try:
             _install(package, fn, candidate, found)
         except NotShared as refused:

@@ -21,6 +21,8 @@ from .dropped import Check
 from .facts import Facts
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from ..client import Client
 
 _MOST = 8
@@ -87,6 +89,13 @@ class Store:
             report.count("precompile.broken")
             report.once("precompile list", "precompile: a list cannot be read: %r", error)
             return []
+
+    def fitting(self, name: str) -> Iterator[tuple[Candidate, Package]]:
+        """Yield the packages listed under ``name`` that are of the code of this process."""
+        for candidate in self.candidates(name):
+            found = self.fetch(candidate) if candidate.fits() else None
+            if found is not None:
+                yield candidate, found
 
     def fetch(self, candidate: Candidate) -> Package | None:
         """Return a package, checked against its digest; ``None`` for a miss."""
