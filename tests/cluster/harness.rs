@@ -1,7 +1,6 @@
 //! A cluster of real processes, and questions to it.
 
 use std::{
-    net::{Ipv4Addr, SocketAddr, TcpListener},
     path::{Path, PathBuf},
     process::Stdio,
     time::Duration,
@@ -16,6 +15,8 @@ use tokio::{
     time::{Instant, sleep_until, timeout},
 };
 use tonic::{Request, Status, transport::Channel};
+
+use crate::ports::{Held, hold_ports};
 
 /// Bound on anything that a test waits for.
 pub(crate) const SOON: Duration = Duration::from_secs(60);
@@ -39,6 +40,8 @@ pub(crate) struct TestNode {
     folder: PathBuf,
     child: Option<Child>,
     ready: Value,
+    /// So that it can come back to where it was.
+    _ports: Held,
 }
 
 /// What a compile ended with.
@@ -66,24 +69,14 @@ impl TestCluster {
     }
 
     pub(crate) async fn start_with(n: usize, configure: Configure) -> Self {
-        // A port that was free a moment ago may be taken now: then once more.
-        for _ in 0..3 {
-            if let Some(cluster) = Self::try_start(n, configure).await {
-                return cluster;
-            }
-        }
-        panic!("no cluster after three tries");
-    }
-
-    async fn try_start(n: usize, configure: Configure) -> Option<Self> {
         let folder = tempfile::tempdir().unwrap();
         let object = folder.path().join("object");
         std::fs::create_dir(&object).unwrap();
-        let ports = free_ports(PORTS * n);
-        let ports: Vec<_> = ports.chunks(PORTS).collect();
-        let peers: Vec<String> = ports.iter().map(|own| own[2].to_string()).collect();
+        let ports: Vec<_> = (0..n).map(|_| hold_ports(PORTS).unwrap()).collect();
+        let peers: Vec<String> = ports.iter().map(|own| own.addresses[2].to_string()).collect();
         let mut nodes = Vec::new();
-        for (i, own) in ports.iter().enumerate() {
+        for (i, ports) in ports.into_iter().enumerate() {
+            let own = &ports.addresses;
             let home = folder.path().join(format!("node-{i}"));
             std::fs::create_dir(&home).unwrap();
             let mut config = Config {
@@ -104,17 +97,15 @@ impl TestCluster {
             // They come behind the answers: so that entries and packs can be counted.
             config.compile.keep_requests = 0;
             configure(i, &mut config);
-            nodes.push(TestNode::new(home, config));
+            nodes.push(TestNode::new(home, config, ports));
         }
         for node in &mut nodes {
             node.spawn();
         }
         for node in &mut nodes {
-            if !node.wait_ready().await {
-                return None;
-            }
+            assert!(node.wait_ready().await, "no cluster");
         }
-        Some(Self { folder, nodes })
+        Self { folder, nodes }
     }
 
     /// A node that is not running yet, joining this cluster.
@@ -122,13 +113,14 @@ impl TestCluster {
         let i = self.nodes.len();
         let home = self.folder.path().join(format!("node-{i}"));
         std::fs::create_dir(&home).unwrap();
-        let ports = free_ports(PORTS);
+        let ports = hold_ports(PORTS).unwrap();
+        let own = &ports.addresses;
         let mut config = Config {
             data_dir: home.join("data"),
-            grpc_listen: ports[0],
-            http_listen: ports[1],
-            transfer_listen: ports[2],
-            resp_listen: Some(ports[3]),
+            grpc_listen: own[0],
+            http_listen: own[1],
+            transfer_listen: own[2],
+            resp_listen: Some(own[3]),
             socket: Some(home.join("kiln.sock")),
             resp_socket: Some(home.join("resp.sock")),
             ..self.nodes[0].config.clone()
@@ -137,7 +129,7 @@ impl TestCluster {
         config.start.join =
             self.nodes.iter().map(|node| node.config.transfer_listen.to_string()).collect();
         configure(i, &mut config);
-        self.nodes.push(TestNode::new(home, config));
+        self.nodes.push(TestNode::new(home, config, ports));
         i
     }
 
@@ -167,8 +159,9 @@ impl TestCluster {
 }
 
 impl TestNode {
-    fn new(folder: PathBuf, config: Config) -> Self {
-        Self { id: 0, config, descriptors: None, folder, child: None, ready: Value::Null }
+    fn new(folder: PathBuf, config: Config, ports: Held) -> Self {
+        let ready = Value::Null;
+        Self { id: 0, config, descriptors: None, folder, child: None, ready, _ports: ports }
     }
 
     /// Starts the process without waiting for it.
@@ -470,12 +463,6 @@ pub(crate) fn code(status: &Status) -> Option<&str> {
 /// The kind in an error's metadata.
 pub(crate) fn kind(status: &Status) -> Option<&str> {
     status.metadata().get("kiln-kind")?.to_str().ok()
-}
-
-pub(crate) fn free_ports(n: usize) -> Vec<SocketAddr> {
-    let held: Vec<_> =
-        (0..n).map(|_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap()).collect();
-    held.iter().map(|listener| listener.local_addr().unwrap()).collect()
 }
 
 /// The metrics page of a node.

@@ -49,6 +49,8 @@ mod pins;
 mod places;
 mod plan;
 mod planted;
+#[path = "../support/ports.rs"]
+mod ports;
 mod publish;
 mod redis;
 mod resources;

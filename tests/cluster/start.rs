@@ -5,7 +5,10 @@ use std::{fs::OpenOptions, path::PathBuf};
 use kiln_proto::pb::Outcome;
 use tonic::Code;
 
-use crate::harness::{TestCluster, TestNode, code, eventually, free_ports, http, saxpy, try_http};
+use crate::{
+    harness::{TestCluster, TestNode, code, eventually, http, saxpy, try_http},
+    ports::hold_ports,
+};
 
 /// What other nodes are told that `node` compiles with.
 async fn compilers(asked: &TestNode, node: u64) -> Vec<String> {
@@ -78,7 +81,8 @@ async fn a_node_that_moved_is_found_where_it_is_whatever_it_compiles_with() {
     .await;
     cluster.nodes[new].terminate().await;
     // It comes back elsewhere, without a toolchain; its own index still has it as it was.
-    let ports = free_ports(3);
+    let elsewhere = hold_ports(3).unwrap();
+    let ports = &elsewhere.addresses;
     let config = &mut cluster.nodes[new].config;
     (config.grpc_listen, config.http_listen, config.transfer_listen) =
         (ports[0], ports[1], ports[2]);

@@ -3,7 +3,6 @@
 //! Invariant: dropping it ends its processes first, then removes what they stood on.
 
 use std::{
-    net::{Ipv4Addr, SocketAddr, TcpListener},
     os::unix::fs::PermissionsExt,
     path::Path,
     sync::{Arc, atomic::Ordering::Relaxed},
@@ -18,8 +17,16 @@ use tempfile::TempDir;
 use tokio::time::{Instant, sleep};
 
 use crate::{
-    clock::Clocks, disk::SmallDisk, door::Door, network::Network, node::Node, payload::Chance,
-    proxy::Proxy, resp, store::Store,
+    clock::Clocks,
+    disk::SmallDisk,
+    door::Door,
+    network::Network,
+    node::Node,
+    payload::Chance,
+    ports::{Held, hold_ports},
+    proxy::Proxy,
+    resp,
+    store::Store,
 };
 
 /// Of one node: gRPC, HTTP, transfer, RESP.
@@ -74,23 +81,13 @@ pub(crate) struct Fleet {
     pub(crate) store: Option<Store>,
     pub(crate) small: Option<SmallDisk>,
     clocks: Option<Clocks>,
+    /// Of the nodes on loopback, so that each can come back to where it was.
+    ports: Vec<Held>,
     pub(crate) folder: TempDir,
 }
 
 impl Fleet {
     pub(crate) async fn start(plan: Plan) -> anyhow::Result<Self> {
-        // A port that was free a moment ago may be taken now: then once more.
-        let mut last = None;
-        for _ in 0..3 {
-            match Self::try_start(plan).await {
-                Ok(fleet) => return Ok(fleet),
-                Err(e) => last = Some(e),
-            }
-        }
-        Err(last.context("no try")?)
-    }
-
-    async fn try_start(plan: Plan) -> anyhow::Result<Self> {
         let folder = tempfile::Builder::new().prefix("kiln-faults-").tempdir()?;
         std::fs::create_dir(folder.path().join("object"))?;
         let users = folder.path().join("users");
@@ -100,7 +97,9 @@ impl Fleet {
         let network = (plan.ground == Ground::Namespaces).then(Network::make).transpose()?;
         let clocks = plan.clocks.then(|| Clocks::make(folder.path())).transpose()?;
         let store = if plan.s3 { Some(Store::start().await?) } else { None };
-        let mut fleet = Self { nodes, doors, proxies, network, store, small: None, clocks, folder };
+        let (small, ports) = (None, Vec::new());
+        let mut fleet =
+            Self { nodes, doors, proxies, network, store, small, clocks, ports, folder };
         for at in 0..plan.nodes {
             let (prefix, config) = fleet.config(at, plan.ground)?;
             let mut node = Node::new(at, fleet.home(at), config)?;
@@ -174,7 +173,12 @@ impl Fleet {
                 let ip = network.address(at);
                 (network.add()?, (7400..7404).map(|port| (ip, port).into()).collect())
             }
-            _ => (Vec::new(), free_ports(Ipv4Addr::LOCALHOST)?),
+            _ => {
+                let held = hold_ports(PORTS)?;
+                let addresses = held.addresses.clone();
+                self.ports.push(held);
+                (Vec::new(), addresses)
+            }
         };
         let home = self.home(at);
         let mut config = Config {
@@ -257,13 +261,6 @@ impl Drop for Fleet {
     fn drop(&mut self) {
         self.nodes.iter_mut().for_each(Node::end);
     }
-}
-
-/// Ports of one node; all held until all are known.
-fn free_ports(ip: Ipv4Addr) -> std::io::Result<Vec<SocketAddr>> {
-    let held: Vec<_> =
-        (0..PORTS).map(|_| TcpListener::bind((ip, 0))).collect::<std::io::Result<_>>()?;
-    held.iter().map(TcpListener::local_addr).collect()
 }
 
 /// All files below `folder`.

@@ -22,6 +22,8 @@ mod network;
 mod node;
 mod options;
 mod payload;
+#[path = "../support/ports.rs"]
+mod ports;
 mod proxy;
 mod report;
 mod resp;

@@ -5,13 +5,14 @@
 //! that passes without its server would be worth nothing.
 
 use std::{
-    net::TcpListener,
     path::PathBuf,
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
 
 use tempfile::TempDir;
+
+use super::ports::{Held, hold_ports};
 
 /// Who may use the server.
 pub(crate) const ACCESS_KEY_ID: &str = "kiln";
@@ -26,6 +27,7 @@ const READY_WITHIN: Duration = Duration::from_secs(90);
 pub(crate) struct Seaweed {
     folder: TempDir,
     ports: [u16; 8],
+    _held: Held,
     server: Option<Child>,
 }
 
@@ -33,13 +35,8 @@ impl Seaweed {
     /// Starts a server and waits until it takes requests.
     pub(crate) async fn start() -> Self {
         let mut seaweed = Self::new();
-        let mut tries = 3;
-        // A port that was free a moment ago may be taken now: then once more, with others.
-        while let Err(log) = seaweed.try_resume().await {
-            tries -= 1;
-            assert!(tries > 0, "SeaweedFS does not get ready; its log:\n{log}");
-            seaweed.stop();
-            seaweed = Self::new();
+        if let Err(log) = seaweed.try_resume().await {
+            panic!("SeaweedFS does not get ready; its log:\n{log}");
         }
         // A bucket is a folder of the file store below S3.
         let bucket = format!("http://127.0.0.1:{}/buckets/{BUCKET}/", seaweed.ports[6]);
@@ -55,7 +52,9 @@ impl Seaweed {
             "credentials":[{{"accessKey":"{ACCESS_KEY_ID}","secretKey":"{SECRET_ACCESS_KEY}"}}]}}]}}"#
         );
         std::fs::write(folder.path().join("s3.json"), identities).expect("write s3.json");
-        Self { folder, ports: free_ports(), server: None }
+        let held = hold_ports(8).expect("ports for SeaweedFS");
+        let ports = std::array::from_fn(|at| held.addresses[at].port());
+        Self { folder, ports, _held: held, server: None }
     }
 
     /// Where S3 clients connect.
@@ -150,10 +149,4 @@ fn weed() -> PathBuf {
              export KILN_WEED=$PWD/weed/bin/weed"
         )
     })
-}
-
-/// Ports that nothing listens on; all held until all are known.
-fn free_ports() -> [u16; 8] {
-    let listeners = [(); 8].map(|()| TcpListener::bind("127.0.0.1:0").expect("a free port"));
-    listeners.each_ref().map(|l| l.local_addr().expect("its address").port())
 }

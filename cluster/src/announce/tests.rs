@@ -75,7 +75,15 @@ impl Member {
     async fn join(&self, peer: &Self) -> NodeId {
         let start = Start::Join { peers: vec![peer.address.clone()] };
         timeout(PATIENCE, self.cluster.bootstrap.find_place(&start)).await.unwrap().unwrap();
-        self.cluster.member.running().unwrap().owner.node
+        let own = self.cluster.member.running().unwrap().owner.node;
+        // Its index comes after its place: until then it knows nobody's address.
+        let known = async {
+            while !self.cluster.replica.nodes().contains_key(&own) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        timeout(PATIENCE, known).await.expect("it has applied its own joining");
+        own
     }
 
     /// All sets of voters that the log tells of: none is missed, as a watch would.

@@ -19,6 +19,8 @@ use crate::cache::{
     conformance::{self, blob},
 };
 
+#[path = "../../../tests/support/ports.rs"]
+mod ports;
 #[path = "../../../tests/support/seaweed.rs"]
 pub(crate) mod seaweed;
 
