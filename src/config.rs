@@ -6,6 +6,7 @@
 
 mod access;
 mod audit;
+mod cluster;
 mod credentials;
 mod level;
 mod load;
@@ -27,6 +28,7 @@ use serde::{Deserialize, Serialize};
 
 pub use access::{AccessConfig, OidcConfig};
 pub use audit::AuditConfig;
+pub use cluster::{ClusterConfig, StartConfig};
 pub use credentials::Credentials;
 pub use load::{ConfigError, Layers, environment_names};
 pub use monitor::{AlertsConfig, MonitorConfig, OptimizerConfig};
@@ -105,50 +107,6 @@ pub struct Config {
     pub optimizer: OptimizerConfig,
     /// Who is told of what is wrong.
     pub alerts: AlertsConfig,
-}
-
-/// How an empty node finds its cluster; ignored once it has an identity.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct StartConfig {
-    /// Found a cluster of this many voters: 1, 3 or 5. Default: 1.
-    pub expect: usize,
-    /// Members' ports of the founding voters, this node's own may be among
-    /// them: `host:port`, or `dns:NAME:PORT` for all addresses of a name.
-    pub peers: Vec<String>,
-    /// Instead: join the cluster that one of these belongs to.
-    pub join: Vec<String>,
-    /// File with the token with which this node is let in (`kiln token create --role join`),
-    /// where the cluster asks for one. Read when it joins, and not after. Default: none.
-    pub join_token_file: Option<PathBuf>,
-}
-
-/// Cluster timings.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct ClusterConfig {
-    /// Between two heartbeats of the leader. Default: 150 ms.
-    #[serde(with = "humantime_serde")]
-    pub heartbeat: Duration,
-    /// A follower that hears nothing stands for election after at least this. Default: 600 ms.
-    #[serde(with = "humantime_serde")]
-    pub election_min: Duration,
-    /// And after at most this, which is also the leader's lease. Default: 1.2 s.
-    #[serde(with = "humantime_serde")]
-    pub election_max: Duration,
-    /// Whether this node may vote. One that may not follows as a learner, with a full
-    /// replica, and is never promoted: for nodes that come and go. Default: true.
-    pub voter: bool,
-    /// A compile lease whose holder is silent for this long expires. Default: 10 s.
-    #[serde(with = "humantime_serde")]
-    pub lease_ttl: Duration,
-    /// The log of changes is shortened after so many; a node that missed more than half of
-    /// them gets a snapshot of the index instead. Default: 20000.
-    pub log_entries: u64,
-    /// Whether new nodes need a token to join. Told to a cluster that nobody has told yet;
-    /// after that `kiln cluster joining` says so. Its founders need none, and members none
-    /// to come back. Default: false.
-    pub join_needs_token: bool,
 }
 
 /// L1: verified bytes in sealed memory.
@@ -326,26 +284,6 @@ impl Default for Config {
             monitor: MonitorConfig::default(),
             optimizer: OptimizerConfig::default(),
             alerts: AlertsConfig::default(),
-        }
-    }
-}
-
-impl Default for StartConfig {
-    fn default() -> Self {
-        Self { expect: 1, peers: Vec::new(), join: Vec::new(), join_token_file: None }
-    }
-}
-
-impl Default for ClusterConfig {
-    fn default() -> Self {
-        Self {
-            heartbeat: Duration::from_millis(150),
-            election_min: Duration::from_millis(600),
-            election_max: Duration::from_millis(1200),
-            voter: true,
-            lease_ttl: Duration::from_secs(10),
-            log_entries: kiln_cluster::LOG_ENTRIES,
-            join_needs_token: false,
         }
     }
 }

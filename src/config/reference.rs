@@ -10,10 +10,11 @@ use std::fmt::Write as _;
 use super::{Config, load::environment_name};
 
 /// Where the fields are.
-const SOURCES: [&str; 10] = [
+const SOURCES: [&str; 11] = [
     include_str!("../config.rs"),
     include_str!("access.rs"),
     include_str!("audit.rs"),
+    include_str!("cluster.rs"),
     include_str!("monitor.rs"),
     include_str!("prewarm.rs"),
     include_str!("publish.rs"),

@@ -2,7 +2,7 @@
 //!
 //! Invariant: all problems are told at once, each with what to do about it.
 
-use std::{net::SocketAddr, path::Path, time::Duration};
+use std::{net::SocketAddr, path::Path};
 
 use kiln_proto::{MAX_PACK_BYTES, NAMESPACE_RULE, is_namespace};
 
@@ -10,9 +10,6 @@ use super::{Config, ConfigError, Copies, MIB};
 
 /// A unix socket's address has 108 bytes, the last of them zero.
 const LONGEST_SOCKET_PATH: usize = 107;
-
-/// With a shorter log, every node that restarts would need a snapshot.
-const LEAST_LOG: u64 = 64;
 
 impl Config {
     /// Refuses what cannot work.
@@ -76,61 +73,6 @@ impl Config {
         }
         if self.resp_socket.is_some() && self.socket_path() == self.resp_socket {
             wrong.push("socket and resp_socket are the same: give each its own path".into());
-        }
-    }
-
-    fn check_start(&self, wrong: &mut Vec<String>) {
-        let start = &self.start;
-        if !matches!(start.expect, 1 | 3 | 5) {
-            wrong.push(format!("start.expect is {}: a cluster has 1, 3 or 5 voters", start.expect));
-        }
-        if start.expect > 1 && !start.join.is_empty() {
-            wrong.push("start.expect founds a cluster, start.join joins one: set only one".into());
-        }
-        if !self.cluster.voter && start.join.is_empty() {
-            wrong.push(
-                "cluster.voter is false: such a node founds nothing, so name members in start.join"
-                    .into(),
-            );
-        }
-        let resolved_later = start.peers.iter().any(|peer| peer.starts_with("dns:"));
-        if start.expect > 1 && !resolved_later && start.peers.len() + 1 < start.expect {
-            wrong.push(format!(
-                "start.expect is {0}, start.peers names {1}: name the members' ports of all {0}, \
-                 or a DNS name as dns:NAME:PORT",
-                start.expect,
-                start.peers.len()
-            ));
-        }
-        for peer in start.peers.iter().chain(&start.join) {
-            let address = peer.strip_prefix("dns:").unwrap_or(peer);
-            let port = address.rsplit_once(':').filter(|(host, _)| !host.is_empty());
-            if port.and_then(|(_, port)| port.parse::<u16>().ok()).is_none() {
-                wrong.push(format!("{peer:?} is no peer: write HOST:PORT or dns:NAME:PORT"));
-            }
-        }
-    }
-
-    fn check_timings(&self, wrong: &mut Vec<String>) {
-        let cluster = &self.cluster;
-        if cluster.heartbeat < Duration::from_millis(10) {
-            wrong.push("cluster.heartbeat is below 10ms".into());
-        }
-        if cluster.election_min < cluster.heartbeat * 2 {
-            wrong.push("cluster.election_min is less than two heartbeats: raise it".into());
-        }
-        if cluster.election_max <= cluster.election_min {
-            wrong.push("cluster.election_max must be above cluster.election_min".into());
-        }
-        if cluster.log_entries < LEAST_LOG {
-            wrong.push(format!("cluster.log_entries is below {LEAST_LOG}"));
-        }
-        if cluster.lease_ttl <= cluster.election_max {
-            wrong.push(
-                "cluster.lease_ttl must be above cluster.election_max: a change of leader would \
-                 cost every lease"
-                    .into(),
-            );
         }
     }
 
@@ -214,6 +156,8 @@ impl Config {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     fn refused(change: impl FnOnce(&mut Config)) -> String {
