@@ -110,7 +110,8 @@ class Cluster:
         """Starts all nodes, or the same nodes again."""
         command = [str(self.kiln), "dev", "--dir", str(self.dir), "--nodes", str(NODES)]
         command += ["--object", f"file://{self.folder}/object"]
-        command += ["--set", "cluster.lease_ttl=3s", "--ready-timeout", f"{START:.0f}s"]
+        command += ["--set", "cluster.lease_ttl=3s", "--set", "cluster.dead_after=6s"]
+        command += ["--ready-timeout", f"{START:.0f}s"]
         (self.folder / "object").mkdir(exist_ok=True)
         nvrtc = os.environ.get("KILN_NVRTC_DIR")
         if nvrtc:

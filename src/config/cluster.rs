@@ -47,6 +47,10 @@ pub struct ClusterConfig {
     /// A compile lease whose holder is silent for this long expires. Default: 10 s.
     #[serde(with = "humantime_serde")]
     pub lease_ttl: Duration,
+    /// A voter that is silent for this long counts as dead: a learner that keeps up gets its
+    /// vote. Default: 30 s.
+    #[serde(with = "humantime_serde")]
+    pub dead_after: Duration,
     /// The log of changes is shortened after so many; a node that missed more than half of
     /// them gets a snapshot of the index instead. Default: 20000.
     pub log_entries: u64,
@@ -70,6 +74,7 @@ impl Default for ClusterConfig {
             election_max: Duration::from_millis(1200),
             voter: true,
             lease_ttl: Duration::from_secs(10),
+            dead_after: Duration::from_secs(30),
             log_entries: kiln_cluster::LOG_ENTRIES,
             join_needs_token: false,
         }
@@ -127,6 +132,13 @@ impl Config {
             wrong.push(
                 "cluster.lease_ttl must be above cluster.election_max: a change of leader would \
                  cost every lease"
+                    .into(),
+            );
+        }
+        if cluster.dead_after < cluster.election_max * 2 {
+            wrong.push(
+                "cluster.dead_after is less than twice cluster.election_max: who merely \
+                 misses an election would lose its vote"
                     .into(),
             );
         }

@@ -169,7 +169,7 @@ mod tests {
     #[test]
     fn what_cannot_work_is_refused_with_what_to_do() {
         type Change = fn(&mut Config);
-        let cases: [(Change, &str); 25] = [
+        let cases: [(Change, &str); 26] = [
             (|c| c.http_listen = c.grpc_listen, "its own port"),
             (|c| c.grpc_listen = ([0, 0, 0, 0], 7400).into(), "set `advertise`"),
             (|c| c.advertise = Some("http://a".into()), "without scheme"),
@@ -179,6 +179,7 @@ mod tests {
             (|c| c.start.join = vec!["nowhere".into()], "HOST:PORT"),
             (|c| c.cluster.election_min = c.cluster.heartbeat, "two heartbeats"),
             (|c| c.cluster.lease_ttl = c.cluster.election_max, "lease_ttl"),
+            (|c| c.cluster.dead_after = c.cluster.election_max, "dead_after"),
             (|c| c.cluster.log_entries = 1, "log_entries is below 64"),
             (|c| c.publish.patience = Duration::ZERO, "publish.patience is 0"),
             (|c| c.memory.bytes = 0, "memory.bytes is 0"),

@@ -146,6 +146,7 @@ pub(super) fn cluster(config: &Config, facts: NodeFacts) -> ClusterSettings {
         election_min: config.cluster.election_min,
         election_max: config.cluster.election_max,
         lease_ttl: config.cluster.lease_ttl,
+        dead_after: config.cluster.dead_after,
         ..Timings::default()
     };
     ClusterSettings {

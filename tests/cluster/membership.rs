@@ -1,5 +1,8 @@
 //! Nodes come, leave, die and are replaced.
 
+use std::time::Duration;
+
+use kiln::config::Config;
 use kiln_proto::pb::{self, Outcome};
 
 use crate::harness::{TestCluster, eventually, saxpy};
@@ -27,7 +30,8 @@ async fn a_joined_node_answers_from_the_cluster() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_empty_disk_is_a_new_node_and_replaces_the_dead_voter() {
-    let mut cluster = TestCluster::start(3).await;
+    let soon = |_, config: &mut Config| config.cluster.dead_after = Duration::from_secs(5);
+    let mut cluster = TestCluster::start_with(3, soon).await;
     let made = cluster.nodes[0].compile(saxpy("kept")).await.unwrap();
     let lost = cluster.nodes[2].id;
     cluster.nodes[2].kill().await;
