@@ -1,0 +1,147 @@
+"""Clients that do not behave, on plain sockets, from an address of their own.
+
+Each case is a coroutine that ends by itself and says what became of it; it leaves no connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+# Of loopback, and not the address of those who behave.
+FROM = "127.0.0.2"
+# The system queues few that nobody has accepted: so many at a time.
+AT_ONCE = 100
+# What a client says first at each door, said a byte a second.
+FIRST = {
+    "grpc": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(64),
+    "http": b"GET /healthz HTTP/1.1\r\nHost: kiln\r\nX-A: " + b"a" * 64,
+    "resp": b"*2\r\n$3\r\nGET\r\n$64\r\n" + b"a" * 64,
+}
+DECLARED = 512 << 20
+PAIRS = 32_000
+
+
+@dataclass(frozen=True)
+class Doors:
+    """Addresses of a node."""
+
+    grpc: str
+    http: str
+    resp: str
+
+    def at(self, name: str) -> tuple[str, int]:
+        """One of them."""
+        host, port = getattr(self, name).rsplit(":", 1)
+        return host, int(port)
+
+
+Streams = list[tuple[asyncio.StreamReader, asyncio.StreamWriter]]
+
+
+@contextlib.asynccontextmanager
+async def connections(doors: Doors, name: str, count: int) -> AsyncIterator[Streams]:
+    """As many of `count` as the node takes."""
+    made: Streams = []
+    try:
+        for start in range(0, count, AT_ONCE):
+            asked = [
+                asyncio.wait_for(asyncio.open_connection(*doors.at(name), local_addr=(FROM, 0)), 10)
+                for _ in range(min(AT_ONCE, count - start))
+            ]
+            answers = await asyncio.gather(*asked, return_exceptions=True)
+            made += [pair for pair in answers if not isinstance(pair, BaseException)]
+        yield made
+    finally:
+        for _, writer in made:
+            writer.transport.abort()
+        await asyncio.sleep(0)
+
+
+def ended(streams: Streams) -> int:
+    """How many the node ended."""
+    return sum(reader.at_eof() or reader.exception() is not None for reader, _ in streams)
+
+
+async def silent(doors: Doors, count: int, seconds: float) -> str:
+    """Connect, and say nothing."""
+    async with contextlib.AsyncExitStack() as stack:
+        all_of: Streams = []
+        for name in FIRST:
+            share = -(-count // len(FIRST))
+            all_of += await stack.enter_async_context(connections(doors, name, share))
+        await asyncio.sleep(seconds)
+        return f"{len(all_of)} connected, {ended(all_of)} ended by the node"
+
+
+async def slow(doors: Doors, count: int, seconds: float) -> str:
+    """Say a byte a second of what a client says first."""
+    async with contextlib.AsyncExitStack() as stack:
+        said = [
+            (await stack.enter_async_context(connections(doors, name, -(-count // 3))), words)
+            for name, words in FIRST.items()
+        ]
+        for at in range(int(seconds)):
+            for streams, words in said:
+                for _, writer in streams:
+                    if not writer.is_closing():
+                        writer.write(words[at % len(words) : at % len(words) + 1])
+            await asyncio.sleep(1)
+        all_of = [pair for streams, _ in said for pair in streams]
+        return f"{len(all_of)} connected, {ended(all_of)} ended by the node"
+
+
+async def declared(doors: Doors, count: int, seconds: float) -> str:
+    """Announce values of 512 MB, and send a few bytes of them."""
+    async with connections(doors, "resp", count) as streams:
+        for _, writer in streams:
+            writer.write(b"*3\r\n$3\r\nSET\r\n$1\r\na\r\n$%d\r\nfew" % DECLARED)
+        await asyncio.sleep(seconds)
+        return f"{len(streams)} connected, {ended(streams)} ended by the node"
+
+
+async def deep(doors: Doors, count: int, _seconds: float) -> str:
+    """Lists in lists in lists, 100,000 deep."""
+    async with connections(doors, "resp", count) as streams:
+        answers = await asyncio.gather(*(_said(pair, b"*1\r\n" * 100_000) for pair in streams))
+        return f"{len(streams)} connected, answers {_counts(answers)}"
+
+
+async def msets(doors: Doors, count: int, _seconds: float) -> str:
+    """MSETs of 32,000 pairs, to their end."""
+    async with connections(doors, "resp", count) as streams:
+        said = []
+        for n in range(len(streams)):
+            parts = [b"MSET"]
+            for pair in range(PAIRS):
+                parts += [b"load:%d:%d" % (n, pair), b"value %d of %d" % (pair, n)]
+            text = b"".join(b"$%d\r\n%s\r\n" % (len(part), part) for part in parts)
+            said.append(b"*%d\r\n" % len(parts) + text)
+        pairs = zip(streams, said, strict=True)
+        answers = await asyncio.gather(*(_said(pair, text, 600) for pair, text in pairs))
+        return f"{len(streams)} connected, answers {_counts(answers)}"
+
+
+async def _said(
+    pair: tuple[asyncio.StreamReader, asyncio.StreamWriter], words: bytes, within: float = 30
+) -> bytes:
+    """The first line of the answer to `words`."""
+    reader, writer = pair
+    try:
+        writer.write(words)
+        line = await asyncio.wait_for(reader.readline(), within)
+        return line[:60].strip() or b"(ended)"
+    except asyncio.TimeoutError:
+        return b"(none in time)"
+    except OSError:
+        return b"(ended)"
+
+
+def _counts(answers: list[bytes]) -> str:
+    """Each answer and how often it came."""
+    return ", ".join(f"{answers.count(a)} times {a.decode()!r}" for a in sorted(set(answers)))
