@@ -23,7 +23,7 @@ mod table;
 
 use std::fmt;
 
-use kiln_proto::graph::{Argument, Dim, Graph, InputKind, Node, TensorType, ValueId};
+use kiln_proto::graph::{Argument, DType, Dim, Graph, InputKind, Node, TensorType, Value, ValueId};
 
 use crate::interp::Tensor;
 pub use judge::Bound;
@@ -71,7 +71,8 @@ impl Random {
 
 impl Random {
     /// The same, where some inputs are left with other values: with outputs, with what other
-    /// inputs were, and with themselves turned around.
+    /// inputs were, and with themselves turned around. What was in some of them is read beside
+    /// the new values, a part of it exchanged for another tensor's.
     pub fn with_updates(seed: u64, steps: usize) -> Self {
         let mut random = Self::new(seed, steps);
         let mut rng = Rng::new(seed ^ 0x5bd1);
@@ -79,6 +80,7 @@ impl Random {
         let bounds = random.graph.outputs.iter().copied().zip(random.bounds.iter().copied());
         let inputs = random.graph.inputs.iter().map(|input| (input.value, any));
         let values: Vec<(ValueId, Bound)> = bounds.chain(inputs).collect();
+        let mut left = Vec::new();
         for position in 0..random.graph.inputs.len() {
             let input = &random.graph.inputs[position];
             let ty = random.graph.value(input.value).ty.clone();
@@ -95,6 +97,14 @@ impl Random {
             if !ty.shape.is_empty() && rng.one_in(2) {
                 value = random.flipped(value, rng.below(ty.shape.len()) as i64);
             }
+            if let (Some(dim), true) = (longest(&ty), ty.dtype != DType::Bool && rng.one_in(2)) {
+                let (other, error) = *rng.pick(&alike);
+                let input = random.graph.inputs[position].value;
+                random.read_beside(input, (other, error), (value, bound), dim, &mut rng);
+            }
+            left.push((position, value, bound));
+        }
+        for (position, value, bound) in left {
             random.graph.updates.push(position);
             random.graph.outputs.push(value);
             random.bounds.push(bound);
@@ -102,18 +112,56 @@ impl Random {
         random
     }
 
-    fn flipped(&mut self, value: ValueId, dim: i64) -> ValueId {
+    /// Gives out what was in `input` with a part of `other` in its place, and the greater of
+    /// that and of `new`.
+    fn read_beside(
+        &mut self,
+        input: ValueId,
+        (other, of_other): (ValueId, Bound),
+        (new, of_new): (ValueId, Bound),
+        (dim, size): (usize, u64),
+        rng: &mut Rng,
+    ) {
+        let start = rng.int(0, size as i64 - 1);
+        let end = rng.int(start + 1, size as i64);
+        let place = [("dim", dim as i64), ("start", start), ("end", end)];
+        let place = || place.map(|(name, number)| (name, Argument::Int(number)));
+        let tensor = |name, value| (name, Argument::Tensor(value));
+        let mut part = self.graph.value(other).ty.clone();
+        part.shape[dim] = Dim::Static((end - start) as u64);
+        let slice = [&[tensor("self", other)][..], &place()].concat();
+        let part = self.node("aten.slice.Tensor", &slice, part);
+        let ty = self.graph.value(input).ty.clone();
+        let args = [&[tensor("self", input), tensor("src", part)][..], &place()].concat();
+        let old = self.node("aten.slice_scatter.default", &args, ty.clone());
+        let both = [tensor("self", old), tensor("other", new)];
+        let greater = self.node("aten.maximum.default", &both, ty);
+        let error = of_other.error.max(of_new.error);
+        let any = Bound { error: 0.0, low: f64::MIN, high: f64::MAX };
+        self.graph.outputs.extend([old, greater]);
+        self.bounds.extend([Bound { error: of_other.error, ..any }, Bound { error, ..any }]);
+    }
+
+    fn node(&mut self, op: &str, args: &[(&str, Argument)], ty: TensorType) -> ValueId {
         let output = ValueId(self.graph.values.len());
-        let made = self.graph.value(value).clone();
-        self.graph.values.push(made);
-        let args = vec![
-            ("self".to_owned(), Argument::Tensor(value)),
-            ("dims".to_owned(), Argument::Ints(vec![dim])),
-        ];
-        let (name, op) = (format!("flip{}", output.0), "aten.flip.default".to_owned());
-        self.graph.nodes.push(Node { name, op, args, outputs: vec![output] });
+        let name = format!("left{}", output.0);
+        self.graph.values.push(Value { name: name.clone(), ty });
+        let args = args.iter().map(|(name, arg)| ((*name).to_owned(), arg.clone())).collect();
+        self.graph.nodes.push(Node { name, op: op.to_owned(), args, outputs: vec![output] });
         output
     }
+
+    fn flipped(&mut self, value: ValueId, dim: i64) -> ValueId {
+        let ty = self.graph.value(value).ty.clone();
+        let args = [("self", Argument::Tensor(value)), ("dims", Argument::Ints(vec![dim]))];
+        self.node("aten.flip.default", &args, ty)
+    }
+}
+
+/// The dimension with most elements, where it has several, and how many.
+fn longest(ty: &TensorType) -> Option<(usize, u64)> {
+    let sizes = ty.shape.iter().enumerate().filter_map(|(dim, size)| Some((dim, size.known()?)));
+    sizes.max_by_key(|(_, size)| *size).filter(|(_, size)| *size > 1)
 }
 
 /// Whether a tensor is in row-major order whatever its sizes are, as far as that is easily told.

@@ -10,7 +10,7 @@ use kiln_proto::graph::{self, DType};
 use super::{
     super::{
         core::{Domain, Fun, Node, Number, Op, Operand, Program, Range, Reduction, Value, ValueId},
-        size::Size,
+        size::{Bounds, Size},
     },
     Why, complex,
     elementwise::stored,
@@ -108,6 +108,12 @@ impl Builder {
             _ => false,
         };
         self.samples.iter().any(fits)
+    }
+
+    /// Whether a call may have none of what there are `size` of.
+    pub(super) fn may_be_none(&self, size: &Size) -> bool {
+        let bounds = Bounds { symbols: &self.program.symbols, vars: &[] };
+        !bounds.is_less(&Size::default(), size)
     }
 
     pub(super) fn same_shape(&self, a: &[Size], b: &[Size]) -> bool {

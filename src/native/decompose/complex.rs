@@ -12,6 +12,7 @@ use super::{
     },
     Args, Outputs, Rule, Why,
     builder::{Arg, Builder},
+    compound::length,
     one,
     shapes::dimension,
     unsupported,
@@ -145,10 +146,7 @@ fn magnitude(args: &mut Args<'_>) -> Outputs {
     let dtype = args.b.dtype(x);
     let b = &mut *args.b;
     let (re, im) = (part_of(b, x, 0), part_of(b, x, 1));
-    let re = b.f(Fun::Mul, &[re.into(), re.into()])?;
-    let im = b.f(Fun::Mul, &[im.into(), im.into()])?;
-    let sum = b.f(Fun::Add, &[re.into(), im.into()])?;
-    one(b.map(Fun::Sqrt, Domain::Float, &[sum.into()], dtype)?)
+    one(length(b, re.into(), im.into(), dtype)?)
 }
 
 fn angle(args: &mut Args<'_>) -> Outputs {

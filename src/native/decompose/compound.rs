@@ -5,9 +5,9 @@
 use kiln_proto::graph::DType;
 
 use super::{
-    super::core::{Domain, Fun, Number},
-    Args, Outputs, Rule,
-    builder::{Arg, domain},
+    super::core::{Domain, Fun, Number, ValueId},
+    Args, Outputs, Rule, Why,
+    builder::{Arg, Builder, domain},
     elementwise::{pair, promoted},
     one,
     promote::{float_of, is_float},
@@ -83,10 +83,28 @@ fn lerp(args: &mut Args<'_>) -> Outputs {
 fn hypot(args: &mut Args<'_>) -> Outputs {
     let (operands, dtype) = pair(args, "other")?;
     let [a, b] = [operands[0].clone(), operands[1].clone()];
-    let a = args.b.f(Fun::Mul, &[a.clone(), a])?;
-    let b = args.b.f(Fun::Mul, &[b.clone(), b])?;
-    let sum = args.b.f(Fun::Add, &[a.into(), b.into()])?;
-    one(args.b.map(Fun::Sqrt, Domain::Float, &[sum.into()], dtype)?)
+    one(length(args.b, a, b, dtype)?)
+}
+
+/// The square root of the sum of both squares, by the share of the lesser in the greater:
+/// the squares themselves may be beyond what `f32` holds, or less.
+pub(super) fn length(b: &mut Builder, x: Arg, y: Arg, dtype: DType) -> Result<ValueId, Why> {
+    let (x, y) = (b.f(Fun::Abs, &[x])?, b.f(Fun::Abs, &[y])?);
+    let both: [Arg; 2] = [x.into(), y.into()];
+    let (most, least) = (b.f(Fun::Max, &both)?, b.f(Fun::Min, &both)?);
+    let some = b.test(Fun::Gt, &[most.into(), 0.0.into()])?;
+    let by = b.f(Fun::Where, &[some.into(), most.into(), 1.0.into()])?;
+    let share = b.f(Fun::Div, &[least.into(), by.into()])?;
+    let square = b.f(Fun::Mul, &[share.into(), share.into()])?;
+    let sum = b.f(Fun::Add, &[square.into(), 1.0.into()])?;
+    let root = b.f(Fun::Sqrt, &[sum.into()])?;
+    let finite = b.f(Fun::Mul, &[most.into(), root.into()])?;
+    // Beside an infinite one even what is no number counts for nothing.
+    let endless = [b.test(Fun::IsInf, &both[..1])?, b.test(Fun::IsInf, &both[1..])?];
+    let endless = endless.map(Arg::from);
+    let endless = b.map(Fun::Or, Domain::Bool, &endless, DType::Bool)?;
+    let chosen = [endless.into(), f64::INFINITY.into(), finite.into()];
+    Ok(b.map(Fun::Where, Domain::Float, &chosen, dtype)?)
 }
 
 fn logaddexp(args: &mut Args<'_>) -> Outputs {

@@ -22,6 +22,12 @@ use super::{
 /// their own matrix each.
 const FEW: i64 = 1;
 
+/// Most bytes of the products of all rows by all matrices, where that is also more than
+/// [`TIMES`] what is read and given.
+const MOST_BYTES: i64 = 1 << 30;
+/// See [`MOST_BYTES`].
+const TIMES: i64 = 4;
+
 pub(super) fn rule(name: &str) -> Option<Rule> {
     Some(match name {
         "_grouped_mm.default" | "grouped_mm.default" => |args| grouped(args, "self", "mat2"),
@@ -65,10 +71,41 @@ fn grouped(args: &mut Args<'_>, rows: &str, matrices: &str) -> Outputs {
         (Some(t), Some(e)) => t <= e.saturating_mul(FEW),
         _ => false,
     };
+    if !few {
+        affordable(b, (x, w), (e, t, n), to)?;
+    }
     let value = if few { by_row(b, x, w, group, to)? } else { by_all(b, x, w, group, (t, n), to)? };
     let inside = b.unsqueeze(inside, 1);
     let zero = super::elementwise::held(0.0.into(), to);
     one(b.map(Fun::Where, domain(to), &[inside.into(), value.into(), zero], to)?)
+}
+
+/// Refuses rows and matrices whose products take far more memory than themselves: many rows,
+/// of which each needs one of many products. What the sizes of a call decide is the call's.
+fn affordable(
+    b: &Builder,
+    (x, w): (ValueId, ValueId),
+    (e, t, n): (&Size, &Size, &Size),
+    to: DType,
+) -> Result<(), Why> {
+    let bytes = |shape: &[Size], dtype: DType| {
+        let count =
+            shape.iter().try_fold(1i64, |all, size| Some(all.saturating_mul(size.known()?)));
+        Some(count?.saturating_mul(dtype.bytes() as i64))
+    };
+    let own = |value: ValueId| bytes(&b.shape(value), b.dtype(value));
+    let products = bytes(&[e.clone(), t.clone(), n.clone()], to);
+    let result = bytes(&[t.clone(), n.clone()], to);
+    let (Some(products), Some(x), Some(w), Some(result)) = (products, own(x), own(w), result)
+    else {
+        return Ok(());
+    };
+    let touched = x.saturating_add(w).saturating_add(result);
+    if products <= MOST_BYTES || products <= touched.saturating_mul(TIMES) {
+        return Ok(());
+    }
+    let mib = products >> 20;
+    unsupported(format!("{t} rows by each of {e} matrices: {mib} MiB of products"))
 }
 
 /// Each row with its own matrix: reads no matrix that no row has.

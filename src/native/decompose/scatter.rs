@@ -26,7 +26,8 @@ use super::{
     },
     Args, Outputs, Rule, Why,
     builder::{Arg, Builder, domain},
-    elementwise::held,
+    convolution::grown,
+    elementwise::{held, stored},
     index::{lookup, whole_numbers},
     one,
     promote::{ends, is_float},
@@ -102,6 +103,40 @@ impl How {
 enum Written {
     Each(ValueId),
     All(Arg),
+}
+
+/// The zero of `dtype`.
+fn nothing(dtype: DType) -> Number {
+    stored(How::Sum.neutral(dtype), dtype)
+}
+
+/// With one more in front of the dimension `dim` of `x`, of that value.
+fn preceded(b: &mut Builder, x: ValueId, dim: usize, value: Number) -> ValueId {
+    let mut pads = vec![(0, 0); b.rank(x) - dim];
+    pads[0] = (1, 0);
+    grown(b, x, &pads, value)
+}
+
+/// The positions (along `dim`) and what is written there (along `along`), of which there is
+/// at least one: where a call may have none, one before them all is written nowhere. The
+/// last of none, or the greatest, is nothing that could be told.
+fn at_least_one(
+    b: &mut Builder,
+    (at, dim): (ValueId, usize),
+    (written, along): (Written, usize),
+) -> (ValueId, Written) {
+    if !b.may_be_none(&b.shape(at)[dim]) {
+        return (at, written);
+    }
+    let at = preceded(b, at, dim, Number::Int(-1));
+    let written = match written {
+        Written::Each(values) => {
+            let none = nothing(b.dtype(values));
+            Written::Each(preceded(b, values, along, none))
+        }
+        all @ Written::All(_) => all,
+    };
+    (at, written)
 }
 
 /// Where each place is written to: `hits` says of each place and each write whether that is
@@ -192,10 +227,12 @@ fn put(
     written: Written,
     how: How,
 ) -> Result<ValueId, Why> {
-    let (shape, writes) = (b.shape(x), b.shape(at)[0].clone());
-    if writes.is(0) || shape[0].is(0) {
+    let shape = b.shape(x);
+    if b.shape(at)[0].is(0) || shape[0].is(0) {
         return Ok(x);
     }
+    let (at, written) = at_least_one(b, (at, 0), (written, 0));
+    let writes = b.shape(at)[0].clone();
     let rest = shape.len() - 1;
     let places = b.positions(&shape[0], 0, 2);
     let at = b.unsqueeze(at, 0);
@@ -387,6 +424,7 @@ fn rows(
 ) -> Result<ValueId, Why> {
     let (shape, dtype) = (b.shape(x), b.dtype(x));
     let last = shape.len() - 1;
+    let (at, written) = at_least_one(b, (at, last), (written, dim));
     let writes = b.shape(at)[last].clone();
     let places = b.positions(&shape[last], last, last + 2);
     let positions = b.unsqueeze(at, last);

@@ -135,8 +135,9 @@ impl<'a> Layouts<'a> {
                 if node.arg("train") == Some(&Argument::Bool(true)) =>
             {
                 match node.arg("p") {
-                    Some(Argument::Float(p)) if *p != 0.0 => How::New,
-                    Some(Argument::Int(p)) if *p != 0 => How::New,
+                    Some(Argument::Float(p)) if *p == 0.0 => How::View,
+                    Some(Argument::Int(0)) => How::View,
+                    Some(Argument::Float(_) | Argument::Int(_)) => How::New,
                     _ => How::Unknown,
                 }
             }
@@ -290,13 +291,13 @@ impl<'a> Layouts<'a> {
             "view" if node.arg("dtype").is_some() => None,
             "view" | "_reshape_alias" | "unsqueeze" | "squeeze" | "view_as" | "unflatten"
             | "expand" | "broadcast_to" | "expand_as" | "reshape" | "flatten" | "ravel"
-            | "reshape_as" | "atleast_1d" => {
+            | "reshape_as" | "atleast_1d" | "broadcast_tensors" => {
                 // Of an expansion only where it repeats nothing.
                 let ones = |dims: &[Dim]| {
                     dims.iter().filter(|dim| dim.known() != Some(1)).cloned().collect::<Vec<_>>()
                 };
                 let new = &self.graph.value(*node.outputs.get(output)?).ty;
-                let expands = name.contains("expand") || name == "broadcast_to";
+                let expands = name.contains("expand") || name.contains("broadcast");
                 if expands && ones(&new.shape) != ones(&ty.shape) {
                     return None;
                 }

@@ -20,6 +20,7 @@ mod split;
 mod static_size;
 mod together;
 mod updates;
+mod writes;
 
 use std::collections::BTreeMap;
 

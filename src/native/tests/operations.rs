@@ -109,5 +109,7 @@ mod in_the_emulator {
         dynamic_f32 dynamic_bf16 attention_f32_core attention_bf16_core dynamic_f32_core
         in_place_f32 in_place_bf16 left_f32 left_i64 left_bf16_core scatter_f32 scatter_i64
         pooling_f32 resize_f32 transposed_f32 experts_f32 pairs_f32 placed_f32 narrow_i8 narrow_u8 narrow_i16
+        copies_f32 extremes_f32 extremes_i32 extremes_i16 extremes_i8 extremes_u8 borders_f32
+        written_f32 written_bf16_core lengths_f32
     }
 }

@@ -14,7 +14,7 @@ use super::{
         shapes::{product, show},
         unsupported,
     },
-    How, chosen,
+    How, chosen, nothing, preceded,
 };
 use crate::{
     core::{Domain, Fun, Number, Op, ValueId},
@@ -73,15 +73,21 @@ pub(super) fn masked_scatter(args: &mut Args<'_>) -> Outputs {
     }
     let b = &mut *args.b;
     let mask = b.expand(mask, shape.clone());
-    let source = flat(b, source);
+    let mut source = flat(b, source);
     if product(&shape).is(0) || b.shape(source)[0].is(0) {
         return one(x);
+    }
+    // One is read for places that the mask leaves out, too: of none there would be none.
+    let before = i64::from(b.may_be_none(&b.shape(source)[0]));
+    if before == 1 {
+        source = preceded(b, source, 0, nothing(dtype));
     }
     let line = flat(b, mask);
     let ones = b.cast(line, DType::I64);
     let all = b.shape(ones);
     let seen = b.push(Op::CumSum { dim: 0 }, vec![ones], DType::I64, all);
-    let from = b.map(Fun::Sub, Domain::Int, &[seen.into(), 1i64.into()], DType::I64)?;
+    let first = Arg::from(1 - before);
+    let from = b.map(Fun::Sub, Domain::Int, &[seen.into(), first], DType::I64)?;
     let from = b.map(Fun::Max, Domain::Int, &[from.into(), 0i64.into()], DType::I64)?;
     // Where there are fewer than places the last one stands for the rest: none is read behind it.
     let last = Arg::from(Number::Size(&b.shape(source)[0] - &Size::from(1)));
