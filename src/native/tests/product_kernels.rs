@@ -90,11 +90,16 @@ impl Case {
             1 => String::new(),
             split => format!("__cluster_dims__({split}, 1, 1) "),
         };
+        let fours = |layout: Layout, other: usize| {
+            let along = if layout == Layout::Across { other } else { *k };
+            along.is_multiple_of(4) && !self.symbolic
+        };
         let along = |layout: Layout| matches!(layout, Layout::AlongK | Layout::Padded);
         format!(
             "struct {name}_problem {{
 {sizes}
   enum : bool {{ ALIGNED = {aligned}, WIDE = {wide}, B_GIVEN = {given} }};
+  enum : bool {{ A_FOURS = {a_fours}, B_FOURS = {b_fours} }};
   enum : bool {{ A_ALONG_K = {a_k}, A_ALONG_M = {a_m}, B_ALONG_K = {b_k}, B_ALONG_N = {b_n} }};
   __device__ __forceinline__ kiln_index A_BATCH(kiln_index z) const {{ return z * {a_batch}; }}
   __device__ __forceinline__ kiln_index B_BATCH(kiln_index z) const {{ return z * {b_batch}; }}
@@ -118,6 +123,8 @@ extern \"C\" __global__ void __launch_bounds__({threads}, {blocks}) {cluster}{na
 ",
             wide = n.is_multiple_of(8) && !self.symbolic,
             given = m.is_multiple_of(2),
+            a_fours = fours(*a, *m),
+            b_fours = fours(*b, *n),
             a_k = along(*a),
             a_m = *a == Layout::Across,
             b_k = along(*b),

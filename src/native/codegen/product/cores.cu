@@ -4,10 +4,13 @@
 //
 // A thread sums TM x 8 products; (TILE_M / TM) * (TILE_N / 8) threads; a grid of
 // tiles x BATCH blocks in x. Dynamic shared memory: 2 * TILE_K * (TILE_M + TILE_N
-// + 8) * 4 bytes.
+// + 8) * 4 bytes. A problem has two constants more, A_FOURS and B_FOURS: whether the
+// dimension along which four neighbours are read has whole fours.
 
-// TILE rows (of A, or columns of B) x TILE_K, as floats, [k][row].
-template <int TILE, int TILE_K, bool ALONG_K, bool WHOLE, int THREADS> struct kiln_float_panel {
+// TILE rows (of A, or columns of B) x TILE_K, as floats, [k][row]. WHOLE: four neighbours
+// may be read at once. FOURS: there are all four of them, or none.
+template <int TILE, int TILE_K, bool ALONG_K, bool WHOLE, bool FOURS, int THREADS>
+struct kiln_float_panel {
   enum : int { PITCH = TILE + 4, LOADS = TILE * TILE_K / 4 / THREADS };
   static_assert(LOADS * 4 * THREADS == TILE * TILE_K, "");
   float held[LOADS][4];
@@ -34,7 +37,8 @@ template <int TILE, int TILE_K, bool ALONG_K, bool WHOLE, int THREADS> struct ki
       } else {
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
-          held[i][j] = j < left ? kiln_widen(from[j * (ALONG_K ? k_stride : row_stride)]) : 0.0f;
+          const bool there = !(WHOLE && FOURS) && j < left;
+          held[i][j] = there ? kiln_widen(from[j * (ALONG_K ? k_stride : row_stride)]) : 0.0f;
         }
       }
     }
@@ -58,9 +62,9 @@ __device__ __forceinline__ void kiln_product_cores(const T* a, const T* b, const
                                                    const Write& write, unsigned block = blockIdx.x) {
   constexpr int ACROSS = TILE_N / 8, THREADS = TILE_M / TM * ACROSS;
   kiln_float_panel<TILE_M, TILE_K, !P::A_ALONG_M, P::ALIGNED && (P::A_ALONG_K || P::A_ALONG_M),
-                   THREADS> pa;
+                   P::A_FOURS, THREADS> pa;
   kiln_float_panel<TILE_N, TILE_K, !P::B_ALONG_N, P::ALIGNED && (P::B_ALONG_K || P::B_ALONG_N),
-                   THREADS> pb;
+                   P::B_FOURS, THREADS> pb;
   constexpr int STAGE_A = TILE_K * pa.PITCH, STAGE_B = TILE_K * pb.PITCH;
   float* as = reinterpret_cast<float*>(kiln_shared_memory());
   float* bs = as + 2 * STAGE_A;
@@ -70,21 +74,24 @@ __device__ __forceinline__ void kiln_product_cores(const T* a, const T* b, const
   const int tm = threadIdx.x / ACROSS * TM, tn = threadIdx.x % ACROSS * 8;
   float acc[TM][8] = {};
 
-  pa.fetch(a, at.m, 0, p.M, p.K, p.AM, p.AK);
-  pb.fetch(b, at.n, 0, p.N, p.K, p.BN, p.BK);
   int now = 0;
-  for (kiln_index k0 = 0; k0 < p.K; k0 += TILE_K, now ^= 1) {
+  // Each pass fetches what the next one multiplies: the first one that alone. One copy of
+  // all of it, as of the sums below, or the compiler takes several times as long.
+#pragma unroll 1
+  for (kiln_index next = 0; next < p.K + TILE_K; next += TILE_K, now ^= 1) {
     float* sa = as + now * STAGE_A;
     float* sb = bs + now * STAGE_B;
-    pa.keep(sa);
-    pb.keep(sb);
-    __syncthreads();  // All of this stage is there; the one before, nobody reads any more.
-    if (k0 + TILE_K < p.K) {
-      pa.fetch(a, at.m, k0 + TILE_K, p.M, p.K, p.AM, p.AK);
-      pb.fetch(b, at.n, k0 + TILE_K, p.N, p.K, p.BN, p.BK);
+    if (next > 0) {
+      pa.keep(sa);
+      pb.keep(sb);
+      __syncthreads();  // All of this stage is there; the one before, nobody reads any more.
     }
-    // All of them at once would take the compiler twice as long.
-#pragma unroll 8
+    if (next < p.K) {
+      pa.fetch(a, at.m, next, p.M, p.K, p.AM, p.AK);
+      pb.fetch(b, at.n, next, p.N, p.K, p.BN, p.BK);
+    }
+    if (next == 0) continue;
+#pragma unroll(TM == 8 ? 8 : 4)
     for (int k = 0; k < TILE_K; ++k) {
       float x[TM], y[8];
 #pragma unroll

@@ -3,6 +3,7 @@
 //! Invariant: the problem's structure says what is known and no more; a choice
 //! changes how fast a product is, never what it is.
 
+mod alike;
 pub(crate) mod choose;
 pub(crate) mod tiles;
 
@@ -10,7 +11,10 @@ use std::collections::BTreeMap;
 
 use kiln_proto::{Failure, Target};
 
-use self::choose::{Choice, CopyBox, Dense, Extent, Problem, Variant};
+use self::{
+    alike::alike,
+    choose::{Choice, CopyBox, Dense, Extent, Problem, Variant},
+};
 use super::{
     Emitted, Kernel, NAME,
     beside::Beside,
@@ -21,7 +25,7 @@ use super::{
     params::Params,
 };
 use crate::{
-    loops::{Def, Loops, Matrix, Product, ROW},
+    loops::{Def, Loops, Matrix, Product, ROW, Source},
     plan,
     schedule::{self, Fused, Group, Space},
     size::{Atom, Size},
@@ -49,16 +53,29 @@ pub(super) fn emit(
     let problem = together(&parts).ok_or_else(|| bug("a launch of no products"))?;
     let choice = choose::choose(&problem, target);
     let mut params = Params::default();
-    let (mut before, mut beside, mut maps) = (String::new(), Beside::default(), Vec::new());
+    let (mut calls, mut maps) = (Vec::new(), Vec::new());
     for (index, part) in parts.iter().enumerate() {
         let own: Vec<usize> =
             stored.iter().copied().filter(|temp| part.fused.places.contains_key(temp)).collect();
-        let emitted = one(loops, part, &own, &choice, &mut params, &mut before, index);
-        let text = format!("{}{}, block);\n", emitted.before, emitted.call);
-        beside.add(&mut params, text, &emitted.grid);
-        maps.extend(emitted.maps);
+        let (call, own_maps) = one(loops, part, &own, &choice, &mut params, index);
+        calls.push(call);
+        maps.extend(own_maps);
     }
-    let (text, grid, parts) = beside.done();
+    // Each copy of that template takes the compiler long; the others are told their operands
+    // by the parameters themselves.
+    let shared = (choice.variant == Variant::Cores).then(|| alike(&calls, &mut params));
+    let (before, text, grid, parts) = match shared.flatten() {
+        Some(shared) => (shared.structures, shared.text, shared.grid, shared.parts),
+        None => {
+            let (mut before, mut beside) = (String::new(), Beside::default());
+            for call in calls {
+                before += &call.structures;
+                beside.add(&mut params, call.text, &call.grid);
+            }
+            let (text, grid, parts) = beside.done();
+            (before, text, grid, parts)
+        }
+    };
     let variant = choice.why.clone() + &parts;
     let kernel = Kernel { maps, ..kernel(&choice, params, text) };
     Ok(Emitted { before, kernel, grid, variant })
@@ -84,25 +101,15 @@ fn together(parts: &[Part]) -> Option<Problem> {
     Some(problem)
 }
 
-/// The call of a template, without its end.
-struct Call {
-    /// Statements before it.
-    before: String,
-    call: String,
-    maps: Vec<(usize, plan::TensorMap)>,
-    grid: Size,
-}
-
-/// Adds what one product reads and writes to `params`, and its structures to `before`.
+/// Adds what one product reads and writes to `params`: its text, and its tensor maps.
 fn one(
     loops: &mut Loops,
     part: &Part,
     stored: &[usize],
     choice: &Choice,
     params: &mut Params,
-    before: &mut String,
     index: usize,
-) -> Call {
+) -> (alike::Part, Vec<(usize, plan::TensorMap)>) {
     let Part { temp, product, fused, problem } = part;
     let wide = product.n.power_of_two(WIDE) == WIDE && product.n.known().is_some();
     let lanes = if wide && choice.variant != Variant::Vector { WIDE } else { 1 };
@@ -124,15 +131,13 @@ fn one(
          static_assert(V == {lanes}, \"\");\n\
          const kiln_index c = n / {lanes};\n{outer}{inner}}}\n"
     ));
-    let structure = structure(loops, &mut own, product, problem, wide);
+    let structure = structure(loops, &mut own, product, problem, wide, choice.variant);
     // The operands are parameters of their own, even where the epilogue reads them too.
     let operands = first + own.reads.len();
     own.reads.extend([product.a.source, product.b.source]);
     let number = if index == 0 { String::new() } else { index.to_string() };
     let (p, w) = (format!("{NAME}_problem{number}"), format!("{NAME}_write{number}"));
     let template = choice.call.replace("<P,", &format!("<{p},"));
-    *before += &structure.definition(&p);
-    *before += &write.definition(&w);
     let mut maps = Vec::new();
     if let Some(boxes) = &choice.maps {
         let matrices = [(&product.a, &product.m), (&product.b, &product.n)];
@@ -141,17 +146,30 @@ fn one(
             maps.push((operands + place, map));
         }
     }
+    let elements = |reads: &[Source]| reads.iter().map(|of| super::pointee(loops, *of)).collect();
+    let written: Vec<Source> = own.writes.iter().map(|temp| Source::Temp(*temp)).collect();
+    let reads = (first..first + own.reads.len(), elements(&own.reads));
+    let writes = (first_write..first_write + written.len(), elements(&written));
     params.reads.append(&mut own.reads);
     params.writes.append(&mut own.writes);
     params.symbols.append(&mut own.symbols);
     let along = |size: &Size, tile: i64| size.div_ceil(&Size::from(tile));
     let tiles = &along(&product.m, choice.tile[0]) * &along(&product.n, choice.tile[1]);
-    Call {
-        before: format!("const {p} p = {};\n", structure.value(&p)),
-        call: format!("{template}(r{operands}, r{}, p, {}", operands + 1, write.value(&w)),
-        maps,
+    let call = format!(
+        "const {p} p = {};\n{template}(r{operands}, r{}, p, {}, block);\n",
+        structure.value(&p),
+        operands + 1,
+        write.value(&w)
+    );
+    let part = alike::Part {
+        reads,
+        writes,
+        index,
+        structures: structure.definition(&p) + &write.definition(&w),
+        text: call,
         grid: &(&tiles * &product.batch) * &Size::from(i64::from(choice.split)),
-    }
+    };
+    (part, maps)
 }
 
 fn kernel(choice: &Choice, params: Params, text: String) -> Kernel {
@@ -235,6 +253,7 @@ fn structure(
     product: &Product,
     problem: &Problem,
     wide: bool,
+    variant: Variant,
 ) -> Members {
     let mut members = Members::default();
     let sizes = [
@@ -261,6 +280,13 @@ fn structure(
     ];
     for (name, switch) in switches {
         members.switch(name, switch);
+    }
+    if variant == Variant::Cores {
+        // Of the dimension along which four neighbours are read.
+        let along = |dense: Dense, other| if dense == Dense::Other { other } else { &product.k };
+        let fours = |size: &Size| size.power_of_two(4) == 4;
+        members.switch("A_FOURS", fours(along(problem.a, &product.m)));
+        members.switch("B_FOURS", fours(along(problem.b, &product.n)));
     }
     let mut offsets = Params::default();
     for (name, matrix) in [("A_BATCH", &product.a), ("B_BATCH", &product.b)] {
