@@ -33,7 +33,7 @@ pub(super) fn folders(dir: &Path) -> Result<Vec<(u64, PathBuf)>, ExecError> {
 /// program's, or has sizes beside itself.
 pub(super) fn check(dynamic: &Plan, fixed: &Plan, folder: &Path) -> Result<(), ExecError> {
     let same = |a: &[Tensor], b: &[Tensor]| {
-        let of = |t: &Tensor| (t.kind.clone(), t.dtype, t.shape.len());
+        let of = |t: &Tensor| (t.kind.clone(), t.dtype, t.shape.len(), t.updated);
         a.iter().map(of).eq(b.iter().map(of))
     };
     let why = match () {

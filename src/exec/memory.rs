@@ -63,6 +63,20 @@ impl Memory {
         stream.synchronize().during("copy an input")
     }
 
+    /// Queues a copy of all of `from`, which has as many bytes, to its start.
+    pub(super) fn queue_copy(&mut self, from: &Self, stream: &CudaStream) -> Result<(), ExecError> {
+        debug_assert!(from.bytes <= self.bytes);
+        if from.bytes == 0 {
+            return Ok(());
+        }
+        self.context.bind_to_thread().during("use the device")?;
+        let bytes = from.bytes as usize;
+        // SAFETY: both have as many bytes. Memory is freed only after all that was queued
+        // before: `cuMemFree` waits for that.
+        unsafe { result::memcpy_dtod_async(self.start, from.start, bytes, stream.cu_stream()) }
+            .during("copy an input")
+    }
+
     /// The first `bytes` bytes, after what is queued on `stream`.
     pub(super) fn read(&self, bytes: u64, stream: &CudaStream) -> Result<Vec<u8>, ExecError> {
         debug_assert!(bytes <= self.bytes);

@@ -34,8 +34,9 @@ mod verify;
 use std::{
     collections::HashMap,
     fmt,
-    fs::File,
+    fs::{File, Permissions},
     io::BufReader,
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
 };
 
@@ -167,6 +168,10 @@ impl fmt::Display for Report {
 /// `output` gets `out0`, ..., what is left in inputs by their names, and the kernels' times
 /// as metadata.
 pub fn exec_main(exec: &Exec) -> Result<Report, ExecError> {
+    if let Some(state) = exec.state.as_ref().filter(|state| is_one_file(state, &exec.output)) {
+        let why = format!("{} is the file of the outputs and that of the state", state.display());
+        return Err(ExecError::Inputs(format!("{why}: name two")));
+    }
     let file = program::read(&exec.inputs)?;
     let kept = match exec.state.as_ref().filter(|path| path.exists()) {
         Some(path) => Some(program::read(path)?),
@@ -185,10 +190,15 @@ pub fn exec_main(exec: &Exec) -> Result<Report, ExecError> {
         notes.insert(format!("micros.{name}"), micros.to_string());
     }
     let names = tensors::names(&plan);
-    if let Some(path) = &exec.state {
-        keep_state(path, &plan, &outputs)?;
-    }
+    let state = match &exec.state {
+        Some(path) => Some((path, state_of(&plan, &outputs)?)),
+        None => None,
+    };
     write_outputs(&exec.output, names, &outputs, notes)?;
+    // Last: a run whose outputs are nowhere is run again, from where it began.
+    if let Some((path, (names, tensors))) = state {
+        keep_state(path, names, &tensors)?;
+    }
     let (mut pieces, mut verdicts) = (Vec::new(), Vec::new());
     if let Some(archive) = &exec.verify {
         let graph = read_graph(archive)?;
@@ -201,22 +211,44 @@ pub fn exec_main(exec: &Exec) -> Result<Report, ExecError> {
     Ok(Report { device, size, times, pieces, verdicts })
 }
 
-/// Writes what the program left in its own state, whole or not at all: the next run begins
-/// with it.
-fn keep_state(path: &Path, plan: &Plan, outputs: &[Tensor<'_>]) -> Result<(), ExecError> {
+/// Whether two paths name one file, there or yet to be made.
+fn is_one_file(a: &Path, b: &Path) -> bool {
+    let whole = |path: &Path| {
+        let there = path.canonicalize().ok();
+        there.or_else(|| Some(path.parent()?.canonicalize().ok()?.join(path.file_name()?)))
+    };
+    a == b || whole(a).is_some_and(|a| whole(b) == Some(a))
+}
+
+/// What the program left in its own state, of all that a run gave: names and tensors.
+fn state_of<'t>(
+    plan: &Plan,
+    outputs: &[Tensor<'t>],
+) -> Result<(Vec<String>, Vec<Tensor<'t>>), ExecError> {
     let inputs = plan.inputs.iter().filter(|input| input.updated);
     let left = inputs.zip(&outputs[plan.outputs.len()..]);
     let state = left.filter(|(input, _)| tensors::is_state(input));
-    let (names, tensors): (Vec<String>, Vec<Tensor<'_>>) =
-        state.map(|(input, tensor)| (input.name.clone(), tensor.clone())).unzip();
+    let state = state.map(|(input, tensor)| (input.name.clone(), tensor.clone()));
+    let (names, tensors): (Vec<String>, Vec<Tensor<'_>>) = state.unzip();
     if names.is_empty() {
         let why = "the program leaves nothing in its parameters and buffers: it has no state";
         return Err(ExecError::Inputs(why.to_owned()));
     }
-    let new = path.with_extension("new");
-    write_outputs(&new, names, &tensors, HashMap::new())?;
-    let moved = std::fs::rename(&new, path);
-    moved.map_err(|error| ExecError::File { path: path.to_owned(), error })
+    Ok((names, tensors))
+}
+
+/// Writes what the program left in its own state, whole or not at all: the next run begins
+/// with it.
+fn keep_state(path: &Path, names: Vec<String>, tensors: &[Tensor<'_>]) -> Result<(), ExecError> {
+    let failed = |error| ExecError::File { path: path.to_owned(), error };
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    // As any other file that is made: the process's mask says who reads it.
+    let mut new = tempfile::Builder::new();
+    let new = new.prefix(".kiln-state.").permissions(Permissions::from_mode(0o666));
+    let new = new.tempfile_in(folder.unwrap_or(Path::new("."))).map_err(failed)?;
+    write_outputs(new.path(), names, tensors, HashMap::new())?;
+    new.persist(path).map_err(|persist| failed(persist.error))?;
+    Ok(())
 }
 
 /// The graph of a torch.export archive, without its weights, which may be larger

@@ -6,6 +6,9 @@
 //! sizes that it was recorded with still hold. What a run leaves in an input is
 //! what the next one finds there.
 
+mod apart;
+mod state;
+
 use std::{borrow::Cow, ffi::c_void, sync::Arc};
 
 use cudarc::driver::{CudaGraph, CudaStream, sys};
@@ -15,6 +18,8 @@ use kiln_native::{
 };
 use parking_lot::Mutex;
 
+pub(super) use self::state::Beginning;
+use self::state::Initial;
 use super::{
     ExecError, Module, Tensor, copying, error::During, launching, memory::Memory, program::Steps,
     tensor_map,
@@ -46,7 +51,7 @@ pub struct Session {
     ready: Option<Ready>,
     inputs: Vec<Option<Input>>,
     /// Inputs that runs change, as they were set.
-    initial: Vec<Option<Tensor<'static>>>,
+    initial: Initial,
     outputs: Vec<Memory>,
     workspace: Option<Memory>,
 }
@@ -96,7 +101,7 @@ impl Session {
         let stream = module.context.new_stream().during("make a stream")?;
         drop(making);
         let inputs: Vec<_> = module.program.plan.inputs.iter().map(|_| None).collect();
-        let initial = vec![None; inputs.len()];
+        let initial = Initial::new(inputs.len());
         let (graph, ready, outputs, workspace) = (None, None, Vec::new(), None);
         Ok(Self { module, stream, graph, ready, inputs, initial, outputs, workspace })
     }
@@ -133,16 +138,19 @@ impl Session {
     /// Sets one input: copied to the device and laid out as the plan wants it.
     /// An input that keeps its shape keeps its memory, and a recorded graph.
     pub fn set(&mut self, index: usize, tensor: &Tensor<'_>) -> Result<(), ExecError> {
+        self.write(index, tensor)?;
+        if self.module.program.plan.inputs[index].updated {
+            self.initial.keep(index, tensor);
+        }
+        Ok(())
+    }
+
+    fn write(&mut self, index: usize, tensor: &Tensor<'_>) -> Result<(), ExecError> {
         let known = self.admitted(index, &tensor.shape)?;
         let wanted = &self.module.program.plan.inputs[index];
         if tensor.dtype != wanted.dtype {
             let (name, got, wanted) = (&wanted.name, tensor.dtype, wanted.dtype);
             return Err(ExecError::Inputs(format!("{name} is {got}, not {wanted}")));
-        }
-        if wanted.updated {
-            let Tensor { dtype, shape, bytes } = tensor;
-            let bytes = Cow::Owned(bytes.to_vec());
-            self.initial[index] = Some(Tensor { dtype: *dtype, shape: shape.clone(), bytes });
         }
         if let (Some(_), Some(Input { shape, data: Data::Own(memory, layout) })) =
             (&self.ready, &mut self.inputs[index])
@@ -170,6 +178,8 @@ impl Session {
     /// The memory has the plan's element type and strides for `shape`, starts at
     /// a multiple of 16 bytes, and outlives the session or the next setting of
     /// this input; what is launched in other streams on it has been waited for.
+    /// Where runs write to it, it is no other input as well: the next launch refuses that
+    /// among the inputs of the session.
     pub unsafe fn set_device(
         &mut self,
         index: usize,
@@ -183,19 +193,8 @@ impl Session {
             return Err(ExecError::Inputs(why));
         }
         self.changed()?;
-        self.initial[index] = None;
+        self.initial.forget(index);
         self.inputs[index] = Some(Input { shape: shape.to_vec(), data: Data::Given(pointer) });
-        Ok(())
-    }
-
-    /// Sets what runs have changed to what it was set to last: buffers that the program
-    /// writes to, a cache of keys and values say. Memory that the caller holds stays as it is.
-    pub fn reset(&mut self) -> Result<(), ExecError> {
-        for index in 0..self.initial.len() {
-            if let Some(tensor) = self.initial[index].take() {
-                self.set(index, &tensor)?;
-            }
-        }
         Ok(())
     }
 
@@ -418,6 +417,7 @@ impl Session {
                 kept => self.inputs[index] = kept,
             }
         }
+        self.refuse_shared(&call.inputs)?;
         self.make_room(call)?;
         let arguments = call.launches.iter().map(|launch| {
             let name = &module.program.kernels[launch.kernel].name;

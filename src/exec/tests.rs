@@ -408,6 +408,51 @@ fn what_a_program_leaves_in_its_inputs_is_kept_from_run_to_run() {
     }
 }
 
+/// A step whose outputs are nowhere is not taken: it is run again from where it began.
+#[test]
+fn a_run_whose_outputs_cannot_be_written_leaves_the_state_as_it_was() {
+    let mut stateful = Stateful::of("state/counting.pt2", "state/counting.safetensors");
+    stateful.run(0);
+    let state = stateful.exec.state.clone().unwrap();
+    let before = std::fs::read(&state).unwrap();
+    let output = stateful.exec.output.clone();
+    stateful.exec.output = stateful.folder.path().join("no/such/folder.safetensors");
+    exec_main(&stateful.exec).unwrap_err();
+    assert!(std::fs::read(&state).unwrap() == before);
+    stateful.exec.output = output;
+    stateful.run(1);
+    assert!(std::fs::read(&state).unwrap() != before);
+}
+
+/// The state is written beside itself, by no name that may be somebody's.
+#[test]
+fn a_state_of_any_name_touches_no_other_file() {
+    let mut stateful = Stateful::of("state/counting.pt2", "state/counting.safetensors");
+    let other = stateful.folder.path().join("cache.new");
+    std::fs::write(&other, "somebody's").unwrap();
+    for name in ["cache.safetensors", "cache.bin", "other.new"] {
+        stateful.exec.state = Some(stateful.folder.path().join(name));
+        stateful.run(0);
+        stateful.run(1);
+    }
+    assert_eq!(std::fs::read(&other).unwrap(), b"somebody's");
+    let names = std::fs::read_dir(stateful.folder.path()).unwrap();
+    let names: Vec<String> =
+        names.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    assert!(names.iter().all(|name| !name.starts_with('.')), "{names:?}");
+    // Nor is it the outputs' own, by whatever path.
+    stateful.exec.state = Some(
+        stateful
+            .folder
+            .path()
+            .join("../")
+            .join(stateful.folder.path().file_name().unwrap())
+            .join("out.safetensors"),
+    );
+    let why = exec_main(&stateful.exec).unwrap_err().to_string();
+    assert!(why.contains("and that of the state"), "{why}");
+}
+
 #[test]
 fn a_state_that_is_no_state_of_the_program_is_refused() {
     let stateful = Stateful::of("state/decoding.pt2", "state/decoding.safetensors");

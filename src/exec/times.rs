@@ -1,11 +1,13 @@
 //! How long a module takes, measured on the device.
 //!
 //! Invariant: medians of single runs between two CUDA events, after runs that
-//! warm up; a run writes the outputs anew, so they are read before.
+//! warm up; a run writes the outputs anew, so they are read before. Where runs change
+//! inputs each begins with what these were set to: one that counts its own positions
+//! never runs out of them.
 
 use cudarc::driver::{CudaEvent, sys};
 
-use super::{ExecError, Session, error::During};
+use super::{ExecError, Session, error::During, session::Beginning};
 
 /// Runs before the first one that counts.
 const WARM_UP: usize = 5;
@@ -24,36 +26,46 @@ pub struct Times {
 }
 
 impl Session {
-    /// Measures `repeat` runs of each kind. The outputs stay what they are only
-    /// where running again gives the same: read them first.
+    /// Measures `repeat` runs of each kind, which write the outputs anew: read them first.
+    ///
+    /// Inputs that runs change are [`reset`](Self::reset) before each and in the end; those
+    /// that the caller holds are run on.
     pub fn times(&mut self, repeat: usize) -> Result<Times, ExecError> {
         let launches = self.call()?.launches.clone();
         if launches.is_empty() || repeat == 0 {
             return Ok(Times::default());
         }
-        let eager_us = self.median(repeat, Self::launch)?;
-        let graph_us = self.graph_micros(repeat)?;
+        let beginning = self.beginning()?;
+        let eager_us = self.median(repeat, &beginning, Self::launch)?;
+        let graph_us = self.median(repeat, &beginning, Self::replay)?;
         let mut kernels = Vec::with_capacity(launches.len());
         for (index, launch) in launches.iter().enumerate() {
             let stream = self.stream().clone();
-            let micros =
-                self.median(repeat, |session| session.launch_one(index, &stream, false))?;
+            let run = |session: &mut Self| session.launch_one(index, &stream, false);
+            let micros = self.median(repeat, &beginning, run)?;
             kernels.push((self.label(index, launch.kernel), micros));
         }
+        self.rewind(&beginning)?;
         Ok(Times { repeat, eager_us, graph_us, kernels })
     }
 
-    /// What one run as a CUDA graph takes: the median of `repeat`, in microseconds.
+    /// What one run as a CUDA graph takes: the median of `repeat`, in microseconds. With inputs
+    /// that runs change it does as [`times`](Self::times).
     pub fn graph_micros(&mut self, repeat: usize) -> Result<f64, ExecError> {
-        self.median(repeat, Self::replay)
+        let beginning = self.beginning()?;
+        let micros = self.median(repeat, &beginning, Self::replay)?;
+        self.rewind(&beginning)?;
+        Ok(micros)
     }
 
     fn median(
         &mut self,
         repeat: usize,
+        beginning: &Beginning,
         mut run: impl FnMut(&mut Self) -> Result<(), ExecError>,
     ) -> Result<f64, ExecError> {
         for _ in 0..WARM_UP {
+            self.rewind(beginning)?;
             run(self)?;
         }
         let stream = self.stream().clone();
@@ -63,6 +75,7 @@ impl Session {
         };
         let mut events = Vec::with_capacity(repeat);
         for _ in 0..repeat {
+            self.rewind(beginning)?;
             let start = event()?;
             run(self)?;
             events.push((start, event()?));

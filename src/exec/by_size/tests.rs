@@ -4,7 +4,10 @@
 use std::fs;
 
 use kiln_native::{eager::Eager, lower_parsed, read_graph, static_size::fixed};
-use kiln_proto::{ArtifactKey, Target, graph::Graph};
+use kiln_proto::{
+    ArtifactKey, Target,
+    graph::{Graph, InputKind},
+};
 
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 
@@ -120,6 +123,17 @@ fn what_is_not_of_the_program_is_refused_and_what_would_be_wrong_is_not_chosen()
         fs::remove_file(place.join(kiln_native::eager::GRAPH)).unwrap();
     });
     assert!(machine_code.contains("for a GPU"), "{machine_code}");
+
+    // The same types and shapes, but one of its inputs is written to.
+    let changing = refused(&|dir| {
+        let mut graph = fixed(&graph(DYNAMIC), "", 5).unwrap();
+        let (at, input) =
+            graph.inputs.iter().enumerate().find(|(_, i)| i.kind == InputKind::Parameter).unwrap();
+        graph.outputs.push(input.value);
+        graph.updates.push(at);
+        write(&layout::size_dir(dir, 5), eager(&graph));
+    });
+    assert!(changing.contains("sizes/5") && changing.contains("another program"), "{changing}");
 
     // A folder that has another size than it says: the shapes decide.
     let folder = artifact(eager);
