@@ -72,8 +72,8 @@ def _outputs(told: Plan, shapes: Sequence[Sequence[int]]) -> list[tuple[int, ...
 def _misfit(dynamic: Plan, fixed: Plan) -> str | None:
     """Say why they are not one program."""
 
-    def kinds(tensors: Sequence[Tensor]) -> list[tuple[str, str, int]]:
-        return [(each.kind, each.dtype, len(each.shape)) for each in tensors]
+    def kinds(tensors: Sequence[Tensor]) -> list[tuple[str, str, int, bool]]:
+        return [(each.kind, each.dtype, len(each.shape), each.updated) for each in tensors]
 
     if fixed.target != dynamic.target:
         return f"it is for {fixed.target}, the dynamic one for {dynamic.target}"

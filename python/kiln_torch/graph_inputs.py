@@ -1,7 +1,7 @@
 """What is given to a graph that PyTorch runs: checked, bound, named in messages.
 
 Invariant: an input that does not fit is refused before anything runs, under the name that
-its program has for it.
+its program has for it; so is one that lies in memory of another one that is written to.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from . import binding, plan
+from . import apart, binding, plan
 from .launching import DTYPES
 from .sizes import shape_shown
 
@@ -70,6 +70,9 @@ class TorchGraph(ABC):
         devices = {each.device for each in tensors}
         if len(devices) > 1:
             raise ValueError(f"inputs are on {', '.join(sorted(map(str, devices)))}: want one")
+        pair = apart.among(tensors, [each.updated for each in self.given])
+        if pair is not None:
+            raise apart.refusal(*map(self.shown, pair))
         return symbols, devices.pop() if devices else torch.get_default_device()
 
 

@@ -1,8 +1,9 @@
 """A graph that the native compiler compiled, as a callable over torch tensors.
 
 Invariant: nothing is launched unless every tensor has the type, sizes, strides,
-device and alignment of the plan; nothing is copied, and all memory is torch's. Inputs
-that the program writes to are written to where they are.
+device and alignment of the plan; all memory is torch's, and nothing is copied but, once,
+fixed inputs that the program writes to. Those are written to where they are, and are no
+other input as well.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from . import binding, cuda_driver, plan
+from . import apart, binding, cuda_driver, plan
 from .launching import DTYPES, Loaded, Prepared
 from .plan import ALIGNMENT
 from .program import Program, Whole
@@ -116,7 +117,8 @@ class Bound:
         tensors = [each for each in self._written if isinstance(each, torch.Tensor)]
         self._initial = [(each, each.detach().clone()) for each in tensors]
         self.changes = [at for at, position in enumerate(self._open) if is_updated[position]]
-        self._prepared: dict[Any, tuple[Prepared, int]] = {}
+        self._is_updated = is_updated
+        self._prepared: dict[Any, tuple[Prepared, int, apart.Apart | None]] = {}
 
     def __call__(self, *tensors: torch.Tensor) -> Any:
         """Run once, on torch's current stream of the tensors' device."""
@@ -127,11 +129,13 @@ class Bound:
         ready = self._prepared.get(key) if key else None
         if ready is None:
             ready = self._prepare(tensors, key)
-        prepared, device = ready
+        prepared, device, places = ready
         pointers = [(at, tensor.data_ptr()) for at, tensor in zip(self._open, tensors)]
         for at, pointer in pointers:
             if pointer % ALIGNMENT:
                 raise self._wrong(at, f"does not start at a multiple of {ALIGNMENT} bytes")
+        if places is not None:
+            self._refuse_shared(places.shared(pointers))
         if torch.is_grad_enabled():
             self._refuse_gradients(tensors)
         if torch.cuda.current_device() != device:
@@ -165,7 +169,9 @@ class Bound:
         cuda_driver.ensure_context(device)
         return prepared.run(pointers, _stream(device))
 
-    def _prepare(self, tensors: Sequence[torch.Tensor], key: Any) -> tuple[Prepared, int]:
+    def _prepare(
+        self, tensors: Sequence[torch.Tensor], key: Any
+    ) -> tuple[Prepared, int, apart.Apart | None]:
         if len(tensors) != len(self._open):
             given = self.native.given
             wanted = ", ".join(
@@ -180,11 +186,15 @@ class Bound:
             cuda_driver.ensure_context(device.index)
             prepared = Prepared(self.native.loaded(device), call)
         # A fixed input is where it is for good.
-        prepared.place([(at, tensor.data_ptr()) for at, tensor in self._fixed.items()])
+        fixed = {at: tensor.data_ptr() for at, tensor in self._fixed.items()}
+        prepared.place([*fixed.items()])
+        lengths = [apart.length(each) for each in inputs]
+        changes = any(self._is_updated)
+        places = apart.Apart(self._is_updated, lengths, fixed) if changes else None
         while len(self._prepared) >= _MOST_PREPARED:
             self._prepared.pop(next(iter(self._prepared)), None)
-        self._prepared[key] = prepared, device.index
-        return prepared, device.index
+        self._prepared[key] = ready = prepared, device.index, places
+        return ready
 
     def _check(self, tensors: Sequence[torch.Tensor]) -> tuple[torch.device, plan.Call]:
         for at, tensor in enumerate(tensors):
@@ -195,6 +205,7 @@ class Bound:
                 raise self._wrong(at, f"has elements of {tensor.dtype}, not {DTYPES[wanted.dtype]}")
         shapes = [tensor.shape for tensor in tensors]
         call = self.native.program.call(self.native.named, shapes)
+        self._refuse_shared(apart.among(tensors, self._is_updated))
         device = None
         for at, (tensor, layout) in enumerate(zip(tensors, call.inputs)):
             why = _elsewhere(tensor, layout, device)
@@ -210,6 +221,10 @@ class Bound:
             raise ValueError(
                 "an input requires a gradient, and there is none: call it under torch.no_grad()"
             )
+
+    def _refuse_shared(self, pair: tuple[int, int] | None) -> None:
+        if pair is not None:
+            raise apart.refusal(*map(self.native.shown, pair))
 
     def _wrong(self, at: int, why: str) -> ValueError:
         return ValueError(f"input {self.native.shown(at)} {why}")
@@ -229,7 +244,8 @@ class Graphed:
         self._changes = list(getattr(bound, "changes", ()))
         with torch.no_grad():
             self.inputs = [tensor.detach().clone() for tensor in example]
-            were = [(each, each.clone()) for each in self._written]
+            changing = [*self._written, *(self.inputs[at] for at in self._changes)]
+            were = [(each, each.clone()) for each in changing]
             current = torch.cuda.current_stream()
             side = torch.cuda.Stream()
             side.wait_stream(current)
@@ -249,6 +265,10 @@ class Graphed:
         """Replay it for these inputs."""
         if len(tensors) != len(self.inputs):
             raise TypeError(f"{len(tensors)} inputs, not {len(self.inputs)}")
+        if self._changes:
+            pair = apart.among(tensors, [at in self._changes for at in range(len(tensors))])
+            if pair is not None:
+                raise apart.refusal(*map(str, pair))
         for at, (mine, given) in enumerate(zip(self.inputs, tensors)):
             if given is mine:
                 continue

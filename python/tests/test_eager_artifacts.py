@@ -281,6 +281,20 @@ def test_buffers_keep_what_calls_leave_in_them_until_they_are_reset(
                 left = golden.get(f"call{call}.left.{name}")
                 if left is not None:
                     torch.testing.assert_close(tensor, left, rtol=1e-5, atol=1e-5)
+        # Memory that is written to is no other input: which of both it would be is open.
+        copies = [each.clone() for each in fixed]
+        changing = next(at for at, each in enumerate(loaded.given) if each.updated)
+        twice = next(
+            at
+            for at, each in enumerate(copies)
+            if at != changing and each.nbytes <= copies[changing].nbytes
+        )
+        raw = copies[changing].view(-1).view(torch.uint8)[: copies[twice].nbytes]
+        copies[twice] = raw.view(copies[twice].dtype).view(copies[twice].shape)
+        before = copies[changing].clone()
+        with pytest.raises(ValueError, match="is written to, and input"):
+            loaded.bind(*copies)(*calls[0])
+        assert torch.equal(copies[changing], before)
     for name, tensor in zip(names, fixed):
         left = golden.get(f"left.{name}", golden[name])
         torch.testing.assert_close(tensor, left, rtol=1e-5, atol=1e-5)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import random
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,7 +15,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import kiln_torch  # noqa: E402
-from kiln_torch import cuda_driver, plan, sizes  # noqa: E402
+from kiln_torch import apart, cuda_driver, plan, sizes  # noqa: E402
 from kiln_torch.sizes import BrokenArtifact  # noqa: E402
 
 if TYPE_CHECKING:
@@ -102,6 +103,56 @@ def test_wrong_inputs_are_named_before_anything_is_launched(tmp_path: Path) -> N
         native.bind(weight)(x)  # type: ignore[attr-defined]
     with pytest.raises(ValueError, match="no tensor but a list"):
         native([], x)
+
+
+def test_memory_that_is_written_to_is_no_other_input(tmp_path: Path) -> None:
+    weight, buffer, x = told()["inputs"][0], *([tensor("in1", "buffer", [2, 4], [4, 1])] * 2)
+    inputs = [weight, {**buffer, "updated": True}, {**x, "name": "in2", "kind": "user"}]
+    (kernel,) = told()["kernels"]
+    args = [{"memory": {"input": at}} for at in range(3)]
+    kernels = [{**kernel, "args": args}]
+    native: Any = kiln_torch.load(artifact(tmp_path, version=3, inputs=inputs, kernels=kernels))
+    memory = torch.zeros(6, 4)
+    own, other = torch.zeros(2, 4), torch.zeros(2, 4)
+    for weight, buffer, x, said in (
+        (own, memory[:2], memory[1:3], r"in1 \(buffer\) is written to, and input in2 \(user\)"),
+        (memory[1:3], memory[:2], own, r"in1 \(buffer\) is written to, and input in0 \(param"),
+        # Neither what is read twice nor what lies beside it is refused.
+        (memory[2:4], memory[:2], memory[2:4], "on cpu, not on a GPU"),
+        (own, other, memory[:2], "on cpu, not on a GPU"),
+    ):
+        for call in (lambda: native(weight, buffer, x), lambda: native.bind(weight, buffer)(x)):  # noqa: B023
+            with pytest.raises(ValueError, match=said):
+                call()
+
+
+def test_shared_bytes_are_found_where_one_of_both_is_written_to() -> None:
+    rng = random.Random(7)  # noqa: S311
+    found = [0, 0]
+    for _ in range(5000):
+        count = rng.randrange(6)
+        starts = [rng.randrange(40) for _ in range(count)]
+        lengths = [rng.randrange(9) for _ in range(count)]
+        written = [rng.randrange(4) == 0 for _ in range(count)]
+
+        def meet(a: int, b: int) -> bool:
+            ends = [starts[at] + lengths[at] for at in (a, b)]  # noqa: B023
+            overlap = max(starts[a], starts[b]) < min(ends)  # noqa: B023
+            return overlap and (written[a] or written[b])  # noqa: B023
+
+        fixed = {at: starts[at] for at in range(count) if rng.randrange(2)}
+        given = [(at, starts[at]) for at in range(count) if at not in fixed]
+        places = apart.Apart(written, lengths, fixed)
+        pair = places.shared(given)
+        expected = any(meet(a, b) for a in range(count) for b in range(a))
+        assert (pair is not None) == expected, (starts, lengths, written)
+        # Asked again, it says the same.
+        assert (places.shared(given) is not None) == expected
+        if pair is not None:
+            assert written[pair[0]]
+            assert meet(*pair)
+        found[expected] += 1
+    assert min(found) > 500, found
 
 
 def symbolic() -> dict[str, Any]:

@@ -48,6 +48,12 @@ def plan(rows: Any, kernels: int, target: str = "sm_90", dtype: str = "f32") -> 
     }
 
 
+def changing(told: dict[str, Any]) -> dict[str, Any]:
+    """Return a plan of the same types that writes to its input."""
+    (given,) = told["inputs"]
+    return {**told, "version": 3, "inputs": [{**given, "updated": True}]}
+
+
 def write(folder: Path, told: dict[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "plan.json").write_text(json.dumps(told))
@@ -101,6 +107,7 @@ def test_without_a_list_there_is_the_dynamic_one_alone(folder: Path) -> None:
     [
         (plan(8, 3, target="sm_80"), "sm_80"),
         (plan(8, 3, dtype="f16"), "another program"),
+        (changing(plan(8, 3)), "another program"),
     ],
 )
 def test_another_program_is_refused(folder: Path, told: dict[str, Any], why: str) -> None:
