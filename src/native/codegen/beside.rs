@@ -20,12 +20,11 @@ impl Beside {
         self.blocks = &self.blocks + blocks;
     }
 
-    /// What the kernel does, in how many blocks; and how many parts it has, to show.
-    pub(super) fn done(self) -> (String, Size, String) {
-        let count = self.parts.len();
+    /// What the kernel does, and in how many blocks.
+    pub(super) fn done(self) -> (String, Size) {
         if let [(text, _)] = &self.parts[..] {
             let text = format!("const unsigned block = blockIdx.x;\n{text}");
-            return (text, self.blocks, String::new());
+            return (text, self.blocks);
         }
         let mut kernel = "const unsigned start0 = 0;\n".to_owned();
         for (index, (text, blocks)) in self.parts.iter().enumerate() {
@@ -37,6 +36,11 @@ impl Beside {
                 index + 1
             );
         }
-        (kernel, self.blocks, format!("; {count} side by side"))
+        (kernel, self.blocks)
     }
+}
+
+/// How many parts a launch has, to show behind what it is.
+pub(super) fn shown(parts: usize) -> String {
+    if parts == 1 { String::new() } else { format!("; {parts} side by side") }
 }

@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
     Emitted, Kernel,
-    beside::Beside,
+    beside::{self, Beside},
     body::{Body, CHUNK, LANE},
     map::Split,
     params::Params,
@@ -93,7 +93,8 @@ pub(super) fn emit(loops: &mut Loops, parts: &[Fused], stored: &[usize], name: &
         let (text, blocks) = part(loops, fused, &own, &shape, &mut params);
         beside.add(&mut params, text, &blocks);
     }
-    let (text, grid, count) = beside.done();
+    let (text, grid) = beside.done();
+    let count = beside::shown(parts.len());
     let kept = if shape.chunks.is_some() { ", rows in registers" } else { "" };
     let Shape { threads, lanes, .. } = shape;
     let block = if threads <= 32 { WARPS_BLOCK } else { threads };

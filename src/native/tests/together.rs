@@ -71,6 +71,40 @@ fn products_of_one_matrix_share_a_launch_and_those_that_wait_do_not() {
     check("fifth", &outputs[4], (&x, &data[5]), &|i, sum| sum * outputs[0][i]);
 }
 
+/// The template is long to compile: products whose text is the same have one, and each takes
+/// its own operands.
+#[test]
+fn products_that_differ_in_their_operands_alone_are_one_text() {
+    let mut program = Program::default();
+    let x = program.input(DType::F32, &[ROWS, K], &row_major(&[ROWS, K]));
+    let columns = [72, 40, 72, 40];
+    let mut data = vec![noise(ROWS * K, &mut 3)];
+    for (at, columns) in columns.into_iter().enumerate() {
+        let w = program.input(DType::F32, &[K, columns], &row_major(&[K, columns]));
+        data.push(noise(K * columns, &mut (at as u64)));
+        let args = [("self", Argument::Tensor(x)), ("mat2", Argument::Tensor(w))];
+        let out = program.node("aten.mm.default", &args, DType::F32, &[ROWS, columns]);
+        program.graph.outputs.push(out);
+    }
+    let lowered = program.compile();
+    let variants: Vec<&str> = lowered.plan.kernels.iter().map(|k| k.variant.as_str()).collect();
+    assert!(matches!(variants[..], [only] if only.ends_with("; 4 side by side")), "{variants:?}");
+    // One for 72 columns, one for 40.
+    assert_eq!(lowered.source.matches("kiln_product_cores<k").count(), 2);
+    let inputs: Vec<Vec<u8>> = data.iter().map(|x| bytes(x, DType::F32)).collect();
+    let outputs = Module::build(&lowered).run(&inputs);
+    for (at, (out, columns)) in outputs.iter().zip(columns).enumerate() {
+        for (i, ours) in floats(DType::F32, out).into_iter().enumerate() {
+            let (row, column) = (i / columns, i % columns);
+            let term = |k: usize| {
+                f64::from(data[0][row * K + k]) * f64::from(data[at + 1][k * columns + column])
+            };
+            let right: f64 = (0..K).map(term).sum();
+            assert!((ours - right).abs() < 1e-5 * (1.0 + right.abs()), "{at} {i}: {ours}, {right}");
+        }
+    }
+}
+
 /// `x / sqrt(mean(x^2))` along the last dimension, of `size` elements.
 fn normed(program: &mut Program, x: ValueId, shape: &[usize]) -> ValueId {
     let t = Argument::Tensor;

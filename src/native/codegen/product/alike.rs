@@ -1,4 +1,4 @@
-//! Products side by side that differ in what they read and write alone: one text for all.
+//! Products side by side that differ in what they read and write alone: one text for them.
 //!
 //! Invariant: a block takes the pointers of its own product, and each product has as many
 //! blocks as it has alone.
@@ -8,34 +8,28 @@ use std::{collections::BTreeMap, fmt::Write, ops::Range};
 use super::super::{NAME, params::Params};
 use crate::size::Size;
 
+/// Parameters of a kernel, with the types of what they point to.
+type Pointers = (Range<usize>, Vec<&'static str>);
+
 /// One of the products: its place among the kernel's parameters, and its text.
+#[derive(Debug)]
 pub(super) struct Part {
-    /// Of the parameters that are read, with the types of what they point to.
-    pub(super) reads: (Range<usize>, Vec<&'static str>),
-    /// Of those that are written.
-    pub(super) writes: (Range<usize>, Vec<&'static str>),
+    pub(super) reads: Pointers,
+    pub(super) writes: Pointers,
     /// Which it is.
     pub(super) index: usize,
     /// Its structures.
     pub(super) structures: String,
-    /// What it does in its block.
+    /// What it does in its `block`.
     pub(super) text: String,
     pub(super) grid: Size,
-}
-
-/// What a kernel does that has several products of the same text.
-pub(super) struct Alike {
-    pub(super) structures: String,
-    pub(super) text: String,
-    pub(super) grid: Size,
-    /// To show.
-    pub(super) parts: String,
 }
 
 impl Part {
-    /// Its structures and its text, with names that do not say which it is.
-    fn anonymous(&self) -> [String; 2] {
-        let mut names = BTreeMap::new();
+    /// Its structures and its text with names that do not say where its parameters are, nor,
+    /// where that is asked for, which it is.
+    fn renamed(&self, anonymous: bool) -> [String; 2] {
+        let mut names = BTreeMap::from([("block".to_owned(), "own".to_owned())]);
         let mut rename = |from: &Range<usize>, own: &str, any: &str| {
             for (i, at) in from.clone().enumerate() {
                 names.insert(format!("{own}{at}"), format!("{any}{i}"));
@@ -44,48 +38,59 @@ impl Part {
         rename(&self.reads.0, "r", "q");
         rename(&self.writes.0, "w", "u");
         for structure in ["problem", "write"] {
-            let own = format!("{NAME}_{structure}");
-            if self.index > 0 {
-                names.insert(format!("{own}{}", self.index), own);
+            let any = format!("{NAME}_{structure}");
+            if anonymous && self.index > 0 {
+                names.insert(format!("{any}{}", self.index), any);
             }
         }
         [&self.structures, &self.text].map(|text| renamed(text, &names))
     }
+
+    fn is_like(&self, other: &Self) -> bool {
+        self.grid == other.grid
+            && self.reads.1 == other.reads.1
+            && self.writes.1 == other.writes.1
+            && self.renamed(true) == other.renamed(true)
+    }
 }
 
-/// `parts` as one text, if that is what they are.
-pub(super) fn alike(parts: &[Part], params: &mut Params) -> Option<Alike> {
-    let (first, others) = parts.split_first().filter(|(_, others)| !others.is_empty())?;
-    let [structures, call] = first.anonymous();
-    let same = |part: &Part| {
-        part.anonymous() == [structures.as_str(), call.as_str()]
-            && part.grid == first.grid
-            && part.reads.1 == first.reads.1
-            && part.writes.1 == first.writes.1
-    };
-    if !others.iter().all(same) {
-        return None;
+/// `parts` with one part for all that are alike, in the order of the first of each.
+pub(super) fn joined(parts: Vec<Part>, params: &mut Params) -> Vec<Part> {
+    let mut classes: Vec<Vec<Part>> = Vec::new();
+    for part in parts {
+        match classes.iter_mut().find(|class| class[0].is_like(&part)) {
+            Some(class) => class.push(part),
+            None => classes.push(vec![part]),
+        }
     }
+    classes.into_iter().filter_map(|class| join(class, params)).collect()
+}
+
+/// One part that is all of `class`, which are alike.
+fn join(mut class: Vec<Part>, params: &mut Params) -> Option<Part> {
+    let last = class.pop()?;
+    let Some(first) = class.first() else { return Some(last) };
+    let [structures, call] = first.renamed(false);
     let blocks = params.size(&first.grid, &|_| String::new());
     let mut text = format!(
         "const unsigned blocks = (unsigned)({blocks});\n\
-         const unsigned part = blockIdx.x / blocks, block = blockIdx.x % blocks;\n"
+         const unsigned part = block / blocks, own = block % blocks;\n"
     );
-    let mut choose = |of: fn(&Part) -> &(Range<usize>, Vec<&'static str>), own, any, constant| {
+    let mut choose = |of: fn(&Part) -> &Pointers, own: &str, any: &str, constant: &str| {
         for (i, element) in of(first).1.iter().enumerate() {
             let _ = write!(text, "{constant}{element}* const {any}{i} = ");
-            for (number, part) in parts[..others.len()].iter().enumerate() {
+            for (number, part) in class.iter().enumerate() {
                 let _ = write!(text, "part == {number} ? {own}{} : ", of(part).0.start + i);
             }
-            let _ = writeln!(text, "{own}{};", of(&parts[others.len()]).0.start + i);
+            let _ = writeln!(text, "{own}{};", of(&last).0.start + i);
         }
     };
     choose(|part| &part.reads, "r", "q", "const ");
     choose(|part| &part.writes, "w", "u", "");
     text += &call;
-    let grid = parts.iter().fold(Size::default(), |all, part| &all + &part.grid);
-    let parts = format!("; {} side by side", parts.len());
-    Some(Alike { structures, text, grid, parts })
+    let grid = class.iter().fold(last.grid, |all, part| &all + &part.grid);
+    let first = class.swap_remove(0);
+    Some(Part { structures, text, grid, ..first })
 }
 
 /// `text` with other names for some of its identifiers.

@@ -12,12 +12,12 @@ use std::collections::BTreeMap;
 use kiln_proto::{Failure, Target};
 
 use self::{
-    alike::alike,
+    alike::joined,
     choose::{Choice, CopyBox, Dense, Extent, Problem, Variant},
 };
 use super::{
     Emitted, Kernel, NAME,
-    beside::Beside,
+    beside::{self, Beside},
     body::Body,
     bug,
     functor::{Members, typical},
@@ -63,20 +63,16 @@ pub(super) fn emit(
     }
     // Each copy of that template takes the compiler long; the others are told their operands
     // by the parameters themselves.
-    let shared = (choice.variant == Variant::Cores).then(|| alike(&calls, &mut params));
-    let (before, text, grid, parts) = match shared.flatten() {
-        Some(shared) => (shared.structures, shared.text, shared.grid, shared.parts),
-        None => {
-            let (mut before, mut beside) = (String::new(), Beside::default());
-            for call in calls {
-                before += &call.structures;
-                beside.add(&mut params, call.text, &call.grid);
-            }
-            let (text, grid, parts) = beside.done();
-            (before, text, grid, parts)
-        }
-    };
-    let variant = choice.why.clone() + &parts;
+    if choice.variant == Variant::Cores {
+        calls = joined(calls, &mut params);
+    }
+    let (mut before, mut beside) = (String::new(), Beside::default());
+    for call in calls {
+        before += &call.structures;
+        beside.add(&mut params, call.text, &call.grid);
+    }
+    let (text, grid) = beside.done();
+    let variant = choice.why.clone() + &beside::shown(parts.len());
     let kernel = Kernel { maps, ..kernel(&choice, params, text) };
     Ok(Emitted { before, kernel, grid, variant })
 }
