@@ -2,7 +2,8 @@
 //!
 //! Invariant: made once, at first start, readable by its owner alone; a key
 //! file that is damaged or open to others stops the node instead of being
-//! replaced, because a new key is a new signer.
+//! replaced, because a new key is a new signer. The next key takes the place of the present
+//! one in one step, after its own file and the name that the first one gave were on disk.
 
 use std::{
     fs,
@@ -11,10 +12,14 @@ use std::{
     path::Path,
 };
 
-use ed25519_dalek::SigningKey;
+use ed25519_dalek::{SigningKey, VerifyingKey};
 use fail::fail_point;
 
 const FILE: &str = "signing.key";
+/// The key that is to follow.
+const NEXT: &str = "signing.next";
+/// The public half of the key with which the node joined, once another one followed it.
+const NAME: &str = "signing.name";
 
 /// Why there is no signing key.
 #[derive(Debug, thiserror::Error)]
@@ -47,6 +52,54 @@ pub fn load_or_create(folder: &Path) -> Result<SigningKey, IdentityError> {
     }
 }
 
+/// The key that is to follow the one in `folder`, if there is one.
+pub fn next(folder: &Path) -> Result<Option<SigningKey>, IdentityError> {
+    match read(&folder.join(NEXT)) {
+        Err(IdentityError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+            Ok(None)
+        }
+        read => read.map(Some),
+    }
+}
+
+/// Makes the key that is to follow the one in `folder`; one that is there already is kept.
+pub fn prepare(folder: &Path) -> Result<SigningKey, IdentityError> {
+    let io = |source| IdentityError::Io { folder: folder.display().to_string(), source };
+    let name = hex::encode(self::name(folder)?.as_bytes());
+    if !folder.join(NAME).exists() {
+        write_new(folder, &folder.join(NAME), name.as_bytes()).map_err(io)?;
+    }
+    match next(folder)? {
+        Some(known) => Ok(known),
+        None => create_in(folder, &folder.join(NEXT)).map_err(io),
+    }
+}
+
+/// Puts the next key in the place of the present one, which is gone then.
+pub fn finish(folder: &Path) -> Result<(), IdentityError> {
+    let finish = || {
+        fs::rename(folder.join(NEXT), folder.join(FILE))?;
+        fs::File::open(folder)?.sync_all()
+    };
+    finish().map_err(|source| IdentityError::Io { folder: folder.display().to_string(), source })
+}
+
+/// The public key by which certificates of members name the node of `folder`: that with which
+/// it joined, or is to join. Makes its key where it has none.
+pub fn name(folder: &Path) -> Result<VerifyingKey, IdentityError> {
+    let path = folder.join(NAME);
+    let io = |source| IdentityError::Io { folder: path.display().to_string(), source };
+    let text = match fs::read_to_string(&path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            return Ok(load_or_create(folder)?.verifying_key());
+        }
+        read => read.map_err(io)?,
+    };
+    let bytes = hex::decode(text.trim()).ok().and_then(|bytes| <[u8; 32]>::try_from(bytes).ok());
+    let key = bytes.and_then(|bytes| VerifyingKey::from_bytes(&bytes).ok());
+    key.ok_or_else(|| IdentityError::Damaged(path.display().to_string()))
+}
+
 /// Reads the key in the file `path`.
 pub fn read(path: &Path) -> Result<SigningKey, IdentityError> {
     let io = |source| IdentityError::Io { folder: path.display().to_string(), source };
@@ -77,6 +130,11 @@ fn secret() -> io::Result<[u8; 32]> {
 
 fn create_in(folder: &Path, path: &Path) -> io::Result<SigningKey> {
     let secret = secret()?;
+    write_new(folder, path, &secret)?;
+    Ok(SigningKey::from_bytes(&secret))
+}
+
+fn write_new(folder: &Path, path: &Path, bytes: &[u8]) -> io::Result<()> {
     let temporary = path.with_extension("new");
     let mut file = fs::OpenOptions::new()
         .write(true)
@@ -84,14 +142,13 @@ fn create_in(folder: &Path, path: &Path) -> io::Result<SigningKey> {
         .truncate(true)
         .mode(0o600)
         .open(&temporary)?;
-    file.write_all(&secret)?;
+    file.write_all(bytes)?;
     fail_point!("key.written");
     file.sync_all()?;
     fail_point!("key.synced");
     fs::rename(&temporary, path)?;
     fail_point!("key.renamed");
-    fs::File::open(folder)?.sync_all()?;
-    Ok(SigningKey::from_bytes(&secret))
+    fs::File::open(folder)?.sync_all()
 }
 
 #[cfg(test)]
@@ -127,6 +184,27 @@ mod tests {
         assert_eq!(read(&path).unwrap().to_bytes(), made.to_bytes());
         fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
         assert!(matches!(read(&path), Err(IdentityError::Open(..))));
+    }
+
+    #[test]
+    fn the_next_key_follows_in_one_step_and_the_name_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = folder.path();
+        let first = load_or_create(at).unwrap().verifying_key();
+        assert!(next(at).unwrap().is_none());
+        let second = prepare(at).unwrap();
+        // Whoever is killed here goes on with both.
+        assert_eq!(prepare(at).unwrap().to_bytes(), second.to_bytes());
+        assert_eq!(load_or_create(at).unwrap().verifying_key(), first);
+        finish(at).unwrap();
+        assert_eq!(load_or_create(at).unwrap().to_bytes(), second.to_bytes());
+        assert!(next(at).unwrap().is_none() && name(at).unwrap() == first);
+        prepare(at).unwrap();
+        finish(at).unwrap();
+        assert_eq!(name(at).unwrap(), first, "also after one more");
+        assert!(finish(at).is_err(), "there is no next one");
+        let mode = fs::metadata(at.join(FILE)).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
     }
 
     #[test]

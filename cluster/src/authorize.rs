@@ -9,6 +9,7 @@ use crate::{
     admission::Admission,
     command::{Change, Command, NewNode, OrderedWrite, Publication, Revocation},
     error::ClusterError,
+    signing::KeyChange,
     watch::Nodes,
     writes::MOST_OPEN,
 };
@@ -85,6 +86,15 @@ pub(crate) fn check(nodes: &Nodes, from: NodeId, command: &Command) -> Result<()
         }
         Command::Admission(Admission::Need { node, .. }) => own(*node),
         Command::NoteAudit { node, .. } | Command::RootSays { node, .. } => own(*node),
+        Command::Keys(KeyChange::Rotate { node, key, .. }) => {
+            own(*node)?;
+            check_key(key)
+        }
+        Command::Keys(KeyChange::Revoke { key, revocation }) => {
+            own(revocation.by)?;
+            check_key(key)?;
+            check_reason(&revocation.reason)
+        }
         Command::Facts { node, .. }
         | Command::SetVoter { node, .. }
         | Command::OpenSession { node, .. } => own(*node),
@@ -102,6 +112,7 @@ pub(crate) fn check(nodes: &Nodes, from: NodeId, command: &Command) -> Result<()
         | Command::ForgetObject { .. } => Ok(()),
         // The leader's own, by requests of their own.
         Command::Join(_)
+        | Command::Stamped(_)
         | Command::Admission(Admission::Admit { .. })
         | Command::Leave(_)
         | Command::SetAway(_)
@@ -163,7 +174,8 @@ fn check_publication(nodes: &Nodes, publication: &Publication) -> Result<Manifes
         ClusterError::invalid(format!("node {} is not registered", manifest.signer))
     })?;
     check_signer(nodes, manifest.signer)?;
-    let signed = manifest.verify(&signer.key, &publication.key).map_err(ClusterError::invalid)?;
+    let verified = signer.verify(manifest, &publication.key);
+    let (signed, _) = verified.map_err(ClusterError::invalid)?;
     let same = manifest.signer == publication.node
         && signed.pack_digest == publication.pack
         && signed.pack_size == publication.pack_size
@@ -187,7 +199,16 @@ fn check_revocation(nodes: &Nodes, revocation: &Revocation) -> Result<(), Cluste
         let why = format!("there was never a node {}", revocation.signer);
         return Err(ClusterError::invalid(why));
     }
-    match (1..=LONGEST_REASON).contains(&revocation.reason.len()) {
+    check_reason(&revocation.reason)
+}
+
+fn check_key(key: &[u8; 32]) -> Result<(), ClusterError> {
+    let read = ed25519_dalek::VerifyingKey::from_bytes(key);
+    read.map(drop).map_err(|_| ClusterError::invalid("the key is no ed25519 public key"))
+}
+
+fn check_reason(reason: &str) -> Result<(), ClusterError> {
+    match (1..=LONGEST_REASON).contains(&reason.len()) {
         true => Ok(()),
         false => Err(ClusterError::invalid("a reason has 1 to 1024 bytes")),
     }
@@ -219,7 +240,7 @@ pub(crate) fn check_node(node: &NewNode) -> Result<(), ClusterError> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     #![allow(clippy::unwrap_used)]
     use std::sync::Arc;
 
@@ -236,12 +257,13 @@ mod tests {
         watch::NodeInfo,
     };
 
-    fn nodes() -> Nodes {
+    pub(crate) fn nodes() -> Nodes {
         let node = |id: u64| {
             let key = SigningKey::from_bytes(&[id as u8; 32]).verifying_key();
             let (facts, candidate) = (NodeFacts::default(), [id as u8; 16]);
             let (left, away, eligible, revoked) = (false, false, true, None);
-            (id, NodeInfo { facts, key, left, away, eligible, revoked, candidate })
+            let keys = NodeInfo::only(key);
+            (id, NodeInfo { facts, key, keys, left, away, eligible, revoked, candidate })
         };
         (1..=3).map(node).collect()
     }
@@ -311,6 +333,45 @@ mod tests {
         assert_eq!(check(&nobody, 1, &found), Ok(()));
     }
 
+    /// What node `node`, whose key is `key`, publishes in `namespace`.
+    pub(crate) fn publication(
+        node: NodeId,
+        key: &SigningKey,
+        namespace: &str,
+        pieces: Vec<PieceRef>,
+    ) -> Publication {
+        let fingerprint = Fingerprint::new("native", [("nvrtc", "13.0")]);
+        let target = Target::cubin(90);
+        let claimed = claimed_components(&fingerprint, &target, namespace);
+        let components = Components::new(claimed.into());
+        let digest = Digest::of(b"pack");
+        let manifest = Manifest {
+            key: components.key(),
+            namespace: namespace.into(),
+            components,
+            fingerprint,
+            target,
+            files: vec![FileEntry { path: "f".into(), offset: 0, size: 4, digest }],
+            pack_digest: digest,
+            pack_size: 4,
+            producer: node,
+            compile_seconds: 1.0,
+            created_unix_ms: 1,
+            label: String::new(),
+            pieces,
+            check: None,
+        };
+        Publication {
+            key: manifest.key,
+            token: Token(3),
+            node,
+            pack: digest,
+            pack_size: 4,
+            compile_seconds: 1.0,
+            manifest: Arc::new(NodeIdentity::new(node, key.clone()).sign(manifest).unwrap()),
+        }
+    }
+
     /// The members would not agree which wholes go with which pieces.
     #[test]
     fn a_whole_is_committed_with_the_pieces_of_its_manifest() {
@@ -320,37 +381,7 @@ mod tests {
             pack: Digest::of(b"piece"),
             pack_size: 5,
         };
-        let signed = |pieces: Vec<PieceRef>| {
-            let fingerprint = Fingerprint::new("native", [("nvrtc", "13.0")]);
-            let target = Target::cubin(90);
-            let components = Components::new(claimed_components(&fingerprint, &target, "").into());
-            let digest = Digest::of(b"pack");
-            let manifest = Manifest {
-                key: components.key(),
-                namespace: String::new(),
-                components,
-                fingerprint,
-                target,
-                files: vec![FileEntry { path: "f".into(), offset: 0, size: 4, digest }],
-                pack_digest: digest,
-                pack_size: 4,
-                producer: 1,
-                compile_seconds: 1.0,
-                created_unix_ms: 1,
-                label: String::new(),
-                pieces,
-                check: None,
-            };
-            Publication {
-                key: manifest.key,
-                token: Token(3),
-                node: 1,
-                pack: digest,
-                pack_size: 4,
-                compile_seconds: 1.0,
-                manifest: Arc::new(NodeIdentity::new(1, key.clone()).sign(manifest).unwrap()),
-            }
-        };
+        let signed = |pieces: Vec<PieceRef>| publication(1, &key, "", pieces);
         let commit = |publication| Command::Commit { publication, also: Vec::new() };
         let whole = |publication, pieces| {
             let also = Vec::new();

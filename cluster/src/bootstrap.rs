@@ -100,11 +100,12 @@ pub(crate) struct Bootstrap {
 impl Bootstrap {
     /// What this node tells about itself when it joins.
     pub(crate) fn introduction(&self) -> NewNode {
-        NewNode {
-            candidate: self.identity.lock().candidate,
-            facts: self.facts.clone(),
-            key: self.key.to_bytes(),
-        }
+        let candidate = self.identity.lock().candidate;
+        let nodes = self.watch.nodes();
+        // Its name stays that of the key that it joined with, whichever it signs with by now.
+        let joined = nodes.values().find(|node| node.candidate == candidate).map(|node| node.key);
+        let key = joined.unwrap_or(self.key).to_bytes();
+        NewNode { candidate, facts: self.facts.clone(), key }
     }
 
     /// How this node introduces itself.

@@ -119,7 +119,8 @@ mod tests {
             let key = SigningKey::from_bytes(&[id as u8; 32]).verifying_key();
             let (facts, candidate) = (NodeFacts::default(), [id as u8; 16]);
             let (left, away, eligible, revoked) = (false, false, true, None);
-            (id, NodeInfo { facts, key, left, away, eligible, revoked, candidate })
+            let keys = NodeInfo::only(key);
+            (id, NodeInfo { facts, key, keys, left, away, eligible, revoked, candidate })
         };
         (1..=2).map(node).collect()
     }

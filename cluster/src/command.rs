@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     admission::{Admission, NotAdmitted},
+    signing::{KeyChange, Stamped},
     tokens::{AuditHead, NewToken, TokenEnd},
     versions,
     wanted::Wanted,
@@ -170,6 +171,10 @@ pub(crate) enum Command {
     Admission(Admission),
     /// What the cluster's root says, as `node` was told it. `apply` judges it.
     RootSays { root: [u8; 32], statement: SignedStatement, node: NodeId },
+    /// The keys that nodes sign with.
+    Keys(KeyChange),
+    /// A publication with the key and the time that its leader noted.
+    Stamped(Stamped),
 }
 
 /// A signer that is revoked.
@@ -335,6 +340,8 @@ impl fmt::Display for Command {
                 write!(f, "publish {} of {} pieces under {}", p.key.short(), pieces.len(), p.token)
             }
             Self::RootSays { root, .. } => write!(f, "root {} says", hex::encode(&root[..4])),
+            Self::Keys(change) => change.fmt(f),
+            Self::Stamped(stamped) => Self::from(stamped.what.clone()).fmt(f),
             Self::Revoke(r) => write!(f, "revoke the signer {}", r.signer),
             Self::IssueToken { token, .. } => write!(f, "issue the token {:016x}", token.id),
             Self::RevokeToken { id, .. } => write!(f, "revoke the token {id:016x}"),

@@ -91,7 +91,8 @@ fn nodes() -> Nodes {
     let node = |id: u8| {
         let (left, away, eligible, revoked) = (false, false, true, None);
         let (facts, key, candidate) = (facts(), signing(id), [id; 16]);
-        let info = NodeInfo { facts, key, left, away, eligible, revoked, candidate };
+        let keys = NodeInfo::only(key);
+        let info = NodeInfo { facts, key, keys, left, away, eligible, revoked, candidate };
         (NodeId::from(id), info)
     };
     (1..=3).map(node).collect()

@@ -6,6 +6,7 @@
 
 mod acquire;
 mod admission;
+mod keys;
 mod objects;
 mod pieces;
 mod root;
@@ -304,12 +305,13 @@ impl Index {
         self.replica.nodes().get(&id).cloned()
     }
 
-    /// Whose signatures count: the key of every node that ever was a member, but for those
+    /// Whose signatures count: the keys of every node that ever was a member, but for those
     /// that were revoked with all that they signed.
     pub fn signers(&self) -> Vec<(NodeId, VerifyingKey)> {
         let nodes = self.replica.nodes();
         let trusted = nodes.iter().filter(|(_, node)| node.revoked.as_ref().is_none_or(|r| r.keep));
-        trusted.map(|(id, node)| (*id, node.key)).collect()
+        let keys = trusted.flat_map(|(id, node)| node.keys.iter().map(move |of| (*id, of)));
+        keys.filter(|(_, of)| !of.is_revoked()).map(|(id, of)| (id, of.key)).collect()
     }
 
     /// Every node that ever was a member.

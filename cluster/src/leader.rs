@@ -222,6 +222,9 @@ impl Leader {
         let nodes = self.replica.nodes();
         authorize::check_signer(&nodes, node)?;
         let now = self.replica.deadlines().now_unix_ms();
+        if let Some(info) = nodes.get(&node) {
+            info.may_publish(&info.signing(), node, now)?;
+        }
         self.replica.trust().check_signer(&nodes, node, now)?;
         if !self.proposing.lock().insert(key) {
             return Ok(Grant::Proposing);

@@ -48,6 +48,7 @@ mod rpc;
 mod secret;
 mod service;
 mod settings;
+pub mod signing;
 #[cfg(test)]
 mod sim;
 mod state;

@@ -287,7 +287,8 @@ mod tests {
             let key = ed25519_dalek::SigningKey::from_bytes(&[id as u8; 32]).verifying_key();
             let candidate = [id as u8; 16];
             let (facts, revoked) = (NodeFacts::default(), None);
-            (id, NodeInfo { facts, key, left, away, eligible, revoked, candidate })
+            let keys = NodeInfo::only(key);
+            (id, NodeInfo { facts, key, keys, left, away, eligible, revoked, candidate })
         };
         let leaves = |others: &[(NodeId, NodeInfo)]| {
             let all = others.iter().cloned().chain([node(1, true, false, false)]);

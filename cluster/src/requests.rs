@@ -21,6 +21,7 @@ use crate::{
         Add, Admit, Answer, Ask, Fail, Failed, Join, Outcome, ReadIndex, Remove, Renew, Request,
         TryAcquire, Unanswered, Write, Written,
     },
+    signing,
     state::may_return,
     store::Owner,
     table::LeaseRecord,
@@ -95,7 +96,14 @@ impl Lead for Write {
         {
             *at_unix_ms = now;
         }
-        leader.propose(self.0).await
+        if let Command::Keys(change) = &mut self.0 {
+            change.stamp(now);
+        }
+        let command = match versions::stamp(&nodes) {
+            true => signing::stamp(&nodes, self.0, now)?,
+            false => self.0,
+        };
+        leader.propose(command).await
     }
 }
 

@@ -6,6 +6,7 @@
 
 mod admission;
 mod epochs;
+mod keys;
 mod leases;
 mod members;
 #[cfg(any(test, feature = "fuzzing"))]
@@ -23,8 +24,9 @@ use kiln_proto::{ArtifactKey, Digest, NodeId, Token};
 
 pub(crate) use self::members::may_return;
 use crate::{
-    command::{Command, Response},
-    table::{EntryRecord, FailureRecord, LeaseRecord, StateError, Txn, View},
+    command::{Change, Command, OrderedWrite, Response},
+    signing::{Publishes, Stamped},
+    table::{EntryRecord, FailureRecord, LeaseRecord, PublishedRecord, StateError, Txn, View},
 };
 
 /// What `apply` did, for those who wait for it.
@@ -95,12 +97,14 @@ pub(crate) fn apply<V: View>(
             Ok(response)
         }
         Command::Write(write) => writes::write(txn, index, write, events),
+        Command::Stamped(stamped) => publish_stamped(txn, index, stamped, events),
         Command::OpenSession { node, nonce } => writes::open_session(txn, index, node, nonce),
         Command::SetPinned { key, pinned } => set_pinned(txn, key, pinned, events),
         Command::RetireAbsent { key, epoch, asked } => {
             epochs::retire(txn, key, epoch, &asked, events)
         }
 
+        Command::Keys(change) => keys::change(txn, change, events),
         Command::Revoke(revocation) => revocations::revoke(txn, revocation, events),
         Command::IssueToken { token, node, at_unix_ms } => {
             tokens::issue(txn, token, node, at_unix_ms, events)
@@ -134,6 +138,29 @@ pub(crate) fn apply<V: View>(
         Command::Condemn { pack } => packs::condemn(txn, pack, 0, events),
         Command::Forget { pack } => packs::forget(txn, pack, 0, events),
     }
+}
+
+/// A publication, with a note of when it was and under which key.
+fn publish_stamped<V: View>(
+    txn: &mut Txn<'_, V>,
+    index: u64,
+    stamped: Stamped,
+    events: &mut Vec<Event>,
+) -> Result<Response, StateError> {
+    if let Some(refused) = keys::refused(txn, &stamped)? {
+        if let Publishes::Write(write) = stamped.what {
+            // It is over all the same.
+            writes::write(txn, index, OrderedWrite { change: Change::Nothing, ..write }, events)?;
+        }
+        return Ok(refused);
+    }
+    let Stamped { by, at_unix_ms, what } = stamped;
+    let before = keys::epoch_of(txn, &what)?;
+    let response = apply(txn, index, what.into(), events)?;
+    if let Some(before) = before {
+        keys::note(txn, before, &PublishedRecord { by, at_unix_ms, index })?;
+    }
+    Ok(response)
 }
 
 fn set_pinned<V: View>(

@@ -9,10 +9,10 @@ mod view;
 pub(crate) use self::{
     records::{
         AdmissionsRecord, AuditHeadRecord, BlobRecord, CertificateRecord, Counters, EntryRecord,
-        EpochRecord, FailureRecord, LeaseRecord, NodeRecord, ObjectRecord, PiecesRecord,
-        ReferenceRecord, RevocationRecord, RootRecord, SessionRecord, Standing, TokenRecord,
-        UseRecord, admissions, check, entries_starting_with, leases, nodes, revocations, tokens,
-        trust, wholes_of,
+        EpochRecord, FailureRecord, KeyRecord, LeaseRecord, NextCertificateRecord, NextRootRecord,
+        NodeRecord, ObjectRecord, PiecesRecord, PublishedRecord, ReferenceRecord, RevocationRecord,
+        RootRecord, SessionRecord, Standing, TokenRecord, UseRecord, admissions, check,
+        entries_starting_with, keys, leases, nodes, revocations, tokens, trust, wholes_of,
     },
     view::{Changes, Pairs, Record, RecordKey, StateError, Table, Txn, View, read},
 };

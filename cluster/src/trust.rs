@@ -14,7 +14,8 @@ use kiln_proto::{
 use crate::{
     command::{Change, Command, NewNode, OrderedWrite, Publication},
     error::ClusterError,
-    table::{CertificateRecord, RootRecord},
+    signing::KeyChange,
+    table::{CertificateRecord, NextRootRecord, RootRecord},
     watch::Nodes,
 };
 
@@ -23,6 +24,8 @@ use crate::{
 pub struct Trust {
     root: Option<Root>,
     certificates: BTreeMap<[u8; 32], Certificate>,
+    /// The key that is to be the root, and what that says of keys.
+    next: Option<(VerifyingKey, BTreeMap<[u8; 32], Certificate>)>,
 }
 
 /// The root of a cluster.
@@ -61,14 +64,38 @@ impl Trust {
             Some(Root { key, required, signed: statement })
         });
         let Some(root) = root else { return Self::default() };
-        let certificate = |CertificateRecord { statement, .. }: CertificateRecord| {
-            let read = statement.verify(&root.key).ok().filter(|read| read.cluster == cluster)?;
-            let Says::Signer(says) = read.says else { return None };
-            let (key, serial) = (says.key, read.serial);
-            Some((key, Certificate { says, serial, signed: statement }))
-        };
-        let certificates = certificates.into_iter().filter_map(certificate).collect();
-        Self { root: Some(root), certificates }
+        let certificates = signed_by(&root.key, cluster, certificates);
+        Self { root: Some(root), certificates, next: None }
+    }
+
+    /// The same with what is known of the next root, if the present one has named that.
+    pub(crate) fn with_next(
+        self,
+        cluster: u64,
+        next: Option<NextRootRecord>,
+        certificates: impl IntoIterator<Item = CertificateRecord>,
+    ) -> Self {
+        let next = next.zip(self.root.as_ref()).and_then(|(next, root)| {
+            let read = next.statement.verify(&root.key).ok();
+            let read = read.filter(|read| read.cluster == cluster)?;
+            let named = read.says == Says::Next { key: next.key };
+            let is_another = next.key != root.key.to_bytes();
+            let key = VerifyingKey::from_bytes(&next.key).ok().filter(|_| named && is_another)?;
+            Some((key, signed_by(&key, cluster, certificates)))
+        });
+        Self { next, ..self }
+    }
+
+    /// The key that is to be the root.
+    pub fn next_root(&self) -> Option<&VerifyingKey> {
+        self.next.as_ref().map(|(key, _)| key)
+    }
+
+    /// What is believed as soon as the next root is the root; for another one than that, nothing.
+    pub fn after(&self, root: &VerifyingKey) -> Self {
+        let next = self.next.as_ref().filter(|(key, _)| key == root);
+        let certificates = next.map(|(_, certificates)| certificates.clone()).unwrap_or_default();
+        Self { root: None, certificates, next: None }
     }
 
     /// The root, where the cluster has one.
@@ -135,7 +162,7 @@ impl Trust {
     ) -> Result<(), ClusterError> {
         match nodes.get(&node) {
             Some(info) if self.is_required() => {
-                self.judge(node, &info.key, None, unix_ms).map_err(ClusterError::invalid)
+                self.judge(node, &info.signing(), None, unix_ms).map_err(ClusterError::invalid)
             }
             _ => Ok(()),
         }
@@ -152,13 +179,33 @@ impl Trust {
         if !self.is_required() {
             return Ok(());
         }
+        if let Command::Keys(KeyChange::Rotate { node, key, .. }) = command {
+            let key = VerifyingKey::from_bytes(key).map_err(ClusterError::invalid)?;
+            return self.judge(*node, &key, None, unix_ms).map_err(ClusterError::invalid);
+        }
         let Some(publication) = publication(command) else { return Ok(()) };
         let signed = &publication.manifest;
         let Some(signer) = nodes.get(&signed.signer) else { return Ok(()) };
         let manifest = signed.read_unverified().map_err(ClusterError::invalid)?;
-        let judged = self.judge(signed.signer, &signer.key, Some(&manifest.namespace), unix_ms);
+        let key = signer.signer_of(signed, &publication.key).map_err(ClusterError::invalid)?;
+        let judged = self.judge(signed.signer, &key, Some(&manifest.namespace), unix_ms);
         judged.map_err(ClusterError::invalid)
     }
+}
+
+/// Those certificates that `root` signed for `cluster`.
+fn signed_by(
+    root: &VerifyingKey,
+    cluster: u64,
+    certificates: impl IntoIterator<Item = CertificateRecord>,
+) -> BTreeMap<[u8; 32], Certificate> {
+    let certificate = |CertificateRecord { statement, .. }: CertificateRecord| {
+        let read = statement.verify(root).ok().filter(|read| read.cluster == cluster)?;
+        let Says::Signer(says) = read.says else { return None };
+        let (key, serial) = (says.key, read.serial);
+        Some((key, Certificate { says, serial, signed: statement }))
+    };
+    certificates.into_iter().filter_map(certificate).collect()
 }
 
 fn publication(command: &Command) -> Option<&Publication> {
@@ -169,5 +216,108 @@ fn publication(command: &Command) -> Option<&Publication> {
             Some(publication)
         }
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use ed25519_dalek::SigningKey;
+    use kiln_proto::root::RootStatement;
+
+    use super::*;
+    use crate::{
+        authorize::tests::{nodes, publication},
+        command::NodeFacts,
+    };
+
+    fn key(seed: u8) -> SigningKey {
+        SigningKey::from_bytes(&[seed; 32])
+    }
+
+    /// What the root, of seed 50, says; of each key of a seed, where it may sign and until when.
+    fn trust(required: bool, of: &[(u8, &str, Option<u64>)]) -> Trust {
+        let sign = |says| RootStatement { serial: 1, cluster: 5, says }.sign(&key(50)).unwrap();
+        let root = RootRecord {
+            key: key(50).verifying_key().to_bytes(),
+            serial: 1,
+            statement: sign(Says::Root { required }),
+        };
+        let certificate = |(seed, namespace, until): &(u8, &str, Option<u64>)| {
+            let says = SignerCertificate {
+                key: key(*seed).verifying_key().to_bytes(),
+                node: None,
+                name: String::new(),
+                namespaces: vec![(*namespace).to_owned()],
+                not_before_unix_ms: 10,
+                not_after_unix_ms: *until,
+            };
+            CertificateRecord { serial: 1, statement: sign(Says::Signer(says)) }
+        };
+        Trust::of(5, Some(root), of.iter().map(certificate))
+    }
+
+    /// The leader looks again at what a node publishes: it may have lost the right since its lease.
+    #[test]
+    fn what_is_published_is_of_a_signer_that_has_the_right_to_its_namespace_then() {
+        let commit = |namespace: &str| {
+            let publication = publication(1, &key(1), namespace, Vec::new());
+            Command::Commit { publication, also: Vec::new() }
+        };
+        let whole = |namespace: &str| {
+            let publication = publication(1, &key(1), namespace, Vec::new());
+            Command::CommitWhole { publication, also: Vec::new(), pieces: Vec::new() }
+        };
+        let put = |namespace: &str| {
+            let publication = publication(1, &key(1), namespace, Vec::new());
+            Command::Write(OrderedWrite {
+                node: 1,
+                session: kiln_proto::Token(5),
+                sequence: 1,
+                floor: 1,
+                supersedes: Vec::new(),
+                change: Change::Put { publication, create: false, also: Vec::new() },
+            })
+        };
+        for command in [commit("team"), whole("team"), put("team")] {
+            let judge = |trust: &Trust, at| trust.check(&nodes(), &command, at).is_ok();
+            assert!(judge(&trust(true, &[(1, "team", None)]), 20), "{command}");
+            for (bad, why) in [
+                (trust(true, &[]), "it has none"),
+                (trust(true, &[(2, "*", None)]), "another key's"),
+                (trust(true, &[(1, "lab", None)]), "narrowed since"),
+                (trust(true, &[(1, "team", Some(20))]), "over since"),
+            ] {
+                assert!(!judge(&bad, 20), "{command}: {why}");
+            }
+            assert!(!judge(&trust(true, &[(1, "team", None)]), 9), "not yet");
+            assert!(judge(&trust(false, &[]), 20), "none is required");
+            assert!(judge(&Trust::default(), 20), "there is no root");
+        }
+    }
+
+    #[test]
+    fn a_lease_a_place_and_a_new_key_are_for_who_may_sign_something() {
+        let of = |seeds: &[u8]| {
+            trust(true, &seeds.iter().map(|seed| (*seed, "team", None)).collect::<Vec<_>>())
+        };
+        assert!(of(&[1]).check_signer(&nodes(), 1, 20).is_ok());
+        assert!(of(&[1]).check_signer(&nodes(), 2, 20).is_err());
+        assert!(of(&[1]).check_signer(&nodes(), 1, 9).is_err(), "not yet");
+        let newcomer = |seed: u8| NewNode {
+            candidate: [9; 16],
+            facts: NodeFacts::default(),
+            key: key(seed).verifying_key().to_bytes(),
+        };
+        assert!(of(&[9]).check_newcomer(&newcomer(9), 20).is_ok());
+        assert!(of(&[9]).check_newcomer(&newcomer(8), 20).is_err());
+        assert!(of(&[9]).check_newcomer(&newcomer(9), 9).is_err(), "not yet");
+        let rotate = |seed: u8| {
+            let key = key(seed).verifying_key().to_bytes();
+            Command::Keys(KeyChange::Rotate { node: 1, key, at_unix_ms: 0 })
+        };
+        assert!(of(&[1, 7]).check(&nodes(), &rotate(7), 20).is_ok());
+        assert!(of(&[1]).check(&nodes(), &rotate(7), 20).is_err());
+        assert!(of(&[1, 7]).check(&nodes(), &rotate(7), 9).is_err(), "not yet");
     }
 }

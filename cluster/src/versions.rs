@@ -13,6 +13,7 @@ use crate::{
     admission::Admission,
     command::{Command, NodeFacts},
     error::ClusterError,
+    signing::KeyChange,
     table::Table,
     watch::Nodes,
 };
@@ -28,7 +29,9 @@ pub(crate) fn since(command: &Command) -> Option<Version> {
         | Command::RevokeToken { .. }
         | Command::NoteAudit { .. }
         | Command::Admission(_)
-        | Command::RootSays { .. } => Some(Version::new(0, 2, 0)),
+        | Command::RootSays { .. }
+        | Command::Keys(_)
+        | Command::Stamped(_) => Some(Version::new(0, 2, 0)),
         _ => None,
     }
 }
@@ -54,7 +57,11 @@ pub(crate) fn since_table(table: Table) -> Option<Version> {
         | Table::AuditHeads
         | Table::Admissions
         | Table::Roots
-        | Table::Certificates => Some(Version::new(0, 2, 0)),
+        | Table::Certificates
+        | Table::SigningKeys
+        | Table::Published
+        | Table::NextRoots
+        | Table::NextCertificates => Some(Version::new(0, 2, 0)),
     }
 }
 
@@ -63,6 +70,12 @@ pub(crate) fn since_table(table: Table) -> Option<Version> {
 pub(crate) fn count_by_key(nodes: &Nodes) -> bool {
     let used = Command::Use { node: 0, hits: Vec::new(), at_unix_ms: 0 };
     check(nodes, &used).is_ok()
+}
+
+/// Whether every member notes when, and under which key, an artifact was published.
+pub(crate) fn stamp(nodes: &Nodes) -> bool {
+    let rotate = KeyChange::Rotate { node: 0, key: [0; 32], at_unix_ms: 0 };
+    check(nodes, &Command::Keys(rotate)).is_ok()
 }
 
 /// Whether joining by a token is known to every member.
@@ -228,7 +241,8 @@ mod tests {
             let facts = NodeFacts { version: (*version).to_owned(), ..NodeFacts::default() };
             let candidate = [id as u8; 16];
             let (left, away, eligible, revoked) = (false, false, true, None);
-            (id, NodeInfo { facts, key, left, away, eligible, revoked, candidate })
+            let keys = NodeInfo::only(key);
+            (id, NodeInfo { facts, key, keys, left, away, eligible, revoked, candidate })
         };
         versions.iter().zip(1..).map(node).collect::<BTreeMap<_, _>>()
     }

@@ -23,9 +23,10 @@ use crate::{
     admission::Admissions,
     command::{Candidate, NodeFacts},
     deadlines::{Deadlines, Grant},
+    signing::NodeKey,
     state::Event,
     table::{
-        self, Counters, EntryRecord, FailureRecord, LeaseRecord, Record, RecordKey,
+        self, Counters, EntryRecord, FailureRecord, KeyRecord, LeaseRecord, Record, RecordKey,
         RevocationRecord, Standing, StateError, View,
     },
     tokens::TokenInfo,
@@ -41,8 +42,11 @@ const EVENTS: usize = 4096;
 pub struct NodeInfo {
     /// Its addresses and compilers.
     pub facts: NodeFacts,
-    /// The key with which it signs manifests.
+    /// The key with which it joined: what certificates of members name it by, for good. It
+    /// signs with [`Self::signing`].
     pub key: VerifyingKey,
+    /// The keys with which it signed manifests, the present one last.
+    pub keys: Vec<NodeKey>,
     /// Whether it left: its manifests remain verifiable.
     pub left: bool,
     /// Whether it is silent while another node has its address: no member until it
@@ -332,17 +336,35 @@ fn has<R: Record>(view: &impl View, key: R::Key) -> Result<bool, StateError> {
 /// The registered nodes whose keys can be read; a node cannot join with another.
 fn read_nodes(view: &impl View) -> Result<Nodes, StateError> {
     let mut revocations = table::revocations(view)?;
+    let keys = table::keys(view)?;
     let nodes = table::nodes(view)?.into_iter().filter_map(|(id, record)| {
         let key = VerifyingKey::from_bytes(&record.key).ok()?;
+        let keys = keys_of(id, key, &keys);
         let (left, away) = (record.left(), record.away());
         let (eligible, candidate) = (record.standing == Standing::Eligible, record.candidate);
         let revoked =
             revocations.remove(&id).map(|RevocationRecord { keep, reason, by, at_unix_ms }| {
                 Revoked { keep, reason, by, at_unix_ms }
             });
-        Some((id, NodeInfo { facts: record.facts, key, left, away, eligible, revoked, candidate }))
+        let facts = record.facts;
+        Some((id, NodeInfo { facts, key, keys, left, away, eligible, revoked, candidate }))
     });
     Ok(nodes.collect())
+}
+
+/// The keys of a node that joined with `first`.
+fn keys_of(id: NodeId, first: VerifyingKey, records: &[([u8; 32], KeyRecord)]) -> Vec<NodeKey> {
+    let revoked = records.iter().find(|(key, _)| key == first.as_bytes());
+    let revoked = revoked.map(|(_, record)| record.revoked.clone()).unwrap_or_default();
+    let mut later: Vec<_> =
+        records.iter().filter(|(_, record)| record.node == id && record.number > 0).collect();
+    later.sort_by_key(|(_, record)| record.number);
+    let later = later.into_iter().filter_map(|(key, record)| {
+        let key = VerifyingKey::from_bytes(key).ok()?;
+        let (since_unix_ms, revoked) = (record.since_unix_ms, record.revoked.clone());
+        Some(NodeKey { key, since_unix_ms, revoked })
+    });
+    [NodeKey { key: first, since_unix_ms: 0, revoked }].into_iter().chain(later).collect()
 }
 
 #[cfg(test)]

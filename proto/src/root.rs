@@ -44,6 +44,11 @@ pub enum Says {
     },
     /// That a key may sign.
     Signer(SignerCertificate),
+    /// That another key is to be the root in its place; its own: that none is.
+    Next {
+        /// The ed25519 public key.
+        key: [u8; 32],
+    },
 }
 
 /// A key's right to sign.
@@ -182,6 +187,12 @@ impl RootStatement {
         match &self.says {
             Says::Signer(certificate) => certificate.check().map_err(StatementError::Invalid),
             Says::Root { .. } => Ok(()),
+            Says::Next { key } => match VerifyingKey::from_bytes(key) {
+                Ok(_) => Ok(()),
+                Err(_) => {
+                    Err(StatementError::Invalid("the next root is no ed25519 public key".into()))
+                }
+            },
         }
     }
 }
@@ -216,6 +227,7 @@ impl From<&RootStatement> for pb::RootStatement {
         use pb::root_statement::Says as Wire;
         let says = match &statement.says {
             Says::Root { required } => Wire::Root(pb::RootPolicy { required: *required }),
+            Says::Next { key } => Wire::Next(pb::RootSuccessor { key: key.to_vec().into() }),
             Says::Signer(of) => Wire::Signer(pb::SignerCertificate {
                 key: of.key.to_vec().into(),
                 node: of.node.unwrap_or_default(),
@@ -239,6 +251,9 @@ impl TryFrom<pb::RootStatement> for RootStatement {
         // What a later version may say, this one does not act on.
         let says = match wire.says.ok_or_else(|| invalid("it says nothing that is known here"))? {
             Wire::Root(pb::RootPolicy { required }) => Says::Root { required },
+            Wire::Next(of) => Says::Next {
+                key: (&*of.key).try_into().map_err(|_| invalid("a key has 32 bytes"))?,
+            },
             Wire::Signer(of) => Says::Signer(SignerCertificate {
                 key: (&*of.key).try_into().map_err(|_| invalid("a key has 32 bytes"))?,
                 node: Some(of.node).filter(|node| *node != 0),
@@ -281,9 +296,12 @@ mod tests {
 
     #[test]
     fn what_was_signed_is_what_is_read_and_no_change_of_it_is_taken() {
-        for statement in
-            [says(Says::Root { required: true }), says(Says::Signer(certificate(&["a", "b-*"])))]
-        {
+        let next = Says::Next { key: root(4).verifying_key().to_bytes() };
+        for statement in [
+            says(Says::Root { required: true }),
+            says(Says::Signer(certificate(&["a", "b-*"]))),
+            says(next),
+        ] {
             let signed = statement.sign(&root(1)).unwrap();
             assert_eq!(signed.verify(&root(1).verifying_key()).unwrap(), statement);
             let other = signed.verify(&root(2).verifying_key());

@@ -84,7 +84,7 @@ def _endpoint(address: str, told: config.Settings, heard: list[str]) -> Check:
     from .trust import Trust
 
     name = f"endpoint {address}"
-    node = Endpoint(address, told, Trust(told.signers, rooted=told.root is not None))
+    node = Endpoint(address, told, Trust(told.signers, rooted=bool(told.roots)))
     try:
         if not node.usable:
             said = [each for each in heard if each.startswith(f"node {address}")]

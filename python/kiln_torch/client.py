@@ -64,7 +64,7 @@ class Client:
         )
         self._lock = threading.Lock()
         self._state: Connections | None = None
-        self._trust = Trust(settings.signers, rooted=settings.root is not None)
+        self._trust = Trust(settings.signers, rooted=bool(settings.roots))
         # A lock that another thread holds during a fork stays locked in the child.
         os.register_at_fork(after_in_child=_Unlock(self))
         atexit.register(_close, weakref.ref(self))

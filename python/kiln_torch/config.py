@@ -51,8 +51,8 @@ class Settings:
     namespace: str = "default"
     # Public keys that alone are trusted; empty: those that the nodes name.
     signers: tuple[bytes, ...] = ()
-    # Public key of the root without whose certificate no signer is trusted; None: any.
-    root: bytes | None = None
+    # Public keys of the roots without whose certificate no signer is trusted; empty: any.
+    roots: tuple[bytes, ...] = ()
     # Seconds that finding out that all endpoints are dead may cost, once.
     connect: float = 1.0
     # Seconds until a node begins to answer, and between two chunks of bytes.
@@ -109,8 +109,9 @@ def from_env(environ: Mapping[str, str] | None = None) -> Settings | None:
         # Pinning was asked for: trusting anybody instead would be worse than no cache.
         report.once("settings", "KILN_SIGNERS has no valid key: Kiln is off")
         return None
-    root = _signer(env.get("KILN_ROOT", ""), "KILN_ROOT")
-    if env.get("KILN_ROOT", "").strip() and root is None:
+    pinned = [text for text in env.get("KILN_ROOT", "").split(",") if text.strip()]
+    roots = tuple(filter(None, (_signer(text, "KILN_ROOT") for text in pinned)))
+    if len(roots) != len(pinned):
         report.once("settings", "KILN_ROOT is no valid key: Kiln is off")
         return None
     return Settings(
@@ -126,7 +127,7 @@ def from_env(environ: Mapping[str, str] | None = None) -> Settings | None:
         socket=env.get("KILN_SOCKET") or None,
         namespace=env.get("KILN_NAMESPACE") or Settings.namespace,
         signers=signers,
-        root=root,
+        roots=roots,
         connect=_seconds(env, "KILN_CONNECT_TIMEOUT", Settings.connect),
         answer=_seconds(env, "KILN_TIMEOUT", Settings.answer),
         wait=_seconds(env, "KILN_WAIT", Settings.wait),

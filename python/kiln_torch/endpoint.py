@@ -137,11 +137,11 @@ class Endpoint:
         status = self.unary("Status", wire.StatusRequest(), wire.StatusResponse)
         self._trust.learn(self._signers(status))
 
-    def _signers(self, status: Any) -> dict[int, bytes]:
-        root = self._settings.root
-        if root is not None:
-            return certified(status.signers, root, self._settings.namespace)
-        return {signer.node: signer.key for signer in status.signers}
+    def _signers(self, status: Any) -> list[tuple[int, bytes]]:
+        roots = self._settings.roots
+        if roots:
+            return certified(status.signers, roots, self._settings.namespace)
+        return [(signer.node, signer.key) for signer in status.signers]
 
     def close(self) -> None:
         """Close the channel."""

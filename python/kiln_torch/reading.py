@@ -81,14 +81,17 @@ class Reading:
     def _verified(self, signed: Any, key: bytes, asked: Endpoint | None = None) -> Manifest:
         state = self._process()
         keys = state.trust.keys(signed.signer)
-        if not keys and time.monotonic() - state.learned_at > _LEARN_EVERY:
-            # A node that joined after this process asked. The socket names no keys.
+        try:
+            read = manifest.verify(signed, keys, key)
+        except Refused:
+            # Of a node that joined, or changed its key, after this process asked. The socket
+            # names no keys.
             endpoint = asked or next(state.usable(), None)
-            if endpoint is not None:
-                state.learned_at = time.monotonic()
-                endpoint.learn()
-                keys = state.trust.keys(signed.signer)
-        read = manifest.verify(signed, keys, key)
+            if endpoint is None or time.monotonic() - state.learned_at <= _LEARN_EVERY:
+                raise
+            state.learned_at = time.monotonic()
+            endpoint.learn()
+            read = manifest.verify(signed, state.trust.keys(signed.signer), key)
         if read.namespace != self._settings.namespace:
             raise Refused(f"the artifact is of namespace {read.namespace!r}")
         return read

@@ -1,6 +1,6 @@
 """What a root key says of signers.
 
-Invariant: a key that is returned was certified by the root that this process was told
+Invariant: a key that is returned was certified by a root that this process was told
 of, for its node, for this namespace and this time; what the node says adds none.
 """
 
@@ -19,18 +19,21 @@ _CONTEXT = b"kiln-root-v1\0"
 _MS = 1000
 
 
-def certified(signers: Iterable[Any], root: bytes, namespace: str) -> dict[int, bytes]:
-    """Return the keys of those ``signers`` that ``root`` lets sign in ``namespace``."""
+def certified(
+    signers: Iterable[Any], roots: tuple[bytes, ...], namespace: str
+) -> list[tuple[int, bytes]]:
+    """Return those ``signers``, with keys, that one of ``roots`` lets sign in ``namespace``."""
     now = int(time.time() * _MS)
-    good = (each for each in signers if _allows(each, root, namespace, now))
-    return {each.node: each.key for each in good}
+    good = (each for each in signers if _allows(each, roots, namespace, now))
+    return [(each.node, each.key) for each in good]
 
 
-def _allows(signer: Any, root: bytes, namespace: str, now: int) -> bool:
+def _allows(signer: Any, roots: tuple[bytes, ...], namespace: str, now: int) -> bool:
     if not signer.HasField("certificate"):
         return False
     said = signer.certificate
-    if not signed_by(root, _CONTEXT + said.statement, said.signature):
+    data = _CONTEXT + said.statement
+    if not any(signed_by(root, data, said.signature) for root in roots):
         return False
     try:
         statement = wire.RootStatement.FromString(said.statement)

@@ -120,22 +120,23 @@ def test_seconds() -> None:
 
 
 def test_nodes_add_nothing_to_pinned_keys() -> None:
-    """And without pinning, the first key of a signer stays."""
+    """And without pinning, a signer may have had several."""
     pinned = Trust((b"p",))
-    pinned.learn({1: b"x"})
+    pinned.learn([(1, b"x")])
     assert pinned.keys(1) == (b"p",)
     learning = Trust()
     assert learning.keys(1) == ()
-    learning.learn({1: b"x"})
-    learning.learn({1: b"y", 2: b"z"})
-    assert (learning.keys(1), learning.keys(2)) == ((b"x",), (b"z",))
+    learning.learn([(1, b"x")])
+    learning.learn([(1, b"x"), (1, b"y"), (2, b"z")])
+    for trust in (learning, learning.copy()):
+        assert (trust.keys(1), trust.keys(2)) == ((b"x", b"y"), (b"z",))
 
 
 def test_of_pinned_keys_those_count_that_the_root_certified() -> None:
     """Neither of the two settings takes the other's place."""
     both = Trust((b"p", b"q"), rooted=True)
     assert both.keys(1) == ()
-    both.learn({1: b"p", 2: b"x"})
+    both.learn([(1, b"p"), (2, b"x")])
     for trust in (both, both.copy()):
         assert (trust.keys(1), trust.keys(2), trust.keys(3)) == ((b"p",), (), ())
 

@@ -28,8 +28,9 @@ def signer(by: Ed25519PrivateKey = ROOT, context: bytes = b"kiln-root-v1\0", **c
 
 def trusted(made: Any, namespace: str = "team") -> bool:
     """Whether its key is trusted."""
-    found = certified([made], ROOT.public_key().public_bytes_raw(), namespace)
-    assert found in ({}, {3: KEY})
+    roots = (bytes(32), ROOT.public_key().public_bytes_raw())
+    found = certified([made], roots, namespace)
+    assert found in ([], [(3, KEY)])
     return bool(found)
 
 
@@ -77,7 +78,11 @@ def test_a_root_that_is_no_key_turns_kiln_off(text: str) -> None:
     assert config.from_env({**endpoint, "KILN_ROOT": text}) is None
     read = config.from_env({**endpoint, "KILN_ROOT": KEY.hex()})
     assert read is not None
-    assert read.root == KEY
+    assert read.roots == (KEY,)
+    both = config.from_env({**endpoint, "KILN_ROOT": f"{KEY.hex()}, {'ab' * 32}"})
+    assert both is not None
+    assert both.roots == (KEY, bytes.fromhex("ab" * 32))
+    assert config.from_env({**endpoint, "KILN_ROOT": f"{KEY.hex()},zz"}) is None
     plain = config.from_env(endpoint)
     assert plain is not None
-    assert plain.root is None
+    assert plain.roots == ()

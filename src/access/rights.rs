@@ -53,6 +53,7 @@ const KILN: &[(&str, Right, bool)] = &[
     ("RevokeSigner", NeedsAll(Admin), false),
     ("RevokeToken", NeedsAll(Admin), false),
     ("RootSays", NeedsAll(Admin), false),
+    ("RotateSigner", NeedsAll(Admin), false),
     ("SetJoining", NeedsAll(Admin), false),
     ("SetVoters", NeedsAll(Admin), false),
     ("Signers", Needs(Read), false),

@@ -168,10 +168,11 @@ impl Believed {
 }
 
 /// Those of `signers` whose word counts now. A revoked key signs no new statement, whatever
-/// becomes of the artifacts that it signed before.
+/// becomes of the artifacts that it signed before; nor does one that is revoked for some time: a
+/// statement has no time but its signer's.
 fn counting(signers: Vec<pb::SignerStatus>) -> Vec<Believed> {
     let revoked: Vec<_> =
-        signers.iter().filter(|of| of.revocation.is_some()).map(|of| of.key.clone()).collect();
+        signers.iter().filter(|of| is_revoked(of)).map(|of| of.key.clone()).collect();
     let good =
         signers.into_iter().filter(|of| of.unbelieved.is_empty() && !revoked.contains(&of.key));
     let believed = |of: pb::SignerStatus| {
@@ -179,6 +180,10 @@ fn counting(signers: Vec<pb::SignerStatus>) -> Vec<Believed> {
         Some(Believed { key, namespaces: of.certificate.map(|of| of.namespaces) })
     };
     good.filter_map(believed).collect()
+}
+
+fn is_revoked(signer: &pb::SignerStatus) -> bool {
+    signer.revocation.is_some() || !signer.key_revocations.is_empty()
 }
 
 #[cfg(test)]
@@ -204,6 +209,9 @@ mod tests {
             assert_eq!(good.len(), 1);
             assert_eq!(good[0].key, SigningKey::from_bytes(&[2; 32]).verifying_key());
         }
+        let key_revocations = vec![pb::KeyRevocation { after_unix_ms: 7, ..Default::default() }];
+        let in_a_time = pb::SignerStatus { key_revocations, ..signer(1, 1) };
+        assert_eq!(counting(vec![in_a_time, signer(1, 4)]).len(), 1);
         let unbelieved = pb::SignerStatus { unbelieved: "why".into(), ..signer(1, 1) };
         assert!(counting(vec![unbelieved]).is_empty());
     }

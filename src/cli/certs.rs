@@ -182,8 +182,8 @@ impl Issue {
         let signer = (read(&signer.cert)?, read(&signer.key)?);
         let key = self.data_dir.as_ref().map(|data| {
             make_folder(data)?;
-            let signing = kiln::identity::load_or_create(data).context("the node's key")?;
-            Ok::<_, anyhow::Error>(signing.verifying_key().to_bytes())
+            let name = kiln::identity::name(data).context("the node's key")?;
+            Ok::<_, anyhow::Error>(name.to_bytes())
         });
         let identity = Identity { node: self.node, key: key.transpose()? };
         let made = issue(

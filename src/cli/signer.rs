@@ -1,14 +1,18 @@
 //! `kiln signer`: whose signatures count.
+//!
+//! Invariant: files that a command names are read and checked before a node is asked for
+//! anything.
 
 mod file;
 mod root;
+mod rows;
 
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand, builder::NonEmptyStringValueParser};
 use kiln_proto::pb;
-use serde::Serialize;
 
+use self::rows::{SignerView, read_moment};
 use super::{CliError, ClientArgs, confirm::YesArgs, output};
 
 const EXAMPLES: &str = "\
@@ -17,12 +21,20 @@ Examples:
   kiln signer revoke 3 --reason 'its disk was sold'
   kiln signer revoke 3 --reason 'replaced by node 7' --keep
 
+A new key for a node, and what the old one may have signed for a thief:
+  kiln signer rotate --endpoint NODE
+  kiln signer revoke OLDKEY --signed-after 2026-11-28T20:00:00Z --reason 'copied that evening'
+
 A root key says who may sign, and of what; no node can name a key then:
   kiln signer root init root.key
   kiln signer root sign --root root.key --cluster ID --out root.json
   kiln signer issue KEY --root root.key --cluster ID --namespace '*' --out node-3.json
   kiln signer add root.json node-3.json
-  kiln signer root sign --root root.key --cluster ID --required --out required.json";
+  kiln signer root sign --root root.key --cluster ID --required --out required.json
+
+Another root in its place, once new.key has certified every node:
+  kiln signer root next NEWROOT --root root.key --cluster ID --out next.json
+  kiln signer root sign --root new.key --cluster ID --required --out new.json";
 
 /// Show whose signatures count, revoke one, and say by a root key who may sign.
 ///
@@ -44,14 +56,31 @@ pub(super) fn public_key(text: &str) -> Result<ed25519_dalek::VerifyingKey, Stri
     file::key(text)
 }
 
+/// Whose signatures are revoked.
+#[derive(Debug, Clone, Copy)]
+enum Who {
+    Node(u64),
+    Key(ed25519_dalek::VerifyingKey),
+}
+
+fn who(text: &str) -> Result<Who, String> {
+    match text.len() == 64 {
+        true => file::key(text).map(Who::Key),
+        false => text.parse().map(Who::Node).map_err(|_| {
+            format!("{text:?} is neither a node's id nor a public key in hexadecimal")
+        }),
+    }
+}
+
 #[derive(Debug, Subcommand)]
 enum What {
     /// Every node that ever was a member, with its public key.
     List,
-    /// Trust a node's signature no more, for good.
+    /// Trust a node's signature no more, for good; or what one of its keys signed in some time.
     Revoke {
-        /// The node's id.
-        node: u64,
+        /// The node's id, or one of its keys in hexadecimal (`kiln signer list`).
+        #[arg(value_name = "NODE|KEY", value_parser = who)]
+        who: Who,
         /// Why: kept with each artifact that goes, and told by `kiln why`.
         #[arg(long, value_parser = NonEmptyStringValueParser::new())]
         reason: String,
@@ -59,8 +88,27 @@ enum What {
         /// somebody else may have had.
         #[arg(long)]
         keep: bool,
+        /// Of a key: only what was published from this moment on (`2026-11-28T20:00:00Z`, in UTC,
+        /// or `now`). When something was published is noted by the cluster's leader as it is
+        /// published: a signer has no word in it.
+        #[arg(long, value_name = "TIME", value_parser = read_moment)]
+        signed_after: Option<u64>,
+        /// Of a key: only what was published before this moment. The key signs on after it.
+        #[arg(long, value_name = "TIME", value_parser = read_moment)]
+        signed_before: Option<u64>,
         #[command(flatten)]
         yes: YesArgs,
+    },
+    /// Give the node that is asked a new key to sign with. What the old one signed is believed as
+    /// before; then it can be revoked by itself. Certificates of TLS go on to name the node by the
+    /// key that it joined with.
+    Rotate {
+        /// The root's certificate of the new key, which is added first (`kiln signer issue`).
+        #[arg(long, value_name = "FILE", conflicts_with = "next")]
+        certificate: Option<PathBuf>,
+        /// Only make the new key and show it, for its certificate: it signs nothing yet.
+        #[arg(long)]
+        next: bool,
     },
     /// Take what a root key signed: what it says of itself, and certificates of signers.
     Add {
@@ -74,71 +122,6 @@ enum What {
     Issue(root::IssueArgs),
     /// The public key of a node, also before it runs; no node is asked.
     Key(root::KeyArgs),
-}
-
-#[derive(Debug, Serialize)]
-struct SignerView {
-    node: u64,
-    key: String,
-    /// For `--cluster` of what the root signs.
-    cluster: String,
-    left: bool,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    revoked: Option<RevokedView>,
-    /// What the root lets it sign.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    certificate: Option<CertificateView>,
-    /// Why it is not believed.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    unbelieved: Option<String>,
-}
-
-#[derive(Debug, Serialize)]
-struct CertificateView {
-    name: String,
-    namespaces: Vec<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    not_after_unix_ms: Option<u64>,
-}
-
-#[derive(Debug, Serialize)]
-struct RevokedView {
-    keep: bool,
-    reason: String,
-    by: u64,
-    at_unix_ms: u64,
-}
-
-impl SignerView {
-    fn new(signer: pb::SignerStatus, cluster: String) -> Self {
-        let revoked = signer.revocation.map(|revoked| RevokedView {
-            keep: revoked.keep,
-            reason: revoked.reason,
-            by: revoked.by,
-            at_unix_ms: revoked.at_unix_ms,
-        });
-        let certificate = signer.certificate.map(|of| CertificateView {
-            name: of.name,
-            namespaces: of.namespaces,
-            not_after_unix_ms: Some(of.not_after_unix_ms).filter(|end| *end != 0),
-        });
-        let unbelieved = Some(signer.unbelieved).filter(|why| !why.is_empty());
-        let (node, key, left) = (signer.node, hex::encode(signer.key), signer.left);
-        Self { node, key, cluster, left, revoked, certificate, unbelieved }
-    }
-
-    fn state(&self) -> String {
-        let state = match (&self.revoked, self.left) {
-            (Some(revoked), _) => return format!("revoked: {}", revoked.reason),
-            (None, true) => "left",
-            (None, false) => "member",
-        };
-        match (&self.unbelieved, &self.certificate) {
-            (Some(why), _) => format!("{state}, not believed: {why}"),
-            (None, Some(of)) => format!("{state}, may sign in {}", of.namespaces.join(", ")),
-            (None, None) => state.to_owned(),
-        }
-    }
 }
 
 impl SignerArgs {
@@ -158,12 +141,7 @@ impl SignerArgs {
                 // All are read before the first is sent.
                 let said = files.iter().map(|file| file::read(file));
                 for (said, file) in said.collect::<Result<Vec<_>, _>>()?.into_iter().zip(&files) {
-                    let statement = pb::SignedStatement {
-                        statement: said.signed.bytes.into(),
-                        signature: said.signed.signature.into(),
-                    };
-                    let root = said.root.to_bytes().to_vec().into();
-                    let request = pb::RootSaysRequest { root, statement: Some(statement) };
+                    let request = said.request();
                     let answer = client.root_says(request).await.map_err(refused)?.into_inner();
                     let (file, changed) = (file.display().to_string(), answer.changed);
                     match json {
@@ -180,6 +158,7 @@ impl SignerArgs {
                 let answer = client.signers(pb::SignersRequest {}).await.map_err(refused)?;
                 let answer = answer.into_inner();
                 let cluster = format!("{:016x}", answer.cluster);
+                let next = hex::encode(answer.next_root);
                 let view = |signer| SignerView::new(signer, cluster.clone());
                 let signers: Vec<_> = answer.signers.into_iter().map(view).collect();
                 if json {
@@ -190,25 +169,91 @@ impl SignerArgs {
                     let SignerView { node, key, .. } = signer;
                     output::line(format_args!("{node:<6}{key:<66}{}", signer.state()))?;
                 }
-                output::line(format_args!("of the cluster {cluster}"))
-            }
-            What::Revoke { node, reason, keep, yes } => {
-                let what = if keep { "stays" } else { "is removed from all nodes" };
-                yes.confirm(&format!(
-                    "Revoke the signature of node {node} for good? What it signed {what}."
-                ))?;
-                let request = pb::RevokeSignerRequest { node, reason, keep };
-                let answer = client.revoke_signer(request).await.map_err(refused)?;
-                let removed = answer.into_inner().removed;
-                match json {
-                    true => {
-                        output::json(&serde_json::json!({ "revoked": node, "removed": removed }))
-                    }
+                output::line(format_args!("of the cluster {cluster}"))?;
+                match next.is_empty() {
+                    true => Ok(()),
                     false => output::line(format_args!(
-                        "revoked the signature of node {node}; artifacts removed: {removed}"
+                        "to be the root: {next}, which has certified what is marked so"
                     )),
                 }
             }
+            What::Revoke { who, reason, keep, signed_after, signed_before, yes } => {
+                let (after, before) = (signed_after, signed_before);
+                let (revoked, request) = revocation(who, keep, after, before)?;
+                let what = match (keep, after.is_some() || before.is_some()) {
+                    (true, _) => "What it signed stays.",
+                    (_, true) => "What it signed in that time is removed from all nodes.",
+                    _ => "What it signed is removed from all nodes.",
+                };
+                yes.confirm(&format!("Revoke the signature of {revoked} for good? {what}"))?;
+                let request = pb::RevokeSignerRequest { reason, ..request };
+                let answer = client.revoke_signer(request).await.map_err(refused)?;
+                let removed = answer.into_inner().removed;
+                match (json, who) {
+                    (true, Who::Node(node)) => {
+                        output::json(&serde_json::json!({ "revoked": node, "removed": removed }))
+                    }
+                    (true, Who::Key(key)) => output::json(&serde_json::json!({
+                        "revoked_key": hex::encode(key.as_bytes()), "removed": removed
+                    })),
+                    (false, _) => output::line(format_args!(
+                        "revoked the signature of {revoked}; artifacts removed: {removed}"
+                    )),
+                }
+            }
+            What::Rotate { certificate, next } => {
+                if let Some(said) = certificate.map(|file| file::read(&file)).transpose()? {
+                    client.root_says(said.request()).await.map_err(refused)?;
+                }
+                let request = pb::RotateSignerRequest { only_make: next };
+                let answer = client.rotate_signer(request).await.map_err(refused)?.into_inner();
+                let (key, before) = (hex::encode(answer.key), hex::encode(answer.before));
+                let node = answer.node;
+                match (json, next) {
+                    (true, _) => output::json(&serde_json::json!({
+                        "node": node, "key": key, "before": before, "rotated": !next
+                    })),
+                    (false, true) => output::line(format_args!(
+                        "node {node} is to sign with {key} next; it signs with {before} still"
+                    )),
+                    (false, false) => output::line(format_args!(
+                        "node {node} signs with {key}; what {before} signed is believed as before"
+                    )),
+                }
+            }
+        }
+    }
+}
+
+/// What is asked of a node, but for the reason; and whose signature that is, for people.
+fn revocation(
+    who: Who,
+    keep: bool,
+    after: Option<u64>,
+    before: Option<u64>,
+) -> Result<(String, pb::RevokeSignerRequest), CliError> {
+    let wrong = |why: &str| Err(CliError::Usage(why.into()));
+    let request = pb::RevokeSignerRequest {
+        keep,
+        after_unix_ms: after.unwrap_or_default(),
+        before_unix_ms: before.unwrap_or_default(),
+        ..Default::default()
+    };
+    match who {
+        Who::Node(_) if after.is_some() || before.is_some() => wrong(
+            "--signed-after and --signed-before are of a key: kiln signer list shows the node's",
+        ),
+        Who::Key(_) if keep => wrong("of a key: --signed-after now leaves what it signed before"),
+        Who::Key(_) if before == Some(0) || before.is_some_and(|end| Some(end) <= after) => {
+            wrong("the time ends before it begins")
+        }
+        Who::Node(node) => {
+            Ok((format!("node {node}"), pb::RevokeSignerRequest { node, ..request }))
+        }
+        Who::Key(key) => {
+            let key = key.to_bytes();
+            let of = pb::RevokeSignerRequest { key: key.to_vec().into(), ..request };
+            Ok((format!("the key {}", hex::encode(key)), of))
         }
     }
 }

@@ -17,32 +17,34 @@ pub struct TrustConfig {
     /// a node; 0: none, for these compiles take time of the node's. Default: 0.
     pub spot_checks: u64,
     /// The public key in hexadecimal of the root without whose certificate (`kiln signer
-    /// issue`) this node believes no signer, whatever the cluster says. Default: none: as the
+    /// issue`) this node believes no signer, whatever the cluster says; two, separated by a
+    /// comma, while one root follows another. Default: none: as the
     /// root that the cluster was given wants it, and without one every node is believed.
     pub root: Option<String>,
 }
 
 impl TrustConfig {
-    /// The root's key.
-    pub fn root(&self) -> Result<Option<VerifyingKey>, String> {
-        let Some(text) = &self.root else { return Ok(None) };
-        let bytes = hex::decode(text.trim()).ok();
-        let bytes = bytes.and_then(|bytes| <[u8; 32]>::try_from(bytes).ok());
-        let key = bytes.and_then(|bytes| VerifyingKey::from_bytes(&bytes).ok());
+    /// The roots' keys.
+    pub fn roots(&self) -> Result<Vec<VerifyingKey>, String> {
+        let Some(text) = &self.root else { return Ok(Vec::new()) };
+        let key = |text: &str| {
+            let bytes = hex::decode(text.trim()).ok()?;
+            VerifyingKey::from_bytes(&<[u8; 32]>::try_from(bytes).ok()?).ok()
+        };
         let wrong = || {
             format!(
                 "trust.root: {text:?} is no ed25519 public key in hexadecimal: give what kiln \
                  signer root init said"
             )
         };
-        key.map(Some).ok_or_else(wrong)
+        text.split(',').map(|text| key(text).ok_or_else(wrong)).collect()
     }
 }
 
 impl Config {
     /// What is wrong with it.
     pub(super) fn check_trust(&self, wrong: &mut Vec<String>) {
-        wrong.extend(self.trust.root().err());
+        wrong.extend(self.trust.roots().err());
     }
 }
 
@@ -54,9 +56,11 @@ mod tests {
     fn a_root_is_a_public_key_or_a_mistake() {
         let of = |root: &str| TrustConfig { root: Some(root.into()), ..TrustConfig::default() };
         let key = ed25519_dalek::SigningKey::from_bytes(&[1; 32]).verifying_key();
-        assert_eq!(of(&hex::encode(key.as_bytes())).root(), Ok(Some(key)));
-        assert_eq!(TrustConfig::default().root(), Ok(None));
-        for bad in ["", "zz", "abcd", &"0".repeat(63)] {
+        let text = hex::encode(key.as_bytes());
+        assert_eq!(of(&text).roots(), Ok(vec![key]));
+        assert_eq!(of(&format!("{text}, {text}")).roots(), Ok(vec![key, key]));
+        assert_eq!(TrustConfig::default().roots(), Ok(Vec::new()));
+        for bad in ["", "zz", &format!("{text},"), "abcd", &"0".repeat(63)] {
             let config = Config { trust: of(bad), ..Config::default() };
             let mut wrong = Vec::new();
             config.check_trust(&mut wrong);

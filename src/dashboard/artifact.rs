@@ -119,7 +119,8 @@ impl ArtifactView {
 impl StoredView {
     fn of(entry: &Entry, sources: &Sources) -> Self {
         let signer = sources.index.node(entry.manifest.signer);
-        let verified = signer.and_then(|node| entry.manifest.verify(&node.key, &entry.key).ok());
+        let verified = signer.and_then(|node| node.verify(&entry.manifest, &entry.key).ok());
+        let verified = verified.map(|(manifest, _)| manifest);
         let signed = verified.is_some();
         let manifest = verified.or_else(|| entry.manifest.read_unverified().ok());
         Self {

@@ -104,6 +104,7 @@ pub struct Settings {
     pub keep_requests: u64,
     /// One in so many hits is compiled once more and compared; 0: none is.
     pub spot_checks: u64,
-    /// The root without whose certificate no signer is believed; `None`: as the cluster says.
-    pub root: Option<VerifyingKey>,
+    /// The roots one of which has to be the cluster's, and without whose certificate no signer is
+    /// believed; none: as the cluster says.
+    pub roots: Vec<VerifyingKey>,
 }

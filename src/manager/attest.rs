@@ -26,11 +26,12 @@ impl Manager {
     async fn sign_statement(&self, key: &ArtifactKey, namespace: &str) -> Result<String, Error> {
         let answer = self.view(key, namespace).await?;
         let crashed = |why: String| Error::from(Failure::new(FailureKind::Crashed, why));
-        let signer = self.index.node(answer.manifest.producer);
-        let signer = signer.ok_or_else(|| crashed("its signer is not known any more".into()))?;
-        let identity = self.identity.clone();
+        let entry = self.index.node(answer.manifest.producer);
+        let signer = entry.and_then(|node| node.verify(&answer.signed, key).ok());
+        let (_, by) = signer.ok_or_else(|| crashed("its signer is not known any more".into()))?;
+        let identity = self.signing()?;
         let signing = move || {
-            let said = statement(&answer.signed, &answer.manifest, &answer.pack, &signer.key);
+            let said = statement(&answer.signed, &answer.manifest, &answer.pack, &by);
             let said = said.map_err(|e| e.to_string())?.to_string();
             let envelope = Envelope::sign(&identity, said.as_bytes());
             serde_json::to_string(&envelope).map_err(|e| e.to_string())

@@ -36,46 +36,53 @@ impl Told {
 }
 
 impl Manager {
-    /// Whether what `signer` signed in `namespace` (`None`: in any at all) is believed; why not.
-    pub fn believes(&self, signer: NodeId, namespace: Option<&str>) -> Result<(), String> {
+    /// Whether what `signer` signed with `key` in `namespace` (`None`: in any at all) is believed;
+    /// why not.
+    pub fn believes(
+        &self,
+        signer: NodeId,
+        key: &VerifyingKey,
+        namespace: Option<&str>,
+    ) -> Result<(), String> {
         let trust = self.index.trust();
-        match (&self.settings.root, trust.root()) {
-            (None, _) if !trust.is_required() => return Ok(()),
-            (Some(ours), Some(root)) if *ours != root.key => {
+        match (&*self.settings.roots, trust.root()) {
+            ([], _) if !trust.is_required() => return Ok(()),
+            ([_, ..], Some(root)) if !self.settings.roots.contains(&root.key) => {
                 return Err("the cluster's root is not that of trust.root".into());
             }
-            (Some(_), None) => {
+            ([_, ..], None) => {
                 return Err("the cluster has no root, and trust.root names one".into());
             }
             _ => {}
         }
-        let Some(node) = self.index.node(signer) else {
-            return Err(format!("there was never a node {signer}"));
-        };
-        let judged = trust.judge(signer, &node.key, namespace, clock::unix_ms());
+        let judged = trust.judge(signer, key, namespace, clock::unix_ms());
         judged.map_err(|why| why.to_string())
+    }
+
+    /// Whether all that `signer` ever signed in `namespace` is believed, whichever of its keys it
+    /// was.
+    pub fn believes_all_of(&self, signer: NodeId, namespace: &str) -> bool {
+        if !self.judges() {
+            return true;
+        }
+        let Some(node) = self.index.node(signer) else { return false };
+        node.keys.iter().all(|of| self.believes(signer, &of.key, Some(namespace)).is_ok())
     }
 
     /// The same of a key that a backup says is the signer's.
     pub fn believes_key(&self, signer: NodeId, key: &VerifyingKey, namespace: &str) -> bool {
-        let trust = self.index.trust();
-        let is_root = |ours: &VerifyingKey| trust.root().is_some_and(|root| root.key == *ours);
-        match &self.settings.root {
-            None if !trust.is_required() => true,
-            Some(ours) if !is_root(ours) => false,
-            _ => trust.judge(signer, key, Some(namespace), clock::unix_ms()).is_ok(),
-        }
+        self.believes(signer, key, Some(namespace)).is_ok()
     }
 
     /// The keys of those whose signatures count: that were not revoked, and may sign something.
     pub fn signers(&self) -> Vec<(NodeId, VerifyingKey)> {
         let all = self.index.signers().into_iter();
-        all.filter(|(node, _)| self.believes(*node, None).is_ok()).collect()
+        all.filter(|(node, key)| self.believes(*node, key, None).is_ok()).collect()
     }
 
     /// Whether signers are judged at all.
     pub fn judges(&self) -> bool {
-        self.settings.root.is_some() || self.index.trust().is_required()
+        !self.settings.roots.is_empty() || self.index.trust().is_required()
     }
 
     /// Whether who signed an entry is believed there; one that is not is counted.
@@ -86,7 +93,13 @@ impl Manager {
     /// Why nobody here would believe what this node signs in `namespace`: it takes no lease of
     /// that, for each such artifact would be one more that is compiled anew, by itself too.
     pub(super) fn unbelieved_here(&self, namespace: &str) -> Option<String> {
-        let why = self.believes(self.identity.node, Some(namespace)).err()?;
+        let why = match self.signing() {
+            Ok(by) => {
+                let key = by.verifying_key();
+                self.believes(self.identity.node, &key, Some(namespace)).err()?
+            }
+            Err(why) => why.to_string(),
+        };
         if self.told.is_due(Instant::now()) {
             tracing::warn!(
                 namespace,
@@ -110,8 +123,9 @@ impl Manager {
     /// value is not believed: a put of the same bytes would keep the signer that it has.
     pub async fn clear_unbelieved(&self, key: &ArtifactKey, namespace: &str) -> Result<(), Error> {
         let is_bad = |entry: &Entry| {
-            let signer = entry.manifest.signer;
-            self.believes(signer, Some(namespace)).is_err()
+            let signed = self.verify_by(entry);
+            let believed = signed.map(|(of, by)| self.believes(of.producer, &by, Some(namespace)));
+            !matches!(believed, Ok(Ok(())))
         };
         if !self.judges() || !self.index.lookup(key).await?.is_some_and(|entry| is_bad(&entry)) {
             return Ok(());
@@ -130,8 +144,8 @@ impl Manager {
 
     /// The manifest of an entry, whose signature holds, and whose signer is believed.
     pub(super) fn verify_believed(&self, entry: &Entry) -> Result<Arc<Manifest>, Error> {
-        let manifest = self.verify(entry)?;
-        match self.believes(manifest.producer, Some(&manifest.namespace)) {
+        let (manifest, by) = self.verify_by(entry)?;
+        match self.believes(manifest.producer, &by, Some(&manifest.namespace)) {
             Ok(()) => Ok(manifest),
             Err(why) => {
                 self.counters.unbelieved();

@@ -38,6 +38,7 @@ mod recent;
 mod report;
 mod restore;
 mod route;
+mod signing;
 mod single_flight;
 mod spot;
 mod stage;
@@ -48,8 +49,9 @@ mod wire;
 
 use std::sync::Arc;
 
+use ed25519_dalek::VerifyingKey;
 use kiln_cluster::Index;
-use kiln_proto::{ArtifactKey, Check, Digest, Manifest, NodeIdentity};
+use kiln_proto::{ArtifactKey, Check, Digest, Manifest};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
@@ -64,6 +66,7 @@ pub use self::{
     pieces::{PieceReport, PieceStage, Puller},
     recent::{Cause, Miss, Recent, VALUE},
     report::Reporter,
+    signing::{Rotated, Signing},
     single_flight::{Progress, SingleFlight},
     spot::{Removed, Skip, Verdict},
     stage::Stage,
@@ -97,6 +100,8 @@ const CHECKED: usize = 16_384;
 #[derive(Clone)]
 struct Verified {
     manifest: Arc<Manifest>,
+    /// The key that signed it.
+    by: VerifyingKey,
     bytes: u64,
 }
 
@@ -113,7 +118,7 @@ impl quick_cache::Weighter<(ArtifactKey, u64), Verified> for Size {
 /// Joins index, tiers and compilers; they never meet otherwise.
 pub struct Manager {
     settings: Settings,
-    identity: NodeIdentity,
+    identity: Signing,
     index: Index,
     tiers: Arc<Tiers>,
     dialer: Dialer,
@@ -152,7 +157,7 @@ pub struct Parts {
     /// Limits, and what an acknowledgement promises.
     pub settings: Settings,
     /// Signs what this node publishes.
-    pub identity: NodeIdentity,
+    pub identity: Signing,
     /// The replicated index.
     pub index: Index,
     /// L1, L2, L3.

@@ -69,7 +69,7 @@ impl Manager {
             .filter(|(id, node)| {
                 *id != self.identity.node
                     && node.facts.compilers.contains(&prepared.fingerprint)
-                    && self.believes(*id, namespace).is_ok()
+                    && self.believes(*id, &node.signing(), namespace).is_ok()
             })
             .map(|(id, node)| (id, node.facts.members().to_owned()))
             .collect();

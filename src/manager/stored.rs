@@ -7,6 +7,7 @@
 
 use std::sync::Arc;
 
+use ed25519_dalek::VerifyingKey;
 use kiln_cluster::{Asked, Entry, Retired};
 use kiln_proto::{ArtifactKey, Failure, FailureKind, Manifest};
 use tokio::time::Instant;
@@ -188,24 +189,30 @@ impl Manager {
 
     /// The manifest of an entry, whose signature holds.
     pub(super) fn verify(&self, entry: &Entry) -> Result<Arc<Manifest>, Error> {
+        Ok(self.verify_by(entry)?.0)
+    }
+
+    /// The same, and the key that signed it.
+    pub(super) fn verify_by(&self, entry: &Entry) -> Result<(Arc<Manifest>, VerifyingKey), Error> {
         let id = (entry.key, entry.epoch);
         if let Some(known) = self.verified.get(&id) {
-            return Ok(known.manifest);
+            return Ok((known.manifest, known.by));
         }
         let checked = match self.index.node(entry.manifest.signer) {
-            Some(signer) => entry.manifest.verify(&signer.key, &entry.key).map_err(Error::from),
+            Some(signer) => signer.verify(&entry.manifest, &entry.key).map_err(Error::from),
             None => Err(Failure::new(
                 FailureKind::Corrupt,
                 format!("the manifest's signer {} was never a member", entry.manifest.signer),
             )
             .into()),
         };
-        let manifest = Arc::new(checked.inspect_err(|e| {
+        let (manifest, by) = checked.inspect_err(|e| {
             self.counters.bad_manifest();
             tracing::error!(key = %entry.key, error = %e, "a manifest in the index is refused");
-        })?);
+        })?;
+        let manifest = Arc::new(manifest);
         let bytes = entry.manifest.bytes.len() as u64;
-        self.verified.insert(id, Verified { manifest: manifest.clone(), bytes });
-        Ok(manifest)
+        self.verified.insert(id, Verified { manifest: manifest.clone(), by, bytes });
+        Ok((manifest, by))
     }
 }

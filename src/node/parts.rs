@@ -252,7 +252,7 @@ pub(super) fn manager(config: &Config) -> manager::Settings {
         keep_requests: config.compile.keep_requests,
         spot_checks: config.trust.spot_checks,
         // Validated with the rest of the configuration.
-        root: config.trust.root().unwrap_or_default(),
+        roots: config.trust.roots().unwrap_or_default(),
     }
 }
 

@@ -33,7 +33,7 @@ use crate::{
     config::{Config, ConfigError, EvictionPolicy},
     counters::CounterSource,
     dashboard::{Dashboard, Sources},
-    manager::{self, Fetcher, Manager, Puller, Reporter},
+    manager::{self, Fetcher, Manager, Puller, Reporter, Signing},
     monitor::{self, Controls, Monitor, Sampler},
     net::{
         self,
@@ -120,6 +120,7 @@ impl Services {
 
         let identity = cluster.start().await?;
         let (node, index, reporter) = (identity.node, cluster.index(), Reporter::default());
+        let signing = Signing::open(node, index.clone(), config.data_dir.clone())?;
         let contact = Contact::new(&config.data_dir);
         let ago = match access.is_required() && !contact::hears_of_tokens(&index).await {
             true => contact.ago(),
@@ -150,7 +151,7 @@ impl Services {
         let fetcher = Arc::new(fetcher);
         let manager = Arc::new(Manager::new(manager::Parts {
             settings: parts::manager(config),
-            identity,
+            identity: signing,
             index: index.clone(),
             tiers: tiers.clone(),
             dialer: dialer.clone(),

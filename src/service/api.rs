@@ -94,7 +94,7 @@ impl Kiln for Api {
         let visible = found.filter(|entry| {
             let manifest = entry.manifest.read_unverified();
             let is_here = manifest.is_ok_and(|manifest| manifest.namespace == namespace);
-            is_here && parts.manager.believes(entry.manifest.signer, Some(namespace)).is_ok()
+            is_here && parts.manager.believes_entry(entry)
         });
         let mut entry = visible.as_ref().map(wire::entry);
         if let Some(entry) = &mut entry {
@@ -354,15 +354,19 @@ impl Kiln for Api {
         &self,
         request: Request<pb::RevokeSignerRequest>,
     ) -> Reply<pb::RevokeSignerResponse> {
-        let from = request.extensions().get::<Caller>().and_then(|caller| caller.from);
         let parts = self.parts()?;
         let (asks, request) = guard::asks(request)?;
-        let pb::RevokeSignerRequest { node, reason, keep } = request;
-        let revoked = parts.index.revoke(node, keep, reason.clone()).await;
-        let removed = revoked.map_err(Error::from)?;
-        parts.did(&asks, "revoke_signer", |event| event.of(node).saying(reason.as_str()));
-        tracing::warn!(signer = node, keep, removed, reason, ?from, "a signer was revoked");
+        let removed = trust::revoke(parts, &asks, request).await?;
         Ok(Response::new(pb::RevokeSignerResponse { removed }))
+    }
+
+    async fn rotate_signer(
+        &self,
+        request: Request<pb::RotateSignerRequest>,
+    ) -> Reply<pb::RotateSignerResponse> {
+        let parts = self.parts()?;
+        let (asks, request) = guard::asks(request)?;
+        Ok(Response::new(trust::rotate(parts, &asks, request).await?))
     }
 
     async fn create_token(

@@ -8,7 +8,7 @@
 use std::collections::HashMap;
 
 use ed25519_dalek::VerifyingKey;
-use kiln_cluster::Index;
+use kiln_cluster::{Index, signing::NodeKey};
 use kiln_proto::{Manifest, NodeId, SignedManifest, pb};
 
 use crate::{error::Error, manager::Manager};
@@ -20,25 +20,31 @@ pub(super) async fn restore(
     request: pb::RestoreRequest,
 ) -> Result<pb::RestoreResponse, Error> {
     let known = index.all_nodes().into_iter();
+    // A key that is revoked for some time alone: when a backup's entry was published is in it by
+    // nobody's word but the signer's.
     let revoked: Vec<VerifyingKey> = known
-        .filter(|(_, node)| node.revoked.as_ref().is_some_and(|r| !r.keep))
-        .map(|(_, node)| node.key)
+        .flat_map(|(_, node)| {
+            let all = node.revoked.as_ref().is_some_and(|r| !r.keep);
+            let gone = move |of: &NodeKey| all || !of.revoked.is_empty();
+            node.keys.into_iter().filter(gone).map(|of| of.key)
+        })
         .collect();
     let named = request.signers.iter().filter_map(|s| Some((s.node, key(&s.key)?)));
-    let signers: HashMap<NodeId, VerifyingKey> =
-        named.filter(|(_, key)| !revoked.contains(key)).collect();
+    let mut signers: HashMap<NodeId, Vec<VerifyingKey>> = HashMap::new();
+    for (node, key) in named.filter(|(_, key)| !revoked.contains(key)) {
+        signers.entry(node).or_default().push(key);
+    }
     let mut done = pb::RestoreResponse::default();
     for entry in request.entries {
         let stored = entry.stored.then_some(entry.generation);
         let pinned = entry.pinned;
-        let Some(manifest) = entry.manifest.and_then(|signed| verified(signed, &signers)) else {
+        let verified = entry.manifest.and_then(|signed| verified(signed, &signers));
+        let Some((manifest, by)) = verified else {
             done.refused += 1;
             continue;
         };
         // Who restores signs anew: not for a key that the root does not let sign this.
-        let by = signers.get(&manifest.producer);
-        if !by.is_some_and(|key| manager.believes_key(manifest.producer, key, &manifest.namespace))
-        {
+        if !manager.believes_key(manifest.producer, &by, &manifest.namespace) {
             done.refused += 1;
             continue;
         }
@@ -59,9 +65,10 @@ fn key(bytes: &[u8]) -> Option<VerifyingKey> {
 
 fn verified(
     signed: pb::SignedManifest,
-    signers: &HashMap<NodeId, VerifyingKey>,
-) -> Option<Manifest> {
+    signers: &HashMap<NodeId, Vec<VerifyingKey>>,
+) -> Option<(Manifest, VerifyingKey)> {
     let signed = SignedManifest::from(signed);
     let key = signed.read_unverified().ok()?.key;
-    signed.verify(signers.get(&signed.signer)?, &key).ok()
+    let verify = |by: &VerifyingKey| Some((signed.verify(by, &key).ok()?, *by));
+    signers.get(&signed.signer)?.iter().find_map(verify)
 }

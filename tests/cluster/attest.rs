@@ -53,7 +53,12 @@ async fn an_attestation_is_of_its_files_and_by_a_signer_who_is_believed() {
     assert!(code == Some(12) && told.to_string().contains("no signature"), "{told}");
     let verify = ["attest", "--verify", text(&file)];
     assert_eq!(kiln(third, &verify).await.0, Some(0));
-    let revoke = pb::RevokeSignerRequest { node: other.id, reason: "x".into(), keep: false };
+    let revoke = pb::RevokeSignerRequest {
+        node: other.id,
+        reason: "x".into(),
+        keep: false,
+        ..Default::default()
+    };
     third.client().await.revoke_signer(revoke).await.unwrap();
     assert_eq!(kiln(third, &verify).await.0, Some(12), "its signer was revoked");
 

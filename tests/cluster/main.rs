@@ -56,6 +56,7 @@ mod redis;
 mod resources;
 mod resp;
 mod root;
+mod rotation;
 mod run;
 mod signers;
 mod sizes;

@@ -27,27 +27,27 @@ async fn signer(node: Option<&TestNode>, arguments: &[&str]) -> (Option<i32>, Va
     (output.status.code(), serde_json::from_slice(last.unwrap_or_default()).unwrap_or_default())
 }
 
-async fn done(node: Option<&TestNode>, arguments: &[&str]) -> Value {
+pub(crate) async fn done(node: Option<&TestNode>, arguments: &[&str]) -> Value {
     let (code, told) = signer(node, arguments).await;
     assert_eq!(code, Some(0), "{arguments:?}: {told}");
     told
 }
 
-async fn refused(node: &TestNode, arguments: &[&str], why: &str) {
+pub(crate) async fn refused(node: &TestNode, arguments: &[&str], why: &str) {
     let (code, told) = signer(Some(node), arguments).await;
     assert_ne!(code, Some(0), "{arguments:?}: {told}");
     assert!(told["error"]["message"].as_str().unwrap_or_default().contains(why), "{told}");
 }
 
 /// The folder of whoever has the root's key, and the cluster that it speaks of.
-struct Office(PathBuf, String);
+pub(crate) struct Office(PathBuf, pub(crate) String);
 
 impl Office {
-    fn file(&self, name: &str) -> String {
+    pub(crate) fn file(&self, name: &str) -> String {
         self.0.join(name).to_str().unwrap().to_owned()
     }
 
-    async fn init(node: &TestNode, folder: &Path, name: &str) -> (Self, String) {
+    pub(crate) async fn init(node: &TestNode, folder: &Path, name: &str) -> (Self, String) {
         let list = done(Some(node), &["list"]).await;
         let cluster = list[0]["cluster"].as_str().unwrap().to_owned();
         let office = Self(folder.join(name), cluster);
@@ -57,7 +57,7 @@ impl Office {
     }
 
     /// A statement of the root about itself.
-    async fn sign(&self, name: &str, required: bool) -> String {
+    pub(crate) async fn sign(&self, name: &str, required: bool) -> String {
         let (root, out) = (self.file("root.key"), self.file(name));
         let mut arguments = vec!["root", "sign", "--root", &root, "--out", &out];
         arguments.extend(["--cluster", &self.1]);
@@ -66,7 +66,7 @@ impl Office {
         out
     }
 
-    async fn issue(&self, key: &str, namespace: &str, name: &str) -> String {
+    pub(crate) async fn issue(&self, key: &str, namespace: &str, name: &str) -> String {
         let (root, out) = (self.file("root.key"), self.file(name));
         let of = ["issue", key, "--root", &root, "--namespace", namespace, "--out", &out];
         let of = [&of[..], &["--cluster", &self.1]].concat();

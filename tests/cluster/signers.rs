@@ -63,6 +63,7 @@ async fn what_a_revoked_signer_made_is_a_miss_on_every_node_and_it_makes_nothing
     assert_eq!(hit.outcome, Outcome::Hit);
 
     // Also after a restart, and whoever asks for the list sees it.
+    cluster.nodes[revoked].terminate().await;
     cluster.nodes[revoked].restart().await;
     let (_, list) = kiln(&cluster.nodes[revoked], &["signer", "list"]).await;
     let of = |node: usize| {
@@ -84,7 +85,12 @@ async fn a_backup_brings_nothing_of_a_revoked_signer_back() {
     let made = theirs.compile(saxpy("kernel")).await.unwrap();
     let entry = theirs.lookup(&made.key).await.unwrap().unwrap();
     let mut signers = theirs.status().await.unwrap().signers;
-    let request = pb::RevokeSignerRequest { node: theirs.id, reason: "stolen".into(), keep: false };
+    let request = pb::RevokeSignerRequest {
+        node: theirs.id,
+        reason: "stolen".into(),
+        keep: false,
+        ..Default::default()
+    };
     let removed = ours.client().await.revoke_signer(request).await.unwrap().into_inner().removed;
     assert_eq!(removed, 1);
     let trusted = ours.status().await.unwrap().signers;
@@ -111,12 +117,17 @@ async fn only_a_node_that_there_was_is_revoked_and_for_a_reason() {
     let (code, _) = kiln(node, &["signer", "revoke", "1"]).await;
     assert_eq!(code, Some(2), "without a reason");
     for reason in [String::new(), "x".repeat(1025)] {
-        let request = pb::RevokeSignerRequest { node: 1, reason, keep: true };
+        let request = pb::RevokeSignerRequest { node: 1, reason, keep: true, ..Default::default() };
         node.client().await.revoke_signer(request).await.unwrap_err();
     }
     // What was there may stay.
     let made = node.compile(saxpy("kernel")).await.unwrap();
-    let keep = pb::RevokeSignerRequest { node: 1, reason: "replaced".into(), keep: true };
+    let keep = pb::RevokeSignerRequest {
+        node: 1,
+        reason: "replaced".into(),
+        keep: true,
+        ..Default::default()
+    };
     node.client().await.revoke_signer(keep).await.unwrap();
     assert_eq!(node.compile(saxpy("kernel")).await.unwrap().outcome, Outcome::Hit);
     assert!(node.lookup(&made.key).await.unwrap().is_some());

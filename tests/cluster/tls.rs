@@ -411,8 +411,12 @@ async fn a_certificate_does_not_outlive_its_node() {
     .await;
     assert!(metric(asked, "kiln_refused_peers_total", &[("why", "left")]).await >= 1.0);
 
-    let revoke =
-        pb::RevokeSignerRequest { node: ids[1], reason: "its disk was sold".into(), keep: false };
+    let revoke = pb::RevokeSignerRequest {
+        node: ids[1],
+        reason: "its disk was sold".into(),
+        keep: false,
+        ..Default::default()
+    };
     asked.client().await.revoke_signer(revoke).await.unwrap();
     ends(of_revoked).await;
     eventually("the refusal of the node that was revoked", async || {

@@ -15,7 +15,7 @@ use crate::{
     command::{Asked, Publication, Response},
     table::{
         self, BlobRecord, Counters, EntryRecord, EpochRecord, FailureRecord, LeaseRecord,
-        StateError, Txn, View,
+        PublishedRecord, StateError, Txn, View,
     },
 };
 
@@ -251,6 +251,7 @@ fn end<V: View>(
     last: &EpochRecord,
 ) -> Result<(), StateError> {
     txn.remove::<EntryRecord>(key);
+    txn.remove::<PublishedRecord>(key);
     references::unrefer(txn, key)?;
     txn.put(key, last)?;
     if let Some(blob) = txn.get::<BlobRecord>(entry.pack)? {

@@ -6,7 +6,7 @@
 
 use kiln_proto::{ArtifactKey, NodeId};
 
-use super::{Event, epochs, leases};
+use super::{Event, epochs, keys, leases};
 use crate::{
     command::{Response, Revocation},
     table::{self, NodeRecord, RevocationRecord, StateError, Txn, View},
@@ -68,6 +68,9 @@ pub(super) fn is_revoked_key<V: View>(
     txn: &Txn<'_, V>,
     key: &[u8; 32],
 ) -> Result<bool, StateError> {
+    if keys::is_revoked(txn, key)? {
+        return Ok(true);
+    }
     let revoked = table::revocations(txn)?;
     Ok(table::nodes(txn)?.iter().any(|(id, node)| revoked.contains_key(id) && node.key == *key))
 }

@@ -4,6 +4,7 @@
 
 mod admission;
 mod histories;
+mod keys;
 mod pieces;
 mod revoked;
 mod root;
@@ -25,6 +26,7 @@ use crate::{
     command::{
         AccessReport, Asked, Change, NewNode, NodeFacts, OrderedWrite, Publication, Revocation,
     },
+    signing::{Publishes, Stamped},
     table::{
         self, BlobRecord, Counters, EpochRecord, NodeRecord, ObjectRecord, PiecesRecord,
         ReferenceRecord, RevocationRecord, SessionRecord, Table, UseRecord,
@@ -212,6 +214,8 @@ pub(crate) fn commands() -> impl Strategy<Value = Vec<Command>> {
         ),
         // Most of them of a node that there is not: all artifacts here are of node 1.
         1 => (1..12u64, any::<bool>()).prop_map(|(signer, keep)| revocation_of(signer, keep)),
+        1 => (0..12u8, 0..100u64, any::<bool>()).prop_map(|(k, at, ends)| keys::revoke_of(k, at, ends)),
+        1 => (1..4u64, 0..3u8).prop_map(|(node, k)| keys::rotate_of(node, k)),
         1 => (0..3u64, 0..2u8).prop_map(|(id, digest)| tokens::issue_of(id, digest, None, id)),
         1 => (0..3u64).prop_map(tokens::revoke_of),
         1 => (0..3u64, 0..2u8).prop_map(|(id, digest)| admission::issue_of(id, digest, 1, id)),
@@ -220,6 +224,8 @@ pub(crate) fn commands() -> impl Strategy<Value = Vec<Command>> {
         1 => (0..3u8).prop_map(|n| Command::Join(new_node(n))),
         1 => (1..4u64).prop_map(Command::Leave),
     ];
+    let command =
+        (command, 0..3u8, 0..100u64).prop_map(|(command, by, at)| keys::noted(command, by, at));
     prop::collection::vec(command, 1..120)
 }
 
@@ -236,6 +242,10 @@ fn aim(command: Command, state: &Model, index: u64) -> Command {
         false => generation,
     };
     match command {
+        Command::Stamped(Stamped { by, at_unix_ms, what }) => {
+            let what = Publishes::of(aim(what.into(), state, index)).unwrap();
+            Command::Stamped(Stamped { by, at_unix_ms, what })
+        }
         Command::Commit { publication: p, also } => {
             let token = live(p.key).unwrap_or(p.token);
             Command::Commit { publication: Publication { token, ..p }, also }

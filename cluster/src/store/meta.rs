@@ -68,6 +68,10 @@ impl Set {
             (Self::B, Table::Admissions) => "admissions.b",
             (Self::B, Table::Roots) => "roots.b",
             (Self::B, Table::Certificates) => "certificates.b",
+            (Self::B, Table::SigningKeys) => "signing_keys.b",
+            (Self::B, Table::Published) => "published.b",
+            (Self::B, Table::NextRoots) => "next_roots.b",
+            (Self::B, Table::NextCertificates) => "next_certificates.b",
         }
     }
 }

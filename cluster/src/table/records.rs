@@ -15,6 +15,7 @@ use crate::{
     admission::Admissions,
     codec::{self, Malformed},
     command::{Candidate, NodeFacts},
+    signing::KeyRevocation,
     tokens::{AuditHead, TokenInfo},
     trust::Trust,
     wanted::Wanted,
@@ -231,6 +232,45 @@ pub(crate) struct CertificateRecord {
 }
 record!(CertificateRecord in Certificates by Digest);
 
+/// The key that is to be the root, as the root has said.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct NextRootRecord {
+    pub key: [u8; 32],
+    pub serial: u64,
+    pub statement: SignedStatement,
+}
+record!(NextRootRecord in NextRoots by ());
+
+/// The last statement about a key of the one that is to be the root, under that key.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct NextCertificateRecord(pub CertificateRecord);
+record!(NextCertificateRecord in NextCertificates by Digest);
+
+/// A key with which a node signs, or signed, under that key. A node's first one has none until
+/// it is revoked.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct KeyRecord {
+    pub node: NodeId,
+    /// How many keys the node had before it.
+    pub number: u32,
+    /// By the leader's clock.
+    pub since_unix_ms: u64,
+    pub revoked: Vec<KeyRevocation>,
+}
+record!(KeyRecord in SigningKeys by Digest);
+
+/// When the artifact of a key was published, and under which key. What was published before
+/// every member could note that has no record.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct PublishedRecord {
+    pub by: [u8; 32],
+    /// By the leader's clock.
+    pub at_unix_ms: u64,
+    /// Its place in the log.
+    pub index: u64,
+}
+record!(PublishedRecord in Published by ArtifactKey);
+
 /// Numbers of the whole cluster.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Counters {
@@ -293,6 +333,15 @@ pub(crate) fn tokens(view: &impl View) -> Result<BTreeMap<u64, TokenInfo>, State
     view.all(Table::Tokens)?.into_iter().map(decode).collect()
 }
 
+/// The records of signing keys, by key.
+pub(crate) fn keys(view: &impl View) -> Result<Vec<([u8; 32], KeyRecord)>, StateError> {
+    let decode = |(key, value): (Vec<u8>, Vec<u8>)| {
+        codec::exact_length::<KeyRecord>(&key, 32)?;
+        Ok((std::array::from_fn(|at| key[at]), codec::decode(&value)?))
+    };
+    view.all(Table::SigningKeys)?.into_iter().map(decode).collect()
+}
+
 /// What joining takes.
 pub(crate) fn admissions(view: &impl View) -> Result<Admissions, StateError> {
     let record: Option<AdmissionsRecord> = super::read(view, ())?;
@@ -306,7 +355,13 @@ pub(crate) fn trust(view: &impl View) -> Result<Trust, StateError> {
     let root = super::view::read::<RootRecord>(view, ())?;
     let certificates = view.all(Table::Certificates)?.into_iter();
     let certificates = certificates.map(|(_, value)| codec::decode::<CertificateRecord>(&value));
-    Ok(Trust::of(cluster, root, certificates.collect::<Result<Vec<_>, _>>()?))
+    let next = super::view::read::<NextRootRecord>(view, ())?;
+    let coming = view.all(Table::NextCertificates)?.into_iter();
+    let coming = coming.map(|(_, value)| codec::decode::<NextCertificateRecord>(&value));
+    let coming =
+        coming.map(|record| Ok::<_, Malformed>(record?.0)).collect::<Result<Vec<_>, _>>()?;
+    let trust = Trust::of(cluster, root, certificates.collect::<Result<Vec<_>, _>>()?);
+    Ok(trust.with_next(cluster, next, coming))
 }
 
 /// The wholes that are stitched of `piece`, in the order of their keys.
@@ -348,5 +403,9 @@ pub(crate) fn check(table: Table, key: &[u8], value: &[u8]) -> Result<(), Malfor
         Table::Admissions => pair::<AdmissionsRecord>(key, value),
         Table::Roots => pair::<RootRecord>(key, value),
         Table::Certificates => pair::<CertificateRecord>(key, value),
+        Table::SigningKeys => pair::<KeyRecord>(key, value),
+        Table::Published => pair::<PublishedRecord>(key, value),
+        Table::NextRoots => pair::<NextRootRecord>(key, value),
+        Table::NextCertificates => pair::<NextCertificateRecord>(key, value),
     }
 }

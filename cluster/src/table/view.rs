@@ -32,10 +32,14 @@ pub(crate) enum Table {
     Admissions,
     Roots,
     Certificates,
+    SigningKeys,
+    Published,
+    NextRoots,
+    NextCertificates,
 }
 
 impl Table {
-    pub(crate) const ALL: [Self; 19] = [
+    pub(crate) const ALL: [Self; 23] = [
         Self::Entries,
         Self::Epochs,
         Self::Blobs,
@@ -55,6 +59,10 @@ impl Table {
         Self::Admissions,
         Self::Roots,
         Self::Certificates,
+        Self::SigningKeys,
+        Self::Published,
+        Self::NextRoots,
+        Self::NextCertificates,
     ];
 
     /// The column family's name.
@@ -79,6 +87,10 @@ impl Table {
             Self::Admissions => "admissions",
             Self::Roots => "roots",
             Self::Certificates => "certificates",
+            Self::SigningKeys => "signing_keys",
+            Self::Published => "published",
+            Self::NextRoots => "next_roots",
+            Self::NextCertificates => "next_certificates",
         }
     }
 }

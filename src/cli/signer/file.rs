@@ -11,7 +11,10 @@ use std::{
 
 use anyhow::Context;
 use ed25519_dalek::{SigningKey, VerifyingKey};
-use kiln_proto::root::{ROOT_FORMAT, RootStatement, SignedStatement};
+use kiln_proto::{
+    pb,
+    root::{ROOT_FORMAT, RootStatement, SignedStatement},
+};
 use serde::{Deserialize, Serialize};
 
 use crate::cli::CliError;
@@ -34,6 +37,20 @@ pub(super) struct Said {
     pub(super) root: VerifyingKey,
     pub(super) signed: SignedStatement,
     pub(super) read: RootStatement,
+}
+
+impl Said {
+    /// What tells it to a node.
+    pub(super) fn request(&self) -> pb::RootSaysRequest {
+        let statement = pb::SignedStatement {
+            statement: self.signed.bytes.clone().into(),
+            signature: self.signed.signature.clone().into(),
+        };
+        pb::RootSaysRequest {
+            root: self.root.to_bytes().to_vec().into(),
+            statement: Some(statement),
+        }
+    }
 }
 
 /// Signs, and writes that to a new file.

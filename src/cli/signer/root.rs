@@ -44,6 +44,22 @@ enum RootWhat {
         #[command(flatten)]
         of: Of,
     },
+    /// Write that another key is to be the root. It is as soon as it says so itself, by
+    /// `root sign`, and has certified every node that the present one had to.
+    Next {
+        /// The public key of the next root, as its `init` showed it; this root's own: none is to
+        /// be, after all.
+        #[arg(value_name = "KEY", value_parser = file::key)]
+        next: ed25519_dalek::VerifyingKey,
+        /// The present root's key, as `init` made it.
+        #[arg(long, value_name = "FILE")]
+        root: PathBuf,
+        /// The new file, for `kiln signer add`.
+        #[arg(long, value_name = "FILE")]
+        out: PathBuf,
+        #[command(flatten)]
+        of: Of,
+    },
 }
 
 /// What each statement has.
@@ -61,6 +77,10 @@ struct Of {
 impl Of {
     fn serial(&self) -> u64 {
         self.serial.unwrap_or_else(clock::unix_ms)
+    }
+
+    fn statement(&self, says: Says) -> RootStatement {
+        RootStatement { serial: self.serial(), cluster: self.cluster, says }
     }
 }
 
@@ -112,17 +132,18 @@ impl RootArgs {
     pub(super) fn run(self, json: bool) -> Result<(), CliError> {
         let key = match &self.what {
             RootWhat::Init { file } => identity::create(file),
-            RootWhat::Sign { root, .. } => identity::read(root),
+            RootWhat::Sign { root, .. } | RootWhat::Next { root, .. } => identity::read(root),
         };
         let key = key.map_err(|e| CliError::Usage(e.to_string()))?;
         let public = hex::encode(key.verifying_key().as_bytes());
         let written = match self.what {
             RootWhat::Init { file } => file,
             RootWhat::Sign { required, out, of, .. } => {
-                let (serial, cluster) = (of.serial(), of.cluster);
-                let says = Says::Root { required };
-                let statement = RootStatement { serial, cluster, says };
-                file::write(&out, &key, &statement)?;
+                file::write(&out, &key, &of.statement(Says::Root { required }))?;
+                out
+            }
+            RootWhat::Next { next, out, of, .. } => {
+                file::write(&out, &key, &of.statement(Says::Next { key: next.to_bytes() }))?;
                 out
             }
         };
@@ -134,7 +155,7 @@ impl IssueArgs {
     pub(super) fn run(self, json: bool) -> Result<(), CliError> {
         let key = file::key(&self.key).map_err(CliError::Usage)?;
         let root = identity::read(&self.root).map_err(|e| CliError::Usage(e.to_string()))?;
-        let (serial, cluster, now) = (self.of.serial(), self.of.cluster, clock::unix_ms());
+        let now = clock::unix_ms();
         let certificate = SignerCertificate {
             key: key.to_bytes(),
             node: self.node,
@@ -144,8 +165,7 @@ impl IssueArgs {
             not_before_unix_ms: now.saturating_sub(DAY_MS / 24),
             not_after_unix_ms: self.days.map(|days| now + days * DAY_MS),
         };
-        let statement = RootStatement { serial, cluster, says: Says::Signer(certificate) };
-        file::write(&self.out, &root, &statement)?;
+        file::write(&self.out, &root, &self.of.statement(Says::Signer(certificate)))?;
         told(json, "key", &hex::encode(key.as_bytes()), &self.out)
     }
 }

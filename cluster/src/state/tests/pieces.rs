@@ -1,7 +1,7 @@
 //! What a whole waits for, and what it is stitched of.
 
 use super::{rules::wholes_have_their_pieces, *};
-use crate::{admission::Admission, tokens::AuditHead};
+use crate::{admission::Admission, signing::KeyChange, tokens::AuditHead};
 
 fn want(k: u8, pieces: &[u8], token: u64) -> Command {
     Command::Want(list_of(k, pieces, token))
@@ -65,13 +65,19 @@ fn the_numbers_of_commands_and_tables_stay() {
     let need = Admission::Need { needs_token: true, node: 1, first: false };
     assert_eq!(number(&Command::Admission(need)), 37);
     assert_eq!(number(&root::said(1, &root::policy(1, true))), 38);
+    let rotate = KeyChange::Rotate { node: 1, key: [0; 32], at_unix_ms: 0 };
+    assert_eq!(number(&Command::Keys(rotate)), 39);
+    let what = Publishes::of(publish_of(1, 1, 1)).unwrap();
+    assert_eq!(number(&Command::Stamped(Stamped { by: [0; 32], at_unix_ms: 0, what })), 40);
     let tables = Table::ALL.map(|table| crate::codec::encode(&table).unwrap());
-    assert_eq!(tables.concat(), (0..19).collect::<Vec<u8>>());
+    assert_eq!(tables.concat(), (0..23).collect::<Vec<u8>>());
     let last = [Table::Sessions, Table::Wanted, Table::Pieces, Table::References, Table::Uses];
     assert_eq!(Table::ALL[8..13], last);
     let last = [Table::Revocations, Table::Tokens, Table::AuditHeads, Table::Admissions];
     assert_eq!(Table::ALL[13..17], last);
-    assert_eq!(Table::ALL[17..], [Table::Roots, Table::Certificates]);
+    let last = [Table::Roots, Table::Certificates, Table::SigningKeys, Table::Published];
+    assert_eq!(Table::ALL[17..21], last);
+    assert_eq!(Table::ALL[21..], [Table::NextRoots, Table::NextCertificates]);
 }
 
 /// What a leader should have refused changes nothing.

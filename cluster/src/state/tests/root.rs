@@ -1,6 +1,6 @@
 //! What the cluster's root says.
 
-use ed25519_dalek::SigningKey;
+use ed25519_dalek::{SigningKey, VerifyingKey};
 use kiln_proto::root::{RootStatement, Says, SignedStatement, SignerCertificate};
 
 use super::*;
@@ -18,7 +18,7 @@ fn certificate(serial: u64, namespace: &str) -> RootStatement {
     of_key(root(50).verifying_key().to_bytes(), serial, namespace)
 }
 
-fn of_key(key: [u8; 32], serial: u64, namespace: &str) -> RootStatement {
+pub(super) fn of_key(key: [u8; 32], serial: u64, namespace: &str) -> RootStatement {
     let says = SignerCertificate {
         key,
         node: None,
@@ -36,7 +36,7 @@ pub(super) fn said(seed: u8, statement: &RootStatement) -> Command {
 }
 
 /// A cluster of which the root has certified every node.
-fn certified(by: u8) -> Model {
+pub(super) fn certified(by: u8) -> Model {
     let mut state = founded();
     assert_eq!(state.apply(3, said(by, &policy(1, false))).0, Response::Changed(true));
     for node in crate::table::nodes(&state).unwrap().into_values() {
@@ -180,4 +180,66 @@ fn another_root_takes_the_place_of_one_that_is_not_required_and_of_no_other() {
     }
     assert_eq!(state.apply(7, said(2, &policy(2, true))).0, Response::Changed(true));
     refused(&state.apply(8, said(1, &policy(99, false))).0, "the root of this cluster is");
+}
+
+fn next(serial: u64, key: [u8; 32]) -> RootStatement {
+    RootStatement { serial, cluster: 5, says: Says::Next { key } }
+}
+
+#[test]
+fn a_required_root_is_followed_by_the_one_that_it_named_once_that_has_certified_all() {
+    let mut state = certified(1);
+    assert_eq!(state.apply(5, said(1, &policy(2, true))).0, Response::Changed(true));
+    let new = root(2).verifying_key();
+    let keys: Vec<[u8; 32]> =
+        crate::table::nodes(&state).unwrap().into_values().map(|node| node.key).collect();
+    // Nobody has named it yet, and it names nobody.
+    refused(&state.apply(6, said(2, &of_key(keys[0], 1, "*"))).0, "the root of this cluster is");
+    refused(&state.apply(7, said(2, &next(1, new.to_bytes()))).0, "the root of this cluster is");
+    assert_eq!(state.apply(8, said(1, &next(1, new.to_bytes()))).0, Response::Changed(true));
+    assert_eq!(state.apply(9, said(1, &next(1, new.to_bytes()))).0, Response::Changed(false));
+    assert_eq!(trust(&state).next_root(), Some(&new));
+    refused(&state.apply(10, said(2, &next(1, [3; 32]))).0, "not the root yet");
+    refused(&state.apply(11, said(2, &policy(1, true))).0, "nodes without a certificate");
+
+    // What it says of keys counts for nothing yet, and what the present root says does.
+    let before = trust(&state);
+    for (index, key) in (12..).zip(&keys) {
+        assert_eq!(state.apply(index, said(2, &of_key(*key, 1, "new"))).0, Response::Changed(true));
+    }
+    let (now, first) = (trust(&state), VerifyingKey::from_bytes(&keys[0]).unwrap());
+    assert_eq!(now.certificate(&first), before.certificate(&first));
+    assert!(now.judge(1, &first, Some("old"), 1).is_ok());
+    refused(&state.apply(20, said(2, &of_key(keys[0], 1, "*"))).0, "later statement");
+
+    // In one step the one takes the other's place, with its certificates.
+    assert_eq!(state.apply(21, said(2, &policy(1, true))).0, Response::Changed(true));
+    let now = trust(&state);
+    assert_eq!((now.root().map(|root| root.key), now.is_required()), (Some(new), true));
+    assert!(now.judge(1, &first, Some("new"), 1).is_ok());
+    assert!(now.judge(1, &first, Some("old"), 1).is_err());
+    assert_eq!(now.next_root(), None);
+    refused(&state.apply(22, said(1, &policy(9, true))).0, "the root of this cluster is");
+    refused(&state.apply(23, said(1, &next(9, [1; 32]))).0, "the root of this cluster is");
+    assert_eq!(state.apply(24, said(2, &of_key(keys[0], 2, "*"))).0, Response::Changed(true));
+}
+
+#[test]
+fn a_root_can_name_another_one_than_before_or_none() {
+    let mut state = certified(1);
+    state.apply(5, said(1, &policy(2, true)));
+    let keys = [2, 3, 1].map(|seed| root(seed).verifying_key().to_bytes());
+    let signer = root(9).verifying_key().to_bytes();
+    state.apply(6, said(1, &next(1, keys[0])));
+    assert_eq!(state.apply(7, said(2, &of_key(signer, 1, "*"))).0, Response::Changed(true));
+    assert_eq!(state.apply(8, said(1, &next(2, keys[1]))).0, Response::Changed(true));
+    refused(&state.apply(9, said(2, &of_key(signer, 2, "*"))).0, "the root of this cluster is");
+    refused(&state.apply(10, said(1, &next(1, keys[0]))).0, "later statement");
+    // What the one before it said of keys is not what it says.
+    let of = VerifyingKey::from_bytes(&signer).unwrap();
+    let coming = VerifyingKey::from_bytes(&keys[1]).unwrap();
+    assert!(trust(&state).after(&coming).certificate(&of).is_none());
+    assert_eq!(state.apply(11, said(1, &next(3, keys[2]))).0, Response::Changed(true), "itself");
+    assert_eq!(trust(&state).next_root(), None);
+    refused(&state.apply(12, said(3, &of_key(signer, 1, "*"))).0, "the root of this cluster is");
 }

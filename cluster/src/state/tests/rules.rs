@@ -1,6 +1,10 @@
 //! What must hold after each command, whatever came before it.
 
 use super::*;
+use crate::{
+    signing::KeyChange,
+    table::{KeyRecord, PublishedRecord},
+};
 
 /// What must never come back.
 #[derive(Default)]
@@ -13,6 +17,10 @@ pub(super) struct History {
 /// The publication that `command` may commit, and its token.
 fn publication_in(command: &Command, index: u64) -> Option<(&Publication, Token)> {
     match command {
+        Command::Stamped(stamped) => match &stamped.what {
+            Publishes::Write(_) => Some((stamped.what.publication()?, Token(index))),
+            what => what.publication().map(|p| (p, p.token)),
+        },
         Command::Commit { publication: p, .. } | Command::CommitWhole { publication: p, .. } => {
             Some((p, p.token))
         }
@@ -96,6 +104,11 @@ pub(super) fn check_step(
                 Command::Revoke(Revocation { signer, keep, .. }) => {
                     assert_eq!((was.manifest.signer, false), (*signer, *keep), "it was to stay");
                 }
+                Command::Keys(KeyChange::Revoke { key: by, revocation }) => {
+                    let noted: Option<PublishedRecord> = table::read(before, key).unwrap();
+                    let noted = noted.map(|of| (of.by, revocation.within.has(of.at_unix_ms)));
+                    assert!(noted.is_none_or(|noted| noted == (*by, true)), "outside: {noted:?}");
+                }
                 other => panic!("{other:?} removed an artifact"),
             },
             (None, None) => {}
@@ -107,6 +120,15 @@ pub(super) fn check_step(
             if let Command::Revoke(Revocation { signer, keep: false, .. }) = command {
                 assert!(!revoked || is.manifest.signer != *signer, "it was to go");
             }
+        }
+        let noted: Option<PublishedRecord> = table::read(after, key).unwrap();
+        if let Some(noted) = noted {
+            assert!(after.entry(key).is_some(), "a note without an artifact");
+            let record: Option<KeyRecord> =
+                table::read(after, Digest::from_bytes(noted.by)).unwrap();
+            let revoked = record.map(|record| record.revoked).unwrap_or_default();
+            let gone = revoked.iter().any(|of| of.within.has(noted.at_unix_ms));
+            assert!(!gone, "published in a time for which its key is revoked");
         }
         if let Some(used) = after.used(key) {
             assert!(after.entry(key).is_some(), "a count without an artifact");
@@ -159,7 +181,9 @@ pub(super) fn check_step(
 }
 
 fn is_commit(command: &Command) -> bool {
+    let stamped = |of: &Stamped| !matches!(of.what, Publishes::Write(_));
     matches!(command, Command::Commit { .. } | Command::CommitWhole { .. })
+        || matches!(command, Command::Stamped(of) if stamped(of))
 }
 
 /// Whether `whole` had a piece whose artifact has not that pack any more.

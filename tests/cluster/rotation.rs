@@ -1,0 +1,296 @@
+//! Keys over time: a node signs with another one, killed at whichever step; and what a key
+//! signed in some time goes, by the cluster's clock and not by the signer's.
+
+use std::{os::unix::fs::PermissionsExt, path::Path};
+
+use kiln_proto::pb::Outcome;
+use serde_json::Value;
+
+use crate::{
+    asked::kiln,
+    harness::{TestCluster, TestNode, eventually, saxpy},
+    redis::Redis,
+    root::{Office, done, refused},
+};
+
+/// The keys of a node, the present one last.
+async fn keys_of(node: &TestNode, id: u64) -> Vec<Value> {
+    let list = done(Some(node), &["list"]).await;
+    let all = list.as_array().unwrap().iter();
+    all.filter(|row| row["node"].as_u64() == Some(id)).cloned().collect()
+}
+
+async fn rotate(node: &TestNode) -> (String, String) {
+    let told = done(Some(node), &["rotate"]).await;
+    assert_eq!((told["node"].as_u64(), &told["rotated"]), (Some(node.id), &Value::from(true)));
+    let text = |name: &str| told[name].as_str().unwrap().to_owned();
+    (text("before"), text("key"))
+}
+
+async fn hit(node: &TestNode, name: &str) {
+    eventually("a hit", async || {
+        let answer = node.compile(saxpy(name)).await.ok()?;
+        (answer.outcome == Outcome::Hit).then_some(())
+    })
+    .await;
+}
+
+async fn revoke(node: &TestNode, key: &str, time: &[&str]) -> Value {
+    let arguments = [&["signer", "revoke", key, "--reason", "a copy was sold"], time].concat();
+    let (code, told) = kiln(node, &arguments).await;
+    assert_eq!(code, Some(0), "{told}");
+    told
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_signs_with_a_new_key_and_the_old_one_goes_alone() {
+    let mut cluster = TestCluster::start(3).await;
+    let old = cluster.nodes[1].compile(saxpy("old")).await.unwrap().key;
+    Redis::connect(&cluster.nodes[1]).await.set("old", "1").await;
+    let (before, key) = rotate(&cluster.nodes[1]).await;
+    assert_ne!(before, key);
+    let new = cluster.nodes[1].compile(saxpy("fresh")).await.unwrap();
+    assert_eq!((new.outcome, new.manifest.signer), (Outcome::Compiled, cluster.nodes[1].id));
+    Redis::connect(&cluster.nodes[1]).await.set("fresh", "2").await;
+    for node in &cluster.nodes {
+        for name in ["old", "fresh"] {
+            hit(node, name).await;
+            eventually("a value", async || Redis::connect(node).await.get(name).await).await;
+        }
+        assert_eq!(node.counter("bad_manifests").await, 0);
+        let keys = keys_of(node, cluster.nodes[1].id).await;
+        assert_eq!(keys.len(), 2, "{keys:?}");
+        assert_eq!(
+            (keys[0]["key"].as_str(), keys[1]["key"].as_str()),
+            (Some(&*before), Some(&*key))
+        );
+        assert_eq!(keys[0]["until_unix_ms"], keys[1]["since_unix_ms"]);
+        assert!(keys[1]["since_unix_ms"].as_u64() > Some(1_700_000_000_000));
+    }
+    let data = cluster.nodes[1].config.data_dir.to_str().unwrap().to_owned();
+    eventually("the line of the audit log", async || {
+        let show = ["audit", "show", "--data-dir", &data, "--event", "rotate_signer"];
+        let (_, shown) = kiln(&cluster.nodes[1], &show).await;
+        shown.to_string().contains(&key).then_some(())
+    })
+    .await;
+    // It comes back as itself.
+    cluster.nodes[1].kill().await;
+    cluster.nodes[1].restart().await;
+    hit(&cluster.nodes[1], "fresh").await;
+    let later = cluster.nodes[1].compile(saxpy("later")).await.unwrap();
+    assert_eq!(later.outcome, Outcome::Compiled);
+
+    let told = revoke(&cluster.nodes[0], &before, &[]).await;
+    assert_eq!(told["removed"], 2, "{told}");
+    for node in &cluster.nodes {
+        eventually("a miss", async || {
+            let gone = node.lookup(&old).await.unwrap().is_none();
+            (gone && Redis::connect(node).await.get("old").await.is_none()).then_some(())
+        })
+        .await;
+        hit(node, "fresh").await;
+        hit(node, "later").await;
+        assert!(Redis::connect(node).await.get("fresh").await.is_some());
+    }
+    let again = cluster.nodes[1].compile(saxpy("old")).await.unwrap();
+    assert_eq!((again.outcome, again.manifest.signer), (Outcome::Compiled, cluster.nodes[1].id));
+}
+
+/// Each state of its disk in which it can be killed.
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_is_killed_while_its_key_changes_signs_with_one_that_is_believed() {
+    let mut cluster = TestCluster::start(3).await;
+    let data = cluster.nodes[1].config.data_dir.clone();
+    let file = |name: &str| data.join(name);
+    let read = |path: &Path| std::fs::read(path).unwrap();
+    let first = read(&file("signing.key"));
+
+    // The next key is made, and nobody has heard of it.
+    let next = done(Some(&cluster.nodes[1]), &["rotate", "--next"]).await;
+    let next = next["key"].as_str().unwrap().to_owned();
+    assert_eq!(keys_of(&cluster.nodes[0], cluster.nodes[1].id).await.len(), 1);
+    cluster.nodes[1].kill().await;
+    cluster.nodes[1].restart().await;
+    assert_eq!(read(&file("signing.key")), first);
+    let made = cluster.nodes[1].compile(saxpy("one")).await.unwrap();
+    assert_eq!(made.outcome, Outcome::Compiled);
+    hit(&cluster.nodes[0], "one").await;
+    // It is that one when the rotation goes on.
+    let second = read(&file("signing.next"));
+    assert_eq!(rotate(&cluster.nodes[1]).await.1, next);
+    assert_eq!(read(&file("signing.key")), second);
+    assert!(!file("signing.next").exists());
+
+    // The cluster knows, and its disk has both in the old places.
+    cluster.nodes[1].kill().await;
+    std::fs::rename(file("signing.key"), file("signing.next")).unwrap();
+    std::fs::write(file("signing.key"), &first).unwrap();
+    std::fs::set_permissions(file("signing.key"), PermissionsExt::from_mode(0o600)).unwrap();
+    cluster.nodes[1].restart().await;
+    let made = cluster.nodes[1].compile(saxpy("two")).await.unwrap();
+    assert_eq!(made.outcome, Outcome::Compiled);
+    hit(&cluster.nodes[0], "two").await;
+
+    // An older key alone: it says so, and signs nothing that nobody believes.
+    cluster.nodes[1].kill().await;
+    std::fs::write(file("signing.key"), &first).unwrap();
+    // There where its replica had not applied the change yet when it started.
+    let _ = std::fs::remove_file(file("signing.next"));
+    cluster.nodes[1].restart().await;
+    hit(&cluster.nodes[1], "two").await;
+    let refused = cluster.nodes[1].compile(saxpy("three")).await;
+    // Another one may have made it.
+    assert!(refused.is_err() || refused.unwrap().manifest.signer != cluster.nodes[1].id);
+    assert_eq!(cluster.nodes[0].counter("bad_manifests").await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_key_signed_in_a_time_goes_by_the_clock_of_the_cluster() {
+    let cluster = TestCluster::start(3).await;
+    let signer = &cluster.nodes[2];
+    let mine = keys_of(signer, signer.id).await[0]["key"].as_str().unwrap().to_owned();
+    signer.compile(saxpy("before")).await.unwrap();
+    let moment = |ms: u64| {
+        let at = std::time::UNIX_EPOCH + std::time::Duration::from_millis(ms);
+        humantime::format_rfc3339_millis(at).to_string()
+    };
+    let now = || {
+        let since = std::time::UNIX_EPOCH.elapsed().unwrap();
+        u64::try_from(since.as_millis()).unwrap()
+    };
+    let next = async |after: u64| {
+        eventually("another millisecond", async || (now() > after).then(now)).await
+    };
+    let began = next(now()).await;
+    signer.compile(saxpy("within")).await.unwrap();
+    Redis::connect(signer).await.set("within", "1").await;
+    eventually("the value", async || Redis::connect(&cluster.nodes[0]).await.get("within").await)
+        .await;
+    let ended = next(now()).await;
+    signer.compile(saxpy("after")).await.unwrap();
+
+    let (from, to) = (moment(began), moment(ended));
+    let told =
+        revoke(&cluster.nodes[0], &mine, &["--signed-after", &from, "--signed-before", &to]).await;
+    assert_eq!(told["removed"], 2, "{told}");
+    for node in &cluster.nodes {
+        eventually("a miss", async || {
+            Redis::connect(node).await.get("within").await.is_none().then_some(())
+        })
+        .await;
+        hit(node, "before").await;
+        hit(node, "after").await;
+    }
+    // It signs on: that time is over.
+    let again = signer.compile(saxpy("within")).await.unwrap();
+    assert_eq!((again.outcome, again.manifest.signer), (Outcome::Compiled, signer.id));
+
+    // From now on it signs no more, and what it signed is there still; with a new key it goes on.
+    assert_eq!(revoke(&cluster.nodes[0], &mine, &["--signed-after", "now"]).await["removed"], 0);
+    hit(&cluster.nodes[0], "before").await;
+    let lost = signer.compile(saxpy("late")).await.unwrap_err();
+    assert!(lost.message().contains("a copy was sold"), "{lost:?}");
+    rotate(signer).await;
+    let late = signer.compile(saxpy("late")).await.unwrap();
+    assert_eq!((late.outcome, late.manifest.signer), (Outcome::Compiled, signer.id));
+    hit(&cluster.nodes[0], "late").await;
+
+    for (arguments, why) in [
+        (["revoke", "3", "--signed-after", "now", "--reason", "x"], "are of a key"),
+        (
+            ["revoke", mine.as_str(), "--signed-before", "1970-01-01T00:00:00Z", "--reason", "x"],
+            "ends before",
+        ),
+    ] {
+        refused(signer, &arguments, why).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn under_a_root_a_node_changes_its_key_with_a_certificate_and_not_without() {
+    let cluster = TestCluster::start(3).await;
+    let any = &cluster.nodes[0];
+    let (office, _) = Office::init(any, cluster.folder.path(), "office").await;
+    done(Some(any), &["add", &office.sign("root.json", false).await]).await;
+    for (at, node) in cluster.nodes.iter().enumerate() {
+        let key = keys_of(any, node.id).await[0]["key"].as_str().unwrap().to_owned();
+        let file = office.issue(&key, "*", &format!("node-{at}.json")).await;
+        done(Some(any), &["add", &file]).await;
+    }
+    done(Some(any), &["add", &office.sign("required.json", true).await]).await;
+    let signer = &cluster.nodes[1];
+    signer.compile(saxpy("old")).await.unwrap();
+
+    refused(signer, &["rotate"], "kiln signer issue").await;
+    let made = signer.compile(saxpy("meanwhile")).await.unwrap();
+    assert_eq!((made.outcome, made.manifest.signer), (Outcome::Compiled, signer.id));
+    let next = done(Some(signer), &["rotate", "--next"]).await["key"].as_str().unwrap().to_owned();
+    let file = office.issue(&next, "*", "next.json").await;
+    let told = done(Some(signer), &["rotate", "--certificate", &file]).await;
+    assert_eq!(told["key"], Value::from(next));
+    let made = signer.compile(saxpy("fresh")).await.unwrap();
+    assert_eq!((made.outcome, made.manifest.signer), (Outcome::Compiled, signer.id));
+    for node in &cluster.nodes {
+        for name in ["old", "meanwhile", "fresh"] {
+            hit(node, name).await;
+        }
+        assert_eq!(node.counter("unbelieved").await, 0);
+    }
+    // The root can say so again: a certificate of each present key is there.
+    done(Some(any), &["add", &office.sign("again.json", true).await]).await;
+}
+
+/// The steps of "Another root" in deploy/DAY2.md.
+#[tokio::test(flavor = "multi_thread")]
+async fn another_root_takes_its_place_and_nothing_right_is_a_miss() {
+    let mut cluster = TestCluster::start(3).await;
+    let folder = cluster.folder.path().to_owned();
+    let (old, old_root) = Office::init(&cluster.nodes[0], &folder, "old").await;
+    let (new, new_root) = Office::init(&cluster.nodes[0], &folder, "fresh").await;
+    let mut keys = Vec::new();
+    for node in &cluster.nodes {
+        let key = keys_of(node, node.id).await[0]["key"].as_str().unwrap().to_owned();
+        keys.push(key);
+    }
+    let certify = async |office: &Office, node: &TestNode| {
+        for (at, key) in keys.iter().enumerate() {
+            let file = office.issue(key, "*", &format!("node-{at}.json")).await;
+            done(Some(node), &["add", &file]).await;
+        }
+    };
+    let any = &cluster.nodes[0];
+    done(Some(any), &["add", &old.sign("root.json", false).await]).await;
+    certify(&old, any).await;
+    done(Some(any), &["add", &old.sign("required.json", true).await]).await;
+    cluster.nodes[0].compile(saxpy("mine")).await.unwrap();
+    cluster.nodes[1].compile(saxpy("theirs")).await.unwrap();
+
+    // Who pins a root pins both, first.
+    cluster.nodes[1].terminate().await;
+    cluster.nodes[1].config.trust.root = Some(format!("{old_root},{new_root}"));
+    cluster.nodes[1].restart().await;
+    let (root, out) = (old.file("root.key"), old.file("next.json"));
+    let next = ["root", "next", &new_root, "--root", &root, "--out", &out, "--cluster", &old.1];
+    done(None, &next).await;
+    let any = &cluster.nodes[0];
+    done(Some(any), &["add", &out]).await;
+    let switch = new.sign("required.json", true).await;
+    refused(any, &["add", &switch], "nodes without a certificate").await;
+    certify(&new, any).await;
+    for row in done(Some(any), &["list"]).await.as_array().unwrap() {
+        assert_eq!(row["certified_next"], true, "{row}");
+    }
+    for node in &cluster.nodes {
+        hit(node, "mine").await;
+        hit(node, "theirs").await;
+    }
+    done(Some(any), &["add", &switch]).await;
+    for node in &cluster.nodes {
+        hit(node, "mine").await;
+        hit(node, "theirs").await;
+        assert_eq!(node.counter("unbelieved").await, 0);
+    }
+    refused(any, &["add", &old.sign("again.json", false).await], "the root of this cluster is")
+        .await;
+}
