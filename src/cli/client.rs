@@ -16,6 +16,7 @@ use tonic::{
 
 use super::{
     CliError,
+    belief::PinArgs,
     credential::CredentialArgs,
     output,
     traced::{Carried, TraceArgs},
@@ -46,6 +47,8 @@ pub(crate) struct Endpoints {
     token: CredentialArgs,
     #[command(flatten)]
     trace: TraceArgs,
+    #[command(flatten)]
+    pub(super) pinned: PinArgs,
 }
 
 /// TLS with the nodes that are named `https://`.
@@ -118,7 +121,8 @@ impl Endpoints {
     pub(crate) fn one(address: &str) -> Result<Self, String> {
         let (tls, trace, token) =
             (TlsArgs::default(), TraceArgs::default(), CredentialArgs::from_env());
-        Ok(Self { endpoints: vec![parse_endpoint(address)?], tls, token, trace })
+        let (endpoints, pinned) = (vec![parse_endpoint(address)?], PinArgs::from_env()?);
+        Ok(Self { endpoints, tls, token, trace, pinned })
     }
 
     /// The token that goes along with each call, if there is one.
@@ -262,6 +266,7 @@ mod tests {
             tls: TlsArgs::default(),
             token: CredentialArgs::default(),
             trace: TraceArgs::default(),
+            pinned: PinArgs::default(),
         }
     }
 
@@ -321,6 +326,7 @@ mod tests {
             tls: TlsArgs::default(),
             token: CredentialArgs::default(),
             trace: TraceArgs::default(),
+            pinned: PinArgs::default(),
         };
         let error = endpoints.connect().await.unwrap_err();
         assert_eq!(error.exit_code(), 3);

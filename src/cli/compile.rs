@@ -243,6 +243,7 @@ impl Compile {
     /// An artifact, by the shortest way.
     async fn fetch(&self, client: &mut Client, key: &ArtifactKey) -> Result<Fetched, CliError> {
         let namespace = &self.source.namespace.namespace;
+        let belief = self.client.endpoints.belief().await?;
         match &self.socket.socket {
             Some(socket) => {
                 fetch::fetch_local(
@@ -251,10 +252,11 @@ impl Compile {
                     key,
                     namespace,
                     fetch::Purpose::Use,
+                    &belief,
                 )
                 .await
             }
-            None => fetch::fetch(client, key, namespace, fetch::Purpose::Use).await,
+            None => fetch::fetch(client, key, namespace, fetch::Purpose::Use, &belief).await,
         }
     }
 

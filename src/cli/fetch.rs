@@ -1,7 +1,7 @@
 //! Fetching an artifact and writing its files.
 //!
-//! Invariant: no file is written before all bytes were checked against the
-//! manifest, and none outside the folder asked for.
+//! Invariant: nothing is fetched under a manifest that the command does not believe; no file is
+//! written before all bytes were checked against it, and none outside the folder asked for.
 
 use std::{
     fs,
@@ -18,7 +18,7 @@ use kiln::{
 use kiln_proto::{ArtifactKey, Digest, FailureKind, Manifest, SignedManifest, pb};
 use pb::fetch_chunk::Chunk;
 
-use super::{CliError, client::Client};
+use super::{CliError, belief::Belief, client::Client};
 
 /// An artifact whose bytes are what its manifest says.
 pub(crate) struct Fetched {
@@ -27,8 +27,7 @@ pub(crate) struct Fetched {
     pub(crate) tier: pb::Tier,
 }
 
-/// Reads a manifest. Its signature was the node's to check: clients have no
-/// member's key.
+/// Reads a manifest that is only told of: what is fetched is checked by [`Belief`].
 pub(crate) fn manifest(wire: pb::SignedManifest) -> Result<Manifest, CliError> {
     SignedManifest::from(wire).read_unverified().map_err(corrupt)
 }
@@ -50,6 +49,7 @@ pub(crate) async fn fetch_local(
     key: &ArtifactKey,
     namespace: &str,
     purpose: Purpose,
+    belief: &Belief,
 ) -> Result<Fetched, CliError> {
     let mut client = LocalClient::connect(socket, ClientSettings::default()).await?;
     client.show(token);
@@ -57,13 +57,10 @@ pub(crate) async fn fetch_local(
         Purpose::Use => client.fetch(key, namespace).await?,
         Purpose::Look => client.look(key, namespace).await?,
     };
-    let manifest = artifact.manifest.read_unverified().map_err(corrupt)?;
+    let manifest = belief.read(&artifact.manifest, key)?;
     // A node of an earlier version does not read the namespace.
     if !namespace.is_empty() && manifest.namespace != namespace {
         return Err(TransferError::NotFound.into());
-    }
-    if manifest.key != *key {
-        return Err(corrupt(format!("the node sent key {} for {key}", manifest.key)));
     }
     Ok(Fetched { manifest, pack: Box::new(artifact.pack), tier: artifact.tier })
 }
@@ -74,6 +71,7 @@ pub(crate) async fn fetch(
     key: &ArtifactKey,
     namespace: &str,
     purpose: Purpose,
+    belief: &Belief,
 ) -> Result<Fetched, CliError> {
     let request = pb::FetchRequest {
         key: key.as_bytes().to_vec().into(),
@@ -90,10 +88,8 @@ pub(crate) async fn fetch(
         return Err(corrupt("the node sent no manifest"));
     };
     let tier = header.tier();
-    let manifest = manifest(header.manifest.unwrap_or_default())?;
-    if manifest.key != *key {
-        return Err(corrupt(format!("the node sent key {} for {key}", manifest.key)));
-    }
+    let signed = SignedManifest::from(header.manifest.unwrap_or_default());
+    let manifest = belief.read(&signed, key)?;
     let mut writer = BlobWriter::with_size(manifest.pack_size).map_err(anyhow::Error::from)?;
     while let Some(chunk) = next().await? {
         match chunk {
@@ -232,7 +228,10 @@ pub(crate) mod tests {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("none.sock");
         let key = artifact(&[("a", b"")]).0.key;
-        let refused = fetch_local(&socket, None, &key, "", Purpose::Use).await.err().unwrap();
+        let refused = fetch_local(&socket, None, &key, "", Purpose::Use, &Belief::default())
+            .await
+            .err()
+            .unwrap();
         assert_eq!(refused.exit_code(), 3);
         assert!(refused.to_string().contains("none.sock"), "{refused}");
     }

@@ -9,6 +9,7 @@ use kiln_proto::ArtifactKey;
 
 use super::{
     CliError, ClientArgs, NamespaceArgs, SocketArgs,
+    belief::Belief,
     client::Client,
     fetch::{self, Fetched},
     keys::KeyArg,
@@ -84,6 +85,7 @@ impl Get {
 
     /// The artifact, and where its pieces are if it has any.
     async fn fetch(&self) -> Result<(Fetched, Option<Staged>), CliError> {
+        let belief = self.client.endpoints.belief().await?;
         if let (KeyArg::Whole(key), Some(socket)) = (&self.key, &self.socket.socket) {
             let namespace = &self.namespace.namespace;
             let fetch = async |key: &ArtifactKey| {
@@ -93,6 +95,7 @@ impl Get {
                     key,
                     namespace,
                     fetch::Purpose::Look,
+                    &belief,
                 )
                 .await
             };
@@ -100,10 +103,14 @@ impl Get {
             let staged = self.stage(&fetched, fetch).await?;
             return Ok((fetched, staged));
         }
-        self.client.endpoints.attempt(async |client| self.fetch_from(client).await).await
+        self.client.endpoints.attempt(async |client| self.fetch_from(client, &belief).await).await
     }
 
-    async fn fetch_from(&self, mut client: Client) -> Result<(Fetched, Option<Staged>), CliError> {
+    async fn fetch_from(
+        &self,
+        mut client: Client,
+        belief: &Belief,
+    ) -> Result<(Fetched, Option<Staged>), CliError> {
         let namespace = &self.namespace.namespace;
         let key = self.key.resolve(&mut client, namespace).await?;
         let mut fetch = async |key: &ArtifactKey| match &self.socket.socket {
@@ -114,10 +121,11 @@ impl Get {
                     key,
                     namespace,
                     fetch::Purpose::Look,
+                    belief,
                 )
                 .await
             }
-            None => fetch::fetch(&mut client, key, namespace, fetch::Purpose::Look).await,
+            None => fetch::fetch(&mut client, key, namespace, fetch::Purpose::Look, belief).await,
         };
         let fetched = fetch(&key).await?;
         let staged = self.stage(&fetched, fetch).await?;

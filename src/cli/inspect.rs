@@ -95,6 +95,7 @@ impl Inspect {
             CliError::Usage(format!("{:?} is no folder, and no key: {why}", self.artifact))
         })?;
         let namespace = &self.namespace.namespace;
+        let belief = self.client.endpoints.belief().await?;
         let fetched = self.client.endpoints.attempt(async |mut client| {
             let key = key.resolve(&mut client, namespace).await?;
             match &self.socket.socket {
@@ -105,10 +106,13 @@ impl Inspect {
                         &key,
                         namespace,
                         fetch::Purpose::Look,
+                        &belief,
                     )
                     .await
                 }
-                None => fetch::fetch(&mut client, &key, namespace, fetch::Purpose::Look).await,
+                None => {
+                    fetch::fetch(&mut client, &key, namespace, fetch::Purpose::Look, &belief).await
+                }
             }
         });
         let fetched = fetched.await?;

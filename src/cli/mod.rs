@@ -8,6 +8,7 @@ mod asking;
 mod attest;
 mod audit;
 mod backup;
+mod belief;
 mod certs;
 mod client;
 mod cluster;

@@ -263,7 +263,7 @@ async fn another_root_takes_its_place_and_nothing_right_is_a_miss() {
     done(Some(any), &["add", &old.sign("root.json", false).await]).await;
     certify(&old, any).await;
     done(Some(any), &["add", &old.sign("required.json", true).await]).await;
-    cluster.nodes[0].compile(saxpy("mine")).await.unwrap();
+    let key = cluster.nodes[0].compile(saxpy("mine")).await.unwrap().key;
     cluster.nodes[1].compile(saxpy("theirs")).await.unwrap();
 
     // Who pins a root pins both, first.
@@ -293,4 +293,41 @@ async fn another_root_takes_its_place_and_nothing_right_is_a_miss() {
     }
     refused(any, &["add", &old.sign("again.json", false).await], "the root of this cluster is")
         .await;
+
+    // A client that was told of the new one, of both, and of the old one alone.
+    let key = key.to_string();
+    let at = format!("http://{}", any.config.grpc_listen);
+    for (roots, good) in [
+        (new_root.clone(), true),
+        (format!("{old_root},{new_root}"), true),
+        (old_root.clone(), false),
+    ] {
+        let out = folder.join(format!("out-{}", roots.len() + usize::from(good)));
+        let mut get = tokio::process::Command::new(env!("CARGO_BIN_EXE_kiln"));
+        get.args(["get", &key, "--endpoint", &at, "-o"]).arg(&out).env("KILN_ROOT", &roots);
+        let told = get.kill_on_drop(true).output().await.unwrap();
+        assert_eq!((told.status.success(), out.exists()), (good, good), "{roots}: {told:?}");
+        if !good {
+            let why = String::from_utf8_lossy(&told.stderr).into_owned();
+            assert!(why.contains("no certificate of the root"), "{why}");
+        }
+    }
+    // What a fleet shares by folders is believed by the same rule, and the command runs.
+    for (roots, name, compiles) in
+        [(&new_root, "first", true), (&new_root, "second", false), (&old_root, "third", true)]
+    {
+        let dir = folder.join(name);
+        std::fs::create_dir_all(&dir).unwrap();
+        let mut run = tokio::process::Command::new(env!("CARGO_BIN_EXE_kiln"));
+        run.args(["run", "--endpoint", &at, "--trust-root", roots, "--target", "any", "--dir"]);
+        run.arg(format!("shared={}", dir.display())).args(["--", "sh", "-c"]);
+        run.arg(format!(
+            "cd {} && {{ test -e made || echo compiles; }}; echo > made",
+            dir.display()
+        ));
+        let told = run.kill_on_drop(true).output().await.unwrap();
+        let said = String::from_utf8_lossy(&told.stdout).into_owned();
+        assert!(told.status.success(), "{told:?}");
+        assert_eq!(said.contains("compiles"), compiles, "{name}: {told:?}");
+    }
 }

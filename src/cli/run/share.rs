@@ -15,6 +15,7 @@ use tonic::Streaming;
 use super::{later, spool::Pack};
 use crate::cli::{
     CliError,
+    belief::Belief,
     client::{Client, Endpoints},
     fetch::{self, Fetched},
 };
@@ -76,7 +77,9 @@ impl Share {
             answer.map_err(|e| CliError::from_status(&e))
         });
         let entry = bounded(SHORT, asked).await?.into_inner().entry;
-        entry.and_then(|entry| entry.manifest).map(|signed| self.read(key, signed)).transpose()
+        let Some(signed) = entry.and_then(|entry| entry.manifest) else { return Ok(None) };
+        let belief = bounded(SHORT, self.endpoints.belief()).await?;
+        self.read(key, &signed.into(), &belief).map(Some)
     }
 
     /// Waits for whoever holds the lease of `key`, under which nothing is published, and
@@ -115,6 +118,7 @@ impl Share {
     pub(crate) async fn fetch(&self, manifest: &Manifest) -> Result<Fetched, CliError> {
         let key = &manifest.key;
         let namespace = &self.namespace;
+        let belief = &bounded(SHORT, self.endpoints.belief()).await?;
         let mapped = async {
             let socket = self.socket.as_ref()?;
             fetch::fetch_local(
@@ -123,6 +127,7 @@ impl Share {
                 key,
                 namespace,
                 fetch::Purpose::Use,
+                belief,
             )
             .await
             .ok()
@@ -131,7 +136,8 @@ impl Share {
             Some(fetched) => fetched,
             None => {
                 let streamed = self.endpoints.attempt(async |mut client| {
-                    fetch::fetch(&mut client, key, &self.namespace, fetch::Purpose::Use).await
+                    let purpose = fetch::Purpose::Use;
+                    fetch::fetch(&mut client, key, &self.namespace, purpose, belief).await
                 });
                 bounded(LONG, streamed).await?
             }
@@ -177,18 +183,19 @@ impl Share {
     }
 
     /// A manifest for `key` that may be trusted.
-    fn read(&self, key: &ArtifactKey, wire: pb::SignedManifest) -> Result<Manifest, CliError> {
-        let signed = SignedManifest::from(wire);
-        let read = match self.signers.is_empty() {
-            true => signed.read_unverified(),
-            false => {
-                let mut read = self.signers.iter().map(|signer| signed.verify(signer, key));
-                let nobody = kiln_proto::ManifestError::Signature { signer: signed.signer };
-                read.find(Result::is_ok).unwrap_or(Err(nobody))
-            }
-        };
+    fn read(
+        &self,
+        key: &ArtifactKey,
+        signed: &SignedManifest,
+        belief: &Belief,
+    ) -> Result<Manifest, CliError> {
         let corrupt = |why: String| CliError::failed(FailureKind::Corrupt, why);
-        let manifest = read.map_err(|e| corrupt(e.to_string()))?;
+        let manifest = belief.read(signed, key)?;
+        let mut pinned = self.signers.iter();
+        if !self.signers.is_empty() && !pinned.any(|signer| signed.verify(signer, key).is_ok()) {
+            let nobody = kiln_proto::ManifestError::Signature { signer: signed.signer };
+            return Err(corrupt(nobody.to_string()));
+        }
         match manifest.key == *key && manifest.namespace == self.namespace {
             true => Ok(manifest),
             false => Err(corrupt(format!("the node sent key {} for {key}", manifest.key))),

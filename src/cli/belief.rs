@@ -1,0 +1,209 @@
+//! Whose signatures a command believes.
+//!
+//! Invariant: where a root is pinned, a manifest is believed only under a key that a pinned root
+//! lets sign in the manifest's namespace now, as the node that it names. What a node says adds no
+//! key: it only carries what the root signed.
+
+use ed25519_dalek::VerifyingKey;
+use kiln::clock;
+use kiln_proto::{
+    ArtifactKey, FailureKind, Manifest, NodeId, SignedManifest, pb,
+    root::{Says, SignedStatement, SignerCertificate},
+};
+
+use super::{CliError, client::Endpoints};
+
+/// The roots that are pinned.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub(crate) struct PinArgs {
+    /// The public key of the cluster's root, in hexadecimal (`kiln signer list`): no artifact is
+    /// taken whose signer it did not certify for the namespace, whatever a node says. While one
+    /// root follows another: both, separated by commas.
+    #[arg(
+        long = "trust-root",
+        value_name = "KEY",
+        env = "KILN_ROOT",
+        value_parser = roots,
+        global = true
+    )]
+    roots: Option<Roots>,
+}
+
+#[derive(Debug, Clone, Default)]
+struct Roots(Vec<VerifyingKey>);
+
+fn roots(text: &str) -> Result<Roots, String> {
+    let named = text.split(',').map(str::trim).filter(|name| !name.is_empty());
+    let keys = named.map(super::signer::public_key).collect::<Result<_, _>>()?;
+    Ok(Roots(keys))
+}
+
+impl PinArgs {
+    /// As the environment has it, for commands that name their nodes otherwise.
+    pub(crate) fn from_env() -> Result<Self, String> {
+        let text = std::env::var("KILN_ROOT").unwrap_or_default();
+        Ok(Self { roots: Some(roots(&text)?) })
+    }
+
+    fn keys(&self) -> &[VerifyingKey] {
+        self.roots.as_ref().map_or(&[], |roots| &roots.0)
+    }
+}
+
+/// What is believed of manifests.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Belief {
+    /// `None`: no root is pinned, and the node's word counts.
+    certified: Option<Vec<Certified>>,
+}
+
+/// A key that a pinned root certified.
+#[derive(Debug, Clone)]
+struct Certified {
+    node: NodeId,
+    key: VerifyingKey,
+    says: SignerCertificate,
+}
+
+impl Certified {
+    fn of(signer: &pb::Signer, roots: &[VerifyingKey]) -> Option<Self> {
+        let key = VerifyingKey::from_bytes(&<[u8; 32]>::try_from(&*signer.key).ok()?).ok()?;
+        let wire = signer.certificate.clone()?;
+        let signed =
+            SignedStatement { bytes: wire.statement.into(), signature: wire.signature.into() };
+        let read = roots.iter().find_map(|root| signed.verify(root).ok())?;
+        let Says::Signer(says) = read.says else { return None };
+        (says.key == key.to_bytes()).then_some(Self { node: signer.node, key, says })
+    }
+}
+
+impl Endpoints {
+    /// What is believed from now on; asks a node for the certificates where a root is pinned.
+    pub(crate) async fn belief(&self) -> Result<Belief, CliError> {
+        let roots = self.pinned.keys();
+        if roots.is_empty() {
+            return Ok(Belief::default());
+        }
+        let status = self.attempt(async |mut client| {
+            let answer = client.status(pb::StatusRequest::default()).await;
+            answer.map_err(|e| CliError::from_status(&e))
+        });
+        Ok(Belief::of(&status.await?.into_inner().signers, roots))
+    }
+}
+
+impl Belief {
+    fn of(signers: &[pb::Signer], roots: &[VerifyingKey]) -> Self {
+        let certified = signers.iter().filter_map(|signer| Certified::of(signer, roots));
+        Self { certified: Some(certified.collect()) }
+    }
+
+    /// The manifest of `key`, if it is believed.
+    pub(crate) fn read(
+        &self,
+        signed: &SignedManifest,
+        key: &ArtifactKey,
+    ) -> Result<Manifest, CliError> {
+        let corrupt = |why: String| CliError::failed(FailureKind::Corrupt, why);
+        let Some(certified) = &self.certified else {
+            let manifest = signed.read_unverified().map_err(|e| corrupt(e.to_string()))?;
+            return match manifest.key == *key {
+                true => Ok(manifest),
+                false => Err(corrupt(format!("the node sent key {} for {key}", manifest.key))),
+            };
+        };
+        let mut why = format!(
+            "its signer, node {}, has no certificate of the root that this command believes \
+             (--trust-root, KILN_ROOT): kiln signer list",
+            signed.signer
+        );
+        for of in certified.iter().filter(|of| of.node == signed.signer) {
+            match signed.verify(&of.key, key) {
+                Ok(manifest) => {
+                    let namespace = Some(manifest.namespace.as_str());
+                    match of.says.allows(of.node, namespace, clock::unix_ms()) {
+                        Ok(()) => return Ok(manifest),
+                        Err(e) => why = e.to_string(),
+                    }
+                }
+                // Of another of its keys, maybe.
+                Err(e) => tracing::debug!(error = %e, "a manifest is not of this key"),
+            }
+        }
+        Err(corrupt(format!("the artifact of {key} is not believed: {why}")))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use ed25519_dalek::SigningKey;
+    use kiln_proto::{NodeIdentity, root::RootStatement};
+
+    use super::*;
+    use crate::cli::fetch::tests::artifact;
+
+    fn key(seed: u8) -> SigningKey {
+        SigningKey::from_bytes(&[seed; 32])
+    }
+
+    fn signer(root: u8, node: u64, seed: u8, namespace: &str, until: Option<u64>) -> pb::Signer {
+        let says = Says::Signer(SignerCertificate {
+            key: key(seed).verifying_key().to_bytes(),
+            node: Some(3),
+            name: String::new(),
+            namespaces: vec![namespace.into()],
+            not_before_unix_ms: 0,
+            not_after_unix_ms: until,
+        });
+        let signed = RootStatement { serial: 1, cluster: 5, says }.sign(&key(root)).unwrap();
+        pb::Signer {
+            node,
+            key: key(seed).verifying_key().to_bytes().to_vec().into(),
+            certificate: Some(pb::SignedStatement {
+                statement: signed.bytes.into(),
+                signature: signed.signature.into(),
+            }),
+        }
+    }
+
+    #[test]
+    fn a_signature_counts_that_a_pinned_root_lets_that_node_make_there_and_now() {
+        let (manifest, _) = artifact(&[("a", b"1")]);
+        let artifact = manifest.key;
+        let signed = NodeIdentity::new(3, key(7)).sign(manifest).unwrap();
+        let pinned = [key(1).verifying_key(), key(2).verifying_key()];
+        let judge =
+            |signers: &[pb::Signer]| Belief::of(signers, &pinned).read(&signed, &artifact).is_ok();
+        assert!(judge(&[signer(1, 3, 7, "default", None)]));
+        assert!(judge(&[signer(2, 3, 7, "def*", None)]), "the other root that is pinned");
+        assert!(judge(&[signer(1, 3, 8, "*", None), signer(1, 3, 7, "*", None)]), "its other key");
+        let mut bare = signer(1, 3, 7, "*", None);
+        bare.certificate = None;
+        let mut of_another = signer(1, 3, 8, "*", None);
+        of_another.key = key(7).verifying_key().to_bytes().to_vec().into();
+        for (bad, why) in [
+            (vec![], "nobody"),
+            (vec![bare], "the node's word"),
+            (vec![of_another], "a certificate of another key"),
+            (vec![signer(9, 3, 7, "*", None)], "another root"),
+            (vec![signer(1, 4, 7, "*", None)], "another node"),
+            (vec![signer(1, 3, 8, "*", None)], "another key"),
+            (vec![signer(1, 3, 7, "team", None)], "another namespace"),
+            (vec![signer(1, 3, 7, "*", Some(1))], "over"),
+        ] {
+            assert!(!judge(&bad), "{why}");
+        }
+        assert!(Belief::default().read(&signed, &artifact).is_ok(), "no root is pinned");
+        let other = ArtifactKey::from_bytes([9; 32]);
+        assert!(Belief::default().read(&signed, &other).is_err(), "another artifact");
+    }
+
+    #[test]
+    fn roots_are_public_keys_and_nothing_is_none() {
+        let one = hex::encode(key(1).verifying_key().as_bytes());
+        assert_eq!(roots(&format!("{one}, {one}")).unwrap().0.len(), 2);
+        assert!(roots("").unwrap().0.is_empty());
+        assert!(roots("zz").is_err() && roots(&one[1..]).is_err());
+    }
+}
