@@ -70,6 +70,10 @@ async fn a_client_has_its_share_and_no_more() {
         };
         pb::PublishChunk { chunk: Some(Chunk::Header(header)) }
     };
+    let kept = eventually("a value", async || {
+        publish(&mut publisher.clone(), "default", &"k".repeat(900)).await.ok()
+    })
+    .await;
     let (chunks, stream) = tokio::sync::mpsc::channel(4);
     chunks.send(announced("first")).await.unwrap();
     let mut first = client(node, Some(&quiet));
@@ -84,6 +88,25 @@ async fn a_client_has_its_share_and_no_more() {
     })
     .await;
     assert_limited(&refused);
+    // What would be too much beside it is not even loaded: no tier was asked for it.
+    let loaded = async || {
+        let status = client(node, Some(&admin)).status(pb::StatusRequest::default()).await.ok()?;
+        let counters = status.into_inner().counters.into_iter();
+        Some(counters.filter(|of| of.name.starts_with("hits")).map(|of| of.value).sum::<u64>())
+    };
+    let before = eventually("the counters", loaded).await;
+    let refused = eventually("too many bytes", async || {
+        let fetch = pb::FetchRequest {
+            key: kept.as_bytes().to_vec().into(),
+            namespace: "default".into(),
+            look: false,
+        };
+        let refused = publisher.clone().fetch(fetch).await.err()?;
+        refused.message().contains("bytes").then_some(refused)
+    })
+    .await;
+    assert_limited(&refused);
+    assert_eq!(eventually("the counters", loaded).await, before);
     drop(chunks);
     assert!(begun.await.unwrap().is_err(), "it ended early");
     eventually("room again", async || publish(&mut publisher, "default", "third").await.ok()).await;

@@ -190,6 +190,15 @@ async fn a_service_account_is_known_at_each_door_by_its_own_token() {
     .await;
     let fetches = issuer.asked.load(Ordering::SeqCst) - asked;
     assert!(fetches <= 2, "{fetches} fetches");
+    // At the door of Redis too, where nobody asked by that key before: AUTH itself fetches it.
+    eventually("AUTH by a key of a moment ago", async || {
+        let next = Key::new();
+        *issuer.keys.lock() = json!({ "keys": [key.jwk("one"), next.jwk("later")] });
+        let token = next.token("later", subject, "kiln", 600);
+        let mut redis = Redis::connect(node).await;
+        (text(redis.command(["AUTH", &token]).await) == "OK").then_some(())
+    })
+    .await;
     // A connection of before goes with its token's time.
     let short = key.token("one", subject, "kiln", -20);
     let mut redis = Redis::connect(node).await;
