@@ -29,7 +29,7 @@ use crate::telemetry::trace;
 /// Paths of the public API begin with it.
 const API: &str = "/kiln.v1.Kiln/";
 /// Its methods.
-const METHODS: [&str; 33] = [
+const METHODS: [&str; 34] = [
     "AddNode",
     "Attest",
     "AuditHead",
@@ -56,6 +56,7 @@ const METHODS: [&str; 33] = [
     "RevokeSigner",
     "RevokeToken",
     "RootSays",
+    "RotateSigner",
     "SetJoining",
     "SetVoters",
     "Signers",
