@@ -11,7 +11,7 @@ use tonic::{GrpcMethod, Request};
 pub(super) const ANSWER: Duration = Duration::from_secs(60);
 
 /// Calls that only look something up, or commit something small.
-const SHORT: [&str; 22] = [
+const SHORT: [&str; 23] = [
     "List",
     "Explain",
     "Pin",
@@ -22,6 +22,7 @@ const SHORT: [&str; 22] = [
     "RemoveNode",
     "Signers",
     "RevokeSigner",
+    "RotateSigner",
     "RootSays",
     "CreateToken",
     "RevokeToken",
