@@ -72,7 +72,7 @@ class TorchGraph(ABC):
             raise ValueError(f"inputs are on {', '.join(sorted(map(str, devices)))}: want one")
         pair = apart.among(tensors, [each.updated for each in self.given])
         if pair is not None:
-            raise apart.refusal(*map(self.shown, pair))
+            raise apart.refusal(pair, self.shown(pair.written), self.shown(pair.other))
         return symbols, devices.pop() if devices else torch.get_default_device()
 
 

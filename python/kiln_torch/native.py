@@ -8,6 +8,7 @@ other input as well.
 
 from __future__ import annotations
 
+import operator
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -118,7 +119,9 @@ class Bound:
         self._initial = [(each, each.detach().clone()) for each in tensors]
         self.changes = [at for at, position in enumerate(self._open) if is_updated[position]]
         self._is_updated = is_updated
-        self._prepared: dict[Any, tuple[Prepared, int, apart.Apart | None]] = {}
+        # Where the fixed inputs lie, once they are known to be tensors.
+        self._apart: apart.Apart | None = None
+        self._prepared: dict[Any, tuple[Prepared, int, apart.Given | None]] = {}
 
     def __call__(self, *tensors: torch.Tensor) -> Any:
         """Run once, on torch's current stream of the tensors' device."""
@@ -135,7 +138,7 @@ class Bound:
             if pointer % ALIGNMENT:
                 raise self._wrong(at, f"does not start at a multiple of {ALIGNMENT} bytes")
         if places is not None:
-            self._refuse_shared(places.shared(pointers))
+            self._refuse(places.shared(pointers))
         if torch.is_grad_enabled():
             self._refuse_gradients(tensors)
         if torch.cuda.current_device() != device:
@@ -171,7 +174,7 @@ class Bound:
 
     def _prepare(
         self, tensors: Sequence[torch.Tensor], key: Any
-    ) -> tuple[Prepared, int, apart.Apart | None]:
+    ) -> tuple[Prepared, int, apart.Given | None]:
         if len(tensors) != len(self._open):
             given = self.native.given
             wanted = ", ".join(
@@ -188,9 +191,12 @@ class Bound:
         # A fixed input is where it is for good.
         fixed = {at: tensor.data_ptr() for at, tensor in self._fixed.items()}
         prepared.place([*fixed.items()])
-        lengths = [apart.length(each) for each in inputs]
-        changes = any(self._is_updated)
-        places = apart.Apart(self._is_updated, lengths, fixed) if changes else None
+        places = None
+        if self._apart is not None:
+            found = ((at, apart.place(inputs[at])) for at in self._open)
+            # What is empty shares nothing, wherever it is.
+            nothing = apart.Place(device, 0, apart.Form(0, (), 0))
+            places = apart.Given(self._apart, [(at, place or nothing) for at, place in found])
         while len(self._prepared) >= _MOST_PREPARED:
             self._prepared.pop(next(iter(self._prepared)), None)
         self._prepared[key] = ready = prepared, device.index, places
@@ -205,7 +211,7 @@ class Bound:
                 raise self._wrong(at, f"has elements of {tensor.dtype}, not {DTYPES[wanted.dtype]}")
         shapes = [tensor.shape for tensor in tensors]
         call = self.native.program.call(self.native.named, shapes)
-        self._refuse_shared(apart.among(tensors, self._is_updated))
+        self.refuse_shared([tensors[at] for at in self._open])
         device = None
         for at, (tensor, layout) in enumerate(zip(tensors, call.inputs)):
             why = _elsewhere(tensor, layout, device)
@@ -222,9 +228,19 @@ class Bound:
                 "an input requires a gradient, and there is none: call it under torch.no_grad()"
             )
 
-    def _refuse_shared(self, pair: tuple[int, int] | None) -> None:
+    def refuse_shared(self, tensors: Sequence[torch.Tensor]) -> None:
+        """Refuse inputs, those that are not fixed, that share memory which a run writes to."""
+        if not any(self._is_updated):
+            return
+        if self._apart is None:
+            self._apart = apart.Apart(self._is_updated, self._fixed)
+        places = ((at, apart.place(each)) for at, each in zip(self._open, tensors))
+        self._refuse(self._apart.shared(places))
+
+    def _refuse(self, pair: apart.Shared | None) -> None:
         if pair is not None:
-            raise apart.refusal(*map(self.native.shown, pair))
+            names = self.native.shown(pair.written), self.native.shown(pair.other)
+            raise apart.refusal(pair, *names)
 
     def _wrong(self, at: int, why: str) -> ValueError:
         return ValueError(f"input {self.native.shown(at)} {why}")
@@ -260,15 +276,15 @@ class Graphed:
                 mine.copy_(was)
         # The graph has their addresses.
         self._bound = bound
+        self._refuse_shared: Callable[..., None] | None = getattr(bound, "refuse_shared", None)
 
     def __call__(self, *tensors: torch.Tensor) -> Any:
         """Replay it for these inputs."""
         if len(tensors) != len(self.inputs):
             raise TypeError(f"{len(tensors)} inputs, not {len(self.inputs)}")
-        if self._changes:
-            pair = apart.among(tensors, [at in self._changes for at in range(len(tensors))])
-            if pair is not None:
-                raise apart.refusal(*map(str, pair))
+        # Its own were copied: they share nothing.
+        if self._refuse_shared is not None and any(map(operator.is_not, tensors, self.inputs)):
+            self._refuse_shared(tensors)
         for at, (mine, given) in enumerate(zip(self.inputs, tensors)):
             if given is mine:
                 continue

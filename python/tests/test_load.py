@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import json
 import random
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -124,35 +125,124 @@ def test_memory_that_is_written_to_is_no_other_input(tmp_path: Path) -> None:
         for call in (lambda: native(weight, buffer, x), lambda: native.bind(weight, buffer)(x)):  # noqa: B023
             with pytest.raises(ValueError, match=said):
                 call()
+    # What a recorded run asks of what it is given, of which it copies to its own.
+    bound = native.bind(own, memory[:2])
+    bound.refuse_shared([memory[2:4]])
+    with pytest.raises(ValueError, match=r"in1 \(buffer\) is written to, and input in2 \(user\)"):
+        bound.refuse_shared([memory[1:3]])
+    with pytest.raises(ValueError, match=r"in1 \(buffer\) is written to, and input in0 \(param"):
+        native.bind(own).refuse_shared([own, other])
+
+
+def bytes_of(tensor: torch.Tensor) -> set[int]:
+    """Return the addresses of all of a tensor's bytes, one by one."""
+    size = tensor.element_size()
+    starts = {tensor.data_ptr()} if tensor.numel() else set()
+    for count, stride in zip(tensor.shape, tensor.stride()):
+        starts = {start + i * stride * size for start in starts for i in range(count)}
+    return {start + i for start in starts for i in range(size)}
 
 
 def test_shared_bytes_are_found_where_one_of_both_is_written_to() -> None:
     rng = random.Random(7)  # noqa: S311
+    memory = torch.zeros(200, dtype=torch.int16)
     found = [0, 0]
     for _ in range(5000):
-        count = rng.randrange(6)
-        starts = [rng.randrange(40) for _ in range(count)]
-        lengths = [rng.randrange(9) for _ in range(count)]
-        written = [rng.randrange(4) == 0 for _ in range(count)]
+        views = []
+        for _ in range(rng.randrange(6)):
+            shape = [rng.choice((0, 1, 2, 2, 3, 4, 5)) for _ in range(rng.randrange(4))]
+            strides = [rng.choice((0, 1, 2, 3, 4, 6, 8, 12)) for _ in shape]
+            views.append(memory.as_strided(shape, strides, rng.randrange(48)))
+        written = [rng.randrange(4) == 0 for _ in views]
+        own = [bytes_of(each) for each in views]
 
         def meet(a: int, b: int) -> bool:
-            ends = [starts[at] + lengths[at] for at in (a, b)]  # noqa: B023
-            overlap = max(starts[a], starts[b]) < min(ends)  # noqa: B023
-            return overlap and (written[a] or written[b])  # noqa: B023
+            return (written[a] or written[b]) and not own[a].isdisjoint(own[b])  # noqa: B023
 
-        fixed = {at: starts[at] for at in range(count) if rng.randrange(2)}
-        given = [(at, starts[at]) for at in range(count) if at not in fixed]
-        places = apart.Apart(written, lengths, fixed)
+        fixed = {at: each for at, each in enumerate(views) if rng.randrange(2)}
+        places = apart.Apart(written, fixed)
+        given = [(at, apart.place(each)) for at, each in enumerate(views) if at not in fixed]
         pair = places.shared(given)
-        expected = any(meet(a, b) for a in range(count) for b in range(a))
-        assert (pair is not None) == expected, (starts, lengths, written)
-        # Asked again, it says the same.
-        assert (places.shared(given) is not None) == expected
+        expected = any(meet(a, b) for a in range(len(views)) for b in range(a))
+        told = [(each.shape, each.stride(), each.storage_offset()) for each in views]
+        assert (pair is not None) == expected, (told, written)
+        assert (apart.among(views, written) is not None) == expected, (told, written)
         if pair is not None:
-            assert written[pair[0]]
-            assert meet(*pair)
+            assert pair.known
+            assert written[pair.written]
+            assert meet(pair.written, pair.other)
         found[expected] += 1
     assert min(found) > 500, found
+
+
+def test_views_that_lie_between_each_other_are_no_shared_memory() -> None:
+    """Halves of a cache of keys and values, columns of a matrix, and what overlaps these."""
+    both = torch.zeros(3, 2, 4, 100, 64, dtype=torch.float16)
+    matrix = torch.zeros(1000, 96)
+    every = torch.zeros(4, 24, 2, 8, 16)
+    layers = [every[:, layer, half] for layer in range(24) for half in range(2)]
+    for views in (
+        [both[:, 0], both[:, 1]],
+        [both[:, 1, :2], both[:, 0], both[:, 1, 2:]],
+        [matrix[:, :48], matrix[:, 48:]],
+        [matrix[:, 32:64], matrix[::2, :32], matrix[1::2, :32], matrix[:, 64:]],
+        [matrix[:, 0::2], matrix[:, 1::2]],
+        [matrix.t()[:48], matrix[:, 48:]],
+        layers,
+    ):
+        assert apart.among(views, [True] * len(views)) is None
+    for views in (
+        [both[:, 0], both[:, :1]],
+        [both[:, 0], both[1:2]],
+        [both[:, 0, 3], both[2:, 0, 3:, 99, 63:]],
+        [matrix[:, :49], matrix[:, 48:]],
+        [matrix[:, 0::2], matrix[:, 1::3]],
+        [matrix.t()[:49], matrix[:, 48:]],
+        [*layers, every[3, 23, 1, 7, 15:]],
+    ):
+        pair = apart.among(views, [True] + [False] * (len(views) - 1))
+        last = apart.among(views, [False] * (len(views) - 1) + [True])
+        assert last is not None
+        assert last.written == len(views) - 1
+        assert last.known
+        if len(views) == 2:
+            assert pair == (0, 1, True)
+
+
+def test_what_takes_too_long_to_tell_is_refused_and_says_so() -> None:
+    # Sums of many coprime distances: to find the one that is missing is a search.
+    room = torch.zeros(1, dtype=torch.uint8).expand(1 << 20)
+    primes = [(9973, 9), (9967, 9), (9949, 9), (9941, 9), (9931, 9), (9929, 9)]
+
+    def view(start: int, steps: list[tuple[int, int]]) -> Any:
+        form = apart.Form(1, tuple(sorted(steps, reverse=True)), 1 + sum(s * n for s, n in steps))
+        return apart.Place(room.device, start, form)
+
+    places = [(0, view(1 << 20, primes)), (1, view((1 << 20) + 250_001, primes))]
+    pair = apart.Apart([True, False], {}).shared(places)
+    assert pair is not None
+    assert "takes too long to tell" in str(apart.refusal(pair, "a", "b")) or pair.known
+
+
+def test_tensors_without_an_address_are_told_by_their_storage() -> None:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    def checked(device: str) -> None:
+        whole, other = torch.zeros(4, 8, device=device), torch.zeros(4, 8, device=device)
+        assert apart.among([whole, other], [True, True]) is None
+        assert apart.among([whole[:2], whole[2:]], [True, True]) is None
+        assert apart.among([whole[:, :4], whole[:, 4:]], [True, True]) is None
+        assert apart.among([other, whole[:3], whole[2:]], [False, True, False]) == (1, 2, True)
+
+    checked("meta")
+    with FakeTensorMode(), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for device in ("cpu", "cuda"):
+            checked(device)
+    dense = torch.eye(4)
+    odd = [dense.to_sparse(), dense.to_sparse_csr()]
+    assert apart.among([*odd, dense], [True] * 3) is None
+    assert apart.among([*odd, dense, dense], [False, False, True, False]) == (2, 3, True)
 
 
 def symbolic() -> dict[str, Any]:
