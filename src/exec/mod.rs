@@ -34,9 +34,9 @@ mod verify;
 use std::{
     collections::HashMap,
     fmt,
-    fs::{File, Permissions},
+    fs::File,
     io::BufReader,
-    os::unix::fs::PermissionsExt,
+    os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
 };
 
@@ -44,7 +44,7 @@ pub use check::{Checked, Checking, check};
 pub use error::ExecError;
 use kiln_native::{Plan, interp::Settings, split};
 pub use kiln_proto::graph::DType;
-use kiln_proto::graph::Graph;
+use kiln_proto::{Digest, graph::Graph};
 pub use module::Module;
 pub use patched::Patched;
 pub use pieces::{PieceVerdicts, verify_piece};
@@ -90,6 +90,9 @@ pub struct Report {
     /// Measured after the run whose outputs were written.
     #[serde(flatten)]
     pub times: Times,
+    /// Why there are no times, where they were asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub untimed: Option<String>,
     /// Of each piece on inputs of its own, where that was asked for.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub pieces: Vec<PieceVerdicts>,
@@ -142,6 +145,9 @@ impl fmt::Display for Report {
         } else if *repeat > 0 {
             write!(f, ": {eager_us:.1} us")?;
         }
+        if let Some(why) = &self.untimed {
+            write!(f, ": no times: {why}")?;
+        }
         let width = kernels.iter().map(|(name, _)| name.len()).max().unwrap_or_default();
         for (name, micros) in kernels {
             write!(f, "\n  {name:<width$} {micros:>9.1} us")?;
@@ -185,6 +191,7 @@ pub fn exec_main(exec: &Exec) -> Result<Report, ExecError> {
         on_gpu(exec, &file, kept.as_deref())?
     };
     let Run { plan, device, size, inputs, outputs, times } = run;
+    let (times, untimed) = or_notice(times);
     let mut notes = HashMap::new();
     for (name, micros) in &times.kernels {
         notes.insert(format!("micros.{name}"), micros.to_string());
@@ -208,16 +215,30 @@ pub fn exec_main(exec: &Exec) -> Result<Report, ExecError> {
         }
         verdicts = verify::verify(&graph, &plan, &inputs, &outputs)?;
     }
-    Ok(Report { device, size, times, pieces, verdicts })
+    Ok(Report { device, size, times, untimed, pieces, verdicts })
+}
+
+/// The times, or why there are none.
+fn or_notice(times: Result<Times, ExecError>) -> (Times, Option<String>) {
+    match times {
+        Ok(times) => (times, None),
+        Err(error) => (Times::default(), Some(error.to_string())),
+    }
 }
 
 /// Whether two paths name one file, there or yet to be made.
 fn is_one_file(a: &Path, b: &Path) -> bool {
     let whole = |path: &Path| {
         let there = path.canonicalize().ok();
-        there.or_else(|| Some(path.parent()?.canonicalize().ok()?.join(path.file_name()?)))
+        there.or_else(|| Some(folder_of(path).canonicalize().ok()?.join(path.file_name()?)))
     };
     a == b || whole(a).is_some_and(|a| whole(b) == Some(a))
+}
+
+/// The folder of a file; of a bare name, where the process is.
+fn folder_of(path: &Path) -> &Path {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    folder.unwrap_or(Path::new("."))
 }
 
 /// What the program left in its own state, of all that a run gave: names and tensors.
@@ -241,14 +262,40 @@ fn state_of<'t>(
 /// with it.
 fn keep_state(path: &Path, names: Vec<String>, tensors: &[Tensor<'_>]) -> Result<(), ExecError> {
     let failed = |error| ExecError::File { path: path.to_owned(), error };
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
-    // As any other file that is made: the process's mask says who reads it.
-    let mut new = tempfile::Builder::new();
-    let new = new.prefix(".kiln-state.").permissions(Permissions::from_mode(0o666));
-    let new = new.tempfile_in(folder.unwrap_or(Path::new("."))).map_err(failed)?;
-    write_outputs(new.path(), names, tensors, HashMap::new())?;
-    new.persist(path).map_err(|persist| failed(persist.error))?;
-    Ok(())
+    let beside = beside(path);
+    let _held = hold(&beside).map_err(failed)?;
+    write_outputs(&beside, names, tensors, HashMap::new())?;
+    std::fs::rename(&beside, path).map_err(failed)
+}
+
+/// Where a state is written before it has its name: one place for each state, so that what
+/// a killed run left is the next one's.
+fn beside(path: &Path) -> PathBuf {
+    let name = path.file_name().unwrap_or_default();
+    // Of any name of any length.
+    let name = Digest::of(name.as_encoded_bytes()).to_string();
+    folder_of(path).join(format!(".kiln-state.{}", &name[..16]))
+}
+
+/// Makes the file at `path`, which no other process has until what is returned is dropped or
+/// the file has another name.
+fn hold(path: &Path) -> std::io::Result<File> {
+    loop {
+        // As any other file that is made: the process's mask says who reads it. A link is
+        // not followed to what may be somebody's.
+        let file = File::options()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .custom_flags(libc::O_NOFOLLOW)
+            .open(path)?;
+        file.lock()?;
+        // Who had it may have given it the state's name meanwhile.
+        let (mine, there) = (file.metadata()?, std::fs::symlink_metadata(path));
+        if there.is_ok_and(|there| (there.dev(), there.ino()) == (mine.dev(), mine.ino())) {
+            return Ok(file);
+        }
+    }
 }
 
 /// The graph of a torch.export archive, without its weights, which may be larger
@@ -267,7 +314,8 @@ struct Run<'a> {
     inputs: Vec<Tensor<'a>>,
     /// Behind those of the plan what is left in inputs.
     outputs: Vec<Tensor<'static>>,
-    times: Times,
+    /// A run that ended is one, though it cannot be timed.
+    times: Result<Times, ExecError>,
 }
 
 fn on_gpu<'a>(exec: &Exec, file: &'a [u8], kept: Option<&'a [u8]>) -> Result<Run<'a>, ExecError> {
@@ -277,7 +325,7 @@ fn on_gpu<'a>(exec: &Exec, file: &'a [u8], kept: Option<&'a [u8]>) -> Result<Run
     session.set_all(&inputs)?;
     session.launch()?;
     let outputs = session.all_outputs()?;
-    let times = session.times(exec.repeat)?;
+    let times = session.times(exec.repeat);
     let (plan, device) = (module.plan().clone(), module.device().to_owned());
     let size = module.size_for(&shapes(&inputs));
     Ok(Run { plan, device, size, inputs, outputs, times })
@@ -292,7 +340,7 @@ fn on_cpu<'a>(exec: &Exec, file: &'a [u8], kept: Option<&'a [u8]>) -> Result<Run
     let (outputs, times) = program.run(&plan, &inputs, &Settings::default())?;
     let (device, outputs) = ("cpu".to_owned(), outputs.into_iter().map(Tensor::from).collect());
     let size = program.size_for(&shapes(&inputs));
-    Ok(Run { plan, device, size, inputs, outputs, times })
+    Ok(Run { plan, device, size, inputs, outputs, times: Ok(times) })
 }
 
 fn on_both<'a>(exec: &Exec, file: &'a [u8]) -> Result<Run<'a>, ExecError> {
@@ -300,7 +348,7 @@ fn on_both<'a>(exec: &Exec, file: &'a [u8]) -> Result<Run<'a>, ExecError> {
     let inputs = read_inputs(file, whole.plan(), whole.signature())?;
     let (outputs, times) = whole.timed(&inputs)?;
     let (plan, device) = (whole.plan().clone(), whole.device());
-    Ok(Run { plan, device, size: None, inputs, outputs, times })
+    Ok(Run { plan, device, size: None, inputs, outputs, times: Ok(times) })
 }
 
 fn shapes<'t>(inputs: &'t [Tensor<'_>]) -> Vec<&'t [usize]> {

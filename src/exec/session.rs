@@ -18,8 +18,8 @@ use kiln_native::{
 };
 use parking_lot::Mutex;
 
-pub(super) use self::state::Beginning;
 use self::state::Initial;
+pub(super) use self::state::Kept;
 use super::{
     ExecError, Module, Tensor, copying, error::During, launching, memory::Memory, program::Steps,
     tensor_map,

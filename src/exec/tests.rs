@@ -453,6 +453,55 @@ fn a_state_of_any_name_touches_no_other_file() {
     assert!(why.contains("and that of the state"), "{why}");
 }
 
+/// A run that ended is not lost where it cannot be timed.
+#[test]
+fn a_run_that_cannot_be_timed_is_reported_without_times() {
+    let (what, bytes) = ("another cache".to_owned(), 10);
+    let error = ExecError::OutOfMemory { what, bytes, free: 3, total: 20 };
+    let (times, untimed) = or_notice(Err(error));
+    assert_eq!(times, Times::default());
+    let (device, pieces, verdicts) = ("a GPU".to_owned(), Vec::new(), Vec::new());
+    let report = Report { device, size: None, times, untimed, pieces, verdicts };
+    let why = "the device has no 10 bytes for another cache: 3 of 20 are free";
+    assert_eq!(report.to_string(), format!("a GPU: no times: {why}"));
+    assert_eq!(serde_json::to_value(&report).unwrap()["untimed"], why);
+    assert_eq!(or_notice(Ok(Times::default())), (Times::default(), None));
+}
+
+/// By whatever path, and before there is one.
+#[test]
+fn one_file_has_many_names() {
+    let bare = Path::new("no-file-of-this-name.safetensors");
+    let here = std::env::current_dir().unwrap();
+    assert!(is_one_file(bare, &Path::new(".").join(bare)));
+    assert!(is_one_file(&here.join(bare), bare));
+    assert!(!is_one_file(bare, Path::new("no-other-file-either.safetensors")));
+    assert!(!is_one_file(bare, &here.join("src").join(bare)));
+}
+
+/// What a killed run left beside the state is the next one's, and never somebody else's.
+#[test]
+fn what_a_killed_run_left_is_gone_after_the_next() {
+    let stateful = Stateful::of("state/counting.pt2", "state/counting.safetensors");
+    let state = stateful.exec.state.clone().unwrap();
+    let left = beside(&state);
+    let folder = left.parent().unwrap();
+    assert_eq!(folder, stateful.folder.path());
+    std::fs::write(&left, vec![7; 100_000]).unwrap();
+    stateful.run(0);
+    let whole = std::fs::read(&state).unwrap();
+    assert!(whole.len() < 100_000 && numbers(&whole, "b_count").is_some());
+    assert!(!left.exists());
+    assert_ne!(left, beside(&folder.join("other.safetensors")));
+    // A link in its place leads nowhere.
+    let other = folder.join("somebody's");
+    std::fs::write(&other, "theirs").unwrap();
+    std::os::unix::fs::symlink(&other, &left).unwrap();
+    exec_main(&stateful.exec).unwrap_err();
+    assert!(std::fs::read(&state).unwrap() == whole);
+    assert_eq!(std::fs::read(&other).unwrap(), b"theirs");
+}
+
 #[test]
 fn a_state_that_is_no_state_of_the_program_is_refused() {
     let stateful = Stateful::of("state/decoding.pt2", "state/decoding.safetensors");

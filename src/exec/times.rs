@@ -3,11 +3,13 @@
 //! Invariant: medians of single runs between two CUDA events, after runs that
 //! warm up; a run writes the outputs anew, so they are read before. Where runs change
 //! inputs each begins with what these were set to: one that counts its own positions
-//! never runs out of them.
+//! never runs out of them. A kernel on its own begins with that in the inputs that it has
+//! to do with; the others are as they were set, too.
 
 use cudarc::driver::{CudaEvent, sys};
+use kiln_native::plan::{Base, Launch, Value};
 
-use super::{ExecError, Session, error::During, session::Beginning};
+use super::{ExecError, Session, error::During, session::Kept};
 
 /// Runs before the first one that counts.
 const WARM_UP: usize = 5;
@@ -36,16 +38,20 @@ impl Session {
             return Ok(Times::default());
         }
         let beginning = self.beginning()?;
-        let eager_us = self.median(repeat, &beginning, Self::launch)?;
-        let graph_us = self.median(repeat, &beginning, Self::replay)?;
+        let all = beginning.all();
+        let eager_us = self.median(repeat, &all, Self::launch)?;
+        let graph_us = self.median(repeat, &all, Self::replay)?;
+        self.rewind(&all)?;
         let mut kernels = Vec::with_capacity(launches.len());
         for (index, launch) in launches.iter().enumerate() {
             let stream = self.stream().clone();
             let run = |session: &mut Self| session.launch_one(index, &stream, false);
-            let micros = self.median(repeat, &beginning, run)?;
+            // No plan says which of them a kernel only reads.
+            let own = beginning.among(&inputs_of(launch));
+            let micros = self.median(repeat, &own, run)?;
+            self.rewind(&own)?;
             kernels.push((self.label(index, launch.kernel), micros));
         }
-        self.rewind(&beginning)?;
         Ok(Times { repeat, eager_us, graph_us, kernels })
     }
 
@@ -53,19 +59,20 @@ impl Session {
     /// that runs change it does as [`times`](Self::times).
     pub fn graph_micros(&mut self, repeat: usize) -> Result<f64, ExecError> {
         let beginning = self.beginning()?;
-        let micros = self.median(repeat, &beginning, Self::replay)?;
-        self.rewind(&beginning)?;
+        let all = beginning.all();
+        let micros = self.median(repeat, &all, Self::replay)?;
+        self.rewind(&all)?;
         Ok(micros)
     }
 
     fn median(
         &mut self,
         repeat: usize,
-        beginning: &Beginning,
+        changed: &[&Kept],
         mut run: impl FnMut(&mut Self) -> Result<(), ExecError>,
     ) -> Result<f64, ExecError> {
         for _ in 0..WARM_UP {
-            self.rewind(beginning)?;
+            self.rewind(changed)?;
             run(self)?;
         }
         let stream = self.stream().clone();
@@ -75,7 +82,7 @@ impl Session {
         };
         let mut events = Vec::with_capacity(repeat);
         for _ in 0..repeat {
-            self.rewind(beginning)?;
+            self.rewind(changed)?;
             let start = event()?;
             run(self)?;
             events.push((start, event()?));
@@ -87,6 +94,19 @@ impl Session {
         }
         Ok(median(micros))
     }
+}
+
+/// The inputs whose memory a launch is given.
+fn inputs_of(launch: &Launch) -> Vec<usize> {
+    let base = |value: &Value| match value {
+        Value::Pointer(Base::Input(at), _) => Some(*at),
+        Value::Map(tile) => match tile.start.0 {
+            Base::Input(at) => Some(at),
+            _ => None,
+        },
+        _ => None,
+    };
+    launch.values.iter().filter_map(base).collect()
 }
 
 fn median(mut all: Vec<f64>) -> f64 {
@@ -101,7 +121,33 @@ fn median(mut all: Vec<f64>) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use kiln_native::plan::Tile;
+    use kiln_proto::graph::DType;
+
     use super::*;
+
+    #[test]
+    fn a_launch_has_to_do_with_the_inputs_that_it_is_given_in_any_form() {
+        let tile = |base| {
+            let (start, swizzle, sizes) = ((base, 16), 0, vec![8]);
+            Value::Map(Box::new(Tile {
+                start,
+                dtype: DType::F32,
+                sizes,
+                strides: Vec::new(),
+                tile: vec![8],
+                swizzle,
+            }))
+        };
+        let launch = |values| Launch { kernel: 0, grid: [1; 3], values };
+        let pointers = [Base::Input(2), Base::Output(1), Base::Workspace, Base::Input(0)];
+        let values = pointers.map(|base| Value::Pointer(base, 0)).into_iter();
+        let maps = [Base::Workspace, Base::Input(5)].map(tile);
+        let values = values.chain(maps).chain([Value::Size(3)]).collect();
+        assert_eq!(inputs_of(&launch(values)), [2, 0, 5]);
+        let others = vec![Value::Pointer(Base::Workspace, 0), tile(Base::Output(3))];
+        assert!(inputs_of(&launch(others)).is_empty());
+    }
 
     #[test]
     fn a_median_is_the_middle() {

@@ -11,11 +11,26 @@ use kiln_native::plan::{Base, CONSTANT, Layout};
 use super::{
     super::{ExecError, Tensor, memory::Memory},
     Data, Input, Session,
-    apart::{Span, shared},
+    apart::{Form, Span, shared},
 };
 
-/// Copies of inputs that runs change, by their positions: of those in the session's memory.
-pub(in crate::exec) struct Beginning(Vec<(usize, Memory)>);
+/// A copy of an input that runs change, with its position.
+pub(in crate::exec) type Kept = (usize, Memory);
+
+/// Copies of inputs that runs change: of those in the session's memory.
+pub(in crate::exec) struct Beginning(Vec<Kept>);
+
+impl Beginning {
+    /// Of each input.
+    pub(in crate::exec) fn all(&self) -> Vec<&Kept> {
+        self.0.iter().collect()
+    }
+
+    /// Of those at `inputs`.
+    pub(in crate::exec) fn among(&self, inputs: &[usize]) -> Vec<&Kept> {
+        self.0.iter().filter(|(index, _)| inputs.contains(index)).collect()
+    }
+}
 
 impl Session {
     /// Sets what runs have changed to what it was set to last: buffers that the program
@@ -44,9 +59,9 @@ impl Session {
         Ok(Beginning(kept))
     }
 
-    /// Queues that what runs change becomes what it was then.
-    pub(in crate::exec) fn rewind(&mut self, beginning: &Beginning) -> Result<(), ExecError> {
-        for (index, copy) in &beginning.0 {
+    /// Queues that these inputs become what they were then.
+    pub(in crate::exec) fn rewind(&mut self, inputs: &[&Kept]) -> Result<(), ExecError> {
+        for (index, copy) in inputs {
             if let Some(Input { data: Data::Own(memory, _), .. }) = &mut self.inputs[*index] {
                 memory.queue_copy(copy, &self.stream)?;
             }
@@ -69,15 +84,19 @@ impl Session {
         for (input, (tensor, layout)) in wanted.iter().zip(layouts).enumerate() {
             if tensor.kind != CONSTANT {
                 let start = self.start(Base::Input(input))?;
-                let end = start.saturating_add(layout.bytes);
-                spans.push(Span { start, end, written: tensor.updated, input });
+                let form = Form::of(layout, tensor.dtype.bytes());
+                spans.push(Span { start, form, written: tensor.updated, input });
             }
         }
         match shared(spans) {
             None => Ok(()),
-            Some((written, other)) => {
-                let (written, other) = (&wanted[written].name, &wanted[other].name);
-                let why = format!("{written} is written to, and {other} lies in the same memory");
+            Some(pair) => {
+                let (written, other) = (&wanted[pair.written].name, &wanted[pair.other].name);
+                let why = match pair.known {
+                    true => format!("{other} lies in the same memory"),
+                    false => format!("whether {other} shares bytes with it takes too long to tell"),
+                };
+                let why = format!("{written} is written to, and {why}");
                 Err(ExecError::Inputs(format!("{why}: give each memory of its own")))
             }
         }
