@@ -9,7 +9,7 @@ use crate::{
     admission::Admission,
     command::{Change, Command, NewNode, OrderedWrite, Publication, Revocation},
     error::ClusterError,
-    signing::KeyChange,
+    signing::{KeyChange, Verified},
     watch::Nodes,
     writes::MOST_OPEN,
 };
@@ -26,7 +26,19 @@ const LONGEST_REASON: usize = 1024;
 pub(crate) const LONGEST_MESSAGE: usize = 64 << 10;
 
 /// Whether the member `from` of a cluster of `nodes` may have `command` proposed.
+#[cfg(any(test, feature = "fuzzing"))]
 pub(crate) fn check(nodes: &Nodes, from: NodeId, command: &Command) -> Result<(), ClusterError> {
+    judge(nodes, from, command).map(drop)
+}
+
+/// What was verified of `command`, if it publishes, where the member `from` of a cluster of `nodes`
+/// may have it proposed: a manifest is verified once, by each of its signer's keys at most.
+pub(crate) fn judge(
+    nodes: &Nodes,
+    from: NodeId,
+    command: &Command,
+) -> Result<Option<Verified>, ClusterError> {
+    let mut verified = None;
     let own = |node: NodeId| match node == from {
         true => Ok(()),
         false => Err(ClusterError::invalid(format!("node {from} speaks for node {node}"))),
@@ -39,16 +51,19 @@ pub(crate) fn check(nodes: &Nodes, from: NodeId, command: &Command) -> Result<()
         Command::Commit { publication, also } => {
             own(publication.node)?;
             check_holders(also)?;
-            check_pieces(&check_publication(nodes, publication)?, &[])
+            let of = check_publication(nodes, publication)?;
+            check_pieces(&verified.insert(of).manifest, &[])
         }
         Command::CommitWhole { publication, also, pieces } => {
             own(publication.node)?;
             check_holders(also)?;
-            check_pieces(&check_publication(nodes, publication)?, pieces)
+            let of = check_publication(nodes, publication)?;
+            check_pieces(&verified.insert(of).manifest, pieces)
         }
         Command::Write(write) => {
             own(write.node)?;
-            check_write(nodes, write)
+            verified = check_write(nodes, write)?;
+            Ok(())
         }
         Command::Report { node, report } => {
             // Who made another node keep packs vouches for that, as a publication does.
@@ -130,10 +145,11 @@ pub(crate) fn check(nodes: &Nodes, from: NodeId, command: &Command) -> Result<()
         | Command::Forget { .. } => {
             Err(ClusterError::invalid(format!("\"{command}\" is not proposed on request")))
         }
-    }
+    }?;
+    Ok(verified)
 }
 
-fn check_write(nodes: &Nodes, write: &OrderedWrite) -> Result<(), ClusterError> {
+fn check_write(nodes: &Nodes, write: &OrderedWrite) -> Result<Option<Verified>, ClusterError> {
     if write.supersedes.len() > MOST_OPEN {
         return Err(ClusterError::invalid("more writes than a node may have under way"));
     }
@@ -143,15 +159,16 @@ fn check_write(nodes: &Nodes, write: &OrderedWrite) -> Result<(), ClusterError> 
             if publication.node != write.node {
                 return Err(ClusterError::invalid("a put of another node's artifact"));
             }
-            match check_publication(nodes, publication)?.replaceable() {
-                true => Ok(()),
+            let verified = check_publication(nodes, publication)?;
+            match verified.manifest.replaceable() {
+                true => Ok(Some(verified)),
                 false => Err(ClusterError::invalid("this key needs a lease")),
             }
         }
         Change::Remove { reason, .. } if reason.len() > LONGEST_MESSAGE => {
             Err(ClusterError::invalid("the reason is too long"))
         }
-        Change::Remove { .. } | Change::Withdraw { .. } | Change::Nothing => Ok(()),
+        Change::Remove { .. } | Change::Withdraw { .. } | Change::Nothing => Ok(None),
     }
 }
 
@@ -164,7 +181,7 @@ fn check_holders(nodes: &[NodeId]) -> Result<(), ClusterError> {
 
 /// A manifest is signed by the registered key of a present node, and is for
 /// the key and the pack that it is published for.
-fn check_publication(nodes: &Nodes, publication: &Publication) -> Result<Manifest, ClusterError> {
+fn check_publication(nodes: &Nodes, publication: &Publication) -> Result<Verified, ClusterError> {
     let manifest = &publication.manifest;
     if manifest.bytes.len() > MOST_MANIFEST {
         let size = manifest.bytes.len();
@@ -175,12 +192,16 @@ fn check_publication(nodes: &Nodes, publication: &Publication) -> Result<Manifes
     })?;
     check_signer(nodes, manifest.signer)?;
     let verified = signer.verify(manifest, &publication.key);
-    let (signed, _) = verified.map_err(ClusterError::invalid)?;
+    let (signed, key) = verified.map_err(ClusterError::invalid)?;
     let same = manifest.signer == publication.node
         && signed.pack_digest == publication.pack
         && signed.pack_size == publication.pack_size
         && signed.compile_seconds.to_bits() == publication.compile_seconds.to_bits();
-    if same { Ok(signed) } else { Err(ClusterError::invalid("it differs from its manifest")) }
+    if same {
+        Ok(Verified { manifest: signed, key })
+    } else {
+        Err(ClusterError::invalid("it differs from its manifest"))
+    }
 }
 
 /// Whether what `node` signs is taken.

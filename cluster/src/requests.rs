@@ -74,10 +74,10 @@ pub(crate) async fn serve(
 impl Lead for Write {
     async fn lead(mut self, leader: &Leader, from: NodeId) -> Answer<Written> {
         let nodes = leader.replica.nodes();
-        authorize::check(&nodes, from, &self.0)?;
+        let verified = authorize::judge(&nodes, from, &self.0)?;
         versions::check(&nodes, &self.0)?;
         let now = leader.replica.deadlines().now_unix_ms();
-        leader.replica.trust().check(&nodes, &self.0, now)?;
+        leader.replica.trust().check(&self.0, verified.as_ref(), now)?;
         if let Command::Facts { facts, .. } = &self.0 {
             versions::admit(leader.replica.needs().as_ref(), facts)?;
         }
@@ -100,7 +100,7 @@ impl Lead for Write {
             change.stamp(now);
         }
         let command = match versions::stamp(&nodes) {
-            true => signing::stamp(&nodes, self.0, now)?,
+            true => signing::stamp(&nodes, self.0, verified.as_ref(), now)?,
             false => self.0,
         };
         leader.propose(command).await

@@ -2,7 +2,8 @@
 //! them counts no more.
 //!
 //! Invariant: a time in here is the leader's, written into the log entry that it is about. What
-//! a signer says of the time counts for nothing: a thief of its key would say what helps him.
+//! a signer says of the time counts for nothing: a thief of its key would say what helps him. One
+//! leader's clock may be ahead of the next one's: the order of the log is believed before them.
 
 use std::fmt;
 
@@ -17,11 +18,11 @@ use crate::{
 };
 
 /// Most keys of one node after its first: a signature is tried by each of them.
-pub const MOST_KEYS: u32 = 64;
+pub const MOST_KEYS: u32 = 8;
 /// Most intervals for which one key is revoked.
 pub const MOST_INTERVALS: usize = 16;
 /// For how long what was signed under a key that another one followed is taken: what was under
-/// way. In milliseconds.
+/// way. In milliseconds, by clocks that differ by no more.
 const UNDER_WAY_MS: u64 = 5 * 60 * 1000;
 
 /// A part of time, by the leaders' clocks, in milliseconds since the Unix epoch.
@@ -37,6 +38,12 @@ impl Interval {
     /// Whether it has the moment.
     pub fn has(&self, unix_ms: u64) -> bool {
         unix_ms >= self.after_unix_ms && self.before_unix_ms.is_none_or(|end| unix_ms < end)
+    }
+
+    /// Whether it has each moment of the other one.
+    pub fn covers(&self, other: &Self) -> bool {
+        let ends = |of: &Self| of.before_unix_ms.unwrap_or(u64::MAX);
+        self.after_unix_ms <= other.after_unix_ms && ends(self) >= ends(other)
     }
 
     /// Whether it has every moment.
@@ -58,6 +65,27 @@ pub struct KeyRevocation {
     pub at_unix_ms: u64,
 }
 
+/// Why nothing counts that is published, after these revocations of its key, when a leader's
+/// clock says `unix_ms`: whatever that clock says, it is no earlier than they were.
+pub(crate) fn refused_at(revoked: &[KeyRevocation], unix_ms: u64) -> Option<&KeyRevocation> {
+    let noted = noted_at(revoked, unix_ms);
+    let refuses =
+        |of: &&KeyRevocation| of.within.has(unix_ms.max(of.at_unix_ms)) || of.within.has(noted);
+    revoked.iter().find(refuses)
+}
+
+/// The time that is noted of what is published then: no earlier than those revocations.
+pub(crate) fn noted_at(revoked: &[KeyRevocation], unix_ms: u64) -> u64 {
+    revoked.iter().map(|of| of.at_unix_ms).fold(unix_ms, u64::max)
+}
+
+/// What a leader has verified: a publication's manifest, and the key that signed it.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Verified {
+    pub manifest: Manifest,
+    pub key: VerifyingKey,
+}
+
 /// One of a node's keys.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NodeKey {
@@ -70,11 +98,6 @@ pub struct NodeKey {
 }
 
 impl NodeKey {
-    /// Why nothing that is published under it at `unix_ms` counts.
-    pub fn refused_at(&self, unix_ms: u64) -> Option<&KeyRevocation> {
-        self.revoked.iter().find(|revoked| revoked.within.has(unix_ms))
-    }
-
     /// Whether nothing under it counts, whenever it was published.
     pub fn is_revoked(&self) -> bool {
         self.revoked.iter().any(|revoked| revoked.within.is_all())
@@ -118,20 +141,9 @@ impl NodeInfo {
         Err(last.unwrap_or(ManifestError::Signature { signer: signed.signer }))
     }
 
-    /// Which of its keys signed a manifest that [`Self::verify`] has taken: no second look where it
-    /// has one.
-    pub(crate) fn signer_of(
-        &self,
-        signed: &SignedManifest,
-        wanted: &ArtifactKey,
-    ) -> Result<VerifyingKey, ManifestError> {
-        match &*self.keys {
-            [only] => Ok(only.key),
-            _ => Ok(self.verify(signed, wanted)?.1),
-        }
-    }
-
-    /// Whether a leader takes what is published under this one of its keys.
+    /// Whether a leader takes what is published under this one of its keys. A key that another one
+    /// followed is taken for a while around that moment: a leader with a clock far ahead that wrote
+    /// it makes the while no longer for those that come after.
     pub(crate) fn may_publish(
         &self,
         key: &VerifyingKey,
@@ -142,11 +154,11 @@ impl NodeInfo {
         let Some(of) = self.keys.iter().find(|of| of.key == *key) else {
             return refuse(format!("this is no key of node {node}"));
         };
-        if let Some(revoked) = of.refused_at(unix_ms) {
+        if let Some(revoked) = refused_at(&of.revoked, unix_ms) {
             return refuse(refusal(node, &revoked.reason));
         }
         match self.retired_unix_ms(key) {
-            Some(end) if unix_ms >= end.saturating_add(UNDER_WAY_MS) => refuse(format!(
+            Some(end) if unix_ms.abs_diff(end) >= UNDER_WAY_MS => refuse(format!(
                 "node {node} signs with another key by now: what bears the old one is not taken"
             )),
             _ => Ok(()),
@@ -256,23 +268,22 @@ impl From<Publishes> for Command {
     }
 }
 
-/// Writes key and time into a publication, which the leader has verified; anything else stays.
+/// Writes key and time into a publication, which the leader has `verified`; anything else stays.
 pub(crate) fn stamp(
     nodes: &Nodes,
     command: Command,
+    verified: Option<&Verified>,
     unix_ms: u64,
 ) -> Result<Command, ClusterError> {
     let what = match Publishes::of(command) {
         Ok(what) => what,
         Err(other) => return Ok(*other),
     };
-    let Some((signed, key)) = what.publication().map(|p| (&p.manifest, p.key)) else {
-        return Ok(what.into());
-    };
-    let unknown = || ClusterError::invalid(format!("node {} is not registered", signed.signer));
-    let signer = nodes.get(&signed.signer).ok_or_else(unknown)?;
-    let by = signer.signer_of(signed, &key).map_err(ClusterError::invalid)?;
-    signer.may_publish(&by, signed.signer, unix_ms)?;
+    let unsigned = || ClusterError::invalid("a publication that nobody has verified");
+    let Verified { manifest, key: by } = verified.ok_or_else(unsigned)?;
+    let node = manifest.producer;
+    let unknown = || ClusterError::invalid(format!("node {node} is not registered"));
+    nodes.get(&node).ok_or_else(unknown)?.may_publish(by, node, unix_ms)?;
     Ok(Command::Stamped(Stamped { by: by.to_bytes(), at_unix_ms: unix_ms, what }))
 }
 
@@ -282,7 +293,10 @@ mod tests {
     use ed25519_dalek::SigningKey;
 
     use super::*;
-    use crate::authorize::tests::{nodes, publication};
+    use crate::authorize::{
+        judge,
+        tests::{nodes, publication},
+    };
 
     fn key(seed: u8) -> SigningKey {
         SigningKey::from_bytes(&[seed; 32])
@@ -329,10 +343,34 @@ mod tests {
         assert!(judge(&node, 1, 1000 + UNDER_WAY_MS - 1), "what was under way");
         assert!(!judge(&node, 1, 1000 + UNDER_WAY_MS), "a thief's");
         assert!(!judge(&node, 2, 1000), "no key of it");
-        node.keys[1].revoked = revoked(2000, Some(3000));
-        for (at, good) in [(1999, true), (2000, false), (2999, false), (3000, true)] {
+        node.keys[1].revoked = revoked(2000, Some(6000));
+        for (at, good) in [(1999, false), (5999, false), (6000, true)] {
             assert_eq!(judge(&node, 7, at), good, "{at}");
         }
+    }
+
+    #[test]
+    fn a_clock_far_ahead_as_a_key_follows_lets_a_thief_of_the_old_one_in_no_longer() {
+        let mut node = rotated();
+        let of = key(1).verifying_key();
+        node.keys[1].since_unix_ms = 10 * UNDER_WAY_MS;
+        assert!(node.may_publish(&of, 1, 10 * UNDER_WAY_MS + 1).is_ok(), "by that clock");
+        assert!(node.may_publish(&of, 1, 1000).is_err(), "by one that is right");
+        assert!(node.may_publish(&of, 1, 10 * UNDER_WAY_MS - 1).is_ok(), "a little behind");
+    }
+
+    #[test]
+    fn what_comes_after_a_revocation_is_no_earlier_whatever_clock_a_leader_has() {
+        let open = revoked(4000, None);
+        for at in [0, 3999, 4000, u64::MAX] {
+            assert!(refused_at(&open, at).is_some(), "{at}");
+        }
+        // Over as it was revoked.
+        let over = revoked(2000, Some(3000));
+        for at in [0, 2500, 9000] {
+            assert!(refused_at(&over, at).is_none(), "{at}");
+        }
+        assert_eq!((noted_at(&over, 2500), noted_at(&over, 9000)), (5000, 9000));
     }
 
     #[test]
@@ -342,7 +380,9 @@ mod tests {
         for seed in [1, 7] {
             let publication = publication(1, &key(seed), "", Vec::new());
             let command = Command::Commit { publication, also: Vec::new() };
-            let Command::Stamped(stamped) = stamp(&all, command, 1001).unwrap() else {
+            let verified = judge(&all, 1, &command).unwrap();
+            let stamped = stamp(&all, command, verified.as_ref(), 1001).unwrap();
+            let Command::Stamped(stamped) = stamped else {
                 panic!("it publishes");
             };
             let by = key(seed).verifying_key().to_bytes();
@@ -350,8 +390,9 @@ mod tests {
         }
         let of_another = publication(1, &key(2), "", Vec::new());
         let command = Command::Commit { publication: of_another, also: Vec::new() };
-        assert!(stamp(&all, command, 1001).is_err(), "no key of it");
+        assert!(judge(&all, 1, &command).is_err(), "no key of it");
+        assert!(stamp(&all, command, None, 1001).is_err(), "nobody has verified it");
         let other = Command::SetAway(2);
-        assert_eq!(stamp(&all, other.clone(), 1001), Ok(other));
+        assert_eq!(stamp(&all, other.clone(), None, 1001), Ok(other));
     }
 }

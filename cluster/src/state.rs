@@ -12,6 +12,7 @@ mod members;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod model;
 mod packs;
+mod publications;
 mod references;
 mod revocations;
 mod root;
@@ -24,9 +25,9 @@ use kiln_proto::{ArtifactKey, Digest, NodeId, Token};
 
 pub(crate) use self::members::may_return;
 use crate::{
-    command::{Change, Command, OrderedWrite, Response},
-    signing::{Publishes, Stamped},
-    table::{EntryRecord, FailureRecord, LeaseRecord, PublishedRecord, StateError, Txn, View},
+    command::{Command, Response},
+    signing::Publishes,
+    table::{EntryRecord, FailureRecord, LeaseRecord, StateError, Txn, View},
 };
 
 /// What `apply` did, for those who wait for it.
@@ -85,19 +86,14 @@ pub(crate) fn apply<V: View>(
         Command::Want(list) => wanted::want(txn, &list, events),
 
         Command::Commit { publication, also } => {
-            let pack = publication.pack;
-            let response = epochs::publish(txn, Some(index), publication, None, events)?;
-            packs::add_holders(txn, pack, &also, &response)?;
-            Ok(response)
+            publications::plain(txn, index, Publishes::Commit { publication, also }, events)
         }
         Command::CommitWhole { publication, also, pieces } => {
-            let pack = publication.pack;
-            let response = epochs::publish(txn, Some(index), publication, Some(pieces), events)?;
-            packs::add_holders(txn, pack, &also, &response)?;
-            Ok(response)
+            let what = Publishes::CommitWhole { publication, also, pieces };
+            publications::plain(txn, index, what, events)
         }
-        Command::Write(write) => writes::write(txn, index, write, events),
-        Command::Stamped(stamped) => publish_stamped(txn, index, stamped, events),
+        Command::Write(write) => publications::plain(txn, index, Publishes::Write(write), events),
+        Command::Stamped(stamped) => publications::stamped(txn, index, stamped, events),
         Command::OpenSession { node, nonce } => writes::open_session(txn, index, node, nonce),
         Command::SetPinned { key, pinned } => set_pinned(txn, key, pinned, events),
         Command::RetireAbsent { key, epoch, asked } => {
@@ -138,29 +134,6 @@ pub(crate) fn apply<V: View>(
         Command::Condemn { pack } => packs::condemn(txn, pack, 0, events),
         Command::Forget { pack } => packs::forget(txn, pack, 0, events),
     }
-}
-
-/// A publication, with a note of when it was and under which key.
-fn publish_stamped<V: View>(
-    txn: &mut Txn<'_, V>,
-    index: u64,
-    stamped: Stamped,
-    events: &mut Vec<Event>,
-) -> Result<Response, StateError> {
-    if let Some(refused) = keys::refused(txn, &stamped)? {
-        if let Publishes::Write(write) = stamped.what {
-            // It is over all the same.
-            writes::write(txn, index, OrderedWrite { change: Change::Nothing, ..write }, events)?;
-        }
-        return Ok(refused);
-    }
-    let Stamped { by, at_unix_ms, what } = stamped;
-    let before = keys::epoch_of(txn, &what)?;
-    let response = apply(txn, index, what.into(), events)?;
-    if let Some(before) = before {
-        keys::note(txn, before, &PublishedRecord { by, at_unix_ms, index })?;
-    }
-    Ok(response)
 }
 
 fn set_pinned<V: View>(

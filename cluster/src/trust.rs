@@ -12,9 +12,9 @@ use kiln_proto::{
 };
 
 use crate::{
-    command::{Change, Command, NewNode, OrderedWrite, Publication},
+    command::{Command, NewNode},
     error::ClusterError,
-    signing::KeyChange,
+    signing::{KeyChange, Verified},
     table::{CertificateRecord, NextRootRecord, RootRecord},
     watch::Nodes,
 };
@@ -169,11 +169,11 @@ impl Trust {
     }
 
     /// Whether a leader may propose `command`: what it publishes is of a signer with a right
-    /// to its namespace.
+    /// to its namespace. `verified`: what the leader has verified of it.
     pub(crate) fn check(
         &self,
-        nodes: &Nodes,
         command: &Command,
+        verified: Option<&Verified>,
         unix_ms: u64,
     ) -> Result<(), ClusterError> {
         if !self.is_required() {
@@ -183,13 +183,12 @@ impl Trust {
             let key = VerifyingKey::from_bytes(key).map_err(ClusterError::invalid)?;
             return self.judge(*node, &key, None, unix_ms).map_err(ClusterError::invalid);
         }
-        let Some(publication) = publication(command) else { return Ok(()) };
-        let signed = &publication.manifest;
-        let Some(signer) = nodes.get(&signed.signer) else { return Ok(()) };
-        let manifest = signed.read_unverified().map_err(ClusterError::invalid)?;
-        let key = signer.signer_of(signed, &publication.key).map_err(ClusterError::invalid)?;
-        let judged = self.judge(signed.signer, &key, Some(&manifest.namespace), unix_ms);
-        judged.map_err(ClusterError::invalid)
+        match verified {
+            None => Ok(()),
+            Some(Verified { manifest, key }) => self
+                .judge(manifest.producer, key, Some(&manifest.namespace), unix_ms)
+                .map_err(ClusterError::invalid),
+        }
     }
 }
 
@@ -208,17 +207,6 @@ fn signed_by(
     certificates.into_iter().filter_map(certificate).collect()
 }
 
-fn publication(command: &Command) -> Option<&Publication> {
-    match command {
-        Command::Commit { publication, .. }
-        | Command::CommitWhole { publication, .. }
-        | Command::Write(OrderedWrite { change: Change::Put { publication, .. }, .. }) => {
-            Some(publication)
-        }
-        _ => None,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -228,7 +216,8 @@ mod tests {
     use super::*;
     use crate::{
         authorize::tests::{nodes, publication},
-        command::NodeFacts,
+        command::{Change, NodeFacts, OrderedWrite, Publication},
+        signing::Publishes,
     };
 
     fn key(seed: u8) -> SigningKey {
@@ -280,7 +269,11 @@ mod tests {
             })
         };
         for command in [commit("team"), whole("team"), put("team")] {
-            let judge = |trust: &Trust, at| trust.check(&nodes(), &command, at).is_ok();
+            let of = Publishes::of(command.clone()).unwrap();
+            let Publication { manifest, key, .. } = of.publication().unwrap();
+            let (manifest, key) = nodes()[&1].verify(manifest, key).unwrap();
+            let verified = Verified { manifest, key };
+            let judge = |trust: &Trust, at| trust.check(&command, Some(&verified), at).is_ok();
             assert!(judge(&trust(true, &[(1, "team", None)]), 20), "{command}");
             for (bad, why) in [
                 (trust(true, &[]), "it has none"),
@@ -316,8 +309,8 @@ mod tests {
             let key = key(seed).verifying_key().to_bytes();
             Command::Keys(KeyChange::Rotate { node: 1, key, at_unix_ms: 0 })
         };
-        assert!(of(&[1, 7]).check(&nodes(), &rotate(7), 20).is_ok());
-        assert!(of(&[1]).check(&nodes(), &rotate(7), 20).is_err());
-        assert!(of(&[1, 7]).check(&nodes(), &rotate(7), 9).is_err(), "not yet");
+        assert!(of(&[1, 7]).check(&rotate(7), None, 20).is_ok());
+        assert!(of(&[1]).check(&rotate(7), None, 20).is_err());
+        assert!(of(&[1, 7]).check(&rotate(7), None, 9).is_err(), "not yet");
     }
 }

@@ -168,8 +168,9 @@ impl SignedManifest {
         wanted: &ArtifactKey,
     ) -> Result<Manifest, ManifestError> {
         let refused = || ManifestError::Signature { signer: self.signer };
-        let signature = Signature::from_slice(&self.signature).map_err(|_| refused())?;
-        signer.verify_strict(&message(&self.bytes), &signature).map_err(|_| refused())?;
+        if !self.is_signed_by(signer) {
+            return Err(refused());
+        }
         let manifest = self.read_unverified()?;
         if manifest.producer != self.signer {
             return Err(refused());
@@ -178,6 +179,12 @@ impl SignedManifest {
             return Err(ManifestError::WrongKey { wanted: *wanted, found: manifest.key });
         }
         Ok(manifest)
+    }
+
+    /// Whether the signature is that key's, whatever the bytes say.
+    pub fn is_signed_by(&self, signer: &VerifyingKey) -> bool {
+        Signature::from_slice(&self.signature)
+            .is_ok_and(|of| signer.verify_strict(&message(&self.bytes), &of).is_ok())
     }
 
     /// Decodes and validates without asking who signed: for listings and

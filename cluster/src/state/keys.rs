@@ -1,9 +1,11 @@
 //! The keys that nodes sign with, one after the other, and revocations of single keys.
 //!
 //! Invariant: a node has one key that signs, and a key is one node's. What is published under a
-//! key, and when, is told by the leader that verified it; within a time for which the key is
-//! revoked nothing becomes an artifact, and nothing that did is left. Of what was published
-//! before that was kept, no time is known: it goes with every revocation of the node's first key.
+//! key, and when, is told by the leader that verified it, and the key is judged here again where
+//! there are several; within a time for which the key is revoked nothing becomes an artifact, and
+//! nothing that did is left. A leader's clock may be behind another's: what comes after a
+//! revocation in the log is not earlier than it. Of what was published before that was kept, no
+//! time is known: it goes with every revocation of the node's first key.
 
 use ed25519_dalek::VerifyingKey;
 use kiln_proto::{ArtifactKey, Digest, NodeId};
@@ -11,7 +13,9 @@ use kiln_proto::{ArtifactKey, Digest, NodeId};
 use super::{Event, epochs, leases};
 use crate::{
     command::Response,
-    signing::{KeyChange, KeyRevocation, MOST_INTERVALS, MOST_KEYS, Publishes, Stamped, refusal},
+    signing::{
+        self, Interval, KeyChange, KeyRevocation, MOST_INTERVALS, MOST_KEYS, Publishes, Stamped,
+    },
     table::{
         self, EntryRecord, KeyRecord, NodeRecord, PublishedRecord, RevocationRecord, StateError,
         Txn, View,
@@ -112,8 +116,12 @@ fn revoke<V: View>(
         revoked: Vec::new(),
     });
     let KeyRevocation { within, at_unix_ms, .. } = revocation;
+    // Who says "from now on" may have a clock that is ahead of the leader's.
+    let within = Interval { after_unix_ms: within.after_unix_ms.min(at_unix_ms), ..within };
+    let revocation = KeyRevocation { within, ..revocation };
     let why = format!("the key that signed it was revoked: {}", revocation.reason);
-    if !record.revoked.iter().any(|known| known.within == within) {
+    if !record.revoked.iter().any(|known| known.within.covers(&within)) {
+        record.revoked.retain(|known| !within.covers(&known.within));
         if record.revoked.len() >= MOST_INTERVALS {
             return refuse(format!(
                 "the key is revoked for {MOST_INTERVALS} times already: revoke it for one that \
@@ -151,16 +159,51 @@ fn revoke<V: View>(
     Ok(Response::Removed(removed))
 }
 
-/// Why nothing that is published under this key at that time becomes an artifact.
-pub(super) fn refused<V: View>(
+/// The refusal of what `signer` publishes without a note of its key, once any of its keys has a
+/// record: under which of them it was verified, and when, would be known to nobody.
+pub(super) fn without_note<V: View>(
     txn: &Txn<'_, V>,
-    stamped: &Stamped,
+    signer: NodeId,
 ) -> Result<Option<Response>, StateError> {
-    let record = txn.get::<KeyRecord>(Digest::from_bytes(stamped.by))?;
-    let revoked = record.iter().flat_map(|record| &record.revoked);
-    let why = revoked.clone().find(|revoked| revoked.within.has(stamped.at_unix_ms));
-    let signer = stamped.what.publication().map_or(0, |publication| publication.manifest.signer);
-    Ok(why.map(|why| Response::Refused(refusal(signer, &why.reason))))
+    let records = table::keys(txn)?;
+    if records.is_empty() {
+        return Ok(None);
+    }
+    let first = txn.get::<NodeRecord>(signer)?.map(|known| known.key);
+    let has_record =
+        records.iter().any(|(key, record)| record.node == signer || Some(*key) == first);
+    Ok(has_record.then(|| {
+        Response::Refused(format!(
+            "a key of node {signer} was changed or revoked while this was published: publish it \
+             again"
+        ))
+    }))
+}
+
+/// The time that is noted of a publication; or the refusal of one whose note names a key that did
+/// not sign it, or that is revoked for that time.
+pub(super) fn judge<V: View>(
+    txn: &Txn<'_, V>,
+    Stamped { by, at_unix_ms, what }: &Stamped,
+) -> Result<Result<u64, Response>, StateError> {
+    let Some(publication) = what.publication() else { return Ok(Ok(*at_unix_ms)) };
+    let (manifest, signer) = (&publication.manifest, publication.manifest.signer);
+    let record = txn.get::<KeyRecord>(Digest::from_bytes(*by))?;
+    let is_first = txn.get::<NodeRecord>(signer)?.is_some_and(|known| known.key == *by);
+    let is_later = |record: &KeyRecord| record.node == signer && record.number > 0;
+    let is_known = is_first || record.as_ref().is_some_and(is_later);
+    let has_several = table::keys(txn)?.iter().any(|(_, record)| is_later(record));
+    let signed = || VerifyingKey::from_bytes(by).is_ok_and(|by| manifest.is_signed_by(&by));
+    if !is_known || (has_several && !signed()) {
+        return Ok(Err(Response::Refused(format!(
+            "what is noted of it is no key with which node {signer} signed it"
+        ))));
+    }
+    let revoked = record.map(|record| record.revoked).unwrap_or_default();
+    Ok(match signing::refused_at(&revoked, *at_unix_ms) {
+        Some(why) => Err(Response::Refused(signing::refusal(signer, &why.reason))),
+        None => Ok(signing::noted_at(&revoked, *at_unix_ms)),
+    })
 }
 
 /// The artifact of a key, and its epoch, before a publication.
@@ -187,7 +230,23 @@ pub(super) fn note<V: View>(
 /// Whether that key was revoked, for any time at all: it is nobody's under another id.
 pub(super) fn is_revoked<V: View>(txn: &Txn<'_, V>, key: &[u8; 32]) -> Result<bool, StateError> {
     let Some(record) = txn.get::<KeyRecord>(Digest::from_bytes(*key))? else { return Ok(false) };
-    Ok(!record.revoked.is_empty()
-        || record.number > 0
-        || txn.get::<RevocationRecord>(record.node)?.is_some())
+    Ok(!record.revoked.is_empty() || txn.get::<RevocationRecord>(record.node)?.is_some())
+}
+
+/// The node that has this key as one of several. It is nobody's under another id: who has an
+/// earlier one may have copied it, and a later one was never a candidate's.
+pub(super) fn one_of_several<V: View>(
+    txn: &Txn<'_, V>,
+    key: &[u8; 32],
+) -> Result<Option<NodeId>, StateError> {
+    let record = txn.get::<KeyRecord>(Digest::from_bytes(*key))?;
+    if let Some(later) = record.filter(|record| record.number > 0) {
+        return Ok(Some(later.node));
+    }
+    for (id, node) in table::nodes(txn)? {
+        if node.key == *key && current(txn, id, node.key)?.0 != *key {
+            return Ok(Some(id));
+        }
+    }
+    Ok(None)
 }

@@ -5,7 +5,7 @@
 
 use kiln_proto::NodeId;
 
-use super::{Event, admission, revocations};
+use super::{Event, admission, keys, revocations};
 use crate::{
     admission::NotAdmitted,
     command::{NewNode, NodeFacts, Response},
@@ -94,6 +94,12 @@ pub(super) fn join_by<V: View>(
     if revocations::is_revoked_key(txn, &node.key)? {
         let why = "its signing key was revoked: empty the whole data folder, signing.key too";
         return Ok(Response::Refused(why.into()));
+    }
+    if let Some(of) = keys::one_of_several(txn, &node.key)? {
+        return Ok(Response::Refused(format!(
+            "its signing key is one that node {of} has, or had, beside others: empty the whole \
+             data folder, signing.key too, or start it with all that this folder had as that node"
+        )));
     }
     let id = register(txn, &mut counters, node)?;
     txn.put((), &counters)?;

@@ -77,7 +77,7 @@ fn pack(n: u8) -> Digest {
 }
 
 fn new_node(n: u8) -> NewNode {
-    NewNode { candidate: [n; 16], facts: NodeFacts::default(), key: [n; 32] }
+    NewNode { candidate: [n; 16], facts: NodeFacts::default(), key: keys::public(n) }
 }
 
 fn publish_of(k: u8, p: u8, token: u64) -> Command {

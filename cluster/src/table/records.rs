@@ -260,14 +260,12 @@ pub(crate) struct KeyRecord {
 record!(KeyRecord in SigningKeys by Digest);
 
 /// When the artifact of a key was published, and under which key. What was published before
-/// every member could note that has no record.
+/// every member could note that has no record. The time is by the leader's clock, and no earlier
+/// than that of the revocations of that key which come before it in the log.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct PublishedRecord {
     pub by: [u8; 32],
-    /// By the leader's clock.
     pub at_unix_ms: u64,
-    /// Its place in the log.
-    pub index: u64,
 }
 record!(PublishedRecord in Published by ArtifactKey);
 
