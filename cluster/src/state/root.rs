@@ -2,13 +2,14 @@
 //!
 //! Invariant: nothing is kept that the root has not signed for this cluster, or the key that it
 //! named as the next one; of two statements about one thing the later stays, in whichever order
-//! they come. A root that is required is followed by that key alone, and no member without a
+//! they come. What a root said before it was named is not known here to be the last of it: it
+//! counts for nothing. A root that is required is followed by that key alone, and no member without a
 //! certificate was left when either became required; before that another one can take its place,
 //! for any member can name the first.
 
 use ed25519_dalek::VerifyingKey;
 use kiln_proto::{
-    Digest,
+    Digest, NodeId,
     root::{Says, SignedStatement},
 };
 
@@ -66,6 +67,7 @@ pub(super) fn say<V: View>(
         Ok(read) => read,
         Err(why) => return refuse(why.to_string()),
     };
+    let (named, floor) = next.as_ref().map_or((0, 0), |next| (next.serial, next.floor));
     let (serial, ours) = (read.serial, members::counters(txn)?.cluster);
     if read.cluster != ours {
         return refuse(format!(
@@ -84,7 +86,9 @@ pub(super) fn say<V: View>(
         (Says::Next { .. }, Speaker::Next) => {
             return refuse("it is not the root yet: it says so itself before it names one".into());
         }
-        (Says::Next { .. }, Speaker::Root) => next.map(|next| (next.serial, next.statement)),
+        (Says::Next { .. }, Speaker::Root) => {
+            next.as_ref().map(|next| (next.serial, next.statement.clone()))
+        }
         (Says::Signer(of), Speaker::Root) => {
             let known = txn.get::<CertificateRecord>(Digest::from_bytes(of.key))?;
             known.map(|known| (known.serial, known.statement))
@@ -101,15 +105,41 @@ pub(super) fn say<V: View>(
         }
         _ => {}
     }
+    let below = match (&read.says, speaker) {
+        (_, Speaker::Next) => Some(named),
+        (Says::Signer(_), Speaker::Root) => Some(floor).filter(|floor| *floor > 0),
+        _ => None,
+    };
+    if let Some(named) = below.filter(|named| serial <= *named) {
+        return refuse(format!(
+            "it is of before the statement {named}, which named that root, by its serial {serial}: \
+             sign it again"
+        ));
+    }
+    if read.says == (Says::Root { required: false })
+        && speaker == Speaker::Next
+        && table::trust(&*txn)?.is_required()
+    {
+        let why = "the present root is required, and so is the next one as it takes its place: \
+                   sign it with --required";
+        return refuse(why.into());
+    }
     if let Says::Root { required: true } = read.says {
         let trust = table::trust(&*txn)?;
         let trust = if speaker == Speaker::Root { trust } else { trust.after(&key) };
-        let without = without_certificate(txn, &trust)?;
-        if !without.is_empty() {
+        let Without { nodes, earlier } = without_certificate(txn, &trust)?;
+        if !nodes.is_empty() {
+            let earlier = match earlier.is_empty() {
+                true => String::new(),
+                false => format!(
+                    "; without one for these keys too, what they signed misses: {}",
+                    earlier.join(", ")
+                ),
+            };
             return refuse(format!(
                 "nodes without a certificate: {}; all that they signed would miss: kiln signer \
-                 issue for each, then kiln signer add, and this again",
-                without.join(", ")
+                 issue for each, then kiln signer add, and this again{earlier}",
+                nodes.join(", ")
             ));
         }
     }
@@ -122,14 +152,23 @@ pub(super) fn say<V: View>(
                 Speaker::Other => clear(txn, Table::Certificates)?,
             }
             if speaker != Speaker::Root {
-                txn.remove::<NextRootRecord>(());
                 clear(txn, Table::NextCertificates)?;
+            }
+            match (speaker, next) {
+                (Speaker::Root, _) => {}
+                // It is to be none but itself, and what it said before it was named stays behind.
+                (Speaker::Next, Some(next)) => {
+                    txn.put((), &NextRootRecord { floor: next.serial, ..next })?;
+                }
+                (Speaker::Next | Speaker::Other, _) => txn.remove::<NextRootRecord>(()),
             }
             txn.put((), &RootRecord { key: root, serial, statement })?;
         }
         Says::Next { key } => {
-            clear(txn, Table::NextCertificates)?;
-            txn.put((), &NextRootRecord { key, serial, statement })?;
+            if next.is_none_or(|next| next.key != key) {
+                clear(txn, Table::NextCertificates)?;
+            }
+            txn.put((), &NextRootRecord { key, serial, statement, floor })?;
         }
         Says::Signer(of) => {
             let (at, record) =
@@ -168,25 +207,49 @@ fn clear<V: View>(txn: &mut Txn<'_, V>, table: Table) -> Result<(), StateError> 
     Ok(())
 }
 
+/// Who misses a certificate.
+struct Without {
+    /// Nodes, by their present keys.
+    nodes: Vec<String>,
+    /// Earlier keys of nodes, in hexadecimal, as many as people read.
+    earlier: Vec<String>,
+}
+
+/// Most earlier keys that a refusal names.
+const MOST_NAMED: usize = 16;
+
 /// The nodes that have not left, those that are away too, and were not revoked, whose present
-/// key has no certificate in `trust` for them. Whether one is valid now is not asked: there is
-/// no clock here.
-fn without_certificate<V: View>(
-    txn: &Txn<'_, V>,
-    trust: &Trust,
-) -> Result<Vec<String>, StateError> {
-    let revoked = table::revocations(txn)?;
-    let mut without = Vec::new();
+/// key has no certificate in `trust` for them, unless nothing counts that is signed under it; and
+/// their earlier keys. Whether one is valid now is not asked: there is no clock here.
+fn without_certificate<V: View>(txn: &Txn<'_, V>, trust: &Trust) -> Result<Without, StateError> {
+    let (revoked, keys) = (table::revocations(txn)?, table::keys(txn)?);
+    let counts = |key: &[u8; 32]| {
+        let record = keys.iter().find(|(of, _)| of == key);
+        !record.is_some_and(|(_, of)| of.revoked.iter().any(|of| of.within.is_all()))
+    };
+    let misses = |id: NodeId, key: &[u8; 32]| {
+        let public = VerifyingKey::from_bytes(key).ok();
+        let certificate = public.as_ref().and_then(|key| trust.certificate(key));
+        counts(key) && certificate.is_none_or(|of| of.says.node.is_some_and(|of| of != id))
+    };
+    let (mut nodes, mut earlier) = (Vec::new(), Vec::new());
     for (id, node) in table::nodes(txn)? {
         if node.left() || revoked.contains_key(&id) {
             continue;
         }
         let (signs, _) = keys::current(txn, id, node.key)?;
-        let key = VerifyingKey::from_bytes(&signs).ok();
-        let certificate = key.as_ref().and_then(|key| trust.certificate(key));
-        if certificate.is_none_or(|of| of.says.node.is_some_and(|of| of != id)) {
-            without.push(id.to_string());
+        if misses(id, &signs) {
+            nodes.push(id.to_string());
         }
+        let later = keys.iter().filter(|(_, of)| of.node == id && of.number > 0);
+        let all = std::iter::once(&node.key).chain(later.map(|(key, _)| key));
+        let before = all.filter(|key| **key != signs && misses(id, key));
+        earlier.extend(before.map(|key| format!("{} of node {id}", hex::encode(key))));
     }
-    Ok(without)
+    if earlier.len() > MOST_NAMED {
+        let more = earlier.len() - MOST_NAMED;
+        earlier.truncate(MOST_NAMED);
+        earlier.push(format!("{more} more (kiln signer list)"));
+    }
+    Ok(Without { nodes, earlier })
 }

@@ -232,12 +232,15 @@ pub(crate) struct CertificateRecord {
 }
 record!(CertificateRecord in Certificates by Digest);
 
-/// The key that is to be the root, as the root has said.
+/// The key that is to be the root, as the root has said; or the root's own, which is to be none.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct NextRootRecord {
     pub key: [u8; 32],
     pub serial: u64,
     pub statement: SignedStatement,
+    /// The serial of the statement that named the present root; 0: none did. What that root says
+    /// has a higher one: what it said of keys before may have been replaced, which nobody knows.
+    pub floor: u64,
 }
 record!(NextRootRecord in NextRoots by ());
 

@@ -200,28 +200,34 @@ fn a_required_root_is_followed_by_the_one_that_it_named_once_that_has_certified_
     assert_eq!(state.apply(9, said(1, &next(1, new.to_bytes()))).0, Response::Changed(false));
     assert_eq!(trust(&state).next_root(), Some(&new));
     refused(&state.apply(10, said(2, &next(1, [3; 32]))).0, "not the root yet");
-    refused(&state.apply(11, said(2, &policy(1, true))).0, "nodes without a certificate");
+    refused(&state.apply(11, said(2, &policy(2, true))).0, "nodes without a certificate");
 
     // What it says of keys counts for nothing yet, and what the present root says does.
     let before = trust(&state);
     for (index, key) in (12..).zip(&keys) {
-        assert_eq!(state.apply(index, said(2, &of_key(*key, 1, "new"))).0, Response::Changed(true));
+        assert_eq!(state.apply(index, said(2, &of_key(*key, 2, "new"))).0, Response::Changed(true));
     }
+    let public = root(60).verifying_key().to_bytes();
     let (now, first) = (trust(&state), VerifyingKey::from_bytes(&keys[0]).unwrap());
     assert_eq!(now.certificate(&first), before.certificate(&first));
     assert!(now.judge(1, &first, Some("old"), 1).is_ok());
-    refused(&state.apply(20, said(2, &of_key(keys[0], 1, "*"))).0, "later statement");
+    refused(&state.apply(20, said(2, &of_key(keys[0], 2, "*"))).0, "later statement");
+    refused(&state.apply(20, said(2, &of_key(public, 1, "*"))).0, "of before the statement 1");
+    refused(&state.apply(20, said(2, &policy(1, true))).0, "of before the statement 1");
+    refused(&state.apply(20, said(2, &policy(1, false))).0, "of before the statement 1");
+    refused(&state.apply(20, said(2, &policy(2, false))).0, "sign it with --required");
 
     // In one step the one takes the other's place, with its certificates.
-    assert_eq!(state.apply(21, said(2, &policy(1, true))).0, Response::Changed(true));
+    assert_eq!(state.apply(21, said(2, &policy(2, true))).0, Response::Changed(true));
     let now = trust(&state);
     assert_eq!((now.root().map(|root| root.key), now.is_required()), (Some(new), true));
     assert!(now.judge(1, &first, Some("new"), 1).is_ok());
     assert!(now.judge(1, &first, Some("old"), 1).is_err());
     assert_eq!(now.next_root(), None);
+    refused(&state.apply(22, said(2, &of_key(public, 1, "*"))).0, "of before the statement 1");
     refused(&state.apply(22, said(1, &policy(9, true))).0, "the root of this cluster is");
     refused(&state.apply(23, said(1, &next(9, [1; 32]))).0, "the root of this cluster is");
-    assert_eq!(state.apply(24, said(2, &of_key(keys[0], 2, "*"))).0, Response::Changed(true));
+    assert_eq!(state.apply(24, said(2, &of_key(keys[0], 3, "*"))).0, Response::Changed(true));
 }
 
 #[test]
@@ -231,7 +237,7 @@ fn a_root_can_name_another_one_than_before_or_none() {
     let keys = [2, 3, 1].map(|seed| root(seed).verifying_key().to_bytes());
     let signer = root(9).verifying_key().to_bytes();
     state.apply(6, said(1, &next(1, keys[0])));
-    assert_eq!(state.apply(7, said(2, &of_key(signer, 1, "*"))).0, Response::Changed(true));
+    assert_eq!(state.apply(7, said(2, &of_key(signer, 2, "*"))).0, Response::Changed(true));
     assert_eq!(state.apply(8, said(1, &next(2, keys[1]))).0, Response::Changed(true));
     refused(&state.apply(9, said(2, &of_key(signer, 2, "*"))).0, "the root of this cluster is");
     refused(&state.apply(10, said(1, &next(1, keys[0]))).0, "later statement");
@@ -242,4 +248,57 @@ fn a_root_can_name_another_one_than_before_or_none() {
     assert_eq!(state.apply(11, said(1, &next(3, keys[2]))).0, Response::Changed(true), "itself");
     assert_eq!(trust(&state).next_root(), None);
     refused(&state.apply(12, said(3, &of_key(signer, 1, "*"))).0, "the root of this cluster is");
+}
+
+#[test]
+fn naming_the_same_root_again_keeps_what_it_said_and_no_old_word_of_a_root_counts_again() {
+    let mut state = certified(1);
+    state.apply(5, said(1, &policy(2, true)));
+    let keys = [2, 3].map(|seed| root(seed).verifying_key().to_bytes());
+    let signer = root(9).verifying_key();
+    let of = |serial, namespace| said(2, &of_key(signer.to_bytes(), serial, namespace));
+    let may = |state: &Model, namespace| {
+        let coming = trust(state).after(&root(2).verifying_key());
+        coming.judge(1, &signer, Some(namespace), 1).is_ok()
+    };
+    state.apply(6, said(1, &next(10, keys[0])));
+    assert_eq!(state.apply(7, of(11, "*")).0, Response::Changed(true));
+    assert_eq!(state.apply(8, of(12, "team")).0, Response::Changed(true));
+    assert_eq!(state.apply(9, said(1, &next(20, keys[0]))).0, Response::Changed(true));
+    assert!(may(&state, "team") && !may(&state, "lab"), "what it said last");
+    refused(&state.apply(10, of(11, "*")).0, "later statement");
+    // Through another one, what it said is forgotten: so the replaced one comes no more.
+    state.apply(11, said(1, &next(30, keys[1])));
+    state.apply(12, said(1, &next(40, keys[0])));
+    refused(&state.apply(13, of(11, "*")).0, "of before the statement 40");
+    assert!(!may(&state, "team"));
+    for (index, node) in (14..).zip(crate::table::nodes(&state).unwrap().into_values()) {
+        state.apply(index, said(2, &of_key(node.key, 41, "*")));
+    }
+    assert_eq!(state.apply(20, said(2, &policy(41, true))).0, Response::Changed(true));
+    refused(&state.apply(21, of(11, "*")).0, "of before the statement 40");
+    state.apply(22, said(2, &next(50, keys[1])));
+    refused(&state.apply(23, of(11, "*")).0, "of before the statement 40");
+    assert_eq!(state.apply(24, of(51, "team")).0, Response::Changed(true));
+}
+
+#[test]
+fn a_key_that_signs_nothing_more_needs_no_certificate_and_earlier_ones_are_named() {
+    use crate::signing::{Interval, KeyChange, KeyRevocation};
+    let mut state = founded();
+    state.apply(3, said(1, &policy(1, false)));
+    let first = keys::public(0);
+    let later = keys::public(7);
+    state.apply(4, Command::Keys(KeyChange::Rotate { node: 1, key: later, at_unix_ms: 9 }));
+    let told = state.apply(5, said(1, &policy(2, true))).0;
+    refused(&told, "nodes without a certificate: 1, 2;");
+    refused(&told, &format!("{} of node 1", hex::encode(first)));
+    assert_eq!(
+        state.apply(6, said(1, &of_key(keys::public(1), 1, "*"))).0,
+        Response::Changed(true)
+    );
+    let all = Interval { after_unix_ms: 0, before_unix_ms: None };
+    let revocation = KeyRevocation { within: all, reason: "copied".into(), by: 2, at_unix_ms: 20 };
+    state.apply(7, Command::Keys(KeyChange::Revoke { key: later, revocation }));
+    assert_eq!(state.apply(8, said(1, &policy(3, true))).0, Response::Changed(true));
 }
