@@ -105,13 +105,13 @@ def from_env(environ: Mapping[str, str] | None = None) -> Settings | None:
         if not endpoints:
             return None
     signers = tuple(filter(None, map(_signer, env.get("KILN_SIGNERS", "").split(","))))
-    if env.get("KILN_SIGNERS", "").strip() and not signers:
+    if env.get("KILN_SIGNERS") and not signers:
         # Pinning was asked for: trusting anybody instead would be worse than no cache.
         report.once("settings", "KILN_SIGNERS has no valid key: Kiln is off")
         return None
     pinned = [text for text in env.get("KILN_ROOT", "").split(",") if text.strip()]
     roots = tuple(filter(None, (_signer(text, "KILN_ROOT") for text in pinned)))
-    if len(roots) != len(pinned):
+    if len(roots) != len(pinned) or (env.get("KILN_ROOT") and not roots):
         report.once("settings", "KILN_ROOT is no valid key: Kiln is off")
         return None
     return Settings(

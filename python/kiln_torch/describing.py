@@ -47,6 +47,7 @@ SETTINGS: dict[str, str] = {
     "KILN_VLLM_COMPILER": "0",
 }
 _PREFIX = "KILN_"
+_PINS = frozenset({"KILN_SIGNERS", "KILN_ROOT"})
 _NEAR = 0.75
 _NEEDED = {"grpc": "grpcio", "google.protobuf": "protobuf", "blake3": "", "cryptography": ""}
 _GROUPS = ("torch.backends", "torch_dynamo_backends")
@@ -119,7 +120,8 @@ def settings(env: Mapping[str, str]) -> Iterator[Check]:
             value = getattr(config.Settings, default[1:])
             usual = f"{value:g}" if isinstance(value, float) else str(value)
         text = env.get(name, "")
-        if not text.strip():
+        # A pin without a key is a mistake that turns Kiln off, blank or not.
+        if not (text if name in _PINS else text.strip()):
             yield Check(name, "ok", f"{usual} (default)" if usual else "not set")
             continue
         with warnings_of() as heard:

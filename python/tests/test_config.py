@@ -109,7 +109,11 @@ def test_pinned_signers_or_nothing() -> None:
     pinned = from_env({**endpoint, "KILN_SIGNERS": f"{HEX},zz"})
     assert pinned is not None
     assert pinned.signers == (bytes.fromhex(HEX),)
-    assert from_env({**endpoint, "KILN_SIGNERS": "zz"}) is None
+    for none in ("zz", ",", " , ", " "):
+        assert from_env({**endpoint, "KILN_SIGNERS": none}) is None, none
+    unset = from_env({**endpoint, "KILN_SIGNERS": ""})
+    assert unset is not None
+    assert unset.signers == ()
 
 
 def test_seconds() -> None:

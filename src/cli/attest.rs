@@ -1,7 +1,8 @@
 //! `kiln attest`: what an artifact is, as an attestation that other tools read.
 //!
 //! Invariant: exit code 0 of `--verify` says that somebody who is believed signed it, and
-//! that it is of the files that were given.
+//! that it is of the files that were given. Where a root is pinned, whoever it did not certify is
+//! not believed, whichever way the key was named.
 
 use std::{
     fs,
@@ -12,7 +13,7 @@ use std::{
 use anyhow::Context;
 use clap::Args;
 use ed25519_dalek::VerifyingKey;
-use kiln::attest::{self, AttestError, Envelope};
+use kiln::attest::{self, Envelope};
 use kiln_proto::{FailureKind, namespace_matches, pb};
 
 use super::{CliError, ClientArgs, NamespaceArgs, keys::KeyArg, output};
@@ -44,7 +45,8 @@ pub(crate) struct AttestArgs {
     #[arg(long, value_name = "FILE", conflicts_with = "key")]
     verify: Option<PathBuf>,
     /// A public key in hexadecimal that is believed; again for more. Without one, those of
-    /// the node that is asked (kiln signer list) that were not revoked.
+    /// the node that is asked (kiln signer list) that were not revoked. Where a root is pinned
+    /// (--trust-root), those of them that it certified.
     #[arg(long = "signer", value_name = "KEY", requires = "verify")]
     signers: Vec<String>,
     /// A folder that has to hold the files that it is about (kiln get --output).
@@ -72,6 +74,13 @@ impl AttestArgs {
         let request = pb::AttestRequest { key: key.as_bytes().to_vec().into(), namespace };
         let answer = client.attest(request).await.map_err(|e| CliError::from_status(&e))?;
         let text = answer.into_inner().envelope;
+        if self.client.endpoints.pinned.is_set() {
+            let envelope: Envelope = serde_json::from_str(&text).map_err(|e| corrupt(&e))?;
+            let (statement, _) = self.judge(&envelope).await?;
+            if parameters(&statement)["key"] != *key.to_string() {
+                return Err(corrupt(&format!("the node attests another key than {key}")));
+            }
+        }
         let Some(path) = &self.out else { return output::line(text) };
         let shown = || format!("write {}", path.display());
         let mut file =
@@ -95,25 +104,12 @@ impl AttestArgs {
         let envelope: Envelope = serde_json::from_slice(&text).map_err(|e| {
             CliError::Usage(format!("{}: it is no DSSE envelope: {e}", path.display()))
         })?;
-        let believed = self.believed().await?;
-        let keys: Vec<VerifyingKey> = believed.iter().map(|of| of.key).collect();
-        let wrong = |e: AttestError| CliError::failed(FailureKind::Corrupt, e.to_string());
-        let (statement, by) = attest::read(&envelope, &keys).map_err(wrong)?;
-        let parameters = &statement["predicate"]["buildDefinition"]["externalParameters"];
-        let namespace = parameters["namespace"].as_str();
-        if !believed.iter().any(|of| of.key == by && of.may_sign(namespace)) {
-            let message = format!(
-                "the attestation is of the namespace {:?}, in which the root does not let its signer {} \
-                 sign",
-                namespace.unwrap_or_default(),
-                hex::encode(by.as_bytes())
-            );
-            return Err(CliError::failed(FailureKind::Corrupt, message));
-        }
+        let (statement, by) = self.judge(&envelope).await?;
+        let parameters = parameters(&statement);
         let checked = match &self.files {
             Some(folder) => {
                 let read = |name: &str| fs::read(folder.join(name));
-                Some(attest::check_files(&statement, read).map_err(wrong)?)
+                Some(attest::check_files(&statement, read).map_err(|e| corrupt(&e))?)
             }
             None => None,
         };
@@ -138,6 +134,33 @@ impl AttestArgs {
         }
     }
 
+    /// What the envelope says, and who signed it, if that is believed.
+    async fn judge(
+        &self,
+        envelope: &Envelope,
+    ) -> Result<(serde_json::Value, VerifyingKey), CliError> {
+        let belief = self.client.endpoints.belief().await?;
+        let mut believed = self.believed().await?;
+        believed.retain(|of| belief.certifies(&of.key, None));
+        let keys: Vec<VerifyingKey> = believed.iter().map(|of| of.key).collect();
+        let (statement, by) = attest::read(envelope, &keys).map_err(|e| corrupt(&e))?;
+        let namespace = parameters(&statement)["namespace"].as_str();
+        // A pinned root certifies for namespaces: what names none is under none of them.
+        let certified = match namespace {
+            None => !belief.is_pinned(),
+            Some(_) => belief.certifies(&by, namespace),
+        };
+        if certified && believed.iter().any(|of| of.key == by && of.may_sign(namespace)) {
+            return Ok((statement, by));
+        }
+        Err(corrupt(&format!(
+            "the attestation is of the namespace {:?}, in which the root does not let its signer {} \
+             sign",
+            namespace.unwrap_or_default(),
+            hex::encode(by.as_bytes())
+        )))
+    }
+
     async fn believed(&self) -> Result<Vec<Believed>, CliError> {
         if !self.signers.is_empty() {
             let read = |text: &String| {
@@ -151,6 +174,15 @@ impl AttestArgs {
         let answer = answer.map_err(|e| CliError::from_status(&e))?.into_inner();
         Ok(counting(answer.signers))
     }
+}
+
+/// What decided the key of what is attested.
+fn parameters(statement: &serde_json::Value) -> &serde_json::Value {
+    &statement["predicate"]["buildDefinition"]["externalParameters"]
+}
+
+fn corrupt(why: &impl ToString) -> CliError {
+    CliError::failed(FailureKind::Corrupt, why.to_string())
 }
 
 /// A key whose signature counts.

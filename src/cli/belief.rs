@@ -2,8 +2,10 @@
 //!
 //! Invariant: where a root is pinned, a manifest is believed only under a key that a pinned root
 //! lets sign in the manifest's namespace now, as the node that it names. What a node says adds no
-//! key: it only carries what the root signed.
+//! key: it only carries what the root signed. Where a namespace was asked for, pinned or not, no
+//! manifest of another one is taken.
 
+use clap::{error::ErrorKind, parser::ValueSource};
 use ed25519_dalek::VerifyingKey;
 use kiln::clock;
 use kiln_proto::{
@@ -14,8 +16,11 @@ use kiln_proto::{
 use super::{CliError, client::Endpoints};
 
 /// The roots that are pinned.
-#[derive(Debug, Clone, Default, clap::Args)]
-pub(crate) struct PinArgs {
+#[derive(Debug, Clone, Default)]
+pub(crate) struct PinArgs(Option<Roots>);
+
+#[derive(Debug, clap::Args)]
+struct Flags {
     /// The public key of the cluster's root, in hexadecimal (`kiln signer list`): no artifact is
     /// taken whose signer it did not certify for the namespace, whatever a node says. While one
     /// root follows another: both, separated by commas.
@@ -32,21 +37,59 @@ pub(crate) struct PinArgs {
 #[derive(Debug, Clone, Default)]
 struct Roots(Vec<VerifyingKey>);
 
+/// A pin that was meant and has no key is a mistake, and never one that believes everybody.
 fn roots(text: &str) -> Result<Roots, String> {
     let named = text.split(',').map(str::trim).filter(|name| !name.is_empty());
-    let keys = named.map(super::signer::public_key).collect::<Result<_, _>>()?;
-    Ok(Roots(keys))
+    let keys: Vec<_> = named.map(super::signer::public_key).collect::<Result<_, _>>()?;
+    match keys.is_empty() && !text.is_empty() {
+        true => Err(format!("{text:?} names no key: give the root's, or leave it unset")),
+        false => Ok(Roots(keys)),
+    }
+}
+
+impl clap::FromArgMatches for PinArgs {
+    fn from_arg_matches(matches: &clap::ArgMatches) -> Result<Self, clap::Error> {
+        let Flags { roots } = Flags::from_arg_matches(matches)?;
+        // An empty variable is as one that is not set; an empty flag is a slip.
+        let is_flag = matches.value_source("roots") == Some(ValueSource::CommandLine);
+        match roots {
+            Some(Roots(keys)) if keys.is_empty() && is_flag => {
+                Err(clap::Error::raw(ErrorKind::InvalidValue, "--trust-root names no key\n"))
+            }
+            roots => Ok(Self(roots)),
+        }
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &clap::ArgMatches) -> Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
+}
+
+impl clap::Args for PinArgs {
+    fn augment_args(command: clap::Command) -> clap::Command {
+        Flags::augment_args(command)
+    }
+
+    fn augment_args_for_update(command: clap::Command) -> clap::Command {
+        Flags::augment_args_for_update(command)
+    }
 }
 
 impl PinArgs {
     /// As the environment has it, for commands that name their nodes otherwise.
     pub(crate) fn from_env() -> Result<Self, String> {
         let text = std::env::var("KILN_ROOT").unwrap_or_default();
-        Ok(Self { roots: Some(roots(&text)?) })
+        Ok(Self(Some(roots(&text).map_err(|why| format!("KILN_ROOT: {why}"))?)))
+    }
+
+    /// Whether there is one.
+    pub(crate) fn is_set(&self) -> bool {
+        !self.keys().is_empty()
     }
 
     fn keys(&self) -> &[VerifyingKey] {
-        self.roots.as_ref().map_or(&[], |roots| &roots.0)
+        self.0.as_ref().map_or(&[], |roots| &roots.0)
     }
 }
 
@@ -98,12 +141,32 @@ impl Belief {
         Self { certified: Some(certified.collect()) }
     }
 
-    /// The manifest of `key`, if it is believed.
+    /// Whether a root is pinned.
+    pub(crate) fn is_pinned(&self) -> bool {
+        self.certified.is_some()
+    }
+
+    /// Whether a pinned root certified `key` for now, and for `namespace` where one is named; so
+    /// too where none is pinned.
+    pub(crate) fn certifies(&self, key: &VerifyingKey, namespace: Option<&str>) -> bool {
+        let Some(certified) = &self.certified else { return true };
+        let mut its = certified.iter().filter(|of| of.key == *key);
+        its.any(|of| of.says.allows(of.node, namespace, clock::unix_ms()).is_ok())
+    }
+
+    /// The manifest of `key`, if it is believed, and of `namespace`. Empty: whichever it is of.
     pub(crate) fn read(
         &self,
         signed: &SignedManifest,
         key: &ArtifactKey,
+        namespace: &str,
     ) -> Result<Manifest, CliError> {
+        let manifest = self.judge(signed, key)?;
+        is_of(&manifest, namespace)?;
+        Ok(manifest)
+    }
+
+    fn judge(&self, signed: &SignedManifest, key: &ArtifactKey) -> Result<Manifest, CliError> {
         let corrupt = |why: String| CliError::failed(FailureKind::Corrupt, why);
         let Some(certified) = &self.certified else {
             let manifest = signed.read_unverified().map_err(|e| corrupt(e.to_string()))?;
@@ -131,6 +194,17 @@ impl Belief {
             }
         }
         Err(corrupt(format!("the artifact of {key} is not believed: {why}")))
+    }
+}
+
+/// Refuses what is not of the tenant that was asked for. Empty: none was.
+pub(crate) fn is_of(manifest: &Manifest, namespace: &str) -> Result<(), CliError> {
+    match namespace.is_empty() || manifest.namespace == namespace {
+        true => Ok(()),
+        false => Err(CliError::NotFound(format!(
+            "the node has no such artifact in the namespace {namespace:?}: what it sent is of {:?}",
+            manifest.namespace
+        ))),
     }
 }
 
@@ -173,8 +247,9 @@ mod tests {
         let artifact = manifest.key;
         let signed = NodeIdentity::new(3, key(7)).sign(manifest).unwrap();
         let pinned = [key(1).verifying_key(), key(2).verifying_key()];
-        let judge =
-            |signers: &[pb::Signer]| Belief::of(signers, &pinned).read(&signed, &artifact).is_ok();
+        let judge = |signers: &[pb::Signer]| {
+            Belief::of(signers, &pinned).read(&signed, &artifact, "").is_ok()
+        };
         assert!(judge(&[signer(1, 3, 7, "default", None)]));
         assert!(judge(&[signer(2, 3, 7, "def*", None)]), "the other root that is pinned");
         assert!(judge(&[signer(1, 3, 8, "*", None), signer(1, 3, 7, "*", None)]), "its other key");
@@ -194,9 +269,52 @@ mod tests {
         ] {
             assert!(!judge(&bad), "{why}");
         }
-        assert!(Belief::default().read(&signed, &artifact).is_ok(), "no root is pinned");
+        assert!(Belief::default().read(&signed, &artifact, "").is_ok(), "no root is pinned");
         let other = ArtifactKey::from_bytes([9; 32]);
-        assert!(Belief::default().read(&signed, &other).is_err(), "another artifact");
+        assert!(Belief::default().read(&signed, &other, "").is_err(), "another artifact");
+        // Whoever is certified for all of them may not choose which one was meant.
+        let all = Belief::of(&[signer(1, 3, 7, "*", None)], &pinned);
+        for belief in [Belief::default(), all] {
+            assert!(belief.read(&signed, &artifact, "default").is_ok());
+            let another = belief.read(&signed, &artifact, "team").unwrap_err();
+            assert_eq!(another.exit_code(), 20, "{another}");
+        }
+    }
+
+    #[test]
+    fn a_key_is_certified_by_a_pinned_root_for_its_namespaces() {
+        let pinned = [key(1).verifying_key()];
+        let belief = Belief::of(
+            &[
+                signer(1, 3, 7, "team", None),
+                signer(9, 3, 8, "*", None),
+                signer(1, 3, 6, "*", Some(1)),
+            ],
+            &pinned,
+        );
+        let certifies = |seed: u8, of| belief.certifies(&key(seed).verifying_key(), of);
+        assert!(certifies(7, None) && certifies(7, Some("team")) && !certifies(7, Some("default")));
+        assert!(!certifies(8, None), "by another root");
+        assert!(!certifies(6, None), "it is over");
+        assert!(Belief::default().certifies(&key(8).verifying_key(), Some("team")));
+    }
+
+    #[test]
+    fn an_empty_flag_is_no_pin_and_an_empty_variable_is_none() {
+        #[derive(Debug, clap::Parser)]
+        struct Alone {
+            #[command(flatten)]
+            pinned: PinArgs,
+        }
+        let parse = |text: &str| {
+            let parsed = <Alone as clap::Parser>::try_parse_from(["alone", "--trust-root", text]);
+            parsed.map(|alone| alone.pinned.keys().len())
+        };
+        let one = hex::encode(key(1).verifying_key().as_bytes());
+        assert_eq!(parse(&one).unwrap(), 1);
+        for bad in ["", " ", ",", " , "] {
+            assert!(parse(bad).is_err(), "{bad:?}");
+        }
     }
 
     #[test]
@@ -204,6 +322,9 @@ mod tests {
         let one = hex::encode(key(1).verifying_key().as_bytes());
         assert_eq!(roots(&format!("{one}, {one}")).unwrap().0.len(), 2);
         assert!(roots("").unwrap().0.is_empty());
-        assert!(roots("zz").is_err() && roots(&one[1..]).is_err());
+        assert_eq!(roots(&format!("{one},")).unwrap().0.len(), 1);
+        for bad in ["zz", &one[1..], ",", " , ", " "] {
+            assert!(roots(bad).is_err(), "{bad:?}");
+        }
     }
 }

@@ -15,6 +15,7 @@ use kiln_proto::{ArtifactKey, FailureKind, pb};
 use super::{
     CliError, ClientArgs, SocketArgs,
     asking::{Answer, Answered, ask},
+    belief::is_of,
     client::Client,
     fetch::{self, Fetched},
     output::{self, seconds, size},
@@ -127,6 +128,9 @@ impl Compile {
                 true => output::json(view)?,
                 false => {
                     output::line(for_people(view, output::width()))?;
+                    if endpoints.pinned.is_set() && self.source.namespace.namespace.is_empty() {
+                        output::line(format_args!("in the namespace {}", view.namespace))?;
+                    }
                     if let (Some(why), true) = (&view.unverified, self.source.verifies()) {
                         output::line(format_args!("not verified: {why}"))?;
                     }
@@ -191,6 +195,9 @@ impl Compile {
     /// One target is done: its view, and its files where they are wanted.
     async fn settle(&self, client: &mut Client, answer: &Answer) -> Result<CompileView, CliError> {
         let manifest = fetch::manifest(answer.done.manifest.clone().unwrap_or_default())?;
+        is_of(&manifest, &self.source.namespace.namespace)?;
+        // All that belongs to it is of the same one; where none was asked for, it is told.
+        let namespace = &manifest.namespace;
         let mut view = CompileView::new(&answer.done, &manifest);
         view.sizes = answer.sizes.iter().map(SizeView::new).collect();
         if let Some(output) = &self.output {
@@ -198,12 +205,12 @@ impl Compile {
                 1 => output.clone(),
                 _ => output.join(&view.target),
             };
-            self.lay_out(client, &manifest.key, &folder).await?;
+            self.lay_out(client, &manifest.key, namespace, &folder).await?;
             let mut written = Vec::new();
             for sized in &answer.sizes {
                 let Ok((_, manifest)) = &sized.end else { continue };
                 let place = layout::size_dir(&folder, sized.size);
-                self.lay_out(client, &manifest.key, &place).await?;
+                self.lay_out(client, &manifest.key, namespace, &place).await?;
                 written.push(SizeKey { size: sized.size, key: manifest.key });
             }
             if !written.is_empty() {
@@ -220,9 +227,10 @@ impl Compile {
         &self,
         client: &mut Client,
         key: &ArtifactKey,
+        namespace: &str,
         folder: &Path,
     ) -> Result<(), CliError> {
-        let fetched = self.fetch(client, key).await?;
+        let fetched = self.fetch(client, key, namespace).await?;
         if fetched.manifest.pieces.is_empty() {
             whole::clear_sizes(folder).with_context(|| folder.display().to_string())?;
             fetch::write_files(folder, &fetched.manifest, &fetched.pack)?;
@@ -230,7 +238,7 @@ impl Compile {
         } else {
             let mut staged = Staged::new(folder)?;
             for piece in &fetched.manifest.pieces {
-                staged.add(piece, &self.fetch(client, &piece.key).await?)?;
+                staged.add(piece, &self.fetch(client, &piece.key, namespace).await?)?;
             }
             staged.finish(&fetched)?;
         }
@@ -241,8 +249,12 @@ impl Compile {
     }
 
     /// An artifact, by the shortest way.
-    async fn fetch(&self, client: &mut Client, key: &ArtifactKey) -> Result<Fetched, CliError> {
-        let namespace = &self.source.namespace.namespace;
+    async fn fetch(
+        &self,
+        client: &mut Client,
+        key: &ArtifactKey,
+        namespace: &str,
+    ) -> Result<Fetched, CliError> {
         let belief = self.client.endpoints.belief().await?;
         match &self.socket.socket {
             Some(socket) => {
@@ -358,6 +370,7 @@ mod tests {
             view,
             serde_json::json!({
                 "key": manifest.key.to_string(), "outcome": "hit", "tier": "peer", "node": 2,
+                "namespace": "default",
                 "target": "sm_90", "artifact": digest, "bytes": 5,
                 "files": [{"path": "module.cubin", "bytes": 5, "digest": digest}],
                 "compile_seconds": 0.5, "elapsed_seconds": 0.25, "directory": null,

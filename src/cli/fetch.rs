@@ -1,6 +1,7 @@
 //! Fetching an artifact and writing its files.
 //!
-//! Invariant: nothing is fetched under a manifest that the command does not believe; no file is
+//! Invariant: nothing is fetched under a manifest that the command does not believe, or of another
+//! namespace than was asked for; no file is
 //! written before all bytes were checked against it, and none outside the folder asked for.
 
 use std::{
@@ -57,11 +58,7 @@ pub(crate) async fn fetch_local(
         Purpose::Use => client.fetch(key, namespace).await?,
         Purpose::Look => client.look(key, namespace).await?,
     };
-    let manifest = belief.read(&artifact.manifest, key)?;
-    // A node of an earlier version does not read the namespace.
-    if !namespace.is_empty() && manifest.namespace != namespace {
-        return Err(TransferError::NotFound.into());
-    }
+    let manifest = belief.read(&artifact.manifest, key, namespace)?;
     Ok(Fetched { manifest, pack: Box::new(artifact.pack), tier: artifact.tier })
 }
 
@@ -89,7 +86,7 @@ pub(crate) async fn fetch(
     };
     let tier = header.tier();
     let signed = SignedManifest::from(header.manifest.unwrap_or_default());
-    let manifest = belief.read(&signed, key)?;
+    let manifest = belief.read(&signed, key, namespace)?;
     let mut writer = BlobWriter::with_size(manifest.pack_size).map_err(anyhow::Error::from)?;
     while let Some(chunk) = next().await? {
         match chunk {

@@ -62,6 +62,7 @@ impl Get {
         }
         let found = FetchView {
             key: fetched.manifest.key.to_string(),
+            namespace: fetched.manifest.namespace.clone(),
             tier: view::tier(fetched.tier),
             artifact: fetched.manifest.pack_digest.to_string(),
             bytes: fetched.manifest.pack_size,
@@ -71,6 +72,9 @@ impl Get {
         };
         if self.client.json {
             return output::json(&found);
+        }
+        if self.client.endpoints.pinned.is_set() && self.namespace.namespace.is_empty() {
+            output::line(format_args!("in the namespace {}", found.namespace))?;
         }
         for file in &found.files {
             let path = self.output.join(&file.path);

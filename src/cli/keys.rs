@@ -1,6 +1,6 @@
 //! Keys as people write them: whole, or by their first digits.
 
-use kiln_proto::{ArtifactKey, pb};
+use kiln_proto::{ArtifactKey, FailureKind, pb};
 
 use super::{CliError, client::Client};
 
@@ -55,7 +55,15 @@ impl KeyArg {
             ))),
             [entry] => {
                 let signed = entry.manifest.clone().unwrap_or_default();
-                Ok(super::fetch::manifest(signed)?.key)
+                let manifest = super::fetch::manifest(signed)?;
+                super::belief::is_of(&manifest, namespace)?;
+                match manifest.key.to_string().starts_with(prefix) {
+                    true => Ok(manifest.key),
+                    false => Err(CliError::failed(
+                        FailureKind::Corrupt,
+                        format!("the node sent key {} for {prefix}", manifest.key),
+                    )),
+                }
             }
             _ => Err(CliError::Usage(format!(
                 "several keys start with {prefix}: give more digits; kiln ls --prefix {prefix}"

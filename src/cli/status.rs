@@ -181,7 +181,10 @@ mod tests {
                 versions: vec![pb::Field { name: "nvrtc".into(), value: "13.0".into() }],
             }],
             counters: vec![pb::Counter { name: "compiles".into(), value: 3 }],
-            signers: vec![pb::Signer { node: 1, key: vec![0xab; 32].into(), certificate: None }],
+            // Its earlier key, and the present one.
+            signers: [0xcd, 0xab]
+                .map(|byte| pb::Signer { node: 1, key: vec![byte; 32].into(), certificate: None })
+                .into(),
             leaving: None,
             emergency: None,
             left: Vec::new(),
@@ -226,6 +229,7 @@ mod tests {
                 "compilers": [{"compiler": "cuda", "versions": {"nvrtc": "13.0"}}],
                 "counters": {"compiles": 3},
                 "signers": {"1": "ab".repeat(32)},
+                "signer_keys": {"1": ["cd".repeat(32), "ab".repeat(32)]},
                 "left": [], "away": [], "seen_by": 1,
             })
         );

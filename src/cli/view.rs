@@ -26,6 +26,8 @@ pub(crate) struct CompileView {
     pub(crate) tier: Option<&'static str>,
     /// The node that answered.
     pub(crate) node: u64,
+    /// The tenant that it is of.
+    pub(crate) namespace: String,
     pub(crate) target: String,
     /// blake3 of the artifact's bytes, its name in every tier.
     pub(crate) artifact: String,
@@ -67,6 +69,8 @@ pub(crate) struct FileView {
 #[derive(Debug, Serialize)]
 pub(crate) struct FetchView {
     pub(crate) key: String,
+    /// The tenant that it is of.
+    pub(crate) namespace: String,
     pub(crate) tier: Option<&'static str>,
     pub(crate) artifact: String,
     pub(crate) bytes: u64,
@@ -156,8 +160,10 @@ pub(crate) struct StatusView {
     pub(crate) tiers: Vec<TierView>,
     pub(crate) compilers: Vec<FingerprintView>,
     pub(crate) counters: serde_json::Map<String, serde_json::Value>,
-    /// Public keys by node, also of nodes that left: what `KILN_SIGNERS` takes.
+    /// The last public key by node, also of nodes that left.
     pub(crate) signers: BTreeMap<u64, String>,
+    /// All of its public keys that count, by node: what `KILN_SIGNERS` takes.
+    pub(crate) signer_keys: BTreeMap<u64, Vec<String>>,
     /// What a node that leaves has to see to yet; not there while it stays.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) leaving: Option<LeavingView>,
@@ -295,6 +301,7 @@ impl CompileView {
             outcome: progress::outcome(done.outcome()),
             tier: tier(done.tier()),
             node: done.node,
+            namespace: manifest.namespace.clone(),
             target: manifest.target.to_string(),
             artifact: manifest.pack_digest.to_string(),
             bytes: manifest.pack_size,
@@ -348,6 +355,10 @@ impl From<pb::Fingerprint> for FingerprintView {
 
 impl From<pb::StatusResponse> for StatusView {
     fn from(status: pb::StatusResponse) -> Self {
+        let mut signer_keys = BTreeMap::<u64, Vec<String>>::new();
+        for signer in &status.signers {
+            signer_keys.entry(signer.node).or_default().push(hex::encode(&signer.key));
+        }
         let node = |node: pb::NodeStatus| NodeView {
             id: node.id,
             grpc: node.grpc,
@@ -378,6 +389,7 @@ impl From<pb::StatusResponse> for StatusView {
             compilers: status.compilers.into_iter().map(Into::into).collect(),
             counters: status.counters.into_iter().map(|c| (c.name, c.value.into())).collect(),
             signers: status.signers.into_iter().map(|s| (s.node, hex::encode(s.key))).collect(),
+            signer_keys,
             leaving: status.leaving.map(Into::into),
             emergency: status.emergency.map(Into::into),
             left: status.left,

@@ -190,20 +190,18 @@ impl Share {
         belief: &Belief,
     ) -> Result<Manifest, CliError> {
         let corrupt = |why: String| CliError::failed(FailureKind::Corrupt, why);
-        let manifest = belief.read(signed, key)?;
+        let manifest = belief.read(signed, key, &self.namespace)?;
         let mut pinned = self.signers.iter();
         if !self.signers.is_empty() && !pinned.any(|signer| signed.verify(signer, key).is_ok()) {
             let nobody = kiln_proto::ManifestError::Signature { signer: signed.signer };
             return Err(corrupt(nobody.to_string()));
         }
-        match manifest.key == *key && manifest.namespace == self.namespace {
-            true => Ok(manifest),
-            false => Err(corrupt(format!("the node sent key {} for {key}", manifest.key))),
-        }
+        Ok(manifest)
     }
 }
 
-/// Keys separated by commas, in hexadecimal.
+/// Keys separated by commas, in hexadecimal. Empty: none are pinned; what has no key otherwise is
+/// a mistake.
 pub(crate) fn signers(text: &str) -> Result<Vec<VerifyingKey>, String> {
     let names: BTreeSet<&str> = text.split(',').map(str::trim).filter(|t| !t.is_empty()).collect();
     let read = |name: &str| {
@@ -211,6 +209,9 @@ pub(crate) fn signers(text: &str) -> Result<Vec<VerifyingKey>, String> {
         VerifyingKey::from_bytes(&bytes).ok()
     };
     let refuse = |name: &str| format!("{name:?} is no ed25519 public key in hexadecimal");
+    if names.is_empty() && !text.is_empty() {
+        return Err(format!("KILN_SIGNERS: {text:?} names no key: give one, or leave it unset"));
+    }
     names.into_iter().map(|name| read(name).ok_or_else(|| refuse(name))).collect()
 }
 
@@ -237,7 +238,9 @@ mod tests {
         let key = ed25519_dalek::SigningKey::from_bytes(&[1; 32]).verifying_key();
         let text = hex::encode(key.as_bytes());
         assert_eq!(signers(&format!(" {text},")).unwrap(), [key]);
-        assert!(signers("abc").is_err());
+        for bad in ["abc", ",", " , ", " "] {
+            assert!(signers(bad).is_err(), "{bad:?}");
+        }
         assert!(signers("").unwrap().is_empty());
     }
 }
