@@ -3,9 +3,12 @@
 //! Invariant: made once, at first start, readable by its owner alone; a key
 //! file that is damaged or open to others stops the node instead of being
 //! replaced, because a new key is a new signer. The next key takes the place of the present
-//! one in one step, after its own file and the name that the first one gave were on disk.
+//! one in one step, after its own file and the name that the first one gave were on disk, and
+//! only where it is the one that is meant. Of two that make the same file at once, one makes
+//! it, and both have what that one made.
 
 use std::{
+    ffi::OsStr,
     fs,
     io::{self, Write},
     os::unix::fs::{OpenOptionsExt, PermissionsExt},
@@ -38,6 +41,21 @@ pub enum IdentityError {
     /// It is not 32 bytes.
     #[error("the signing key {0} is damaged; restore it, or start with an empty data folder")]
     Damaged(String),
+    /// The key that is to take its place is not there: nothing was changed.
+    #[error("neither the next signing key in {folder} nor the present one is {wanted}")]
+    Another {
+        /// The data folder.
+        folder: String,
+        /// The public key that was to be there, in hexadecimal.
+        wanted: String,
+    },
+}
+
+impl IdentityError {
+    /// Whether there is no such file.
+    fn is_missing(&self) -> bool {
+        matches!(self, Self::Io { source, .. } if source.kind() == io::ErrorKind::NotFound)
+    }
 }
 
 /// Reads the key in `folder`, or makes it there.
@@ -45,19 +63,16 @@ pub fn load_or_create(folder: &Path) -> Result<SigningKey, IdentityError> {
     let path = folder.join(FILE);
     let io = |source| IdentityError::Io { folder: folder.display().to_string(), source };
     match read(&path) {
-        Err(IdentityError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
-            create_in(folder, &path).map_err(io)
-        }
-        read => read,
+        Err(e) if e.is_missing() => create_in(folder, &path).map_err(io)?,
+        _ => {}
     }
+    read(&path)
 }
 
 /// The key that is to follow the one in `folder`, if there is one.
 pub fn next(folder: &Path) -> Result<Option<SigningKey>, IdentityError> {
     match read(&folder.join(NEXT)) {
-        Err(IdentityError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
-            Ok(None)
-        }
+        Err(e) if e.is_missing() => Ok(None),
         read => read.map(Some),
     }
 }
@@ -65,23 +80,55 @@ pub fn next(folder: &Path) -> Result<Option<SigningKey>, IdentityError> {
 /// Makes the key that is to follow the one in `folder`; one that is there already is kept.
 pub fn prepare(folder: &Path) -> Result<SigningKey, IdentityError> {
     let io = |source| IdentityError::Io { folder: folder.display().to_string(), source };
-    let name = hex::encode(self::name(folder)?.as_bytes());
     if !folder.join(NAME).exists() {
-        write_new(folder, &folder.join(NAME), name.as_bytes()).map_err(io)?;
+        write_name(folder, &name(folder)?)?;
     }
     match next(folder)? {
-        Some(known) => Ok(known),
-        None => create_in(folder, &folder.join(NEXT)).map_err(io),
+        Some(known) => return Ok(known),
+        None => create_in(folder, &folder.join(NEXT)).map_err(io)?,
+    }
+    read(&folder.join(NEXT))
+}
+
+/// Puts the next key in the place of the present one, which is gone then. The next one has to
+/// be `wanted`; where that is the present one already, nothing is to be done.
+pub fn finish(folder: &Path, wanted: &VerifyingKey) -> Result<(), IdentityError> {
+    let is_wanted = |key: &SigningKey| key.verifying_key() == *wanted;
+    if next(folder)?.as_ref().is_some_and(is_wanted) {
+        let finish = || {
+            fs::rename(folder.join(NEXT), folder.join(FILE))?;
+            fs::File::open(folder)?.sync_all()
+        };
+        return finish()
+            .map_err(|source| IdentityError::Io { folder: folder.display().to_string(), source });
+    }
+    match read(&folder.join(FILE)) {
+        Ok(present) if is_wanted(&present) => Ok(()),
+        Err(e) if !e.is_missing() => Err(e),
+        _ => Err(IdentityError::Another {
+            folder: folder.display().to_string(),
+            wanted: hex::encode(wanted.as_bytes()),
+        }),
     }
 }
 
-/// Puts the next key in the place of the present one, which is gone then.
-pub fn finish(folder: &Path) -> Result<(), IdentityError> {
-    let finish = || {
-        fs::rename(folder.join(NEXT), folder.join(FILE))?;
-        fs::File::open(folder)?.sync_all()
-    };
-    finish().map_err(|source| IdentityError::Io { folder: folder.display().to_string(), source })
+/// Notes that the node of `folder` joined with `joined`, where [`name`] would say another key:
+/// that of another membership, whose file outlived it.
+pub fn correct_name(folder: &Path, joined: &VerifyingKey) -> Result<(), IdentityError> {
+    match name(folder) {
+        Ok(known) if known == *joined => Ok(()),
+        Ok(_) | Err(IdentityError::Damaged(_)) => write_name(folder, joined),
+        Err(e) => Err(e),
+    }
+}
+
+fn write_name(folder: &Path, name: &VerifyingKey) -> Result<(), IdentityError> {
+    let path = folder.join(NAME);
+    let text = hex::encode(name.as_bytes());
+    let io = |source| IdentityError::Io { folder: folder.display().to_string(), source };
+    let temporary = written(folder, &path, text.as_bytes()).map_err(io)?;
+    temporary.persist(&path).map_err(|e| io(e.error))?;
+    fs::File::open(folder).and_then(|folder| folder.sync_all()).map_err(io)
 }
 
 /// The public key by which certificates of members name the node of `folder`: that with which
@@ -128,27 +175,27 @@ fn secret() -> io::Result<[u8; 32]> {
     Ok(secret)
 }
 
-fn create_in(folder: &Path, path: &Path) -> io::Result<SigningKey> {
-    let secret = secret()?;
-    write_new(folder, path, &secret)?;
-    Ok(SigningKey::from_bytes(&secret))
-}
-
-fn write_new(folder: &Path, path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let temporary = path.with_extension("new");
-    let mut file = fs::OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(&temporary)?;
-    file.write_all(bytes)?;
-    fail_point!("key.written");
-    file.sync_all()?;
-    fail_point!("key.synced");
-    fs::rename(&temporary, path)?;
+/// Makes a key in the file `path` of `folder`; one that came there meanwhile stays.
+fn create_in(folder: &Path, path: &Path) -> io::Result<()> {
+    match written(folder, path, &secret()?)?.persist_noclobber(path) {
+        Err(e) if e.error.kind() != io::ErrorKind::AlreadyExists => return Err(e.error),
+        _ => {}
+    }
     fail_point!("key.renamed");
     fs::File::open(folder)?.sync_all()
+}
+
+/// What is to become the file `path` of `folder`, durable under a name that nobody else has;
+/// its owner's alone.
+fn written(folder: &Path, path: &Path, bytes: &[u8]) -> io::Result<tempfile::NamedTempFile> {
+    let name = path.file_name().and_then(OsStr::to_str).unwrap_or(FILE);
+    let mut file =
+        tempfile::Builder::new().prefix(&format!("{name}.")).suffix(".new").tempfile_in(folder)?;
+    file.write_all(bytes)?;
+    fail_point!("key.written");
+    file.as_file().sync_all()?;
+    fail_point!("key.synced");
+    Ok(file)
 }
 
 #[cfg(test)]
@@ -196,15 +243,63 @@ mod tests {
         // Whoever is killed here goes on with both.
         assert_eq!(prepare(at).unwrap().to_bytes(), second.to_bytes());
         assert_eq!(load_or_create(at).unwrap().verifying_key(), first);
-        finish(at).unwrap();
+        let wanted = second.verifying_key();
+        finish(at, &wanted).unwrap();
         assert_eq!(load_or_create(at).unwrap().to_bytes(), second.to_bytes());
         assert!(next(at).unwrap().is_none() && name(at).unwrap() == first);
-        prepare(at).unwrap();
-        finish(at).unwrap();
+        finish(at, &wanted).unwrap();
+        let third = prepare(at).unwrap().verifying_key();
+        assert!(matches!(finish(at, &first), Err(IdentityError::Another { .. })), "another key");
+        assert_eq!(next(at).unwrap().map(|key| key.verifying_key()), Some(third));
+        assert_eq!(load_or_create(at).unwrap().to_bytes(), second.to_bytes());
+        finish(at, &third).unwrap();
         assert_eq!(name(at).unwrap(), first, "also after one more");
-        assert!(finish(at).is_err(), "there is no next one");
+        assert!(finish(at, &wanted).is_err(), "it is gone");
         let mode = fs::metadata(at.join(FILE)).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
+    }
+
+    #[test]
+    fn who_makes_the_same_key_at_once_has_the_same_key() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = folder.path();
+        load_or_create(at).unwrap();
+        for make in [prepare, load_or_create] {
+            let _ = fs::remove_file(at.join(FILE));
+            let start = std::sync::Barrier::new(8);
+            let made: Vec<_> = std::thread::scope(|scope| {
+                let making = || {
+                    start.wait();
+                    make(at).unwrap().to_bytes()
+                };
+                let all: Vec<_> = (0..8).map(|_| scope.spawn(making)).collect();
+                all.into_iter().map(|one| one.join().unwrap()).collect()
+            });
+            assert!(made.iter().all(|key| *key == made[0]));
+            assert_eq!(make(at).unwrap().to_bytes(), made[0]);
+        }
+        let names: Vec<_> = fs::read_dir(at).unwrap().map(|e| e.unwrap().file_name()).collect();
+        assert!(names.iter().all(|name| !name.to_string_lossy().ends_with(".new")), "{names:?}");
+    }
+
+    #[test]
+    fn a_name_of_another_membership_is_corrected() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = folder.path();
+        let first = load_or_create(at).unwrap().verifying_key();
+        correct_name(at, &first).unwrap();
+        assert!(!at.join(NAME).exists(), "the key says it");
+        let second = prepare(at).unwrap().verifying_key();
+        finish(at, &second).unwrap();
+        correct_name(at, &first).unwrap();
+        assert_eq!(name(at).unwrap(), first);
+        // Its index was emptied, and it joined again with the key that it has.
+        correct_name(at, &second).unwrap();
+        assert_eq!(name(at).unwrap(), second);
+        fs::write(at.join(NAME), "torn").unwrap();
+        assert!(matches!(name(at), Err(IdentityError::Damaged(_))));
+        correct_name(at, &first).unwrap();
+        assert_eq!(name(at).unwrap(), first);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::{path::PathBuf, time::Duration};
 
 use hyper_util::rt::TokioIo;
 use kiln::net::{Conn, tls::ClientTls};
-use kiln_proto::{MAX_MESSAGE_BYTES, pb::kiln_client::KilnClient};
+use kiln_proto::{MAX_MESSAGE_BYTES, NodeId, pb, pb::kiln_client::KilnClient};
 use tonic::{
     metadata::{Ascii, MetadataValue},
     service::interceptor::InterceptedService,
@@ -133,6 +133,34 @@ impl Endpoints {
     /// The first node that can be reached. For calls that must not run twice.
     pub(crate) async fn connect(&self) -> Result<Client, CliError> {
         self.attempt(async |client| Ok(client)).await
+    }
+
+    /// How many are named.
+    pub(crate) fn count(&self) -> usize {
+        self.endpoints.len()
+    }
+
+    /// The node with that id, whichever of the endpoints is its own.
+    pub(crate) async fn of_node(&self, node: NodeId) -> Result<Client, CliError> {
+        let mut others = Vec::new();
+        for endpoint in &self.endpoints {
+            let one = Self { endpoints: vec![endpoint.clone()], ..self.clone() };
+            let asked = one.attempt(async |mut client| {
+                let answer = client.status(pb::StatusRequest::default()).await;
+                let answer = answer.map_err(|e| CliError::from_status(&e))?;
+                Ok((answer.into_inner().node, client))
+            });
+            match asked.await {
+                Ok((id, client)) if id == node => return Ok(client),
+                Ok((id, _)) => others.push(format!("{} is node {id}", endpoint.url)),
+                Err(CliError::Unreachable(why)) => others.push(why),
+                Err(e) => return Err(e),
+            }
+        }
+        let others = others.join("; ");
+        Err(CliError::Unreachable(format!(
+            "node {node} is not found at the endpoints ({others}): name its own by --endpoint"
+        )))
     }
 
     /// Runs `call` on the first node that can serve it. `call` may run on

@@ -5,6 +5,7 @@
 
 mod file;
 mod root;
+mod rotate;
 mod rows;
 
 use std::path::PathBuf;
@@ -77,6 +78,8 @@ enum What {
     /// Every node that ever was a member, with its public key.
     List,
     /// Trust a node's signature no more, for good; or what one of its keys signed in some time.
+    /// What a member of version 0.1 published has no time: a key's revocation with whichever time
+    /// also removes what its node published so.
     Revoke {
         /// The node's id, or one of its keys in hexadecimal (`kiln signer list`).
         #[arg(value_name = "NODE|KEY", value_parser = who)]
@@ -102,14 +105,7 @@ enum What {
     /// Give the node that is asked a new key to sign with. What the old one signed is believed as
     /// before; then it can be revoked by itself. Certificates of TLS go on to name the node by the
     /// key that it joined with.
-    Rotate {
-        /// The root's certificate of the new key, which is added first (`kiln signer issue`).
-        #[arg(long, value_name = "FILE", conflicts_with = "next")]
-        certificate: Option<PathBuf>,
-        /// Only make the new key and show it, for its certificate: it signs nothing yet.
-        #[arg(long)]
-        next: bool,
-    },
+    Rotate(rotate::RotateArgs),
     /// Take what a root key signed: what it says of itself, and certificates of signers.
     Add {
         /// Files of `kiln signer root sign` and `kiln signer issue`, in this order.
@@ -131,12 +127,13 @@ impl SignerArgs {
             What::Root(root) => return root.run(json),
             What::Issue(issue) => return issue.run(json),
             What::Key(key) => return key.run(json),
+            What::Rotate(rotate) => return rotate.run(&self.client).await,
             online => online,
         };
         let mut client = self.client.endpoints.connect().await?;
         let refused = |status| CliError::from_status(&status);
         match what {
-            What::Root(_) | What::Issue(_) | What::Key(_) => Ok(()),
+            What::Root(_) | What::Issue(_) | What::Key(_) | What::Rotate(_) => Ok(()),
             What::Add { files } => {
                 // All are read before the first is sent.
                 let said = files.iter().map(|file| file::read(file));
@@ -182,7 +179,10 @@ impl SignerArgs {
                 let (revoked, request) = revocation(who, keep, after, before)?;
                 let what = match (keep, after.is_some() || before.is_some()) {
                     (true, _) => "What it signed stays.",
-                    (_, true) => "What it signed in that time is removed from all nodes.",
+                    (_, true) => {
+                        "What it signed in that time is removed from all nodes, and what its node \
+                         published before members noted times (0.1.0)."
+                    }
                     _ => "What it signed is removed from all nodes.",
                 };
                 yes.confirm(&format!("Revoke the signature of {revoked} for good? {what}"))?;
@@ -198,26 +198,6 @@ impl SignerArgs {
                     })),
                     (false, _) => output::line(format_args!(
                         "revoked the signature of {revoked}; artifacts removed: {removed}"
-                    )),
-                }
-            }
-            What::Rotate { certificate, next } => {
-                if let Some(said) = certificate.map(|file| file::read(&file)).transpose()? {
-                    client.root_says(said.request()).await.map_err(refused)?;
-                }
-                let request = pb::RotateSignerRequest { only_make: next };
-                let answer = client.rotate_signer(request).await.map_err(refused)?.into_inner();
-                let (key, before) = (hex::encode(answer.key), hex::encode(answer.before));
-                let node = answer.node;
-                match (json, next) {
-                    (true, _) => output::json(&serde_json::json!({
-                        "node": node, "key": key, "before": before, "rotated": !next
-                    })),
-                    (false, true) => output::line(format_args!(
-                        "node {node} is to sign with {key} next; it signs with {before} still"
-                    )),
-                    (false, false) => output::line(format_args!(
-                        "node {node} signs with {key}; what {before} signed is believed as before"
                     )),
                 }
             }
@@ -243,7 +223,10 @@ fn revocation(
         Who::Node(_) if after.is_some() || before.is_some() => wrong(
             "--signed-after and --signed-before are of a key: kiln signer list shows the node's",
         ),
-        Who::Key(_) if keep => wrong("of a key: --signed-after now leaves what it signed before"),
+        Who::Key(_) if keep => wrong(
+            "of a key: --signed-after now leaves what it signed before, but for what its node \
+             published before members noted times (0.1.0)",
+        ),
         Who::Key(_) if before == Some(0) || before.is_some_and(|end| Some(end) <= after) => {
             wrong("the time ends before it begins")
         }

@@ -30,6 +30,16 @@ impl Manager {
         let signer = entry.and_then(|node| node.verify(&answer.signed, key).ok());
         let (_, by) = signer.ok_or_else(|| crashed("its signer is not known any more".into()))?;
         let identity = self.signing()?;
+        let (me, mine) = (self.index.node(self.identity.node), identity.verifying_key());
+        // A statement has no time but its signer's: nobody believes such a key's new one.
+        if me.is_some_and(|me| me.keys.iter().any(|of| of.key == mine && !of.revoked.is_empty())) {
+            return Err(Error::Invalid(
+                "the key with which this node signs was revoked for some time, so nobody believes \
+                 an attestation under it: give the node another key first (kiln signer rotate), or \
+                 ask another node"
+                    .into(),
+            ));
+        }
         let signing = move || {
             let said = statement(&answer.signed, &answer.manifest, &answer.pack, &by);
             let said = said.map_err(|e| e.to_string())?.to_string();

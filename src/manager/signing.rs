@@ -2,13 +2,14 @@
 //!
 //! Invariant: what is signed here bears the key that this node's replica says is its present
 //! one. Between the making of a new key and the cluster's word of it the node has both, so it
-//! signs with the one or the other, and never with a key that nobody knows.
+//! signs with the one or the other, and never with a key that nobody knows. One change at a time,
+//! to its end, whether or not who asked for it waits.
 
 use std::{path::PathBuf, sync::Arc};
 
 use arc_swap::ArcSwap;
 use ed25519_dalek::{SigningKey, VerifyingKey};
-use kiln_cluster::Index;
+use kiln_cluster::{Cluster, Index, NodeInfo};
 use kiln_proto::{NodeId, NodeIdentity};
 
 use super::Manager;
@@ -21,25 +22,33 @@ use crate::{
 pub struct Signing {
     /// This node.
     pub(super) node: NodeId,
+    cluster: Arc<Cluster>,
     index: Index,
     folder: PathBuf,
     keys: ArcSwap<Vec<NodeIdentity>>,
-    /// Held while a key follows another.
+    /// Held while a key follows another, by the task that sees to it.
     rotating: tokio::sync::Mutex<()>,
 }
 
 impl Signing {
-    /// The keys in the data folder `folder`. Ends a change of them that the cluster knows of.
-    pub fn open(node: NodeId, index: Index, folder: PathBuf) -> Result<Self, IdentityError> {
+    /// The keys in the data folder `folder`. Ends a change of them that the cluster knows of, and
+    /// corrects the name of another membership.
+    pub fn open(
+        node: NodeId,
+        cluster: Arc<Cluster>,
+        folder: PathBuf,
+    ) -> Result<Self, IdentityError> {
         let keys = ArcSwap::default();
         let rotating = tokio::sync::Mutex::default();
-        let signing = Self { node, index, folder, keys, rotating };
+        let index = cluster.index();
+        let signing = Self { node, cluster, index, folder, keys, rotating };
         let next = identity::next(&signing.folder)?;
-        let present = signing.present();
-        if let Some(next) = &next
-            && present == Some(next.verifying_key())
-        {
-            identity::finish(&signing.folder)?;
+        if let Some(info) = signing.info() {
+            identity::correct_name(&signing.folder, &info.key)?;
+            let present = info.signing();
+            if next.as_ref().is_some_and(|next| next.verifying_key() == present) {
+                identity::finish(&signing.folder, &present)?;
+            }
         }
         let now = identity::load_or_create(&signing.folder)?;
         signing.have([Some(now), next].into_iter().flatten());
@@ -51,9 +60,13 @@ impl Signing {
         self.keys.store(Arc::new(keys.collect()));
     }
 
+    fn info(&self) -> Option<NodeInfo> {
+        self.index.node(self.node)
+    }
+
     /// The key that the replica says is the present one.
     fn present(&self) -> Option<VerifyingKey> {
-        self.index.node(self.node).map(|info| info.signing())
+        self.info().map(|info| info.signing())
     }
 
     /// What signs now.
@@ -63,22 +76,36 @@ impl Signing {
         let is_it = |known: &&NodeIdentity| wanted.is_none_or(|key| key == known.verifying_key());
         // A replica that has not heard of this node yet has heard of no change either.
         let found = keys.iter().find(is_it);
-        found.cloned().ok_or_else(|| {
-            let wanted = wanted.map(|key| hex::encode(key.as_bytes())).unwrap_or_default();
-            Error::NotStored(format!(
-                "this node signs with the key {wanted}, and its data folder has only older ones: \
-                 restore signing.key, or empty the data folder and let it join anew"
-            ))
-        })
+        found.cloned().ok_or_else(|| self.has_another(wanted.as_ref()))
+    }
+
+    /// That the private half of its present key is not here.
+    fn has_another(&self, wanted: Option<&VerifyingKey>) -> Error {
+        let wanted = wanted.map(|key| hex::encode(key.as_bytes())).unwrap_or_default();
+        let why = format!(
+            "its data folder has the private half of another key than the one that its replica \
+             knows as this node's, {wanted}"
+        );
+        match self.cluster.status().leader {
+            // It may lag behind a change of this very key.
+            None => Error::Unavailable(format!("this node signs nothing now: {why}")),
+            Some(_) => Error::NotStored(format!(
+                "{why}: its replica may not have caught up yet. If this lasts though it has a \
+                 leader, then restore signing.key, or give the node another key: kiln signer rotate"
+            )),
+        }
     }
 }
 
 /// What came of a change of this node's key.
+#[derive(Debug)]
 pub struct Rotated {
     /// The key that signs now, or is to.
     pub key: VerifyingKey,
     /// The one that signed until now.
     pub before: VerifyingKey,
+    /// Whether another one signs now than when this was asked for.
+    pub changed: bool,
 }
 
 impl Manager {
@@ -88,37 +115,84 @@ impl Manager {
     }
 
     /// The key with which this node is to sign next, made and on its disk; it signs nothing yet.
-    pub async fn next_key(&self) -> Result<Rotated, Error> {
-        let _one = self.identity.rotating.lock().await;
+    pub async fn next_key(self: &Arc<Self>) -> Result<Rotated, Error> {
+        self.alone(|manager| async move { manager.show_next().await }).await
+    }
+
+    /// Gives this node a new key. What the one before signed is believed as before. Refused where
+    /// nobody would believe the new one, or where it would not be `wanted`; where that one signs
+    /// already, nothing changes: who did not hear the answer asks again.
+    pub async fn rotate(self: &Arc<Self>, wanted: Option<VerifyingKey>) -> Result<Rotated, Error> {
+        self.alone(move |manager| async move { manager.change_key(wanted).await }).await
+    }
+
+    /// Runs `change` in a task of its own, one at a time: it goes on to its end where the caller
+    /// does not wait for it, and until then no other one begins.
+    async fn alone<F>(
+        self: &Arc<Self>,
+        change: impl FnOnce(Arc<Self>) -> F + Send + 'static,
+    ) -> Result<Rotated, Error>
+    where
+        F: Future<Output = Result<Rotated, Error>> + Send + 'static,
+    {
+        let manager = Arc::clone(self);
+        let changing = async move {
+            let _one = manager.identity.rotating.lock().await;
+            change(Arc::clone(&manager)).await
+        };
+        tokio::spawn(changing).await.map_err(|e| Error::Storage(e.to_string()))?
+    }
+
+    async fn show_next(&self) -> Result<Rotated, Error> {
         let key = self.make_next().await?.verifying_key();
-        Ok(Rotated { key, before: self.signing()?.verifying_key() })
+        Ok(Rotated { key, before: self.present_key()?, changed: false })
+    }
+
+    /// The present key, also where its private half is lost.
+    fn present_key(&self) -> Result<VerifyingKey, Error> {
+        match self.identity.present() {
+            Some(key) => Ok(key),
+            None => Ok(self.signing()?.verifying_key()),
+        }
     }
 
     async fn make_next(&self) -> Result<SigningKey, Error> {
         let (folder, present) = (self.identity.folder.clone(), self.identity.present());
-        let preparing = move || match identity::next(&folder)? {
+        let next = blocking(move || {
             // One that the cluster took before this node could note it.
-            Some(next) if Some(next.verifying_key()) == present => {
-                identity::finish(&folder)?;
-                identity::prepare(&folder)
+            if let (Some(next), Some(present)) = (identity::next(&folder)?, present)
+                && next.verifying_key() == present
+            {
+                identity::finish(&folder, &present)?;
             }
-            _ => identity::prepare(&folder),
-        };
-        let prepared = tokio::task::spawn_blocking(preparing).await;
-        let next = prepared.map_err(|e| Error::Storage(e.to_string()))?.map_err(|e| storage(&e))?;
-        let now = self.signing()?;
+            identity::prepare(&folder)
+        });
+        let next = next.await?;
+        let now = self.signing().ok();
         // Both, before the cluster hears of it.
-        self.identity
-            .keys
-            .store(Arc::new(vec![now, NodeIdentity::new(self.identity.node, next.clone())]));
+        let new = NodeIdentity::new(self.identity.node, next.clone());
+        self.identity.keys.store(Arc::new(now.into_iter().chain([new]).collect()));
         Ok(next)
     }
 
-    /// Gives this node a new key. What the one before signed is believed as before. Refused where
-    /// nobody would believe the new one.
-    pub async fn rotate(&self) -> Result<Rotated, Error> {
-        let _one = self.identity.rotating.lock().await;
-        let before = self.signing()?.verifying_key();
+    async fn change_key(&self, wanted: Option<VerifyingKey>) -> Result<Rotated, Error> {
+        let before = self.present_key()?;
+        let folder = self.identity.folder.clone();
+        if wanted == Some(before) {
+            blocking(move || identity::finish(&folder, &before)).await?;
+            let info = self.identity.info();
+            let earlier = info.and_then(|info| info.keys.iter().rev().nth(1).map(|of| of.key));
+            let before = earlier.unwrap_or(before);
+            return Ok(Rotated { key: self.present_key()?, before, changed: false });
+        }
+        if let Some(wanted) = wanted {
+            let folder = folder.clone();
+            let next = blocking(move || identity::next(&folder)).await?;
+            let next = next.map(|key| key.verifying_key());
+            if next != Some(wanted) {
+                return Err(not_next(&wanted, next.as_ref()));
+            }
+        }
         let key = self.make_next().await?.verifying_key();
         if let Err(why) = self.believes(self.identity.node, &key, None) {
             let (key, node) = (hex::encode(key.as_bytes()), self.identity.node);
@@ -129,13 +203,24 @@ impl Manager {
             )));
         }
         self.index.rotate_key(&key).await?;
-        let folder = self.identity.folder.clone();
-        let finished = tokio::task::spawn_blocking(move || identity::finish(&folder)).await;
-        finished.map_err(|e| Error::Storage(e.to_string()))?.map_err(|e| storage(&e))?;
-        Ok(Rotated { key, before })
+        blocking(move || identity::finish(&folder, &key)).await?;
+        Ok(Rotated { key, before, changed: true })
     }
 }
 
-fn storage(e: &IdentityError) -> Error {
-    Error::Storage(e.to_string())
+fn not_next(wanted: &VerifyingKey, next: Option<&VerifyingKey>) -> Error {
+    let next = next.map_or("none".into(), |key| hex::encode(key.as_bytes()));
+    Error::Invalid(format!(
+        "this node goes on with its present key: {} is to follow it, and the next key that it made \
+         is {next} (kiln signer rotate --next shows it)",
+        hex::encode(wanted.as_bytes())
+    ))
+}
+
+/// Runs what waits for the disk.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, IdentityError> + Send + 'static,
+) -> Result<T, Error> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|e| Error::Storage(e.to_string()))?.map_err(|e| Error::Storage(e.to_string()))
 }

@@ -120,7 +120,7 @@ impl Services {
 
         let identity = cluster.start().await?;
         let (node, index, reporter) = (identity.node, cluster.index(), Reporter::default());
-        let signing = Signing::open(node, index.clone(), config.data_dir.clone())?;
+        let signing = Signing::open(node, cluster.clone(), config.data_dir.clone())?;
         let contact = Contact::new(&config.data_dir);
         let ago = match access.is_required() && !contact::hears_of_tokens(&index).await {
             true => contact.ago(),

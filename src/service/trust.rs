@@ -106,9 +106,7 @@ pub(super) async fn revoke(
             "name a node or a key; of a key, what stays is told by a time".into(),
         ));
     }
-    let public = <[u8; 32]>::try_from(&*key).ok();
-    let public = public.and_then(|key| VerifyingKey::from_bytes(&key).ok());
-    let public = public.ok_or_else(|| Error::Invalid("the key is no public key".into()))?;
+    let public = public(&key)?;
     let before = Some(before_unix_ms).filter(|end| *end != 0);
     if before.is_some_and(|end| end <= after_unix_ms) {
         return Err(Error::Invalid("the time ends before it begins".into()));
@@ -122,19 +120,36 @@ pub(super) async fn revoke(
     Ok(removed)
 }
 
+fn public(key: &[u8]) -> Result<VerifyingKey, Error> {
+    let key = <[u8; 32]>::try_from(key).ok();
+    let key = key.and_then(|key| VerifyingKey::from_bytes(&key).ok());
+    key.ok_or_else(|| Error::Invalid("the key is no public key".into()))
+}
+
 /// Gives this node a new key to sign with, or only makes it.
 pub(super) async fn rotate(
     parts: &Parts,
     asks: &Asks,
     request: pb::RotateSignerRequest,
 ) -> Result<pb::RotateSignerResponse, Error> {
-    let rotated = match request.only_make {
-        true => parts.manager.next_key().await?,
-        false => parts.manager.rotate().await?,
+    let pb::RotateSignerRequest { only_make, node, key } = request;
+    if node != 0 && node != parts.node {
+        return Err(Error::Invalid(format!(
+            "this is node {}, and the key of node {node} is to change: ask that node",
+            parts.node
+        )));
+    }
+    let wanted = match key.is_empty() {
+        true => None,
+        false => Some(public(&key)?),
     };
-    let Rotated { key, before } = rotated;
+    let rotated = match only_make {
+        true => parts.manager.next_key().await?,
+        false => parts.manager.rotate(wanted).await?,
+    };
+    let Rotated { key, before, changed } = rotated;
     let bytes = |key: VerifyingKey| key.to_bytes().to_vec().into();
-    if !request.only_make {
+    if changed {
         let new = hex::encode(key.as_bytes());
         tracing::warn!(key = new, by = %asks.grant.who(), "this node signs with a new key");
         parts.did(asks, "rotate_signer", |event| event.of(parts.node).saying(new));

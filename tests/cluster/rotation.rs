@@ -3,7 +3,7 @@
 
 use std::{os::unix::fs::PermissionsExt, path::Path};
 
-use kiln_proto::pb::Outcome;
+use kiln_proto::pb::{self, Outcome};
 use serde_json::Value;
 
 use crate::{
@@ -132,6 +132,13 @@ async fn whoever_is_killed_while_its_key_changes_signs_with_one_that_is_believed
     assert_eq!(made.outcome, Outcome::Compiled);
     hit(&cluster.nodes[0], "two").await;
 
+    // Certificates name it by the key that it joined with, whatever became of the note of that.
+    cluster.nodes[1].kill().await;
+    let named = std::fs::read_to_string(file("signing.name")).unwrap();
+    std::fs::write(file("signing.name"), "ab".repeat(32)).unwrap();
+    cluster.nodes[1].restart().await;
+    assert_eq!(std::fs::read_to_string(file("signing.name")).unwrap(), named);
+
     // An older key alone: it says so, and signs nothing that nobody believes.
     cluster.nodes[1].kill().await;
     std::fs::write(file("signing.key"), &first).unwrap();
@@ -143,6 +150,140 @@ async fn whoever_is_killed_while_its_key_changes_signs_with_one_that_is_believed
     // Another one may have made it.
     assert!(refused.is_err() || refused.unwrap().manifest.signer != cluster.nodes[1].id);
     assert_eq!(cluster.nodes[0].counter("bad_manifests").await, 0);
+
+    // Its private half is lost: another key takes its place.
+    assert_eq!(rotate(&cluster.nodes[1]).await.0, next);
+    let made = cluster.nodes[1].compile(saxpy("four")).await.unwrap();
+    assert_eq!((made.outcome, made.manifest.signer), (Outcome::Compiled, cluster.nodes[1].id));
+    hit(&cluster.nodes[0], "four").await;
+}
+
+/// A caller who goes away stops nothing, and two changes at once are one after the other.
+#[tokio::test(flavor = "multi_thread")]
+async fn changes_of_a_key_that_nobody_waits_for_end_and_do_not_overlap() {
+    let mut cluster = TestCluster::start(3).await;
+    let node = &cluster.nodes[1];
+    for (round, patience) in [0, 1, 3, 9, 27, 81].into_iter().enumerate() {
+        let known = keys_of(node, node.id).await.len();
+        let mut client = node.client().await;
+        let asked = client.rotate_signer(pb::RotateSignerRequest::default());
+        // Wherever it is by then.
+        let patience = std::time::Duration::from_millis(patience);
+        let cut = tokio::time::timeout(patience, asked).await.is_err();
+        rotate(node).await;
+        let now = keys_of(node, node.id).await.len();
+        // It may not have left this process.
+        assert!(now == known + 2 || (cut && now == known + 1), "{round}: {known}, {now}");
+    }
+    let present = keys_of(node, node.id).await.last().unwrap()["key"].clone();
+    let on_disk = std::fs::read(node.data().join("signing.key")).unwrap();
+    let on_disk = ed25519_dalek::SigningKey::from_bytes(&on_disk.try_into().unwrap());
+    assert_eq!(present, Value::from(hex::encode(on_disk.verifying_key().as_bytes())));
+    assert!(!node.data().join("signing.next").exists());
+    cluster.nodes[1].kill().await;
+    cluster.nodes[1].restart().await;
+    let made = cluster.nodes[1].compile(saxpy("after")).await.unwrap();
+    assert_eq!((made.outcome, made.manifest.signer), (Outcome::Compiled, cluster.nodes[1].id));
+}
+
+/// Of several endpoints, and of two tries, the one node and the one key that are meant.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_is_of_the_node_and_the_key_that_are_meant() {
+    let cluster = TestCluster::start(3).await;
+    let [first, second, _] = &cluster.nodes[..] else { unreachable!() };
+    let both = format!("http://{},http://{}", first.config.grpc_listen, second.config.grpc_listen);
+    let at_both = async |arguments: &[&str]| {
+        let mut rotating = tokio::process::Command::new(env!("CARGO_BIN_EXE_kiln"));
+        rotating.args(["signer", "rotate", "--json", "--endpoint", &both]).args(arguments);
+        let told = rotating.kill_on_drop(true).output().await.unwrap();
+        let text = String::from_utf8_lossy(&[told.stdout, told.stderr].concat()).into_owned();
+        (told.status.code(), text)
+    };
+    let (code, told) = at_both(&[]).await;
+    assert!(code == Some(2) && told.contains("--node"), "{told}");
+    let (code, told) = at_both(&["--node", "99"]).await;
+    assert!(code == Some(3) && told.contains("is node"), "{told}");
+    let id = second.id.to_string();
+    let (code, told) = at_both(&["--node", &id]).await;
+    assert_eq!(code, Some(0), "{told}");
+    assert_eq!(keys_of(first, second.id).await.len(), 2);
+    assert_eq!(keys_of(first, first.id).await.len(), 1);
+    let asked = pb::RotateSignerRequest { node: second.id, ..Default::default() };
+    let refused_by = first.client().await.rotate_signer(asked).await.unwrap_err();
+    assert!(refused_by.message().contains("this is node"), "{refused_by:?}");
+
+    // A certificate of another key changes nothing; its own, said again, nothing more.
+    let (office, _) = Office::init(first, cluster.folder.path(), "office").await;
+    done(Some(first), &["add", &office.sign("root.json", false).await]).await;
+    let next = done(Some(second), &["rotate", "--next"]).await["key"].as_str().unwrap().to_owned();
+    let stranger = ed25519_dalek::SigningKey::from_bytes(&[5; 32]).verifying_key();
+    let another = office.issue(&hex::encode(stranger.as_bytes()), "*", "another.json").await;
+    refused(second, &["rotate", "--certificate", &another], "is to follow it").await;
+    assert_eq!(keys_of(second, second.id).await.len(), 2);
+    let mine = office.issue(&next, "*", "mine.json").await;
+    for _ in 0..2 {
+        let told = done(Some(second), &["rotate", "--certificate", &mine]).await;
+        assert_eq!(told["key"], Value::from(next.clone()));
+        assert_eq!(keys_of(second, second.id).await.len(), 3);
+    }
+    // What the status tells has all of them.
+    let (_, told) = kiln(second, &["status"]).await;
+    assert_eq!(told["signer_keys"][&id].as_array().unwrap().len(), 3, "{told}");
+    assert_eq!(told["signers"][&id], Value::from(next));
+
+    // Of a key that is revoked for a time there is nothing to believe, and none is made.
+    let key = second.compile(saxpy("attested")).await.unwrap().key.to_string();
+    let present = keys_of(second, second.id).await.last().unwrap()["key"].clone();
+    revoke(first, present.as_str().unwrap(), &["--signed-before", "2001-01-01T00:00:00Z"]).await;
+    let refused = eventually("the refusal", async || {
+        let (code, told) = kiln(second, &["attest", &key]).await;
+        (code != Some(0)).then_some(told)
+    });
+    let told = refused.await.to_string();
+    assert!(told.contains("kiln signer rotate"), "{told}");
+    rotate(second).await;
+    assert_eq!(kiln(second, &["attest", &key]).await.0, Some(0));
+}
+
+/// Commands that take something hold it against a pinned root, and against the namespace.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_command_takes_is_certified_by_the_pinned_root() {
+    let cluster = TestCluster::start(1).await;
+    let any = &cluster.nodes[0];
+    let (office, root) = Office::init(any, cluster.folder.path(), "office").await;
+    let (_, stranger) = Office::init(any, cluster.folder.path(), "stranger").await;
+    done(Some(any), &["add", &office.sign("root.json", false).await]).await;
+    let mine = keys_of(any, any.id).await[0]["key"].as_str().unwrap().to_owned();
+    let key = any.compile(saxpy("made")).await.unwrap().key.to_string();
+    let (file, other) = (office.file("attested.json"), office.file("again.json"));
+    assert_eq!(kiln(any, &["attest", &key, "--out", &file]).await.0, Some(0));
+    let verify = async |pinned: &str, more: &[&str]| {
+        let verify = ["attest", "--verify", &file, "--trust-root", pinned];
+        kiln(any, &[&verify[..], more].concat()).await.0
+    };
+    // Nobody is certified: neither the node's word nor a named key is enough.
+    assert_eq!(verify(&root, &[]).await, Some(12));
+    assert_eq!(verify(&root, &["--signer", &mine]).await, Some(12));
+    let attest = ["attest", &key, "--out", &other, "--trust-root", &root];
+    assert_eq!(kiln(any, &attest).await.0, Some(12));
+    done(Some(any), &["add", &office.issue(&mine, "team", "team.json").await]).await;
+    assert_eq!(verify(&root, &[]).await, Some(12), "another namespace");
+    done(Some(any), &["add", &office.issue(&mine, "default", "node.json").await]).await;
+    assert_eq!(verify(&root, &[]).await, Some(0));
+    assert_eq!(verify(&root, &["--signer", &mine]).await, Some(0));
+    assert_eq!(verify(&stranger, &[]).await, Some(12), "another root");
+    assert_eq!(kiln(any, &attest).await.0, Some(0));
+
+    let out = office.file("out");
+    let get = ["get", &key[..12], "-o", &out, "--trust-root", &root];
+    let (code, told) = kiln(any, &[&get[..], &["--namespace", "team"]].concat()).await;
+    assert!(code == Some(20) && !Path::new(&out).exists(), "{told}");
+    let (code, told) = kiln(any, &get).await;
+    assert_eq!((code, &told["namespace"]), (Some(0), &Value::from("default")), "{told}");
+    for empty in ["", ",", " , "] {
+        let (code, _) = kiln(any, &["get", &key, "-o", &out, "--trust-root", empty]).await;
+        assert_eq!(code, Some(2), "{empty:?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
