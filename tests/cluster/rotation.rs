@@ -178,7 +178,7 @@ async fn changes_of_a_key_that_nobody_waits_for_end_and_do_not_overlap() {
         let present = keys_of(node, node.id).await.last().unwrap()["key"].clone();
         let on_disk = std::fs::read(node.data().join("signing.key")).unwrap();
         let on_disk = ed25519_dalek::SigningKey::from_bytes(&on_disk.try_into().unwrap());
-        let is_it = present == Value::from(hex::encode(on_disk.verifying_key().as_bytes()));
+        let is_it = present == hex::encode(on_disk.verifying_key().as_bytes());
         (is_it && !node.data().join("signing.next").exists()).then_some(())
     })
     .await;

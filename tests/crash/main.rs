@@ -10,6 +10,8 @@ mod fleet;
 mod harness;
 mod load;
 mod points;
+#[path = "../support/ports.rs"]
+mod ports;
 
 use std::{
     process::ExitCode,
