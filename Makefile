@@ -5,7 +5,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .PHONY: faults faults-long faults-crash faults-planted
-.PHONY: test-readme fuzz load
+.PHONY: test-readme fuzz hostile
 .PHONY: install uninstall dist test-dist
 .PHONY: help build demo test test-dashboard test-python test-torch test-clients test-gpu test-kube test-compose test-vllm
 .PHONY: check bench format lint helm python python-wire errors
@@ -140,12 +140,12 @@ test-compose: ## deploy/compose.yaml as processes, with a real S3; needs root
 	$(call toolchain,compose) && cargo build --locked --package kiln --bin kiln && \
 	PYTHONPATH="$$KILN_CHART_PACKAGES" python3 -B tests/compose.py --kiln $(binary)
 
-# LOAD: more words for it, as `--idle 2000 silent slow`; `--help` names all.
-load: ## one node under strangers who mean it no good, while others ask it: a table, checked
+# HOSTILE: more words for it, as `--idle 2000 silent slow`; `--help` names all.
+hostile: ## one node under strangers who mean it no good, while others ask it: a table, checked
 	$(call toolchain,test) && \
 	{ [ -n "$${KILN_BINARY:-}" ] || cargo build --locked --package kiln --bin kiln; } && \
 	PYTHONPATH="$$KILN_PYTHON_PACKAGES:python" \
-	python3 -B tests/load --kiln "$${KILN_BINARY:-$(binary)}" $(LOAD)
+	python3 -B tests/hostile --kiln "$${KILN_BINARY:-$(binary)}" $(HOSTILE)
 
 # The nodes' binary, and another build of it: KILN_BINARY_BEFORE, or this one as an earlier version.
 builds = { before=$${KILN_BINARY_BEFORE:-$$(dirname $(binary))/kiln-before} && \
@@ -215,7 +215,7 @@ python:
 	pyrefly check --config .config/pyrefly.toml \
 		--site-package-path "$$KILN_CHART_PACKAGES" $(wildcard tests/*.py tests/dashboard/*.py tests/kube/*.py tests/dist/*.py tests/faults/*.py tests/fuzz/*.py deploy/*/*.py) && \
 	pyrefly check --config .config/pyrefly-python.toml \
-		--site-package-path "$$KILN_PYTHON_PACKAGES" $(wildcard python/*.py python/*/*.py python/*/*/*.py tests/load/*.py)
+		--site-package-path "$$KILN_PYTHON_PACKAGES" $(wildcard python/*.py python/*/*.py python/*/*/*.py tests/hostile/*.py)
 
 bench: ## measure; ratios against rivals in one run
 	$(call toolchain,test) && cargo bench --locked --workspace

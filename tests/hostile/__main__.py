@@ -1,6 +1,6 @@
-"""`make load`: one node under those who mean it no good, while others ask it.
+"""`make hostile`: one node under those who mean it no good, while others ask it.
 
-    make load LOAD='--idle 10000 --json'
+    make hostile HOSTILE='--idle 10000 --json'
 
 A table of what each case did, what the others saw meanwhile at each door, and the most memory
 that the node's process had. Invariant: the exit code is 0 only where others were served in every
@@ -40,7 +40,7 @@ MAY_FAIL = 0.05
 
 def arguments() -> argparse.Namespace:
     """What the command line says."""
-    parser = argparse.ArgumentParser(prog="make load", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="make hostile", description=__doc__.split("\n")[0])
     parser.add_argument("--kiln", type=Path, required=True, help="the program")
     parser.add_argument("--seconds", type=float, default=30, help="of a case without an end")
     parser.add_argument("--idle", type=int, default=10_000, help="silent connections")
