@@ -79,8 +79,9 @@ impl clap::Args for PinArgs {
 impl PinArgs {
     /// As the environment has it, for commands that name their nodes otherwise.
     pub(crate) fn from_env() -> Result<Self, String> {
-        let text = std::env::var("KILN_ROOT").unwrap_or_default();
-        Ok(Self(Some(roots(&text).map_err(|why| format!("KILN_ROOT: {why}"))?)))
+        // Lossy: what is no text is no key either, and must not count as unset.
+        let text = std::env::var_os("KILN_ROOT").unwrap_or_default();
+        Ok(Self(Some(roots(&text.to_string_lossy()).map_err(|why| format!("KILN_ROOT: {why}"))?)))
     }
 
     /// Whether there is one.

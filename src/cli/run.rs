@@ -199,8 +199,9 @@ impl Run {
 
     async fn with_folders(self) -> Result<u8, CliError> {
         let folders = self.folders()?;
-        let signers = std::env::var("KILN_SIGNERS").unwrap_or_default();
-        let signers = share::signers(&signers).map_err(CliError::Usage)?;
+        // Lossy: what is no text is no key either, and must not count as unset.
+        let signers = std::env::var_os("KILN_SIGNERS").unwrap_or_default();
+        let signers = share::signers(&signers.to_string_lossy()).map_err(CliError::Usage)?;
         let variables: Vec<_> =
             folders.iter().flat_map(|folder| folder.variables.clone()).collect();
         let began = Instant::now();
