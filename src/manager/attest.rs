@@ -29,7 +29,7 @@ impl Manager {
         let entry = self.index.node(answer.manifest.producer);
         let signer = entry.and_then(|node| node.verify(&answer.signed, key).ok());
         let (_, by) = signer.ok_or_else(|| crashed("its signer is not known any more".into()))?;
-        let identity = self.signing()?;
+        let identity = self.signing().await?;
         let (me, mine) = (self.index.node(self.identity.node), identity.verifying_key());
         // A statement has no time but its signer's: nobody believes such a key's new one.
         if me.is_some_and(|me| me.keys.iter().any(|of| of.key == mine && !of.revoked.is_empty())) {

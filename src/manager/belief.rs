@@ -92,14 +92,12 @@ impl Manager {
 
     /// Why nobody here would believe what this node signs in `namespace`: it takes no lease of
     /// that, for each such artifact would be one more that is compiled anew, by itself too.
-    pub(super) fn unbelieved_here(&self, namespace: &str) -> Option<String> {
-        let why = match self.signing() {
-            Ok(by) => {
-                let key = by.verifying_key();
-                self.believes(self.identity.node, &key, Some(namespace)).err()?
-            }
-            Err(why) => why.to_string(),
-        };
+    pub(super) async fn unbelieved_here(&self, namespace: &str) -> Option<String> {
+        self.doubts_itself(namespace)?;
+        // A replica that has just started may not have come to this node's present key, or to its
+        // certificate.
+        self.catch_up().await;
+        let why = self.doubts_itself(namespace)?;
         if self.told.is_due(Instant::now()) {
             tracing::warn!(
                 namespace,
@@ -111,9 +109,20 @@ impl Manager {
         Some(why)
     }
 
+    /// Why, as far as this node's replica knows, nobody would believe it.
+    fn doubts_itself(&self, namespace: &str) -> Option<String> {
+        match self.identity.current() {
+            Ok(by) => {
+                let key = by.verifying_key();
+                self.believes(self.identity.node, &key, Some(namespace)).err()
+            }
+            Err(why) => Some(why.to_string()),
+        }
+    }
+
     /// Refuses where nobody here would believe what this node signs in `namespace`.
-    pub fn may_sign(&self, namespace: &str) -> Result<(), Error> {
-        match self.unbelieved_here(namespace) {
+    pub async fn may_sign(&self, namespace: &str) -> Result<(), Error> {
+        match self.unbelieved_here(namespace).await {
             None => Ok(()),
             Some(why) => Err(Error::NotStored(why)),
         }
@@ -130,7 +139,7 @@ impl Manager {
         if !self.judges() || !self.index.lookup(key).await?.is_some_and(|entry| is_bad(&entry)) {
             return Ok(());
         }
-        self.may_sign(namespace)?;
+        self.may_sign(namespace).await?;
         match self.index.lookup_linearizable(key).await? {
             Some(entry) if is_bad(&entry) => {
                 let reason =

@@ -165,7 +165,7 @@ impl Manager {
             return Err(failure.into());
         }
         // What this node signs would be believed by nobody: it takes no lease, and replaces nothing.
-        let unbelieved = self.unbelieved_here(&prepared.namespace);
+        let unbelieved = self.unbelieved_here(&prepared.namespace).await;
         let elsewhere = match (elsewhere, &unbelieved) {
             (None, None) => None,
             // Who sent it on wants an artifact that counts.

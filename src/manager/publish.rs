@@ -52,7 +52,8 @@ impl Manager {
         }
         let refuse = |e: kiln_proto::ManifestError| Error::Invalid(e.to_string());
         // This node did not run it, whatever the client says of that.
-        let signed = self.signing()?.sign(Manifest { check: None, ..manifest }).map_err(refuse)?;
+        let signed =
+            self.signing().await?.sign(Manifest { check: None, ..manifest }).map_err(refuse)?;
         let manifest = signed.read_unverified().map_err(refuse)?;
         verify_files(&manifest, &pack).await?;
         let published = self.commit(inside, lease, &signed, &manifest, &pack).await?;
@@ -78,7 +79,7 @@ impl Manager {
         let refuse = |e: kiln_proto::ManifestError| Error::Invalid(e.to_string());
         let now = clock::unix_ms();
         let signed = Manifest { created_unix_ms: now, check: None, ..manifest };
-        let signed = self.signing()?.sign(signed).map_err(refuse)?;
+        let signed = self.signing().await?.sign(signed).map_err(refuse)?;
         let manifest = signed.read_unverified().map_err(refuse)?;
         verify_files(&manifest, pack).await?;
         let _writing = inside.write()?;
@@ -261,7 +262,7 @@ impl Manager {
         if let Some(check) = &manifest.check {
             self.checked.insert((manifest.key, manifest.pack_digest), check.clone());
         }
-        let signed = self.signing()?.sign(manifest)?;
+        let signed = self.signing().await?.sign(manifest)?;
         let manifest = signed.read_unverified()?;
         Ok((Arc::new(signed), Arc::new(manifest), pack))
     }

@@ -29,7 +29,7 @@ impl Manager {
         let (key, pack) = (manifest.key, manifest.pack_digest);
         // This node signs, and has not run it.
         let manifest = Manifest { check: None, ..manifest };
-        let signed = self.signing()?.sign(manifest);
+        let signed = self.signing().await?.sign(manifest);
         let signed = signed.map_err(|e| Error::Invalid(e.to_string()))?;
         let deadline = Instant::now() + PATIENCE;
         let lease = match self.index.acquire(&key, None, deadline, || {}).await? {

@@ -5,7 +5,7 @@
 //! signs with the one or the other, and never with a key that nobody knows. One change at a time,
 //! to its end, whether or not who asked for it waits.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
 use ed25519_dalek::{SigningKey, VerifyingKey};
@@ -17,6 +17,9 @@ use crate::{
     error::Error,
     identity::{self, IdentityError},
 };
+
+/// How long the replica is waited for, at most.
+const CATCH_UP: Duration = Duration::from_secs(5);
 
 /// The keys of this node whose private half it has.
 pub struct Signing {
@@ -70,7 +73,7 @@ impl Signing {
     }
 
     /// What signs now.
-    fn current(&self) -> Result<NodeIdentity, Error> {
+    pub(super) fn current(&self) -> Result<NodeIdentity, Error> {
         let wanted = self.present();
         let keys = self.keys.load();
         let is_it = |known: &&NodeIdentity| wanted.is_none_or(|key| key == known.verifying_key());
@@ -109,9 +112,22 @@ pub struct Rotated {
 }
 
 impl Manager {
-    /// What this node signs with.
-    pub(super) fn signing(&self) -> Result<NodeIdentity, Error> {
+    /// What this node signs with. Its replica, where that knows another key than the disk has, may
+    /// have just started and not be where the node was: it is waited for once.
+    pub(super) async fn signing(&self) -> Result<NodeIdentity, Error> {
+        if self.identity.current().is_err() {
+            self.catch_up().await;
+        }
         self.identity.current()
+    }
+
+    /// Waits until this node's replica has what the cluster had decided by now; where nobody says
+    /// so in time, what it has must do.
+    pub(super) async fn catch_up(&self) {
+        let caught_up = tokio::time::timeout(CATCH_UP, self.index.barrier()).await;
+        if !matches!(caught_up, Ok(Ok(()))) {
+            tracing::debug!(?caught_up, "this node's replica may lag behind");
+        }
     }
 
     /// The key with which this node is to sign next, made and on its disk; it signs nothing yet.
@@ -152,7 +168,7 @@ impl Manager {
     fn present_key(&self) -> Result<VerifyingKey, Error> {
         match self.identity.present() {
             Some(key) => Ok(key),
-            None => Ok(self.signing()?.verifying_key()),
+            None => Ok(self.identity.current()?.verifying_key()),
         }
     }
 
@@ -168,7 +184,7 @@ impl Manager {
             identity::prepare(&folder)
         });
         let next = next.await?;
-        let now = self.signing().ok();
+        let now = self.identity.current().ok();
         // Both, before the cluster hears of it.
         let new = NodeIdentity::new(self.identity.node, next.clone());
         self.identity.keys.store(Arc::new(now.into_iter().chain([new]).collect()));

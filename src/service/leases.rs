@@ -143,7 +143,7 @@ async fn acquire(
             return Ok(acquired);
         }
         let namespace = entry.manifest.read_unverified()?.namespace;
-        manager.may_sign(&namespace)?;
+        manager.may_sign(&namespace).await?;
         instead_of = Some(entry.epoch);
     }
     Err(Error::Unavailable("others put there what is not believed, again and again".into()))

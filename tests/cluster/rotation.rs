@@ -188,6 +188,24 @@ async fn changes_of_a_key_that_nobody_waits_for_end_and_do_not_overlap() {
     assert_eq!((made.outcome, made.manifest.signer), (Outcome::Compiled, cluster.nodes[1].id));
 }
 
+/// A node that has just started may know an older key of its own than it had: what it is asked
+/// for then is made and stored by itself all the same, once it heard from the others.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_has_just_started_signs_with_the_key_that_it_had() {
+    let mut cluster = TestCluster::start(3).await;
+    rotate(&cluster.nodes[1]).await;
+    cluster.nodes[1].kill().await;
+    for node in [0, 2] {
+        cluster.nodes[node].pause().await;
+    }
+    cluster.nodes[1].restart().await;
+    let node = &cluster.nodes[1];
+    let others = [&cluster.nodes[0], &cluster.nodes[2]];
+    let once_asked = |_: &pb::compile_event::Event| others.iter().for_each(|node| node.resume());
+    let made = node.compile_watching(saxpy("early"), once_asked).await.unwrap();
+    assert_eq!((made.outcome, made.manifest.signer), (Outcome::Compiled, node.id));
+}
+
 /// Of several endpoints, and of two tries, the one node and the one key that are meant.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_change_is_of_the_node_and_the_key_that_are_meant() {

@@ -235,7 +235,7 @@ impl Puller {
                     return Ok(false);
                 }
             };
-            if manager.unbelieved_here(&prepared.namespace).is_some() {
+            if manager.unbelieved_here(&prepared.namespace).await.is_some() {
                 // Of what this node compiled here nothing would count.
                 self.refused.insert(list.token);
                 return Ok(false);
