@@ -10,8 +10,8 @@ use std::{
     time::SystemTime,
 };
 
-use kiln_cluster::{Caller, Put, PutMode};
-use kiln_proto::{convert, pb, pb::kiln_server::Kiln, value};
+use kiln_cluster::Caller;
+use kiln_proto::{convert, pb, pb::kiln_server::Kiln};
 use tokio::{sync::mpsc, time::Instant};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
@@ -155,54 +155,7 @@ impl Kiln for Api {
         &self,
         request: Request<Streaming<pb::PublishChunk>>,
     ) -> Reply<pb::PublishResponse> {
-        let parts = self.parts()?;
-        let inside = parts.manager.gate().enter()?;
-        let (asks, mut chunks) = guard::asks(request)?;
-        let publish::Announced { under, manifest } =
-            publish::announced(&mut chunks, parts.patience).await?;
-        parts.may(&asks, asks.writes(&manifest.namespace))?;
-        parts.has_own_pieces(&manifest).await?;
-        let _held = parts.hold(&asks, manifest.pack_size)?;
-        let published = (manifest.key, manifest.namespace.clone());
-        // A folder is published piece by piece, each time over what it has: its client
-        // says itself whether what it restored was of use.
-        if manifest.fingerprint.compiler != value::FOLDER_FAMILY {
-            parts.manager.note_publication(&manifest.key);
-        }
-        let (committed, manifest) = match under {
-            publish::Under::Lease(token, grant) => {
-                let lease = self.leases.get(token, &grant)?;
-                let (pack, _arriving) =
-                    publish::pack(chunks, &manifest, &parts.arrivals, parts.patience).await?;
-                parts.manager.save(&inside, &lease, manifest, pack).await?
-            }
-            publish::Under::Replace => {
-                if !manifest.replaceable() {
-                    let why = "only a lease's holder may publish this key";
-                    return Err(Error::Invalid(why.into()).into());
-                }
-                let mode = PutMode::Replace;
-                let (pack, _arriving) =
-                    publish::pack(chunks, &manifest, &parts.arrivals, parts.patience).await?;
-                // A slow sender is in nobody's way: it arrives when its last byte does.
-                let (key, of) = (&manifest.key, &manifest.namespace);
-                parts.manager.clear_unbelieved(key, of).await?;
-                let turn = parts.index.turn(key, mode).map_err(Error::from)?;
-                match parts.manager.put(&inside, turn, manifest, &pack, mode).await? {
-                    Put::Superseded => return Err(Error::Superseded.into()),
-                    Put::Committed(entry) => (true, entry.manifest),
-                    Put::Unchanged(entry) | Put::Existing(entry) => (false, entry.manifest),
-                }
-            }
-        };
-        parts.did(&asks, "publish", |event| {
-            event.of(published.0).within(&published.1).saying(match committed {
-                true => "",
-                false => "the key had an artifact already",
-            })
-        });
-        let manifest = Some((&*manifest).into());
-        Ok(Response::new(pb::PublishResponse { committed, manifest }))
+        Ok(Response::new(publish::receive(self.parts()?, &self.leases, request).await?))
     }
 
     async fn list(&self, request: Request<pb::ListRequest>) -> Reply<pb::ListResponse> {
@@ -248,14 +201,7 @@ impl Kiln for Api {
         let from = request.extensions().get::<Caller>().and_then(|caller| caller.from);
         let (asks, request) = guard::asks(request)?;
         let key = convert::key("key", &request.key).map_err(Error::from)?;
-        if request.reason.len() > 1024 {
-            return Err(Error::Invalid("a reason has at most 1024 bytes".into()).into());
-        }
-        if request.reason.chars().any(char::is_control) {
-            return Err(
-                Error::Invalid("a reason is one line, without control characters".into()).into()
-            );
-        }
+        let reason = explain::removal(&request.reason, parts.node, from, SystemTime::now())?;
         let namespace = match parts.own(&asks, &key).await {
             // As of a key that there is not.
             Err(Error::NotFound(_)) => {
@@ -263,7 +209,6 @@ impl Kiln for Api {
             }
             own => own?,
         };
-        let reason = explain::removal(&request.reason, parts.node, from, SystemTime::now());
         let existed = parts.index.tombstone(&key, reason).await.map_err(Error::from)?;
         if existed {
             parts.did(&asks, "remove", |event| {

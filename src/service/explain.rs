@@ -19,6 +19,9 @@ use crate::{
     },
 };
 
+/// Most bytes of a reason to remove an artifact.
+const MOST_REASON: usize = 1024;
+
 /// A key held against the entry that is nearest to it.
 pub(super) struct Explanation {
     pub(super) components: Components,
@@ -113,16 +116,22 @@ pub(super) async fn answer(
 }
 
 /// A reason to remove an artifact, with when that was asked for, where, and by whom: for
-/// whoever asks later, of whichever node.
+/// whoever asks later, of whichever node. Refused where it is long, or not one line of text.
 pub(super) fn removal(
     reason: &str,
     node: NodeId,
     from: Option<SocketAddr>,
     now: SystemTime,
-) -> String {
+) -> Result<String, Error> {
+    if reason.len() > MOST_REASON {
+        return Err(Error::Invalid(format!("a reason has at most {MOST_REASON} bytes")));
+    }
+    if reason.chars().any(char::is_control) {
+        return Err(Error::Invalid("a reason is one line, without control characters".into()));
+    }
     let from = from.map(|from| format!(", asked from {}", from.ip())).unwrap_or_default();
     let at = humantime::format_rfc3339_seconds(now);
-    format!("{reason} (removed {at} by node {node}{from})")
+    Ok(format!("{reason} (removed {at} by node {node}{from})"))
 }
 
 #[cfg(test)]

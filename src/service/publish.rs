@@ -7,11 +7,13 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use kiln_proto::{MAX_PACK_BYTES, Manifest, Token, convert, pb};
+use kiln_cluster::{Put, PutMode};
+use kiln_proto::{MAX_PACK_BYTES, Manifest, Token, convert, pb, value};
 use pb::publish_chunk::Chunk;
 use tokio::time::timeout;
-use tonic::Streaming;
+use tonic::{Request, Status, Streaming};
 
+use super::{guard, leases::ClientLeases, parts::Parts};
 use crate::{
     cache::{Arrivals, Arriving, Blob, BlobError, BlobWriter},
     error::Error,
@@ -22,7 +24,7 @@ use crate::{
 const LONG: usize = 1 << 20;
 
 /// What gives a client the right to publish.
-pub(super) enum Under {
+enum Under {
     /// The lease behind this token, for whoever shows its grant.
     Lease(Token, Bytes),
     /// The key itself, which other tools own and overwrite.
@@ -30,9 +32,63 @@ pub(super) enum Under {
 }
 
 /// What a publication says of itself before its bytes come.
-pub(super) struct Announced {
-    pub(super) under: Under,
-    pub(super) manifest: Manifest,
+struct Announced {
+    under: Under,
+    manifest: Manifest,
+}
+
+/// Serves one publication: the right to it, then its bytes, then the commit.
+pub(super) async fn receive(
+    parts: &Parts,
+    leases: &ClientLeases,
+    request: Request<Streaming<pb::PublishChunk>>,
+) -> Result<pb::PublishResponse, Status> {
+    let inside = parts.manager.gate().enter()?;
+    let (asks, mut chunks) = guard::asks(request)?;
+    let Announced { under, manifest } = announced(&mut chunks, parts.patience).await?;
+    parts.may(&asks, asks.writes(&manifest.namespace))?;
+    parts.has_own_pieces(&manifest).await?;
+    let _held = parts.hold(&asks, manifest.pack_size)?;
+    let published = (manifest.key, manifest.namespace.clone());
+    // A folder is published piece by piece, each time over what it has: its client
+    // says itself whether what it restored was of use.
+    if manifest.fingerprint.compiler != value::FOLDER_FAMILY {
+        parts.manager.note_publication(&manifest.key);
+    }
+    let (committed, manifest) = match under {
+        Under::Lease(token, grant) => {
+            let lease = leases.get(token, &grant)?;
+            let (pack, _arriving) =
+                pack(chunks, &manifest, &parts.arrivals, parts.patience).await?;
+            parts.manager.save(&inside, &lease, manifest, pack).await?
+        }
+        Under::Replace => {
+            if !manifest.replaceable() {
+                let why = "only a lease's holder may publish this key";
+                return Err(Error::Invalid(why.into()).into());
+            }
+            let mode = PutMode::Replace;
+            let (pack, _arriving) =
+                pack(chunks, &manifest, &parts.arrivals, parts.patience).await?;
+            // A slow sender is in nobody's way: it arrives when its last byte does.
+            let (key, of) = (&manifest.key, &manifest.namespace);
+            parts.manager.clear_unbelieved(key, of).await?;
+            let turn = parts.index.turn(key, mode).map_err(Error::from)?;
+            match parts.manager.put(&inside, turn, manifest, &pack, mode).await? {
+                Put::Superseded => return Err(Error::Superseded.into()),
+                Put::Committed(entry) => (true, entry.manifest),
+                Put::Unchanged(entry) | Put::Existing(entry) => (false, entry.manifest),
+            }
+        }
+    };
+    parts.did(&asks, "publish", |event| {
+        event.of(published.0).within(&published.1).saying(match committed {
+            true => "",
+            false => "the key had an artifact already",
+        })
+    });
+    let manifest = Some((&*manifest).into());
+    Ok(pb::PublishResponse { committed, manifest })
 }
 
 fn broken(e: &tonic::Status) -> Error {
@@ -41,7 +97,7 @@ fn broken(e: &tonic::Status) -> Error {
 
 /// Reads the header, which must come within `patience`. Nothing is set aside for the
 /// pack yet.
-pub(super) async fn announced(
+async fn announced(
     chunks: &mut Streaming<pb::PublishChunk>,
     patience: Duration,
 ) -> Result<Announced, Error> {
@@ -66,7 +122,7 @@ pub(super) async fn announced(
 
 /// Reads the pack that `manifest` announced. It keeps its place among what arrives
 /// until it is stored. A sender must give 64 KiB in each `patience`.
-pub(super) async fn pack(
+async fn pack(
     mut chunks: Streaming<pb::PublishChunk>,
     manifest: &Manifest,
     arrivals: &Arrivals,
