@@ -162,17 +162,12 @@ impl AsyncRead for Placed {
         if let Poll::Ready(ended) = self.place.poll_ended(context) {
             return Poll::Ready(Err(ended));
         }
-        let before = buffer.filled().len();
-        let read = Pin::new(&mut self.stream).poll_read(context, buffer);
-        match read {
-            Poll::Ready(_) => {
-                let came = buffer.filled().len().saturating_sub(before);
-                self.patience.came(came);
-                self.place.moved();
-                read
-            }
-            Poll::Pending => self.patience.poll_over(context).map(Err),
+        let Self { stream, patience, place, .. } = &mut *self;
+        let read = patience.poll_read(Pin::new(stream), context, buffer);
+        if let Poll::Ready(Ok(())) = read {
+            place.moved();
         }
+        read
     }
 }
 

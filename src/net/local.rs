@@ -64,16 +64,8 @@ impl AsyncRead for Local {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let before = buffer.filled().len();
-        let read = Pin::new(&mut self.stream).poll_read(context, buffer);
-        match read {
-            Poll::Ready(_) => {
-                let came = buffer.filled().len().saturating_sub(before);
-                self.patience.came(came);
-                read
-            }
-            Poll::Pending => self.patience.poll_over(context).map(Err),
-        }
+        let Self { stream, patience, .. } = &mut *self;
+        patience.poll_read(Pin::new(stream), context, buffer)
     }
 }
 

@@ -10,7 +10,10 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::{Instant, Sleep, sleep_until};
+use tokio::{
+    io::{AsyncRead, ReadBuf},
+    time::{Instant, Sleep, sleep_until},
+};
 
 /// The first bytes of HTTP/2: its preface, and the head of the frame of settings behind it.
 const OPENING: usize = 24 + 9;
@@ -45,8 +48,24 @@ impl Patience {
         Self { opening, goes_on, end, timer: Some(Box::pin(sleep_until(end))) }
     }
 
+    /// Reads from `stream`; the end of the time is an error of it.
+    pub(crate) fn poll_read(
+        &mut self,
+        stream: Pin<&mut impl AsyncRead>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        let read = stream.poll_read(context, buffer);
+        if read.is_pending() {
+            return self.poll_over(context).map(Err);
+        }
+        self.came(buffer.filled().len().saturating_sub(before));
+        read
+    }
+
     /// Ready when the time is over.
-    pub(crate) fn poll_over(&mut self, context: &mut Context<'_>) -> Poll<io::Error> {
+    fn poll_over(&mut self, context: &mut Context<'_>) -> Poll<io::Error> {
         while let Some(timer) = &mut self.timer {
             if timer.as_mut().poll(context).is_pending() {
                 return Poll::Pending;
@@ -63,7 +82,7 @@ impl Patience {
     }
 
     /// So many bytes came.
-    pub(crate) fn came(&mut self, bytes: usize) {
+    fn came(&mut self, bytes: usize) {
         if self.goes_on {
             return;
         }
