@@ -95,6 +95,7 @@ impl Replica {
     ) -> Result<Vec<Entry>, ClusterError> {
         let (view, mut start) = (self.store.view(), start.to_vec());
         let mut entries = Vec::new();
+        let by_key = versions::count_by_key(&self.nodes());
         // Again only where keys lost their artifacts meanwhile.
         while entries.len() < limit {
             let pairs = view.scan(Table::Entries, &start, limit - entries.len())?;
@@ -108,7 +109,7 @@ impl Replica {
                 let Some(entry) = self.complete(&view, key, codec::decode(&value)?)? else {
                     continue;
                 };
-                let Usage { hits, last_unix_ms } = self.used(&view, key, entry.pack)?;
+                let Usage { hits, last_unix_ms } = self.used(&view, key, entry.pack, by_key)?;
                 entries.push(Entry { hits, last_used_unix_ms: last_unix_ms, ..entry });
             }
         }
@@ -121,23 +122,27 @@ impl Replica {
         let find = move |replica: &Self, view: &StateView<'_>| match table::read::<EntryRecord>(
             view, key,
         )? {
-            Some(entry) => replica.used(view, key, entry.pack),
+            Some(entry) => {
+                let by_key = versions::count_by_key(&replica.nodes());
+                replica.used(view, key, entry.pack, by_key)
+            }
             None => Ok(Usage::default()),
         };
         self.read_state(find).await
     }
 
-    /// How often the artifact of `key`, which is `pack`, was used. While a member of an
-    /// earlier version makes all count by the artifact's bytes, so do these.
+    /// How often the artifact of `key`, which is `pack`, was used. Unless `by_key`, while a member
+    /// of an earlier version makes all count by the artifact's bytes, these count so too.
     fn used(
         &self,
         view: &StateView<'_>,
         key: ArtifactKey,
         pack: Digest,
+        by_key: bool,
     ) -> Result<Usage, StateError> {
         let used = table::read::<UseRecord>(view, key)?.unwrap_or_default();
         let UseRecord { mut hits, last_unix_ms } = used;
-        if !versions::count_by_key(&self.nodes()) {
+        if !by_key {
             let blob: Option<BlobRecord> = table::read(view, pack)?;
             hits = hits.saturating_add(blob.map_or(0, |blob| blob.hits));
         }

@@ -26,7 +26,8 @@ impl View for Model {
     }
 
     fn starting_with(&self, table: Table, prefix: &[u8]) -> Result<table::Pairs, StateError> {
-        let pairs = self.0.iter().filter(|((t, key), _)| *t == table && key.starts_with(prefix));
+        let pairs = self.0.range((table, prefix.to_vec())..);
+        let pairs = pairs.take_while(|((t, key), _)| *t == table && key.starts_with(prefix));
         Ok(pairs.map(|((_, key), value)| (key.clone(), value.clone())).collect())
     }
 }
