@@ -90,9 +90,7 @@ impl Compiler for CudaCompiler {
 
     fn asks_the_time(&self, prepared: &Prepared) -> bool {
         let Ok((program, _)) = prepared.nvrtc() else { return true };
-        let texts = program.headers.values().map(|text| &text.0).chain([&program.source.0]);
-        let options = program.options.iter().map(String::as_bytes);
-        texts.map(|text| &text[..]).chain(options).any(names_the_time)
+        program.texts().any(names_the_time)
     }
 
     fn free(&self) -> usize {

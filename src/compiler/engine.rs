@@ -12,7 +12,7 @@ use std::{
 };
 
 use kiln_proto::{Failure, FailureKind, Fingerprint};
-use tokio::sync::watch;
+use tokio::sync::{OnceCell, watch};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use super::{
@@ -45,6 +45,22 @@ enum State {
 struct Found {
     toolchain: Toolchain,
     pool: Pool<Nvrtc>,
+    /// Where the workers are, and what they run.
+    folder: PathBuf,
+    program: PathBuf,
+    /// Set once the library's own headers are where the workers look.
+    headers: OnceCell<()>,
+}
+
+impl Found {
+    /// Puts the library's headers where the workers look, once: a node that compiles nothing, or
+    /// nothing that includes a file, starts without them.
+    async fn need_headers(&self) -> Result<(), Failure> {
+        let install = || self.toolchain.install_headers(&self.program, &self.folder);
+        let installed = self.headers.get_or_try_init(install).await;
+        // It says nothing of the request.
+        installed.map(drop).map_err(|failure| Failure::new(FailureKind::Crashed, failure.message))
+    }
 }
 
 /// Where to look, and with what.
@@ -148,7 +164,11 @@ impl Engine {
             let why = format!("the key asks for {}, this node has {ours}", prepared.fingerprint);
             return Err(Failure::new(FailureKind::ToolchainMissing, why));
         }
-        found.pool.run(prepared.nvrtc()?.0, limits, stop).await
+        let program = prepared.nvrtc()?.0;
+        if program.may_include() {
+            found.need_headers().await?;
+        }
+        found.pool.run(program, limits, stop).await
     }
 }
 
@@ -195,11 +215,9 @@ impl Look {
         if let Err(error) = remove_left(&folder) {
             tracing::warn!(%error, folder = %folder.display(), "what a killed node left stays");
         }
-        let toolchain =
-            Toolchain::look_at(library, &self.toolchain, &self.program, &folder).await?;
-        let dialect = Nvrtc::new(self.program.clone(), folder, toolchain.setup());
-        let pool = Pool::new(dialect.map_err(unprepared)?, self.pool.clone());
-        pool.warm_up();
+        let program = self.program.clone();
+        let looking = Toolchain::look_at(library, &self.toolchain, &self.pool, &program, &folder);
+        let (toolchain, pool) = looking.await?;
         tracing::info!(
             nvrtc = toolchain.version,
             library = %toolchain.library.display(),
@@ -207,6 +225,6 @@ impl Look {
             confined = toolchain.confined,
             "found NVRTC"
         );
-        Ok(Found { toolchain, pool })
+        Ok(Found { toolchain, pool, folder, program, headers: OnceCell::new() })
     }
 }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use kiln_proto::{Failure, FailureKind};
 
 use super::{
-    Environment, ToolchainSettings,
+    Environment, PoolSettings, ToolchainSettings,
     request::HEADERS,
     search,
     worker::{Bundled, Nvrtc, Pool, Setup},
@@ -51,54 +51,88 @@ impl Toolchain {
         program: &Path,
         folder: &Path,
     ) -> Result<Self, Failure> {
-        Self::look_at(search::find(settings, environment)?, settings, program, folder).await
+        let library = search::find(settings, environment)?;
+        let pool = PoolSettings::default();
+        Self::look_at(library, settings, &pool, program, folder).await.map(|(found, _)| found)
     }
 
-    /// Asks a worker (`program worker`, in `folder`) what `library` is.
+    /// Asks a worker (`program worker`, in `folder`) what `library` is: the answer, and workers
+    /// that compile with it, of which one is warm.
     pub(super) async fn look_at(
         library: PathBuf,
         settings: &ToolchainSettings,
+        pool: &PoolSettings,
         program: &Path,
         folder: &Path,
-    ) -> Result<Self, Failure> {
-        let toolkit = settings.include.clone();
-        // A worker's first look: version, and its own headers unless others are asked for.
-        // A folder above them is theirs as well: `..` from where they lie leads to nothing.
-        let own = folder.join("cuda-headers/bundled");
-        let install_headers = toolkit.is_none().then(|| own.clone());
-        let mut setup =
-            Setup { library, include: Vec::new(), install_headers, hash_headers: false };
-        let probe = async |setup: &Setup| {
-            let (program, folder) = (program.to_owned(), folder.to_owned());
-            Pool::probe(&Nvrtc::new(program, folder, setup.clone()).map_err(unprepared)?).await
+    ) -> Result<(Self, Pool<Nvrtc>), Failure> {
+        let workers = |setup: &Setup| {
+            let worker = Nvrtc::new(program.to_owned(), folder.to_owned(), setup.clone());
+            Ok::<_, Failure>(Pool::new(worker.map_err(unprepared)?, pool.clone()))
         };
-        let ready = probe(&setup).await?;
-        let beside = || beside(&setup.library);
-        let (headers, include) = match (ready.bundled, toolkit.or_else(beside)) {
-            (Bundled::Installed, _) => {
-                (Headers::Bundled, vec![text(&own)?, text(&own.join("cccl"))?])
-            }
+        let toolkit = settings.include.clone();
+        let own = own_headers(folder);
+        let own = vec![text(&own)?, text(&own.join("cccl"))?];
+        let mut setup =
+            Setup { library, include: Vec::new(), install_headers: None, hash_headers: false };
+        if toolkit.is_none() {
+            // Most libraries bring their headers, and then the first worker is one to work with.
+            // A folder above them is theirs as well: `..` from where they lie leads to nothing.
+            std::fs::create_dir_all(&own[1]).map_err(unprepared)?;
+            setup.include = own.clone();
+        }
+        let first = workers(&setup)?;
+        let ready = first.look().await?;
+        let include = match ready.bundled {
+            Bundled::None => toolkit.or_else(|| beside(&setup.library)),
+            Bundled::Brought | Bundled::Installed => toolkit,
+        };
+        let (headers, include) = match (ready.bundled, include) {
             (Bundled::None, None) => (Headers::None, Vec::new()),
-            (Bundled::None, Some(include)) => {
+            (_, None) => (Headers::Bundled, own),
+            (_, Some(include)) => {
                 let mut folders = vec![text(&include)?];
                 // CUDA 13 keeps the C++ core libraries in a folder of their own.
                 if include.join("cccl").is_dir() {
                     folders.push(text(&include.join("cccl"))?);
                 }
-                setup.include = vec![text(&include)?];
-                (setup.install_headers, setup.hash_headers) = (None, true);
-                let hashed = probe(&setup).await?;
+                let include = vec![text(&include)?];
+                let hashing = Setup { include, hash_headers: true, ..setup.clone() };
+                let hashed = workers(&hashing)?.look().await?;
                 (Headers::Toolkit(hashed.headers.unwrap_or_default()), folders)
             }
         };
-        Ok(Self {
-            library: setup.library,
+        let toolchain = Self {
+            library: setup.library.clone(),
             version: ready.version,
             architectures: ready.architectures,
             headers,
             include,
             confined: ready.confined,
-        })
+        };
+        let pool = if toolchain.setup() == setup {
+            first
+        } else {
+            let pool = workers(&toolchain.setup())?;
+            pool.warm_up();
+            pool
+        };
+        Ok((toolchain, pool))
+    }
+
+    /// Writes the headers that the library brings, some 2,300 files, to where sources find them;
+    /// `program` and `folder` are those of [`Self::find`]. Nothing to do where they are a toolkit's.
+    pub(super) async fn install_headers(
+        &self,
+        program: &Path,
+        folder: &Path,
+    ) -> Result<(), Failure> {
+        if self.headers != Headers::Bundled {
+            return Ok(());
+        }
+        let install_headers = Some(own_headers(folder));
+        let setup = Setup { install_headers, ..self.setup() };
+        let worker = Nvrtc::new(program.to_owned(), folder.to_owned(), setup);
+        Pool::probe(&worker.map_err(unprepared)?).await.map(drop)
     }
 
     /// What a worker is told.
@@ -119,6 +153,11 @@ impl Toolchain {
         }
         versions
     }
+}
+
+/// Where the library's own headers are.
+fn own_headers(folder: &Path) -> PathBuf {
+    folder.join("cuda-headers/bundled")
 }
 
 /// `include` beside the library's folder, if it is a toolkit's.

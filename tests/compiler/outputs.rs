@@ -90,6 +90,27 @@ async fn bytes_are_equal_across_workers_and_header_folders() {
     assert_eq!(found[0].field, "headers");
 }
 
+/// A node starts without them: there are thousands of files.
+#[tokio::test]
+async fn headers_of_the_library_are_there_once_a_source_may_include_one() {
+    let broken = HALF.replace("#include", "#inc\\\nlude");
+    assert_ne!(broken, HALF);
+    for source in [HALF, &broken] {
+        let node = Node::start().await;
+        let toolchain = node.compilers.toolchain().unwrap();
+        if toolchain.headers != Headers::Bundled {
+            panic!("{} brings no headers: set KILN_NVRTC_DIR to 13.5 or newer", toolchain.version);
+        }
+        let half = PathBuf::from(&toolchain.include[0]).join("cuda_fp16.h");
+        node.compile(&cuda("__global__ void k(int* x) { *x = 1; }", "sm_90")).await.unwrap();
+        assert!(!half.exists());
+        let targets = ["sm_90", "sm_80"].map(|target| cuda(source, target));
+        let made = targets.each_ref().map(|input| node.compile(input));
+        futures::future::try_join_all(made).await.unwrap();
+        assert!(half.exists());
+    }
+}
+
 #[tokio::test]
 async fn the_name_of_a_source_changes_nothing() {
     let node = Node::start().await;

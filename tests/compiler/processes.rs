@@ -60,12 +60,27 @@ async fn what_has_too_little_memory_has_more_alone_or_takes_less() {
     );
 }
 
+/// Waits until nothing of a process is left but its exit status, which its parent may read then.
+async fn has_died(process: Pid) {
+    let threads = format!("/proc/{}/task", process.as_raw_nonzero());
+    let stands = |thread: std::io::Result<std::fs::DirEntry>| {
+        let stat = thread.and_then(|thread| std::fs::read_to_string(thread.path().join("stat")));
+        stat.is_ok_and(|stat| !stat.contains(") Z "))
+    };
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while std::fs::read_dir(&threads).is_ok_and(|mut threads| threads.any(stands)) {
+        assert!(Instant::now() < deadline, "{process:?} lives");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
 #[tokio::test]
 async fn a_killed_worker_fails_its_compile_alone() {
     let node = Node::start().await;
     // The spare may die as well: it is replaced.
     let spare = node.until(|found| found.len() == 1).await[0];
     rustix::process::kill_process(spare, Signal::KILL).unwrap();
+    has_died(spare).await;
     let slow = cuda(&endless(), "sm_90");
     let kill = async {
         // The one at work, and the next spare; ids rise.

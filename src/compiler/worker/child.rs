@@ -85,8 +85,12 @@ fn load(setup: &Setup) -> Answer<(Nvrtc, Ready)> {
         &[],
     )?;
     let bundled = match &setup.install_headers {
-        Some(folder) if nvrtc.install_headers(folder)? => Bundled::Installed,
-        _ => Bundled::None,
+        _ if !nvrtc.has_headers() => Bundled::None,
+        None => Bundled::Brought,
+        Some(folder) => {
+            nvrtc.install_headers(folder)?;
+            Bundled::Installed
+        }
     };
     let headers = match setup.hash_headers {
         true => Some(headers(&setup.include)?),

@@ -65,13 +65,15 @@ impl Nvrtc {
         Ok(found.into_iter().filter_map(|arch| u32::try_from(arch).ok()).collect())
     }
 
-    /// Writes the headers that the library brings into `folder`; false: it brings none.
-    pub(super) fn install_headers(&self, folder: &Path) -> Result<bool, Failure> {
-        // Older libraries lack the call, and cudarc panics on a missing symbol.
+    /// Whether the library brings headers: older ones lack the call for them, and cudarc panics
+    /// on a missing symbol.
+    pub(super) fn has_headers(&self) -> bool {
         // SAFETY: the symbol is only looked at, not called.
-        if unsafe { self.library.get::<*const ()>(b"nvrtcInstallBundledHeaders\0") }.is_err() {
-            return Ok(false);
-        }
+        unsafe { self.library.get::<*const ()>(b"nvrtcInstallBundledHeaders\0") }.is_ok()
+    }
+
+    /// Writes the headers that the library brings into `folder`: there are [`Self::has_headers`].
+    pub(super) fn install_headers(&self, folder: &Path) -> Result<(), Failure> {
         const FORCE_OVERWRITE: u32 = 1;
         let path = c_string(folder.as_os_str().as_encoded_bytes())?;
         let mut why: *const c_char = ptr::null();
@@ -89,8 +91,7 @@ impl Nvrtc {
                 FailureKind::ToolchainMissing,
                 format!("write CUDA's headers to {at}: {e} {why}"),
             )
-        })?;
-        Ok(true)
+        })
     }
 
     /// The full version, as the compiler writes it into PTX: `nvrtcVersion` has no

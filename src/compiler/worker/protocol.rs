@@ -12,6 +12,7 @@ use std::{
 
 use bytes::Bytes;
 use kiln_proto::{BinaryKind, Failure, Target};
+use memchr::memmem;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
@@ -21,13 +22,13 @@ use crate::compiler::header_tree::HeaderTree;
 pub(crate) const MAX_FRAME: usize = 1 << 30;
 
 /// First message to a worker: the toolchain it is to load.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Setup {
     /// Absolute path of the NVRTC library.
     pub(crate) library: PathBuf,
     /// Folders to search for CUDA's headers, after those of the request.
     pub(crate) include: Vec<String>,
-    /// Write the library's own headers here first, if it has any.
+    /// Write the library's own headers here, if it has any.
     pub(crate) install_headers: Option<PathBuf>,
     /// Hash the headers in `include`: only a probe wants that.
     pub(crate) hash_headers: bool,
@@ -40,7 +41,7 @@ pub(crate) struct Ready {
     pub(crate) version: String,
     /// Compute capabilities times ten that it compiles for.
     pub(crate) architectures: Vec<u32>,
-    /// What became of `install_headers`.
+    /// Headers of the library's own.
     pub(crate) bundled: Bundled,
     /// Version and digest of the headers in `include`, where asked for.
     pub(crate) headers: Option<String>,
@@ -51,8 +52,10 @@ pub(crate) struct Ready {
 /// The library's own headers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Bundled {
-    /// It brings none, or nobody asked.
+    /// It brings none.
     None,
+    /// It can write them.
+    Brought,
     /// They are where they were asked for.
     Installed,
 }
@@ -76,6 +79,33 @@ pub(crate) struct Program {
     pub(crate) memory_bytes: u64,
     /// Backstop for the daemon's wall clock, in seconds of processor time.
     pub(crate) cpu_seconds: u64,
+}
+
+impl Program {
+    /// All that the compiler reads as text: the source, its headers, options and names.
+    pub(crate) fn texts(&self) -> impl Iterator<Item = &[u8]> {
+        let headers = self.headers.values().map(|text| &text.0[..]);
+        let options = self.options.iter().chain(&self.name_expressions).map(String::as_bytes);
+        headers.chain([&self.source.0[..]]).chain(options)
+    }
+
+    /// Whether it may read files that do not come with it. A broken line may hide the word.
+    pub(crate) fn may_include(&self) -> bool {
+        const WORDS: [&str; 3] = ["include", "import", "embed"];
+        self.texts().any(|text| {
+            WORDS.iter().any(|word| memmem::find(text, word.as_bytes()).is_some())
+                || has_broken_line(text)
+        })
+    }
+}
+
+/// Whether a line of `text` goes on in the next one, by `\\` or the three signs that mean it.
+fn has_broken_line(text: &[u8]) -> bool {
+    let breaks = |at: usize| {
+        let mut after = text[at + 1..].iter().skip_while(|byte| b" \t\r\x0b\x0c".contains(byte));
+        after.next() == Some(&b'\n')
+    };
+    memchr::memchr_iter(b'\\', text).any(breaks) || memmem::find(text, b"??/").is_some()
 }
 
 /// Second answer.
@@ -193,5 +223,55 @@ fn checked(length: [u8; 4]) -> io::Result<usize> {
             let why = format!("a message of {length} bytes, at most {MAX_FRAME}");
             Err(io::Error::new(io::ErrorKind::InvalidData, why))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kiln_proto::BinaryKind;
+
+    use super::*;
+
+    fn program(source: &'static str) -> Program {
+        Program {
+            source: Octets(Bytes::from_static(source.as_bytes())),
+            headers: BTreeMap::new(),
+            options: Vec::new(),
+            tree: None,
+            name_expressions: Vec::new(),
+            target: Target {
+                compute: 90,
+                arch_specific: false,
+                kind: BinaryKind::Cubin,
+                min_driver: 0,
+            },
+            memory_bytes: 0,
+            cpu_seconds: 0,
+        }
+    }
+
+    #[test]
+    fn what_may_read_another_file_is_known_however_it_says_so() {
+        for source in [
+            "#include <cuda_fp16.h>",
+            "# include_next \"a.h\"",
+            "#if __has_include(<mma.h>)",
+            "#inc\\\nlude <mma.h>",
+            "#inc\\\r\nlude <mma.h>",
+            "#inc\\ \t\nlude <mma.h>",
+            "#inc??/\nlude <mma.h>",
+            "%:import <mma.h>",
+            "#embed \"a\"",
+        ] {
+            assert!(program(source).may_include(), "{source:?}");
+        }
+        for source in ["", "__global__ void k() {}", "\\", "'\\n' \n \\0", "#incl\nude"] {
+            assert!(!program(source).may_include(), "{source:?}");
+        }
+        let plain = program("__global__ void k() {}");
+        let octets = |text: &'static str| Octets(Bytes::from_static(text.as_bytes()));
+        let headers = BTreeMap::from([("own.h".to_owned(), octets("#include <mma.h>"))]);
+        assert!(Program { headers, ..plain.clone() }.may_include());
+        assert!(Program { options: vec!["--pre-include=own.h".into()], ..plain }.may_include());
     }
 }
