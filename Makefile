@@ -67,12 +67,12 @@ demo: ## three nodes, real CUDA compiles, failures: a table of claims, checked
 	python3 tests/demo.py --kiln $(binary)
 
 test: test-python ## all tests, those with real processes, NVRTC and S3 among them
-	$(call toolchain,test) && cargo nextest run --locked --workspace
+	$(call toolchain,test) && tests/in_memory.sh cargo nextest run --locked --workspace
 
 test-python: ## kiln_torch without torch, against a real cluster; part of `make test`
 	$(call toolchain,test) && cargo build --locked --package kiln && \
 	KILN_BINARY=$(abspath_binary) PYTHONPATH="$$KILN_PYTHON_PACKAGES:python" \
-	python3 -B -m pytest python -q -p no:cacheprovider -m "not torch and not triton"
+	tests/in_memory.sh python3 -B -m pytest python -q -p no:cacheprovider -m "not torch and not triton"
 
 test-torch: ## kiln_torch with real PyTorch and Triton: installs 6 GB, takes half an hour
 	$(call toolchain,torch) && cargo build --locked --package kiln && \
