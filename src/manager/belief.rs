@@ -96,7 +96,7 @@ impl Manager {
         self.doubts_itself(namespace)?;
         // A replica that has just started may not have come to this node's present key, or to its
         // certificate.
-        self.catch_up().await;
+        self.catch_up_once().await;
         let why = self.doubts_itself(namespace)?;
         if self.told.is_due(Instant::now()) {
             tracing::warn!(
@@ -107,6 +107,17 @@ impl Manager {
             );
         }
         Some(why)
+    }
+
+    /// Waits, where this node's replica does not know the signer of an entry or what the root says
+    /// of it, until it does: an entry that the leader told may come before what it hangs on.
+    pub async fn know_signer(&self, entry: &Entry) {
+        let known = self
+            .check_signature(entry)
+            .is_ok_and(|(of, by)| self.believes(of.producer, &by, Some(&of.namespace)).is_ok());
+        if !known {
+            self.catch_up().await;
+        }
     }
 
     /// Why, as far as this node's replica knows, nobody would believe it.

@@ -346,6 +346,7 @@ impl Manager {
                         true => Outcome::Coalesced,
                         false => Outcome::Hit,
                     };
+                    self.know_signer(&entry).await;
                     match self.resolve_all(&entry, &prepared, outcome).await? {
                         Found::Here(answer) => return Ok(*answer),
                         Found::Retired => {}

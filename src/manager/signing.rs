@@ -5,7 +5,11 @@
 //! signs with the one or the other, and never with a key that nobody knows. One change at a time,
 //! to its end, whether or not who asked for it waits.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use arc_swap::ArcSwap;
 use ed25519_dalek::{SigningKey, VerifyingKey};
@@ -21,6 +25,9 @@ use crate::{
 /// How long the replica is waited for, at most.
 const CATCH_UP: Duration = Duration::from_secs(5);
 
+/// How long it is not asked again whether the replica lags.
+const PAUSE: Duration = Duration::from_secs(1);
+
 /// The keys of this node whose private half it has.
 pub struct Signing {
     /// This node.
@@ -31,6 +38,8 @@ pub struct Signing {
     keys: ArcSwap<Vec<NodeIdentity>>,
     /// Held while a key follows another, by the task that sees to it.
     rotating: tokio::sync::Mutex<()>,
+    /// When the replica was last waited for.
+    caught_up: tokio::sync::Mutex<Option<Instant>>,
 }
 
 impl Signing {
@@ -42,9 +51,9 @@ impl Signing {
         folder: PathBuf,
     ) -> Result<Self, IdentityError> {
         let keys = ArcSwap::default();
-        let rotating = tokio::sync::Mutex::default();
+        let (rotating, caught_up) = Default::default();
         let index = cluster.index();
-        let signing = Self { node, cluster, index, folder, keys, rotating };
+        let signing = Self { node, cluster, index, folder, keys, rotating, caught_up };
         let next = identity::next(&signing.folder)?;
         if let Some(info) = signing.info() {
             identity::correct_name(&signing.folder, &info.key)?;
@@ -113,12 +122,22 @@ pub struct Rotated {
 
 impl Manager {
     /// What this node signs with. Its replica, where that knows another key than the disk has, may
-    /// have just started and not be where the node was: it is waited for once.
+    /// have just started and not be where the node was: it is waited for.
     pub(super) async fn signing(&self) -> Result<NodeIdentity, Error> {
         if self.identity.current().is_err() {
-            self.catch_up().await;
+            self.catch_up_once().await;
         }
         self.identity.current()
+    }
+
+    /// [`Self::catch_up`] for what may be asked again and again, and may stay as it is: all who
+    /// ask within [`PAUSE`] wait together, and once.
+    pub(super) async fn catch_up_once(&self) {
+        let mut last = self.identity.caught_up.lock().await;
+        if last.is_none_or(|last| last.elapsed() >= PAUSE) {
+            self.catch_up().await;
+            *last = Some(Instant::now());
+        }
     }
 
     /// Waits until this node's replica has what the cluster had decided by now; where nobody says
@@ -160,6 +179,7 @@ impl Manager {
     }
 
     async fn show_next(&self) -> Result<Rotated, Error> {
+        self.catch_up_once().await;
         let key = self.make_next().await?.verifying_key();
         Ok(Rotated { key, before: self.present_key()?, changed: false })
     }
@@ -184,14 +204,17 @@ impl Manager {
             identity::prepare(&folder)
         });
         let next = next.await?;
-        let now = self.identity.current().ok();
-        // Both, before the cluster hears of it.
+        // Those that it has and this one, before the cluster hears of it: which of them is the
+        // present one a replica that lags does not know.
         let new = NodeIdentity::new(self.identity.node, next.clone());
-        self.identity.keys.store(Arc::new(now.into_iter().chain([new]).collect()));
+        let keys = self.identity.keys.load();
+        let others = keys.iter().filter(|of| of.verifying_key() != new.verifying_key()).cloned();
+        self.identity.keys.store(Arc::new(others.chain([new.clone()]).collect()));
         Ok(next)
     }
 
     async fn change_key(&self, wanted: Option<VerifyingKey>) -> Result<Rotated, Error> {
+        self.catch_up_once().await;
         let before = self.present_key()?;
         let folder = self.identity.folder.clone();
         if wanted == Some(before) {

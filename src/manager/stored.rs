@@ -194,6 +194,17 @@ impl Manager {
 
     /// The same, and the key that signed it.
     pub(super) fn verify_by(&self, entry: &Entry) -> Result<(Arc<Manifest>, VerifyingKey), Error> {
+        self.check_signature(entry).inspect_err(|e| {
+            self.counters.bad_manifest();
+            tracing::error!(key = %entry.key, error = %e, "a manifest in the index is refused");
+        })
+    }
+
+    /// The same, without a word where it does not hold.
+    pub(super) fn check_signature(
+        &self,
+        entry: &Entry,
+    ) -> Result<(Arc<Manifest>, VerifyingKey), Error> {
         let id = (entry.key, entry.epoch);
         if let Some(known) = self.verified.get(&id) {
             return Ok((known.manifest, known.by));
@@ -206,10 +217,7 @@ impl Manager {
             )
             .into()),
         };
-        let (manifest, by) = checked.inspect_err(|e| {
-            self.counters.bad_manifest();
-            tracing::error!(key = %entry.key, error = %e, "a manifest in the index is refused");
-        })?;
+        let (manifest, by) = checked?;
         let manifest = Arc::new(manifest);
         let bytes = entry.manifest.bytes.len() as u64;
         self.verified.insert(id, Verified { manifest: manifest.clone(), by, bytes });

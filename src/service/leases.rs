@@ -139,6 +139,7 @@ async fn acquire(
     for _ in 0..ATTEMPTS {
         let acquired = index.acquire(key, instead_of, deadline, &waiting).await?;
         let Acquired::Ready(entry) = &acquired else { return Ok(acquired) };
+        manager.know_signer(entry).await;
         if manager.believes_entry(entry) {
             return Ok(acquired);
         }

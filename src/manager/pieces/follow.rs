@@ -92,7 +92,10 @@ impl Manager {
         let key = prepared.components.key();
         match self.index.acquire(&key, Some(instead_of), whole.deadline, || {}).await? {
             Acquired::Failed(failure) => Err(failure.into()),
-            Acquired::Ready(entry) => self.verify_believed(&entry),
+            Acquired::Ready(entry) => {
+                self.know_signer(&entry).await;
+                self.verify_believed(&entry)
+            }
             Acquired::Granted(lease) => {
                 // Of a whole that was patched it may be another compiler's.
                 let own = self.compilers.named(&prepared.fingerprint.compiler);
