@@ -8,11 +8,11 @@ use std::{
     num::NonZero,
     path::{Path, PathBuf},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use kiln_proto::{Failure, FailureKind, Fingerprint};
-use tokio::sync::{OnceCell, watch};
+use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use super::{
@@ -25,6 +25,8 @@ use super::{
 /// After the first look at a library that failed; twice as long after each other one.
 const AGAIN: Duration = Duration::from_secs(1);
 const AGAIN_AT_MOST: Duration = Duration::from_secs(300);
+/// After headers could not be written.
+const HEADERS_AGAIN: Duration = Duration::from_secs(10);
 
 /// What the compilers share: one toolchain and its workers, or why there is none.
 #[derive(Debug)]
@@ -48,18 +50,42 @@ struct Found {
     /// Where the workers are, and what they run.
     folder: PathBuf,
     program: PathBuf,
-    /// Set once the library's own headers are where the workers look.
-    headers: OnceCell<()>,
+    headers: tokio::sync::Mutex<Written>,
+}
+
+/// Whether the library's own headers are where the workers look.
+#[derive(Debug)]
+enum Written {
+    NotYet,
+    Done,
+    /// Not at the last try: why, and when that was.
+    Failed(Failure, Instant),
 }
 
 impl Found {
     /// Puts the library's headers where the workers look, once: a node that compiles nothing, or
     /// nothing that includes a file, starts without them.
     async fn need_headers(&self) -> Result<(), Failure> {
-        let install = || self.toolchain.install_headers(&self.program, &self.folder);
-        let installed = self.headers.get_or_try_init(install).await;
-        // It says nothing of the request.
-        installed.map(drop).map_err(|failure| Failure::new(FailureKind::Crashed, failure.message))
+        let mut written = self.headers.lock().await;
+        match &*written {
+            Written::Done => return Ok(()),
+            Written::Failed(why, at) if at.elapsed() < HEADERS_AGAIN => return Err(why.clone()),
+            Written::NotYet | Written::Failed(..) => {}
+        }
+        let writing = self.toolchain.install_headers(&self.program, &self.folder).await;
+        let written_now = writing.map_err(|failure| match failure.kind.follows_from_request() {
+            // The request is not what failed.
+            true => Failure::new(FailureKind::Crashed, failure.message),
+            false => failure,
+        });
+        *written = match &written_now {
+            Ok(()) => Written::Done,
+            Err(why) => {
+                tracing::warn!("sources that include CUDA's headers do not compile here: {why}");
+                Written::Failed(why.clone(), Instant::now())
+            }
+        };
+        written_now
     }
 }
 
@@ -166,7 +192,12 @@ impl Engine {
         }
         let program = prepared.nvrtc()?.0;
         if program.may_include() {
-            found.need_headers().await?;
+            tokio::select! {
+                written = found.need_headers() => written?,
+                () = stop.cancelled() => {
+                    return Err(Failure::new(FailureKind::Crashed, "the compile was cancelled"));
+                }
+            }
         }
         found.pool.run(program, limits, stop).await
     }
@@ -225,6 +256,6 @@ impl Look {
             confined = toolchain.confined,
             "found NVRTC"
         );
-        Ok(Found { toolchain, pool, folder, program, headers: OnceCell::new() })
+        Ok(Found { toolchain, pool, folder, program, headers: Written::NotYet.into() })
     }
 }

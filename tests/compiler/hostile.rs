@@ -274,6 +274,7 @@ const SPELLINGS: &[&str] = &[
     "#define V 471101\n#if __has_include(\"FILE\")\n#undef V\n#define V 471102\n#endif",
     "#define V 471101\n#if __has_include(<UPFILE>)\n#undef V\n#define V 471102\n#endif",
     "#define H(x) __has_include(x)\n#if H(\"FILE\")\n#define V 471102\n#endif",
+    "#define V 471101\n#define C(a, b) a##b\n#if C(__has_inc, lude)(\"FILE\")\n#undef V\n#define V 471102\n#endif",
     "const char t[] = {\n#embed \"FILE\"\n};",
     "#define V 471101\n#if __has_embed(\"FILE\")\n#undef V\n#define V 471102\n#endif",
 ];

@@ -68,8 +68,21 @@ impl Nvrtc {
     /// Whether the library brings headers: older ones lack the call for them, and cudarc panics
     /// on a missing symbol.
     pub(super) fn has_headers(&self) -> bool {
-        // SAFETY: the symbol is only looked at, not called.
-        unsafe { self.library.get::<*const ()>(b"nvrtcInstallBundledHeaders\0") }.is_ok()
+        let has = |symbol: &[u8]| {
+            // SAFETY: the symbol is only looked at, not called.
+            unsafe { self.library.get::<*const ()>(symbol) }.is_ok()
+        };
+        if !has(b"nvrtcInstallBundledHeaders\0") || !has(b"nvrtcGetBundledHeadersInfo\0") {
+            return false;
+        }
+        let mut info = std::mem::MaybeUninit::zeroed();
+        let mut why: *const c_char = ptr::null();
+        // SAFETY: out-pointers that live through the call; zeros are a value of all its fields.
+        let (told, info) = unsafe {
+            let told = sys::nvrtcGetBundledHeadersInfo(info.as_mut_ptr(), &mut why);
+            (told, info.assume_init())
+        };
+        told.result().is_ok() && info.available != 0
     }
 
     /// Writes the headers that the library brings into `folder`: there are [`Self::has_headers`].

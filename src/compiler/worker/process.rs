@@ -290,9 +290,12 @@ pub(crate) fn remove_left(folder: &Path) -> std::io::Result<()> {
 /// by the search path alone.
 pub(super) fn library_view(folder: &Path, library: &Path) -> std::io::Result<OsString> {
     let link = folder.join("libnvrtc.so");
-    match std::fs::remove_file(&link) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e),
-        _ => std::os::unix::fs::symlink(library, &link)?,
+    // One that is right stays: workers may be starting.
+    if !std::fs::read_link(&link).is_ok_and(|to| to == library) {
+        match std::fs::remove_file(&link) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e),
+            _ => std::os::unix::fs::symlink(library, &link)?,
+        }
     }
     let beside = library.parent().unwrap_or(Path::new("/"));
     std::env::join_paths([folder, beside]).map_err(std::io::Error::other)

@@ -89,23 +89,41 @@ impl Program {
         headers.chain([&self.source.0[..]]).chain(options)
     }
 
-    /// Whether it may read files that do not come with it. A broken line may hide the word.
+    /// Whether it may read files that do not come with it.
     pub(crate) fn may_include(&self) -> bool {
-        const WORDS: [&str; 3] = ["include", "import", "embed"];
-        self.texts().any(|text| {
-            WORDS.iter().any(|word| memmem::find(text, word.as_bytes()).is_some())
-                || has_broken_line(text)
-        })
+        let texts = self.headers.values().map(|text| &text.0[..]).chain([&self.source.0[..]]);
+        let words = self.options.iter().chain(&self.name_expressions).map(String::as_bytes);
+        texts.into_iter().any(|text| directives(text).any(reads_file) || hides_words(text))
+            || words.into_iter().any(reads_file)
     }
 }
 
-/// Whether a line of `text` goes on in the next one, by `\\` or the three signs that mean it.
-fn has_broken_line(text: &[u8]) -> bool {
+/// Each directive of `text`, to the end of its line, and what looks like one.
+fn directives(text: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let starts = memchr::memchr_iter(b'#', text).chain(memmem::find_iter(text, b"%:"));
+    starts.map(|start| {
+        let line = &text[start..];
+        &line[..memchr::memchr(b'\n', line).unwrap_or(line.len())]
+    })
+}
+
+/// Whether a directive or an option names a file, or asks for one. A comment within a directive
+/// may go on in the next line.
+fn reads_file(line: &[u8]) -> bool {
+    let words: [&[u8]; 4] = [b"include", b"import", b"embed", b"/*"];
+    words.iter().any(|word| memmem::find(line, word).is_some())
+}
+
+/// Whether a word of `text` may stand there in parts: a line that goes on in the next one, by `\`
+/// or the three signs that mean it, or two parts that a macro pastes together.
+fn hides_words(text: &[u8]) -> bool {
     let breaks = |at: usize| {
         let mut after = text[at + 1..].iter().skip_while(|byte| b" \t\r\x0b\x0c".contains(byte));
         after.next() == Some(&b'\n')
     };
-    memchr::memchr_iter(b'\\', text).any(breaks) || memmem::find(text, b"??/").is_some()
+    let signs: [&[u8]; 4] = [b"??/", b"??=", b"##", b"%:%:"];
+    memchr::memchr_iter(b'\\', text).any(breaks)
+        || signs.iter().any(|sign| memmem::find(text, sign).is_some())
 }
 
 /// Second answer.
@@ -260,12 +278,25 @@ mod tests {
             "#inc\\\r\nlude <mma.h>",
             "#inc\\ \t\nlude <mma.h>",
             "#inc??/\nlude <mma.h>",
-            "%:import <mma.h>",
+            "#import <mma.h>",
+            "%: import <mma.h>",
+            "??=import <mma.h>",
+            "# /*\n*/ import <mma.h>",
             "#embed \"a\"",
+            "#if __has_embed(\"a\")",
+            "#define C(a,b) a##b\n#if C(__has_inc,lude)(<mma.h>)",
+            "%:define C(a,b) a%:%:b\n%:if C(__has_inc,lude)(<mma.h>)",
         ] {
             assert!(program(source).may_include(), "{source:?}");
         }
-        for source in ["", "__global__ void k() {}", "\\", "'\\n' \n \\0", "#incl\nude"] {
+        for source in [
+            "",
+            "__global__ void k() {}",
+            "\\",
+            "'\\n' \n \\0",
+            "#incl\nude",
+            "#pragma unroll\nembed",
+        ] {
             assert!(!program(source).may_include(), "{source:?}");
         }
         let plain = program("__global__ void k() {}");
