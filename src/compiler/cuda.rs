@@ -85,7 +85,7 @@ impl Compiler for CudaCompiler {
 
     /// Measured: `tests/compiler/outputs.rs`.
     fn is_deterministic(&self) -> bool {
-        true
+        self.engine.toolchain(|toolchain| toolchain.fixed).unwrap_or(false)
     }
 
     fn asks_the_time(&self, prepared: &Prepared) -> bool {

@@ -254,6 +254,7 @@ impl Look {
             library = %toolchain.library.display(),
             headers = ?toolchain.headers,
             confined = toolchain.confined,
+            fixed = toolchain.fixed,
             "found NVRTC"
         );
         Ok(Found { toolchain, pool, folder, program, headers: Written::NotYet.into() })

@@ -138,7 +138,7 @@ impl Compiler for NativeCompiler {
 
     /// Measured: `tests/compiler/outputs.rs`.
     fn is_deterministic(&self) -> bool {
-        true
+        self.engine.toolchain(|toolchain| toolchain.fixed).unwrap_or(false)
     }
 
     fn free(&self) -> usize {

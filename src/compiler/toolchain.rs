@@ -29,6 +29,8 @@ pub struct Toolchain {
     pub include: Vec<String>,
     /// Whether the kernel keeps sources from reading other files (Landlock).
     pub confined: bool,
+    /// Whether it gives the same bytes each time: its workers have the same addresses.
+    pub fixed: bool,
 }
 
 /// Headers beyond those of the request.
@@ -108,6 +110,7 @@ impl Toolchain {
             headers,
             include,
             confined: ready.confined,
+            fixed: ready.fixed,
         };
         let pool = if toolchain.setup() == setup {
             first

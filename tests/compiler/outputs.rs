@@ -149,6 +149,10 @@ async fn an_exported_block_becomes_a_module_and_a_plan() {
 #[tokio::test]
 async fn a_compiler_that_says_so_gives_the_same_bytes_on_every_node_each_time() {
     let nodes = [Node::start().await, Node::start().await];
+    if !nodes[0].compilers.toolchain().unwrap().fixed {
+        println!("not tried: workers cannot have the same addresses here");
+        return;
+    }
     // One of them has CUDA's headers on its disk, and the other one not yet.
     nodes[1].compile(&cuda(HALF, "sm_90")).await.unwrap();
     let mut found = Vec::new();

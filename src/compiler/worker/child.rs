@@ -15,7 +15,7 @@ use kiln_proto::{BinaryKind, Digest, Failure, FailureKind, Hasher, Target};
 use rustix::process::Resource;
 
 use super::{
-    layout,
+    addresses, layout,
     nvrtc::Nvrtc,
     protocol::{Answer, Bundled, Octets, Program, Ready, Setup},
     service,
@@ -38,10 +38,11 @@ pub fn worker_main() -> ExitCode {
 }
 
 fn serve() -> io::Result<()> {
+    let fixed = addresses::fix();
     service::serve(
         false,
         |setup: Setup| {
-            let (nvrtc, ready) = load(&setup)?;
+            let (nvrtc, ready) = load(&setup, fixed)?;
             Ok(((nvrtc, setup, ready.confined), ready))
         },
         |(nvrtc, setup, confined), job: Program| {
@@ -58,7 +59,7 @@ fn serve() -> io::Result<()> {
     )
 }
 
-fn load(setup: &Setup) -> Answer<(Nvrtc, Ready)> {
+fn load(setup: &Setup, fixed: bool) -> Answer<(Nvrtc, Ready)> {
     let nvrtc = Nvrtc::load(&setup.library)?;
     let architectures = nvrtc.architectures()?;
     let target = Target {
@@ -97,7 +98,7 @@ fn load(setup: &Setup) -> Answer<(Nvrtc, Ready)> {
         false => None,
     };
     let confined = sandbox::keep_to_files(&readable(setup), Path::new("."))?;
-    Ok((nvrtc, Ready { version, architectures, bundled, headers, confined }))
+    Ok((nvrtc, Ready { version, architectures, bundled, headers, confined, fixed }))
 }
 
 /// What a source may read besides its own headers: CUDA's, and what lies beside the library.

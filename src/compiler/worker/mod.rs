@@ -7,6 +7,7 @@
 //! it is ready, gets one job, answers, and is killed with all that it started. Where
 //! loading takes seconds, a process beside the pool has loaded, and workers are its forks.
 
+mod addresses;
 mod child;
 mod dialect;
 mod layout;

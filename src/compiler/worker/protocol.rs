@@ -47,6 +47,8 @@ pub(crate) struct Ready {
     pub(crate) headers: Option<String>,
     /// Whether the kernel keeps sources from reading files of the host.
     pub(crate) confined: bool,
+    /// Whether its addresses are those of any other worker.
+    pub(crate) fixed: bool,
 }
 
 /// The library's own headers.

@@ -40,7 +40,15 @@ where
     drop(requests);
     // From here on this thread may be inside a library for long: another one listens.
     let (sender, jobs) = mpsc::channel();
-    thread::Builder::new().name("kiln-stdin".into()).spawn(move || listen::<J>(&sender))?;
+    let (listens, begun) = mpsc::sync_channel(1);
+    let listening = move || {
+        // What it takes of memory at its start it has taken: where the library's data then lies
+        // does not hang on which of both threads was faster (see `addresses`).
+        drop(listens.send(Box::new(())));
+        listen::<J>(&sender);
+    };
+    thread::Builder::new().name("kiln-stdin".into()).spawn(listening)?;
+    drop(begun.recv());
 
     let loaded = match load(hello) {
         Ok((loaded, ready)) => {
