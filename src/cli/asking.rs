@@ -1,6 +1,7 @@
 //! A request for a compile, followed to its end.
 //!
-//! Invariant: what a node answered is kept, whatever it fails of afterwards.
+//! Invariant: what a node answered is kept, whatever it fails of afterwards. Where a root is
+//! pinned, an artifact that is not believed is no answer, also where nobody fetches its bytes.
 
 use std::collections::BTreeSet;
 
@@ -10,7 +11,7 @@ use pb::compile_event::Event;
 
 use super::{
     CliError,
-    client::Client,
+    client::{Client, Endpoints},
     error::FailureView,
     fetch,
     pieces::{self, FailedView},
@@ -41,11 +42,12 @@ pub(crate) struct SizeFailed {
     pub(crate) error: FailureView,
 }
 
-/// Asks one node. `Unreachable` moves on to the next: all of this may be repeated.
+/// Asks one node, one of `endpoints`. `Unreachable` moves on to the next: all of this may be repeated.
 pub(crate) async fn ask(
     client: &mut Client,
     request: pb::CompileRequest,
     progress: &mut Progress,
+    endpoints: &Endpoints,
 ) -> Result<Answered, CliError> {
     let targets = request.targets.len();
     let sizes = request.compile_sizes.as_ref().map_or(0, |all| all.sizes.len());
@@ -69,17 +71,22 @@ pub(crate) async fn ask(
                 return Ok(Answered { done, failed: None });
             }
             None => return Err(early()),
-            Some(Some(Event::Done(answer))) => match answer.size {
-                None => {
-                    told = FailedView::default();
-                    done.push(Answer { done: answer, sizes: Vec::new() });
+            Some(Some(Event::Done(answer))) => {
+                let wire = answer.manifest.clone().unwrap_or_default();
+                let key = fetch::manifest(wire.clone())?.key;
+                // As it is now: a compile may take longer than a change of a key.
+                let manifest = endpoints.belief().await?.read(&wire.into(), &key, "")?;
+                match answer.size {
+                    None => {
+                        told = FailedView::default();
+                        done.push(Answer { done: answer, sizes: Vec::new() });
+                    }
+                    Some(size) => {
+                        let of = done.last_mut().ok_or_else(early)?;
+                        of.sizes.push(SizeEnd { size, end: Ok((answer, manifest)) });
+                    }
                 }
-                Some(size) => {
-                    let manifest = fetch::manifest(answer.manifest.clone().unwrap_or_default())?;
-                    let of = done.last_mut().ok_or_else(early)?;
-                    of.sizes.push(SizeEnd { size, end: Ok((answer, manifest)) });
-                }
-            },
+            }
             Some(Some(Event::SizeFailed(failed))) => {
                 let of = done.last_mut().ok_or_else(early)?;
                 let pb::SizeFailed { size, key, failure } = failed;

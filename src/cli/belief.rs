@@ -5,7 +5,13 @@
 //! key: it only carries what the root signed. Where a namespace was asked for, pinned or not, no
 //! manifest of another one is taken.
 
-use clap::{error::ErrorKind, parser::ValueSource};
+use std::ffi::OsString;
+
+use clap::{
+    builder::{OsStringValueParser, TypedValueParser},
+    error::ErrorKind,
+    parser::ValueSource,
+};
 use ed25519_dalek::VerifyingKey;
 use kiln::clock;
 use kiln_proto::{
@@ -28,7 +34,7 @@ struct Flags {
         long = "trust-root",
         value_name = "KEY",
         env = "KILN_ROOT",
-        value_parser = roots,
+        value_parser = OsStringValueParser::new().try_map(given),
         global = true
     )]
     roots: Option<Roots>,
@@ -45,6 +51,13 @@ fn roots(text: &str) -> Result<Roots, String> {
         true => Err(format!("{text:?} names no key: give the root's, or leave it unset")),
         false => Ok(Roots(keys)),
     }
+}
+
+/// The same of a flag or a variable, which clap does not tell apart. Lossy: what is no text is no
+/// key either, and must not count as unset.
+#[allow(clippy::needless_pass_by_value)] // as clap has it
+fn given(text: OsString) -> Result<Roots, String> {
+    roots(&text.to_string_lossy()).map_err(|why| format!("{why} (--trust-root or KILN_ROOT)"))
 }
 
 impl clap::FromArgMatches for PinArgs {
@@ -79,9 +92,7 @@ impl clap::Args for PinArgs {
 impl PinArgs {
     /// As the environment has it, for commands that name their nodes otherwise.
     pub(crate) fn from_env() -> Result<Self, String> {
-        // Lossy: what is no text is no key either, and must not count as unset.
-        let text = std::env::var_os("KILN_ROOT").unwrap_or_default();
-        Ok(Self(Some(roots(&text.to_string_lossy()).map_err(|why| format!("KILN_ROOT: {why}"))?)))
+        Ok(Self(Some(given(std::env::var_os("KILN_ROOT").unwrap_or_default())?)))
     }
 
     /// Whether there is one.

@@ -183,7 +183,8 @@ impl Compile {
         request: pb::CompileRequest,
     ) -> Result<Compiled, CliError> {
         let mut progress = Progress::start(self.progress, &self.file.display().to_string());
-        let Answered { done: answers, failed } = ask(&mut client, request, &mut progress).await?;
+        let answered = ask(&mut client, request, &mut progress, &self.client.endpoints).await?;
+        let Answered { done: answers, failed } = answered;
         drop(progress);
         let mut done = Vec::with_capacity(answers.len());
         for answer in &answers {

@@ -145,13 +145,13 @@ impl Warm {
     ) -> WarmedView {
         let name = file.display().to_string();
         let mut progress = Progress::within(self.progress, &name, terminal);
-        let answered = match ask(&mut client, request.clone(), &mut progress).await {
+        let endpoints = &self.client.endpoints;
+        let answered = match ask(&mut client, request.clone(), &mut progress, endpoints).await {
             // The node went away: any other one will do.
             Err(CliError::Unreachable(_)) => {
-                let endpoints = &self.client.endpoints;
                 let again = endpoints.attempt(async |mut client| {
                     let mut progress = Progress::within(self.progress, &name, terminal);
-                    ask(&mut client, request.clone(), &mut progress).await
+                    ask(&mut client, request.clone(), &mut progress, endpoints).await
                 });
                 again.await
             }

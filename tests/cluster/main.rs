@@ -45,6 +45,7 @@ mod odd;
 mod order;
 mod out;
 mod pieces;
+mod pinned;
 mod pins;
 mod places;
 mod plan;

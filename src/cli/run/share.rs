@@ -208,7 +208,8 @@ pub(crate) fn signers(text: &str) -> Result<Vec<VerifyingKey>, String> {
         let bytes: [u8; 32] = hex::decode(name).ok()?.try_into().ok()?;
         VerifyingKey::from_bytes(&bytes).ok()
     };
-    let refuse = |name: &str| format!("{name:?} is no ed25519 public key in hexadecimal");
+    let refuse =
+        |name: &str| format!("KILN_SIGNERS: {name:?} is no ed25519 public key in hexadecimal");
     if names.is_empty() && !text.is_empty() {
         return Err(format!("KILN_SIGNERS: {text:?} names no key: give one, or leave it unset"));
     }
