@@ -262,3 +262,42 @@ async fn who_stops_sending_is_cut_off_and_its_room_is_given_back() {
     let next = value_of("next", &pack);
     assert!(replace(node, &next, &pack).await.unwrap().committed, "it has the room");
 }
+
+/// Who says how much is to come, and sends little of it, takes little.
+#[tokio::test(flavor = "multi_thread")]
+async fn readers_do_not_wait_behind_what_is_announced() {
+    const MIB: usize = 1 << 20;
+    let cluster = TestCluster::start_with(1, |_, config| {
+        // Longer than this test.
+        config.publish.patience = Duration::from_secs(600);
+        (config.memory.bytes, config.memory.in_flight) = (4 << 20, 4 << 20);
+    })
+    .await;
+    let node = &cluster.nodes[0];
+    let kept = vec![7; 3 * MIB];
+    assert!(replace(node, &value_of("kept", &kept), &kept).await.unwrap().committed);
+
+    // Nearly all of both. Its other bytes never come.
+    let manifest = value_of("announced", &vec![8; 15 * MIB / 2]);
+    let manifest = Some((&manifest).into());
+    let header = pb::PublishHeader { manifest, replace: true, ..Default::default() };
+    let chunks = [Chunk::Header(header), Chunk::Data(prost::bytes::Bytes::from_static(b"few"))];
+    let chunks = chunks.map(|chunk| pb::PublishChunk { chunk: Some(chunk) });
+    let stalls = stream::iter(chunks).chain(stream::pending());
+    let mut client = node.client().await;
+    let stalled = tokio::spawn(async move { client.publish(stalls).await.map(drop) });
+    let memory = async || {
+        let text = crate::harness::metrics(node).await;
+        let line = text.lines().find(|line| line.starts_with("kiln_blob_memory_bytes "));
+        line.unwrap().split_once(' ').unwrap().1.parse::<f64>().unwrap() as usize
+    };
+    crate::harness::eventually("the announced one", async || {
+        (memory().await > 3 * MIB).then_some(())
+    })
+    .await;
+    let read = crate::redis::Redis::connect(node).await.get("kept").await;
+    assert!(read.is_some_and(|read| read == kept), "it is read");
+    assert!(memory().await < 5 * MIB, "and was in memory still");
+    assert!(!stalled.is_finished(), "the other one waits");
+    stalled.abort();
+}
