@@ -65,6 +65,8 @@ pub mod gate;
 pub mod identity;
 pub mod manager;
 pub mod monitor;
+#[cfg(test)]
+mod mutation_tests;
 pub mod net;
 pub mod node;
 pub mod prewarm;
