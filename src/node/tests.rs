@@ -1,6 +1,7 @@
 #![allow(clippy::unwrap_used)]
 //! Wholes and their pieces on real nodes of this process: fetched, missed, pinned.
 
+mod audited;
 mod freed;
 mod ladder;
 mod listed;
@@ -39,6 +40,14 @@ struct Running {
 
 impl Running {
     async fn start(join: Option<&Running>, disk: u64) -> Self {
+        Self::start_with(join, disk, |_| {}).await
+    }
+
+    async fn start_with(
+        join: Option<&Running>,
+        disk: u64,
+        configure: impl FnOnce(&mut Config),
+    ) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let any = ([127, 0, 0, 1], 0).into();
         let mut config = Config {
@@ -58,6 +67,7 @@ impl Running {
         config.compile.nvrtc = Some(folder.path().join("no compiler"));
         let join = join.map(|other| other.node.ready.transfer.clone()).into_iter().collect();
         config.start = StartConfig { join, ..StartConfig::default() };
+        configure(&mut config);
         let metrics = Recorder::not_installed().unwrap();
         Self { node: Node::start(config, metrics).await.unwrap(), folder }
     }
