@@ -34,7 +34,8 @@ pub(super) fn read(file: &Path) -> Profile {
 pub(super) fn write(file: &Path, profile: &Profile) -> io::Result<()> {
     let bytes = postcard::to_extend(profile, vec![FORM]).map_err(io::Error::other)?;
     let folder = file.parent().unwrap_or(Path::new("."));
-    let mut temp = tempfile::NamedTempFile::new_in(folder)?;
+    // A node that starts removes one that has this name still: `node/leftovers.rs`.
+    let mut temp = tempfile::Builder::new().prefix("use.").suffix(".new").tempfile_in(folder)?;
     temp.write_all(&bytes)?;
     temp.persist(file)?;
     Ok(())
