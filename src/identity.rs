@@ -17,6 +17,7 @@ use std::{
 
 use ed25519_dalek::{SigningKey, VerifyingKey};
 use fail::fail_point;
+use tempfile::{NamedTempFile, PersistError};
 
 const FILE: &str = "signing.key";
 /// The key that is to follow.
@@ -82,11 +83,13 @@ pub fn prepare(folder: &Path) -> Result<SigningKey, IdentityError> {
     let io = |source| IdentityError::Io { folder: folder.display().to_string(), source };
     if !folder.join(NAME).exists() {
         write_name(folder, &name(folder)?)?;
+        fail_point!("rotate.named");
     }
     match next(folder)? {
         Some(known) => return Ok(known),
         None => create_in(folder, &folder.join(NEXT)).map_err(io)?,
     }
+    fail_point!("rotate.prepared");
     read(&folder.join(NEXT))
 }
 
@@ -97,10 +100,13 @@ pub fn finish(folder: &Path, wanted: &VerifyingKey) -> Result<(), IdentityError>
     if next(folder)?.as_ref().is_some_and(is_wanted) {
         let finish = || {
             fs::rename(folder.join(NEXT), folder.join(FILE))?;
+            fail_point!("rotate.replaced");
             fs::File::open(folder)?.sync_all()
         };
-        return finish()
-            .map_err(|source| IdentityError::Io { folder: folder.display().to_string(), source });
+        finish()
+            .map_err(|source| IdentityError::Io { folder: folder.display().to_string(), source })?;
+        fail_point!("rotate.finished");
+        return Ok(());
     }
     match read(&folder.join(FILE)) {
         Ok(present) if is_wanted(&present) => Ok(()),
@@ -125,10 +131,10 @@ pub fn correct_name(folder: &Path, joined: &VerifyingKey) -> Result<(), Identity
 fn write_name(folder: &Path, name: &VerifyingKey) -> Result<(), IdentityError> {
     let path = folder.join(NAME);
     let text = hex::encode(name.as_bytes());
-    let io = |source| IdentityError::Io { folder: folder.display().to_string(), source };
-    let temporary = written(folder, &path, text.as_bytes()).map_err(io)?;
-    temporary.persist(&path).map_err(|e| io(e.error))?;
-    fs::File::open(folder).and_then(|folder| folder.sync_all()).map_err(io)
+    let placed = placed(folder, &path, text.as_bytes(), |file| file.persist(&path));
+    placed
+        .and_then(|()| fs::File::open(folder)?.sync_all())
+        .map_err(|source| IdentityError::Io { folder: folder.display().to_string(), source })
 }
 
 /// The public key by which certificates of members name the node of `folder`: that with which
@@ -177,17 +183,34 @@ fn secret() -> io::Result<[u8; 32]> {
 
 /// Makes a key in the file `path` of `folder`; one that came there meanwhile stays.
 fn create_in(folder: &Path, path: &Path) -> io::Result<()> {
-    match written(folder, path, &secret()?)?.persist_noclobber(path) {
-        Err(e) if e.error.kind() != io::ErrorKind::AlreadyExists => return Err(e.error),
+    match placed(folder, path, &secret()?, |file| file.persist_noclobber(path)) {
+        Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
         _ => {}
     }
     fail_point!("key.renamed");
     fs::File::open(folder)?.sync_all()
 }
 
+/// Writes `bytes` as what is to become the file `path` of `folder`, and gives it that name by
+/// `place`. A command of the operator may do so while the node of the folder starts, which
+/// removes what nobody named yet: that is done again.
+fn placed(
+    folder: &Path,
+    path: &Path,
+    bytes: &[u8],
+    place: impl Fn(NamedTempFile) -> Result<fs::File, PersistError>,
+) -> io::Result<()> {
+    match place(written(folder, path, bytes)?) {
+        Err(e) if e.error.kind() == io::ErrorKind::NotFound => place(written(folder, path, bytes)?),
+        placed => placed,
+    }
+    .map(drop)
+    .map_err(|e| e.error)
+}
+
 /// What is to become the file `path` of `folder`, durable under a name that nobody else has;
 /// its owner's alone.
-fn written(folder: &Path, path: &Path, bytes: &[u8]) -> io::Result<tempfile::NamedTempFile> {
+fn written(folder: &Path, path: &Path, bytes: &[u8]) -> io::Result<NamedTempFile> {
     let name = path.file_name().and_then(OsStr::to_str).unwrap_or(FILE);
     let mut file =
         tempfile::Builder::new().prefix(&format!("{name}.")).suffix(".new").tempfile_in(folder)?;

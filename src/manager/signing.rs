@@ -13,6 +13,7 @@ use std::{
 
 use arc_swap::ArcSwap;
 use ed25519_dalek::{SigningKey, VerifyingKey};
+use fail::fail_point;
 use kiln_cluster::{Cluster, Index, NodeInfo};
 use kiln_proto::{NodeId, NodeIdentity};
 
@@ -241,7 +242,9 @@ impl Manager {
                  here kiln signer rotate --certificate FILE"
             )));
         }
+        fail_point!("rotate.asked");
         self.index.rotate_key(&key).await?;
+        fail_point!("rotate.committed");
         blocking(move || identity::finish(&folder, &key)).await?;
         Ok(Rotated { key, before, changed: true })
     }

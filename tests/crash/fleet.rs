@@ -20,6 +20,7 @@ use crate::{
     harness::{NAMESPACE, TestCluster, TestNode, bytes_of, eventually},
     load::{self, Load, WRITERS},
     points::Way,
+    rotation::Rotation,
 };
 
 /// A node that is to be killed at a step is there by then.
@@ -38,6 +39,8 @@ pub(crate) struct Fleet {
     next: usize,
     /// A newcomer that leaves again.
     guest: Option<usize>,
+    /// The change of the guest's key.
+    rotation: Option<Rotation>,
 }
 
 fn configure(_: usize, config: &mut Config) {
@@ -62,7 +65,7 @@ impl Fleet {
         for writer in 0..WRITERS {
             writers.spawn(load.clone().write(writer, at.clone()));
         }
-        Self { cluster, load, writers, next: 0, guest: None }
+        Self { cluster, load, writers, next: 0, guest: None, rotation: None }
     }
 
     pub(crate) fn calls(&self) -> u64 {
@@ -118,6 +121,34 @@ impl Fleet {
                 self.cluster.nodes[guest].spawn();
                 self.reached(&[guest]).await
             }
+            Way::Rotate => {
+                let guest = self.rotating_guest().await;
+                // The name is written before the key, by the same steps.
+                let twice = matches!(step, "key.written" | "key.synced");
+                arm(&self.cluster.nodes[guest], step, if twice { 1 + count % 2 } else { 1 });
+                armed(&self.cluster.nodes[guest]).await;
+                Rotation::ask(&self.cluster.nodes[guest]).await;
+                self.reached(&[guest]).await
+            }
+            Way::NoteRotation => {
+                let guest = self.rotating_guest().await;
+                arm(&self.cluster.nodes[guest], "rotate.committed", 1);
+                armed(&self.cluster.nodes[guest]).await;
+                Rotation::ask(&self.cluster.nodes[guest]).await;
+                if !self.reached(&[guest]).await {
+                    return false;
+                }
+                arm(&self.cluster.nodes[guest], step, 1);
+                self.cluster.nodes[guest].spawn();
+                // Mostly its replica is behind when it comes back, so it notes nothing then.
+                if self.cluster.nodes[guest].wait_ready().await {
+                    Rotation::is_heard_of(&self.cluster.nodes[guest]).await;
+                    self.cluster.nodes[guest].terminate().await;
+                    arm(&self.cluster.nodes[guest], step, 1);
+                    self.cluster.nodes[guest].spawn();
+                }
+                self.reached(&[guest]).await
+            }
             Way::Corrupt => {
                 let victim = self.next;
                 let _turn = self.load.turn.write().await;
@@ -142,6 +173,16 @@ impl Fleet {
                 reached(&mut self.cluster.nodes[victim], Duration::from_secs(1)).await
             }
         }
+    }
+
+    /// A member that has signed something, and has had one key until now.
+    async fn rotating_guest(&mut self) -> usize {
+        let guest = self.cluster.newcomer(configure);
+        self.guest = Some(guest);
+        self.cluster.nodes[guest].restart().await;
+        let (node, any) = (&self.cluster.nodes[guest], &self.cluster.nodes[0]);
+        self.rotation = Some(Rotation::begin(node, any).await);
+        guest
     }
 
     /// Waits for the end of one of `nodes`.
@@ -230,6 +271,10 @@ impl Fleet {
             }
         }
         if let Some(guest) = self.guest.take() {
+            if let Some(rotation) = self.rotation.take() {
+                let (node, any) = (&self.cluster.nodes[guest], &self.cluster.nodes[0]);
+                lost.extend(rotation.check(node, any).await);
+            }
             let id = self.cluster.nodes[guest].id;
             let request = pb::RemoveNodeRequest { id };
             let remove = async || {
@@ -251,7 +296,7 @@ impl Fleet {
         for node in &self.cluster.nodes {
             walk(node.data(), &mut |path| {
                 let name = path.to_string_lossy();
-                if name.ends_with(".snapshot") || name.ends_with("identity.new") {
+                if name.ends_with(".snapshot") || name.ends_with(".new") {
                     found.push(format!("{name} is left over"));
                 }
             });

@@ -145,7 +145,11 @@ impl Load {
     }
 }
 
-async fn put(client: &mut KilnClient<Channel>, name: &str, version: Version) -> Result<(), Status> {
+pub(crate) async fn put(
+    client: &mut KilnClient<Channel>,
+    name: &str,
+    version: Version,
+) -> Result<(), Status> {
     let pack = bytes(name, version);
     let manifest = Some((&manifest(name, &pack)).into());
     let header = pb::PublishHeader { manifest, replace: true, ..Default::default() };

@@ -12,6 +12,7 @@ mod load;
 mod points;
 #[path = "../support/ports.rs"]
 mod ports;
+mod rotation;
 
 use std::{
     process::ExitCode,

@@ -17,6 +17,10 @@ pub(crate) enum Way {
     Corrupt,
     /// It leads and collects the object store.
     Collect,
+    /// It has just joined, and changes its signing key.
+    Rotate,
+    /// It was killed before it noted such a change, and notes it at a later start.
+    NoteRotation,
 }
 
 /// All steps.
@@ -45,6 +49,17 @@ pub(crate) const POINTS: &[(&str, Way)] = &[
     ("key.written", Way::Join),
     ("key.synced", Way::Join),
     ("key.renamed", Way::Join),
+    ("key.written", Way::Rotate),
+    ("key.synced", Way::Rotate),
+    ("key.renamed", Way::Rotate),
+    ("rotate.named", Way::Rotate),
+    ("rotate.prepared", Way::Rotate),
+    ("rotate.asked", Way::Rotate),
+    ("rotate.committed", Way::Rotate),
+    ("rotate.replaced", Way::Rotate),
+    ("rotate.finished", Way::Rotate),
+    ("rotate.replaced", Way::NoteRotation),
+    ("rotate.finished", Way::NoteRotation),
     ("identity.written", Way::Join),
     ("identity.synced", Way::Join),
     ("identity.renamed", Way::Join),
