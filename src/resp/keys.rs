@@ -9,7 +9,12 @@ use bytes::Bytes;
 use kiln_cluster::{ClusterError, Index};
 use kiln_proto::{ArtifactKey, value};
 
-use super::{connection::Connection, pattern::matches, reply::Reply};
+use super::{
+    connection::Connection,
+    many::{self, Time},
+    pattern::matches,
+    reply::Reply,
+};
 
 /// Keys of all kinds that one call of SCAN looks at, at most.
 const MOST_LOOKED_AT: usize = 10_000;
@@ -23,8 +28,11 @@ impl Connection {
 
     /// EXISTS: counts, the same key each time that it is named.
     pub(super) async fn exists(&mut self, names: &[Bytes]) -> Reply {
-        let mut found = 0;
-        for name in names {
+        let (mut found, time) = (0, Time::begin());
+        for (done, name) in names.iter().enumerate() {
+            if time.is_over() {
+                return many::left_out(names.len() - done, names.len());
+            }
             found += i64::from(self.has(name).await);
         }
         Reply::Integer(found)
@@ -32,8 +40,11 @@ impl Connection {
 
     /// DEL: from the whole cluster.
     pub(super) async fn del(&mut self, names: &[Bytes]) -> Reply {
-        let mut removed = 0;
-        for name in names {
+        let (mut removed, time) = (0, Time::begin());
+        for (done, name) in names.iter().enumerate() {
+            if time.is_over() {
+                return many::left_out(names.len() - done, names.len());
+            }
             let key = self.key(name);
             match self.values.delete(&key).await {
                 Ok(existed) => {

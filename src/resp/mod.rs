@@ -24,6 +24,7 @@ pub(crate) mod fuzzing;
 mod get;
 mod info;
 mod keys;
+mod many;
 mod misses;
 mod names;
 mod outgoing;

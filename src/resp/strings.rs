@@ -7,13 +7,14 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use futures::{StreamExt, stream};
+use futures::StreamExt;
 use kiln_cluster::PutMode;
 
 use super::{
     connection::{Connection, Ended},
     counters::Count,
     decode::{Admitted, Arg},
+    many::{self, Time},
     reply::Reply,
     values::{Set, Stored, Value},
 };
@@ -133,21 +134,27 @@ impl Connection {
     }
 
     /// MSET: each on its own, not all or nothing. Of tens of thousands of values, only
-    /// those that are being stored have a descriptor.
+    /// those that are being stored have a descriptor. Those for which there was no time are
+    /// told, unlike those that could not be stored: whoever names fewer at once has them stored.
     pub(super) async fn mset(&mut self, args: Vec<Arg>, admitted: Admitted) -> Reply {
         if !args.len().is_multiple_of(2) {
             return Reply::wrong_arguments("mset");
         }
+        let (time, all) = (Time::begin(), args.len() / 2);
         let admitted = Arc::new(admitted);
-        let mut sets = Vec::with_capacity(args.len() / 2);
+        let mut sets = Vec::with_capacity(all);
         let mut args = args.into_iter();
         while let (Some(key), Some(value)) = (args.next(), args.next()) {
             sets.extend(self.prepare(key, value, None, admitted.clone()));
         }
-        let values = &self.values;
-        let stores = stream::iter(sets).map(|set| values.set(set));
-        stores.buffered(STORED_AT_ONCE).for_each(|_| async {}).await;
-        Reply::OK
+        let (values, wanted) = (&self.values, sets.len());
+        let stores = time.run(sets.into_iter().map(|set| values.set(set)), STORED_AT_ONCE);
+        let left = wanted - stores.count().await;
+        if left == 0 {
+            return Reply::OK;
+        }
+        values.failed_all(left, &"an MSET had more of them than there was time for");
+        many::left_out(left, all)
     }
 
     /// MGET: never waits for another client.
@@ -155,10 +162,17 @@ impl Connection {
         let namespace = self.session.namespace.clone();
         self.out.push_array_of(names.len());
         // One question to the leader brings the local replica up for all of them.
-        let mut asked = false;
+        let (mut asked, time) = (false, Time::begin());
         for name in names {
             let key = self.key(name);
-            let mut found = self.values.local(&key, &namespace).await;
+            let mut found = match time.is_over() {
+                false => self.values.local(&key, &namespace).await,
+                // What takes no time: the others are a miss.
+                true => self.values.known(&key, &namespace),
+            };
+            if time.is_over() {
+                asked = true;
+            }
             if found.is_none() && !std::mem::replace(&mut asked, true) {
                 found = self.values.anywhere(&key, &namespace).await;
             }

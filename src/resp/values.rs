@@ -372,6 +372,12 @@ impl Values {
         tracing::warn!(name, %why, "a SET was answered, and not stored");
     }
 
+    /// The same of many.
+    pub(super) fn failed_all(&self, count: usize, why: &dyn std::fmt::Display) {
+        (0..count).for_each(|_| self.count(Count::Failed));
+        tracing::warn!(count, %why, "SETs were not stored");
+    }
+
     /// What needs no entry in the log: the key has this very value.
     async fn has_already(&self, key: &ArtifactKey, value: &Blob, mode: PutMode) -> Option<Put> {
         let entry = self.look(key).await?;

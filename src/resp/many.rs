@@ -1,0 +1,89 @@
+//! Commands that name many keys: tens of thousands in one request.
+//!
+//! Invariant: such a command begins with no further key once its time is over; what it has begun
+//! ends within its own bound; and it says how many keys it has left out. So it ends, and gives
+//! back the memory of its request, however slow this node or its cluster is.
+
+use std::time::Duration;
+
+use futures::{Stream, StreamExt, stream};
+use tokio::time::{Instant, sleep_until};
+
+use super::reply::Reply;
+
+/// What one command may take before it begins with no further key.
+const MOST: Duration = Duration::from_secs(60);
+
+/// The time of one command.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Time(Instant);
+
+impl Time {
+    /// It begins.
+    pub(super) fn begin() -> Self {
+        Self(Instant::now() + MOST)
+    }
+
+    /// Whether no further key is to be begun with.
+    pub(super) fn is_over(&self) -> bool {
+        Instant::now() >= self.0
+    }
+
+    /// Runs `jobs`, `at_once` of them at a time, and begins none when the time is over; what
+    /// came of those that were begun, in their order.
+    pub(super) fn run<J: Future>(
+        self,
+        jobs: impl Iterator<Item = J>,
+        at_once: usize,
+    ) -> impl Stream<Item = J::Output> {
+        stream::iter(jobs).take_until(sleep_until(self.0)).buffered(at_once)
+    }
+}
+
+/// The answer where keys were left out.
+pub(super) fn left_out(left: usize, all: usize) -> Reply {
+    Reply::error(format!(
+        "ERR {left} of {all} keys were left out after {MOST:?}: name fewer at once"
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    /// What is begun ends, and nothing else is.
+    #[tokio::test(start_paused = true)]
+    async fn nothing_is_begun_when_the_time_is_over() {
+        let (begun, second) = (Cell::new(0), Duration::from_secs(1));
+        let jobs = (0..1000).map(|n| {
+            begun.set(begun.get() + 1);
+            async move {
+                tokio::time::sleep(second).await;
+                n
+            }
+        });
+        let started = Instant::now();
+        let done: Vec<_> = Time::begin().run(jobs, 4).collect().await;
+        assert!(started.elapsed() <= MOST + second, "{:?}", started.elapsed());
+        assert_eq!(done.len(), begun.get(), "each that was begun");
+        let most = 4 * MOST.as_secs() as usize;
+        assert!((most - 4..=most + 4).contains(&done.len()), "{}", done.len());
+        assert!(done.is_sorted());
+
+        let few: Vec<_> = Time::begin().run((0..9).map(async |n| n), 4).collect().await;
+        assert_eq!(few.len(), 9);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_time_is_over_after_a_while_and_not_before() {
+        let time = Time::begin();
+        tokio::time::advance(MOST - Duration::from_millis(1)).await;
+        assert!(!time.is_over());
+        tokio::time::advance(Duration::from_millis(1)).await;
+        assert!(time.is_over());
+        let Reply::Error(text) = left_out(3, 7) else { panic!("no error") };
+        assert!(text.starts_with("ERR 3 of 7 keys"), "{text}");
+    }
+}
