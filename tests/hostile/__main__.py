@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import functools
 import json
 import signal
 import subprocess
@@ -28,9 +29,11 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).resolve().parent
 MIB = 1 << 20
-# What the node is told: the bytes of its memory tier, and of what is on its way. A value of
-# more than half of both would arrive alone, and readers wait for it.
-MEMORY, IN_FLIGHT = 512, 512
+# What the node is told: the bytes of its memory tier, and of what is on its way. What is published
+# is more than half of both together: it arrives alone, and leaves readers something.
+MEMORY, IN_FLIGHT = 512, 1024
+# What a stranger announces who wants all of it.
+ALL = (MEMORY + IN_FLIGHT - 1) * MIB
 # What connections and buffers may take besides, in MiB.
 BESIDES = 256
 # Of the questions of others in a case, how many may fail: where all places are taken, one that
@@ -62,6 +65,7 @@ class Node:
             f"memory.bytes={MEMORY}MiB",
             f"memory.in_flight={IN_FLIGHT}MiB",
             "disk.bytes=2GiB",
+            "resp.max_value=2GiB",
         )
         command = [str(kiln), "dev", "--json", "--nodes", "1", "--dir", str(folder / "dev")]
         for setting in told:
@@ -123,6 +127,7 @@ def cases(given: argparse.Namespace, doors: Doors) -> dict[str, Callable[[], str
         "silent": plain(silent, given.idle),
         "slow": plain(slow, given.slow),
         "declared": plain(declared, 64),
+        "alone": plain(functools.partial(declared, size=ALL), 4),
         "deep": plain(deep, 64),
         "msets": plain(msets, given.msets),
         "stalled": lambda: publishers().stall(given.seconds),

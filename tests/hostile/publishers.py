@@ -25,7 +25,7 @@ class Publishers:
     def __init__(self, endpoint: str, count: int, size: int) -> None:
         """Describe the artifacts: each is hashed, which takes its time."""
         self._endpoint = endpoint
-        body = bytes(size)
+        body = bytes(size - 8)
 
         def described(n: int) -> Any:  # noqa: ANN401 a message
             return pack(
