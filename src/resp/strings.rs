@@ -21,6 +21,8 @@ use super::{
 
 /// Values of one MSET that are stored at once.
 const STORED_AT_ONCE: usize = 8;
+/// Of one MSET that are made ready before others have a turn.
+const PREPARED_AT_ONCE: usize = 64;
 
 /// What stands behind SET's value.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -146,6 +148,10 @@ impl Connection {
         let mut args = args.into_iter();
         while let (Some(key), Some(value)) = (args.next(), args.next()) {
             sets.extend(self.prepare(key, value, None, admitted.clone()));
+            // Tens of thousands of keys take a processor for seconds: others have their turn.
+            if sets.len().is_multiple_of(PREPARED_AT_ONCE) {
+                tokio::task::yield_now().await;
+            }
         }
         let (values, wanted) = (&self.values, sets.len());
         let stores = time.run(sets.into_iter().map(|set| values.set(set)), STORED_AT_ONCE);
