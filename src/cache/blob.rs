@@ -16,7 +16,7 @@ use kiln_proto::{Digest, Hasher};
 use memmap2::{Mmap, MmapMut, MmapOptions};
 use rustix::fs::{MemfdFlags, SealFlags};
 
-use super::{Budget, Charge, Lacking, NoRoom};
+use super::{Budget, Charge, NoRoom};
 
 /// Inputs at least this long are hashed by several threads.
 const HASH_IN_PARALLEL: usize = 1 << 20;
@@ -146,26 +146,9 @@ impl BlobWriter {
         Self::charged(budget.charge(size).await?, size)
     }
 
-    /// Memory for exactly `size` bytes, of which `charge` was set aside for the first: more is
-    /// to be [added](Self::add) before more comes.
+    /// Memory for exactly `size` bytes, for which `charge` was set aside.
     pub fn charged(charge: Charge, size: u64) -> Result<Self, BlobError> {
         Ok(Self { charge: Some(charge), ..Self::with_size(size)? })
-    }
-
-    /// What is to be set aside before `bytes` more are written; `None`: nothing.
-    pub fn lacking(&self, bytes: u64) -> Option<Lacking> {
-        let charge = self.charge.as_ref()?;
-        let (size, paid) = (self.size(), charge.bytes().min(self.size()));
-        let end = self.filled().saturating_add(bytes).min(size);
-        (end > paid).then(|| Lacking { now: end - paid, left: size - paid })
-    }
-
-    /// Counts `more` as set aside for it.
-    pub fn add(&mut self, more: Charge) {
-        match &mut self.charge {
-            Some(charge) => charge.add(more),
-            None => self.charge = Some(more),
-        }
     }
 
     /// Memory for exactly `size` bytes that no budget counts: for programs that

@@ -90,16 +90,6 @@ impl Charge {
     }
 }
 
-impl Charge {
-    /// Holds also what `more` does, which is of the same budget.
-    pub(super) fn add(&mut self, mut more: Self) {
-        let pages = more.pages.num_permits();
-        if let Some(pages) = more.pages.split(pages) {
-            self.pages.merge(pages);
-        }
-    }
-}
-
 impl Drop for Charge {
     fn drop(&mut self) {
         gauge!("kiln_blob_memory_bytes").decrement(self.bytes() as f64);
@@ -131,22 +121,7 @@ impl Budget {
     /// Sets memory for a blob of `size` bytes aside. Waits a bounded time where
     /// it is short; refused requests were counted.
     pub async fn charge(&self, size: u64) -> Result<Charge, NoRoom> {
-        let pages = self.pages_for(size.max(self.0.least))?;
-        self.take(size, pages).await
-    }
-
-    /// The same for `size` further bytes of a blob that is charged already.
-    pub(super) async fn charge_more(&self, size: u64) -> Result<Charge, NoRoom> {
         let pages = self.pages_for(size)?;
-        self.take(size, pages).await
-    }
-
-    /// Refuses what never fits.
-    pub(super) fn fits(&self, size: u64) -> Result<(), NoRoom> {
-        self.pages_for(size).map(drop)
-    }
-
-    async fn take(&self, size: u64, pages: u32) -> Result<Charge, NoRoom> {
         if let Ok(taken) = Arc::clone(&self.0.pages).try_acquire_many_owned(pages) {
             return Ok(charged(taken));
         }
@@ -193,7 +168,7 @@ impl Budget {
     }
 
     fn pages_for(&self, size: u64) -> Result<u32, NoRoom> {
-        let pages = size.div_ceil(PAGE);
+        let pages = size.max(self.0.least).div_ceil(PAGE);
         match u32::try_from(pages) {
             Ok(pages) if pages <= self.0.most_pages => Ok(pages),
             _ => {

@@ -21,7 +21,7 @@ mod uploads;
 #[cfg(test)]
 pub(crate) mod conformance;
 
-pub use arrivals::{Arrivals, Arriving, Lacking};
+pub use arrivals::{Arrivals, Arriving};
 pub use blob::{Blob, BlobError, BlobWriter};
 pub use budget::{Budget, BudgetSettings, Charge, NoRoom, Reclaim};
 pub use clock::{Clock, SystemClock};

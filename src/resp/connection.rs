@@ -105,7 +105,7 @@ impl Connection {
         self.out.flush(&self.socket, self.settings.progress).await
     }
 
-    /// The request that was arriving is whole, or what comes of it next has a window of its own.
+    /// The request that was arriving is whole.
     pub(super) fn arrived(&mut self) {
         self.arriving = None;
     }

@@ -13,7 +13,7 @@
 
 use bytes::{Buf, Bytes, BytesMut};
 
-use crate::cache::{Arriving, Blob, BlobError, BlobWriter, Charge, Lacking};
+use crate::cache::{Arriving, Blob, BlobError, BlobWriter, Charge};
 
 /// Arguments from here on become blobs while they arrive.
 const BLOB_FROM: usize = 32 << 10;
@@ -81,8 +81,6 @@ pub(super) enum Step {
     Read,
     /// Ask for the admission of so many bytes, and tell with [`Decoder::admit`].
     Admit(usize),
-    /// Ask for memory for more of a long argument, and tell with [`Decoder::grow`].
-    Grow(Lacking),
 }
 
 /// Why a connection cannot go on: told to the client, in Redis's words.
@@ -186,20 +184,6 @@ impl Decoder {
             Body::Long(Box::new(BlobWriter::charged(charge, size as u64)?))
         };
         Ok(())
-    }
-
-    /// The answer to [`Step::Grow`]; what is left of an argument that has no room is skipped.
-    pub(super) fn grow(&mut self, more: Option<Charge>) {
-        let Body::Long(writer) = &mut self.body else { return };
-        match more {
-            Some(more) => writer.add(more),
-            None => {
-                let (size, filled) = (writer.size() as usize, writer.filled() as usize);
-                // Its own: nothing was admitted since.
-                self.partial.admitted.places.pop();
-                self.body = Body::Skip { size, left: size - filled };
-            }
-        }
     }
 
     /// The next thing to do.
@@ -309,9 +293,6 @@ impl Decoder {
                 Body::Long(writer) => {
                     let left = (writer.size() - writer.filled()) as usize;
                     let now = left.min(self.buffer.len());
-                    if let Some(lacking) = writer.lacking(now as u64) {
-                        return Ok(Some(Step::Grow(lacking)));
-                    }
                     writer.write(&self.buffer[..now])?;
                     self.buffer.advance(now);
                     if now < left {

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use redis_protocol::resp2::{encode, types::BytesFrame};
 
 use super::*;
-use crate::cache::{Arrivals, Budget, BudgetSettings, conformance::roomy};
+use crate::cache::{Arrivals, conformance::roomy};
 
 const LONGEST: usize = 1 << 20;
 
@@ -24,10 +24,6 @@ fn feed(bytes: &[u8], piece: usize, grant: bool) -> Result<Vec<Vec<Vec<u8>>>, De
             Step::Admit(bytes) => {
                 let admitted = grant.then(|| admit(&arrivals, bytes));
                 decoder.admit(admitted)?;
-            }
-            Step::Grow(lacking) => {
-                let more = arrivals.more(lacking).now_or_never().unwrap().unwrap();
-                decoder.grow(grant.then_some(more));
             }
             Step::Request(request) => requests.push(request.args.iter().map(bytes_of).collect()),
         }
@@ -139,51 +135,6 @@ fn an_announcement_costs_nothing() {
     decoder.admit(Some(admit(&Arrivals::new(roomy()), bytes))).unwrap();
     assert!(matches!(decoder.next().unwrap(), Step::Read));
     assert!(decoder.space().capacity() < 1 << 20);
-}
-
-#[tokio::test]
-async fn a_long_value_pays_as_it_comes_and_what_finds_no_room_then_is_skipped() {
-    const MIB: usize = 1 << 20;
-    let size = 4 * MIB;
-    let set = encoded(&[b"SET".to_vec(), b"k".to_vec(), vec![1; size]]);
-    let bytes = [set, encoded(&[b"PING".to_vec()])].concat();
-    for room in [3, 4] {
-        let settings = BudgetSettings {
-            bytes: ((room + 1) * MIB) as u64,
-            blobs: 64,
-            wait: std::time::Duration::ZERO,
-        };
-        let budget = Budget::new(settings);
-        let arrivals = Arrivals::new(budget.clone());
-        // A reader has one.
-        let reading = budget.charge(MIB as u64).now_or_never().unwrap().unwrap();
-        let mut decoder = Decoder::new(size);
-        let mut pieces = bytes.chunks(10_000);
-        let (mut came, mut requests) = (0, Vec::new());
-        while requests.len() < 2 {
-            match decoder.next().unwrap() {
-                Step::Read => {
-                    let piece = pieces.next().unwrap();
-                    came += piece.len();
-                    decoder.space().extend_from_slice(piece);
-                }
-                Step::Admit(bytes) => decoder.admit(Some(admit(&arrivals, bytes))).unwrap(),
-                Step::Grow(lacking) => {
-                    decoder.grow(arrivals.more(lacking).await.ok());
-                }
-                Step::Request(request) => requests.push(request),
-            }
-            assert!(budget.in_use() as usize <= 2 * MIB + came, "not what is announced");
-        }
-        assert_eq!(matches!(requests[0].args[2], Arg::Skipped(_)), room < 4);
-        // What was skipped holds nothing; the whole value, what it has.
-        let held = if room < 4 { 1 } else { 5 };
-        assert_eq!(budget.in_use() as usize, held * MIB);
-        assert_eq!(requests[0].admitted.is_empty(), room < 4);
-        assert_eq!(bytes_of(&requests[1].args[0]), b"PING");
-        drop((requests, reading));
-        assert_eq!(budget.in_use(), 0);
-    }
 }
 
 #[test]

@@ -32,10 +32,6 @@ pub(crate) fn requests(data: &[u8]) {
                     return;
                 }
             }
-            Ok(Step::Grow(lacking)) => {
-                let more = arrivals.more(lacking).now_or_never().and_then(Result::ok);
-                decoder.grow(more);
-            }
             Ok(Step::Request(request)) => {
                 let held = request.args.iter().map(|arg| match arg {
                     Arg::Bytes(bytes) => bytes.len(),

@@ -40,13 +40,6 @@ impl Connection {
                     let admitted = self.values.parts.arrivals.admit(bytes as u64).await;
                     self.decoder.admit(admitted.ok())?;
                 }
-                Step::Grow(lacking) => {
-                    self.flush().await?;
-                    let more = self.values.parts.arrivals.more(lacking).await;
-                    self.decoder.grow(more.ok());
-                    // What others held is not the client's time.
-                    self.arrived();
-                }
                 Step::Read => {
                     self.flush().await?;
                     self.read().await?;

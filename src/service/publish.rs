@@ -1,8 +1,8 @@
 //! Receiving an artifact that a client compiled.
 //!
-//! Invariant: no byte of a pack is taken before its right to be published was checked and
-//! it had its place among what arrives, and none is kept for which no memory was set aside;
-//! what arrives is hashed on the way in, and a stream that ends early leaves nothing.
+//! Invariant: no byte of a pack is taken before its right to be published was checked
+//! and memory for all of it was set aside; what arrives is hashed on the way in, and a
+//! stream that ends early leaves nothing.
 
 use std::time::Duration;
 
@@ -133,11 +133,6 @@ async fn pack(
     let mut writer = BlobWriter::charged(charge, size)?;
     let mut progress = Progress::new(patience);
     while let Some(bytes) = next(&mut chunks, &mut progress).await? {
-        let waited = arrivals.make_room(&mut writer, bytes.len() as u64).await;
-        if waited.map_err(BlobError::from)? {
-            // What others held is not the sender's time.
-            progress = Progress::new(patience);
-        }
         writer = write(writer, bytes).await?;
     }
     Ok((writer.finish_as(manifest.pack_digest)?, arriving))
