@@ -9,7 +9,6 @@ use serde_json::Value;
 use crate::{
     asked::kiln,
     harness::{TestCluster, TestNode, eventually, saxpy},
-    publish::{replace, value_of},
     redis::Redis,
     root::{Office, done, refused},
 };
@@ -185,12 +184,8 @@ async fn changes_of_a_key_that_nobody_waits_for_end_and_do_not_overlap() {
     .await;
     cluster.nodes[1].kill().await;
     cluster.nodes[1].restart().await;
-    // What is published through a node is signed by it; a compile may be another one's.
-    let (node, value) = (&cluster.nodes[1], value_of("after", b"after"));
-    let published = async || replace(node, &value, b"after").await.ok();
-    assert!(eventually("a publication", published).await.committed);
-    let given_out = async || cluster.nodes[0].fetch(&value.key).await.ok()?.0.manifest;
-    assert_eq!(eventually("the value elsewhere", given_out).await.signer, node.id);
+    let made = cluster.nodes[1].compile(saxpy("after")).await.unwrap();
+    assert_eq!((made.outcome, made.manifest.signer), (Outcome::Compiled, cluster.nodes[1].id));
 }
 
 /// A node that has just started may know an older key of its own than it had: what it is asked
