@@ -19,7 +19,7 @@ use kiln_proto::{
     root::{Says, SignedStatement, SignerCertificate},
 };
 
-use super::{CliError, client::Endpoints};
+use super::{CliError, client::Endpoints, fetch};
 
 /// The roots that are pinned.
 #[derive(Debug, Clone, Default)]
@@ -176,6 +176,17 @@ impl Belief {
         let manifest = self.judge(signed, key)?;
         is_of(&manifest, namespace)?;
         Ok(manifest)
+    }
+
+    /// The same of what an answer tells, whose key the command does not know.
+    pub(crate) fn read_told(
+        &self,
+        told: Option<pb::SignedManifest>,
+        namespace: &str,
+    ) -> Result<Manifest, CliError> {
+        let told = told.unwrap_or_default();
+        let key = fetch::manifest(told.clone())?.key;
+        self.read(&told.into(), &key, namespace)
     }
 
     fn judge(&self, signed: &SignedManifest, key: &ArtifactKey) -> Result<Manifest, CliError> {

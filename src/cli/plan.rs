@@ -95,7 +95,7 @@ impl Plan {
         }
         let nodes = prewarm::Nodes::having(&self.client.endpoints, &self.toolchain).await?;
         let work = prewarm::Work { misses, jobs: self.jobs.into(), namespace: self.namespace() };
-        let compiled = nodes.compile(work, |one| match self.client.json {
+        let compiled = nodes.compile(work, &self.client.endpoints, |one| match self.client.json {
             true => output::json(one),
             false => output::line(one),
         });

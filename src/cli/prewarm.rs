@@ -1,7 +1,8 @@
 //! Artifacts compiled again by nodes that have another toolchain.
 //!
 //! Invariant: each is asked of one node, so many at once as asked for; what fails leaves
-//! the rest, and is named.
+//! the rest, and is named. An artifact counts that the command believes, and that is of the
+//! namespace and the target of the one that it takes the place of.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -11,14 +12,14 @@ use std::{
 
 use futures::{StreamExt, stream};
 use indicatif::{ProgressBar, ProgressStyle};
-use kiln_proto::{ArtifactKey, Fingerprint, pb};
+use kiln_proto::{ArtifactKey, FailureKind, Fingerprint, Manifest, pb};
 use serde::Serialize;
 
 use super::{
     CliError,
+    belief::Belief,
     client::{Client, Endpoints},
     error::FailureView,
-    fetch,
     misses::{MissView, Tool},
     output::seconds,
 };
@@ -88,6 +89,7 @@ impl Nodes {
     pub(crate) async fn compile(
         &self,
         work: Work,
+        endpoints: &Endpoints,
         mut told: impl FnMut(&PrewarmedView) -> Result<(), CliError>,
     ) -> Result<usize, CliError> {
         let kept: Vec<MissView> = work.misses.into_iter().filter(|miss| miss.kept).collect();
@@ -102,7 +104,7 @@ impl Nodes {
             let turn = *turns.entry((miss.compiler.clone(), miss.target.clone())).or_insert(next);
             // Another compiler's: a change of several tools, of which no node has this one.
             let Some((node, client, _)) = able.get(turn % able.len().max(1)) else { continue };
-            jobs.push(one(*node, client.clone(), miss, work.namespace.clone()));
+            jobs.push(one(*node, client.clone(), miss, work.namespace.clone(), endpoints));
         }
         let (mut ended, mut failed) = (stream::iter(jobs).buffer_unordered(work.jobs), 0);
         while let Some(one) = ended.next().await {
@@ -124,22 +126,25 @@ fn bar(all: u64) -> ProgressBar {
     ProgressBar::new(all).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
 }
 
-async fn one(node: u64, client: Client, miss: MissView, namespace: String) -> PrewarmedView {
-    let done = recompile(client, &miss, namespace).await;
+async fn one(
+    node: u64,
+    client: Client,
+    miss: MissView,
+    namespace: String,
+    endpoints: &Endpoints,
+) -> PrewarmedView {
+    let done = recompile(client, &miss, namespace, endpoints).await;
     let MissView { key, label, target, .. } = miss;
     let failed = |error: CliError| (None, "failed", None, Some(error.fields()));
     let (new_key, outcome, compile_seconds, error) = match done {
-        Ok(done) => match fetch::manifest(done.manifest.clone().unwrap_or_default()) {
-            Ok(manifest) => {
-                let outcome = match done.outcome() {
-                    pb::Outcome::Compiled => "compiled",
-                    pb::Outcome::Coalesced => "coalesced",
-                    _ => "hit",
-                };
-                (Some(manifest.key.to_string()), outcome, Some(manifest.compile_seconds), None)
-            }
-            Err(e) => failed(e),
-        },
+        Ok((outcome, manifest)) => {
+            let outcome = match outcome {
+                pb::Outcome::Compiled => "compiled",
+                pb::Outcome::Coalesced => "coalesced",
+                _ => "hit",
+            };
+            (Some(manifest.key.to_string()), outcome, Some(manifest.compile_seconds), None)
+        }
         Err(e) => failed(e),
     };
     PrewarmedView { key, label, target, new_key, node, outcome, compile_seconds, error }
@@ -149,18 +154,37 @@ async fn recompile(
     mut client: Client,
     miss: &MissView,
     namespace: String,
-) -> Result<pb::Done, CliError> {
+    endpoints: &Endpoints,
+) -> Result<(pb::Outcome, Manifest), CliError> {
     let key: ArtifactKey = miss.key.parse().map_err(|e| anyhow::anyhow!("{}: {e}", miss.key))?;
     let key = key.as_bytes().to_vec().into();
-    let request = pb::RecompileRequest { key, namespace, deadline_ms: 0 };
+    let request = pb::RecompileRequest { key, namespace: namespace.clone(), deadline_ms: 0 };
     let answer = client.recompile(request).await.map_err(|e| CliError::from_status(&e))?;
     let mut events = answer.into_inner();
     while let Some(event) = events.message().await.map_err(|e| CliError::from_status(&e))? {
         if let Some(pb::compile_event::Event::Done(done)) = event.event {
-            return Ok(done);
+            let manifest = judge(&done, miss, &namespace, &endpoints.belief().await?)?;
+            return Ok((done.outcome(), manifest));
         }
     }
     Err(CliError::Unreachable("the node ended its answer early".into()))
+}
+
+/// The manifest of what takes the place of `miss`, if it is believed and may do that.
+fn judge(
+    done: &pb::Done,
+    miss: &MissView,
+    namespace: &str,
+    belief: &Belief,
+) -> Result<Manifest, CliError> {
+    let manifest = belief.read_told(done.manifest.clone(), namespace)?;
+    match manifest.target.to_string() == miss.target {
+        true => Ok(manifest),
+        false => Err(CliError::failed(
+            FailureKind::Corrupt,
+            format!("the node answered with an artifact for {}: it is not taken", manifest.target),
+        )),
+    }
 }
 
 impl fmt::Display for PrewarmedView {

@@ -119,6 +119,19 @@ impl Compilers {
         other.filter(|_| is_chosen && why.kind == FailureKind::UnsupportedOp).cloned()
     }
 
+    /// Whether what `compiler` made may answer a request for `backend`, of a program or of CUDA,
+    /// that nothing took the place of: those of [`select`](Self::select) and
+    /// [`instead`](Self::instead), for whoever asks a node.
+    pub fn may_answer(compiler: &str, backend: &str, is_program: bool) -> bool {
+        match (backend, is_program) {
+            ("" | "auto", false) => compiler == "cuda",
+            ("" | "auto", true) => {
+                ["native", EagerCompiler::NAME, MixedCompiler::NAME].contains(&compiler)
+            }
+            (named, _) => compiler == named,
+        }
+    }
+
     /// The compiler of that name.
     pub fn named(&self, name: &str) -> Option<Arc<dyn Compiler>> {
         self.all.iter().find(|compiler| compiler.name() == name).cloned()

@@ -97,6 +97,15 @@ async fn exactly_what_misses_is_told_and_compiled_before_it_does() {
     assert_eq!(keys(&plan(&[]).await), wanted(&[("a", "sm_80")]));
     let hit = cluster.nodes[newcomer].compile(cuda("c", "sm_90")).await.unwrap();
     assert_eq!(hit.outcome, pb::Outcome::Hit);
+
+    // Nobody there is certified by this root: what they compile is not what was asked for.
+    let root = ed25519_dalek::SigningKey::from_bytes(&[9; 32]).verifying_key();
+    let (root, pinned) = (hex::encode(root.as_bytes()), ["--prewarm", "--trust-root"]);
+    let arguments = [&["plan", "--toolchain", &change][..], &pinned, &[&root]].concat();
+    let (code, lines, err) = kiln(&cluster.nodes[0], &arguments).await;
+    assert_eq!(code, Some(1), "{err} {lines:?}");
+    let failed = lines.iter().find(|line| line["outcome"] == "failed").expect("one that failed");
+    assert_eq!((&failed["error"]["code"], &failed["new_key"]), (&"C002".into(), &Value::Null));
 }
 
 #[tokio::test(flavor = "multi_thread")]
