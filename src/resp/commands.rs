@@ -56,7 +56,7 @@ impl Connection {
         request: Request,
     ) -> Result<(), Ended> {
         // Again of what waited in a transaction: a token may have ended meanwhile.
-        if self.executing
+        if self.executing.is_some()
             && let Some(refused) = self.session.denied_at(name)
         {
             self.push(refused);

@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     decode::{DecodeError, Decoder},
+    many::Time,
     misses::Misses,
     outgoing::Outgoing,
     reply::Reply,
@@ -37,8 +38,8 @@ pub(super) struct Connection {
     pub(super) stop: CancellationToken,
     /// Between MULTI and EXEC.
     pub(super) transaction: Option<Transaction>,
-    /// A transaction runs: what follows is due.
-    pub(super) executing: bool,
+    /// Of a transaction that runs: what follows is due.
+    pub(super) executing: Option<Time>,
     /// Of the request that has begun to come in.
     arriving: Option<Progress>,
 }
@@ -79,7 +80,7 @@ impl Connection {
             misses: Misses::default(),
             stop,
             transaction: None,
-            executing: false,
+            executing: None,
             arriving: None,
         }
     }
@@ -139,6 +140,11 @@ impl Connection {
             };
             return if read == 0 { Err(Ended::Client) } else { Ok(()) };
         }
+    }
+
+    /// The time of a command that begins: that of its transaction, where it is in one.
+    pub(super) fn time(&self) -> Time {
+        self.executing.unwrap_or_else(Time::begin)
     }
 
     /// The key of `name` in this client's namespace.

@@ -154,7 +154,7 @@ impl Connection {
                 self.flush().await?;
             }
             let more = self.decoder.has_more();
-            if waits && (more || self.executing || self.misses.has_leases()) {
+            if waits && (more || self.executing.is_some() || self.misses.has_leases()) {
                 return Ok((Waited::Cut, waits));
             }
             tokio::select! {

@@ -9,12 +9,7 @@ use bytes::Bytes;
 use kiln_cluster::{ClusterError, Index};
 use kiln_proto::{ArtifactKey, value};
 
-use super::{
-    connection::Connection,
-    many::{self, Time},
-    pattern::matches,
-    reply::Reply,
-};
+use super::{connection::Connection, many, pattern::matches, reply::Reply};
 
 /// Keys of all kinds that one call of SCAN looks at, at most.
 const MOST_LOOKED_AT: usize = 10_000;
@@ -28,7 +23,7 @@ impl Connection {
 
     /// EXISTS: counts, the same key each time that it is named.
     pub(super) async fn exists(&mut self, names: &[Bytes]) -> Reply {
-        let (mut found, time) = (0, Time::begin());
+        let (mut found, time) = (0, self.time());
         for (done, name) in names.iter().enumerate() {
             if time.is_over() {
                 return many::left_out(names.len() - done, names.len());
@@ -40,7 +35,7 @@ impl Connection {
 
     /// DEL: from the whole cluster.
     pub(super) async fn del(&mut self, names: &[Bytes]) -> Reply {
-        let (mut removed, time) = (0, Time::begin());
+        let (mut removed, time) = (0, self.time());
         for (done, name) in names.iter().enumerate() {
             if time.is_over() {
                 return many::left_out(names.len() - done, names.len());

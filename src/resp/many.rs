@@ -1,4 +1,4 @@
-//! Commands that name many keys: tens of thousands in one request.
+//! Commands that name many keys, tens of thousands in one request, and transactions of many.
 //!
 //! Invariant: such a command begins with no further key once its time is over; what it has begun
 //! ends within its own bound; and it says how many keys it has left out. So it ends, and gives
@@ -11,10 +11,10 @@ use tokio::time::{Instant, sleep_until};
 
 use super::reply::Reply;
 
-/// What one command may take before it begins with no further key.
+/// What one command, or transaction, may take before it begins with no further key.
 const MOST: Duration = Duration::from_secs(60);
 
-/// The time of one command.
+/// The time of one command, or of a whole transaction.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Time(Instant);
 
@@ -45,6 +45,19 @@ pub(super) fn left_out(left: usize, all: usize) -> Reply {
     Reply::error(format!(
         "ERR {left} of {all} keys were left out after {MOST:?}: name fewer at once"
     ))
+}
+
+/// The answer to a command of a transaction whose time is over.
+pub(super) fn not_begun() -> Reply {
+    Reply::error(format!("ERR left out after {MOST:?} of its transaction: send fewer at once"))
+}
+
+/// How many values a command that takes values in has, which is `args` words long with its name.
+pub(super) fn values_of(name: &str, args: usize) -> usize {
+    match name {
+        "mset" => args / 2,
+        _ => 1,
+    }
 }
 
 #[cfg(test)]
@@ -85,5 +98,6 @@ mod tests {
         assert!(time.is_over());
         let Reply::Error(text) = left_out(3, 7) else { panic!("no error") };
         assert!(text.starts_with("ERR 3 of 7 keys"), "{text}");
+        assert_eq!((values_of("mset", 7), values_of("setex", 4)), (3, 1));
     }
 }

@@ -14,15 +14,13 @@ use super::{
     connection::{Connection, Ended},
     counters::Count,
     decode::{Admitted, Arg},
-    many::{self, Time},
+    many,
     reply::Reply,
     values::{Set, Stored, Value},
 };
 
 /// Values of one MSET that are stored at once.
 const STORED_AT_ONCE: usize = 8;
-/// Of one MSET that are made ready before others have a turn.
-const PREPARED_AT_ONCE: usize = 64;
 
 /// What stands behind SET's value.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -142,20 +140,25 @@ impl Connection {
         if !args.len().is_multiple_of(2) {
             return Reply::wrong_arguments("mset");
         }
-        let (time, all) = (Time::begin(), args.len() / 2);
-        let admitted = Arc::new(admitted);
-        let mut sets = Vec::with_capacity(all);
+        let (time, all) = (self.time(), args.len() / 2);
+        let (admitted, values) = (Arc::new(admitted), self.values.clone());
         let mut args = args.into_iter();
-        while let (Some(key), Some(value)) = (args.next(), args.next()) {
-            sets.extend(self.prepare(key, value, None, admitted.clone()));
-            // Tens of thousands of keys take a processor for seconds: others have their turn.
-            if sets.len().is_multiple_of(PREPARED_AT_ONCE) {
-                tokio::task::yield_now().await;
+        let pairs = std::iter::from_fn(|| Some((args.next()?, args.next()?)));
+        // Made ready as each begins: what is left out was never published, and fills no miss.
+        let stores = pairs.map(|(key, value)| {
+            let set = self.prepare(key, value, None, admitted.clone());
+            let values = values.clone();
+            async move {
+                match set {
+                    Some(set) => {
+                        values.set(set).await;
+                    }
+                    // Of very many that cannot be stored: others have their turn.
+                    None => tokio::task::yield_now().await,
+                }
             }
-        }
-        let (values, wanted) = (&self.values, sets.len());
-        let stores = time.run(sets.into_iter().map(|set| values.set(set)), STORED_AT_ONCE);
-        let left = wanted - stores.count().await;
+        });
+        let left = all - time.run(stores, STORED_AT_ONCE).count().await;
         if left == 0 {
             return Reply::OK;
         }
@@ -168,7 +171,7 @@ impl Connection {
         let namespace = self.session.namespace.clone();
         self.out.push_array_of(names.len());
         // One question to the leader brings the local replica up for all of them.
-        let (mut asked, time) = (false, Time::begin());
+        let (mut asked, time) = (false, self.time());
         for name in names {
             let key = self.key(name);
             let mut found = match time.is_over() {

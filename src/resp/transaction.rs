@@ -2,7 +2,8 @@
 //!
 //! Invariant: nothing of a transaction runs before EXEC, and nothing at all where one of
 //! its commands was refused; what is kept was admitted to the node's budget but for its
-//! first [`FREE`] bytes, and a client that stalls with more than those is let go.
+//! first [`FREE`] bytes, and a client that stalls with more than those is let go. All of its
+//! commands together have the time of one that names many keys.
 //!
 //! It is not isolated: other clients' commands may come in between, so WATCH, which asks
 //! for more, is refused.
@@ -12,6 +13,7 @@ use std::time::Instant;
 use super::{
     connection::{Connection, Ended},
     decode::{Admitted, Arg, Request},
+    many::{self, Time},
     reply::Reply,
     table::Family,
 };
@@ -132,14 +134,28 @@ impl Connection {
             return Ok(());
         }
         self.out.push_array_of(transaction.queue.len());
-        self.executing = true;
+        let time = Time::begin();
+        self.executing = Some(time);
+        let mut left = 0;
         for (name, request) in transaction.queue {
+            if time.is_over() {
+                left += match Family::of(name) {
+                    Family::Write => many::values_of(name, request.args.len()),
+                    Family::Read | Family::Other => 0,
+                };
+                self.push(many::not_begun());
+                continue;
+            }
             let began = Instant::now();
             self.execute(name, request).await?;
             self.values.parts.counters.took(Family::of(name), began.elapsed());
             self.flush_if_long().await?;
         }
-        self.executing = false;
+        self.executing = None;
+        if left > 0 {
+            self.values
+                .failed_all(left, &"a transaction had more commands than there was time for");
+        }
         Ok(())
     }
 }
