@@ -8,7 +8,6 @@
 //! it, and both have what that one made.
 
 use std::{
-    ffi::OsStr,
     fs,
     io::{self, Write},
     os::unix::fs::{OpenOptionsExt, PermissionsExt},
@@ -18,6 +17,8 @@ use std::{
 use ed25519_dalek::{SigningKey, VerifyingKey};
 use fail::fail_point;
 use tempfile::{NamedTempFile, PersistError};
+
+use crate::unfinished;
 
 const FILE: &str = "signing.key";
 /// The key that is to follow.
@@ -131,7 +132,7 @@ pub fn correct_name(folder: &Path, joined: &VerifyingKey) -> Result<(), Identity
 fn write_name(folder: &Path, name: &VerifyingKey) -> Result<(), IdentityError> {
     let path = folder.join(NAME);
     let text = hex::encode(name.as_bytes());
-    let placed = placed(folder, &path, text.as_bytes(), |file| file.persist(&path));
+    let placed = placed(folder, text.as_bytes(), |file| file.persist(&path));
     placed
         .and_then(|()| fs::File::open(folder)?.sync_all())
         .map_err(|source| IdentityError::Io { folder: folder.display().to_string(), source })
@@ -183,7 +184,7 @@ fn secret() -> io::Result<[u8; 32]> {
 
 /// Makes a key in the file `path` of `folder`; one that came there meanwhile stays.
 fn create_in(folder: &Path, path: &Path) -> io::Result<()> {
-    match placed(folder, path, &secret()?, |file| file.persist_noclobber(path)) {
+    match placed(folder, &secret()?, |file| file.persist_noclobber(path)) {
         Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
         _ => {}
     }
@@ -191,29 +192,25 @@ fn create_in(folder: &Path, path: &Path) -> io::Result<()> {
     fs::File::open(folder)?.sync_all()
 }
 
-/// Writes `bytes` as what is to become the file `path` of `folder`, and gives it that name by
-/// `place`. A command of the operator may do so while the node of the folder starts, which
+/// Writes `bytes` as what is to become a file of `folder`, and gives it its name by `place`. A command of the operator may do so while the node of the folder starts, which
 /// removes what nobody named yet: that is done again.
 fn placed(
     folder: &Path,
-    path: &Path,
     bytes: &[u8],
     place: impl Fn(NamedTempFile) -> Result<fs::File, PersistError>,
 ) -> io::Result<()> {
-    match place(written(folder, path, bytes)?) {
-        Err(e) if e.error.kind() == io::ErrorKind::NotFound => place(written(folder, path, bytes)?),
+    match place(written(folder, bytes)?) {
+        Err(e) if e.error.kind() == io::ErrorKind::NotFound => place(written(folder, bytes)?),
         placed => placed,
     }
     .map(drop)
     .map_err(|e| e.error)
 }
 
-/// What is to become the file `path` of `folder`, durable under a name that nobody else has;
-/// its owner's alone.
-fn written(folder: &Path, path: &Path, bytes: &[u8]) -> io::Result<NamedTempFile> {
-    let name = path.file_name().and_then(OsStr::to_str).unwrap_or(FILE);
-    let mut file =
-        tempfile::Builder::new().prefix(&format!("{name}.")).suffix(".new").tempfile_in(folder)?;
+/// What is to become a file of `folder`, durable under a name that nobody else has; its owner's
+/// alone.
+fn written(folder: &Path, bytes: &[u8]) -> io::Result<NamedTempFile> {
+    let mut file = unfinished::create(folder)?;
     file.write_all(bytes)?;
     fail_point!("key.written");
     file.as_file().sync_all()?;
@@ -302,7 +299,9 @@ mod tests {
             assert_eq!(make(at).unwrap().to_bytes(), made[0]);
         }
         let names: Vec<_> = fs::read_dir(at).unwrap().map(|e| e.unwrap().file_name()).collect();
-        assert!(names.iter().all(|name| !name.to_string_lossy().ends_with(".new")), "{names:?}");
+        let left =
+            |name: &std::ffi::OsString| name.to_string_lossy().starts_with(unfinished::PREFIX);
+        assert!(!names.iter().any(left), "{names:?}");
     }
 
     #[test]

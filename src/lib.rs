@@ -75,3 +75,4 @@ pub mod scan;
 pub mod service;
 pub mod telemetry;
 pub mod transfer;
+mod unfinished;

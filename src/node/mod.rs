@@ -122,13 +122,10 @@ impl Node {
         let lock = lock::lock(data)?;
         format::check(data)?;
         format::check_tier(&config.disk_path())?;
-        let removed = leftovers::remove(data).map_err(|source| NodeError::Io {
+        leftovers::remove(data).map_err(|source| NodeError::Io {
             doing: format!("remove unfinished files from {}", data.display()),
             source,
         })?;
-        if removed > 0 {
-            tracing::info!(removed, "unfinished files of the process before are removed");
-        }
         let signing = identity::load_or_create(data)?;
         let mut tasks = Tasks { stop: CancellationToken::new(), set: JoinSet::new() };
 

@@ -8,6 +8,7 @@ use std::{
 };
 
 use super::Profile;
+use crate::unfinished;
 
 /// Before the profile; another form of it is another first byte.
 const FORM: u8 = 1;
@@ -34,8 +35,7 @@ pub(super) fn read(file: &Path) -> Profile {
 pub(super) fn write(file: &Path, profile: &Profile) -> io::Result<()> {
     let bytes = postcard::to_extend(profile, vec![FORM]).map_err(io::Error::other)?;
     let folder = file.parent().unwrap_or(Path::new("."));
-    // A node that starts removes one that has this name still: `node/leftovers.rs`.
-    let mut temp = tempfile::Builder::new().prefix("use.").suffix(".new").tempfile_in(folder)?;
+    let mut temp = unfinished::create(folder)?;
     temp.write_all(&bytes)?;
     temp.persist(file)?;
     Ok(())

@@ -296,7 +296,10 @@ impl Fleet {
         for node in &self.cluster.nodes {
             walk(node.data(), &mut |path| {
                 let name = path.to_string_lossy();
-                if name.ends_with(".snapshot") || name.ends_with(".new") {
+                let endings = [".snapshot", ".new"];
+                if endings.iter().any(|end| name.ends_with(end))
+                    || name.contains("/.kiln-unfinished-")
+                {
                     found.push(format!("{name} is left over"));
                 }
             });
