@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import functools
 import json
 import signal
 import subprocess
@@ -22,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from publishers import Publishers
-from strangers import Doors, declared, deep, msets, silent, slow
+from strangers import Doors, WrongError, declared, deep, msets, silent, slow
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,8 +31,6 @@ MIB = 1 << 20
 # What the node is told: the bytes of its memory tier, and of what is on its way. What is published
 # is more than half of both together: it arrives alone, and leaves readers something.
 MEMORY, IN_FLIGHT = 512, 1024
-# What a stranger announces who wants all of it.
-ALL = (MEMORY + IN_FLIGHT - 1) * MIB
 # What connections and buffers may take besides, in MiB.
 BESIDES = 256
 # Of the questions of others in a case, how many may fail: where all places are taken, one that
@@ -65,7 +62,6 @@ class Node:
             f"memory.bytes={MEMORY}MiB",
             f"memory.in_flight={IN_FLIGHT}MiB",
             "disk.bytes=2GiB",
-            "resp.max_value=2GiB",
         )
         command = [str(kiln), "dev", "--json", "--nodes", "1", "--dir", str(folder / "dev")]
         for setting in told:
@@ -127,7 +123,6 @@ def cases(given: argparse.Namespace, doors: Doors) -> dict[str, Callable[[], str
         "silent": plain(silent, given.idle),
         "slow": plain(slow, given.slow),
         "declared": plain(declared, 64),
-        "alone": plain(functools.partial(declared, size=ALL), 4),
         "deep": plain(deep, 64),
         "msets": plain(msets, given.msets),
         "stalled": lambda: publishers().stall(given.seconds),
@@ -152,7 +147,11 @@ def main() -> int:
                     print(f"{case}: hashing", file=sys.stderr)
                 node.seen(), node.peak()
                 began = time.monotonic()
-                done = run()
+                try:
+                    done = run()
+                except WrongError as why:
+                    done = str(why)
+                    wrong.append(f"{case}: {done}")
                 took, peak = round(time.monotonic() - began, 1), node.peak()
                 rest = peak if rest is None else rest
                 row: dict[str, Any] = {"case": case, "seconds": took, "done": done}

@@ -27,6 +27,13 @@ DECLARED = 512 << 20
 PAIRS = 32_000
 # An MSET ends within this: 60 s after its last byte it begins with no further pair.
 MSET_ENDS = 180
+# Of all pairs of MSETs, the least share that is to be stored, and of each MSET how many of those
+# that were said stored are asked for; a cache may drop so many of all of these.
+STORED, ASKED, MAY_BE_GONE = 0.01, 16, 0.1
+
+
+class WrongError(Exception):
+    """The node did not do what it is there for."""
 
 
 @dataclass(frozen=True)
@@ -98,11 +105,11 @@ async def slow(doors: Doors, count: int, seconds: float) -> str:
         return f"{len(all_of)} connected, {ended(all_of)} ended by the node"
 
 
-async def declared(doors: Doors, count: int, seconds: float, size: int = DECLARED) -> str:
+async def declared(doors: Doors, count: int, seconds: float) -> str:
     """Announce values of 512 MB, and send a few bytes of them."""
     async with connections(doors, "resp", count) as streams:
         for _, writer in streams:
-            writer.write(b"*3\r\n$3\r\nSET\r\n$1\r\na\r\n$%d\r\nfew" % size)
+            writer.write(b"*3\r\n$3\r\nSET\r\n$1\r\na\r\n$%d\r\nfew" % DECLARED)
         await asyncio.sleep(seconds)
         return f"{len(streams)} connected, {ended(streams)} ended by the node"
 
@@ -114,6 +121,16 @@ async def deep(doors: Doors, count: int, _seconds: float) -> str:
         return f"{len(streams)} connected, answers {_counts(answers)}"
 
 
+def name(n: int, pair: int) -> bytes:
+    """A key of the MSET `n`."""
+    return b"load:%d:%d" % (n, pair)
+
+
+def value(n: int, pair: int) -> bytes:
+    """Its value."""
+    return b"value %d of %d" % (pair, n)
+
+
 async def msets(doors: Doors, count: int, _seconds: float) -> str:
     """MSETs of 32,000 pairs, to their end."""
     async with connections(doors, "resp", count) as streams:
@@ -121,18 +138,59 @@ async def msets(doors: Doors, count: int, _seconds: float) -> str:
         for n in range(len(streams)):
             parts = [b"MSET"]
             for pair in range(PAIRS):
-                parts += [b"load:%d:%d" % (n, pair), b"value %d of %d" % (pair, n)]
+                parts += [name(n, pair), value(n, pair)]
             text = b"".join(b"$%d\r\n%s\r\n" % (len(part), part) for part in parts)
             said.append(b"*%d\r\n" % len(parts) + text)
         pairs = zip(streams, said, strict=True)
         answers = await asyncio.gather(*(_said(pair, text, MSET_ENDS) for pair, text in pairs))
-        told = [a for a in answers if a.startswith(b"-ERR ") and b" keys were left out" in a]
-        left = sum(int(a.split()[1]) for a in told)
-        others = [a for a in answers if a not in told]
+        stored = [_stored(answer) for answer in answers]
+        if None in stored:
+            raise WrongError(f"{len(streams)} connected, answers {_counts(answers)}")
+        if sum(stored) < STORED * PAIRS * max(count, 1):
+            raise WrongError(f"{sum(stored)} values of {len(streams)} MSETs were stored")
+        asked, gone = 0, 0
+        for n, (pair, so_many) in enumerate(zip(streams, stored, strict=True)):
+            # Each MSET begins with its first pairs.
+            some = sorted({at * so_many // ASKED for at in range(ASKED)} - {so_many})
+            found = await _values(pair, [name(n, at) for at in some])
+            wrong = [f for at, f in zip(some, found, strict=True) if f not in (None, value(n, at))]
+            if wrong:
+                raise WrongError(f"another value was read: {wrong[0]!r}")
+            asked, gone = asked + len(some), gone + found.count(None)
+        if gone > MAY_BE_GONE * asked:
+            raise WrongError(f"{gone} of {asked} values that were said stored are not there")
         return (
-            f"{len(streams)} connected, {left} of {len(streams) * PAIRS} values left out and told; "
-            f"answers besides {_counts(others) or 'none'}"
+            f"{len(streams)} connected, {sum(stored)} of {len(streams) * PAIRS} values stored, "
+            f"the others left out and told; {asked - gone} of {asked} read back"
         )
+
+
+def _stored(answer: bytes) -> int | None:
+    """How many pairs of an MSET were said stored; None: it was not answered."""
+    if answer == b"+OK":
+        return PAIRS
+    words = answer.split()
+    told = answer.startswith(b"-ERR ") and b" keys were left out" in answer
+    return PAIRS - int(words[1]) if told else None
+
+
+async def _values(
+    pair: tuple[asyncio.StreamReader, asyncio.StreamWriter], names: list[bytes]
+) -> list[bytes | None]:
+    """What an MGET gives."""
+    if not names:
+        return []
+    parts = [b"MGET", *names]
+    text = b"".join(b"$%d\r\n%s\r\n" % (len(part), part) for part in parts)
+    head = await _said(pair, b"*%d\r\n" % len(parts) + text)
+    if head != b"*%d" % len(names):
+        raise WrongError(f"MGET answered {head!r}")
+    found: list[bytes | None] = []
+    for _ in names:
+        size = int((await asyncio.wait_for(pair[0].readline(), 30)).strip()[1:])
+        whole = None if size < 0 else await asyncio.wait_for(pair[0].readexactly(size + 2), 30)
+        found.append(whole and whole[:-2])
+    return found
 
 
 async def _said(
