@@ -1,20 +1,29 @@
 //! `kiln inspect`: what is in an artifact.
 
 mod code;
+mod page;
 mod pieces;
 mod view;
 
-use std::{collections::BTreeMap, fs, path::Path};
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+};
 
 use anyhow::Context;
 use clap::Args;
-use kiln_proto::Manifest;
+use kiln::exec::layout;
+use kiln_proto::{ArtifactKey, FailureKind, Manifest};
 
 use super::{
-    CliError, ClientArgs, NamespaceArgs, SocketArgs, fetch,
+    CliError, ClientArgs, NamespaceArgs, SocketArgs,
+    fetch::{self, Fetched},
     keys::KeyArg,
     output::{self, table},
+    whole::check_piece,
 };
+use page::{Found, Page};
 use view::View;
 
 const EXAMPLES: &str = "\
@@ -22,7 +31,8 @@ Examples:
   kiln inspect out
   kiln inspect out --json
   kiln inspect out --source k3_rows
-  kiln inspect 3f2a91c0 --sass";
+  kiln inspect 3f2a91c0 --sass
+  kiln inspect out --html page.html --graph model.pt2";
 
 /// Show what is in an artifact: its kernels, what they compute and what they
 /// take, its buffers, its inputs and outputs.
@@ -36,6 +46,12 @@ pub(crate) struct Inspect {
     artifact: String,
     #[command(flatten)]
     code: Code,
+    /// With --html: the archive that was compiled, whose nodes have names and shapes.
+    #[arg(long, value_name = "MODEL.pt2", requires = "html")]
+    graph: Option<PathBuf>,
+    /// With --html: what `kiln exec --json` printed, the kernels' times.
+    #[arg(long, value_name = "FILE", requires = "html")]
+    times: Option<PathBuf>,
     #[command(flatten)]
     namespace: NamespaceArgs,
     #[command(flatten)]
@@ -57,6 +73,10 @@ struct Code {
     /// Print the machine code, by cuobjdump or nvdisasm of the CUDA toolkit.
     #[arg(long, value_name = "KERNEL", num_args = 0..=1, default_missing_value = "")]
     sass: Option<String>,
+    /// Write a page of its own to this file, - for standard output: the graph, the fusion
+    /// groups and their kernels, and the memory plan over time.
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
 }
 
 /// An artifact's files, by their paths.
@@ -64,12 +84,23 @@ type Files = BTreeMap<String, Vec<u8>>;
 
 impl Inspect {
     pub(crate) async fn run(self) -> Result<(), CliError> {
-        let (files, manifest) = match Path::new(&self.artifact) {
-            folder if folder.is_dir() => (read_folder(folder)?, None),
-            _ => self.fetch().await.map(|(files, manifest)| (files, Some(manifest)))?,
+        let Code { source, ptx, sass, html } = &self.code;
+        if self.client.json && html.as_deref() == Some(Path::new("-")) {
+            let why = "--html - and --json both write to standard output: name a file";
+            return Err(CliError::Usage(why.to_owned()));
+        }
+        let all = html.is_some();
+        let (mut found, manifest) = match Path::new(&self.artifact) {
+            folder if folder.is_dir() => (read_all(folder, all)?, None),
+            _ => self.fetch(all).await.map(|(found, manifest)| (found, Some(manifest)))?,
         };
-        let pieces = pieces::of(&files, manifest.as_ref())?;
-        let Code { source, ptx, sass } = &self.code;
+        let pieces = pieces::of(&found[0].files, manifest.as_ref())?;
+        if let Some(path) = html {
+            let (graph, times) = (self.graph.as_deref(), self.times.as_deref());
+            let page = Page { name: &self.artifact, found, pieces, graph, times }.text()?;
+            return page::write(path, &page, self.client.json);
+        }
+        let files = found.swap_remove(0).files;
         if !pieces.is_empty() && (source.is_some() || *ptx || sass.is_some()) {
             return Err(pieces::has_no_code(&pieces));
         }
@@ -90,7 +121,8 @@ impl Inspect {
         }
     }
 
-    async fn fetch(&self) -> Result<(Files, Manifest), CliError> {
+    /// The artifact, and with `all` its pieces behind it.
+    async fn fetch(&self, all: bool) -> Result<(Vec<Found>, Manifest), CliError> {
         let key: KeyArg = self.artifact.parse().map_err(|why| {
             CliError::Usage(format!("{:?} is no folder, and no key: {why}", self.artifact))
         })?;
@@ -98,12 +130,12 @@ impl Inspect {
         let belief = self.client.endpoints.belief().await?;
         let fetched = self.client.endpoints.attempt(async |mut client| {
             let key = key.resolve(&mut client, namespace).await?;
-            match &self.socket.socket {
+            let mut fetch = async |key: &ArtifactKey| match &self.socket.socket {
                 Some(socket) => {
                     fetch::fetch_local(
                         socket,
                         self.client.endpoints.token()?,
-                        &key,
+                        key,
                         namespace,
                         fetch::Purpose::Look,
                         &belief,
@@ -111,16 +143,66 @@ impl Inspect {
                     .await
                 }
                 None => {
-                    fetch::fetch(&mut client, &key, namespace, fetch::Purpose::Look, &belief).await
+                    fetch::fetch(&mut client, key, namespace, fetch::Purpose::Look, &belief).await
                 }
+            };
+            let whole = fetch(&key).await?;
+            let mut found = vec![Found::of(String::new(), None, files_of(&whole)?)];
+            let pieces: &[_] = if all { &whole.manifest.pieces } else { &[] };
+            for (at, piece) in pieces.iter().enumerate() {
+                let fetched = fetch(&piece.key).await?;
+                check_piece(at, piece, &fetched.manifest)?;
+                found.push(Found::of(format!("piece {at}"), Some(at), files_of(&fetched)?));
             }
+            Ok((found, whole.manifest))
         });
-        let fetched = fetched.await?;
-        let files = fetch::checked_files(&fetched.manifest, &fetched.pack)
-            .map(|file| file.map(|(path, bytes)| (path.to_owned(), bytes.to_vec())))
-            .collect::<Result<_, _>>()?;
-        Ok((files, fetched.manifest))
+        fetched.await
     }
+}
+
+fn files_of(fetched: &Fetched) -> Result<Files, CliError> {
+    fetch::checked_files(&fetched.manifest, &fetched.pack)
+        .map(|file| file.map(|(path, bytes)| (path.to_owned(), bytes.to_vec())))
+        .collect()
+}
+
+/// The artifact in `folder`, and with `all` its pieces and what there is for static sizes.
+fn read_all(folder: &Path, all: bool) -> Result<Vec<Found>, CliError> {
+    let files = read_folder(folder)?;
+    if !all {
+        return Ok(vec![Found::of(String::new(), None, files)]);
+    }
+    let mut found = with_pieces(folder, None, files)?;
+    let context = || format!("read {}", folder.join(layout::SIZES).display());
+    for of in layout::sizes(folder).with_context(context)? {
+        let fixed = layout::size_dir(folder, of.size);
+        let files = part(&fixed, &format!("what {} has for size {}", layout::SIZES, of.size))?;
+        found.extend(with_pieces(&fixed, Some(of.size), files)?);
+    }
+    Ok(found)
+}
+
+fn with_pieces(folder: &Path, size: Option<u64>, files: Files) -> Result<Vec<Found>, CliError> {
+    let count = pieces::of(&files, None)?.len();
+    let title = size.map_or_else(String::new, |size| format!("size {size}"));
+    let mut found = vec![Found { size, ..Found::of(title.clone(), None, files) }];
+    for at in 0..count {
+        let name = [title.clone(), format!("piece {at}")];
+        let name: Vec<String> = name.into_iter().filter(|part| !part.is_empty()).collect();
+        let name = name.join(", ");
+        let files = part(&layout::piece_dir(folder, at), &name)?;
+        found.push(Found { size, ..Found::of(name, Some(at), files) });
+    }
+    Ok(found)
+}
+
+/// The files of a folder that another one names.
+fn part(folder: &Path, name: &str) -> Result<Files, CliError> {
+    if !folder.is_dir() {
+        let why = format!("{name} is missing: {}; fetch it again", folder.display());
+        return Err(CliError::failed(FailureKind::Corrupt, why));
+    }
+    read_folder(folder)
 }
 
 fn read_folder(folder: &Path) -> Result<Files, CliError> {

@@ -53,17 +53,7 @@ impl Staged {
     /// Adds the next piece, if `fetched` is what the whole calls `piece`.
     pub(crate) fn add(&mut self, piece: &PieceRef, fetched: &Fetched) -> Result<(), CliError> {
         let (position, manifest) = (self.pieces, &fetched.manifest);
-        let named = PieceRef {
-            key: manifest.key,
-            pack: manifest.pack_digest,
-            pack_size: manifest.pack_size,
-        };
-        if named != *piece {
-            return Err(corrupt(format!("piece {position} is not the one that was signed")));
-        }
-        if !manifest.pieces.is_empty() {
-            return Err(corrupt(format!("piece {position} has pieces itself")));
-        }
+        check_piece(position, piece, manifest)?;
         let folder = piece_dir(self.stage.path(), position);
         fetch::write_files(&folder, manifest, &fetched.pack)?;
         self.pieces += 1;
@@ -106,6 +96,23 @@ impl Staged {
         }
         Ok(())
     }
+}
+
+/// Refuses what is not what the whole calls `piece`, at that position.
+pub(crate) fn check_piece(
+    position: usize,
+    piece: &PieceRef,
+    manifest: &Manifest,
+) -> Result<(), CliError> {
+    let named =
+        PieceRef { key: manifest.key, pack: manifest.pack_digest, pack_size: manifest.pack_size };
+    if named != *piece {
+        return Err(corrupt(format!("piece {position} is not the one that was signed")));
+    }
+    if !manifest.pieces.is_empty() {
+        return Err(corrupt(format!("piece {position} has pieces itself")));
+    }
+    Ok(())
 }
 
 /// `folder` is no whole any more.

@@ -103,7 +103,7 @@ pub fn sizes_file(sizes: &[SizeKey]) -> Vec<u8> {
 }
 
 /// The sizes that `dir` has artifacts for; none without a `sizes.json`.
-pub(super) fn sizes(dir: &Path) -> io::Result<Vec<SizeKey>> {
+pub fn sizes(dir: &Path) -> io::Result<Vec<SizeKey>> {
     match fs::read(dir.join(SIZES)) {
         Ok(bytes) => Ok(serde_json::from_slice(&bytes)?),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),

@@ -87,6 +87,12 @@ pub struct Report {
     /// The static size whose code ran; absent: the dynamic one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub size: Option<u64>,
+    /// Of the inputs, in the plan's order.
+    pub shapes: Vec<Vec<usize>>,
+    /// What the device's memory moves at most, in 10^9 bytes a second, by its clock and its
+    /// width; absent: it has none of its own, or does not say.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub peak_gb_s: Option<f64>,
     /// Measured after the run whose outputs were written.
     #[serde(flatten)]
     pub times: Times,
@@ -190,7 +196,7 @@ pub fn exec_main(exec: &Exec) -> Result<Report, ExecError> {
     } else {
         on_gpu(exec, &file, kept.as_deref())?
     };
-    let Run { plan, device, size, inputs, outputs, times } = run;
+    let Run { plan, device, size, peak_gb_s, inputs, outputs, times } = run;
     let (times, untimed) = or_notice(times);
     let mut notes = HashMap::new();
     for (name, micros) in &times.kernels {
@@ -215,7 +221,8 @@ pub fn exec_main(exec: &Exec) -> Result<Report, ExecError> {
         }
         verdicts = verify::verify(&graph, &plan, &inputs, &outputs)?;
     }
-    Ok(Report { device, size, times, untimed, pieces, verdicts })
+    let shapes = inputs.iter().map(|input| input.shape.clone()).collect();
+    Ok(Report { device, size, shapes, peak_gb_s, times, untimed, pieces, verdicts })
 }
 
 /// The times, or why there are none.
@@ -311,6 +318,7 @@ struct Run<'a> {
     plan: Plan,
     device: String,
     size: Option<u64>,
+    peak_gb_s: Option<f64>,
     inputs: Vec<Tensor<'a>>,
     /// Behind those of the plan what is left in inputs.
     outputs: Vec<Tensor<'static>>,
@@ -327,8 +335,8 @@ fn on_gpu<'a>(exec: &Exec, file: &'a [u8], kept: Option<&'a [u8]>) -> Result<Run
     let outputs = session.all_outputs()?;
     let times = session.times(exec.repeat);
     let (plan, device) = (module.plan().clone(), module.device().to_owned());
-    let size = module.size_for(&shapes(&inputs));
-    Ok(Run { plan, device, size, inputs, outputs, times })
+    let (size, peak_gb_s) = (module.size_for(&shapes(&inputs)), module.peak_gb_s());
+    Ok(Run { plan, device, size, peak_gb_s, inputs, outputs, times })
 }
 
 fn on_cpu<'a>(exec: &Exec, file: &'a [u8], kept: Option<&'a [u8]>) -> Result<Run<'a>, ExecError> {
@@ -340,7 +348,8 @@ fn on_cpu<'a>(exec: &Exec, file: &'a [u8], kept: Option<&'a [u8]>) -> Result<Run
     let (outputs, times) = program.run(&plan, &inputs, &Settings::default())?;
     let (device, outputs) = ("cpu".to_owned(), outputs.into_iter().map(Tensor::from).collect());
     let size = program.size_for(&shapes(&inputs));
-    Ok(Run { plan, device, size, inputs, outputs, times: Ok(times) })
+    let (peak_gb_s, times) = (None, Ok(times));
+    Ok(Run { plan, device, size, peak_gb_s, inputs, outputs, times })
 }
 
 fn on_both<'a>(exec: &Exec, file: &'a [u8]) -> Result<Run<'a>, ExecError> {
@@ -348,7 +357,8 @@ fn on_both<'a>(exec: &Exec, file: &'a [u8]) -> Result<Run<'a>, ExecError> {
     let inputs = read_inputs(file, whole.plan(), whole.signature())?;
     let (outputs, times) = whole.timed(&inputs)?;
     let (plan, device) = (whole.plan().clone(), whole.device());
-    Ok(Run { plan, device, size: None, inputs, outputs, times: Ok(times) })
+    let (size, peak_gb_s, times) = (None, None, Ok(times));
+    Ok(Run { plan, device, size, peak_gb_s, inputs, outputs, times })
 }
 
 fn shapes<'t>(inputs: &'t [Tensor<'_>]) -> Vec<&'t [usize]> {

@@ -84,6 +84,19 @@ impl Module {
         &self.device
     }
 
+    /// What the device's memory moves at most, in 10^9 bytes a second, by its clock and its
+    /// width; `None`: the driver does not say.
+    pub fn peak_gb_s(&self) -> Option<f64> {
+        use sys::CUdevice_attribute::{
+            CU_DEVICE_ATTRIBUTE_GLOBAL_MEMORY_BUS_WIDTH as WIDTH,
+            CU_DEVICE_ATTRIBUTE_MEMORY_CLOCK_RATE as CLOCK,
+        };
+        let attribute = |of| self.context.attribute(of).ok().filter(|number| *number > 0);
+        let (kilohertz, bits) = (attribute(CLOCK)?, attribute(WIDTH)?);
+        // Memory moves twice in each cycle.
+        Some(2.0 * f64::from(kilohertz) * 1e3 * f64::from(bits) / 8.0 / 1e9)
+    }
+
     /// The static size whose code a call with inputs of these shapes runs; none: the
     /// dynamic one, which runs for every size that has no code of its own.
     pub fn size_for(&self, shapes: &[&[usize]]) -> Option<u64> {

@@ -461,7 +461,8 @@ fn a_run_that_cannot_be_timed_is_reported_without_times() {
     let (times, untimed) = or_notice(Err(error));
     assert_eq!(times, Times::default());
     let (device, pieces, verdicts) = ("a GPU".to_owned(), Vec::new(), Vec::new());
-    let report = Report { device, size: None, times, untimed, pieces, verdicts };
+    let (size, shapes, peak_gb_s) = (None, Vec::new(), None);
+    let report = Report { device, size, shapes, peak_gb_s, times, untimed, pieces, verdicts };
     let why = "the device has no 10 bytes for another cache: 3 of 20 are free";
     assert_eq!(report.to_string(), format!("a GPU: no times: {why}"));
     assert_eq!(serde_json::to_value(&report).unwrap()["untimed"], why);

@@ -111,6 +111,14 @@ pub fn components(graph: &Graph) -> (Component, Component) {
     (canonical::graph_component(graph), canonical::inputs_component(graph))
 }
 
+/// The nodes that a graph's outputs need, in the order in which artifacts number them
+/// ([`plan::Kernel::computes`]): positions among [`Graph::nodes`], and what artifacts call
+/// their operations.
+pub fn numbered(graph: &Graph) -> Vec<(usize, &str)> {
+    let name = |at: usize| (at, canonical::canonical_name(&graph.nodes[at].op));
+    live::live_order(graph).into_iter().map(name).collect()
+}
+
 /// Compiles a torch.export archive to CUDA C++ and a launch plan.
 ///
 /// Options: `fuse` (default `on`), `fast_math` (default `off`), `parallel` (default `on`).

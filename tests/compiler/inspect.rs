@@ -1,6 +1,6 @@
 //! `kiln inspect` on machine code that NVRTC made.
 
-use std::process::Command;
+use std::{os::unix::fs::FileTypeExt, process::Command};
 
 use super::*;
 
@@ -74,4 +74,95 @@ async fn machine_code_is_disassembled_where_the_toolkit_is() {
         true => assert!(out.contains("EXIT") && out.contains("k0_"), "{out}"),
         false => assert!(err.contains("neither cuobjdump nor nvdisasm is on PATH"), "{err}"),
     }
+}
+
+/// The elements of a page, which must be XML.
+fn elements(page: &str) -> Vec<String> {
+    let mut reader = quick_xml::Reader::from_str(page);
+    let mut names = Vec::new();
+    loop {
+        match reader.read_event().unwrap() {
+            quick_xml::events::Event::Start(start) | quick_xml::events::Event::Empty(start) => {
+                names.push(String::from_utf8(start.name().as_ref().to_vec()).unwrap());
+            }
+            quick_xml::events::Event::Eof => return names,
+            _ => {}
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_page_is_written_whole_or_not_at_all() {
+    let node = Node::start().await;
+    let folder = artifact(&node, "block_bf16.211.pt2").await;
+    let archive = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/block_bf16.211.pt2");
+    let archive = archive.to_str().unwrap();
+    let place = tempfile::tempdir().unwrap();
+    let file = place.path().join("page.html");
+    let to = file.to_str().unwrap();
+    let (status, text) = inspect(folder.path(), &["--html", to, "--graph", archive]);
+    assert_eq!(status, Some(0), "{text}");
+    assert!(text.contains("page.html"), "{text}");
+    let page = std::fs::read_to_string(&file).unwrap();
+    let names = elements(&page);
+    assert!(names.iter().any(|name| name == "svg") && !names.iter().any(|name| name == "script"));
+    let (_, view) = inspect(folder.path(), &["--json"]);
+    let view: serde_json::Value = serde_json::from_str(&view).unwrap();
+    for kernel in view["kernels"].as_array().unwrap() {
+        assert!(page.contains(&format!("<td>{}</td>", kernel["registers"])), "{kernel}");
+        assert!(page.contains(kernel["name"].as_str().unwrap()), "{kernel}");
+    }
+    // To standard output, the same.
+    let (status, printed) = inspect(folder.path(), &["--html", "-", "--graph", archive]);
+    assert_eq!((status, printed == page), (Some(0), true));
+    // What cannot be made leaves what is there, and nothing beside it.
+    let other = archive.replace("bf16", "f32");
+    let (status, text) = inspect(folder.path(), &["--html", to, "--graph", &other]);
+    assert_eq!(status, Some(13), "{text}");
+    std::fs::remove_file(folder.path().join("plan.json")).unwrap();
+    let (status, text) = inspect(folder.path(), &["--html", to]);
+    assert_eq!(status, Some(20), "{text}");
+    assert!(text.contains("It has kernels.cu, module.cubin"), "{text}");
+    assert!(std::fs::read_to_string(&file).unwrap() == page);
+    assert_eq!(std::fs::read_dir(place.path()).unwrap().count(), 1);
+}
+
+#[tokio::test]
+async fn a_page_goes_where_it_is_meant_to_and_nowhere_else() {
+    let node = Node::start().await;
+    let folder = artifact(&node, "block_f32.new.pt2").await;
+    let place = tempfile::tempdir().unwrap();
+    let refused = |to: &Path, more: &[&str]| {
+        let (status, text) =
+            inspect(folder.path(), &[&["--html", to.to_str().unwrap()], more].concat());
+        assert_eq!(status, Some(2), "{text}");
+        text
+    };
+    assert!(refused(place.path(), &[]).contains("is a folder"));
+    let pipe = place.path().join("pipe");
+    rustix::fs::mknodat(
+        rustix::fs::CWD,
+        &pipe,
+        rustix::fs::FileType::Fifo,
+        rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR,
+        0,
+    )
+    .unwrap();
+    assert!(refused(&pipe, &[]).contains("is no ordinary file"));
+    assert!(std::fs::symlink_metadata(&pipe).unwrap().file_type().is_fifo());
+    assert!(refused(Path::new("-"), &["--json"]).contains("name a file"));
+    assert!(refused(Path::new("x"), &["--source"]).contains("--source"));
+    let (status, _) = inspect(folder.path(), &["--times", "x.json"]);
+    assert_eq!(status, Some(2), "without --html");
+    // A link stays one: what it leads to is the page.
+    let (link, page) = (place.path().join("link"), place.path().join("page.html"));
+    std::fs::write(&page, "old").unwrap();
+    std::os::unix::fs::symlink(&page, &link).unwrap();
+    let (status, text) = inspect(folder.path(), &["--html", link.to_str().unwrap(), "--json"]);
+    assert_eq!(status, Some(0), "{text}");
+    assert!(std::fs::symlink_metadata(&link).unwrap().is_symlink());
+    let written = std::fs::read(&page).unwrap().len();
+    let told: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(told["bytes"], written);
+    assert_eq!(told["html"], link.to_str().unwrap());
 }

@@ -22,10 +22,10 @@ use super::{
 #[derive(Debug, Serialize)]
 pub(super) struct View {
     /// Absent: no graph's artifact.
-    target: Option<String>,
+    pub(super) target: Option<String>,
     /// Absent: no machine code.
     module: Option<Module>,
-    workspace_bytes: Option<String>,
+    pub(super) workspace_bytes: Option<String>,
     pub(super) symbols: Vec<Symbol>,
     pub(super) tensors: Vec<Tensor>,
     pub(super) kernels: Vec<Kernel>,
@@ -76,7 +76,7 @@ pub(super) struct Kernel {
     #[serde(flatten)]
     resources: Option<Resources>,
     /// The graph's operations, one fusion group.
-    computes: Vec<String>,
+    pub(super) computes: Vec<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -148,7 +148,8 @@ impl View {
         Ok(view)
     }
 
-    fn describe(&mut self, plan: &Plan, signature: Option<&Signature>) {
+    /// What a plan says of itself; `signature` has the program's own names.
+    pub(super) fn describe(&mut self, plan: &Plan, signature: Option<&Signature>) {
         self.target = Some(plan.target.clone());
         self.workspace_bytes = Some(plan.workspace_bytes.to_string());
         self.symbols = plan
