@@ -10,7 +10,8 @@ const EXAMPLES: &str = "\
 Examples:
   kiln exec out --inputs in.safetensors -o result.safetensors
   kiln exec out --inputs in.safetensors -o result.safetensors --repeat 200 --json
-  kiln exec out --inputs in.safetensors -o result.safetensors --verify block.pt2";
+  kiln exec out --inputs in.safetensors -o result.safetensors --verify block.pt2
+  kiln exec step --inputs prompt.safetensors -o tokens.json --generate 128 --stop 2";
 
 /// Run a compiled graph on this machine, without Python.
 ///
@@ -51,6 +52,31 @@ pub(crate) struct Exec {
     /// pieces each is judged first, on inputs made up for it.
     #[arg(long, value_name = "MODEL.pt2")]
     verify: Option<PathBuf>,
+    /// Take the program for one step of a decoder and run it again and again: each step is given
+    /// the likeliest token of the one before. This many new tokens of each row are written to
+    /// the output, as JSON where its name ends in .json. The inputs have the prompt, one row of
+    /// tokens each, and where its first token stands; what a step leaves in its inputs (a cache
+    /// of keys and values, which needs room for all of them) is what the next one finds.
+    #[arg(
+        long,
+        value_name = "N",
+        value_parser = clap::value_parser!(u32).range(1..),
+        conflicts_with_all = ["repeat", "verify"]
+    )]
+    generate: Option<u32>,
+    /// End a row with this token; may be given several times.
+    #[arg(long, value_name = "TOKEN", requires = "generate")]
+    stop: Vec<i64>,
+    /// The argument that takes the tokens; without it token, tokens, input_ids or idx.
+    #[arg(long, value_name = "NAME", requires = "generate")]
+    token: Option<String>,
+    /// The argument that says where they stand; without it position, positions, position_ids,
+    /// cache_position or input_pos.
+    #[arg(long, value_name = "NAME", requires = "generate")]
+    position: Option<String>,
+    /// The output that has the logits.
+    #[arg(long, value_name = "N", default_value_t = 0, requires = "generate")]
+    logits: usize,
     /// Print the times as JSON.
     #[arg(long)]
     pub(super) json: bool,
@@ -68,6 +94,18 @@ impl Exec {
             verify: self.verify,
             split: kiln_native::split::Settings::default(),
         };
+        if let Some(tokens) = self.generate {
+            let generate = kiln::exec::Generate {
+                tokens: tokens as usize,
+                stop: self.stop,
+                token: self.token,
+                position: self.position,
+                logits: self.logits,
+            };
+            let generated = kiln::exec::generate_main(&exec, &generate);
+            let generated = generated.map_err(anyhow::Error::from)?;
+            return if self.json { output::json(&generated) } else { output::line(&generated) };
+        }
         let report = kiln::exec::exec_main(&exec).map_err(anyhow::Error::from)?;
         match self.json {
             true => output::json(&report)?,

@@ -17,6 +17,7 @@ mod check;
 mod copying;
 mod cpu;
 mod error;
+mod generate;
 mod launching;
 pub mod layout;
 mod memory;
@@ -42,6 +43,7 @@ use std::{
 
 pub use check::{Checked, Checking, check};
 pub use error::ExecError;
+pub use generate::{Generate, Generated, generate_main};
 use kiln_native::{Plan, interp::Settings, split};
 pub use kiln_proto::graph::DType;
 use kiln_proto::{Digest, graph::Graph};
@@ -180,15 +182,7 @@ impl fmt::Display for Report {
 /// `output` gets `out0`, ..., what is left in inputs by their names, and the kernels' times
 /// as metadata.
 pub fn exec_main(exec: &Exec) -> Result<Report, ExecError> {
-    if let Some(state) = exec.state.as_ref().filter(|state| is_one_file(state, &exec.output)) {
-        let why = format!("{} is the file of the outputs and that of the state", state.display());
-        return Err(ExecError::Inputs(format!("{why}: name two")));
-    }
-    let file = program::read(&exec.inputs)?;
-    let kept = match exec.state.as_ref().filter(|path| path.exists()) {
-        Some(path) => Some(program::read(path)?),
-        None => None,
-    };
+    let (file, kept) = given(exec)?;
     let run = if patched::is_patched(&exec.dir) {
         on_both(exec, &file)?
     } else if cpu::is_eager(&exec.dir) {
@@ -223,6 +217,17 @@ pub fn exec_main(exec: &Exec) -> Result<Report, ExecError> {
     }
     let shapes = inputs.iter().map(|input| input.shape.clone()).collect();
     Ok(Report { device, size, shapes, peak_gb_s, times, untimed, pieces, verdicts })
+}
+
+/// The files of the inputs, and of the state where there is one.
+fn given(exec: &Exec) -> Result<(Vec<u8>, Option<Vec<u8>>), ExecError> {
+    if let Some(state) = exec.state.as_ref().filter(|state| is_one_file(state, &exec.output)) {
+        let why = format!("{} is the file of the outputs and that of the state", state.display());
+        return Err(ExecError::Inputs(format!("{why}: name two")));
+    }
+    let file = program::read(&exec.inputs)?;
+    let kept = exec.state.as_ref().filter(|path| path.exists());
+    Ok((file, kept.map(|path| program::read(path)).transpose()?))
 }
 
 /// The times, or why there are none.

@@ -11,6 +11,7 @@ use safetensors::{SafeTensors, tensor::TensorView};
 
 use super::*;
 
+mod generating;
 mod state;
 mod stitched;
 

@@ -109,7 +109,7 @@ fn inputs_of(launch: &Launch) -> Vec<usize> {
     launch.values.iter().filter_map(base).collect()
 }
 
-fn median(mut all: Vec<f64>) -> f64 {
+pub(super) fn median(mut all: Vec<f64>) -> f64 {
     all.sort_by(f64::total_cmp);
     let middle = all.len() / 2;
     match all.len() {

@@ -4,6 +4,7 @@ mod attend;
 mod attention;
 mod build;
 mod core_ops;
+mod decoding;
 mod decompose;
 mod emulator;
 mod inputs;

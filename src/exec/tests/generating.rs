@@ -1,0 +1,179 @@
+//! Greedy loops over steps of decoders, as eager PyTorch has them with the same weights
+//! (`tests/fixtures/decode_export.py`).
+
+use safetensors::{SafeTensors, tensor::TensorView};
+
+use super::{fixture, written};
+use crate::exec::*;
+
+const PROGRAMS: [&str; 2] = ["static", "paged"];
+
+/// A step and its prompt; `given` are inputs in place of the file's.
+fn step(name: &str, form: &str, given: &[(&str, Tensor<'_>)]) -> (tempfile::TempDir, Exec) {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut exec, _) = written(folder.path(), &fixture(&format!("decode/{name}{form}.pt2")));
+    exec.verify = None;
+    set(&exec, name, given);
+    (folder, exec)
+}
+
+/// Writes the prompt of that program with some inputs changed.
+fn set(exec: &Exec, name: &str, given: &[(&str, Tensor<'_>)]) {
+    let file = fixture(&format!("decode/{name}.safetensors"));
+    let file = SafeTensors::deserialize(&file).unwrap();
+    let mut tensors: Vec<(String, TensorView<'_>)> = file.tensors();
+    for (name, tensor) in given {
+        let dtype = match tensor.dtype {
+            DType::I64 => safetensors::Dtype::I64,
+            _ => safetensors::Dtype::F32,
+        };
+        let view = TensorView::new(dtype, tensor.shape.clone(), &tensor.bytes).unwrap();
+        tensors.retain(|(own, _)| own != name);
+        tensors.push(((*name).to_owned(), view));
+    }
+    std::fs::write(&exec.inputs, safetensors::serialize(tensors, None).unwrap()).unwrap();
+}
+
+fn whole_numbers(file: &[u8], name: &str) -> (Vec<usize>, Vec<i64>) {
+    let file = SafeTensors::deserialize(file).unwrap();
+    let view = file.tensor(name).unwrap();
+    let numbers = view.data().as_chunks().0.iter().map(|bytes| i64::from_le_bytes(*bytes));
+    (view.shape().to_vec(), numbers.collect())
+}
+
+fn tensor(shape: &[usize], numbers: &[i64]) -> Tensor<'static> {
+    let bytes: Vec<u8> = numbers.iter().flat_map(|number| number.to_le_bytes()).collect();
+    Tensor::new(DType::I64, shape, bytes).unwrap()
+}
+
+/// What PyTorch says, row by row.
+fn golden(name: &str) -> Vec<Vec<i64>> {
+    let file = fixture(&format!("decode/{name}.golden.safetensors"));
+    let (shape, numbers) = whole_numbers(&file, "tokens");
+    numbers.chunks(shape[1]).map(<[i64]>::to_vec).collect()
+}
+
+fn greedy(tokens: usize) -> Generate {
+    Generate { tokens, stop: Vec::new(), token: None, position: None, logits: 0 }
+}
+
+#[test]
+fn a_loop_says_what_eager_pytorch_says() {
+    for name in PROGRAMS {
+        for form in ["", "_core"] {
+            let (_folder, exec) = step(name, form, &[]);
+            let generated = generate_main(&exec, &greedy(8)).unwrap();
+            assert_eq!(generated.tokens, golden(name), "{name}{form}");
+            assert_eq!((generated.prompt, generated.steps), (3, 10));
+            assert!(generated.step_us.is_some_and(|micros| micros > 0.0));
+            let (shape, numbers) = whole_numbers(&std::fs::read(&exec.output).unwrap(), "tokens");
+            assert_eq!((shape, numbers), (vec![3, 8], golden(name).concat()), "{name}{form}");
+        }
+    }
+}
+
+/// Batch and length are open: one row alone says what it says among others, and so it does
+/// with a longer cache and in other blocks.
+#[test]
+fn a_row_alone_says_the_same() {
+    let prompt = whole_numbers(&fixture("decode/static.safetensors"), "token").1;
+    let (layers, rows, groups, length, width) = (2, 1, 2, 24, 8);
+    let shape = [layers, rows, groups, length, width];
+    let bytes = vec![0u8; shape.iter().product::<usize>() * 4];
+    let cache = || Tensor::new(DType::F32, &shape, bytes.clone()).unwrap();
+    let row = ("token", tensor(&[1, 3], &prompt[3..6]));
+    let (_folder, exec) =
+        step("static", "", &[row.clone(), ("keys", cache()), ("values", cache())]);
+    assert_eq!(generate_main(&exec, &greedy(8)).unwrap().tokens, golden("static")[1..2]);
+    let (position, table) = (tensor(&[1], &[0]), tensor(&[1, 3], &[6, 1, 11]));
+    let (_folder, exec) = step("paged", "", &[row, ("position", position), ("table", table)]);
+    assert_eq!(generate_main(&exec, &greedy(8)).unwrap().tokens, golden("paged")[1..2]);
+}
+
+/// A loop that goes on from a state says what one loop says.
+#[test]
+fn a_loop_goes_on_where_another_ended() {
+    let (folder, mut exec) = step("paged", "", &[]);
+    exec.state = Some(folder.path().join("cache.safetensors"));
+    let first = generate_main(&exec, &greedy(3)).unwrap();
+    let last: Vec<i64> = first.tokens.iter().map(|row| row[2]).collect();
+    set(&exec, "paged", &[("token", tensor(&[3, 1], &last)), ("position", tensor(&[3], &[5; 3]))]);
+    let second = generate_main(&exec, &greedy(5)).unwrap();
+    let joined: Vec<Vec<i64>> = first
+        .tokens
+        .into_iter()
+        .zip(second.tokens)
+        .map(|(first, second)| [first, second].concat())
+        .collect();
+    assert_eq!(joined, golden("paged"));
+}
+
+#[test]
+fn a_row_ends_with_its_last_word_and_the_others_go_on() {
+    let (folder, mut exec) = step("static", "", &[]);
+    exec.output = folder.path().join("tokens.json");
+    let all = golden("static");
+    // Of the first two rows a word within, of the third none.
+    let stop = vec![all[0][3], all[1][1]];
+    assert!(all[2].iter().all(|word| !stop.contains(word)));
+    let wanted: Vec<Vec<i64>> = all
+        .iter()
+        .map(|row| {
+            let end = row.iter().position(|word| stop.contains(word));
+            row[..end.map_or(row.len(), |end| end + 1)].to_vec()
+        })
+        .collect();
+    let generated = generate_main(&exec, &Generate { stop, ..greedy(8) }).unwrap();
+    assert_eq!(generated.tokens, wanted);
+    let text = std::fs::read_to_string(&exec.output).unwrap();
+    let written: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(written["tokens"], serde_json::json!(wanted));
+    // As a tensor rows are filled up, and a loop of which all rows end ends.
+    exec.output = folder.path().join("tokens.safetensors");
+    let stop: Vec<i64> = all.iter().map(|row| row[0]).collect();
+    let generated = generate_main(&exec, &Generate { stop, ..greedy(8) }).unwrap();
+    assert_eq!(generated.steps, 3, "those of the prompt");
+    assert_eq!(whole_numbers(&std::fs::read(&exec.output).unwrap(), "tokens").0, [3, 1]);
+}
+
+#[test]
+fn what_is_no_step_is_refused_and_says_what_to_give() {
+    let (_folder, exec) = step("paged", "", &[]);
+    let why = |exec: &Exec, wanted: Generate| {
+        let _ = std::fs::remove_file(&exec.output);
+        let why = generate_main(exec, &wanted).unwrap_err().to_string();
+        assert!(!exec.output.exists(), "nothing was written");
+        why
+    };
+    let token = |name: &str| Generate { token: Some(name.to_owned()), ..greedy(1) };
+    let found = why(&exec, token("words"));
+    assert!(found.contains("no argument \"words\"") && found.contains("table"), "{found}");
+    let found = why(&exec, Generate { logits: 1, ..greedy(1) });
+    assert!(found.contains("there is no output 1: the program has 1"), "{found}");
+    let found = why(&exec, Generate { position: Some("in99".to_owned()), ..greedy(1) });
+    assert!(found.contains("no argument \"in99\""), "{found}");
+    // More words than the blocks of the table have places.
+    let found = why(&exec, greedy(40));
+    assert!(found.contains("position 4 is not in a dimension of 4"), "{found}");
+    set(&exec, "paged", &[("token", tensor(&[3, 0], &[]))]);
+    let found = why(&exec, greedy(1));
+    assert!(found.contains("token is empty"), "{found}");
+    set(&exec, "paged", &[("position", tensor(&[3], &[i64::MAX; 3]))]);
+    assert!(!why(&exec, greedy(2)).is_empty());
+    // Of a program that is no step.
+    let (_folder, exec) = super::artifact("block_f32.new.pt2", "block_f32.safetensors", false);
+    let found = why(&exec, greedy(1));
+    assert!(found.contains("takes no tokens"), "{found}");
+}
+
+#[test]
+fn logits_that_are_no_numbers_are_no_token() {
+    let file = fixture("decode/static.safetensors");
+    let file = SafeTensors::deserialize(&file).unwrap();
+    let shape = file.tensor("head.weight").unwrap().shape().to_vec();
+    let nan = f32::NAN.to_le_bytes().repeat(shape.iter().product());
+    let head = Tensor::new(DType::F32, &shape, nan).unwrap();
+    let (_folder, exec) = step("static", "", &[("head.weight", head)]);
+    let why = generate_main(&exec, &greedy(2)).unwrap_err().to_string();
+    assert!(why.contains("is no number (NaN)"), "{why}");
+}
