@@ -49,6 +49,15 @@ fn load_nvrtc() {
     assert!(unsafe { sys::is_culib_present() }, "no NVRTC: set KILN_NVRTC_DIR");
 }
 
+/// The version of the NVRTC that compiles here.
+pub(crate) fn nvrtc() -> (i32, i32) {
+    load_nvrtc();
+    let (mut major, mut minor) = (0, 0);
+    // SAFETY: two numbers to write to.
+    unsafe { sys::nvrtcVersion(&mut major, &mut minor) }.result().unwrap();
+    (major, minor)
+}
+
 /// Machine code for `lowered`.
 pub(crate) fn cubin(lowered: &Lowered) -> Result<Vec<u8>, String> {
     load_nvrtc();

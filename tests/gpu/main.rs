@@ -2,8 +2,9 @@
 //! PyTorch say: `make test-gpu`. Compiles in this process, by the NVRTC in
 //! `KILN_NVRTC_DIR` or the CUDA toolkit's own.
 //!
-//! Invariant: no test passes without having run kernels; where there is no GPU
-//! they are ignored unless asked for.
+//! Invariant: no test passes without having run kernels, but that of `targets`, which
+//! compiles for devices that are not here; where there is no GPU they are ignored unless
+//! asked for.
 
 #![allow(clippy::unwrap_used)]
 
@@ -13,6 +14,7 @@ mod models;
 mod operations;
 mod random;
 mod stitched;
+mod targets;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
