@@ -7,7 +7,7 @@ SHELL := /bin/bash
 .PHONY: faults faults-long faults-crash faults-planted
 .PHONY: test-readme fuzz hostile
 .PHONY: install uninstall dist test-dist
-.PHONY: help build demo test test-dashboard test-python test-torch test-clients test-gpu test-kube test-compose test-vllm
+.PHONY: help build demo test test-dashboard test-python test-torch test-clients test-gpu test-targets test-kube test-compose test-vllm
 .PHONY: check bench format lint helm python python-wire errors
 
 # `make check CHECK_TESTS=0` leaves the tests out, for callers that run
@@ -87,7 +87,14 @@ test-torch: ## kiln_torch with real PyTorch and Triton: installs 6 GB, takes hal
 
 test-gpu: ## on this machine's GPU: operations, transformers' models, 2,000 random graphs
 	$(call toolchain,build) && \
-	cargo test --locked --package kiln --test gpu -- --ignored --nocapture --test-threads 1
+	cargo test --locked --package kiln --test gpu -- --ignored --nocapture --test-threads 1 \
+		--skip targets::
+
+# TARGETS: all, or parts of fixtures' names; without it a few.
+test-targets: ## fixtures compile for every target, by NVRTC alone: TARGETS=all takes long
+	$(call toolchain,build) && \
+	$${TARGETS:+env KILN_ONLY_PROGRAMS="$$TARGETS"} \
+	cargo test --locked --package kiln --test gpu -- --ignored --nocapture targets::
 
 faults-crash: ## real nodes, killed 25 times at each durable step and restarted; takes long
 	$(call toolchain,test) && \

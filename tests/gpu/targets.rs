@@ -1,11 +1,11 @@
 //! Fixtures for every target, by NVRTC alone: no GPU is asked.
 //!
 //! ```sh
-//! KILN_ONLY_PROGRAMS=all cargo test --locked -p kiln --test gpu -- --ignored --nocapture targets
+//! make test-targets TARGETS=all
 //! ```
 //!
 //! Of all fixtures that takes long; without the variable these are [`SOME`], and
-//! `KILN_ONLY_PROGRAMS=models/,ops/` are those whose names have one of these.
+//! `TARGETS=models/,ops/` (`KILN_ONLY_PROGRAMS`) are those whose names have one of these.
 //! `KILN_ONLY_TARGETS=sm_80,sm_100` compiles for these alone. Programs of one text are compiled
 //! once for a target: what exporters of two versions write often is.
 
