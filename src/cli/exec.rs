@@ -1,6 +1,12 @@
 //! `kiln exec`: run a compiled graph on this machine.
 
-use std::path::PathBuf;
+use std::{
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use clap::Args;
 
@@ -56,7 +62,9 @@ pub(crate) struct Exec {
     /// the likeliest token of the one before. This many new tokens of each row are written to
     /// the output, as JSON where its name ends in .json. The inputs have the prompt, one row of
     /// tokens each, and where its first token stands; what a step leaves in its inputs (a cache
-    /// of keys and values, which needs room for all of them) is what the next one finds.
+    /// of keys and values) is what the next one finds. Tokens that were said before a step failed,
+    /// or before Ctrl-C, are written too. On a GPU numbers that lead out of range, such as a
+    /// block in a table that is not there, are not noticed: --room.
     #[arg(
         long,
         value_name = "N",
@@ -70,10 +78,16 @@ pub(crate) struct Exec {
     /// The argument that takes the tokens; without it token, tokens, input_ids or idx.
     #[arg(long, value_name = "NAME", requires = "generate")]
     token: Option<String>,
-    /// The argument that says where they stand; without it position, positions, position_ids,
-    /// cache_position or input_pos.
+    /// The argument that says where they stand, and then others that grow by one with each step:
+    /// may be given several times; without it position, positions, position_ids, cache_position
+    /// or input_pos; none where the program counts by itself.
     #[arg(long, value_name = "NAME", requires = "generate")]
-    position: Option<String>,
+    position: Vec<String>,
+    /// How many tokens of a row the cache has room for: a loop that needs more is refused before
+    /// its first step. On a GPU steps past the end are not noticed: they write nothing, or where
+    /// a table says which blocks are a row's into another row's. So it must be given there.
+    #[arg(long, value_name = "TOKENS", requires = "generate")]
+    room: Option<u32>,
     /// The output that has the logits.
     #[arg(long, value_name = "N", default_value_t = 0, requires = "generate")]
     logits: usize,
@@ -100,7 +114,10 @@ impl Exec {
                 stop: self.stop,
                 token: self.token,
                 position: self.position,
+                room: self.room.map(|room| room as usize),
                 logits: self.logits,
+                halt: halted()?,
+                tell: |said| eprintln!("note: {said}"),
             };
             let generated = kiln::exec::generate_main(&exec, &generate);
             let generated = generated.map_err(anyhow::Error::from)?;
@@ -116,4 +133,31 @@ impl Exec {
             None => Ok(()),
         }
     }
+}
+
+/// Is set by the first SIGINT or SIGTERM; a second ends the process.
+fn halted() -> Result<Arc<AtomicBool>, CliError> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
+    let (mut interrupt, mut terminate) = {
+        let _entered = runtime.enter();
+        (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?)
+    };
+    let halt = Arc::new(AtomicBool::new(false));
+    let own = Arc::clone(&halt);
+    std::thread::spawn(move || {
+        runtime.block_on(async {
+            for times in 0.. {
+                tokio::select! {
+                    _ = interrupt.recv() => {}
+                    _ = terminate.recv() => {}
+                }
+                if times > 0 {
+                    std::process::exit(130);
+                }
+                own.store(true, Ordering::Relaxed);
+            }
+        });
+    });
+    Ok(halt)
 }

@@ -70,6 +70,16 @@ pub enum ExecError {
         /// What is wrong with it.
         error: Box<ExecError>,
     },
+    /// As the error says; what the steps before gave is in the file.
+    #[error("{error}; after {steps} steps: what was said until then is in {path}")]
+    Ended {
+        /// Steps that ended well, and the one that did not.
+        steps: usize,
+        /// The file.
+        path: PathBuf,
+        /// Why it did not go on.
+        error: Box<ExecError>,
+    },
     /// Give other inputs.
     #[error("{0}")]
     Inputs(String),

@@ -225,6 +225,15 @@ fn given(exec: &Exec) -> Result<(Vec<u8>, Option<Vec<u8>>), ExecError> {
         let why = format!("{} is the file of the outputs and that of the state", state.display());
         return Err(ExecError::Inputs(format!("{why}: name two")));
     }
+    // Before anything runs: what comes of it would be lost.
+    for path in [Some(&exec.output), exec.state.as_ref()].into_iter().flatten() {
+        let failed = |error| ExecError::File { path: path.clone(), error };
+        let folder = std::fs::metadata(folder_of(path)).map_err(failed)?;
+        if path.is_dir() || !folder.is_dir() {
+            let why = if path.is_dir() { "it is a folder" } else { "it is in what is no folder" };
+            return Err(failed(std::io::Error::other(why)));
+        }
+    }
     let file = program::read(&exec.inputs)?;
     let kept = exec.state.as_ref().filter(|path| path.exists());
     Ok((file, kept.map(|path| program::read(path)).transpose()?))
@@ -263,11 +272,17 @@ fn state_of<'t>(
     let state = left.filter(|(input, _)| tensors::is_state(input));
     let state = state.map(|(input, tensor)| (input.name.clone(), tensor.clone()));
     let (names, tensors): (Vec<String>, Vec<Tensor<'_>>) = state.unzip();
-    if names.is_empty() {
-        let why = "the program leaves nothing in its parameters and buffers: it has no state";
-        return Err(ExecError::Inputs(why.to_owned()));
-    }
+    check_state(plan)?;
     Ok((names, tensors))
+}
+
+/// Whether the program has a state at all.
+fn check_state(plan: &Plan) -> Result<(), ExecError> {
+    if plan.inputs.iter().any(tensors::is_state) {
+        return Ok(());
+    }
+    let why = "the program leaves nothing in its parameters and buffers: it has no state";
+    Err(ExecError::Inputs(why.to_owned()))
 }
 
 /// Writes what the program left in its own state, whole or not at all: the next run begins
@@ -278,6 +293,34 @@ fn keep_state(path: &Path, names: Vec<String>, tensors: &[Tensor<'_>]) -> Result
     let _held = hold(&beside).map_err(failed)?;
     write_outputs(&beside, names, tensors, HashMap::new())?;
     std::fs::rename(&beside, path).map_err(failed)
+}
+
+/// Has a file written beside `path`, and then gives it that name; a link stays one, and what is
+/// no ordinary file is written to.
+fn put_whole(
+    path: &Path,
+    write: impl FnOnce(&Path) -> Result<(), ExecError>,
+) -> Result<(), ExecError> {
+    let there = std::fs::metadata(path).ok();
+    if there.as_ref().is_some_and(|there| !there.is_file()) {
+        return write(path);
+    }
+    // Where a link leads nowhere yet, what is written is there.
+    if there.is_none() && std::fs::symlink_metadata(path).is_ok() {
+        return write(path);
+    }
+    let failed = |error| ExecError::File { path: path.to_owned(), error };
+    let target = match &there {
+        Some(_) => path.canonicalize().map_err(failed)?,
+        None => path.to_owned(),
+    };
+    let beside = beside(&target);
+    let held = hold(&beside).map_err(failed)?;
+    if let Some(there) = there {
+        held.set_permissions(there.permissions()).map_err(failed)?;
+    }
+    write(&beside)?;
+    std::fs::rename(&beside, &target).map_err(failed)
 }
 
 /// Where a state is written before it has its name: one place for each state, so that what

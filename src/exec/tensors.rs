@@ -275,6 +275,12 @@ impl<'a> Names<'a> {
     }
 }
 
+/// What messages call each input of `plan`, and a file of inputs may.
+pub(super) fn shown_names(plan: &Plan, signature: Option<&Signature>) -> Vec<String> {
+    let names = Names::new(plan, signature);
+    (0..plan.inputs.len()).map(|index| names.shown(index)).collect()
+}
+
 /// Whether what runs leave in an input is the program's own, from call to call: what an
 /// argument is left with is the caller's.
 pub(super) fn is_state(input: &Wanted) -> bool {

@@ -54,7 +54,21 @@ fn golden(name: &str) -> Vec<Vec<i64>> {
 }
 
 fn greedy(tokens: usize) -> Generate {
-    Generate { tokens, stop: Vec::new(), token: None, position: None, logits: 0 }
+    Generate {
+        tokens,
+        stop: Vec::new(),
+        token: None,
+        position: Vec::new(),
+        room: None,
+        logits: 0,
+        halt: Default::default(),
+        tell: |said| TOLD.with_borrow_mut(|told| told.push(said.to_owned())),
+    }
+}
+
+thread_local! {
+    /// What the caller was told, of this test alone.
+    static TOLD: std::cell::RefCell<Vec<String>> = const { std::cell::RefCell::new(Vec::new()) };
 }
 
 #[test]
@@ -150,20 +164,113 @@ fn what_is_no_step_is_refused_and_says_what_to_give() {
     assert!(found.contains("no argument \"words\"") && found.contains("table"), "{found}");
     let found = why(&exec, Generate { logits: 1, ..greedy(1) });
     assert!(found.contains("there is no output 1: the program has 1"), "{found}");
-    let found = why(&exec, Generate { position: Some("in99".to_owned()), ..greedy(1) });
+    let found = why(&exec, Generate { position: vec!["in99".to_owned()], ..greedy(1) });
     assert!(found.contains("no argument \"in99\""), "{found}");
+    let twice = vec!["position".to_owned(); 2];
+    let found = why(&exec, Generate { position: twice, ..greedy(1) });
+    assert!(found.contains("--position position is given twice"), "{found}");
+    // What messages call an argument is its name: not its place among others.
+    let found = why(&exec, token("in0"));
+    assert!(found.contains("no argument \"in0\""), "{found}");
     // More words than the blocks of the table have places.
-    let found = why(&exec, greedy(40));
-    assert!(found.contains("position 4 is not in a dimension of 4"), "{found}");
+    let found = why(&exec, Generate { room: Some(16), ..greedy(15) });
+    assert!(found.contains("stands at 16 (counted from 0), and there is room for 16"), "{found}");
+    let found = why(&exec, greedy(60));
+    assert!(found.contains("cannot have more than 48 places"), "{found}");
+    let mut exec = exec;
+    exec.state = Some(exec.dir.join("there/is/no/such"));
+    let found = why(&exec, greedy(1));
+    assert!(found.contains("there/is/no/such: No such file"), "{found}");
+    exec.state = None;
+    set(&exec, "paged", &[("token", tensor(&[3, 1], &[5, 53, 1]))]);
+    let found = why(&exec, greedy(1));
+    assert!(found.contains("token of row 1 has 53, which is not one of 53 words"), "{found}");
+    set(&exec, "paged", &[("token", tensor(&[3, 1], &[5, 5, -1]))]);
+    let found = why(&exec, greedy(1));
+    assert!(found.contains("token of row 2 has -1, which is not one of 53 words"), "{found}");
+    set(&exec, "paged", &[("position", tensor(&[3], &[0, -1, 2]))]);
+    let found = why(&exec, greedy(1));
+    assert!(found.contains("position is -1"), "{found}");
     set(&exec, "paged", &[("token", tensor(&[3, 0], &[]))]);
     let found = why(&exec, greedy(1));
     assert!(found.contains("token is empty"), "{found}");
     set(&exec, "paged", &[("position", tensor(&[3], &[i64::MAX; 3]))]);
-    assert!(!why(&exec, greedy(2)).is_empty());
+    let found = why(&exec, Generate { room: Some(usize::MAX), ..greedy(2) });
+    assert!(found.contains("9223372036854775807"), "{found}");
     // Of a program that is no step.
     let (_folder, exec) = super::artifact("block_f32.new.pt2", "block_f32.safetensors", false);
     let found = why(&exec, greedy(1));
     assert!(found.contains("takes no tokens"), "{found}");
+}
+
+/// A loop that a step ends has written what was said.
+#[test]
+fn what_was_said_is_not_lost_with_a_step_that_fails() {
+    let (folder, mut exec) = step("paged", "", &[]);
+    exec.output = folder.path().join("tokens.json");
+    let tokens = || {
+        let text = std::fs::read_to_string(&exec.output).unwrap();
+        let written: serde_json::Value = serde_json::from_str(&text).unwrap();
+        serde_json::from_value::<Vec<Vec<i64>>>(written["tokens"].clone()).unwrap()
+    };
+    // Of 16 places, three of the prompt.
+    let why = generate_main(&exec, &greedy(40)).unwrap_err().to_string();
+    assert!(why.contains("position 4 is not in a dimension of 4; after 16 steps"), "{why}");
+    assert!(why.contains("tokens.json"), "{why}");
+    let said = tokens();
+    assert!(said.iter().all(|row| row.len() == 14), "{said:?}");
+    for (said, golden) in said.iter().zip(golden("paged")) {
+        assert_eq!(said[..8], golden);
+    }
+    // The caller has it end: the step that runs is the last one.
+    let halted = Generate { halt: std::sync::Arc::new(true.into()), ..greedy(8) };
+    set(&exec, "paged", &[("token", tensor(&[3, 1], &[5, 6, 7]))]);
+    let why = generate_main(&exec, &halted).unwrap_err().to_string();
+    assert!(why.contains("told to end; after 1 steps"), "{why}");
+    assert!(tokens().iter().all(|row| row.len() == 1));
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), entries(&exec), "nothing beside");
+}
+
+/// Of the folder with that output: the artifact, the inputs and the tokens.
+fn entries(exec: &Exec) -> usize {
+    let inside = [&exec.dir, &exec.inputs, &exec.output];
+    let folder = exec.output.parent();
+    inside.into_iter().filter(|path| path.parent() == folder && path.exists()).count()
+}
+
+/// The last position of all is one to stand at: none after it is asked for.
+#[test]
+fn a_loop_may_end_where_places_end() {
+    let (_folder, exec) = step("static", "", &[]);
+    let all = generate_main(&exec, &Generate { room: Some(16), ..greedy(14) }).unwrap();
+    assert_eq!(all.tokens.iter().map(Vec::len).collect::<Vec<_>>(), [14; 3]);
+    // One more has no place: the shape of the cache says so.
+    let why = generate_main(&exec, &greedy(15)).unwrap_err().to_string();
+    assert!(why.contains("cannot have more than 16 places"), "{why}");
+    assert!(why.contains("--room N"), "{why}");
+}
+
+/// What a caller should know is told before the first step.
+#[test]
+fn what_stays_as_given_and_what_is_not_noticed_is_told() {
+    let told = |name, room| {
+        let (_folder, exec) = step(name, "", &[]);
+        generate_main(&exec, &Generate { room, ..greedy(2) }).unwrap();
+        TOLD.take()
+    };
+    assert_eq!(told("paged", Some(16)), ["each step is given the same table"]);
+    let all = told("paged", None);
+    assert!(all[0].contains("may not be noticed") && all.len() == 2, "{all:?}");
+    assert!(told("static", Some(16)).is_empty());
+    // The table too: what is named grows, and what is not stays.
+    let (_folder, exec) = step("paged", "", &[]);
+    let position = vec!["table".to_owned()];
+    let wanted = Generate { position, room: Some(99), ..greedy(1) };
+    let _ = generate_main(&exec, &wanted);
+    assert_eq!(TOLD.take(), ["each step is given the same position"]);
+    let wanted = Generate { position: vec!["none".to_owned()], room: Some(99), ..greedy(1) };
+    generate_main(&exec, &wanted).unwrap();
+    assert_eq!(TOLD.take(), ["each step is given the same position, table"]);
 }
 
 #[test]
