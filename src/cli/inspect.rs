@@ -6,7 +6,7 @@ mod pieces;
 mod view;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs,
     path::{Path, PathBuf},
 };
@@ -14,7 +14,7 @@ use std::{
 use anyhow::Context;
 use clap::Args;
 use kiln::exec::layout;
-use kiln_proto::{ArtifactKey, FailureKind, Manifest};
+use kiln_proto::{ArtifactKey, FailureKind, Manifest, component};
 
 use super::{
     CliError, ClientArgs, NamespaceArgs, SocketArgs,
@@ -89,15 +89,27 @@ impl Inspect {
             let why = "--html - and --json both write to standard output: name a file";
             return Err(CliError::Usage(why.to_owned()));
         }
-        let all = html.is_some();
-        let (mut found, manifest) = match Path::new(&self.artifact) {
-            folder if folder.is_dir() => (read_all(folder, all)?, None),
-            _ => self.fetch(all).await.map(|(found, manifest)| (found, Some(manifest)))?,
+        let folder = Some(Path::new(&self.artifact)).filter(|folder| folder.is_dir());
+        let (graph, times) = (self.graph.as_deref(), self.times.as_deref());
+        // Before anything is fetched.
+        if let Some(path) = html.as_deref().filter(|path| *path != Path::new("-")) {
+            page::check(path, folder, &[graph, times])?;
+        }
+        let mut all = All { found: Vec::new(), left: 0, wanted: html.is_some() };
+        let manifest = match folder {
+            Some(folder) => {
+                all.read(folder)?;
+                None
+            }
+            None => Some(self.fetch(&mut all).await?),
         };
+        let All { mut found, left, .. } = all;
         let pieces = pieces::of(&found[0].files, manifest.as_ref())?;
         if let Some(path) = html {
-            let (graph, times) = (self.graph.as_deref(), self.times.as_deref());
-            let page = Page { name: &self.artifact, found, pieces, graph, times }.text()?;
+            let mut key = manifest.iter().flat_map(|manifest| manifest.components.iter());
+            let key = key.find(|component| component.name == component::GRAPH);
+            let name = &self.artifact;
+            let page = Page { name, found, left, key, pieces, graph, times }.text()?;
             return page::write(path, &page, self.client.json);
         }
         let files = found.swap_remove(0).files;
@@ -121,13 +133,14 @@ impl Inspect {
         }
     }
 
-    /// The artifact, and with `all` its pieces behind it.
-    async fn fetch(&self, all: bool) -> Result<(Vec<Found>, Manifest), CliError> {
+    /// Fetches the artifact, and where they are wanted its pieces behind it.
+    async fn fetch(&self, all: &mut All) -> Result<Manifest, CliError> {
         let key: KeyArg = self.artifact.parse().map_err(|why| {
             CliError::Usage(format!("{:?} is no folder, and no key: {why}", self.artifact))
         })?;
         let namespace = &self.namespace.namespace;
         let belief = self.client.endpoints.belief().await?;
+        let wanted = all.wanted;
         let fetched = self.client.endpoints.attempt(async |mut client| {
             let key = key.resolve(&mut client, namespace).await?;
             let mut fetch = async |key: &ArtifactKey| match &self.socket.socket {
@@ -148,16 +161,29 @@ impl Inspect {
             };
             let whole = fetch(&key).await?;
             let mut found = vec![Found::of(String::new(), None, files_of(&whole)?)];
-            let pieces: &[_] = if all { &whole.manifest.pieces } else { &[] };
-            for (at, piece) in pieces.iter().enumerate() {
+            let pieces: &[_] = if wanted { &whole.manifest.pieces } else { &[] };
+            for (at, piece) in pieces.iter().enumerate().take(page::MOST_PARTS - 1) {
                 let fetched = fetch(&piece.key).await?;
                 check_piece(at, piece, &fetched.manifest)?;
                 found.push(Found::of(format!("piece {at}"), Some(at), files_of(&fetched)?));
             }
-            Ok((found, whole.manifest))
+            let left = pieces.len() - (found.len() - 1);
+            Ok((found, left, whole.manifest))
         });
-        fetched.await
+        let (found, left, manifest) = fetched.await?;
+        (all.found, all.left) = (found, left);
+        Ok(manifest)
     }
+}
+
+/// Parts of an artifact, as many as a page has room for.
+struct All {
+    /// The artifact itself first.
+    found: Vec<Found>,
+    /// Those that are not read.
+    left: usize,
+    /// Whether pieces and static sizes are wanted.
+    wanted: bool,
 }
 
 fn files_of(fetched: &Fetched) -> Result<Files, CliError> {
@@ -166,34 +192,61 @@ fn files_of(fetched: &Fetched) -> Result<Files, CliError> {
         .collect()
 }
 
-/// The artifact in `folder`, and with `all` its pieces and what there is for static sizes.
-fn read_all(folder: &Path, all: bool) -> Result<Vec<Found>, CliError> {
-    let files = read_folder(folder)?;
-    if !all {
-        return Ok(vec![Found::of(String::new(), None, files)]);
+impl All {
+    /// Reads the artifact in `folder`, and where they are wanted its pieces and what there is
+    /// for static sizes.
+    fn read(&mut self, folder: &Path) -> Result<(), CliError> {
+        let files = read_folder(folder)?;
+        if !self.wanted {
+            self.found.push(Found::of(String::new(), None, files));
+            return Ok(());
+        }
+        self.with_pieces(folder, None, files)?;
+        let context = || format!("read {}", folder.join(layout::SIZES).display());
+        let mut known = BTreeSet::new();
+        for of in layout::sizes(folder).with_context(context)? {
+            let fixed = layout::size_dir(folder, of.size);
+            if !known.insert(of.size) {
+                let why = format!("{} names size {} twice", layout::SIZES, of.size);
+                return Err(CliError::failed(FailureKind::Corrupt, why));
+            }
+            if !self.has_room() {
+                continue;
+            }
+            let files = part(&fixed, &format!("what {} has for size {}", layout::SIZES, of.size))?;
+            self.with_pieces(&fixed, Some(of.size), files)?;
+        }
+        Ok(())
     }
-    let mut found = with_pieces(folder, None, files)?;
-    let context = || format!("read {}", folder.join(layout::SIZES).display());
-    for of in layout::sizes(folder).with_context(context)? {
-        let fixed = layout::size_dir(folder, of.size);
-        let files = part(&fixed, &format!("what {} has for size {}", layout::SIZES, of.size))?;
-        found.extend(with_pieces(&fixed, Some(of.size), files)?);
-    }
-    Ok(found)
-}
 
-fn with_pieces(folder: &Path, size: Option<u64>, files: Files) -> Result<Vec<Found>, CliError> {
-    let count = pieces::of(&files, None)?.len();
-    let title = size.map_or_else(String::new, |size| format!("size {size}"));
-    let mut found = vec![Found { size, ..Found::of(title.clone(), None, files) }];
-    for at in 0..count {
-        let name = [title.clone(), format!("piece {at}")];
-        let name: Vec<String> = name.into_iter().filter(|part| !part.is_empty()).collect();
-        let name = name.join(", ");
-        let files = part(&layout::piece_dir(folder, at), &name)?;
-        found.push(Found { size, ..Found::of(name, Some(at), files) });
+    /// Whether another part is read; counts it where it is not.
+    fn has_room(&mut self) -> bool {
+        let is_room = self.found.len() < page::MOST_PARTS;
+        self.left += usize::from(!is_room);
+        is_room
     }
-    Ok(found)
+
+    fn with_pieces(
+        &mut self,
+        folder: &Path,
+        size: Option<u64>,
+        files: Files,
+    ) -> Result<(), CliError> {
+        let count = pieces::of(&files, None)?.len();
+        let title = size.map_or_else(String::new, |size| format!("size {size}"));
+        self.found.push(Found { size, ..Found::of(title.clone(), None, files) });
+        for at in 0..count {
+            if !self.has_room() {
+                continue;
+            }
+            let name = [title.clone(), format!("piece {at}")];
+            let name: Vec<String> = name.into_iter().filter(|part| !part.is_empty()).collect();
+            let name = name.join(", ");
+            let files = part(&layout::piece_dir(folder, at), &name)?;
+            self.found.push(Found { size, ..Found::of(name, Some(at), files) });
+        }
+        Ok(())
+    }
 }
 
 /// The files of a folder that another one names.

@@ -1,6 +1,9 @@
 //! `kiln inspect` on machine code that NVRTC made.
 
-use std::{os::unix::fs::FileTypeExt, process::Command};
+use std::{
+    os::unix::fs::{FileTypeExt, PermissionsExt},
+    process::Command,
+};
 
 use super::*;
 
@@ -152,15 +155,41 @@ async fn a_page_goes_where_it_is_meant_to_and_nowhere_else() {
     assert!(std::fs::symlink_metadata(&pipe).unwrap().file_type().is_fifo());
     assert!(refused(Path::new("-"), &["--json"]).contains("name a file"));
     assert!(refused(Path::new("x"), &["--source"]).contains("--source"));
+    // A link that leads nowhere stays one, and nothing that the page is made from is lost.
+    let dangling = place.path().join("dangling");
+    std::os::unix::fs::symlink(place.path().join("nowhere"), &dangling).unwrap();
+    assert!(refused(&dangling, &[]).contains("a link to what is not there"));
+    assert!(std::fs::symlink_metadata(&dangling).unwrap().is_symlink());
+    let plan = folder.path().join("plan.json");
+    let before = std::fs::read(&plan).unwrap();
+    assert!(refused(&plan, &[]).contains("what the page is made from"));
+    assert_eq!(std::fs::read(&plan).unwrap(), before);
+    for flag in ["--graph", "--times"] {
+        let own = place.path().join("own");
+        std::fs::write(&own, "mine").unwrap();
+        let text = refused(&own, &[flag, place.path().join("./own").to_str().unwrap()]);
+        assert!(text.contains("what the page is made from"), "{text}");
+        assert_eq!(std::fs::read_to_string(&own).unwrap(), "mine");
+    }
     let (status, _) = inspect(folder.path(), &["--times", "x.json"]);
     assert_eq!(status, Some(2), "without --html");
     // A link stays one: what it leads to is the page.
     let (link, page) = (place.path().join("link"), place.path().join("page.html"));
     std::fs::write(&page, "old").unwrap();
+    std::fs::set_permissions(&page, std::fs::Permissions::from_mode(0o640)).unwrap();
     std::os::unix::fs::symlink(&page, &link).unwrap();
     let (status, text) = inspect(folder.path(), &["--html", link.to_str().unwrap(), "--json"]);
     assert_eq!(status, Some(0), "{text}");
     assert!(std::fs::symlink_metadata(&link).unwrap().is_symlink());
+    assert_eq!(std::fs::metadata(&page).unwrap().permissions().mode() & 0o777, 0o640);
+    // A new one has the mode of any file that is made here.
+    let new = place.path().join("new.html");
+    let (status, _) = inspect(folder.path(), &["--html", new.to_str().unwrap()]);
+    assert_eq!(status, Some(0));
+    let other = place.path().join("other");
+    std::fs::write(&other, "").unwrap();
+    let mode = |path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode(&new), mode(&other));
     let written = std::fs::read(&page).unwrap().len();
     let told: serde_json::Value = serde_json::from_str(&text).unwrap();
     assert_eq!(told["bytes"], written);

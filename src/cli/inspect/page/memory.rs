@@ -5,7 +5,8 @@
 
 use super::{
     super::super::output::size,
-    markup::{Html, element, text},
+    markup::{Html, element},
+    note,
 };
 
 /// Of the picture, in pixels.
@@ -45,9 +46,15 @@ pub(super) fn picture(
     unit: &str,
     most: usize,
 ) -> Html {
-    lives.retain(|life| life.bytes > 0 && life.from < steps);
+    let all = lives.len();
+    lives.retain(|life| life.from < steps);
+    let beyond = match all - lives.len() {
+        0 => Html::default(),
+        others => note(format!("{others} of {all} are not drawn: no {unit} there is writes them.")),
+    };
+    lives.retain(|life| life.bytes > 0);
     if lives.is_empty() || total == 0 {
-        return element("p", &[("class", "note")], "Nothing lies in the workspace.");
+        return [note("Nothing lies in the workspace."), beyond].into_iter().collect();
     }
     let count = lives.len();
     lives.sort_by(|a, b| b.bytes.cmp(&a.bytes).then(a.offset.cmp(&b.offset)));
@@ -110,8 +117,9 @@ pub(super) fn picture(
     if count > lives.len() {
         let others = count - lives.len();
         let said = format!("The {} largest are drawn, {others} are left out.", lives.len());
-        all.push(element("p", &[("class", "note")], text(said)));
+        all.push(note(said));
     }
+    all.push(beyond);
     all
 }
 
@@ -158,6 +166,10 @@ mod tests {
         for lives in [vec![], vec![life(0, 0, 0, 0)], vec![life(0, 8, 9, 9)]] {
             assert!(picture(lives, 3, 1024, "kernel", 9).into_string().contains("Nothing lies"));
         }
+        let made = picture(vec![life(0, 8, 0, 0), life(8, 8, 9, 9)], 3, 1024, "kernel", 9);
+        assert!(
+            made.into_string().contains("1 of 2 are not drawn: no kernel there is writes them")
+        );
         // To far beyond the last step, and beyond the memory.
         let made = picture(vec![life(u64::MAX, u64::MAX, 2, usize::MAX)], 3, 1, "call", 9);
         assert!(!made.into_string().contains("NaN"));

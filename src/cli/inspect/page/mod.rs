@@ -19,8 +19,10 @@ mod times;
 
 use std::path::Path;
 
+use kiln_proto::Component;
+
 use super::{super::CliError, pieces::Piece};
-pub(super) use file::write;
+pub(super) use file::{check, write};
 use markup::{Html, Row, element, fixed, link, table, text};
 pub(super) use part::Found;
 use part::{Kind, Part};
@@ -32,7 +34,7 @@ const MOST_ROWS: usize = 2_000;
 /// Rows and boxes of a page, at most.
 const MOST_OF_ALL: usize = 30_000;
 /// Parts of a page, at most.
-const MOST_PARTS: usize = 200;
+pub(super) const MOST_PARTS: usize = 200;
 
 /// No script may run on the page, and nothing may be fetched for it.
 const POLICY: &str = "<meta http-equiv=\"Content-Security-Policy\" \
@@ -44,6 +46,10 @@ pub(super) struct Page<'p> {
     pub(super) name: &'p str,
     /// The artifact itself first.
     pub(super) found: Vec<Found>,
+    /// Parts that there are, and that were not read.
+    pub(super) left: usize,
+    /// The component `graph` of its key, where that is known.
+    pub(super) key: Option<&'p Component>,
     /// What it is stitched of.
     pub(super) pieces: Vec<Piece>,
     /// The archive that it was compiled from.
@@ -70,10 +76,10 @@ impl Page<'_> {
         let parts = part::parts(self.found)?;
         let times = self.times.map(Times::read).transpose()?;
         let micros = match &times {
-            Some(times) => times.of(&parts)?,
+            Some(times) => times.of(&parts, self.left)?,
             None => vec![Vec::new(); parts.len()],
         };
-        let nodes = program::nodes(&parts, self.graph)?;
+        let nodes = program::nodes(&parts, self.graph, self.key)?;
         let sizes = sizes::of_parts(&parts, times.as_ref());
         let mut body = element("h1", &[], format!("{} - Kiln artifact", self.name));
         body.push(lead(&parts, times.as_ref()));
@@ -87,7 +93,7 @@ impl Page<'_> {
             let section = Section { at, part, nodes, micros, times, sizes: sizes.as_ref() };
             body.push(section.html(&mut room));
         }
-        body.push(left_out(parts.len().min(MOST_PARTS), parts.len(), "parts"));
+        body.push(left_out(parts.len().min(MOST_PARTS), parts.len() + self.left, "parts"));
         Ok(document(self.name, body))
     }
 }
@@ -110,8 +116,8 @@ fn lead(parts: &[Part], times: Option<&Times>) -> Html {
             "p",
             &[],
             format!(
-                "Measured on {device}: one run is {graph_us:.1} us as a CUDA graph; medians of \
-                 {repeat} runs, each kernel on its own."
+                "Measured: one run is {graph_us:.1} us as a CUDA graph; medians of {repeat} runs, \
+                 each kernel on its own. Device: {device}"
             ),
         ),
     });

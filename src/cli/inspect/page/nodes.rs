@@ -13,7 +13,7 @@ use kiln_native::{
     core::Op,
     eager::Eager,
     numbered,
-    plan::{Plan, shown},
+    plan::{self, Plan, shown},
 };
 use kiln_proto::graph::{Dim, Graph, TensorType, ValueId};
 
@@ -50,9 +50,18 @@ pub(super) fn of_graph(graph: &Graph, plan: &Plan) -> Result<Vec<Node>, String> 
     }
     for (at, (input, described)) in graph.inputs.iter().zip(&plan.inputs).enumerate() {
         let ty = &graph.value(input.value).ty;
-        if ty.dtype != described.dtype || ty.shape.len() != described.shape.len() {
+        if !is_of_type(graph, ty, described) || graph.updates.contains(&at) != described.updated {
             let name = &graph.value(input.value).name;
             return Err(format!("its input {name:?} is not the artifact's input {at}"));
+        }
+    }
+    let (got, wanted) = (graph.returned(), plan.outputs.len());
+    if got != wanted {
+        return Err(format!("its program has {got} outputs, the artifact {wanted}"));
+    }
+    for (at, (output, described)) in graph.outputs.iter().zip(&plan.outputs).enumerate() {
+        if !is_of_type(graph, &graph.value(*output).ty, described) {
+            return Err(format!("its output {at} is not the artifact's"));
         }
     }
     let order = numbered(graph);
@@ -85,6 +94,20 @@ pub(super) fn of_graph(graph: &Graph, plan: &Plan) -> Result<Vec<Node>, String> 
         }
     }
     Ok(nodes)
+}
+
+/// Whether the plan's tensor is of that type: sizes that are numbers are the same ones.
+fn is_of_type(graph: &Graph, ty: &TensorType, described: &plan::Tensor) -> bool {
+    let fits = |(dim, size): (&Dim, &plan::Expr)| match (dim, size.known()) {
+        (Dim::Static(own), Some(size)) => i64::try_from(*own).is_ok_and(|own| own == size),
+        (Dim::Static(_), None) => false,
+        // A formula may come to a number.
+        (Dim::Symbolic(_), Some(_)) => true,
+        (Dim::Symbolic(_), None) => !graph.symbols.is_empty(),
+    };
+    ty.dtype == described.dtype
+        && ty.shape.len() == described.shape.len()
+        && ty.shape.iter().zip(&described.shape).all(fits)
 }
 
 /// The nodes that a plan's kernels compute: numbers and operations.

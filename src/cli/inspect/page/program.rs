@@ -10,7 +10,7 @@ use kiln_native::{
     split::{self, Split, SplitError, stitch::Stitching},
     static_size,
 };
-use kiln_proto::{Failure, FailureKind, graph::Graph};
+use kiln_proto::{Component, Failure, FailureKind, KeyField, graph::Graph};
 
 use super::{
     super::super::CliError,
@@ -31,8 +31,13 @@ const NO_NAMES: &str = "An artifact has no names or shapes of nodes, as it serve
 const OTHER_SIZE: &str = "Several sizes of the program are open, and the artifact does not say \
     which of them it is fixed to: nodes are without names here.";
 
-/// The nodes of each part; `archive` is what was compiled.
-pub(super) fn nodes(parts: &[Part], archive: Option<&Path>) -> Result<Vec<Nodes>, CliError> {
+/// The nodes of each part; `archive` is what was compiled,
+/// and `key` the component `graph` of the artifact's key.
+pub(super) fn nodes(
+    parts: &[Part],
+    archive: Option<&Path>,
+    key: Option<&Component>,
+) -> Result<Vec<Nodes>, CliError> {
     let Some(path) = archive else {
         return Ok(parts.iter().map(|part| unnamed(part, NO_NAMES)).collect());
     };
@@ -41,6 +46,9 @@ pub(super) fn nodes(parts: &[Part], archive: Option<&Path>) -> Result<Vec<Nodes>
         let why = format!("{}: it is not what was compiled: {why}", path.display());
         CliError::failed(FailureKind::Incompatible, why)
     };
+    if key.is_some_and(|key| !is_of_key(&graph, key)) {
+        return Err(refuse("the artifact's key is of another graph".to_owned()));
+    }
     // Of the last whole: the program, how it splits, and what its pieces are.
     let mut whole: Option<(Split, &Stitching)> = None;
     let mut all = Vec::with_capacity(parts.len());
@@ -82,6 +90,18 @@ pub(super) fn nodes(parts: &[Part], archive: Option<&Path>) -> Result<Vec<Nodes>
         all.push(nodes);
     }
     Ok(all)
+}
+
+/// Whether the key's component is that of the graph. One of a program that was not understood
+/// when it was compiled is of its text, and says nothing here.
+fn is_of_key(graph: &Graph, key: &Component) -> bool {
+    let is_form = |field: &&KeyField| field.name == "form";
+    if key.fields.iter().find(is_form).is_some_and(|form| form.value != "canonical") {
+        return true;
+    }
+    let (own, _) = kiln_native::components(graph);
+    let others = key.fields.iter().filter(|field| !is_form(field));
+    own.fields.iter().eq(others)
 }
 
 /// What a part says itself.

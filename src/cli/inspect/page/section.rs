@@ -60,9 +60,9 @@ impl Section<'_> {
         if let Some(sizes) = self.sizes.filter(|sizes| sizes.from != From::Plan) {
             let from = match sizes.from {
                 From::Measured => "as measured",
-                _ => "an example: the call decides",
+                _ => "an example, as the call decides",
             };
-            html.push(note(format!("Bytes below are for {} ({from}).", sizes.shown())));
+            html.push(note(format!("Bytes below are {from}: for {}.", sizes.shown())));
         } else if self.sizes.is_none() {
             html.push(note("The plan's sizes could not be worked out: bytes are left out."));
         }
@@ -280,7 +280,14 @@ impl Section<'_> {
             let lives: Vec<Life> = lives.collect();
             let most = room.take(lives.len());
             let total = sizes.call.workspace_bytes;
+            let unknown = laid.iter().filter(|laid| laid.is_none()).count();
             html.push(picture(lives, plan.kernels.len(), total, "kernel", most));
+            if unknown > 0 {
+                html.push(note(format!(
+                    "{unknown} of {} buffers are not drawn: their sizes could not be worked out.",
+                    laid.len()
+                )));
+            }
         }
         let kernel = |index: usize| {
             let name = plan.kernels.get(index).map_or("-", |kernel| &kernel.name);
@@ -309,9 +316,7 @@ impl Section<'_> {
         let Kind::Whole(whole) = &self.part.kind else { return html };
         let stitching = &whole.0;
         let Some(sizes) = self.sizes else { return html };
-        let shapes: Vec<&[usize]> =
-            sizes.call.inputs.iter().map(|input| input.shape.as_slice()).collect();
-        let Ok(laid) = stitching.laid_out(&shapes) else {
+        let Some(laid) = sizes::laid_out(stitching, sizes) else {
             html.push(note("It cannot be laid out for these sizes."));
             return html;
         };

@@ -17,6 +17,8 @@ use super::{
 
 /// What a symbol is in an example, where the plan takes it.
 const EXAMPLE: i64 = 64;
+/// Symbols of a line, at most.
+const MOST_SHOWN: usize = 4;
 
 /// A call with known sizes.
 pub(super) struct Sizes {
@@ -67,10 +69,14 @@ impl Sizes {
         Some(Self { call, from })
     }
 
-    /// `s0 = 64`, of all symbols.
+    /// `s0 = 64`, of the first symbols.
     pub(super) fn shown(&self) -> String {
-        let symbols = self.call.symbols.iter().enumerate();
-        symbols.map(|(i, value)| format!("s{i} = {value}")).collect::<Vec<_>>().join(", ")
+        let symbols = self.call.symbols.iter().enumerate().take(MOST_SHOWN);
+        let shown: Vec<String> = symbols.map(|(i, value)| format!("s{i} = {value}")).collect();
+        match self.call.symbols.len().saturating_sub(MOST_SHOWN) {
+            0 => shown.join(", "),
+            others => format!("{} and {others} more", shown.join(", ")),
+        }
     }
 
     /// The number that a size comes to.
@@ -84,14 +90,13 @@ impl Sizes {
 pub(super) fn of_parts(parts: &[Part], times: Option<&Times>) -> Vec<Option<Sizes>> {
     let mut all: Vec<Option<Sizes>> = Vec::with_capacity(parts.len());
     // The last whole, whose pieces come behind it.
-    let mut whole: Option<(&Stitching, usize)> = None;
-    for (at, part) in parts.iter().enumerate() {
+    let mut whole: Option<(&Stitching, Option<(stitch::Laid, From)>)> = None;
+    for part in parts {
         let measured = times.filter(|times| part.piece.is_none() && times.size == part.size);
         let measured = measured.and_then(|times| times.shapes.as_deref());
-        let given = match (part.piece, whole) {
-            (Some(piece), Some((stitching, at))) => {
-                let sizes = all[at].as_ref();
-                sizes.and_then(|sizes| Some((given(stitching, piece, sizes)?, sizes.from)))
+        let given = match (part.piece, &whole) {
+            (Some(piece), Some((stitching, Some((laid, from))))) => {
+                given(stitching, piece, laid).map(|shapes| (shapes, *from))
             }
             _ => None,
         };
@@ -104,17 +109,24 @@ pub(super) fn of_parts(parts: &[Part], times: Option<&Times>) -> Vec<Option<Size
             None => plan.and_then(|plan| Sizes::of(plan, measured)),
         });
         if let Kind::Whole(of) = &part.kind {
-            whole = Some((&of.0, at));
+            // Once for all its pieces.
+            let sizes = all.last().and_then(Option::as_ref);
+            let laid = sizes.and_then(|sizes| Some((laid_out(&of.0, sizes)?, sizes.from)));
+            whole = Some((&of.0, laid));
         }
     }
     all
 }
 
+/// Where a whole has everything in that call.
+pub(super) fn laid_out(stitching: &Stitching, sizes: &Sizes) -> Option<stitch::Laid> {
+    let inputs = sizes.call.inputs.iter();
+    let shapes: Vec<&[usize]> = inputs.map(|input| input.shape.as_slice()).collect();
+    stitching.laid_out(&shapes).ok()
+}
+
 /// The shapes that the first call of a piece gives it.
-fn given(stitching: &Stitching, piece: usize, whole: &Sizes) -> Option<Vec<Vec<usize>>> {
-    let shapes: Vec<&[usize]> =
-        whole.call.inputs.iter().map(|input| input.shape.as_slice()).collect();
-    let laid = stitching.laid_out(&shapes).ok()?;
+fn given(stitching: &Stitching, piece: usize, laid: &stitch::Laid) -> Option<Vec<Vec<usize>>> {
     let call = stitching.calls.iter().find(|call| call.piece == piece)?;
     let shape = |arg: &stitch::Arg| match arg {
         stitch::Arg::Input(at) => Some(laid.inputs.get(*at)?.shape.clone()),

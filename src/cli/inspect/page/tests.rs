@@ -13,7 +13,7 @@ use kiln_native::{
     read_graph, signature,
     split::{Settings, split, stitch},
 };
-use kiln_proto::Target;
+use kiln_proto::{Component, KeyField, Target};
 use quick_xml::{Reader, XmlVersion, escape::resolve_predefined_entity, events::Event};
 
 use super::*;
@@ -132,7 +132,7 @@ fn plan_of(archive: &[u8]) -> Plan {
 
 fn page(found: Vec<Found>, graph: Option<&Path>, times: Option<&Path>) -> Result<String, CliError> {
     let pieces = pieces::of(&found[0].files, None)?;
-    Page { name: "out", found, pieces, graph, times }.text()
+    Page { name: "out", found, left: 0, key: None, pieces, graph, times }.text()
 }
 
 fn whole(files: Files) -> Vec<Found> {
@@ -206,6 +206,52 @@ fn another_programs_archive_names_nothing() {
     }
 }
 
+/// The same operations on tensors of other sizes, or given and left elsewhere.
+#[test]
+fn an_archive_with_the_same_operations_is_told_apart() {
+    let name = "block_bf16.211.pt2";
+    let graph = fixture_path(name);
+    let plan = plan_of(&fixture(name));
+    let why = |change: &dyn Fn(&mut Plan)| {
+        let mut plan = plan.clone();
+        change(&mut plan);
+        page(whole(native(&plan, None)), Some(&graph), None).unwrap_err().to_string()
+    };
+    let other = |plan: &mut Plan| {
+        let last = plan.inputs.last_mut().unwrap();
+        last.shape[0] = kiln_native::plan::Expr::from(last.shape[0].known().unwrap() + 1);
+    };
+    assert!(why(&other).contains("is not the artifact's input"), "{}", why(&other));
+    let more = |plan: &mut Plan| plan.outputs.push(plan.outputs[0].clone());
+    assert!(why(&more).contains("outputs, the artifact"), "{}", why(&more));
+    let wider = |plan: &mut Plan| {
+        let size = &mut plan.outputs[0].shape[0];
+        *size = kiln_native::plan::Expr::from(size.known().unwrap() + 1);
+    };
+    assert!(why(&wider).contains("its output 0 is not the artifact's"), "{}", why(&wider));
+    let kept = |plan: &mut Plan| {
+        plan.version = VERSION;
+        plan.inputs.last_mut().unwrap().updated = true;
+    };
+    assert!(why(&kept).contains("is not the artifact's input"), "{}", why(&kept));
+    // A key says which graph it is of, whatever the plan says.
+    let of_key = |archive: &str, form: Option<&str>| {
+        let (own, _) = kiln_native::components(&read_graph(&fixture(archive)).unwrap());
+        let mut fields = own.fields;
+        fields.splice(0..0, form.map(|form| KeyField::new("form", form)));
+        let key = Component::new("graph", fields);
+        let found = whole(native(&plan, None));
+        let (pieces, key) = (Vec::new(), Some(&key));
+        let graph = Some(graph.as_path());
+        Page { name: "a key", found, left: 0, key, pieces, graph, times: None }.text()
+    };
+    of_key(name, None).unwrap();
+    of_key(name, Some("canonical")).unwrap();
+    let refused = of_key("block_f32.211.pt2", None).unwrap_err().to_string();
+    assert!(refused.contains("the artifact's key is of another graph"), "{refused}");
+    of_key("block_f32.211.pt2", Some("as exported")).unwrap();
+}
+
 #[test]
 fn names_of_strangers_stay_text() {
     let hostile = "</td></script><script>alert(1)</script>\"' onload=x \u{0}\u{1b}[2J\u{202e}&amp;";
@@ -236,8 +282,8 @@ fn names_of_strangers_stay_text() {
     files.insert("signature.json".to_owned(), names.to_string().into_bytes());
     files.insert(hostile.to_owned(), b"x".to_vec());
     let found = whole(files);
-    let made =
-        Page { name: hostile, pieces: Vec::new(), found, graph: None, times: Some(times.path()) };
+    let (pieces, times) = (Vec::new(), Some(times.path()));
+    let made = Page { name: hostile, pieces, found, left: 0, key: None, graph: None, times };
     let page = made.text().unwrap();
     let all = judged(&page);
     let shown = all.iter().any(|element| element.tag == "td" && element.text.contains("</script>"));
@@ -272,6 +318,34 @@ fn a_huge_artifact_has_a_bounded_page_that_says_what_is_not_on_it() {
     assert_eq!(all.iter().filter(|element| element.tag == "rect").count(), 2_000);
 }
 
+#[test]
+fn what_is_not_read_or_not_drawn_is_counted() {
+    let mut plan = plan_of(&fixture("block_bf16.211.pt2"));
+    let count = plan.buffers.len();
+    assert!(count > 2);
+    // A size that is no number, and a buffer of a kernel that is not there.
+    plan.buffers[0].shape.push(kiln_native::plan::Expr::Symbol(7));
+    plan.buffers[1].from = plan.kernels.len();
+    let found = whole(native(&plan, None));
+    let (pieces, name) = (Vec::new(), "out");
+    let made = Page { name, found, left: 5, key: None, pieces, graph: None, times: None };
+    let page = made.text().unwrap();
+    let all = judged(&page);
+    assert_eq!(all.iter().filter(|element| element.tag == "rect").count(), count - 2);
+    for said in [
+        format!("1 of {count} buffers are not drawn: their sizes could not be worked out."),
+        format!("1 of {} are not drawn: no kernel there is writes them.", count - 1),
+        "1 of 6 parts are shown, 5 are left out.".to_owned(),
+    ] {
+        assert!(page.contains(&said), "{said}");
+    }
+    // The qualifier is there, however many symbols there are.
+    let plan = plan_of(&fixture("block_f32_dynamic.211.pt2"));
+    let mut sizes = sizes::Sizes::of(&plan, None).unwrap();
+    sizes.call.symbols = vec![i64::MAX; 300];
+    assert!(sizes.shown().ends_with(" and 296 more") && sizes.shown().len() < 150);
+}
+
 fn plan_buffer(buffer: &kiln_native::plan::Buffer, at: usize) -> kiln_native::plan::Buffer {
     let (offset, from) = ((at as i64 * 256).into(), at);
     kiln_native::plan::Buffer { offset, from, to: at + 1, ..buffer.clone() }
@@ -285,7 +359,10 @@ fn open_sizes_are_an_example_or_those_that_were_measured() {
     let found = || whole(native(&plan, Some(&archive)));
     let example = page(found(), None, None).unwrap();
     judged(&example);
-    assert!(example.contains("(an example: the call decides)"), "{example:.2000}");
+    assert!(
+        example.contains("Bytes below are an example, as the call decides: for "),
+        "{example:.2000}"
+    );
     let symbols: Vec<i64> = plan.symbols.iter().map(|symbol| symbol.min.max(3)).collect();
     let shapes: Vec<Vec<usize>> =
         plan.inputs.iter().map(|input| input.layout(&symbols).unwrap().shape).collect();
@@ -295,7 +372,10 @@ fn open_sizes_are_an_example_or_those_that_were_measured() {
     let times = measured(&times, more);
     let page = page(found(), None, Some(times.path())).unwrap();
     judged(&page);
-    assert!(page.contains("(as measured)") && page.contains("7.5 us as a CUDA graph"));
+    assert!(
+        page.contains("Bytes below are as measured: for ")
+            && page.contains("7.5 us as a CUDA graph")
+    );
     // 10^3 bytes in 2 us are 0.5 of 10^9 a second.
     let sizes = sizes::Sizes::of(&plan, Some(&shapes)).unwrap();
     let laid = sizes::buffers(&plan, &sizes);
@@ -321,6 +401,15 @@ fn times_of_another_artifact_are_refused() {
         assert!(why.to_string().contains("of another artifact"), "{why}");
         assert_eq!(why.exit_code(), 13);
     }
+    // Kernels of the same names, of inputs that this one does not take.
+    let mut shapes: Vec<Vec<usize>> =
+        plan.inputs.iter().map(|input| input.layout(&[]).unwrap().shape).collect();
+    let takes = measured(&own, serde_json::json!({ "shapes": shapes }));
+    page(whole(native(&plan, None)), None, Some(takes.path())).unwrap();
+    shapes.last_mut().unwrap()[0] += 1;
+    let why = refused(&own, serde_json::json!({ "shapes": shapes }));
+    assert!(why.to_string().contains("of another artifact: "), "{why}");
+    assert_eq!(why.exit_code(), 13);
     let why = refused(&own, serde_json::json!({ "size": 8 }));
     assert!(why.to_string().contains("the code for size 8 was timed"), "{why}");
     let why = refused(&[], serde_json::json!({ "untimed": "no memory" }));

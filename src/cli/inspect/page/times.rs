@@ -12,6 +12,7 @@ use serde::Deserialize;
 
 use super::{
     super::super::CliError,
+    MOST_PARTS,
     part::{Kind, Part},
 };
 
@@ -61,7 +62,13 @@ impl Times {
 
     /// For each part, of each of its kernels the mean of its launches in one run, in
     /// microseconds; none: it was not launched.
-    pub(super) fn of(&self, parts: &[Part]) -> Result<Vec<Vec<Option<f64>>>, CliError> {
+    ///
+    /// `left` parts are not among these.
+    pub(super) fn of(
+        &self,
+        parts: &[Part],
+        left: usize,
+    ) -> Result<Vec<Vec<Option<f64>>>, CliError> {
         let mut found: Vec<Vec<Option<f64>>> = vec![Vec::new(); parts.len()];
         let ours = parts.iter().enumerate().filter(|(_, part)| part.size == self.size);
         let ours: Vec<(usize, &Part)> = ours.collect();
@@ -69,6 +76,11 @@ impl Times {
             let size = self.size.unwrap_or_default();
             return Err(other(&format!("the code for size {size} was timed, which is not here")));
         };
+        // Names of kernels are as good as any other artifact's: shapes are not.
+        if let (Some(shapes), Some(plan)) = (&self.shapes, part.kind.plan()) {
+            let shapes: Vec<&[usize]> = shapes.iter().map(Vec::as_slice).collect();
+            plan.call(&shapes).map_err(|why| other(&why.to_string()))?;
+        }
         let mut launched = Launched { times: &self.kernels, at: 0 };
         match &part.kind {
             Kind::Planned(plan) => found[*first] = launched.all(plan, "")?,
@@ -76,6 +88,12 @@ impl Times {
                 let mut sums: BTreeMap<usize, Vec<(f64, usize)>> = BTreeMap::new();
                 for (call, at) in whole.0.calls.iter().map(|call| call.piece).enumerate() {
                     let piece = ours.iter().find(|(_, part)| part.piece == Some(at));
+                    if piece.is_none() && left > 0 {
+                        return Err(CliError::Refused(format!(
+                            "times are for all pieces, and {left} parts are not read: the page \
+                             has {MOST_PARTS} at most; inspect it without --times"
+                        )));
+                    }
                     let Some((index, Part { kind: Kind::Planned(plan), .. })) = piece else {
                         return Err(other(&format!("piece {at} has no kernels")));
                     };
