@@ -64,15 +64,15 @@ pub(super) fn check_places(
         return Err(refuse(format!("{name} is {least}: a token stands at 0 or behind it")));
     }
     let start = numbers.iter().max().copied().unwrap_or(0);
-    let steps = (tokens.columns() + wanted.tokens.max(1) - 1) as i64;
-    let last = start.saturating_add(steps - 1);
+    let steps = tokens.columns().saturating_add(wanted.tokens.max(1) - 1);
+    let last = start.saturating_add(i64::try_from(steps).unwrap_or(i64::MAX) - 1);
     let table = table(step, tokens, positions);
     let needs = || format!("the last token stands at {last} (counted from 0)");
     if let Some(room) = wanted.room {
-        return match last < room as i64 {
-            true => Ok(()),
-            false => Err(refuse(format!("{}, and there is room for {room}: --room", needs()))),
-        };
+        if last < i64::try_from(room).unwrap_or(i64::MAX) {
+            return Ok(());
+        }
+        return Err(refuse(format!("{}, and there is room for {room}: --room", needs())));
     }
     if let Some(places) = places(step, positions, table.as_deref()).filter(|most| last >= *most) {
         return Err(refuse(format!(
