@@ -72,7 +72,7 @@ test: test-python ## all tests, those with real processes, NVRTC and S3 among th
 test-python: ## kiln_torch without torch, against a real cluster; part of `make test`
 	$(call toolchain,test) && cargo build --locked --package kiln && \
 	KILN_BINARY=$(abspath_binary) PYTHONPATH="$$KILN_PYTHON_PACKAGES:python" \
-	tests/in_memory.sh python3 -B -m pytest python -q -p no:cacheprovider -m "not torch and not triton"
+	python3 -B -m pytest python -q -p no:cacheprovider -m "not torch and not triton"
 
 test-torch: ## kiln_torch with real PyTorch and Triton: installs 6 GB, takes half an hour
 	$(call toolchain,torch) && cargo build --locked --package kiln && \
@@ -200,7 +200,7 @@ format: ## write all sources as `make check` wants them
 lint:
 	cargo fmt --all --check
 	$(call toolchain,check) && \
-	shellcheck .ci/run deploy/*.sh tests/gpu/*.sh && \
+	shellcheck .ci/run deploy/*.sh tests/*.sh tests/gpu/*.sh && \
 	hadolint deploy/Dockerfile && \
 	cargo deny --log-level error check licenses bans sources && \
 	cargo clippy --locked --workspace --all-targets -- -D warnings && \
