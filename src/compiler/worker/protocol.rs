@@ -86,17 +86,21 @@ pub(crate) struct Program {
 impl Program {
     /// All that the compiler reads as text: the source, its headers, options and names.
     pub(crate) fn texts(&self) -> impl Iterator<Item = &[u8]> {
-        let headers = self.headers.values().map(|text| &text.0[..]);
-        let options = self.options.iter().chain(&self.name_expressions).map(String::as_bytes);
-        headers.chain([&self.source.0[..]]).chain(options)
+        self.files().chain(self.words())
+    }
+
+    fn files(&self) -> impl Iterator<Item = &[u8]> {
+        self.headers.values().chain([&self.source]).map(|text| &text.0[..])
+    }
+
+    fn words(&self) -> impl Iterator<Item = &[u8]> {
+        self.options.iter().chain(&self.name_expressions).map(String::as_bytes)
     }
 
     /// Whether it may read files that do not come with it.
     pub(crate) fn may_include(&self) -> bool {
-        let texts = self.headers.values().map(|text| &text.0[..]).chain([&self.source.0[..]]);
-        let words = self.options.iter().chain(&self.name_expressions).map(String::as_bytes);
-        texts.into_iter().any(|text| directives(text).any(reads_file) || hides_words(text))
-            || words.into_iter().any(reads_file)
+        self.files().any(|text| directives(text).any(reads_file) || hides_words(text))
+            || self.words().any(reads_file)
     }
 }
 
