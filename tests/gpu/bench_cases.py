@@ -63,12 +63,18 @@ def case(name: str, device: str, small: bool):
         else:
             kind, _, sizes = name.partition("-")
             batch, tokens = (int(n) for n in sizes.split("x"))
-            if kind == "block":
+            if kind in ("block", "large"):
+                sizes = qwen3.LARGE if kind == "large" and not small else {}
                 cos, sin = qwen3.waves(tokens, device, bf16)
-                x = random(batch, tokens, qwen3.HIDDEN)
-                made = qwen3.Layer(), (x, cos, sin), None
+                x = random(batch, tokens, sizes.get("hidden", qwen3.HIDDEN))
+                made = qwen3.Layer(**sizes), (x, cos, sin), None
             else:
                 ids = torch.randint(0, qwen3.WORDS, (batch, tokens), device=device)
                 made = qwen3.Model(layers), (ids,), None
+            if batch * tokens <= 64:
+                # Each weight is read once; of the embedding a row for each token.
+                own = dict(made[0].named_parameters())
+                own.pop("embed.weight", None)
+                made = made[0], made[1], sum(2 * each.numel() for each in own.values())
     module, arguments, moved = made
     return module.to(bf16).eval(), arguments, moved

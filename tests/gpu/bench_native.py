@@ -33,6 +33,7 @@ import time
 import traceback
 import zipfile
 from pathlib import Path
+from typing import Any
 
 from bench_cases import COLUMNS, ROWS, case
 
@@ -46,16 +47,20 @@ TORCH_MODES = {
     # Without CUDA graphs, which would copy the large inputs at each call.
     "autotune": {"mode": "max-autotune-no-cudagraphs"},
 }
+# As it is by itself; compiled as one piece; with symbolic sizes.
+KILN_MODES = ["kiln", "kiln-whole", "kiln-dynamic"]
 OPS = ["eager", "default", "autotune", "kiln"]
 BLOCK = ["eager", "default", "reduce-overhead", "kiln"]
 # A process of `max-autotune` may take minutes.
 MEMORY = ["rmsnorm", "softmax", "layernorm", "swiglu"]
 BLOCKS = ["block-1x1", "block-1x256"]
+LARGE = ["large-1x1", "large-64x1", "large-1x2048", "large-8x1024"]
 MODELS = ["model-1x1", "model-1x256", "model-8x512"]
 PARTS = {
     "memory": (MEMORY, OPS),
     "compute": (["matmul", "sdpa"], OPS),
     "block": (BLOCKS, BLOCK),
+    "large": (LARGE, BLOCK),
     "block-autotune": (BLOCKS, ["max-autotune"]),
     "model-1": (["model-1x1"], BLOCK),
     "model-256": (["model-1x256"], BLOCK),
@@ -213,6 +218,7 @@ def kiln_child(name: str, device: str, small: bool, dynamic: bool, settings: dic
         row["save_s"] = time.perf_counter() - began
     command = [settings["kiln"], "compile", str(archive), "--backend", "native", "--json"]
     command += ["--target", settings["target"], "--endpoint", settings["endpoint"]]
+    command += ["--piecewise", "never"] if settings["mode"] == "kiln-whole" else []
     for again, extra in enumerate([["-o", str(out)], ["--no-cache"]]):
         began = time.perf_counter()
         done = subprocess.run(
@@ -229,9 +235,9 @@ def kiln_child(name: str, device: str, small: bool, dynamic: bool, settings: dic
         sizes = {file["path"]: file["bytes"] for file in view["files"]}
         row |= {"compile_s": took, "outcome": view["outcome"], "nvrtc_s": view["compile_seconds"]}
         row |= {"artifact_bytes": sum(sizes.values()), "cubin_bytes": sizes.get("module.cubin")}
-    plan = json.loads((out / "plan.json").read_text())
-    row["kernels"] = len(plan["kernels"])
-    row["functions"] = len({kernel["name"] for kernel in plan["kernels"]})
+    plans = plans_of(out)
+    row["kernels"] = sum(len(plan["kernels"]) for plan in plans)
+    row["functions"] = sum(len({kernel["name"] for kernel in plan["kernels"]}) for plan in plans)
     if device != "cuda":
         return row
     import kiln_torch
@@ -275,6 +281,14 @@ def child(settings: dict, env: dict[str, str], answer) -> None:
     except Exception:
         row = {"failed": traceback.format_exc()[-1500:]}
     answer.send(row)
+
+
+def plans_of(out: Path) -> list[dict[str, Any]]:
+    """Of an artifact in a folder: one, or one of each piece."""
+    plans = [json.loads(file.read_text()) for file in sorted(out.rglob("plan.json"))]
+    if not plans:
+        raise RuntimeError(f"{out} has no plan.json")
+    return plans
 
 
 class Node:
@@ -417,7 +431,7 @@ def main() -> int:
     measured.add_argument("parts", nargs="+", choices=PARTS)
     measured.add_argument("--kiln", type=Path)
     measured.add_argument("-o", "--output", type=Path, required=True)
-    measured.add_argument("--modes", nargs="+", choices=[*TORCH_MODES, "kiln", "kiln-dynamic"])
+    measured.add_argument("--modes", nargs="+", choices=[*TORCH_MODES, *KILN_MODES])
     measured.add_argument("--target", default="sm_90")
     measured.add_argument("--device", default="cuda")
     measured.add_argument("--small", action="store_true", help="sizes for a try without a GPU")

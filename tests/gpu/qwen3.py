@@ -5,6 +5,8 @@ from torch import nn
 from torch.nn import functional
 
 HEADS, GROUPS, SIZE, HIDDEN, WIDE, WORDS = 16, 8, 128, 1024, 3072, 32000
+# Of a layer as large as those of Llama 3 8B.
+LARGE = {"heads": 32, "groups": 8, "hidden": 4096, "wide": 14336}
 
 
 class Norm(nn.Module):
@@ -39,21 +41,22 @@ def linear(a, b):
 
 
 class Layer(nn.Module):
-    def __init__(self):
+    def __init__(self, heads=HEADS, groups=GROUPS, hidden=HIDDEN, wide=WIDE):
         super().__init__()
-        self.before, self.after = Norm(HIDDEN), Norm(HIDDEN)
-        self.q, self.o = linear(HIDDEN, HEADS * SIZE), linear(HEADS * SIZE, HIDDEN)
-        self.k, self.v = linear(HIDDEN, GROUPS * SIZE), linear(HIDDEN, GROUPS * SIZE)
+        self.heads, self.groups = heads, groups
+        self.before, self.after = Norm(hidden), Norm(hidden)
+        self.q, self.o = linear(hidden, heads * SIZE), linear(heads * SIZE, hidden)
+        self.k, self.v = linear(hidden, groups * SIZE), linear(hidden, groups * SIZE)
         self.q_norm, self.k_norm = Norm(SIZE), Norm(SIZE)
-        self.gate, self.up = linear(HIDDEN, WIDE), linear(HIDDEN, WIDE)
-        self.down = linear(WIDE, HIDDEN)
+        self.gate, self.up = linear(hidden, wide), linear(hidden, wide)
+        self.down = linear(wide, hidden)
 
     def forward(self, x, cos, sin):
         batch, length, _ = x.shape
         y = self.before(x)
-        q = self.q_norm(self.q(y).view(batch, length, HEADS, SIZE)).transpose(1, 2)
-        k = self.k_norm(self.k(y).view(batch, length, GROUPS, SIZE)).transpose(1, 2)
-        v = self.v(y).view(batch, length, GROUPS, SIZE).transpose(1, 2)
+        q = self.q_norm(self.q(y).view(batch, length, self.heads, SIZE)).transpose(1, 2)
+        k = self.k_norm(self.k(y).view(batch, length, self.groups, SIZE)).transpose(1, 2)
+        v = self.v(y).view(batch, length, self.groups, SIZE).transpose(1, 2)
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         y = functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
         x = x + self.o(y.transpose(1, 2).reshape(batch, length, -1))
