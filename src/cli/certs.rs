@@ -1,14 +1,16 @@
 //! `kiln certs`: certificates for a small set-up, of authorities of its own.
 //!
-//! Invariant: no file is overwritten; a private key is its owner's alone from the moment
-//! it exists. Members and clients have different authorities.
+//! Invariant: no file is overwritten, but those of a node that [`node`] keeps in force; a
+//! private key is its owner's alone from the moment it exists. Members and clients have
+//! different authorities.
 
 mod issue;
+mod node;
 
 use std::{
-    fs::OpenOptions,
+    fs::{OpenOptions, Permissions},
     io::Write,
-    os::unix::fs::OpenOptionsExt,
+    os::unix::fs::{OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
 };
 
@@ -16,7 +18,10 @@ use anyhow::Context;
 use clap::{Args, Subcommand, ValueEnum};
 use kiln::net::tls::Identity;
 
-use self::issue::{Purpose, authority, issue};
+use self::{
+    issue::{Purpose, authority, issue},
+    node::Node,
+};
 use super::{CliError, output};
 
 const EXAMPLES: &str = "\
@@ -25,8 +30,10 @@ Examples:
   kiln certs issue member --dir /etc/kiln/ca --out . --name node-1 --host node-1.example.com
   kiln certs issue server --dir /etc/kiln/ca --out . --name node-1 --host node-1.example.com
   kiln certs issue client --dir /etc/kiln/ca --out . --name ada
+  kiln certs node --dir /ca --out /certs --data-dir /var/lib/kiln --host kiln-0.kiln-voters.kiln.svc
 
-Keep the folder of `init` off the nodes: whoever has its keys can be a member.";
+Keep the folder of `init` off the nodes: whoever has its keys can be a member. `kiln certs node`
+is for the containers of a pod that start before and run beside the node's own.";
 
 /// Make certificates: authorities for members and for clients, and what they sign.
 #[derive(Debug, Args)]
@@ -45,6 +52,9 @@ enum Action {
     Init(Init),
     /// Sign a certificate.
     Issue(Issue),
+    /// Sign a node's certificates for both audiences, and go on: anew after a third of their
+    /// days, and whenever an authority changes.
+    Node(Node),
 }
 
 #[derive(Debug, Args)]
@@ -125,16 +135,20 @@ fn file_name(text: &str) -> Result<String, String> {
 
 impl Certs {
     pub(crate) fn run(self) -> Result<(), CliError> {
-        let written = match &self.action {
-            Action::Init(init) => init.run()?,
-            Action::Issue(issue) => issue.run()?,
-        };
-        if self.json {
-            let written: Vec<_> = written.iter().map(|path| path.display().to_string()).collect();
-            return output::json(&serde_json::json!({ "written": written }));
+        match &self.action {
+            Action::Init(init) => tell(self.json, &init.run()?),
+            Action::Issue(issue) => tell(self.json, &issue.run()?),
+            Action::Node(node) => node.run(self.json),
         }
-        written.iter().try_for_each(|path| output::line(format!("wrote {}", path.display())))
     }
+}
+
+fn tell(json: bool, written: &[PathBuf]) -> Result<(), CliError> {
+    if json {
+        let written: Vec<_> = written.iter().map(|path| path.display().to_string()).collect();
+        return output::json(&serde_json::json!({ "written": written }));
+    }
+    written.iter().try_for_each(|path| output::line(format!("wrote {}", path.display())))
 }
 
 impl Init {
@@ -174,12 +188,7 @@ impl Issue {
         }
         let pair = Pair::at(&self.out.join(format!("{}-{}", self.name, self.suffix())));
         pair.check()?;
-        let signer = Pair::at(&self.dir.join(self.of.audience()));
-        let read = |path: &Path| {
-            std::fs::read_to_string(path)
-                .with_context(|| format!("read {}, which `kiln certs init` makes", path.display()))
-        };
-        let signer = (read(&signer.cert)?, read(&signer.key)?);
+        let signer = Pair::at(&self.dir.join(self.of.audience())).read()?;
         let key = self.data_dir.as_ref().map(|data| {
             make_folder(data)?;
             let name = kiln::identity::name(data).context("the node's key")?;
@@ -187,7 +196,7 @@ impl Issue {
         });
         let identity = Identity { node: self.node, key: key.transpose()? };
         let made = issue(
-            (&signer.0, &signer.1),
+            (&signer.cert, &signer.key),
             &self.name,
             &self.hosts,
             identity.to_uri(),
@@ -213,6 +222,7 @@ fn make_folder(folder: &Path) -> anyhow::Result<()> {
 }
 
 /// A certificate and its key, in PEM.
+#[derive(PartialEq, Eq)]
 struct Made {
     cert: String,
     key: String,
@@ -238,6 +248,31 @@ impl Pair {
                 path.display()
             ))),
         }
+    }
+
+    /// An authority's.
+    fn read(&self) -> anyhow::Result<Made> {
+        let read = |path: &Path| {
+            std::fs::read_to_string(path)
+                .with_context(|| format!("read {}, which `kiln certs init` makes", path.display()))
+        };
+        Ok(Made { cert: read(&self.cert)?, key: read(&self.key)? })
+    }
+
+    /// Puts `made` in the place of what is there, each file as a whole and the key first.
+    fn replace(self, made: &Made) -> anyhow::Result<Vec<PathBuf>> {
+        for (path, text, mode) in [(&self.key, &made.key, 0o600), (&self.cert, &made.cert, 0o644)] {
+            let folder = path.parent().unwrap_or(Path::new("."));
+            // Made as its owner's alone.
+            let replaced = tempfile::NamedTempFile::new_in(folder).and_then(|mut file| {
+                file.write_all(text.as_bytes())?;
+                file.as_file().set_permissions(Permissions::from_mode(mode))?;
+                file.as_file().sync_all()?;
+                file.persist(path).map_err(|failed| failed.error)
+            });
+            replaced.with_context(|| format!("write {}", path.display()))?;
+        }
+        Ok(vec![self.cert, self.key])
     }
 
     /// The key first: a certificate without its key is of no use.

@@ -1,14 +1,14 @@
 //! Authorities, and the certificates that they sign.
 //!
-//! Invariant: an authority signs ends, never another authority; a certificate is good for
-//! what its audience needs and for no more.
+//! Invariant: an authority signs ends, never another authority, and only with the key that is
+//! its own; a certificate is good for what its audience needs and for no more.
 
 use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, SanType, string::Ia5String,
+    KeyUsagePurpose, PublicKeyData, SanType, string::Ia5String,
 };
 
 use super::Made;
@@ -35,7 +35,8 @@ pub(super) fn authority(name: &str, days: u32) -> anyhow::Result<Made> {
     Ok(Made { cert, key: key.serialize_pem() })
 }
 
-/// A certificate of the authority `signer`, its certificate and its key in PEM.
+/// A certificate of the authority `signer`, its certificate and its key in PEM. Of several
+/// certificates the first one is the signer's: while an authority is replaced, its file has both.
 pub(super) fn issue(
     signer: (&str, &str),
     name: &str,
@@ -45,6 +46,13 @@ pub(super) fn issue(
     days: u32,
 ) -> anyhow::Result<Made> {
     let signing = KeyPair::from_pem(signer.1).context("the authority's key")?;
+    let (_, first) =
+        x509_parser::pem::parse_x509_pem(signer.0.as_bytes()).context("the authority")?;
+    let first = first.parse_x509().context("the authority")?;
+    anyhow::ensure!(
+        first.public_key().raw == signing.subject_public_key_info(),
+        "the authority's key is not that of its first certificate"
+    );
     let issuer = Issuer::from_ca_cert_pem(signer.0, signing).context("the authority")?;
     let mut params = params(name, hosts.to_vec(), days)?;
     if let Some(uri) = uri {
