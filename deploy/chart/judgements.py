@@ -7,6 +7,7 @@ needs, selectors find what they mean, and whatever is mounted exists.
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -16,14 +17,20 @@ if TYPE_CHECKING:
 
 COMPONENT = "app.kubernetes.io/component"
 # Volumes that "restricted" allows.
-ALLOWED = {"configMap", "secret", "emptyDir", "persistentVolumeClaim", "ephemeral", "image"}
+ALLOWED = {
+    *("configMap", "secret", "emptyDir", "persistentVolumeClaim", "ephemeral", "image", "csi"),
+}
+PROBES = ("startupProbe", "livenessProbe", "readinessProbe")
 # What a folder of the host needs once, and nothing else may have.
 FOLDERS = "folders"
 
 
 def problems(rendering: Rendering) -> list[str]:
     """All promises, on one rendering."""
-    judges = (_security, _tokens, _probes, _mounts, _services, _disruption, _network, _versions)
+    judges = (
+        *(_security, _tokens, _probes, _tls, _mounts),
+        *(_services, _disruption, _network, _versions),
+    )
     return [f"{rendering}: {problem}" for judge in judges for problem in judge(rendering)]
 
 
@@ -91,14 +98,100 @@ def _probes(rendering: Rendering) -> Iterator[str]:
     for name, spec, labels in _pods(rendering):
         if labels.get(COMPONENT) not in ("voters", "agents"):
             continue
-        (node,) = spec["containers"]
-        paths = {
-            probe: node.get(probe, {}).get("httpGet", {}).get("path")
-            for probe in ("startupProbe", "livenessProbe", "readinessProbe")
-        }
+        node = _node(spec)
+        asked = [node.get(probe, {}).get("httpGet", {}) for probe in PROBES]
+        paths = dict(zip(PROBES, (get.get("path") for get in asked), strict=True))
         wanted = {"startupProbe": "/healthz", "livenessProbe": "/healthz"}
         if paths != {**wanted, "readinessProbe": "/readyz"}:
             yield f"{name}: probes ask {paths}"
+        # The kubelet believes any certificate.
+        settings = _settings(rendering, labels[COMPONENT])
+        required = settings.get("tls", {}).get("clients", {}).get("mode") == "require"
+        if any((get.get("scheme") == "HTTPS") != required for get in asked):
+            yield f"{name}: probes do not speak as the HTTP port does"
+
+
+def _node(spec: dict[str, Any]) -> dict[str, Any]:
+    """The container that is the node."""
+    (node,) = [c for c in spec["containers"] if c["name"] == "kiln"]
+    return node
+
+
+def _settings(rendering: Rendering, component: str) -> dict[str, Any]:
+    """kiln.toml of a component, as helm writes it: a line for each section and each value."""
+    (text,) = [
+        config["data"]["kiln.toml"]
+        for config in rendering.of("ConfigMap")
+        if config["metadata"]["name"].endswith(f"-{component}") and "kiln.toml" in config["data"]
+    ]
+    settings: dict[str, Any] = {}
+    here = settings
+    for line in map(str.strip, text.splitlines()):
+        if line.startswith("["):
+            here = settings
+            for part in line.strip("[]").split("."):
+                here = here.setdefault(part, {})
+        elif line:
+            name, value = line.split(" = ", 1)
+            here[name] = json.loads(value)
+    return settings
+
+
+def _tls(rendering: Rendering) -> Iterator[str]:
+    """What the node reads is mounted, only signers have the authorities' keys."""
+    for name, spec, labels in _pods(rendering):
+        if labels.get(COMPONENT) not in ("voters", "agents"):
+            continue
+        settings = _settings(rendering, labels[COMPONENT])
+        tls, node = settings.get("tls", {}), _node(spec)
+        mounted = tuple(f"{mount['mountPath']}/" for mount in node["volumeMounts"])
+        for audience, files in tls.items():
+            for what in ("cert", "key", "ca"):
+                if what in files and not files[what].startswith(mounted):
+                    yield f"{name}: tls.{audience}.{what} is {files[what]}, which is not mounted"
+        plain = any(tls.get(a, {}).get("mode") != "require" for a in ("members", "clients"))
+        if settings.get("insecure", False) != plain:
+            yield f"{name}: insecure is not what its ports are"
+        keys = {v["name"] for v in spec["volumes"] if _has_keys(v)}
+        signers = [c for c in spec.get("initContainers", []) + spec["containers"] if _signs(c)]
+        for container in spec.get("initContainers", []) + spec["containers"]:
+            has = keys & {mount["name"] for mount in container.get("volumeMounts", [])}
+            if bool(has) != (container in signers):
+                yield f"{name}/{container['name']} has the authorities' keys, or signs without"
+        if keys and len(signers) != len(("before the node", "beside it")):
+            yield f"{name}: certificates are not signed before the node starts, and kept in force"
+    yield from _clients(rendering)
+
+
+def _has_keys(volume: dict[str, Any]) -> bool:
+    """Whether it is the authorities' secret as a whole."""
+    return volume["name"] == "authority" and "items" not in volume["secret"]
+
+
+def _signs(container: dict[str, Any]) -> bool:
+    return container.get("args", [])[:2] == ["certs", "node"]
+
+
+def _clients(rendering: Rendering) -> Iterator[str]:
+    """Who is told https:// is told whom to believe, and finds it."""
+    maps = {
+        (m["metadata"]["name"], m["metadata"].get("namespace")): m
+        for m in rendering.of("ConfigMap")
+    }
+    for (name, namespace), told in maps.items():
+        endpoint = told["data"].get("KILN_ENDPOINT")
+        if endpoint is None:
+            continue
+        schemes = {url.split("://")[0] for url in endpoint.split(",")}
+        if schemes != ({"https"} if "KILN_CA" in told["data"] else {"http"}):
+            yield f"{name}: clients are told {endpoint} and KILN_CA {told['data'].get('KILN_CA')}"
+        if "KILN_CA" in told["data"] and (f"{name}-ca", namespace) not in maps:
+            yield f"{name} in {namespace}: there is no authority beside it"
+    for monitor in rendering.of("ServiceMonitor"):
+        required = _settings(rendering, "voters").get("tls", {}).get("clients", {}).get("mode")
+        for endpoint in monitor["spec"]["endpoints"]:
+            if (endpoint.get("scheme") == "https") != (required == "require"):
+                yield "Prometheus does not speak as the HTTP port does"
 
 
 def _mounts(rendering: Rendering) -> Iterator[str]:
@@ -147,7 +240,7 @@ def _services(rendering: Rendering) -> Iterator[str]:
             port["name"]
             for pod, pod_spec, _ in _pods(rendering)
             if pod in found
-            for port in pod_spec["containers"][0]["ports"]
+            for port in _node(pod_spec)["ports"]
         }
         unknown = {port["targetPort"] for port in spec["ports"]} - ports
         if unknown:

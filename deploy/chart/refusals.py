@@ -54,8 +54,17 @@ REFUSED: list[tuple[list[str], list[str]]] = [
     (['client.env={"KILN WAIT":"1"}'], ["/client/env", "'KILN WAIT' not allowed"]),
     (['client.env={"KILN_WAIT":1}'], ["/client/env/KILN_WAIT", "want string"]),
     (['metrics.serviceMonitor.interval="often"'], ["/metrics/serviceMonitor/interval", "pattern"]),
+    (['tls.members.mode="on"'], ["/tls/members/mode", "'off', 'accept', 'dial', 'require'"]),
+    (['tls.clients.ca="ca.pem"'], ["/tls/clients/ca", "pattern"]),
+    (['tls.clients.volume={"secret":{},"csi":{}}'], ["/tls/clients/volume", "maxProperties"]),
+    (["tls.days=0"], ["/tls/days", "minimum"]),
     (["priorityClass.value=2000000000"], ["/priorityClass/value", "maximum"]),
-    # No schema can say this one: the template does.
+    # No schema can say these: the templates do.
+    (['tls.members.mode="accept"'], ["tls.authoritySecret", "tls.members.volume"]),
+    (
+        ['tls.clients.mode="require"', 'tls.authoritySecret="ca"'],
+        ["tls.clients.ca", "--set-file"],
+    ),
     (['agents.network="host"'], ["networkPolicy.nodeCIDRs"]),
 ]
 

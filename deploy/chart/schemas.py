@@ -32,11 +32,18 @@ def _closed(required: list[str], **properties: object) -> dict[str, object]:
     }
 
 
+_TEXT = {"type": "string", "minLength": 1}
 _ENDPOINT = _closed(
     ["port"],
     port={"type": "string"},
     path={"type": "string", "pattern": "^/"},
     interval={"type": "string", "pattern": "^[0-9]+(ms|s|m)$"},
+    scheme={"enum": ["http", "https"]},
+    tlsConfig=_closed(
+        ["ca", "serverName"],
+        ca=_closed(["configMap"], configMap=_closed(["name", "key"], name=_TEXT, key=_TEXT)),
+        serverName=_TEXT,
+    ),
 )
 _RULE = _closed(
     ["alert", "expr", "labels", "annotations"],

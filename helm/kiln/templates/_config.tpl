@@ -1,7 +1,7 @@
 {{- /* kiln.toml of a component: the chart's own settings win over .config, and that
        of the component over that of all nodes. Takes root, component, and "start",
-       false for the part whose change needs no restart: how an empty node begins. Clients'
-       ports have no certificates here yet: plain text is taken from other pods. */}}
+       false for the part whose change needs no restart: how an empty node begins. Plain text
+       is taken from other pods until both audiences require TLS. */}}
 {{- define "kiln.toml" -}}
 {{- $root := .root -}}
 {{- $values := $root.Values -}}
@@ -9,12 +9,14 @@
 {{- $name := include "kiln.name" $root -}}
 {{- $peers := list (printf "dns:%s-voters.%s.svc:7402" $name $root.Release.Namespace) -}}
 {{- $agent := eq .component "agents" -}}
+{{- $tls := include "kiln.tls" $root | fromJson -}}
+{{- $required := and (eq $values.tls.members.mode "require") (eq $values.tls.clients.mode "require") -}}
 {{- $chart := dict
       "data_dir" "/var/lib/kiln"
       "grpc_listen" "0.0.0.0:7400"
       "http_listen" "0.0.0.0:7401"
       "transfer_listen" "0.0.0.0:7402"
-      "insecure" true
+      "insecure" (not $required)
       "resp_listen" "127.0.0.1:7403" -}}
 {{- if $agent -}}
   {{- $_ := set $chart "start" (dict "join" $peers) -}}
@@ -33,6 +35,10 @@
 {{- if $values.resp.usersSecret -}}
   {{- $_ := set $chart "resp_listen" "0.0.0.0:7403" -}}
   {{- $_ := set $chart "resp" (dict "users" "/etc/kiln-users/users") -}}
+{{- end -}}
+{{- if $tls -}}{{- $_ := set $chart "tls" $tls -}}{{- end -}}
+{{- with include "kiln.ownSocket" (dict "root" $root "component" .component "own" $own) -}}
+  {{- $_ := set $chart "socket" . -}}
 {{- end -}}
 {{- $object := dict -}}
 {{- with $values.object -}}

@@ -42,12 +42,18 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 
 {{- /* Where a pod without a node of its own asks: this node's agent first, then the voters. */}}
 {{- define "kiln.endpoint" -}}
-{{- $name := include "kiln.name" . -}}
-{{- $domain := printf "%s.svc" .Release.Namespace -}}
 {{- if .Values.agents.enabled -}}
-http://{{ $name }}-local.{{ $domain }}:7400,
+{{ include "kiln.scheme" . }}://{{ include "kiln.name" . }}-local.{{ .Release.Namespace }}.svc:7400,
 {{- end -}}
-http://{{ $name }}.{{ $domain }}:7400
+{{ include "kiln.votersEndpoint" . }}
+{{- end }}
+
+{{- define "kiln.votersEndpoint" -}}
+{{ include "kiln.scheme" . }}://{{ include "kiln.name" . }}.{{ .Release.Namespace }}.svc:7400
+{{- end }}
+
+{{- define "kiln.scheme" -}}
+{{ ternary "https" "http" (eq (include "kiln.clientsDial" .) "true") }}
 {{- end }}
 
 {{- /* What no pod of the chart goes without. */}}

@@ -34,6 +34,7 @@ tolerations:
 {{- define "kiln.container" -}}
 {{- $values := .root.Values -}}
 {{- $agent := eq .component "agents" -}}
+{{- $scheme := ternary "\n    scheme: HTTPS" "" (eq $values.tls.clients.mode "require") -}}
 name: kiln
 image: {{ include "kiln.image" .root | quote }}
 imagePullPolicy: {{ $values.image.pullPolicy }}
@@ -52,6 +53,11 @@ env:
         fieldPath: metadata.name
   - name: KILN_ADVERTISE
     value: "$(POD_NAME).{{ include "kiln.name" .root }}-voters.{{ .root.Release.Namespace }}.svc"
+  {{- end }}
+  {{- with include "kiln.ownSocket" . }}
+  # For `kubectl exec`, and before the node stops.
+  - name: KILN_ENDPOINT
+    value: unix:{{ . }}
   {{- end }}
   {{- with concat $values.env .own.env }}
   {{- toYaml . | nindent 2 }}
@@ -99,12 +105,14 @@ startupProbe:
   httpGet:
     path: /healthz
     port: http
+    {{- $scheme }}
   periodSeconds: 2
   failureThreshold: 150
 livenessProbe:
   httpGet:
     path: /healthz
     port: http
+    {{- $scheme }}
   periodSeconds: 10
   timeoutSeconds: 5
   failureThreshold: 6
@@ -113,6 +121,7 @@ readinessProbe:
   httpGet:
     path: /readyz
     port: http
+    {{- $scheme }}
   periodSeconds: 5
   timeoutSeconds: 5
 {{- with include "kiln.preStop" . }}
@@ -148,6 +157,9 @@ volumeMounts:
     mountPath: /etc/kiln-join
     readOnly: true
   {{- end }}
+  {{- with include "kiln.tlsMounts" .root | trim }}
+  {{- . | nindent 2 }}
+  {{- end }}
   {{- if $values.object.volume }}
   - name: l3
     mountPath: /l3
@@ -181,6 +193,9 @@ volumeMounts:
   secret:
     secretName: {{ $values.join.tokenSecret }}
     optional: true
+{{- end }}
+{{- with include "kiln.tlsVolumes" .root | trim }}
+{{ . }}
 {{- end }}
 {{- with $values.object.volume }}
 - name: l3
