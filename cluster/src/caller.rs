@@ -1,7 +1,7 @@
 //! Who calls, by its certificate: a member speaks for itself alone.
 //!
 //! Invariant: where a certificate names a node or a key, nothing is taken that claims to
-//! come from another. Who connects in plain text has no certificate, and is believed:
+//! come from another, nor, while this replica is led, from one that has not joined. Who connects in plain text has no certificate, and is believed:
 //! whether plain text is taken at all is decided where connections are accepted.
 
 use std::{net::SocketAddr, sync::Arc};
@@ -9,7 +9,10 @@ use std::{net::SocketAddr, sync::Arc};
 use kiln_proto::NodeId;
 use tonic::{Extensions, Status};
 
-use crate::{command::NewNode, watch::Nodes};
+use crate::{
+    command::NewNode,
+    watch::{NodeInfo, Nodes},
+};
 
 /// The other end of a connection, as a connection's `ConnectInfo`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -27,11 +30,16 @@ pub struct Caller {
 }
 
 /// Refuses what its caller says for the node `claimed`, if its certificate names another
-/// one, or another key than that node is registered with.
+/// one, or another key than that node is registered with; or if no such node has joined, as
+/// `leader` would have told, from which this replica hears and which has a quorum.
+///
+/// Where there is no such leader, a node that is not registered is heard: it may have joined
+/// while this replica was away, and need its vote, or lead now.
 pub(crate) fn check(
     extensions: &Extensions,
     claimed: Option<NodeId>,
     nodes: &Nodes,
+    leader: impl FnOnce() -> Option<NodeId>,
 ) -> Result<(), Status> {
     let Some(caller) = extensions.get::<Caller>() else { return Ok(()) };
     if let Some(node) = caller.node
@@ -39,21 +47,28 @@ pub(crate) fn check(
     {
         return refuse(caller, "wrong_node", &format!("node {node}"), &said(claimed));
     }
-    let Some(key) = caller.key else { return Ok(()) };
-    let Some(id) = claimed else {
-        return match nodes.is_empty() {
-            // Nobody is registered before the first command.
-            true => Ok(()),
-            false => refuse(caller, "wrong_key", &format!("key {}", hex::encode(key)), &said(None)),
-        };
+    // Nobody is registered before the first command.
+    if (caller.node.is_none() && caller.key.is_none()) || nodes.is_empty() {
+        return Ok(());
+    }
+    let wrong_key = || {
+        let key = caller.key.unwrap_or_default();
+        refuse(caller, "wrong_key", &format!("key {}", hex::encode(key)), &said(claimed))
     };
-    let of_another =
-        || nodes.iter().any(|(other, node)| *other != id && node.key.to_bytes() == key);
+    let Some(id) = claimed else { return wrong_key() };
+    let has_key = |node: &NodeInfo, key| node.key.to_bytes() == key;
     match nodes.get(&id) {
-        Some(registered) if registered.key.to_bytes() == key => Ok(()),
-        // One that joined while this replica was away: who leads now may be among them.
-        None if !of_another() => Ok(()),
-        _ => refuse(caller, "wrong_key", &format!("key {}", hex::encode(key)), &said(claimed)),
+        Some(known) if caller.key.is_none_or(|key| has_key(known, key)) => Ok(()),
+        Some(_) => wrong_key(),
+        None if caller.key.is_some_and(|key| nodes.values().any(|of| has_key(of, key))) => {
+            wrong_key()
+        }
+        // The leader itself may have joined while this replica was away: until that has what it
+        // missed, it does not know it.
+        None => match leader().filter(|leader| *leader != id) {
+            None => Ok(()),
+            Some(_) => not_joined(caller, id),
+        },
     }
 }
 
@@ -101,6 +116,15 @@ fn refuse(caller: &Caller, why: &'static str, named: &str, claimed: &str) -> Res
     )))
 }
 
+fn not_joined(caller: &Caller, node: NodeId) -> Result<(), Status> {
+    metrics::counter!("kiln_refused_peers_total", "why" => "not_joined").increment(1);
+    tracing::warn!(from = ?caller.from, node, "a peer is refused: it has not joined");
+    Err(Status::permission_denied(format!(
+        "node {node} has not joined this cluster: a node joins before it sends anything else \
+         (start.join)"
+    )))
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -108,7 +132,7 @@ mod tests {
     use tonic::Code;
 
     use super::*;
-    use crate::{command::NodeFacts, watch::NodeInfo};
+    use crate::command::NodeFacts;
 
     fn key(node: u64) -> [u8; 32] {
         SigningKey::from_bytes(&[node as u8; 32]).verifying_key().to_bytes()
@@ -133,7 +157,9 @@ mod tests {
 
     #[test]
     fn a_certificate_speaks_for_its_node_alone() {
-        let judge = |node, key: Option<[u8; 32]>, claimed| check(&of(node, key), claimed, &nodes());
+        let judge = |node, key: Option<[u8; 32]>, claimed| {
+            check(&of(node, key), claimed, &nodes(), || None)
+        };
         assert!(judge(Some(1), None, Some(1)).is_ok());
         assert!(judge(Some(1), Some(key(1)), Some(1)).is_ok());
         assert!(judge(None, Some(key(1)), Some(1)).is_ok());
@@ -150,8 +176,23 @@ mod tests {
             let refused = judge(node, named, claimed).unwrap_err();
             assert_eq!(refused.code(), Code::PermissionDenied, "{node:?} {claimed:?}");
         }
-        assert!(check(&Extensions::new(), Some(1), &nodes()).is_ok(), "plain text");
-        assert!(check(&of(None, Some(key(1))), Some(1), &Nodes::default()).is_ok());
+        assert!(check(&Extensions::new(), Some(1), &nodes(), || Some(1)).is_ok(), "plain text");
+        assert!(check(&of(None, Some(key(1))), Some(1), &Nodes::default(), || Some(2)).is_ok());
+    }
+
+    #[test]
+    fn who_has_not_joined_is_heard_only_where_nobody_leads() {
+        let judge = |node, key: Option<[u8; 32]>, leader| {
+            check(&of(node, key), Some(3), &nodes(), || leader).map_err(|refused| refused.code())
+        };
+        for (node, named) in [(Some(3), None), (None, Some(key(3))), (Some(3), Some(key(3)))] {
+            assert_eq!(judge(node, named, Some(1)), Err(Code::PermissionDenied), "{node:?}");
+            assert_eq!(judge(node, named, None), Ok(()), "it joined while this one was away");
+            assert_eq!(judge(node, named, Some(3)), Ok(()), "it leads, and tells that it joined");
+        }
+        assert_eq!(judge(None, None, Some(1)), Ok(()), "it names nobody");
+        let member = check(&of(Some(2), Some(key(2))), Some(2), &nodes(), || Some(1));
+        assert!(member.is_ok(), "it joined");
     }
 
     #[test]

@@ -211,6 +211,12 @@ impl Member {
         acked.map_or(contact, |acked| contact.max(acked))
     }
 
+    /// The leader, where it was heard within its lease that it has a quorum.
+    pub(crate) fn heard_leader(&self) -> Option<NodeId> {
+        let heard = self.last_contact().elapsed() < self.timings.election_max;
+        self.leader().filter(|_| heard)
+    }
+
     /// When a request that started at `started` gives up on finding a leader: soon where
     /// none with a quorum was heard of for long, and after [`Timings::patience`] and an
     /// election in any case.

@@ -1,6 +1,7 @@
 //! The node's side of the traffic between nodes.
 //!
-//! Invariant: Raft's messages are taken only by the very node that they are for.
+//! Invariant: Raft's messages are taken only by the very node that they are for, and while it is
+//! led, from nodes that joined alone.
 
 use std::{pin::Pin, sync::Arc, time::Duration};
 
@@ -65,7 +66,8 @@ impl Service {
     fn running<T>(&self, request: &Request<T>) -> Result<&Running, Status> {
         let running = self.member.running().map_err(status)?;
         let nodes = self.leader.replica.nodes();
-        caller::check(request.extensions(), sender(request.metadata()), &nodes)?;
+        let leader = || self.member.heard_leader();
+        caller::check(request.extensions(), sender(request.metadata()), &nodes, leader)?;
         check_target(request.metadata(), running.owner)?;
         Ok(running)
     }

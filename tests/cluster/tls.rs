@@ -1,6 +1,8 @@
 //! Ports by audience, and TLS between members and with clients: who is kept out, and how a
 //! running cluster gets there.
 
+mod joined;
+
 use std::path::{Path, PathBuf};
 
 use hyper_util::rt::TokioIo;

@@ -49,8 +49,8 @@ pub(super) const METRICS: &[Metric] = &[
     counter(
         "kiln_refused_peers_total",
         &["why"],
-        "Peers that were refused: their certificate names another node or key, or one that left or \
-         was revoked, they came to the clients' port, no TLS came about with them, or they had no \
+        "Peers that were refused: their certificate names another node or key, or one that has not \
+         joined, left or was revoked, they came to the clients' port, no TLS came about with them, or they had no \
          good token to join.",
     ),
     counter(
