@@ -12,7 +12,7 @@
 //! Prints a table; `-- --json` adds one line of JSON with every sample. A release
 //! build takes minutes here: `--profile dev` measures the same waits.
 //! `KILN_BENCH_BINARY` names another `kiln` to run.
-#![allow(clippy::unwrap_used, missing_docs)]
+#![allow(clippy::unwrap_used, dead_code, missing_docs)]
 
 mod load;
 mod nodes;

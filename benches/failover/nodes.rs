@@ -22,6 +22,12 @@ const POLL: Duration = Duration::from_millis(20);
 /// Bound on anything that is waited for.
 const SOON: Duration = Duration::from_secs(120);
 
+/// The `kiln` that runs: another one than this build's where it is named.
+pub(crate) fn program() -> String {
+    let named = std::env::var("KILN_BENCH_BINARY").or_else(|_| std::env::var("KILN_BINARY"));
+    named.unwrap_or_else(|_| env!("CARGO_BIN_EXE_kiln").to_owned())
+}
+
 pub(crate) struct Nodes {
     folder: tempfile::TempDir,
     nodes: Vec<Process>,
@@ -73,9 +79,7 @@ impl Nodes {
         std::fs::write(&file, toml::to_string(&self.nodes[i].config).unwrap()).unwrap();
         let log = self.folder.path().join(format!("{i}.log"));
         let log = std::fs::OpenOptions::new().create(true).append(true).open(log).unwrap();
-        let program = std::env::var("KILN_BENCH_BINARY")
-            .unwrap_or_else(|_| env!("CARGO_BIN_EXE_kiln").to_owned());
-        let mut command = Command::new(program);
+        let mut command = Command::new(program());
         command.args(["serve", "--config"]).arg(file).stdin(Stdio::null());
         command.stdout(Stdio::piped()).stderr(log).kill_on_drop(true);
         self.nodes[i].child = Some(command.spawn().unwrap());
@@ -106,6 +110,16 @@ impl Nodes {
 
     pub(crate) fn others(&self, i: usize) -> Vec<usize> {
         (0..self.nodes.len()).filter(|other| *other != i).collect()
+    }
+
+    /// How a node was started.
+    pub(crate) fn config(&self, i: usize) -> &Config {
+        &self.nodes[i].config
+    }
+
+    /// The id that the cluster gave it.
+    pub(crate) fn id(&self, i: usize) -> u64 {
+        self.nodes[i].id
     }
 
     pub(crate) fn resp(&self, i: usize) -> SocketAddr {
