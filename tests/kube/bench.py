@@ -48,16 +48,20 @@ class Bench:
         self.keys: dict[str, int] = {}
         self.reader: Asker | None = None
         self.writer: Asker | None = None
+        # How clients ask: what they have in their environment, and pods in a secret's `token`.
+        self.scheme = "http"
+        self.environment: dict[str, str] = {}
+        self.token_secret = ""
 
     # ------------------------------------------------------------ the release
 
-    def release(self, verb: str, *options: str) -> None:
+    def release(self, verb: str, *options: str, wait: bool = True) -> None:
         """Installs or upgrades with the values as they are now."""
         path = self.folder / "values.json"
         path.write_text(json.dumps(self.values))
         self.kube.helm(
-            *(verb, RELEASE, str(self.kube.chart), "-f", str(path), "--wait", "--timeout", "8m"),
-            *("--server-side=false", *options),
+            *(verb, RELEASE, str(self.kube.chart), "-f", str(path), "--timeout", "8m"),
+            *("--server-side=false", *(["--wait"] if wait else []), *options),
         )
 
     def pods(self, selector: str) -> list[dict[str, Any]]:
@@ -88,7 +92,7 @@ class Bench:
 
     def endpoints(self) -> str:
         """What a client is given: the first three voters, in their order."""
-        return ",".join(f"http://{self.host(n)}.cluster.local:7400" for n in range(3))
+        return ",".join(f"{self.scheme}://{self.host(n)}.cluster.local:7400" for n in range(3))
 
     def cluster(self) -> dict[str, Any]:
         """The status of whichever voter answers."""
@@ -124,21 +128,38 @@ class Bench:
 
     # ------------------------------------------------------------ clients
 
-    def compile(self, number: int, endpoint: str | None = None) -> dict[str, Any]:
+    def command(self, *command: str, endpoint: str = "", **more: str) -> list[str]:
+        """The program as a client in the cluster's network, with `more` in its environment."""
+        environment = {**self.environment, **more}
+        pairs = [f"{name}={value}" for name, value in environment.items()]
+        return [
+            "env",
+            *pairs,
+            str(self.program),
+            *command,
+            "--endpoint",
+            endpoint or self.endpoints(),
+        ]
+
+    def client(self, *command: str, endpoint: str = "", **more: str) -> bytes:
+        """What it prints; that it fails is an error."""
+        return self.kube("run", *self.command(*command, endpoint=endpoint, **more))
+
+    def compile(self, number: int, endpoint: str = "") -> dict[str, Any]:
         """One stored kernel, asked for from the cluster's network."""
-        command = [str(self.program), "compile", str(self.sources / f"stored{number}.cu")]
-        command += ["--target", TARGET, "--json", "--endpoint", endpoint or self.endpoints()]
-        return json.loads(self.kube("run", *command))
+        source = str(self.sources / f"stored{number}.cu")
+        command = ("compile", source, "--target", TARGET, "--json")
+        return json.loads(self.client(*command, endpoint=endpoint))
 
     def ask_in_pod(self, node: str, endpoint: str, name: str) -> dict[str, Any]:
-        """A pod on `node` that asks for a kernel of its own, and ends."""
+        """A pod on `node` that asks for a kernel of its own; what it printed is its error."""
         source = write_kernel(self.sources, "from_pods", 99)
         config = {"name": "sources", "namespace": NAMESPACE}
         data = {"kernel.cu": source.read_text()}
         self.kube.apply({"apiVersion": "v1", "kind": "ConfigMap", "metadata": config, "data": data})
         image = self.values["image"]
         command = ["compile", "/sources/kernel.cu", "--target", TARGET, "--json"]
-        container = {
+        container: dict[str, Any] = {
             "name": "ask",
             "image": f"{image['repository']}:{image['tag']}",
             "imagePullPolicy": "Never",
@@ -150,28 +171,37 @@ class Bench:
                 "capabilities": {"drop": ["ALL"]},
             },
             "volumeMounts": [{"name": "sources", "mountPath": "/sources"}],
+            "env": [],
         }
+        volumes: list[dict[str, Any]] = [{"name": "sources", "configMap": {"name": "sources"}}]
+        if self.scheme == "https":
+            container["env"] += [{"name": "KILN_CA", "value": "/etc/kiln-client/ca.crt"}]
+            container["volumeMounts"] += [{"name": "ca", "mountPath": "/etc/kiln-client"}]
+            volumes += [{"name": "ca", "configMap": {"name": f"{RELEASE}-client-ca"}}]
+        if self.token_secret:
+            token = {"secretKeyRef": {"name": self.token_secret, "key": "token"}}
+            container["env"] += [{"name": "KILN_TOKEN", "valueFrom": token}]
         spec = {
             "nodeName": node,
             "restartPolicy": "Never",
             "terminationGracePeriodSeconds": 0,
             "automountServiceAccountToken": False,
             "containers": [container],
-            "volumes": [{"name": "sources", "configMap": {"name": "sources"}}],
+            "volumes": volumes,
         }
         pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": spec}
         self.kube.apply(pod)
 
         def ended() -> str | None:
             phase = self.kube.get("pod", name)["status"]["phase"]
-            if phase == "Failed":
-                raise RuntimeError(self.kube.text("kubectl", "logs", name))
-            return phase if phase == "Succeeded" else None
+            return phase if phase in ("Succeeded", "Failed") else None
 
-        wait_for(f"the pod {name}", ended)
-        answer = json.loads(self.kube.text("kubectl", "logs", name))
+        phase = wait_for(f"the pod {name}", ended)
+        told = self.kube.text("kubectl", "logs", name)
         self.kube.kubectl("delete", "pod", name)
-        return answer
+        if phase == "Failed":
+            raise RuntimeError(told)
+        return json.loads(told)
 
     def store(self) -> None:
         """Compiles what the reader will ask for, and notes the keys' epochs."""
@@ -188,13 +218,11 @@ class Bench:
         """Compiles something that nobody has."""
         name = f"fresh_{time.time_ns()}"
         source = write_kernel(self.folder, name, 7)
-        command = [str(self.program), "compile", str(source), "--target", TARGET]
-        self.kube("run", *command, "--endpoint", self.endpoints())
+        self.client("compile", str(source), "--target", TARGET)
 
     def entries(self) -> list[dict[str, Any]]:
         """The index, as `kiln ls` shows it."""
-        command = (str(self.program), "ls", "--json", "--endpoint", self.endpoints())
-        return [json.loads(line) for line in self.kube("run", *command).splitlines()]
+        return [json.loads(line) for line in self.client("ls", "--json").splitlines()]
 
     def epochs(self) -> dict[str, int]:
         """Of every key; a compile that was committed anew would raise it."""
@@ -221,7 +249,7 @@ class Bench:
     def start_asking(self) -> None:
         """Reads of stored keys, and writes of new ones, until told."""
         make = lambda new: Asker(  # noqa: E731
-            self.kube, self.program, self.endpoints(), self.sources, new
+            self.kube, self.program, self.endpoints(), self.sources, new, self.environment
         )
         self.reader, self.writer = make(False), make(True)
 

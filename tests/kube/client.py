@@ -36,12 +36,21 @@ class Seen:
 class Asker:
     """One asking process and its lines."""
 
-    def __init__(self, kube: Kube, program: Path, endpoint: str, sources: Path, new: bool) -> None:
+    def __init__(
+        self,
+        kube: Kube,
+        program: Path,
+        endpoint: str,
+        sources: Path,
+        new: bool,
+        environment: dict[str, str],
+    ) -> None:
         """Starts to ask."""
         self.new = new
         self.lines: list[dict[str, object]] = []
         self.lock = threading.Lock()
-        command = [sys.executable, "-B", str(Path(__file__).parent / "asker.py")]
+        pairs = [f"{name}={value}" for name, value in environment.items()]
+        command = ["env", *pairs, sys.executable, "-B", str(Path(__file__).parent / "asker.py")]
         command += ["--kiln", str(program), "--endpoint", endpoint, "--sources", str(sources)]
         self.process = kube.popen(
             *command,

@@ -41,8 +41,8 @@ def share(b: Bench) -> str:
     """A pod on one node compiles, a pod on the other one hits."""
     where = {p["spec"]["nodeName"]: p["status"]["podIP"] for p in b.pods(AGENTS)}
     first, second = sorted(where)
-    one = b.ask_in_pod(first, f"http://{where[first]}:7400", "ask-one")
-    other = b.ask_in_pod(second, f"http://{where[second]}:7400", "ask-other")
+    one = b.ask_in_pod(first, f"{b.scheme}://{where[first]}:7400", "ask-one")
+    other = b.ask_in_pod(second, f"{b.scheme}://{where[second]}:7400", "ask-other")
     require(f"{first}: {one['outcome']}", one["outcome"] == "compiled")
     require(f"{second}: {other['outcome']}", other["outcome"] == "hit")
     require("the same bytes", one["artifact"] == other["artifact"])
