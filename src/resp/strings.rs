@@ -114,18 +114,20 @@ impl Connection {
             Arg::Skipped(size) => Err(format!("no room for its {size} bytes")),
         };
         let artifact = self.key(&name);
-        self.session.did("publish", &artifact);
         let (seconds, lease) = self.misses.fill(&artifact, &self.values);
         match value {
-            Ok(value) => Some(Set {
-                namespace: self.session.namespace.clone(),
-                name: name[..].into(),
-                value,
-                mode: mode.unwrap_or(PutMode::Replace),
-                seconds,
-                lease,
-                admitted,
-            }),
+            Ok(value) => {
+                self.session.did("publish", &artifact);
+                Some(Set {
+                    namespace: self.session.namespace.clone(),
+                    name: name[..].into(),
+                    value,
+                    mode: mode.unwrap_or(PutMode::Replace),
+                    seconds,
+                    lease,
+                    admitted,
+                })
+            }
             Err(why) => {
                 self.values.failed(&kiln_proto::value::shown(&name), &why);
                 None

@@ -65,3 +65,36 @@ async fn what_is_done_and_refused_is_in_a_log_that_tells_when_it_was_changed() {
     assert_eq!(code, Some(12), "{told}");
     assert!(told["problems"][0].as_str().unwrap().contains("changed"), "{told}");
 }
+
+/// A value for which there is no room is not published, and no line says that it was.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_mset_has_a_line_for_each_value_that_it_stores() {
+    let cluster = TestCluster::start_with(1, |_, config| {
+        config.audit.values = true;
+        config.resp.max_value = 1024;
+        config.resp.wait = Duration::ZERO;
+    })
+    .await;
+    let node = &cluster.nodes[0];
+    let mut redis = Redis::connect(node).await;
+    let large = vec![b'x'; 1025];
+    let words: [&[u8]; 7] = [b"MSET", b"a", b"1", b"large", &large, b"c", b"3"];
+    assert_eq!(text(redis.command(words).await), "OK");
+    assert_eq!(redis.get("a").await.as_deref(), Some(&b"1"[..]));
+    assert_eq!(redis.get("c").await.as_deref(), Some(&b"3"[..]));
+    assert_eq!(redis.get("large").await, None);
+    let lines = |event: &str| {
+        let files = std::fs::read_dir(node.data().join("audit/values")).into_iter().flatten();
+        let texts = files.filter_map(|file| std::fs::read_to_string(file.ok()?.path()).ok());
+        let lines = texts.collect::<String>();
+        let lines = lines.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+        lines.filter(|line| line["event"] == event).collect::<Vec<_>>()
+    };
+    // Lines are in the order of the commands: with this one there is each before it.
+    assert_eq!(integer(redis.command(["DEL", "a"]).await), 1);
+    let removed = eventually("its line", async || lines("remove").pop()).await;
+    let stored = lines("publish");
+    assert_eq!(stored.len(), 2, "{stored:?}");
+    assert_ne!(stored[0]["subject"], stored[1]["subject"]);
+    assert!(stored.iter().any(|line| line["subject"] == removed["subject"]), "{stored:?}");
+}
