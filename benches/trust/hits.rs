@@ -42,7 +42,7 @@ struct Contender {
 
 pub(crate) async fn measure() -> Value {
     let (rounds, connections) = (number("ROUNDS", 7), number("CONNECTIONS", 8));
-    let seconds = Duration::from_secs(number("SECONDS", 1) as u64);
+    let seconds = Duration::from_secs(number("TURN", 1) as u64);
     let plain = Cluster::plain().await;
     let secure = Cluster::secure(Duration::from_secs(3600), true).await;
     let mut all = vec![

@@ -8,7 +8,7 @@
 //!   among members whose certificates name them, TLS for clients, a token that is judged at each
 //!   call, and a root without whose certificate no signer is believed. One node of each is asked
 //!   for what it has in memory: 1 MiB on `CONNECTIONS` connections at once (8), and 16 KiB on one,
-//!   one call after the other. They take turns of `SECONDS` (1), `ROUNDS` times (7), in an order
+//!   one call after the other. They take turns of `TURN` (1) seconds, `ROUNDS` times (7), in an order
 //!   that changes. A third one asks the second cluster, and checks each manifest's signature and
 //!   the digest of each pack too, as Kiln's own clients do.
 //! - revoked: `EVENTS` times each (5), the time from the answer to a revocation until the last node
