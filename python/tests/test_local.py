@@ -159,9 +159,12 @@ def test_a_socket_that_does_not_see_a_tenant_is_left_out(
     values = Values(clients.of(cluster.nodes[1], namespace="team-b"))
     assert values.put("blind", b"theirs")
     theirs = clients.of(cluster.nodes[0], namespace="team-b", socket=str(tmp_path / "socket"))
-    for _ in range(2):
-        assert Values(theirs).get("blind", wait=0) == b"theirs"
-    assert len(asked) == 1
+    assert Values(theirs).get("blind", wait=0) == b"theirs"
+    # More than once where the cluster's nodes were too busy to give it at the first question.
+    before = len(asked)
+    assert before
+    assert Values(theirs).get("blind", wait=0) == b"theirs"
+    assert len(asked) == before
 
 
 def test_no_socket_at_all(tmp_path: Path) -> None:
