@@ -1,6 +1,6 @@
 """Times the product kernels on a GPU beside torch, each checked against f64 first.
 
-    python3 benches/products/measure.py [wgmma|mma|vector|cores]...
+    python3 benches/products/measure.py [prefill] [persistent|wgmma|mma|vector|cores]...
 
 Compiles the templates of `src/native/codegen/product` by themselves, every tile for
 every shape that it suits. A shape's weights alternate between copies that no cache holds
@@ -28,10 +28,16 @@ WGMMA = [
     (2, 96, 6, 1),
 ]
 WGMMA += [(1, 128, 8, 1), (1, 96, 8, 1), (1, 64, 6, 2), (1, 64, 8, 1), (1, 32, 12, 1)]
+PERSISTENT = [(2, 256, 4, 1), (2, 192, 5, 1), (1, 256, 5, 1), (2, 128, 3, 2), (2, 128, 7, 1)]
+PERSISTENT += [(2, 96, 7, 1), (1, 128, 8, 1), (1, 128, 4, 2), (1, 96, 8, 1), (1, 96, 5, 2), (1, 64, 6, 2)]
+PERSISTENT += [(1, 64, 8, 1), (1, 32, 12, 1), (1, 32, 9, 2)]
 MMA = [(128, 128, 2, 4, 3), (128, 64, 4, 2, 4), (64, 64, 2, 2, 4), (64, 32, 4, 1, 4)]
 MMA += [(32, 64, 2, 2, 4), (16, 64, 1, 4, 4)]
 VECTOR = [(4, 1, 1), (4, 2, 1), (4, 4, 1), (4, 1, 2), (4, 2, 2), (8, 8, 2)]
 CORES = [(128, 128, 8, 8), (64, 64, 16, 4), (32, 32, 32, 4)]
+PROCESSORS = 132
+# Of a layer of 8B's size: rows, columns, what is summed over.
+PREFILL = [(m, n, k) for m in (2048, 8192) for n, k in [(4096, 4096), (14336, 4096), (4096, 14336)]]
 # N and K: projections of a small decoder's block, and a square.
 SHAPES = [(2048, 1024), (1024, 1024), (1024, 2048), (3072, 1024), (1024, 3072), (4096, 1024)]
 
@@ -47,6 +53,8 @@ class Launch:
     blocks: int = 1
     split: int = 1
     maps: bool = False
+    # Of a persistent kernel.
+    stages: int = 0
 
     def grid(self, m, n):
         return -(-m // self.tile[0]) * -(-n // self.tile[1]) * self.split
@@ -62,6 +70,12 @@ def launches(variants, m, n, dtype):
             call = f"kiln_product_wgmma<P, {ELEMENT[dtype]}, {groups}, {columns}, {stages}>"
             shared = 1024 + staged(64 * groups, columns, stages)
             yield Launch(call, (64 * groups, columns), groups * 128 + 32, shared, blocks, maps=True)
+    if "persistent" in variants and half and m > 1:
+        for groups, columns, stages, blocks in PERSISTENT:
+            call = f"kiln_product_persistent<P, {ELEMENT[dtype]}, {groups}, {columns}, {stages}>"
+            shared = 1024 + stages * (64 * groups + columns) * 128
+            tile, threads = (64 * groups, columns), groups * 128 + 32
+            yield Launch(call, tile, threads, shared, blocks, maps=True, stages=stages)
     if "mma" in variants and half and m > 1:
         for rows, columns, down, across, stages in MMA:
             for split in (1, 2, 4, 8):
@@ -84,8 +98,10 @@ def launches(variants, m, n, dtype):
 
 def source(launch, m, n, k, dtype, gelu):
     """A module with `launch` for x[m, k] @ w[n, k].T, perhaps with bias and GELU."""
-    names = ["preamble.cu", "product/tensor.cu"]
-    names.append(f"product/{launch.call.split('<')[0].removeprefix('kiln_product_')}.cu")
+    variant = launch.call.split("<")[0].removeprefix("kiln_product_")
+    names = ["preamble.cu", "instructions.cu", "hopper.cu", "product/tensor.cu"]
+    names += ["product/wgmma.cu"] if variant == "persistent" else []
+    names.append(f"product/{variant}.cu")
     texts = [(SOURCES / name).read_text(encoding="utf-8") for name in names]
     element = ELEMENT[dtype]
     operand = "const __grid_constant__ kiln_tensor_map" if launch.maps else f"const {element}*"
@@ -93,11 +109,20 @@ def source(launch, m, n, k, dtype, gelu):
     value = "y * 0.5f * (1.0f + erff(y * 0.70710678f))" if gelu else "x[v]"
     bias = "float c[V]; kiln_load(bias + n, c);" if gelu else ""
     add = "const float y = x[v] + c[v];" if gelu else ""
+    call = f"{launch.call}(a, b, P{{}}, Write{{bias, out}}, blockIdx.x);"
+    whole = ["true" if size % of == 0 else "false" for size, of in zip((m, n), launch.tile)]
+    if variant == "persistent":
+        groups, stages = launch.tile[0] // 64, launch.stages
+        call = f"""kiln_pipe pipe;
+  kiln_pipe_begin<{groups}, {stages}>();
+  for (unsigned block = blockIdx.x; block < {launch.grid(m, n)}; block += gridDim.x)
+    {launch.call}(a, b, P{{}}, Write{{bias, out}}, pipe, block, b);"""
     kernel = f"""
 struct P {{
   static constexpr kiln_index M = {m}, N = {n}, K = {k}, BATCH = 1, AM = {k}, AK = 1, BK = 1, BN = {k};
   static constexpr bool ALIGNED = true, A_ALONG_K = true, A_ALONG_M = false;
-  static constexpr bool B_ALONG_K = true, B_ALONG_N = false, WIDE = true;
+  static constexpr bool B_ALONG_K = true, B_ALONG_N = false, WIDE = true, B_GIVEN = true;
+  static constexpr bool TWIN = false, ROWS_WHOLE = {whole[0]}, COLUMNS_WHOLE = {whole[1]};
   __device__ __forceinline__ kiln_index A_BATCH(kiln_index) const {{ return 0; }}
   __device__ __forceinline__ kiln_index B_BATCH(kiln_index) const {{ return 0; }}
 }};
@@ -110,10 +135,14 @@ struct Write {{
     for (int v = 0; v < V; ++v) {{ {add} to[v] = {value}; }}
     kiln_store(out + m * {n} + n, to);
   }}
+  template <int V> __device__ __forceinline__ auto early(kiln_index z, kiln_index m,
+                                                         kiln_index n) const {{
+    return [=, *this](const float (&x)[V]) {{ row<V>(z, m, n, x); }};
+  }}
 }};
 extern "C" __global__ void __launch_bounds__({launch.threads}, {launch.blocks}) {cluster} product(
     {operand} a, {operand} b, const {element}* bias, {element}* out) {{
-  {launch.call}(a, b, P{{}}, Write{{bias, out}});
+  {call}
 }}
 """
     return "\n".join([*texts, kernel])
@@ -156,7 +185,7 @@ def measure(variants, m, n, k, dtype, gelu=False):
     count = max(copies, 10 if m > 1024 else 24)
     theirs = replayed(torch_does, count)
     for launch in launches(variants, m, n, dtype):
-        if launch.maps and not 40 <= launch.grid(m, n) <= 1100:
+        if launch.maps and not launch.stages and not 40 <= launch.grid(m, n) <= 4000:
             continue
         kernel = Kernel(
             Nvrtc().cubin(source(launch, m, n, k, dtype, gelu)), "product", launch.shared
@@ -176,7 +205,9 @@ def measure(variants, m, n, k, dtype, gelu=False):
 
         def ours(i, launch=launch, kernel=kernel, a=a, bs=bs, rest=rest):
             stream = torch.cuda.current_stream().cuda_stream
-            kernel.launch(launch.grid(m, n), launch.threads, [a, bs[i % copies], *rest], stream)
+            grid = launch.grid(m, n)
+            grid = min(grid, PROCESSORS * launch.blocks) if launch.stages else grid
+            kernel.launch(grid, launch.threads, [a, bs[i % copies], *rest], stream)
 
         out.fill_(float("nan"))
         ours(0)
@@ -193,8 +224,12 @@ def measure(variants, m, n, k, dtype, gelu=False):
 
 
 def main():
-    variants = sys.argv[1:] or ["wgmma", "mma", "vector", "cores"]
+    variants = sys.argv[1:] or ["persistent", "wgmma", "mma", "vector", "cores"]
     torch.manual_seed(0)
+    if "prefill" in variants:
+        for m, n, k in PREFILL:
+            measure(variants, m, n, k, torch.bfloat16)
+        return
     for m in (1, 8, 16, 64, 256, 4096):
         for n, k in SHAPES:
             measure(variants, m, n, k, torch.bfloat16)

@@ -33,6 +33,9 @@ pub(crate) enum Space {
     Rows { rows: Size, columns: Size },
     /// Batch, row and column of the product in that temporary: three variables.
     Product { temp: usize },
+    /// Batch, row and column of two products of one matrix, in those temporaries, whose
+    /// elements meet: three variables.
+    Twins { temps: [usize; 2] },
     /// Products of one matrix, or rows of one length, side by side in one launch: a
     /// group each.
     Together { parts: Vec<Group> },
@@ -272,10 +275,12 @@ pub(crate) fn extents(loops: &Loops, space: &Space) -> Vec<Size> {
     match space {
         Space::Map { numel } => vec![numel.clone()],
         Space::Rows { rows, columns } => vec![rows.clone(), columns.clone()],
-        Space::Product { temp } => match &loops.temps[*temp].def {
-            Def::Product(p) => vec![p.batch.clone(), p.m.clone(), p.n.clone()],
-            _ => Vec::new(),
-        },
+        Space::Product { temp } | Space::Twins { temps: [temp, _] } => {
+            match &loops.temps[*temp].def {
+                Def::Product(p) => vec![p.batch.clone(), p.m.clone(), p.n.clone()],
+                _ => Vec::new(),
+            }
+        }
         Space::Together { .. } => Vec::new(),
         Space::Attention { temp } => match &loops.temps[*temp].def {
             Def::Attention(a) => {
@@ -307,7 +312,7 @@ fn place(loops: &Loops, space: &Space, temp: usize) -> Option<Size> {
             Some(&(&var(ROW) * &extents[1]) + &var(COLUMN))
         }
         Space::Rows { .. } => (*numel == extents[0]).then(|| var(ROW)),
-        Space::Product { .. } => {
+        Space::Product { .. } | Space::Twins { .. } => {
             let row = &(&var(0) * &extents[1]) + &var(1);
             (*numel == total(3)).then(|| &(&row * &extents[2]) + &var(2))
         }

@@ -105,6 +105,7 @@ pub(crate) fn generate(
     groups: &[Group],
     target: Target,
 ) -> Result<Code, Failure> {
+    let groups = &product::twins(loops, groups, target)[..];
     let readers = readers(loops, groups);
     let mut emitted = Vec::with_capacity(groups.len());
     for (index, group) in groups.iter().enumerate() {
@@ -130,7 +131,7 @@ pub(crate) fn generate(
                 let fused = fused(loops)?;
                 single::emit(loops, &fused, *temp, NAME)
             }
-            Space::Product { .. } => {
+            Space::Product { .. } | Space::Twins { .. } => {
                 product::emit(loops, std::slice::from_ref(group), &stored, target)?
             }
             Space::Together { parts }

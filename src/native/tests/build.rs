@@ -44,8 +44,12 @@ impl Program {
     }
 
     pub(super) fn compile(&self) -> Lowered {
+        self.compile_for(Target::cubin(80))
+    }
+
+    pub(super) fn compile_for(&self, target: Target) -> Lowered {
         let options = Options { fuse: true, fast_math: false, parallel: true };
-        lower_graph(&self.graph, String::new(), options, Target::cubin(80)).unwrap()
+        lower_graph(&self.graph, String::new(), options, target).unwrap()
     }
 
     fn value(&mut self, dtype: DType, shape: &[usize], strides: &[usize]) -> ValueId {

@@ -20,6 +20,7 @@ mod rows;
 mod split;
 mod static_size;
 mod together;
+mod twins;
 mod updates;
 mod writes;
 

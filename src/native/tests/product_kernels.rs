@@ -98,7 +98,7 @@ impl Case {
         format!(
             "struct {name}_problem {{
 {sizes}
-  enum : bool {{ ALIGNED = {aligned}, WIDE = {wide}, B_GIVEN = {given} }};
+  enum : bool {{ ALIGNED = {aligned}, WIDE = {wide}, B_GIVEN = {given}, TWIN = false }};
   enum : bool {{ A_FOURS = {a_fours}, B_FOURS = {b_fours} }};
   enum : bool {{ A_ALONG_K = {a_k}, A_ALONG_M = {a_m}, B_ALONG_K = {b_k}, B_ALONG_N = {b_n} }};
   __device__ __forceinline__ kiln_index A_BATCH(kiln_index z) const {{ return z * {a_batch}; }}
@@ -118,7 +118,7 @@ extern \"C\" __global__ void __launch_bounds__({threads}, {blocks}) {cluster}{na
     const {element}* a, const {element}* b, {element}* out) {{
   using P = {name}_problem;
   const P p{{{values}}};
-  {call}(a, b, p, {name}_write{{out}});
+  {call}(a, b, p, {name}_write{{out}}, blockIdx.x);
 }}
 ",
             wide = n.is_multiple_of(8) && !self.symbolic,

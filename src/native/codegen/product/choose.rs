@@ -8,7 +8,9 @@ use std::fmt;
 
 use kiln_proto::{Target, graph::DType};
 
-use super::tiles::{CORES, MMA, Tile, WGMMA, cores, mma, vector, wgmma};
+use super::tiles::{
+    CORES, MMA, PERSISTENT, Persistent, Tile, WGMMA, cores, mma, persistent, vector, wgmma,
+};
 use crate::codegen::{HOPPER_INSTRUCTIONS, INSTRUCTIONS};
 
 /// First architecture with the instructions of [`Variant::Mma`].
@@ -16,7 +18,7 @@ const TENSOR_CORES: u32 = 80;
 /// First architecture with clusters of blocks, and the one of [`Variant::Wgmma`].
 const HOPPER: u32 = 90;
 /// Multiprocessors of the device that the times were measured on.
-const PROCESSORS: i64 = 132;
+pub(crate) const PROCESSORS: i64 = 132;
 /// Most rows of [`Variant::Vector`].
 const VECTOR_ROWS: i64 = 8;
 /// Columns that keep a device busy at two for a warp.
@@ -70,6 +72,8 @@ pub(crate) enum Variant {
     Vector,
     /// On the tensor cores, four warps at a time, operands by tensor maps.
     Wgmma,
+    /// The same, one tile after another: steps in shared memory, and groups of four warps.
+    Persistent { stages: i64, groups: i64 },
 }
 
 impl fmt::Display for Variant {
@@ -79,6 +83,7 @@ impl fmt::Display for Variant {
             Self::Mma => "mma",
             Self::Vector => "vector",
             Self::Wgmma => "wgmma",
+            Self::Persistent { .. } => "persistent wgmma",
         })
     }
 }
@@ -93,7 +98,7 @@ pub(crate) struct CopyBox {
 }
 
 /// A kernel and its launch: `ceil(m / tile[0]) * ceil(n / tile[1]) * batch *
-/// split` blocks in x.
+/// split` blocks in x; of [`Variant::Persistent`] a block for each multiprocessor at most.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Choice {
     pub(crate) variant: Variant,
@@ -119,9 +124,26 @@ pub(crate) struct Choice {
 /// The kernel for `problem`.
 pub(crate) fn choose(problem: &Problem, target: Target) -> Choice {
     let halves = problem.dtype != DType::F32;
-    vector_for(problem)
+    vector_for(problem, 1)
         .or_else(|| (halves && target.compute >= TENSOR_CORES).then(|| tensor_for(problem, target)))
         .unwrap_or_else(|| cores_for(problem))
+}
+
+/// The kernel for two such products whose elements meet, if there is one that takes no longer
+/// than both.
+pub(crate) fn twin(problem: &Problem, target: Target) -> Option<Choice> {
+    if let Some(choice) = vector_for(problem, 2) {
+        return Some(choice);
+    }
+    let alone = best(problem, target).map(|(alone, _)| alone)?;
+    let fits = |tile: &&Persistent| {
+        let whole = if problem.b == Dense::Reduced { 32 } else { 64 };
+        by_map(problem, target) && in_packs(problem) && tile.columns / 2 % whole == 0
+    };
+    let timed =
+        PERSISTENT.iter().filter(fits).map(|tile| (persistent_time(problem, tile, true), tile));
+    let (time, tile) = timed.min_by(|a, b| a.0.total_cmp(&b.0))?;
+    (time <= 2.0 * alone).then(|| persistent(tile, problem.dtype, problem.a, problem.b, true))
 }
 
 impl Choice {
@@ -133,6 +155,9 @@ impl Choice {
             Variant::Mma => &[include_str!("mma.cu")],
             Variant::Vector => &[include_str!("vector.cu")],
             Variant::Wgmma => &[HOPPER_INSTRUCTIONS, include_str!("wgmma.cu")],
+            Variant::Persistent { .. } => {
+                &[HOPPER_INSTRUCTIONS, include_str!("wgmma.cu"), include_str!("persistent.cu")]
+            }
         };
         [&tiles, variant].concat()
     }
@@ -154,53 +179,76 @@ fn tiles(problem: &Problem, rows: i64, columns: i64) -> i64 {
     along(problem.m, rows) * (along(problem.n, columns) + beside) * problem.batch.typical.max(1)
 }
 
-fn vector_for(problem: &Problem) -> Option<Choice> {
+/// For `of` matrices at once.
+fn vector_for(problem: &Problem, of: u32) -> Option<Choice> {
     let Problem { m, k, batch, .. } = *problem;
-    let columns_of_all = problem.n.typical + problem.beside.iter().sum::<i64>();
+    let columns_of_all = problem.n.typical * i64::from(of) + problem.beside.iter().sum::<i64>();
     let per_load = 16 / problem.dtype.bytes() as i64;
     let whole = k.known && k.typical % per_load == 0 && k.typical > 0;
     let lies = problem.aligned && problem.a == Dense::Reduced && problem.b == Dense::Reduced;
     if !(m.known && (1..=VECTOR_ROWS).contains(&m.typical) && whole && lies) {
         return None;
     }
-    // Of 4 and 8 warps, 1 to 8 of them and 1 to 8 columns together, these were the
-    // fastest or within 4% for K of 1024 to 3072, N of 1024 to 3072 and 151936.
+    // Of 4 and 8 warps, 1 to 8 of them and 1 to 4 columns together, these were the
+    // fastest or within 4% for K of 1024 to 14336, N of 1024 to 28672 and 151936.
     let loads = k.typical / (per_load * 32);
-    let (split, columns) =
-        if columns_of_all * batch.typical >= MANY_COLUMNS || (loads <= 4 && m.typical >= 4) {
-            (1, 2)
-        } else {
-            (
-                if loads < 4 {
-                    1
-                } else if loads < 16 {
-                    2
-                } else {
-                    4
-                },
-                1,
-            )
-        };
-    Some(vector(m.typical, 4, split, columns))
+    let many = columns_of_all * batch.typical >= MANY_COLUMNS;
+    let (warps, split, columns) = match loads {
+        0..8 if many => (4, 1, 2),
+        0..4 if m.typical >= 4 => (4, 1, 2),
+        0..4 => (4, 1, 1),
+        4 if m.typical >= 4 => (4, 1, 2),
+        4..8 => (4, 2, 1),
+        8..32 => (8, 4, 1),
+        _ => (8, 8, 1),
+    };
+    let one = vector(m.typical, warps, split, columns);
+    Some(Choice { shared_bytes: one.shared_bytes * of, ..one })
 }
 
 /// The tile and the number of parts that take the least time.
 fn tensor_for(problem: &Problem, target: Target) -> Choice {
+    best(problem, target).map_or_else(|| cores_for(problem), |(_, choice)| choice)
+}
+
+/// Whether tensor maps can copy both operands.
+fn by_map(problem: &Problem, target: Target) -> bool {
     let Problem { k, batch, a, b, .. } = *problem;
     let one = batch.known && batch.typical == 1;
     let dense = problem.aligned && a != Dense::Neither && b != Dense::Neither;
     let hopper = target.compute == HOPPER && target.arch_specific;
-    let by_map = hopper && one && dense && k.known && k.typical > 0;
+    hopper && one && dense && k.known && k.typical > 0
+}
+
+/// Whether every part has as many columns as a template takes at once.
+fn in_packs(problem: &Problem) -> bool {
+    let Problem { n, beside, .. } = problem;
+    n.known && beside.iter().chain([&n.typical]).all(|columns| columns % 8 == 0)
+}
+
+/// The fastest kernel of the tensor cores, and its microseconds.
+fn best(problem: &Problem, target: Target) -> Option<(f64, Choice)> {
+    let Problem { dtype, a, b, .. } = *problem;
+    if dtype == DType::F32 || target.compute < TENSOR_CORES {
+        return None;
+    }
+    let by_map = by_map(problem, target);
     let mut best: Option<(f64, Choice)> = None;
     let mut offer = |time: f64, choice: &dyn Fn() -> Choice| {
         if best.as_ref().is_none_or(|(least, _)| time < *least) {
             best = Some((time, choice()));
         }
     };
-    for tile in
-        WGMMA.iter().filter(|tile| by_map && (b == Dense::Reduced || tile.columns % 64 == 0))
-    {
-        offer(time(problem, tile, 1), &|| wgmma(tile, problem.dtype, a, b));
+    let fits = |columns: i64| by_map && (b == Dense::Reduced || columns % 64 == 0);
+    for tile in WGMMA.iter().filter(|tile| fits(tile.columns)) {
+        offer(time(problem, tile, 1), &|| wgmma(tile, dtype, a, b));
+    }
+    // Of fewer tiles the other is 3 to 10% faster.
+    let many = |tile: &Persistent| {
+        in_packs(problem) && tiles(problem, tile.rows, tile.columns) > PROCESSORS
+    };
+    for tile in PERSISTENT.iter().filter(|tile| fits(tile.columns) && many(tile)) {
+        offer(persistent_time(problem, tile, false), &|| persistent(tile, dtype, a, b, false));
     }
     let most = if target.compute >= HOPPER { 8 } else { 1 };
     for tile in &MMA {
@@ -208,15 +256,25 @@ fn tensor_for(problem: &Problem, target: Target) -> Choice {
             offer(time(problem, tile, split), &|| mma(tile, split));
         }
     }
-    best.map_or_else(|| cores_for(problem), |(_, choice)| choice)
+    best
+}
+
+/// From one launch to the next, in microseconds.
+const LAUNCH: f64 = 1.2;
+
+/// Microseconds of a launch of blocks that compute one tile after another.
+fn persistent_time(problem: &Problem, tile: &Persistent, twin: bool) -> f64 {
+    let columns = if twin { tile.columns / 2 } else { tile.columns };
+    let tiles = tiles(problem, tile.rows, columns);
+    let of_each = (tiles + PROCESSORS - 1) / PROCESSORS;
+    let steps = ((problem.k.typical + 63) / 64).max(1);
+    LAUNCH + tile.start + of_each as f64 * (steps as f64 * tile.step + tile.end)
 }
 
 /// Microseconds of a launch: waves of blocks, each with its start and end, and
 /// steps of 64 along k that take as long as one block's latency or as all blocks of
 /// a multiprocessor together, whatever is more.
 fn time(problem: &Problem, tile: &Tile, split: i64) -> f64 {
-    /// From one launch to the next.
-    const LAUNCH: f64 = 1.2;
     /// To add up the parts of a cluster.
     const MEET: f64 = 1.3;
     let blocks = tiles(problem, tile.rows, tile.columns) * split;
@@ -266,8 +324,8 @@ mod tests {
     fn the_fastest_measured_tiles_are_chosen() {
         // (m, n, k): the fastest of all that were run on an H100, or one within 3% of it.
         let fastest = [
-            ((4096, 4096, 4096), "wgmma: tile 128x256x64, 4 stages"),
-            ((4096, 2048, 1024), "wgmma: tile 128x256x64, 4 stages"),
+            ((4096, 4096, 4096), "persistent wgmma: tile 128x256x64, 4 stages"),
+            ((4096, 2048, 1024), "persistent wgmma: tile 128x256x64, 4 stages"),
             ((256, 2048, 1024), "wgmma: tile 64x64x64, 8 stages"),
             ((256, 1024, 2048), "wgmma: tile 64x32x64, 12 stages"),
             ((256, 1024, 3072), "wgmma: tile 64x32x64, 12 stages"),
@@ -276,6 +334,8 @@ mod tests {
             ((16, 1024, 3072), "mma: tile 16x64x64, 4 stages, split 8"),
             ((1, 3072, 1024), "vector: 2 of 4 warps for 1 columns"),
             ((1, 151_936, 1024), "vector: 1 of 4 warps for 2 columns"),
+            ((1, 14_336, 4096), "vector: 4 of 8 warps for 1 columns"),
+            ((1, 4096, 14_336), "vector: 8 of 8 warps for 1 columns"),
         ];
         for ((m, n, k), best) in fastest {
             assert_eq!(why(linear(m, n, k), HOPPER_ONLY), best, "{m} x {n} x {k}");
@@ -287,8 +347,10 @@ mod tests {
         let big = linear(4096, 4096, 4096);
         let unknown = |typical: i64| Extent { typical, known: false };
         let variant = |problem: Problem, target: Target| choose(&problem, target).variant;
-        assert_eq!(variant(big, HOPPER_ONLY), Variant::Wgmma);
-        assert_eq!(variant(Problem { m: unknown(4096), ..big }, HOPPER_ONLY), Variant::Wgmma);
+        let persistent = Variant::Persistent { stages: 4, groups: 2 };
+        assert_eq!(variant(big, HOPPER_ONLY), persistent);
+        assert_eq!(variant(Problem { m: unknown(4096), ..big }, HOPPER_ONLY), persistent);
+        assert_eq!(variant(linear(256, 2048, 1024), HOPPER_ONLY), Variant::Wgmma);
         // Not what sm_90 has, nor with unknown strides, batches or sums, nor unaligned.
         assert_eq!(variant(big, Target::cubin(90)), Variant::Mma);
         for problem in [
@@ -313,6 +375,24 @@ mod tests {
             Problem { aligned: false, ..few },
         ] {
             assert_ne!(variant(problem, HOPPER_ONLY), Variant::Vector, "{problem:?}");
+        }
+    }
+
+    #[test]
+    fn two_products_are_one_kernel_only_where_there_is_a_template_for_it() {
+        let large = linear(8192, 14336, 4096);
+        let twins = |problem: &Problem, target: Target| twin(problem, target).map(|c| c.variant);
+        let of_large = twin(&large, HOPPER_ONLY).map(|choice| (choice.tile, choice.why));
+        let why = "persistent wgmma: tile 128x192x64, 5 stages".to_owned();
+        assert_eq!(of_large, Some(([128, 96], why)));
+        assert_eq!(twins(&linear(1, 14336, 4096), Target::cubin(80)), Some(Variant::Vector));
+        for (problem, target) in [
+            (large, Target::cubin(90)),
+            (Problem { dtype: DType::F32, ..large }, HOPPER_ONLY),
+            (Problem { aligned: false, ..large }, HOPPER_ONLY),
+            (Problem { k: Extent { typical: 4096, known: false }, ..large }, HOPPER_ONLY),
+        ] {
+            assert_eq!(twins(&problem, target), None, "{problem:?}");
         }
     }
 

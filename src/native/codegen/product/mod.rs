@@ -6,6 +6,7 @@
 mod alike;
 pub(crate) mod choose;
 pub(crate) mod tiles;
+mod twins;
 
 use std::collections::BTreeMap;
 
@@ -17,7 +18,7 @@ use self::{
 };
 use super::{
     Emitted, Kernel, NAME,
-    beside::{self, Beside},
+    beside::{self, Beside, Persistent},
     body::Body,
     bug,
     functor::{Members, typical},
@@ -25,7 +26,7 @@ use super::{
     params::Params,
 };
 use crate::{
-    loops::{Def, Loops, Matrix, Product, ROW, Source},
+    loops::{Loops, Matrix, Product, ROW, Source},
     plan,
     schedule::{self, Fused, Group, Space},
     size::{Atom, Size},
@@ -33,11 +34,15 @@ use crate::{
 
 /// Neighbours that the epilogue takes at once.
 const WIDE: i64 = 8;
+/// Loads for each of them that are made before the sums are there.
+const MOST_EARLY: usize = 4;
 
-/// One of the products of a launch.
+pub(super) use twins::twins;
+
+/// One of the products of a launch, or two whose elements meet.
 struct Part {
-    temp: usize,
-    product: Product,
+    temps: Vec<usize>,
+    products: Vec<Product>,
     fused: Fused,
     problem: Problem,
 }
@@ -51,7 +56,14 @@ pub(super) fn emit(
 ) -> Result<Emitted, Failure> {
     let parts = parts.iter().map(|group| part(loops, group)).collect::<Result<Vec<_>, _>>()?;
     let problem = together(&parts).ok_or_else(|| bug("a launch of no products"))?;
-    let choice = choose::choose(&problem, target);
+    let choice = match parts[0].temps[..] {
+        [first, second] => {
+            twins::choice(loops, [first, second], target)
+                .ok_or_else(|| bug("twins that are none"))?
+                .1
+        }
+        _ => choose::choose(&problem, target),
+    };
     let mut params = Params::default();
     let (mut calls, mut maps) = (Vec::new(), Vec::new());
     for (index, part) in parts.iter().enumerate() {
@@ -71,19 +83,33 @@ pub(super) fn emit(
         before += &call.structures;
         beside.add(&mut params, call.text, &call.grid);
     }
-    let (text, grid) = beside.done();
-    let variant = choice.why.clone() + &beside::shown(parts.len());
+    let (text, grid) = match choice.variant {
+        Variant::Persistent { stages, groups } => {
+            let begin = format!("kiln_pipe pipe;\nkiln_pipe_begin<{groups}, {stages}>();\n");
+            let most = choose::PROCESSORS;
+            beside.persistent(&mut params, Persistent { begin: &begin, most })
+        }
+        _ => beside.done(),
+    };
+    let twins = if parts[0].temps.len() == 2 { "; two of one tile" } else { "" };
+    let variant = choice.why.clone() + twins + &beside::shown(parts.len());
     let kernel = Kernel { maps, ..kernel(&choice, params, text) };
     Ok(Emitted { before, kernel, grid, variant })
 }
 
 fn part(loops: &mut Loops, group: &Group) -> Result<Part, Failure> {
     let none = || bug("a product that is none");
-    let Space::Product { temp } = group.space else { return Err(none()) };
-    let Def::Product(product) = loops.temps[temp].def.clone() else { return Err(none()) };
+    let temps = match group.space {
+        Space::Product { temp } => vec![temp],
+        Space::Twins { temps } => temps.to_vec(),
+        _ => return Err(none()),
+    };
+    let products: Option<Vec<Product>> =
+        temps.iter().map(|temp| twins::product(loops, *temp).cloned()).collect();
+    let products = products.ok_or_else(none)?;
     let fused = schedule::fused(loops, group).ok_or_else(none)?;
-    let problem = problem(loops, &product);
-    Ok(Part { temp, product: *product, fused, problem })
+    let problem = problem(loops, products.first().ok_or_else(none)?);
+    Ok(Part { temps, products, fused, problem })
 }
 
 /// What is to be chosen for all of them.
@@ -106,7 +132,8 @@ fn one(
     params: &mut Params,
     index: usize,
 ) -> (alike::Part, Vec<(usize, plan::TensorMap)>) {
-    let Part { temp, product, fused, problem } = part;
+    let Part { temps, products, fused, .. } = part;
+    let product = &products[0];
     let wide = product.n.power_of_two(WIDE) == WIDE && product.n.known().is_some();
     let lanes = if wide && choice.variant != Variant::Vector { WIDE } else { 1 };
     let split = Split::of(loops, fused, 2, lanes);
@@ -114,32 +141,52 @@ fn one(
     let mut own = Params { first, first_write, ..Params::default() };
     let vars = BTreeMap::from([(0, "z".to_owned()), (1, "m".to_owned())]);
     let mut body = Body::new(&loops.exprs, &mut own, lanes, vars);
-    body.define(*temp, "x", true);
+    let sums = ["x", "y"];
+    for (temp, name) in temps.iter().zip(sums) {
+        body.define(*temp, name, true);
+    }
+    let persistent = matches!(choice.variant, Variant::Persistent { .. });
+    if persistent {
+        let values = stored.iter().map(|temp| split.places[temp].1).collect();
+        body.load_early(values, MOST_EARLY);
+    }
+    let early = body.take_straight();
     for temp in stored {
         let (place, value) = &split.places[temp];
         body.store(*temp, place, *value, super::element_of(loops, *temp));
     }
     let (outer, inner) = (body.take_outer(), body.take_inner());
     let mut write = Members::of(loops, &own);
+    let sums: Vec<String> =
+        sums[..temps.len()].iter().map(|name| format!("const float (&{name})[V]")).collect();
+    let sums = sums.join(", ");
+    let place = "kiln_index z, kiln_index m, kiln_index n";
+    let begin = format!("static_assert(V == {lanes}, \"\");\nconst kiln_index c = n / {lanes};\n");
     write.function(&format!(
-        "template <int V> __device__ __forceinline__ void row(kiln_index z, kiln_index m, \
-         kiln_index n, const float (&x)[V]) const {{\n\
-         static_assert(V == {lanes}, \"\");\n\
-         const kiln_index c = n / {lanes};\n{outer}{inner}}}\n"
+        "template <int V> __device__ __forceinline__ void row({place}, {sums}) const {{\n\
+         {begin}{outer}{early}{inner}}}\n"
     ));
-    let structure = structure(loops, &mut own, product, problem, wide, choice.variant);
+    if persistent {
+        write.function(&format!(
+            "template <int V> __device__ __forceinline__ auto early({place}) const {{\n\
+             {begin}{outer}{early}return [=, *this]({sums}) {{\n{inner}}};\n}}\n"
+        ));
+    }
+    let structure = structure(loops, &mut own, part, wide, choice);
     // The operands are parameters of their own, even where the epilogue reads them too.
     let operands = first + own.reads.len();
-    own.reads.extend([product.a.source, product.b.source]);
+    own.reads.push(product.a.source);
+    own.reads.extend(products.iter().map(|product| product.b.source));
     let number = if index == 0 { String::new() } else { index.to_string() };
     let (p, w) = (format!("{NAME}_problem{number}"), format!("{NAME}_write{number}"));
     let template = choice.call.replace("<P,", &format!("<{p},"));
     let mut maps = Vec::new();
     if let Some(boxes) = &choice.maps {
-        let matrices = [(&product.a, &product.m), (&product.b, &product.n)];
-        for (place, (operand, copied)) in matrices.into_iter().zip(boxes).enumerate() {
-            let map = tensor_map(loops, operand, &product.k, copied);
-            maps.push((operands + place, map));
+        let [of_a, of_b] = boxes;
+        let map = tensor_map(loops, (&product.a, &product.m), &product.k, of_a);
+        maps.push((operands, map));
+        for (place, Product { b, n, k, .. }) in products.iter().enumerate() {
+            maps.push((operands + 1 + place, tensor_map(loops, (b, n), k, of_b)));
         }
     }
     let elements = |reads: &[Source]| reads.iter().map(|of| super::pointee(loops, *of)).collect();
@@ -151,8 +198,14 @@ fn one(
     params.symbols.append(&mut own.symbols);
     let along = |size: &Size, tile: i64| size.div_ceil(&Size::from(tile));
     let tiles = &along(&product.m, choice.tile[0]) * &along(&product.n, choice.tile[1]);
+    let also = format!("r{}", operands + products.len());
+    let (pipe, also) = match choice.variant {
+        Variant::Persistent { .. } => ("pipe, ", format!(", {also}")),
+        Variant::Vector if products.len() == 2 => ("", format!(", {also}")),
+        _ => ("", String::new()),
+    };
     let call = format!(
-        "const {p} p = {};\n{template}(r{operands}, r{}, p, {}, block);\n",
+        "const {p} p = {};\n{template}(r{operands}, r{}, p, {}, {pipe}block{also});\n",
         structure.value(&p),
         operands + 1,
         write.value(&w)
@@ -177,7 +230,10 @@ fn kernel(choice: &Choice, params: Params, text: String) -> Kernel {
         parts: choice.sources().to_vec(),
         attributes,
         shared_bytes: choice.shared_bytes,
-        waits: matches!(choice.variant, Variant::Vector | Variant::Wgmma),
+        waits: matches!(
+            choice.variant,
+            Variant::Vector | Variant::Wgmma | Variant::Persistent { .. }
+        ),
         ..Kernel::plain(NAME, "product", params, text, i64::from(choice.threads))
     }
 }
@@ -246,11 +302,14 @@ fn problem(loops: &Loops, product: &Product) -> Problem {
 fn structure(
     loops: &Loops,
     params: &mut Params,
-    product: &Product,
-    problem: &Problem,
+    part: &Part,
     wide: bool,
-    variant: Variant,
+    choice: &Choice,
 ) -> Members {
+    let Part { products, problem, .. } = part;
+    let product = &products[0];
+    let given = |product: &Product| loops.settled.contains(&product.b.source);
+    let whole = |extent: Extent, tile: i64| extent.known && extent.typical % tile == 0;
     let mut members = Members::default();
     let sizes = [
         ("M", &product.m),
@@ -272,12 +331,15 @@ fn structure(
         ("B_ALONG_K", problem.b == Dense::Reduced),
         ("B_ALONG_N", problem.b == Dense::Other),
         ("WIDE", wide),
-        ("B_GIVEN", loops.settled.contains(&product.b.source)),
+        ("B_GIVEN", products.iter().all(given)),
+        ("TWIN", products.len() == 2),
+        ("ROWS_WHOLE", whole(problem.m, choice.tile[0])),
+        ("COLUMNS_WHOLE", whole(problem.n, choice.tile[1])),
     ];
     for (name, switch) in switches {
         members.switch(name, switch);
     }
-    if variant == Variant::Cores {
+    if choice.variant == Variant::Cores {
         // Of the dimension along which four neighbours are read.
         let along = |dense: Dense, other| if dense == Dense::Other { other } else { &product.k };
         let fours = |size: &Size| size.power_of_two(4) == 4;

@@ -6,7 +6,9 @@
 // A_ALONG_K, A_ALONG_M, B_ALONG_K, B_ALONG_N (which stride is 1), WIDE and B_GIVEN:
 // b is a parameter or a buffer of the program, which templates that say so load before `kiln_wait`.
 // `write.template row<V>(z, m, n, x)` takes V sums of a row, V = 8 if WIDE. `block` is
-// which of the problem's blocks this one is, for launches of several problems.
+// which of the problem's blocks this one is, for launches of several problems. A P::TWIN
+// (of the templates that say so) has a second matrix of columns, and `write.template row<V>(z,
+// m, n, x, y)` takes the sums of both.
 
 // The tile of a block: batch, first row, first column, and which part of K.
 struct kiln_place {
@@ -24,6 +26,14 @@ __device__ __forceinline__ kiln_place kiln_tile(const P& p, unsigned index) {
   const unsigned height = tiles_m - first < 8 ? tiles_m - first : 8;
   const unsigned m = first + rest % band % height, n = rest % band / height;
   return {(kiln_index)z, (kiln_index)m * TILE_M, (kiln_index)n * TILE_N, (int)(index % SPLIT)};
+}
+
+template <bool TWIN, class Write, int V>
+__device__ __forceinline__ void kiln_write_row(const Write& write, kiln_index z, kiln_index m,
+                                               kiln_index n, const float (&x)[V],
+                                               const float (&y)[V]) {
+  if constexpr (TWIN) write.template row<V>(z, m, n, x, y);
+  else write.template row<V>(z, m, n, x);
 }
 
 // Hands a tile of sums in shared memory, `PITCH` floats a row, to `write`: rows FIRST and on.

@@ -51,6 +51,37 @@ pub(crate) const WGMMA: [Tile; 11] = [
     tile([64, 32], [4, 1], 12, 1, [3.0, 0.097, 0.097]),
 ];
 
+/// A tile of [`Variant::Persistent`]: microseconds of a block's start, of a step of 64 along
+/// k, and of a tile's end, when nothing is multiplied.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Persistent {
+    pub(crate) rows: i64,
+    pub(crate) columns: i64,
+    /// Steps that are in shared memory at once.
+    pub(crate) stages: i64,
+    pub(crate) start: f64,
+    pub(crate) step: f64,
+    pub(crate) end: f64,
+}
+
+const fn persistent_tile(shape: [i64; 2], stages: i64, us: [f64; 3]) -> Persistent {
+    let [rows, columns] = shape;
+    let [start, step, end] = us;
+    Persistent { rows, columns, stages, start, step, end }
+}
+
+/// Tiles of [`Variant::Persistent`]. The times fit 20 runs each on an H200 (bf16, both operands
+/// along k, M of 64 to 8192, N of 1024 to 14336, K of 1024 to 14336), on average within 4%.
+pub(crate) const PERSISTENT: [Persistent; 7] = [
+    persistent_tile([128, 256], 4, [0.0, 0.614, 2.75]),
+    persistent_tile([128, 192], 5, [0.5, 0.457, 2.15]),
+    persistent_tile([64, 256], 5, [0.8, 0.325, 1.9]),
+    persistent_tile([128, 128], 7, [1.0, 0.32, 1.3]),
+    persistent_tile([128, 96], 7, [1.0, 0.27, 1.0]),
+    persistent_tile([64, 128], 8, [1.6, 0.202, 0.5]),
+    persistent_tile([64, 64], 8, [1.6, 0.17, 0.1]),
+];
+
 /// Tiles of [`Variant::Mma`], the times from 180 such runs.
 pub(crate) const MMA: [Tile; 6] = [
     tile([128, 128], [2, 4], 3, 1, [3.0, 1.2, 1.2]),
@@ -61,15 +92,20 @@ pub(crate) const MMA: [Tile; 6] = [
     tile([16, 64], [1, 4], 4, 4, [2.2, 0.24, 0.18]),
 ];
 
+/// Of a tile of so many rows or columns, whose dense dimension is `inner`.
+fn boxed(inner: Dense, of_tile: i64) -> CopyBox {
+    let other = if inner == Dense::Reduced { of_tile } else { 64 };
+    CopyBox { inner, tile: [64, other as u32] }
+}
+
+fn element(dtype: DType) -> &'static str {
+    if dtype == DType::F16 { "kiln_f16" } else { "kiln_bf16" }
+}
+
 /// One of [`WGMMA`].
 pub(crate) fn wgmma(tile: &Tile, dtype: DType, a: Dense, b: Dense) -> Choice {
     let Tile { rows, columns, stages, .. } = *tile;
-    let element = if dtype == DType::F16 { "kiln_f16" } else { "kiln_bf16" };
-    let groups = rows / 64;
-    let boxed = |inner: Dense, of_tile: i64| {
-        let other = if inner == Dense::Reduced { of_tile } else { 64 };
-        CopyBox { inner, tile: [64, other as u32] }
-    };
+    let (element, groups) = (element(dtype), rows / 64);
     let staged = (stages * (rows + columns) * 128).max(rows * (columns + 8) * 4);
     Choice {
         variant: Variant::Wgmma,
@@ -81,6 +117,30 @@ pub(crate) fn wgmma(tile: &Tile, dtype: DType, a: Dense, b: Dense) -> Choice {
         shared_bytes: 1024 + staged as u32,
         maps: Some([boxed(a, rows), boxed(b, columns)]),
         why: format!("wgmma: tile {rows}x{columns}x64, {stages} stages"),
+    }
+}
+
+/// One of [`PERSISTENT`]; of a twin each tile is two of half the columns.
+pub(crate) fn persistent(
+    tile: &Persistent,
+    dtype: DType,
+    a: Dense,
+    b: Dense,
+    twin: bool,
+) -> Choice {
+    let Persistent { rows, columns, stages, .. } = *tile;
+    let of_each = if twin { columns / 2 } else { columns };
+    let (element, groups) = (element(dtype), rows / 64);
+    Choice {
+        variant: Variant::Persistent { stages, groups },
+        call: format!("kiln_product_persistent<P, {element}, {groups}, {columns}, {stages}>"),
+        tile: [rows, of_each],
+        split: 1,
+        threads: groups as u32 * 128 + 32,
+        blocks: 1,
+        shared_bytes: 1024 + (stages * (rows + columns) * 128) as u32,
+        maps: Some([boxed(a, rows), boxed(b, of_each)]),
+        why: format!("persistent wgmma: tile {rows}x{columns}x64, {stages} stages"),
     }
 }
 
