@@ -105,7 +105,8 @@ pub enum Operand {
     Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize,
 )]
 pub enum Domain {
-    /// `f32` on the GPU, `f64` in the interpreter. Operands are converted to it.
+    /// `f32` on the GPU, or `f64` where that is the type of an operand or the result; `f64` in
+    /// the interpreter. Operands are converted to it.
     Float,
     /// `i64`, wrapping; a result that is stored as `i32` keeps its low bits.
     Int,
@@ -207,9 +208,9 @@ pub enum Reduction {
     Sum,
     /// Of nothing: one.
     Prod,
-    /// NaN if one is. Of nothing: refused by `decompose`.
+    /// NaN if one is. Of nothing: minus infinity, false, or the least `i64` as the type keeps it.
     Max,
-    /// NaN if one is. Of nothing: refused by `decompose`.
+    /// NaN if one is. Of nothing: infinity, true, or the greatest `i64` as the type keeps it.
     Min,
     /// One is not zero.
     Any,
@@ -234,7 +235,7 @@ pub enum Op {
         args: Vec<Operand>,
     },
     /// Over `dims` (ascending, not kept) of one tensor. Floats accumulate in
-    /// `f32` (GPU) or `f64` (interpreter), whole numbers in `i64`.
+    /// `f32` (GPU; `f64` where they are) or `f64` (interpreter), whole numbers in `i64`.
     Reduce {
         /// How.
         how: Reduction,

@@ -174,6 +174,8 @@ fn dtype(view: &TensorView<'_>) -> Result<DType, String> {
     Ok(match view.dtype() {
         Dtype::F64 => DType::F64,
         Dtype::F32 => DType::F32,
+        Dtype::F8_E4M3 => DType::F8E4M3,
+        Dtype::F8_E5M2 => DType::F8E5M2,
         Dtype::F16 => DType::F16,
         Dtype::BF16 => DType::BF16,
         Dtype::I64 => DType::I64,
@@ -232,6 +234,7 @@ impl Tolerance {
     /// For one operation in `dtype`.
     pub const fn of(dtype: DType) -> Self {
         match dtype {
+            DType::F64 => Self { relative: 1e-11, absolute: 4e-13 },
             DType::F32 => Self { relative: 1e-5, absolute: 4e-6 },
             DType::F16 => Self { relative: 2e-3, absolute: 2e-4 },
             DType::BF16 => Self { relative: 1.6e-2, absolute: 2e-3 },

@@ -24,6 +24,7 @@ pub mod decompose;
 pub mod eager;
 #[cfg(any(test, debug_assertions))]
 pub mod fixtures;
+mod float8;
 mod functional;
 mod identity;
 pub mod interp;

@@ -13,8 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use kiln_proto::{Failure, FailureKind};
 
 use crate::{
-    core::Domain,
-    loops::{COLUMN, Def, Expr, Id, Loops, ROW, Source, domain_of},
+    loops::{COLUMN, Def, Domain, Expr, Id, Loops, ROW, Source, domain_of},
     size::{Bounds, Size},
     updates::reads_in_place,
 };
@@ -385,6 +384,11 @@ pub(crate) fn fused(loops: &mut Loops, group: &Group) -> Option<Fused> {
                 result(loops, *member, if positions { Domain::Int } else { *domain }, dtype)
             }
             (_, Some(of)) => of,
+            (Def::Product(product), None) => {
+                // Sums are in the arithmetic of what is multiplied.
+                let domain = domain_of(loops.dtype(product.a.source));
+                result(loops, *member, domain, dtype)
+            }
             (_, None) => result(loops, *member, Domain::Float, dtype),
         };
         fused.places.insert(*member, (place, value));

@@ -236,7 +236,7 @@ fn dtype(
         return Some(first);
     }
     // As `scaled_dot_product_attention` is decomposed: it has weights of its own type.
-    if same && safe && becomes(flow, out, first) {
+    if same && safe && is_float(first) && becomes(flow, out, first) {
         return Some(first);
     }
     (flow.dtype(q) == wide && read == wide).then_some(wide)

@@ -15,8 +15,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use self::statement::{Name, Scope, Statement, text_of};
 use super::{params::Params, table};
 use crate::{
-    core::Domain,
-    loops::{Expr, Exprs, Id},
+    loops::{Domain, Expr, Exprs, Id},
     size::Size,
 };
 
@@ -272,7 +271,7 @@ impl<'a> Body<'a> {
 
 fn number(domain: Domain, bits: u64) -> String {
     match domain {
-        Domain::Float => table::literal(f64::from_bits(bits)),
+        Domain::Float | Domain::Double => table::literal(domain, f64::from_bits(bits)),
         Domain::Int if bits == i64::MIN as u64 => "KILN_INT_MIN".to_owned(),
         Domain::Int => format!("(kiln_int)({})", bits as i64),
         Domain::Bool => (bits != 0).to_string(),

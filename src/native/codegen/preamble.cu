@@ -19,9 +19,12 @@ inline kiln_index min(kiln_index a, kiln_index b) { return a < b ? a : b; }
 #define KILN_INT_MIN (-KILN_INT_MAX - 1)
 
 // Elements in memory.
+struct kiln_f64 { double value; };
 struct kiln_f32 { float value; };
 struct kiln_f16 { unsigned short bits; };
 struct kiln_bf16 { unsigned short bits; };
+struct kiln_f8e4m3 { unsigned char bits; };
+struct kiln_f8e5m2 { unsigned char bits; };
 struct kiln_i64 { long long value; };
 struct kiln_i32 { int value; };
 struct kiln_i16 { short value; };
@@ -51,14 +54,28 @@ __device__ __forceinline__ float kiln_shuffle(float x, int mask) {
 __device__ __forceinline__ kiln_int kiln_shuffle(kiln_int x, int mask) {
   return __shfl_xor_sync(0xffffffffu, x, mask);
 }
+__device__ __forceinline__ double kiln_shuffle(double x, int mask) {
+  return __longlong_as_double(__shfl_xor_sync(0xffffffffu, __double_as_longlong(x), mask));
+}
 #endif
 __device__ __forceinline__ bool kiln_shuffle(bool x, int mask) {
   return kiln_shuffle((kiln_int)x, mask) != 0;
 }
 
+__device__ __forceinline__ double kiln_widen(kiln_f64 x) { return x.value; }
 __device__ __forceinline__ float kiln_widen(kiln_f32 x) { return x.value; }
 __device__ __forceinline__ float kiln_widen(kiln_bf16 x) {
   return __uint_as_float((unsigned)x.bits << 16);
+}
+// As a half whose exponent is eight less: it has every number of these, and no NaN.
+__device__ __forceinline__ float kiln_widen(kiln_f8e4m3 x) {
+  const unsigned bits = x.bits, size = bits & 0x7fu, sign = bits & 0x80u;
+  if (size == 0x7fu) return __uint_as_float(sign << 24 | 0x7fc00000u);
+  return kiln_widen(kiln_f16{(unsigned short)(sign << 8 | size << 7)}) * 256.0f;
+}
+// The upper half of a half.
+__device__ __forceinline__ float kiln_widen(kiln_f8e5m2 x) {
+  return kiln_widen(kiln_f16{(unsigned short)((unsigned)x.bits << 8)});
 }
 __device__ __forceinline__ kiln_int kiln_widen(kiln_i64 x) { return x.value; }
 __device__ __forceinline__ kiln_int kiln_widen(kiln_i32 x) { return x.value; }
@@ -81,6 +98,34 @@ __device__ __forceinline__ kiln_bf16 kiln_narrow_bf16(float x) {
 #endif
 }
 
+// To 8 bits with M of them behind the point, to the nearest, to even between two; from LIMIT
+// on, and where rounding would go further, END. Below the least normal number the sum with
+// one that has its last place where these have theirs rounds.
+template <int M, int BIAS, unsigned LIMIT, unsigned END>
+__device__ __forceinline__ unsigned char kiln_narrow_f8(float x) {
+  const unsigned all = __float_as_uint(x), sign = all >> 24 & 0x80u, bits = all & 0x7fffffffu;
+  if (bits > 0x7f800000u) return (unsigned char)(sign | 0x7fu);
+  if (bits >= LIMIT) return (unsigned char)(sign | END);
+  if (bits < (unsigned)(128 - BIAS) << 23) {
+    const unsigned step = (unsigned)(127 + 24 - BIAS - M) << 23;
+    return (unsigned char)(sign | (__float_as_uint(__uint_as_float(bits) + __uint_as_float(step)) - step));
+  }
+  const unsigned odd = bits >> (23 - M) & 1u, half = (1u << (22 - M)) - 1u;
+  const unsigned near = (bits - ((unsigned)(127 - BIAS) << 23) + half + odd) >> (23 - M);
+  return (unsigned char)(sign | (near < END ? near : END));
+}
+// e4m3fn has no infinity: what is too large is its greatest. 480 and 65536 are the first that are
+// not there.
+__device__ __forceinline__ kiln_f8e4m3 kiln_narrow_f8e4m3(float x) {
+  return {kiln_narrow_f8<3, 7, 0x43f00000u, 0x7eu>(x)};
+}
+__device__ __forceinline__ kiln_f8e5m2 kiln_narrow_f8e5m2(float x) {
+  return {kiln_narrow_f8<2, 15, 0x47800000u, 0x7cu>(x)};
+}
+
+__device__ __forceinline__ void kiln_set(kiln_f64& to, double x) { to.value = x; }
+__device__ __forceinline__ void kiln_set(kiln_f8e4m3& to, float x) { to = kiln_narrow_f8e4m3(x); }
+__device__ __forceinline__ void kiln_set(kiln_f8e5m2& to, float x) { to = kiln_narrow_f8e5m2(x); }
 __device__ __forceinline__ void kiln_set(kiln_f32& to, float x) { to.value = x; }
 __device__ __forceinline__ void kiln_set(kiln_f16& to, float x) { to = kiln_narrow_f16(x); }
 __device__ __forceinline__ void kiln_set(kiln_bf16& to, float x) { to = kiln_narrow_bf16(x); }
@@ -166,15 +211,24 @@ __device__ __forceinline__ float kiln_sigmoid(float x) {
   return z;
 #endif
 }
+__device__ __forceinline__ double kiln_sigmoid(double x) { return 1.0 / (1.0 + exp(-x)); }
+__device__ __forceinline__ float kiln_fma(float a, float b, float c) { return fmaf(a, b, c); }
+__device__ __forceinline__ double kiln_fma(double a, double b, double c) { return fma(a, b, c); }
 __device__ __forceinline__ kiln_int kiln_abs(kiln_int x) { return x < 0 ? -x : x; }
 __device__ __forceinline__ bool kiln_abs(bool x) { return x; }
 __device__ __forceinline__ float kiln_sign(float x) { return (float)((x > 0.0f) - (x < 0.0f)); }
+__device__ __forceinline__ double kiln_sign(double x) { return (double)((x > 0.0) - (x < 0.0)); }
 __device__ __forceinline__ kiln_int kiln_sign(kiln_int x) { return (x > 0) - (x < 0); }
 __device__ __forceinline__ bool kiln_sign(bool x) { return x; }
 __device__ __forceinline__ kiln_int kiln_to_int(float x) {
   if (x != x) return 0;
   if (x >= 9223372036854775808.0f) return KILN_INT_MAX;
   return x <= -9223372036854775808.0f ? KILN_INT_MIN : (kiln_int)x;
+}
+__device__ __forceinline__ kiln_int kiln_to_int(double x) {
+  if (x != x) return 0;
+  if (x >= 9223372036854775808.0) return KILN_INT_MAX;
+  return x <= -9223372036854775808.0 ? KILN_INT_MIN : (kiln_int)x;
 }
 template <class T> __device__ __forceinline__ T kiln_min(T a, T b) {
   return a < b || a != a ? a : b;
@@ -183,6 +237,7 @@ template <class T> __device__ __forceinline__ T kiln_max(T a, T b) {
   return a > b || a != a ? a : b;
 }
 __device__ __forceinline__ float kiln_fmod(float a, float b) { return fmodf(a, b); }
+__device__ __forceinline__ double kiln_fmod(double a, double b) { return fmod(a, b); }
 __device__ __forceinline__ kiln_int kiln_fmod(kiln_int a, kiln_int b) {
   return b == 0 ? a : b == -1 ? 0 : a % b;
 }
@@ -190,11 +245,16 @@ __device__ __forceinline__ float kiln_remainder(float a, float b) {
   const float left = fmodf(a, b);
   return left != 0.0f && (b < 0.0f) != (left < 0.0f) ? left + b : left;
 }
+__device__ __forceinline__ double kiln_remainder(double a, double b) {
+  const double left = fmod(a, b);
+  return left != 0.0 && (b < 0.0) != (left < 0.0) ? left + b : left;
+}
 __device__ __forceinline__ kiln_int kiln_remainder(kiln_int a, kiln_int b) {
   const kiln_int left = kiln_fmod(a, b);
   return b != 0 && left != 0 && (b < 0) != (left < 0) ? left + b : left;
 }
 __device__ __forceinline__ float kiln_trunc_div(float a, float b) { return truncf(a / b); }
+__device__ __forceinline__ double kiln_trunc_div(double a, double b) { return trunc(a / b); }
 __device__ __forceinline__ kiln_int kiln_trunc_div(kiln_int a, kiln_int b) {
   return b == 0 ? -1 : b == -1 ? (kiln_int)(0ull - (unsigned long long)a) : a / b;
 }
@@ -207,6 +267,15 @@ __device__ __forceinline__ float kiln_floor_div(float a, float b) {
   if (quotient == 0.0f) return copysignf(0.0f, a / b);
   const float down = floorf(quotient);
   return quotient - down > 0.5f ? down + 1.0f : down;
+}
+__device__ __forceinline__ double kiln_floor_div(double a, double b) {
+  if (b == 0.0) return a / b;
+  const double left = fmod(a, b);
+  double quotient = (a - left) / b;
+  if (left != 0.0 && (b < 0.0) != (left < 0.0)) quotient -= 1.0;
+  if (quotient == 0.0) return copysign(0.0, a / b);
+  const double down = floor(quotient);
+  return quotient - down > 0.5 ? down + 1.0 : down;
 }
 __device__ __forceinline__ kiln_int kiln_floor_div(kiln_int a, kiln_int b) {
   if (b == 0) return -1;

@@ -19,8 +19,8 @@ use super::{
     table,
 };
 use crate::{
-    core::{Domain, Fun},
-    loops::{COLUMN, Def, Expr, Id, Loops, ROW},
+    core::Fun,
+    loops::{COLUMN, Def, Domain, Expr, Id, Loops, ROW},
     schedule::Fused,
     size::Size,
 };

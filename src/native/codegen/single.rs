@@ -7,8 +7,7 @@ use std::collections::BTreeMap;
 
 use super::{Emitted, Kernel, body::Body, map::Split, params::Params, table};
 use crate::{
-    core::Domain,
-    loops::{COLUMN, Def, Id, Loops, ROW},
+    loops::{COLUMN, Def, Domain, Id, Loops, ROW},
     schedule::Fused,
     size::Size,
 };

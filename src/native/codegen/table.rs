@@ -1,58 +1,66 @@
 //! The table from functions to source text.
 //!
-//! Invariant: an expression has the type of its domain (`float`, `kiln_int`,
-//! `bool`); rounding to shorter types happens by name only.
+//! Invariant: an expression has the type of its domain (`float`, `double`,
+//! `kiln_int`, `bool`); rounding to shorter types happens by name only.
 
 use kiln_proto::graph::DType;
 
-use crate::core::{Domain, Fun, Reduction};
+use crate::{
+    core::{Fun, Reduction},
+    loops::Domain,
+};
 
 /// What `fun` computes in `domain` from the expressions in `x`.
 pub(super) fn apply(fun: Fun, domain: Domain, x: &[String]) -> String {
     let [a, b, c] = [0, 1, 2].map(|i| x.get(i).map_or("", String::as_str));
     let call = |name: &str| format!("{name}({})", x.join(", "));
-    let float = domain == Domain::Float;
+    let float = domain.is_float();
+    // C has each of these for `double`, and with an f behind its name for `float`.
+    let math = |name: &str| match domain {
+        Domain::Double => call(name),
+        _ => call(&format!("{name}f")),
+    };
     match fun {
         Fun::Id => a.to_owned(),
         Fun::Neg => format!("-{a}"),
-        Fun::Abs if float => call("fabsf"),
+        Fun::Abs if float => math("fabs"),
         Fun::Abs => call("kiln_abs"),
         Fun::Sign => call("kiln_sign"),
         Fun::Floor | Fun::Ceil | Fun::Trunc | Fun::Round if !float => a.to_owned(),
-        Fun::Floor => call("floorf"),
-        Fun::Ceil => call("ceilf"),
-        Fun::Trunc => call("truncf"),
-        Fun::Round => call("rintf"),
-        Fun::Sqrt => call("sqrtf"),
-        Fun::Rsqrt => call("rsqrtf"),
-        Fun::Reciprocal => format!("1.0f / {a}"),
-        Fun::Exp => call("expf"),
-        Fun::Exp2 => call("exp2f"),
-        Fun::Expm1 => call("expm1f"),
-        Fun::Log => call("logf"),
-        Fun::Log2 => call("log2f"),
-        Fun::Log10 => call("log10f"),
-        Fun::Log1p => call("log1pf"),
-        Fun::Sin => call("sinf"),
-        Fun::Cos => call("cosf"),
-        Fun::Tan => call("tanf"),
-        Fun::Asin => call("asinf"),
-        Fun::Acos => call("acosf"),
-        Fun::Atan => call("atanf"),
-        Fun::Sinh => call("sinhf"),
-        Fun::Cosh => call("coshf"),
-        Fun::Tanh => call("tanhf"),
-        Fun::Asinh => call("asinhf"),
-        Fun::Acosh => call("acoshf"),
-        Fun::Atanh => call("atanhf"),
-        Fun::Erf => call("erff"),
+        Fun::Floor => math("floor"),
+        Fun::Ceil => math("ceil"),
+        Fun::Trunc => math("trunc"),
+        Fun::Round => math("rint"),
+        Fun::Sqrt => math("sqrt"),
+        Fun::Rsqrt => math("rsqrt"),
+        Fun::Reciprocal => format!("{} / {a}", literal(domain, 1.0)),
+        Fun::Exp => math("exp"),
+        Fun::Exp2 => math("exp2"),
+        Fun::Expm1 => math("expm1"),
+        Fun::Log => math("log"),
+        Fun::Log2 => math("log2"),
+        Fun::Log10 => math("log10"),
+        Fun::Log1p => math("log1p"),
+        Fun::Sin => math("sin"),
+        Fun::Cos => math("cos"),
+        Fun::Tan => math("tan"),
+        Fun::Asin => math("asin"),
+        Fun::Acos => math("acos"),
+        Fun::Atan => math("atan"),
+        Fun::Sinh => math("sinh"),
+        Fun::Cosh => math("cosh"),
+        Fun::Tanh => math("tanh"),
+        Fun::Asinh => math("asinh"),
+        Fun::Acosh => math("acosh"),
+        Fun::Atanh => math("atanh"),
+        Fun::Erf => math("erf"),
         Fun::Sigmoid => call("kiln_sigmoid"),
         Fun::Not if domain == Domain::Bool => format!("!{a}"),
         Fun::Not => format!("{a} == 0"),
         Fun::BitNot if domain == Domain::Bool => format!("!{a}"),
         Fun::BitNot => format!("~{a}"),
         Fun::IsNan => format!("{a} != {a}"),
-        Fun::IsInf if float => format!("fabsf({a}) == {}", literal(f64::INFINITY)),
+        Fun::IsInf if float => format!("{} == {}", math("fabs"), literal(domain, f64::INFINITY)),
         Fun::IsInf => "false".to_owned(),
         Fun::Add if domain == Domain::Bool => format!("{a} || {b}"),
         Fun::Mul if domain == Domain::Bool => format!("{a} && {b}"),
@@ -64,9 +72,9 @@ pub(super) fn apply(fun: Fun, domain: Domain, x: &[String]) -> String {
         Fun::TruncDiv => call("kiln_trunc_div"),
         Fun::Remainder => call("kiln_remainder"),
         Fun::Fmod => call("kiln_fmod"),
-        Fun::Pow if float => call("powf"),
+        Fun::Pow if float => math("pow"),
         Fun::Pow => call("kiln_pow"),
-        Fun::Atan2 => call("atan2f"),
+        Fun::Atan2 => math("atan2"),
         Fun::Min => call("kiln_min"),
         Fun::Max => call("kiln_max"),
         Fun::And if domain == Domain::Bool => format!("{a} && {b}"),
@@ -90,9 +98,11 @@ pub(super) fn apply(fun: Fun, domain: Domain, x: &[String]) -> String {
 /// `x`, of domain `from`, in `to`: as a cast does.
 pub(super) fn convert(from: Domain, to: Domain, x: &str) -> String {
     match (from, to) {
-        (Domain::Float, Domain::Int) => format!("kiln_to_int({x})"),
-        (Domain::Int, Domain::Float) => format!("(float){x}"),
+        (Domain::Float | Domain::Double, Domain::Int) => format!("kiln_to_int({x})"),
+        (Domain::Int | Domain::Double, Domain::Float) => format!("(float){x}"),
+        (Domain::Int | Domain::Float, Domain::Double) => format!("(double){x}"),
         (Domain::Bool, Domain::Float) => format!("({x} ? 1.0f : 0.0f)"),
+        (Domain::Bool, Domain::Double) => format!("({x} ? 1.0 : 0.0)"),
         (Domain::Bool, Domain::Int) => format!("(kiln_int){x}"),
         (_, Domain::Bool) => format!("({x} != 0)"),
         _ => x.to_owned(),
@@ -121,7 +131,7 @@ pub(super) fn combiner(how: Reduction) -> &'static str {
 /// What a reduction starts with.
 pub(super) fn start(how: Reduction, domain: Domain) -> String {
     let of = |float: f64, int: &str| match domain {
-        Domain::Float => literal(float),
+        Domain::Float | Domain::Double => literal(domain, float),
         Domain::Int => int.to_owned(),
         Domain::Bool => (float > 0.0).to_string(),
     };
@@ -145,6 +155,7 @@ pub(super) fn start(how: Reduction, domain: Domain) -> String {
 pub(super) fn register(domain: Domain) -> &'static str {
     match domain {
         Domain::Float => "float",
+        Domain::Double => "double",
         Domain::Int => "kiln_int",
         Domain::Bool => "bool",
     }
@@ -153,6 +164,9 @@ pub(super) fn register(domain: Domain) -> &'static str {
 /// The type of an element in memory.
 pub(super) fn element(dtype: DType) -> &'static str {
     match dtype {
+        DType::F64 => "kiln_f64",
+        DType::F8E4M3 => "kiln_f8e4m3",
+        DType::F8E5M2 => "kiln_f8e5m2",
         DType::F16 => "kiln_f16",
         DType::BF16 => "kiln_bf16",
         DType::I8 => "kiln_i8",
@@ -167,8 +181,14 @@ pub(super) fn element(dtype: DType) -> &'static str {
     }
 }
 
-/// A number as a literal of the same `float`.
-pub(super) fn literal(number: f64) -> String {
+/// A number as a literal of the same `float`, or `double`.
+pub(super) fn literal(domain: Domain, number: f64) -> String {
+    if domain == Domain::Double {
+        return match number.is_finite() {
+            true => format!("({number:?})"),
+            false => format!("__longlong_as_double(0x{:016x}ll)", number.to_bits()),
+        };
+    }
     let number = number as f32;
     if number.is_finite() {
         format!("({number:?}f)")
@@ -183,10 +203,14 @@ mod tests {
 
     #[test]
     fn literals_are_floats_that_read_back() {
-        assert_eq!(literal(1e-6), "(1e-6f)");
-        assert_eq!(literal(2.0), "(2.0f)");
-        assert_eq!(literal(-0.1), "(-0.1f)");
-        assert_eq!(literal(f64::NEG_INFINITY), "__uint_as_float(0xff800000u)");
-        assert_eq!(literal(1e300), "__uint_as_float(0x7f800000u)");
+        assert_eq!(literal(Domain::Float, 1e-6), "(1e-6f)");
+        assert_eq!(literal(Domain::Float, 2.0), "(2.0f)");
+        assert_eq!(literal(Domain::Float, -0.1), "(-0.1f)");
+        assert_eq!(literal(Domain::Float, f64::NEG_INFINITY), "__uint_as_float(0xff800000u)");
+        assert_eq!(literal(Domain::Float, 1e300), "__uint_as_float(0x7f800000u)");
+        let double = |number| literal(Domain::Double, number);
+        assert_eq!(double(0.1), "(0.1)");
+        assert_eq!(double(1e300), "(1e300)");
+        assert_eq!(double(f64::NEG_INFINITY), "__longlong_as_double(0xfff0000000000000ll)");
     }
 }

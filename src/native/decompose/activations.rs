@@ -1,6 +1,6 @@
-//! Activation functions: a few functions each, in `f32`, rounded once.
+//! Activation functions: a few functions each, in the inner type, rounded once.
 //!
-//! Invariant: the last function of each writes the result's type, all before it `f32`.
+//! Invariant: the last function of each writes the result's type, all before it the inner one.
 
 use super::{
     super::core::{Domain, Fun, ValueId},
@@ -9,7 +9,7 @@ use super::{
     one, unsupported,
 };
 
-/// `f32` arithmetic, as far as the last step.
+/// Arithmetic in the inner type, as far as the last step.
 type Steps = fn(&mut Builder, ValueId, &Numbers) -> Result<(Fun, Vec<Arg>), Why>;
 
 /// The numbers that an activation takes, by name, with their defaults.

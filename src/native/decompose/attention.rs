@@ -3,16 +3,21 @@
 //! Invariant: query, key, value and mask reach the operation with four
 //! dimensions; heads of the query that share a key are not expanded.
 
+use kiln_proto::graph::DType;
+
 use super::{
     super::{
-        core::{Op, ValueId},
+        core::{Domain, Fun, Number, Op, Reduction, ValueId},
         size::Size,
     },
     Args, Outputs, Rule, Why,
-    builder::Builder,
+    builder::{Arg, Builder},
+    elementwise::stored,
     one,
+    products::matmul,
     promote::is_float,
     shapes::{product, show},
+    softmax::exponentials,
     unsupported,
 };
 
@@ -82,7 +87,11 @@ fn attention(args: &mut Args<'_>) -> Outputs {
         reads.push(mask);
     }
     let shape = vec![qs[0].clone(), qs[1].clone(), qs[2].clone(), vs[3].clone()];
-    let out = args.b.push(Op::attention(causal, scale), reads, dtype, shape);
+    let out = match dtype {
+        // No kernel keeps `f64` scores.
+        DType::F64 => pieces(args.b, &reads, causal, scale, shape)?,
+        _ => args.b.push(Op::attention(causal, scale), reads, dtype, shape),
+    };
     let whole = [batch, &[s.clone(), vs[3].clone()]].concat();
     one(args.b.reshape(out, whole))
 }
@@ -109,4 +118,66 @@ fn with_four(b: &mut Builder, x: ValueId, batch: &[Size], grouped: bool) -> Resu
         Some((heads, rest)) => vec![product(rest), heads.clone()],
     };
     Ok(b.reshape(x, [four.as_slice(), last].concat()))
+}
+
+/// The attention of `reads` (query, key, value and perhaps a mask) as products and a softmax.
+fn pieces(
+    b: &mut Builder,
+    reads: &[ValueId],
+    causal: bool,
+    scale: f64,
+    shape: Vec<Size>,
+) -> Result<ValueId, Why> {
+    let [q, k, v, mask @ ..] = reads else { return Err("three tensors".into()) };
+    let dtype = b.dtype(*q);
+    let heads = b.shape(*q)[1].clone();
+    let (k, v) = (repeated(b, *k, &heads), repeated(b, *v, &heads));
+    let keys = b.shape(k)[2].clone();
+    if keys.is(0) {
+        return Ok(b.push(Op::Full(stored(Number::Int(0), dtype)), vec![], dtype, shape));
+    }
+    let turned = b.permute(k, &[0, 1, 3, 2]);
+    let scores = matmul(b, *q, turned, dtype)?;
+    let mut scores = b.map(Fun::Mul, Domain::Float, &[scores.into(), scale.into()], dtype)?;
+    let hidden = || Arg::from(f64::NEG_INFINITY);
+    if causal {
+        let rows = b.shape(scores)[2].clone();
+        let (row, key) = (b.positions(&rows, 2, 4), b.positions(&keys, 3, 4));
+        let seen = b.map(Fun::Le, Domain::Int, &[key.into(), row.into()], DType::Bool)?;
+        let choice = [seen.into(), scores.into(), hidden()];
+        scores = b.map(Fun::Where, Domain::Float, &choice, dtype)?;
+    }
+    let test = mask.first().is_none_or(|mask| b.dtype(*mask) == DType::Bool);
+    if let Some(mask) = mask.first() {
+        let (fun, args) = match test {
+            true => (Fun::Where, vec![Arg::from(*mask), scores.into(), hidden()]),
+            false => (Fun::Add, vec![Arg::from(scores), (*mask).into()]),
+        };
+        scores = b.map(fun, Domain::Float, &args, dtype)?;
+    }
+    let [_, exp, sum] = exponentials(b, scores, 3)?;
+    let mut weights = b.map(Fun::Div, Domain::Float, &[exp.into(), sum.into()], dtype)?;
+    if test {
+        // A row that sees nothing gives zero.
+        let most = b.reduce_keep(Reduction::Max, scores, &[3], dtype)?;
+        let none = b.test(Fun::Eq, &[most.into(), f64::NEG_INFINITY.into()])?;
+        let choice = [none.into(), 0.0.into(), weights.into()];
+        weights = b.map(Fun::Where, Domain::Float, &choice, dtype)?;
+    }
+    matmul(b, weights, v, dtype)
+}
+
+/// `x` (`[b, g, t, d]`) with each of its heads as often as `heads` has it.
+fn repeated(b: &mut Builder, x: ValueId, heads: &Size) -> ValueId {
+    let shape = b.shape(x);
+    if shape[1] == *heads {
+        return x;
+    }
+    let mut deep = shape.clone();
+    deep.insert(2, heads.div_floor(&shape[1]));
+    let each = b.unsqueeze(x, 2);
+    let each = b.expand(each, deep);
+    let mut whole = shape;
+    whole[1] = heads.clone();
+    b.reshape(each, whole)
 }

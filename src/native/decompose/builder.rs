@@ -53,13 +53,20 @@ pub(super) struct Builder {
     pub(super) program: Program,
     /// Index of the graph's node that is being brought to core operations.
     pub(super) origin: usize,
+    /// What floats are kept in within that node: `f64` where it is of that, else `f32`.
+    pub(super) inner: DType,
     samples: Vec<Vec<i64>>,
 }
 
 impl Builder {
     pub(super) fn new(symbols: Vec<Range>) -> Self {
         let samples = shapes::samples(&symbols);
-        Self { program: Program { symbols, ..Program::default() }, origin: 0, samples }
+        Self {
+            program: Program { symbols, ..Program::default() },
+            origin: 0,
+            inner: DType::F32,
+            samples,
+        }
     }
 
     pub(super) fn dtype(&self, value: ValueId) -> DType {
@@ -159,12 +166,12 @@ impl Builder {
         Ok(self.push(Op::Map { fun, domain, args: operands }, reads, dtype, shape))
     }
 
-    /// A function in `f32`, not rounded to a shorter type.
+    /// A function in the inner type, not rounded to a shorter one.
     pub(super) fn f(&mut self, fun: Fun, args: &[Arg]) -> Result<ValueId, String> {
-        self.map(fun, Domain::Float, args, DType::F32)
+        self.map(fun, Domain::Float, args, self.inner)
     }
 
-    /// A test in `f32`.
+    /// A test of floats.
     pub(super) fn test(&mut self, fun: Fun, args: &[Arg]) -> Result<ValueId, String> {
         self.map(fun, Domain::Float, args, DType::Bool)
     }
@@ -175,6 +182,11 @@ impl Builder {
         if from == dtype {
             return value;
         }
+        // PyTorch has its shorter floats from `f32` alone: what is `f64` is rounded twice.
+        if from == DType::F64 && is_float(dtype) && dtype.bytes() < 4 {
+            let single = self.cast(value, DType::F32);
+            return self.cast(single, dtype);
+        }
         let domain = domain(if is_float(from) { from } else { dtype });
         let domain = match (category(from), category(dtype)) {
             // Whole numbers stay whole: floats do not hold all of them.
@@ -184,6 +196,17 @@ impl Builder {
         let shape = self.shape(value);
         let op = Op::Map { fun: Fun::Id, domain, args: vec![Operand::Read(0)] };
         self.push(op, vec![value], dtype, shape)
+    }
+
+    /// Narrows the range of symbols so that none of `dims` is of nothing: there PyTorch refuses
+    /// the call.
+    pub(super) fn never_empty(&mut self, value: ValueId, dims: &[usize]) {
+        for dim in dims {
+            if let Some(symbol) = self.program.value(value).shape[*dim].as_symbol() {
+                let range = &mut self.program.symbols[symbol];
+                range.min = range.min.max(1).min(range.max);
+            }
+        }
     }
 
     /// Over `dims`, which are not kept.

@@ -102,6 +102,7 @@ fn nan_to_num(args: &mut Args<'_>) -> Outputs {
     let most = match dtype {
         DType::F16 => f16::MAX.to_f64(),
         DType::BF16 => bf16::MAX.to_f64(),
+        DType::F64 => f64::MAX,
         _ => f64::from(f32::MAX),
     };
     let mut value = x;

@@ -21,6 +21,7 @@ use super::{
 /// The type of the parts of a complex number.
 pub(super) const fn parts(dtype: DType) -> Option<DType> {
     match dtype {
+        DType::C128 => Some(DType::F64),
         DType::C64 => Some(DType::F32),
         DType::C32 => Some(DType::F16),
         _ => None,

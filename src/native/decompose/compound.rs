@@ -1,6 +1,6 @@
 //! Functions of each element that are made of several.
 //!
-//! Invariant: all steps in `f32`, the last one rounds.
+//! Invariant: all steps in the inner type (`f32`, or `f64` of that), the last one rounds.
 
 use kiln_proto::graph::DType;
 
@@ -62,7 +62,7 @@ fn add_of(args: &mut Args<'_>, fun: Fun) -> Outputs {
     let (operands, dtype) = promoted(args, operands)?;
     let value = args.maybe_number("value")?.unwrap_or(Number::Int(1));
     let d = domain(dtype);
-    let inner = if is_float(dtype) { DType::F32 } else { dtype };
+    let inner = if is_float(dtype) { args.b.inner } else { dtype };
     let both = args.b.map(fun, d, &operands[1..], inner)?;
     let scaled = match value {
         Number::Int(1) => both,

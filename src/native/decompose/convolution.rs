@@ -2,8 +2,6 @@
 //!
 //! Invariant: sums and the bias are rounded once, together.
 
-use kiln_proto::graph::DType;
-
 use super::{
     super::{
         core::{Domain, Fun, Number, Op, ValueId},
@@ -250,7 +248,7 @@ fn convolved(
     let whole = b.shape(patches);
     let (n, places) = (whole[0].clone(), whole[2..2 + spatial].to_vec());
     let inner = Size::from(c / groups * sizes.iter().product::<i64>());
-    let product_type = if bias.is_some() { DType::F32 } else { dtype };
+    let product_type = if bias.is_some() { b.inner } else { dtype };
     let (g, per) = (Size::from(groups), Size::from(o / groups));
     let value = if groups == 1 {
         let mut order = vec![0];

@@ -93,7 +93,7 @@ fn arange(args: &mut Args<'_>) -> Outputs {
     }
     // Floats are counted in f32 and rounded; whole numbers stay whole.
     let counted = match (&start, &step) {
-        (Number::Float(_), _) | (_, Number::Float(_)) => DType::F32,
+        (Number::Float(_), _) | (_, Number::Float(_)) => args.b.inner,
         _ => DType::I64,
     };
     let (start, step) = (stored_or_size(start, counted), stored_or_size(step, counted));
@@ -146,9 +146,9 @@ fn linspace(args: &mut Args<'_>) -> Outputs {
     }
     let step = (end - start) / (count - 1) as f64;
     let iota = |first: f64| Op::Iota { start: Number::Float(first), step: Number::Float(step) };
-    let up = args.b.push(iota(start), vec![], DType::F32, shape.clone());
+    let up = args.b.push(iota(start), vec![], args.b.inner, shape.clone());
     let down =
-        args.b.push(iota(end - step * (count - 1) as f64), vec![], DType::F32, shape.clone());
+        args.b.push(iota(end - step * (count - 1) as f64), vec![], args.b.inner, shape.clone());
     let at = args.b.positions(&shape[0], 0, 1);
     let early = args.b.map(Fun::Lt, Domain::Int, &[at.into(), (count / 2).into()], DType::Bool)?;
     one(args.b.map(Fun::Where, Domain::Float, &[early.into(), up.into(), down.into()], dtype)?)

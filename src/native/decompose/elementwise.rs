@@ -7,7 +7,10 @@ use half::{bf16, f16};
 use kiln_proto::graph::DType;
 
 use super::{
-    super::core::{Domain, Fun, Number},
+    super::{
+        core::{Domain, Fun, Number},
+        float8::Float8,
+    },
     Args, Outputs, Rule, Why,
     builder::{Arg, domain},
     one,
@@ -221,7 +224,7 @@ pub(crate) fn stored(number: Number, dtype: DType) -> Number {
             DType::F16 => f16::from_f64(x).to_f64(),
             DType::BF16 => bf16::from_f64(x).to_f64(),
             DType::F32 => f64::from(x as f32),
-            _ => x,
+            _ => Float8::of(dtype).map_or(x, |short| short.round(x)),
         }),
         (Number::Float(x), Category::Int) => Number::Int(x as i64),
         (Number::Float(x), Category::Bool) => Number::Bool(x != 0.0),
@@ -258,7 +261,7 @@ fn scaled_sum(args: &mut Args<'_>, fun: Fun, operands: Vec<Arg>) -> Outputs {
     let alpha = args.maybe_number("alpha")?.unwrap_or(Number::Int(1));
     if !matches!(alpha, Number::Int(1)) && alpha != Number::Float(1.0) {
         // Within one operation floats are kept in f32.
-        let inner = if is_float(dtype) { DType::F32 } else { dtype };
+        let inner = if is_float(dtype) { args.b.inner } else { dtype };
         let other = operands.remove(1);
         operands.push(args.b.map(Fun::Mul, domain(dtype), &[other, alpha.into()], inner)?.into());
     }
@@ -287,7 +290,7 @@ fn power(args: &mut Args<'_>) -> Outputs {
     };
     let base = operands[0].clone();
     let square = [base.clone(), base.clone()];
-    let inner = if floats { DType::F32 } else { dtype };
+    let inner = if floats { args.b.inner } else { dtype };
     one(match exponent {
         Some(2.0) => args.b.map(Fun::Mul, domain, &square, dtype)?,
         Some(3.0) => {

@@ -75,7 +75,7 @@ fn likelihood(args: &mut Args<'_>, log: ValueId, dim: usize, dtype: DType) -> Ou
     let picked = args.b.squeeze(picked, dim);
     let mut loss = args.b.f(Fun::Neg, &[picked.into()])?;
     let weight = match args.maybe_tensor("weight")? {
-        None => args.b.cast(counts, DType::F32),
+        None => args.b.cast(counts, args.b.inner),
         Some(weight) => {
             let each = classes(args, weight, safe)?;
             loss = args.b.f(Fun::Mul, &[loss.into(), each.into()])?;
@@ -83,15 +83,15 @@ fn likelihood(args: &mut Args<'_>, log: ValueId, dim: usize, dtype: DType) -> Ou
         }
     };
     let reduction = args.int("reduction", MEAN)?;
-    let last = if reduction == NONE { dtype } else { DType::F32 };
+    let last = if reduction == NONE { dtype } else { args.b.inner };
     let operands = [counts.into(), loss.into(), 0.0.into()];
     let loss = args.b.map(Fun::Where, Domain::Float, &operands, last)?;
     let all: Vec<usize> = (0..args.b.rank(loss)).collect();
-    let total = args.b.reduce(Reduction::Sum, weight, &all, DType::F32)?;
+    let total = args.b.reduce(Reduction::Sum, weight, &all, args.b.inner)?;
     let value = match reduction {
         NONE => loss,
         MEAN => {
-            let sum = args.b.reduce(Reduction::Sum, loss, &all, DType::F32)?;
+            let sum = args.b.reduce(Reduction::Sum, loss, &all, args.b.inner)?;
             args.b.map(Fun::Div, Domain::Float, &[sum.into(), total.into()], dtype)?
         }
         _ => args.b.reduce(Reduction::Sum, loss, &all, dtype)?,
@@ -119,11 +119,11 @@ fn probabilities(args: &mut Args<'_>, log: ValueId, target: ValueId, dim: usize)
     let shape = args.b.shape(product);
     let reduction = args.int("reduction", MEAN)?;
     if reduction == NONE {
-        let sum = args.b.reduce(Reduction::Sum, product, &[dim], DType::F32)?;
+        let sum = args.b.reduce(Reduction::Sum, product, &[dim], args.b.inner)?;
         return one(args.b.map(Fun::Neg, Domain::Float, &[sum.into()], dtype)?);
     }
     let all: Vec<usize> = (0..shape.len()).collect();
-    let sum = args.b.reduce(Reduction::Sum, product, &all, DType::F32)?;
+    let sum = args.b.reduce(Reduction::Sum, product, &all, args.b.inner)?;
     let sum = args.b.f(Fun::Neg, &[sum.into()])?;
     let others = shape.iter().enumerate().filter(|(d, _)| *d != dim).map(|(_, size)| size);
     let count = match reduction {
@@ -138,7 +138,7 @@ fn distance(args: &mut Args<'_>, squared: bool) -> Outputs {
     let (x, y) = (args.tensor("self")?, args.tensor("target")?);
     let dtype = args.b.dtype(x);
     let reduction = args.int("reduction", MEAN)?;
-    let last = if reduction == NONE { dtype } else { DType::F32 };
+    let last = if reduction == NONE { dtype } else { args.b.inner };
     let apart = args.b.f(Fun::Sub, &[x.into(), y.into()])?;
     let each = match squared {
         true => args.b.map(Fun::Mul, Domain::Float, &[apart.into(), apart.into()], last)?,
@@ -149,7 +149,7 @@ fn distance(args: &mut Args<'_>, squared: bool) -> Outputs {
     }
     let shape: Vec<Size> = args.b.shape(each);
     let all: Vec<usize> = (0..shape.len()).collect();
-    let sum = args.b.reduce(Reduction::Sum, each, &all, DType::F32)?;
+    let sum = args.b.reduce(Reduction::Sum, each, &all, args.b.inner)?;
     let count = if reduction == MEAN { divisor(&product(&shape)) } else { Number::Float(1.0) };
     one(args.b.map(Fun::Div, Domain::Float, &[sum.into(), count.into()], dtype)?)
 }

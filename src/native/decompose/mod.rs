@@ -1,8 +1,9 @@
 //! ATen operations to core operations, with PyTorch's semantics.
 //!
 //! Each operation has a rule, in the table of its family. Rules make promotion,
-//! broadcasting and intermediate types explicit: what PyTorch keeps in `f32`
-//! inside one operation has that type here and is rounded once, at the end.
+//! broadcasting and intermediate types explicit: what PyTorch keeps in `f32` inside one
+//! operation, in `f64` where it is of that ([`Builder::inner`]), has that type here and is
+//! rounded once, at the end.
 //!
 //! Invariant: the type and shape of every live value are what the exporter
 //! declared, and what is wrong or not supported is said with the node's name.
@@ -32,6 +33,7 @@ mod products;
 mod promote;
 mod reductions;
 mod resize;
+mod scaled;
 mod scatter;
 mod shapes;
 mod softmax;
@@ -40,7 +42,7 @@ mod views;
 
 use kiln_proto::{
     Failure, FailureKind,
-    graph::{Argument, Dim, Graph, Node, Value},
+    graph::{Argument, DType, Dim, Graph, Node, Value},
 };
 
 use super::{
@@ -53,7 +55,7 @@ use args::Args;
 use builder::Builder;
 pub(crate) use elementwise::stored;
 pub(crate) use promote::in_place_type;
-use promote::is_supported;
+use promote::{is_float, is_short, is_supported};
 pub(crate) use shapes::{Symbols, dimension};
 
 /// Most operations of one program; the passes after this one are not linear.
@@ -113,6 +115,7 @@ fn rule(op: &str) -> Option<Rule> {
         parts::rule,
         joins::rule,
         products::rule,
+        scaled::rule,
         einsum::rule,
         attention::rule,
         reductions::rule,
@@ -239,6 +242,8 @@ impl<'a> Run<'a> {
         let Some(rule) = found else {
             return unsupported("it is not known");
         };
+        self.without_short(node)?;
+        self.builder.inner = self.inner(node);
         let mut args = Args {
             graph: self.graph,
             node,
@@ -262,6 +267,31 @@ impl<'a> Run<'a> {
             self.values[output.0] = Some(value);
         }
         Ok(())
+    }
+
+    /// The type in which floats are kept within `node`.
+    fn inner(&self, node: &Node) -> DType {
+        let of = |value: &kiln_proto::graph::ValueId| {
+            let own = self.graph.value(*value).ty.dtype;
+            complex::parts(own).unwrap_or(own)
+        };
+        let given: Vec<DType> = node.outputs.iter().map(of).filter(|own| is_float(*own)).collect();
+        let read: Vec<DType> = node.tensors().map(|value| of(&value)).collect();
+        let decide = if given.is_empty() { read } else { given };
+        if decide.contains(&DType::F64) { DType::F64 } else { DType::F32 }
+    }
+
+    /// Refuses arithmetic of 8-bit floats, which PyTorch has none of.
+    fn without_short(&self, node: &Node) -> Result<(), Why> {
+        let of = |value| self.graph.value(value).ty.dtype;
+        let mut all = node.tensors().chain(node.outputs.iter().copied()).map(of);
+        let name = node.op.strip_prefix("aten.").unwrap_or_default();
+        match all.find(|dtype| is_short(*dtype)) {
+            Some(dtype) if !scaled::moves(name) => unsupported(format!(
+                "there is no arithmetic in {dtype}: cast it to another type before"
+            )),
+            _ => Ok(()),
+        }
     }
 
     /// Stands in for a node that is refused, so that those after it are looked at too.

@@ -1,6 +1,6 @@
 //! Normalisation: by the mean and variance of a row, a group or a channel.
 //!
-//! Invariant: all of it in `f32`, rounded once.
+//! Invariant: all of it in the inner type, rounded once.
 
 use kiln_proto::graph::DType;
 
@@ -31,6 +31,11 @@ pub(super) fn rule(name: &str) -> Option<Rule> {
         | "_native_batch_norm_legit.default" => batch_norm,
         "instance_norm.default" => instance_norm,
         "_native_batch_norm_legit.no_stats" => norm_of_batch,
+        "_native_batch_norm_legit_functional.default" => |args| trained(args, 3),
+        "_batch_norm_with_update.default" | "_batch_norm_with_update_functional.default" => {
+            |args| trained(args, 4)
+        }
+        "_batch_norm_no_update.default" => batch_norm,
         "_weight_norm.default" | "_weight_norm_interface.default" => weight_norm,
         _ => return None,
     })
@@ -62,7 +67,7 @@ fn affine(
         .collect();
     let (mut value, last) = (x, steps.len());
     for (i, (fun, operand)) in steps.into_iter().enumerate() {
-        let dtype = if i + 1 == last { dtype } else { DType::F32 };
+        let dtype = if i + 1 == last { dtype } else { args.b.inner };
         value = args.b.map(fun, Domain::Float, &[value.into(), operand], dtype)?;
     }
     Ok(args.b.cast(value, dtype))
@@ -109,9 +114,10 @@ fn rms_norm(args: &mut Args<'_>) -> Outputs {
     let x = args.tensor("input")?;
     let dtype = args.b.dtype(x);
     let dims = rows(args, x)?;
-    let eps = args.float("eps", f64::from(f32::EPSILON))?;
+    let least = if dtype == DType::F64 { f64::EPSILON } else { f64::from(f32::EPSILON) };
+    let eps = args.float("eps", least)?;
     let squared = args.b.f(Fun::Mul, &[x.into(), x.into()])?;
-    let sum = args.b.reduce_keep(Reduction::Sum, squared, &dims, DType::F32)?;
+    let sum = args.b.reduce_keep(Reduction::Sum, squared, &dims, args.b.inner)?;
     let n = count(args.b, x, &dims);
     let scale = scale_of(args, sum, &n, eps)?;
     let normal = args.b.f(Fun::Mul, &[x.into(), scale.into()])?;
@@ -158,7 +164,7 @@ fn normalised_groups(args: &mut Args<'_>, x: ValueId, groups: Size) -> Outputs {
 }
 
 fn instance_norm(args: &mut Args<'_>) -> Outputs {
-    if !args.flag("use_input_stats", true)? {
+    if !args.flag("use_input_stats", true)? || args.maybe_tensor("running_mean")?.is_some() {
         return unsupported("instance_norm with running statistics");
     }
     let x = args.tensor("input")?;
@@ -168,8 +174,16 @@ fn instance_norm(args: &mut Args<'_>) -> Outputs {
 
 /// By the batch's own mean and variance.
 fn norm_of_batch(args: &mut Args<'_>) -> Outputs {
+    Ok(of_batch(args)?.0)
+}
+
+/// The same, beside it the mean and the sum of squared distances from that.
+fn of_batch(args: &mut Args<'_>) -> Result<(Vec<Option<ValueId>>, [ValueId; 2]), Why> {
     let x = args.tensor("input")?;
     let (dtype, rank) = (args.b.dtype(x), args.b.rank(x));
+    if rank < 2 || !is_float(dtype) {
+        return Err(Why::Wrong(format!("a norm of {dtype} {}", show(&args.b.shape(x)))));
+    }
     let dims: Vec<usize> = (0..rank).filter(|dim| *dim != 1).collect();
     let eps = args.float("eps", 1e-5)?;
     let (mean, apart, spread) = moments(args.b, x, &dims)?;
@@ -179,12 +193,13 @@ fn norm_of_batch(args: &mut Args<'_>) -> Outputs {
     let weight = by_channel(args, "weight", rank)?;
     let bias = by_channel(args, "bias", rank)?;
     let value = affine(args, normal, weight, bias, dtype)?;
-    outputs(args, value, [mean, scale])
+    Ok((outputs(args, value, [mean, scale])?, [mean, spread]))
 }
 
 fn batch_norm(args: &mut Args<'_>) -> Outputs {
-    if args.flag("training", false)? || args.flag("train", false)? {
-        return unsupported("batch_norm in training: export the model after `.eval()`");
+    if args.flag("training", false)? {
+        // Without running statistics: with them it is one that gives them (`functional`).
+        return norm_of_batch(args);
     }
     let x = args.tensor("input")?;
     let (dtype, rank) = (args.b.dtype(x), args.b.rank(x));
@@ -203,6 +218,43 @@ fn batch_norm(args: &mut Args<'_>) -> Outputs {
     one(affine(args, normal, weight, bias, dtype)?)
 }
 
+/// By the batch's own mean and variance; of these, and of the running ones, what comes after
+/// the first `before` outputs.
+fn trained(args: &mut Args<'_>, before: usize) -> Outputs {
+    let names = ["running_mean", "running_var"];
+    if !args.flag("training", true)? {
+        let mut all = batch_norm(args)?;
+        all.resize(before, None);
+        for name in names {
+            all.push(Some(args.tensor(name)?));
+        }
+        return Ok(all);
+    }
+    let x = args.tensor("input")?;
+    let momentum = args.float("momentum", 0.1)?;
+    let dims: Vec<usize> = (0..args.b.rank(x)).filter(|dim| *dim != 1).collect();
+    let (mut all, [mean, spread]) = of_batch(args)?;
+    all.resize(before, None);
+    let fewer = &count(args.b, x, &dims) - &Size::from(1);
+    let variance = args.b.f(Fun::Div, &[spread.into(), divisor(&fewer).into()])?;
+    for (i, (name, new)) in names.into_iter().zip([mean, variance]).enumerate() {
+        let old = args.tensor(name)?;
+        let (dtype, shape) = (args.declared(before + i)?.0, args.b.shape(old));
+        if !args.b.same(&product(&shape), &args.b.shape(x)[1]) {
+            return Err(Why::Wrong(format!(
+                "{name} {} of {}",
+                show(&shape),
+                show(&args.b.shape(x))
+            )));
+        }
+        let new = args.b.reshape(new, shape);
+        let new = args.b.f(Fun::Mul, &[new.into(), momentum.into()])?;
+        let old = args.b.f(Fun::Mul, &[old.into(), (1.0 - momentum).into()])?;
+        all.push(Some(args.b.map(Fun::Add, Domain::Float, &[new.into(), old.into()], dtype)?));
+    }
+    Ok(all)
+}
+
 /// `v` with the norm of each part along `dim` (-1: of all) as `g` says.
 fn weight_norm(args: &mut Args<'_>) -> Outputs {
     let (v, g) = (args.tensor("v")?, args.tensor("g")?);
@@ -214,7 +266,7 @@ fn weight_norm(args: &mut Args<'_>) -> Outputs {
     let dims: Vec<usize> = (0..rank).filter(|dim| Some(*dim) != kept).collect();
     let b = &mut *args.b;
     let squared = b.f(Fun::Mul, &[v.into(), v.into()])?;
-    let sum = b.reduce_keep(Reduction::Sum, squared, &dims, DType::F32)?;
+    let sum = b.reduce_keep(Reduction::Sum, squared, &dims, b.inner)?;
     let norm = b.f(Fun::Sqrt, &[sum.into()])?;
     let scale = b.f(Fun::Div, &[g.into(), norm.into()])?;
     let value = b.map(Fun::Mul, Domain::Float, &[v.into(), scale.into()], dtype)?;

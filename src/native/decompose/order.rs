@@ -40,7 +40,11 @@ fn cumsum(args: &mut Args<'_>) -> Outputs {
     let dtype = args.dtype()?.unwrap_or(default);
     let shape = args.b.shape(x);
     let dim = args.dim("dim", 0, shape.len())?;
-    let x = if is_float(from) && dtype == DType::F32 { x } else { args.b.cast(x, dtype) };
+    let x = if is_float(from) && from != DType::F64 && dtype == DType::F32 {
+        x
+    } else {
+        args.b.cast(x, dtype)
+    };
     if shape.is_empty() {
         return one(args.b.cast(x, dtype));
     }

@@ -164,7 +164,7 @@ fn mean_pool(args: &mut Args<'_>, spatial: usize) -> Outputs {
     let b = &mut *args.b;
     let found = pool.windows(b, x, Number::Float(0.0))?;
     let inner = pool.inner(b, found);
-    let sum = b.reduce(Reduction::Sum, found, &inner, DType::F32)?;
+    let sum = b.reduce(Reduction::Sum, found, &inner, b.inner)?;
     let padded = pool.pads.iter().any(|pad| *pad > 0);
     let whole = pool.beyond.iter().all(|more| *more == 0) && (with_pads || !padded);
     let count = match divisor {
@@ -182,7 +182,7 @@ fn counted(b: &mut Builder, x: ValueId, pool: &Pool, with_pads: bool) -> Result<
     let first = shape.len() - spatial;
     shape[..first].iter_mut().for_each(|size| *size = Size::from(1));
     let full = super::super::core::Op::Full(Number::Float(1.0));
-    let mut ones = b.push(full, vec![], DType::F32, shape);
+    let mut ones = b.push(full, vec![], b.inner, shape);
     if with_pads {
         let pads: Vec<(i64, i64)> = pool.pads.iter().map(|pad| (*pad, *pad)).collect();
         ones = grown(b, ones, &pads, Number::Float(1.0));
@@ -197,7 +197,7 @@ fn counted(b: &mut Builder, x: ValueId, pool: &Pool, with_pads: bool) -> Result<
     };
     let found = over.windows(b, ones, Number::Float(0.0))?;
     let inner = over.inner(b, found);
-    b.reduce(Reduction::Sum, found, &inner, DType::F32)
+    b.reduce(Reduction::Sum, found, &inner, b.inner)
 }
 
 /// As many parts of each dimension as are asked for, from `i * size / parts` rounded down to
@@ -225,7 +225,7 @@ fn adaptive(args: &mut Args<'_>, spatial: usize, greatest: bool) -> Outputs {
         let b = &mut *args.b;
         let how = if greatest { Reduction::Max } else { Reduction::Sum };
         if parts.is(1) {
-            value = b.reduce_keep(how, value, &[dim], DType::F32)?;
+            value = b.reduce_keep(how, value, &[dim], b.inner)?;
             counts.push(Arg::from(super::reductions::divisor(&size)));
             continue;
         }
@@ -237,7 +237,7 @@ fn adaptive(args: &mut Args<'_>, spatial: usize, greatest: bool) -> Outputs {
             let each = size / parts;
             let found = windows(b, value, dim, each, each, 1)?;
             let last = b.rank(found) - 1;
-            value = b.reduce(how, found, &[last], DType::F32)?;
+            value = b.reduce(how, found, &[last], b.inner)?;
             counts.push(Arg::from(each as f64));
             continue;
         }
@@ -256,8 +256,8 @@ fn adaptive(args: &mut Args<'_>, spatial: usize, greatest: bool) -> Outputs {
         let inside = b.reshape(inside, deep);
         let none = if greatest { f64::NEG_INFINITY } else { 0.0 };
         let args = [inside.into(), moved.into(), none.into()];
-        let each = b.map(Fun::Where, Domain::Float, &args, DType::F32)?;
-        value = b.reduce(how, each, &[last], DType::F32)?;
+        let each = b.map(Fun::Where, Domain::Float, &args, b.inner)?;
+        value = b.reduce(how, each, &[last], b.inner)?;
         let mut deep = vec![Size::from(1); last];
         deep[dim] = Size::from(parts);
         counts.push(b.reshape(count, deep).into());
@@ -267,7 +267,7 @@ fn adaptive(args: &mut Args<'_>, spatial: usize, greatest: bool) -> Outputs {
     }
     let last = counts.len();
     for (i, count) in counts.into_iter().enumerate() {
-        let to = if i + 1 == last { dtype } else { DType::F32 };
+        let to = if i + 1 == last { dtype } else { args.b.inner };
         value = args.b.map(Fun::Div, Domain::Float, &[value.into(), count], to)?;
     }
     one(value)
@@ -286,7 +286,7 @@ fn parted(b: &mut Builder, size: i64, parts: i64) -> Result<(ValueId, ValueId), 
     let before = b.map(Fun::Lt, Domain::Int, &[at.into(), end.into()], DType::Bool)?;
     let inside = b.map(Fun::And, Domain::Bool, &[after.into(), before.into()], DType::Bool)?;
     let count = int(b, Fun::Sub, &[end.into(), start.into()])?;
-    let count = b.cast(count, DType::F32);
+    let count = b.cast(count, b.inner);
     let count = b.reshape(count, vec![Size::from(parts)]);
     Ok((inside, count))
 }

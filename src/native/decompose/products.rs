@@ -115,7 +115,7 @@ pub(super) fn matmul(
 
 /// The type of what is summed before it is rounded.
 fn inner(dtype: DType) -> DType {
-    if is_float(dtype) { DType::F32 } else { dtype }
+    if is_float(dtype) && dtype != DType::F64 { DType::F32 } else { dtype }
 }
 
 fn linear(args: &mut Args<'_>) -> Outputs {

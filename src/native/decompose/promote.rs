@@ -17,7 +17,13 @@ pub(super) enum Category {
 /// Whether kernels can be generated for tensors of `dtype`.
 pub(super) const fn is_supported(dtype: DType) -> bool {
     let whole = matches!(dtype, DType::U8 | DType::I8 | DType::I16 | DType::I32 | DType::I64);
-    whole || matches!(dtype, DType::F32 | DType::F16 | DType::BF16 | DType::Bool)
+    let float = matches!(dtype, DType::F64 | DType::F32 | DType::F16 | DType::BF16);
+    whole || float || is_short(dtype) || matches!(dtype, DType::Bool)
+}
+
+/// Floats in which PyTorch stores and computes nothing.
+pub(super) const fn is_short(dtype: DType) -> bool {
+    matches!(dtype, DType::F8E4M3 | DType::F8E5M2)
 }
 
 pub(super) const fn category(dtype: DType) -> Category {
@@ -195,6 +201,7 @@ mod tests {
     fn promotion_is_pytorchs() {
         let (t, s, n) = (Kind::Tensor, Kind::Scalar, Kind::Number);
         let (f16, bf16, f32) = (DType::F16, DType::BF16, DType::F32);
+        let f64 = DType::F64;
         let (i32, i64, bool) = (DType::I32, DType::I64, DType::Bool);
         for (operands, expected) in [
             (vec![t(f16), t(bf16)], f32),
@@ -210,6 +217,10 @@ mod tests {
             (vec![t(bool), t(f16)], f16),
             (vec![s(i64), t(bf16), n(Category::Float)], bf16),
             (vec![s(bool), n(Category::Float)], f32),
+            (vec![t(f16), t(f64)], f64),
+            (vec![t(f32), s(f64)], f32),
+            (vec![t(i64), s(f64)], f64),
+            (vec![t(f64), n(Category::Float)], f64),
         ] {
             assert_eq!(promote(&operands), Some(expected), "{operands:?}");
         }

@@ -1,6 +1,6 @@
 //! Many numbers to one: sums, means, extremes and where they are, truth.
 //!
-//! Invariant: floats are summed in `f32` and rounded once, where PyTorch rounds.
+//! Invariant: floats are summed in the inner type and rounded once, where PyTorch rounds.
 
 use kiln_proto::graph::DType;
 
@@ -65,7 +65,11 @@ fn total(args: &mut Args<'_>, how: Reduction) -> Outputs {
     };
     let dims = reduced(args, x)?;
     // Wider floats are what sums are kept in anyway; others are converted before.
-    let x = if is_float(from) && dtype == DType::F32 { x } else { args.b.cast(x, dtype) };
+    let x = if is_float(from) && from != DType::F64 && dtype == DType::F32 {
+        x
+    } else {
+        args.b.cast(x, dtype)
+    };
     one(reduce(args, how, x, &dims, dtype)?)
 }
 
@@ -88,7 +92,7 @@ fn mean(args: &mut Args<'_>) -> Outputs {
         return Err(Why::Wrong(format!("a mean as {dtype}")));
     }
     let x = if is_float(args.b.dtype(x)) { x } else { args.b.cast(x, dtype) };
-    let sum = reduce(args, Reduction::Sum, x, &dims, DType::F32)?;
+    let sum = reduce(args, Reduction::Sum, x, &dims, args.b.inner)?;
     let count = divisor(&count(args.b, x, &dims));
     one(args.b.map(Fun::Div, Domain::Float, &[sum.into(), count.into()], dtype)?)
 }
@@ -96,6 +100,7 @@ fn mean(args: &mut Args<'_>) -> Outputs {
 fn extreme(args: &mut Args<'_>, how: Reduction) -> Outputs {
     let x = args.tensor("self")?;
     let dims = reduced(args, x)?;
+    args.b.never_empty(x, &dims);
     let dtype = args.b.dtype(x);
     one(reduce(args, how, x, &dims, dtype)?)
 }
@@ -103,6 +108,7 @@ fn extreme(args: &mut Args<'_>, how: Reduction) -> Outputs {
 fn extreme_and_place(args: &mut Args<'_>, how: Reduction, place: Reduction) -> Outputs {
     let x = args.tensor("self")?;
     let dims = reduced(args, x)?;
+    args.b.never_empty(x, &dims);
     let dtype = args.b.dtype(x);
     let value = reduce(args, how, x, &dims, dtype)?;
     let place = position(args, place, x, &dims)?;
@@ -117,6 +123,7 @@ fn position(
     dims: &[usize],
 ) -> Result<ValueId, Why> {
     if !dims.is_empty() {
+        args.b.never_empty(x, dims);
         return reduce(args, how, x, dims, DType::I64);
     }
     let x = args.b.reshape(x, vec![Size::from(1)]);
@@ -126,6 +133,7 @@ fn position(
 fn aminmax(args: &mut Args<'_>) -> Outputs {
     let x = args.tensor("self")?;
     let dims = reduced(args, x)?;
+    args.b.never_empty(x, &dims);
     let dtype = args.b.dtype(x);
     let least = reduce(args, Reduction::Min, x, &dims, dtype)?;
     Ok(vec![Some(least), Some(reduce(args, Reduction::Max, x, &dims, dtype)?)])

@@ -1,7 +1,7 @@
 //! Images of another size: the nearest element, or a mean of neighbours along each dimension.
 //!
-//! Invariant: positions are computed in `f32` and in PyTorch's order, so that the nearest
-//! element is the same one.
+//! Invariant: positions are computed in `f32` (of `f64` in that) and in PyTorch's order, so that
+//! the nearest element is the same one.
 
 use kiln_proto::graph::{Argument, DType};
 
@@ -97,8 +97,8 @@ fn scale(
     corners: bool,
 ) -> Result<f64, Why> {
     if corners {
-        let step = (size - 1) as f32 / (new - 1).max(1) as f32;
-        return Ok(f64::from(if new > 1 { step } else { 0.0 }));
+        let step = (size - 1) as f64 / (new - 1).max(1) as f64;
+        return Ok(if new > 1 { held(step, args.b.inner) } else { 0.0 });
     }
     let given = match args.node.arg("scale_factors") {
         Some(Argument::Floats(all)) => all.get(i).copied(),
@@ -114,15 +114,21 @@ fn scale(
         }
     };
     let step = match given {
-        Some(factor) if factor > 0.0 => (1.0 / factor) as f32,
-        _ => size as f32 / new as f32,
+        Some(factor) if factor > 0.0 => 1.0 / factor,
+        _ => size as f64 / new as f64,
     };
-    Ok(f64::from(step))
+    Ok(held(step, args.b.inner))
+}
+
+/// A step in the type in which positions are computed. Sizes are whole in both types, so a
+/// quotient that is rounded twice is what it is rounded once.
+fn held(step: f64, inner: DType) -> f64 {
+    if inner == DType::F64 { step } else { f64::from(step as f32) }
 }
 
 fn nearest(b: &mut Builder, size: i64, new: i64, step: f64, middle: bool) -> Result<ValueId, Why> {
     let at = b.positions(&Size::from(new), 0, 1);
-    let mut at = b.cast(at, DType::F32);
+    let mut at = b.cast(at, b.inner);
     if middle {
         at = b.f(Fun::Add, &[at.into(), 0.5.into()])?;
     }
@@ -141,7 +147,7 @@ fn places(
     inside: bool,
 ) -> Result<ValueId, Why> {
     let at = b.positions(&Size::from(new), 0, 1);
-    let mut at = b.cast(at, DType::F32);
+    let mut at = b.cast(at, b.inner);
     if corners {
         return Ok(b.f(Fun::Mul, &[at.into(), step.into()])?);
     }
@@ -174,7 +180,7 @@ fn linear(
     let first = b.map(Fun::Min, Domain::Int, &[first.into(), last.clone()], DType::I64)?;
     let next = b.map(Fun::Add, Domain::Int, &[first.into(), 1i64.into()], DType::I64)?;
     let next = b.map(Fun::Min, Domain::Int, &[next.into(), last], DType::I64)?;
-    let first_at = b.cast(first, DType::F32);
+    let first_at = b.cast(first, b.inner);
     let share = b.f(Fun::Sub, &[at.into(), first_at.into()])?;
     let share = b.f(Fun::Min, &[share.into(), 1.0.into()])?;
     let left = b.f(Fun::Sub, &[1.0.into(), share.into()])?;

@@ -15,7 +15,7 @@ mod masked;
 use kiln_proto::graph::DType;
 
 use self::{
-    counted::histc,
+    counted::{bincount, histc},
     indexed::index_put,
     masked::{masked_put, masked_scatter, only_mask},
 };
@@ -46,6 +46,7 @@ pub(super) fn rule(name: &str) -> Option<Rule> {
         "index_fill.int_Scalar" | "index_fill.int_Tensor" => index_fill,
         "masked_scatter.default" => masked_scatter,
         "histc.default" => histc,
+        "bincount.default" => bincount,
         _ => return None,
     })
 }
@@ -190,7 +191,7 @@ fn combined(
     let dtype = b.dtype(x);
     let d = domain(dtype);
     let (_, fun) = how.reduction();
-    let inner = if is_float(dtype) { DType::F32 } else { dtype };
+    let inner = if is_float(dtype) { b.inner } else { dtype };
     let is_mean = how == How::Mean;
     let both = match with_self {
         true => b.map(fun, d, &[x.into(), reduced.into()], if is_mean { inner } else { dtype })?,
@@ -265,7 +266,7 @@ fn put(
             };
             let hit = deep(b, hits.hits, vec![shape[0].clone(), writes]);
             let neutral = Arg::from(how.neutral(dtype));
-            let inner = if is_float(dtype) { DType::F32 } else { dtype };
+            let inner = if is_float(dtype) { b.inner } else { dtype };
             let each = b.map(Fun::Where, domain(dtype), &[hit.into(), values, neutral], inner)?;
             let sum = b.reduce(how.reduction().0, each, &[1], inner)?;
             combined(b, x, sum, None, how, true)
@@ -319,7 +320,7 @@ fn index_add(args: &mut Args<'_>) -> Outputs {
     let mut source = source.ok_or("nothing is written")?;
     let dtype = args.b.dtype(x);
     if let Some(alpha) = args.maybe_number("alpha")?.filter(|alpha| *alpha != Number::Int(1)) {
-        let inner = if is_float(dtype) { DType::F32 } else { dtype };
+        let inner = if is_float(dtype) { args.b.inner } else { dtype };
         source = args.b.map(Fun::Mul, domain(dtype), &[source.into(), alpha.into()], inner)?;
     }
     let value = put(args.b, x, at, Written::Each(source), How::Sum)?;
@@ -453,7 +454,7 @@ fn rows(
                 Written::All(number) => held(number, dtype),
             };
             let neutral = Arg::from(how.neutral(dtype));
-            let inner = if is_float(dtype) { DType::F32 } else { dtype };
+            let inner = if is_float(dtype) { b.inner } else { dtype };
             let args = [hits.hits.into(), values, neutral];
             let each = b.map(Fun::Where, domain(dtype), &args, inner)?;
             let sum = b.reduce(how.reduction().0, each, &[last + 1], inner)?;

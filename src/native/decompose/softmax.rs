@@ -1,6 +1,7 @@
 //! Softmax and its logarithm.
 //!
-//! Invariant: in `f32` from the greatest element on, rounded once.
+//! Invariant: in the inner type (`f32`, or `f64` of that) from the greatest element on, rounded
+//! once.
 
 use kiln_proto::graph::DType;
 
@@ -30,7 +31,7 @@ pub(super) fn exponentials(b: &mut Builder, x: ValueId, dim: usize) -> Result<[V
     let most = b.reduce_keep(Reduction::Max, x, &[dim], b.dtype(x))?;
     let below = b.f(Fun::Sub, &[x.into(), most.into()])?;
     let exp = b.f(Fun::Exp, &[below.into()])?;
-    let sum = b.reduce_keep(Reduction::Sum, exp, &[dim], DType::F32)?;
+    let sum = b.reduce_keep(Reduction::Sum, exp, &[dim], b.inner)?;
     Ok([below, exp, sum])
 }
 
@@ -40,8 +41,9 @@ fn softmax(args: &mut Args<'_>, log: bool) -> Outputs {
     let asked = if wide { Some(DType::F32) } else { args.dtype()? };
     let dtype = asked.unwrap_or(args.b.dtype(x));
     let dim = args.dim("dim", -1, args.b.rank(x))?;
+    let own = args.b.dtype(x);
     let x = match dtype {
-        DType::F32 if is_float(args.b.dtype(x)) => x,
+        DType::F32 if is_float(own) && own != DType::F64 => x,
         _ => args.b.cast(x, dtype),
     };
     one(softmax_of(args, x, dim, dtype, log)?)
@@ -80,7 +82,7 @@ fn safe_softmax(args: &mut Args<'_>) -> Outputs {
     let x = args.tensor("self")?;
     let dtype = args.dtype()?.unwrap_or(args.b.dtype(x));
     let dim = args.dim("dim", -1, args.b.rank(x))?;
-    let soft = softmax_of(args, x, dim, DType::F32, false)?;
+    let soft = softmax_of(args, x, dim, args.b.inner, false)?;
     let most = args.b.reduce_keep(Reduction::Max, x, &[dim], args.b.dtype(x))?;
     let none = args.b.test(Fun::Eq, &[most.into(), f64::NEG_INFINITY.into()])?;
     let operands = [none.into(), 0.0.into(), soft.into()];

@@ -7,7 +7,7 @@ use kiln_proto::graph::DType;
 
 use super::{
     super::{
-        core::{Domain, Fun, Number, Reduction, ValueId},
+        core::{Domain, Fun, Number, Op, Reduction, ValueId},
         size::{Bounds, Size},
     },
     Args, Outputs, Rule, Why,
@@ -46,11 +46,11 @@ pub(super) fn moments(
     dims: &[usize],
 ) -> Result<(ValueId, ValueId, ValueId), Why> {
     let n = divisor(&count(b, x, dims));
-    let sum = b.reduce_keep(Reduction::Sum, x, dims, DType::F32)?;
+    let sum = b.reduce_keep(Reduction::Sum, x, dims, b.inner)?;
     let mean = b.f(Fun::Div, &[sum.into(), n.into()])?;
     let apart = b.f(Fun::Sub, &[x.into(), mean.into()])?;
     let squared = b.f(Fun::Mul, &[apart.into(), apart.into()])?;
-    let spread = b.reduce_keep(Reduction::Sum, squared, dims, DType::F32)?;
+    let spread = b.reduce_keep(Reduction::Sum, squared, dims, b.inner)?;
     Ok((mean, apart, spread))
 }
 
@@ -107,24 +107,32 @@ fn norm(args: &mut Args<'_>, order: &str) -> Outputs {
         Some(dtype) => dtype,
         None => float_of(args.b.dtype(x)),
     };
-    let x = if args.b.dtype(x) == dtype || dtype == DType::F32 { x } else { args.b.cast(x, dtype) };
+    let own = args.b.dtype(x);
+    let x = if own == dtype || (dtype == DType::F32 && own != DType::F64) {
+        x
+    } else {
+        args.b.cast(x, dtype)
+    };
     let dims = reduced(args, x)?;
     let order = args.float(order, 2.0)?;
     let size = args.b.f(Fun::Abs, &[x.into()])?;
     let root = if order == 2.0 { Fun::Sqrt } else { Fun::Id };
     let value = match order {
-        f64::INFINITY => return one(reduce(args, Reduction::Max, size, &dims, dtype)?),
-        f64::NEG_INFINITY => return one(reduce(args, Reduction::Min, size, &dims, dtype)?),
+        f64::INFINITY | f64::NEG_INFINITY => {
+            args.b.never_empty(x, &dims);
+            let how = if order > 0.0 { Reduction::Max } else { Reduction::Min };
+            return one(reduce(args, how, size, &dims, dtype)?);
+        }
         0.0 => {
             let there = args.b.test(Fun::Ne, &[x.into(), 0.0.into()])?;
-            let there = args.b.cast(there, DType::F32);
+            let there = args.b.cast(there, args.b.inner);
             return one(reduce(args, Reduction::Sum, there, &dims, dtype)?);
         }
         1.0 => return one(reduce(args, Reduction::Sum, size, &dims, dtype)?),
         2.0 => args.b.f(Fun::Mul, &[x.into(), x.into()])?,
         order => args.b.f(Fun::Pow, &[size.into(), order.into()])?,
     };
-    let sum = reduce(args, Reduction::Sum, value, &dims, DType::F32)?;
+    let sum = reduce(args, Reduction::Sum, value, &dims, args.b.inner)?;
     if root == Fun::Sqrt {
         return one(args.b.map(Fun::Sqrt, Domain::Float, &[sum.into()], dtype)?);
     }
@@ -137,13 +145,18 @@ fn logsumexp(args: &mut Args<'_>) -> Outputs {
     let dtype = float_of(args.b.dtype(x));
     let x = if is_float(args.b.dtype(x)) { x } else { args.b.cast(x, DType::F32) };
     let dims = reduced(args, x)?;
+    if dims.iter().any(|dim| args.b.shape(x)[*dim].is(0)) {
+        // The logarithm of no sum.
+        let shape = args.declared(0)?.1;
+        return one(args.b.push(Op::Full(Number::Float(f64::NEG_INFINITY)), vec![], dtype, shape));
+    }
     let most = args.b.reduce_keep(Reduction::Max, x, &dims, args.b.dtype(x))?;
     // Infinities would leave nothing to subtract from.
     let endless = args.b.test(Fun::IsInf, &[most.into()])?;
     let most = args.b.f(Fun::Where, &[endless.into(), 0.0.into(), most.into()])?;
     let below = args.b.f(Fun::Sub, &[x.into(), most.into()])?;
     let exp = args.b.f(Fun::Exp, &[below.into()])?;
-    let sum = args.b.reduce_keep(Reduction::Sum, exp, &dims, DType::F32)?;
+    let sum = args.b.reduce_keep(Reduction::Sum, exp, &dims, args.b.inner)?;
     let log = args.b.f(Fun::Log, &[sum.into()])?;
     let value = args.b.map(Fun::Add, Domain::Float, &[log.into(), most.into()], dtype)?;
     let shape = args.declared(0)?.1;

@@ -5,7 +5,7 @@
 
 use std::cmp::Ordering;
 
-use kiln_proto::Failure;
+use kiln_proto::{Failure, graph::DType};
 
 use super::{
     invalid,
@@ -18,11 +18,10 @@ use crate::core::Reduction;
 pub(super) fn reduce(step: &Step<'_>, how: Reduction, dims: &[usize]) -> Result<Dense, Failure> {
     let x = step.read(0)?;
     let (data, count, length) = x.rows(dims)?;
-    let needs_one =
-        !matches!(how, Reduction::Sum | Reduction::Prod | Reduction::Any | Reduction::All);
-    if needs_one && length == 0 && count > 0 {
+    if length == 0 && count > 0 && how.gives_positions() {
         return Err(invalid(format!("{how:?} of nothing: {:?} over {dims:?}", x.shape)));
     }
+    let is_truth = step.dtypes.first() == Some(&DType::Bool);
     let rows = 0..count;
     let result = match &data {
         Data::Float(all) => {
@@ -32,6 +31,8 @@ pub(super) fn reduce(step: &Step<'_>, how: Reduction, dims: &[usize]) -> Result<
                     Data::Float(rows.map(|i| row(i).iter().fold(0.0, |a, b| a + b)).collect())
                 }
                 Reduction::Prod => Data::Float(rows.map(|i| row(i).iter().product()).collect()),
+                Reduction::Max if length == 0 => Data::Float(vec![f64::NEG_INFINITY; count]),
+                Reduction::Min if length == 0 => Data::Float(vec![f64::INFINITY; count]),
                 Reduction::Max | Reduction::Min => {
                     let best = |i| row(i)[best(row(i), how, float_order)];
                     Data::Float(rows.map(best).collect())
@@ -56,6 +57,20 @@ pub(super) fn reduce(step: &Step<'_>, how: Reduction, dims: &[usize]) -> Result<
                     Reduction::Prod => numbers.fold(1, i64::wrapping_mul),
                     Reduction::Any => i64::from(row(i).iter().any(|x| *x != 0)),
                     Reduction::All => i64::from(row(i).iter().all(|x| *x != 0)),
+                    Reduction::Max if length == 0 => {
+                        if is_truth {
+                            0
+                        } else {
+                            i64::MIN
+                        }
+                    }
+                    Reduction::Min if length == 0 => {
+                        if is_truth {
+                            1
+                        } else {
+                            i64::MAX
+                        }
+                    }
                     Reduction::Max | Reduction::Min => row(i)[best(row(i), how, i64::cmp)],
                     Reduction::ArgMax | Reduction::ArgMin => best(row(i), how, i64::cmp) as i64,
                 }

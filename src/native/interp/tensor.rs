@@ -9,6 +9,7 @@ use half::{bf16, f16};
 use kiln_proto::{Failure, graph::DType};
 
 use super::{Precision, invalid, number::truncated};
+use crate::float8::Float8;
 
 /// A tensor in a caller's memory.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -72,6 +73,9 @@ impl Data {
         let width = width(tensor.dtype)?;
         let bytes = dense_bytes(tensor, width)?;
         let bytes = bytes.as_ref();
+        if let Some(short) = Float8::of(tensor.dtype) {
+            return Ok(Self::Float(bytes.iter().map(|bits| short.value(*bits)).collect()));
+        }
         macro_rules! read {
             ($variant:ident, $type:ty, $into:expr) => {
                 Self::$variant(
@@ -106,6 +110,9 @@ impl Data {
         match self {
             Self::Float(floats) => {
                 let floats = floats.iter();
+                if let Some(short) = Float8::of(dtype) {
+                    return floats.map(|x| short.bits(*x)).collect();
+                }
                 match dtype {
                     DType::F64 => floats.flat_map(|x| x.to_le_bytes()).collect(),
                     DType::F32 => floats.flat_map(|x| (*x as f32).to_le_bytes()).collect(),
@@ -123,13 +130,15 @@ impl Data {
 
 /// Whether elements of `dtype` are floats here.
 pub(super) const fn is_float(dtype: DType) -> bool {
-    matches!(dtype, DType::F64 | DType::F32 | DType::F16 | DType::BF16)
+    let is_wide = matches!(dtype, DType::F64 | DType::F32 | DType::F16 | DType::BF16);
+    is_wide || matches!(dtype, DType::F8E4M3 | DType::F8E5M2)
 }
 
 /// Bytes of an element, of the types that the interpreter knows.
 pub(super) fn width(dtype: DType) -> Result<usize, Failure> {
     match dtype {
         DType::F64 | DType::F32 | DType::F16 | DType::BF16 | DType::Bool => {}
+        DType::F8E4M3 | DType::F8E5M2 => {}
         DType::I64 | DType::I32 | DType::I16 | DType::I8 | DType::U8 | DType::U16 => {}
         _ => return Err(invalid(format!("no arithmetic in {dtype}"))),
     }
@@ -142,7 +151,7 @@ pub(super) fn round(x: f64, dtype: DType, precision: Precision) -> f64 {
         (Precision::Exact, _) | (_, DType::F64) => x,
         (_, DType::F16) => to_f16(x).to_f64(),
         (_, DType::BF16) => to_bf16(x).to_f64(),
-        _ => f64::from(x as f32),
+        _ => Float8::of(dtype).map_or_else(|| f64::from(x as f32), |short| short.round(x)),
     }
 }
 

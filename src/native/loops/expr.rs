@@ -8,7 +8,7 @@ use std::collections::{BTreeSet, HashMap};
 use kiln_proto::graph::DType;
 
 use crate::{
-    core::{Domain, Fun},
+    core::{self, Fun},
     size::{Atom, Bounds, Size},
 };
 
@@ -23,6 +23,35 @@ pub(crate) enum Source {
     Input(usize),
     /// A temporary.
     Temp(usize),
+}
+
+/// The arithmetic of an expression, and so the type of the register that it is in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum Domain {
+    /// `f32`.
+    Float,
+    /// `f64`.
+    Double,
+    /// `i64`, wrapping.
+    Int,
+    /// Truth values.
+    Bool,
+}
+
+impl Domain {
+    /// `domain` of the core program, where an operand or the result is `f64` if `wide`.
+    pub(crate) fn of(domain: core::Domain, wide: bool) -> Self {
+        match domain {
+            core::Domain::Float if wide => Self::Double,
+            core::Domain::Float => Self::Float,
+            core::Domain::Int => Self::Int,
+            core::Domain::Bool => Self::Bool,
+        }
+    }
+
+    pub(crate) fn is_float(self) -> bool {
+        matches!(self, Self::Float | Self::Double)
+    }
 }
 
 /// A number for each point of a loop.
@@ -60,7 +89,8 @@ pub(crate) struct Exprs {
 pub(crate) fn domain_of(dtype: DType) -> Domain {
     match dtype {
         DType::Bool => Domain::Bool,
-        DType::F16 | DType::BF16 | DType::F32 | DType::F64 => Domain::Float,
+        DType::F64 => Domain::Double,
+        DType::F16 | DType::BF16 | DType::F32 | DType::F8E4M3 | DType::F8E5M2 => Domain::Float,
         _ => Domain::Int,
     }
 }
@@ -84,10 +114,6 @@ impl Exprs {
         self.ids.insert(expr.clone(), id);
         self.list.push(expr);
         id
-    }
-
-    pub(crate) fn float(&mut self, number: f64) -> Id {
-        self.add(Expr::Number(Domain::Float, number.to_bits()))
     }
 
     pub(crate) fn domain(&self, id: Id) -> Domain {
@@ -114,9 +140,9 @@ impl Exprs {
             return id;
         }
         match (self.get(id), domain) {
-            (Expr::Number(Domain::Int, bits), Domain::Float) => {
+            (Expr::Number(Domain::Int, bits), _) if domain.is_float() => {
                 let number = *bits as i64 as f64;
-                self.float(number)
+                self.add(Expr::Number(domain, number.to_bits()))
             }
             _ => self.add(Expr::Convert(domain, id)),
         }

@@ -12,10 +12,10 @@ use std::collections::BTreeSet;
 
 use kiln_proto::graph::DType;
 
-pub(crate) use expr::{Expr, Exprs, Id, Source, domain_of};
+pub(crate) use expr::{Domain, Expr, Exprs, Id, Source, domain_of};
 
 use crate::{
-    core::{Domain, Range, Reduction},
+    core::{Range, Reduction},
     size::{Bounds, Size},
 };
 

@@ -7,8 +7,8 @@ use kiln_proto::graph::DType;
 
 use super::{Lazy, Lowering};
 use crate::{
-    core::{Domain, Fun, Node, Number, Operand, Value},
-    loops::{Expr, Id, domain_of},
+    core::{self, Fun, Node, Number, Operand, Value},
+    loops::{Domain, Expr, Id, domain_of},
     size::{Bounds, Size},
 };
 
@@ -17,10 +17,13 @@ impl Lowering<'_> {
         &mut self,
         node: &Node,
         fun: Fun,
-        domain: Domain,
+        domain: core::Domain,
         args: &[Operand],
         out: &Value,
     ) -> Result<Lazy, String> {
+        let mut types = node.reads.iter().map(|read| self.program.value(*read).dtype);
+        let wide = out.dtype == DType::F64 || types.any(|dtype| dtype == DType::F64);
+        let domain = Domain::of(domain, wide);
         let mut exprs = Vec::with_capacity(args.len());
         let mut same_type = true;
         for (place, arg) in args.iter().enumerate() {
@@ -89,13 +92,13 @@ impl Lowering<'_> {
         let expr = match (int(start), int(step)) {
             (Some(start), Some(step)) => exprs.add(Expr::Index(&start + &(&step * &Size::var(0)))),
             _ => {
+                let domain = Domain::of(core::Domain::Float, out.dtype == DType::F64);
                 let position = exprs.add(Expr::Index(Size::var(0)));
-                let position = exprs.convert(position, Domain::Float);
-                let (start, step) =
-                    (self.number(start, Domain::Float), self.number(step, Domain::Float));
+                let position = exprs.convert(position, domain);
+                let (start, step) = (self.number(start, domain), self.number(step, domain));
                 let exprs = &mut self.loops.exprs;
-                let along = exprs.add(Expr::Apply(Fun::Mul, Domain::Float, vec![position, step]));
-                exprs.add(Expr::Apply(Fun::Add, Domain::Float, vec![start, along]))
+                let along = exprs.add(Expr::Apply(Fun::Mul, domain, vec![position, step]));
+                exprs.add(Expr::Apply(Fun::Add, domain, vec![start, along]))
             }
         };
         let expr = match (out.dtype, self.loops.exprs.get(expr)) {

@@ -3,12 +3,10 @@
 //! Invariant: an operand's index is what its expression loads, for every batch,
 //! row and column; what loads otherwise is stored first.
 
-use kiln_proto::graph::DType;
-
 use super::{Lazy, Lowering, numel, unflattened, without_ones};
 use crate::{
-    core::{Domain, Fun, Node, Op, Reduction, Value, ValueId},
-    loops::{Attention, COLUMN, Def, Expr, Heads, Matrix, Product, ROW, Source, domain_of},
+    core::{Fun, Node, Op, Reduction, Value, ValueId},
+    loops::{Attention, COLUMN, Def, Domain, Expr, Heads, Matrix, Product, ROW, Source, domain_of},
     size::{Atom, Bounds, Size},
 };
 
@@ -16,7 +14,7 @@ impl Lowering<'_> {
     pub(super) fn matmul(&mut self, node: &Node, out: &Value) -> Result<Lazy, String> {
         let [a, b] = node.reads[..] else { return Err("a product of two".to_owned()) };
         let dtype = self.read(a)?.dtype;
-        if !matches!(dtype, DType::F32 | DType::F16 | DType::BF16) {
+        if !domain_of(dtype).is_float() {
             return self.product_of_numbers(a, b, out);
         }
         let rank = out.shape.len();

@@ -23,8 +23,8 @@ use kiln_proto::{
 
 use crate::{
     attend::Origins,
-    core::{Domain, Fun, Node, Number, Op, Program, ValueId},
-    loops::{Def, Expr, Id, Loops, Source, Temp, domain_of, flattened, numel, unflattened},
+    core::{Fun, Node, Number, Op, Program, ValueId},
+    loops::{Def, Domain, Expr, Id, Loops, Source, Temp, domain_of, flattened, numel, unflattened},
     size::{Atom, Bounds, Size},
 };
 
@@ -321,6 +321,9 @@ impl Lowering<'_> {
         let expr = match number {
             Number::Bool(bit) => Expr::Number(Domain::Bool, u64::from(*bit)),
             Number::Int(int) => Expr::Number(Domain::Int, *int as u64),
+            Number::Float(float) if domain == Domain::Double => {
+                Expr::Number(Domain::Double, float.to_bits())
+            }
             Number::Float(float) => Expr::Number(Domain::Float, float.to_bits()),
             Number::Size(size) => Expr::Index(size.clone()),
         };

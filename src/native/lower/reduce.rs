@@ -5,8 +5,8 @@
 
 use super::{Lazy, Lowering, numel, unflattened};
 use crate::{
-    core::{Domain, Node, Reduction, Value},
-    loops::{COLUMN, Def, ROW, domain_of},
+    core::{Node, Reduction, Value},
+    loops::{COLUMN, Def, Domain, ROW, domain_of},
     size::{Bounds, Size},
 };
 
@@ -105,6 +105,7 @@ impl Lowering<'_> {
         let first = self.loops.exprs.substitute(of, &bounds, &[row, column], &mut |_, _, _| None);
         let between = match domain {
             Domain::Float => DType::F32,
+            Domain::Double => DType::F64,
             Domain::Int => DType::I64,
             Domain::Bool => DType::Bool,
         };

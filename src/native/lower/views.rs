@@ -5,8 +5,8 @@
 
 use super::{Lazy, Lowering, flattened, unflattened, without_ones};
 use crate::{
-    core::{Domain, Fun, Node, Number, Op, Value},
-    loops::{Expr, Id, domain_of},
+    core::{Fun, Node, Number, Op, Value},
+    loops::{Domain, Expr, Id, domain_of},
     size::{Atom, Bounds, Size},
 };
 

@@ -161,7 +161,9 @@ static void __syncthreads() { emulator::wait(emulator::block_gate()); }
 static void warp_barrier() { emulator::wait(emulator::warp_gates[emulator::current / 32]); }
 static float __uint_as_float(unsigned x) { float y; std::memcpy(&y, &x, 4); return y; }
 static unsigned __float_as_uint(float x) { unsigned y; std::memcpy(&y, &x, 4); return y; }
+static double __longlong_as_double(long long x) { double y; std::memcpy(&y, &x, 8); return y; }
 static float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
+static double rsqrt(double x) { return 1.0 / std::sqrt(x); }
 
 struct kiln_f16;
 struct kiln_bf16;
@@ -180,6 +182,7 @@ template <class T> static T exchange(T x, int mask) {
 }
 static float kiln_shuffle(float x, int mask) { return exchange(x, mask); }
 static long long kiln_shuffle(long long x, int mask) { return exchange(x, mask); }
+static double kiln_shuffle(double x, int mask) { return exchange(x, mask); }
 
 // mma.m16n8k16: `a` and `b` hold pairs of 16-bit elements, `c` four of 16 x 8 sums.
 template <class T> static void kiln_mma(float* c, const unsigned* a, const unsigned* b, T) {

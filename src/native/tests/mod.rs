@@ -22,6 +22,7 @@ mod static_size;
 mod together;
 mod twins;
 mod updates;
+mod wide;
 mod writes;
 
 use std::collections::BTreeMap;

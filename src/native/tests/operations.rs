@@ -104,8 +104,11 @@ mod in_the_emulator {
     }
 
     families! {
-        unary_f32 activation_f32 binary_f32 binary_i64 mixed views_f32 reduction_f32
-        reduction_i64 softmax_f32 product_f32 attention_f32 index_f32 creation_f32
+        unary_f32 unary_f64 activation_f32 activation_f64 binary_f32 binary_f64 binary_i64 mixed views_f32 reduction_f32 reduction_f64
+        reduction_i64 softmax_f32 softmax_f64 product_f32 product_f64 attention_f32 attention_f64 index_f32 index_f64
+        creation_f32 creation_f64 in_place_f64 left_f64 scatter_f64
+        normed_f32 normed_f32_core normed_f64 normed_bf16
+        normed_bf16_core eights_f32 eights_f32_core
         dynamic_f32 dynamic_bf16 attention_f32_core attention_bf16_core dynamic_f32_core
         in_place_f32 in_place_bf16 left_f32 left_i64 left_bf16_core scatter_f32 scatter_i64
         pooling_f32 resize_f32 transposed_f32 experts_f32 pairs_f32 placed_f32 narrow_i8 narrow_u8 narrow_i16

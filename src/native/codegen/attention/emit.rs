@@ -9,8 +9,7 @@ use crate::{
     codegen::{
         Emitted, Kernel, NAME, body::Body, bug, functor::Members, map::Split, params::Params, table,
     },
-    core::Domain,
-    loops::{Attention, Def, Heads, Id, Loops},
+    loops::{Attention, Def, Domain, Heads, Id, Loops},
     schedule::Fused,
     size::{Bounds as Known, Size},
 };
@@ -182,7 +181,7 @@ fn structure(params: &mut Params, attention: &Attention, problem: &Problem) -> M
     }
     members.function(&format!(
         "static __device__ constexpr float scale() {{ return {}; }}\n",
-        table::literal(attention.scale)
+        table::literal(Domain::Float, attention.scale)
     ));
     members.switch("CAUSAL", attention.causal);
     members.switch("ALIGNED", problem.aligned);
@@ -209,7 +208,9 @@ fn score(loops: &Loops, params: &mut Params, attention: &Attention, first: usize
     members.switch("NONE", false);
     members.switch("EMPTY_ZERO", attention.empty_zero);
     let given = match boolean {
-        true => format!("return {value} ? x : {};", table::literal(attention.hidden)),
+        true => {
+            format!("return {value} ? x : {};", table::literal(Domain::Float, attention.hidden))
+        }
         false => format!("return x + {value};"),
     };
     members.function(&operator(&format!("{outer}{inner}"), &given));

@@ -12,8 +12,7 @@ use super::{
 };
 use crate::{
     codegen::table,
-    core::Domain,
-    loops::{Id, Source},
+    loops::{Domain, Id, Source},
     size::{Atom, Size},
 };
 

@@ -123,17 +123,26 @@ pub(crate) struct Choice {
 
 /// The kernel for `problem`.
 pub(crate) fn choose(problem: &Problem, target: Target) -> Choice {
-    let halves = problem.dtype != DType::F32;
-    vector_for(problem, 1)
+    let halves = matches!(problem.dtype, DType::F16 | DType::BF16);
+    let choice = vector_for(problem, 1)
         .or_else(|| (halves && target.compute >= TENSOR_CORES).then(|| tensor_for(problem, target)))
-        .unwrap_or_else(|| cores_for(problem))
+        .unwrap_or_else(|| cores_for(problem));
+    in_memory(problem, choice)
+}
+
+/// What is in shared memory of f64 are sums and operands of twice the size.
+fn in_memory(problem: &Problem, choice: Choice) -> Choice {
+    match problem.dtype {
+        DType::F64 => Choice { shared_bytes: 2 * choice.shared_bytes, ..choice },
+        _ => choice,
+    }
 }
 
 /// The kernel for two such products whose elements meet, if there is one that takes no longer
 /// than both.
 pub(crate) fn twin(problem: &Problem, target: Target) -> Option<Choice> {
     if let Some(choice) = vector_for(problem, 2) {
-        return Some(choice);
+        return Some(in_memory(problem, choice));
     }
     let alone = best(problem, target).map(|(alone, _)| alone)?;
     let fits = |tile: &&Persistent| {
@@ -229,7 +238,7 @@ fn in_packs(problem: &Problem) -> bool {
 /// The fastest kernel of the tensor cores, and its microseconds.
 fn best(problem: &Problem, target: Target) -> Option<(f64, Choice)> {
     let Problem { dtype, a, b, .. } = *problem;
-    if dtype == DType::F32 || target.compute < TENSOR_CORES {
+    if !matches!(dtype, DType::F16 | DType::BF16) || target.compute < TENSOR_CORES {
         return None;
     }
     let by_map = by_map(problem, target);

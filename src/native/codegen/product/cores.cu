@@ -1,19 +1,20 @@
-// Products on the ordinary cores: any sizes, any strides, f32 fused multiply-adds.
+// Products on the ordinary cores: any sizes, any strides, fused multiply-adds in f32, of
+// f64 in f64.
 //
 //   kiln_product_cores<P, TILE_M, TILE_N, TILE_K, TM>(a, b, p, write, block = blockIdx.x)
 //
 // A thread sums TM x 8 products; (TILE_M / TM) * (TILE_N / 8) threads; a grid of
 // tiles x BATCH blocks in x. Dynamic shared memory: 2 * TILE_K * (TILE_M + TILE_N
-// + 8) * 4 bytes. A problem has two constants more, A_FOURS and B_FOURS: whether the
+// + 8) * 4 bytes, of f64 * 8. A problem has two constants more, A_FOURS and B_FOURS: whether the
 // dimension along which four neighbours are read has whole fours.
 
-// TILE rows (of A, or columns of B) x TILE_K, as floats, [k][row]. WHOLE: four neighbours
+// TILE rows (of A, or columns of B) x TILE_K, as numbers of type R, [k][row]. WHOLE: four neighbours
 // may be read at once. FOURS: there are all four of them, or none.
-template <int TILE, int TILE_K, bool ALONG_K, bool WHOLE, bool FOURS, int THREADS>
-struct kiln_float_panel {
+template <class R, int TILE, int TILE_K, bool ALONG_K, bool WHOLE, bool FOURS, int THREADS>
+struct kiln_number_panel {
   enum : int { PITCH = TILE + 4, LOADS = TILE * TILE_K / 4 / THREADS };
   static_assert(LOADS * 4 * THREADS == TILE * TILE_K, "");
-  float held[LOADS][4];
+  R held[LOADS][4];
 
   // Four neighbours along k or along the rows, as memory has them.
   static __device__ __forceinline__ void at(int i, int& row, int& k) {
@@ -38,12 +39,12 @@ struct kiln_float_panel {
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
           const bool there = !(WHOLE && FOURS) && j < left;
-          held[i][j] = there ? kiln_widen(from[j * (ALONG_K ? k_stride : row_stride)]) : 0.0f;
+          held[i][j] = there ? kiln_widen(from[j * (ALONG_K ? k_stride : row_stride)]) : R(0);
         }
       }
     }
   }
-  __device__ __forceinline__ void keep(float* to) const {
+  __device__ __forceinline__ void keep(R* to) const {
 #pragma unroll
     for (int i = 0; i < LOADS; ++i) {
       int r, k;
@@ -60,27 +61,28 @@ struct kiln_float_panel {
 template <class P, int TILE_M, int TILE_N, int TILE_K, int TM, class T, class Write>
 __device__ __forceinline__ void kiln_product_cores(const T* a, const T* b, const P& p,
                                                    const Write& write, unsigned block = blockIdx.x) {
+  using R = decltype(kiln_widen(T{}));
   constexpr int ACROSS = TILE_N / 8, THREADS = TILE_M / TM * ACROSS;
-  kiln_float_panel<TILE_M, TILE_K, !P::A_ALONG_M, P::ALIGNED && (P::A_ALONG_K || P::A_ALONG_M),
+  kiln_number_panel<R, TILE_M, TILE_K, !P::A_ALONG_M, P::ALIGNED && (P::A_ALONG_K || P::A_ALONG_M),
                    P::A_FOURS, THREADS> pa;
-  kiln_float_panel<TILE_N, TILE_K, !P::B_ALONG_N, P::ALIGNED && (P::B_ALONG_K || P::B_ALONG_N),
+  kiln_number_panel<R, TILE_N, TILE_K, !P::B_ALONG_N, P::ALIGNED && (P::B_ALONG_K || P::B_ALONG_N),
                    P::B_FOURS, THREADS> pb;
   constexpr int STAGE_A = TILE_K * pa.PITCH, STAGE_B = TILE_K * pb.PITCH;
-  float* as = reinterpret_cast<float*>(kiln_shared_memory());
-  float* bs = as + 2 * STAGE_A;
+  R* as = reinterpret_cast<R*>(kiln_shared_memory());
+  R* bs = as + 2 * STAGE_A;
   const kiln_place at = kiln_tile<TILE_M, TILE_N, 1>(p, block);
   a += p.A_BATCH(at.z);
   b += p.B_BATCH(at.z);
   const int tm = threadIdx.x / ACROSS * TM, tn = threadIdx.x % ACROSS * 8;
-  float acc[TM][8] = {};
+  R acc[TM][8] = {};
 
   int now = 0;
   // Each pass fetches what the next one multiplies: the first one that alone. One copy of
   // all of it, as of the sums below, or the compiler takes several times as long.
 #pragma unroll 1
   for (kiln_index next = 0; next < p.K + TILE_K; next += TILE_K, now ^= 1) {
-    float* sa = as + now * STAGE_A;
-    float* sb = bs + now * STAGE_B;
+    R* sa = as + now * STAGE_A;
+    R* sb = bs + now * STAGE_B;
     if (next > 0) {
       pa.keep(sa);
       pb.keep(sb);
@@ -93,7 +95,7 @@ __device__ __forceinline__ void kiln_product_cores(const T* a, const T* b, const
     if (next == 0) continue;
 #pragma unroll(TM == 8 ? 8 : 4)
     for (int k = 0; k < TILE_K; ++k) {
-      float x[TM], y[8];
+      R x[TM], y[8];
 #pragma unroll
       for (int i = 0; i < TM; ++i) x[i] = sa[k * pa.PITCH + tm + i];
 #pragma unroll
@@ -101,7 +103,7 @@ __device__ __forceinline__ void kiln_product_cores(const T* a, const T* b, const
 #pragma unroll
       for (int i = 0; i < TM; ++i)
 #pragma unroll
-        for (int j = 0; j < 8; ++j) acc[i][j] = fmaf(x[i], y[j], acc[i][j]);
+        for (int j = 0; j < 8; ++j) acc[i][j] = kiln_fma(x[i], y[j], acc[i][j]);
     }
   }
   const kiln_index n = at.n + tn;
@@ -114,7 +116,7 @@ __device__ __forceinline__ void kiln_product_cores(const T* a, const T* b, const
     } else {
 #pragma unroll
       for (int j = 0; j < 8; ++j) {
-        const float one[1] = {acc[i][j]};
+        const R one[1] = {acc[i][j]};
         if (n + j < p.N) write.template row<1>(at.z, m, n + j, one);
       }
     }

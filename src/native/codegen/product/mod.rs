@@ -24,9 +24,10 @@ use super::{
     functor::{Members, typical},
     map::Split,
     params::Params,
+    table,
 };
 use crate::{
-    loops::{Loops, Matrix, Product, ROW, Source},
+    loops::{Loops, Matrix, Product, ROW, Source, domain_of},
     plan,
     schedule::{self, Fused, Group, Space},
     size::{Atom, Size},
@@ -156,9 +157,10 @@ fn one(
         body.store(*temp, place, *value, super::element_of(loops, *temp));
     }
     let (outer, inner) = (body.take_outer(), body.take_inner());
+    let register = table::register(domain_of(loops.dtype(product.a.source)));
     let mut write = Members::of(loops, &own);
     let sums: Vec<String> =
-        sums[..temps.len()].iter().map(|name| format!("const float (&{name})[V]")).collect();
+        sums[..temps.len()].iter().map(|name| format!("const {register} (&{name})[V]")).collect();
     let sums = sums.join(", ");
     let place = "kiln_index z, kiln_index m, kiln_index n";
     let begin = format!("static_assert(V == {lanes}, \"\");\nconst kiln_index c = n / {lanes};\n");

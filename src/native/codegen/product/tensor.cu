@@ -28,10 +28,9 @@ __device__ __forceinline__ kiln_place kiln_tile(const P& p, unsigned index) {
   return {(kiln_index)z, (kiln_index)m * TILE_M, (kiln_index)n * TILE_N, (int)(index % SPLIT)};
 }
 
-template <bool TWIN, class Write, int V>
+template <bool TWIN, class Write, class R, int V>
 __device__ __forceinline__ void kiln_write_row(const Write& write, kiln_index z, kiln_index m,
-                                               kiln_index n, const float (&x)[V],
-                                               const float (&y)[V]) {
+                                               kiln_index n, const R (&x)[V], const R (&y)[V]) {
   if constexpr (TWIN) write.template row<V>(z, m, n, x, y);
   else write.template row<V>(z, m, n, x);
 }

@@ -5,13 +5,15 @@
 // M = ROWS; P::ALIGNED, A_ALONG_K and B_ALONG_K; K a multiple of 16 bytes. SPLIT
 // of the WARPS share the sums of COLUMNS columns: WARPS / SPLIT * COLUMNS columns
 // a block, of a P::TWIN of both matrices. A grid of ceil(N / those) x BATCH blocks in x. Dynamic
-// shared memory: WARPS * COLUMNS * ROWS * 4 bytes, of a TWIN twice that. Calls row<1> alone. Waits by itself, where it can
+// shared memory: WARPS * COLUMNS * ROWS * 4 bytes, of f64 * 8, and of a TWIN twice that. Calls
+// row<1> alone. Waits by itself, where it can
 // with the first part of b on its way.
 
 template <class P, int ROWS, int WARPS, int SPLIT, int COLUMNS, class T, class Write>
 __device__ __forceinline__ void kiln_product_vector(const T* a, const T* b, const P& p,
                                                     const Write& write, unsigned block,
                                                     const T* also = nullptr) {
+  using R = decltype(kiln_widen(T{}));
   constexpr int V = 16 / sizeof(T), TILE_N = WARPS / SPLIT * COLUMNS, STEP = SPLIT * 32 * V;
   // Columns of a warp, of both matrices, and sums of a row.
   constexpr int ALL = P::TWIN ? 2 * COLUMNS : COLUMNS, SUMS = P::TWIN ? 2 * TILE_N : TILE_N;
@@ -24,7 +26,7 @@ __device__ __forceinline__ void kiln_product_vector(const T* a, const T* b, cons
   a += p.A_BATCH(z);
   b += p.B_BATCH(z);
   if (P::TWIN) also += p.B_BATCH(z);
-  float acc[ROWS][ALL] = {};
+  R acc[ROWS][ALL] = {};
   kiln_pack<T, V> held[DEEP][ALL];
   auto column = [&](int c) { return n0 + first + c % COLUMNS; };
   auto lies = [&](int c) { return (c < COLUMNS ? b : also) + column(c) * p.BN; };
@@ -59,20 +61,20 @@ __device__ __forceinline__ void kiln_product_vector(const T* a, const T* b, cons
       if (k >= p.K) break;
 #pragma unroll
       for (int r = 0; r < ROWS; ++r) {
-        float x[V];
+        R x[V];
         kiln_load(a + r * p.AM + k, x);
 #pragma unroll
         for (int c = 0; c < ALL; ++c)
 #pragma unroll
           for (int v = 0; v < V; ++v) {
-            acc[r][c] = fmaf(x[v], kiln_widen(held[d][c].at[v]), acc[r][c]);
+            acc[r][c] = kiln_fma(x[v], kiln_widen(held[d][c].at[v]), acc[r][c]);
           }
       }
     }
     k0 += STEP * DEEP;
     if (k0 < p.K) fetch(k0);
   }
-  float* sums = reinterpret_cast<float*>(kiln_shared_memory());
+  R* sums = reinterpret_cast<R*>(kiln_shared_memory());
 #pragma unroll
   for (int r = 0; r < ROWS; ++r)
 #pragma unroll
@@ -86,12 +88,12 @@ __device__ __forceinline__ void kiln_product_vector(const T* a, const T* b, cons
   for (int e = threadIdx.x; e < ROWS * TILE_N; e += WARPS * 32) {
     const int r = e / TILE_N, c = e % TILE_N;
     auto sum = [&](int at) {
-      float sum = sums[at];
+      R sum = sums[at];
 #pragma unroll
       for (int i = 1; i < SPLIT; ++i) sum += sums[i * (ROWS * SUMS) + at];
       return sum;
     };
-    const float x[1] = {sum(r * SUMS + c)}, y[1] = {P::TWIN ? sum(r * SUMS + TILE_N + c) : 0.0f};
+    const R x[1] = {sum(r * SUMS + c)}, y[1] = {P::TWIN ? sum(r * SUMS + TILE_N + c) : R(0)};
     if (n0 + c < p.N) kiln_write_row<P::TWIN>(write, z, r, n0 + c, x, y);
   }
 }

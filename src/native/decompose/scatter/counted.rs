@@ -4,7 +4,9 @@
 
 use kiln_proto::graph::DType;
 
-use super::super::{Args, Outputs, Why, builder::Arg, index::flat, one, unsupported};
+use super::super::{
+    Args, Outputs, Why, builder::Arg, index::flat, one, promote::is_float, unsupported,
+};
 use crate::{
     core::{Domain, Fun, Reduction},
     size::Size,
@@ -24,12 +26,12 @@ pub(super) fn histc(args: &mut Args<'_>) -> Outputs {
     let dtype = args.b.dtype(x);
     let line = flat(args.b, x);
     let b = &mut *args.b;
-    let number = b.cast(line, DType::F32);
+    let number = b.cast(line, b.inner);
     let apart = b.f(Fun::Sub, &[number.into(), least.into()])?;
     // In PyTorch's order: rounded otherwise, what lies on a border falls on its other side.
     let many = b.f(Fun::Mul, &[apart.into(), (bins as f64).into()])?;
     let place = b.f(Fun::Div, &[many.into(), (most - least).into()])?;
-    let place = b.map(Fun::Floor, Domain::Float, &[place.into()], DType::F32)?;
+    let place = b.map(Fun::Floor, Domain::Float, &[place.into()], b.inner)?;
     // The greatest belongs to the last one.
     let place = b.f(Fun::Min, &[place.into(), ((bins - 1) as f64).into()])?;
     let above = b.test(Fun::Ge, &[number.into(), least.into()])?;
@@ -44,4 +46,40 @@ pub(super) fn histc(args: &mut Args<'_>) -> Outputs {
     let ones = b.cast(hits, DType::I64);
     let count = b.reduce(Reduction::Sum, ones, &[1], DType::I64)?;
     one(b.cast(count, dtype))
+}
+
+/// How often each whole number is there, or the sum of the weights that stand beside it.
+pub(super) fn bincount(args: &mut Args<'_>) -> Outputs {
+    let x = args.tensor("self")?;
+    let (dtype, shape) = args.declared(0).map_err(|_| depends())?;
+    let [Some(bins)] = shape.iter().map(Size::known).collect::<Vec<_>>()[..] else {
+        return Err(depends());
+    };
+    if is_float(args.b.dtype(x)) || args.b.rank(x) != 1 {
+        return Err("whole numbers in one dimension are counted".into());
+    }
+    if args.int("minlength", 0)? > bins {
+        return Err(Why::Wrong(format!("{bins} counts, at least {}", args.int("minlength", 0)?)));
+    }
+    let weights = args.maybe_tensor("weights")?;
+    let b = &mut *args.b;
+    let numbers = b.positions(&Size::from(bins), 0, 2);
+    let x = b.unsqueeze(x, 0);
+    let hits = b.map(Fun::Eq, Domain::Int, &[numbers.into(), x.into()], DType::Bool)?;
+    let Some(weights) = weights else {
+        let ones = b.cast(hits, DType::I64);
+        let count = b.reduce(Reduction::Sum, ones, &[1], DType::I64)?;
+        return one(b.cast(count, dtype));
+    };
+    let weights = b.cast(weights, dtype);
+    let weights = b.unsqueeze(weights, 0);
+    let each = [hits.into(), weights.into(), Arg::from(0.0)];
+    let each = b.map(Fun::Where, Domain::Float, &each, dtype)?;
+    one(b.reduce(Reduction::Sum, each, &[1], dtype)?)
+}
+
+fn depends() -> Why {
+    let why = "how many counts there are depends on the values: fix the result's size, as by \
+               torch._check(y.shape[0] == 8)";
+    Why::Unsupported(why.to_owned())
 }

@@ -35,7 +35,13 @@ fn of_nothing() {
     assert_same(&reduced(Any, &[1], none, Bool, &[2]), &[0., 0.]);
     assert_same(&reduced(All, &[1], none, Bool, &[2]), &[1., 1.]);
     assert_same(&reduced(Max, &[0], none, F32, &[0]), &[]);
-    for how in [Max, Min, ArgMax, ArgMin] {
+    assert_same(&reduced(Max, &[1], none, F32, &[2]), &[-f64::INFINITY; 2]);
+    assert_same(&reduced(Min, &[1], none, F32, &[2]), &[f64::INFINITY; 2]);
+    let none_of = |dtype| (dtype, &[1, 0][..], &[][..]);
+    assert_same(&reduced(Max, &[1], none_of(I64), I64, &[1]), &[i64::MIN as f64]);
+    assert_same(&reduced(Max, &[1], none_of(Bool), Bool, &[1]), &[0.]);
+    assert_same(&reduced(Min, &[1], none_of(Bool), Bool, &[1]), &[1.]);
+    for how in [ArgMax, ArgMin] {
         let op = Op::Reduce { how, dims: vec![1] };
         assert!(refused(op, &[none], F32, &[2]).contains("of nothing"));
     }

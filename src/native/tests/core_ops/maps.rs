@@ -1,7 +1,7 @@
 //! Element by element.
 
 use super::*;
-use DType::{BF16, Bool, F16, F32, I32, I64, U8};
+use DType::{BF16, Bool, F8E4M3, F8E5M2, F16, F32, F64, I32, I64, U8};
 
 const EDGES: [f64; 20] = [
     0.0,
@@ -73,7 +73,7 @@ fn result(fun: Fun, dtype: DType) -> DType {
 #[test]
 fn functions_of_one_float() {
     check(|bench| {
-        for dtype in [F32, F16, BF16] {
+        for dtype in [F32, F16, BF16, F64] {
             let x = bench.input(dtype, &[S0, 4], &EDGES);
             for fun in UNARY {
                 bench.output(map(fun, Domain::Float, 1), &[x], result(fun, dtype), &[S0, 4]);
@@ -93,7 +93,7 @@ fn functions_of_two_floats() {
         [0.0, -0.0, 0.7, -1.0, 1.0, 2.0, -2.5, 3.0, 1e4, f64::INFINITY, -f64::INFINITY, f64::NAN];
     let (a, b) = pairs(&edges);
     check(|bench| {
-        for dtype in [F32, BF16] {
+        for dtype in [F32, BF16, F64] {
             let (x, y) = (bench.input(dtype, &[12, 12], &a), bench.input(dtype, &[12, 12], &b));
             let arithmetic = [
                 Fun::Add,
@@ -172,11 +172,11 @@ fn casts() {
     let within = [0.0, 1.0, -1.9, 2.5, 100.7, -100.2];
     check(|bench| {
         let floats: Vec<ValueId> =
-            [F32, F16, BF16].map(|dtype| bench.input(dtype, &[6], &within)).into();
+            [F32, F16, BF16, F64].map(|dtype| bench.input(dtype, &[6], &within)).into();
         let wholes: Vec<ValueId> =
             [I64, I32, Bool].map(|dtype| bench.input(dtype, &[6], &within)).into();
         for x in floats.iter().chain(&wholes) {
-            for dtype in [F32, F16, BF16, I64, I32, Bool] {
+            for dtype in [F32, F16, BF16, F64, I64, I32, Bool] {
                 bench.output(map(Fun::Id, Domain::Float, 1), &[*x], dtype, &[6]);
             }
         }
@@ -229,6 +229,67 @@ fn broadcasts_numbers_and_where() {
             let op = |fun| Op::Map { fun, domain: Domain::Float, args: args.clone() };
             bench.output(op(Fun::Mul), &[row], F32, &[S1]);
             bench.output(op(Fun::Lt), &[row], Bool, &[S1]);
+        }
+    });
+}
+
+#[test]
+fn floats_of_64_bits_keep_them() {
+    // Each of these is another number, or none, in 32 bits.
+    let fine = [1.0 + f64::EPSILON, -0.1, 1e300, -1e-300, 5e-324, 16_777_217.0, 0.1 + 0.2, 3e9];
+    check(|bench| {
+        let (x, y) = (bench.input(F64, &[S0, 8], &fine), bench.input(F32, &[8], &[0.1, 3.0]));
+        let one = bench.input(F64, &[], &[1e-17]);
+        for fun in [Fun::Add, Fun::Mul, Fun::Max, Fun::Pow, Fun::Eq, Fun::Lt] {
+            for other in [y, one] {
+                bench.output(map(fun, Domain::Float, 2), &[x, other], result(fun, F64), &[S0, 8]);
+            }
+        }
+        for number in [Number::Float(0.1), Number::Int(3), Number::Bool(true)] {
+            let args = vec![Operand::Read(0), Operand::Number(number)];
+            for fun in [Fun::Sub, Fun::Ge] {
+                let op = Op::Map { fun, domain: Domain::Float, args: args.clone() };
+                bench.output(op, &[x], result(fun, F64), &[S0, 8]);
+            }
+        }
+        for dtype in [I64, Bool, F32] {
+            bench.output(map(Fun::Id, Domain::Float, 1), &[x], dtype, &[S0, 8]);
+        }
+        let (start, step) = (Number::Float(0.1), Number::Float(1e-9));
+        bench.output(Op::Iota { start, step }, &[], F64, &[S1]);
+        bench.output(Op::Full(Number::Float(0.1)), &[], F64, &[S1]);
+        let op = Op::Pad { before: vec![1.into()], value: Number::Float(0.1) };
+        let row = bench.node(Op::Full(Number::Float(1e300)), &[], F64, &[S1]);
+        bench.output(op, &[row], F64, &[12]);
+    });
+}
+
+#[test]
+fn floats_of_8_bits_are_rounded_to_even_up_to_the_last() {
+    let mut wide = vec![464.0, 465.0, 479.9, 480.0, 61439.0, 61440.0, 1e30, f64::INFINITY];
+    wide.extend([f64::NAN, 0.0, 1e-30, 2f64.powi(-10), 3.0 * 2f64.powi(-17), 1.0625, 1.1875]);
+    wide.extend((0..400).map(|i| f64::from(i * i) / 4096.0 + f64::from(i) / 3.0));
+    wide.extend(wide.clone().iter().map(|x| -x));
+    let count = wide.len();
+    check(|bench| {
+        for dtype in [F8E4M3, F8E5M2] {
+            for from in [F32, BF16] {
+                let x = bench.input(from, &[count], &wide);
+                bench.output(map(Fun::Id, Domain::Float, 1), &[x], dtype, &[count]);
+            }
+            let x = bench.input(dtype, &[count], &wide);
+            for to in [F32, F16, BF16, F64, F8E5M2, Bool] {
+                bench.output(map(Fun::Id, Domain::Float, 1), &[x], to, &[count]);
+            }
+            bench.output(Op::Flip(vec![0]), &[x], dtype, &[count]);
+            // Between two operations as well, whether or not a buffer holds it.
+            let y = bench.input(F32, &[S0, 8], &wide);
+            let short = bench.node(map(Fun::Id, Domain::Float, 1), &[y], dtype, &[S0, 8]);
+            bench.output(map(Fun::Neg, Domain::Float, 1), &[short], F32, &[S0, 8]);
+        }
+        let ints = bench.input(I64, &[4], &[300.0, -17.0, 70000.0, 0.0]);
+        for dtype in [F8E4M3, F8E5M2] {
+            bench.output(map(Fun::Id, Domain::Int, 1), &[ints], dtype, &[4]);
         }
     });
 }

@@ -201,6 +201,7 @@ fn tensor(dtype: DType, shape: &[usize], elements: &[f64]) -> Tensor<'static> {
 /// Where they differ by more than the last place.
 fn compare(found: &Tensor<'_>, wanted: &Tensor<'_>, attention: bool) -> Option<String> {
     let (relative, floor) = match wanted.dtype {
+        DType::F64 => (1e-13, 1e-300),
         DType::F32 => (1e-5, 1e-30),
         DType::F16 => (1e-3, 1e-4),
         DType::BF16 => (8e-3, 1e-30),

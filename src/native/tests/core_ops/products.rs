@@ -1,7 +1,7 @@
 //! Matrix products and attention.
 
 use super::*;
-use DType::{BF16, Bool, F16, F32};
+use DType::{BF16, Bool, F8E4M3, F8E5M2, F16, F32, F64};
 
 /// Small whole numbers: their products are exact in any order.
 fn some(count: usize, factor: usize) -> Vec<f64> {
@@ -31,6 +31,8 @@ fn of_odd_sizes_and_of_nothing() {
         ] {
             multiply(bench, F32, &[], sizes);
             multiply(bench, BF16, &[2], sizes);
+            multiply(bench, F64, &[2], sizes);
+            multiply(bench, F8E4M3, &[], sizes);
         }
         multiply(bench, F16, &[2, S0], [3, 12, S1]);
         multiply(bench, F32, &[0], [3, 4, 5]);
@@ -40,7 +42,7 @@ fn of_odd_sizes_and_of_nothing() {
 #[test]
 fn of_transposed_sides_with_an_epilogue() {
     check(|bench| {
-        for dtype in [F32, BF16] {
+        for dtype in [F32, BF16, F64] {
             let a = bench.input(dtype, &[12, S0], &some(60, 3));
             let b = bench.input(dtype, &[S1, 12], &some(84, 5));
             let a = bench.node(Op::Permute(vec![1, 0]), &[a], dtype, &[S0, 12]);
@@ -153,6 +155,28 @@ fn attention_of_hidden_scores_and_empty_rows() {
                 }
                 let op = Op::Attention { causal: false, scale: 0.5, hidden: low, empty };
                 bench.output(op, &[q, k, v, added], dtype, &[1, 2, S0, 8]);
+            }
+        }
+    });
+}
+
+/// Sums of `f64` that are others in `f32`, by each of the kernels that have them.
+#[test]
+fn of_64_bits_and_of_8() {
+    let fine = [1.0, 1e-9, 2.0, 3.0, 1e6, 0.1, 1e-7];
+    check(|bench| {
+        for [m, k, n] in [[2, 64, 24], [40, 64, 72], [S0, 33, S1]] {
+            let (a, b) = (bench.input(F64, &[m, k], &fine), bench.input(F64, &[n, k], &fine));
+            let b = bench.node(Op::Permute(vec![1, 0]), &[b], F64, &[k, n]);
+            let product = bench.output(Op::MatMul, &[a, b], F64, &[m, n]);
+            bench.output(map(Fun::Sigmoid, Domain::Float, 1), &[product], F64, &[m, n]);
+        }
+        for dtype in [F8E4M3, F8E5M2] {
+            for [m, k, n] in [[1, 64, 24], [8, 128, 40], [S0, 33, S1]] {
+                let (a, b) = (some(m * k, 3), some(n * k, 5));
+                let (a, b) = (bench.input(dtype, &[m, k], &a), bench.input(dtype, &[n, k], &b));
+                let b = bench.node(Op::Permute(vec![1, 0]), &[b], dtype, &[k, n]);
+                bench.output(Op::MatMul, &[a, b], F32, &[m, n]);
             }
         }
     });

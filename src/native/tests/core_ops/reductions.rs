@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::core::Reduction::{self, All, Any, ArgMax, ArgMin, Max, Min, Prod, Sum};
-use DType::{BF16, Bool, F32, I32, I64};
+use DType::{BF16, Bool, F32, F64, I32, I64};
 
 const NAN: f64 = f64::NAN;
 
@@ -90,7 +90,9 @@ fn nan_and_ties() {
 fn of_nothing_and_of_one() {
     check(|bench| {
         let none = bench.input(F32, &[S0, 0], &[]);
-        for (how, dtype) in [(Sum, F32), (Prod, F32), (Any, Bool), (All, Bool)] {
+        for (how, dtype) in
+            [(Sum, F32), (Prod, F32), (Any, Bool), (All, Bool), (Max, F32), (Min, F32)]
+        {
             reduce(bench, none, how, &[1], &[S0], dtype);
             reduce(bench, none, how, &[0, 1], &[], dtype);
             reduce(bench, none, how, &[0], &[0], dtype);
@@ -100,6 +102,34 @@ fn of_nothing_and_of_one() {
             reduce(bench, one, how, &[0, 2], &[S1], BF16);
         }
         reduce(bench, one, ArgMax, &[0], &[S1, 1], I64);
+    });
+}
+
+#[test]
+fn of_64_bits() {
+    // Of 32 bits these sums are others.
+    let fine = [1.0, f64::EPSILON, -1e-12, 1e10, 0.1];
+    check(|bench| {
+        let x = bench.input(F64, &[S0, 12], &fine);
+        for how in [Sum, Prod, Max, Min] {
+            reduce(bench, x, how, &[1], &[S0], F64);
+            reduce(bench, x, how, &[0], &[12], F64);
+            reduce(bench, x, how, &[0, 1], &[], F64);
+        }
+        for how in [ArgMax, ArgMin] {
+            reduce(bench, x, how, &[1], &[S0], I64);
+        }
+        bench.output(Op::CumSum { dim: 1 }, &[x], F64, &[S0, 12]);
+        for positions in [true, false] {
+            let op = Op::TopK { k: 3, largest: true, positions };
+            bench.output(op, &[x], if positions { I64 } else { F64 }, &[S0, 3]);
+        }
+        // In parts, between which sums are in memory.
+        let exact = [1.0, 1.0 + 2f64.powi(-30), 3.0];
+        let long = bench.input(F64, &[2, 65536], &exact);
+        reduce(bench, long, Sum, &[1], &[2], F64);
+        let short = bench.input(F32, &[S0, 12], &[0.1, 1e8]);
+        reduce(bench, short, Sum, &[1], &[S0], F64);
     });
 }
 
