@@ -39,6 +39,8 @@ const FLIGHT_SLACK: Duration = Duration::from_secs(300);
 const BLOB_WAIT: Duration = Duration::from_secs(5);
 /// In which a Redis client must move 64 KiB of a long value.
 const RESP_PROGRESS: Duration = Duration::from_secs(10);
+/// After which a Redis command, or transaction, begins with no further key.
+const RESP_LONGEST: Duration = Duration::from_secs(60);
 
 /// Opens L1, L2 and L3; at most `blobs` exist at once.
 pub(super) async fn tiers(config: &Config, blobs: usize) -> Result<Arc<Tiers>, NodeError> {
@@ -178,6 +180,7 @@ pub(super) fn resp(config: &Config) -> resp::Settings {
         namespace: config.namespace.default.clone(),
         audits_values: config.audit.enabled && config.audit.values,
         progress: RESP_PROGRESS,
+        longest: RESP_LONGEST,
     }
 }
 

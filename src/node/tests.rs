@@ -7,6 +7,7 @@ mod ladder;
 mod listed;
 mod refused;
 mod told;
+mod transaction;
 
 use std::{collections::HashSet, path::Path};
 

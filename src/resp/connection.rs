@@ -144,7 +144,7 @@ impl Connection {
 
     /// The time of a command that begins: that of its transaction, where it is in one.
     pub(super) fn time(&self) -> Time {
-        self.executing.unwrap_or_else(Time::begin)
+        self.executing.unwrap_or_else(|| Time::begin(self.settings.longest))
     }
 
     /// The key of `name` in this client's namespace.

@@ -1,19 +1,22 @@
 //! Commands about keys: EXISTS, DEL, SCAN, DBSIZE.
 //!
 //! Invariant: a client sees the keys of its namespace and no other's; a scan
-//! holds one page at a time.
+//! holds one page at a time, and a count ends within the time of a command.
 
 use std::sync::Arc;
 
 use bytes::Bytes;
 use kiln_cluster::{ClusterError, Index};
 use kiln_proto::{ArtifactKey, value};
+use tokio::time::timeout_at;
 
-use super::{connection::Connection, many, pattern::matches, reply::Reply};
+use super::{connection::Connection, pattern::matches, reply::Reply};
 
 /// Keys of all kinds that one call of SCAN looks at, at most.
 const MOST_LOOKED_AT: usize = 10_000;
 const DEFAULT_COUNT: usize = 10;
+/// Why there is no number.
+const NOT_COUNTED: &str = "there are too many keys to count them in time: use SCAN";
 
 impl Connection {
     /// Whether there is a value under `name`.
@@ -26,7 +29,7 @@ impl Connection {
         let (mut found, time) = (0, self.time());
         for (done, name) in names.iter().enumerate() {
             if time.is_over() {
-                return many::left_out(names.len() - done, names.len());
+                return time.left_out(names.len() - done, names.len());
             }
             found += i64::from(self.has(name).await);
         }
@@ -38,7 +41,7 @@ impl Connection {
         let (mut removed, time) = (0, self.time());
         for (done, name) in names.iter().enumerate() {
             if time.is_over() {
-                return many::left_out(names.len() - done, names.len());
+                return time.left_out(names.len() - done, names.len());
             }
             let key = self.key(name);
             match self.values.delete(&key).await {
@@ -85,20 +88,28 @@ impl Connection {
         }
     }
 
-    /// DBSIZE: this namespace's values.
+    /// DBSIZE: this namespace's values. Whoever asks while they are counted waits for that.
     pub(super) async fn dbsize(&mut self) -> Reply {
-        let (mut cursor, mut size) = (0, 0);
-        loop {
-            match self.page(cursor, MOST_LOOKED_AT, None).await {
-                Ok((next, names)) => {
-                    size += names.len() as i64;
-                    cursor = next;
+        let time = self.time();
+        let counting = self.values.sizes.of(&self.session.namespace, async || {
+            let (mut cursor, mut size) = (0, 0);
+            loop {
+                // What is counted for nobody any more would keep others waiting.
+                if time.is_over() {
+                    return Err(NOT_COUNTED.to_owned());
                 }
-                Err(why) => return Reply::error(format!("ERR {why}")),
+                let (next, names) = self.page(cursor, MOST_LOOKED_AT, None).await?;
+                size += names.len() as i64;
+                cursor = next;
+                if cursor == 0 {
+                    return Ok(size);
+                }
             }
-            if cursor == 0 {
-                return Reply::Integer(size);
-            }
+        });
+        match timeout_at(time.end(), counting).await {
+            Ok(Ok(size)) => Reply::Integer(size),
+            Ok(Err(why)) => Reply::error(format!("ERR {why}")),
+            Err(_) => Reply::error(format!("ERR {NOT_COUNTED}")),
         }
     }
 

@@ -11,22 +11,42 @@ use tokio::time::{Instant, sleep_until};
 
 use super::reply::Reply;
 
-/// What one command, or transaction, may take before it begins with no further key.
-const MOST: Duration = Duration::from_secs(60);
-
 /// The time of one command, or of a whole transaction.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Time(Instant);
+pub(super) struct Time {
+    end: Instant,
+    longest: Duration,
+}
 
 impl Time {
-    /// It begins.
-    pub(super) fn begin() -> Self {
-        Self(Instant::now() + MOST)
+    /// It begins, and is over after `longest`.
+    pub(super) fn begin(longest: Duration) -> Self {
+        Self { end: Instant::now() + longest, longest }
     }
 
     /// Whether no further key is to be begun with.
     pub(super) fn is_over(&self) -> bool {
-        Instant::now() >= self.0
+        Instant::now() >= self.end
+    }
+
+    /// When it is over.
+    pub(super) fn end(&self) -> Instant {
+        self.end
+    }
+
+    /// The answer where `left` of `all` keys were left out.
+    pub(super) fn left_out(&self, left: usize, all: usize) -> Reply {
+        let Self { longest, .. } = self;
+        Reply::error(format!(
+            "ERR {left} of {all} keys were left out after {longest:?}: name fewer at once"
+        ))
+    }
+
+    /// The answer to a command of a transaction whose time is over.
+    pub(super) fn not_begun(&self) -> Reply {
+        let Self { longest, .. } = self;
+        let text = format!("ERR left out after {longest:?} of its transaction: send fewer at once");
+        Reply::error(text)
     }
 
     /// Runs `jobs`, `at_once` of them at a time, and begins none when the time is over; what
@@ -36,20 +56,8 @@ impl Time {
         jobs: impl Iterator<Item = J>,
         at_once: usize,
     ) -> impl Stream<Item = J::Output> {
-        stream::iter(jobs).take_until(sleep_until(self.0)).buffered(at_once)
+        stream::iter(jobs).take_until(sleep_until(self.end)).buffered(at_once)
     }
-}
-
-/// The answer where keys were left out.
-pub(super) fn left_out(left: usize, all: usize) -> Reply {
-    Reply::error(format!(
-        "ERR {left} of {all} keys were left out after {MOST:?}: name fewer at once"
-    ))
-}
-
-/// The answer to a command of a transaction whose time is over.
-pub(super) fn not_begun() -> Reply {
-    Reply::error(format!("ERR left out after {MOST:?} of its transaction: send fewer at once"))
 }
 
 /// How many values a command that takes values in has, which is `args` words long with its name.
@@ -66,6 +74,8 @@ mod tests {
 
     use super::*;
 
+    const MOST: Duration = Duration::from_secs(60);
+
     /// What is begun ends, and nothing else is.
     #[tokio::test(start_paused = true)]
     async fn nothing_is_begun_when_the_time_is_over() {
@@ -78,26 +88,26 @@ mod tests {
             }
         });
         let started = Instant::now();
-        let done: Vec<_> = Time::begin().run(jobs, 4).collect().await;
+        let done: Vec<_> = Time::begin(MOST).run(jobs, 4).collect().await;
         assert!(started.elapsed() <= MOST + second, "{:?}", started.elapsed());
         assert_eq!(done.len(), begun.get(), "each that was begun");
         let most = 4 * MOST.as_secs() as usize;
         assert!((most - 4..=most + 4).contains(&done.len()), "{}", done.len());
         assert!(done.is_sorted());
 
-        let few: Vec<_> = Time::begin().run((0..9).map(async |n| n), 4).collect().await;
+        let few: Vec<_> = Time::begin(MOST).run((0..9).map(async |n| n), 4).collect().await;
         assert_eq!(few.len(), 9);
     }
 
     #[tokio::test(start_paused = true)]
     async fn the_time_is_over_after_a_while_and_not_before() {
-        let time = Time::begin();
+        let time = Time::begin(MOST);
         tokio::time::advance(MOST - Duration::from_millis(1)).await;
         assert!(!time.is_over());
         tokio::time::advance(Duration::from_millis(1)).await;
         assert!(time.is_over());
-        let Reply::Error(text) = left_out(3, 7) else { panic!("no error") };
-        assert!(text.starts_with("ERR 3 of 7 keys"), "{text}");
+        let Reply::Error(text) = time.left_out(3, 7) else { panic!("no error") };
+        assert!(text.starts_with("ERR 3 of 7 keys were left out after 60s"), "{text}");
         assert_eq!((values_of("mset", 7), values_of("setex", 4)), (3, 1));
     }
 }

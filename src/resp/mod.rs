@@ -36,6 +36,7 @@ mod rights;
 mod server;
 mod session;
 mod settings;
+mod sizes;
 mod socket;
 mod strings;
 mod table;

@@ -15,12 +15,25 @@ use super::{
     users::Auth,
 };
 use crate::{
-    access::{Denied, Grant, Identity},
+    access::{Access, Denied, Grant, Identity},
     audit::Event,
 };
 
 /// The version of Redis whose commands these are, as clients look at it.
 pub(super) const REDIS_VERSION: &str = "7.2.0";
+
+/// What a client asked for, which may come to nothing: a line of the audit log once it is done.
+pub(super) struct Deed {
+    event: Event,
+    access: Arc<Access>,
+}
+
+impl Deed {
+    /// Notes it.
+    pub(super) fn done(self) {
+        self.access.audit().record(self.event);
+    }
+}
 
 /// One connection's state.
 pub(super) struct Session {
@@ -157,12 +170,19 @@ impl Session {
         grant.is_some_and(|grant| self.judge.allows(grant, &self.namespace, "dbsize").is_ok())
     }
 
-    /// Notes in the audit log what this client asked for, where values are in it.
+    /// Notes in the audit log what this client did, where values are in it.
     pub(super) fn did(&self, what: &'static str, key: &ArtifactKey) {
-        if self.judge.audits_values {
-            let event = Event::new(what, &self.who()).of(key).within(&self.namespace);
-            self.judge.access.audit().record(event.of_values().saying("redis"));
+        if let Some(deed) = self.deed(what, key) {
+            deed.done();
         }
+    }
+
+    /// What this client is about to do, where values are in the audit log.
+    pub(super) fn deed(&self, what: &'static str, key: &ArtifactKey) -> Option<Deed> {
+        self.judge.audits_values.then(|| {
+            let event = Event::new(what, &self.who()).of(key).within(&self.namespace);
+            Deed { event: event.of_values().saying("redis"), access: self.judge.access.clone() }
+        })
     }
 
     fn from(&self) -> Option<IpAddr> {
@@ -315,7 +335,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        access::{Access, Limits, Settings, SocketAdmin},
+        access::{Limits, Settings, SocketAdmin},
         audit::Audit,
         resp::users::Users,
     };

@@ -23,4 +23,6 @@ pub struct Settings {
     pub audits_values: bool,
     /// In which a reader must take, and a sender of a long value give, 64 KiB.
     pub progress: Duration,
+    /// What one command, or transaction, may take before it begins with no further key.
+    pub longest: Duration,
 }

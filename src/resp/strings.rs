@@ -14,7 +14,6 @@ use super::{
     connection::{Connection, Ended},
     counters::Count,
     decode::{Admitted, Arg},
-    many,
     reply::Reply,
     values::{Set, Stored, Value},
 };
@@ -116,18 +115,16 @@ impl Connection {
         let artifact = self.key(&name);
         let (seconds, lease) = self.misses.fill(&artifact, &self.values);
         match value {
-            Ok(value) => {
-                self.session.did("publish", &artifact);
-                Some(Set {
-                    namespace: self.session.namespace.clone(),
-                    name: name[..].into(),
-                    value,
-                    mode: mode.unwrap_or(PutMode::Replace),
-                    seconds,
-                    lease,
-                    admitted,
-                })
-            }
+            Ok(value) => Some(Set {
+                deed: self.session.deed("publish", &artifact),
+                namespace: self.session.namespace.clone(),
+                name: name[..].into(),
+                value,
+                mode: mode.unwrap_or(PutMode::Replace),
+                seconds,
+                lease,
+                admitted,
+            }),
             Err(why) => {
                 self.values.failed(&kiln_proto::value::shown(&name), &why);
                 None
@@ -165,7 +162,7 @@ impl Connection {
             return Reply::OK;
         }
         values.failed_all(left, &"an MSET had more of them than there was time for");
-        many::left_out(left, all)
+        time.left_out(left, all)
     }
 
     /// MGET: never waits for another client.

@@ -134,7 +134,7 @@ impl Connection {
             return Ok(());
         }
         self.out.push_array_of(transaction.queue.len());
-        let time = Time::begin();
+        let time = Time::begin(self.settings.longest);
         self.executing = Some(time);
         let mut left = 0;
         for (name, request) in transaction.queue {
@@ -143,7 +143,7 @@ impl Connection {
                     Family::Write => many::values_of(name, request.args.len()),
                     Family::Read | Family::Other => 0,
                 };
-                self.push(many::not_begun());
+                self.push(time.not_begun());
                 continue;
             }
             let began = Instant::now();

@@ -19,6 +19,8 @@ use super::{
     families::Families,
     names::Names,
     quorum::Quorum,
+    session::Deed,
+    sizes::Sizes,
 };
 use crate::{
     cache::{Arrivals, Blob, Tiers},
@@ -84,6 +86,8 @@ pub(super) struct Set {
     pub(super) lease: Option<Lease>,
     /// What its request may take of the node's memory.
     pub(super) admitted: Arc<Admitted>,
+    /// Where the audit log has values: a line once it is stored, and none where it is not.
+    pub(super) deed: Option<Deed>,
 }
 
 /// A value as it came.
@@ -109,6 +113,7 @@ pub(super) struct Values {
     pub(super) names: Names,
     pub(super) families: Families,
     pub(super) quorum: Quorum,
+    pub(super) sizes: Sizes,
     /// Stores whose client has its answer already, perhaps.
     pub(super) stores: TaskTracker,
 }
@@ -120,6 +125,7 @@ impl Values {
             names: Names::new(),
             families,
             quorum: Quorum::new(),
+            sizes: Sizes::default(),
             stores: TaskTracker::new(),
         }
     }
@@ -317,7 +323,7 @@ impl Values {
     }
 
     async fn store(&self, set: Set, turn: Turn, inside: Inside) -> Stored {
-        let Set { namespace, name, value, mode, seconds, lease, admitted } = set;
+        let Set { namespace, name, value, mode, seconds, lease, admitted, deed } = set;
         let seconds = seconds.min(MOST_SECONDS);
         let value = match value {
             Value::Blob(blob) => blob,
@@ -348,6 +354,9 @@ impl Values {
         match stored {
             Ok(Put::Committed(_)) => {
                 self.count(Count::Stored);
+                if let Some(deed) = deed {
+                    deed.done();
+                }
                 Stored::Yes
             }
             Ok(Put::Unchanged(_)) => {

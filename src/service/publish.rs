@@ -81,12 +81,10 @@ pub(super) async fn receive(
             }
         }
     };
-    parts.did(&asks, "publish", |event| {
-        event.of(published.0).within(&published.1).saying(match committed {
-            true => "",
-            false => "the key had an artifact already",
-        })
-    });
+    // Where the key had an artifact already, that one counts, and nothing was published.
+    if committed {
+        parts.did(&asks, "publish", |event| event.of(published.0).within(&published.1));
+    }
     let manifest = Some((&*manifest).into());
     Ok(pb::PublishResponse { committed, manifest })
 }

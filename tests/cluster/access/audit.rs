@@ -11,6 +11,8 @@ async fn what_is_done_and_refused_is_in_a_log_that_tells_when_it_was_changed() {
     let writer = token(node, Some(&admin), &writer).await;
     let mut writes = client(node, Some(&writer));
     let key = publish(&mut writes, "team", "a").await.unwrap();
+    // It has that already.
+    assert_eq!(publish(&mut writes, "team", "a").await.unwrap(), key);
     publish(&mut writes, "other", "a").await.unwrap_err();
     writes.pin(pb::PinRequest { key: bytes_of(&key), pinned: true }).await.unwrap();
     let remove = pb::TombstoneRequest { key: bytes_of(&key), reason: "wrong".into() };
@@ -47,6 +49,8 @@ async fn what_is_done_and_refused_is_in_a_log_that_tells_when_it_was_changed() {
         })
         .await;
     }
+    let published = read().await.into_iter().filter(|line| line["event"] == "publish");
+    assert_eq!(published.count(), 1, "what changes nothing is no deed");
     let files = std::fs::read_dir(node.data().join("audit")).unwrap();
     let mut files = files.map(|entry| entry.unwrap().path()).filter(|path| path.is_file());
     let log = files.next().unwrap();
@@ -66,6 +70,15 @@ async fn what_is_done_and_refused_is_in_a_log_that_tells_when_it_was_changed() {
     assert!(told["problems"][0].as_str().unwrap().contains("changed"), "{told}");
 }
 
+/// The lines of an event about Redis values.
+fn values(node: &TestNode, event: &str) -> Vec<Value> {
+    let files = std::fs::read_dir(node.data().join("audit/values")).into_iter().flatten();
+    let texts = files.filter_map(|file| std::fs::read_to_string(file.ok()?.path()).ok());
+    let lines = texts.collect::<String>();
+    let lines = lines.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    lines.filter(|line| line["event"] == event).collect()
+}
+
 /// A value for which there is no room is not published, and no line says that it was.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_mset_has_a_line_for_each_value_that_it_stores() {
@@ -83,13 +96,7 @@ async fn an_mset_has_a_line_for_each_value_that_it_stores() {
     assert_eq!(redis.get("a").await.as_deref(), Some(&b"1"[..]));
     assert_eq!(redis.get("c").await.as_deref(), Some(&b"3"[..]));
     assert_eq!(redis.get("large").await, None);
-    let lines = |event: &str| {
-        let files = std::fs::read_dir(node.data().join("audit/values")).into_iter().flatten();
-        let texts = files.filter_map(|file| std::fs::read_to_string(file.ok()?.path()).ok());
-        let lines = texts.collect::<String>();
-        let lines = lines.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
-        lines.filter(|line| line["event"] == event).collect::<Vec<_>>()
-    };
+    let lines = |event: &str| values(node, event);
     // Lines are in the order of the commands: with this one there is each before it.
     assert_eq!(integer(redis.command(["DEL", "a"]).await), 1);
     let removed = eventually("its line", async || lines("remove").pop()).await;
@@ -97,4 +104,37 @@ async fn an_mset_has_a_line_for_each_value_that_it_stores() {
     assert_eq!(stored.len(), 2, "{stored:?}");
     assert_ne!(stored[0]["subject"], stored[1]["subject"]);
     assert!(stored.iter().any(|line| line["subject"] == removed["subject"]), "{stored:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_set_that_stores_nothing_has_no_line() {
+    let cluster = TestCluster::start_with(1, |_, config| {
+        config.audit.values = true;
+        config.resp.wait = Duration::ZERO;
+    })
+    .await;
+    let node = &cluster.nodes[0];
+    let mut redis = Redis::connect(node).await;
+    assert_eq!(text(redis.command(["SET", "a", "1"]).await), "OK");
+    for in_vain in [
+        &["SET", "a", "2", "NX"][..],
+        &["SETNX", "a", "3"],
+        &["SET", "a", "4", "NX", "GET"],
+        &["SET", "none", "5", "XX"],
+        &["SET", "none", "6", "XX", "GET"],
+        // It has that value.
+        &["SET", "a", "1"],
+    ] {
+        let answer = redis.command(in_vain).await;
+        assert_eq!(redis.get("a").await.as_deref(), Some(&b"1"[..]), "{in_vain:?}: {answer:?}");
+        assert_eq!(redis.get("none").await, None, "{in_vain:?}: {answer:?}");
+    }
+    assert_eq!(text(redis.command(["SET", "a", "7", "XX"]).await), "OK");
+    assert_eq!(text(redis.command(["SET", "b", "8", "NX"]).await), "OK");
+    // Lines are in the order of the commands: with this one there is each before it.
+    assert_eq!(integer(redis.command(["DEL", "a"]).await), 1);
+    let removed = eventually("its line", async || values(node, "remove").pop()).await;
+    let stored = values(node, "publish");
+    let of_a = stored.iter().filter(|line| line["subject"] == removed["subject"]);
+    assert_eq!((of_a.count(), stored.len()), (2, 3), "{stored:?}");
 }
