@@ -6,7 +6,7 @@
 //! where the cluster has it otherwise. A node's own word on the number of voters only
 //! ever raises it.
 
-use std::{sync::Arc, time::Duration};
+use std::{pin::pin, sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
@@ -24,6 +24,10 @@ use crate::{
 
 /// Between two tries while there is no leader.
 const RETRY: Duration = Duration::from_millis(300);
+/// The same where no member endorses this node, as while all run an earlier version.
+const ENDORSE_AGAIN: Duration = Duration::from_secs(30);
+/// Members that are asked for that at once.
+const ENDORSERS: usize = 8;
 
 /// Makes the cluster's record of this node what its settings say: where they changed
 /// with a restart, and where a member let it in that did not know of abstaining.
@@ -102,6 +106,42 @@ pub(crate) async fn announce_need(node: Arc<Bootstrap>, replica: Arc<Replica>) {
             () = node.stop.cancelled() => return,
         }
     }
+}
+
+/// Has a member endorse this node where none has, or not the key that it signs with by now: one
+/// that joined when members endorsed nobody, or that changed its key.
+pub(crate) async fn keep_endorsed(node: Arc<Bootstrap>, replica: Arc<Replica>) {
+    let Ok(me) = node.router.owner() else { return };
+    loop {
+        // Registered before the look: no change is missed.
+        let mut changed = pin!(node.endorser.changed());
+        changed.as_mut().enable();
+        let is_endorsed = node.endorser.is_endorsed(me) || endorse(&node, &replica, me).await;
+        tokio::select! {
+            () = changed => {}
+            () = tokio::time::sleep(ENDORSE_AGAIN), if !is_endorsed => {}
+            () = node.stop.cancelled() => return,
+        }
+    }
+}
+
+/// Asks the oldest members, whom the most replicas know, until one endorses this node.
+async fn endorse(node: &Bootstrap, replica: &Replica, me: Owner) -> bool {
+    let nodes = replica.nodes();
+    let members = nodes.iter().filter(|(id, known)| **id != me.node && known.is_member());
+    for (id, member) in members.take(ENDORSERS) {
+        let asked = node.ask_to_join(member.facts.members()).await;
+        let renewed = asked.and_then(|(owner, admitted)| match admitted {
+            Some(admitted) if owner == me => node.endorser.renew(me, &nodes, admitted.proof),
+            _ => Ok(false),
+        });
+        match renewed {
+            Ok(true) => return node.endorser.is_endorsed(me),
+            Ok(false) => tracing::debug!(member = id, "this node is not endorsed by it"),
+            Err(e) => tracing::debug!(member = id, error = %e, "this node is not endorsed yet"),
+        }
+    }
+    false
 }
 
 /// After a restart: tells the cluster where this node is by now, learns from the peers

@@ -28,6 +28,8 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     admission::NotAdmitted,
     command::{Candidate, Command, NewNode, NodeFacts, Response},
+    endorsement::Admitted,
+    endorser::Endorser,
     error::ClusterError,
     identity::Identity,
     member::Member,
@@ -83,6 +85,7 @@ pub(crate) struct Bootstrap {
     pub peers: Arc<Peers>,
     pub facts: NodeFacts,
     pub key: VerifyingKey,
+    pub endorser: Arc<Endorser>,
     /// Whether it may vote.
     pub voter: bool,
     pub joining: Joining,
@@ -128,9 +131,14 @@ impl Bootstrap {
         }
     }
 
-    /// Becomes the node that the assignment says, durably, and starts Raft.
-    pub(crate) async fn accept(&self, assignment: Assignment) -> Result<(), ClusterError> {
+    /// Becomes the node that the assignment says, durably, with what it is given, and starts Raft.
+    pub(crate) async fn accept(
+        &self,
+        assignment: Assignment,
+        admitted: Option<Admitted>,
+    ) -> Result<(), ClusterError> {
         let _one_at_a_time = self.accepting.lock().await;
+        let name = self.introduction().key;
         {
             let mut identity = self.identity.lock();
             if identity.candidate != assignment.candidate {
@@ -139,7 +147,13 @@ impl Bootstrap {
             match identity.owner {
                 Some(owner) if owner == assignment.owner => {}
                 Some(_) => return Err(ClusterError::invalid("this disk has another identity")),
-                None => identity.become_node(&self.data_dir, &self.store, assignment.owner)?,
+                None => {
+                    // Once: whoever repeats an assignment may be anybody.
+                    if let Some(admitted) = admitted {
+                        self.endorser.keep(assignment.owner, name, admitted)?;
+                    }
+                    identity.become_node(&self.data_dir, &self.store, assignment.owner)?;
+                }
             }
         }
         match self.member.running() {
@@ -278,7 +292,8 @@ impl Bootstrap {
         let candidate = self.identity.lock().candidate;
         let place = (1..).zip(&founders).find(|(_, founder)| founder.candidate == candidate);
         let (node, _) = place.ok_or_else(|| ClusterError::invalid("no founder of its cluster"))?;
-        self.accept(Assignment { candidate, owner: Owner { cluster, node } }).await?;
+        let admitted = Some(Admitted::of_founders(&founders));
+        self.accept(Assignment { candidate, owner: Owner { cluster, node } }, admitted).await?;
         self.finish_founding().await
     }
 
@@ -288,10 +303,12 @@ impl Bootstrap {
         let running = self.member.running()?;
         let me = running.owner;
         let ids = || (1u64..).zip(&founders);
+        let admitted = Admitted::of_founders(&founders);
         for (node, founder) in ids().filter(|(node, _)| *node != me.node) {
             let owner = Owner { node, ..me };
             let address = founder.facts.members();
-            let assign = || self.peers.assign(address, founder.candidate, owner, self.patience);
+            let (candidate, patience) = (founder.candidate, self.patience);
+            let assign = || self.peers.assign(address, candidate, owner, &admitted, patience);
             while let Err(e) = assign().await {
                 tracing::warn!(
                     address, error = %e,
@@ -361,8 +378,18 @@ impl Bootstrap {
 
     /// Joins the cluster of the member at `address`.
     async fn join_at(&self, address: &str) -> Result<(), ClusterError> {
+        let candidate = self.introduction().candidate;
+        let (owner, admitted) = self.ask_to_join(address).await?;
+        self.accept(Assignment { candidate, owner }, admitted).await
+    }
+
+    /// Asks the member at `address` to let this disk in: which node it is, and what it is given
+    /// with that. A disk that was let in before is answered the same, and given it anew.
+    pub(crate) async fn ask_to_join(
+        &self,
+        address: &str,
+    ) -> Result<(Owner, Option<Admitted>), ClusterError> {
         let node = self.introduction();
-        let candidate = node.candidate;
         let token = self.join_token().await?;
         let asking = async {
             let mut introduction = tonic::Request::new(frame(&node)?);
@@ -370,13 +397,17 @@ impl Bootstrap {
             if let Some((id, secret)) = &token {
                 set_join_token(introduction.metadata_mut(), *id, secret);
             }
-            let answer = self.peers.at(address)?.join(introduction).await?;
-            unframe::<Answer<Owner>>(answer.get_ref())
+            let answer = self.peers.at(address)?.join(introduction).await?.into_inner();
+            Ok((unframe::<Answer<Owner>>(&answer)?, answer.admitted))
         };
         let asked = tokio::time::timeout(self.patience * 2, asking).await?;
-        let answer = asked.map_err(|status| ClusterError::unavailable(status.message()))?;
+        let (answer, admitted) =
+            asked.map_err(|status: tonic::Status| ClusterError::unavailable(status.message()))?;
         match answer.map_err(Unanswered::of_another_node) {
-            Ok(owner) => self.accept(Assignment { candidate, owner }).await,
+            Ok(owner) => {
+                let admitted = Admitted::decode(&admitted).map_err(ClusterError::invalid)?;
+                Ok((owner, admitted))
+            }
             Err(Unanswered::Refused(e)) => Err(self.explained(e)),
             Err(Unanswered::NotLeader) => {
                 Err(ClusterError::unavailable("that node knows no leader"))

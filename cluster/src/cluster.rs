@@ -24,6 +24,7 @@ use crate::{
     bootstrap::Bootstrap,
     command::{Command, NodeFacts, Response},
     deadlines::Deadlines,
+    endorser::Endorser,
     environment::{Environment, system_clock},
     error::ClusterError,
     figures::{self, Figures},
@@ -97,17 +98,20 @@ impl Cluster {
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
 
         let peers = Arc::new(Peers::new(network));
+        let endorser = Endorser::open(Arc::clone(&store), Arc::clone(&peers), signing.clone())?;
+        let endorser = Arc::new(endorser);
         let replica = Arc::new(Replica::new(Arc::clone(&store), Arc::clone(&watch)));
         let member = Arc::new(Member::new(timings.clone(), log_entries, Arc::clone(&peers)));
         let leader = Arc::new(Leader::new(
             Arc::clone(&member),
             Arc::clone(&replica),
             Arc::clone(&peers),
+            Arc::clone(&endorser),
             timings.clone(),
             joining.needs_token,
             stop.clone(),
         ));
-        let witness = joining.witness.clone();
+        let (witness, refusals) = (joining.witness.clone(), joining.refusals.clone());
         let router =
             Router::new(Arc::clone(&leader), Arc::clone(&peers), timings.clone(), stop.clone());
         let router = Arc::new(router);
@@ -128,6 +132,7 @@ impl Cluster {
             peers: Arc::clone(&peers),
             facts,
             key: signing.verifying_key(),
+            endorser,
             voter,
             joining,
             patience: timings.patience,
@@ -143,6 +148,7 @@ impl Cluster {
             router: Arc::clone(&router),
             bootstrap: Arc::clone(&bootstrap),
             witness,
+            refusals,
             store: Arc::clone(&store),
             tasks: tasks.clone(),
             stop: stop.clone(),
@@ -215,6 +221,7 @@ impl Cluster {
         let standing =
             announce::announce_standing(Arc::clone(bootstrap), replica(), self.start.clone());
         let standing = self.tasks.spawn(standing);
+        self.tasks.spawn(announce::keep_endorsed(Arc::clone(bootstrap), replica()));
         let needs = announce::announce_need(Arc::clone(bootstrap), replica());
         let needs = self.tasks.spawn(needs);
         if resumed {
@@ -264,6 +271,18 @@ impl Cluster {
     pub fn index(&self) -> Index {
         let (replica, router) = (Arc::clone(&self.replica), Arc::clone(&self.router));
         Index::new(replica, router, Arc::clone(&self.leases), Arc::clone(&self.writer))
+    }
+
+    /// From now on this node signs with `key`: also its word for those that it lets in.
+    pub fn sign_with(&self, key: SigningKey) {
+        self.bootstrap.endorser.sign_with(key);
+    }
+
+    /// Whether Raft counts on `node` still, which may have left: as a voter or one that follows.
+    pub fn counts_on(&self, node: NodeId) -> bool {
+        self.member
+            .metrics()
+            .is_some_and(|metrics| metrics.membership_config.membership().get_node(&node).is_some())
     }
 
     /// Admits the candidate that waits at `address`, and tells its id.

@@ -14,6 +14,7 @@ use crate::{
     append::is_gapless,
     authorize, codec,
     command::{Candidate, Command, NewNode, NodeFacts, Response},
+    endorsement::{Admitted, Proof},
     raft::{SnapshotMeta, Types, Vote},
     rpc::{Acquire, Answer, Assignment, Greeting, Outcome, Progress, Request},
     state::model::Model,
@@ -37,6 +38,8 @@ pub fn message(data: &[u8]) {
         9 => both_ways::<Progress>(body),
         10 => both_ways::<Answer<Outcome>>(body),
         _ => {
+            both_ways::<Proof>(body);
+            both_ways::<Admitted>(body);
             if let Ok(request) = codec::decode::<AppendEntriesRequest<Types>>(body) {
                 is_gapless(&request);
             }

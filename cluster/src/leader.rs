@@ -20,6 +20,7 @@ use tracing::Instrument;
 use crate::{
     authorize,
     command::{Command, Response},
+    endorser::Endorser,
     error::ClusterError,
     finish::finish,
     member::Member,
@@ -38,6 +39,7 @@ pub(crate) struct Leader {
     pub member: Arc<Member>,
     pub replica: Arc<Replica>,
     pub peers: Arc<Peers>,
+    pub endorser: Arc<Endorser>,
     pub timings: Timings,
     /// Whether joining needs a token while nobody has told the cluster.
     pub join_needs_token: bool,
@@ -71,6 +73,7 @@ impl Leader {
         member: Arc<Member>,
         replica: Arc<Replica>,
         peers: Arc<Peers>,
+        endorser: Arc<Endorser>,
         timings: Timings,
         join_needs_token: bool,
         stop: CancellationToken,
@@ -79,6 +82,7 @@ impl Leader {
             member,
             replica,
             peers,
+            endorser,
             timings,
             join_needs_token,
             proposing: Mutex::default(),

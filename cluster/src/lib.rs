@@ -3,7 +3,8 @@
 //! Knows keys and manifests, never artifact bytes. Read in this order, each file using
 //! only those before it: `wanted` (what a compile in pieces asks for), `tokens` and
 //! `admission` (who may ask, and who may join), `command` (what can change), `state` (what it means), `store` (where it is kept), `replica` (what is read
-//! here), `rpc` and `peers` (what nodes ask each other), `member` (Raft's handle, who
+//! here), `rpc` and `peers` (what nodes ask each other), `endorsement` and `endorser` (how a node proves
+//! that it was let in), `member` (Raft's handle, who
 //! leads), `leader` and `membership` (what a leader does), `versions`, `trust` (what the root says), `requests` and `router` (how a
 //! request gets there), `leases` (time), `writes` and `writer` (order), `bootstrap` and
 //! `announce` (how a node takes part), `index` and `cluster` (the API).
@@ -23,6 +24,8 @@ mod cluster;
 mod codec;
 mod command;
 mod deadlines;
+mod endorsement;
+mod endorser;
 mod entry;
 mod environment;
 mod error;
@@ -66,7 +69,7 @@ mod writer;
 mod writes;
 
 pub use crate::{
-    caller::Caller,
+    caller::{Caller, RefusalWitness, RefusedPeer},
     cluster::Cluster,
     command::{AccessReport, Asked, NodeFacts},
     entry::{Entry, PackState, Published, Put, PutMode, Retired, Usage},

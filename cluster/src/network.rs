@@ -75,6 +75,11 @@ impl Connection {
         self.peers.at(address.as_ref().unwrap_or(&self.address)).map_err(|e| unreachable(&e))
     }
 
+    /// A request to the node. It may have been away while this one was let in.
+    fn to_target<T>(&self, body: T) -> tonic::Request<T> {
+        self.peers.with_proof(to_target(body, self.me.node, self.target))
+    }
+
     /// One request and its answer within `option`'s time.
     async fn call<Q: Serialize, A: DeserializeOwned>(
         &self,
@@ -84,8 +89,8 @@ impl Connection {
         send: impl AsyncFnOnce(Client, tonic::Request<Frame>) -> Result<tonic::Response<Frame>, Status>,
     ) -> Rpc<A> {
         let client = self.client()?;
-        let request =
-            to_target(frame(request).map_err(|e| unreachable(&e))?, self.me.node, self.target);
+        let request = frame(request).map_err(|e| unreachable(&e))?;
+        let request = self.to_target(request);
         let timeout = option.hard_ttl();
         match tokio::time::timeout(timeout, send(client, request)).await {
             Ok(Ok(answer)) => unframe(answer.get_ref()).map_err(|e| unreachable(&e)),
@@ -136,8 +141,7 @@ impl NetStreamAppend<Types> for Connection {
                 frame(&request).ok().map(|frame| Frame { quorum_age_ms, ..frame })
             });
             let requests = requests.take_while(|frame| std::future::ready(frame.is_some()));
-            let requests =
-                to_target(requests.filter_map(std::future::ready), self.me.node, self.target);
+            let requests = self.to_target(requests.filter_map(std::future::ready));
             let opening = tokio::time::timeout(option.hard_ttl() * 4, client.append(requests));
             let answers = match opening.await {
                 Ok(answers) => answers.map_err(|e| unreachable(&e))?.into_inner(),
@@ -207,7 +211,8 @@ impl NetSnapshot<Types> for Connection {
                     Some(chunk) => {
                         let body: Bytes = chunk.ok()?.into();
                         moving.add(body.len());
-                        Some((Frame { body, quorum_age_ms }, (Some(chunks), moving)))
+                        let frame = Frame { body, quorum_age_ms, ..Frame::default() };
+                        Some((frame, (Some(chunks), moving)))
                     }
                     None => Some((Frame { quorum_age_ms, ..Frame::default() }, (None, moving))),
                 }
@@ -215,7 +220,7 @@ impl NetSnapshot<Types> for Connection {
         });
         let frames = futures::stream::iter([header]).chain(chunks);
         let mut client = self.client().map_err(StreamingError::from)?;
-        let request = to_target(Box::pin(frames), self.me.node, self.target);
+        let request = self.to_target(Box::pin(frames));
         tokio::select! {
             closed = cancel => Err(StreamingError::Closed(closed)),
             answer = client.snapshot(request) => {

@@ -12,19 +12,21 @@ use std::{
     time::Duration,
 };
 
+use arc_swap::ArcSwapOption;
 use bytes::Bytes;
 use kiln_proto::NodeId;
 use parking_lot::Mutex;
 use serde::{Serialize, de::DeserializeOwned};
 use tonic::{
     Code, Request, Status,
-    metadata::{Ascii, MetadataMap, MetadataValue},
+    metadata::{Ascii, Binary, MetadataMap, MetadataValue},
 };
 
 use crate::{
     admission::NotAdmitted,
     codec,
     command::Candidate,
+    endorsement::{Admitted, Proof},
     error::ClusterError,
     pb::{Frame, peer_client::PeerClient},
     rpc::{Assignment, Greeting, OfYou},
@@ -46,6 +48,8 @@ const FROM: &str = "kiln-from";
 const ABSTAINS: &str = "kiln-abstains";
 /// What the node that is asked has of the one that asks.
 const OF_YOU: &str = "kiln-of-you";
+/// How the node that sends proves that it was let in.
+const PROOF: &str = "kiln-proof-bin";
 /// The token with which a candidate asks to be let in.
 const JOIN_TOKEN: &str = "kiln-join-token";
 
@@ -59,13 +63,30 @@ pub(crate) struct Peers {
     addresses: Mutex<HashMap<NodeId, String>>,
     /// Whether it was told that an address is of a port for clients.
     told: AtomicBool,
+    /// How this node proves that it was let in.
+    proof: ArcSwapOption<MetadataValue<Binary>>,
 }
 
 impl Peers {
     /// Nobody is known yet; whoever is, is found over `network`.
     pub(crate) fn new(network: Arc<dyn Connect>) -> Self {
-        let told = AtomicBool::new(false);
-        Self { network, channels: Mutex::default(), addresses: Mutex::default(), told }
+        let (told, proof) = (AtomicBool::new(false), ArcSwapOption::empty());
+        Self { network, channels: Mutex::default(), addresses: Mutex::default(), told, proof }
+    }
+
+    /// From now on this node shows `proof`.
+    pub(crate) fn set_proof(&self, proof: &Proof) -> Result<(), ClusterError> {
+        let bytes = codec::encode(proof)?;
+        self.proof.store(Some(Arc::new(MetadataValue::from_bytes(&bytes))));
+        Ok(())
+    }
+
+    /// `request` with the proof of this node that sends it: for whoever may not have heard of it.
+    pub(crate) fn with_proof<T>(&self, mut request: Request<T>) -> Request<T> {
+        if let Some(proof) = &*self.proof.load() {
+            request.metadata_mut().insert_bin(PROOF, MetadataValue::<Binary>::clone(proof));
+        }
+        request
     }
 
     /// Notes where a node is.
@@ -114,16 +135,21 @@ impl Peers {
         })
     }
 
-    /// Tells the `candidate` at `address` that it is `owner` from now on.
+    /// Tells the `candidate` at `address` that it is `owner` from now on, and gives it what
+    /// proves that.
     pub(crate) async fn assign(
         &self,
         address: &str,
         candidate: Candidate,
         owner: Owner,
+        admitted: &Admitted,
         patience: Duration,
     ) -> Result<(), ClusterError> {
         let assignment = Assignment { candidate, owner };
-        let asking = async { self.at(address)?.assign(frame(&assignment)?).await };
+        let assignment = frame(&assignment).map_err(ClusterError::invalid)?;
+        let admitted = admitted.encode().map_err(ClusterError::invalid)?;
+        let assignment = Frame { admitted, ..assignment };
+        let asking = async { self.at(address)?.assign(assignment).await };
         let asked = tokio::time::timeout(patience, asking).await?;
         asked.map(drop).map_err(|status| ClusterError::unavailable(status.message()))
     }
@@ -132,7 +158,7 @@ impl Peers {
 /// A message body.
 pub(crate) fn frame<T: Serialize>(value: &T) -> Result<Frame, Status> {
     let body = codec::encode(value).map_err(|e| Status::internal(e.to_string()))?;
-    Ok(Frame { body: Bytes::from(body), quorum_age_ms: 0 })
+    Ok(Frame { body: Bytes::from(body), ..Frame::default() })
 }
 
 /// What a message body says.
@@ -153,6 +179,13 @@ pub(crate) fn to_target<T>(body: T, from: NodeId, target: Owner) -> Request<T> {
 /// Who says that it asks. Not proven: what keeps strangers out is the peers' port.
 pub(crate) fn sender(metadata: &MetadataMap) -> Option<NodeId> {
     metadata.get(FROM)?.to_str().ok()?.parse().ok()
+}
+
+/// How whoever sent this proves that it was let in; an empty proof where it shows none that can
+/// be read.
+pub(crate) fn proof(metadata: &MetadataMap) -> Proof {
+    let shown = metadata.get_bin(PROOF).and_then(|value| value.to_bytes().ok());
+    shown.and_then(|bytes| codec::decode(&bytes).ok()).unwrap_or_default()
 }
 
 /// Says in the metadata of an introduction whether its node abstains.

@@ -300,10 +300,13 @@ impl Lead for Add {
             None => {}
         }
         let candidate = greeting.node.candidate;
+        let node = greeting.node.clone();
         let join = Join { node: greeting.node, abstains: greeting.abstains };
         // An admin asked for it, by its address.
         let owner = join.admit(leader, Some(Word::Admin)).await?;
-        leader.peers.assign(&self.0, candidate, owner, leader.timings.patience).await?;
+        let admitted = leader.endorser.endorse(me, &leader.replica.nodes(), owner, &node)?;
+        let patience = leader.timings.patience;
+        leader.peers.assign(&self.0, candidate, owner, &admitted, patience).await?;
         Ok(owner)
     }
 }

@@ -1,31 +1,36 @@
 //! The node's side of the traffic between nodes.
 //!
-//! Invariant: Raft's messages are taken only by the very node that they are for, and while it is
-//! led, from nodes that joined alone.
+//! Invariant: Raft's messages are taken only by the very node that they are for, and, where
+//! certificates name nodes, from those alone that joined, as far as this one can know.
 
 use std::{pin::Pin, sync::Arc, time::Duration};
 
+use bytes::Bytes;
 use futures::{Stream, StreamExt};
 use kiln_proto::NodeId;
 use openraft::{Snapshot, raft::TransferLeaderRequest};
 use tokio::{sync::mpsc, time::Instant};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tonic::{Request, Response, Status, Streaming};
+use tonic::{Extensions, Request, Response, Status, Streaming};
 use tracing::Instrument;
 
 use crate::{
     admission::{Candidacy, NotAdmitted, Witness, Word},
     append::is_gapless,
     bootstrap::Bootstrap,
-    caller::{self, Caller},
+    caller::{self, Caller, Refusal, RefusalWitness, RefusedPeer},
+    codec::Malformed,
     command::{Candidate, Command, NewNode},
+    endorsement::{Admitted, Roster},
     error::{ClusterError, io_error},
     finish::finish,
     leader::Leader,
     member::{Member, Running},
     pb::{Frame, peer_server::Peer},
-    peers::{abstains, check_target, frame, join_token, sender, set_abstains, set_of_you, unframe},
+    peers::{
+        abstains, check_target, frame, join_token, proof, sender, set_abstains, set_of_you, unframe,
+    },
     raft::{SnapshotMeta, Types, Vote},
     requests,
     router::Router,
@@ -45,6 +50,8 @@ pub(crate) struct Service {
     pub bootstrap: Arc<Bootstrap>,
     /// Is told of candidates.
     pub witness: Option<Witness>,
+    /// Is told of peers that are refused for their certificates.
+    pub refusals: Option<RefusalWitness>,
     pub store: Arc<Store>,
     pub tasks: TaskTracker,
     pub stop: CancellationToken,
@@ -67,9 +74,41 @@ impl Service {
         let running = self.member.running().map_err(status)?;
         let nodes = self.leader.replica.nodes();
         let leader = || self.member.heard_leader();
-        caller::check(request.extensions(), sender(request.metadata()), &nodes, leader)?;
+        // Before its first command a replica knows those who let it in.
+        let own = self.leader.endorser.own().filter(|_| nodes.is_empty());
+        let roster: &dyn Roster = match &own {
+            Some(own) => &own.roll,
+            None => &*nodes,
+        };
+        let (cluster, metadata) = (running.owner.cluster, request.metadata());
+        let proves = |node, name| {
+            // Whom a member of an earlier version let in has no proof.
+            !versions::all_endorse(&nodes) || proof(metadata).proves(cluster, roster, node, name)
+        };
+        let judged = caller::check(request.extensions(), sender(metadata), roster, leader, proves);
+        judged.map_err(|refusal| self.refuse(request.extensions(), refusal))?;
         check_target(request.metadata(), running.owner)?;
         Ok(running)
+    }
+
+    /// What `node` is given, which was let in by this one's word as `owner`.
+    fn admitted(&self, owner: Owner, node: &NewNode) -> Result<Bytes, Status> {
+        let me = self.member.running().map_err(status)?.owner;
+        let nodes = self.leader.replica.nodes();
+        let admitted = self.leader.endorser.endorse(me, &nodes, owner, node).map_err(status)?;
+        admitted.encode().map_err(status)
+    }
+
+    /// Counts and tells that a peer is refused, and how it is answered.
+    fn refuse(&self, extensions: &Extensions, refusal: Refusal) -> Status {
+        let Refusal { why, said, text } = refusal;
+        metrics::counter!("kiln_refused_peers_total", "why" => why).increment(1);
+        let caller = extensions.get::<Caller>().cloned().unwrap_or_default();
+        tracing::debug!(from = ?caller.from, why, said, "a peer is refused");
+        if let Some(RefusalWitness(witness)) = &self.refusals {
+            witness(&RefusedPeer { caller, why, said });
+        }
+        Status::permission_denied(text)
     }
 
     /// The node that sent `request`, if it is a member, or one that was away.
@@ -164,7 +203,7 @@ impl Peer for Service {
             let member = Arc::clone(&member);
             async move {
                 let frame = frames.message().await.transpose().unwrap_or_else(|| Err(cut()));
-                let Frame { body, quorum_age_ms } = frame.map_err(io_error)?;
+                let Frame { body, quorum_age_ms, .. } = frame.map_err(io_error)?;
                 member.note_contact(Duration::from_millis(quorum_age_ms));
                 Ok((!body.is_empty()).then_some((body, frames)))
             }
@@ -187,7 +226,9 @@ impl Peer for Service {
 
     async fn assign(&self, request: Request<Frame>) -> Reply {
         let assignment = unframe(request.get_ref())?;
-        let accepted = self.bootstrap.accept(assignment).await;
+        let invalid = |e: Malformed| Status::invalid_argument(e.to_string());
+        let admitted = Admitted::decode(&request.get_ref().admitted).map_err(invalid)?;
+        let accepted = self.bootstrap.accept(assignment, admitted).await;
         accepted.map_err(|e| Status::failed_precondition(e.to_string()))?;
         reply(&())
     }
@@ -195,7 +236,8 @@ impl Peer for Service {
     async fn join(&self, request: Request<Frame>) -> Reply {
         let node: NewNode = unframe(request.get_ref())?;
         let nodes = self.leader.replica.nodes();
-        caller::check_candidate(request.extensions(), &node, &nodes)?;
+        let judged = caller::check_candidate(request.extensions(), &node, &nodes);
+        judged.map_err(|refusal| self.refuse(request.extensions(), refusal))?;
         let known = nodes.values().any(|known| known.candidate == node.candidate);
         // Who is a node already gives its vote up by its own certificate, or once it runs: the
         // number of a disk is no secret.
@@ -203,7 +245,7 @@ impl Peer for Service {
             && (!known || caller::is_of(request.extensions(), &node, &nodes));
         let join = Join { node, abstains };
         let from = request.extensions().get::<Caller>().and_then(|caller| caller.from);
-        let address = join.node.facts.members().to_owned();
+        let (address, node) = (join.node.facts.members().to_owned(), join.node.clone());
         let (token, joined) = match join_token(request.metadata()) {
             Err(why) => (None, Err(ClusterError::NotAdmitted(why))),
             Ok(None) => (None, self.router.ask(join).await),
@@ -227,7 +269,12 @@ impl Peer for Service {
         if let Some(outcome) = outcome {
             self.tell(&Candidacy { from, address, token, outcome });
         }
-        reply::<Answer<Owner>>(&joined.map_err(Unanswered::Refused))
+        let admitted = match &joined {
+            Ok(owner) => self.admitted(*owner, &node)?,
+            Err(_) => Bytes::new(),
+        };
+        let joined: Answer<Owner> = joined.map_err(Unanswered::Refused);
+        Ok(Response::new(Frame { admitted, ..frame(&joined)? }))
     }
 
     async fn ask(&self, request: Request<Frame>) -> Reply {

@@ -2,7 +2,10 @@
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
-use crate::{admission::Witness, command::NodeFacts, deadlines::Lifetimes, transport::Dial};
+use crate::{
+    admission::Witness, caller::RefusalWitness, command::NodeFacts, deadlines::Lifetimes,
+    transport::Dial,
+};
 
 /// Everything that [`crate::Cluster::open`] needs.
 #[derive(Debug, Clone)]
@@ -38,6 +41,8 @@ pub struct Joining {
     pub needs_token: bool,
     /// Is told of those that ask this node.
     pub witness: Option<Witness>,
+    /// Is told of those that this node refuses for their certificates.
+    pub refusals: Option<RefusalWitness>,
 }
 
 /// Usual [`Settings::log_entries`].

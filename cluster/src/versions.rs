@@ -117,6 +117,12 @@ pub(crate) fn check(nodes: &Nodes, command: &Command) -> Result<(), ClusterError
     }
 }
 
+/// Whether whoever is let in by a member can prove that: each member's version endorses those.
+pub(crate) fn all_endorse(nodes: &Nodes) -> bool {
+    let since = Version::new(0, 2, 0);
+    !nodes.values().any(|node| !node.left && is_older(&node.facts.version, &since))
+}
+
 /// Whether a node of `version` takes its peers' calls on the port of its clients, as
 /// nodes did before 0.2.
 pub(crate) fn shares_a_port(version: &str) -> bool {

@@ -66,6 +66,12 @@ pub enum Denied {
     /// It asks for more than one client may.
     #[error("{}: ask again after {} ms", .0.words(), .1.as_millis().max(1))]
     Limit(Limited, Duration),
+    /// The node that its certificate names is none that this one knows.
+    #[error(
+        "the node of this certificate has not joined, as far as this member knows: a node joins \
+         before it asks for anything else; retry later"
+    )]
+    NotJoined,
     /// On the members' port only members' calls are served.
     #[error("members do not send this call: it belongs on the clients' port")]
     NotMembers,
@@ -92,6 +98,7 @@ impl Denied {
             Self::NoKeys => "issuer_away",
             Self::Password => "password",
             Self::NotClients => "clients_port",
+            Self::NotJoined => "not_joined",
             Self::NotMembers => "members_port",
             Self::Limit(limited, _) => limited.why(),
         }
@@ -100,7 +107,10 @@ impl Denied {
     /// Whether the same call may be let through later: this node cannot say now who may, or
     /// its caller asked for too much.
     pub const fn is_passing(self) -> bool {
-        matches!(self, Self::NotYet | Self::Offline | Self::NoKeys | Self::Limit(..))
+        matches!(
+            self,
+            Self::NotYet | Self::Offline | Self::NoKeys | Self::NotJoined | Self::Limit(..)
+        )
     }
 
     /// When to ask again, where that is known.

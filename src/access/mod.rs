@@ -31,7 +31,7 @@ use std::{
 
 pub use kiln_cluster::tokens::{Role, Secret};
 use kiln_cluster::{
-    Index,
+    Caller, Index,
     admission::NotAdmitted,
     tokens::{TokenInfo, matches},
 };
@@ -41,7 +41,7 @@ pub use self::{
     denied::{Denied, Limited},
     grant::{Grant, Identity},
     rate::Held,
-    rights::{Right, method, name, of_members},
+    rights::{Right, is_of_api, method, name, of_members},
     settings::{Limits, Row, Settings, SocketAdmin},
 };
 use self::{
@@ -164,6 +164,13 @@ impl Access {
         }
         // Nobody else sets it.
         let _ = self.index.set(IndexHandle(index));
+    }
+
+    /// Whether the certificate of `caller` names a node that has joined, or nobody.
+    pub fn has_joined(&self, caller: &Caller) -> bool {
+        let names_nobody = caller.node.is_none() && caller.key.is_none();
+        // Before that the API itself says that this node is still joining.
+        names_nobody || self.index.get().is_none_or(|index| index.0.has_joined(caller))
     }
 
     /// The cluster was heard of: what was revoked until now is known here, or soon.

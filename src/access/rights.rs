@@ -80,10 +80,20 @@ pub fn name(path: &str) -> &'static str {
     KILN.iter().find(|(name, ..)| *name == called).map_or("other", |(name, ..)| name)
 }
 
+/// The method of that path, if it is one of the API.
+fn of_api(path: &str) -> Option<&str> {
+    path.strip_prefix('/')?.strip_prefix(API)?.strip_prefix('/')
+}
+
+/// Whether the call of that path is one of the API.
+pub fn is_of_api(path: &str) -> bool {
+    of_api(path).is_some()
+}
+
 /// Whether members send each other the call of that path, of the API.
 pub fn of_members(path: &str) -> bool {
-    let method = path.strip_prefix('/').and_then(|path| path.strip_prefix(API)?.strip_prefix('/'));
-    method.is_none_or(|method| KILN.iter().any(|(name, _, members)| *name == method && *members))
+    of_api(path)
+        .is_none_or(|method| KILN.iter().any(|(name, _, members)| *name == method && *members))
 }
 
 #[cfg(test)]

@@ -64,6 +64,7 @@ impl Signing {
             }
         }
         let now = identity::load_or_create(&signing.folder)?;
+        signing.cluster.sign_with(now.clone());
         signing.have([Some(now), next].into_iter().flatten());
         Ok(signing)
     }
@@ -219,7 +220,11 @@ impl Manager {
         let before = self.present_key()?;
         let folder = self.identity.folder.clone();
         if wanted == Some(before) {
-            blocking(move || identity::finish(&folder, &before)).await?;
+            let now = blocking(move || {
+                identity::finish(&folder, &before)?;
+                identity::load_or_create(&folder)
+            });
+            self.identity.cluster.sign_with(now.await?);
             let info = self.identity.info();
             let earlier = info.and_then(|info| info.keys.iter().rev().nth(1).map(|of| of.key));
             let before = earlier.unwrap_or(before);
@@ -245,7 +250,11 @@ impl Manager {
         fail_point!("rotate.asked");
         self.index.rotate_key(&key).await?;
         fail_point!("rotate.committed");
-        blocking(move || identity::finish(&folder, &key)).await?;
+        let now = blocking(move || {
+            identity::finish(&folder, &key)?;
+            identity::load_or_create(&folder)
+        });
+        self.identity.cluster.sign_with(now.await?);
         Ok(Rotated { key, before, changed: true })
     }
 }

@@ -1,12 +1,13 @@
-//! Nodes that come and go, in the audit log of every node.
+//! Nodes that come and go, in the audit log of every node, and those that are kept out.
 //!
 //! Invariant: each node's log has each change once, as this node's replica learned of it;
-//! who asked to be let in, and by which token, is in that of the node that was asked.
+//! who asked to be let in, and by which token, is in that of the node that was asked. Refusals
+//! are told by [`Access`], which bounds them.
 
 use std::{collections::BTreeMap, sync::Arc};
 
 use kiln_cluster::{
-    Index, IndexEvent, NodeInfo,
+    Index, IndexEvent, NodeInfo, RefusalWitness, RefusedPeer,
     admission::{Candidacy, Witness},
 };
 use kiln_proto::NodeId;
@@ -32,6 +33,16 @@ pub(super) fn witness(access: Arc<Access>) -> Witness {
             }
             Err(why) => access.refused_node(*why, &format!("{address} from {from}, with {by}")),
         }
+    }))
+}
+
+/// Writes down whom this node refuses for its certificate.
+pub(super) fn refusals(access: Arc<Access>) -> RefusalWitness {
+    RefusalWitness(Arc::new(move |refused| {
+        let RefusedPeer { caller, why, said } = refused;
+        let from = caller.from.map_or_else(String::new, |from| format!("{}: ", from.ip()));
+        let who = Identity::Member(caller.node);
+        access.tell_of_refusal(why, "members", &format!("{from}{said}"), &who);
     }))
 }
 

@@ -2,7 +2,8 @@
 //! nodes of the cluster alone.
 //!
 //! Invariant: nothing is answered before [`Acceptor`] took the connection, and nothing to
-//! whose certificate is of a node that is gone ([`Standing`]); which of the two
+//! whose certificate is of a node that is gone ([`Standing`]); bytes go to those alone that have
+//! joined; which of the two
 //! protocols is spoken is settled once, by the handshake or by the first byte.
 
 use std::{io, sync::Arc, time::Duration};
@@ -74,7 +75,7 @@ impl net::Service<TcpStream> for Members {
             let of_member = async {
                 match timeout(IDLE, is_grpc(&conn)).await.ok()?? {
                     true => self.hand_over(conn, caller.clone(), abort.clone()).await,
-                    false => self.give_bytes(conn).await,
+                    false => self.give_bytes(conn, &caller).await,
                 }
             };
             tokio::select! {
@@ -106,7 +107,12 @@ impl Members {
         Some(())
     }
 
-    async fn give_bytes(&self, conn: Conn) -> Option<()> {
+    async fn give_bytes(&self, conn: Conn, caller: &Caller) -> Option<()> {
+        // This node may hear of it in a moment.
+        if timeout(IDLE, self.standing.joined(caller)).await.is_err() {
+            self.standing.stranger(caller);
+            return None;
+        }
         let mut bytes = self.bytes.clone();
         let server = bytes.wait_for(Option::is_some).await.ok()?.clone()?;
         server.serve(conn).await;

@@ -164,6 +164,7 @@ pub(super) fn cluster(config: &Config, facts: NodeFacts) -> ClusterSettings {
             token_file: config.start.join_token_file.clone(),
             needs_token: config.cluster.join_needs_token,
             witness: None,
+            refusals: None,
         },
     }
 }

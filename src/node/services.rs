@@ -99,13 +99,13 @@ impl Services {
             // Nobody else sets it.
             let _ = audience.older.set(cluster.clone());
         }
-        let standing = Arc::new(Standing::new(cluster.index(), access.clone()));
+        let standing = Arc::new(Standing::new(cluster.clone(), access.clone()));
         let (following, stop) = (standing.clone(), tasks.stop.clone());
         tasks.spawn(async move { following.follow(stop).await });
         let (taking, doors) = members::serve(
             transfer,
             descriptors.bytes,
-            security.members,
+            security.members.telling(standing.witness()),
             standing,
             tasks.stop.clone(),
         );

@@ -2,8 +2,9 @@
 //!
 //! Invariant: a certificate that names a node that left or was removed, or one whose
 //! signature was revoked with all that it signed, or the key of such a node, opens the
-//! members' port no more; connections that it opened before end. A node that leaves has
-//! [`GRACE`] for the end of its leaving. One that names neither is any member's.
+//! members' port no more; connections that it opened before end. A node that leaves keeps them
+//! until Raft counts on it no more and its own call to leave is answered: [`ANSWER`] after that,
+//! and [`GRACE`] in any case. One that names neither is any member's.
 
 use std::{
     collections::BTreeMap,
@@ -12,17 +13,26 @@ use std::{
     time::{Duration, Instant},
 };
 
-use kiln_cluster::{Caller, Index, IndexEvent, NodeInfo};
+use kiln_cluster::{Caller, Cluster, Index, IndexEvent, NodeInfo};
 use kiln_proto::NodeId;
 use parking_lot::Mutex;
 use tokio::sync::{broadcast::error::RecvError, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::access::{Access, Identity};
+use crate::{
+    access::{Access, Denied, Identity},
+    net::tls::{SILENT, Witness},
+};
 
-/// What a node has between its last command and the end of its connections: its own call to
-/// leave comes over one of them.
+/// What a node has once Raft counts on it no more: its own call to leave, which comes over one of
+/// its connections, is answered then, and another one may have led meanwhile.
+const ANSWER: Duration = Duration::from_secs(2);
+/// What it has in any case after the log says that it left. Until the membership has changed the
+/// cluster may need its vote for that, and the leader waits for the change before it answers; a
+/// call to leave waits as long (`service::departure`).
 const GRACE: Duration = Duration::from_secs(15);
+/// Between two looks whether Raft counts on it.
+const LOOK: Duration = Duration::from_millis(500);
 
 /// Why a certificate is none of a member.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,20 +60,55 @@ impl fmt::Display for Gone {
     }
 }
 
+/// A node that left.
+#[derive(Debug, Clone, Copy)]
+struct Left {
+    /// Since when this node knows that; `None`: since before it started.
+    since: Option<Instant>,
+    /// Since when this node knows that Raft counts on it no more.
+    out: Option<Instant>,
+}
+
+impl Left {
+    /// Whether its connections end at `now`, when Raft `counts` on it or not.
+    fn is_over(&mut self, now: Instant, counts: impl FnOnce() -> bool) -> bool {
+        let Some(since) = self.since else { return true };
+        if self.out.is_none() && !counts() {
+            self.out = Some(now);
+        }
+        let passed = |at: Instant, time| now.saturating_duration_since(at) >= time;
+        passed(since, GRACE) || self.out.is_some_and(|out| passed(out, ANSWER))
+    }
+}
+
 /// The nodes that are gone, as this node's replica learns of them.
 pub(super) struct Standing {
+    cluster: Arc<Cluster>,
     index: Index,
     access: Arc<Access>,
-    /// Since when this node knows that they left; `None`: since before it started.
-    left: Mutex<BTreeMap<NodeId, Option<Instant>>>,
+    left: Mutex<BTreeMap<NodeId, Left>>,
     changes: watch::Sender<()>,
 }
 
 impl Standing {
-    pub(super) fn new(index: Index, access: Arc<Access>) -> Self {
-        let nodes = index.all_nodes().into_iter();
-        let left = nodes.filter(|(_, info)| info.left).map(|(id, _)| (id, None)).collect();
-        Self { index, access, left: Mutex::new(left), changes: watch::Sender::new(()) }
+    pub(super) fn new(cluster: Arc<Cluster>, access: Arc<Access>) -> Self {
+        let index = cluster.index();
+        let gone = index.all_nodes().into_iter().filter(|(_, info)| info.left);
+        let left = gone.map(|(id, _)| (id, Left { since: None, out: None })).collect();
+        Self { cluster, index, access, left: Mutex::new(left), changes: watch::Sender::new(()) }
+    }
+
+    /// Writes down the connections that the members' port does not take. Who says nothing may be a
+    /// probe of the port.
+    pub(super) fn witness(&self) -> Witness {
+        let access = self.access.clone();
+        Witness(Arc::new(move |why, from| {
+            if why != SILENT {
+                let from = from.map_or_else(String::new, |from| from.ip().to_string());
+                let what = format!("connection from {from}");
+                access.tell_of_refusal(why, "members", &what, &Identity::Anyone);
+            }
+        }))
     }
 
     /// Follows the index until `stop`.
@@ -74,7 +119,8 @@ impl Standing {
                 let mut left = self.left.lock();
                 for (id, info) in self.index.all_nodes() {
                     if info.left {
-                        left.entry(id).or_insert_with(|| Some(Instant::now()));
+                        let since = Some(Instant::now());
+                        left.entry(id).or_insert(Left { since, out: None });
                     }
                 }
             }
@@ -101,9 +147,27 @@ impl Standing {
         }
         let nodes = self.index.all_nodes();
         judge(&nodes, caller, |node| {
-            let left = self.left.lock();
-            left.get(&node).is_some_and(|since| since.is_none_or(|at| at.elapsed() >= GRACE))
+            let mut left = self.left.lock();
+            let counts = || self.cluster.counts_on(node);
+            left.get_mut(&node).is_some_and(|of| of.is_over(Instant::now(), counts))
         })
+    }
+
+    /// Returns once whoever has this certificate has joined, as far as this node's replica knows.
+    pub(super) async fn joined(&self, caller: &Caller) {
+        let mut changes = self.changes.subscribe();
+        while !self.index.has_joined(caller) {
+            // Its sender is this.
+            let _ = changes.changed().await;
+        }
+    }
+
+    /// Counts a connection that ends because its node has not joined.
+    pub(super) fn stranger(&self, caller: &Caller) {
+        let why = Denied::NotJoined.why();
+        metrics::counter!("kiln_refused_peers_total", "why" => why).increment(1);
+        let what = from(caller);
+        self.access.tell_of_refusal(why, "members", &what, &Identity::Member(caller.node));
     }
 
     /// Returns once whoever has this certificate is gone.
@@ -120,9 +184,14 @@ impl Standing {
             tokio::select! {
                 // Its sender is this.
                 _ = changes.changed() => {}
-                () = tokio::time::sleep(GRACE) => {}
+                () = tokio::time::sleep(LOOK), if self.is_leaving(caller) => {}
             }
         }
+    }
+
+    /// Whether a node that this certificate names has left.
+    fn is_leaving(&self, caller: &Caller) -> bool {
+        self.index.all_nodes().iter().any(|(id, info)| info.left && is_named(caller, *id, info))
     }
 
     /// Counts a connection that ends for that.
@@ -131,10 +200,18 @@ impl Standing {
         metrics::counter!("kiln_refused_peers_total", "why" => why).increment(1);
         tracing::debug!(from = ?caller.from, why, "a peer is refused: {gone}");
         let (Gone::Left(node) | Gone::Revoked(node)) = gone;
-        let from =
-            caller.from.map_or_else(String::new, |from| format!("connection from {}", from.ip()));
-        self.access.tell_of_refusal(why, "members", &from, &Identity::Member(Some(node)));
+        self.access.tell_of_refusal(why, "members", &from(caller), &Identity::Member(Some(node)));
     }
+}
+
+/// Which connection it is, for people.
+fn from(caller: &Caller) -> String {
+    caller.from.map_or_else(String::new, |from| format!("connection from {}", from.ip()))
+}
+
+/// Whether the certificate of `caller` names that node, or its key.
+fn is_named(caller: &Caller, id: NodeId, info: &NodeInfo) -> bool {
+    caller.node == Some(id) || caller.key == Some(info.key.to_bytes())
 }
 
 fn judge(
@@ -142,8 +219,7 @@ fn judge(
     caller: &Caller,
     is_over: impl Fn(NodeId) -> bool,
 ) -> Result<(), Gone> {
-    let of_key = |info: &NodeInfo| caller.key.is_some_and(|key| info.key.to_bytes() == key);
-    let named = |(id, info): &&(NodeId, NodeInfo)| caller.node == Some(*id) || of_key(info);
+    let named = |(id, info): &&(NodeId, NodeInfo)| is_named(caller, *id, info);
     let mut left = None;
     let mut member = false;
     for (id, info) in nodes.iter().filter(named) {
@@ -160,5 +236,31 @@ fn judge(
     match left {
         Some(id) if !member || caller.node == Some(id) => Err(Gone::Left(id)),
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_left_keeps_its_connections_until_its_leaving_is_answered_and_no_longer() {
+        let (began, step) = (Instant::now(), Duration::from_millis(1));
+        let left = || Left { since: Some(began), out: None };
+        // The membership changes at once, as it does where there is a quorum.
+        let mut at_once = left();
+        assert!(!at_once.is_over(began, || false));
+        assert!(!at_once.is_over(began + ANSWER - step, || false));
+        assert!(at_once.is_over(began + ANSWER, || false));
+        let mut late = left();
+        let changed = began + 3 * ANSWER;
+        assert!(!late.is_over(changed - step, || true), "its vote may be needed for that");
+        assert!(!late.is_over(changed, || false));
+        assert!(!late.is_over(changed + ANSWER - step, || false));
+        assert!(late.is_over(changed + ANSWER, || false));
+        let mut never = left();
+        assert!(!never.is_over(began + GRACE - step, || true));
+        assert!(never.is_over(began + GRACE, || true), "whatever becomes of it");
+        assert!(Left { since: None, out: None }.is_over(began, || true), "long ago");
     }
 }

@@ -50,6 +50,7 @@ impl Storage {
             ..parts::cluster(config, facts.clone())
         };
         settings.joining.witness = Some(joined::witness(access.clone()));
+        settings.joining.refusals = Some(joined::refusals(access.clone()));
         let opening = tokio::task::spawn_blocking(move || Cluster::open(settings, signing));
         let panicked = |e: tokio::task::JoinError| NodeError::Io {
             doing: "open the index".into(),

@@ -5,6 +5,7 @@ mod audited;
 mod freed;
 mod ladder;
 mod listed;
+mod members;
 mod refused;
 mod told;
 mod transaction;

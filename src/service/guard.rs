@@ -64,9 +64,14 @@ impl Guard {
         let caller = request.extensions().get::<Caller>();
         if self.members {
             let who = Identity::Member(caller.and_then(|caller| caller.node));
-            return match access::of_members(path) {
+            if !access::of_members(path) {
+                return Err(Refused { denied: Denied::NotMembers, who });
+            }
+            // What else members say to each other is judged where it is taken.
+            let has_joined = caller.is_none_or(|caller| self.access.has_joined(caller));
+            return match has_joined || !access::is_of_api(path) {
                 true => Ok(Some(self.access.all(who))),
-                false => Err(Refused { denied: Denied::NotMembers, who }),
+                false => Err(Refused { denied: Denied::NotJoined, who }),
             };
         }
         let right = access::method(path);

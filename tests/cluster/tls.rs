@@ -150,6 +150,13 @@ fn refusals(node: &TestNode) -> String {
     files.filter_map(|file| std::fs::read_to_string(file.ok()?.path()).ok()).collect()
 }
 
+/// Its lines about `who` that say this.
+fn told_of(node: &TestNode, who: &str, said: &str) -> Vec<String> {
+    let who = format!("\"who\":\"{who}\"");
+    let lines = refusals(node).lines().map(str::to_owned).collect::<Vec<_>>();
+    lines.into_iter().filter(|line| line.contains(&who) && line.contains(said)).collect()
+}
+
 /// From plain text to TLS while values are written; then those who are no members.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_running_cluster_gets_tls_and_keeps_out_who_is_no_member() {
@@ -207,6 +214,11 @@ async fn a_running_cluster_gets_tls_and_keeps_out_who_is_no_member() {
             (now > before).then_some(())
         })
         .await;
+        eventually("the refusal in the audit log", async || {
+            let said = format!("{why} at members");
+            refusals(node).lines().any(|line| line.contains(&said)).then_some(())
+        })
+        .await;
     }
 
     let nine = authority.member("nine", " --node 9");
@@ -219,6 +231,33 @@ async fn a_running_cluster_gets_tls_and_keeps_out_who_is_no_member() {
         }
     }
     assert!(metric(node, "kiln_refused_peers_total", &[("why", "wrong_node")]).await >= 14.0);
+    eventually("who it was, in the audit log", async || {
+        (!told_of(node, "node 9", "wrong_node at members").is_empty()).then_some(())
+    })
+    .await;
+    // However often it tries, the log has ten lines a second of it, and says how many there were.
+    let (tries, began, channel) = (500, std::time::Instant::now(), channel());
+    for _ in 0..tries {
+        call(channel.clone(), "Vote", None).await.unwrap_err();
+    }
+    let counted = metric(node, "kiln_refused_peers_total", &[("why", "wrong_node")]).await;
+    eventually("all of them to be told of", async || {
+        // One more after each second tells of those that had no line.
+        call(channel.clone(), "Vote", None).await.unwrap_err();
+        let lines = told_of(node, "node 9", "wrong_node at members");
+        let left_out = |line: &String| {
+            let said = line.split_once("and ")?.1.split_once(" more before it")?.0;
+            said.parse::<usize>().ok()
+        };
+        let all = lines.len() + lines.iter().filter_map(left_out).sum::<usize>();
+        (all as f64 >= counted).then_some(())
+    })
+    .await;
+    // Those before are a few.
+    let most = 20 + 10 * (began.elapsed().as_secs() as usize + 2);
+    let lines = told_of(node, "node 9", "wrong_node at members");
+    assert!(lines.len() <= most, "{} lines of {tries} tries, and not {most}", lines.len());
+    assert!(lines.iter().all(|line| line.contains("127.0.0.1: node 9 speaks for")), "{lines:?}");
 }
 
 /// A certificate of the authority in `folder` that is over.

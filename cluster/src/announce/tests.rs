@@ -16,9 +16,10 @@ use tonic::transport::{Server, server::TcpIncoming};
 use crate::{
     Cluster, ClusterError, Joining, LOG_ENTRIES, NodeFacts, Settings, Start, Timings,
     admission::{Candidacy, Witness, Word},
-    announce::announce_standing,
+    announce::{announce_standing, keep_endorsed},
     codec,
     command::{Candidate, Command, NewNode},
+    endorsement::{Admitted, Roster},
     peers::{frame, set_abstains, unframe},
     rpc::{Admit, Answer, Assignment, Greeting, Join, Unanswered},
     store::{LogStore, Owner},
@@ -206,7 +207,7 @@ async fn a_member_that_knows_of_no_abstaining_lets_in_all_the_same() {
     let answer = client.join(frame(&node).unwrap()).await.unwrap();
     let owner = unframe::<Answer<Owner>>(answer.get_ref()).unwrap().unwrap();
     assert!(founder.eligible(owner.node));
-    agent.cluster.bootstrap.accept(Assignment { candidate, owner }).await.unwrap();
+    agent.cluster.bootstrap.accept(Assignment { candidate, owner }, None).await.unwrap();
     let start = Start::Join { peers: Vec::new() };
     let (bootstrap, replica) = (&agent.cluster.bootstrap, &agent.cluster.replica);
     let announced = announce_standing(Arc::clone(bootstrap), Arc::clone(replica), start);
@@ -235,4 +236,65 @@ fn older_members_read_the_greeting_of_a_node_that_abstains() {
     };
     let older: Older = codec::decode(&codec::encode(&greeting).unwrap()).unwrap();
     assert_eq!((older.node, older.owner, older.sees), (node, None, sees));
+}
+
+/// As one does that joined when members endorsed nobody.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_that_was_never_endorsed_is_once_it_asks() {
+    let temp = tempfile::tempdir().unwrap();
+    let founder = founder(&temp).await;
+    let member = Member::open(&temp.path().join("member"), true).await;
+    let node = member.cluster.bootstrap.introduction();
+    let candidate = node.candidate;
+    let mut client = member.cluster.peers.at(&founder.address).unwrap();
+    let answer = client.join(frame(&node).unwrap()).await.unwrap();
+    let owner = unframe::<Answer<Owner>>(answer.get_ref()).unwrap().unwrap();
+    let (bootstrap, replica) = (&member.cluster.bootstrap, &member.cluster.replica);
+    bootstrap.accept(Assignment { candidate, owner }, None).await.unwrap();
+    assert!(!bootstrap.endorser.is_endorsed(owner) && bootstrap.endorser.own().is_none());
+    let mut applied = replica.progress();
+    let registered = async {
+        while !replica.nodes().contains_key(&owner.node) {
+            applied.changed().await.unwrap();
+        }
+    };
+    timeout(PATIENCE, registered).await.unwrap();
+    let keeping = tokio::spawn(keep_endorsed(Arc::clone(bootstrap), Arc::clone(replica)));
+    let endorsed = async {
+        while !bootstrap.endorser.is_endorsed(owner) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(PATIENCE, endorsed).await.unwrap();
+    let proof = member.cluster.store.admitted().unwrap().unwrap().proof;
+    let nodes = founder.cluster.replica.nodes();
+    assert!(proof.proves(owner.cluster, &*nodes, owner.node, Some(node.key)));
+    // Another key of its own is not the one that was endorsed.
+    bootstrap.endorser.sign_with(SigningKey::from_bytes(&[7; 32]));
+    assert!(!bootstrap.endorser.is_endorsed(owner));
+    keeping.abort();
+    for member in [member, founder] {
+        member.cluster.shutdown().await;
+    }
+}
+
+/// Whoever reaches the port can repeat an assignment: by it a node believes nobody else.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_repeated_assignment_changes_nothing_of_whom_a_node_believes() {
+    let temp = tempfile::tempdir().unwrap();
+    let founder = founder(&temp).await;
+    let member = Member::open(&temp.path().join("member"), true).await;
+    member.join(&founder).await;
+    let bootstrap = &member.cluster.bootstrap;
+    let owner = member.cluster.member.running().unwrap().owner;
+    let (candidate, own) = (bootstrap.introduction().candidate, bootstrap.endorser.own().unwrap());
+    assert_eq!(own.roll.name(1), Some(founder.cluster.bootstrap.introduction().key));
+    let stranger = NewNode { key: [9; 32], ..bootstrap.introduction() };
+    let given = Admitted::of_founders(&[stranger]);
+    bootstrap.accept(Assignment { candidate, owner }, Some(given)).await.unwrap();
+    assert_eq!(bootstrap.endorser.own().unwrap(), own);
+    assert!(bootstrap.endorser.is_endorsed(owner));
+    for member in [member, founder] {
+        member.cluster.shutdown().await;
+    }
 }

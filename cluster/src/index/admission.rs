@@ -4,17 +4,31 @@
 
 use std::sync::Arc;
 
+use kiln_proto::NodeId;
+
 use super::Index;
 use crate::{
     admission::{Admission, Admissions, NewJoinToken},
+    caller::Caller,
     command::{Command, Response},
     error::ClusterError,
+    watch::NodeInfo,
 };
 
 impl Index {
     /// What joining takes, by the local replica, with all tokens for candidates.
     pub fn admissions(&self) -> Arc<Admissions> {
         self.replica.admissions()
+    }
+
+    /// Whether the certificate of `caller` names a node that has joined, as far as the local replica
+    /// knows, or nobody. Who left since is not asked here.
+    pub fn has_joined(&self, caller: &Caller) -> bool {
+        let Caller { node, key, .. } = caller;
+        let is_it = |(id, info): (&NodeId, &NodeInfo)| {
+            node.is_none_or(|node| node == *id) && key.is_none_or(|key| key == info.key.to_bytes())
+        };
+        node.is_none() && key.is_none() || self.replica.nodes().iter().any(is_it)
     }
 
     /// Makes a token for candidates good. `Invalid`: it is none, or there are too many.

@@ -29,6 +29,7 @@ use super::{
 use crate::{
     codec,
     command::NewNode,
+    endorsement::Admitted,
     environment::{Disk, Syncs},
     error::ClusterError,
     table::{Changes, Pairs, StateError, Table, View},
@@ -188,6 +189,22 @@ impl Store {
         self.db.flush_wal(true).map_err(ClusterError::storage)?;
         fail_point!("owner.synced");
         Ok(())
+    }
+
+    /// What this node was given as it was let in; `None`: by a member of an earlier version.
+    pub(crate) fn admitted(&self) -> Result<Option<Admitted>, ClusterError> {
+        self.meta(meta::ADMITTED).map_err(ClusterError::storage)
+    }
+
+    /// Notes it; durable with the next owner, or [`Self::sync`].
+    pub(crate) fn set_admitted(&self, admitted: &Admitted) -> Result<(), ClusterError> {
+        let bytes = codec::encode(admitted)?;
+        self.db.put_cf(self.cf(META), meta::ADMITTED, bytes).map_err(ClusterError::storage)
+    }
+
+    /// Makes all that was noted durable.
+    pub(crate) fn sync(&self) -> Result<(), ClusterError> {
+        self.db.flush_wal(true).map_err(ClusterError::storage)
     }
 
     /// The first nodes of a cluster that this node is founding.

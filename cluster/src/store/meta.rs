@@ -18,6 +18,8 @@ pub(super) const PURGED: &str = "purged";
 pub(super) const APPLIED: &str = "applied";
 pub(super) const OWNER: &str = "owner";
 pub(super) const FOUNDERS: &str = "founders";
+/// What this node was given as it was let in.
+pub(super) const ADMITTED: &str = "admitted";
 /// The earliest version of Kiln that reads this index; absent: any does.
 pub(super) const NEEDS: &str = "needs";
 /// The version of the last program that opened it.

@@ -113,7 +113,7 @@ async fn a_bad_token_is_refused_and_told_of() {
     let tells = told.clone();
     let witness = Witness(Arc::new(move |candidacy| tells.lock().push(candidacy.clone())));
     let mut seat = Seat::new(&folder.join("first")).await;
-    seat.joining = Joining { needs_token: true, witness: Some(witness), token_file: None };
+    seat.joining = Joining { needs_token: true, witness: Some(witness), ..Joining::default() };
     let first = seat.start(Start::Expect { voters: 1, peers: Vec::new() }).await.unwrap();
     assert_eq!(first.index.admissions().needs_token, Some(true), "as its settings say");
 

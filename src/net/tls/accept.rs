@@ -3,7 +3,7 @@
 //! Invariant: a connection ends within [`PATIENCE`] unless its first byte, and in TLS its
 //! whole handshake, has come; what is refused is counted with the reason.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{fmt, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
 use kiln_cluster::Caller;
@@ -28,6 +28,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// What is said of a certificate that would be any member's.
 pub(super) const NAMELESS: &str = "the certificate names no node (tls.members.named): give each node \
                                    one of its own (kiln certs issue member --data-dir)";
+/// Why a connection is refused that said too little, too late.
+pub(crate) const SILENT: &str = "silent";
 /// The first byte of a TLS handshake. No other protocol of Kiln's begins with it: gRPC
 /// begins with `P`, a frame with the high byte of a small length.
 const HANDSHAKE: u8 = 0x16;
@@ -42,11 +44,22 @@ pub(crate) enum Whose {
     },
 }
 
+/// Is told why a connection is not taken, and where it came from.
+#[derive(Clone)]
+pub(crate) struct Witness(pub(crate) Arc<dyn Fn(&'static str, Option<SocketAddr>) + Send + Sync>);
+
+impl fmt::Debug for Witness {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Witness")
+    }
+}
+
 /// Takes connections in plain text, in TLS, or both.
 #[derive(Debug, Clone)]
 pub(crate) struct Acceptor {
     port: &'static str,
     tls: Option<Arc<Tls>>,
+    witness: Option<Witness>,
 }
 
 #[derive(Debug)]
@@ -63,7 +76,7 @@ struct Tls {
 impl Acceptor {
     /// Plain text for `port`, as metrics call it.
     pub(crate) const fn plain(port: &'static str) -> Self {
-        Self { port, tls: None }
+        Self { port, tls: None, witness: None }
     }
 
     /// In `mode` with the files of `trust`, offering `protocols`, to those who have
@@ -84,7 +97,12 @@ impl Acceptor {
         let config = configure(&loaded, verify, &protocols).map_err(|why| trust.unusable(why))?;
         let config = ArcSwap::from_pointee((loaded, config));
         let tls = Tls { mode, verify, whose, protocols, trust, config };
-        Ok(Self { port, tls: Some(Arc::new(tls)) })
+        Ok(Self { port, tls: Some(Arc::new(tls)), witness: None })
+    }
+
+    /// The same, and `witness` is told of those that it does not take.
+    pub(crate) fn telling(self, witness: Witness) -> Self {
+        Self { witness: Some(witness), ..self }
     }
 
     /// The connection after its handshake, and who it is from. An error was counted.
@@ -105,7 +123,7 @@ impl Acceptor {
                 metrics::counter!("kiln_plain_connections_total", "port" => self.port).increment(1);
                 Ok((Conn::Plain(stream), Named::default()))
             }
-            Err(error) => Err(Refused { why: "silent", error }),
+            Err(error) => Err(Refused { why: SILENT, error }),
         };
         match secured {
             Ok((conn, Named { member: Identity { node, key }, client: names })) => {
@@ -115,6 +133,9 @@ impl Acceptor {
                 metrics::counter!("kiln_tls_refused_total", "port" => self.port, "why" => why)
                     .increment(1);
                 tracing::warn!(port = self.port, ?from, why, %error, "a connection is refused");
+                if let Some(Witness(witness)) = &self.witness {
+                    witness(why, from);
+                }
                 Err(error)
             }
         }
@@ -140,7 +161,7 @@ impl Tls {
         let stream = match timeout(PATIENCE, acceptor.accept(stream)).await {
             Ok(Ok(stream)) => stream,
             Ok(Err(error)) => return Err(Refused { why: reason(&error), error }),
-            Err(silent) => return Err(Refused { why: "silent", error: silent.into() }),
+            Err(silent) => return Err(Refused { why: SILENT, error: silent.into() }),
         };
         let shown = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
         let bad_name = |why| Refused { why: "bad_name", error: io::Error::other(why) };

@@ -14,7 +14,7 @@ mod reload;
 mod verify;
 
 pub(crate) use self::{
-    accept::{Acceptor, Whose},
+    accept::{Acceptor, SILENT, Whose, Witness},
     reload::Trust,
 };
 pub use self::{

@@ -58,7 +58,7 @@ pub(super) const METRICS: &[Metric] = &[
         &["door", "why"],
         "Calls that were refused for who asked them: no token, one that is unknown, revoked or \
          expired, a role that is too small, another's namespace, or more than one client may have; at \
-         the door `members`, nodes that had no good token to join.",
+         the door `members`, nodes that had no good token to join, or have not joined.",
     ),
     counter(
         "kiln_oidc_failures_total",

@@ -1,7 +1,9 @@
 //! Certificates of the members' authority whose nodes have not joined, and nodes that joined
-//! while a member was away.
+//! while a member was away: these prove that they did.
 
 use std::time::Duration;
+
+use kiln_proto::pb::kiln_client::KilnClient;
 
 use super::*;
 
@@ -35,8 +37,61 @@ async fn a_certificate_sends_no_messages_before_its_node_joins() {
         }
         let counted = metric(node, "kiln_refused_peers_total", &[("why", "not_joined")]).await;
         assert!(counted >= 14.0, "{counted}");
+        // Nor does it ask for what members ask each other to compile, or to tell.
+        for (cert, key) in [&by_key, &by_id] {
+            let channel = encrypted(node, &authority.ca(), Some((cert, key)));
+            let refused = KilnClient::new(channel).status(pb::StatusRequest::default()).await;
+            let refused = refused.unwrap_err();
+            assert_eq!(refused.code(), Code::Unavailable, "{refused}");
+            assert!(refused.message().contains("has not joined"), "{refused}");
+        }
+        let file = |end: &str| authority.0.join(format!("node-2-member.{end}"));
+        let channel = encrypted(node, &authority.ca(), Some((&file("pem"), &file("key"))));
+        KilnClient::new(channel).status(pb::StatusRequest::default()).await.unwrap();
     }
     is_shared(&cluster.nodes[0], &cluster.nodes[1], "none was disturbed").await;
+}
+
+/// Nobody tells the last one of three that nobody else joined: it hears whoever proves to have.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_hears_no_leader_takes_no_message_of_a_node_that_nobody_let_in() {
+    let mut cluster = TestCluster::start(3).await;
+    let authority = in_tls(&mut cluster).await;
+    let data = cluster.folder.path().join("to-come");
+    std::fs::create_dir(&data).unwrap();
+    let by_key = authority.member("by-key", &format!(" --data-dir {}", data.display()));
+    let by_id = authority.member("by-id", " --node 99");
+    for i in [1, 2] {
+        cluster.nodes[i].kill().await;
+    }
+    let node = &cluster.nodes[0];
+    eventually("a node without a leader", async || {
+        node.status().await.ok().filter(|status| !status.quorum).map(drop)
+    })
+    .await;
+    for (cert, key) in [&by_key, &by_id] {
+        for method in OF_MEMBERS {
+            let channel = encrypted(node, &authority.ca(), Some((cert, key)));
+            let refused = call(channel, method, Some(99)).await.unwrap_err();
+            assert_eq!(refused.code(), Code::PermissionDenied, "{method}: {refused}");
+            assert!(refused.message().contains("has not joined"), "{method}: {refused}");
+        }
+    }
+    let counted = metric(node, "kiln_refused_peers_total", &[("why", "not_joined")]).await;
+    assert!(counted >= 14.0, "{counted}");
+    eventually("the refusals in the audit log", async || {
+        let told = |who| !told_of(node, who, "not_joined at members").is_empty();
+        (told("node 99") && told("a member")).then_some(())
+    })
+    .await;
+    // A member that is not there, and one that comes back, are heard.
+    let file = |end: &str| authority.0.join(format!("node-1-member.{end}"));
+    let (cert, key) = (file("pem"), file("key"));
+    let channel = encrypted(node, &authority.ca(), Some((&cert, &key)));
+    let answered = call(channel, "Vote", Some(cluster.nodes[1].id)).await.unwrap_err();
+    assert_ne!(answered.code(), Code::PermissionDenied, "{answered}");
+    cluster.nodes[1].restart().await;
+    is_shared(&cluster.nodes[1], &cluster.nodes[0], "two of three").await;
 }
 
 /// Two of five voters are gone, and one of the others has never heard of the last two: they need
