@@ -35,7 +35,7 @@ async fn the_memory_limit_is_told_as_such() {
 /// have enough.
 #[tokio::test]
 async fn what_has_too_little_memory_has_more_alone_or_takes_less() {
-    let limits = Limits { time: Duration::from_secs(120), memory_bytes: 72 << 20 };
+    let limits = Limits { time: Duration::from_secs(120), memory_bytes: 64 << 20 };
     let stop = CancellationToken::new;
     let workers = |workers: usize| {
         Node::with(nvrtc("KILN_NVRTC_DIR"), move |settings| {
@@ -43,7 +43,7 @@ async fn what_has_too_little_memory_has_more_alone_or_takes_less() {
         })
     };
     let (one, two) = (workers(1).await, workers(2).await);
-    let block = exported("block_bf16.new.pt2");
+    let block = exported("block_f32.new.pt2");
     let failed = one.compile_within(&block, &limits, stop()).await.unwrap_err();
     assert_eq!(failed.kind, FailureKind::OutOfMemory, "{failed}");
     let compiler = one.compilers.select("native", &block).unwrap();

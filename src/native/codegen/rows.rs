@@ -194,7 +194,7 @@ impl Writer<'_> {
         for id in candidates {
             let worth = match exprs.get(id) {
                 Expr::Load { index, .. } => index.has_var(LANE),
-                Expr::Apply(fun, Domain::Float, _) => {
+                Expr::Apply(fun, Domain::Float | Domain::Double, _) => {
                     matches!(
                         fun,
                         Fun::Exp

@@ -148,6 +148,8 @@ fn pieces(
         scores = b.map(Fun::Where, Domain::Float, &choice, dtype)?;
     }
     let test = mask.first().is_none_or(|mask| b.dtype(*mask) == DType::Bool);
+    // In f64 PyTorch computes it in pieces, by a softmax that gives zero in any such row.
+    let safe = test || dtype == DType::F64;
     if let Some(mask) = mask.first() {
         let (fun, args) = match test {
             true => (Fun::Where, vec![Arg::from(*mask), scores.into(), hidden()]),
@@ -157,7 +159,7 @@ fn pieces(
     }
     let [_, exp, sum] = exponentials(b, scores, 3)?;
     let mut weights = b.map(Fun::Div, Domain::Float, &[exp.into(), sum.into()], dtype)?;
-    if test {
+    if safe {
         // A row that sees nothing gives zero.
         let most = b.reduce_keep(Reduction::Max, scores, &[3], dtype)?;
         let none = b.test(Fun::Eq, &[most.into(), f64::NEG_INFINITY.into()])?;

@@ -286,8 +286,9 @@ impl<'a> Run<'a> {
         let of = |value| self.graph.value(value).ty.dtype;
         let mut all = node.tensors().chain(node.outputs.iter().copied()).map(of);
         let name = node.op.strip_prefix("aten.").unwrap_or_default();
+        let adds = node.arg("accumulate") == Some(&Argument::Bool(true));
         match all.find(|dtype| is_short(*dtype)) {
-            Some(dtype) if !scaled::moves(name) => unsupported(format!(
+            Some(dtype) if adds || !scaled::moves(name) => unsupported(format!(
                 "there is no arithmetic in {dtype}: cast it to another type before"
             )),
             _ => Ok(()),

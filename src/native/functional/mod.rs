@@ -34,7 +34,7 @@ pub(crate) use in_place::mutates;
 /// `graph` without operations in place. `left` has what the exporter itself says that the
 /// program leaves in inputs, by their positions.
 pub(super) fn functional(graph: Graph, left: Vec<(usize, ValueId)>) -> Result<Graph, Failure> {
-    let graph = statistics::told(graph);
+    let graph = statistics::told(graph)?;
     let mut updates = left;
     let graph = match graph.nodes.iter().any(|node| mutates(&node.op)) {
         false => graph,

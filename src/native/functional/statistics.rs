@@ -9,7 +9,12 @@
 //!
 //! Invariant: a graph without any comes out as it went in, and one that comes out has none.
 
-use kiln_proto::graph::{Argument, Graph, Node, Value, ValueId};
+use kiln_proto::{
+    Failure,
+    graph::{Argument, Graph, Node, Value, ValueId},
+};
+
+use super::invalid;
 
 /// Mean and variance that `node` writes to.
 fn written(node: &Node) -> Option<[ValueId; 2]> {
@@ -32,16 +37,28 @@ fn written(node: &Node) -> Option<[ValueId; 2]> {
 }
 
 /// `graph` with these writes as operations in place of their own.
-pub(super) fn told(mut graph: Graph) -> Graph {
+pub(super) fn told(mut graph: Graph) -> Result<Graph, Failure> {
     if !graph.nodes.iter().any(|node| written(node).is_some()) {
-        return graph;
+        return Ok(graph);
     }
     for node in std::mem::take(&mut graph.nodes) {
         let Some(both) = written(&node) else {
             graph.nodes.push(node);
             continue;
         };
+        // Their types are copied for each norm: one that is long is no running statistic.
+        if both.iter().any(|of| graph.value(*of).ty.shape.len() != 1) {
+            return Err(invalid("running statistics of a batch norm that are no vector"));
+        }
         let Node { name, op, mut args, mut outputs } = node;
+        for (name, _) in &mut args {
+            // What cuDNN's calls by other names.
+            match name.as_str() {
+                "exponential_average_factor" => "momentum".clone_into(name),
+                "epsilon" => "eps".clone_into(name),
+                _ => {}
+            }
+        }
         // Beside the norm there are mean and scale of the batch, which have the form of these.
         outputs.truncate(3);
         while outputs.len() < 3 {
@@ -62,7 +79,7 @@ pub(super) fn told(mut graph: Graph) -> Graph {
             graph.nodes.push(Node { name: name.clone(), op, args: args.into(), outputs });
         }
     }
-    graph
+    Ok(graph)
 }
 
 /// A value of the same type, for the node `name`.

@@ -39,8 +39,8 @@ fn what_another_launch_writes_is_read_after_the_wait_and_not_as_constant() {
             // What follows, a function or a library's part, has its comment first.
             let body = body.split("\n// ").next().unwrap();
             assert!(body.starts_with("kiln_begin();\n"), "{name}: {body}");
-            // Those two wait by themselves, after they have asked for weights.
-            let waits = ["kiln_product_vector<", "kiln_product_wgmma<"];
+            // These wait by themselves, after they have asked for weights.
+            let waits = ["kiln_product_vector<", "kiln_product_wgmma<", "kiln_product_persistent<"];
             let waits = waits.iter().any(|template| body.contains(template));
             assert_ne!(body.contains("kiln_wait();"), waits, "{name}: {body}");
             for (param, arg) in params.split(", ").zip(&kernel.args) {

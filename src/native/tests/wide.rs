@@ -27,6 +27,7 @@ fn run(graph: &Graph, inputs: &[Tensor<'static>]) -> Result<Vec<Tensor<'static>>
     let bytes: Vec<Vec<u8>> = inputs.iter().map(|x| x.bytes.to_vec()).collect();
     let shapes: Vec<&[usize]> = inputs.iter().map(|x| x.shape.as_slice()).collect();
     let found = module.run_shaped(&bytes, &shapes);
+    assert_eq!(found.len(), expected.len());
     for (found, expected) in found.into_iter().zip(&expected) {
         let found = Tensor::dense(expected.dtype, &expected.shape, found);
         assert_eq!(numbers(&found), numbers(expected));

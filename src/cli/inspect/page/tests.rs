@@ -242,6 +242,7 @@ fn a_huge_artifact_has_a_bounded_page_that_says_what_is_not_on_it() {
 #[test]
 fn what_is_not_read_or_not_drawn_is_counted() {
     let mut plan = plan_of(&fixture("block_bf16.211.pt2"));
+    plan.buffers.push(plan_buffer(&plan.buffers[0], 1));
     let count = plan.buffers.len();
     assert!(count > 2);
     // A size that is no number, and a buffer of a kernel that is not there.

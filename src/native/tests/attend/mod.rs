@@ -50,6 +50,8 @@ fn exported_in_pieces_or_not_attention_is_a_kernel() {
                 *of == folder && fixture.name.starts_with(name)
             };
             let Some((_, _, count)) = FIXTURES.iter().find(is) else { continue };
+            // In f64 it is products and a softmax: there is no such kernel.
+            let count = if fixture.name.contains("_f64") { &0 } else { count };
             let lowered = lower(&fixture.archive, &options(&[]), EMULATED).unwrap();
             let kernels = lowered.plan.kernels;
             let attention = kernels.iter().filter(|kernel| kernel.name.ends_with("_attention"));
