@@ -113,3 +113,25 @@ fn many_rows_are_twins_on_hopper_alone() {
     assert_eq!(kernels(&program, hopper), (1, 1));
     assert_eq!(kernels(&program, Target::cubin(80)).1, 0);
 }
+
+/// A gate whose weights the program writes to, after it has read them, does not wait until then.
+#[test]
+fn weights_are_read_before_they_are_written() {
+    let rows = 3;
+    let mut program = Program::default();
+    let x = program.input(DType::BF16, &[rows, K], &[K, 1]);
+    let gate = product(&mut program, x, rows);
+    let of = |value| [("self", Argument::Tensor(value))];
+    let weights = ValueId(1);
+    let new = program.node("aten.relu.default", &of(weights), DType::BF16, &[K, COLUMNS]);
+    let up = product(&mut program, x, rows);
+    let shape = [rows, COLUMNS];
+    let opened = program.node("aten.relu.default", &of(gate), DType::BF16, &shape);
+    let both = [("self", Argument::Tensor(opened)), ("other", Argument::Tensor(up))];
+    let through = program.node("aten.mul.Tensor", &both, DType::BF16, &shape);
+    program.graph.outputs.extend([through, new]);
+    program.graph.updates.push(1);
+    let lowered = program.compile();
+    let [.., through] = right(rows);
+    near(&run(&lowered, rows)[0], &through);
+}

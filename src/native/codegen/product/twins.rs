@@ -3,6 +3,8 @@
 //!
 //! Invariant: what the first of them gives is read by the kernel of the second alone.
 
+use std::collections::BTreeSet;
+
 use kiln_proto::Target;
 
 use super::{
@@ -11,7 +13,7 @@ use super::{
 };
 use crate::{
     codegen::readers,
-    loops::{Def, Loops, Product},
+    loops::{Def, Loops, Product, Source},
     schedule::{self, Group, Space},
 };
 
@@ -30,12 +32,24 @@ pub(in crate::codegen) fn twins(loops: &mut Loops, groups: &[Group], target: Tar
         of.dedup();
         let [reader] = of[..] else { continue };
         let Some(other) = &joined[reader] else { continue };
+        if writes_what_is_read(loops, group, &groups[index + 1..reader]) {
+            continue;
+        }
         if let Some(both) = twin(loops, group, other, target) {
             joined[index] = None;
             joined[reader] = Some(both);
         }
     }
     joined.into_iter().flatten().collect()
+}
+
+/// Whether one of `between`, which `group` would come after, writes to an input that it reads.
+fn writes_what_is_read(loops: &Loops, group: &Group, between: &[Group]) -> bool {
+    let reads: BTreeSet<Source> =
+        group.members.iter().flat_map(|temp| schedule::sources(loops, *temp)).collect();
+    let mut written = between.iter().flat_map(|group| &group.members);
+    written
+        .any(|temp| loops.updated(*temp).is_some_and(|input| reads.contains(&Source::Input(input))))
 }
 
 fn twin(loops: &mut Loops, first: &Group, second: &Group, target: Target) -> Option<Group> {
