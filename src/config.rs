@@ -35,7 +35,7 @@ pub use monitor::{AlertsConfig, MonitorConfig, OptimizerConfig};
 pub use prewarm::PrewarmConfig;
 pub use publish::{Copies, PublishConfig};
 pub use resp::RespConfig;
-pub use tls::{ClientsTlsConfig, MembersTlsConfig, TlsConfig};
+pub use tls::{ClientsTlsConfig, MembersTlsConfig, Proofs, TlsConfig};
 pub use trace::TraceConfig;
 pub use trust::TrustConfig;
 

@@ -278,6 +278,12 @@ impl Cluster {
         self.bootstrap.endorser.sign_with(key);
     }
 
+    /// Whether a node that this one has not heard of is refused where it cannot prove that it was
+    /// let in.
+    pub fn needs_proof(&self) -> bool {
+        self.bootstrap.joining.needs_proof
+    }
+
     /// Whether Raft counts on `node` still, which may have left: as a voter or one that follows.
     pub fn counts_on(&self, node: NodeId) -> bool {
         self.member

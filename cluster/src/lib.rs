@@ -62,6 +62,7 @@ mod table;
 pub mod tokens;
 mod transport;
 pub mod trust;
+mod unproved;
 mod versions;
 mod wanted;
 mod watch;
@@ -80,6 +81,7 @@ pub use crate::{
     settings::{Joining, LOG_ENTRIES, Settings, Start, Timings},
     status::{ClusterStatus, NodeStatus, Role},
     transport::{Dial, Dialing, Io, channel},
+    unproved::tell_of_unproved,
     wanted::{Wanted, WantedPiece},
     watch::{IndexEvent, NodeInfo, Revoked},
     writes::Turn,

@@ -39,6 +39,9 @@ pub struct Joining {
     pub token_file: Option<PathBuf>,
     /// Whether a cluster that was not told yet lets nobody in without a token.
     pub needs_token: bool,
+    /// Whether a node that this one has not heard of is refused where it cannot prove that it was
+    /// let in; otherwise it is counted, and served.
+    pub needs_proof: bool,
     /// Is told of those that ask this node.
     pub witness: Option<Witness>,
     /// Is told of those that this node refuses for their certificates.

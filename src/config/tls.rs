@@ -38,6 +38,28 @@ pub struct MembersTlsConfig {
     /// `kiln certs issue member --data-dir`) is refused, in both directions. Without, whoever has
     /// one may speak for any member. Default: false.
     pub named: bool,
+    /// What becomes of a node that this one has not heard of, and that cannot prove that a member
+    /// let it in. `report`: it is served, counted (`kiln_unproved_peers_total`) and told of in the
+    /// log. `require`: it is refused. Default: `report`.
+    pub proofs: Proofs,
+}
+
+/// What becomes of members without a proof.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Proofs {
+    /// They are served and counted.
+    #[default]
+    Report,
+    /// They are refused.
+    Require,
+}
+
+impl Proofs {
+    /// Whether who has none is refused.
+    pub fn are_required(self) -> bool {
+        self == Self::Require
+    }
 }
 
 /// TLS with clients.
@@ -60,7 +82,8 @@ pub struct ClientsTlsConfig {
 
 impl Default for MembersTlsConfig {
     fn default() -> Self {
-        Self { mode: Mode::Off, cert: None, key: None, ca: None, named: false }
+        let proofs = Proofs::default();
+        Self { mode: Mode::Off, cert: None, key: None, ca: None, named: false, proofs }
     }
 }
 
@@ -109,6 +132,12 @@ impl Config {
         if members.named && members.mode == Mode::Off {
             wrong.push(
                 "tls.members.named is about certificates, and none is shown: set tls.members.mode"
+                    .into(),
+            );
+        }
+        if members.proofs.are_required() && members.mode == Mode::Off {
+            wrong.push(
+                "tls.members.proofs is about certificates, and none is shown: set tls.members.mode"
                     .into(),
             );
         }
@@ -194,8 +223,14 @@ mod tests {
     fn complete(config: &mut Config) {
         let file = || Some(PathBuf::from("/etc/kiln/x.pem"));
         let mode = Mode::Require;
-        config.tls.members =
-            MembersTlsConfig { mode, cert: file(), key: file(), ca: file(), named: true };
+        config.tls.members = MembersTlsConfig {
+            mode,
+            cert: file(),
+            key: file(),
+            ca: file(),
+            named: true,
+            proofs: Proofs::Report,
+        };
         let (cert, key, ca) = (file(), file(), Some(PathBuf::from("/etc/kiln/clients.pem")));
         config.tls.clients = ClientsTlsConfig { mode, cert, key, ca, verify: Verify::Required };
     }

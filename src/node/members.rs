@@ -2,8 +2,8 @@
 //! nodes of the cluster alone.
 //!
 //! Invariant: nothing is answered before [`Acceptor`] took the connection, and nothing to
-//! whose certificate is of a node that is gone ([`Standing`]); bytes go to those alone that have
-//! joined; which of the two
+//! whose certificate is of a node that is gone ([`Standing`]); where members prove that
+//! they joined, bytes go to those alone that did; which of the two
 //! protocols is spoken is settled once, by the handshake or by the first byte.
 
 use std::{io, sync::Arc, time::Duration};
@@ -30,6 +30,8 @@ use crate::{
 const WAITING: usize = 64;
 /// How long a connection may say nothing, as between two requests for bytes.
 const IDLE: Duration = Duration::from_secs(60);
+/// Until this node has heard of one that joined a moment ago.
+const HEARD: Duration = Duration::from_secs(2);
 /// The first byte of gRPC in plain text: that of `PRI * HTTP/2.0`.
 const PREFACE: u8 = b'P';
 
@@ -108,14 +110,24 @@ impl Members {
     }
 
     async fn give_bytes(&self, conn: Conn, caller: &Caller) -> Option<()> {
-        // This node may hear of it in a moment.
-        if timeout(IDLE, self.standing.joined(caller)).await.is_err() {
-            self.standing.stranger(caller);
-            return None;
-        }
+        let joined = timeout(HEARD, self.standing.joined(caller));
         let mut bytes = self.bytes.clone();
+        if self.standing.needs_proof() {
+            if joined.await.is_err() {
+                self.standing.stranger(caller);
+                return None;
+            }
+            let server = bytes.wait_for(Option::is_some).await.ok()?.clone()?;
+            server.serve(conn).await;
+            return Some(());
+        }
         let server = bytes.wait_for(Option::is_some).await.ok()?.clone()?;
-        server.serve(conn).await;
+        let report = async {
+            if joined.await.is_err() {
+                self.standing.unproved(caller);
+            }
+        };
+        tokio::join!(server.serve(conn), report);
         Some(())
     }
 }

@@ -163,6 +163,7 @@ pub(super) fn cluster(config: &Config, facts: NodeFacts) -> ClusterSettings {
         joining: Joining {
             token_file: config.start.join_token_file.clone(),
             needs_token: config.cluster.join_needs_token,
+            needs_proof: config.tls.members.proofs.are_required(),
             witness: None,
             refusals: None,
         },

@@ -113,7 +113,14 @@ impl Services {
         let places = (descriptors.grpc, net::Full::Refuse);
         let clients = net::incoming(grpc, places, "grpc", security.grpc, net::Patience::grpc);
         let (to_local, from_local) = mpsc::channel(local::WAITING);
-        let api = Grpc { routes, observe: observe.clone(), audience, readiness, access: &access };
+        let api = Grpc {
+            needs_proof: cluster.needs_proof(),
+            routes,
+            observe: observe.clone(),
+            audience,
+            readiness,
+            access: &access,
+        };
         let api = api.serve(clients, doors.grpc, ReceiverStream::new(from_local), tasks)?;
         let dialer = security.dialer;
         dialer.know(&cluster);
@@ -246,6 +253,8 @@ struct Grpc<'a> {
     audience: service::Audience,
     readiness: &'a Readiness,
     access: &'a Arc<Access>,
+    /// Whether members that have not joined are refused, and not only counted.
+    needs_proof: bool,
 }
 
 impl Grpc<'_> {
@@ -278,7 +287,7 @@ impl Grpc<'_> {
             .http2_keepalive_interval(Some(KEEP_ALIVE))
             .layer(self.observe);
         let stopped = || tasks.stop.clone().cancelled_owned();
-        let of_members = service::Guard::of_members(self.access.clone());
+        let of_members = service::Guard::of_members(self.access.clone(), self.needs_proof);
         let of_clients = service::Guard::of_clients(self.access.clone());
         let to_members = server.clone().layer(of_members).add_routes(routes.clone());
         let to_members = to_members.serve_with_incoming_shutdown(members, stopped());

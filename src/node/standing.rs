@@ -13,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use kiln_cluster::{Caller, Cluster, Index, IndexEvent, NodeInfo};
+use kiln_cluster::{Caller, Cluster, Index, IndexEvent, NodeInfo, tell_of_unproved};
 use kiln_proto::NodeId;
 use parking_lot::Mutex;
 use tokio::sync::{broadcast::error::RecvError, watch};
@@ -160,6 +160,16 @@ impl Standing {
             // Its sender is this.
             let _ = changes.changed().await;
         }
+    }
+
+    /// Whether who has not joined is refused, and not only counted.
+    pub(super) fn needs_proof(&self) -> bool {
+        self.cluster.needs_proof()
+    }
+
+    /// Counts a connection that is given bytes though its node has not joined.
+    pub(super) fn unproved(&self, caller: &Caller) {
+        tell_of_unproved("bytes", &from(caller));
     }
 
     /// Counts a connection that ends because its node has not joined.

@@ -10,7 +10,7 @@ use std::{
     task::{Context, Poll},
 };
 
-use kiln_cluster::Caller;
+use kiln_cluster::{Caller, tell_of_unproved};
 use tonic::{
     Request, Status,
     body::Body,
@@ -36,17 +36,21 @@ pub struct Guard {
     access: Arc<Access>,
     /// Whether it is the members' port, where who connects was judged before.
     members: bool,
+    /// Whether who has not joined is refused there, and not only counted.
+    needs_proof: bool,
 }
 
 impl Guard {
     /// Of a port for clients.
     pub fn of_clients(access: Arc<Access>) -> Self {
-        Self { access, members: false }
+        Self { access, members: false, needs_proof: false }
     }
 
     /// Of the members' port.
-    pub fn of_members(access: Arc<Access>) -> Self {
-        Self { access, members: true }
+    ///
+    /// `needs_proof`: whether who has not joined is refused, and not only counted.
+    pub fn of_members(access: Arc<Access>, needs_proof: bool) -> Self {
+        Self { access, members: true, needs_proof }
     }
 
     /// A token of an issuer whose keys are not all known, maybe.
@@ -69,10 +73,13 @@ impl Guard {
             }
             // What else members say to each other is judged where it is taken.
             let has_joined = caller.is_none_or(|caller| self.access.has_joined(caller));
-            return match has_joined || !access::is_of_api(path) {
-                true => Ok(Some(self.access.all(who))),
-                false => Err(Refused { denied: Denied::NotJoined, who }),
-            };
+            if !has_joined && access::is_of_api(path) {
+                if self.needs_proof {
+                    return Err(Refused { denied: Denied::NotJoined, who });
+                }
+                tell_of_unproved("api", &format!("{who:?} calls {path}"));
+            }
+            return Ok(Some(self.access.all(who)));
         }
         let right = access::method(path);
         if right == Some(Right::Open) {

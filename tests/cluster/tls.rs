@@ -7,7 +7,10 @@ mod joined;
 use std::path::{Path, PathBuf};
 
 use hyper_util::rt::TokioIo;
-use kiln::net::tls::{ClientTls, Mode, Verify};
+use kiln::{
+    config::Proofs,
+    net::tls::{ClientTls, Mode, Verify},
+};
 use kiln_proto::pb;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -359,6 +362,11 @@ fn other_machines_get_no_plain_text_unless_told_so() {
 
 /// The nodes in TLS alone, each with a certificate of its own.
 async fn in_tls(cluster: &mut TestCluster) -> Authority {
+    in_tls_with(cluster, Proofs::Require).await
+}
+
+/// The same, with that done to who proves nothing.
+async fn in_tls_with(cluster: &mut TestCluster, proofs: Proofs) -> Authority {
     let authority = Authority::new(cluster.folder.path().join("ca"));
     for (i, node) in cluster.nodes.iter_mut().enumerate() {
         node.terminate().await;
@@ -368,6 +376,7 @@ async fn in_tls(cluster: &mut TestCluster) -> Authority {
         let members = &mut node.config.tls.members;
         (members.cert, members.key) = (Some(cert), Some(key));
         (members.ca, members.mode) = (Some(authority.ca()), Mode::Require);
+        members.proofs = proofs;
     }
     for node in &mut cluster.nodes {
         node.spawn();

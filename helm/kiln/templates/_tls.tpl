@@ -38,6 +38,7 @@ true
     {{- if eq $audience "members" -}}
       {{- $_ := set $own "ca" $ca -}}
       {{- $_ := set $own "named" $values.named -}}
+      {{- $_ := set $own "proofs" $values.proofs -}}
     {{- else -}}
       {{- /* What only clients are told changes nothing of a node. */ -}}
       {{- if eq $values.mode "dial" -}}{{- $_ := set $own "mode" "accept" -}}{{- end -}}

@@ -54,6 +54,12 @@ pub(super) const METRICS: &[Metric] = &[
          good token to join.",
     ),
     counter(
+        "kiln_unproved_peers_total",
+        &["door"],
+        "Peers that were served though they have not joined, as far as the node can know: \
+         `tls.members.proofs = \"require\"` refuses them.",
+    ),
+    counter(
         "kiln_access_refused_total",
         &["door", "why"],
         "Calls that were refused for who asked them: no token, one that is unknown, revoked or \

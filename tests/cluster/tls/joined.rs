@@ -141,3 +141,38 @@ async fn a_member_that_was_away_follows_voters_that_joined_without_it() {
     let log = cluster.nodes[2].log();
     assert!(log.contains("a snapshot of the index came"), "{log}");
 }
+
+/// Where proofs are only reported, who cannot prove that it joined is heard by a node without a
+/// leader, as before there were proofs, and is counted; who hears a leader refuses it in any case.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_proves_nothing_is_counted_and_served_where_proofs_are_only_reported() {
+    let mut cluster = TestCluster::start(3).await;
+    let authority = in_tls_with(&mut cluster, Proofs::Report).await;
+    let (cert, key) = authority.member("by-id", " --node 99");
+    let unproved = async |node: &TestNode, door| {
+        metric(node, "kiln_unproved_peers_total", &[("door", door)]).await
+    };
+    let node = &cluster.nodes[0];
+    eventually("a leader that it hears", async || {
+        node.status().await.ok().filter(|status| status.quorum).map(drop)
+    })
+    .await;
+    let channel = || encrypted(node, &authority.ca(), Some((&cert, &key)));
+    let refused = call(channel(), "Vote", Some(99)).await.unwrap_err();
+    assert_eq!(refused.code(), Code::PermissionDenied, "{refused}");
+    KilnClient::new(channel()).status(pb::StatusRequest::default()).await.unwrap();
+    assert!(unproved(node, "api").await >= 1.0);
+    for i in [1, 2] {
+        cluster.nodes[i].kill().await;
+    }
+    let node = &cluster.nodes[0];
+    eventually("a node without a leader", async || {
+        node.status().await.ok().filter(|status| !status.quorum).map(drop)
+    })
+    .await;
+    let before = unproved(node, "messages").await;
+    let channel = encrypted(node, &authority.ca(), Some((&cert, &key)));
+    let answered = call(channel, "Vote", Some(99)).await.unwrap_err();
+    assert_ne!(answered.code(), Code::PermissionDenied, "{answered}");
+    assert!(unproved(node, "messages").await > before);
+}
