@@ -149,8 +149,9 @@ impl Bootstrap {
                 Some(_) => return Err(ClusterError::invalid("this disk has another identity")),
                 None => {
                     // Once: whoever repeats an assignment may be anybody.
-                    if let Some(admitted) = admitted {
-                        self.endorser.keep(assignment.owner, name, admitted)?;
+                    match admitted {
+                        Some(admitted) => self.endorser.keep(assignment.owner, name, admitted)?,
+                        None => self.endorser.forget()?,
                     }
                     identity.become_node(&self.data_dir, &self.store, assignment.owner)?;
                 }

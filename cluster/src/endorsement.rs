@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     codec::{self, Malformed},
     command::NewNode,
-    signing::KeyRevocation,
+    signing::{KeyRevocation, NodeKey},
     store::Owner,
     versions,
     watch::{NodeInfo, Nodes},
@@ -121,11 +121,15 @@ impl Proof {
                 Some(_) | None => {}
             }
             let before = at.checked_sub(1).and_then(|at| self.0.get(at));
-            let signs =
-                before.filter(|before| before.node == endorsement.by).is_some_and(|before| {
-                    VerifyingKey::from_bytes(&before.keys.signing)
-                        .is_ok_and(|key| endorsement.is_signed_by(cluster, &key))
-                });
+            let before = before.filter(|before| before.node == endorsement.by);
+            // Who has a key that was stolen lets nobody in, whoever said that it was the node's.
+            if before.is_some_and(|b| roster.has_revoked(endorsement.by, &b.keys.signing)) {
+                return false;
+            }
+            let signs = before.is_some_and(|before| {
+                VerifyingKey::from_bytes(&before.keys.signing)
+                    .is_ok_and(|key| endorsement.is_signed_by(cluster, &key))
+            });
             if !signs {
                 return false;
             }
@@ -145,6 +149,8 @@ pub(crate) trait Roster {
     /// The keys with which a node that it knows lets others in; none of one that left, or was
     /// revoked.
     fn endorsing(&self, node: NodeId) -> Option<Vec<VerifyingKey>>;
+    /// Whether it knows `key` as one of that node which was revoked.
+    fn has_revoked(&self, node: NodeId, key: &[u8; 32]) -> bool;
 }
 
 /// Whether what was signed lately counts.
@@ -170,6 +176,11 @@ impl Roster for Nodes {
         let good = keys.iter().filter(|of| is_good(&of.revoked)).map(|of| of.key);
         Some(if *left || revoked.is_some() { Vec::new() } else { good.collect() })
     }
+
+    fn has_revoked(&self, node: NodeId, key: &[u8; 32]) -> bool {
+        let is_it = |of: &NodeKey| of.key.as_bytes() == key && !is_good(&of.revoked);
+        self.get(&node).is_some_and(|info| info.keys.iter().any(is_it))
+    }
 }
 
 /// The members as another one knew them: what a replica judges by that has no index yet.
@@ -183,7 +194,11 @@ impl Roll {
         if !versions::all_endorse(nodes) {
             return Self::default();
         }
-        let present = nodes.iter().filter(|(_, info)| !info.left);
+        // Nor who signs with a key that was revoked.
+        let signs = |info: &NodeInfo| {
+            info.revoked.is_none() && info.keys.last().is_none_or(|of| is_good(&of.revoked))
+        };
+        let present = nodes.iter().filter(|(_, info)| !info.left && signs(info));
         let keys = |info: &NodeInfo| Keys {
             name: info.key.to_bytes(),
             signing: info.signing().to_bytes(),
@@ -214,6 +229,39 @@ impl Roster for Roll {
         let Keys { name, signing } = self.0.get(&node)?;
         let keys = [signing, name].map(VerifyingKey::from_bytes);
         Some(keys.into_iter().flatten().collect())
+    }
+
+    fn has_revoked(&self, _: NodeId, _: &[u8; 32]) -> bool {
+        false
+    }
+}
+
+/// What a replica knows by its index and, of nodes that the index has not heard of, by the roll that
+/// it was given: a newcomer that reads the log from its start knows its leader by that alone.
+pub(crate) struct Known<'a> {
+    pub index: &'a Nodes,
+    pub roll: Option<&'a Roll>,
+}
+
+impl Roster for Known<'_> {
+    fn knows_nobody(&self) -> bool {
+        self.index.knows_nobody() && self.roll.is_none_or(Roster::knows_nobody)
+    }
+
+    fn name(&self, node: NodeId) -> Option<[u8; 32]> {
+        self.index.name(node).or_else(|| self.roll?.name(node))
+    }
+
+    fn has_name(&self, name: &[u8; 32]) -> bool {
+        self.index.has_name(name) || self.roll.is_some_and(|roll| roll.has_name(name))
+    }
+
+    fn endorsing(&self, node: NodeId) -> Option<Vec<VerifyingKey>> {
+        self.index.endorsing(node).or_else(|| self.roll?.endorsing(node))
+    }
+
+    fn has_revoked(&self, node: NodeId, key: &[u8; 32]) -> bool {
+        self.index.has_revoked(node, key)
     }
 }
 

@@ -78,6 +78,14 @@ impl Endorser {
         self.show(given)
     }
 
+    /// Forgets what an earlier try to be let in, which came to nothing, gave this node.
+    pub(crate) fn forget(&self) -> Result<(), ClusterError> {
+        self.store.clear_admitted()?;
+        self.peers.clear_proof();
+        self.own.store(None);
+        Ok(())
+    }
+
     /// Takes a new proof of this node, which is `owner`, where it is one to who knows `nodes`;
     /// whether it was.
     pub(crate) fn renew(

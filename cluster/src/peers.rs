@@ -81,6 +81,11 @@ impl Peers {
         Ok(())
     }
 
+    /// From now on this node shows none.
+    pub(crate) fn clear_proof(&self) {
+        self.proof.store(None);
+    }
+
     /// `request` with the proof of this node that sends it: for whoever may not have heard of it.
     pub(crate) fn with_proof<T>(&self, mut request: Request<T>) -> Request<T> {
         if let Some(proof) = &*self.proof.load() {

@@ -206,9 +206,6 @@ impl Join {
     /// read, rather than one that some do not.
     async fn admit(self, leader: &Leader, by: Option<Word>) -> Answer<Owner> {
         authorize::check_node(&self.node)?;
-        let now = leader.replica.deadlines().now_unix_ms();
-        leader.replica.trust().check_newcomer(&self.node, now)?;
-        versions::admit(leader.replica.needs().as_ref(), &self.node.facts)?;
         let me = leader.member.running()?.owner;
         if leader.replica.counters().is_none() {
             return Err(ClusterError::unavailable("the cluster is being founded").into());
@@ -222,6 +219,10 @@ impl Join {
                 }
                 return Ok(Owner { node, ..me });
             }
+            // Who is a node already was judged then: its key may be another one by now.
+            let now = leader.replica.deadlines().now_unix_ms();
+            leader.replica.trust().check_newcomer(&self.node, now)?;
+            versions::admit(leader.replica.needs().as_ref(), &self.node.facts)?;
             match command_of(leader, self.node.clone(), by) {
                 // Who was just elected may not have applied yet what lets it in.
                 Err(ClusterError::NotAdmitted(_)) if !caught_up => catch_up(leader).await?,

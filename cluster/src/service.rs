@@ -22,7 +22,7 @@ use crate::{
     caller::{self, Caller, Refusal, RefusalWitness, RefusedPeer},
     codec::Malformed,
     command::{Candidate, Command, NewNode},
-    endorsement::{Admitted, Roster},
+    endorsement::{Admitted, Known},
     error::{ClusterError, io_error},
     finish::finish,
     leader::Leader,
@@ -75,16 +75,15 @@ impl Service {
         let running = self.member.running().map_err(status)?;
         let nodes = self.leader.replica.nodes();
         let leader = || self.member.heard_leader();
-        // Before its first command a replica knows those who let it in.
-        let own = self.leader.endorser.own().filter(|_| nodes.is_empty());
-        let roster: &dyn Roster = match &own {
-            Some(own) => &own.roll,
-            None => &*nodes,
-        };
+        // Before it has read the log a replica knows those who let it in.
+        let own = self.leader.endorser.own();
+        let roster = &Known { index: &nodes, roll: own.as_ref().map(|own| &own.roll) };
         let (cluster, metadata) = (running.owner.cluster, request.metadata());
         let proves = |node, name| {
-            // Whom a member of an earlier version let in has no proof.
-            !versions::all_endorse(&nodes) || proof(metadata).proves(cluster, roster, node, name)
+            // Whom a member of an earlier version let in has no proof, as this node may have none.
+            !versions::all_endorse(&nodes)
+                || own.is_none()
+                || proof(metadata).proves(cluster, roster, node, name)
         };
         let (extensions, from) = (request.extensions(), sender(metadata));
         let judged = match caller::check(extensions, from, roster, leader, proves) {

@@ -154,6 +154,43 @@ fn a_member_that_signs_with_another_key_lets_nodes_in_as_before() {
 }
 
 #[test]
+fn a_revoked_key_lets_nobody_in_by_an_older_word_for_it() {
+    let keys = Keys { name: public(2), signing: public(2) };
+    let owner = Owner { cluster: CLUSTER, node: 2 };
+    let of_two = Proof::default().with(Endorsement::sign(owner, keys, 1, &key(1)).unwrap());
+    let by_old = of_two.with(word(4, 2));
+    let mut known = nodes(&[1, 2]);
+    assert!(proves(&by_old, &known, 4));
+    // Its key was stolen, and it signs with another one since.
+    let within = Interval { after_unix_ms: 7, before_unix_ms: None };
+    let stolen = KeyRevocation { within, reason: "stolen".into(), by: 1, at_unix_ms: 9 };
+    let two = known.get_mut(&2).unwrap();
+    two.keys[0].revoked.push(stolen);
+    let on_the_roll = |nodes: &Nodes| Roll::of(nodes).keys(2).is_some();
+    assert!(!on_the_roll(&known), "its present key is the stolen one");
+    let (key, since_unix_ms) = (key(20).verifying_key(), 10);
+    known.get_mut(&2).unwrap().keys.push(NodeKey { key, since_unix_ms, revoked: Vec::new() });
+    assert!(!proves(&by_old, &known, 4));
+    assert!(on_the_roll(&known));
+}
+
+#[test]
+fn who_the_index_has_not_heard_of_is_known_by_the_roll_and_others_by_the_index() {
+    let given = Admitted::by(chain(&[4]), &nodes(&[1, 2, 3]));
+    let mut replayed = nodes(&[1]);
+    let known = Known { index: &replayed, roll: Some(&given.roll) };
+    assert_eq!(known.name(3), Some(public(3)), "which leads, maybe");
+    assert!(known.has_name(&public(3)) && !known.has_name(&public(4)));
+    assert!(proves(&Proof::default().with(word(5, 3)), &known, 5));
+    replayed.get_mut(&1).unwrap().left = true;
+    let known = Known { index: &replayed, roll: Some(&given.roll) };
+    assert!(!proves(&Proof::default().with(word(5, 1)), &known, 5), "it left since");
+    let nobody = Nodes::default();
+    assert!(Known { index: &nobody, roll: None }.knows_nobody());
+    assert!(!Known { index: &nobody, roll: Some(&given.roll) }.knows_nobody());
+}
+
+#[test]
 fn without_an_index_a_replica_judges_by_the_roll_that_it_was_given() {
     let mut members = nodes(&[1, 2, 3]);
     members.get_mut(&3).unwrap().left = true;

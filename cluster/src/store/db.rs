@@ -202,6 +202,11 @@ impl Store {
         self.db.put_cf(self.cf(META), meta::ADMITTED, bytes).map_err(ClusterError::storage)
     }
 
+    /// Takes that note back.
+    pub(crate) fn clear_admitted(&self) -> Result<(), ClusterError> {
+        self.db.delete_cf(self.cf(META), meta::ADMITTED).map_err(ClusterError::storage)
+    }
+
     /// Makes all that was noted durable.
     pub(crate) fn sync(&self) -> Result<(), ClusterError> {
         self.db.flush_wal(true).map_err(ClusterError::storage)
