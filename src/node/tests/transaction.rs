@@ -110,21 +110,32 @@ async fn of_a_transaction_whose_time_is_over_nothing_is_begun_and_each_command_s
 async fn of_a_long_transaction_what_was_begun_is_stored_and_the_rest_is_left_out() {
     const SETS: usize = 400;
     let node = Running::start(None, 1 << 30).await;
-    // Each of them is committed by itself, which takes longer than this for all of them.
-    let mut redis = Redis::start(&node, Duration::from_millis(40)).await;
-    let sets: Vec<String> = (0..SETS).map(|n| format!("SET k{n} {n}")).collect();
-    let sets = sets.iter().map(String::as_str);
-    let all: Vec<&str> = ["MULTI"].into_iter().chain(sets).chain(["EXEC"]).collect();
-    redis.send(&all).await;
-    let lines = redis.lines(1 + SETS + 1 + SETS).await;
-    let replies = &lines[SETS + 2..];
-    let begun = replies.iter().take_while(|line| *line == "+OK").count();
+    // Each of them is committed by itself. The shortest time that is enough for any is not enough for
+    // all, however fast this machine is.
+    let mut longest = Duration::from_millis(1);
+    let (redis, replies, begun) = loop {
+        let mut redis = Redis::start(&node, longest).await;
+        let of = longest.as_millis();
+        let sets: Vec<String> = (0..SETS).map(|n| format!("SET {of}k{n} {n}")).collect();
+        let sets = sets.iter().map(String::as_str);
+        let all: Vec<&str> = ["MULTI"].into_iter().chain(sets).chain(["EXEC"]).collect();
+        redis.send(&all).await;
+        let mut lines = redis.lines(1 + SETS + 1 + SETS).await;
+        let replies = lines.split_off(SETS + 2);
+        let begun = replies.iter().take_while(|line| *line == "+OK").count();
+        if begun > 0 {
+            break (redis, replies, begun);
+        }
+        redis.stop().await;
+        longest *= 2;
+    };
+    let of = longest.as_millis();
     assert!(begun < SETS, "it took no time at all");
     assert!(replies[begun..].iter().all(|line| line.starts_with(LEFT_OUT)), "{replies:?}");
     assert_eq!(redis.counted("resp_sets_failed"), (SETS - begun) as u64);
     assert_eq!(redis.counted("resp_sets_stored"), begun as u64);
     for n in [begun.saturating_sub(1), begun, SETS - 1] {
-        assert_eq!(is_stored(&node, &format!("k{n}")).await, n < begun, "k{n} of {begun}");
+        assert_eq!(is_stored(&node, &format!("{of}k{n}")).await, n < begun, "k{n} of {begun}");
     }
     redis.stop().await;
     node.stop().await;
