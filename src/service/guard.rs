@@ -77,7 +77,7 @@ impl Guard {
                 if self.needs_proof {
                     return Err(Refused { denied: Denied::NotJoined, who });
                 }
-                tell_of_unproved("api", &format!("{who:?} calls {path}"));
+                tell_of_unproved("api", &format!("{who} calls {path}"));
             }
             return Ok(Some(self.access.all(who)));
         }

@@ -120,18 +120,22 @@ fn weights_are_read_before_they_are_written() {
     let rows = 3;
     let mut program = Program::default();
     let x = program.input(DType::BF16, &[rows, K], &[K, 1]);
-    let gate = product(&mut program, x, rows);
-    let of = |value| [("self", Argument::Tensor(value))];
-    let weights = ValueId(1);
-    let new = program.node("aten.relu.default", &of(weights), DType::BF16, &[K, COLUMNS]);
-    let up = product(&mut program, x, rows);
     let shape = [rows, COLUMNS];
-    let opened = program.node("aten.relu.default", &of(gate), DType::BF16, &shape);
+    let linear = |program: &mut Program| {
+        let weight = program.input(DType::BF16, &[COLUMNS, K], &[K, 1]);
+        let args = [("input", Argument::Tensor(x)), ("weight", Argument::Tensor(weight))];
+        (weight, program.node("aten.linear.default", &args, DType::BF16, &shape))
+    };
+    let (weight, gate) = linear(&mut program);
+    let of = [("self", Argument::Tensor(weight))];
+    let new = program.node("aten.relu.default", &of, DType::BF16, &[COLUMNS, K]);
+    let (_, up) = linear(&mut program);
+    let opened =
+        program.node("aten.relu.default", &[("self", Argument::Tensor(gate))], DType::BF16, &shape);
     let both = [("self", Argument::Tensor(opened)), ("other", Argument::Tensor(up))];
     let through = program.node("aten.mul.Tensor", &both, DType::BF16, &shape);
     program.graph.outputs.extend([through, new]);
     program.graph.updates.push(1);
-    let lowered = program.compile();
     let [.., through] = right(rows);
-    near(&run(&lowered, rows)[0], &through);
+    near(&run(&program.compile(), rows)[0], &through);
 }
