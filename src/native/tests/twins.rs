@@ -113,29 +113,3 @@ fn many_rows_are_twins_on_hopper_alone() {
     assert_eq!(kernels(&program, hopper), (1, 1));
     assert_eq!(kernels(&program, Target::cubin(80)).1, 0);
 }
-
-/// A gate whose weights the program writes to, after it has read them, does not wait until then.
-#[test]
-fn weights_are_read_before_they_are_written() {
-    let rows = 3;
-    let mut program = Program::default();
-    let x = program.input(DType::BF16, &[rows, K], &[K, 1]);
-    let shape = [rows, COLUMNS];
-    let linear = |program: &mut Program| {
-        let weight = program.input(DType::BF16, &[COLUMNS, K], &[K, 1]);
-        let args = [("input", Argument::Tensor(x)), ("weight", Argument::Tensor(weight))];
-        (weight, program.node("aten.linear.default", &args, DType::BF16, &shape))
-    };
-    let (weight, gate) = linear(&mut program);
-    let of = [("self", Argument::Tensor(weight))];
-    let new = program.node("aten.relu.default", &of, DType::BF16, &[COLUMNS, K]);
-    let (_, up) = linear(&mut program);
-    let opened =
-        program.node("aten.relu.default", &[("self", Argument::Tensor(gate))], DType::BF16, &shape);
-    let both = [("self", Argument::Tensor(opened)), ("other", Argument::Tensor(up))];
-    let through = program.node("aten.mul.Tensor", &both, DType::BF16, &shape);
-    program.graph.outputs.extend([through, new]);
-    program.graph.updates.push(1);
-    let [.., through] = right(rows);
-    near(&run(&program.compile(), rows)[0], &through);
-}
