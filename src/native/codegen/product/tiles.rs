@@ -70,8 +70,9 @@ const fn persistent_tile(shape: [i64; 2], stages: i64, us: [f64; 3]) -> Persiste
     Persistent { rows, columns, stages, start, step, end }
 }
 
-/// Tiles of [`Variant::Persistent`]. The times fit 20 runs each on an H200 (bf16, both operands
-/// along k, M of 64 to 8192, N of 1024 to 14336, K of 1024 to 14336), on average within 4%.
+/// Tiles of [`Variant::Persistent`]. The times fit some 20 runs each on an H200, of up to 400 us
+/// (bf16, both operands along k, M of 64 to 8192, N of 1024 to 14336, K of 1024 to 14336), on
+/// average within 4%.
 pub(crate) const PERSISTENT: [Persistent; 7] = [
     persistent_tile([128, 256], 4, [0.0, 0.614, 2.75]),
     persistent_tile([128, 192], 5, [0.5, 0.457, 2.15]),
