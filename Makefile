@@ -40,7 +40,7 @@ build: ## compile everything
 	$(call toolchain,build) && cargo build --locked --workspace
 
 install: ## kiln, its manual and completions, into PREFIX=~/.local; PROFILE=dev is quicker to build
-	$(call toolchain,build) && $(shipped) && \
+	$(call toolchain,$(if $(filter dev,$(PROFILE)),build,release)) && $(shipped) && \
 	PREFIX="$(PREFIX)" DESTDIR="$(DESTDIR)" deploy/install.sh install "$$program"
 
 uninstall: ## takes away what `make install` put into PREFIX
@@ -225,4 +225,4 @@ python:
 		--site-package-path "$$KILN_PYTHON_PACKAGES" $(wildcard python/*.py python/*/*.py python/*/*/*.py tests/hostile/*.py)
 
 bench: ## measure; ratios against rivals in one run
-	$(call toolchain,test) && cargo bench --locked --workspace
+	$(call toolchain,bench) && cargo bench --locked --workspace

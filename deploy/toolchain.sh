@@ -4,12 +4,12 @@
 #   env=$(deploy/toolchain.sh build) && eval "$env"
 #
 # Makes sure of what the goal needs and prints shell exports on stdout; all else
-# goes to stderr. Goals: build (compile Kiln), demo (and NVRTC), test (and the
+# goes to stderr. Goals: build (compile Kiln), release (build, for use), demo (and NVRTC), test (and the
 # test runner, another NVRTC, an S3, ninja, make, Python packages), check (and linters, helm),
 # clients (and real clients of the RESP port), dashboard (and NVRTC, Chromium,
 # tmux), torch (build, and PyTorch in a virtual environment: 6 GB), kube (test, and
 # what makes images and networks), compose (check, and networks), faults (test, and
-# networks), dist (build, and what makes packages), bare (demo, and what makes system roots),
+# networks), bench (test, for use), dist (release, and what makes packages), bare (demo, and what makes system roots),
 # fuzz (build, and cargo-fuzz); kube, compose, faults and bare need root, and say so.
 #
 # Everything lands in one cache folder, complete or not at all, and is found
@@ -26,9 +26,9 @@ cache=${KILN_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/kiln}
 paths=()
 
 case $goal in
-    build | demo | test | check | clients | dashboard | torch | kube | compose | faults | dist | bare | fuzz) ;;
+    build | release | demo | test | check | clients | dashboard | torch | kube | compose | faults | bench | dist | bare | fuzz) ;;
     *)
-        echo "usage: $0 build|demo|test|check|clients|dashboard|torch|kube|compose|faults|dist|bare|fuzz" >&2
+        echo "usage: $0 build|release|demo|test|check|clients|dashboard|torch|kube|compose|faults|bench|dist|bare|fuzz" >&2
         exit 2
         ;;
 esac
@@ -138,8 +138,9 @@ libclang() {
     export_ LIBCLANG_PATH "$unpacked/clang/native"
 }
 
-# RocksDB takes most of a cold build, so it is compiled once for every profile,
-# target folder and checkout.
+# RocksDB takes most of a cold build, so it is compiled once for every target folder and
+# checkout: for use as its crate has it, for development by what compiles in two thirds
+# of the time.
 rocksdb() {
     [ -z "${ROCKSDB_LIB_DIR:-}" ] || return 0
     local folder
@@ -155,13 +156,13 @@ rocksdb_folder() {
         "$here/../Cargo.lock")
     [ -n "$version" ] || die "Cargo.lock names no librocksdb-sys"
     sum=$(cksum <"$here/tools/rocksdb.py")
-    echo "$cache/rocksdb-$version-${sum%% *}"
+    echo "$cache/rocksdb-$version-O$optimised-${sum%% *}"
 }
 
 rocksdb_now() {
     local folder=$1 packages
     [ -f "$folder/lib/librocksdb.a" ] && return
-    say "compiling RocksDB once: three to four minutes on two cores"
+    say "compiling RocksDB once: some minutes on two cores"
     packages=$(cd "$here/.." && cargo metadata --locked --format-version 1 \
         --filter-platform "$(rustc -vV | awk '/^host/ { print $2 }')" |
         python3 -c 'import json, os, sys
@@ -172,7 +173,7 @@ for package in json.load(sys.stdin)["packages"]:
     rm -rf "$folder.part"
     mkdir -p "$folder.part/lib"
     python3 "$here/tools/rocksdb.py" "$(sed -n 's/^librocksdb-sys\t//p' <<<"$packages")" \
-        "$(sed -n 's/^lz4-sys\t//p' <<<"$packages")/liblz4/lib" \
+        "$(sed -n 's/^lz4-sys\t//p' <<<"$packages")/liblz4/lib" "$optimised" \
         "$folder.part/lib/librocksdb.a" 9>&- || die "RocksDB did not compile"
     mv "$folder.part" "$folder"
 }
@@ -326,8 +327,10 @@ case $goal in
     dist) commands dpkg-deb=dpkg strip=binutils readelf=binutils ;;
     bare) commands debootstrap=debootstrap ip=iproute2 ;;
 esac
+case $goal in release | bench | dist) optimised=2 ;; *) optimised=1 ;; esac
 case $goal in
-    kube | faults) goal="test" ;;
+    kube | faults | bench) goal="test" ;;
+    release) goal=build ;;
     compose) goal=check ;;
     bare) goal=demo ;;
 esac

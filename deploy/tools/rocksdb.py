@@ -1,8 +1,8 @@
-"""Compiles the RocksDB of the `librocksdb-sys` crate into one archive: CRATE LZ4_INCLUDE ARCHIVE.
+"""Compiles the RocksDB of the `librocksdb-sys` crate into one archive: CRATE LZ4_INCLUDE LEVEL ARCHIVE.
 
 The crate compiles its 340 files one by one, and most of that time goes into headers that all of
 them read again. Here a few units include many files each, in the crate's own order, with the
-crate's own defines: the same code in a quarter of the time.
+crate's own defines. LEVEL is the compiler's optimisation: the crate has 2.
 
 Invariant: ARCHIVE is whole or not there, and names no folder of this machine.
 """
@@ -31,15 +31,16 @@ DEFINES = (
     "ROCKSDB_FALLOCATE_PRESENT",
     "ROCKSDB_RANGESYNC_PRESENT",
 )
-FLAGS = ("-O2", "-w", "-ffunction-sections", "-fdata-sections", "-fPIC", "-std=c++20")
+FLAGS = ("-w", "-ffunction-sections", "-fdata-sections", "-fPIC", "-std=c++20")
 FLAGS += ("-include", "cstdint")
-# A unit takes up to this many bytes while it compiles (gcc 12, a unit of an eighth).
-UNIT_BYTES = 2 << 30
+# A unit takes up to this many bytes while it compiles (gcc 12, a unit of a quarter).
+UNIT_BYTES = 3 << 30
 
 
 def main() -> None:
     """Writes ARCHIVE; progress goes to stderr."""
-    crate, lz4, archive = (Path(word).resolve() for word in sys.argv[1:])
+    crate, lz4 = (Path(word).resolve() for word in sys.argv[1:3])
+    level, archive = int(sys.argv[3]), Path(sys.argv[4]).resolve()
     script = hashlib.sha256((crate / "build.rs").read_bytes()).hexdigest()
     if script != BUILD_SCRIPT:
         raise SystemExit(
@@ -50,7 +51,7 @@ def main() -> None:
     # The crate has one of its own, beside the script.
     sources = [f"rocksdb/{name}" for name in sources if name != "util/build_version.cc"]
     cores = len(os.sched_getaffinity(0))
-    units = [*divided(crate, sources, max(8, 2 * cores)), ["build_version.cc"]]
+    units = [*divided(crate, sources, max(4, 2 * cores)), ["build_version.cc"]]
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
     with (
         tempfile.TemporaryDirectory(dir=archive.parent) as scratch,
@@ -58,7 +59,7 @@ def main() -> None:
     ):
         objects: list[Path] = []
         jobs = [
-            pool.submit(compiled, crate, lz4, unit, Path(scratch) / f"unit-{number}")
+            pool.submit(compiled, crate, lz4, level, unit, Path(scratch) / f"unit-{number}")
             for number, unit in enumerate(units)
         ]
         for count, job in enumerate(as_completed(jobs), 1):
@@ -88,13 +89,13 @@ def divided(crate: Path, sources: list[str], count: int) -> list[list[str]]:
     return [unit for unit in units if unit]
 
 
-def compiled(crate: Path, lz4: Path, unit: list[str], stem: Path) -> list[Path]:
+def compiled(crate: Path, lz4: Path, level: int, unit: list[str], stem: Path) -> list[Path]:
     """The objects of `unit`: one, or more where its files do not go together."""
     text, result = stem.with_suffix(".cc"), stem.with_suffix(".o")
     text.write_text("".join(f'#include "{name}"\n' for name in unit), encoding="utf-8")
     includes = [f"-I{crate / folder}" for folder in ("rocksdb/include", "rocksdb", ".")]
     # Messages name the file that they are of.
-    flags = [*FLAGS, f"-ffile-prefix-map={crate}/=", f"-ffile-prefix-map={stem.parent}/="]
+    flags = [f"-O{level}", *FLAGS, f"-ffile-prefix-map={crate}/=", f"-ffile-prefix-map={stem.parent}/="]
     flags += [f"-D{name}" for name in DEFINES]
     compiler = [*shlex.split(os.environ.get("CXX", "c++")), *flags]
     run = subprocess.run(
@@ -113,7 +114,7 @@ def compiled(crate: Path, lz4: Path, unit: list[str], stem: Path) -> list[Path]:
     return [
         made
         for number, half in enumerate(halves)
-        for made in compiled(crate, lz4, half, stem.with_name(f"{stem.name}-{number}"))
+        for made in compiled(crate, lz4, level, half, stem.with_name(f"{stem.name}-{number}"))
     ]
 
 
