@@ -62,7 +62,9 @@ async fn what_fails_of_one_node_alone_another_one_compiles() {
     let standing = Standing::until_taken_by(1, &cluster).await;
     let killing = async { standing.taken(helps).await.kill() };
     let (whole, ()) = tokio::join!(asks.compile(model::whole()), killing);
-    assert_eq!(outcomes(&whole.unwrap()), [Outcome::Compiled; PIECES]);
+    // A piece that others had ready before it was asked for is a hit.
+    let own = |outcome: &Outcome| matches!(outcome, Outcome::Compiled | Outcome::Hit);
+    assert!(outcomes(&whole.unwrap()).iter().all(own));
     // One for nothing, unless the compiler was dead before it had the piece.
     let runs = cluster.counter("compiler_runs").await;
     assert!((PIECES as u64..=PIECES as u64 + 1).contains(&runs), "{runs}");
