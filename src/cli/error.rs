@@ -289,6 +289,15 @@ impl From<std::io::Error> for CliError {
     }
 }
 
+impl From<kiln::exec::ExecError> for CliError {
+    fn from(e: kiln::exec::ExecError) -> Self {
+        let Some(kind) = e.failure() else { return Self::Local(e.into()) };
+        // Said once: here the code is not part of the message.
+        let coded = format!("{} {}: ", kind.code(), kind.name());
+        Self::failed(kind, e.to_string().replacen(&coded, "", 1))
+    }
+}
+
 impl From<kiln::config::ConfigError> for CliError {
     fn from(e: kiln::config::ConfigError) -> Self {
         Self::Usage(e.to_string())
@@ -321,6 +330,18 @@ mod tests {
             named = Status::with_metadata(named.code(), &said, named.metadata().clone());
             assert_eq!(CliError::from_status(&named).for_people(), shown, "the code is said once");
         }
+    }
+
+    #[test]
+    fn a_run_that_fails_has_the_code_of_its_kind() {
+        use kiln::exec::ExecError;
+        let failure = kiln_proto::Failure::new(FailureKind::Incompatible, "of another kind");
+        let alone = CliError::from(ExecError::Program(failure.clone()));
+        assert_eq!((alone.exit_code(), alone.to_string().as_str()), (13, "of another kind"));
+        let error = Box::new(ExecError::Program(failure));
+        let piece = CliError::from(ExecError::Piece { name: "piece 3".into(), error });
+        assert_eq!((piece.exit_code(), piece.to_string().as_str()), (13, "piece 3: of another kind"));
+        assert_eq!(CliError::from(ExecError::Inputs("a shape".into())).exit_code(), 1);
     }
 
     #[test]

@@ -119,11 +119,10 @@ impl Exec {
                 halt: halted()?,
                 tell: |said| eprintln!("note: {said}"),
             };
-            let generated = kiln::exec::generate_main(&exec, &generate);
-            let generated = generated.map_err(anyhow::Error::from)?;
+            let generated = kiln::exec::generate_main(&exec, &generate)?;
             return if self.json { output::json(&generated) } else { output::line(&generated) };
         }
-        let report = kiln::exec::exec_main(&exec).map_err(anyhow::Error::from)?;
+        let report = kiln::exec::exec_main(&exec)?;
         match self.json {
             true => output::json(&report)?,
             false => output::line(&report)?,

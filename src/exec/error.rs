@@ -54,6 +54,14 @@ pub enum ExecError {
         /// What is wrong with it.
         why: String,
     },
+    /// Use the version that wrote it, or compile again.
+    #[error("{path}: {why}")]
+    OtherVersion {
+        /// The file.
+        path: PathBuf,
+        /// Which version it says, and which are read.
+        why: String,
+    },
     /// Run it in Python.
     #[error("{what}; only Python with torch runs that: kiln_torch.load({dir:?})")]
     NeedsTorch {
@@ -102,6 +110,25 @@ pub enum ExecError {
         /// What the driver says.
         error: DriverError,
     },
+}
+
+impl ExecError {
+    /// What kind of failure it is, where it is one that has a code.
+    pub fn failure(&self) -> Option<FailureKind> {
+        match self {
+            Self::WrongDevice { .. } | Self::OtherVersion { .. } => Some(FailureKind::Incompatible),
+            Self::OutOfMemory { .. } => Some(FailureKind::OutOfMemory),
+            Self::Program(failure) => Some(failure.kind),
+            Self::Piece { error, .. } | Self::Ended { error, .. } => error.failure(),
+            Self::NoDriver
+            | Self::NoDevice { .. }
+            | Self::Artifact { .. }
+            | Self::NeedsTorch { .. }
+            | Self::Inputs(_)
+            | Self::File { .. }
+            | Self::Driver { .. } => None,
+        }
+    }
 }
 
 impl From<CallError> for ExecError {

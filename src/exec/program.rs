@@ -11,7 +11,7 @@ use std::{
 };
 
 use kiln_native::{
-    SIGNATURE_FILE, Signature, eager,
+    SIGNATURE_FILE, SIGNATURE_VERSION, Signature, eager,
     plan::{self, Call, CallError, Kernel, Plan},
     split::stitch::{Broken, Copied, Linked, LinkedCall, Stitching},
     version,
@@ -222,14 +222,20 @@ pub(super) fn read_stitching(dir: &Path) -> Result<Stitching, ExecError> {
             format!("{other} is beside it, of another artifact: write each to its own folder");
         return Err(ExecError::Artifact { path, why });
     }
-    Stitching::read(&read(&path)?)
-        .map_err(|broken| ExecError::Artifact { path, why: broken.to_string() })
+    Stitching::read(&read(&path)?).map_err(|broken| {
+        let why = broken.to_string();
+        match broken {
+            Broken::Version(_) => ExecError::OtherVersion { path, why },
+            _ => ExecError::Artifact { path, why },
+        }
+    })
 }
 
 /// Reads the plan in `dir` and checks that it hangs together.
 fn read_plan(dir: &Path) -> Result<Plan, ExecError> {
     let path: PathBuf = dir.join(PLAN);
     let bytes = read(&path)?;
+    of_known_version(&path, &bytes, plan::PLAIN, plan::VERSION)?;
     parse_plan(&bytes).map_err(|why| ExecError::Artifact { path, why })
 }
 
@@ -291,12 +297,20 @@ pub(super) fn read_signature(dir: &Path, plan: &Plan) -> Result<Option<Signature
         return Ok(None);
     }
     let refuse = |why: String| ExecError::Artifact { path: path.clone(), why };
-    let signature = Signature::read(&read(&path)?).map_err(refuse)?;
+    let bytes = read(&path)?;
+    of_known_version(&path, &bytes, SIGNATURE_VERSION, SIGNATURE_VERSION)?;
+    let signature = Signature::read(&bytes).map_err(refuse)?;
     let (got, wanted) = (signature.inputs.len(), plan.inputs.len());
     if got != wanted {
         return Err(refuse(format!("{got} inputs, not {wanted}: of another program")));
     }
     Ok(Some(signature))
+}
+
+/// Tells what another version wrote from what is damaged.
+fn of_known_version(path: &Path, bytes: &[u8], oldest: u32, known: u32) -> Result<(), ExecError> {
+    version::check_from(bytes, oldest, known)
+        .map_err(|why| ExecError::OtherVersion { path: path.to_owned(), why })
 }
 
 /// Gives a plan's inputs the program's own names: for messages.
