@@ -103,9 +103,10 @@ impl Rm {
     }
 
     async fn remove_all(&self, mut client: Client, namespace: String) -> Result<(), CliError> {
-        let chosen = self.chosen(&mut client, namespace).await?;
+        let (chosen, beside) = self.chosen(&mut client, namespace).await?;
+        let all = [beside.as_slice(), chosen.as_slice()].concat();
         if self.dry_run {
-            return removal::tell(&chosen, self.client.json);
+            return removal::tell(&all, self.client.json);
         }
         if chosen.is_empty() {
             return match self.client.json {
@@ -113,30 +114,31 @@ impl Rm {
                 false => output::line("nothing matches: nothing was removed"),
             };
         }
-        let bytes = chosen.iter().fold(0, |sum: u64, one| sum.saturating_add(one.bytes));
-        let pinned = chosen.iter().filter(|one| one.pinned).count();
+        let bytes = all.iter().fold(0, |sum: u64, one| sum.saturating_add(one.bytes));
+        let pinned = all.iter().filter(|one| one.pinned).count();
         let pinned = if pinned > 0 { format!(", {pinned} of them pinned,") } else { String::new() };
-        let (count, bytes) = (removal::entries(chosen.len()), size(bytes));
+        let (count, bytes) = (removal::entries(all.len()), size(bytes));
         self.yes.confirm_many(
             &format!("Remove {count}{pinned} of {bytes} from all nodes?"),
             &format!("{count} would go: see which with --dry-run, and then give --yes"),
         )?;
-        Removal { reason: self.reason(), json: self.client.json }.run(client, chosen).await
+        Removal { reason: self.reason(), json: self.client.json }.run(client, chosen, beside).await
     }
 
-    /// All that the filters name, and the requests that are kept beside it.
+    /// All that the filters name, and the requests that are kept beside it and that they do
+    /// not name.
     async fn chosen(
         &self,
         client: &mut Client,
         namespace: String,
-    ) -> Result<Vec<Chosen>, CliError> {
+    ) -> Result<(Vec<Chosen>, Vec<Chosen>), CliError> {
         let filters = self.filters.clone();
         let selection = Selection { namespace, filters, requests: true, ..Default::default() };
         let found = selection.find(client).await?;
-        let mut chosen: Vec<_> = found.entries.iter().map(Chosen::of).collect();
+        let chosen: Vec<_> = found.entries.iter().map(Chosen::of).collect();
         let Filters { compiler, older_than, .. } = &self.filters;
         if chosen.is_empty() || (compiler.is_none() && older_than.is_none()) {
-            return Ok(chosen);
+            return Ok((chosen, Vec::new()));
         }
         // A request has another compiler than its artifact, and is a moment younger.
         let filters =
@@ -146,8 +148,8 @@ impl Rm {
         let beside: HashSet<_> = chosen.iter().map(Chosen::kept).collect();
         let requests = requests.iter().map(Chosen::of);
         let more = requests.filter(|one| beside.contains(&one.key) && !known.contains(&one.key));
-        chosen.extend(more);
-        Ok(chosen)
+        let more = more.collect();
+        Ok((chosen, more))
     }
 
     fn reason(&self) -> &str {

@@ -3,7 +3,7 @@
 //! Invariant: each that was not removed is named at the end with the reason, those that were
 //! not tried any more are counted, and the command fails then.
 
-use std::{io::IsTerminal, time::Duration};
+use std::{collections::HashSet, io::IsTerminal, time::Duration};
 
 use futures::{StreamExt, stream};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -100,6 +100,16 @@ pub(super) async fn tombstone(
     Ok(answer.map_err(|e| CliError::from_status(&e))?.into_inner().existed)
 }
 
+/// How far a removal is.
+struct Course {
+    bar: ProgressBar,
+    failed: Vec<(Chosen, CliError)>,
+    removed: usize,
+    gone: usize,
+    /// No node can serve it.
+    unserved: bool,
+}
+
 /// How many artifacts are removed.
 pub(super) struct Removal<'a> {
     pub(super) reason: &'a str,
@@ -107,12 +117,46 @@ pub(super) struct Removal<'a> {
 }
 
 impl Removal<'_> {
-    /// Removes all of `chosen`. Once no node can serve it, no more are tried.
-    pub(super) async fn run(&self, client: Client, chosen: Vec<Chosen>) -> Result<(), CliError> {
-        let all = chosen.len();
-        let bar = self.bar(all as u64);
-        let mut failed: Vec<(Chosen, CliError)> = Vec::new();
-        let (mut removed, mut gone, mut unserved) = (0, 0, false);
+    /// Removes all of `chosen`, and first the requests `beside` it: by an artifact that is gone
+    /// nobody finds its request, so one that stays keeps its artifact. Once no node can serve
+    /// it, no more are tried.
+    pub(super) async fn run(
+        &self,
+        client: Client,
+        mut chosen: Vec<Chosen>,
+        beside: Vec<Chosen>,
+    ) -> Result<(), CliError> {
+        let all = chosen.len() + beside.len();
+        let mut course = Course {
+            bar: self.bar(all as u64),
+            failed: Vec::new(),
+            removed: 0,
+            gone: 0,
+            unserved: false,
+        };
+        self.remove(&client, beside, &mut course).await?;
+        let stays: HashSet<_> = course.failed.iter().map(|(one, _)| one.key).collect();
+        chosen.retain(|one| !stays.contains(&one.kept()));
+        if !course.unserved {
+            self.remove(&client, chosen, &mut course).await?;
+        }
+        let Course { bar, failed, removed, gone, unserved } = course;
+        bar.finish_and_clear();
+        let untried = all - removed - gone - failed.len();
+        if !self.json {
+            let beside =
+                if gone > 0 { format!("; {gone} were gone already") } else { String::new() };
+            output::line(format_args!("removed {}{beside}", entries(removed)))?;
+        }
+        self.settle(&failed, untried, all, unserved)
+    }
+
+    async fn remove(
+        &self,
+        client: &Client,
+        chosen: Vec<Chosen>,
+        course: &mut Course,
+    ) -> Result<(), CliError> {
         let removing = chosen.into_iter().map(|one| {
             let mut client = client.clone();
             async move {
@@ -122,14 +166,14 @@ impl Removal<'_> {
         });
         let mut removing = stream::iter(removing).buffer_unordered(AT_ONCE);
         while let Some((one, done)) = removing.next().await {
-            bar.inc(1);
+            course.bar.inc(1);
             match done {
                 Ok(existed) => {
                     // A whole goes with its piece.
                     if existed {
-                        removed += 1
+                        course.removed += 1
                     } else {
-                        gone += 1
+                        course.gone += 1
                     }
                     if self.json {
                         output::json(&serde_json::json!({
@@ -138,23 +182,15 @@ impl Removal<'_> {
                     }
                 }
                 Err(error) => {
-                    unserved |= matches!(error, CliError::Unreachable(_));
-                    failed.push((one, error));
+                    course.unserved |= matches!(error, CliError::Unreachable(_));
+                    course.failed.push((one, error));
                 }
             }
-            if unserved {
+            if course.unserved {
                 break;
             }
         }
-        drop(removing);
-        bar.finish_and_clear();
-        let untried = all - removed - gone - failed.len();
-        if !self.json {
-            let beside =
-                if gone > 0 { format!("; {gone} were gone already") } else { String::new() };
-            output::line(format_args!("removed {}{beside}", entries(removed)))?;
-        }
-        self.settle(&failed, untried, all, unserved)
+        Ok(())
     }
 
     fn settle(
