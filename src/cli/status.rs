@@ -70,7 +70,7 @@ fn for_people(view: &StatusView) -> String {
     let emergency = view.emergency.as_ref().map(|mode| format!("\nEMERGENCY: {mode}"));
     let emergency = emergency.unwrap_or_default();
     let mut parts = vec![format!(
-        "node {} ({}, kiln {})\nleader: {leader}, term {}, applied {}{state}{leaving}{emergency}\nentries: {}",
+        "node {} ({}, kiln {})\nleader: {leader}, term {}, applied {}{state}{leaving}{emergency}\nentries: {}, kept requests among them",
         view.node, view.role, view.version, view.term, view.applied, view.entries
     )];
     let node = |node: &NodeView| {

@@ -106,7 +106,7 @@ pub(super) fn heading(view: &View) -> String {
     let stage = |name| view.flights.iter().filter(|flight| flight.stage == name).count();
     format!(
         "{up} of {} nodes up, {leader}, term {}{quorum}; seen by node {}\n\
-         hits {}, Redis hits {}; {} compiling, {} waiting, {} leases; {} artifacts, saved {}",
+         hits {}, Redis hits {}; {} compiling, {} waiting, {} leases; {} entries, saved {}",
         view.nodes.len(),
         view.cluster.term,
         view.answered_by,
