@@ -23,15 +23,37 @@ const FILE: &str = "format";
 /// Refuses a folder that a later version wrote, and marks one that has no mark: it is new,
 /// or of a version before there were marks, whose format is 1.
 pub(super) fn check(data: &Path) -> Result<(), NodeError> {
+    if is_marked(data)? {
+        return Ok(());
+    }
+    write(data).map_err(|source| {
+        let doing = format!("write {}", data.join(FILE).display());
+        NodeError::Io { doing, source }
+    })
+}
+
+/// The same of the disk tier's folder, which may lie elsewhere. That nothing can be written
+/// there is the tier's to tell.
+pub(super) fn check_tier(disk: &Path) -> Result<(), NodeError> {
+    if let Err(error) = fs::create_dir_all(disk) {
+        tracing::warn!(%error, disk = %disk.display(), "the disk tier's folder cannot be made");
+        return Ok(());
+    }
+    // A mark that is there and cannot be read may be a later version's.
+    if !is_marked(disk)?
+        && let Err(error) = write(disk)
+    {
+        tracing::warn!(%error, disk = %disk.display(), "the disk tier's format is not marked");
+    }
+    Ok(())
+}
+
+/// Whether the folder says that its format is one of those that are known; another is an error.
+fn is_marked(data: &Path) -> Result<bool, NodeError> {
     let path = data.join(FILE);
     let text = match fs::read_to_string(&path) {
         Ok(text) => text,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => {
-            return write(data).map_err(|source| {
-                let doing = format!("write {}", path.display());
-                NodeError::Io { doing, source }
-            });
-        }
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
         Err(e) if e.kind() == io::ErrorKind::InvalidData => return Err(NodeError::NoFormat(path)),
         Err(source) => {
             return Err(NodeError::Io { doing: format!("read {}", path.display()), source });
@@ -48,23 +70,7 @@ pub(super) fn check(data: &Path) -> Result<(), NodeError> {
             program: crate::VERSION,
             known: FORMAT,
         }),
-        Some(_) => Ok(()),
-    }
-}
-
-/// The same of the disk tier's folder, which may lie elsewhere. A disk that does not work is
-/// the tier's to tell.
-pub(super) fn check_tier(disk: &Path) -> Result<(), NodeError> {
-    let checked = match fs::create_dir_all(disk) {
-        Ok(()) => check(disk),
-        Err(source) => Err(NodeError::Io { doing: format!("make {}", disk.display()), source }),
-    };
-    match checked {
-        Err(e @ NodeError::Io { .. }) => {
-            tracing::warn!(error = %e, "the disk tier's format is not known");
-            Ok(())
-        }
-        checked => checked,
+        Some(_) => Ok(true),
     }
 }
 
@@ -90,6 +96,18 @@ mod tests {
         check(data.path()).unwrap();
         assert_eq!(fs::read_to_string(data.path().join(FILE)).unwrap(), marked);
         assert_eq!(fs::read_dir(data.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_tier_whose_mark_cannot_be_read_is_not_touched_and_one_that_takes_none_is() {
+        let disk = tempfile::tempdir().unwrap();
+        // A folder of that name is there, and no text can be read of it, by root neither.
+        fs::create_dir(disk.path().join(FILE)).unwrap();
+        assert!(matches!(check_tier(disk.path()), Err(NodeError::Io { .. })));
+        let full = tempfile::tempdir().unwrap();
+        fs::create_dir(full.path().join("format.new")).unwrap();
+        check_tier(full.path()).unwrap();
+        assert!(check(full.path()).is_err(), "a data folder is marked before it is used");
     }
 
     #[test]
