@@ -24,7 +24,8 @@ use crate::{
 
 /// Between two tries while there is no leader.
 const RETRY: Duration = Duration::from_millis(300);
-/// The same where no member endorses this node, as while all run an earlier version.
+/// Between two looks whether this node's proof convinces, and two tries where no member gives
+/// another, as while all run an earlier version.
 const ENDORSE_AGAIN: Duration = Duration::from_secs(30);
 /// Members that are asked for that at once.
 const ENDORSERS: usize = 8;
@@ -108,25 +109,29 @@ pub(crate) async fn announce_need(node: Arc<Bootstrap>, replica: Arc<Replica>) {
     }
 }
 
-/// Has a member endorse this node where none has, or not the key that it signs with by now: one
-/// that joined when members endorsed nobody, or that changed its key.
+/// Has a member endorse this node where none has, not the key that it signs with by now, or none
+/// that counts still: it joined when members endorsed nobody, it changed its key, or who let it in
+/// left or was revoked.
 pub(crate) async fn keep_endorsed(node: Arc<Bootstrap>, replica: Arc<Replica>) {
     let Ok(me) = node.router.owner() else { return };
     loop {
         // Registered before the look: no change is missed.
         let mut changed = pin!(node.endorser.changed());
         changed.as_mut().enable();
-        let is_endorsed = node.endorser.is_endorsed(me) || endorse(&node, &replica, me).await;
+        let convinces = node.endorser.convinces(me, &replica.nodes());
+        if !(node.endorser.is_endorsed(me) && convinces) {
+            endorse(&node, &replica, me).await;
+        }
         tokio::select! {
             () = changed => {}
-            () = tokio::time::sleep(ENDORSE_AGAIN), if !is_endorsed => {}
+            () = tokio::time::sleep(ENDORSE_AGAIN) => {}
             () = node.stop.cancelled() => return,
         }
     }
 }
 
 /// Asks the oldest members, whom the most replicas know, until one endorses this node.
-async fn endorse(node: &Bootstrap, replica: &Replica, me: Owner) -> bool {
+async fn endorse(node: &Bootstrap, replica: &Replica, me: Owner) {
     let nodes = replica.nodes();
     let members = nodes.iter().filter(|(id, known)| **id != me.node && known.is_member());
     for (id, member) in members.take(ENDORSERS) {
@@ -136,12 +141,11 @@ async fn endorse(node: &Bootstrap, replica: &Replica, me: Owner) -> bool {
             _ => Ok(false),
         });
         match renewed {
-            Ok(true) => return node.endorser.is_endorsed(me),
+            Ok(true) => return,
             Ok(false) => tracing::debug!(member = id, "this node is not endorsed by it"),
             Err(e) => tracing::debug!(member = id, error = %e, "this node is not endorsed yet"),
         }
     }
-    false
 }
 
 /// After a restart: tells the cluster where this node is by now, learns from the peers

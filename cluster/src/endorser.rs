@@ -121,6 +121,15 @@ impl Endorser {
         keys.is_some_and(|keys| keys.signing == signing)
     }
 
+    /// Whether this node, which is `owner`, still proves to who knows `nodes` that it was let in;
+    /// a founder has nothing to prove by.
+    pub(crate) fn convinces(&self, owner: Owner, nodes: &Nodes) -> bool {
+        self.own().is_none_or(|own| {
+            let has_none = own.proof.of().is_none();
+            has_none || own.proof.proves(owner.cluster, nodes, owner.node, None)
+        })
+    }
+
     /// What `node`, which was let in as `owner`, is given by this one, `me`.
     pub(crate) fn endorse(
         &self,

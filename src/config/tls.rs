@@ -236,6 +236,19 @@ mod tests {
     }
 
     #[test]
+    fn what_is_about_certificates_is_refused_where_none_is_shown() {
+        let of_names = problems(|config| config.tls.members.named = true);
+        assert!(of_names.len() == 1 && of_names[0].contains("tls.members.named"), "{of_names:?}");
+        let of_proofs = problems(|config| config.tls.members.proofs = Proofs::Require);
+        assert!(of_proofs.len() == 1 && of_proofs[0].contains("tls.members.proofs"), "{of_proofs:?}");
+        let shown = problems(|config| {
+            complete(config);
+            config.tls.members.proofs = Proofs::Require;
+        });
+        assert_eq!(shown, Vec::<String>::new());
+    }
+
+    #[test]
     fn plain_text_for_other_machines_is_allowed_by_name_alone() {
         assert_eq!(problems(|_| {}), Vec::<String>::new(), "loopback");
         let open = ([0, 0, 0, 0], 7400).into();

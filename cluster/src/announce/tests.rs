@@ -19,7 +19,7 @@ use crate::{
     announce::{announce_standing, keep_endorsed},
     codec,
     command::{Candidate, Command, NewNode},
-    endorsement::{Admitted, Roster},
+    endorsement::{Admitted, Endorsement, Keys, Proof, Roster},
     peers::{frame, set_abstains, unframe},
     rpc::{Admit, Answer, Assignment, Greeting, Join, Unanswered},
     store::{LogStore, Owner},
@@ -272,6 +272,44 @@ async fn a_member_that_was_never_endorsed_is_once_it_asks() {
     // Another key of its own is not the one that was endorsed.
     bootstrap.endorser.sign_with(SigningKey::from_bytes(&[7; 32]));
     assert!(!bootstrap.endorser.is_endorsed(owner));
+    keeping.abort();
+    for member in [member, founder] {
+        member.cluster.shutdown().await;
+    }
+}
+
+/// As one does whose endorser left, or was revoked.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_whose_proof_convinces_no_more_asks_for_another() {
+    let temp = tempfile::tempdir().unwrap();
+    let founder = founder(&temp).await;
+    let member = Member::open(&temp.path().join("member"), true).await;
+    member.join(&founder).await;
+    let (bootstrap, replica) = (&member.cluster.bootstrap, &member.cluster.replica);
+    let owner = member.cluster.member.running().unwrap().owner;
+    let mut applied = replica.progress();
+    let registered = async {
+        while !replica.nodes().contains_key(&owner.node) {
+            applied.changed().await.unwrap();
+        }
+    };
+    timeout(PATIENCE, registered).await.unwrap();
+    let name = bootstrap.introduction().key;
+    let keys = Keys { name, signing: name };
+    let word = Endorsement::sign(owner, keys, 99, &SigningKey::from_bytes(&[7; 32])).unwrap();
+    let own = bootstrap.endorser.own().unwrap();
+    let given = Admitted { proof: Proof::default().with(word), roll: own.roll.clone() };
+    bootstrap.endorser.keep(owner, name, given).unwrap();
+    assert!(bootstrap.endorser.is_endorsed(owner), "by somebody whom nobody knows");
+    assert!(!bootstrap.endorser.convinces(owner, &replica.nodes()));
+    let keeping = tokio::spawn(keep_endorsed(Arc::clone(bootstrap), Arc::clone(replica)));
+    let convincing = async {
+        while !bootstrap.endorser.convinces(owner, &replica.nodes()) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(PATIENCE, convincing).await.unwrap();
+    assert!(bootstrap.endorser.is_endorsed(owner));
     keeping.abort();
     for member in [member, founder] {
         member.cluster.shutdown().await;
