@@ -260,6 +260,11 @@ pub enum Op {
     /// `[batch.., m, k] x [batch.., k, n]`, the batch sizes equal. Accumulates
     /// as a sum does, rounded once.
     MatMul,
+    /// Rows in groups, each group by a matrix of its own: reads `[t, k]`, `[e, k, n]` and whole
+    /// numbers `[e]`, where each group ends. A group begins where the one before it ended, and
+    /// has no rows if it ends before that; rows behind the last one give zero. Accumulates as
+    /// [`MatMul`](Self::MatMul) does.
+    GroupedMatMul,
     /// `softmax(scale * q k^T + mask) v`: reads q `[b, h, s, d]`, k `[b, g, t, d]`,
     /// v `[b, g, t, e]` and perhaps a mask that broadcasts to `[b, h, s, t]`
     /// (bool: false hides; float: added). `g` divides `h`: head `i`

@@ -107,7 +107,7 @@ pub(crate) fn sources(loops: &Loops, temp: usize) -> BTreeSet<Source> {
     match &loops.temps[temp].def {
         Def::Map(id) => roots.push(*id),
         Def::Reduce { of, .. } | Def::Scan { of, .. } | Def::TopK { of, .. } => roots.push(*of),
-        Def::Product(product) => sources.extend([product.a.source, product.b.source]),
+        Def::Product(product) => sources.extend(product.sources()),
         Def::Attention(attention) => {
             sources.extend([attention.q.source, attention.k.source, attention.v.source]);
             roots.extend(attention.mask);
@@ -351,8 +351,7 @@ pub(crate) fn fused(loops: &mut Loops, group: &Group) -> Option<Fused> {
                 (Some(*of), vec![Size::var(ROW), Size::var(COLUMN)])
             }
             Def::Product(product) => {
-                let own = [product.a.source, product.b.source];
-                if own.iter().any(|source| is_member(group, *source)) {
+                if product.sources().any(|source| is_member(group, source)) {
                     return None;
                 }
                 (None, Vec::new())

@@ -65,6 +65,11 @@ impl Members {
         self.declared += text;
     }
 
+    /// What is read through `value`.
+    pub(super) fn pointer(&mut self, pointee: &str, name: &str, value: String) {
+        self.member(&format!("const {pointee}*"), name, value);
+    }
+
     fn member(&mut self, ty: &str, name: &str, value: String) {
         self.declared += &format!("{ty} {name};\n");
         self.given.push(value);

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{CONSTANTS, Eager, GRAPH, PLAIN, PLAN, VERSION, describe, invalid};
 use crate::{
-    core::{Program, ValueId},
+    core::{Op, Program, ValueId},
     plan::{self, CONSTANT, Plan},
     version,
 };
@@ -28,7 +28,9 @@ impl Eager {
         let write = |e: serde_json::Error| {
             Failure::new(FailureKind::Crashed, format!("write the program: {e}"))
         };
-        let version = if self.program.updates.is_empty() { PLAIN } else { VERSION };
+        let plain = self.program.updates.is_empty()
+            && !self.program.nodes.iter().any(|node| node.op == Op::GroupedMatMul);
+        let version = if plain { PLAIN } else { VERSION };
         let graph = serde_json::to_vec(&File { version, program: self.program.clone() });
         let plan = serde_json::to_vec_pretty(&self.plan);
         let mut files = vec![

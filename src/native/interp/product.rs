@@ -46,6 +46,44 @@ pub(super) fn matmul(step: &Step<'_>) -> Result<Dense, Failure> {
     Ok(step.result(data))
 }
 
+/// Rows of `[t, k]` in groups that end at `ends`, each by its matrix of `[e, k, n]`.
+pub(super) fn grouped(step: &Step<'_>) -> Result<Dense, Failure> {
+    let (a, b, ends) = (step.read(0)?, step.read(1)?, step.read(2)?);
+    let mismatch =
+        || invalid(format!("{:?} in groups {:?} times {:?}", a.shape, ends.shape, b.shape));
+    let (&[t, k], &[e, k_b, n]) = (&a.shape[..], &b.shape[..]) else { return Err(mismatch()) };
+    let Data::Int(ends) = &ends.data else { return Err(mismatch()) };
+    if k != k_b || ends.len() != e {
+        return Err(mismatch());
+    }
+    step.expect(&[t, n])?;
+    let (a, b) = (a.floats()?, b.floats()?);
+    // No group ends before the one before it.
+    let mut least = 0;
+    let ends: Vec<usize> = ends
+        .iter()
+        .map(|end| {
+            least = usize::try_from(*end).unwrap_or(0).clamp(least, t);
+            least
+        })
+        .collect();
+    let sizes = Sizes { m: t, k, n };
+    let mut out = vec![0.0; t * n];
+    threads::rows(&mut out, n, k * n, |first, part| {
+        let mut row = first;
+        let mut rest = part;
+        while !rest.is_empty() {
+            let group = ends.partition_point(|end| *end <= row);
+            let Some(end) = ends.get(group) else { break };
+            let rows = (end - row).min(rest.len() / n);
+            let (now, later) = rest.split_at_mut(rows * n);
+            sizes.rows(&a[row * k..][..rows * k], &b[group * k * n..][..k * n], now);
+            (row, rest) = (row + rows, later);
+        }
+    });
+    Ok(step.result(Data::Float(out)))
+}
+
 struct Sizes {
     m: usize,
     k: usize,

@@ -99,6 +99,7 @@ pub(super) fn compute(step: &Step<'_>) -> Result<Dense, Failure> {
         Op::CumSum { dim } => reduce::cumsum(step, *dim),
         Op::TopK { k, largest, positions } => reduce::topk(step, *k, *largest, *positions),
         Op::MatMul => product::matmul(step),
+        Op::GroupedMatMul => product::grouped(step),
         Op::Attention { causal, scale, hidden, empty } => {
             product::attention(step, *causal, *scale, *hidden, *empty)
         }

@@ -103,6 +103,28 @@ pub(crate) struct Product {
     pub(crate) k: Size,
     pub(crate) a: Matrix,
     pub(crate) b: Matrix,
+    /// The batch of `b` is theirs, and `batch` is one.
+    pub(crate) groups: Option<Groups>,
+}
+
+/// Rows in groups, each with a matrix of its own: see [`crate::core::Op::GroupedMatMul`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Groups {
+    pub(crate) count: Size,
+    /// Whole numbers: where each ends.
+    pub(crate) ends: Source,
+    /// Elements before the first one.
+    pub(crate) offset: Size,
+    /// Elements from one to the next.
+    pub(crate) step: Size,
+}
+
+impl Product {
+    /// What it reads.
+    pub(crate) fn sources(&self) -> impl Iterator<Item = Source> {
+        let ends = self.groups.as_ref().map(|groups| groups.ends);
+        [self.a.source, self.b.source].into_iter().chain(ends)
+    }
 }
 
 /// A batch of strided matrices.

@@ -6,7 +6,10 @@
 use super::{Lazy, Lowering, numel, unflattened, without_ones};
 use crate::{
     core::{Fun, Node, Op, Reduction, Value, ValueId},
-    loops::{Attention, COLUMN, Def, Domain, Expr, Heads, Matrix, Product, ROW, Source, domain_of},
+    loops::{
+        Attention, COLUMN, Def, Domain, Expr, Groups, Heads, Matrix, Product, ROW, Source,
+        domain_of,
+    },
     size::{Atom, Bounds, Size},
 };
 
@@ -15,7 +18,13 @@ impl Lowering<'_> {
         let [a, b] = node.reads[..] else { return Err("a product of two".to_owned()) };
         let dtype = self.read(a)?.dtype;
         if !domain_of(dtype).is_float() {
-            return self.product_of_numbers(a, b, out);
+            return self.sum_of_products(a, b, out);
+        }
+        if self.is_row_by_computed(b, out) {
+            if self.loaded(a).is_none() {
+                self.store_for_reading(a)?;
+            }
+            return self.sum_of_products(a, b, out);
         }
         let rank = out.shape.len();
         let (m, n) = (out.shape[rank - 2].clone(), out.shape[rank - 1].clone());
@@ -31,6 +40,7 @@ impl Lowering<'_> {
                 k: k.clone(),
                 a,
                 b: b_matrix.clone(),
+                groups: None,
             }),
             true => None,
         };
@@ -38,12 +48,46 @@ impl Lowering<'_> {
             Some(product) => product,
             None => {
                 let a = self.matrix(a, &batch, rank - 2, rank - 1)?;
-                Product { batch: numel(&batch), m, n, k, a, b: b_matrix }
+                Product { batch: numel(&batch), m, n, k, a, b: b_matrix, groups: None }
             }
         };
         let total = numel(&out.shape);
         let temp = self.temp(out.dtype, total, Def::Product(Box::new(product)));
         Ok(self.dense(temp, out.dtype, &out.shape))
+    }
+
+    pub(super) fn grouped(&mut self, node: &Node, out: &Value) -> Result<Lazy, String> {
+        let [a, b, ends] = node.reads[..] else { return Err("rows, matrices, groups".to_owned()) };
+        let of_b = self.program.value(b).shape.clone();
+        let [count, k, n] = &of_b[..] else { return Err("a matrix for each group".to_owned()) };
+        let b = self.matrix(b, std::slice::from_ref(count), 2, 1)?;
+        let a = self.matrix(a, &[], 0, 1)?;
+        if self.line(ends).is_none() {
+            self.store_for_reading(ends)?;
+        }
+        let (source, offset, step) = self
+            .line(ends)
+            .ok_or_else(|| "a bug of `native`: a dense operand is not affine".to_owned())?;
+        let groups = Groups { count: count.clone(), ends: source, offset, step };
+        let product = Product {
+            batch: Size::from(1),
+            m: out.shape[0].clone(),
+            n: n.clone(),
+            k: k.clone(),
+            a,
+            b,
+            groups: Some(groups),
+        };
+        let temp = self.temp(out.dtype, numel(&out.shape), Def::Product(Box::new(product)));
+        Ok(self.dense(temp, out.dtype, &out.shape))
+    }
+
+    /// A value of one dimension in memory: where, the first element, and the step to the next.
+    fn line(&self, value: ValueId) -> Option<(Source, Size, Size)> {
+        let (source, index, _) = self.loaded(value)?;
+        let (step, offset) = index.linear_in(&Atom::Var(0))?;
+        let varying = [&step, &offset].into_iter().any(|size| size.any(&is_varying));
+        (!varying).then_some((source, offset, step))
     }
 
     /// The operand as matrices over the flat batch: strides along the dimensions
@@ -124,7 +168,7 @@ impl Lowering<'_> {
     }
 
     /// Where a value is loaded from, if that is all there is to it.
-    fn loaded(&self, value: ValueId) -> Option<(Source, Size, Vec<Size>)> {
+    pub(super) fn loaded(&self, value: ValueId) -> Option<(Source, Size, Vec<Size>)> {
         let lazy = self.values[value.0].as_ref()?;
         match self.loops.exprs.get(lazy.expr) {
             Expr::Load { source, index, dtype } if *dtype == lazy.dtype => {
@@ -135,7 +179,7 @@ impl Lowering<'_> {
     }
 
     /// Stores a value densely; whoever reads it later reads that.
-    fn store_for_reading(&mut self, value: ValueId) -> Result<(), String> {
+    pub(super) fn store_for_reading(&mut self, value: ValueId) -> Result<(), String> {
         let order: Vec<usize> = (0..self.read(value)?.shape.len()).collect();
         self.store_in_order(value, &order)
     }
@@ -150,8 +194,25 @@ impl Lowering<'_> {
         Ok(())
     }
 
-    /// Products of whole numbers: element by element, then summed.
-    fn product_of_numbers(&mut self, a: ValueId, b: ValueId, out: &Value) -> Result<Lazy, String> {
+    /// Whether one row meets a matrix that lies nowhere, as of weights with scales, and whose
+    /// parts lie along what is summed: each of its elements is computed where it is needed, once.
+    fn is_row_by_computed(&self, b: ValueId, out: &Value) -> bool {
+        let rank = out.shape.len();
+        let one = out.shape[..rank - 1].iter().all(|size| size.is(1));
+        let Some(lazy) = self.values[b.0].as_ref() else { return false };
+        if !one || self.uses[b.0] > 1 || self.loaded(b).is_some() {
+            return false;
+        }
+        let (k, n) = (rank - 2, Atom::Var(rank - 1));
+        self.loops.exprs.reachable([lazy.expr]).iter().all(|part| {
+            let Expr::Load { index, .. } = self.loops.exprs.get(*part) else { return true };
+            let across = index.linear_in(&n).is_some_and(|(step, _)| step.is(1));
+            !(across && index.has_var(k))
+        })
+    }
+
+    /// Products element by element, then summed: of whole numbers, and where `b` lies nowhere.
+    fn sum_of_products(&mut self, a: ValueId, b: ValueId, out: &Value) -> Result<Lazy, String> {
         let (a, b) = (self.read(a)?, self.read(b)?);
         let rank = out.shape.len();
         let k = a.shape[rank - 1].clone();

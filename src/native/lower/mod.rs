@@ -102,7 +102,11 @@ fn in_memory(program: &Program) -> Vec<bool> {
     program.outputs.iter().for_each(|output| found[output.0] = true);
     for node in program.nodes.iter().rev() {
         let reads = match &node.op {
-            Op::MatMul | Op::Attention { .. } | Op::CumSum { .. } | Op::TopK { .. } => true,
+            Op::MatMul
+            | Op::GroupedMatMul
+            | Op::Attention { .. }
+            | Op::CumSum { .. }
+            | Op::TopK { .. } => true,
             Op::Reshape | Op::Permute(_) | Op::Expand | Op::Slice { .. } => found[node.writes.0],
             _ => false,
         };
@@ -143,6 +147,7 @@ impl Lowering<'_> {
             Op::CumSum { dim } => self.cumsum(node, *dim, &out),
             Op::TopK { k, largest, positions } => self.top_k(node, *k, *largest, *positions, &out),
             Op::MatMul => self.matmul(node, &out),
+            Op::GroupedMatMul => self.grouped(node, &out),
             Op::Attention { .. } => self.attention(node, &out),
             Op::Iota { start, step } => Ok(self.iota(start, step, &out)),
             Op::Full(number) => {

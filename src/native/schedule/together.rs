@@ -74,6 +74,6 @@ fn beside(loops: &Loops, a: &Group, b: &Group) -> bool {
     let lies = |product: &Product| (product.b.reduced.is(1), product.b.outer.is(1));
     let same =
         a.a == b.a && a.m == b.m && a.k == b.k && dtype(&a) == dtype(&b) && lies(&a) == lies(&b);
-    let one = a.batch.is(1) && b.batch.is(1);
+    let one = a.batch.is(1) && b.batch.is(1) && a.groups.is_none() && b.groups.is_none();
     same && one && a.n.known().is_some() && b.n.known().is_some()
 }

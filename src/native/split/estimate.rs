@@ -84,7 +84,7 @@ impl Costs {
             let of = &mut nodes[node.origin];
             of.operations += 1;
             match node.op {
-                Op::MatMul => of.products += 1,
+                Op::MatMul | Op::GroupedMatMul => of.products += 1,
                 Op::Attention { .. } => of.attentions += 1,
                 _ => {}
             }

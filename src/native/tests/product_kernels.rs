@@ -98,7 +98,8 @@ impl Case {
         format!(
             "struct {name}_problem {{
 {sizes}
-  enum : bool {{ ALIGNED = {aligned}, WIDE = {wide}, B_GIVEN = {given}, TWIN = false }};
+  enum : bool {{ ALIGNED = {aligned}, WIDE = {wide}, B_GIVEN = {given}, TWIN = false,\n\
+         GROUPED = false }};
   enum : bool {{ A_FOURS = {a_fours}, B_FOURS = {b_fours} }};
   enum : bool {{ A_ALONG_K = {a_k}, A_ALONG_M = {a_m}, B_ALONG_K = {b_k}, B_ALONG_N = {b_n} }};
   __device__ __forceinline__ kiln_index A_BATCH(kiln_index z) const {{ return z * {a_batch}; }}

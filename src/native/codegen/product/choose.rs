@@ -59,6 +59,17 @@ pub(crate) struct Problem {
     pub(crate) b: Dense,
     /// Every row and batch of both starts at a multiple of 16 bytes.
     pub(crate) aligned: bool,
+    /// Of rows in groups.
+    pub(crate) groups: Option<Grouped>,
+}
+
+/// Rows in groups, each by a matrix of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Grouped {
+    /// How many groups there often are.
+    pub(crate) count: i64,
+    /// One tensor map can have all their matrices.
+    pub(crate) as_one: bool,
 }
 
 /// A template of kernels.
@@ -185,7 +196,16 @@ pub(crate) fn source(choices: &[Choice]) -> String {
 fn tiles(problem: &Problem, rows: i64, columns: i64) -> i64 {
     let along = |extent: Extent, tile: i64| (extent.typical.max(1) + tile - 1) / tile;
     let beside: i64 = problem.beside.iter().map(|n| (n + columns - 1) / columns).sum();
-    along(problem.m, rows) * (along(problem.n, columns) + beside) * problem.batch.typical.max(1)
+    let down = match problem.groups {
+        None => along(problem.m, rows),
+        // As if all groups were of one size.
+        Some(Grouped { count, .. }) => {
+            let all = problem.m.typical.max(1);
+            let groups = count.clamp(1, all);
+            groups * ((all / groups + rows - 1) / rows)
+        }
+    };
+    down * (along(problem.n, columns) + beside) * problem.batch.typical.max(1)
 }
 
 /// For `of` matrices at once.
@@ -195,7 +215,7 @@ fn vector_for(problem: &Problem, of: u32) -> Option<Choice> {
     let per_load = 16 / problem.dtype.bytes() as i64;
     let whole = k.known && k.typical % per_load == 0 && k.typical > 0;
     let lies = problem.aligned && problem.a == Dense::Reduced && problem.b == Dense::Reduced;
-    if !(m.known && (1..=VECTOR_ROWS).contains(&m.typical) && whole && lies) {
+    if problem.groups.is_some() || !(m.known && (1..=VECTOR_ROWS).contains(&m.typical) && whole && lies) {
         return None;
     }
     // Of 4 and 8 warps, 1 to 8 of them and 1 to 4 columns together, these were the
@@ -222,8 +242,9 @@ fn tensor_for(problem: &Problem, target: Target) -> Choice {
 
 /// Whether tensor maps can copy both operands.
 fn by_map(problem: &Problem, target: Target) -> bool {
-    let Problem { k, batch, a, b, .. } = *problem;
-    let one = batch.known && batch.typical == 1;
+    let Problem { k, batch, a, b, groups, .. } = *problem;
+    let as_one = groups.is_none_or(|groups| groups.as_one);
+    let one = as_one && batch.known && batch.typical == 1;
     let dense = problem.aligned && a != Dense::Neither && b != Dense::Neither;
     let hopper = target.compute == HOPPER && target.arch_specific;
     hopper && one && dense && k.known && k.typical > 0
@@ -249,12 +270,13 @@ fn best(problem: &Problem, target: Target) -> Option<(f64, Choice)> {
         }
     };
     let fits = |columns: i64| by_map && (b == Dense::Reduced || columns % 64 == 0);
-    for tile in WGMMA.iter().filter(|tile| fits(tile.columns)) {
+    let alone = problem.groups.is_none();
+    for tile in WGMMA.iter().filter(|tile| alone && fits(tile.columns)) {
         offer(time(problem, tile, 1), &|| wgmma(tile, dtype, a, b));
     }
     // Of fewer tiles the other is 3 to 10% faster.
     let many = |tile: &Persistent| {
-        in_packs(problem) && tiles(problem, tile.rows, tile.columns) > PROCESSORS
+        in_packs(problem) && (!alone || tiles(problem, tile.rows, tile.columns) > PROCESSORS)
     };
     for tile in PERSISTENT.iter().filter(|tile| fits(tile.columns) && many(tile)) {
         offer(persistent_time(problem, tile, false), &|| persistent(tile, dtype, a, b, false));
@@ -320,6 +342,7 @@ mod tests {
             a: Dense::Reduced,
             b: Dense::Reduced,
             aligned: true,
+            groups: None,
         }
     }
 

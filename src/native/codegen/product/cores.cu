@@ -71,8 +71,10 @@ __device__ __forceinline__ void kiln_product_cores(const T* a, const T* b, const
   R* as = reinterpret_cast<R*>(kiln_shared_memory());
   R* bs = as + 2 * STAGE_A;
   const kiln_place at = kiln_tile<TILE_M, TILE_N, 1>(p, block);
+  if (P::GROUPED && at.m >= at.rows) return;
+  const kiln_index depth = kiln_depth(p, at);
   a += p.A_BATCH(at.z);
-  b += p.B_BATCH(at.z);
+  b += p.B_BATCH(at.matrix);
   const int tm = threadIdx.x / ACROSS * TM, tn = threadIdx.x % ACROSS * 8;
   R acc[TM][8] = {};
 
@@ -80,7 +82,7 @@ __device__ __forceinline__ void kiln_product_cores(const T* a, const T* b, const
   // Each pass fetches what the next one multiplies: the first one that alone. One copy of
   // all of it, as of the sums below, or the compiler takes several times as long.
 #pragma unroll 1
-  for (kiln_index next = 0; next < p.K + TILE_K; next += TILE_K, now ^= 1) {
+  for (kiln_index next = 0; next < depth + TILE_K; next += TILE_K, now ^= 1) {
     R* sa = as + now * STAGE_A;
     R* sb = bs + now * STAGE_B;
     if (next > 0) {
@@ -88,8 +90,8 @@ __device__ __forceinline__ void kiln_product_cores(const T* a, const T* b, const
       pb.keep(sb);
       __syncthreads();  // All of this stage is there; the one before, nobody reads any more.
     }
-    if (next < p.K) {
-      pa.fetch(a, at.m, next, p.M, p.K, p.AM, p.AK);
+    if (next < depth) {
+      pa.fetch(a, at.m, next, at.rows, p.K, p.AM, p.AK);
       pb.fetch(b, at.n, next, p.N, p.K, p.BN, p.BK);
     }
     if (next == 0) continue;
@@ -110,7 +112,7 @@ __device__ __forceinline__ void kiln_product_cores(const T* a, const T* b, const
 #pragma unroll
   for (int i = 0; i < TM; ++i) {
     const kiln_index m = at.m + tm + i;
-    if (m >= p.M || n >= p.N) continue;
+    if (m >= at.rows || n >= p.N) continue;
     if constexpr (P::WIDE) {
       write.template row<8>(at.z, m, n, acc[i]);
     } else {

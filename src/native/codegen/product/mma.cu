@@ -65,9 +65,10 @@ __device__ __forceinline__ void kiln_product_mma(const T* a, const T* b, const P
   unsigned short* as = reinterpret_cast<unsigned short*>(kiln_shared_memory());
   unsigned short* bs = as + STAGES * TILE_M * 64;
   const kiln_place at = kiln_tile<TILE_M, TILE_N, SPLIT>(p, block);
+  if (P::GROUPED && at.m >= at.rows) return;
   a += p.A_BATCH(at.z);
-  b += p.B_BATCH(at.z);
-  const int steps = (int)((p.K + 63) / 64);
+  b += p.B_BATCH(at.matrix);
+  const int steps = (int)((kiln_depth(p, at) + 63) / 64);
   const int first = SPLIT > 1 ? steps * at.part / SPLIT : 0;
   const int last = SPLIT > 1 ? steps * (at.part + 1) / SPLIT : steps;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
@@ -76,7 +77,7 @@ __device__ __forceinline__ void kiln_product_mma(const T* a, const T* b, const P
 
   auto fetch = [&](int step, int stage) {
     if (step < last) {
-      PanelA::fetch(as + stage * (TILE_M * 64), a, at.m, step * 64ll, p.M, p.K, p.AM, p.AK);
+      PanelA::fetch(as + stage * (TILE_M * 64), a, at.m, step * 64ll, at.rows, p.K, p.AM, p.AK);
       PanelB::fetch(bs + stage * (TILE_N * 64), b, at.n, step * 64ll, p.N, p.K, p.BN, p.BK);
     }
     kiln_copy_commit();

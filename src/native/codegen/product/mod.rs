@@ -14,7 +14,7 @@ use kiln_proto::{Failure, Target};
 
 use self::{
     alike::joined,
-    choose::{Choice, CopyBox, Dense, Extent, Problem, Variant},
+    choose::{Choice, CopyBox, Dense, Extent, Grouped, Problem, Variant},
 };
 use super::{
     Emitted, Kernel, NAME,
@@ -174,11 +174,13 @@ fn one(
              {begin}{outer}{early}return [=, *this]({sums}) {{\n{inner}}};\n}}\n"
         ));
     }
-    let structure = structure(loops, &mut own, part, wide, choice);
     // The operands are parameters of their own, even where the epilogue reads them too.
     let operands = first + own.reads.len();
+    let ends = operands + 1 + products.len();
+    let structure = structure(loops, &mut own, part, wide, choice, ends);
     own.reads.push(product.a.source);
     own.reads.extend(products.iter().map(|product| product.b.source));
+    own.reads.extend(product.groups.as_ref().map(|groups| groups.ends));
     let number = if index == 0 { String::new() } else { index.to_string() };
     let (p, w) = (format!("{NAME}_problem{number}"), format!("{NAME}_write{number}"));
     let template = choice.call.replace("<P,", &format!("<{p},"));
@@ -187,8 +189,8 @@ fn one(
         let [of_a, of_b] = boxes;
         let map = tensor_map(loops, (&product.a, &product.m), &product.k, of_a);
         maps.push((operands, map));
-        for (place, Product { b, n, k, .. }) in products.iter().enumerate() {
-            maps.push((operands + 1 + place, tensor_map(loops, (b, n), k, of_b)));
+        for (place, product) in products.iter().enumerate() {
+            maps.push((operands + 1 + place, map_of_columns(loops, product, of_b)));
         }
     }
     let elements = |reads: &[Source]| reads.iter().map(|of| super::pointee(loops, *of)).collect();
@@ -199,7 +201,12 @@ fn one(
     params.writes.append(&mut own.writes);
     params.symbols.append(&mut own.symbols);
     let along = |size: &Size, tile: i64| size.div_ceil(&Size::from(tile));
-    let tiles = &along(&product.m, choice.tile[0]) * &along(&product.n, choice.tile[1]);
+    let mut down = along(&product.m, choice.tile[0]);
+    if let Some(groups) = &product.groups {
+        // A tile of each group, and of what is behind the last, may be cut off; none is empty.
+        down = (&(&down + &groups.count) + &Size::from(1)).min_of(&product.m);
+    }
+    let tiles = &down * &along(&product.n, choice.tile[1]);
     let also = format!("r{}", operands + products.len());
     let (pipe, also) = match choice.variant {
         Variant::Persistent { .. } => ("pipe, ", format!(", {also}")),
@@ -238,6 +245,38 @@ fn kernel(choice: &Choice, params: Params, text: String) -> Kernel {
         ),
         ..Kernel::plain(NAME, "product", params, text, i64::from(choice.threads))
     }
+}
+
+/// The operand b as the accelerator sees it: of groups all matrices, one behind the other.
+fn map_of_columns(loops: &Loops, product: &Product, copied: &CopyBox) -> plan::TensorMap {
+    let Product { b, n, k, groups, .. } = product;
+    let Some((groups, rows)) = groups.as_ref().zip(rows_of_groups(b)) else {
+        return tensor_map(loops, (b, n), k, copied);
+    };
+    let before = &(&groups.count - &Size::from(1)) * &Size::from(rows.rows);
+    let first = Matrix { offset: rows.first, ..b.clone() };
+    match copied.inner {
+        Dense::Reduced => tensor_map(loops, (&first, &(&before + n)), k, copied),
+        Dense::Other | Dense::Neither => tensor_map(loops, (&first, n), &(&before + k), copied),
+    }
+}
+
+/// Where the matrices of groups lie.
+struct RowsOfGroups {
+    /// Elements before the first.
+    first: Size,
+    /// From one to the next, in rows (or columns) of the dimension that is not dense.
+    rows: i64,
+}
+
+/// `None`: not as one matrix that has all of them.
+fn rows_of_groups(b: &Matrix) -> Option<RowsOfGroups> {
+    let (from_each, first) = b.offset.linear_in(&Atom::Var(ROW))?;
+    let step = if b.reduced.is(1) { &b.outer } else { &b.reduced };
+    let (from_each, step) = (from_each.known()?, step.known()?);
+    let whole = step > 0 && from_each > 0 && from_each % step == 0;
+    let outside = !first.any(&|atom| matches!(atom, Atom::Var(_)));
+    (whole && outside).then(|| RowsOfGroups { first, rows: from_each / step })
 }
 
 /// The operand `matrix`, of `other` rows (or columns) of `k` elements, as the
@@ -296,7 +335,16 @@ fn problem(loops: &Loops, product: &Product) -> Problem {
         dtype,
         a: dense(&product.a),
         b: dense(&product.b),
-        aligned: aligned(&product.a, &product.m) && aligned(&product.b, &product.n),
+        // A group may begin at any row.
+        aligned: (product.groups.is_none() || dense(&product.a) == Dense::Reduced)
+            && aligned(&product.a, &product.m)
+            && aligned(&product.b, &product.n),
+        groups: product.groups.as_ref().map(|groups| Grouped {
+            count: typical(loops, &groups.count),
+            // What lies behind a matrix is of the next one: a step along k must not reach it.
+            as_one: rows_of_groups(&product.b).is_some()
+                && (product.b.reduced.is(1) || product.k.power_of_two(64) == 64),
+        }),
     }
 }
 
@@ -307,6 +355,7 @@ fn structure(
     part: &Part,
     wide: bool,
     choice: &Choice,
+    ends: usize,
 ) -> Members {
     let Part { products, problem, .. } = part;
     let product = &products[0];
@@ -335,11 +384,27 @@ fn structure(
         ("WIDE", wide),
         ("B_GIVEN", products.iter().all(given)),
         ("TWIN", products.len() == 2),
-        ("ROWS_WHOLE", whole(problem.m, choice.tile[0])),
+        ("ROWS_WHOLE", product.groups.is_none() && whole(problem.m, choice.tile[0])),
         ("COLUMNS_WHOLE", whole(problem.n, choice.tile[1])),
     ];
     for (name, switch) in switches {
         members.switch(name, switch);
+    }
+    members.switch("GROUPED", product.groups.is_some());
+    if let Some(groups) = &product.groups {
+        members.size(params, "GROUPS", &groups.count);
+        let rows = rows_of_groups(&product.b).map_or(0, |rows| rows.rows);
+        members.size(params, "B_ROWS", &Size::from(rows));
+        members.pointer(super::pointee(loops, groups.ends), "ends", format!("r{ends}"));
+        let mut offsets = Params::default();
+        let at = &groups.offset + &(&groups.step * &Size::var(ROW));
+        let at = offsets.size(&at, &|_| "z".to_owned());
+        members.function(&format!(
+            "__device__ __forceinline__ kiln_index end(kiln_index z) const {{ \
+             return (kiln_index)kiln_widen(ends[{at}]); }}\n"
+        ));
+        members.symbols(&offsets);
+        params.symbols.extend(offsets.symbols);
     }
     if choice.variant == Variant::Cores {
         // Of the dimension along which four neighbours are read.

@@ -99,8 +99,11 @@ __device__ __forceinline__ void kiln_product_persistent(const kiln_tensor_map& a
   static_assert(COLUMNS % (P::B_ALONG_K ? 32 : 64) == 0, "");
   const unsigned full = kiln_shared_address(kiln_shared_memory()), empty = full + STAGES * 8;
   const unsigned as = full + 1024, bs = as + STAGES * BYTES_A;
+  // Where groups end, a kernel before this one may have said.
+  if (P::GROUPED && !pipe.begun) kiln_wait();
   const kiln_place at = kiln_tile<TILE_M, COLUMNS, 1>(p, block);
-  const int steps = (int)((p.K + 63) / 64), group = threadIdx.x / 128;
+  if (P::GROUPED && at.m >= at.rows) return;
+  const int steps = (int)((kiln_depth(p, at) + 63) / 64), group = threadIdx.x / 128;
   if (group == GROUPS) {
     if (threadIdx.x != THREADS) return;
     auto fetch_a = [&](int step, int stage) {
@@ -113,18 +116,25 @@ __device__ __forceinline__ void kiln_product_persistent(const kiln_tensor_map& a
           kiln_copy_box(to_a + i * 8192, a, (int)at.m + i * 64, step * 64, barrier);
       }
     };
+    // Of the group's matrix.
+    int columns = (int)at.n, deep = 0;
+    if constexpr (P::GROUPED) {
+      const int before = (int)(at.matrix * p.B_ROWS);
+      if (P::B_ALONG_K) columns += before;
+      else deep = before;
+    }
     // Comes first: it says how many bytes the stage gets.
     auto fetch_b = [&](int step, int stage) {
       const unsigned barrier = full + stage * 8, to_b = bs + stage * BYTES_B;
       kiln_barrier_expect(barrier, BYTES_A + BYTES_B);
       if (P::B_ALONG_K) {
-        kiln_copy_box(to_b, b, step * 64, (int)at.n, barrier);
-        if (P::TWIN) kiln_copy_box(to_b + COLUMNS * 128, also, step * 64, (int)at.n, barrier);
+        kiln_copy_box(to_b, b, step * 64, columns, barrier);
+        if (P::TWIN) kiln_copy_box(to_b + COLUMNS * 128, also, step * 64, columns, barrier);
       } else {
 #pragma unroll
         for (int i = 0; i < TILE_N / 64; ++i)
           kiln_copy_box(to_b + i * 8192, i * 64 < COLUMNS ? b : also,
-                        (int)at.n + i * 64 % COLUMNS, step * 64, barrier);
+                        columns + i * 64 % COLUMNS, deep + step * 64, barrier);
       }
     };
     int step = 0;
@@ -203,7 +213,7 @@ __device__ __forceinline__ void kiln_product_persistent(const kiln_tensor_map& a
         float x[8], y[8] = {};
         kiln_pack_of(x, acc, from);
         if (P::TWIN) kiln_pack_of(y, acc, COLUMNS / 2 + from);
-        if (row < p.M && first < p.N) kiln_write_row<P::TWIN>(write, at.z, row, first, x, y);
+        if (row < at.rows && first < p.N) kiln_write_row<P::TWIN>(write, at.z, row, first, x, y);
       }
     }
   }

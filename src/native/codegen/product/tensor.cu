@@ -10,22 +10,59 @@
 // (of the templates that say so) has a second matrix of columns, and `write.template row<V>(z,
 // m, n, x, y)` takes the sums of both.
 
-// The tile of a block: batch, first row, first column, and which part of K.
+// A P::GROUPED has rows in groups: GROUPS of them, each with a matrix b of its own, that end at
+// end(z), and BATCH = 1. Rows behind the last give zero. A tile has rows of one group alone.
+
+// The tile of a block: batch, first row, first column, which part of K, which of the matrices b,
+// and the end of the rows: of no more than `m`, the block has nothing to do.
 struct kiln_place {
   kiln_index z, m, n;
   int part;
+  kiln_index matrix, rows;
 };
+
+// The tile of rows number `tile`, counted through all groups.
+template <int TILE_M, class P>
+__device__ __forceinline__ kiln_place kiln_tile_of_group(const P& p, kiln_index tile) {
+  kiln_index begin = 0;
+  for (kiln_index z = 0; z <= p.GROUPS; ++z) {
+    kiln_index end = p.M;
+    if (z < p.GROUPS) end = p.end(z) < begin ? begin : p.end(z) < end ? p.end(z) : end;
+    const kiln_index tiles = (end - begin + TILE_M - 1) / TILE_M;
+    if (tile < tiles) return {0, begin + tile * TILE_M, 0, 0, z, end};
+    tile -= tiles;
+    begin = end;
+  }
+  return {0, p.M, 0, 0, 0, 0};
+}
+
+// What a tile sums over: nothing behind the last group.
+template <class P>
+__device__ __forceinline__ kiln_index kiln_depth(const P& p, const kiln_place& at) {
+  if constexpr (P::GROUPED) {
+    if (at.matrix >= p.GROUPS) return 0;
+  }
+  return p.K;
+}
 
 // Eight rows of tiles at a time, column by column: what neighbours read meets in the L2 cache.
 template <int TILE_M, int TILE_N, int SPLIT, class P>
 __device__ __forceinline__ kiln_place kiln_tile(const P& p, unsigned index) {
   const unsigned tiles_m = (unsigned)((p.M + TILE_M - 1) / TILE_M);
   const unsigned tiles_n = (unsigned)((p.N + TILE_N - 1) / TILE_N);
+  if constexpr (P::GROUPED) {
+    // Column by column, as a group's matrix is read by all its tiles.
+    kiln_place at = kiln_tile_of_group<TILE_M>(p, index / SPLIT / tiles_n);
+    at.n = (kiln_index)(index / SPLIT % tiles_n) * TILE_N;
+    at.part = (int)(index % SPLIT);
+    return at;
+  }
   const unsigned block = index / SPLIT, z = block / (tiles_m * tiles_n);
   const unsigned band = 8 * tiles_n, rest = block % (tiles_m * tiles_n), first = rest / band * 8;
   const unsigned height = tiles_m - first < 8 ? tiles_m - first : 8;
   const unsigned m = first + rest % band % height, n = rest % band / height;
-  return {(kiln_index)z, (kiln_index)m * TILE_M, (kiln_index)n * TILE_N, (int)(index % SPLIT)};
+  return {(kiln_index)z, (kiln_index)m * TILE_M, (kiln_index)n * TILE_N, (int)(index % SPLIT),
+          (kiln_index)z, p.M};
 }
 
 template <bool TWIN, class Write, class R, int V>
@@ -46,7 +83,7 @@ __device__ __forceinline__ void kiln_finish(const float* sums, const P& p, const
   for (int e = threadIdx.x; e < PACKS; e += THREADS) {
     const int r = at.part * ROWS + e / (TILE_N / V), c = e % (TILE_N / V) * V;
     const kiln_index m = at.m + r, n = at.n + c;
-    if (m >= p.M || n >= p.N) continue;
+    if (m >= at.rows || n >= p.N) continue;
     float x[V] = {};
 #pragma unroll
     for (int part = 0; part < SPLIT; ++part)

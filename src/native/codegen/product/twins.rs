@@ -79,7 +79,8 @@ pub(super) fn choice(
         && [&first.batch, &first.m, &first.n, &first.k]
             == [&second.batch, &second.m, &second.n, &second.k]
         && [&first.b.outer, &first.b.reduced, &first.b.offset]
-            == [&second.b.outer, &second.b.reduced, &second.b.offset];
+            == [&second.b.outer, &second.b.reduced, &second.b.offset]
+        && first.groups == second.groups;
     let problems = [first, second].map(|product| problem(loops, product));
     (same && problems[0] == problems[1])
         .then(|| choose::twin(&problems[0], target))

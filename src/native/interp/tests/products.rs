@@ -45,6 +45,23 @@ fn batches_larger_than_any_block_on_several_threads() {
 }
 
 #[test]
+fn rows_in_groups_have_matrices_of_their_own() {
+    let rows = (F32, &[5, 1][..], &[1., 2., 3., 4., 5.][..]);
+    let matrices = (F32, &[3, 1, 2][..], &[1., -1., 10., -10., 100., -100.][..]);
+    let grouped = |ends: &[f64]| {
+        one(Op::GroupedMatMul, &[rows, matrices, (I64, &[3], ends)], F32, &[5, 2])
+    };
+    let expected = [1., -1., 2., -2., 300., -300., 400., -400., 0., 0.];
+    assert_same(&grouped(&[2., 2., 4.]), &expected);
+    // A group that ends before it begins has no rows, and none ends behind the last row.
+    assert_same(&grouped(&[2., -7., 4.]), &expected);
+    let all = [1., -1., 2., -2., 30., -30., 40., -40., 50., -50.];
+    assert_same(&grouped(&[2., 90., 3.]), &all);
+    let wrong = &[rows, matrices, (I64, &[2], &[1., 2.][..])];
+    assert!(refused(Op::GroupedMatMul, wrong, F32, &[5, 2]).contains("in groups [2]"));
+}
+
+#[test]
 fn shapes_that_do_not_match_are_refused() {
     let a = (F32, &[2, 3][..], &[0.; 6][..]);
     assert!(refused(Op::MatMul, &[a, a], F32, &[2, 3]).contains("[2, 3] times [2, 3]"));

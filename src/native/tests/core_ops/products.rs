@@ -57,6 +57,63 @@ fn of_transposed_sides_with_an_epilogue() {
 }
 
 #[test]
+fn of_groups_of_rows_with_matrices_of_their_own() {
+    check(|bench| {
+        // Some are empty, some end before they begin, or behind the last row; rows are left.
+        let ends: [&[f64]; 4] =
+            [&[0.0, 3.0, 3.0, 9.0], &[5.0, 2.0, 7.0], &[-4.0, 70.0, 200.0, 80.0], &[40.0]];
+        for ends in ends {
+            let e = ends.len();
+            for dtype in [F32, BF16, F64] {
+                for [t, k, n] in [[70, 24, 40], [5, 7, 9], [S0, 16, S1], [0, 4, 3], [4, 0, 3]] {
+                    let x = bench.input(dtype, &[t, k], &some(997, 3));
+                    let w = bench.input(dtype, &[e, k, n], &some(991, 5));
+                    let ends = bench.input(DType::I32, &[e], ends);
+                    let product = Op::GroupedMatMul;
+                    let product = bench.output(product, &[x, w, ends], dtype, &[t, n]);
+                    let gate = map(Fun::Sigmoid, Domain::Float, 1);
+                    bench.output(gate, &[product], dtype, &[t, n]);
+                }
+                // Matrices and rows that lie the other way, and ends that are every other one.
+                let x = bench.input(dtype, &[24, 33], &some(997, 3));
+                let w = bench.input(dtype, &[e, 40, 24], &some(991, 5));
+                let twice: Vec<f64> = ends.iter().flat_map(|end| [*end, 1000.0]).collect();
+                let all = bench.input(DType::I64, &[2 * e], &twice);
+                let x = bench.node(Op::Permute(vec![1, 0]), &[x], dtype, &[33, 24]);
+                let w = bench.node(Op::Permute(vec![0, 2, 1]), &[w], dtype, &[e, 24, 40]);
+                let every = Op::Slice { dim: 0, start: Size::from(0), step: 2 };
+                let ends = bench.node(every, &[all], DType::I64, &[e]);
+                bench.output(Op::GroupedMatMul, &[x, w, ends], dtype, &[33, 40]);
+            }
+        }
+    });
+}
+
+#[test]
+fn of_one_row_by_weights_with_scales() {
+    check(|bench| {
+        for dtype in [F32, BF16] {
+            for (rows, k, n, along_k) in [(1, 40, 24, true), (1, 40, 24, false), (2, 9, 7, true)] {
+                let shape = if along_k { [n, k] } else { [k, n] };
+                let scales = if along_k { [n, 1] } else { [1, n] };
+                let weights = bench.input(DType::I8, &shape, &some(997, 3));
+                let scales = bench.input(dtype, &scales, &[0.5, -1.0, 0.25]);
+                let wide = map(Fun::Mul, Domain::Float, 2);
+                let mut wide = bench.node(wide, &[weights, scales], dtype, &shape);
+                if along_k {
+                    wide = bench.node(Op::Permute(vec![1, 0]), &[wide], dtype, &[k, n]);
+                }
+                // Rows that are computed too, and once for all columns.
+                let x = bench.input(dtype, &[rows, k], &some(991, 5));
+                let x = bench.node(map(Fun::Neg, Domain::Float, 1), &[x], dtype, &[rows, k]);
+                let product = bench.output(Op::MatMul, &[x, wide], dtype, &[rows, n]);
+                bench.output(map(Fun::Sigmoid, Domain::Float, 1), &[product], dtype, &[rows, n]);
+            }
+        }
+    });
+}
+
+#[test]
 fn infinities_and_nan_spread() {
     check(|bench| {
         let a = bench.input(F32, &[2, 3], &[0.0, 1.0, 2.0, f64::INFINITY, 0.0, 1.0]);
