@@ -12,9 +12,10 @@
 mod compute;
 mod contract;
 mod reduce;
+mod sort;
 mod views;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use kiln_proto::{
     Failure, FailureKind,
@@ -43,6 +44,7 @@ pub(crate) fn lower(program: &Program, graph: &Graph, origins: &Origins) -> Resu
         in_memory: in_memory(program),
         origins: vec![BTreeSet::new(); program.values.len()],
         pending: BTreeSet::new(),
+        ranks: BTreeMap::new(),
     };
     lowering.loops.inputs = graph.inputs.iter().map(|i| graph.value(i.value).ty.dtype).collect();
     let constants = graph.inputs.iter().enumerate();
@@ -136,6 +138,8 @@ struct Lowering<'a> {
     origins: Vec<BTreeSet<usize>>,
     /// Those that the next buffer does.
     pending: BTreeSet<usize>,
+    /// The temporaries that have the ranks of a value's rows, greatest first or last.
+    ranks: BTreeMap<(usize, bool), usize>,
 }
 
 impl Lowering<'_> {

@@ -3,7 +3,7 @@
 //!
 //! Invariant: columns are in row-major order of the reduced dimensions.
 
-use super::{Lazy, Lowering, numel, unflattened};
+use super::{Lazy, Lowering, numel, sort::First, unflattened};
 use crate::{
     core::{Node, Reduction, Value},
     loops::{COLUMN, Def, Domain, ROW, domain_of},
@@ -144,6 +144,12 @@ impl Lowering<'_> {
         out: &Value,
     ) -> Result<Lazy, String> {
         let read = self.read(node.reads[0])?;
+        let k = i64::try_from(k).map_err(|_| "k is too large")?;
+        if let Some((columns, outer)) = read.shape.split_last()
+            && Self::is_ranked(k, &numel(outer), columns)
+        {
+            return self.by_rank(node, First { k, largest, positions }, out);
+        }
         // A tensor without dimensions is a row of one.
         let inner: Vec<usize> = read.shape.len().checked_sub(1).into_iter().collect();
         let outer: Vec<usize> = (0..read.shape.len().saturating_sub(1)).collect();
@@ -151,7 +157,6 @@ impl Lowering<'_> {
         let columns = numel(&read.shape[outer.len()..]);
         let domain = domain_of(read.dtype);
         let (of, rows, columns) = self.in_rows(&read, &outer, &inner, rows, columns, domain);
-        let k = i64::try_from(k).map_err(|_| "k is too large")?;
         let total = &rows * &Size::from(k);
         let def = Def::TopK { k, largest, positions, rows, columns, of };
         let temp = self.temp(out.dtype, total, def);

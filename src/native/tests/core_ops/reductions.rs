@@ -189,3 +189,38 @@ fn the_first_of_many() {
         }
     });
 }
+
+/// Where so many are wanted that each is counted by what comes before it.
+#[test]
+fn a_row_in_order() {
+    let odd = [1.0, NAN, 3.0, -0.0, 3.0, f64::NEG_INFINITY, 0.0, f64::INFINITY, NAN, -2.0, 1e-3];
+    check(|bench| {
+        let floats = bench.input(F32, &[3, 40], &odd);
+        let wide = bench.input(F64, &[2, S1, 17], &odd);
+        let small = bench.input(BF16, &[S0, 33], &odd);
+        let numbers = bench.input(I64, &[40], &[5.0, -1.0, 5.0, 9e18, -9e18, 4.0, 4.0]);
+        let truths = bench.input(Bool, &[2, 20], &[1.0, 0.0, 0.0]);
+        // Of a row that lies across memory, and of one that is computed.
+        let across = bench.input(F32, &[30, 3], &odd);
+        let across = bench.node(Op::Permute(vec![1, 0]), &[across], F32, &[3, 30]);
+        let computed = bench.node(map(Fun::Neg, Domain::Float, 1), &[floats], F32, &[3, 40]);
+        for largest in [true, false] {
+            for (x, dtype, shape, k) in [
+                (floats, F32, [3, 40].as_slice(), 40),
+                (floats, F32, &[3, 40], 21),
+                (wide, F64, &[2, S1, 17], 17),
+                (small, BF16, &[S0, 33], 33),
+                (numbers, I64, &[40], 40),
+                (truths, Bool, &[2, 20], 20),
+                (across, F32, &[3, 30], 30),
+                (computed, F32, &[3, 40], 40),
+            ] {
+                let shape = [&shape[..shape.len() - 1], &[k]].concat();
+                for positions in [true, false] {
+                    let op = Op::TopK { k, largest, positions };
+                    bench.output(op, &[x], if positions { I64 } else { dtype }, &shape);
+                }
+            }
+        }
+    });
+}
