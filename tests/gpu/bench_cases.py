@@ -10,6 +10,10 @@ ROWS, COLUMNS, LAYERS = 16384, 8192, 16
 
 def case(name: str, device: str, small: bool):
     """The module in bf16, its arguments, and the bytes that it must move, if that bounds it."""
+    if name.partition("-")[0] in ("decode", "moe", "int4", "fp8"):
+        from serving_cases import serving
+
+        return serving(name, device)
     import qwen3
     import torch
     from torch import nn
