@@ -106,7 +106,11 @@ pub(crate) fn sources(loops: &Loops, temp: usize) -> BTreeSet<Source> {
     let mut roots = Vec::new();
     match &loops.temps[temp].def {
         Def::Map(id) => roots.push(*id),
-        Def::Reduce { of, .. } | Def::Scan { of, .. } | Def::TopK { of, .. } => roots.push(*of),
+        Def::Reduce { of, .. } | Def::Scan { of, .. } | Def::Runs { of, .. } => roots.push(*of),
+        Def::TopK { of, runs, .. } => {
+            roots.push(*of);
+            sources.extend(runs.map(Source::Temp));
+        }
         Def::Product(product) => sources.extend(product.sources()),
         Def::Attention(attention) => {
             sources.extend([attention.q.source, attention.k.source, attention.v.source]);
@@ -129,7 +133,7 @@ fn single(loops: &Loops, temp: usize) -> Group {
         }
         Def::Product(_) => Space::Product { temp },
         Def::Attention(_) => Space::Attention { temp },
-        Def::Scan { .. } | Def::TopK { .. } => Space::Single { temp },
+        Def::Scan { .. } | Def::TopK { .. } | Def::Runs { .. } => Space::Single { temp },
     };
     Group { space, members: vec![temp] }
 }
@@ -288,7 +292,9 @@ pub(crate) fn extents(loops: &Loops, space: &Space) -> Vec<Size> {
             _ => Vec::new(),
         },
         Space::Single { temp } => match &loops.temps[*temp].def {
-            Def::Scan { rows, columns, .. } | Def::TopK { rows, columns, .. } => {
+            Def::Scan { rows, columns, .. }
+            | Def::TopK { rows, columns, .. }
+            | Def::Runs { rows, columns, .. } => {
                 vec![rows.clone(), columns.clone()]
             }
             _ => Vec::new(),
@@ -347,7 +353,7 @@ pub(crate) fn fused(loops: &mut Loops, group: &Group) -> Option<Fused> {
                 let column = if extents[1].is(1) { Size::default() } else { Size::var(COLUMN) };
                 (Some(*of), vec![place.clone(), column])
             }
-            Def::Scan { of, .. } | Def::TopK { of, .. } => {
+            Def::Scan { of, .. } | Def::TopK { of, .. } | Def::Runs { of, .. } => {
                 (Some(*of), vec![Size::var(ROW), Size::var(COLUMN)])
             }
             Def::Product(product) => {

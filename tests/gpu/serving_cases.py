@@ -34,7 +34,7 @@ class Step(qwen3.Layer):
         v = self.v(y).view(batch, 1, self.groups, qwen3.SIZE).transpose(1, 2)
         self.keys.index_copy_(2, position, qwen3.rotate(k, cos, sin))
         self.values.index_copy_(2, position, v)
-        seen = torch.arange(self.keys.shape[2], device=x.device) <= position
+        seen = (torch.arange(self.keys.shape[2], device=x.device) <= position)[None]
         y = functional.scaled_dot_product_attention(
             qwen3.rotate(q, cos, sin), self.keys, self.values, attn_mask=seen, enable_gqa=True
         )

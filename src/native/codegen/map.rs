@@ -10,7 +10,8 @@ use super::{
     params::Params,
 };
 use crate::{
-    loops::Loops,
+    core::Fun,
+    loops::{Expr, Id, Loops, Source},
     schedule::Fused,
     size::{Atom, Bounds, Size},
 };
@@ -19,11 +20,16 @@ use crate::{
 const THREADS: i64 = 256;
 /// Chunks that keep a device busy: fewer elements are walked in smaller ones.
 const BUSY: i64 = 64 * 1024;
+/// Places that a thread looks at where few of many are changed.
+const LOOKED_AT: i64 = 16;
 
 pub(super) fn emit(loops: &mut Loops, fused: &Fused, stored: &[usize], name: &str) -> Emitted {
     let numel = &fused.extents[0];
     let lanes = lanes(numel, 8);
     let split = Split::of(loops, fused, 0, lanes);
+    if let Some(sparse) = Sparse::of(loops, fused, &split, stored) {
+        return sparse.emit(loops, &split, numel, lanes, name);
+    }
     let mut params = Params::default();
     let mut body = Body::new(&loops.exprs, &mut params, lanes, BTreeMap::new());
     for temp in stored {
@@ -46,6 +52,109 @@ pub(super) fn emit(loops: &mut Loops, fused: &Fused, stored: &[usize], name: &st
     }
 }
 
+/// What a program changes of its inputs where it says which elements, some chunks of them as a
+/// whole: the others are neither read nor written.
+struct Sparse {
+    /// Chunks that are changed together.
+    together: i64,
+    /// Whether they are.
+    changed: Id,
+    /// What is stored then, by temporary.
+    values: Vec<(usize, Id)>,
+}
+
+impl Sparse {
+    /// `None`: something stored is not of that kind, or they are not changed together.
+    fn of(loops: &mut Loops, fused: &Fused, split: &Split, stored: &[usize]) -> Option<Self> {
+        let lanes = lanes(&fused.extents[0], 8);
+        let changes = |loops: &mut Loops, split: &Split| -> Option<Vec<(usize, Id, Id)>> {
+            let each = stored.iter().map(|temp| {
+                let (place, value) = &split.places[temp];
+                let (cond, new) = change(loops, loops.updated(*temp)?, place, *value)?;
+                Some((*temp, cond, loops.exprs.rounded(new, loops.temps[*temp].dtype)))
+            });
+            each.collect()
+        };
+        let values = changes(loops, split)?.iter().map(|(temp, _, new)| (*temp, *new)).collect();
+        let (together, changed) = [4, 2, 1].into_iter().find_map(|together| {
+            let all = lanes * together;
+            if fused.extents[0].power_of_two(all) != all {
+                return None;
+            }
+            let split = Split::of(loops, fused, 0, all);
+            let changes = changes(loops, &split)?;
+            let cond = changes.first().map(|(_, cond, _)| *cond)?;
+            let same = changes.iter().all(|(_, other, _)| *other == cond);
+            (same && is_alike(loops, cond)).then_some((together, cond))
+        })?;
+        Some(Self { together, changed, values })
+    }
+
+    fn emit(&self, loops: &Loops, split: &Split, numel: &Size, lanes: i64, name: &str) -> Emitted {
+        let together = self.together;
+        let mut params = Params::default();
+        let mut body = Body::new(&loops.exprs, &mut params, lanes * together, BTreeMap::new());
+        let changed = body.value(self.changed);
+        let look = body.take_outer() + &body.take_inner();
+        let mut body = Body::new(&loops.exprs, &mut params, lanes, BTreeMap::new());
+        for (temp, value) in &self.values {
+            let place = &split.places[temp].0;
+            body.store(*temp, place, *value, super::element_of(loops, *temp));
+        }
+        let (outer, inner) = (body.take_outer(), body.take_inner());
+        let count = numel.div_floor(&Size::from(lanes * together));
+        let limit = params.size(&count, &|_| String::new());
+        let many = count.known().is_none_or(|count| count >= LOOKED_AT * BUSY);
+        let each = THREADS * if many { LOOKED_AT } else { 1 };
+        let text = format!(
+            "const kiln_index first = (kiln_index)blockIdx.x * {each} + threadIdx.x;\n{outer}\
+             #pragma unroll 1\n\
+             for (kiln_index at = first; at < first + {each} && at < {limit}; at += {THREADS}) {{\n\
+             {{\nconst kiln_index c = at;\n{look}if (!({changed})) continue;\n}}\n\
+             #pragma unroll\n\
+             for (int i = 0; i < {together}; ++i) {{\n\
+             const kiln_index c = at * {together} + i;\n{inner}}}\n}}\n"
+        );
+        Emitted {
+            before: String::new(),
+            kernel: Kernel::plain(name, "map", params, text, THREADS),
+            grid: count.div_ceil(&Size::from(each)),
+            variant: format!("{lanes} elements at once, what is changed alone"),
+        }
+    }
+}
+
+/// Whether `cond` is the same for all lanes of a chunk.
+fn is_alike(loops: &Loops, cond: Id) -> bool {
+    let by_lane = |size: &Size| size.has_var(LANE);
+    loops.exprs.reachable([cond]).iter().all(|part| match loops.exprs.get(*part) {
+        Expr::Load { index, .. } | Expr::Index(index) => !by_lane(index),
+        Expr::Below(a, b) => !by_lane(a) && !by_lane(b),
+        Expr::Result(..) => false,
+        _ => true,
+    })
+}
+
+/// When `value` differs from what is at `place` of the input, and what it is then.
+fn change(loops: &Loops, input: usize, place: &Size, value: Id) -> Option<(Id, Id)> {
+    let exprs = &loops.exprs;
+    let mut value = value;
+    while let Expr::Round(_, of) = exprs.get(value) {
+        value = *of;
+    }
+    let (cond, new, old) = match exprs.get(value) {
+        Expr::Apply(Fun::Where, _, of) => (of[0], of[1], of[2]),
+        Expr::Guard { cond, yes, no } => (*cond, *yes, *no),
+        _ => return None,
+    };
+    match exprs.get(old) {
+        Expr::Load { source, index, .. } if *source == Source::Input(input) && index == place => {
+            Some((cond, new))
+        }
+        _ => None,
+    }
+}
+
 /// How many neighbours are one chunk: a power of two that divides `extent`.
 pub(super) fn lanes(extent: &Size, most: i64) -> i64 {
     let mut lanes = extent.power_of_two(most);
@@ -59,8 +168,8 @@ pub(super) fn lanes(extent: &Size, most: i64) -> i64 {
 
 /// A group's expressions with one variable in chunks and lanes.
 pub(super) struct Split {
-    pub(super) reductions: Vec<(usize, crate::loops::Id)>,
-    pub(super) places: BTreeMap<usize, (Size, crate::loops::Id)>,
+    pub(super) reductions: Vec<(usize, Id)>,
+    pub(super) places: BTreeMap<usize, (Size, Id)>,
 }
 
 impl Split {

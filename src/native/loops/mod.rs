@@ -86,8 +86,20 @@ pub(crate) enum Def {
     Reduce { how: Reduction, domain: Domain, rows: Size, columns: Size, of: Id },
     /// Element `row * columns + column`: the sum of this up to the column.
     Scan { domain: Domain, rows: Size, columns: Size, of: Id },
-    /// Element `row * k + i`: the i-th greatest (or least) of a row, or its position.
-    TopK { k: i64, largest: bool, positions: bool, rows: Size, columns: Size, of: Id },
+    /// Element `row * k + i`: the i-th greatest (or least) of a row, or its position; from the
+    /// [`Def::Runs`] of the same rows, where there are such.
+    TopK {
+        k: i64,
+        largest: bool,
+        positions: bool,
+        rows: Size,
+        columns: Size,
+        of: Id,
+        runs: Option<usize>,
+    },
+    /// Element `row * columns + i`: the position in its row of the i-th, where each chunk of a row
+    /// is in order, the greatest (or least) first.
+    Runs { largest: bool, rows: Size, columns: Size, of: Id },
     /// Element `(z * m + i) * n + j`: row i of `a` times column j of `b`.
     Product(Box<Product>),
     /// Element `((b * s + i) * h + head) * e + j`, or as [`Attention::by_head`] says.

@@ -102,7 +102,12 @@ impl Lowering<'_> {
         if let Some(matrix) = self.affine_matrix(value, batch, outer, reduced) {
             return Ok(matrix);
         }
-        self.store_for_reading(value)?;
+        // As what it is made of lies, where that is one of the two ways that products read.
+        let order = self.memory_order(&self.read(value)?);
+        match order.last().is_some_and(|last| [outer, reduced].contains(last)) {
+            true => self.store_in_order(value, &order)?,
+            false => self.store_for_reading(value)?,
+        }
         self.affine_matrix(value, batch, outer, reduced)
             .ok_or_else(|| "a bug of `native`: a dense operand is not affine".to_owned())
     }
@@ -168,7 +173,7 @@ impl Lowering<'_> {
     }
 
     /// Where a value is loaded from, if that is all there is to it.
-    pub(super) fn loaded(&self, value: ValueId) -> Option<(Source, Size, Vec<Size>)> {
+    fn loaded(&self, value: ValueId) -> Option<(Source, Size, Vec<Size>)> {
         let lazy = self.values[value.0].as_ref()?;
         match self.loops.exprs.get(lazy.expr) {
             Expr::Load { source, index, dtype } if *dtype == lazy.dtype => {
@@ -179,7 +184,7 @@ impl Lowering<'_> {
     }
 
     /// Stores a value densely; whoever reads it later reads that.
-    pub(super) fn store_for_reading(&mut self, value: ValueId) -> Result<(), String> {
+    fn store_for_reading(&mut self, value: ValueId) -> Result<(), String> {
         let order: Vec<usize> = (0..self.read(value)?.shape.len()).collect();
         self.store_in_order(value, &order)
     }

@@ -12,7 +12,6 @@
 mod compute;
 mod contract;
 mod reduce;
-mod sort;
 mod views;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -33,6 +32,8 @@ use crate::{
 const MOST_PARTS: usize = 160;
 /// So are those with more loads.
 const MOST_LOADS: usize = 16;
+/// Elements that one of a packed tensor holds, at most.
+const PACKED: i64 = 8;
 
 /// Lowers `program`, which `graph` became; `origins` are those beside a node's own.
 pub(crate) fn lower(program: &Program, graph: &Graph, origins: &Origins) -> Result<Loops, Failure> {
@@ -44,7 +45,7 @@ pub(crate) fn lower(program: &Program, graph: &Graph, origins: &Origins) -> Resu
         in_memory: in_memory(program),
         origins: vec![BTreeSet::new(); program.values.len()],
         pending: BTreeSet::new(),
-        ranks: BTreeMap::new(),
+        runs: BTreeMap::new(),
     };
     lowering.loops.inputs = graph.inputs.iter().map(|i| graph.value(i.value).ty.dtype).collect();
     let constants = graph.inputs.iter().enumerate();
@@ -138,8 +139,9 @@ struct Lowering<'a> {
     origins: Vec<BTreeSet<usize>>,
     /// Those that the next buffer does.
     pending: BTreeSet<usize>,
-    /// The temporaries that have the ranks of a value's rows, greatest first or last.
-    ranks: BTreeMap<(usize, bool), usize>,
+    /// The temporaries that have the positions of a value's rows, sorted chunk by chunk, the
+    /// greatest first or last.
+    runs: BTreeMap<(usize, bool), usize>,
 }
 
 impl Lowering<'_> {
@@ -270,7 +272,8 @@ impl Lowering<'_> {
         self.load(temp, dtype, index, shape)
     }
 
-    /// The dimensions by the strides of the first whole tensor that is read.
+    /// The dimensions by the strides of the first whole tensor that is read, or else of the
+    /// largest that has a part for about each.
     fn memory_order(&self, lazy: &Lazy) -> Vec<usize> {
         let identity: Vec<usize> = (0..lazy.shape.len()).collect();
         let total = numel(&lazy.shape);
@@ -294,7 +297,39 @@ impl Lowering<'_> {
                 return order;
             }
         }
-        identity
+        self.order_of_packed(lazy).unwrap_or(identity)
+    }
+
+    /// The dimensions by how far their middles lie in the largest tensor that is read, of several
+    /// elements in one: where that has an element for at least [`PACKED`] of the value's.
+    fn order_of_packed(&self, lazy: &Lazy) -> Option<Vec<usize>> {
+        let total = numel(&lazy.shape).known()?;
+        let loads = self.loops.exprs.reachable([lazy.expr]).into_iter().filter_map(|part| {
+            let Expr::Load { source, index, .. } = self.loops.exprs.get(part) else { return None };
+            let size = match source {
+                Source::Temp(temp) => self.loops.temps[*temp].numel.known()?,
+                Source::Input(input) => self.input_numel(*input).known()?,
+            };
+            (size >= total / PACKED).then_some((size, index))
+        });
+        let (_, index) = loads.max_by_key(|(size, _)| *size)?;
+        let bounds = Bounds { symbols: &self.program.symbols, vars: &lazy.shape };
+        let at = |dim: usize, position: i64| {
+            let zero = |atom: &Atom| match atom {
+                Atom::Var(var) => Some(Size::from(if *var == dim { position } else { 0 })),
+                _ => None,
+            };
+            index.substituted(&bounds, &zero).known()
+        };
+        let far = |dim: usize| {
+            let middle = lazy.shape[dim].known()? / 2;
+            let from = at(dim, middle)? - at(dim, 0)?;
+            Some(if middle == 0 { i64::MAX } else { from / middle })
+        };
+        let strides = (0..lazy.shape.len()).map(far).collect::<Option<Vec<i64>>>()?;
+        let mut order: Vec<usize> = (0..strides.len()).collect();
+        order.sort_by_key(|dim| std::cmp::Reverse(strides[*dim]));
+        Some(order)
     }
 
     /// The temporary that holds an output: dense, and for nobody else.

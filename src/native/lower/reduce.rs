@@ -3,15 +3,25 @@
 //!
 //! Invariant: columns are in row-major order of the reduced dimensions.
 
-use super::{Lazy, Lowering, numel, sort::First, unflattened};
+use kiln_proto::graph::DType;
+
+use super::{Lazy, Lowering, numel, unflattened, without_ones};
 use crate::{
-    core::{Node, Reduction, Value},
-    loops::{COLUMN, Def, Domain, ROW, domain_of},
-    size::{Bounds, Size},
+    core::{Fun, Node, Reduction, Value},
+    loops::{COLUMN, Def, Domain, Expr, Id, ROW, domain_of},
+    size::{Atom, Bounds, Size},
 };
 
 /// From this many columns on, few rows are summed in parts.
 const LONG: i64 = 32_768;
+/// So many rows, one below the other, are added up in place.
+const FEW_ROWS: i64 = 8;
+/// Parts of an expression of one of them, at most.
+const MOST_PARTS_OF_FEW: usize = 64;
+/// Neighbours that are taken together there.
+const NEIGHBOURS: i64 = 8;
+/// So many of a row are found one after the other; of more, the row is sorted.
+const FEW_OF_A_ROW: i64 = 16;
 /// Fewer rows than this leave a GPU idle.
 const FEW: i64 = 64;
 
@@ -24,6 +34,9 @@ impl Lowering<'_> {
         out: &Value,
     ) -> Result<Lazy, String> {
         let read = self.read(node.reads[0])?;
+        if let Some(few) = self.few_in_place(&read, how, dims, out) {
+            return Ok(few);
+        }
         let kept: Vec<usize> = (0..read.shape.len()).filter(|dim| !dims.contains(dim)).collect();
         // Rows in the order in which they lie in memory.
         let order = self.memory_order(&read);
@@ -51,6 +64,61 @@ impl Lowering<'_> {
         Ok(self.reshaped(&kept, &out.shape))
     }
 
+    /// A few rows that lie one below the other: as an expression of each of their elements, so
+    /// that neighbours are taken together.
+    fn few_in_place(
+        &mut self,
+        read: &Lazy,
+        how: Reduction,
+        dims: &[usize],
+        out: &Value,
+    ) -> Option<Lazy> {
+        let (fun, domain) = match how {
+            Reduction::Sum => (Fun::Add, domain_of(out.dtype)),
+            Reduction::Max => (Fun::Max, domain_of(read.dtype)),
+            Reduction::Min => (Fun::Min, domain_of(read.dtype)),
+            _ => return None,
+        };
+        let ([dim], Some(last)) = (dims, read.shape.len().checked_sub(1)) else { return None };
+        let count = read.shape[*dim].known().filter(|count| (1..=FEW_ROWS).contains(count))?;
+        let below = *dim < last && read.shape[last].power_of_two(NEIGHBOURS) == NEIGHBOURS;
+        let dense = |part: &Id| match self.loops.exprs.get(*part) {
+            Expr::Load { index, .. } => {
+                index.linear_in(&Atom::Var(last)).is_some_and(|(step, _)| step.is(1))
+            }
+            _ => false,
+        };
+        let parts = self.loops.exprs.reachable([read.expr]);
+        let lies = parts.len() <= MOST_PARTS_OF_FEW && parts.iter().any(dense);
+        if !below || !lies || domain == Domain::Bool {
+            return None;
+        }
+        // Of the result's dimensions; it may keep the one that is reduced, as one.
+        let keeps = out.shape.len() == read.shape.len();
+        let bounds = Bounds { symbols: &self.program.symbols, vars: &out.shape };
+        let mut sum = None;
+        for row in 0..count {
+            let of = |own: usize| match own.cmp(dim) {
+                std::cmp::Ordering::Equal => Size::from(row),
+                std::cmp::Ordering::Greater if !keeps => Size::var(own - 1),
+                _ => Size::var(own),
+            };
+            let at: Vec<Size> = (0..=last).map(of).collect();
+            let at = without_ones(&at, &read.shape);
+            let exprs = &mut self.loops.exprs;
+            let element = exprs.substitute(read.expr, &bounds, &at, &mut |_, _, _| None);
+            let element = exprs.convert(element, domain);
+            sum = Some(match sum {
+                None => element,
+                Some(sum) => exprs.add(Expr::Apply(fun, domain, vec![sum, element])),
+            });
+        }
+        let exprs = &mut self.loops.exprs;
+        let expr = exprs.convert(sum?, domain_of(out.dtype));
+        let expr = exprs.rounded(expr, out.dtype);
+        Some(Lazy { expr, dtype: out.dtype, shape: out.shape.clone() })
+    }
+
     /// `read` over rows (of the dimensions `outer`) and columns (of `inner`).
     fn in_rows(
         &mut self,
@@ -60,7 +128,7 @@ impl Lowering<'_> {
         rows: Size,
         columns: Size,
         domain: Domain,
-    ) -> (crate::loops::Id, Size, Size) {
+    ) -> (Id, Size, Size) {
         let sizes =
             |dims: &[usize]| dims.iter().map(|d| read.shape[*d].clone()).collect::<Vec<_>>();
         let extents = [rows.clone(), columns.clone()];
@@ -90,7 +158,7 @@ impl Lowering<'_> {
         &mut self,
         how: Reduction,
         domain: Domain,
-        (rows, columns, of): (Size, Size, crate::loops::Id),
+        (rows, columns, of): (Size, Size, Id),
         parts: i64,
         out: &Value,
     ) -> usize {
@@ -145,11 +213,6 @@ impl Lowering<'_> {
     ) -> Result<Lazy, String> {
         let read = self.read(node.reads[0])?;
         let k = i64::try_from(k).map_err(|_| "k is too large")?;
-        if let Some((columns, outer)) = read.shape.split_last()
-            && Self::is_ranked(k, &numel(outer), columns)
-        {
-            return self.by_rank(node, First { k, largest, positions }, out);
-        }
         // A tensor without dimensions is a row of one.
         let inner: Vec<usize> = read.shape.len().checked_sub(1).into_iter().collect();
         let outer: Vec<usize> = (0..read.shape.len().saturating_sub(1)).collect();
@@ -158,7 +221,16 @@ impl Lowering<'_> {
         let domain = domain_of(read.dtype);
         let (of, rows, columns) = self.in_rows(&read, &outer, &inner, rows, columns, domain);
         let total = &rows * &Size::from(k);
-        let def = Def::TopK { k, largest, positions, rows, columns, of };
+        let runs = (k > FEW_OF_A_ROW).then(|| {
+            let known = self.runs.get(&(node.reads[0].0, largest)).copied();
+            known.unwrap_or_else(|| {
+                let (rows, columns) = (rows.clone(), columns.clone());
+                let numel = &rows * &columns;
+                self.temp(DType::I32, numel, Def::Runs { largest, rows, columns, of })
+            })
+        });
+        self.runs.extend(runs.map(|runs| ((node.reads[0].0, largest), runs)));
+        let def = Def::TopK { k, largest, positions, rows, columns, of, runs };
         let temp = self.temp(out.dtype, total, def);
         Ok(self.dense(temp, out.dtype, &out.shape))
     }

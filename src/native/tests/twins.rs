@@ -44,7 +44,7 @@ fn kernels(program: &Program, target: Target) -> (usize, usize) {
 
 #[test]
 fn a_gate_and_what_it_lets_through_are_one_kernel() {
-    for rows in [1, 3, 8] {
+    for rows in [1, 2] {
         let program = gated(rows, |[.., through]| vec![through]);
         assert_eq!(kernels(&program, Target::cubin(80)), (1, 1), "{rows} rows");
         let lowered = program.compile_for(Target::cubin(80));

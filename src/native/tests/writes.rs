@@ -2,7 +2,7 @@
 
 use kiln_proto::{
     Failure, FailureKind, Target,
-    graph::{Argument, DType, Graph, ValueId},
+    graph::{Argument, DType, Dim, Graph, ValueId},
 };
 
 use super::{build::Program, emulator::Module, options};
@@ -223,4 +223,31 @@ fn weights_with_scales_are_not_written_for_one_row() {
     };
     assert_eq!(launches(1), (1, Some(0)));
     assert_eq!(launches(16).0, 2);
+}
+
+/// Whoever reads widened weights reads them as they were written: along what is packed.
+#[test]
+fn widened_weights_lie_as_what_they_are_made_of() {
+    let mut program = Program::default();
+    let x = program.input(DType::BF16, &[16, 64], &[64, 1]);
+    let packed = program.input(DType::U8, &[32, 32], &[32, 1]);
+    let scales = program.input(DType::BF16, &[32, 1], &[1, 1]);
+    let half = |program: &mut Program, op: &str, by: i64| {
+        program.node(op, &[tensor(packed), number("other", by)], DType::U8, &[32, 32])
+    };
+    let low = half(&mut program, "aten.bitwise_and.Scalar", 15);
+    let high = half(&mut program, "aten.__rshift__.Scalar", 4);
+    let args = [("tensors", Argument::Tensors(vec![Some(low), Some(high)])), number("dim", 2)];
+    let both = program.node("aten.stack.default", &args, DType::U8, &[32, 32, 2]);
+    let sizes = [32, 64].map(|size| Some(Dim::Static(size))).to_vec();
+    let args = [tensor(both), ("size", Argument::Sizes(sizes))];
+    let both = program.node("aten.view.default", &args, DType::U8, &[32, 64]);
+    let args = [tensor(both), ("other", Argument::Tensor(scales))];
+    let wide = program.node("aten.mul.Tensor", &args, DType::BF16, &[32, 64]);
+    let wide = program.node("aten.t.default", &[tensor(wide)], DType::BF16, &[64, 32]);
+    let args = [tensor(x), ("mat2", Argument::Tensor(wide))];
+    let out = program.node("aten.mm.default", &args, DType::BF16, &[16, 32]);
+    program.graph.outputs.push(out);
+    let lowered = lower_parsed(&program.graph, &options(&[]), Target::cubin(90)).unwrap();
+    assert!(lowered.source.contains("enum : bool { B_ALONG_K = true };"), "{}", lowered.source);
 }

@@ -10,10 +10,13 @@ const COMMON: &str = include_str!("common.cu");
 const MMA: &str = include_str!("mma.cu");
 const CORES: &str = include_str!("cores.cu");
 const DECODE: &str = include_str!("decode.cu");
+const DECODE_MMA: &str = include_str!("decode_mma.cu");
 const WGMMA: &str = include_str!("wgmma.cu");
 
 /// First architecture with the matrix instructions and background copies of `mma`.
 const TENSOR_CORES: u32 = 80;
+/// Most blocks of a cluster.
+const MOST_CLUSTER: u64 = 8;
 /// First architecture with clusters of blocks.
 const CLUSTERS: u32 = 90;
 /// The architecture with the instructions of `wgmma`, where its own are asked for.
@@ -30,6 +33,8 @@ const WGMMA_ROWS: u64 = 128;
 const WGMMA_TILES: u64 = 96;
 /// Rows of q that `decode` takes at once, at most.
 const DECODE_ROWS: u64 = 8;
+/// The same on the tensor cores.
+const DECODE_MMA_ROWS: u64 = 16;
 /// Static shared memory that `decode` spends on its sums.
 const DECODE_BYTES: u64 = 40 << 10;
 
@@ -133,7 +138,8 @@ pub(crate) fn choose(problem: &Problem, target: Target) -> Choice {
     let half = matches!(problem.dtype, DType::F16 | DType::BF16);
     let widest = problem.d.max(problem.e);
     // A warp of `mma` has sixteen rows, which half of them must fill.
-    let few = problem.rows.most.saturating_mul(problem.group) <= DECODE_ROWS;
+    let most = if decodes_by_mma(problem, target) { DECODE_MMA_ROWS } else { DECODE_ROWS };
+    let few = problem.rows.most.saturating_mul(problem.group) <= most;
     let tensor = half && target.compute >= TENSOR_CORES && widest <= MMA_WIDEST;
     if few && widest <= decode_widest(problem.dtype) {
         decode(problem, target)
@@ -188,7 +194,22 @@ fn decode_rows(problem: &Problem) -> u64 {
     (problem.rows.most * problem.group).max(1).next_power_of_two()
 }
 
+/// Whether several rows are decoded on the tensor cores, if they are few enough.
+fn decodes_by_mma(problem: &Problem, target: Target) -> bool {
+    let half = matches!(problem.dtype, DType::F16 | DType::BF16);
+    let fits = |width: u64, of: u64| width % of == 0 && (of..=MMA_WIDEST).contains(&width);
+    let rows = problem.rows.most.saturating_mul(problem.group);
+    half && target.compute >= TENSOR_CORES
+        && problem.aligned
+        && rows > 2
+        && fits(problem.d, 32)
+        && fits(problem.e, 64)
+}
+
 fn decode(problem: &Problem, target: Target) -> Choice {
+    if decodes_by_mma(problem, target) {
+        return decode_by_mma(problem, target);
+    }
     let widest = problem.d.max(problem.e);
     let chunk = if problem.dtype == DType::F32 { 4 } else { 8 };
     let lanes = widest.div_ceil(chunk).next_power_of_two().min(32);
@@ -204,12 +225,13 @@ fn decode(problem: &Problem, target: Target) -> Choice {
     let blocks = problem.all_heads() / problem.group * parts;
     let mut cluster = 1;
     if target.compute >= CLUSTERS {
-        while cluster < 8 && blocks * cluster <= PROCESSORS / 2 && cluster * 2 * warps <= steps {
+        while cluster < MOST_CLUSTER && blocks * cluster <= PROCESSORS / 2 && cluster * 2 * warps <= steps
+        {
             cluster *= 2;
         }
     }
     // All that a processor can hold, where keys are many and blocks still few.
-    let warps = match cluster == 8 && rows <= 2 && fits >= 16 && cluster * warps * 4 <= steps {
+    let warps = match cluster == MOST_CLUSTER && rows <= 2 && fits >= 16 && cluster * warps * 4 <= steps {
         true => 16,
         false => warps,
     };
@@ -233,6 +255,44 @@ fn decode(problem: &Problem, target: Target) -> Choice {
             most: None,
         },
         why: format!("decode {rows} rows, {warps} warps, cluster of {cluster}"),
+    }
+}
+
+fn decode_by_mma(problem: &Problem, target: Target) -> Choice {
+    const KEYS: u64 = 16;
+    let all = (problem.rows.most * problem.group).max(1);
+    let rows = all.next_power_of_two().min(DECODE_MMA_ROWS);
+    let parts = all.div_ceil(rows);
+    let steps = problem.keys.most.div_ceil(KEYS).max(1);
+    let fits = (DECODE_BYTES / (rows * problem.e * 4)).max(1).ilog2();
+    let warps = steps.min(8).next_power_of_two().min(1 << fits);
+    let blocks = problem.all_heads() / problem.group * parts;
+    let mut cluster = 1;
+    if target.compute >= CLUSTERS {
+        while cluster < MOST_CLUSTER && blocks * cluster <= PROCESSORS / 2 && cluster * 2 * warps <= steps
+        {
+            cluster *= 2;
+        }
+    }
+    Choice {
+        variant: "decode mma",
+        template: "kiln_attention_decode_mma",
+        tiles: format!("{rows}, {warps}, {cluster}"),
+        sources: vec![INSTRUCTIONS, COMMON, DECODE, DECODE_MMA],
+        attributes: match cluster {
+            1 => String::new(),
+            blocks => format!("__cluster_dims__({blocks}, 1, 1)"),
+        },
+        threads: warps as u32 * 32,
+        blocks_per_sm: 1,
+        shared_bytes: 0,
+        grid: Grid {
+            rows: problem.rows.most.max(1),
+            heads: problem.group,
+            times: parts * cluster,
+            most: None,
+        },
+        why: format!("decode {rows} rows by mma, {warps} warps, cluster of {cluster}"),
     }
 }
 

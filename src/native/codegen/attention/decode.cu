@@ -23,6 +23,85 @@ __device__ __forceinline__ kiln_pack<T, V> kiln_att_part(const T* row, int x, bo
   return part;
 }
 
+// What a block's warps and a cluster's blocks share at the end: sums of values, the greatest score
+// and the sum of powers of each row.
+template <class P, int ROWS, int WARPS> struct kiln_att_shares {
+  float outs[WARPS][ROWS][P::E], mosts[WARPS][ROWS], sums[WARPS][ROWS], tops[ROWS], totals[ROWS];
+};
+
+// Adds them up and hands them to `write`: rows from `r0` on, of `rows`, of group `g` in batch `b`.
+template <int CLUSTER, class T, class P, int ROWS, int WARPS, class Score, class Write>
+__device__ __forceinline__ void kiln_att_meet(kiln_att_shares<P, ROWS, WARPS>& all_of, const P& p,
+                                              const Score&, const Write& write, kiln_index b,
+                                              kiln_index g, kiln_index r0, kiln_index rows,
+                                              unsigned rank) {
+  using Scores = kiln_att_scores<P, Score>;
+  constexpr float FACTOR = Scores::factor();
+  constexpr int OUT = sizeof(T) == 2 && P::E % 8 == 0 ? 8 : P::E % 4 == 0 ? 4 : P::E % 2 == 0 ? 2 : 1;
+  auto& outs = all_of.outs;
+  auto& mosts = all_of.mosts;
+  auto& sums = all_of.sums;
+  auto& tops = all_of.tops;
+  auto& totals = all_of.totals;
+  __syncthreads();
+  constexpr int THREADS = WARPS * 32, COLUMNS = P::E / OUT;
+  auto finish = [&](int r, int e, float(&y)[OUT], float total) {
+    const float inverse = Scores::inverse(p, total);
+#pragma unroll
+    for (int i = 0; i < OUT; ++i) y[i] *= inverse;
+    if (r0 + r < rows) write.template row<OUT>(b, g * P::GROUP + (r0 + r) % P::GROUP, (r0 + r) / P::GROUP, e, y);
+  };
+  for (int n = threadIdx.x; n < ROWS * COLUMNS; n += THREADS) {
+    const int r = n / COLUMNS, e = n % COLUMNS * OUT;
+    float all = KILN_ATT_NOTHING, total = 0.0f, y[OUT] = {};
+#pragma unroll
+    for (int w = 0; w < WARPS; ++w) all = fmaxf(all, mosts[w][r]);
+#pragma unroll
+    for (int w = 0; w < WARPS; ++w) {
+      const float share = kiln_att_rescale(mosts[w][r], all, FACTOR);
+      total += share * sums[w][r];
+#pragma unroll
+      for (int i = 0; i < OUT; ++i) y[i] += share * outs[w][r][e + i];
+    }
+    if constexpr (CLUSTER == 1) {
+      finish(r, e, y, total);
+    } else {
+#pragma unroll
+      for (int i = 0; i < OUT; ++i) outs[0][r][e + i] = y[i];
+      if (e == 0) {
+        tops[r] = all;
+        totals[r] = total;
+      }
+    }
+  }
+  if constexpr (CLUSTER > 1) {
+    kiln_cluster_sync();
+    for (int n = threadIdx.x * CLUSTER + rank; n < ROWS * COLUMNS; n += THREADS * CLUSTER) {
+      const int r = n / COLUMNS, e = n % COLUMNS * OUT;
+      float top[CLUSTER], part[CLUSTER], x[CLUSTER][OUT];
+#pragma unroll
+      for (int c = 0; c < CLUSTER; ++c) {
+        top[c] = kiln_cluster_read(&tops[r], c);
+        part[c] = kiln_cluster_read(&totals[r], c);
+#pragma unroll
+        for (int i = 0; i < OUT; ++i) x[c][i] = kiln_cluster_read(&outs[0][r][e + i], c);
+      }
+      float all = KILN_ATT_NOTHING, total = 0.0f, y[OUT] = {};
+#pragma unroll
+      for (int c = 0; c < CLUSTER; ++c) all = fmaxf(all, top[c]);
+#pragma unroll
+      for (int c = 0; c < CLUSTER; ++c) {
+        const float share = kiln_att_rescale(top[c], all, FACTOR);
+        total += share * part[c];
+#pragma unroll
+        for (int i = 0; i < OUT; ++i) y[i] += share * x[c][i];
+      }
+      finish(r, e, y, total);
+    }
+    kiln_cluster_sync();  // Others have read this block's memory.
+  }
+}
+
 template <class P, int ROWS, int WARPS, int CLUSTER, class T, class Score, class Write>
 __device__ __forceinline__ void kiln_attention_decode(const T* q, const T* k, const T* v, const P& p,
                                                       const Score& score, const Write& write) {
@@ -30,10 +109,9 @@ __device__ __forceinline__ void kiln_attention_decode(const T* q, const T* k, co
   constexpr int WANTED = kiln_att_power<(LONGEST + V - 1) / V>(), LANES = WANTED < 32 ? WANTED : 32;
   constexpr int CD = (P::D + V * LANES - 1) / (V * LANES), CE = (P::E + V * LANES - 1) / (V * LANES);
   constexpr int GROUPS = 32 / LANES, WALKERS = CLUSTER * WARPS * GROUPS, AHEAD = ROWS > 4 ? 2 : 4;
-  constexpr int OUT = sizeof(T) == 2 && P::E % 8 == 0 ? 8 : P::E % 4 == 0 ? 4 : P::E % 2 == 0 ? 2 : 1;
   using Scores = kiln_att_scores<P, Score>;
   constexpr float FACTOR = Scores::factor();
-  __shared__ float outs[WARPS][ROWS][P::E], mosts[WARPS][ROWS], sums[WARPS][ROWS], tops[ROWS], totals[ROWS];
+  __shared__ kiln_att_shares<P, ROWS, WARPS> shares;
 
   // A block's rows: some of those of S positions of GROUP heads, heads first.
   const kiln_index rows = p.S * P::GROUP;
@@ -147,73 +225,17 @@ __device__ __forceinline__ void kiln_attention_decode(const T* q, const T* k, co
 #pragma unroll
     for (int r = 0; r < ROWS; ++r) {
       if (lane == 0) {
-        mosts[warp][r] = most[r];
-        sums[warp][r] = sum[r];
+        shares.mosts[warp][r] = most[r];
+        shares.sums[warp][r] = sum[r];
       }
 #pragma unroll
       for (int c = 0; c < CE; ++c)
 #pragma unroll
         for (int i = 0; i < V; ++i) {
           const int e = (c * LANES + lane) * V + i;
-          if (e < P::E) outs[warp][r][e] = out[r][c * V + i];
+          if (e < P::E) shares.outs[warp][r][e] = out[r][c * V + i];
         }
     }
   }
-  __syncthreads();
-  constexpr int THREADS = WARPS * 32, COLUMNS = P::E / OUT;
-  auto finish = [&](int r, int e, float(&y)[OUT], float total) {
-    const float inverse = Scores::inverse(p, total);
-#pragma unroll
-    for (int i = 0; i < OUT; ++i) y[i] *= inverse;
-    if (r0 + r < rows) write.template row<OUT>(b, place(r).h, (r0 + r) / P::GROUP, e, y);
-  };
-  for (int n = threadIdx.x; n < ROWS * COLUMNS; n += THREADS) {
-    const int r = n / COLUMNS, e = n % COLUMNS * OUT;
-    float all = KILN_ATT_NOTHING, total = 0.0f, y[OUT] = {};
-#pragma unroll
-    for (int w = 0; w < WARPS; ++w) all = fmaxf(all, mosts[w][r]);
-#pragma unroll
-    for (int w = 0; w < WARPS; ++w) {
-      const float share = kiln_att_rescale(mosts[w][r], all, FACTOR);
-      total += share * sums[w][r];
-#pragma unroll
-      for (int i = 0; i < OUT; ++i) y[i] += share * outs[w][r][e + i];
-    }
-    if constexpr (CLUSTER == 1) {
-      finish(r, e, y, total);
-    } else {
-#pragma unroll
-      for (int i = 0; i < OUT; ++i) outs[0][r][e + i] = y[i];
-      if (e == 0) {
-        tops[r] = all;
-        totals[r] = total;
-      }
-    }
-  }
-  if constexpr (CLUSTER > 1) {
-    kiln_cluster_sync();
-    for (int n = threadIdx.x * CLUSTER + rank; n < ROWS * COLUMNS; n += THREADS * CLUSTER) {
-      const int r = n / COLUMNS, e = n % COLUMNS * OUT;
-      float top[CLUSTER], part[CLUSTER], x[CLUSTER][OUT];
-#pragma unroll
-      for (int c = 0; c < CLUSTER; ++c) {
-        top[c] = kiln_cluster_read(&tops[r], c);
-        part[c] = kiln_cluster_read(&totals[r], c);
-#pragma unroll
-        for (int i = 0; i < OUT; ++i) x[c][i] = kiln_cluster_read(&outs[0][r][e + i], c);
-      }
-      float all = KILN_ATT_NOTHING, total = 0.0f, y[OUT] = {};
-#pragma unroll
-      for (int c = 0; c < CLUSTER; ++c) all = fmaxf(all, top[c]);
-#pragma unroll
-      for (int c = 0; c < CLUSTER; ++c) {
-        const float share = kiln_att_rescale(top[c], all, FACTOR);
-        total += share * part[c];
-#pragma unroll
-        for (int i = 0; i < OUT; ++i) y[i] += share * x[c][i];
-      }
-      finish(r, e, y, total);
-    }
-    kiln_cluster_sync();  // Others have read this block's memory.
-  }
+  kiln_att_meet<CLUSTER, T>(shares, p, score, write, b, g, r0, rows, rank);
 }

@@ -21,6 +21,9 @@ const HOPPER: u32 = 90;
 pub(crate) const PROCESSORS: i64 = 132;
 /// Most rows of [`Variant::Vector`].
 const VECTOR_ROWS: i64 = 8;
+/// The same where there are tensor cores for the type: with eight rows, a step of a layer of
+/// Llama 3 8B's size took 264 us this way on an H200, and 179 us on them.
+const VECTOR_ROWS_OF_HALVES: i64 = 2;
 /// Columns that keep a device busy at two for a warp.
 const MANY_COLUMNS: i64 = 8192;
 
@@ -135,7 +138,7 @@ pub(crate) struct Choice {
 /// The kernel for `problem`.
 pub(crate) fn choose(problem: &Problem, target: Target) -> Choice {
     let halves = matches!(problem.dtype, DType::F16 | DType::BF16);
-    let choice = vector_for(problem, 1)
+    let choice = vector_for(problem, 1, target)
         .or_else(|| (halves && target.compute >= TENSOR_CORES).then(|| tensor_for(problem, target)))
         .unwrap_or_else(|| cores_for(problem));
     in_memory(problem, choice)
@@ -152,7 +155,7 @@ fn in_memory(problem: &Problem, choice: Choice) -> Choice {
 /// The kernel for two such products whose elements meet, if there is one that takes no longer
 /// than both.
 pub(crate) fn twin(problem: &Problem, target: Target) -> Option<Choice> {
-    if let Some(choice) = vector_for(problem, 2) {
+    if let Some(choice) = vector_for(problem, 2, target) {
         return Some(in_memory(problem, choice));
     }
     let alone = best(problem, target).map(|(alone, _)| alone)?;
@@ -209,13 +212,18 @@ fn tiles(problem: &Problem, rows: i64, columns: i64) -> i64 {
 }
 
 /// For `of` matrices at once.
-fn vector_for(problem: &Problem, of: u32) -> Option<Choice> {
+fn vector_for(problem: &Problem, of: u32, target: Target) -> Option<Choice> {
     let Problem { m, k, batch, .. } = *problem;
     let columns_of_all = problem.n.typical * i64::from(of) + problem.beside.iter().sum::<i64>();
     let per_load = 16 / problem.dtype.bytes() as i64;
     let whole = k.known && k.typical % per_load == 0 && k.typical > 0;
     let lies = problem.aligned && problem.a == Dense::Reduced && problem.b == Dense::Reduced;
-    if problem.groups.is_some() || !(m.known && (1..=VECTOR_ROWS).contains(&m.typical) && whole && lies) {
+    let halves = matches!(problem.dtype, DType::F16 | DType::BF16);
+    let most = match halves && target.compute >= TENSOR_CORES {
+        true => VECTOR_ROWS_OF_HALVES,
+        false => VECTOR_ROWS,
+    };
+    if problem.groups.is_some() || !(m.known && (1..=most).contains(&m.typical) && whole && lies) {
         return None;
     }
     // Of 4 and 8 warps, 1 to 8 of them and 1 to 4 columns together, these were the

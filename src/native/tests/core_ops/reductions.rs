@@ -224,3 +224,23 @@ fn a_row_in_order() {
         }
     });
 }
+
+/// Those are added up element by element, beside their neighbours.
+#[test]
+fn of_a_few_rows_one_below_the_other() {
+    check(|bench| {
+        let odd = [0.5, -1.0, NAN, 3.0, f64::INFINITY, -0.25, 2.0];
+        for (dtype, values) in [(F32, odd.as_slice()), (BF16, &odd), (I64, &[3.0, -7.0, 5e18])] {
+            let x = bench.input(dtype, &[S0, 8, 16], values);
+            let across = bench.input(dtype, &[16, S1, 3], values);
+            let across = bench.node(Op::Permute(vec![1, 2, 0]), &[across], dtype, &[S1, 3, 16]);
+            for how in [Sum, Max, Min] {
+                reduce(bench, x, how, &[1], &[S0, 16], dtype);
+                reduce(bench, x, how, &[0], &[8, 16], dtype);
+                reduce(bench, across, how, &[1], &[S1, 16], dtype);
+            }
+            let single = bench.input(dtype, &[1, 8], values);
+            reduce(bench, single, Sum, &[0], &[8], dtype);
+        }
+    });
+}
