@@ -200,6 +200,9 @@ fn a_row_in_order() {
         let small = bench.input(BF16, &[S0, 33], &odd);
         let numbers = bench.input(I64, &[40], &[5.0, -1.0, 5.0, 9e18, -9e18, 4.0, 4.0]);
         let truths = bench.input(Bool, &[2, 20], &[1.0, 0.0, 0.0]);
+        // Of more elements than a block sorts.
+        let long: Vec<f64> = (0..997).map(|i| f64::from(i * 389 % 211) - 100.0).collect();
+        let long = bench.input(F32, &[2, 2100], &long);
         // Of a row that lies across memory, and of one that is computed.
         let across = bench.input(F32, &[30, 3], &odd);
         let across = bench.node(Op::Permute(vec![1, 0]), &[across], F32, &[3, 30]);
@@ -214,6 +217,8 @@ fn a_row_in_order() {
                 (truths, Bool, &[2, 20], 20),
                 (across, F32, &[3, 30], 30),
                 (computed, F32, &[3, 40], 40),
+                (long, F32, &[2, 2100], 2100),
+                (long, F32, &[2, 2100], 1030),
             ] {
                 let shape = [&shape[..shape.len() - 1], &[k]].concat();
                 for positions in [true, false] {
