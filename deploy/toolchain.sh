@@ -4,13 +4,14 @@
 #   env=$(deploy/toolchain.sh build) && eval "$env"
 #
 # Makes sure of what the goal needs and prints shell exports on stdout; all else
-# goes to stderr. Goals: build (compile Kiln), release (build, for use), demo (and NVRTC), test (and the
-# test runner, another NVRTC, an S3, ninja, make, Python packages), check (and linters, helm),
-# clients (and real clients of the RESP port), dashboard (and NVRTC, Chromium,
-# tmux), torch (build, and PyTorch in a virtual environment: 6 GB), kube (test, and
-# what makes images and networks), compose (check, and networks), faults (test, and
-# networks), bench (test, for use), dist (release, and what makes packages), bare (demo, and what makes system roots),
-# fuzz (build, and cargo-fuzz); kube, compose, faults and bare need root, and say so.
+# goes to stderr. Goals: build (compile Kiln), release (the same, for use), demo (build,
+# and NVRTC), test (and the test runner, another NVRTC, an S3, ninja, make, Python
+# packages), check (and linters, helm), clients (and real clients of the RESP port),
+# dashboard (and NVRTC, Chromium, tmux), torch (build, and PyTorch in a virtual
+# environment: 6 GB), kube (test, and what makes images and networks), compose (check,
+# and networks), faults (test, and networks), bench (test, for use), dist (release, and
+# what makes packages), bare (demo, and what makes system roots), fuzz (build, and
+# cargo-fuzz); kube, compose, faults and bare need root, and say so.
 #
 # Everything lands in one cache folder, complete or not at all, and is found
 # there the next time within a fraction of a second. No root is needed but for a
@@ -142,12 +143,17 @@ libclang() {
 # checkout: for use as its crate has it, for development by what compiles in two thirds
 # of the time.
 rocksdb() {
-    [ -z "${ROCKSDB_LIB_DIR:-}" ] || return 0
+    is_given_rocksdb && return 0
     local folder
     folder=$(rocksdb_folder)
     [ -f "$folder/lib/librocksdb.a" ] || locked rocksdb rocksdb_now "$folder"
     export_ ROCKSDB_LIB_DIR "$folder/lib"
     export_ ROCKSDB_STATIC 1
+}
+
+# One of this cache may be another goal's, taken over by a shell: it is none that was given.
+is_given_rocksdb() {
+    case ${ROCKSDB_LIB_DIR:-} in "" | "$cache"/rocksdb-*) return 1 ;; esac
 }
 
 rocksdb_folder() {
@@ -283,7 +289,7 @@ fuzzer_now() {
 # What does not need RocksDB, compiled while it is: cargo stops at what does, which is not there
 # yet, and the build that follows goes on from here.
 ahead() {
-    [ -z "${ROCKSDB_LIB_DIR:-}" ] || return 0
+    is_given_rocksdb && return 0
     local folder
     folder=$(rocksdb_folder)
     [ ! -f "$folder/lib/librocksdb.a" ] || return 0

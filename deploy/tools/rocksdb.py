@@ -1,4 +1,4 @@
-"""Compiles the RocksDB of the `librocksdb-sys` crate into one archive: CRATE LZ4_INCLUDE LEVEL ARCHIVE.
+"""Compiles librocksdb-sys's RocksDB into one archive: CRATE LZ4_INCLUDE LEVEL ARCHIVE.
 
 The crate compiles its 340 files one by one, and most of that time goes into headers that all of
 them read again. Here a few units include many files each, in the crate's own order, with the
@@ -95,7 +95,8 @@ def compiled(crate: Path, lz4: Path, level: int, unit: list[str], stem: Path) ->
     text.write_text("".join(f'#include "{name}"\n' for name in unit), encoding="utf-8")
     includes = [f"-I{crate / folder}" for folder in ("rocksdb/include", "rocksdb", ".")]
     # Messages name the file that they are of.
-    flags = [f"-O{level}", *FLAGS, f"-ffile-prefix-map={crate}/=", f"-ffile-prefix-map={stem.parent}/="]
+    flags = [f"-O{level}", *FLAGS]
+    flags += [f"-ffile-prefix-map={crate}/=", f"-ffile-prefix-map={stem.parent}/="]
     flags += [f"-D{name}" for name in DEFINES]
     compiler = [*shlex.split(os.environ.get("CXX", "c++")), *flags]
     run = subprocess.run(

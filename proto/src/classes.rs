@@ -69,7 +69,7 @@ pub const CLASSES: [Class; 11] = [
     Class {
         kind: FailureKind::Incompatible,
         meaning: "the request asks for a combination that cannot be",
-        advice: "change the option, the target or the backend that the message names",
+        advice: "change what the message names: an option, the target, the backend, or the version",
         done: "the default configuration, where options were given, and the answer says so",
     },
     Class {

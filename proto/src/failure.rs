@@ -16,7 +16,7 @@ pub enum FailureKind {
     InvalidInput,
     /// C002: bytes or signature do not match what was committed.
     Corrupt,
-    /// C003: the request asks for a combination that cannot be.
+    /// C003: the request asks for a combination that cannot be, or another version's artifact.
     Incompatible,
     /// C004: the time limit passed.
     Timeout,

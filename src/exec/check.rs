@@ -149,13 +149,14 @@ fn golden(
     }
 }
 
-/// Whether another machine, or this one at another time, would run the artifact.
+/// Whether another machine, another Kiln, or this one at another time, would run the artifact.
 fn is_of_this_machine(error: &ExecError) -> bool {
     match error {
         ExecError::NoDriver
         | ExecError::NoDevice { .. }
         | ExecError::WrongDevice { .. }
-        | ExecError::OutOfMemory { .. } => true,
+        | ExecError::OutOfMemory { .. }
+        | ExecError::OtherVersion { .. } => true,
         ExecError::Program(failure) => failure.kind == FailureKind::OutOfMemory,
         ExecError::Piece { error, .. } => is_of_this_machine(error),
         _ => false,

@@ -117,11 +117,11 @@ impl ExecError {
     pub fn failure(&self) -> Option<FailureKind> {
         match self {
             Self::WrongDevice { .. } | Self::OtherVersion { .. } => Some(FailureKind::Incompatible),
-            Self::OutOfMemory { .. } => Some(FailureKind::OutOfMemory),
             Self::Program(failure) => Some(failure.kind),
             Self::Piece { error, .. } | Self::Ended { error, .. } => error.failure(),
             Self::NoDriver
             | Self::NoDevice { .. }
+            | Self::OutOfMemory { .. }
             | Self::Artifact { .. }
             | Self::NeedsTorch { .. }
             | Self::Inputs(_)

@@ -40,7 +40,14 @@ pub(super) fn check_tier(disk: &Path) -> Result<(), NodeError> {
         return Ok(());
     }
     // A mark that is there and cannot be read may be a later version's.
-    if !is_marked(disk)?
+    let is_marked = is_marked(disk).map_err(|e| match e {
+        NodeError::Io { doing, source } => NodeError::Io {
+            doing: format!("{doing}, without which the disk tier is not touched (mend that disk, or give disk.path another folder)"),
+            source,
+        },
+        other => other,
+    })?;
+    if !is_marked
         && let Err(error) = write(disk)
     {
         tracing::warn!(%error, disk = %disk.display(), "the disk tier's format is not marked");

@@ -127,6 +127,16 @@ async fn an_artifact_of_a_version_to_come_is_incompatible_and_not_corrupt() {
         assert!(words.contains("C003") && words.contains(told), "{row}: {words}");
         assert!(!words.contains("corrupt"), "{row}: {words}");
     }
+    let home = tempfile::tempdir().unwrap();
+    let path = |name| home.path().join(name).to_str().unwrap().to_owned();
+    let (folder, inputs, out) = (path("whole"), path("inputs"), path("outputs"));
+    std::fs::create_dir(&folder).unwrap();
+    std::fs::write(format!("{folder}/stitching.json"), r#"{"version": 9, "calls": {}}"#).unwrap();
+    std::fs::write(&inputs, b"\x02\0\0\0\0\0\0\0{}").unwrap();
+    let whole = ["exec", &folder, "--inputs", &inputs, "-o", &out];
+    let Said { code, words } = kiln(&whole, b"").await;
+    assert_eq!(code, 13, "{words}");
+    assert!(words.contains("C003") && words.contains("version 9"), "{words}");
     let later = kiln_native::split::stitch::Stitching::read(br#"{"version": 9, "calls": {}}"#);
     assert_eq!(later.unwrap_err(), kiln_native::split::stitch::Broken::Version(9));
 }

@@ -14,6 +14,8 @@ from torch.nn import functional
 EXPERTS, TAKEN, HIDDEN, INNER = 64, 8, 2048, 1024
 # A linear of Llama 3 8B, and how many of its weights share a scale.
 INPUTS, OUTPUTS, SHARED = 4096, 14336, 128
+# Rows from which on more than the weights bounds a product.
+FEW = 64
 # The greatest e4m3fn.
 GREATEST = 448.0
 
@@ -107,7 +109,7 @@ def bytes_of(tensors) -> int:
 
 
 def serving(name: str, device: str):
-    """The module, its arguments, and the bytes that it must move: of few rows its bound."""
+    """The module, its arguments, and the bytes that it must move, if that bounds it."""
     kind, _, sizes = name.partition("-")
     torch.manual_seed(0)
     with torch.device(device):
@@ -126,4 +128,5 @@ def serving(name: str, device: str):
         moved = bytes_of([*module.parameters(), *module.buffers()])
         if kind == "moe":
             moved = moved * min(EXPERTS, rows * TAKEN) // EXPERTS
+        moved = moved if rows <= FEW else None
         return module, (torch.randn(rows, width, dtype=torch.bfloat16),), moved

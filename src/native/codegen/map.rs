@@ -4,6 +4,8 @@
 
 use std::collections::BTreeMap;
 
+use kiln_proto::graph::DType;
+
 use super::{
     Emitted, Kernel,
     body::{Body, CHUNK, LANE},
@@ -70,8 +72,9 @@ impl Sparse {
         let changes = |loops: &mut Loops, split: &Split| -> Option<Vec<(usize, Id, Id)>> {
             let each = stored.iter().map(|temp| {
                 let (place, value) = &split.places[temp];
-                let (cond, new) = change(loops, loops.updated(*temp)?, place, *value)?;
-                Some((*temp, cond, loops.exprs.rounded(new, loops.temps[*temp].dtype)))
+                let dtype = loops.temps[*temp].dtype;
+                let (cond, new) = change(loops, loops.updated(*temp)?, place, (*value, dtype))?;
+                Some((*temp, cond, loops.exprs.rounded(new, dtype)))
             });
             each.collect()
         };
@@ -135,11 +138,19 @@ fn is_alike(loops: &Loops, cond: Id) -> bool {
     })
 }
 
-/// When `value` differs from what is at `place` of the input, and what it is then.
-fn change(loops: &Loops, input: usize, place: &Size, value: Id) -> Option<(Id, Id)> {
+/// When the value, of that type, differs from what is at `place` of the input, and what it is then.
+fn change(
+    loops: &Loops,
+    input: usize,
+    place: &Size,
+    (value, dtype): (Id, DType),
+) -> Option<(Id, Id)> {
     let exprs = &loops.exprs;
     let mut value = value;
-    while let Expr::Round(_, of) = exprs.get(value) {
+    // What is there is of that type already: a rounding to it changes nothing of it.
+    while let Expr::Round(to, of) = exprs.get(value)
+        && *to == dtype
+    {
         value = *of;
     }
     let (cond, new, old) = match exprs.get(value) {

@@ -218,8 +218,8 @@ impl Sorted {
             "const kiln_index row = (kiln_index)blockIdx.x / ({count});\n{elements}\
              const kiln_index own = (kiln_index)blockIdx.x % ({count}) * {THREADS} + threadIdx.x;\n\
              kiln_merge_chunks<{chunk}, {order}, {register}>(element, {from} + row * ({limit}), \
-             {limit}, own, [&](kiln_index place, kiln_best<{register}> one) {{\n\
-             if (place < {k}) kiln_set({to}[row * {k} + place], {given});\n}});\n"
+             {limit}, {k}, own, [&](kiln_index place, kiln_best<{register}> one) {{\n\
+             kiln_set({to}[row * {k} + place], {given});\n}});\n"
         );
         let variant = format!("chunks of {chunk} joined in order");
         Self::emitted(params, name, text, &self.rows * &blocks, variant)

@@ -2,12 +2,12 @@
 // every other chunk come before it.
 //
 //   kiln_sort_chunk<CHUNK, Order, R>(x, columns, chunk, to)      a block for each chunk
-//   kiln_merge_chunks<CHUNK, Order, R>(x, runs, columns, own, take)   a thread for each element
+//   kiln_merge_chunks<CHUNK, Order, R>(x, runs, columns, k, own, take)   a thread for each element
 //
 // `x(c)` is element c of the row, as R; `to` and `runs` have a place for each of them; Order is
-// one of the preamble's. `take(place, one)` is given each element and its place in the row.
+// one of the preamble's. `take(place, one)` is given each of the first k and its place in the row.
 //
-// Invariant: each place of a row is given one element. NaN is the greatest, and among equals the
+// Invariant: each of the first k places of a row is given one element. NaN is the greatest, and among equals the
 // first position comes first.
 
 template <class Order, class R>
@@ -47,9 +47,9 @@ __device__ __forceinline__ void kiln_sort_chunk(const X& x, kiln_index columns, 
 
 template <int CHUNK, class Order, class R, class X, class Take>
 __device__ __forceinline__ void kiln_merge_chunks(const X& x, const kiln_i32* runs,
-                                                  kiln_index columns, kiln_index own,
-                                                  const Take& take) {
-  if (own >= columns) return;
+                                                  kiln_index columns, kiln_index k,
+                                                  kiln_index own, const Take& take) {
+  if (own >= columns || own % CHUNK >= k) return;
   auto element = [&](kiln_index i) {
     const kiln_index at = runs[i].value;
     return kiln_best<R>{x(at), (kiln_int)at};
@@ -65,6 +65,7 @@ __device__ __forceinline__ void kiln_merge_chunks(const X& x, const kiln_i32* ru
       else high = middle;
     }
     place += low - first;
+    if (place >= k) return;
   }
   take(place, one);
 }

@@ -13,6 +13,9 @@ use crate::{
     size::{Atom, Bounds, Size},
 };
 
+/// Columns that keep a device busy where each is a sum of its own.
+const COLUMNS_AT_LEAST: i64 = 16;
+
 impl Lowering<'_> {
     pub(super) fn matmul(&mut self, node: &Node, out: &Value) -> Result<Lazy, String> {
         let [a, b] = node.reads[..] else { return Err("a product of two".to_owned()) };
@@ -173,7 +176,7 @@ impl Lowering<'_> {
     }
 
     /// Where a value is loaded from, if that is all there is to it.
-    fn loaded(&self, value: ValueId) -> Option<(Source, Size, Vec<Size>)> {
+    pub(super) fn loaded(&self, value: ValueId) -> Option<(Source, Size, Vec<Size>)> {
         let lazy = self.values[value.0].as_ref()?;
         match self.loops.exprs.get(lazy.expr) {
             Expr::Load { source, index, dtype } if *dtype == lazy.dtype => {
@@ -184,7 +187,7 @@ impl Lowering<'_> {
     }
 
     /// Stores a value densely; whoever reads it later reads that.
-    fn store_for_reading(&mut self, value: ValueId) -> Result<(), String> {
+    pub(super) fn store_for_reading(&mut self, value: ValueId) -> Result<(), String> {
         let order: Vec<usize> = (0..self.read(value)?.shape.len()).collect();
         self.store_in_order(value, &order)
     }
@@ -199,8 +202,9 @@ impl Lowering<'_> {
         Ok(())
     }
 
-    /// Whether one row meets a matrix that lies nowhere, as of weights with scales, and whose
-    /// parts lie along what is summed: each of its elements is computed where it is needed, once.
+    /// Whether one row meets a matrix that lies nowhere, as of weights with scales, and that is
+    /// made of what lies along what is summed: each of its elements is computed where it is
+    /// needed, once.
     fn is_row_by_computed(&self, b: ValueId, out: &Value) -> bool {
         let rank = out.shape.len();
         let one = out.shape[..rank - 1].iter().all(|size| size.is(1));
@@ -208,12 +212,8 @@ impl Lowering<'_> {
         if !one || self.uses[b.0] > 1 || self.loaded(b).is_some() {
             return false;
         }
-        let (k, n) = (rank - 2, Atom::Var(rank - 1));
-        self.loops.exprs.reachable([lazy.expr]).iter().all(|part| {
-            let Expr::Load { index, .. } = self.loops.exprs.get(*part) else { return true };
-            let across = index.linear_in(&n).is_some_and(|(step, _)| step.is(1));
-            !(across && index.has_var(k))
-        })
+        let enough = out.shape[rank - 1].known().is_some_and(|columns| columns >= COLUMNS_AT_LEAST);
+        enough && self.memory_order(lazy).last() == Some(&(rank - 2))
     }
 
     /// Products element by element, then summed: of whole numbers, and where `b` lies nowhere.

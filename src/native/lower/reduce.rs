@@ -64,8 +64,8 @@ impl Lowering<'_> {
         Ok(self.reshaped(&kept, &out.shape))
     }
 
-    /// A few rows that lie one below the other: as an expression of each of their elements, so
-    /// that neighbours are taken together.
+    /// A few rows that lie one below the other: added up element by element, so that neighbours
+    /// are taken together.
     fn few_in_place(
         &mut self,
         read: &Lazy,
@@ -96,7 +96,9 @@ impl Lowering<'_> {
         // Of the result's dimensions; it may keep the one that is reduced, as one.
         let keeps = out.shape.len() == read.shape.len();
         let bounds = Bounds { symbols: &self.program.symbols, vars: &out.shape };
-        let mut sum = None;
+        // Sums begin with zero, of which the sign counts.
+        let begins = how == Reduction::Sum && domain.is_float();
+        let mut sum = begins.then(|| self.loops.exprs.add(Expr::Number(domain, 0)));
         for row in 0..count {
             let of = |own: usize| match own.cmp(dim) {
                 std::cmp::Ordering::Equal => Size::from(row),
@@ -116,7 +118,7 @@ impl Lowering<'_> {
         let exprs = &mut self.loops.exprs;
         let expr = exprs.convert(sum?, domain_of(out.dtype));
         let expr = exprs.rounded(expr, out.dtype);
-        Some(Lazy { expr, dtype: out.dtype, shape: out.shape.clone() })
+        Some(self.stored(&Lazy { expr, dtype: out.dtype, shape: out.shape.clone() }))
     }
 
     /// `read` over rows (of the dimensions `outer`) and columns (of `inner`).
@@ -211,8 +213,14 @@ impl Lowering<'_> {
         positions: bool,
         out: &Value,
     ) -> Result<Lazy, String> {
-        let read = self.read(node.reads[0])?;
         let k = i64::try_from(k).map_err(|_| "k is too large")?;
+        let columns = self.read(node.reads[0])?.shape.last().and_then(Size::known);
+        let sorts = k > FEW_OF_A_ROW && columns.is_some_and(|count| i32::try_from(count).is_ok());
+        // Read again and again there.
+        if sorts && self.loaded(node.reads[0]).is_none() {
+            self.store_for_reading(node.reads[0])?;
+        }
+        let read = self.read(node.reads[0])?;
         // A tensor without dimensions is a row of one.
         let inner: Vec<usize> = read.shape.len().checked_sub(1).into_iter().collect();
         let outer: Vec<usize> = (0..read.shape.len().saturating_sub(1)).collect();
@@ -221,7 +229,7 @@ impl Lowering<'_> {
         let domain = domain_of(read.dtype);
         let (of, rows, columns) = self.in_rows(&read, &outer, &inner, rows, columns, domain);
         let total = &rows * &Size::from(k);
-        let runs = (k > FEW_OF_A_ROW).then(|| {
+        let runs = sorts.then(|| {
             let known = self.runs.get(&(node.reads[0].0, largest)).copied();
             known.unwrap_or_else(|| {
                 let (rows, columns) = (rows.clone(), columns.clone());

@@ -115,3 +115,31 @@ fn two_updates_whose_old_values_are_read_beside_the_new_ones_do_not_wait_for_eac
     assert_eq!(found[1], [46., 68., 62., 92.]);
     assert_eq!(found[2..], [[2., 4., 6., 8.], [10., 12., 14., 16.]]);
 }
+
+/// Which rows are replaced, a mask says; what becomes of the others is not always what they were.
+#[test]
+fn what_is_rounded_is_changed_where_nothing_is_written_too() {
+    let mut program = Program::default();
+    let input = |program: &mut Program, shape: &[usize]| {
+        program.input(DType::F32, shape, &[shape[1], 1])
+    };
+    let old = input(&mut program, &[16, 8]);
+    let (new, mask) = (input(&mut program, &[16, 8]), input(&mut program, &[16, 1]));
+    let args = [("self", tensor(mask)), ("other", Argument::Int(0))];
+    let cond = program.node("aten.gt.Scalar", &args, DType::Bool, &[16, 1]);
+    let args = [("condition", tensor(cond)), ("self", tensor(new)), ("other", tensor(old))];
+    let chosen = program.node("aten.where.self", &args, DType::F32, &[16, 8]);
+    let mut cast = |of, dtype| {
+        let args = [("self", tensor(of)), ("dtype", Argument::DType(dtype))];
+        program.node("aten._to_copy.default", &args, dtype, &[16, 8])
+    };
+    let narrow = cast(chosen, DType::BF16);
+    let wide = cast(narrow, DType::F32);
+    program.graph.outputs.push(wide);
+    program.graph.updates.push(0);
+    let mask: Vec<f32> = (0..16).map(|row| if row % 3 == 0 { 1.0 } else { -1.0 }).collect();
+    let found = run(&program, &[&[1.001; 128], &[2.003; 128], &mask]);
+    for (at, found) in found[0].iter().enumerate() {
+        assert_eq!(*found, if at / 8 % 3 == 0 { 2.0 } else { 1.0 }, "{at}");
+    }
+}

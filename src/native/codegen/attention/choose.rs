@@ -35,6 +35,8 @@ const WGMMA_TILES: u64 = 96;
 const DECODE_ROWS: u64 = 8;
 /// The same on the tensor cores.
 const DECODE_MMA_ROWS: u64 = 16;
+/// Widest row there.
+const DECODE_MMA_WIDEST: u64 = 128;
 /// Static shared memory that `decode` spends on its sums.
 const DECODE_BYTES: u64 = 40 << 10;
 
@@ -197,7 +199,8 @@ fn decode_rows(problem: &Problem) -> u64 {
 /// Whether several rows are decoded on the tensor cores, if they are few enough.
 fn decodes_by_mma(problem: &Problem, target: Target) -> bool {
     let half = matches!(problem.dtype, DType::F16 | DType::BF16);
-    let fits = |width: u64, of: u64| width % of == 0 && (of..=MMA_WIDEST).contains(&width);
+    // Wider heads do not fit the registers.
+    let fits = |width: u64, of: u64| width % of == 0 && (of..=DECODE_MMA_WIDEST).contains(&width);
     let rows = problem.rows.most.saturating_mul(problem.group);
     half && target.compute >= TENSOR_CORES
         && problem.aligned

@@ -390,21 +390,20 @@ fn structure(
     for (name, switch) in switches {
         members.switch(name, switch);
     }
+    // Of all functions: a structure has each symbol once.
+    let mut offsets = Params::default();
     members.switch("GROUPED", product.groups.is_some());
     if let Some(groups) = &product.groups {
         members.size(params, "GROUPS", &groups.count);
         let rows = rows_of_groups(&product.b).map_or(0, |rows| rows.rows);
         members.size(params, "B_ROWS", &Size::from(rows));
         members.pointer(super::pointee(loops, groups.ends), "ends", format!("r{ends}"));
-        let mut offsets = Params::default();
         let at = &groups.offset + &(&groups.step * &Size::var(ROW));
         let at = offsets.size(&at, &|_| "z".to_owned());
         members.function(&format!(
             "__device__ __forceinline__ kiln_index end(kiln_index z) const {{ \
              return (kiln_index)kiln_widen(ends[{at}]); }}\n"
         ));
-        members.symbols(&offsets);
-        params.symbols.extend(offsets.symbols);
     }
     if choice.variant == Variant::Cores {
         // Of the dimension along which four neighbours are read.
@@ -413,7 +412,6 @@ fn structure(
         members.switch("A_FOURS", fours(along(problem.a, &product.m)));
         members.switch("B_FOURS", fours(along(problem.b, &product.n)));
     }
-    let mut offsets = Params::default();
     for (name, matrix) in [("A_BATCH", &product.a), ("B_BATCH", &product.b)] {
         let offset = offsets.size(&matrix.offset, &|atom| match atom {
             Atom::Var(ROW) => "z".to_owned(),

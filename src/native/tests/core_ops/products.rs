@@ -63,7 +63,7 @@ fn of_groups_of_rows_with_matrices_of_their_own() {
         let ends: [&[f64]; 4] =
             [&[0.0, 3.0, 3.0, 9.0], &[5.0, 2.0, 7.0], &[-4.0, 70.0, 200.0, 80.0], &[40.0]];
         for ends in ends {
-            let e = ends.len();
+            let (e, own_ends) = (ends.len(), ends);
             for dtype in [F32, BF16, F64] {
                 for [t, k, n] in [[70, 24, 40], [5, 7, 9], [S0, 16, S1], [0, 4, 3], [4, 0, 3]] {
                     let x = bench.input(dtype, &[t, k], &some(997, 3));
@@ -84,6 +84,17 @@ fn of_groups_of_rows_with_matrices_of_their_own() {
                 let every = Op::Slice { dim: 0, start: Size::from(0), step: 2 };
                 let ends = bench.node(every, &[all], DType::I64, &[e]);
                 bench.output(Op::GroupedMatMul, &[x, w, ends], dtype, &[33, 40]);
+                // Sizes that a call decides, in where matrices and ends lie too.
+                let x = bench.input(dtype, &[33, 16], &some(997, 3));
+                let w = bench.input(dtype, &[e, 16, S1], &some(991, 5));
+                let table: Vec<f64> = (0..e * S1)
+                    .map(|i| if i % S1 == 0 { own_ends[i / S1] } else { 1000.0 })
+                    .collect();
+                let table = bench.input(DType::I64, &[e, S1], &table);
+                let first = Op::Slice { dim: 1, start: Size::from(0), step: 1 };
+                let first = bench.node(first, &[table], DType::I64, &[e, 1]);
+                let first = bench.node(Op::Reshape, &[first], DType::I64, &[e]);
+                bench.output(Op::GroupedMatMul, &[x, w, first], dtype, &[33, S1]);
             }
         }
     });

@@ -244,6 +244,12 @@ fn of_a_few_rows_one_below_the_other() {
                 reduce(bench, x, how, &[0], &[8, 16], dtype);
                 reduce(bench, across, how, &[1], &[S1, 16], dtype);
             }
+            if dtype != I64 {
+                let zeros = bench.input(dtype, &[2, 8], &[-0.0]);
+                let sum = bench.node(Op::Reduce { how: Sum, dims: vec![0] }, &[zeros], dtype, &[8]);
+                let by = map(Fun::Reciprocal, Domain::Float, 1);
+                bench.output(by, &[sum], dtype, &[8]);
+            }
             let single = bench.input(dtype, &[1, 8], values);
             reduce(bench, single, Sum, &[0], &[8], dtype);
         }
