@@ -340,7 +340,10 @@ mod tests {
         assert_eq!((alone.exit_code(), alone.to_string().as_str()), (13, "of another kind"));
         let error = Box::new(ExecError::Program(failure));
         let piece = CliError::from(ExecError::Piece { name: "piece 3".into(), error });
-        assert_eq!((piece.exit_code(), piece.to_string().as_str()), (13, "piece 3: of another kind"));
+        assert_eq!(
+            (piece.exit_code(), piece.to_string().as_str()),
+            (13, "piece 3: of another kind")
+        );
         assert_eq!(CliError::from(ExecError::Inputs("a shape".into())).exit_code(), 1);
     }
 

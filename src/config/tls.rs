@@ -240,7 +240,10 @@ mod tests {
         let of_names = problems(|config| config.tls.members.named = true);
         assert!(of_names.len() == 1 && of_names[0].contains("tls.members.named"), "{of_names:?}");
         let of_proofs = problems(|config| config.tls.members.proofs = Proofs::Require);
-        assert!(of_proofs.len() == 1 && of_proofs[0].contains("tls.members.proofs"), "{of_proofs:?}");
+        assert!(
+            of_proofs.len() == 1 && of_proofs[0].contains("tls.members.proofs"),
+            "{of_proofs:?}"
+        );
         let shown = problems(|config| {
             complete(config);
             config.tls.members.proofs = Proofs::Require;

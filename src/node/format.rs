@@ -47,9 +47,7 @@ pub(super) fn check_tier(disk: &Path) -> Result<(), NodeError> {
         },
         other => other,
     })?;
-    if !is_marked
-        && let Err(error) = write(disk)
-    {
+    if !is_marked && let Err(error) = write(disk) {
         tracing::warn!(%error, disk = %disk.display(), "the disk tier's format is not marked");
     }
     Ok(())

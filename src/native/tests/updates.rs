@@ -120,9 +120,8 @@ fn two_updates_whose_old_values_are_read_beside_the_new_ones_do_not_wait_for_eac
 #[test]
 fn what_is_rounded_is_changed_where_nothing_is_written_too() {
     let mut program = Program::default();
-    let input = |program: &mut Program, shape: &[usize]| {
-        program.input(DType::F32, shape, &[shape[1], 1])
-    };
+    let input =
+        |program: &mut Program, shape: &[usize]| program.input(DType::F32, shape, &[shape[1], 1]);
     let old = input(&mut program, &[16, 8]);
     let (new, mask) = (input(&mut program, &[16, 8]), input(&mut program, &[16, 1]));
     let args = [("self", tensor(mask)), ("other", Argument::Int(0))];

@@ -228,16 +228,19 @@ fn decode(problem: &Problem, target: Target) -> Choice {
     let blocks = problem.all_heads() / problem.group * parts;
     let mut cluster = 1;
     if target.compute >= CLUSTERS {
-        while cluster < MOST_CLUSTER && blocks * cluster <= PROCESSORS / 2 && cluster * 2 * warps <= steps
+        while cluster < MOST_CLUSTER
+            && blocks * cluster <= PROCESSORS / 2
+            && cluster * 2 * warps <= steps
         {
             cluster *= 2;
         }
     }
     // All that a processor can hold, where keys are many and blocks still few.
-    let warps = match cluster == MOST_CLUSTER && rows <= 2 && fits >= 16 && cluster * warps * 4 <= steps {
-        true => 16,
-        false => warps,
-    };
+    let warps =
+        match cluster == MOST_CLUSTER && rows <= 2 && fits >= 16 && cluster * warps * 4 <= steps {
+            true => 16,
+            false => warps,
+        };
     Choice {
         variant: "decode",
         template: "kiln_attention_decode",
@@ -272,7 +275,9 @@ fn decode_by_mma(problem: &Problem, target: Target) -> Choice {
     let blocks = problem.all_heads() / problem.group * parts;
     let mut cluster = 1;
     if target.compute >= CLUSTERS {
-        while cluster < MOST_CLUSTER && blocks * cluster <= PROCESSORS / 2 && cluster * 2 * warps <= steps
+        while cluster < MOST_CLUSTER
+            && blocks * cluster <= PROCESSORS / 2
+            && cluster * 2 * warps <= steps
         {
             cluster *= 2;
         }

@@ -48,9 +48,8 @@ fn batches_larger_than_any_block_on_several_threads() {
 fn rows_in_groups_have_matrices_of_their_own() {
     let rows = (F32, &[5, 1][..], &[1., 2., 3., 4., 5.][..]);
     let matrices = (F32, &[3, 1, 2][..], &[1., -1., 10., -10., 100., -100.][..]);
-    let grouped = |ends: &[f64]| {
-        one(Op::GroupedMatMul, &[rows, matrices, (I64, &[3], ends)], F32, &[5, 2])
-    };
+    let grouped =
+        |ends: &[f64]| one(Op::GroupedMatMul, &[rows, matrices, (I64, &[3], ends)], F32, &[5, 2]);
     let expected = [1., -1., 2., -2., 300., -300., 400., -400., 0., 0.];
     assert_same(&grouped(&[2., 2., 4.]), &expected);
     // A group that ends before it begins has no rows, and none ends behind the last row.

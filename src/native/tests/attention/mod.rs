@@ -129,10 +129,16 @@ fn decoding_several_rows_shares_keys_on_the_tensor_cores() {
         forced(sizes([2, 8, 2, 1, 300, 128, 128]), [4, 4]),
         forced(sizes([1, 4, 1, 1, 1, 32, 64]), [4, 1]),
         forced(Case { causal: true, ..sizes([1, 2, 2, 5, 40, 64, 64]) }, [8, 2]),
-        forced(Case { causal: true, mask: Mask::Float, ..sizes([1, 4, 1, 3, 90, 32, 64]) }, [16, 2]),
+        forced(
+            Case { causal: true, mask: Mask::Float, ..sizes([1, 4, 1, 3, 90, 32, 64]) },
+            [16, 2],
+        ),
         forced(Case { mask: Mask::Bool, ..sizes([5, 3, 1, 1, 33, 96, 192]) }, [4, 2]),
         forced(Case { dtype: DType::F16, ..sizes([1, 16, 1, 1, 47, 256, 256]) }, [16, 2]),
-        forced(Case { layout: Layout::Split, scale: -0.2, ..sizes([1, 6, 2, 2, 50, 64, 64]) }, [2, 4]),
+        forced(
+            Case { layout: Layout::Split, scale: -0.2, ..sizes([1, 6, 2, 2, 50, 64, 64]) },
+            [2, 4],
+        ),
         forced(Case { mask: Mask::Lowest, ..sizes([1, 5, 1, 1, 200, 32, 64]) }, [8, 2]),
         forced(sizes([1, 4, 1, 1, 0, 32, 64]), [4, 2]),
     ]);
@@ -144,7 +150,10 @@ fn several_rows_are_decoded_by_what_reads_them_fastest() {
     let variant = |problem: &Problem, target| choose(problem, target).variant;
     let hopper = Target { arch_specific: true, ..Target::cubin(90) };
     assert_eq!(choose(&problem, hopper).call("p"), "kiln_attention_decode_mma<p, 4, 8, 2>");
-    assert_eq!(choose(&problem, Target::cubin(80)).call("p"), "kiln_attention_decode_mma<p, 4, 8, 1>");
+    assert_eq!(
+        choose(&problem, Target::cubin(80)).call("p"),
+        "kiln_attention_decode_mma<p, 4, 8, 1>"
+    );
     assert_eq!(variant(&Problem { group: 16, ..problem }, hopper), "decode mma");
     // Without the instructions, in another type, of few rows, or where chunks do not fit.
     assert_eq!(variant(&problem, Target::cubin(75)), "decode");
