@@ -200,7 +200,8 @@ fn decode_rows(problem: &Problem) -> u64 {
 fn decodes_by_mma(problem: &Problem, target: Target) -> bool {
     let half = matches!(problem.dtype, DType::F16 | DType::BF16);
     // Wider heads do not fit the registers.
-    let fits = |width: u64, of: u64| width % of == 0 && (of..=DECODE_MMA_WIDEST).contains(&width);
+    let fits =
+        |width: u64, of: u64| width.is_multiple_of(of) && (of..=DECODE_MMA_WIDEST).contains(&width);
     let rows = problem.rows.most.saturating_mul(problem.group);
     half && target.compute >= TENSOR_CORES
         && problem.aligned
