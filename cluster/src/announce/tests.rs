@@ -21,6 +21,7 @@ use crate::{
     command::{Candidate, Command, NewNode},
     endorsement::{Admitted, Endorsement, Keys, Proof, Roster},
     peers::{frame, set_abstains, unframe},
+    replica::Replica,
     rpc::{Admit, Answer, Assignment, Greeting, Join, Unanswered},
     store::{LogStore, Owner},
 };
@@ -238,6 +239,17 @@ fn older_members_read_the_greeting_of_a_node_that_abstains() {
     assert_eq!((older.node, older.owner, older.sees), (node, None, sees));
 }
 
+/// Returns once `replica` knows of the node.
+async fn until_registered(replica: &Replica, owner: Owner) {
+    let mut applied = replica.progress();
+    let registered = async {
+        while !replica.nodes().contains_key(&owner.node) {
+            applied.changed().await.unwrap();
+        }
+    };
+    timeout(PATIENCE, registered).await.unwrap();
+}
+
 /// As one does that joined when members endorsed nobody.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_member_that_was_never_endorsed_is_once_it_asks() {
@@ -252,13 +264,7 @@ async fn a_member_that_was_never_endorsed_is_once_it_asks() {
     let (bootstrap, replica) = (&member.cluster.bootstrap, &member.cluster.replica);
     bootstrap.accept(Assignment { candidate, owner }, None).await.unwrap();
     assert!(!bootstrap.endorser.is_endorsed(owner) && bootstrap.endorser.own().is_none());
-    let mut applied = replica.progress();
-    let registered = async {
-        while !replica.nodes().contains_key(&owner.node) {
-            applied.changed().await.unwrap();
-        }
-    };
-    timeout(PATIENCE, registered).await.unwrap();
+    until_registered(replica, owner).await;
     let keeping = tokio::spawn(keep_endorsed(Arc::clone(bootstrap), Arc::clone(replica)));
     let endorsed = async {
         while !bootstrap.endorser.is_endorsed(owner) {
@@ -287,13 +293,7 @@ async fn a_member_whose_proof_convinces_no_more_asks_for_another() {
     member.join(&founder).await;
     let (bootstrap, replica) = (&member.cluster.bootstrap, &member.cluster.replica);
     let owner = member.cluster.member.running().unwrap().owner;
-    let mut applied = replica.progress();
-    let registered = async {
-        while !replica.nodes().contains_key(&owner.node) {
-            applied.changed().await.unwrap();
-        }
-    };
-    timeout(PATIENCE, registered).await.unwrap();
+    until_registered(replica, owner).await;
     let name = bootstrap.introduction().key;
     let keys = Keys { name, signing: name };
     let word = Endorsement::sign(owner, keys, 99, &SigningKey::from_bytes(&[7; 32])).unwrap();

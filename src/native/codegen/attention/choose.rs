@@ -210,6 +210,29 @@ fn decodes_by_mma(problem: &Problem, target: Target) -> bool {
         && fits(problem.e, 64)
 }
 
+/// Blocks of a cluster that share the keys of one, where blocks are few and keys many.
+fn cluster(target: Target, blocks: u64, warps: u64, steps: u64) -> u64 {
+    let mut cluster = 1;
+    if target.compute >= CLUSTERS {
+        while cluster < MOST_CLUSTER
+            && blocks * cluster <= PROCESSORS / 2
+            && cluster * 2 * warps <= steps
+        {
+            cluster *= 2;
+        }
+    }
+    cluster
+}
+
+fn of_cluster(blocks: u64) -> String {
+    if blocks == 1 { String::new() } else { format!("__cluster_dims__({blocks}, 1, 1)") }
+}
+
+/// Few rows are one tile, whatever S is.
+fn decode_grid(problem: &Problem, times: u64) -> Grid {
+    Grid { rows: problem.rows.most.max(1), heads: problem.group, times, most: None }
+}
+
 fn decode(problem: &Problem, target: Target) -> Choice {
     if decodes_by_mma(problem, target) {
         return decode_by_mma(problem, target);
@@ -227,15 +250,7 @@ fn decode(problem: &Problem, target: Target) -> Choice {
     let warps = steps.min(8).min(fits).next_power_of_two();
     let warps = if warps > fits { warps / 2 } else { warps };
     let blocks = problem.all_heads() / problem.group * parts;
-    let mut cluster = 1;
-    if target.compute >= CLUSTERS {
-        while cluster < MOST_CLUSTER
-            && blocks * cluster <= PROCESSORS / 2
-            && cluster * 2 * warps <= steps
-        {
-            cluster *= 2;
-        }
-    }
+    let cluster = cluster(target, blocks, warps, steps);
     // All that a processor can hold, where keys are many and blocks still few.
     let warps =
         match cluster == MOST_CLUSTER && rows <= 2 && fits >= 16 && cluster * warps * 4 <= steps {
@@ -247,20 +262,11 @@ fn decode(problem: &Problem, target: Target) -> Choice {
         template: "kiln_attention_decode",
         tiles: format!("{rows}, {warps}, {cluster}"),
         sources: vec![INSTRUCTIONS, COMMON, DECODE],
-        attributes: match cluster {
-            1 => String::new(),
-            blocks => format!("__cluster_dims__({blocks}, 1, 1)"),
-        },
+        attributes: of_cluster(cluster),
         threads: warps as u32 * 32,
         blocks_per_sm: 1,
         shared_bytes: 0,
-        // Few rows are one tile: `parts` of them, whatever S is.
-        grid: Grid {
-            rows: problem.rows.most.max(1),
-            heads: problem.group,
-            times: parts * cluster,
-            most: None,
-        },
+        grid: decode_grid(problem, parts * cluster),
         why: format!("decode {rows} rows, {warps} warps, cluster of {cluster}"),
     }
 }
@@ -274,33 +280,17 @@ fn decode_by_mma(problem: &Problem, target: Target) -> Choice {
     let fits = (DECODE_BYTES / (rows * problem.e * 4)).max(1).ilog2();
     let warps = steps.min(8).next_power_of_two().min(1 << fits);
     let blocks = problem.all_heads() / problem.group * parts;
-    let mut cluster = 1;
-    if target.compute >= CLUSTERS {
-        while cluster < MOST_CLUSTER
-            && blocks * cluster <= PROCESSORS / 2
-            && cluster * 2 * warps <= steps
-        {
-            cluster *= 2;
-        }
-    }
+    let cluster = cluster(target, blocks, warps, steps);
     Choice {
         variant: "decode mma",
         template: "kiln_attention_decode_mma",
         tiles: format!("{rows}, {warps}, {cluster}"),
         sources: vec![INSTRUCTIONS, COMMON, DECODE, DECODE_MMA],
-        attributes: match cluster {
-            1 => String::new(),
-            blocks => format!("__cluster_dims__({blocks}, 1, 1)"),
-        },
+        attributes: of_cluster(cluster),
         threads: warps as u32 * 32,
         blocks_per_sm: 1,
         shared_bytes: 0,
-        grid: Grid {
-            rows: problem.rows.most.max(1),
-            heads: problem.group,
-            times: parts * cluster,
-            most: None,
-        },
+        grid: decode_grid(problem, parts * cluster),
         why: format!("decode {rows} rows by mma, {warps} warps, cluster of {cluster}"),
     }
 }
