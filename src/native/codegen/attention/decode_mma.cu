@@ -45,21 +45,28 @@ __device__ __forceinline__ void kiln_attention_decode_mma(const T* q, const T* k
   float out[CE][8][4] = {}, most[2] = {KILN_ATT_NOTHING, KILN_ATT_NOTHING}, sum[2] = {};
   const kiln_index last = (r0 + ROWS < rows ? r0 + ROWS : rows) - 1;  // Sees the most.
   const kiln_index seen = P::CAUSAL && last / P::GROUP + 1 < p.T ? last / P::GROUP + 1 : p.T;
-#pragma unroll 1
-  for (kiln_index base = ((kiln_index)rank * WARPS + warp) * KEYS; base < seen; base += STEP) {
-    Words ks[2][CD], vs[4][CE];
+  Words ks[2][CD], vs[4][CE];
+  auto load_keys = [&](kiln_index base) {
 #pragma unroll
     for (int n = 0; n < 2; ++n) {
       const kiln_index j = base + n * 8 + own;
 #pragma unroll
       for (int c = 0; c < CD; ++c) ks[n][c] = words(k + j * p.KT + c * 32 + t * 8, j < seen);
     }
+  };
+  auto load_values = [&](kiln_index base) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const kiln_index j = base + t * 2 + i % 2 + i / 2 * 8;
 #pragma unroll
       for (int c = 0; c < CE; ++c) vs[i][c] = words(v + j * p.VT + c * 64 + own * 8, j < seen);
     }
+  };
+  const kiln_index begin = ((kiln_index)rank * WARPS + warp) * KEYS;
+  load_keys(begin);
+  load_values(begin);
+#pragma unroll 1
+  for (kiln_index base = begin; base < seen; base += STEP) {
     float s[2][4] = {};
 #pragma unroll
     for (int n = 0; n < 2; ++n)
@@ -71,6 +78,8 @@ __device__ __forceinline__ void kiln_attention_decode_mma(const T* q, const T* k
                                  HIGH ? qs[HIGH][c].at[m + 1] : 0u};
           kiln_mma(s[n], a, ks[n][c].at + m, T{});
         }
+    // What comes next takes the registers of what is done, and is on its way meanwhile.
+    load_keys(base + STEP);
 #pragma unroll
     for (int half = 0; half < (HIGH ? 2 : 1); ++half) {
       const kiln_index r = own + half * 8, i = (r0 + r) / P::GROUP;
@@ -122,6 +131,7 @@ __device__ __forceinline__ void kiln_attention_decode_mma(const T* q, const T* k
         const unsigned of[2] = {both(0), both(2)};
         kiln_mma(out[c][u], a, of, T{});
       }
+    load_values(base + STEP);
   }
 #pragma unroll
   for (int half = 0; half < (HIGH ? 2 : 1); ++half) {
