@@ -21,17 +21,49 @@ struct kiln_place {
   kiln_index matrix, rows;
 };
 
-// The tile of rows number `tile`, counted through all groups.
+// The tile of rows number `tile`, counted through all groups. A warp looks at 32 groups at a
+// time, its lanes at one each: all of its threads must come here.
 template <int TILE_M, class P>
 __device__ __forceinline__ kiln_place kiln_tile_of_group(const P& p, kiln_index tile) {
-  kiln_index begin = 0;
-  for (kiln_index z = 0; z <= p.GROUPS; ++z) {
-    kiln_index end = p.M;
-    if (z < p.GROUPS) end = p.end(z) < begin ? begin : p.end(z) < end ? p.end(z) : end;
-    const kiln_index tiles = (end - begin + TILE_M - 1) / TILE_M;
-    if (tile < tiles) return {0, begin + tile * TILE_M, 0, 0, z, end};
-    tile -= tiles;
-    begin = end;
+  const int lane = threadIdx.x % 32;
+  kiln_index before = 0;  // Where the group before this lane's 32 ends.
+#pragma unroll 1
+  for (kiln_index z0 = 0; z0 <= p.GROUPS; z0 += 32) {
+    const kiln_index z = z0 + lane;
+    // Of lanes up to this one, and of all that exchanged so far.
+    kiln_int end = z < p.GROUPS ? (kiln_int)p.end(z) : (kiln_int)p.M, last;
+    end = end < before ? before : end < p.M ? end : p.M;
+    last = end;
+    kiln_int begin = before;
+#pragma unroll
+    for (int mask = 1; mask < 32; mask <<= 1) {
+      const kiln_int other = kiln_shuffle(last, mask);
+      if (lane & mask && other > begin) begin = other;
+      if (other > last) last = other;
+    }
+    if (end < begin) end = begin;
+    const kiln_int tiles = (end - begin + TILE_M - 1) / TILE_M;
+    kiln_int sum = tiles, first = 0;
+#pragma unroll
+    for (int mask = 1; mask < 32; mask <<= 1) {
+      const kiln_int other = kiln_shuffle(sum, mask);
+      if (lane & mask) first += other;
+      sum += other;
+    }
+    if (tile < sum) {
+      // One lane has it, and tells the others.
+      const bool mine = tile >= first && tile < first + tiles;
+      kiln_int told[3] = {begin + (tile - first) * TILE_M, z, end};
+#pragma unroll
+      for (int i = 0; i < 3; ++i) {
+        if (!mine) told[i] = 0;
+#pragma unroll
+        for (int mask = 1; mask < 32; mask <<= 1) told[i] |= kiln_shuffle(told[i], mask);
+      }
+      return {0, (kiln_index)told[0], 0, 0, (kiln_index)told[1], (kiln_index)told[2]};
+    }
+    tile -= (kiln_index)sum;
+    before = (kiln_index)last;
   }
   return {0, p.M, 0, 0, 0, 0};
 }

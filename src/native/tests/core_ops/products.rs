@@ -60,9 +60,12 @@ fn of_transposed_sides_with_an_epilogue() {
 fn of_groups_of_rows_with_matrices_of_their_own() {
     check(|bench| {
         // Some are empty, some end before they begin, or behind the last row; rows are left.
-        let ends: [&[f64]; 4] =
+        let some_ends: [&[f64]; 4] =
             [&[0.0, 3.0, 3.0, 9.0], &[5.0, 2.0, 7.0], &[-4.0, 70.0, 200.0, 80.0], &[40.0]];
-        for ends in ends {
+        // More groups than a warp has lanes, as many, and one less.
+        let many = |count: i64| (0..count).map(|z| (z * 5 % 7 - 1 + z) as f64).collect::<Vec<_>>();
+        let many = [70, 64, 31].map(many);
+        for ends in some_ends.into_iter().chain(many.iter().map(Vec::as_slice)) {
             let (e, own_ends) = (ends.len(), ends);
             for dtype in [F32, BF16, F64] {
                 for [t, k, n] in [[70, 24, 40], [5, 7, 9], [S0, 16, S1], [0, 4, 3], [4, 0, 3]] {
