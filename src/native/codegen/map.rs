@@ -24,6 +24,8 @@ const THREADS: i64 = 256;
 const BUSY: i64 = 64 * 1024;
 /// Places that a thread looks at where few of many are changed.
 const LOOKED_AT: i64 = 16;
+/// Threads of a warp.
+const WARP: i64 = 32;
 
 pub(super) fn emit(loops: &mut Loops, fused: &Fused, stored: &[usize], name: &str) -> Emitted {
     let numel = &fused.extents[0];
@@ -79,7 +81,7 @@ impl Sparse {
             each.collect()
         };
         let values = changes(loops, split)?.iter().map(|(temp, _, new)| (*temp, *new)).collect();
-        let (together, changed) = [4, 2, 1].into_iter().find_map(|together| {
+        let (together, changed) = [16, 8, 4, 2, 1].into_iter().find_map(|together| {
             let all = lanes * together;
             if fused.extents[0].power_of_two(all) != all {
                 return None;
@@ -95,6 +97,7 @@ impl Sparse {
 
     fn emit(&self, loops: &Loops, split: &Split, numel: &Size, lanes: i64, name: &str) -> Emitted {
         let together = self.together;
+        let warp = WARP;
         let mut params = Params::default();
         let mut body = Body::new(&loops.exprs, &mut params, lanes * together, BTreeMap::new());
         let changed = body.value(self.changed);
@@ -108,15 +111,26 @@ impl Sparse {
         let count = numel.div_floor(&Size::from(lanes * together));
         let limit = params.size(&count, &|_| String::new());
         let many = count.known().is_none_or(|count| count >= LOOKED_AT * BUSY);
-        let each = THREADS * if many { LOOKED_AT } else { 1 };
+        let looks = if many { LOOKED_AT } else { 1 };
+        let each = THREADS * looks;
+        // Looks do not wait for each other, and what one finds the warp does together.
         let text = format!(
-            "const kiln_index first = (kiln_index)blockIdx.x * {each} + threadIdx.x;\n{outer}\
-             #pragma unroll 1\n\
-             for (kiln_index at = first; at < first + {each} && at < {limit}; at += {THREADS}) {{\n\
-             {{\nconst kiln_index c = at;\n{look}if (!({changed})) continue;\n}}\n\
+            "const kiln_index first = (kiln_index)blockIdx.x * {each} + threadIdx.x;\n\
+             unsigned found = 0;\n\
              #pragma unroll\n\
-             for (int i = 0; i < {together}; ++i) {{\n\
-             const kiln_index c = at * {together} + i;\n{inner}}}\n}}\n"
+             for (int i = 0; i < {looks}; ++i) {{\n\
+             const kiln_index c = first + i * {THREADS};\n\
+             if (c >= {limit}) break;\n\
+             {look}found |= (unsigned)({changed}) << i;\n}}\n\
+             const int lane = threadIdx.x % {warp};\n{outer}\
+             #pragma unroll 1\n\
+             for (int i = 0; i < {looks}; ++i) {{\n\
+             #pragma unroll 1\n\
+             for (unsigned lanes = kiln_ballot(found >> i & 1); lanes != 0; lanes &= lanes - 1) {{\n\
+             const kiln_index at = first - lane + kiln_lowest(lanes) + i * {THREADS};\n\
+             #pragma unroll 1\n\
+             for (int j = lane; j < {together}; j += {warp}) {{\n\
+             const kiln_index c = at * {together} + j;\n{inner}}}\n}}\n}}\n"
         );
         Emitted {
             before: String::new(),
