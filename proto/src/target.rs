@@ -54,6 +54,11 @@ impl Target {
         Self { compute: 0, arch_specific: false, kind: BinaryKind::Files, min_driver: 0 }
     }
 
+    /// Whether the code may have the instructions that Hopper alone has.
+    pub const fn is_hopper_alone(&self) -> bool {
+        self.compute == 90 && self.arch_specific
+    }
+
     /// Whether there is such a GPU, or none is meant.
     pub const fn is_plausible(&self) -> bool {
         let any = self.compute == 0 && !self.arch_specific;

@@ -64,7 +64,9 @@ fn data_type(dtype: DType) -> Option<sys::CUtensorMapDataType> {
         DType::F64 => Type::CU_TENSOR_MAP_DATA_TYPE_FLOAT64,
         DType::I32 => Type::CU_TENSOR_MAP_DATA_TYPE_INT32,
         DType::I64 => Type::CU_TENSOR_MAP_DATA_TYPE_INT64,
-        DType::U8 | DType::Bool => Type::CU_TENSOR_MAP_DATA_TYPE_UINT8,
+        DType::U8 | DType::Bool | DType::F8E4M3 | DType::F8E5M2 => {
+            Type::CU_TENSOR_MAP_DATA_TYPE_UINT8
+        }
         _ => return None,
     })
 }

@@ -174,10 +174,10 @@ fn lower_graph(
     let mut program = decompose::decompose(graph)?;
     let origins =
         if options.fuse { attend::attend(&mut program, graph) } else { Default::default() };
-    let mut loops = lower::lower(&program, graph, &origins)?;
+    let target = exact(target);
+    let mut loops = lower::lower(&program, graph, &origins, target)?;
     updates::place(&program, graph, &mut loops)?;
     let groups = schedule::schedule(&mut loops, options.fuse)?;
-    let target = exact(target);
     let code = codegen::generate(graph, &program, &mut loops, &groups, target)?;
     let (graph_component, inputs) = components(graph);
     let mut nvrtc_options = vec!["--std=c++17".to_owned()];

@@ -1,9 +1,20 @@
-// What the kernels for Hopper's own instructions (sm_90a) share: barriers in
-// shared memory, by their addresses there, and groups of `wgmma`.
+// What the kernels share that take Hopper's instructions: barriers in shared memory, by their
+// addresses there, copies in bulk (sm_90 and newer), and groups of `wgmma` (sm_90a alone).
 
 #ifndef KILN_EMULATED
 __device__ __forceinline__ void kiln_barrier_init(unsigned barrier, int count) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(count) : "memory");
+}
+// After all of them, by the thread that did it: for copies in the background.
+__device__ __forceinline__ void kiln_barriers_begun() {
+  asm volatile("fence.mbarrier_init.release.cluster;\nfence.proxy.async;" ::: "memory");
+}
+// Copies so many bytes, a multiple of 16 as both places are, then reports them to the barrier.
+__device__ __forceinline__ void kiln_copy_bulk(unsigned to, const void* from, int bytes,
+                                               unsigned barrier) {
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, "
+               "[%3];" ::"r"(to), "l"(from), "r"(bytes), "r"(barrier)
+               : "memory");
 }
 __device__ __forceinline__ void kiln_barrier_arrive(unsigned barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");

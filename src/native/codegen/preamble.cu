@@ -120,10 +120,25 @@ __device__ __forceinline__ unsigned char kiln_narrow_f8(float x) {
 // e4m3fn has no infinity: what is too large is its greatest. 480 and 65536 are the first that are
 // not there.
 __device__ __forceinline__ kiln_f8e4m3 kiln_narrow_f8e4m3(float x) {
+#if !defined(KILN_EMULATED) && __CUDA_ARCH__ >= 890
+  unsigned short y;
+  asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(y) : "f"(0.0f), "f"(x));
+  const unsigned sign = __float_as_uint(x) >> 24 & 0x80u;
+  return {(unsigned char)(x != x ? sign | 0x7fu : y)};
+#else
   return {kiln_narrow_f8<3, 7, 0x43f00000u, 0x7eu>(x)};
+#endif
 }
 __device__ __forceinline__ kiln_f8e5m2 kiln_narrow_f8e5m2(float x) {
+#if !defined(KILN_EMULATED) && __CUDA_ARCH__ >= 890
+  // The instruction keeps what is too large finite: from halfway to 65536 on that is its infinity.
+  unsigned short y;
+  asm("cvt.rn.satfinite.e5m2x2.f32 %0, %1, %2;" : "=h"(y) : "f"(0.0f), "f"(x));
+  const unsigned sign = __float_as_uint(x) >> 24 & 0x80u, size = __float_as_uint(x) & 0x7fffffffu;
+  return {(unsigned char)(x != x ? sign | 0x7fu : size >= 0x47700000u ? sign | 0x7cu : y)};
+#else
   return {kiln_narrow_f8<2, 15, 0x47800000u, 0x7cu>(x)};
+#endif
 }
 
 __device__ __forceinline__ void kiln_set(kiln_f64& to, double x) { to.value = x; }

@@ -3,6 +3,8 @@
 //! Invariant: an operand's index is what its expression loads, for every batch,
 //! row and column; what loads otherwise is stored first.
 
+use kiln_proto::graph::DType;
+
 use super::{Lazy, Lowering, numel, unflattened, without_ones};
 use crate::{
     core::{Fun, Node, Op, Reduction, Value, ValueId},
@@ -13,6 +15,8 @@ use crate::{
     size::{Atom, Bounds, Size},
 };
 
+/// Rows of bytes that a tensor map copies begin at multiples of so many.
+const ROWS_BEGIN_AT: i64 = 16;
 /// Columns that keep a device busy where each is a sum of its own.
 const COLUMNS_AT_LEAST: i64 = 16;
 
@@ -29,6 +33,7 @@ impl Lowering<'_> {
             }
             return self.sum_of_products(a, b, out);
         }
+        let [a, b] = self.of_eights([a, b])?.unwrap_or([a, b]);
         let rank = out.shape.len();
         let (m, n) = (out.shape[rank - 2].clone(), out.shape[rank - 1].clone());
         let k = self.program.value(a).shape[rank - 1].clone();
@@ -64,7 +69,12 @@ impl Lowering<'_> {
         let of_b = self.program.value(b).shape.clone();
         let [count, k, n] = &of_b[..] else { return Err("a matrix for each group".to_owned()) };
         let b = self.matrix(b, std::slice::from_ref(count), 2, 1)?;
-        let a = self.matrix(a, &[], 0, 1)?;
+        let mut of_a = self.matrix(a, &[], 0, 1)?;
+        if of_a.outer.is(0) && !out.shape[0].is(1) {
+            // One row in place of all is no matrix that a tensor map can copy.
+            self.store_for_reading(a)?;
+            of_a = self.matrix(a, &[], 0, 1)?;
+        }
         if self.line(ends).is_none() {
             self.store_for_reading(ends)?;
         }
@@ -77,7 +87,7 @@ impl Lowering<'_> {
             m: out.shape[0].clone(),
             n: n.clone(),
             k: k.clone(),
-            a,
+            a: of_a,
             b,
             groups: Some(groups),
         };
@@ -116,7 +126,7 @@ impl Lowering<'_> {
     }
 
     fn affine_matrix(
-        &mut self,
+        &self,
         value: ValueId,
         batch: &[Size],
         outer: usize,
@@ -214,6 +224,45 @@ impl Lowering<'_> {
         }
         let enough = out.shape[rank - 1].known().is_some_and(|columns| columns >= COLUMNS_AT_LEAST);
         enough && self.memory_order(lazy).last() == Some(&(rank - 2))
+    }
+
+    /// The floats of 8 bits that both operands were made of, where the target multiplies those
+    /// as they lie.
+    fn of_eights(&mut self, operands: [ValueId; 2]) -> Result<Option<[ValueId; 2]>, String> {
+        if !self.target.is_hopper_alone() {
+            return Ok(None);
+        }
+        let [Some(a), Some(b)] = operands.map(|value| self.widened(value)) else { return Ok(None) };
+        let shape = &self.program.value(a).shape;
+        let whole = shape.len() == 2 && shape[1].known().is_some_and(|k| k % ROWS_BEGIN_AT == 0);
+        let same = self.program.value(a).dtype == self.program.value(b).dtype;
+        if !whole || !same || !self.lies_along(b, 1, 0) {
+            return Ok(None);
+        }
+        if self.loaded(a).is_none() {
+            self.store_for_reading(a)?;
+        }
+        Ok(self.lies_along(a, 0, 1).then_some([a, b]))
+    }
+
+    /// The floats of 8 bits of which `value` is a copy in halves.
+    fn widened(&self, value: ValueId) -> Option<ValueId> {
+        let node = self.program.nodes.iter().find(|node| node.writes == value)?;
+        let eight = matches!(
+            (&node.op, self.program.value(*node.reads.first()?).dtype),
+            (Op::Map { fun: Fun::Id, .. }, DType::F8E4M3 | DType::F8E5M2)
+        );
+        (eight && self.program.value(value).dtype == DType::F16).then(|| node.reads[0])
+    }
+
+    /// Whether it is read as a matrix dense along `reduced`, whose rows a tensor map can find.
+    fn lies_along(&self, value: ValueId, outer: usize, reduced: usize) -> bool {
+        let given = |source| !self.loops.constants.contains(&source);
+        self.affine_matrix(value, &[], outer, reduced).is_some_and(|matrix| {
+            let begins = |size: &Size| size.power_of_two(ROWS_BEGIN_AT) == ROWS_BEGIN_AT;
+            let Matrix { source, offset, outer, reduced } = matrix;
+            given(source) && reduced.is(1) && !outer.is(0) && begins(&outer) && begins(&offset)
+        })
     }
 
     /// Products element by element, then summed: of whole numbers, and where `b` lies nowhere.

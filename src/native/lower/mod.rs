@@ -17,7 +17,7 @@ mod views;
 use std::collections::{BTreeMap, BTreeSet};
 
 use kiln_proto::{
-    Failure, FailureKind,
+    Failure, FailureKind, Target,
     graph::{DType, Graph, InputKind},
 };
 
@@ -36,9 +36,15 @@ const MOST_LOADS: usize = 16;
 const PACKED: i64 = 8;
 
 /// Lowers `program`, which `graph` became; `origins` are those beside a node's own.
-pub(crate) fn lower(program: &Program, graph: &Graph, origins: &Origins) -> Result<Loops, Failure> {
+pub(crate) fn lower(
+    program: &Program,
+    graph: &Graph,
+    origins: &Origins,
+    target: Target,
+) -> Result<Loops, Failure> {
     let mut lowering = Lowering {
         program,
+        target,
         loops: Loops { symbols: program.symbols.clone(), ..Loops::default() },
         values: vec![None; program.values.len()],
         uses: uses(program),
@@ -130,6 +136,7 @@ struct Lazy {
 
 struct Lowering<'a> {
     program: &'a Program,
+    target: Target,
     loops: Loops,
     values: Vec<Option<Lazy>>,
     uses: Vec<usize>,

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::codegen::product::{
     choose::{Choice, Variant, source},
-    tiles::{CORES, MMA, Tile, cores, mma, vector},
+    tiles::{CORES, MMA, Tile, cores, mma, stream, vector},
 };
 
 const PREAMBLE: &str = include_str!("../codegen/preamble.cu");
@@ -243,5 +243,28 @@ fn products_of_few_rows_are_right_for_every_share_of_the_work() {
     let of = |(rows, warps, split, columns)| vector(rows, warps, split, columns);
     let mut all: Vec<Case> = all.into_iter().flat_map(|all| cases(&of(all), DType::BF16)).collect();
     all.extend(cases(&of((1, 4, 2, 2)), DType::F32));
+    check(&all);
+}
+
+#[test]
+fn what_streams_through_a_ring_is_right_for_every_share_of_the_work() {
+    use Layout::{AlongK, Padded};
+    // Columns of a block; all columns; k: more steps than stages, a stage of many columns that is
+    // cut off, one column, chunks that are no whole share, all shares of a column.
+    let sizes = [(5, 13, 8 * 67), (7, 8, 8 * 150), (40, 95, 64), (24, 51, 4096), (9, 9, 14_336)];
+    let mut all = Vec::new();
+    for (columns, n, k) in sizes {
+        for (rows, dtype, a) in
+            [(1, DType::BF16, AlongK), (2, DType::BF16, Padded), (1, DType::F32, AlongK)]
+        {
+            let choice = stream(rows, columns, k * dtype.bytes() as i64, false);
+            // Of the longest columns in 32 bits there is no ring of two.
+            let Some(choice) = choice else { continue };
+            let [m, n, k] = [rows, n, k].map(|size| size as usize);
+            let (batch, b) = (2, a);
+            all.push(Case { choice, dtype, batch, m, n, k, a, b, symbolic: false });
+        }
+    }
+    assert!(all.len() > 12, "{}", all.len());
     check(&all);
 }

@@ -196,6 +196,36 @@ fn scales_are_for_all_or_for_each_row() {
     }
 }
 
+/// Many rows by weights along what is summed: Hopper multiplies the 8 bits, others halves.
+#[test]
+fn eights_are_widened_where_a_target_does_not_multiply_them() {
+    let kernels = |shapes: [(usize, [usize; 2]); 2], target: Target| {
+        let [(rows, along_a), (columns, along_b)] = shapes;
+        let mut program = Program::default();
+        let a = program.input(DType::F8E4M3, &[rows, 64], &along_a);
+        let b = program.input(DType::F8E4M3, &[64, columns], &along_b);
+        let scale = program.input(DType::F32, &[], &[]);
+        let args = [
+            ("self", tensor(a)),
+            ("mat2", tensor(b)),
+            ("scale_a", tensor(scale)),
+            ("scale_b", tensor(scale)),
+        ];
+        let out = program.node("aten._scaled_mm.default", &args, DType::BF16, &[rows, columns]);
+        program.graph.outputs.push(out);
+        let options = Options { fuse: true, fast_math: false, parallel: true };
+        let plan = lower_graph(&program.graph, String::new(), options, target).unwrap().plan;
+        plan.kernels.into_iter().map(|kernel| kernel.kind).collect::<Vec<_>>()
+    };
+    let (rows, columns) = ((32, [64, 1]), (48, [1, 64]));
+    assert_eq!(kernels([rows, columns], Target::cubin(90)), ["product"]);
+    assert_eq!(kernels([rows, columns], Target::cubin(80)).last().unwrap(), "product");
+    assert!(kernels([rows, columns], Target::cubin(80)).len() > 1);
+    // Columns that lie across, and rows that begin where no tensor map begins.
+    assert!(kernels([rows, (48, [48, 1])], Target::cubin(90)).len() > 1);
+    assert!(kernels([(32, [72, 1]), columns], Target::cubin(90)).len() > 1);
+}
+
 /// Attention whose softmax is in 64 bits: the kernel for attention has 32.
 #[test]
 fn a_softmax_in_64_bits_is_no_attention_in_32() {

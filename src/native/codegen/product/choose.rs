@@ -9,7 +9,8 @@ use std::fmt;
 use kiln_proto::{Target, graph::DType};
 
 use super::tiles::{
-    CORES, MMA, PERSISTENT, Persistent, Tile, WGMMA, cores, mma, persistent, vector, wgmma,
+    CORES, MMA, PERSISTENT, PERSISTENT_EIGHT, Persistent, Tile, WGMMA, WGMMA_EIGHT, cores, mma,
+    persistent, step, stream, vector, wgmma,
 };
 use crate::codegen::{HOPPER_INSTRUCTIONS, INSTRUCTIONS};
 
@@ -24,6 +25,11 @@ const VECTOR_ROWS: i64 = 8;
 /// The same where there are tensor cores for the type: with eight rows, a step of a layer of
 /// Llama 3 8B's size took 264 us this way on an H200, and 179 us on them.
 const VECTOR_ROWS_OF_HALVES: i64 = 2;
+/// Most rows of [`Variant::Stream`], its columns in a block, and the least bytes of its matrices:
+/// of 34 MB an H200 took 12 us the other way and 7 us this way, of 13 MB and less it took longer.
+const STREAM_ROWS: i64 = 2;
+const STREAM_COLUMNS: i64 = 256;
+const STREAM_BYTES: i64 = 24 << 20;
 /// Columns that keep a device busy at two for a warp.
 const MANY_COLUMNS: i64 = 8192;
 
@@ -84,6 +90,8 @@ pub(crate) enum Variant {
     Mma,
     /// A few rows, on the ordinary cores as fast as the matrix is read.
     Vector,
+    /// The same, where the matrix comes through shared memory.
+    Stream,
     /// On the tensor cores, four warps at a time, operands by tensor maps.
     Wgmma,
     /// The same, one tile after another: steps in shared memory, and groups of four warps.
@@ -96,6 +104,7 @@ impl fmt::Display for Variant {
             Self::Cores => "cores",
             Self::Mma => "mma",
             Self::Vector => "vector",
+            Self::Stream => "stream",
             Self::Wgmma => "wgmma",
             Self::Persistent { .. } => "persistent wgmma",
         })
@@ -137,9 +146,8 @@ pub(crate) struct Choice {
 
 /// The kernel for `problem`.
 pub(crate) fn choose(problem: &Problem, target: Target) -> Choice {
-    let halves = matches!(problem.dtype, DType::F16 | DType::BF16);
     let choice = vector_for(problem, 1, target)
-        .or_else(|| (halves && target.compute >= TENSOR_CORES).then(|| tensor_for(problem, target)))
+        .or_else(|| best(problem, target).map(|(_, choice)| choice))
         .unwrap_or_else(|| cores_for(problem));
     in_memory(problem, choice)
 }
@@ -163,10 +171,12 @@ pub(crate) fn twin(problem: &Problem, target: Target) -> Option<Choice> {
         let whole = if problem.b == Dense::Reduced { 32 } else { 64 };
         by_map(problem, target) && in_packs(problem) && tile.columns / 2 % whole == 0
     };
-    let timed =
-        PERSISTENT.iter().filter(fits).map(|tile| (persistent_time(problem, tile, true), tile));
+    let timed = persistent_tiles(problem.dtype)
+        .iter()
+        .filter(fits)
+        .map(|tile| (persistent_time(problem, tile, true), tile));
     let (time, tile) = timed.min_by(|a, b| a.0.total_cmp(&b.0))?;
-    (time <= 2.0 * alone).then(|| persistent(tile, problem.dtype, problem.a, problem.b, true))
+    (time <= 2.0 * alone).then(|| persistent(tile, problem, true))
 }
 
 impl Choice {
@@ -177,6 +187,7 @@ impl Choice {
             Variant::Cores => &[include_str!("cores.cu")],
             Variant::Mma => &[include_str!("mma.cu")],
             Variant::Vector => &[include_str!("vector.cu")],
+            Variant::Stream => &[HOPPER_INSTRUCTIONS, include_str!("stream.cu")],
             Variant::Wgmma => &[HOPPER_INSTRUCTIONS, include_str!("wgmma.cu")],
             Variant::Persistent { .. } => {
                 &[HOPPER_INSTRUCTIONS, include_str!("wgmma.cu"), include_str!("persistent.cu")]
@@ -196,7 +207,7 @@ pub(crate) fn source(choices: &[Choice]) -> String {
 }
 
 /// Tiles of a problem.
-fn tiles(problem: &Problem, rows: i64, columns: i64) -> i64 {
+fn count(problem: &Problem, rows: i64, columns: i64) -> i64 {
     let along = |extent: Extent, tile: i64| (extent.typical.max(1) + tile - 1) / tile;
     let beside: i64 = problem.beside.iter().map(|n| (n + columns - 1) / columns).sum();
     let down = match problem.groups {
@@ -226,6 +237,9 @@ fn vector_for(problem: &Problem, of: u32, target: Target) -> Option<Choice> {
     if problem.groups.is_some() || !(m.known && (1..=most).contains(&m.typical) && whole && lies) {
         return None;
     }
+    if let Some(choice) = stream_for(problem, of, target) {
+        return Some(choice);
+    }
     // Of 4 and 8 warps, 1 to 8 of them and 1 to 4 columns together, these were the
     // fastest or within 4% for K of 1024 to 14336, N of 1024 to 28672 and 151936.
     let loads = k.typical / (per_load * 32);
@@ -243,9 +257,20 @@ fn vector_for(problem: &Problem, of: u32, target: Target) -> Option<Choice> {
     Some(Choice { shared_bytes: one.shared_bytes * of, ..one })
 }
 
-/// The tile and the number of parts that take the least time.
-fn tensor_for(problem: &Problem, target: Target) -> Choice {
-    best(problem, target).map_or_else(|| cores_for(problem), |(_, choice)| choice)
+/// The same by bulk copies, where the matrix is large enough and each column of it one copy.
+fn stream_for(problem: &Problem, of: u32, target: Target) -> Option<Choice> {
+    let Problem { m, k, batch, dtype, .. } = *problem;
+    let bytes = k.typical * dtype.bytes() as i64;
+    let columns = (problem.n.typical + problem.beside.iter().sum::<i64>()) * batch.typical.max(1);
+    // To widen 8 bits takes a processor longer than to read them, and 64 take twice the room.
+    let widens = matches!(dtype, DType::F16 | DType::BF16 | DType::F32);
+    let fits = target.compute >= HOPPER && m.typical <= STREAM_ROWS && widens;
+    if !fits || columns * bytes * i64::from(of) < STREAM_BYTES {
+        return None;
+    }
+    let blocks = 2 * PROCESSORS;
+    let each = ((columns + blocks - 1) / blocks).clamp(1, STREAM_COLUMNS);
+    stream(m.typical, each, bytes, of == 2)
 }
 
 /// Whether tensor maps can copy both operands.
@@ -254,8 +279,7 @@ fn by_map(problem: &Problem, target: Target) -> bool {
     let as_one = groups.is_none_or(|groups| groups.as_one);
     let one = as_one && batch.known && batch.typical == 1;
     let dense = problem.aligned && a != Dense::Neither && b != Dense::Neither;
-    let hopper = target.compute == HOPPER && target.arch_specific;
-    hopper && one && dense && k.known && k.typical > 0
+    target.is_hopper_alone() && one && dense && k.known && k.typical > 0
 }
 
 /// Whether every part has as many columns as a template takes at once.
@@ -264,13 +288,25 @@ fn in_packs(problem: &Problem) -> bool {
     n.known && beside.iter().chain([&n.typical]).all(|columns| columns % 8 == 0)
 }
 
+fn is_eight(dtype: DType) -> bool {
+    matches!(dtype, DType::F8E4M3 | DType::F8E5M2)
+}
+
+fn persistent_tiles(dtype: DType) -> &'static [Persistent] {
+    if is_eight(dtype) { &PERSISTENT_EIGHT } else { &PERSISTENT }
+}
+
 /// The fastest kernel of the tensor cores, and its microseconds.
 fn best(problem: &Problem, target: Target) -> Option<(f64, Choice)> {
     let Problem { dtype, a, b, .. } = *problem;
-    if !matches!(dtype, DType::F16 | DType::BF16) || target.compute < TENSOR_CORES {
+    let by_map = by_map(problem, target);
+    let eight = is_eight(dtype);
+    let halves = matches!(dtype, DType::F16 | DType::BF16) && target.compute >= TENSOR_CORES;
+    // Of 8 bits there is no other template than by tensor maps, along k.
+    let along = [a, b] == [Dense::Reduced; 2];
+    if !(halves || eight && by_map && along) {
         return None;
     }
-    let by_map = by_map(problem, target);
     let mut best: Option<(f64, Choice)> = None;
     let mut offer = |time: f64, choice: &dyn Fn() -> Choice| {
         if best.as_ref().is_none_or(|(least, _)| time < *least) {
@@ -279,20 +315,22 @@ fn best(problem: &Problem, target: Target) -> Option<(f64, Choice)> {
     };
     let fits = |columns: i64| by_map && (b == Dense::Reduced || columns % 64 == 0);
     let alone = problem.groups.is_none();
-    for tile in WGMMA.iter().filter(|tile| alone && fits(tile.columns)) {
-        offer(time(problem, tile, 1), &|| wgmma(tile, dtype, a, b));
+    let tiles: &[Tile] = if eight { &WGMMA_EIGHT } else { &WGMMA };
+    for tile in tiles.iter().filter(|tile| alone && fits(tile.columns)) {
+        offer(time(problem, tile, 1), &|| wgmma(tile, problem));
     }
     // Of fewer tiles the other is 3 to 10% faster.
     let many = |tile: &Persistent| {
-        in_packs(problem) && (!alone || tiles(problem, tile.rows, tile.columns) > PROCESSORS)
+        in_packs(problem) && (!alone || count(problem, tile.rows, tile.columns) > PROCESSORS)
     };
-    for tile in PERSISTENT.iter().filter(|tile| fits(tile.columns) && many(tile)) {
-        offer(persistent_time(problem, tile, false), &|| persistent(tile, dtype, a, b, false));
+    for tile in persistent_tiles(dtype).iter().filter(|tile| fits(tile.columns) && many(tile)) {
+        offer(persistent_time(problem, tile, false), &|| persistent(tile, problem, false));
     }
     let most = if target.compute >= HOPPER { 8 } else { 1 };
-    for tile in &MMA {
+    for tile in MMA.iter().filter(|_| !eight) {
         for split in [1, 2, 4, 8].into_iter().filter(|split| *split <= most) {
-            offer(time(problem, tile, split), &|| mma(tile, split));
+            let least = bytes_of_b(problem) / MMA_READS;
+            offer(time(problem, tile, split).max(least), &|| mma(tile, split));
         }
     }
     best
@@ -301,12 +339,32 @@ fn best(problem: &Problem, target: Target) -> Option<(f64, Choice)> {
 /// From one launch to the next, in microseconds.
 const LAUNCH: f64 = 1.2;
 
+/// Bytes of b that [`Variant::Mma`] reads in a microsecond, at most: 117 MB for eight rows took it
+/// 57 us on an H200, where tensor maps took 35.
+const MMA_READS: f64 = 2.1e6;
+
+/// What is read of b, of groups that have a row at least.
+fn bytes_of_b(problem: &Problem) -> f64 {
+    let matrices = match problem.groups {
+        Some(Grouped { count, .. }) => count.clamp(1, problem.m.typical.max(1)),
+        None => problem.batch.typical.max(1),
+    };
+    let columns = problem.n.typical + problem.beside.iter().sum::<i64>();
+    (matrices * columns * problem.k.typical) as f64 * problem.dtype.bytes() as f64
+}
+
+/// Of a tile, along k.
+fn steps(problem: &Problem) -> i64 {
+    let step = step(problem.dtype);
+    ((problem.k.typical + step - 1) / step).max(1)
+}
+
 /// Microseconds of a launch of blocks that compute one tile after another.
 fn persistent_time(problem: &Problem, tile: &Persistent, twin: bool) -> f64 {
     let columns = if twin { tile.columns / 2 } else { tile.columns };
-    let tiles = tiles(problem, tile.rows, columns);
+    let tiles = count(problem, tile.rows, columns);
     let of_each = (tiles + PROCESSORS - 1) / PROCESSORS;
-    let steps = ((problem.k.typical + 63) / 64).max(1);
+    let steps = steps(problem);
     LAUNCH + tile.start + of_each as f64 * (steps as f64 * tile.step + tile.end)
 }
 
@@ -316,8 +374,8 @@ fn persistent_time(problem: &Problem, tile: &Persistent, twin: bool) -> f64 {
 fn time(problem: &Problem, tile: &Tile, split: i64) -> f64 {
     /// To add up the parts of a cluster.
     const MEET: f64 = 1.3;
-    let blocks = tiles(problem, tile.rows, tile.columns) * split;
-    let steps = ((problem.k.typical + 63) / 64).max(1) as f64 / split as f64;
+    let blocks = count(problem, tile.rows, tile.columns) * split;
+    let steps = steps(problem) as f64 / split as f64;
     let wave =
         |on_each: i64| tile.fixed + steps.ceil() * tile.step.max(on_each as f64 * tile.share);
     let at_once = PROCESSORS * tile.resident;
@@ -330,7 +388,7 @@ fn time(problem: &Problem, tile: &Tile, split: i64) -> f64 {
 fn cores_for(problem: &Problem) -> Choice {
     let rows = problem.m.typical.max(1);
     let good =
-        |tile: &&[i64; 4]| tile[0] < 2 * rows && tiles(problem, tile[0], tile[1]) >= PROCESSORS;
+        |tile: &&[i64; 4]| tile[0] < 2 * rows && count(problem, tile[0], tile[1]) >= PROCESSORS;
     cores(*CORES.iter().find(good).unwrap_or(&CORES[CORES.len() - 1]))
 }
 
@@ -362,7 +420,8 @@ mod tests {
 
     #[test]
     fn the_fastest_measured_tiles_are_chosen() {
-        // (m, n, k): the fastest of all that were run on an H100, or one within 3% of it.
+        // (m, n, k): the fastest of all that were run on an H100, or one within 3% of it; those
+        // that stream, on an H200.
         let fastest = [
             ((4096, 4096, 4096), "persistent wgmma: tile 128x256x64, 4 stages"),
             ((4096, 2048, 1024), "persistent wgmma: tile 128x256x64, 4 stages"),
@@ -373,9 +432,9 @@ mod tests {
             ((256, 4096, 1024), "wgmma: tile 64x128x64, 8 stages"),
             ((16, 1024, 3072), "mma: tile 16x64x64, 4 stages, split 8"),
             ((1, 3072, 1024), "vector: 2 of 4 warps for 1 columns"),
-            ((1, 151_936, 1024), "vector: 1 of 4 warps for 2 columns"),
-            ((1, 14_336, 4096), "vector: 4 of 8 warps for 1 columns"),
-            ((1, 4096, 14_336), "vector: 8 of 8 warps for 1 columns"),
+            ((1, 151_936, 1024), "stream: 256 columns, 6 stages of 8, 1 warps each"),
+            ((1, 14_336, 4096), "stream: 55 columns, 6 stages of 2, 4 warps each"),
+            ((1, 4096, 14_336), "stream: 16 columns, 3 stages of 1, 8 warps each"),
         ];
         for ((m, n, k), best) in fastest {
             assert_eq!(why(linear(m, n, k), HOPPER_ONLY), best, "{m} x {n} x {k}");
@@ -416,6 +475,31 @@ mod tests {
         ] {
             assert_ne!(variant(problem, HOPPER_ONLY), Variant::Vector, "{problem:?}");
         }
+    }
+
+    #[test]
+    fn eights_are_multiplied_as_they_lie_by_hopper_alone() {
+        let of = |m: i64, dtype: DType| Problem { dtype, ..linear(m, 14_336, 4096) };
+        for dtype in [DType::F8E4M3, DType::F8E5M2] {
+            let many = choose(&of(2048, dtype), HOPPER_ONLY);
+            assert_eq!(many.why, "persistent wgmma: tile 128x128x128, 7 stages");
+            assert_eq!(many.maps.map(|maps| maps.map(|map| map.tile)), Some([[128, 128]; 2]));
+            assert_eq!(choose(&of(64, dtype), HOPPER_ONLY).variant, Variant::Wgmma);
+            assert_eq!(choose(&of(1, dtype), HOPPER_ONLY).variant, Variant::Vector);
+            assert_eq!(choose(&of(2048, dtype), Target::cubin(90)).variant, Variant::Cores);
+            let across = Problem { b: Dense::Other, ..of(2048, dtype) };
+            assert_eq!(choose(&across, HOPPER_ONLY).variant, Variant::Cores);
+        }
+    }
+
+    #[test]
+    fn of_few_rows_nothing_is_copied_but_those() {
+        let box_of = |problem: &Problem| choose(problem, HOPPER_ONLY).maps.unwrap()[0].tile;
+        assert_eq!(box_of(&linear(8, 4096, 14_336)), [64, 8]);
+        assert_eq!(box_of(&linear(33, 4096, 14_336)), [64, 40]);
+        assert_eq!(box_of(&linear(64, 4096, 14_336)), [64, 64]);
+        let open = Extent { typical: 8, known: false };
+        assert_eq!(box_of(&Problem { m: open, ..linear(8, 4096, 14_336) }), [64, 64]);
     }
 
     #[test]

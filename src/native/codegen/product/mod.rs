@@ -136,7 +136,8 @@ fn one(
     let Part { temps, products, fused, .. } = part;
     let product = &products[0];
     let wide = product.n.power_of_two(WIDE) == WIDE && product.n.known().is_some();
-    let lanes = if wide && choice.variant != Variant::Vector { WIDE } else { 1 };
+    let few = matches!(choice.variant, Variant::Vector | Variant::Stream);
+    let lanes = if wide && !few { WIDE } else { 1 };
     let split = Split::of(loops, fused, 2, lanes);
     let (first, first_write) = (params.reads.len(), params.writes.len());
     let mut own = Params { first, first_write, ..Params::default() };
@@ -210,7 +211,7 @@ fn one(
     let also = format!("r{}", operands + products.len());
     let (pipe, also) = match choice.variant {
         Variant::Persistent { .. } => ("pipe, ", format!(", {also}")),
-        Variant::Vector if products.len() == 2 => ("", format!(", {also}")),
+        Variant::Vector | Variant::Stream if products.len() == 2 => ("", format!(", {also}")),
         _ => ("", String::new()),
     };
     let call = format!(
@@ -241,7 +242,7 @@ fn kernel(choice: &Choice, params: Params, text: String) -> Kernel {
         shared_bytes: choice.shared_bytes,
         waits: matches!(
             choice.variant,
-            Variant::Vector | Variant::Wgmma | Variant::Persistent { .. }
+            Variant::Vector | Variant::Stream | Variant::Wgmma | Variant::Persistent { .. }
         ),
         ..Kernel::plain(NAME, "product", params, text, i64::from(choice.threads))
     }
@@ -389,6 +390,9 @@ fn structure(
     ];
     for (name, switch) in switches {
         members.switch(name, switch);
+    }
+    if let Some([of_a, _]) = &choice.maps {
+        members.size(params, "A_BOX", &Size::from(i64::from(of_a.tile[1])));
     }
     // Of all functions: a structure has each symbol once.
     let mut offsets = Params::default();

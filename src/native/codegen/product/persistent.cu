@@ -1,4 +1,4 @@
-// Products of 16-bit matrices by `wgmma` (sm_90a alone) of more tiles than a device has
+// Products by `wgmma` (sm_90a alone; of the types of `wgmma.cu`) of more tiles than a device has
 // multiprocessors: a block computes one tile after another, and while the sums of one are
 // written from the registers, the operands of the next are on their way.
 //
@@ -40,7 +40,7 @@ template <int GROUPS, int STAGES> __device__ __forceinline__ void kiln_pipe_begi
       kiln_barrier_init(full + i * 8, 1);
       kiln_barrier_init(empty + i * 8, GROUPS);
     }
-    asm volatile("fence.mbarrier_init.release.cluster;\nfence.proxy.async;" ::: "memory");
+    kiln_barriers_begun();
   }
   __syncwarp();
   asm volatile("bar.arrive 1, %0;" ::"n"(ALL) : "memory");
@@ -94,8 +94,11 @@ __device__ __forceinline__ void kiln_product_persistent(const kiln_tensor_map& a
                                                         unsigned block,
                                                         const kiln_tensor_map& also) {
   constexpr int TILE_M = GROUPS * 64, THREADS = GROUPS * 128;
+  constexpr int STEP = 128 / (int)sizeof(T);
   constexpr int COLUMNS = P::TWIN ? TILE_N / 2 : TILE_N;
   constexpr int BYTES_A = TILE_M * 128, BYTES_B = TILE_N * 128;
+  // Rows of a tile that there are, where that is known: nothing is read of the others.
+  constexpr int BOXED_A = P::A_ALONG_K ? P::A_BOX * 128 : BYTES_A;
   static_assert(COLUMNS % (P::B_ALONG_K ? 32 : 64) == 0, "");
   const unsigned full = kiln_shared_address(kiln_shared_memory()), empty = full + STAGES * 8;
   const unsigned as = full + 1024, bs = as + STAGES * BYTES_A;
@@ -103,17 +106,17 @@ __device__ __forceinline__ void kiln_product_persistent(const kiln_tensor_map& a
   if (P::GROUPED && !pipe.begun) kiln_wait();
   const kiln_place at = kiln_tile<TILE_M, COLUMNS, 1>(p, block);
   if (P::GROUPED && at.m >= at.rows) return;
-  const int steps = (int)((kiln_depth(p, at) + 63) / 64), group = threadIdx.x / 128;
+  const int steps = (int)((kiln_depth(p, at) + STEP - 1) / STEP), group = threadIdx.x / 128;
   if (group == GROUPS) {
     if (threadIdx.x != THREADS) return;
     auto fetch_a = [&](int step, int stage) {
       const unsigned barrier = full + stage * 8, to_a = as + stage * BYTES_A;
       if (P::A_ALONG_K) {
-        kiln_copy_box(to_a, a, step * 64, (int)at.m, barrier);
+        kiln_copy_box(to_a, a, step * STEP, (int)at.m, barrier);
       } else {
 #pragma unroll
         for (int i = 0; i < GROUPS; ++i)
-          kiln_copy_box(to_a + i * 8192, a, (int)at.m + i * 64, step * 64, barrier);
+          kiln_copy_box(to_a + i * 8192, a, (int)at.m + i * 64, step * STEP, barrier);
       }
     };
     // Of the group's matrix.
@@ -126,15 +129,15 @@ __device__ __forceinline__ void kiln_product_persistent(const kiln_tensor_map& a
     // Comes first: it says how many bytes the stage gets.
     auto fetch_b = [&](int step, int stage) {
       const unsigned barrier = full + stage * 8, to_b = bs + stage * BYTES_B;
-      kiln_barrier_expect(barrier, BYTES_A + BYTES_B);
+      kiln_barrier_expect(barrier, BOXED_A + BYTES_B);
       if (P::B_ALONG_K) {
-        kiln_copy_box(to_b, b, step * 64, columns, barrier);
-        if (P::TWIN) kiln_copy_box(to_b + COLUMNS * 128, also, step * 64, columns, barrier);
+        kiln_copy_box(to_b, b, step * STEP, columns, barrier);
+        if (P::TWIN) kiln_copy_box(to_b + COLUMNS * 128, also, step * STEP, columns, barrier);
       } else {
 #pragma unroll
         for (int i = 0; i < TILE_N / 64; ++i)
           kiln_copy_box(to_b + i * 8192, i * 64 < COLUMNS ? b : also,
-                        columns + i * 64 % COLUMNS, deep + step * 64, barrier);
+                        columns + i * 64 % COLUMNS, deep + step * STEP, barrier);
       }
     };
     int step = 0;
@@ -168,15 +171,8 @@ __device__ __forceinline__ void kiln_product_persistent(const kiln_tensor_map& a
 #pragma unroll 1
   for (int step = 0; step < steps; ++step, pipe.next<STAGES>()) {
     kiln_barrier_wait(full + pipe.stage * 8, pipe.turn);
-    kiln_group_begin();
-    const unsigned pa = as + pipe.stage * BYTES_A + group * 8192, pb = bs + pipe.stage * BYTES_B;
-#pragma unroll
-    for (int k = 0; k < 4; ++k) {
-      kiln_wgmma<!P::A_ALONG_K, !P::B_ALONG_K>(
-          acc, kiln_matrix(pa + k * (P::A_ALONG_K ? 32 : 2048), 8192),
-          kiln_matrix(pb + k * (P::B_ALONG_K ? 32 : 2048), 8192), T{});
-    }
-    kiln_group_end();
+    kiln_multiply_step<P, T>(acc, as + pipe.stage * BYTES_A + group * 8192,
+                             bs + pipe.stage * BYTES_B);
     // The step before is done: its stage may be filled again.
     kiln_group_wait<1>();
     if (before >= 0) release(before);

@@ -5,7 +5,8 @@
 
 use kiln_proto::graph::DType;
 
-use super::choose::{Choice, CopyBox, Dense, Variant};
+use super::choose::{Choice, CopyBox, Dense, Problem, Variant};
+use crate::codegen::table;
 
 /// A tile of the tensor cores, and how long it takes.
 #[derive(Debug, Clone, Copy)]
@@ -16,7 +17,7 @@ pub(crate) struct Tile {
     pub(crate) columns: i64,
     /// Warps down and across ([`Variant::Mma`]).
     pub(crate) warps: [i64; 2],
-    /// Steps of 64 along k that are in shared memory at once.
+    /// Steps of 128 bytes along k that are in shared memory at once.
     pub(crate) stages: i64,
     /// Blocks on a multiprocessor.
     pub(crate) resident: i64,
@@ -83,6 +84,22 @@ pub(crate) const PERSISTENT: [Persistent; 7] = [
     persistent_tile([64, 64], 8, [1.6, 0.17, 0.1]),
 ];
 
+/// Tiles of [`Variant::Wgmma`] and [`Variant::Persistent`] for floats of 8 bits: sums are kept
+/// twice, so that none is as large as those of 16 bits. A step has 128 along k. No time was
+/// fitted: they are those of 16 bits, whose steps have as many bytes.
+pub(crate) const WGMMA_EIGHT: [Tile; 4] = [
+    tile([64, 128], [4, 1], 8, 1, [2.75, 0.205, 0.205]),
+    tile([64, 64], [4, 1], 6, 2, [2.1, 0.162, 0.134]),
+    tile([64, 64], [4, 1], 8, 1, [2.6, 0.121, 0.121]),
+    tile([64, 32], [4, 1], 12, 1, [3.0, 0.097, 0.097]),
+];
+pub(crate) const PERSISTENT_EIGHT: [Persistent; 4] = [
+    persistent_tile([128, 192], 5, [0.5, 0.457, 2.15]),
+    persistent_tile([128, 128], 7, [1.0, 0.32, 1.3]),
+    persistent_tile([64, 128], 8, [1.6, 0.202, 0.5]),
+    persistent_tile([64, 64], 8, [1.6, 0.17, 0.1]),
+];
+
 /// Tiles of [`Variant::Mma`], the times from 180 such runs.
 pub(crate) const MMA: [Tile; 6] = [
     tile([128, 128], [2, 4], 3, 1, [3.0, 1.2, 1.2]),
@@ -93,20 +110,30 @@ pub(crate) const MMA: [Tile; 6] = [
     tile([16, 64], [1, 4], 4, 4, [2.2, 0.24, 0.18]),
 ];
 
-/// Of a tile of so many rows or columns, whose dense dimension is `inner`.
-fn boxed(inner: Dense, of_tile: i64) -> CopyBox {
-    let other = if inner == Dense::Reduced { of_tile } else { 64 };
-    CopyBox { inner, tile: [64, other as u32] }
+/// Elements of `dtype` that are a step of [`Variant::Wgmma`] and [`Variant::Persistent`] along k.
+pub(crate) fn step(dtype: DType) -> i64 {
+    128 / dtype.bytes() as i64
 }
 
-fn element(dtype: DType) -> &'static str {
-    if dtype == DType::F16 { "kiln_f16" } else { "kiln_bf16" }
+/// Of a tile of so many rows those that there may be, in whole groups of eight: a box that
+/// reaches far behind a matrix takes as long as one that is full, and longer.
+fn rows_of_box(problem: &Problem, rows: i64) -> i64 {
+    let few = problem.m.known && problem.m.typical > 0 && problem.groups.is_none();
+    if few { rows.min((problem.m.typical + 7) / 8 * 8) } else { rows }
+}
+
+/// Of a tile of so many rows or columns, whose dense dimension is `inner`.
+fn boxed(inner: Dense, of_tile: i64, dtype: DType) -> CopyBox {
+    let other = if inner == Dense::Reduced { of_tile } else { step(dtype) };
+    CopyBox { inner, tile: [step(dtype) as u32, other as u32] }
 }
 
 /// One of [`WGMMA`].
-pub(crate) fn wgmma(tile: &Tile, dtype: DType, a: Dense, b: Dense) -> Choice {
+pub(crate) fn wgmma(tile: &Tile, problem: &Problem) -> Choice {
+    let Problem { dtype, a, b, .. } = *problem;
+    let a_box = rows_of_box(problem, tile.rows);
     let Tile { rows, columns, stages, .. } = *tile;
-    let (element, groups) = (element(dtype), rows / 64);
+    let (element, groups) = (table::element(dtype), rows / 64);
     let staged = (stages * (rows + columns) * 128).max(rows * (columns + 8) * 4);
     Choice {
         variant: Variant::Wgmma,
@@ -116,22 +143,18 @@ pub(crate) fn wgmma(tile: &Tile, dtype: DType, a: Dense, b: Dense) -> Choice {
         threads: groups as u32 * 128 + 32,
         blocks: tile.resident as u32,
         shared_bytes: 1024 + staged as u32,
-        maps: Some([boxed(a, rows), boxed(b, columns)]),
-        why: format!("wgmma: tile {rows}x{columns}x64, {stages} stages"),
+        maps: Some([boxed(a, a_box, dtype), boxed(b, columns, dtype)]),
+        why: format!("wgmma: tile {rows}x{columns}x{}, {stages} stages", step(dtype)),
     }
 }
 
 /// One of [`PERSISTENT`]; of a twin each tile is two of half the columns.
-pub(crate) fn persistent(
-    tile: &Persistent,
-    dtype: DType,
-    a: Dense,
-    b: Dense,
-    twin: bool,
-) -> Choice {
+pub(crate) fn persistent(tile: &Persistent, problem: &Problem, twin: bool) -> Choice {
+    let Problem { dtype, a, b, .. } = *problem;
+    let a_box = rows_of_box(problem, tile.rows);
     let Persistent { rows, columns, stages, .. } = *tile;
     let of_each = if twin { columns / 2 } else { columns };
-    let (element, groups) = (element(dtype), rows / 64);
+    let (element, groups) = (table::element(dtype), rows / 64);
     Choice {
         variant: Variant::Persistent { stages, groups },
         call: format!("kiln_product_persistent<P, {element}, {groups}, {columns}, {stages}>"),
@@ -140,8 +163,8 @@ pub(crate) fn persistent(
         threads: groups as u32 * 128 + 32,
         blocks: 1,
         shared_bytes: 1024 + (stages * (rows + columns) * 128) as u32,
-        maps: Some([boxed(a, rows), boxed(b, of_each)]),
-        why: format!("persistent wgmma: tile {rows}x{columns}x64, {stages} stages"),
+        maps: Some([boxed(a, a_box, dtype), boxed(b, of_each, dtype)]),
+        why: format!("persistent wgmma: tile {rows}x{columns}x{}, {stages} stages", step(dtype)),
     }
 }
 
@@ -177,6 +200,40 @@ pub(crate) fn vector(rows: i64, warps: i64, split: i64, columns: i64) -> Choice 
         maps: None,
         why: format!("vector: {split} of {warps} warps for {columns} columns"),
     }
+}
+
+/// Bytes of [`Variant::Stream`]'s ring, at most, of its stages, about, and of its barriers: a
+/// multiprocessor has two blocks at once. On an H200 one block of twice the ring took 1.2 times as
+/// long, as did 8 chunks of a column for each lane in place of 4.
+const RING: i64 = 96 << 10;
+const RING_STAGE: i64 = 16 << 10;
+const RING_BARRIERS: i64 = 1 << 10;
+/// Warps that multiply there, and chunks of 16 bytes that a lane keeps of the rows, at best and at
+/// most.
+const STREAM_WARPS: i64 = 8;
+const STREAM_CHUNKS: [i64; 2] = [4, 16];
+
+/// `columns` of a block stream through a ring, where at least two stages fit: of each column
+/// `bytes`, and of twins two columns.
+pub(crate) fn stream(rows: i64, columns: i64, bytes: i64, twins: bool) -> Option<Choice> {
+    let of = if twins { 2 } else { 1 };
+    let deep = (RING_STAGE / (bytes * of)).clamp(1, columns);
+    let stages = (RING / (deep * bytes * of)).min(16);
+    let each = |split: &i64| (bytes / 16 + split * 32 - 1) / (split * 32) * rows;
+    let [good, most] = STREAM_CHUNKS;
+    let split = [1, 2, 4].into_iter().find(|split| each(split) <= good).unwrap_or(STREAM_WARPS);
+    let shared = RING_BARRIERS + stages * deep * bytes * of + rows * columns * split * of * 4;
+    (stages >= 2 && each(&split) <= most).then(|| Choice {
+        variant: Variant::Stream,
+        call: format!("kiln_product_stream<P, {rows}, {split}, {columns}, {deep}, {stages}>"),
+        tile: [rows, columns],
+        split: 1,
+        threads: STREAM_WARPS as u32 * 32 + 32,
+        blocks: 2,
+        shared_bytes: shared as u32,
+        maps: None,
+        why: format!("stream: {columns} columns, {stages} stages of {deep}, {split} warps each"),
+    })
 }
 
 /// Tiles of [`Variant::Cores`]: rows, columns, depth, rows of a thread.

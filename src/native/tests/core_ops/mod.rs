@@ -155,11 +155,12 @@ impl Bench {
     fn differences(&self, fuse: bool) -> Vec<String> {
         let graph = self.graph();
         let target = Target::cubin(80);
-        let compiled =
-            lower::lower(&self.program, &graph, &Default::default()).and_then(|mut loops| {
+        let compiled = lower::lower(&self.program, &graph, &Default::default(), target).and_then(
+            |mut loops| {
                 let groups = schedule::schedule(&mut loops, fuse)?;
                 codegen::generate(&graph, &self.program, &mut loops, &groups, target)
-            });
+            },
+        );
         let code = match compiled {
             Ok(code) => code,
             Err(failure) => return vec![format!("not compiled: {failure}")],
