@@ -1,7 +1,12 @@
 //! Runs generated modules on the CPU: compiled by the C++ compiler against
 //! `emulator.h`, launched as the plan says.
 
-use std::{ffi::c_void, path::Path, process::Command};
+use std::{
+    ffi::c_void,
+    hash::{DefaultHasher, Hash, Hasher},
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use crate::{
     Lowered,
@@ -28,13 +33,8 @@ impl Kernels {
         let dir = tempfile::tempdir().unwrap();
         let path = |name: &str| dir.path().join(name);
         let entry = |name: &&str| format!("KILN_ENTRY({name}, {})\n", cluster(source, name));
-        let source = [
-            include_str!("emulator.h"),
-            include_str!("emulator_attention.h"),
-            source,
-            include_str!("emulator_tail.h"),
-            &names.iter().map(entry).collect::<String>(),
-        ];
+        let entries = names.iter().map(entry).collect::<String>();
+        let source = [source, include_str!("emulator_tail.h"), &entries];
         std::fs::write(path("module.cpp"), source.join("\n")).unwrap();
         compile(&path("module.cpp"), &path("module.so"));
         // SAFETY: the library was just built from sources of this crate.
@@ -150,19 +150,51 @@ pub(super) fn launch_all<'m>(
     (bytes(&outputs), bytes(&inputs))
 }
 
+/// What comes before a module's own text.
+const HEADERS: &str =
+    concat!(include_str!("emulator.h"), "\n", include_str!("emulator_attention.h"));
+/// Shared memory is static: if not hidden, all modules of a process would have one, and tests run
+/// in parallel. Some compilers have longjmp checked, for one stack: the emulator has one for each
+/// thread.
+const OPTIONS: [&str; 7] = [
+    "-std=c++17",
+    "-O1",
+    "-w",
+    "-fno-strict-aliasing",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-U_FORTIFY_SOURCE",
+];
+
 /// Builds a shared library of what the emulator's headers and a module are.
 pub(super) fn compile(source: &Path, library: &Path) {
+    run_compiler(&["-shared".as_ref(), "-include".as_ref(), &headers(), source], library);
+}
+
+/// The emulator's headers in a file beside the test program, compiled in another beside that: to
+/// read them takes longer than many a module. A compiler that makes no use of it reads the text.
+fn headers() -> PathBuf {
+    let mut hasher = DefaultHasher::new();
+    (HEADERS, OPTIONS, std::env::var("CXX").ok()).hash(&mut hasher);
+    let program = std::env::current_exe().unwrap();
+    let beside = program.parent().unwrap();
+    let folder = beside.join(format!("emulator-{:016x}", hasher.finish()));
+    if !folder.exists() {
+        let made = tempfile::tempdir_in(beside).unwrap();
+        let header = made.path().join("emulator.h");
+        std::fs::write(&header, HEADERS).unwrap();
+        run_compiler(&["-xc++-header".as_ref(), &header], &made.path().join("emulator.h.gch"));
+        // Another test may have been faster.
+        let placed = std::fs::rename(made.path(), &folder);
+        assert!(placed.is_ok() || folder.exists(), "{placed:?}");
+    }
+    folder.join("emulator.h")
+}
+
+fn run_compiler(given: &[&Path], out: &Path) {
     let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".to_owned());
-    let output = Command::new(compiler)
-        .args(["-std=c++17", "-O1", "-w", "-fno-strict-aliasing", "-shared", "-fPIC"])
-        // Shared memory is static: if not hidden, all modules of a process would
-        // have one, and tests run in parallel.
-        .args(["-fvisibility=hidden"])
-        // Some compilers have longjmp checked, for one stack: the emulator has one for each thread.
-        .args(["-U_FORTIFY_SOURCE", "-o"])
-        .args([library, source])
-        .output()
-        .unwrap();
+    let mut command = Command::new(compiler);
+    let output = command.args(OPTIONS).args(given).arg("-o").arg(out).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 

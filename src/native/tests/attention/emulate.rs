@@ -96,12 +96,7 @@ pub(super) fn check(cases: &[(Case, Variant)]) {
         }
     }
     let most = cases.iter().map(|(c, _)| c.sizes.iter().product::<usize>()).max().unwrap_or(0);
-    let mut module = [
-        include_str!("../emulator.h"),
-        include_str!("../emulator_attention.h"),
-        include_str!("../../codegen/preamble.cu"),
-    ]
-    .join("\n");
+    let mut module = include_str!("../../codegen/preamble.cu").to_owned();
     module += &sources.join("\n");
     // Each element is written once.
     writeln!(module, "\nstatic std::vector<unsigned char> kiln_att_seen[{}];", cases.len())
