@@ -15,17 +15,19 @@ pub(crate) use place::{Sized, place_sized};
 
 /// Of the format below: the latest.
 pub const VERSION: u32 = 3;
-/// The oldest that is read, and that of plans that change none of their inputs: earlier
-/// programs read these.
+/// The oldest that is read, and that of plans that change none of their inputs and have no
+/// tensor map of 8 bits: earlier programs read these.
 pub const PLAIN: u32 = 2;
 /// Bytes at which every tensor starts.
 pub const ALIGNMENT: u64 = 256;
 /// The kind of an input that is in the module already.
 pub const CONSTANT: &str = "constant";
 
-/// The version of a plan that changes these inputs.
-pub(crate) fn version_for(updates: &[usize]) -> u32 {
-    if updates.is_empty() { PLAIN } else { VERSION }
+/// The version of a plan of these kernels that changes these inputs.
+pub(crate) fn version_for(updates: &[usize], kernels: &[Kernel]) -> u32 {
+    let mut args = kernels.iter().flat_map(|kernel| &kernel.args);
+    let short = args.any(|arg| matches!(arg, Arg::Map(map) if map.dtype.bytes() == 1));
+    if updates.is_empty() && !short { PLAIN } else { VERSION }
 }
 
 /// How to run a module.

@@ -97,7 +97,6 @@ impl Sparse {
 
     fn emit(&self, loops: &Loops, split: &Split, numel: &Size, lanes: i64, name: &str) -> Emitted {
         let together = self.together;
-        let warp = WARP;
         let mut params = Params::default();
         let mut body = Body::new(&loops.exprs, &mut params, lanes * together, BTreeMap::new());
         let changed = body.value(self.changed);
@@ -122,15 +121,16 @@ impl Sparse {
              const kiln_index c = first + i * {THREADS};\n\
              if (c >= {limit}) break;\n\
              {look}found |= (unsigned)({changed}) << i;\n}}\n\
-             const int lane = threadIdx.x % {warp};\n{outer}\
+             const int lane = threadIdx.x % {WARP};\n{outer}\
              #pragma unroll 1\n\
              for (int i = 0; i < {looks}; ++i) {{\n\
+             const unsigned by = kiln_ballot(found >> i & 1);\n\
+             if (by == 0) continue;\n\
+             const kiln_index at = (first - lane + i * {THREADS}) * {together};\n\
              #pragma unroll 1\n\
-             for (unsigned lanes = kiln_ballot(found >> i & 1); lanes != 0; lanes &= lanes - 1) {{\n\
-             const kiln_index at = first - lane + kiln_lowest(lanes) + i * {THREADS};\n\
-             #pragma unroll 1\n\
-             for (int j = lane; j < {together}; j += {warp}) {{\n\
-             const kiln_index c = at * {together} + j;\n{inner}}}\n}}\n}}\n"
+             for (int j = lane; j < {WARP} * {together}; j += {WARP}) {{\n\
+             if ((by >> j / {together} & 1) == 0) continue;\n\
+             const kiln_index c = at + j;\n{inner}}}\n}}\n"
         );
         Emitted {
             before: String::new(),

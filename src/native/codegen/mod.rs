@@ -170,7 +170,7 @@ pub(crate) fn generate(
         })
         .collect();
     let plan = Plan {
-        version: plan::version_for(&program.updates),
+        version: plan::version_for(&program.updates, &kernels),
         target: target.to_string(),
         symbols: symbols(program)?,
         inputs: inputs(graph, program),

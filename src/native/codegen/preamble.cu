@@ -57,9 +57,8 @@ __device__ __forceinline__ kiln_int kiln_shuffle(kiln_int x, int mask) {
 __device__ __forceinline__ double kiln_shuffle(double x, int mask) {
   return __longlong_as_double(__shfl_xor_sync(0xffffffffu, __double_as_longlong(x), mask));
 }
-// A bit for each lane of the warp where it holds, and which is the lowest that is set.
+// A bit for each lane of the warp, set where it holds.
 __device__ __forceinline__ unsigned kiln_ballot(bool x) { return __ballot_sync(0xffffffffu, x); }
-__device__ __forceinline__ int kiln_lowest(unsigned bits) { return __ffs((int)bits) - 1; }
 #endif
 __device__ __forceinline__ bool kiln_shuffle(bool x, int mask) {
   return kiln_shuffle((kiln_int)x, mask) != 0;

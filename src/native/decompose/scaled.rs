@@ -13,8 +13,6 @@ use super::{
     unsupported, views,
 };
 
-/// Rows up to which a product reads 8 bits as they lie: it takes as long as its matrix is read.
-const FEW: i64 = 8;
 /// Elements that are moved by a choice.
 const CHOICES: [&str; 8] = [
     "where.self",
@@ -60,9 +58,8 @@ fn scaled_product(args: &mut Args<'_>) -> Outputs {
             "a scaled product that gives {dtype}: what it is depends on the device"
         ));
     }
-    let few = left[0].known().is_some_and(|rows| rows <= FEW);
-    if !few || args.b.dtype(a) != args.b.dtype(b) {
-        // Halves have all numbers of both, and tensor cores.
+    if args.b.dtype(a) != args.b.dtype(b) {
+        // Halves have all numbers of both.
         (a, b) = (args.b.cast(a, DType::F16), args.b.cast(b, DType::F16));
     }
     let mut value = matmul(args.b, a, b, DType::F32)?;

@@ -43,7 +43,7 @@ pub(super) fn plan(program: &Program, kinds: &[&str]) -> Result<Plan, Failure> {
         Tensor { name, kind, dtype: *dtype, shape, strides, updated: false }
     });
     Ok(Plan {
-        version: version_for(&program.updates),
+        version: version_for(&program.updates, &[]),
         target: "any".to_owned(),
         symbols: symbols.collect(),
         inputs: inputs.collect(),

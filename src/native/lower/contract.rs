@@ -3,6 +3,8 @@
 //! Invariant: an operand's index is what its expression loads, for every batch,
 //! row and column; what loads otherwise is stored first.
 
+use std::collections::BTreeSet;
+
 use kiln_proto::graph::DType;
 
 use super::{Lazy, Lowering, numel, unflattened, without_ones};
@@ -15,6 +17,8 @@ use crate::{
     size::{Atom, Bounds, Size},
 };
 
+/// Rows up to which a product reads 8 bits as they lie.
+const FEW: i64 = 8;
 /// Rows of bytes that a tensor map copies begin at multiples of so many.
 const ROWS_BEGIN_AT: i64 = 16;
 /// Columns that keep a device busy where each is a sum of its own.
@@ -33,10 +37,10 @@ impl Lowering<'_> {
             }
             return self.sum_of_products(a, b, out);
         }
-        let [a, b] = self.of_eights([a, b])?.unwrap_or([a, b]);
+        let k = self.program.value(a).shape.last().cloned().unwrap_or_default();
+        let [a, b] = self.of_eights([a, b])?;
         let rank = out.shape.len();
         let (m, n) = (out.shape[rank - 2].clone(), out.shape[rank - 1].clone());
-        let k = self.program.value(a).shape[rank - 1].clone();
         let batch = out.shape[..rank - 2].to_vec();
         let b_matrix = self.matrix(b, &batch, rank - 1, rank - 2)?;
         // A batch against one matrix is one product with more rows.
@@ -226,33 +230,40 @@ impl Lowering<'_> {
         enough && self.memory_order(lazy).last() == Some(&(rank - 2))
     }
 
-    /// The floats of 8 bits that both operands were made of, where the target multiplies those
-    /// as they lie.
-    fn of_eights(&mut self, operands: [ValueId; 2]) -> Result<Option<[ValueId; 2]>, String> {
-        if !self.target.is_hopper_alone() {
-            return Ok(None);
+    /// Floats of 8 bits, which `_scaled_mm` alone multiplies, as they lie: where rows are few,
+    /// which takes as long as the matrix is read, or where the target has an instruction. Else as
+    /// halves, which have all their numbers.
+    fn of_eights(&mut self, [a, b]: [ValueId; 2]) -> Result<[ValueId; 2], String> {
+        let Value { dtype, shape } = self.program.value(a);
+        let few = shape[0].known().is_some_and(|rows| rows <= FEW);
+        let short = matches!(dtype, DType::F8E4M3 | DType::F8E5M2);
+        if !short || few || self.multiplies_eights([a, b])? {
+            return Ok([a, b]);
         }
-        let [Some(a), Some(b)] = operands.map(|value| self.widened(value)) else { return Ok(None) };
+        let [a, b] = [a, b].map(|value| self.read(value));
+        Ok([self.widened(a?), self.widened(b?)])
+    }
+
+    /// Whether tensor cores of the target take them where they lie.
+    fn multiplies_eights(&mut self, [a, b]: [ValueId; 2]) -> Result<bool, String> {
         let shape = &self.program.value(a).shape;
         let whole = shape.len() == 2 && shape[1].known().is_some_and(|k| k % ROWS_BEGIN_AT == 0);
-        let same = self.program.value(a).dtype == self.program.value(b).dtype;
-        if !whole || !same || !self.lies_along(b, 1, 0) {
-            return Ok(None);
+        if !self.target.is_hopper_alone() || !whole || !self.lies_along(b, 1, 0) {
+            return Ok(false);
         }
         if self.loaded(a).is_none() {
             self.store_for_reading(a)?;
         }
-        Ok(self.lies_along(a, 0, 1).then_some([a, b]))
+        Ok(self.lies_along(a, 0, 1))
     }
 
-    /// The floats of 8 bits of which `value` is a copy in halves.
-    fn widened(&self, value: ValueId) -> Option<ValueId> {
-        let node = self.program.nodes.iter().find(|node| node.writes == value)?;
-        let eight = matches!(
-            (&node.op, self.program.value(*node.reads.first()?).dtype),
-            (Op::Map { fun: Fun::Id, .. }, DType::F8E4M3 | DType::F8E5M2)
-        );
-        (eight && self.program.value(value).dtype == DType::F16).then(|| node.reads[0])
+    /// A value that the program has not: `lazy` in halves.
+    fn widened(&mut self, lazy: Lazy) -> ValueId {
+        self.values.push(Some(Lazy { dtype: DType::F16, ..lazy }));
+        self.uses.push(1);
+        self.in_memory.push(true);
+        self.origins.push(BTreeSet::default());
+        ValueId(self.values.len() - 1)
     }
 
     /// Whether it is read as a matrix dense along `reduced`, whose rows a tensor map can find.

@@ -185,7 +185,6 @@ static unsigned kiln_ballot(bool x) {
   for (int mask = 1; mask < 32; mask <<= 1) bits |= exchange(bits, mask);
   return bits;
 }
-static int kiln_lowest(unsigned bits) { return __builtin_ctz(bits); }
 static float kiln_shuffle(float x, int mask) { return exchange(x, mask); }
 static long long kiln_shuffle(long long x, int mask) { return exchange(x, mask); }
 static double kiln_shuffle(double x, int mask) { return exchange(x, mask); }

@@ -249,9 +249,9 @@ fn products_of_few_rows_are_right_for_every_share_of_the_work() {
 #[test]
 fn what_streams_through_a_ring_is_right_for_every_share_of_the_work() {
     use Layout::{AlongK, Padded};
-    // Columns of a block; all columns; k: more steps than stages, a stage of many columns that is
-    // cut off, one column, chunks that are no whole share, all shares of a column.
-    let sizes = [(5, 13, 8 * 67), (7, 8, 8 * 150), (40, 95, 64), (24, 51, 4096), (9, 9, 14_336)];
+    // Columns of a block; all columns; k: one step, chunks that are no whole share, more steps
+    // than stages, a stage of many columns that is cut off, all shares of a column.
+    let sizes = [(5, 13, 8 * 67), (40, 45, 8 * 150), (40, 95, 64), (24, 51, 4096), (9, 9, 14_336)];
     let mut all = Vec::new();
     for (columns, n, k) in sizes {
         for (rows, dtype, a) in

@@ -18,6 +18,8 @@ use crate::codegen::{HOPPER_INSTRUCTIONS, INSTRUCTIONS};
 const TENSOR_CORES: u32 = 80;
 /// First architecture with clusters of blocks, and the one of [`Variant::Wgmma`].
 const HOPPER: u32 = 90;
+/// First architecture whose blocks have less shared memory than Hopper's: 99 KiB.
+const DESKS: u32 = 120;
 /// Multiprocessors of the device that the times were measured on.
 pub(crate) const PROCESSORS: i64 = 132;
 /// Most rows of [`Variant::Vector`].
@@ -261,10 +263,13 @@ fn vector_for(problem: &Problem, of: u32, target: Target) -> Option<Choice> {
 fn stream_for(problem: &Problem, of: u32, target: Target) -> Option<Choice> {
     let Problem { m, k, batch, dtype, .. } = *problem;
     let bytes = k.typical * dtype.bytes() as i64;
-    let columns = (problem.n.typical + problem.beside.iter().sum::<i64>()) * batch.typical.max(1);
+    let columns = problem.n.typical + problem.beside.iter().sum::<i64>();
     // To widen 8 bits takes a processor longer than to read them, and 64 take twice the room.
     let widens = matches!(dtype, DType::F16 | DType::BF16 | DType::F32);
-    let fits = target.compute >= HOPPER && m.typical <= STREAM_ROWS && widens;
+    // Later ones for desks have half of Hopper's shared memory.
+    let holds = (HOPPER..DESKS).contains(&target.compute);
+    let one = batch.known && batch.typical == 1;
+    let fits = holds && one && m.typical <= STREAM_ROWS && widens;
     if !fits || columns * bytes * i64::from(of) < STREAM_BYTES {
         return None;
     }
@@ -327,11 +332,11 @@ fn best(problem: &Problem, target: Target) -> Option<(f64, Choice)> {
         offer(persistent_time(problem, tile, false), &|| persistent(tile, problem, false));
     }
     let most = if target.compute >= HOPPER { 8 } else { 1 };
-    for tile in MMA.iter().filter(|_| !eight) {
-        for split in [1, 2, 4, 8].into_iter().filter(|split| *split <= most) {
-            let least = bytes_of_b(problem) / MMA_READS;
-            offer(time(problem, tile, split).max(least), &|| mma(tile, split));
-        }
+    let splits = [1, 2, 4, 8].into_iter().filter(|split| *split <= most);
+    let of_each = |split| MMA.iter().map(move |tile| (time(problem, tile, split), tile, split));
+    let fastest = splits.flat_map(of_each).min_by(|a, b| a.0.total_cmp(&b.0));
+    if let Some((time, tile, split)) = fastest.filter(|_| !eight) {
+        offer(time.max(bytes_of_b(problem) / MMA_READS), &|| mma(tile, split));
     }
     best
 }
@@ -369,7 +374,7 @@ fn persistent_time(problem: &Problem, tile: &Persistent, twin: bool) -> f64 {
 }
 
 /// Microseconds of a launch: waves of blocks, each with its start and end, and
-/// steps of 64 along k that take as long as one block's latency or as all blocks of
+/// steps of 128 bytes along k that take as long as one block's latency or as all blocks of
 /// a multiprocessor together, whatever is more.
 fn time(problem: &Problem, tile: &Tile, split: i64) -> f64 {
     /// To add up the parts of a cluster.
@@ -523,13 +528,27 @@ mod tests {
     #[test]
     fn every_launch_is_one_that_a_device_takes() {
         for m in [1, 3, 8, 9, 100, 256, 1000, 4096] {
-            for n in [1, 7, 64, 1000, 3072, 50_257] {
-                for k in [1, 8, 64, 1000, 4096] {
-                    for (dtype, b) in [(DType::BF16, Dense::Other), (DType::F32, Dense::Reduced)] {
+            for n in [1, 7, 64, 1000, 3072, 50_257, 151_936] {
+                for k in [1, 8, 64, 1000, 4096, 14_336] {
+                    for (dtype, b) in [
+                        (DType::BF16, Dense::Other),
+                        (DType::BF16, Dense::Reduced),
+                        (DType::F32, Dense::Reduced),
+                        (DType::F8E4M3, Dense::Reduced),
+                    ] {
                         let problem = Problem { dtype, b, ..linear(m, n, k) };
-                        for target in [Target::cubin(80), Target::cubin(90), HOPPER_ONLY] {
+                        for (target, most) in [
+                            (Target::cubin(80), 163),
+                            (Target::cubin(90), 227),
+                            (HOPPER_ONLY, 227),
+                            (Target::cubin(100), 227),
+                            (Target::cubin(120), 99),
+                        ] {
                             let choice = choose(&problem, target);
-                            assert!(choice.shared_bytes <= 227 << 10, "{choice:?}");
+                            let twin = twin(&problem, target);
+                            let shared = twin.map_or(0, |twin| twin.shared_bytes);
+                            let shared = shared.max(choice.shared_bytes);
+                            assert!(shared <= most << 10, "{target}: {choice:?}");
                             assert!(choice.threads <= 1024 && choice.threads.is_multiple_of(32));
                             assert!(choice.split == 1 || target.compute >= 90, "{choice:?}");
                         }

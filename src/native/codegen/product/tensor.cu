@@ -3,7 +3,8 @@
 //
 // A problem `P` has the members M, N, K, BATCH, AM, AK, BK, BN, each constant or
 // not, the functions A_BATCH(z) and B_BATCH(z), and the constants ALIGNED,
-// A_ALONG_K, A_ALONG_M, B_ALONG_K, B_ALONG_N (which stride is 1), WIDE and B_GIVEN:
+// A_ALONG_K, A_ALONG_M, B_ALONG_K, B_ALONG_N (which stride is 1), A_BOX (rows of a tensor map's
+// box, where there is one), WIDE and B_GIVEN:
 // b is a parameter or a buffer of the program, which templates that say so load before `kiln_wait`.
 // `write.template row<V>(z, m, n, x)` takes V sums of a row, V = 8 if WIDE. `block` is
 // which of the problem's blocks this one is, for launches of several problems. A P::TWIN

@@ -52,8 +52,8 @@ pub(crate) const WGMMA: [Tile; 11] = [
     tile([64, 32], [4, 1], 12, 1, [3.0, 0.097, 0.097]),
 ];
 
-/// A tile of [`Variant::Persistent`]: microseconds of a block's start, of a step of 64 along
-/// k, and of a tile's end, when nothing is multiplied.
+/// A tile of [`Variant::Persistent`]: microseconds of a block's start, of a step of 128
+/// bytes along k, and of a tile's end, when nothing is multiplied.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Persistent {
     pub(crate) rows: i64,

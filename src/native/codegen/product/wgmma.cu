@@ -5,7 +5,7 @@
 //   kiln_product_wgmma<P, T, GROUPS, TILE_N, STAGES>(a, b, p, write, block = blockIdx.x)
 //
 // Tiles of 64 * GROUPS x TILE_N; GROUPS * 128 + 32 threads; BATCH = 1; TILE_N is 32, 64, 96,
-// 128, 192 or 256, and a multiple of 64 where B lies along N.
+// 128, 192 or 256 (of 8 bits 32, 64, 128 or 192), and a multiple of 64 where B lies along N.
 // `a` and `b` are `const __grid_constant__ kiln_tensor_map` parameters, innermost dimension first, swizzled by 128 bytes:
 // [K, M] in boxes of a step and P::A_BOX rows, 64 * GROUPS or all that M has, where A lies along
 // K, [M, K] in boxes of [64, 64] where it lies along M; B alike with N and TILE_N. A grid of tiles in x. Dynamic shared
@@ -79,8 +79,6 @@ KILN_WGMMAS("f16", kiln_f16)
                    "%18", KILN_D16(0))                                                       \
   KILN_WGMMA_EIGHT(64, TYPE, TAG, KILN_TO19 KILN_TEN(2) "%30, %31", "%32", "%33", "%34",     \
                    KILN_D16(0), KILN_D16(16))                                                \
-  KILN_WGMMA_EIGHT(96, TYPE, TAG, KILN_TO39 "%40, %41, %42, %43, %44, %45, %46, %47",        \
-                   "%48", "%49", "%50", KILN_D48(0))                                         \
   KILN_WGMMA_EIGHT(128, TYPE, TAG, KILN_TO59 "%60, %61, %62, %63", "%64", "%65", "%66",      \
                    KILN_D48(0), KILN_D16(48))                                                \
   KILN_WGMMA_EIGHT(192, TYPE, TAG, KILN_TO89 "%90, %91, %92, %93, %94, %95", "%96", "%97",   \
@@ -104,7 +102,11 @@ __device__ __forceinline__ void kiln_multiply_step(float (&acc)[SUMS], unsigned 
     kiln_group_end();
     kiln_group_wait<0>();
 #pragma unroll
-    for (int i = 0; i < SUMS; ++i) acc[i] += part[i];
+    for (int i = 0; i < SUMS; ++i) {
+      // No addition before the wait.
+      asm volatile("" : "+f"(part[i])::"memory");
+      acc[i] += part[i];
+    }
   } else {
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
