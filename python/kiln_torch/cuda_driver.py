@@ -20,7 +20,18 @@ _MAX_DYNAMIC_SHARED = 8
 _PLAIN_SHARED = 48 << 10
 MAP_BYTES = 128
 # CUtensorMapDataType, CUtensorMapSwizzle, CUtensorMapL2promotion.
-_MAP_TYPES = {"u8": 0, "bool": 0, "f8e4m3": 0, "f8e5m2": 0, "i32": 3, "i64": 5, "f16": 6, "f32": 7, "f64": 8, "bf16": 9}
+_MAP_TYPES = {
+    "u8": 0,
+    "bool": 0,
+    "f8e4m3": 0,
+    "f8e5m2": 0,
+    "i32": 3,
+    "i64": 5,
+    "f16": 6,
+    "f32": 7,
+    "f64": 8,
+    "bf16": 9,
+}
 _SWIZZLES = {0: 0, 32: 1, 64: 2, 128: 3}
 _PROMOTE_256 = 3
 # CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION, and the first driver (CUDA
