@@ -19,6 +19,8 @@ use super::{
 };
 
 mod removal;
+#[cfg(test)]
+mod tests;
 
 use removal::{Chosen, Removal};
 
