@@ -42,6 +42,17 @@ template <int N> __device__ __forceinline__ void kiln_group_wait() {
 }
 #endif
 
+// Barriers for a ring of STAGES: one fetches, so many release. By one thread.
+template <int STAGES>
+__device__ __forceinline__ void kiln_ring_begin(unsigned full, unsigned empty, int releases) {
+#pragma unroll
+  for (int i = 0; i < STAGES; ++i) {
+    kiln_barrier_init(full + i * 8, 1);
+    kiln_barrier_init(empty + i * 8, releases);
+  }
+  kiln_barriers_begun();
+}
+
 // Where a matrix lies in shared memory, swizzled by 128 bytes; `leading` bytes between
 // groups of 64 across (where it does not lie along K), 1024 between groups of eight.
 __device__ __forceinline__ unsigned long long kiln_matrix(unsigned address, unsigned leading) {

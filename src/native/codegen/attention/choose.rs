@@ -19,8 +19,6 @@ const TENSOR_CORES: u32 = 80;
 const MOST_CLUSTER: u64 = 8;
 /// First architecture with clusters of blocks.
 const CLUSTERS: u32 = 90;
-/// The architecture with the instructions of `wgmma`, where its own are asked for.
-const HOPPER: u32 = 90;
 /// Multiprocessors of a big device: fewer blocks than that leave some idle.
 const PROCESSORS: u64 = 132;
 /// Blocks that keep most of them busy.
@@ -158,8 +156,7 @@ pub(crate) fn choose(problem: &Problem, target: Target) -> Choice {
 fn suits_wgmma(problem: &Problem, target: Target) -> bool {
     let width = |width: u64| matches!(width, 64 | 128);
     let tiles = problem.typical_rows().div_ceil(WGMMA_ROWS) * problem.all_heads();
-    target.arch_specific
-        && target.compute == HOPPER
+    target.is_hopper_alone()
         && problem.aligned
         && width(problem.d)
         && width(problem.e)

@@ -35,12 +35,7 @@ template <int GROUPS, int STAGES> __device__ __forceinline__ void kiln_pipe_begi
     return;
   }
   if (threadIdx.x == GROUPS * 128) {
-#pragma unroll
-    for (int i = 0; i < STAGES; ++i) {
-      kiln_barrier_init(full + i * 8, 1);
-      kiln_barrier_init(empty + i * 8, GROUPS);
-    }
-    kiln_barriers_begun();
+    kiln_ring_begin<STAGES>(full, empty, GROUPS);
   }
   __syncwarp();
   asm volatile("bar.arrive 1, %0;" ::"n"(ALL) : "memory");

@@ -33,12 +33,7 @@ __device__ __forceinline__ void kiln_product_stream(const T* a, const T* b, cons
   b += p.B_BATCH(z) + n0 * p.BN;
   if (P::TWIN) also += p.B_BATCH(z) + n0 * p.BN;
   if (threadIdx.x == WARPS * 32) {
-#pragma unroll
-    for (int i = 0; i < STAGES; ++i) {
-      kiln_barrier_init(full + i * 8, 1);
-      kiln_barrier_init(empty + i * 8, WARPS);
-    }
-    kiln_barriers_begun();
+    kiln_ring_begin<STAGES>(full, empty, WARPS);
   }
   __syncthreads();
   if (threadIdx.x == WARPS * 32) {

@@ -155,12 +155,7 @@ __device__ __forceinline__ void kiln_product_wgmma(const kiln_tensor_map& a,
   };
   const int group = threadIdx.x / 128, early = steps < STAGES ? steps : STAGES;
   if (threadIdx.x == THREADS) {
-#pragma unroll
-    for (int i = 0; i < STAGES; ++i) {
-      kiln_barrier_init(full + i * 8, 1);
-      kiln_barrier_init(empty + i * 8, GROUPS);
-    }
-    kiln_barriers_begun();
+    kiln_ring_begin<STAGES>(full, empty, GROUPS);
     if (!P::B_GIVEN) kiln_wait();
 #pragma unroll 1
     for (int step = 0; step < early; ++step) fetch_b(step, step);
